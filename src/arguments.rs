@@ -1,0 +1,1 @@
+//! Command lines: what both binaries expect of one, beyond what `argh` gives.

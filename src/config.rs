@@ -1,0 +1,1 @@
+//! `cluster.toml`: who is in the cluster, and the limits.

@@ -1,0 +1,1 @@
+//! What a node answers to a request, whatever it came in by.

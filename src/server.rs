@@ -1,0 +1,1 @@
+//! The server: listener, a thread per connection, shutdown.

@@ -1,0 +1,1 @@
+//! A frame as an annotated hex dump, for people.

@@ -1,0 +1,445 @@
+//! Requests: opcode, header, the four operations, and what is wrong with a bad one.
+
+use std::fmt;
+
+use byteorder::{BigEndian, ByteOrder};
+
+use super::{KEY_LEN_MAX, VALUE_LEN_MAX, is_text, size};
+
+/// Bytes of a request's header.
+pub const HEADER_LEN: usize = 7;
+
+/// What a request asks for: byte 0 of its frame (GBP §3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Opcode {
+    /// Stores a value under a key.
+    Set = 0x01,
+    /// Reads the value of a key.
+    Get = 0x02,
+    /// Removes a key.
+    Del = 0x03,
+    /// Asks whether the node is there.
+    Ping = 0x04,
+}
+
+impl Opcode {
+    /// Every opcode of this version, for tables and tests.
+    pub const ALL: [Opcode; 4] = [Opcode::Set, Opcode::Get, Opcode::Del, Opcode::Ping];
+
+    /// The byte on the wire.
+    #[must_use]
+    pub const fn byte(self) -> u8 {
+        // The discriminants are the protocol's numbers, so this is the definition and not a conversion that can lose.
+        self as u8
+    }
+
+    /// The operation's name as people write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Opcode::Set => "SET",
+            Opcode::Get => "GET",
+            Opcode::Del => "DEL",
+            Opcode::Ping => "PING",
+        }
+    }
+
+    /// Whether a request with this opcode carries a key.
+    #[must_use]
+    pub const fn uses_key(self) -> bool {
+        !matches!(self, Opcode::Ping)
+    }
+
+    /// Whether a request with this opcode carries a value.
+    #[must_use]
+    pub const fn uses_value(self) -> bool {
+        matches!(self, Opcode::Set)
+    }
+}
+
+impl TryFrom<u8> for Opcode {
+    /// The byte that is no opcode of this version.
+    type Error = u8;
+
+    fn try_from(byte: u8) -> Result<Opcode, u8> {
+        Opcode::ALL
+            .into_iter()
+            .find(|opcode| opcode.byte() == byte)
+            .ok_or(byte)
+    }
+}
+
+/// Request header: 7 bytes, integers big-endian.
+///
+/// | offset | size | field       | meaning                                        |
+/// |--------|------|-------------|------------------------------------------------|
+/// | 0      | 1    | `opcode`    | 0x01 SET, 0x02 GET, 0x03 DEL, 0x04 PING        |
+/// | 1      | 2    | `key_len`   | bytes of key that follow, 0..=65,535           |
+/// | 3      | 4    | `value_len` | bytes of value that follow, 0..=4,294,967,295  |
+///
+/// The opcode is kept as the byte that came: a header is read whole before it is judged, since the lengths of an
+/// unknown operation say where the next frame starts.
+///
+/// # Source
+///
+/// GBP §2 "Request".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestHeader {
+    /// Byte 0.
+    pub opcode: u8,
+    /// Bytes of key that follow the header.
+    pub key_len: u16,
+    /// Bytes of value that follow the key.
+    pub value_len: u32,
+}
+
+impl RequestHeader {
+    /// Reads a header. Every 7 bytes are a header; whether it is an acceptable one is for [`parse`] to say.
+    #[must_use]
+    pub fn decode(bytes: [u8; HEADER_LEN]) -> RequestHeader {
+        RequestHeader {
+            opcode: bytes[0],
+            key_len: BigEndian::read_u16(&bytes[1..3]),
+            value_len: BigEndian::read_u32(&bytes[3..7]),
+        }
+    }
+
+    /// Writes the header.
+    #[must_use]
+    pub fn encode(self) -> [u8; HEADER_LEN] {
+        let mut bytes = [self.opcode, 0, 0, 0, 0, 0, 0];
+        BigEndian::write_u16(&mut bytes[1..3], self.key_len);
+        BigEndian::write_u32(&mut bytes[3..7], self.value_len);
+        bytes
+    }
+
+    /// Bytes of the whole frame: header, key and value.
+    #[must_use]
+    pub fn frame_len(self) -> usize {
+        size(self.value_len).saturating_add(HEADER_LEN + usize::from(self.key_len))
+    }
+}
+
+/// One operation with its operands, borrowed from wherever they lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request<'a> {
+    /// Store `value` under `key`, whatever was there before.
+    Set {
+        /// 0 to [`KEY_LEN_MAX`] bytes.
+        key: &'a [u8],
+        /// 0 to [`VALUE_LEN_MAX`] bytes, and no more than the node allows.
+        value: &'a [u8],
+    },
+    /// Read the value of `key`.
+    Get {
+        /// 0 to [`KEY_LEN_MAX`] bytes.
+        key: &'a [u8],
+    },
+    /// Remove `key`.
+    Del {
+        /// 0 to [`KEY_LEN_MAX`] bytes.
+        key: &'a [u8],
+    },
+    /// Ask whether the node is there.
+    Ping,
+}
+
+impl<'a> Request<'a> {
+    /// The operation's opcode.
+    #[must_use]
+    pub const fn opcode(&self) -> Opcode {
+        match self {
+            Request::Set { .. } => Opcode::Set,
+            Request::Get { .. } => Opcode::Get,
+            Request::Del { .. } => Opcode::Del,
+            Request::Ping => Opcode::Ping,
+        }
+    }
+
+    /// The key, empty for an operation without one.
+    #[must_use]
+    pub const fn key(&self) -> &'a [u8] {
+        match *self {
+            Request::Set { key, .. } | Request::Get { key } | Request::Del { key } => key,
+            Request::Ping => &[],
+        }
+    }
+
+    /// The value, empty for an operation without one.
+    #[must_use]
+    pub const fn value(&self) -> &'a [u8] {
+        match *self {
+            Request::Set { value, .. } => value,
+            _ => &[],
+        }
+    }
+
+    /// Appends the request's frame to `out`.
+    ///
+    /// # Errors
+    ///
+    /// When the key or the value is longer than its length field can say; `out` is then as it was.
+    pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        let (key, value) = (self.key(), self.value());
+        let header = RequestHeader {
+            opcode: self.opcode().byte(),
+            key_len: u16::try_from(key.len())
+                .map_err(|_| EncodeError::KeyTooLong { len: key.len() })?,
+            value_len: u32::try_from(value.len())
+                .map_err(|_| EncodeError::ValueTooLong { len: value.len() })?,
+        };
+        out.reserve(header.frame_len());
+        out.extend_from_slice(&header.encode());
+        out.extend_from_slice(key);
+        out.extend_from_slice(value);
+        Ok(())
+    }
+}
+
+/// A key or value that no frame can carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EncodeError {
+    /// The key has more than [`KEY_LEN_MAX`] bytes.
+    KeyTooLong {
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// The value has more than [`VALUE_LEN_MAX`] bytes.
+    ValueTooLong {
+        /// Its length in bytes.
+        len: usize,
+    },
+}
+
+impl fmt::Display for EncodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EncodeError::KeyTooLong { len } => {
+                write!(f, "key of {len} bytes, limit {KEY_LEN_MAX}")
+            }
+            EncodeError::ValueTooLong { len } => {
+                write!(f, "value of {len} bytes, limit {VALUE_LEN_MAX}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for EncodeError {}
+
+/// A whole, acceptable request together with the bytes that it came in.
+///
+/// Made by [`parse`] alone, so whoever holds one knows that [`bytes`](Self::bytes) is exactly one valid frame. That is
+/// what lets the store and the log keep the client's frame as it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestFrame<'a> {
+    bytes: &'a [u8],
+    request: Request<'a>,
+}
+
+impl<'a> RequestFrame<'a> {
+    /// The operation and its operands.
+    #[must_use]
+    pub const fn request(&self) -> Request<'a> {
+        self.request
+    }
+
+    /// The frame, byte for byte.
+    #[must_use]
+    pub const fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+}
+
+/// What a node accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest value in bytes; `max_value_bytes` in `cluster.toml`.
+    pub value_len_max: u32,
+}
+
+impl Default for Limits {
+    /// 64 MiB, the default of `max_value_bytes`.
+    fn default() -> Limits {
+        Limits {
+            value_len_max: 64 << 20,
+        }
+    }
+}
+
+/// What stands at the start of the received bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parsed<'a> {
+    /// The beginning of a frame.
+    Incomplete {
+        /// Bytes of the whole frame as far as is known; at least one more than there are.
+        needed: usize,
+    },
+    /// A whole request.
+    Whole(RequestFrame<'a>),
+}
+
+/// A request that is refused; the value of the ERROR that it is answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestError {
+    /// The first byte of a connection is text, and no opcode. Only [`reject_text`] gives it.
+    Text {
+        /// That byte.
+        first: u8,
+    },
+    /// The value is longer than the node accepts.
+    ValueTooLong {
+        /// Its declared length in bytes.
+        len: u32,
+        /// The node's limit in bytes.
+        max: u32,
+    },
+    /// The opcode is not one of this version.
+    UnknownOpcode {
+        /// Byte 0 of the frame.
+        opcode: u8,
+        /// Bytes of the whole frame, to be skipped.
+        frame_len: usize,
+    },
+    /// A key with an operation that has none.
+    UnusedKey {
+        /// The operation.
+        opcode: Opcode,
+        /// The key's declared length in bytes.
+        key_len: u16,
+        /// Bytes of the whole frame, to be skipped.
+        frame_len: usize,
+    },
+    /// A value with an operation that has none.
+    UnusedValue {
+        /// The operation.
+        opcode: Opcode,
+        /// The value's declared length in bytes.
+        value_len: u32,
+        /// Bytes of the whole frame, to be skipped.
+        frame_len: usize,
+    },
+}
+
+/// What the connection does after the ERROR that a [`RequestError`] is answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disposition {
+    /// Go on after this many bytes from the refused frame's start, some of which may still have to arrive.
+    Skip(usize),
+    /// The next frame's start is not known, or is too far away to wait for: answer, then close.
+    Close,
+}
+
+impl RequestError {
+    /// What the connection does after the answer (GBP §6).
+    #[must_use]
+    pub const fn disposition(&self) -> Disposition {
+        match *self {
+            RequestError::Text { .. } | RequestError::ValueTooLong { .. } => Disposition::Close,
+            RequestError::UnknownOpcode { frame_len, .. }
+            | RequestError::UnusedKey { frame_len, .. }
+            | RequestError::UnusedValue { frame_len, .. } => Disposition::Skip(frame_len),
+        }
+    }
+}
+
+impl fmt::Display for RequestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RequestError::Text { first } => write!(
+                f,
+                "the first byte is {:?}, which is text; this port speaks GBP, a binary protocol",
+                char::from(*first)
+            ),
+            RequestError::ValueTooLong { len, max } => {
+                write!(f, "value of {len} bytes, limit {max}")
+            }
+            RequestError::UnknownOpcode { opcode, .. } => {
+                write!(f, "unknown opcode 0x{opcode:02x}")
+            }
+            RequestError::UnusedKey {
+                opcode, key_len, ..
+            } => write!(
+                f,
+                "key of {key_len} bytes, limit 0: {} has no key",
+                opcode.name()
+            ),
+            RequestError::UnusedValue {
+                opcode, value_len, ..
+            } => write!(
+                f,
+                "value of {value_len} bytes, limit 0: {} has no value",
+                opcode.name()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for RequestError {}
+
+/// Judges the first byte of a connection, before there is a whole header (GBP §6).
+///
+/// # Errors
+///
+/// [`RequestError::Text`] when the byte is text and no opcode: whoever sent it types, or speaks HTTP or another text
+/// protocol, and would otherwise wait for ever for a seventh byte.
+pub fn reject_text(first: u8) -> Result<(), RequestError> {
+    if is_text(first) && Opcode::try_from(first).is_err() {
+        return Err(RequestError::Text { first });
+    }
+    Ok(())
+}
+
+/// Reads the request at the start of `bytes`.
+///
+/// Judges a frame as soon as its header is there, so a refusal does not wait for a payload. Allocates nothing.
+///
+/// # Errors
+///
+/// What is wrong with the frame; [`RequestError::disposition`] says where to go on.
+pub fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, RequestError> {
+    let Some((header, payload)) = bytes.split_first_chunk::<HEADER_LEN>() else {
+        return Ok(Parsed::Incomplete { needed: HEADER_LEN });
+    };
+    let header = RequestHeader::decode(*header);
+    let frame_len = header.frame_len();
+    // First of all, since it alone decides whether the frame can be skipped within a bounded number of bytes.
+    if header.value_len > limits.value_len_max {
+        return Err(RequestError::ValueTooLong {
+            len: header.value_len,
+            max: limits.value_len_max,
+        });
+    }
+    let opcode = Opcode::try_from(header.opcode)
+        .map_err(|opcode| RequestError::UnknownOpcode { opcode, frame_len })?;
+    if header.key_len > 0 && !opcode.uses_key() {
+        return Err(RequestError::UnusedKey {
+            opcode,
+            key_len: header.key_len,
+            frame_len,
+        });
+    }
+    if header.value_len > 0 && !opcode.uses_value() {
+        return Err(RequestError::UnusedValue {
+            opcode,
+            value_len: header.value_len,
+            frame_len,
+        });
+    }
+    let Some((key, value)) = payload
+        .get(..frame_len - HEADER_LEN)
+        .map(|payload| payload.split_at(usize::from(header.key_len)))
+    else {
+        return Ok(Parsed::Incomplete { needed: frame_len });
+    };
+    let request = match opcode {
+        Opcode::Set => Request::Set { key, value },
+        Opcode::Get => Request::Get { key },
+        Opcode::Del => Request::Del { key },
+        Opcode::Ping => Request::Ping,
+    };
+    Ok(Parsed::Whole(RequestFrame {
+        bytes: &bytes[..frame_len],
+        request,
+    }))
+}

@@ -1,0 +1,223 @@
+//! Responses: status, header, and what a client makes of bytes that are not one.
+
+use std::fmt;
+
+use byteorder::{BigEndian, ByteOrder};
+
+use super::{is_text, request::EncodeError, size};
+
+/// Bytes of a response's header.
+pub const HEADER_LEN: usize = 5;
+
+/// How a request went: byte 0 of its answer (GBP §5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// Done; the value is the operation's answer.
+    Ok = 0x00,
+    /// Refused; the value is a message in UTF-8.
+    Error = 0x01,
+    /// This node takes no writes; the value is the leader's address, or empty where none is known.
+    NotLeader = 0x02,
+    /// There is no such key; the value is empty.
+    NotFound = 0x03,
+    /// This node holds no complete data set yet; the value is a message in UTF-8.
+    Loading = 0x04,
+}
+
+impl Status {
+    /// Every status of this version, for tables and tests.
+    pub const ALL: [Status; 5] = [
+        Status::Ok,
+        Status::Error,
+        Status::NotLeader,
+        Status::NotFound,
+        Status::Loading,
+    ];
+
+    /// The byte on the wire.
+    #[must_use]
+    pub const fn byte(self) -> u8 {
+        // The discriminants are the protocol's numbers, so this is the definition and not a conversion that can lose.
+        self as u8
+    }
+
+    /// The status's name as the documents write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Status::Ok => "OK",
+            Status::Error => "ERROR",
+            Status::NotLeader => "NOT_LEADER",
+            Status::NotFound => "NOT_FOUND",
+            Status::Loading => "LOADING",
+        }
+    }
+}
+
+impl TryFrom<u8> for Status {
+    /// The byte that is no status of this version. A client treats it as an error that carries a message.
+    type Error = u8;
+
+    fn try_from(byte: u8) -> Result<Status, u8> {
+        Status::ALL
+            .into_iter()
+            .find(|status| status.byte() == byte)
+            .ok_or(byte)
+    }
+}
+
+/// Response header: 5 bytes, integers big-endian.
+///
+/// | offset | size | field       | meaning                                                       |
+/// |--------|------|-------------|---------------------------------------------------------------|
+/// | 0      | 1    | `status`    | 0x00 OK, 0x01 ERROR, 0x02 NOT_LEADER, 0x03 NOT_FOUND, 0x04 LOADING |
+/// | 1      | 4    | `value_len` | bytes of value that follow, 0..=4,294,967,295                 |
+///
+/// The status is kept as the byte that came, since a later version may add one.
+///
+/// # Source
+///
+/// GBP §2 "Response".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResponseHeader {
+    /// Byte 0.
+    pub status: u8,
+    /// Bytes of value that follow the header.
+    pub value_len: u32,
+}
+
+impl ResponseHeader {
+    /// Reads a header. Every 5 bytes are a header.
+    #[must_use]
+    pub fn decode(bytes: [u8; HEADER_LEN]) -> ResponseHeader {
+        ResponseHeader {
+            status: bytes[0],
+            value_len: BigEndian::read_u32(&bytes[1..5]),
+        }
+    }
+
+    /// Writes the header.
+    #[must_use]
+    pub fn encode(self) -> [u8; HEADER_LEN] {
+        let mut bytes = [self.status, 0, 0, 0, 0];
+        BigEndian::write_u32(&mut bytes[1..5], self.value_len);
+        bytes
+    }
+
+    /// The header of an answer with a value of `value_len` bytes.
+    ///
+    /// # Errors
+    ///
+    /// When the value is longer than the length field can say.
+    pub fn new(status: Status, value_len: usize) -> Result<ResponseHeader, EncodeError> {
+        Ok(ResponseHeader {
+            status: status.byte(),
+            value_len: u32::try_from(value_len)
+                .map_err(|_| EncodeError::ValueTooLong { len: value_len })?,
+        })
+    }
+
+    /// Bytes of the whole frame: header and value.
+    #[must_use]
+    pub fn frame_len(self) -> usize {
+        size(self.value_len).saturating_add(HEADER_LEN)
+    }
+}
+
+/// One answer, its value borrowed from wherever it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Response<'a> {
+    /// The status byte; [`Status::try_from`] names it where this version knows it.
+    pub status: u8,
+    /// The answer, the message or the address, as the status says.
+    pub value: &'a [u8],
+}
+
+impl Response<'_> {
+    /// Appends the response's frame to `out`.
+    ///
+    /// # Errors
+    ///
+    /// When the value is longer than its length field can say; `out` is then as it was.
+    pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        let header = ResponseHeader {
+            status: self.status,
+            value_len: u32::try_from(self.value.len()).map_err(|_| EncodeError::ValueTooLong {
+                len: self.value.len(),
+            })?,
+        };
+        out.reserve(header.frame_len());
+        out.extend_from_slice(&header.encode());
+        out.extend_from_slice(self.value);
+        Ok(())
+    }
+
+    /// Bytes of the response's frame: header and value.
+    #[must_use]
+    pub const fn frame_len(&self) -> usize {
+        HEADER_LEN + self.value.len()
+    }
+}
+
+/// What stands at the start of the received bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parsed<'a> {
+    /// The beginning of a frame.
+    Incomplete {
+        /// Bytes of the whole frame as far as is known; at least one more than there are.
+        needed: usize,
+    },
+    /// A whole response.
+    Whole(Response<'a>),
+}
+
+/// Bytes that are no answer of a GopherStore node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResponseError {
+    /// A status byte in the range of text, which no version uses: the peer speaks a text protocol.
+    Text {
+        /// That byte.
+        first: u8,
+    },
+}
+
+impl fmt::Display for ResponseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ResponseError::Text { first } => write!(
+                f,
+                "the answer begins with {:?}, which is text and not GBP",
+                char::from(*first)
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ResponseError {}
+
+/// Reads the response at the start of `bytes`. Allocates nothing.
+///
+/// # Errors
+///
+/// When the status is text, as from a server of another kind. It is judged on the first byte, so that its next four,
+/// read as a length, keep nobody waiting.
+pub fn parse(bytes: &[u8]) -> Result<Parsed<'_>, ResponseError> {
+    if let Some(&first) = bytes.first()
+        && is_text(first)
+    {
+        return Err(ResponseError::Text { first });
+    }
+    let Some((header, payload)) = bytes.split_first_chunk::<HEADER_LEN>() else {
+        return Ok(Parsed::Incomplete { needed: HEADER_LEN });
+    };
+    let header = ResponseHeader::decode(*header);
+    let needed = header.frame_len();
+    Ok(match payload.get(..needed - HEADER_LEN) {
+        None => Parsed::Incomplete { needed },
+        Some(value) => Parsed::Whole(Response {
+            status: header.status,
+            value,
+        }),
+    })
+}
