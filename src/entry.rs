@@ -4,32 +4,29 @@ use std::fmt;
 
 use triomphe::ThinArc;
 
+use crate::wire::RequestFrame;
 use crate::wire::request::{HEADER_LEN, RequestHeader};
-use crate::wire::{Request, RequestFrame};
 
-/// A client's SET frame, kept byte for byte in one reference-counted allocation.
+/// A client's frame, kept byte for byte in one reference-counted allocation.
 ///
-/// The frame already holds the lengths, the key and the value one after another, which is just what a stored entry
-/// needs; so a SET costs one copy from the receive buffer, and what replication sends is what the client sent. Cloning
-/// copies a pointer: a reader takes a clone under a lock and looks at the bytes outside it.
+/// A SET frame already holds the lengths, the key and the value one after another, which is just what the store needs
+/// of an entry; so a SET costs one copy from the receive buffer, and what replication sends is what the client sent.
+/// Cloning copies a pointer: a reader takes a clone under a lock and looks at the bytes outside it.
 ///
 /// Memory: 16 bytes of counts, 7 of header, the key and the value, and whatever the allocator rounds up.
 ///
-/// Invariant: the bytes are exactly one valid SET frame, since [`Entry::copy_of`] is the only way to make one.
+/// Invariant: the bytes are exactly one valid frame, since [`Entry::copy_of`] is the only way to make an entry.
 #[derive(Clone)]
 pub struct Entry {
     frame: ThinArc<(), u8>,
 }
 
 impl Entry {
-    /// Copies a SET request out of the buffer that it lies in; `None` where the request is not a SET.
+    /// Copies a request out of the buffer that it lies in.
     #[must_use]
-    pub fn copy_of(frame: &RequestFrame<'_>) -> Option<Entry> {
-        match frame.request() {
-            Request::Set { .. } => Some(Entry {
-                frame: ThinArc::from_header_and_slice((), frame.bytes()),
-            }),
-            _ => None,
+    pub fn copy_of(frame: &RequestFrame<'_>) -> Entry {
+        Entry {
+            frame: ThinArc::from_header_and_slice((), frame.bytes()),
         }
     }
 

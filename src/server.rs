@@ -1,1 +1,0 @@
-//! The server: listener, a thread per connection, shutdown.

@@ -1,0 +1,343 @@
+//! One client: read what has come, answer every whole request, write all the answers at once, wait.
+
+use std::fmt;
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use crate::node::{Node, Reply};
+use crate::wire::Buffer;
+use crate::wire::request::{self, Disposition, HEADER_LEN, Limits, Parsed, RequestError};
+
+/// Answers are written once this many bytes have gathered, even though more requests are at hand. It bounds what a
+/// connection holds of answers, and what its client waits for.
+const FLUSH_BYTES: usize = 64 << 10;
+
+/// A value at least this long is written from its entry and not copied to the other answers first.
+const DIRECT_BYTES: usize = 16 << 10;
+
+/// How long a connection that has nothing to do keeps the memory that a busier time gave it.
+const RELEASE_AFTER: Duration = Duration::from_secs(1);
+
+/// The timeouts of one connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timeouts {
+    /// From a request's first byte to its last, and for the client to take any byte of what it is being sent.
+    pub(super) request: Duration,
+    /// Between requests; `None` for ever.
+    pub(super) idle: Option<Duration>,
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The client shut down its side between two requests; every answer is sent.
+    Done,
+    /// The client shut down its side inside a frame, of which nothing was applied; every answer is sent.
+    Truncated {
+        /// Bytes of the frame that came.
+        len: usize,
+        /// Bytes that were wanted.
+        needed: usize,
+    },
+    /// The last answer is sent and the client may still be sending: its input has to be drained before the socket is
+    /// closed, since closing with unread input resets the connection and the answer would be lost.
+    Refused(Refusal),
+    /// No request came for the idle timeout.
+    Idle,
+    /// The socket failed, or the client took no byte of its answers for the request timeout.
+    Failed(io::Error),
+}
+
+/// Why a connection was refused; the text of the ERROR that the client was sent.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    Request(RequestError),
+    /// A request was not whole in time.
+    TooSlow(Duration),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Request(error) => error.fmt(f),
+            Refusal::TooSlow(limit) => write!(
+                f,
+                "request not whole after {} ms, the limit",
+                limit.as_millis()
+            ),
+        }
+    }
+}
+
+/// Serves one client until it leaves or has to.
+pub(super) fn serve(stream: &TcpStream, node: &Node, limits: Limits, timeouts: Timeouts) -> End {
+    let mut connection = Connection {
+        stream,
+        node,
+        limits,
+        timeouts,
+        input: Buffer::new(),
+        output: Output {
+            stream,
+            pending: Vec::new(),
+        },
+        skip: 0,
+        spoke: false,
+        deadline: None,
+        read_timeout: None,
+    };
+    match connection.run() {
+        Ok(end) => end,
+        Err(error) => End::Failed(error),
+    }
+}
+
+struct Connection<'a> {
+    stream: &'a TcpStream,
+    node: &'a Node,
+    limits: Limits,
+    timeouts: Timeouts,
+    input: Buffer,
+    output: Output<'a>,
+    /// Bytes of a refused frame that are still to be thrown away.
+    skip: usize,
+    /// The first byte has come and was not text.
+    spoke: bool,
+    /// By when the frame at the start of `input` has to be whole; `None` between frames.
+    deadline: Option<Instant>,
+    /// What the socket's read timeout is set to.
+    read_timeout: Option<Duration>,
+}
+
+/// What a wait for input came to.
+enum Wait {
+    Bytes,
+    EndOfStream,
+    TooSlow,
+    Idle,
+}
+
+impl Connection<'_> {
+    fn run(&mut self) -> io::Result<End> {
+        self.stream.set_nodelay(true)?;
+        self.stream.set_write_timeout(Some(self.timeouts.request))?;
+        loop {
+            let needed = match self.answer_whole_requests()? {
+                Ok(needed) => needed,
+                Err(error) => return self.refuse(Refusal::Request(error)),
+            };
+            self.output.flush()?;
+            match self.wait(needed)? {
+                Wait::Bytes => {}
+                Wait::EndOfStream if self.is_between_frames() => return Ok(End::Done),
+                Wait::EndOfStream => {
+                    let len = self.input.bytes().len();
+                    let needed = needed.max(len + self.skip);
+                    return Ok(End::Truncated { len, needed });
+                }
+                Wait::TooSlow => return self.refuse(Refusal::TooSlow(self.timeouts.request)),
+                Wait::Idle => return Ok(End::Idle),
+            }
+        }
+    }
+
+    const fn is_between_frames(&self) -> bool {
+        self.input.is_empty() && self.skip == 0
+    }
+
+    /// Answers every whole request in the input; returns how many bytes the frame that follows them needs, as far as
+    /// is known, or the fault after which the connection cannot go on.
+    fn answer_whole_requests(&mut self) -> io::Result<Result<usize, RequestError>> {
+        if !self.spoke
+            && let Some(&first) = self.input.bytes().first()
+        {
+            if let Err(error) = request::reject_text(first) {
+                return Ok(Err(error));
+            }
+            self.spoke = true;
+        }
+        loop {
+            if self.skip > 0 {
+                let count = self.skip.min(self.input.bytes().len());
+                self.input.consume(count);
+                self.skip -= count;
+                if self.skip > 0 {
+                    return Ok(Ok(HEADER_LEN));
+                }
+                self.deadline = None;
+            }
+            match request::parse(self.input.bytes(), &self.limits) {
+                Ok(Parsed::Whole(frame)) => {
+                    let len = frame.bytes().len();
+                    let reply = self.node.execute(&frame);
+                    self.input.consume(len);
+                    self.deadline = None;
+                    self.output.push(&reply)?;
+                }
+                Ok(Parsed::Incomplete { needed }) => return Ok(Ok(needed)),
+                Err(error) => match error.disposition() {
+                    Disposition::Close => return Ok(Err(error)),
+                    Disposition::Skip(frame_len) => {
+                        self.output.push(&Reply::Error(error.to_string()))?;
+                        self.skip = frame_len;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Sends the last answer of this connection.
+    fn refuse(&mut self, refusal: Refusal) -> io::Result<End> {
+        let mut message = refusal.to_string();
+        if let Refusal::Request(RequestError::Text { .. }) = refusal {
+            let addr = self.stream.local_addr()?;
+            // In octal, which every printf knows; the line feed is for whoever reads this in a terminal.
+            message += &format!(
+                "; try: printf '\\004\\000\\000\\000\\000\\000\\000' | nc -N {} {} | xxd\n",
+                addr.ip(),
+                addr.port()
+            );
+        }
+        self.output.push(&Reply::Error(message))?;
+        self.output.flush()?;
+        Ok(End::Refused(refusal))
+    }
+
+    /// Waits for input until something else has to happen. `needed` is the length of the frame that is expected.
+    fn wait(&mut self, needed: usize) -> io::Result<Wait> {
+        let is_grown = self.input.is_grown() || self.output.is_grown();
+        let since = (is_grown || self.timeouts.idle.is_some() || !self.is_between_frames())
+            .then(Instant::now);
+        if let Some(now) = since
+            && !self.is_between_frames()
+        {
+            let deadline = *self.deadline.get_or_insert(now + self.timeouts.request);
+            if deadline <= now {
+                return Ok(Wait::TooSlow);
+            }
+        }
+        self.set_read_timeout(self.remaining(since, since), false)?;
+        loop {
+            match self.stream.read(self.input.space(needed)) {
+                Ok(0) => return Ok(Wait::EndOfStream),
+                Ok(count) => {
+                    self.input.filled(count);
+                    return Ok(Wait::Bytes);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
+                {
+                    let now = Instant::now();
+                    if self.deadline.is_some_and(|deadline| deadline <= now) {
+                        return Ok(Wait::TooSlow);
+                    }
+                    let waited = since.map_or(Duration::ZERO, |since| now - since);
+                    if self.is_between_frames() {
+                        if self.timeouts.idle.is_some_and(|idle| idle <= waited) {
+                            return Ok(Wait::Idle);
+                        }
+                        if is_grown && waited >= RELEASE_AFTER {
+                            self.input.release();
+                            self.output.release();
+                        }
+                    }
+                    self.set_read_timeout(self.remaining(since, Some(now)), true)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// How long the socket may be left alone, `now`, in a wait that began at `since`; `None` for ever.
+    fn remaining(&self, since: Option<Instant>, now: Option<Instant>) -> Option<Duration> {
+        let (since, now) = (since?, now?);
+        let idle = self.timeouts.idle.filter(|_| self.is_between_frames());
+        let release = (self.is_between_frames()
+            && (self.input.is_grown() || self.output.is_grown()))
+        .then_some(RELEASE_AFTER);
+        [
+            self.deadline,
+            idle.map(|idle| since + idle),
+            release.map(|after| since + after),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+        .map(|at| at.saturating_duration_since(now))
+    }
+
+    /// Has the next read return after `wanted` at the latest. A timeout that is shorter already does, so it is left as
+    /// it is unless `exact`: a busy connection then sets it once and not once a request.
+    fn set_read_timeout(&mut self, wanted: Option<Duration>, exact: bool) -> io::Result<()> {
+        // The system takes a timeout of 0 for none.
+        let wanted = wanted.map(|wanted| wanted.max(Duration::from_millis(1)));
+        let suffices = match (self.read_timeout, wanted) {
+            (Some(current), Some(wanted)) => current <= wanted,
+            (None, Some(_)) => false,
+            (_, None) => true,
+        };
+        if self.read_timeout != wanted && (exact || !suffices) {
+            self.stream.set_read_timeout(wanted)?;
+            self.read_timeout = wanted;
+        }
+        Ok(())
+    }
+}
+
+/// Answers on their way out.
+struct Output<'a> {
+    stream: &'a TcpStream,
+    pending: Vec<u8>,
+}
+
+impl Output<'_> {
+    /// Adds an answer, and writes what has gathered where that is enough.
+    fn push(&mut self, reply: &Reply) -> io::Result<()> {
+        let value = reply.value();
+        self.pending.extend_from_slice(&reply.header().encode());
+        if value.len() >= DIRECT_BYTES {
+            write_all_of_two(self.stream, &self.pending, value)?;
+            self.pending.clear();
+        } else {
+            self.pending.extend_from_slice(value);
+            if self.pending.len() >= FLUSH_BYTES {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if !self.pending.is_empty() {
+            let mut stream = self.stream;
+            stream.write_all(&self.pending)?;
+            self.pending.clear();
+        }
+        Ok(())
+    }
+
+    fn is_grown(&self) -> bool {
+        self.pending.capacity() > DIRECT_BYTES
+    }
+
+    fn release(&mut self) {
+        self.pending = Vec::new();
+    }
+}
+
+/// Writes `first` and `second` as one, without joining them in memory.
+fn write_all_of_two(mut stream: &TcpStream, first: &[u8], second: &[u8]) -> io::Result<()> {
+    let mut slices = [IoSlice::new(first), IoSlice::new(second)];
+    let mut rest = &mut slices[..];
+    while !rest.is_empty() {
+        match stream.write_vectored(rest) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(count) => IoSlice::advance_slices(&mut rest, count),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! Which answer each request gets in each role.
+
+use std::sync::Arc;
+
+use gopherstore::node::{Node, Reply, Role};
+use gopherstore::wire::{Request, Status};
+
+use crate::{entry, with_frame};
+
+fn ask(node: &Node, request: &Request<'_>) -> (Status, Vec<u8>) {
+    let reply = with_frame(request, |frame| node.execute(frame));
+    (reply.status(), reply.value().to_vec())
+}
+
+fn follower() -> Node {
+    Node::new(Role::Follower {
+        leader_addr: Arc::from("10.0.0.1:8000"),
+    })
+}
+
+#[test]
+fn a_leader_stores_reads_and_removes() {
+    let node = Node::new(Role::Leader);
+    let (key, nothing) = (&b"k"[..], Vec::new());
+    assert_eq!(
+        ask(&node, &Request::Get { key }),
+        (Status::NotFound, nothing.clone())
+    );
+    assert_eq!(
+        ask(&node, &Request::Set { key, value: b"1" }),
+        (Status::Ok, nothing.clone())
+    );
+    assert_eq!(
+        ask(&node, &Request::Get { key }),
+        (Status::Ok, b"1".to_vec())
+    );
+    assert_eq!(
+        ask(&node, &Request::Set { key, value: b"" }),
+        (Status::Ok, nothing.clone())
+    );
+    assert_eq!(
+        ask(&node, &Request::Get { key }),
+        (Status::Ok, nothing.clone())
+    );
+    assert_eq!(
+        ask(&node, &Request::Del { key }),
+        (Status::Ok, nothing.clone())
+    );
+    assert_eq!(
+        ask(&node, &Request::Del { key }),
+        (Status::NotFound, nothing.clone())
+    );
+    assert_eq!(
+        ask(&node, &Request::Get { key }),
+        (Status::NotFound, nothing)
+    );
+}
+
+#[test]
+fn the_empty_key_is_a_key_like_any_other() {
+    let node = Node::new(Role::Leader);
+    ask(
+        &node,
+        &Request::Set {
+            key: b"",
+            value: b"empty",
+        },
+    );
+    ask(
+        &node,
+        &Request::Set {
+            key: b"\0",
+            value: b"zero",
+        },
+    );
+    assert_eq!(
+        ask(&node, &Request::Get { key: b"" }),
+        (Status::Ok, b"empty".to_vec())
+    );
+    assert_eq!(
+        ask(&node, &Request::Get { key: b"\0" }),
+        (Status::Ok, b"zero".to_vec())
+    );
+    assert_eq!(node.store().len(), 2);
+}
+
+#[test]
+fn a_follower_names_its_leader_and_keeps_its_data_as_it_is() {
+    let node = follower();
+    let leader = (Status::NotLeader, b"10.0.0.1:8000".to_vec());
+    assert_eq!(
+        ask(
+            &node,
+            &Request::Set {
+                key: b"k",
+                value: b"1"
+            }
+        ),
+        leader
+    );
+    assert!(node.store().is_empty());
+    node.store().set(entry(b"k", b"1"));
+    assert_eq!(ask(&node, &Request::Del { key: b"k" }), leader);
+    assert_eq!(node.store().len(), 1);
+}
+
+#[test]
+fn a_follower_without_a_complete_data_set_does_not_say_not_found() {
+    let (status, message) = ask(&follower(), &Request::Get { key: b"k" });
+    assert_eq!(status, Status::Loading);
+    assert!(
+        std::str::from_utf8(&message)
+            .unwrap()
+            .contains("ask the leader")
+    );
+}
+
+#[test]
+fn any_node_answers_ping() {
+    for node in [Node::new(Role::Leader), follower()] {
+        assert_eq!(ask(&node, &Request::Ping), (Status::Ok, b"PONG".to_vec()));
+    }
+}
+
+#[test]
+fn the_header_of_a_reply_is_that_of_its_value() {
+    for reply in [
+        Reply::Done,
+        Reply::Pong,
+        Reply::Value(entry(b"key", &[7; 100_000])),
+        Reply::NotFound,
+        Reply::NotLeader(Arc::from("n1:1")),
+        Reply::Loading("later"),
+        Reply::Error("wrong".to_owned()),
+    ] {
+        let header = reply.header();
+        assert_eq!(header.status, reply.status().byte());
+        assert_eq!(
+            usize::try_from(header.value_len).unwrap(),
+            reply.value().len()
+        );
+    }
+}

@@ -1,0 +1,105 @@
+//! The store under many threads on few keys.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use gopherstore::store::Store;
+
+use crate::entry;
+
+/// Sequence numbers and thread make a value; its length varies with them, and every byte can be checked.
+fn value(writer: u64, sequence: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for word in [writer, sequence] {
+        bytes.extend_from_slice(&word.to_be_bytes());
+    }
+    let filling = (writer ^ sequence).to_le_bytes();
+    bytes.extend(
+        filling
+            .iter()
+            .cycle()
+            .take(usize::try_from(sequence % 97).unwrap()),
+    );
+    bytes
+}
+
+/// Writer and sequence of a value, or a panic where it is not one that was written.
+fn check(bytes: &[u8]) -> (u64, u64) {
+    let word = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+    let (writer, sequence) = (word(0), word(8));
+    assert!(bytes == value(writer, sequence), "torn value {bytes:?}");
+    (writer, sequence)
+}
+
+#[test]
+fn each_reader_sees_only_values_that_were_written_and_never_an_older_one_again() {
+    const KEYS: u64 = 5;
+    const WRITES: u64 = 40_000;
+    let store = Store::with_partitions(2);
+    let done = AtomicBool::new(false);
+    let reads = AtomicU64::new(0);
+    thread::scope(|scope| {
+        // One writer a key, so that what a reader sees of a key must never go back.
+        let writers: Vec<_> = (0..KEYS)
+            .map(|key| {
+                let store = &store;
+                scope.spawn(move || {
+                    for sequence in 1..=WRITES {
+                        let old = store.set(entry(&key.to_be_bytes(), &value(key, sequence)));
+                        let expected = (sequence > 1 && sequence % 10 != 1).then_some(sequence - 1);
+                        assert_eq!(old.map(|entry| check(entry.value()).1), expected);
+                        if sequence % 10 == 0 {
+                            assert!(store.remove(&key.to_be_bytes()).is_some());
+                        }
+                    }
+                })
+            })
+            .collect();
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut last = [0; 5];
+                while !done.load(Ordering::Relaxed) {
+                    for (key, last) in (0_u64..).zip(&mut last) {
+                        if let Some(entry) = store.get(&key.to_be_bytes()) {
+                            let (writer, sequence) = check(entry.value());
+                            assert_eq!(writer, key, "value of another key");
+                            assert!(sequence >= *last, "{sequence} after {last}");
+                            *last = sequence;
+                            reads.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                }
+            });
+        }
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(
+        store.is_empty(),
+        "every tenth write was followed by a removal"
+    );
+    assert!(reads.into_inner() > 0);
+}
+
+#[test]
+fn of_many_writers_of_one_key_one_wins_and_every_other_value_is_replaced_once() {
+    let store = Store::new();
+    let replaced = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for writer in 0..4 {
+            let (store, replaced) = (&store, &replaced);
+            scope.spawn(move || {
+                for sequence in 0..10_000 {
+                    if let Some(old) = store.set(entry(b"key", &value(writer, sequence))) {
+                        check(old.value());
+                        replaced.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(replaced.into_inner(), 4 * 10_000 - 1);
+    assert_eq!(check(store.get(b"key").unwrap().value()).1, 9_999);
+}

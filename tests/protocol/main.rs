@@ -1,0 +1,7 @@
+//! The protocol without sockets: vectors of `docs/GBP.md`, cuts and splits, properties, memory.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod cuts;
+mod memory;
+mod properties;
+mod vectors;
