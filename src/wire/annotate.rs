@@ -156,7 +156,9 @@ fn quoted(bytes: &[u8]) -> String {
             b'\t' => text.push_str("\\t"),
             0x20..=0x7E => text.push(char::from(byte)),
             // Writing to a string cannot fail.
-            _ => drop(write!(text, "\\x{byte:02x}")),
+            _ => {
+                let _ = write!(text, "\\x{byte:02x}");
+            }
         }
     }
     text.push('"');
@@ -206,10 +208,7 @@ impl<'a> Dump<'a> {
         let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let hex = hex.join(" ");
         // Writing to a string cannot fail.
-        drop(writeln!(
-            self.out,
-            "{offset:06x}  {hex:<23}  {field:<9}  {meaning}"
-        ));
+        let _ = writeln!(self.out, "{offset:06x}  {hex:<23}  {field:<9}  {meaning}");
     }
 
     /// A field of the header.
@@ -240,14 +239,14 @@ impl<'a> Dump<'a> {
         }
         if tail > head {
             let left_out = u64::try_from(tail - head).unwrap_or(u64::MAX);
-            drop(writeln!(
+            let _ = writeln!(
                 self.out,
                 "{:<6}  {:<23}  {:<9}  ({} bytes left out)",
                 "...",
                 "...",
                 "",
                 grouped(left_out)
-            ));
+            );
         }
         for (row, chunk) in bytes[tail..].chunks(ROW_LEN).enumerate() {
             self.row(offset + tail + row * ROW_LEN, chunk, "", &quoted(chunk));
@@ -255,7 +254,7 @@ impl<'a> Dump<'a> {
     }
 
     fn note(&mut self, text: &str) {
-        drop(writeln!(self.notes, "! {text}"));
+        let _ = writeln!(self.notes, "! {text}");
     }
 
     /// Says how much of the frame at `start` is missing, if any of it is.
