@@ -1,1 +1,573 @@
-//! Command lines: what both binaries expect of one, beyond what `argh` gives.
+//! Command lines as people type them, for both binaries: what `argh` lacks.
+//!
+//! `argh` alone takes `-5` for an option, `help` for a plea wherever it stands, refuses `--addr=X`, an option after the
+//! subcommand and any argument that is not UTF-8, and exits 1 on a mistake. So a [`Program`] says which options there
+//! are, and [`Program::parse`] puts a command line into the one form that `argh` reads right before it does:
+//!
+//! 1. options and switches first, wherever they stood, `--name=value` split in two;
+//! 2. then the command;
+//! 3. every value, of an option or on its own, encoded as `=` and hexadecimal digits, so that none looks like an
+//!    option or a command, and any byte passes. [`bytes`], [`text`], [`path`] and [`parsed`] decode them; each field of
+//!    the `argh` structure that is not a switch names one as its `from_str_fn`.
+//!
+//! What is an option: a known name. `-` and a digit is a value (`set k -5`), `-` alone too. Anything else that begins
+//! with `-` is a mistake and is told so, unless `--` stands before it.
+//!
+//! ```
+//! use std::path::PathBuf;
+//!
+//! use gopherstore::arguments::{self, Exit, Program};
+//!
+//! const PROGRAM: Program = Program {
+//!     name: "greet",
+//!     options: &["--config"],
+//!     switches: &["--loud"],
+//!     commands: &[],
+//! };
+//!
+//! /// Says hello.
+//! #[derive(argh::FromArgs)]
+//! #[argh(help_triggers("-h", "--help"))]
+//! struct Arguments {
+//!     /// where names are
+//!     #[argh(option, from_str_fn(arguments::path))]
+//!     config: PathBuf,
+//!     /// shout
+//!     #[argh(switch)]
+//!     loud: bool,
+//!     /// print the version
+//!     #[argh(switch, short = 'V')]
+//!     #[allow(dead_code)]
+//!     version: bool, // for the help text alone: `parse` answers it
+//! }
+//!
+//! let arguments: Arguments = PROGRAM.parse(["--config=names", "--loud"].map(Into::into))?;
+//! assert_eq!(arguments.config, PathBuf::from("names"));
+//! assert!(arguments.loud);
+//!
+//! // In `main`: `Err(exit) => return exit.finish(PROGRAM.name)`.
+//! let exit = PROGRAM.parse::<Arguments>(["--colour".into()]).err();
+//! assert!(matches!(exit, Some(Exit::Usage(message)) if message.contains("unknown option --colour")));
+//! # Ok::<(), Exit>(())
+//! ```
+
+use std::{
+    ffi::{OsStr, OsString},
+    fmt,
+    io::{self, Write},
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::PathBuf,
+    process::ExitCode,
+    str::FromStr,
+};
+
+/// Exit code of a usage error.
+pub const USAGE: u8 = 2;
+
+/// An argument that need not be text. Under this name `argh` takes it for one value; it reads `Vec` as 'any number of'.
+pub type Bytes = Vec<u8>;
+
+/// What an encoded value begins with.
+const MARK: char = '=';
+
+/// A command line's vocabulary. `--help`, `-h`, `--version` and `-V` belong to every program and are not listed.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    /// As it is started.
+    pub name: &'static str,
+    /// Names of options that take a value, with their dashes.
+    pub options: &'static [&'static str],
+    /// Names of options that take none, with their dashes.
+    pub switches: &'static [&'static str],
+    /// Names of the subcommands; empty where the program has none.
+    pub commands: &'static [&'static str],
+}
+
+/// Why there is nothing to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// `--help`: a text for standard output, and success.
+    Help(String),
+    /// `--version`: the same.
+    Version(String),
+    /// A mistake in one line, which says what to do next: for standard error, and exit code [`USAGE`].
+    Usage(String),
+}
+
+impl Exit {
+    /// Prints what there is to say and gives the exit code for `main` to return.
+    #[must_use]
+    pub fn finish(&self, program: &str) -> ExitCode {
+        // Whoever closed the output does not want to read it, and there is nobody else to tell.
+        match self {
+            Exit::Help(text) | Exit::Version(text) => {
+                drop(writeln!(io::stdout(), "{}", text.trim_end()));
+                ExitCode::SUCCESS
+            }
+            Exit::Usage(message) => {
+                drop(writeln!(io::stderr(), "{program}: {message}"));
+                ExitCode::from(USAGE)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Exit::Help(text) | Exit::Version(text) | Exit::Usage(text) => f.write_str(text),
+        }
+    }
+}
+
+impl std::error::Error for Exit {}
+
+impl Program {
+    /// Reads a command line, given without the program's own name.
+    ///
+    /// # Errors
+    ///
+    /// When there is nothing to run: help or the version was asked for, or there is a mistake.
+    pub fn parse<T: argh::FromArgs>(
+        &self,
+        arguments: impl IntoIterator<Item = OsString>,
+    ) -> Result<T, Exit> {
+        let arguments = self.normalise(arguments)?;
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        T::from_args(&[self.name], &arguments).map_err(|exit| match exit.status {
+            Ok(()) => Exit::Help(exit.output),
+            Err(()) => self.mistake(&one_line(&exit.output)),
+        })
+    }
+
+    /// A usage error that points to the help; also for what only the program itself can judge.
+    #[must_use]
+    pub fn mistake(&self, what: &str) -> Exit {
+        Exit::Usage(format!("{what}; see {} --help", self.name))
+    }
+
+    /// Steps 1 to 3 of the module's text.
+    fn normalise(
+        &self,
+        arguments: impl IntoIterator<Item = OsString>,
+    ) -> Result<Vec<String>, Exit> {
+        let mut options = Vec::new();
+        let mut command = None;
+        let mut positionals = Vec::new();
+        let (mut help, mut version, mut options_ended) = (false, false, false);
+        let mut arguments = arguments.into_iter();
+        while let Some(argument) = arguments.next() {
+            let bytes = argument.as_bytes();
+            if options_ended || !looks_like_option(bytes) {
+                match command {
+                    None if !self.commands.is_empty() => command = Some(argument),
+                    _ => positionals.push(argument),
+                }
+                continue;
+            }
+            let (name, value) = match bytes.iter().position(|&byte| byte == b'=') {
+                Some(at) => (&bytes[..at], Some(OsStr::from_bytes(&bytes[at + 1..]))),
+                None => (bytes, None),
+            };
+            let switch = |has_value: Option<_>| match has_value {
+                Some(_) => Err(self.mistake(&format!("{} takes no value", show(name)))),
+                None => Ok(true),
+            };
+            match name {
+                b"--" if value.is_none() => options_ended = true,
+                b"-h" | b"--help" => help = switch(value)?,
+                b"-V" | b"--version" => version = switch(value)?,
+                _ => {
+                    if let Some(known) = find(self.switches, name) {
+                        switch(value)?;
+                        options.push((*known).to_owned());
+                    } else if let Some(known) = find(self.options, name) {
+                        let value = match value {
+                            Some(value) => value.to_owned(),
+                            None => arguments
+                                .next()
+                                .filter(|value| !self.is_option(value))
+                                .ok_or_else(|| self.mistake(&format!("no value after {known}")))?,
+                        };
+                        options.push((*known).to_owned());
+                        options.push(encode(value.as_bytes()));
+                    } else {
+                        return Err(self.mistake(&format!(
+                            "unknown option {}; if it is meant as a value, put -- before it",
+                            show(name)
+                        )));
+                    }
+                }
+            }
+        }
+        // `help` and `help COMMAND`; after a command it is a word like any other.
+        let asks = |argument: &OsString| argument.as_bytes().eq_ignore_ascii_case(b"help");
+        if command.as_ref().is_some_and(asks) {
+            help = true;
+            command = positionals.drain(..).next();
+        } else if self.commands.is_empty() && positionals.first().is_some_and(asks) {
+            help = true;
+        }
+        let command = match command {
+            None => None,
+            Some(name) => Some(find_command(self.commands, &name).ok_or_else(|| {
+                self.mistake(&format!(
+                    "unknown command {}; there are {}",
+                    show(name.as_bytes()),
+                    self.commands.join(", ")
+                ))
+            })?),
+        };
+        if help {
+            // Alone, since what else is there may be incomplete.
+            return Ok(command
+                .into_iter()
+                .chain(["--help"])
+                .map(str::to_owned)
+                .collect());
+        }
+        if version {
+            return Err(Exit::Version(format!(
+                "{} {}",
+                self.name,
+                env!("CARGO_PKG_VERSION")
+            )));
+        }
+        let positionals = positionals.iter().map(|value| encode(value.as_bytes()));
+        Ok(options
+            .into_iter()
+            .chain(command.map(str::to_owned))
+            .chain(positionals)
+            .collect())
+    }
+
+    /// Whether `argument` is one of the options by name, and so was hardly meant as the value of the one before it.
+    fn is_option(&self, argument: &OsStr) -> bool {
+        let own = ["-h", "--help", "-V", "--version", "--"];
+        [self.options, self.switches, &own]
+            .iter()
+            .any(|names| find(names, argument.as_bytes()).is_some())
+    }
+}
+
+/// Whether an argument begins like an option: with a dash, and neither alone nor followed by a digit.
+fn looks_like_option(bytes: &[u8]) -> bool {
+    match bytes {
+        [b'-'] => false,
+        [b'-', b'.', digit, ..] | [b'-', digit, ..] => !digit.is_ascii_digit(),
+        _ => false,
+    }
+}
+
+fn find<'a>(names: &'a [&'static str], name: &[u8]) -> Option<&'a &'static str> {
+    names.iter().find(|known| known.as_bytes() == name)
+}
+
+fn find_command(commands: &[&'static str], name: &OsStr) -> Option<&'static str> {
+    commands
+        .iter()
+        .find(|known| known.as_bytes().eq_ignore_ascii_case(name.as_bytes()))
+        .copied()
+}
+
+/// An argument as a message shows it: on one line, whatever its bytes.
+fn show(bytes: &[u8]) -> String {
+    bytes.escape_ascii().to_string()
+}
+
+fn encode(bytes: &[u8]) -> String {
+    let mut text = String::from(MARK);
+    for byte in bytes {
+        text.push_str(&format!("{byte:02x}"));
+    }
+    text
+}
+
+fn decode(encoded: &str) -> Option<Vec<u8>> {
+    let digits = encoded.strip_prefix(MARK)?;
+    let pairs = digits.as_bytes().chunks(2);
+    pairs
+        .map(|pair| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok())
+        .collect()
+}
+
+/// What `argh` says, in the form of all our errors: one line, lower case, no full stop, values as they were typed.
+fn one_line(output: &str) -> String {
+    let words: Vec<String> = output
+        .split_whitespace()
+        .map(|word| {
+            let bare = word.trim_matches(['\'', ':', '"']);
+            match decode(bare) {
+                Some(bytes) => word.replacen(bare, &show(&bytes), 1),
+                None => word.to_owned(),
+            }
+        })
+        .collect();
+    let line = words.join(" ");
+    let line = line.trim_end_matches('.');
+    for (theirs, ours) in [
+        ("Required positional arguments not provided:", "missing"),
+        ("Required options not provided:", "missing"),
+        ("Unrecognized argument:", "one argument too many:"),
+    ] {
+        if let Some(rest) = line.strip_prefix(theirs) {
+            return format!("{ours}{rest}");
+        }
+    }
+    let mut letters = line.chars();
+    match letters.next() {
+        Some(first) => first.to_lowercase().chain(letters).collect(),
+        None => String::new(),
+    }
+}
+
+/// The bytes of an argument, whatever they are.
+///
+/// # Errors
+///
+/// Never, for what [`Program::parse`] hands on.
+pub fn bytes(encoded: &str) -> Result<Bytes, String> {
+    decode(encoded).ok_or_else(|| "not as Program::parse encodes a value".to_owned())
+}
+
+/// An argument that must be text.
+///
+/// # Errors
+///
+/// When it is not UTF-8.
+pub fn text(encoded: &str) -> Result<String, String> {
+    String::from_utf8(bytes(encoded)?).map_err(|_| "not UTF-8".to_owned())
+}
+
+/// An argument that names a file.
+///
+/// # Errors
+///
+/// As [`bytes`].
+pub fn path(encoded: &str) -> Result<PathBuf, String> {
+    Ok(PathBuf::from(OsString::from_vec(bytes(encoded)?)))
+}
+
+/// An argument that is read as a `T`.
+///
+/// # Errors
+///
+/// When it is not UTF-8, or not a `T`.
+pub fn parsed<T: FromStr<Err: fmt::Display>>(encoded: &str) -> Result<T, String> {
+    text(encoded)?
+        .parse()
+        .map_err(|error: T::Err| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROGRAM: Program = Program {
+        name: "prog",
+        options: &["--addr", "--count"],
+        switches: &["--hex"],
+        commands: &["set", "get"],
+    };
+
+    /// A program.
+    #[derive(argh::FromArgs, Debug, PartialEq)]
+    #[argh(help_triggers("-h", "--help"))]
+    struct Arguments {
+        /// an address
+        #[argh(option, from_str_fn(text))]
+        addr: Option<String>,
+        /// a number
+        #[argh(option, from_str_fn(parsed))]
+        count: Option<u8>,
+        /// a switch
+        #[argh(switch)]
+        hex: bool,
+        #[argh(subcommand)]
+        command: Option<Command>,
+    }
+
+    #[derive(argh::FromArgs, Debug, PartialEq)]
+    #[argh(subcommand)]
+    enum Command {
+        Set(Set),
+        Get(Get),
+    }
+
+    /// Stores.
+    #[derive(argh::FromArgs, Debug, PartialEq)]
+    #[argh(subcommand, name = "set", help_triggers("-h", "--help"))]
+    struct Set {
+        #[argh(positional, from_str_fn(bytes))]
+        key: Bytes,
+        #[argh(positional, from_str_fn(bytes))]
+        value: Bytes,
+    }
+
+    /// Reads.
+    #[derive(argh::FromArgs, Debug, PartialEq)]
+    #[argh(subcommand, name = "get", help_triggers("-h", "--help"))]
+    struct Get {
+        #[argh(positional, from_str_fn(bytes))]
+        key: Bytes,
+    }
+
+    fn parse(arguments: &[&str]) -> Result<Arguments, Exit> {
+        PROGRAM.parse(arguments.iter().map(OsString::from))
+    }
+
+    fn set(value: &str) -> Option<Command> {
+        Some(Command::Set(Set {
+            key: b"k".to_vec(),
+            value: value.as_bytes().to_vec(),
+        }))
+    }
+
+    fn command(arguments: &[&str]) -> Result<Option<Command>, Exit> {
+        parse(arguments).map(|arguments| arguments.command)
+    }
+
+    fn mistake(arguments: &[&str]) -> String {
+        match parse(arguments) {
+            Err(Exit::Usage(message)) => message,
+            other => format!("no usage error: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn values_that_look_like_options_or_commands_are_values() {
+        for value in [
+            "-5", "-.5", "-", "", "help", "get", "=41", "-1x", "a b", "'",
+        ] {
+            assert_eq!(command(&["set", "k", value]), Ok(set(value)), "{value}");
+        }
+        for value in ["--weird", "-x", "--", "--hex", "--help", "-h", "-V"] {
+            let arguments = ["set", "k", "--", value];
+            assert_eq!(command(&arguments), Ok(set(value)), "{value}");
+        }
+        let help = Command::Get(Get {
+            key: b"help".to_vec(),
+        });
+        assert_eq!(command(&["get", "help"]), Ok(Some(help)));
+        assert_eq!(command(&["--", "set", "k", "-x"]), Ok(set("-x")));
+        assert_eq!(command(&["SET", "k", "v"]), Ok(set("v")));
+    }
+
+    #[test]
+    fn options_may_stand_anywhere_and_be_joined() {
+        let expected = Arguments {
+            addr: Some("h:1".to_owned()),
+            count: Some(7),
+            hex: true,
+            command: set("v"),
+        };
+        for line in [
+            "--addr h:1 --count 7 --hex set k v",
+            "--addr=h:1 --count=7 --hex set k v",
+            "set k v --addr=h:1 --hex --count 7",
+            "set --hex k --addr h:1 v --count=7",
+        ] {
+            let arguments: Vec<&str> = line.split(' ').collect();
+            assert_eq!(parse(&arguments).as_ref(), Ok(&expected), "{line}");
+        }
+        let addr = |line: &[&str]| parse(line).map(|arguments| arguments.addr);
+        assert_eq!(addr(&["--addr=a=b"]), Ok(Some("a=b".to_owned())));
+        assert_eq!(addr(&["--addr="]), Ok(Some(String::new())));
+        assert_eq!(addr(&["--addr", "-x"]), Ok(Some("-x".to_owned())));
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf_8_pass_where_bytes_belong() {
+        let raw = || OsString::from_vec(b"\xff\n'".to_vec());
+        let arguments: Result<Arguments, Exit> = PROGRAM.parse(["get".into(), raw()]);
+        let get = Command::Get(Get {
+            key: b"\xff\n'".to_vec(),
+        });
+        assert_eq!(arguments.map(|arguments| arguments.command), Ok(Some(get)));
+        let text: Result<Arguments, Exit> = PROGRAM.parse(["--addr".into(), raw()]);
+        let Err(Exit::Usage(message)) = text else {
+            unreachable!("an address of such bytes")
+        };
+        assert_eq!(
+            message,
+            r"error parsing option '--addr' with value '\xff\n\'': not UTF-8; see prog --help"
+        );
+        assert_eq!(path("=ff"), Ok(PathBuf::from(OsStr::from_bytes(b"\xff"))));
+    }
+
+    #[test]
+    fn a_mistake_is_one_line_that_says_what_to_do() {
+        for (line, expected) in [
+            (
+                "set k --weird=1",
+                "unknown option --weird; if it is meant as a value, put -- before it",
+            ),
+            (
+                "-x",
+                "unknown option -x; if it is meant as a value, put -- before it",
+            ),
+            ("--hex=yes", "--hex takes no value"),
+            ("--help=yes", "--help takes no value"),
+            ("--addr", "no value after --addr"),
+            ("--addr --hex", "no value after --addr"),
+            ("put k v", "unknown command put; there are set, get"),
+            ("help put", "unknown command put; there are set, get"),
+            ("set", "missing key value"),
+            ("set k", "missing value"),
+            ("get k more", "one argument too many: more"),
+            (
+                "--count 300",
+                "error parsing option '--count' with value '300': number too large to fit in target type",
+            ),
+            (
+                "--count 1 --count 2",
+                "error parsing option '--count' with value '2': duplicate values provided",
+            ),
+        ] {
+            let arguments: Vec<&str> = line.split(' ').collect();
+            assert_eq!(
+                mistake(&arguments),
+                format!("{expected}; see prog --help"),
+                "{line}"
+            );
+        }
+        assert!(mistake(&["a\nb"]).starts_with(r"unknown command a\nb;"));
+    }
+
+    #[test]
+    fn help_and_version_win_over_everything_else() {
+        for line in ["-h", "--help", "help", "--count x -h", "--addr=h:1 --help"] {
+            let arguments: Vec<&str> = line.split(' ').collect();
+            match parse(&arguments) {
+                Err(Exit::Help(text)) => assert!(text.starts_with("Usage: prog [--addr"), "{text}"),
+                other => unreachable!("{line}: {other:?}"),
+            }
+        }
+        for line in [
+            "set -h",
+            "-h set",
+            "help set",
+            "set k --help",
+            "set a b c -h",
+        ] {
+            let arguments: Vec<&str> = line.split(' ').collect();
+            match parse(&arguments) {
+                Err(Exit::Help(text)) => {
+                    assert!(text.starts_with("Usage: prog set [--] <key>"), "{text}")
+                }
+                other => unreachable!("{line}: {other:?}"),
+            }
+        }
+        let version = format!("prog {}", env!("CARGO_PKG_VERSION"));
+        for line in ["-V", "--version", "set -V", "--hex --version"] {
+            let arguments: Vec<&str> = line.split(' ').collect();
+            assert_eq!(parse(&arguments), Err(Exit::Version(version.clone())));
+        }
+    }
+
+    #[test]
+    fn without_a_command_there_is_none() {
+        assert_eq!(command(&[]), Ok(None));
+        assert_eq!(command(&["--hex"]), Ok(None));
+    }
+}
