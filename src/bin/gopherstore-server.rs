@@ -1,20 +1,190 @@
-//! The server.
-use gopherstore::config::LimitsConfig;
+//! The server: arguments, configuration, listen, serve until told to stop.
+//!
+//! Exit codes: 0 stopped in good order · 1 cannot listen or run · 2 wrong arguments or configuration · 130, 143 ended at
+//! once by a second SIGINT or SIGTERM · 134 (SIGABRT) a bug of our own, whose message is in the log.
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread;
+
+use argh::FromArgs;
+use gopherstore::arguments::{self, Exit, Program, USAGE};
+use gopherstore::config::{Config, NodeConfig};
 use gopherstore::node::{Node, Role};
 use gopherstore::server::Server;
+use log::{error, info};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::signal_name;
 
-fn main() {
-    env_logger::init();
-    let s = Server::bind(
-        "127.0.0.1:7100",
-        Node::new(Role::Leader),
-        LimitsConfig {
-            max_connections: 10000,
-            max_value_bytes: 64 << 20,
-            request_timeout_ms: 30000,
-            idle_timeout_ms: 0,
-        },
-    )
-    .unwrap();
-    s.run().unwrap();
+const PROGRAM: Program = Program {
+    name: "gopherstore-server",
+    options: &["--config", "--node"],
+    switches: &["--check-config"],
+    commands: &[],
+};
+
+/// One node of a GopherStore cluster: an in-memory key-value store that speaks GBP over TCP.
+#[derive(FromArgs)]
+#[argh(
+    help_triggers("-h", "--help"),
+    example = "{command_name} --config cluster.toml --node n1",
+    note = "Prints one line on standard output when it is ready to serve, and logs to standard error.\n\
+            RUST_LOG sets what is logged: error, warn, info (the default), debug.\n\
+            SIGINT or SIGTERM stops it in good order, a second one at once.",
+    error_code(1, "It cannot listen, or cannot run."),
+    error_code(2, "Wrong arguments or configuration; nothing was started.")
+)]
+struct Arguments {
+    /// the cluster's file; by default cluster.toml
+    #[argh(
+        option,
+        arg_name = "file",
+        from_str_fn(arguments::path),
+        default = "PathBuf::from(\"cluster.toml\")"
+    )]
+    config: PathBuf,
+    /// which of the file's nodes this one is
+    #[argh(option, arg_name = "name", from_str_fn(arguments::text))]
+    node: Option<String>,
+    /// only judge the file, and print a line for each node: name, address, role
+    #[argh(switch)]
+    check_config: bool,
+    /// print the version
+    #[argh(switch, short = 'V')]
+    #[allow(dead_code)] // for the help text alone: `parse` answers it
+    version: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments: Arguments = match PROGRAM.parse(std::env::args_os().skip(1)) {
+        Ok(arguments) => arguments,
+        Err(exit) => return exit.finish(PROGRAM.name),
+    };
+    let config = match Config::load(&arguments.config) {
+        Ok(config) => config,
+        Err(error) => return fail(USAGE, &error.to_string()),
+    };
+    if arguments.check_config {
+        return check_config(&config);
+    }
+    let names = || {
+        let names: Vec<&str> = config.nodes.iter().map(|node| node.name.as_str()).collect();
+        format!("{} has {}", arguments.config.display(), names.join(", "))
+    };
+    let Some(name) = arguments.node.as_deref() else {
+        return usage(&format!("--node NAME is needed: {}", names()));
+    };
+    let Some(node) = config.node(name) else {
+        return usage(&format!("no node {name:?}: {}", names()));
+    };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    // A thread that panics has found a bug of ours. Half a node is worse than none.
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::abort();
+    }));
+    match serve(&config, node, &arguments.config.to_string_lossy()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(1, &error.to_string()),
+    }
+}
+
+fn serve(config: &Config, this: &NodeConfig, file: &str) -> Result<(), Box<dyn Error>> {
+    let leader = config.leader();
+    let role = if this.name == leader.name {
+        Role::Leader
+    } else {
+        Role::Follower {
+            leader_addr: Arc::from(leader.addr.as_str()),
+        }
+    };
+    let server =
+        Server::bind(&this.addr, Node::new(role), config.limits.clone()).map_err(|error| {
+            let remedy = match error.source.kind() {
+                io::ErrorKind::AddrInUse => "stop what listens there",
+                io::ErrorKind::PermissionDenied => "take a port above 1023",
+                _ => "the address has to be one of this machine's",
+            };
+            let name = &this.name;
+            format!("{error}; {remedy}, or change addr of node {name:?} in {file}")
+        })?;
+    let addr = server.local_addr();
+
+    // The order matters: the first signal finds `stopping` still unset and then sets it, so only a second one exits.
+    let stopping = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stopping))?;
+        flag::register(signal, Arc::clone(&stopping))?;
+    }
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let no_more_signals = signals.handle();
+    let stopper = server.stopper();
+    let waiter = thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for signal in &mut signals {
+                info!("{}: stopping", signal_name(signal).unwrap_or("signal"));
+                stopper.stop();
+            }
+        })?;
+
+    let (name, role) = (&this.name, role_name(config, this));
+    info!(
+        "node {name} of cluster {}: {role}, on {addr}",
+        config.cluster
+    );
+    say(&format!(
+        "{}: {name} ready on {addr} ({role})",
+        PROGRAM.name
+    ));
+    let served = server.run();
+    no_more_signals.close();
+    if waiter.join().is_err() {
+        error!("the thread that waits for signals has died");
+    }
+    served.map_err(|error| format!("cannot run: {error}"))?;
+    info!("node {name} has stopped");
+    Ok(())
+}
+
+fn check_config(config: &Config) -> ExitCode {
+    for node in &config.nodes {
+        say(&format!(
+            "{} {} {}",
+            node.name,
+            node.addr,
+            role_name(config, node)
+        ));
+    }
+    ExitCode::SUCCESS
+}
+
+fn role_name(config: &Config, node: &NodeConfig) -> &'static str {
+    if node.name == config.leader {
+        "leader"
+    } else {
+        "follower"
+    }
+}
+
+/// Prints a line on standard output. Whoever closed it does not want to read it.
+fn say(line: &str) {
+    let mut out = io::stdout();
+    drop(writeln!(out, "{line}").and_then(|()| out.flush()));
+}
+
+fn usage(message: &str) -> ExitCode {
+    Exit::Usage(message.to_owned()).finish(PROGRAM.name)
+}
+
+fn fail(code: u8, message: &str) -> ExitCode {
+    drop(writeln!(io::stderr(), "{}: {message}", PROGRAM.name));
+    ExitCode::from(code)
 }

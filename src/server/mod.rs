@@ -165,6 +165,8 @@ impl Server {
     pub fn run(&self) -> io::Result<()> {
         let (refused, incoming) = sync_channel(LINGER_QUEUE);
         thread::scope(|scope| {
+            // Dropped before the scope waits for its threads: the linger thread ends once no one can send to it.
+            let refused = refused;
             thread::Builder::new()
                 .name("linger".to_owned())
                 .spawn_scoped(scope, move || linger::run(&incoming))?;
@@ -272,9 +274,8 @@ impl Server {
                 value_len_max: self.limits.max_value_bytes,
             };
             let timeouts = Timeouts {
-                request: Duration::from_millis(self.limits.request_timeout_ms),
-                idle: (self.limits.idle_timeout_ms > 0)
-                    .then(|| Duration::from_millis(self.limits.idle_timeout_ms)),
+                request: self.limits.request_timeout,
+                idle: self.limits.idle_timeout,
             };
             let end = connection::serve(&stream, &self.node, limits, timeouts);
             // The place is free before the client can see that its connection is closed.
