@@ -1,0 +1,260 @@
+//! What bad input gets: a clear answer, and nothing is lost.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use gopherstore::wire::{Request, Status, request};
+
+use crate::node::{Node, Options, wait_for};
+use crate::vectors;
+use crate::{answer, closed, done, error, frames, pong};
+
+#[test]
+fn what_the_document_says_is_skipped_is_answered_and_skipped() {
+    let node = Node::start();
+    let stream = node.connect();
+    (&stream).write_all(&frames(&[Request::Ping])).unwrap();
+    assert_eq!(answer(&stream), pong());
+    let mut count = 0;
+    for vector in vectors::all() {
+        let Some(rest) = vector.meaning.strip_prefix("refused, skip ") else {
+            continue;
+        };
+        // The answer comes with the header; the rest of the frame may take its time.
+        let (header, payload) = vector.bytes.split_at(request::HEADER_LEN);
+        (&stream).write_all(header).unwrap();
+        assert_eq!(
+            error(&stream),
+            rest.split_once(": ").unwrap().1,
+            "line {}",
+            vector.line
+        );
+        (&stream).write_all(payload).unwrap();
+        (&stream).write_all(&frames(&[Request::Ping])).unwrap();
+        assert_eq!(answer(&stream), pong(), "after line {}", vector.line);
+        count += 1;
+    }
+    assert!(count >= 7);
+}
+
+#[test]
+fn a_large_unknown_frame_is_skipped_without_being_held() {
+    let node = Node::start();
+    let mut stream = node.connect();
+    let before = node.memory_kib("VmHWM");
+    let mut frame = b"\x7f\0\0\x02\0\0\0".to_vec();
+    frame.resize(frame.len() + (32 << 20), b'x');
+    stream.write_all(&frame).unwrap();
+    stream.write_all(&frames(&[Request::Ping])).unwrap();
+    assert_eq!(error(&stream), "unknown opcode 0x7f");
+    assert_eq!(answer(&stream), pong());
+    let grown = node.memory_kib("VmHWM") - before;
+    assert!(grown < 4 << 10, "{grown} KiB");
+}
+
+#[test]
+fn text_is_answered_on_its_first_byte_with_a_line_that_works() {
+    let node = Node::start();
+    for text in [
+        "P",
+        "PING\r\n",
+        "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        "*1\r\n$4\r\nPING\r\n",
+        "{",
+        "\n",
+    ] {
+        let mut stream = node.connect();
+        stream.write_all(text.as_bytes()).unwrap();
+        // The writing side stays open: the node has to answer and close by itself.
+        let message = error(&stream);
+        assert!(message.starts_with(&format!(
+            "the first byte is {:?}",
+            text.chars().next().unwrap()
+        )));
+        closed(&stream);
+
+        let line = message.split("; try: ").nth(1).unwrap();
+        assert_eq!(line.matches('\n').count(), 1);
+        if !["nc", "xxd"].iter().all(|tool| is_installed(tool)) {
+            eprintln!("skipped the line itself: nc or xxd is not installed");
+            continue;
+        }
+        let output = Command::new("sh").args(["-c", line]).output().unwrap();
+        let shown = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            shown.contains("0000 0000 0450 4f4e 47"),
+            "{line} printed {shown}"
+        );
+    }
+}
+
+fn is_installed(tool: &str) -> bool {
+    let look = format!("command -v {tool}");
+    Command::new("sh")
+        .args(["-c", &look])
+        .output()
+        .unwrap()
+        .status
+        .success()
+}
+
+#[test]
+fn opcodes_in_the_range_of_text_are_only_unknown_once_a_frame_has_come() {
+    let node = Node::start();
+    let mut stream = node.connect();
+    stream.write_all(&frames(&[Request::Ping])).unwrap();
+    stream.write_all(b"\x50\0\0\0\0\0\x01x").unwrap();
+    stream.write_all(&frames(&[Request::Ping])).unwrap();
+    assert_eq!(answer(&stream), pong());
+    assert_eq!(error(&stream), "unknown opcode 0x50");
+    assert_eq!(answer(&stream), pong());
+}
+
+#[test]
+fn the_answer_to_a_value_that_is_too_long_arrives_while_it_is_still_being_sent() {
+    let node = Node::start_with(&Options {
+        limits: "max_value_bytes = 1000",
+        ..Options::default()
+    });
+    let stream = node.connect();
+    let value = vec![b'x'; 50 << 20];
+    thread::scope(|scope| {
+        let mut writer = stream.try_clone().unwrap();
+        let frame = frames(&[Request::Set {
+            key: b"k",
+            value: &value,
+        }]);
+        let sent = scope.spawn(move || writer.write_all(&frame));
+        // Reads only when everything is sent, as a blocking client does: a reset would have taken the answer away.
+        sent.join().unwrap().unwrap();
+        assert_eq!(error(&stream), "value of 52428800 bytes, limit 1000");
+        closed(&stream);
+    });
+    let mut stream = node.connect();
+    let longest = vec![b'x'; 1000];
+    stream
+        .write_all(&frames(&[Request::Set {
+            key: b"k",
+            value: &longest,
+        }]))
+        .unwrap();
+    assert_eq!(answer(&stream), done());
+}
+
+#[test]
+fn answers_before_a_fault_arrive_before_its_error() {
+    let node = Node::start();
+    let mut bytes = frames(&[
+        Request::Set {
+            key: b"k",
+            value: b"v",
+        },
+        Request::Get { key: b"k" },
+    ]);
+    bytes.extend_from_slice(b"\x01\0\0\xff\xff\xff\xff and then anything");
+    let answers = node.exchange(&bytes);
+    let (good, bad) = answers.split_at(5 + 6);
+    assert_eq!(good, b"\0\0\0\0\0\0\0\0\0\x01v");
+    assert_eq!(bad[0], Status::Error.byte());
+    assert!(bad.ends_with(b"value of 4294967295 bytes, limit 67108864"));
+}
+
+#[test]
+fn of_a_frame_that_is_cut_nothing_is_applied_and_the_log_says_so_once() {
+    let node = Node::start();
+    let set = frames(&[Request::Set {
+        key: b"key",
+        value: b"value",
+    }]);
+    for len in 1..set.len() {
+        assert_eq!(node.exchange(&set[..len]), b"", "{len} bytes");
+    }
+    assert_eq!(
+        node.exchange(&frames(&[Request::Get { key: b"key" }])),
+        b"\x03\0\0\0\0"
+    );
+    let said = || node.log().matches("end of stream inside a frame").count();
+    wait_for("the log", || (said() >= set.len() - 1).then_some(()));
+    assert_eq!(said(), set.len() - 1);
+    assert!(
+        node.log()
+            .contains("end of stream inside a frame, 14 of 15 bytes"),
+        "{}",
+        node.log()
+    );
+}
+
+#[test]
+fn a_claim_of_4_gib_takes_no_memory_and_is_cut_off_in_time() {
+    let node = Node::start_with(&Options {
+        limits: "max_value_bytes = 4294967295\nrequest_timeout_ms = 400",
+        ..Options::default()
+    });
+    let before = node.memory_kib("VmRSS");
+    let claim = b"\x01\0\x01\xff\xff\xff\xff";
+    let clients: Vec<_> = (0..200)
+        .map(|_| {
+            let mut stream = node.connect();
+            stream.write_all(claim).unwrap();
+            stream
+        })
+        .collect();
+    // One of them goes on, a byte at a time; that must not win it more time.
+    let slow = node.connect();
+    (&slow).write_all(claim).unwrap();
+    thread::scope(|scope| {
+        let trickle = scope.spawn(|| {
+            wait_for("the end of patience with a slow client", || {
+                thread::sleep(Duration::from_millis(10));
+                (&slow).write_all(b"x").err()
+            })
+        });
+        assert_eq!(error(&slow), "request not whole after 400 ms, the limit");
+        closed(&slow);
+        slow.shutdown(Shutdown::Both).unwrap();
+        trickle.join().unwrap();
+    });
+    let grown = node.memory_kib("VmHWM").saturating_sub(before);
+    assert!(
+        grown < 200 * (64 + 32) + 1024,
+        "{grown} KiB for 200 clients"
+    );
+    for stream in &clients {
+        assert_eq!(error(stream), "request not whole after 400 ms, the limit");
+        closed(stream);
+    }
+}
+
+#[test]
+fn a_client_that_never_reads_is_cut_off_and_costs_bounded_memory() {
+    let node = Node::start_with(&Options {
+        limits: "max_connections = 1\nrequest_timeout_ms = 400",
+        ..Options::default()
+    });
+    let value = vec![b'x'; 1 << 20];
+    let mut stream = node.connect();
+    stream
+        .write_all(&frames(&[Request::Set {
+            key: b"k",
+            value: &value,
+        }]))
+        .unwrap();
+    assert_eq!(answer(&stream), done());
+    let before = node.memory_kib("VmHWM");
+    // A gigabyte of answers.
+    stream
+        .write_all(&frames(&[Request::Get { key: b"k" }; 1_000]))
+        .unwrap();
+    wait_for("the node to serve someone else", || {
+        let mut other = node.connect();
+        other.write_all(&frames(&[Request::Ping])).ok()?;
+        let mut status = [0];
+        other.read_exact(&mut status).ok()?;
+        (status[0] == Status::Ok.byte()).then_some(())
+    });
+    let grown = node.memory_kib("VmHWM") - before;
+    assert!(grown < 4 << 10, "{grown} KiB");
+}

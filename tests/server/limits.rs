@@ -1,0 +1,180 @@
+//! Connections: how many, how long, and what they cost.
+
+use std::io::Write;
+use std::sync::Barrier;
+use std::thread;
+
+use gopherstore::wire::{Request, Status};
+
+use crate::node::{Node, Options, wait_for};
+use crate::{answer, closed, error, frames, pong};
+
+#[test]
+fn the_limit_of_connections_is_exact_under_a_rush() {
+    let node = Node::start_with(&Options {
+        limits: "max_connections = 20",
+        ..Options::default()
+    });
+    for round in 0..5 {
+        let rush = Barrier::new(100);
+        let (mut served, mut turned_away) = (Vec::new(), 0);
+        thread::scope(|scope| {
+            let clients: Vec<_> = (0..100)
+                .map(|_| {
+                    scope.spawn(|| {
+                        rush.wait();
+                        let mut stream = node.connect();
+                        // Without reading the limit's ERROR first, as a client that expects an answer does.
+                        stream.write_all(&frames(&[Request::Ping])).unwrap();
+                        let first = answer(&stream);
+                        (stream, first)
+                    })
+                })
+                .collect();
+            for client in clients {
+                let (stream, (status, value)) = client.join().unwrap();
+                if status == Status::Ok {
+                    served.push(stream);
+                } else {
+                    assert_eq!(value, b"too many connections, limit 20");
+                    closed(&stream);
+                    turned_away += 1;
+                }
+            }
+        });
+        assert_eq!((served.len(), turned_away), (20, 80), "round {round}");
+        // Whoever is served stays served, and a place that becomes free is taken again.
+        for stream in &mut served {
+            stream.write_all(&frames(&[Request::Ping])).unwrap();
+            assert_eq!(answer(stream), pong());
+        }
+        drop(served);
+        wait_for("a free place", || {
+            let mut stream = node.connect();
+            stream.write_all(&frames(&[Request::Ping])).ok()?;
+            (answer(&stream) == pong()).then_some(())
+        });
+        wait_for("all places", || {
+            let log = node.log();
+            (log.matches("clients again").count() > round).then_some(())
+        });
+    }
+}
+
+#[test]
+fn an_idle_client_is_closed_and_a_busy_one_is_not() {
+    let node = Node::start_with(&Options {
+        limits: "idle_timeout_ms = 300",
+        ..Options::default()
+    });
+    let (idle, busy) = (node.connect(), node.connect());
+    thread::scope(|scope| {
+        // `closed` returns when the node has closed, so the busy one has been at it for at least the idle timeout.
+        let waiting = scope.spawn(|| closed(&idle));
+        while !waiting.is_finished() {
+            (&busy).write_all(&frames(&[Request::Ping])).unwrap();
+            assert_eq!(answer(&busy), pong());
+            thread::yield_now();
+        }
+        waiting.join().unwrap();
+    });
+    (&busy).write_all(&frames(&[Request::Ping])).unwrap();
+    assert_eq!(answer(&busy), pong());
+}
+
+#[test]
+fn running_out_of_descriptors_stops_nobody_who_is_served() {
+    let node = Node::start_with(&Options {
+        descriptors: Some(40),
+        ..Options::default()
+    });
+    let mut first = node.connect();
+    let mut rest: Vec<_> = (0..60).map(|_| node.connect()).collect();
+    wait_for("the node to run out", || {
+        node.log().contains("cannot accept clients").then_some(())
+    });
+    first.write_all(&frames(&[Request::Ping])).unwrap();
+    assert_eq!(answer(&first), pong());
+    let mut last = rest.pop().unwrap();
+    drop(rest);
+    // It was connected by the system and is served once there are descriptors again.
+    last.write_all(&frames(&[Request::Ping])).unwrap();
+    assert_eq!(answer(&last), pong());
+    assert_eq!(
+        node.log().matches("cannot accept clients").count(),
+        1,
+        "one line, not one a try"
+    );
+    assert!(node.log().contains("accepting clients again"));
+}
+
+#[test]
+fn an_idle_connection_costs_at_most_20_kib() {
+    const COUNT: u64 = 1_000;
+    let node = Node::start();
+    let mut clients = vec![node.connect()];
+    let ping = |stream: &mut std::net::TcpStream| {
+        stream.write_all(&frames(&[Request::Ping])).unwrap();
+        assert_eq!(answer(stream), pong());
+    };
+    ping(&mut clients[0]);
+    let before = node.memory_kib("VmRSS");
+    for _ in 0..COUNT {
+        let mut stream = node.connect();
+        ping(&mut stream);
+        clients.push(stream);
+    }
+    let each = (node.memory_kib("VmRSS") - before) * 1024 / COUNT;
+    assert!(each <= 20 << 10, "{each} bytes");
+}
+
+/// What a client's busy time cost is given back when it has nothing to do.
+#[test]
+fn buffers_of_clients_that_were_busy_are_released() {
+    let node = Node::start();
+    let value = vec![b'x'; 15_000];
+    let requests = frames(
+        &[Request::Set {
+            key: b"k",
+            value: &value,
+        }; 20],
+    );
+    let before = node.memory_kib("VmRSS");
+    let mut clients: Vec<_> = (0..100).map(|_| node.connect()).collect();
+    for stream in &mut clients {
+        stream.write_all(&requests).unwrap();
+        stream
+            .write_all(&frames(&[Request::Get { key: b"k" }; 10]))
+            .unwrap();
+        for _ in 0..20 + 10 {
+            assert_eq!(answer(stream).0, Status::Ok);
+        }
+    }
+    wait_for("the memory of 100 idle clients", || {
+        (node.memory_kib("VmRSS") < before + 100 * 32).then_some(())
+    });
+    for stream in &mut clients {
+        stream.write_all(&frames(&[Request::Ping])).unwrap();
+        assert_eq!(answer(stream), pong());
+    }
+    assert!(error_free(&node));
+}
+
+fn error_free(node: &Node) -> bool {
+    !node.log().lines().any(|line| line.contains("ERROR"))
+}
+
+/// So that `error` is used in this file as in the others: a turned-away client reads the limit without having asked.
+#[test]
+fn a_turned_away_client_is_told_without_asking() {
+    let node = Node::start_with(&Options {
+        limits: "max_connections = 1",
+        ..Options::default()
+    });
+    let mut first = node.connect();
+    first.write_all(&frames(&[Request::Ping])).unwrap();
+    assert_eq!(answer(&first), pong());
+    let second = node.connect();
+    assert_eq!(error(&second), "too many connections, limit 1");
+    closed(&second);
+}

@@ -1,0 +1,57 @@
+//! The built server, talked to byte by byte.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod bad_input;
+mod limits;
+#[path = "../support/node.rs"]
+mod node;
+mod process;
+mod requests;
+#[path = "../protocol/vectors.rs"]
+mod vectors;
+
+use std::io::Read;
+use std::net::TcpStream;
+
+use gopherstore::wire::{Request, Status};
+
+/// Requests as bytes, one after another.
+fn frames(requests: &[Request<'_>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for request in requests {
+        request.encode(&mut bytes).unwrap();
+    }
+    bytes
+}
+
+/// Reads one answer.
+fn answer(mut stream: &TcpStream) -> (Status, Vec<u8>) {
+    let mut header = [0; 5];
+    stream.read_exact(&mut header).unwrap();
+    let len = u32::from_be_bytes(header[1..].try_into().unwrap());
+    let mut value = vec![0; usize::try_from(len).unwrap()];
+    stream.read_exact(&mut value).unwrap();
+    (Status::try_from(header[0]).unwrap(), value)
+}
+
+/// Reads one answer, an ERROR, and gives its message.
+fn error(stream: &TcpStream) -> String {
+    let (status, value) = answer(stream);
+    let message = String::from_utf8(value).unwrap();
+    assert_eq!(status, Status::Error, "{message}");
+    message
+}
+
+/// The node has closed in good order: an end of stream, and no reset.
+fn closed(mut stream: &TcpStream) {
+    let mut rest = Vec::new();
+    assert_eq!(stream.read_to_end(&mut rest).unwrap(), 0, "{rest:?}");
+}
+
+fn pong() -> (Status, Vec<u8>) {
+    (Status::Ok, b"PONG".to_vec())
+}
+
+fn done() -> (Status, Vec<u8>) {
+    (Status::Ok, Vec::new())
+}

@@ -1,0 +1,180 @@
+//! What a well-behaved client gets.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::thread;
+
+use gopherstore::wire::{Request, Status};
+
+use crate::node::{Node, Options, wait_for};
+use crate::vectors;
+use crate::{answer, done, frames, pong};
+
+/// The conversations of `docs/GBP.md`: each request that is followed by an answer.
+fn conversations() -> Vec<(Vec<u8>, Vec<u8>)> {
+    let all: Vec<_> = vectors::all().into_iter().filter(|v| !v.is_refused()).collect();
+    let pairs: Vec<_> = all
+        .windows(2)
+        .filter(|pair| pair[0].from_client && !pair[1].from_client)
+        .map(|pair| (pair[0].bytes.clone(), pair[1].bytes.clone()))
+        .collect();
+    assert!(pairs.len() >= 13);
+    pairs
+}
+
+#[test]
+fn the_conversations_of_the_document_happen_as_it_says() {
+    let node = Node::start();
+    let mut stream = node.connect();
+    for (request, expected) in conversations() {
+        stream.write_all(&request).unwrap();
+        let mut got = vec![0; expected.len()];
+        stream.read_exact(&mut got).unwrap();
+        assert_eq!(got, expected, "to {}", request.escape_ascii());
+    }
+}
+
+#[test]
+fn the_same_conversations_pipelined_and_half_closed_or_byte_by_byte() {
+    let (requests, answers): (Vec<_>, Vec<_>) = conversations().into_iter().unzip();
+    let node = Node::start();
+    assert_eq!(node.exchange(&requests.concat()), answers.concat());
+
+    let node = Node::start();
+    let mut stream = node.connect();
+    for byte in requests.concat() {
+        stream.write_all(&[byte]).unwrap();
+    }
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut got = Vec::new();
+    stream.read_to_end(&mut got).unwrap();
+    assert_eq!(got, answers.concat());
+}
+
+#[test]
+fn an_answer_is_not_held_back_for_the_rest_of_the_next_request() {
+    let node = Node::start();
+    let mut stream = node.connect();
+    let set = frames(&[Request::Set {
+        key: b"k",
+        value: b"v",
+    }]);
+    for at in 1..set.len() {
+        stream.write_all(&frames(&[Request::Ping])).unwrap();
+        stream.write_all(&set[..at]).unwrap();
+        assert_eq!(answer(&stream), pong());
+        stream.write_all(&set[at..]).unwrap();
+        assert_eq!(answer(&stream), done());
+    }
+}
+
+#[test]
+fn a_hundred_thousand_pipelined_requests_are_answered_in_order() {
+    let node = Node::start();
+    let mut stream = node.connect();
+    let count = 100_000_u32;
+    let requests: Vec<u8> = (0..count)
+        .flat_map(|n| {
+            let (key, value) = ((n % 100).to_be_bytes(), n.to_be_bytes());
+            frames(&[
+                Request::Set {
+                    key: &key,
+                    value: &value,
+                },
+                Request::Get { key: &key },
+            ])
+        })
+        .collect();
+    thread::scope(|scope| {
+        let mut writer = stream.try_clone().unwrap();
+        scope.spawn(move || {
+            writer.write_all(&requests).unwrap();
+            writer.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut answers = Vec::new();
+        stream.read_to_end(&mut answers).unwrap();
+        let expected: Vec<u8> = (0..count)
+            .flat_map(|n| [&b"\0\0\0\0\0\0\0\0\0\x04"[..], &n.to_be_bytes()].concat())
+            .collect();
+        assert!(answers == expected);
+    });
+}
+
+#[test]
+fn clients_see_what_other_clients_wrote() {
+    let node = Node::start();
+    let (mut one, mut other) = (node.connect(), node.connect());
+    for n in 0..100_u8 {
+        one.write_all(&frames(&[Request::Set {
+            key: b"k",
+            value: &[n],
+        }]))
+        .unwrap();
+        assert_eq!(answer(&one), done());
+        other
+            .write_all(&frames(&[Request::Get { key: b"k" }]))
+            .unwrap();
+        assert_eq!(answer(&other), (Status::Ok, vec![n]));
+    }
+}
+
+/// The largest value that is allowed goes in and comes out whole, and its memory goes when it does.
+#[test]
+fn a_value_of_64_mib_passes_and_leaves_no_memory_behind() {
+    let node = Node::start();
+    let value: Vec<u8> = (0_u32..16 << 20).flat_map(u32::to_ne_bytes).collect();
+    let mut stream = node.connect();
+    stream.write_all(&frames(&[Request::Ping])).unwrap();
+    assert_eq!(answer(&stream), pong());
+    let before = node.memory_kib("VmRSS");
+    stream
+        .write_all(&frames(&[Request::Set {
+            key: b"large",
+            value: &value,
+        }]))
+        .unwrap();
+    assert_eq!(answer(&stream), done());
+    stream
+        .write_all(&frames(&[Request::Get { key: b"large" }]))
+        .unwrap();
+    let (status, got) = answer(&stream);
+    assert_eq!(status, Status::Ok);
+    assert!(got == value, "another value");
+    let stored = node.memory_kib("VmRSS") - before;
+    assert!(
+        stored < (64 + 8) << 10,
+        "{stored} KiB for a value of 65,536"
+    );
+    stream
+        .write_all(&frames(&[Request::Del { key: b"large" }]))
+        .unwrap();
+    assert_eq!(answer(&stream), done());
+    wait_for("the memory to be given back", || {
+        (node.memory_kib("VmRSS") < before + (8 << 10)).then_some(())
+    });
+}
+
+#[test]
+fn a_follower_names_the_leader_and_has_nothing_to_read() {
+    let node = Node::start_with(&Options {
+        follower: true,
+        ..Options::default()
+    });
+    let mut stream = node.connect();
+    let leader = (Status::NotLeader, b"127.0.0.1:1".to_vec());
+    stream
+        .write_all(&frames(&[
+            Request::Set {
+                key: b"k",
+                value: b"v",
+            },
+            Request::Del { key: b"k" },
+            Request::Get { key: b"k" },
+            Request::Ping,
+        ]))
+        .unwrap();
+    assert_eq!(answer(&stream), leader);
+    assert_eq!(answer(&stream), leader);
+    assert_eq!(answer(&stream).0, Status::Loading);
+    assert_eq!(answer(&stream), pong());
+}

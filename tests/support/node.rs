@@ -1,0 +1,198 @@
+//! A node of its own process, which is gone when the test is.
+
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// How long a test waits for anything that must come. Long, since it is waited for in full only by a test that fails.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Polls until `condition` gives something.
+pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A running `gopherstore-server` with a folder of its own.
+#[derive(Debug)]
+pub struct Node {
+    child: Child,
+    pub addr: SocketAddr,
+    dir: TempDir,
+}
+
+/// How a [`Node`] is started.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Lines of the `[limits]` section.
+    pub limits: &'static str,
+    /// Start the node `n2`, which follows a leader that is not there.
+    pub follower: bool,
+    /// File descriptors that the process may have.
+    pub descriptors: Option<u32>,
+}
+
+impl Node {
+    pub fn start() -> Node {
+        Node::start_with(&Options::default())
+    }
+
+    pub fn start_with(options: &Options) -> Node {
+        // A node of a cluster of one has the system choose its port. A follower needs a cluster and so a number; where
+        // somebody else takes the port before the node does, there is another.
+        for _ in 0..20 {
+            let port = if options.follower { free_port() } else { 0 };
+            if let Some(node) = Node::try_start(options, port) {
+                return node;
+            }
+        }
+        panic!("no free port in 20 tries")
+    }
+
+    fn try_start(options: &Options, port: u16) -> Option<Node> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config =
+            "cluster = \"test\"\nleader = \"n1\"\n[[node]]\nname = \"n1\"\n".to_owned();
+        if options.follower {
+            // Port 1 of this machine, where nothing listens.
+            write!(config, "addr = \"127.0.0.1:1\"\n[[node]]\nname = \"n2\"\n").unwrap();
+        }
+        write!(
+            config,
+            "addr = \"127.0.0.1:{port}\"\n[limits]\n{}\n",
+            options.limits
+        )
+        .unwrap();
+        std::fs::write(dir.path().join("cluster.toml"), config).unwrap();
+        let log = std::fs::File::create(dir.path().join("log")).unwrap();
+        let mut command = match options.descriptors {
+            Some(count) => {
+                let mut command = Command::new("sh");
+                let script = format!("ulimit -n {count}; exec \"$0\" \"$@\"");
+                command.args(["-c", &script, env!("CARGO_BIN_EXE_gopherstore-server")]);
+                command
+            }
+            None => Command::new(env!("CARGO_BIN_EXE_gopherstore-server")),
+        };
+        let mut child = command
+            .args(["--config", "cluster.toml", "--node"])
+            .arg(if options.follower { "n2" } else { "n1" })
+            .current_dir(dir.path())
+            .env("RUST_LOG", "debug")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let mut node = Node {
+            child,
+            addr: ([0, 0, 0, 0], 0).into(),
+            dir,
+        };
+        if line.is_empty() {
+            let status = node.wait();
+            let log = node.log();
+            assert!(log.contains("Address already in use"), "{status}: {log}");
+            return None;
+        }
+        // gopherstore-server: n1 ready on 127.0.0.1:8000 (leader)
+        let addr = line
+            .split(" ready on ")
+            .nth(1)
+            .and_then(|rest| rest.split(' ').next());
+        node.addr = addr
+            .and_then(|addr| addr.parse().ok())
+            .unwrap_or_else(|| panic!("{line:?}"));
+        Some(node)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What the node has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.path().join("log")
+    }
+
+    /// A field of `/proc/PID/status` in KiB: `VmRSS` now, `VmHWM` at the most so far.
+    pub fn memory_kib(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let pid = self.pid().to_string();
+        let status = Command::new("kill")
+            .args(["-s", name, &pid])
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits until the process ends by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        let child = &mut self.child;
+        wait_for("the node's end", || child.try_wait().unwrap())
+    }
+
+    /// A connection that does not wait for ever.
+    pub fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.addr).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream
+    }
+
+    /// Sends bytes on a connection of their own, shuts down the writing side and reads all that comes.
+    pub fn exchange(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut stream = self.connect();
+        stream.write_all(bytes).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut answers = Vec::new();
+        stream.read_to_end(&mut answers).unwrap();
+        answers
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.log_path()).unwrap_or_default();
+            let tail: Vec<&str> = log.lines().rev().take(30).collect();
+            eprintln!(
+                "--- the node's last lines, newest first\n{}",
+                tail.join("\n")
+            );
+        }
+    }
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}
