@@ -15,7 +15,8 @@ config=${1:-$config_default}
 
 binaries
 members=$("$server" --check-config --config "$config")
-read -r name _ < <(grep ' leader$' <<<"$members")
+name=$(sed -n 's/^\([^ ]*\) .* leader$/\1/p' <<<"$members")
+[[ -n $name ]] || fail "$server --check-config names no leader of $config"
 work=$(mktemp -d)
 node=
 
