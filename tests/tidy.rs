@@ -201,12 +201,20 @@ fn module(path: &Path) -> Option<String> {
     (name != "lib" && name != "bin").then(|| name.to_owned())
 }
 
-/// Numbered lines of code: no comments, and nothing from the tests on, which stand at a file's end.
-fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    (1..)
-        .zip(text.lines())
-        .take_while(|(_, line)| !line.starts_with("#[cfg(test)]"))
-        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+/// Numbered lines of code: no comments, and no item at the margin that is for tests alone.
+fn code_lines(text: &str) -> Vec<(usize, &str)> {
+    let mut lines = Vec::new();
+    let mut is_test = false;
+    for (number, line) in (1..).zip(text.lines()) {
+        is_test |= line == "#[cfg(test)]";
+        if !is_test && !line.trim_start().starts_with("//") {
+            lines.push((number, line));
+        }
+        // rustfmt puts the end of such an item at the margin, and everything within it further right.
+        let is_end = line == "}" || (line.ends_with(';') && !line.starts_with(' '));
+        is_test &= !is_end;
+    }
+    lines
 }
 
 /// The lines of code, those of a `use` in one, with the number of the first.
@@ -273,7 +281,7 @@ fn mentions(code: &str, text: &str) -> bool {
 }
 
 #[test]
-fn used_modules_are_found() {
+fn modules_are_found_where_they_are_used() {
     assert_eq!(modules_used("use crate::wire::Request;"), ["wire"]);
     assert_eq!(
         modules_used("    crate::store::f(crate::node::X)"),
