@@ -979,6 +979,9 @@ addr = "127.0.0.1:8001"
             let example = format!("{GOOD}[limits]\nmax_connections = 7\n[replication]\nleader_timeout_ms = 5000\n");
             let mut text: Vec<char> = example.chars().collect();
             for (at, how, char) in changes {
+                if text.is_empty() {
+                    break;
+                }
                 let at = at.index(text.len());
                 match how {
                     0 => text[at] = char,

@@ -30,7 +30,8 @@ impl Place {
     }
 }
 
-/// Why there is no [`Config`](super::Config): one line that names the file, the line and the key, with the value and the remedy.
+/// Why there is no [`Config`](super::Config): one line that names the file, the line and the key, with the value and
+/// the remedy.
 #[derive(Debug)]
 pub struct ConfigError {
     file: String,

@@ -1,0 +1,297 @@
+//! The shape of the sources: which module may use which, and what no file may hold.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What each module of `src/` may use of ours, beside itself. Arrows point one way, so that each module can be read,
+/// tested and changed with no knowledge of those above it.
+const MAY_USE: [(&str, &[&str]); 8] = [
+    ("wire", &[]),
+    ("config", &[]),
+    ("arguments", &[]),
+    ("entry", &["wire"]),
+    ("client", &["wire"]),
+    ("store", &["entry", "wire"]),
+    ("node", &["store", "entry", "wire"]),
+    (
+        "server",
+        &["node", "store", "entry", "wire", "config", "arguments"],
+    ),
+];
+
+/// Modules that are pure: what they do follows from their arguments alone, so they are tested without waiting, and can
+/// run anywhere.
+const PURE: [&str; 2] = ["wire", "entry"];
+
+/// What a pure module does not touch.
+const IMPURE: [&str; 9] = [
+    "std::net",
+    "std::thread",
+    "std::fs",
+    "std::env",
+    "std::io::",
+    "Instant::now",
+    "SystemTime",
+    "log::",
+    "println!",
+];
+
+/// Columns of the longest line.
+const COLUMNS_MAX: usize = 120;
+
+#[test]
+fn arrows_between_modules_point_one_way() {
+    let mut faults = Vec::new();
+    for (path, text) in sources("src") {
+        let Some(module) = module(&path) else {
+            continue; // the library's root and the binaries stand above all modules
+        };
+        let Some((_, may_use)) = MAY_USE.iter().find(|(name, _)| *name == module) else {
+            faults.push(format!(
+                "{}: module {module} is not in MAY_USE of tests/tidy.rs: decide what it may use, and add it",
+                path.display()
+            ));
+            continue;
+        };
+        for (line, code) in statements(&text) {
+            for used in modules_used(&code) {
+                if used != module && !may_use.contains(&used) {
+                    faults.push(format!(
+                        "{}:{line}: {module} uses {used}, and may use only {may_use:?}: pass in what it needs, or move \
+                         the code up to a module that may know both",
+                        path.display()
+                    ));
+                }
+            }
+        }
+    }
+    report(&faults);
+}
+
+#[test]
+fn pure_modules_know_no_socket_thread_clock_file_or_log() {
+    let mut faults = Vec::new();
+    for (path, text) in sources("src") {
+        if !module(&path).is_some_and(|module| PURE.contains(&module.as_str())) {
+            continue;
+        }
+        for (line, code) in code_lines(&text) {
+            for impure in IMPURE.iter().filter(|impure| mentions(code, impure)) {
+                faults.push(format!(
+                    "{}:{line}: {impure} in a pure module: let the caller do that, and pass in the result",
+                    path.display()
+                ));
+            }
+        }
+    }
+    report(&faults);
+}
+
+#[test]
+fn no_file_holds_what_is_unfinished_or_too_wide() {
+    // Put together here, so that this file does not hold them.
+    let unfinished = [
+        (
+            concat!("#[ign", "ore"),
+            "a test that does not run proves nothing: make it run, or delete it",
+        ),
+        (
+            concat!("tod", "o!("),
+            "finish it, or return an error that says what is missing",
+        ),
+        (
+            concat!("unimpl", "emented!("),
+            "finish it, or return an error that says what is missing",
+        ),
+        (concat!("db", "g!("), "delete it"),
+    ];
+    let mut faults = Vec::new();
+    for (path, text) in ["src", "tests", "fuzz", "benches"]
+        .into_iter()
+        .flat_map(sources)
+    {
+        for (line, content) in (1..).zip(text.lines()) {
+            let place = format!("{}:{line}", path.display());
+            let columns = content.chars().count();
+            if columns > COLUMNS_MAX {
+                faults.push(format!(
+                    "{place}: {columns} columns, limit {COLUMNS_MAX}: break the line"
+                ));
+            }
+            for (text, remedy) in unfinished {
+                if content.contains(text) {
+                    faults.push(format!("{place}: {text}: {remedy}"));
+                }
+            }
+        }
+    }
+    report(&faults);
+}
+
+#[cfg(unix)]
+#[test]
+fn scripts_can_be_run() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let mut scripts: Vec<PathBuf> = fs::read_dir(root().join("scripts"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "sh"))
+        .collect();
+    scripts.push(root().join(".ci/run"));
+    assert!(scripts.len() > 3, "scripts are missing: {scripts:?}");
+    let faults: Vec<String> = scripts
+        .iter()
+        .filter(|path| fs::metadata(path).unwrap().permissions().mode() & 0o111 != 0o111)
+        .map(|path| {
+            let path = path.strip_prefix(root()).unwrap().display();
+            format!("{path}: not executable: chmod +x {path}")
+        })
+        .collect();
+    report(&faults);
+}
+
+#[track_caller]
+fn report(faults: &[String]) {
+    assert!(
+        faults.is_empty(),
+        "{} to mend:\n{}",
+        faults.len(),
+        faults.join("\n")
+    );
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every Rust file below `folder`, by its path from the repository's root. A folder that is not there has none.
+fn sources(folder: &str) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = fs::read_dir(&folder) else {
+            continue;
+        };
+        for entry in entries {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                if path.file_name().is_some_and(|name| name != "target") {
+                    folders.push(path);
+                }
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                found.push((path.strip_prefix(root()).unwrap().to_path_buf(), text));
+            }
+        }
+    }
+    assert!(
+        folder == "benches" || !found.is_empty(),
+        "no sources in {folder}"
+    );
+    found.sort();
+    found
+}
+
+/// The top-level module that a file of `src/` belongs to; none for the library's root and the binaries.
+fn module(path: &Path) -> Option<String> {
+    let first = path.strip_prefix("src").ok()?.iter().next()?.to_str()?;
+    let name = first.strip_suffix(".rs").unwrap_or(first);
+    (name != "lib" && name != "bin").then(|| name.to_owned())
+}
+
+/// Numbered lines of code: no comments, and no item at the margin that is for tests alone.
+fn code_lines(text: &str) -> Vec<(usize, &str)> {
+    let mut lines = Vec::new();
+    let mut is_test = false;
+    for (number, line) in (1..).zip(text.lines()) {
+        is_test |= line == "#[cfg(test)]";
+        if !is_test && !line.trim_start().starts_with("//") {
+            lines.push((number, line));
+        }
+        // rustfmt puts the end of such an item at the margin, and everything within it further right.
+        let is_end = line == "}" || (line.ends_with(';') && !line.starts_with(' '));
+        is_test &= !is_end;
+    }
+    lines
+}
+
+/// The lines of code, those of a `use` in one, with the number of the first.
+fn statements(text: &str) -> Vec<(usize, String)> {
+    let mut statements: Vec<(usize, String)> = Vec::new();
+    for (line, code) in code_lines(text) {
+        match statements.last_mut() {
+            Some((_, open))
+                if open.contains("use ") && open.contains('{') && !open.contains(';') =>
+            {
+                open.push_str(code);
+            }
+            _ => statements.push((line, code.to_owned())),
+        }
+    }
+    statements
+}
+
+/// The top-level modules that come after each `crate::` of `code`, singly or in braces, over several lines too.
+fn modules_used(code: &str) -> Vec<&str> {
+    let mut used = Vec::new();
+    for (at, found) in code.match_indices("crate::") {
+        let path = &code[at + found.len()..];
+        let Some(group) = path.strip_prefix('{') else {
+            used.extend(module_of(path));
+            continue;
+        };
+        // Of `{wire::{Request, Opcode}, store}` what begins an item of the outer braces.
+        let (mut depth, mut begin) = (1, 0);
+        for (at, char) in group.char_indices() {
+            match char {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                _ => {}
+            }
+            if (char == ',' && depth == 1) || depth == 0 {
+                used.extend(module_of(group[begin..at].trim()));
+                begin = at + 1;
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+    }
+    used
+}
+
+/// The module that a path from the library's root begins with.
+fn module_of(path: &str) -> Option<&str> {
+    let name = path
+        .split(|char: char| !char.is_alphanumeric() && char != '_')
+        .next()?;
+    match name {
+        // The one item that the root re-exports.
+        "Client" => Some("client"),
+        _ => name.starts_with(char::is_lowercase).then_some(name),
+    }
+}
+
+/// Whether a line holds `text`, and not as the end of a longer name, as `catalog::` ends with `log::`.
+fn mentions(code: &str, text: &str) -> bool {
+    code.match_indices(text)
+        .any(|(at, _)| !code[..at].ends_with(|char: char| char.is_alphanumeric() || char == '_'))
+}
+
+#[test]
+fn modules_are_found_where_they_are_used() {
+    assert_eq!(modules_used("use crate::wire::Request;"), ["wire"]);
+    assert_eq!(
+        modules_used("    crate::store::f(crate::node::X)"),
+        ["store", "node"]
+    );
+    assert_eq!(
+        modules_used("use crate::{wire::Request, store};"),
+        ["wire", "store"]
+    );
+    assert_eq!(modules_used("pub(crate) use crate::Client;"), ["client"]);
+    assert!(mentions("log::info!()", "log::"));
+    assert!(!mentions("catalog::info!()", "log::"));
+}
