@@ -1,7 +1,7 @@
 //! The server: arguments, configuration, listen, serve until told to stop.
 //!
-//! Exit codes: 0 stopped in good order · 1 cannot listen or run · 2 wrong arguments or configuration · 130, 143 ended at
-//! once by a second SIGINT or SIGTERM · 134 (SIGABRT) a bug of our own, whose message is in the log.
+//! Exit codes: 0 stopped in good order · 1 cannot listen or run · 2 wrong arguments or configuration · 130 and 143
+//! ended at once by a second SIGINT or SIGTERM · 134 (SIGABRT) a bug of our own, whose message is on standard error.
 
 use std::error::Error;
 use std::io::{self, Write};

@@ -16,9 +16,6 @@ const FLUSH_BYTES: usize = 64 << 10;
 /// A value at least this long is written from its entry and not copied to the other answers first.
 const DIRECT_BYTES: usize = 16 << 10;
 
-/// How long a connection that has nothing to do keeps the memory that a busier time gave it.
-const RELEASE_AFTER: Duration = Duration::from_secs(1);
-
 /// The timeouts of one connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timeouts {
@@ -26,6 +23,8 @@ pub(super) struct Timeouts {
     pub(super) request: Duration,
     /// Between requests; `None` for ever.
     pub(super) idle: Option<Duration>,
+    /// How long a connection that has nothing to do keeps the memory that a busier time gave it.
+    pub(super) release: Duration,
 }
 
 /// How a connection ended.
@@ -72,22 +71,7 @@ impl fmt::Display for Refusal {
 
 /// Serves one client until it leaves or has to.
 pub(super) fn serve(stream: &TcpStream, node: &Node, limits: Limits, timeouts: Timeouts) -> End {
-    let mut connection = Connection {
-        stream,
-        node,
-        limits,
-        timeouts,
-        input: Buffer::new(),
-        output: Output {
-            stream,
-            pending: Vec::new(),
-        },
-        skip: 0,
-        spoke: false,
-        deadline: None,
-        read_timeout: None,
-    };
-    match connection.run() {
+    match Connection::new(stream, node, limits, timeouts).run() {
         Ok(end) => end,
         Err(error) => End::Failed(error),
     }
@@ -118,7 +102,30 @@ enum Wait {
     Idle,
 }
 
-impl Connection<'_> {
+impl<'a> Connection<'a> {
+    const fn new(
+        stream: &'a TcpStream,
+        node: &'a Node,
+        limits: Limits,
+        timeouts: Timeouts,
+    ) -> Connection<'a> {
+        Connection {
+            stream,
+            node,
+            limits,
+            timeouts,
+            input: Buffer::new(),
+            output: Output {
+                stream,
+                pending: Vec::new(),
+            },
+            skip: 0,
+            spoke: false,
+            deadline: None,
+            read_timeout: None,
+        }
+    }
+
     fn run(&mut self) -> io::Result<End> {
         self.stream.set_nodelay(true)?;
         self.stream.set_write_timeout(Some(self.timeouts.request))?;
@@ -238,7 +245,7 @@ impl Connection<'_> {
                         if self.timeouts.idle.is_some_and(|idle| idle <= waited) {
                             return Ok(Wait::Idle);
                         }
-                        if is_grown && waited >= RELEASE_AFTER {
+                        if is_grown && waited >= self.timeouts.release {
                             self.input.release();
                             self.output.release();
                         }
@@ -256,7 +263,7 @@ impl Connection<'_> {
         let idle = self.timeouts.idle.filter(|_| self.is_between_frames());
         let release = (self.is_between_frames()
             && (self.input.is_grown() || self.output.is_grown()))
-        .then_some(RELEASE_AFTER);
+        .then_some(self.timeouts.release);
         [
             self.deadline,
             idle.map(|idle| since + idle),
@@ -340,4 +347,55 @@ fn write_all_of_two(mut stream: &TcpStream, first: &[u8], second: &[u8]) -> io::
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::node::Role;
+    use crate::wire::Request;
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (client, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn memory_of_a_busy_time_is_given_back_when_there_is_nothing_to_do() {
+        let (mut client, stream) = pair();
+        let node = Node::new(Role::Leader);
+        let timeouts = Timeouts {
+            request: Duration::from_secs(30),
+            idle: Some(Duration::from_millis(60)),
+            release: Duration::from_millis(20),
+        };
+        let mut connection = Connection::new(&stream, &node, Limits::default(), timeouts);
+        let mut frames = Vec::new();
+        let value = [b'x'; 15_000];
+        Request::Set {
+            key: b"k",
+            value: &value,
+        }
+        .encode(&mut frames)
+        .unwrap();
+        for _ in 0..3 {
+            Request::Get { key: b"k" }.encode(&mut frames).unwrap();
+        }
+        client.write_all(&frames).unwrap();
+        while connection.output.pending.len() < 45_000 {
+            let needed = connection.answer_whole_requests().unwrap().unwrap();
+            if connection.output.pending.len() < 45_000 {
+                assert!(matches!(connection.wait(needed).unwrap(), Wait::Bytes));
+            }
+        }
+        connection.output.flush().unwrap();
+        assert!(connection.input.is_grown() && connection.output.is_grown());
+        // The idle timeout is the longer one, so when it is over the memory has to be gone.
+        assert!(matches!(connection.wait(HEADER_LEN).unwrap(), Wait::Idle));
+        assert!(!connection.input.is_grown() && !connection.output.is_grown());
+    }
 }

@@ -43,6 +43,9 @@ const BACKLOG: i32 = 4_096;
 /// Stack of a connection's thread, in bytes. Only pages that are touched cost memory.
 const STACK_BYTES: usize = 128 << 10;
 
+/// How long a connection that has nothing to do keeps the memory that a busier time gave it.
+const RELEASE_AFTER: Duration = Duration::from_secs(1);
+
 /// How long requests in flight may take once the server stops.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
@@ -276,6 +279,7 @@ impl Server {
             let timeouts = Timeouts {
                 request: self.limits.request_timeout,
                 idle: self.limits.idle_timeout,
+                release: RELEASE_AFTER,
             };
             let end = connection::serve(&stream, &self.node, limits, timeouts);
             // The place is free before the client can see that its connection is closed.

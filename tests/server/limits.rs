@@ -128,43 +128,6 @@ fn an_idle_connection_costs_at_most_20_kib() {
     assert!(each <= 20 << 10, "{each} bytes");
 }
 
-/// What a client's busy time cost is given back when it has nothing to do.
-#[test]
-fn buffers_of_clients_that_were_busy_are_released() {
-    let node = Node::start();
-    let value = vec![b'x'; 15_000];
-    let requests = frames(
-        &[Request::Set {
-            key: b"k",
-            value: &value,
-        }; 20],
-    );
-    let before = node.memory_kib("VmRSS");
-    let mut clients: Vec<_> = (0..100).map(|_| node.connect()).collect();
-    for stream in &mut clients {
-        stream.write_all(&requests).unwrap();
-        stream
-            .write_all(&frames(&[Request::Get { key: b"k" }; 10]))
-            .unwrap();
-        for _ in 0..20 + 10 {
-            assert_eq!(answer(stream).0, Status::Ok);
-        }
-    }
-    wait_for("the memory of 100 idle clients", || {
-        (node.memory_kib("VmRSS") < before + 100 * 32).then_some(())
-    });
-    for stream in &mut clients {
-        stream.write_all(&frames(&[Request::Ping])).unwrap();
-        assert_eq!(answer(stream), pong());
-    }
-    assert!(error_free(&node));
-}
-
-fn error_free(node: &Node) -> bool {
-    !node.log().lines().any(|line| line.contains("ERROR"))
-}
-
-/// So that `error` is used in this file as in the others: a turned-away client reads the limit without having asked.
 #[test]
 fn a_turned_away_client_is_told_without_asking() {
     let node = Node::start_with(&Options {

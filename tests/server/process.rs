@@ -35,7 +35,7 @@ fn a_signal_stops_the_node_in_good_order() {
         let mut busy = node.connect();
         busy.write_all(&frames(&[Request::Ping])).unwrap();
         assert_eq!(answer(&busy), pong());
-        // Both sides of a request in flight: one whole, of which the answer must come, and one that never will be.
+        // A request that is not whole yet, and never will be.
         let set = frames(&[Request::Set {
             key: b"k",
             value: b"v",
@@ -162,7 +162,7 @@ fn wrong_arguments_and_files_are_one_clear_line_and_exit_2() {
     for (arguments, part) in [
         (&["--config", file, "--node", "n2"][..], "no node \"n2\""),
         (&["--config", file], "--node NAME is needed"),
-        (&["--config", bad, "--node", "n1"], "bad.toml:2: "),
+        (&["--config", bad, "--node", "n1"], "bad.toml:2:1: laeder: "),
         (
             &["--config", "/nowhere/cluster.toml", "--node", "n1"],
             "/nowhere/cluster.toml",

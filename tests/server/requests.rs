@@ -12,7 +12,10 @@ use crate::{answer, done, frames, pong};
 
 /// The conversations of `docs/GBP.md`: each request that is followed by an answer.
 fn conversations() -> Vec<(Vec<u8>, Vec<u8>)> {
-    let all: Vec<_> = vectors::all().into_iter().filter(|v| !v.is_refused()).collect();
+    let all: Vec<_> = vectors::all()
+        .into_iter()
+        .filter(|v| !v.is_refused())
+        .collect();
     let pairs: Vec<_> = all
         .windows(2)
         .filter(|pair| pair[0].from_client && !pair[1].from_client)
