@@ -72,23 +72,32 @@ impl Node {
     pub fn execute(&self, frame: &RequestFrame<'_>) -> Reply {
         match (frame.request(), &self.role) {
             (Request::Ping, _) => Reply::Pong,
-            (Request::Set { .. } | Request::Del { .. }, Role::Follower { leader_addr }) => {
-                Reply::NotLeader(Arc::clone(leader_addr))
-            }
-            (Request::Get { .. }, Role::Follower { .. }) => {
-                Reply::Loading("this follower holds no complete data set yet; ask the leader")
-            }
+            (Request::Set { .. }, _) => self.set(|| Entry::copy_of(frame)),
             (Request::Get { key }, Role::Leader) => {
                 self.store.get(key).map_or(Reply::NotFound, Reply::Value)
             }
-            (Request::Set { .. }, Role::Leader) => {
-                self.store.set(Entry::copy_of(frame));
-                Reply::Done
+            (Request::Get { .. }, Role::Follower { .. }) => {
+                Reply::Loading("this follower holds no complete data set yet; ask the leader")
             }
             (Request::Del { key }, Role::Leader) => self
                 .store
                 .remove(key)
                 .map_or(Reply::NotFound, |_| Reply::Done),
+            (Request::Del { .. }, Role::Follower { leader_addr }) => {
+                Reply::NotLeader(Arc::clone(leader_addr))
+            }
+        }
+    }
+
+    /// Carries out a SET, whose entry is made only where it is wanted.
+    #[must_use]
+    pub fn set(&self, entry: impl FnOnce() -> Entry) -> Reply {
+        match &self.role {
+            Role::Leader => {
+                self.store.set(entry());
+                Reply::Done
+            }
+            Role::Follower { leader_addr } => Reply::NotLeader(Arc::clone(leader_addr)),
         }
     }
 }

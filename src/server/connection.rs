@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use crate::entry::EntryBuilder;
 use crate::node::{Node, Reply};
 use crate::wire::Buffer;
 use crate::wire::request::{self, Disposition, HEADER_LEN, Limits, Parsed, RequestError};
@@ -15,6 +16,9 @@ const FLUSH_BYTES: usize = 64 << 10;
 
 /// A value at least this long is written from its entry and not copied to the other answers first.
 const DIRECT_BYTES: usize = 16 << 10;
+
+/// A SET frame longer than this is read straight into the entry that it becomes.
+const LARGE_FRAME_BYTES: usize = 64 << 10;
 
 /// The timeouts of one connection.
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +87,8 @@ struct Connection<'a> {
     limits: Limits,
     timeouts: Timeouts,
     input: Buffer,
+    /// A large SET frame that is arriving; `input` is empty meanwhile.
+    large: Option<EntryBuilder>,
     output: Output<'a>,
     /// Bytes of a refused frame that are still to be thrown away.
     skip: usize,
@@ -115,6 +121,7 @@ impl<'a> Connection<'a> {
             limits,
             timeouts,
             input: Buffer::new(),
+            large: None,
             output: Output {
                 stream,
                 pending: Vec::new(),
@@ -139,7 +146,8 @@ impl<'a> Connection<'a> {
                 Wait::Bytes => {}
                 Wait::EndOfStream if self.is_between_frames() => return Ok(End::Done),
                 Wait::EndOfStream => {
-                    let len = self.input.bytes().len();
+                    let large = self.large.as_ref().map(EntryBuilder::arrived);
+                    let len = large.unwrap_or(self.input.bytes().len());
                     let needed = needed.max(len + self.skip);
                     return Ok(End::Truncated { len, needed });
                 }
@@ -150,7 +158,7 @@ impl<'a> Connection<'a> {
     }
 
     const fn is_between_frames(&self) -> bool {
-        self.input.is_empty() && self.skip == 0
+        self.input.is_empty() && self.large.is_none() && self.skip == 0
     }
 
     /// Answers every whole request in the input; returns how many bytes the frame that follows them needs, as far as
@@ -163,6 +171,20 @@ impl<'a> Connection<'a> {
                 return Ok(Err(error));
             }
             self.spoke = true;
+        }
+        if let Some(builder) = self.large.take() {
+            match builder.finish() {
+                Ok(entry) => {
+                    let reply = self.node.set(|| entry);
+                    self.deadline = None;
+                    self.output.push(&reply)?;
+                }
+                Err(builder) => {
+                    let needed = builder.needed();
+                    self.large = Some(builder);
+                    return Ok(Ok(needed));
+                }
+            }
         }
         loop {
             if self.skip > 0 {
@@ -182,7 +204,15 @@ impl<'a> Connection<'a> {
                     self.deadline = None;
                     self.output.push(&reply)?;
                 }
-                Ok(Parsed::Incomplete { needed }) => return Ok(Ok(needed)),
+                Ok(Parsed::Incomplete { needed }) => {
+                    if needed > LARGE_FRAME_BYTES
+                        && let Some(builder) = EntryBuilder::new(self.input.bytes())
+                    {
+                        self.large = Some(builder);
+                        self.input.consume(needed);
+                    }
+                    return Ok(Ok(needed));
+                }
                 Err(error) => match error.disposition() {
                     Disposition::Close => return Ok(Err(error)),
                     Disposition::Skip(frame_len) => {
@@ -226,10 +256,17 @@ impl<'a> Connection<'a> {
         }
         self.set_read_timeout(self.remaining(since, since), false)?;
         loop {
-            match self.stream.read(self.input.space(needed)) {
+            let space = match &mut self.large {
+                Some(builder) => builder.space(),
+                None => self.input.space(needed),
+            };
+            match self.stream.read(space) {
                 Ok(0) => return Ok(Wait::EndOfStream),
                 Ok(count) => {
-                    self.input.filled(count);
+                    match &mut self.large {
+                        Some(builder) => builder.filled(count),
+                        None => self.input.filled(count),
+                    }
                     return Ok(Wait::Bytes);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -181,3 +181,30 @@ fn a_follower_names_the_leader_and_has_nothing_to_read() {
     assert_eq!(answer(&stream).0, Status::Loading);
     assert_eq!(answer(&stream), pong());
 }
+
+/// Frames of the longest key are longer than what is read straight into an entry, whichever operation they are.
+#[test]
+fn the_longest_key_passes_with_every_operation_however_it_is_split() {
+    let node = Node::start();
+    let key: Vec<u8> = (0..65_535_u32).map(|n| n.to_le_bytes()[0]).collect();
+    let mut stream = node.connect();
+    let mut ask = |request: Request<'_>| {
+        let frame = frames(&[request]);
+        let (start, end) = frame.split_at(100);
+        stream.write_all(start).unwrap();
+        stream.write_all(end).unwrap();
+        answer(&stream)
+    };
+    for value in [&b"v"[..], &[7; 100_000]] {
+        assert_eq!(ask(Request::Set { key: &key, value }), done());
+        assert_eq!(
+            ask(Request::Get { key: &key }),
+            (Status::Ok, value.to_vec())
+        );
+    }
+    assert_eq!(ask(Request::Del { key: &key }), done());
+    assert_eq!(
+        ask(Request::Get { key: &key }),
+        (Status::NotFound, Vec::new())
+    );
+}

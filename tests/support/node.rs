@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// How long a test waits for anything that must come. Long, since it is waited for in full only by a test that fails.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Polls until `condition` gives something.
-pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(value) = condition() {
@@ -26,29 +26,29 @@ pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
 
 /// A running `gopherstore-server` with a folder of its own.
 #[derive(Debug)]
-pub struct Node {
+pub(crate) struct Node {
     child: Child,
-    pub addr: SocketAddr,
+    pub(crate) addr: SocketAddr,
     dir: TempDir,
 }
 
 /// How a [`Node`] is started.
 #[derive(Debug, Default)]
-pub struct Options {
+pub(crate) struct Options {
     /// Lines of the `[limits]` section.
-    pub limits: &'static str,
+    pub(crate) limits: &'static str,
     /// Start the node `n2`, which follows a leader that is not there.
-    pub follower: bool,
+    pub(crate) follower: bool,
     /// File descriptors that the process may have.
-    pub descriptors: Option<u32>,
+    pub(crate) descriptors: Option<u32>,
 }
 
 impl Node {
-    pub fn start() -> Node {
+    pub(crate) fn start() -> Node {
         Node::start_with(&Options::default())
     }
 
-    pub fn start_with(options: &Options) -> Node {
+    pub(crate) fn start_with(options: &Options) -> Node {
         // A node of a cluster of one has the system choose its port. A follower needs a cluster and so a number; where
         // somebody else takes the port before the node does, there is another.
         for _ in 0..20 {
@@ -121,12 +121,12 @@ impl Node {
         Some(node)
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// What the node has logged so far.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.log_path()).unwrap()
     }
 
@@ -135,13 +135,13 @@ impl Node {
     }
 
     /// A field of `/proc/PID/status` in KiB: `VmRSS` now, `VmHWM` at the most so far.
-    pub fn memory_kib(&self, field: &str) -> u64 {
+    pub(crate) fn memory_kib(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with(field)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let pid = self.pid().to_string();
         let status = Command::new("kill")
             .args(["-s", name, &pid])
@@ -151,13 +151,13 @@ impl Node {
     }
 
     /// Waits until the process ends by itself.
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let child = &mut self.child;
         wait_for("the node's end", || child.try_wait().unwrap())
     }
 
     /// A connection that does not wait for ever.
-    pub fn connect(&self) -> TcpStream {
+    pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.addr).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -166,7 +166,7 @@ impl Node {
     }
 
     /// Sends bytes on a connection of their own, shuts down the writing side and reads all that comes.
-    pub fn exchange(&self, bytes: &[u8]) -> Vec<u8> {
+    pub(crate) fn exchange(&self, bytes: &[u8]) -> Vec<u8> {
         let mut stream = self.connect();
         stream.write_all(bytes).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
