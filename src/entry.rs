@@ -12,10 +12,10 @@
 //! A `Block` is the start of one allocation of `layout(capacity)`: the count, then `capacity` bytes, all of them
 //! initialised from the start. It is unshared until [`EntryBuilder::finish`] or [`Entry::copy_of`] turns it into an
 //! [`Entry`]; from then on its bytes are never written again, so sharing them between threads is sound (`Send` and
-//! `Sync`), and its capacity is the length that its own header states, so the layout for freeing it can be told from its
-//! bytes. The count is that of `std`'s `Arc`: a clone adds one, relaxed, since whoever clones already keeps the block
-//! alive; a drop takes one with release ordering, and the last one acquires before it frees, so every access of every
-//! owner happens before. A count past `isize::MAX` aborts, as it could otherwise wrap.
+//! `Sync`), and its capacity is the length that its own header states, so the layout for freeing it can be told
+//! from its bytes. The count is that of `std`'s `Arc`: a clone adds one, relaxed, since whoever clones already
+//! keeps the block alive; a drop takes one with release ordering, and the last one acquires before it frees, so
+//! every access of every owner happens before. A count past `isize::MAX` aborts, as it could otherwise wrap.
 
 #![allow(unsafe_code)]
 
