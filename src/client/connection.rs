@@ -17,6 +17,9 @@ use super::{
     error::{Error, ProtocolError, Result, Wait},
 };
 
+/// How long a write makes no headway before the client looks whether the node has answered already.
+const STALL: Duration = Duration::from_millis(100);
+
 /// When a wait ends. None where the clock cannot say so large a time, which is as good as never.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline {
@@ -114,14 +117,19 @@ impl Connection {
     /// Whether something came while nothing was asked for: the peer's goodbye, or bytes that belong to no request. Then
     /// a new connection takes this one's place before anything is sent, which repeats nothing.
     pub(super) fn is_stale(&self) -> bool {
-        let look = || {
-            self.stream.set_nonblocking(true)?;
-            let found = self.stream.peek(&mut [0]);
-            self.stream.set_nonblocking(false)?;
-            found
-        };
-        let is_quiet = matches!(look(), Err(error) if error.kind() == io::ErrorKind::WouldBlock);
-        !is_quiet
+        self.has_arrivals().unwrap_or(true)
+    }
+
+    /// Whether there is something to read, be it the end of the stream.
+    fn has_arrivals(&self) -> io::Result<bool> {
+        self.stream.set_nonblocking(true)?;
+        let found = self.stream.peek(&mut [0]);
+        self.stream.set_nonblocking(false)?;
+        match found {
+            Ok(_) => Ok(true),
+            Err(error) if is_timeout(&error) || is_interrupted(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether the connection can take another request.
@@ -174,18 +182,27 @@ impl Connection {
         }))
     }
 
-    /// Sends all of `bytes`, waiting as long as it must.
+    /// Sends all of `bytes`, the rest of the one request that is not answered, waiting as long as it must.
+    ///
+    /// A node that does not want the request answers before it has it, and may read no more. So where it takes no bytes
+    /// for a while, an answer counts as the end of the connection, and is there to be read.
     pub(super) fn write_all(&mut self, mut bytes: &[u8], deadline: Deadline) -> Result<()> {
         while !bytes.is_empty() {
             let left = deadline.left().ok_or_else(|| self.timeout(Wait::Request))?;
+            let turn = left.map_or(STALL, |left| left.min(STALL));
             let written = self
                 .stream
-                .set_write_timeout(left)
+                .set_write_timeout(Some(turn))
                 .and_then(|()| self.stream.write(bytes));
             match written {
                 Ok(0) => return Err(self.lost(io::ErrorKind::WriteZero.into())),
                 Ok(count) => bytes = &bytes[count..],
-                Err(error) if is_timeout(&error) || is_interrupted(&error) => {}
+                Err(error) if is_interrupted(&error) => {}
+                Err(error) if is_timeout(&error) => {
+                    if self.has_arrivals().map_err(|error| self.lost(error))? {
+                        return Err(self.lost(io::ErrorKind::BrokenPipe.into()));
+                    }
+                }
                 Err(error) => return Err(self.lost(error)),
             }
         }
