@@ -71,7 +71,7 @@ fn a_bad_line_is_reported_with_its_number_and_the_others_go_on() {
         (2, b"PONG\n(not found)\nPONG\n".as_slice())
     );
     let starts = [
-        "gopherstore-cli: line 3: 1 operands; write set KEY VALUE",
+        "gopherstore-cli: line 3: 1 given after set; write set KEY VALUE",
         "gopherstore-cli: line 4: no closing \"",
         "gopherstore-cli: line 5: the node refused the request: ",
         "gopherstore-cli: line 6: unknown command flush",

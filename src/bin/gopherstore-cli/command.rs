@@ -53,7 +53,7 @@ impl Command {
             ("del", Some(key), None, 1) => Ok(Command::Del { key }),
             ("ping", None, None, 0) => Ok(Command::Ping),
             _ => Err(format!(
-                "{count} operands; write {synopsis}, with quotes around what holds spaces"
+                "{count} given after {name}; write {synopsis}, with quotes around what holds spaces"
             )),
         }
     }
