@@ -1,0 +1,165 @@
+//! Commands line by line from standard input.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+
+use gopherstore::Client;
+
+use crate::{
+    command::{Answer, Command},
+    quote,
+    report::{self, Failure, Outcome},
+};
+
+/// What a line asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Line {
+    Nothing,
+    Help,
+    Exit,
+    Command(Command),
+}
+
+fn parse(line: &[u8]) -> Result<Line, String> {
+    if line.trim_ascii_start().starts_with(b"#") {
+        return Ok(Line::Nothing);
+    }
+    let words = quote::words(line).map_err(|error| error.to_string())?;
+    match words.as_slice() {
+        [] => Ok(Line::Nothing),
+        [word] if word.eq_ignore_ascii_case(b"help") => Ok(Line::Help),
+        [word] if word.eq_ignore_ascii_case(b"exit") || word.eq_ignore_ascii_case(b"quit") => {
+            Ok(Line::Exit)
+        }
+        _ => Command::from_words(words).map(Line::Command),
+    }
+}
+
+/// Runs commands until standard input ends. Gives the first failing line's outcome; at a terminal a mistake is no
+/// failure, since whoever made it has seen it.
+pub(crate) fn run(client: &mut Client, node: Option<&str>) -> Outcome {
+    let is_terminal = io::stdin().is_terminal();
+    let mut input = io::stdin().lock();
+    let mut first_failure = Outcome::Done;
+    let mut number = 0_u64;
+    let mut line = Vec::new();
+    loop {
+        if is_terminal {
+            // As a shell does it: standard output is for answers alone.
+            let _ = write!(io::stderr(), "{}> ", client.addr());
+        }
+        line.clear();
+        number += 1;
+        let outcome = match input.read_until(b'\n', &mut line) {
+            Ok(0) => break,
+            Ok(_) => match step(client, node, &line) {
+                Ok(None) => break,
+                Ok(Some(outcome)) => outcome,
+                Err(failure) => {
+                    failure.print((!is_terminal).then_some(number));
+                    failure.outcome
+                }
+            },
+            Err(error) => {
+                let message =
+                    format!("cannot read standard input: {error}; redirect a file into it");
+                Failure::new(Outcome::LocalInput, message).print(Some(number));
+                Outcome::LocalInput
+            }
+        };
+        if is_terminal {
+            if outcome == Outcome::LocalInput {
+                return outcome;
+            }
+            continue;
+        }
+        if first_failure == Outcome::Done {
+            first_failure = outcome;
+        }
+        if outcome.is_connection_failure() || outcome == Outcome::LocalInput {
+            break;
+        }
+    }
+    if is_terminal {
+        // The prompt's line, where the end of input and not a command ended it.
+        if line.is_empty() {
+            let _ = writeln!(io::stderr());
+        }
+    }
+    first_failure
+}
+
+/// Does what one line asks for; nothing where it ends the session.
+fn step(client: &mut Client, node: Option<&str>, line: &[u8]) -> Result<Option<Outcome>, Failure> {
+    let usage = |message| Failure::new(Outcome::Usage, message);
+    let command = match parse(line).map_err(usage)? {
+        Line::Nothing => return Ok(Some(Outcome::Done)),
+        Line::Exit => return Ok(None),
+        Line::Help => return print(&help()),
+        Line::Command(command) => command,
+    };
+    let answer = command
+        .run(client)
+        .map_err(|error| report::failure(&error, &command, node))?;
+    let (text, outcome) = match answer {
+        Answer::Done => ("OK".to_owned(), Outcome::Done),
+        Answer::Pong => ("PONG".to_owned(), Outcome::Done),
+        Answer::NotFound => ("(not found)".to_owned(), Outcome::NotFound),
+        Answer::Value(value) => (quote::shown(&value), Outcome::Done),
+    };
+    Ok(print(&format!("{text}\n"))?.map(|_| outcome))
+}
+
+/// Prints an answer at once; nothing where whoever reads has gone.
+fn print(text: &str) -> Result<Option<Outcome>, Failure> {
+    match crate::write_out(text.as_bytes()) {
+        Ok(true) => Ok(Some(Outcome::Done)),
+        Ok(false) => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+fn help() -> String {
+    let mut text = String::new();
+    let more = [
+        ("help", "print this"),
+        ("exit, quit", "leave; so does the end of input"),
+    ];
+    for (synopsis, meaning) in Command::SYNOPSES.iter().chain(&more) {
+        text.push_str(&format!("{synopsis:<15} {meaning}\n"));
+    }
+    text.push_str(
+        "\nA word with spaces stands in quotes. In double quotes \\n \\r \\t \\\\ \\\" \\xHH are escapes, in single\n\
+         quotes every byte stands for itself. Lines that begin with # are skipped. A value prints in double quotes\n\
+         where it is empty, begins with ( or \", or could not be read plain.\n",
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_told_apart() {
+        for nothing in ["", "\n", "  \r\n", "# set k v\n", "  # \"", "#\n"] {
+            assert_eq!(parse(nothing.as_bytes()), Ok(Line::Nothing), "{nothing}");
+        }
+        assert_eq!(parse(b"help\n"), Ok(Line::Help));
+        assert_eq!(parse(b"EXIT\r\n"), Ok(Line::Exit));
+        assert_eq!(parse(b" quit"), Ok(Line::Exit));
+        let get = Command::Get {
+            key: b"#1".to_vec(),
+        };
+        assert_eq!(parse(b"get #1\r\n"), Ok(Line::Command(get)));
+        assert!(parse(b"get \"k").is_err());
+    }
+
+    #[test]
+    fn the_help_fits_a_terminal_and_names_every_command() {
+        let text = help();
+        for (synopsis, _) in Command::SYNOPSES {
+            assert!(text.contains(synopsis));
+        }
+        assert!(text.lines().all(|line| line.len() <= 110));
+    }
+}

@@ -1,0 +1,128 @@
+//! Errors: the line that says what happened and what to do next, and the exit code.
+
+use std::io::{self, Write};
+
+use gopherstore::client::{Error, REDIRECTS_MAX, Wait};
+
+use crate::{command::Command, quote};
+
+/// How a command ended, in the order of the exit codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Outcome {
+    Done = 0,
+    NotFound = 1,
+    Usage = 2,
+    ServerError = 3,
+    NotLeader = 4,
+    NoConnection = 5,
+    Timeout = 6,
+    Protocol = 7,
+    /// Standard input cannot be read, or standard output not written.
+    LocalInput = 8,
+}
+
+impl Outcome {
+    pub(crate) const fn code(self) -> u8 {
+        // The discriminants are the exit codes, so this is the definition and not a conversion that can lose.
+        self as u8
+    }
+
+    /// Whether the next command would fare no better.
+    pub(crate) const fn is_connection_failure(self) -> bool {
+        matches!(
+            self,
+            Outcome::NoConnection | Outcome::Timeout | Outcome::Protocol
+        )
+    }
+}
+
+/// What went wrong, as it is to be printed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) outcome: Outcome,
+    pub(crate) message: String,
+}
+
+impl Failure {
+    pub(crate) fn new(outcome: Outcome, message: impl Into<String>) -> Failure {
+        Failure {
+            outcome,
+            message: message.into(),
+        }
+    }
+
+    /// Prints one line on standard error; nobody can be told where even that fails.
+    pub(crate) fn print(&self, line: Option<u64>) {
+        let message = quote::one_line(&self.message);
+        let place = line
+            .map(|line| format!("line {line}: "))
+            .unwrap_or_default();
+        let _ = writeln!(io::stderr(), "gopherstore-cli: {place}{message}");
+    }
+}
+
+/// What the error means to someone who typed `command`. `node` is the name to start the node with, where it is known.
+pub(crate) fn failure(error: &Error, command: &Command, node: Option<&str>) -> Failure {
+    let unknown = if command.is_write() {
+        "it is not known whether the write was carried out, so look with get before repeating it"
+    } else {
+        "try again"
+    };
+    let (outcome, next) = match error {
+        Error::NotLeader { leader: Some(addr) } => (
+            Outcome::NotLeader,
+            format!(
+                "write there with --addr {addr}, or leave out --no-redirect ({REDIRECTS_MAX} redirects are followed)"
+            ),
+        ),
+        Error::NotLeader { leader: None } => (
+            Outcome::NotLeader,
+            "name another node with --addr".to_owned(),
+        ),
+        Error::Loading { .. } => (
+            Outcome::ServerError,
+            "try again in a moment, or ask another node with --addr".to_owned(),
+        ),
+        Error::Server { message } => {
+            return Failure::new(
+                Outcome::ServerError,
+                format!(
+                    "the node refused the request: {message}; nothing was changed, so mend it and try again"
+                ),
+            );
+        }
+        Error::UnknownStatus { .. } => (
+            Outcome::ServerError,
+            "the node speaks a later version of the protocol; use its gopherstore-cli".to_owned(),
+        ),
+        Error::Timeout {
+            what: Wait::Connection,
+            ..
+        } => (
+            Outcome::Timeout,
+            "is the address right? name another with --addr, or allow more with --timeout"
+                .to_owned(),
+        ),
+        Error::Timeout { .. } => (
+            Outcome::Timeout,
+            format!("{unknown}; allow more with --timeout"),
+        ),
+        Error::Connect { .. } => (
+            Outcome::NoConnection,
+            format!(
+                "is the node running? start it with scripts/start-node.sh {}, or name another with --addr",
+                node.unwrap_or("n1")
+            ),
+        ),
+        Error::Connection { .. } => (Outcome::NoConnection, unknown.to_owned()),
+        Error::Protocol { .. } => (
+            Outcome::Protocol,
+            "is it a GopherStore node? --hex shows what it sends".to_owned(),
+        ),
+        Error::TooLong(_) => (Outcome::Usage, "store less at once".to_owned()),
+        // The library may come to tell more apart.
+        _ => (Outcome::Protocol, "see --hex".to_owned()),
+    };
+    Failure::new(outcome, format!("{error}; {next}"))
+}

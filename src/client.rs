@@ -1,5 +1,0 @@
-//! The blocking client.
-
-/// A connection to a node.
-#[derive(Debug)]
-pub struct Client {}

@@ -1,0 +1,142 @@
+//! What an answer's status and value mean to the request that it belongs to. Pure.
+
+use crate::wire::{Opcode, Response, Status};
+
+use super::error::{Error, ProtocolError, Result};
+
+/// A good answer to one request of a [`Pipeline`](super::Pipeline).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Answer {
+    /// A SET or DEL is done.
+    Done,
+    /// A GET's value.
+    Value(Vec<u8>),
+    /// There is no such key.
+    NotFound,
+    /// A PING's answer.
+    Pong,
+}
+
+/// What `PING` is answered with.
+const PONG: &[u8] = b"PONG";
+/// How much of wrong bytes an error keeps.
+const SAMPLE_LEN: usize = 32;
+
+/// Reads `response` as the answer to a request with `opcode`.
+///
+/// # Errors
+///
+/// The outer one is a peer that does not keep to the protocol, after which nothing that it sends can be trusted; the
+/// inner one is an answer that says no.
+pub(super) fn read(
+    opcode: Opcode,
+    response: &Response<'_>,
+) -> std::result::Result<Result<Answer>, ProtocolError> {
+    let Response { status, value } = *response;
+    let message = || String::from_utf8_lossy(value).into_owned();
+    let sample = || value[..value.len().min(SAMPLE_LEN)].to_vec();
+    let empty = |answer: Answer| {
+        if value.is_empty() {
+            Ok(Ok(answer))
+        } else {
+            Err(ProtocolError::UnexpectedValue {
+                opcode,
+                status,
+                len: value.len(),
+            })
+        }
+    };
+    match Status::try_from(status) {
+        Ok(Status::Ok) => match opcode {
+            Opcode::Get => Ok(Ok(Answer::Value(value.to_vec()))),
+            Opcode::Ping if value == PONG => Ok(Ok(Answer::Pong)),
+            Opcode::Ping => Err(ProtocolError::NotPong { value: sample() }),
+            Opcode::Set | Opcode::Del => empty(Answer::Done),
+        },
+        Ok(Status::NotFound) => match opcode {
+            Opcode::Get | Opcode::Del => empty(Answer::NotFound),
+            Opcode::Set | Opcode::Ping => Err(ProtocolError::NothingToFind { opcode }),
+        },
+        Ok(Status::NotLeader) => match leader(value) {
+            Some(leader) => Ok(Err(Error::NotLeader { leader })),
+            None => Err(ProtocolError::LeaderAddress { value: sample() }),
+        },
+        Ok(Status::Error) => Ok(Err(Error::Server { message: message() })),
+        Ok(Status::Loading) => Ok(Err(Error::Loading { message: message() })),
+        Err(status) => Ok(Err(Error::UnknownStatus {
+            status,
+            message: message(),
+        })),
+    }
+}
+
+/// The value of NOT_LEADER: `host:port`, or nothing. `None` where it is neither.
+fn leader(value: &[u8]) -> Option<Option<String>> {
+    if value.is_empty() {
+        return Some(None);
+    }
+    let addr = str::from_utf8(value).ok()?;
+    let (host, port) = addr.rsplit_once(':')?;
+    let plain = !host.is_empty() && addr.chars().all(|c| c.is_ascii_graphic());
+    (plain && port.parse::<u16>().is_ok()).then(|| Some(addr.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_status_with_every_operation_is_an_answer_or_a_fault() {
+        let judge = |opcode, status: u8, value: &[u8]| {
+            let response = Response { status, value };
+            match read(opcode, &response) {
+                Ok(Ok(answer)) => format!("{answer:?}"),
+                Ok(Err(error)) => format!("no: {error}"),
+                Err(error) => format!("fault: {error}"),
+            }
+        };
+        use Opcode::{Del, Get, Ping, Set};
+        assert_eq!(judge(Set, 0, b""), "Done");
+        assert_eq!(judge(Del, 0, b""), "Done");
+        assert_eq!(judge(Del, 3, b""), "NotFound");
+        assert_eq!(judge(Get, 3, b""), "NotFound");
+        assert_eq!(judge(Get, 0, b""), "Value([])");
+        assert_eq!(judge(Get, 0, b"\xff"), "Value([255])");
+        assert_eq!(judge(Ping, 0, b"PONG"), "Pong");
+        assert_eq!(
+            judge(Ping, 0, b"PANG"),
+            "fault: \"PANG\" to a PING, not PONG"
+        );
+        assert_eq!(judge(Ping, 0, b""), "fault: \"\" to a PING, not PONG");
+        assert_eq!(judge(Set, 3, b""), "fault: NOT_FOUND to a SET");
+        assert_eq!(judge(Ping, 3, b""), "fault: NOT_FOUND to a PING");
+        for (opcode, status) in [(Set, 0), (Del, 0), (Get, 3), (Del, 3)] {
+            let verdict = judge(opcode, status, b"x");
+            assert!(verdict.starts_with("fault: value of 1 bytes"), "{verdict}");
+        }
+        for opcode in Opcode::ALL {
+            assert_eq!(judge(opcode, 1, b"no"), "no: no");
+            assert_eq!(judge(opcode, 4, b"m"), "no: the node is loading: m");
+            assert_eq!(judge(opcode, 9 + 128, b"m"), "no: unknown status 0x89: m");
+            assert_eq!(
+                judge(opcode, 2, b"h:1"),
+                "no: the node is not the leader, which is at h:1"
+            );
+        }
+    }
+
+    #[test]
+    fn a_leader_has_an_address_or_there_is_none() {
+        assert_eq!(leader(b""), Some(None));
+        for good in ["127.0.0.1:8000", "[::1]:1", "host.example:65535"] {
+            assert_eq!(leader(good.as_bytes()), Some(Some(good.to_owned())));
+        }
+        for bad in [
+            "host", ":1", "h:", "h:65536", "h:-1", "h h:1", "h\n:1", "\u{e4}:1",
+        ] {
+            assert_eq!(leader(bad.as_bytes()), None, "{bad}");
+        }
+        assert_eq!(leader(b"\xff:1"), None);
+    }
+}

@@ -1,0 +1,302 @@
+//! What can go wrong, and what the caller may conclude from it.
+
+use std::{error, fmt, io, time::Duration};
+
+use crate::wire::{EncodeError, Opcode, ResponseError};
+
+/// Why a call has no answer to give.
+///
+/// | variant | was a write carried out? | the connection |
+/// |---|---|---|
+/// | `NotLeader`, `Loading`, `Server`, `UnknownStatus` | no; unknown for `UnknownStatus` | goes on |
+/// | `TooLong`, `Connect` | no, nothing was sent | – |
+/// | `Timeout`, `Connection`, `Protocol` | unknown, unless it failed while connecting | dropped; the next call makes a new one |
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The node takes no writes, and redirects are off, lead in circles, or lead nowhere.
+    NotLeader {
+        /// `host:port` of the leader, where the node knows it.
+        leader: Option<String>,
+    },
+    /// The node holds no complete data set yet.
+    Loading {
+        /// What the node says about it.
+        message: String,
+    },
+    /// The node refused the request.
+    Server {
+        /// Why.
+        message: String,
+    },
+    /// A status of a later version of the protocol.
+    UnknownStatus {
+        /// Byte 0 of the answer.
+        status: u8,
+        /// The answer's value, taken for a message.
+        message: String,
+    },
+    /// Something took longer than the [options](super::ClientOptions) allow.
+    Timeout {
+        /// What was waited for.
+        what: Wait,
+        /// `host:port` of the node.
+        addr: String,
+        /// The limit.
+        after: Duration,
+    },
+    /// No connection could be made, at any address that the name has.
+    Connect {
+        /// `host:port` of the node.
+        addr: String,
+        /// The first refusal, or why the name has no address.
+        source: io::Error,
+    },
+    /// The connection broke. Its end before an answer's last byte is an [`io::ErrorKind::UnexpectedEof`].
+    Connection {
+        /// `host:port` of the node.
+        addr: String,
+        /// How.
+        source: io::Error,
+    },
+    /// The peer sent what is no answer to the request.
+    Protocol {
+        /// `host:port` of the node.
+        addr: String,
+        /// What is wrong with it.
+        source: ProtocolError,
+    },
+    /// The key or the value is longer than a frame can carry.
+    TooLong(EncodeError),
+}
+
+/// A client's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What a [`Timeout`](Error::Timeout) was waiting for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Wait {
+    /// For a connection; nothing was sent.
+    Connection,
+    /// For the peer to take a request's bytes.
+    Request,
+    /// For an answer's last byte.
+    Answer,
+}
+
+/// Bytes that are no answer to the request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ProtocolError {
+    /// No answer of a GopherStore node at all.
+    Response(ResponseError),
+    /// NOT_FOUND to an operation that finds nothing.
+    NothingToFind {
+        /// The operation.
+        opcode: Opcode,
+    },
+    /// A value where none belongs.
+    UnexpectedValue {
+        /// The operation.
+        opcode: Opcode,
+        /// The answer's status byte.
+        status: u8,
+        /// The value's length in bytes.
+        len: usize,
+    },
+    /// OK to a PING, but not with `PONG`.
+    NotPong {
+        /// The first bytes of what came instead.
+        value: Vec<u8>,
+    },
+    /// NOT_LEADER with a value that is no `host:port`.
+    LeaderAddress {
+        /// The first bytes of the value.
+        value: Vec<u8>,
+    },
+    /// More bytes after the last answer that was asked for.
+    Unrequested {
+        /// How many had come.
+        len: usize,
+    },
+}
+
+impl Error {
+    /// Whether the connection is still good: the node answered, and the answer is an error.
+    #[must_use]
+    pub const fn is_answer(&self) -> bool {
+        matches!(
+            self,
+            Error::NotLeader { .. }
+                | Error::Loading { .. }
+                | Error::Server { .. }
+                | Error::UnknownStatus { .. }
+        )
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::NotLeader { leader: Some(addr) } => {
+                write!(f, "the node is not the leader, which is at {addr}")
+            }
+            Error::NotLeader { leader: None } => {
+                f.write_str("the node is not the leader and knows none")
+            }
+            Error::Loading { message } => write!(f, "the node is loading: {message}"),
+            Error::Server { message } => f.write_str(message),
+            Error::UnknownStatus { status, message } => {
+                write!(f, "unknown status 0x{status:02x}: {message}")
+            }
+            Error::Timeout { what, addr, after } => {
+                let what = match what {
+                    Wait::Connection => "no connection to",
+                    Wait::Request => "request not taken by",
+                    Wait::Answer => "no answer from",
+                };
+                write!(f, "{what} {addr} within {after:?}")
+            }
+            Error::Connect { addr, source } => {
+                write!(f, "cannot connect to {addr}: {}", IoText(source))
+            }
+            Error::Connection { addr, source } => {
+                write!(f, "connection to {addr} lost: {}", IoText(source))
+            }
+            Error::Protocol { addr, source } => {
+                write!(f, "{addr} does not keep to the protocol: {source}")
+            }
+            Error::TooLong(source) => source.fmt(f),
+        }
+    }
+}
+
+impl error::Error for Error {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            Error::Connect { source, .. } | Error::Connection { source, .. } => Some(source),
+            Error::Protocol { source, .. } => Some(source),
+            Error::TooLong(source) => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl From<EncodeError> for Error {
+    fn from(error: EncodeError) -> Error {
+        Error::TooLong(error)
+    }
+}
+
+/// The system's words in our form: lower case, and without the number behind them.
+struct IoText<'a>(&'a io::Error);
+
+impl fmt::Display for IoText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.0.to_string();
+        let text = text.split(" (os error").next().unwrap_or_default();
+        let mut letters = text.chars();
+        match letters.next() {
+            // Only a first word that is a word: `I/O error` stays.
+            Some(first) if letters.clone().next().is_some_and(char::is_lowercase) => {
+                write!(f, "{}{}", first.to_lowercase(), letters.as_str())
+            }
+            _ => f.write_str(text),
+        }
+    }
+}
+
+impl fmt::Display for ProtocolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ProtocolError::Response(error) => error.fmt(f),
+            ProtocolError::NothingToFind { opcode } => {
+                write!(f, "NOT_FOUND to a {}", opcode.name())
+            }
+            ProtocolError::UnexpectedValue {
+                opcode,
+                status,
+                len,
+            } => write!(
+                f,
+                "value of {len} bytes, limit 0, in the answer with status 0x{status:02x} to a {}",
+                opcode.name()
+            ),
+            ProtocolError::NotPong { value } => {
+                write!(f, "\"{}\" to a PING, not PONG", value.escape_ascii())
+            }
+            ProtocolError::LeaderAddress { value } => {
+                write!(f, "\"{}\" is no address of a leader", value.escape_ascii())
+            }
+            ProtocolError::Unrequested { len } => {
+                write!(f, "{len} bytes came after the last answer")
+            }
+        }
+    }
+}
+
+impl error::Error for ProtocolError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            ProtocolError::Response(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// What [`Pipeline::run`](super::Pipeline::run) had received when it could not go on.
+#[derive(Debug)]
+pub struct PipelineError {
+    /// The answers before the fault, in order. Of the requests after them, any number may have been carried out.
+    pub answers: Vec<Result<super::Answer>>,
+    /// The fault.
+    pub error: Error,
+}
+
+impl fmt::Display for PipelineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "after {} answers: {}", self.answers.len(), self.error)
+    }
+}
+
+impl error::Error for PipelineError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
+impl From<PipelineError> for Error {
+    fn from(error: PipelineError) -> Error {
+        error.error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn texts_are_lower_case_and_name_value_and_limit() {
+        let refused = io::Error::from_raw_os_error(111);
+        let error = Error::Connect {
+            addr: "h:1".to_owned(),
+            source: refused,
+        };
+        assert_eq!(
+            error.to_string(),
+            "cannot connect to h:1: connection refused"
+        );
+        assert!(error.source().is_some());
+        let error = Error::Timeout {
+            what: Wait::Answer,
+            addr: "h:1".to_owned(),
+            after: Duration::from_millis(1_500),
+        };
+        assert_eq!(error.to_string(), "no answer from h:1 within 1.5s");
+        let error = Error::from(EncodeError::KeyTooLong { len: 70_000 });
+        assert_eq!(error.to_string(), "key of 70000 bytes, limit 65535");
+    }
+}

@@ -1,0 +1,337 @@
+//! The blocking client.
+//!
+//! ```
+//! use gopherstore::client::Client;
+//! # gopherstore::client::doc::with_node(|addr| -> Result<(), gopherstore::client::Error> {
+//!
+//! let mut client = Client::connect(addr)?; // such as "127.0.0.1:8000"
+//! client.set(b"user123", b"active")?;
+//! assert_eq!(client.get(b"user123")?, Some(b"active".to_vec()));
+//! assert!(client.del(b"user123")?);
+//! assert_eq!(client.get(b"user123")?, None);
+//! client.ping()?;
+//! # Ok(()) });
+//! ```
+//!
+//! # After a fault
+//!
+//! A timeout, a broken connection and bytes that break the protocol end the connection, so that an answer which comes
+//! late is never taken for another request's; the next call makes a new one. Nothing is ever sent again by itself once its outcome
+//! is unknown: after such an [`Error`] a write may or may not have been carried out, and only the caller knows whether
+//! repeating it does harm. A connection that the node closed while nothing was asked is replaced before anything is sent.
+//!
+//! # Redirects
+//!
+//! A follower answers reads and refuses writes with the leader's address. The client then sends the write to the
+//! leader, on a second connection that it keeps for later writes; reads go on being answered by the node it was made for.
+//! So a read does not always see the write before it: followers lag. [`ClientOptions::follow_redirects`] turns it off,
+//! and at most [`REDIRECTS_MAX`] redirects are followed in one call.
+//!
+//! # Known limits
+//!
+//! Resolving a host name is the system's work and has no timeout.
+
+use std::{fmt, mem, sync::Arc, time::Duration};
+
+use crate::wire::Request;
+
+mod answer;
+mod connection;
+#[doc(hidden)]
+pub mod doc;
+mod error;
+mod pipeline;
+
+pub use answer::Answer;
+pub use error::{Error, PipelineError, ProtocolError, Result, Wait};
+pub use pipeline::Pipeline;
+
+use connection::Connection;
+use pipeline::is_write;
+
+/// How many redirects one call follows. One is enough while leaders stay; two nodes that each take the other for the leader end here.
+pub const REDIRECTS_MAX: u32 = 3;
+
+/// How a [`Client`] behaves.
+///
+/// ```
+/// use std::time::Duration;
+/// use gopherstore::client::ClientOptions;
+///
+/// let options = ClientOptions {
+///     timeout: Duration::from_millis(200),
+///     follow_redirects: false,
+///     ..ClientOptions::default()
+/// };
+/// assert_eq!(options.connect_timeout, Duration::from_secs(5));
+/// ```
+#[derive(Clone, Debug)]
+pub struct ClientOptions {
+    /// For making a connection, over all addresses that the name has. Default 5 s.
+    pub connect_timeout: Duration,
+    /// From a request's first byte, or from the answer before it in a pipeline, to its answer's last byte. Default 5 s.
+    pub timeout: Duration,
+    /// Whether a write that is refused with the leader's address goes there. Default true.
+    pub follow_redirects: bool,
+    /// Called with each frame sent and received.
+    pub on_frame: Option<FrameHook>,
+}
+
+impl Default for ClientOptions {
+    fn default() -> ClientOptions {
+        ClientOptions {
+            connect_timeout: Duration::from_secs(5),
+            timeout: Duration::from_secs(5),
+            follow_redirects: true,
+            on_frame: None,
+        }
+    }
+}
+
+/// Which way a frame goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// To the node.
+    Sent,
+    /// From the node.
+    Received,
+}
+
+/// A frame on its way, for a [`FrameHook`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// Which way it goes.
+    pub direction: Direction,
+    /// `host:port` of the node.
+    pub addr: &'a str,
+    /// The frame. What was received before a fault is handed over too, and may be less or other than a frame.
+    pub bytes: &'a [u8],
+}
+
+/// Sees each frame that a client sends and receives.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use gopherstore::client::{Client, ClientOptions, Direction, FrameHook};
+/// # gopherstore::client::doc::with_node(|addr| -> Result<(), gopherstore::client::Error> {
+///
+/// let sent = Arc::new(Mutex::new(Vec::new()));
+/// let hook = FrameHook::new({
+///     let sent = Arc::clone(&sent);
+///     move |frame| {
+///         if frame.direction == Direction::Sent {
+///             sent.lock().unwrap().extend_from_slice(frame.bytes);
+///         }
+///     }
+/// });
+/// let options = ClientOptions { on_frame: Some(hook), ..ClientOptions::default() };
+/// Client::connect_with(addr, options)?.ping()?;
+/// assert_eq!(*sent.lock().unwrap(), b"\x04\x00\x00\x00\x00\x00\x00");
+/// # Ok(()) });
+/// ```
+#[derive(Clone)]
+pub struct FrameHook(Arc<dyn Fn(&Frame<'_>) + Send + Sync>);
+
+impl FrameHook {
+    /// A hook that calls `see`.
+    pub fn new(see: impl Fn(&Frame<'_>) + Send + Sync + 'static) -> FrameHook {
+        FrameHook(Arc::new(see))
+    }
+
+    fn call(&self, frame: &Frame<'_>) {
+        (self.0)(frame);
+    }
+}
+
+impl fmt::Debug for FrameHook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FrameHook")
+    }
+}
+
+/// A blocking client of one node. See the [module](self) for what it does after a fault and on a redirect.
+#[derive(Debug)]
+pub struct Client {
+    addr: String,
+    options: ClientOptions,
+    home: Option<Connection>,
+    /// To the node that `home` named as the leader, for writes.
+    leader: Option<Connection>,
+    /// The last request's frame, kept for its memory.
+    frame: Vec<u8>,
+}
+
+/// Which connection a request takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    Home,
+    Leader,
+}
+
+impl Client {
+    /// What a client keeps of its frame's memory after a large request.
+    const FRAME_KEPT_MAX: usize = 64 << 10;
+
+    /// Connects to `addr`, a `host:port`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connect`] or [`Error::Timeout`] when no address of the host takes the connection.
+    pub fn connect(addr: &str) -> Result<Client> {
+        Client::connect_with(addr, ClientOptions::default())
+    }
+
+    /// Connects to `addr`, a `host:port`.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect).
+    pub fn connect_with(addr: &str, options: ClientOptions) -> Result<Client> {
+        let mut client = Client::unconnected(addr, options);
+        client.home = Some(Connection::open(addr, &client.options)?);
+        Ok(client)
+    }
+
+    /// A client that connects when it is first used.
+    #[must_use]
+    pub fn unconnected(addr: &str, options: ClientOptions) -> Client {
+        Client {
+            addr: addr.to_owned(),
+            options,
+            home: None,
+            leader: None,
+            frame: Vec::new(),
+        }
+    }
+
+    /// The `host:port` that the client was made for.
+    #[must_use]
+    pub fn addr(&self) -> &str {
+        &self.addr
+    }
+
+    /// Stores `value` under `key`, whatever was there before.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`]; its table says what is then known of the write.
+    pub fn set(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+        self.call(Request::Set { key, value }).map(drop)
+    }
+
+    /// The value of `key`, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`].
+    pub fn get(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        Ok(match self.call(Request::Get { key })? {
+            Answer::Value(value) => Some(value),
+            _ => None,
+        })
+    }
+
+    /// Removes `key`, and says whether it was there.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`]; its table says what is then known of the write.
+    pub fn del(&mut self, key: &[u8]) -> Result<bool> {
+        Ok(self.call(Request::Del { key })? == Answer::Done)
+    }
+
+    /// Asks whether the node is there.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`].
+    pub fn ping(&mut self) -> Result<()> {
+        self.call(Request::Ping).map(drop)
+    }
+
+    /// Requests to be sent together, any number of them.
+    pub fn pipeline(&mut self) -> Pipeline<'_> {
+        Pipeline::new(self)
+    }
+
+    fn call(&mut self, request: Request<'_>) -> Result<Answer> {
+        let mut frame = mem::take(&mut self.frame);
+        frame.clear();
+        request.encode(&mut frame)?;
+        let answer = self.call_encoded(request, &frame);
+        if frame.capacity() <= Client::FRAME_KEPT_MAX {
+            self.frame = frame;
+        }
+        answer
+    }
+
+    fn call_encoded(&mut self, request: Request<'_>, frame: &[u8]) -> Result<Answer> {
+        let opcode = request.opcode();
+        let mut route = self.route(is_write(opcode));
+        let mut redirects = 0;
+        loop {
+            let mut connection = self.open(route)?;
+            let answer = connection.exchange(opcode, frame)?;
+            let refused = matches!(answer, Err(Error::NotLeader { .. }));
+            // A remembered leader that leads no more is forgotten, so that the next write asks at home again.
+            if connection.is_usable() && !(refused && route == Route::Leader) {
+                self.put_back(route, connection);
+            }
+            match answer {
+                Err(Error::NotLeader {
+                    leader: Some(leader),
+                }) if self.options.follow_redirects && redirects < REDIRECTS_MAX => {
+                    redirects += 1;
+                    route = self.follow(&leader)?;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Where a request goes first.
+    fn route(&mut self, is_write: bool) -> Route {
+        if !is_write {
+            return Route::Home;
+        }
+        // A leader that has closed the connection may be one no more.
+        match self.leader.take().filter(|leader| !leader.is_stale()) {
+            Some(leader) => {
+                self.leader = Some(leader);
+                Route::Leader
+            }
+            None => Route::Home,
+        }
+    }
+
+    /// Takes the connection out, so that a fault on the way loses it, or makes a new one.
+    fn open(&mut self, route: Route) -> Result<Connection> {
+        if route == Route::Leader
+            && let Some(connection) = self.leader.take()
+        {
+            return Ok(connection);
+        }
+        match self.home.take().filter(|home| !home.is_stale()) {
+            Some(home) => Ok(home),
+            None => Connection::open(&self.addr, &self.options),
+        }
+    }
+
+    /// Keeps a connection for the next request.
+    fn put_back(&mut self, route: Route, connection: Connection) {
+        match route {
+            Route::Home => self.home = Some(connection),
+            Route::Leader => self.leader = Some(connection),
+        }
+    }
+
+    /// Makes the way to the node that was named as the leader.
+    fn follow(&mut self, leader: &str) -> Result<Route> {
+        self.leader = None;
+        if leader == self.addr {
+            return Ok(Route::Home);
+        }
+        self.leader = Some(Connection::open(leader, &self.options)?);
+        Ok(Route::Leader)
+    }
+}

@@ -1,0 +1,438 @@
+//! Many requests in flight on one connection.
+//!
+//! # No deadlock
+//!
+//! A node answers in order, stops reading while its answers are not taken, and never holds an answer back while it waits
+//! for input. A client that keeps writing without reading can so wait for the node while the node waits for it. This one
+//! waits in a write only when no whole request is unanswered, and otherwise in a read:
+//!
+//! * *Waiting in a write*: the node has answered every whole request that it was sent, and the client has read every one
+//!   of those answers, so the node has nothing to write. It waits for the rest of the one request that is being sent,
+//!   and reads it. (If it refuses that request on its header, it has one short answer to write; that fits the socket's
+//!   buffers, and it goes on reading.)
+//! * *Waiting in a read*: at least one whole request is with the system, which delivers it whenever the node reads. The
+//!   node reads unless it is writing answers, and those are being read. So it comes to that request, and its answer comes.
+//!
+//! Nothing here rests on how much the sockets' buffers hold. The window is for politeness and speed: it bounds how far a
+//! node must read ahead, keeps writes large, and saves attempts to write that the system would refuse.
+
+use std::mem;
+
+use crate::wire::{EncodeError, Opcode, Request};
+
+use super::{
+    Client, Direction, REDIRECTS_MAX, Route,
+    answer::Answer,
+    connection::{Connection, Deadline},
+    error::{Error, PipelineError, Result},
+};
+
+/// Bytes of requests that are sent before their answers have come, but for a single request that is longer: it is sent
+/// when nothing else is unanswered.
+const WINDOW_LEN: usize = 16 << 10;
+
+/// Requests to be sent together; made by [`Client::pipeline`].
+///
+/// ```
+/// use gopherstore::client::{Answer, Client};
+/// # gopherstore::client::doc::with_node(|addr| -> Result<(), gopherstore::client::Error> {
+///
+/// let mut client = Client::connect(addr)?;
+/// let mut pipeline = client.pipeline();
+/// pipeline.set(b"a", b"1").get(b"a");
+/// for _ in 0..100_000 {
+///     pipeline.ping();
+/// }
+/// let answers = pipeline.run()?;
+/// assert_eq!(answers.len(), 100_002);
+/// assert!(matches!(&answers[1], Ok(Answer::Value(value)) if value == b"1"));
+/// # Ok(()) });
+/// ```
+#[derive(Debug)]
+pub struct Pipeline<'a> {
+    client: &'a mut Client,
+    queue: Queue,
+    /// The first request that no frame can carry.
+    too_long: Option<EncodeError>,
+}
+
+impl<'a> Pipeline<'a> {
+    pub(super) fn new(client: &'a mut Client) -> Pipeline<'a> {
+        Pipeline {
+            client,
+            queue: Queue::default(),
+            too_long: None,
+        }
+    }
+
+    /// Queues a SET.
+    pub fn set(&mut self, key: &[u8], value: &[u8]) -> &mut Self {
+        self.push(&Request::Set { key, value })
+    }
+
+    /// Queues a GET.
+    pub fn get(&mut self, key: &[u8]) -> &mut Self {
+        self.push(&Request::Get { key })
+    }
+
+    /// Queues a DEL.
+    pub fn del(&mut self, key: &[u8]) -> &mut Self {
+        self.push(&Request::Del { key })
+    }
+
+    /// Queues a PING.
+    pub fn ping(&mut self) -> &mut Self {
+        self.push(&Request::Ping)
+    }
+
+    fn push(&mut self, request: &Request<'_>) -> &mut Self {
+        if let Err(error) = self.queue.push(request) {
+            self.too_long.get_or_insert(error);
+        }
+        self
+    }
+
+    /// How many requests are queued.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether no request is queued.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Sends what is queued and gives an answer for each, in order; the queue is then empty.
+    ///
+    /// An answer that says no (ERROR, LOADING) is an `Err` in its place, and the others go on. The
+    /// [timeout](super::ClientOptions::timeout) starts anew with each answer.
+    ///
+    /// All of them run on one connection, so that each sees the effects of those before it: on the one to the leader if
+    /// it is known and there is a write among them. When a write is refused with the leader's address, the pipeline is
+    /// run again there from that request on, reads included. The one exception: if the node became leader meanwhile and
+    /// carried out a later write that had been sent already, then repeating it could change what it does; the refused
+    /// one stays a [`Error::NotLeader`].
+    ///
+    /// # Errors
+    ///
+    /// [`PipelineError`], with the answers up to there, when the connection fails. Nothing is sent at all when a key or
+    /// value is too long for a frame.
+    pub fn run(&mut self) -> std::result::Result<Vec<Result<Answer>>, PipelineError> {
+        let queue = mem::take(&mut self.queue);
+        let mut answers = Vec::new();
+        let result = match self.too_long.take() {
+            Some(error) => Err(error.into()),
+            None => self.client.run(&queue, &mut answers),
+        };
+        match result {
+            Ok(()) => Ok(answers),
+            Err(error) => Err(PipelineError { answers, error }),
+        }
+    }
+}
+
+/// Encoded requests, one after another.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    bytes: Vec<u8>,
+    /// Each request's opcode, and where in `bytes` it ends.
+    requests: Vec<(Opcode, usize)>,
+}
+
+impl Queue {
+    pub(super) fn push(&mut self, request: &Request<'_>) -> std::result::Result<(), EncodeError> {
+        request.encode(&mut self.bytes)?;
+        self.requests.push((request.opcode(), self.bytes.len()));
+        Ok(())
+    }
+
+    fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    fn opcode(&self, at: usize) -> Opcode {
+        self.requests[at].0
+    }
+
+    fn start(&self, at: usize) -> usize {
+        at.checked_sub(1).map_or(0, |before| self.end(before))
+    }
+
+    fn end(&self, at: usize) -> usize {
+        self.requests[at].1
+    }
+
+    fn has_write(&self) -> bool {
+        self.requests.iter().any(|&(opcode, _)| is_write(opcode))
+    }
+}
+
+/// Whether the leader alone does it.
+pub(super) const fn is_write(opcode: Opcode) -> bool {
+    matches!(opcode, Opcode::Set | Opcode::Del)
+}
+
+impl Client {
+    fn run(&mut self, queue: &Queue, answers: &mut Vec<Result<Answer>>) -> Result<()> {
+        let mut route = self.route(queue.has_write());
+        let mut redirects_left = if self.options.follow_redirects {
+            REDIRECTS_MAX
+        } else {
+            0
+        };
+        while answers.len() < queue.len() {
+            let mut connection = self.open(route)?;
+            let refused = Run {
+                connection: &mut connection,
+                queue,
+                answers: &mut *answers,
+            }
+            .run(redirects_left > 0)?;
+            let Some(leader) = refused else {
+                let refuses =
+                    |answer: &Result<Answer>| matches!(answer, Err(Error::NotLeader { .. }));
+                // As for a single request: a remembered leader that leads no more is forgotten.
+                if route == Route::Home || !answers.iter().any(refuses) {
+                    self.put_back(route, connection);
+                }
+                return Ok(());
+            };
+            redirects_left -= 1;
+            if route == Route::Home {
+                self.put_back(route, connection);
+            }
+            route = self.follow(&leader)?;
+        }
+        Ok(())
+    }
+}
+
+/// One attempt at the requests of `queue` that have no place in `answers` yet.
+struct Run<'a> {
+    connection: &'a mut Connection,
+    queue: &'a Queue,
+    /// `answers.len()` is the number of the request whose answer comes next.
+    answers: &'a mut Vec<Result<Answer>>,
+}
+
+impl Run<'_> {
+    /// Returns the leader's address if the requests from `answers.len()` on have to be run there.
+    fn run(&mut self, follow: bool) -> Result<Option<String>> {
+        let mut refused: Option<(usize, String)> = None;
+        // Requests before `admitted` may be sent; bytes before `sent` are. `shown` counts those the hook has seen.
+        let mut admitted = self.answers.len();
+        let mut sent = self.queue.start(admitted);
+        let mut shown = admitted;
+        while self.answers.len() < self.queue.len() {
+            let next = self.answers.len();
+            match refused {
+                None => admitted = self.admit(admitted),
+                // Whatever is on its way must be answered, so that no answer is left over.
+                Some(_) => {
+                    while admitted > next && self.queue.start(admitted - 1) >= sent {
+                        admitted -= 1;
+                    }
+                }
+            }
+            if next == admitted
+                && let Some((at, leader)) = refused.take()
+            {
+                if self.was_written_since(at) {
+                    // It became leader meanwhile; what is left goes on here.
+                    return self.run(false);
+                }
+                self.answers.truncate(at);
+                self.connection.expect_quiet()?;
+                return Ok(Some(leader));
+            }
+            let deadline = self.connection.deadline();
+            let written = self.send(&mut sent, admitted, &mut shown, deadline);
+            if let Err(fault) = written {
+                return Err(self.gather(sent, fault, deadline));
+            }
+            let answer = self.connection.receive(self.queue.opcode(next), deadline)?;
+            if let Err(Error::NotLeader {
+                leader: Some(leader),
+            }) = &answer
+                && follow
+                && refused.is_none()
+            {
+                refused = Some((next, leader.clone()));
+            }
+            self.answers.push(answer);
+        }
+        if let Some((at, leader)) = refused
+            && !self.was_written_since(at)
+        {
+            self.answers.truncate(at);
+            self.connection.expect_quiet()?;
+            return Ok(Some(leader));
+        }
+        self.connection.expect_quiet()?;
+        Ok(None)
+    }
+
+    /// Lets more requests into the window once half of it is free, so that they leave in few large writes.
+    fn admit(&self, mut admitted: usize) -> usize {
+        let next = self.answers.len();
+        let answered = self.queue.start(next);
+        if self.queue.start(admitted) - answered > WINDOW_LEN / 2 {
+            return admitted;
+        }
+        while admitted < self.queue.len()
+            && (admitted == next || self.queue.end(admitted) - answered <= WINDOW_LEN)
+        {
+            admitted += 1;
+        }
+        admitted
+    }
+
+    /// Sends from `*sent` on what may be sent, and waits only for the request that is to be answered next.
+    fn send(
+        &mut self,
+        sent: &mut usize,
+        admitted: usize,
+        shown: &mut usize,
+        deadline: Deadline,
+    ) -> Result<()> {
+        let queue = self.queue;
+        let limit = queue.start(admitted);
+        if *sent < limit {
+            *sent += self.connection.write_some(&queue.bytes[*sent..limit])?;
+        }
+        let first_end = queue.end(self.answers.len());
+        let reached = (*sent).max(first_end);
+        while *shown < admitted && queue.start(*shown) < reached {
+            let frame = &queue.bytes[queue.start(*shown)..queue.end(*shown)];
+            self.connection.show(Direction::Sent, frame);
+            *shown += 1;
+        }
+        if *sent < first_end {
+            self.connection
+                .write_all(&queue.bytes[*sent..first_end], deadline)?;
+            *sent = first_end;
+        }
+        Ok(())
+    }
+
+    /// After a write has failed: takes the answers that came before it did, and gives the error that says most.
+    fn gather(&mut self, sent: usize, fault: Error, deadline: Deadline) -> Error {
+        if !matches!(fault, Error::Connection { .. }) {
+            return fault;
+        }
+        while self.queue.end(self.answers.len()) <= sent {
+            let opcode = self.queue.opcode(self.answers.len());
+            match self.connection.receive(opcode, deadline) {
+                Ok(answer) => self.answers.push(answer),
+                Err(_) => return fault,
+            }
+        }
+        // There is one more, since its bytes are what could not be written.
+        let opcode = self.queue.opcode(self.answers.len());
+        if let Some(refusal) = self.connection.last_words(opcode, &fault, deadline) {
+            self.answers.push(Err(refusal));
+        }
+        fault
+    }
+
+    /// Whether a write after the one at `at` was carried out.
+    fn was_written_since(&self, at: usize) -> bool {
+        (at + 1..self.answers.len())
+            .any(|after| is_write(self.queue.opcode(after)) && self.answers[after].is_ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        net::{SocketAddr, TcpListener, TcpStream},
+        thread,
+        time::Duration,
+    };
+
+    use socket2::{Domain, SockRef, Socket, Type};
+
+    use super::*;
+    use crate::{
+        client::ClientOptions,
+        wire::{
+            Buffer, Response,
+            request::{Limits, Parsed, parse},
+        },
+    };
+
+    /// A peer that reads nothing while an answer of it is not taken, and whose sockets hold next to nothing.
+    fn stubborn(mut stream: TcpStream, value: &[u8]) -> usize {
+        let mut buffer = Buffer::new();
+        let mut count = 0;
+        loop {
+            while let Ok(Parsed::Whole(frame)) = parse(buffer.bytes(), &Limits::default()) {
+                let value = match frame.request() {
+                    Request::Get { .. } => value,
+                    _ => &[],
+                };
+                let mut out = Vec::new();
+                let response = Response { status: 0, value };
+                assert!(response.encode(&mut out).is_ok());
+                let len = frame.bytes().len();
+                buffer.consume(len);
+                count += 1;
+                if stream.write_all(&out).is_err() {
+                    return count;
+                }
+            }
+            match stream.read(buffer.space(7)) {
+                Ok(0) | Err(_) => return count,
+                Ok(read) => buffer.filled(read),
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_rests_on_how_much_the_sockets_hold() {
+        let Ok(socket) = Socket::new(Domain::IPV4, Type::STREAM, None) else {
+            unreachable!("no socket")
+        };
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        assert!(socket.set_recv_buffer_size(1).is_ok());
+        assert!(socket.set_send_buffer_size(1).is_ok());
+        assert!(socket.bind(&any.into()).is_ok() && socket.listen(1).is_ok());
+        let listener = TcpListener::from(socket);
+        let addr = listener.local_addr().map(|addr| addr.to_string());
+        let options = ClientOptions {
+            timeout: Duration::from_secs(20),
+            ..ClientOptions::default()
+        };
+        let client = Client::connect_with(&addr.unwrap_or_default(), options);
+        let (Ok(mut client), Ok((stream, _))) = (client, listener.accept()) else {
+            unreachable!("no connection")
+        };
+        let Some(home) = &client.home else {
+            unreachable!("no connection")
+        };
+        let small = SockRef::from(home.stream());
+        assert!(small.set_send_buffer_size(1).is_ok());
+        let node = thread::spawn(move || stubborn(stream, &[b'v'; 50_000]));
+
+        let mut pipeline = client.pipeline();
+        for at in 0..2_000_u32 {
+            pipeline.get(&at.to_be_bytes());
+            if at % 500 == 250 {
+                pipeline.set(b"large", &[b'l'; 100_000]);
+            }
+        }
+        let answers = pipeline.run();
+        drop(client);
+        assert_eq!(node.join().ok(), Some(2_004));
+        match answers {
+            Ok(answers) => {
+                assert_eq!(answers.len(), 2_004);
+                assert!(answers.iter().all(Result::is_ok));
+            }
+            Err(error) => unreachable!("{error}"),
+        }
+    }
+}

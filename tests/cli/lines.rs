@@ -1,0 +1,134 @@
+use std::io::Write;
+
+use crate::{
+    run_at,
+    support::{Peer, StubNode, answer, next_frame, nobody},
+};
+
+#[test]
+fn each_answer_is_a_line() {
+    let node = StubNode::start();
+    let input = "# a comment\n\nset k v\nget k\n  DEL k\nget k\r\nping\n";
+    run_at::<&str>(node.addr(), &[], input.as_bytes()).expect(
+        1,
+        "OK\nv\nOK\n(not found)\nPONG\n",
+        "",
+    );
+    assert_eq!(node.peer.connections(), 1);
+}
+
+#[test]
+fn success_is_exit_code_0_and_the_last_line_needs_no_end() {
+    let node = StubNode::start();
+    run_at::<&str>(node.addr(), &[], b"ping").expect(0, "PONG\n", "");
+    run_at::<&str>(&nobody(), &[], b"# nothing to do\n").expect(0, "", "");
+    run_at::<&str>(node.addr(), &[], b"ping\nexit\nping\n").expect(0, "PONG\n", "");
+    run_at::<&str>(node.addr(), &[], b"QUIT\nping\n").expect(0, "", "");
+    let help = run_at::<&str>(node.addr(), &[], b"help\n");
+    assert!(help.code == 0 && help.out.starts_with(b"set KEY VALUE"));
+}
+
+#[test]
+fn quotes_and_escapes_are_read_and_printed() {
+    let node = StubNode::start();
+    let input = br#"set k "two words\x00\n\\\"\xff"
+get k
+set k '"single\n'
+get k
+set k ""
+get k
+set k (odd)
+get k
+set k -
+get k
+"#;
+    run_at::<&str>(node.addr(), &[], input).expect(
+        0,
+        r#"OK
+"two words\x00\n\\\"\xff"
+OK
+"\"single\\n"
+OK
+""
+OK
+"(odd)"
+OK
+-
+"#,
+        "",
+    );
+    run_at::<&str>(node.addr(), &[], b"set \xff\xfe \x80\n").expect(0, "OK\n", "");
+    assert_eq!(node.value(b"\xff\xfe"), Some(vec![0x80]));
+}
+
+#[test]
+fn a_bad_line_is_reported_with_its_number_and_the_others_go_on() {
+    let node = StubNode::start();
+    let input = b"ping\n\nset k\nget \"k\nset k refuse\nflush\nget k\nping\n";
+    let run = run_at::<&str>(node.addr(), &[], input);
+    assert_eq!(
+        (run.code, &*run.out),
+        (2, b"PONG\n(not found)\nPONG\n".as_slice())
+    );
+    let starts = [
+        "gopherstore-cli: line 3: 1 given after set; write set KEY VALUE",
+        "gopherstore-cli: line 4: no closing \"",
+        "gopherstore-cli: line 5: the node refused the request: ",
+        "gopherstore-cli: line 6: unknown command flush",
+    ];
+    let lines: Vec<&str> = run.err.lines().collect();
+    assert_eq!(lines.len(), starts.len(), "{}", run.err);
+    for (line, start) in lines.iter().zip(starts) {
+        assert!(line.starts_with(start), "{line}");
+    }
+}
+
+#[test]
+fn the_exit_code_is_the_first_failing_lines() {
+    let node = StubNode::start();
+    let code = |input: &[u8]| run_at::<&str>(node.addr(), &[], input).code;
+    assert_eq!(code(b"set k refuse\nget none\n"), 3);
+    assert_eq!(code(b"get none\nset k refuse\nping\n"), 1);
+    node.follow(Some(""));
+    assert_eq!(code(b"ping\nset k v\nget none\n"), 4);
+}
+
+#[test]
+fn a_connection_that_fails_ends_it() {
+    let peer = Peer::start(|_, mut stream| {
+        for _ in 0..2 {
+            if next_frame(&mut stream).is_some() {
+                let _ = stream.write_all(&answer(0, b""));
+            }
+        }
+        let _ = next_frame(&mut stream);
+    });
+    let input = b"set a 1\nset b 2\nset c 3\nset d 4\n";
+    let run = run_at::<&str>(&peer.addr, &[], input);
+    assert_eq!((run.code, &*run.out), (5, b"OK\nOK\n".as_slice()));
+    assert!(
+        run.err.starts_with("gopherstore-cli: line 3: "),
+        "{}",
+        run.err
+    );
+    assert_eq!(run.err.lines().count(), 1);
+    assert_eq!(peer.connections(), 1);
+    let run = run_at::<&str>(&nobody(), &[], b"ping\nping\n");
+    run.expect_failure(5, &["line 1: cannot connect"]);
+}
+
+#[test]
+fn a_line_is_answered_before_the_next_one_is_there() {
+    let node = StubNode::start();
+    let mut child = crate::start(crate::program().args(["--addr", node.addr()]));
+    let mut stdin = child.stdin.take().unwrap();
+    let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
+    for _ in 0..3 {
+        stdin.write_all(b"ping\n").unwrap();
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut out, &mut line).unwrap();
+        assert_eq!(line, "PONG\n");
+    }
+    drop(stdin);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}

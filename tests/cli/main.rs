@@ -1,0 +1,93 @@
+//! The built gopherstore-cli against small nodes in this process.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    unreachable_pub
+)]
+
+mod arguments;
+mod commands;
+mod failures;
+mod lines;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::{
+    ffi::OsStr,
+    io::Write,
+    process::{Child, Command, Stdio},
+    thread,
+};
+
+/// How a run of the program ended.
+#[derive(Debug, PartialEq, Eq)]
+struct Run {
+    code: i32,
+    out: Vec<u8>,
+    err: String,
+}
+
+impl Run {
+    #[track_caller]
+    fn expect(&self, code: i32, out: &str, err: &str) {
+        let run = (self.code, String::from_utf8_lossy(&self.out), &*self.err);
+        assert_eq!(run, (code, out.into(), err));
+    }
+
+    /// That it failed with `code`, printed nothing, and said so in one line with each of `parts` in it.
+    #[track_caller]
+    fn expect_failure(&self, code: i32, parts: &[&str]) {
+        assert_eq!((self.code, &*self.out), (code, b"".as_slice()), "{self:?}");
+        assert!(self.err.starts_with("gopherstore-cli: "), "{self:?}");
+        assert!(self.err.ends_with('\n'), "{self:?}");
+        assert_eq!(self.err.matches('\n').count(), 1, "{self:?}");
+        for part in parts {
+            assert!(self.err.contains(part), "no {part:?} in {self:?}");
+        }
+    }
+}
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gopherstore-cli"));
+    command
+        .env_remove("GOPHERSTORE_ADDR")
+        .env_remove("RUST_LOG");
+    command
+}
+
+/// Runs the program to its end with `input` as standard input; an end of its own bounds every wait of it.
+fn run<S: AsRef<OsStr>>(arguments: &[S], input: &[u8]) -> Run {
+    finish(program().args(arguments), input)
+}
+
+/// The same against the node at `addr`.
+fn run_at<S: AsRef<OsStr>>(addr: &str, arguments: &[S], input: &[u8]) -> Run {
+    finish(program().args(["--addr", addr]).args(arguments), input)
+}
+
+fn finish(command: &mut Command, input: &[u8]) -> Run {
+    let mut child = start(command);
+    let mut stdin = child.stdin.take().expect("standard input");
+    let input = input.to_vec();
+    // The program may end without reading it all.
+    let writing = thread::spawn(move || drop(stdin.write_all(&input)));
+    let output = child.wait_with_output().expect("the program's end");
+    writing.join().expect("the writer");
+    Run {
+        code: output.status.code().expect("an exit code and no signal"),
+        out: output.stdout,
+        err: String::from_utf8(output.stderr).expect("UTF-8 on standard error"),
+    }
+}
+
+fn start(command: &mut Command) -> Child {
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the built program")
+}

@@ -1,0 +1,171 @@
+use std::io::Write;
+
+use gopherstore::client::{Answer, Client, Error};
+
+use crate::{
+    patient,
+    support::{Peer, StubNode, answer, in_time, next_frame, wait_for_close},
+};
+
+#[test]
+fn a_hundred_thousand_requests_with_large_answers_do_not_deadlock() {
+    // The stub reads nothing while an answer of it is not taken: 400 MB of them are more than any buffer.
+    let node = StubNode::start();
+    node.insert(b"k", &[b'v'; 4_000]);
+    let addr = node.addr().to_owned();
+    in_time(move || {
+        let mut client = patient(&addr);
+        let mut pipeline = client.pipeline();
+        for at in 0..100_000 {
+            match at % 1_000 {
+                7 => pipeline.ping(),
+                _ => pipeline.get(b"k"),
+            };
+        }
+        assert_eq!(pipeline.len(), 100_000);
+        let answers = pipeline.run().unwrap();
+        assert_eq!(answers.len(), 100_000);
+        for (at, answer) in answers.iter().enumerate() {
+            match answer {
+                Ok(Answer::Pong) => assert_eq!(at % 1_000, 7),
+                Ok(Answer::Value(value)) => {
+                    assert_eq!((value.len(), at % 1_000 == 7), (4_000, false))
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+    assert_eq!(node.peer.connections(), 1);
+}
+
+#[test]
+fn huge_values_go_both_ways() {
+    let node = StubNode::start();
+    let addr = node.addr().to_owned();
+    in_time(move || {
+        let mut client = patient(&addr);
+        let mut pipeline = client.pipeline();
+        for at in 0..6_u8 {
+            pipeline.set(&[at], &vec![at; 8 << 20]);
+            for _ in 0..3 {
+                pipeline.get(&[at]).ping();
+            }
+        }
+        let answers = pipeline.run().unwrap();
+        for (at, group) in (0..6_u8).zip(answers.chunks(7)) {
+            assert!(matches!(group[0], Ok(Answer::Done)));
+            for pair in group[1..].chunks(2) {
+                assert!(
+                    matches!(&pair[0], Ok(Answer::Value(value)) if *value == vec![at; 8 << 20])
+                );
+                assert!(matches!(pair[1], Ok(Answer::Pong)));
+            }
+        }
+    });
+}
+
+#[test]
+fn answers_that_say_no_stand_in_their_place() {
+    let node = StubNode::start();
+    let mut client = patient(node.addr());
+    let mut pipeline = client.pipeline();
+    pipeline
+        .set(b"a", b"1")
+        .set(b"b", b"refuse it")
+        .get(b"b")
+        .get(b"a");
+    let answers = pipeline.run().unwrap();
+    assert!(matches!(answers[0], Ok(Answer::Done)));
+    assert!(matches!(answers[1], Err(Error::Server { .. })));
+    assert!(matches!(answers[2], Ok(Answer::NotFound)));
+    assert!(matches!(&answers[3], Ok(Answer::Value(value)) if value == b"1"));
+}
+
+#[test]
+fn an_empty_pipeline_is_no_request_and_a_used_one_is_empty() {
+    let node = StubNode::start();
+    let mut client = patient(node.addr());
+    let mut pipeline = client.pipeline();
+    assert!(pipeline.is_empty());
+    assert_eq!(pipeline.run().unwrap().len(), 0);
+    pipeline.set(b"k", b"v");
+    assert_eq!(pipeline.run().unwrap().len(), 1);
+    assert!(pipeline.is_empty());
+    assert_eq!(pipeline.run().unwrap().len(), 0);
+    assert_eq!(node.writes(), 1);
+}
+
+#[test]
+fn nothing_is_sent_when_a_request_fits_no_frame() {
+    let node = StubNode::start();
+    let mut client = patient(node.addr());
+    let mut pipeline = client.pipeline();
+    pipeline.set(b"k", b"v").get(&[0; 65_536]);
+    let error = pipeline.run().unwrap_err();
+    assert!(matches!(error.error, Error::TooLong(_)), "{error:?}");
+    assert_eq!(node.writes(), 0);
+    assert_eq!(pipeline.run().unwrap().len(), 0);
+}
+
+#[test]
+fn a_connection_lost_in_the_middle_gives_the_answers_before_it() {
+    for whole in [0, 1, 500, 4_999] {
+        let peer = Peer::start(move |_, mut stream| {
+            for _ in 0..whole {
+                next_frame(&mut stream).unwrap();
+                stream.write_all(&answer(0, b"PONG")).unwrap();
+            }
+            next_frame(&mut stream).unwrap();
+            stream.write_all(&answer(0, b"PONG")[..6]).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            wait_for_close(&mut stream);
+        });
+        let mut client = patient(&peer.addr);
+        let mut pipeline = client.pipeline();
+        for _ in 0..5_000 {
+            pipeline.ping();
+        }
+        let error = pipeline.run().unwrap_err();
+        assert_eq!(error.answers.len(), whole);
+        assert!(error.answers.iter().all(Result::is_ok));
+        assert!(matches!(error.error, Error::Connection { .. }), "{error:?}");
+    }
+}
+
+#[test]
+fn an_answer_too_many_is_a_fault() {
+    let peer = Peer::start(|_, mut stream| {
+        next_frame(&mut stream).unwrap();
+        let frames = [answer(0, b"PONG"), answer(0, b"PONG"), answer(0, b"PONG")];
+        next_frame(&mut stream).unwrap();
+        stream.write_all(&frames.concat()).unwrap();
+        wait_for_close(&mut stream);
+    });
+    let mut client = Client::connect(&peer.addr).unwrap();
+    let error = client.pipeline().ping().ping().run().unwrap_err();
+    assert_eq!(error.answers.len(), 2);
+    assert!(matches!(error.error, Error::Protocol { .. }), "{error:?}");
+}
+
+#[test]
+fn a_refusal_in_the_middle_of_a_large_request_is_in_its_place() {
+    let peer = Peer::start(|_, mut stream| {
+        next_frame(&mut stream).unwrap();
+        stream.write_all(&answer(0, b"PONG")).unwrap();
+        let mut header = [0; 7];
+        std::io::Read::read_exact(&mut stream, &mut header).unwrap();
+        stream.write_all(&answer(1, b"value too long")).unwrap();
+    });
+    let mut client = patient(&peer.addr);
+    let mut pipeline = client.pipeline();
+    pipeline.ping().set(b"k", &vec![0; 64 << 20]).ping();
+    let error = pipeline.run().unwrap_err();
+    assert!(
+        matches!(
+            &error.answers[..],
+            [Ok(Answer::Pong), Err(Error::Server { .. })]
+        ),
+        "{error:?}"
+    );
+    assert!(matches!(error.error, Error::Connection { .. }), "{error:?}");
+}

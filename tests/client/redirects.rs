@@ -1,0 +1,240 @@
+use std::{
+    io::Write,
+    sync::{Arc, Mutex},
+};
+
+use gopherstore::client::{Answer, Client, ClientOptions, Error, REDIRECTS_MAX};
+
+use crate::{
+    patient,
+    support::{Peer, StubNode, answer, next_frame, nobody, request, wait_until},
+};
+
+fn stubborn(addr: &str) -> Client {
+    let options = ClientOptions {
+        follow_redirects: false,
+        ..ClientOptions::default()
+    };
+    Client::connect_with(addr, options).unwrap()
+}
+
+fn leader_of(error: &Error) -> Option<&str> {
+    match error {
+        Error::NotLeader { leader } => leader.as_deref(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn writes_go_to_the_leader_and_reads_stay_at_home() {
+    let leader = StubNode::start();
+    let follower = StubNode::follower(leader.addr());
+    follower.insert(b"k", b"old");
+    let mut client = patient(follower.addr());
+    client.set(b"k", b"new").unwrap();
+    assert_eq!(leader.value(b"k"), Some(b"new".to_vec()));
+    assert_eq!(client.get(b"k").unwrap(), Some(b"old".to_vec()));
+    assert!(client.del(b"k").unwrap());
+    client.set(b"k", b"again").unwrap();
+    // Asked once; after that the way is known.
+    assert_eq!((follower.writes(), leader.writes()), (1, 3));
+    assert_eq!((follower.reads(), leader.reads()), (1, 0));
+    assert_eq!(
+        (follower.peer.connections(), leader.peer.connections()),
+        (1, 1)
+    );
+}
+
+#[test]
+fn without_redirects_the_leader_is_named() {
+    let follower = StubNode::follower("host.example:8000");
+    let mut client = stubborn(follower.addr());
+    let error = client.set(b"k", b"v").unwrap_err();
+    assert_eq!(leader_of(&error), Some("host.example:8000"));
+    let answers = client.pipeline().set(b"k", b"v").ping().run().unwrap();
+    assert_eq!(
+        leader_of(answers[0].as_ref().unwrap_err()),
+        Some("host.example:8000")
+    );
+    assert!(matches!(answers[1], Ok(Answer::Pong)));
+}
+
+#[test]
+fn an_unknown_leader_leads_nowhere() {
+    let follower = StubNode::follower("");
+    let error = patient(follower.addr()).set(b"k", b"v").unwrap_err();
+    assert_eq!(leader_of(&error), None);
+    let mut client = patient(follower.addr());
+    let answers = client.pipeline().set(b"k", b"v").run().unwrap();
+    assert_eq!(leader_of(answers[0].as_ref().unwrap_err()), None);
+}
+
+#[test]
+fn nodes_that_name_each_other_are_asked_a_bounded_number_of_times() {
+    let one = StubNode::start();
+    let other = StubNode::follower(one.addr());
+    one.follow(Some(other.addr()));
+    let asked = usize::try_from(REDIRECTS_MAX).unwrap() + 1;
+
+    let error = patient(one.addr()).set(b"k", b"v").unwrap_err();
+    assert!(leader_of(&error).is_some());
+    assert_eq!(one.writes() + other.writes(), asked);
+
+    let answers = patient(one.addr())
+        .pipeline()
+        .set(b"k", b"v")
+        .run()
+        .unwrap();
+    assert!(leader_of(answers[0].as_ref().unwrap_err()).is_some());
+    assert_eq!(one.writes() + other.writes(), 2 * asked);
+
+    one.follow(Some(one.addr()));
+    let error = patient(one.addr()).set(b"k", b"v").unwrap_err();
+    assert_eq!(leader_of(&error), Some(one.addr()));
+    assert_eq!(one.writes() + other.writes(), 3 * asked);
+}
+
+#[test]
+fn a_leader_that_leads_no_more_is_left() {
+    let old = StubNode::start();
+    let new = StubNode::start();
+    let home = StubNode::follower(old.addr());
+    let mut client = patient(home.addr());
+    client.set(b"k", b"1").unwrap();
+    old.follow(Some(new.addr()));
+    home.follow(Some(new.addr()));
+    client.set(b"k", b"2").unwrap();
+    assert_eq!(new.value(b"k"), Some(b"2".to_vec()));
+    // Home leads now, and the one that led says so.
+    new.follow(Some(home.addr()));
+    home.follow(None);
+    client.set(b"k", b"3").unwrap();
+    client.set(b"k", b"4").unwrap();
+    assert_eq!(home.value(b"k"), Some(b"4".to_vec()));
+    assert_eq!(home.peer.connections(), 1);
+}
+
+#[test]
+fn a_leader_that_has_gone_is_asked_for_at_home_again() {
+    let old = StubNode::start();
+    let new = StubNode::start();
+    let home = StubNode::follower(old.addr());
+    let mut client = patient(home.addr());
+    client.set(b"k", b"1").unwrap();
+    drop(old);
+    home.follow(Some(new.addr()));
+    client.set(b"k", b"2").unwrap();
+    assert_eq!(new.value(b"k"), Some(b"2".to_vec()));
+}
+
+#[test]
+fn a_leader_that_cannot_be_reached_is_named_in_the_error() {
+    let gone = nobody();
+    let home = StubNode::follower(&gone);
+    let mut client = patient(home.addr());
+    let error = client.set(b"k", b"v").unwrap_err();
+    assert!(
+        matches!(&error, Error::Connect { addr, .. } if *addr == gone),
+        "{error:?}"
+    );
+    client.ping().unwrap();
+    assert_eq!(home.peer.connections(), 1);
+}
+
+#[test]
+fn a_pipeline_goes_on_at_the_leader_from_the_first_refused_request() {
+    let leader = StubNode::start();
+    let follower = StubNode::follower(leader.addr());
+    follower.insert(b"k", b"at the follower");
+    leader.insert(b"k", b"at the leader");
+    let mut client = patient(follower.addr());
+    let mut pipeline = client.pipeline();
+    pipeline
+        .get(b"k")
+        .set(b"a", b"1")
+        .get(b"k")
+        .get(b"a")
+        .del(b"a")
+        .del(b"a");
+    let answers: Vec<Answer> = pipeline
+        .run()
+        .unwrap()
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(
+        answers,
+        [
+            Answer::Value(b"at the follower".to_vec()),
+            Answer::Done,
+            Answer::Value(b"at the leader".to_vec()),
+            Answer::Value(b"1".to_vec()),
+            Answer::Done,
+            Answer::NotFound,
+        ]
+    );
+    assert_eq!(leader.writes(), 3);
+    // The way is known now: the whole of the next one runs there, unless it only reads.
+    let refused = follower.writes();
+    let answers = client.pipeline().get(b"k").set(b"a", b"1").run().unwrap();
+    assert!(matches!(&answers[0], Ok(Answer::Value(value)) if value == b"at the leader"));
+    assert_eq!(follower.writes(), refused);
+    let answers = client.pipeline().get(b"k").run().unwrap();
+    assert!(matches!(&answers[0], Ok(Answer::Value(value)) if value == b"at the follower"));
+}
+
+#[test]
+fn a_long_pipeline_at_a_follower_writes_each_key_once_and_in_order() {
+    let leader = StubNode::start();
+    let follower = StubNode::follower(leader.addr());
+    let mut client = patient(follower.addr());
+    let mut pipeline = client.pipeline();
+    for at in 0..20_000_u32 {
+        pipeline.set(b"k", &at.to_be_bytes()).get(b"k");
+    }
+    let answers = pipeline.run().unwrap();
+    for (at, pair) in (0..20_000_u32).zip(answers.chunks(2)) {
+        assert!(matches!(&pair[0], Ok(Answer::Done)));
+        assert!(matches!(&pair[1], Ok(Answer::Value(value)) if *value == at.to_be_bytes()));
+    }
+    assert_eq!(leader.writes(), 20_000);
+    assert!(
+        follower.writes() < 2_000,
+        "no more than a window was sent in vain"
+    );
+}
+
+#[test]
+fn a_write_that_was_carried_out_is_not_repeated_at_the_leader() {
+    let leader = StubNode::start();
+    let seen = Arc::new(Mutex::new(0));
+    // Becomes the leader between the first write and the second.
+    let home = Peer::start({
+        let leader = leader.addr().to_owned();
+        let seen = Arc::clone(&seen);
+        move |_, mut stream| {
+            while let Some(frame) = next_frame(&mut stream) {
+                request(&frame);
+                *seen.lock().unwrap() += 1;
+                let out = match *seen.lock().unwrap() {
+                    1 => answer(2, leader.as_bytes()),
+                    _ => answer(0, b""),
+                };
+                stream.write_all(&out).unwrap();
+            }
+        }
+    });
+    let mut client = patient(&home.addr);
+    let mut pipeline = client.pipeline();
+    for _ in 0..5_000 {
+        pipeline.set(b"k", b"v");
+    }
+    let answers = pipeline.run().unwrap();
+    assert_eq!(
+        leader_of(answers[0].as_ref().unwrap_err()),
+        Some(leader.addr())
+    );
+    assert!(answers[1..].iter().all(Result::is_ok));
+    wait_until("all of them", || *seen.lock().unwrap() == 5_000);
+    assert_eq!(leader.writes(), 0);
+}
