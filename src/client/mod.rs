@@ -16,16 +16,17 @@
 //! # After a fault
 //!
 //! A timeout, a broken connection and bytes that break the protocol end the connection, so that an answer which comes
-//! late is never taken for another request's; the next call makes a new one. Nothing is ever sent again by itself once its outcome
-//! is unknown: after such an [`Error`] a write may or may not have been carried out, and only the caller knows whether
-//! repeating it does harm. A connection that the node closed while nothing was asked is replaced before anything is sent.
+//! late is never taken for another request's; the next call makes a new one. Nothing is ever sent again by itself
+//! once its outcome is unknown: after such an [`Error`] a write may or may not have been carried out, and only the
+//! caller knows whether repeating it does harm. A connection that the node closed while nothing was asked is replaced
+//! before anything is sent.
 //!
 //! # Redirects
 //!
 //! A follower answers reads and refuses writes with the leader's address. The client then sends the write to the
-//! leader, on a second connection that it keeps for later writes; reads go on being answered by the node it was made for.
-//! So a read does not always see the write before it: followers lag. [`ClientOptions::follow_redirects`] turns it off,
-//! and at most [`REDIRECTS_MAX`] redirects are followed in one call.
+//! leader, on a second connection that it keeps for later writes; reads go on being answered by the node it was made
+//! for. So a read does not always see the write before it: followers lag. [`ClientOptions::follow_redirects`] turns
+//! it off, and at most [`REDIRECTS_MAX`] redirects are followed in one call.
 //!
 //! # Known limits
 //!
@@ -49,7 +50,8 @@ pub use pipeline::Pipeline;
 use connection::Connection;
 use pipeline::is_write;
 
-/// How many redirects one call follows. One is enough while leaders stay; two nodes that each take the other for the leader end here.
+/// How many redirects one call follows. One is enough while leaders stay; two nodes that each take the other for the
+/// leader end here.
 pub const REDIRECTS_MAX: u32 = 3;
 
 /// How a [`Client`] behaves.

@@ -25,7 +25,8 @@ use gopherstore::wire::{
 /// After so long a test has hung. Generous, since the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A listener on a free port that serves each connection as a test says. Ends, and closes everything, when it is dropped.
+/// A listener on a free port that serves each connection as a test says. Ends, and closes everything, when it is
+/// dropped.
 pub struct Peer {
     pub addr: String,
     shared: Arc<Shared>,
