@@ -10,8 +10,7 @@ use crate::wire::{EncodeError, Opcode, ResponseError};
 /// |---|---|---|
 /// | `NotLeader`, `Loading`, `Server`, `UnknownStatus` | no; unknown for `UnknownStatus` | goes on |
 /// | `TooLong`, `Connect` | no, nothing was sent | – |
-/// | `Timeout`, `Connection`, `Protocol` | unknown, unless it failed while connecting | dropped; the next call makes
-/// a new one |
+/// | `Timeout`, `Connection`, `Protocol` | unknown, unless it failed while connecting | dropped, and made anew |
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {

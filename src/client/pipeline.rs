@@ -6,14 +6,13 @@
 //! waits for input. A client that keeps writing without reading can so wait for the node while the node waits for it.
 //! This one waits in a write only when no whole request is unanswered, and otherwise in a read:
 //!
-//! * *Waiting in a write*: the node has answered every whole request that it was sent, and the client has read every
-//! one
-//!   of those answers, so the node has nothing to write. It waits for the rest of the one request that is being sent,
-//!   and reads it. (If it refuses that request on its header, it has one short answer to write; that fits the socket's
-//!   buffers, and it goes on reading.)
+//! * *Waiting in a write*: the node has answered every whole request that it was sent, and the client has read
+//!   every one of those answers, so the node has nothing to write. It waits for the rest of the one request that is
+//!   being sent, and reads it. (If it refuses that request on its header, it has one short answer to write; that
+//!   fits the socket's buffers, and it goes on reading.)
 //! * *Waiting in a read*: at least one whole request is with the system, which delivers it whenever the node reads. The
 //!   node reads unless it is writing answers, and those are being read. So it comes to that request, and its answer
-//! comes.
+//!   comes.
 //!
 //! Nothing here rests on how much the sockets' buffers hold. The window is for politeness and speed: it bounds how
 //! far a node must read ahead, keeps writes large, and saves attempts to write that the system would refuse.

@@ -107,7 +107,11 @@ fn silence_ends_at_the_timeout() {
         let error = client.get(b"k").unwrap_err();
         assert!(start.elapsed() >= SHORT);
         assert!(
-            matches!(&error, Error::Timeout { what: Wait::Answer, addr, after } if *addr == peer.addr && *after == SHORT),
+            matches!(
+                &error,
+                Error::Timeout { what: Wait::Answer, addr, after }
+                    if *addr == peer.addr && *after == SHORT
+            ),
             "{error:?}"
         );
     }

@@ -160,7 +160,7 @@ fn a_value_of_64_mib_passes_and_leaves_no_memory_behind() {
 #[test]
 fn a_follower_names_the_leader_and_has_nothing_to_read() {
     let node = Node::start_with(&Options {
-        follower: true,
+        leader: Some(([127, 0, 0, 1], 1).into()),
         ..Options::default()
     });
     let mut stream = node.connect();

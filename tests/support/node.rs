@@ -37,8 +37,8 @@ pub(crate) struct Node {
 pub(crate) struct Options {
     /// Lines of the `[limits]` section.
     pub(crate) limits: &'static str,
-    /// Start the node `n2`, which follows a leader that is not there.
-    pub(crate) follower: bool,
+    /// Start the node `n2`, which follows the leader at this address.
+    pub(crate) leader: Option<SocketAddr>,
     /// File descriptors that the process may have.
     pub(crate) descriptors: Option<u32>,
 }
@@ -52,7 +52,11 @@ impl Node {
         // A node of a cluster of one has the system choose its port. A follower needs a cluster and so a number; where
         // somebody else takes the port before the node does, there is another.
         for _ in 0..20 {
-            let port = if options.follower { free_port() } else { 0 };
+            let port = if options.leader.is_some() {
+                free_port()
+            } else {
+                0
+            };
             if let Some(node) = Node::try_start(options, port) {
                 return node;
             }
@@ -64,9 +68,8 @@ impl Node {
         let dir = tempfile::tempdir().unwrap();
         let mut config =
             "cluster = \"test\"\nleader = \"n1\"\n[[node]]\nname = \"n1\"\n".to_owned();
-        if options.follower {
-            // Port 1 of this machine, where nothing listens.
-            write!(config, "addr = \"127.0.0.1:1\"\n[[node]]\nname = \"n2\"\n").unwrap();
+        if let Some(leader) = options.leader {
+            write!(config, "addr = \"{leader}\"\n[[node]]\nname = \"n2\"\n").unwrap();
         }
         write!(
             config,
@@ -87,7 +90,7 @@ impl Node {
         };
         let mut child = command
             .args(["--config", "cluster.toml", "--node"])
-            .arg(if options.follower { "n2" } else { "n1" })
+            .arg(if options.leader.is_some() { "n2" } else { "n1" })
             .current_dir(dir.path())
             .env("RUST_LOG", "debug")
             .stdin(Stdio::null())
