@@ -206,6 +206,13 @@ fn a_long_pipeline_at_a_follower_writes_each_key_once_and_in_order() {
 
 #[test]
 fn a_write_that_was_carried_out_is_not_repeated_at_the_leader() {
+    // The whole pipeline in one window, and more than one.
+    for count in [2, 5_000] {
+        becomes_leader_after_the_first_of(count);
+    }
+}
+
+fn becomes_leader_after_the_first_of(count: usize) {
     let leader = StubNode::start();
     let seen = Arc::new(Mutex::new(0));
     // Becomes the leader between the first write and the second.
@@ -226,7 +233,7 @@ fn a_write_that_was_carried_out_is_not_repeated_at_the_leader() {
     });
     let mut client = patient(&home.addr);
     let mut pipeline = client.pipeline();
-    for _ in 0..5_000 {
+    for _ in 0..count {
         pipeline.set(b"k", b"v");
     }
     let answers = pipeline.run().unwrap();
@@ -235,6 +242,6 @@ fn a_write_that_was_carried_out_is_not_repeated_at_the_leader() {
         Some(leader.addr())
     );
     assert!(answers[1..].iter().all(Result::is_ok));
-    wait_until("all of them", || *seen.lock().unwrap() == 5_000);
+    wait_until("all of them", || *seen.lock().unwrap() == count);
     assert_eq!(leader.writes(), 0);
 }
