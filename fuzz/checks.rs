@@ -53,7 +53,7 @@ enum Naive {
     Incomplete {
         needed: u64,
     },
-    TooLong,
+    Close,
     Skip {
         frame_len: u64,
     },
@@ -75,15 +75,16 @@ fn naive_request(bytes: &[u8], value_len_max: u32) -> Naive {
     }
     let (opcode, key_len, value_len) = (bytes[0], number(1, 3), number(3, 7));
     let frame_len = 7 + key_len + value_len;
-    if value_len > value_len_max.into() {
-        return Naive::TooLong;
-    }
+    let is_too_long = value_len > value_len_max.into();
     let is_allowed = match opcode {
         1 => true,
         2 | 3 => value_len == 0,
         4 => key_len == 0 && value_len == 0,
         _ => false,
     };
+    if is_too_long {
+        return Naive::Close;
+    }
     if !is_allowed {
         return Naive::Skip { frame_len };
     }
@@ -158,9 +159,11 @@ fn requests(input: &[u8], limits: &Limits) -> Vec<Outcome> {
                 outcomes.push(Outcome::Refused(error));
                 match error.disposition() {
                     Disposition::Close => {
-                        assert_eq!(naive, Naive::TooLong);
+                        assert_eq!(naive, Naive::Close);
                         let (len, max) = (header.value_len, limits.value_len_max);
-                        assert_eq!(error, RequestError::ValueTooLong { len, max });
+                        // Of a SET it is the length that is wrong, of any other frame something else in the first place.
+                        let is_length = error == RequestError::ValueTooLong { len, max };
+                        assert_eq!(is_length, header.opcode == Opcode::Set.byte(), "{error}");
                         return outcomes;
                     }
                     Disposition::Skip(frame_len) => {

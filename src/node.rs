@@ -55,12 +55,6 @@ impl Node {
         }
     }
 
-    /// What the node is in its cluster.
-    #[must_use]
-    pub const fn role(&self) -> &Role {
-        &self.role
-    }
-
     /// The node's data.
     #[must_use]
     pub const fn store(&self) -> &Store {
@@ -79,25 +73,28 @@ impl Node {
             (Request::Get { .. }, Role::Follower { .. }) => {
                 Reply::Loading("this follower holds no complete data set yet; ask the leader")
             }
-            (Request::Del { key }, Role::Leader) => self
-                .store
-                .remove(key)
-                .map_or(Reply::NotFound, |_| Reply::Done),
-            (Request::Del { .. }, Role::Follower { leader_addr }) => {
-                Reply::NotLeader(Arc::clone(leader_addr))
-            }
+            (Request::Del { key }, _) => self.refuses_writes().unwrap_or_else(|| {
+                let removed = self.store.remove(key);
+                removed.map_or(Reply::NotFound, |_| Reply::Done)
+            }),
         }
     }
 
     /// Carries out a SET, whose entry is made only where it is wanted.
     #[must_use]
     pub fn set(&self, entry: impl FnOnce() -> Entry) -> Reply {
+        self.refuses_writes().unwrap_or_else(|| {
+            self.store.set(entry());
+            Reply::Done
+        })
+    }
+
+    /// The answer to every write, where this node takes none.
+    #[must_use]
+    pub fn refuses_writes(&self) -> Option<Reply> {
         match &self.role {
-            Role::Leader => {
-                self.store.set(entry());
-                Reply::Done
-            }
-            Role::Follower { leader_addr } => Reply::NotLeader(Arc::clone(leader_addr)),
+            Role::Leader => None,
+            Role::Follower { leader_addr } => Some(Reply::NotLeader(Arc::clone(leader_addr))),
         }
     }
 }

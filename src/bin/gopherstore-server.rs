@@ -70,13 +70,14 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(USAGE, &error.to_string()),
     };
-    if arguments.check_config {
-        return check_config(&config);
-    }
     let names = || {
         let names: Vec<&str> = config.nodes.iter().map(|node| node.name.as_str()).collect();
         format!("{} has {}", arguments.config.display(), names.join(", "))
     };
+    let is_known = |name| config.node(name).is_some();
+    if arguments.check_config && arguments.node.as_deref().is_none_or(is_known) {
+        return check_config(&config);
+    }
     let Some(name) = arguments.node.as_deref() else {
         return usage(&format!("--node NAME is needed: {}", names()));
     };
@@ -117,13 +118,14 @@ fn serve(config: &Config, this: &NodeConfig, file: &str) -> Result<(), Box<dyn E
         })?;
     let addr = server.local_addr();
 
+    // From here on a signal is kept until the thread below asks for it.
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
     // The order matters: the first signal finds `stopping` still unset and then sets it, so only a second one exits.
     let stopping = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stopping))?;
         flag::register(signal, Arc::clone(&stopping))?;
     }
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let no_more_signals = signals.handle();
     let stopper = server.stopper();
     let waiter = thread::Builder::new()

@@ -2,9 +2,12 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::Peer;
+use super::housekeeping::Housekeeper;
 use crate::entry::EntryBuilder;
 use crate::node::{Node, Reply};
 use crate::wire::Buffer;
@@ -73,19 +76,28 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// What a connection works with.
+pub(super) struct Context<'a> {
+    pub(super) peer: &'a Peer,
+    pub(super) node: &'a Node,
+    pub(super) limits: Limits,
+    pub(super) timeouts: Timeouts,
+    /// The server is to stop.
+    pub(super) stopping: &'a AtomicBool,
+    pub(super) housekeeper: &'a Housekeeper,
+}
+
 /// Serves one client until it leaves or has to.
-pub(super) fn serve(stream: &TcpStream, node: &Node, limits: Limits, timeouts: Timeouts) -> End {
-    match Connection::new(stream, node, limits, timeouts).run() {
+pub(super) fn serve(context: &Context<'_>) -> End {
+    match Connection::new(context).run() {
         Ok(end) => end,
         Err(error) => End::Failed(error),
     }
 }
 
 struct Connection<'a> {
+    context: &'a Context<'a>,
     stream: &'a TcpStream,
-    node: &'a Node,
-    limits: Limits,
-    timeouts: Timeouts,
     input: Buffer,
     /// A large SET frame that is arriving; `input` is empty meanwhile.
     large: Option<EntryBuilder>,
@@ -109,17 +121,11 @@ enum Wait {
 }
 
 impl<'a> Connection<'a> {
-    const fn new(
-        stream: &'a TcpStream,
-        node: &'a Node,
-        limits: Limits,
-        timeouts: Timeouts,
-    ) -> Connection<'a> {
+    const fn new(context: &'a Context<'a>) -> Connection<'a> {
+        let stream = &context.peer.stream;
         Connection {
+            context,
             stream,
-            node,
-            limits,
-            timeouts,
             input: Buffer::new(),
             large: None,
             output: Output {
@@ -135,13 +141,15 @@ impl<'a> Connection<'a> {
 
     fn run(&mut self) -> io::Result<End> {
         self.stream.set_nodelay(true)?;
-        self.stream.set_write_timeout(Some(self.timeouts.request))?;
+        self.stream
+            .set_write_timeout(Some(self.context.timeouts.request))?;
         loop {
             let needed = match self.answer_whole_requests()? {
                 Ok(needed) => needed,
                 Err(error) => return self.refuse(Refusal::Request(error)),
             };
             self.output.flush()?;
+            self.heed_stop();
             match self.wait(needed)? {
                 Wait::Bytes => {}
                 Wait::EndOfStream if self.is_between_frames() => return Ok(End::Done),
@@ -151,9 +159,29 @@ impl<'a> Connection<'a> {
                     let needed = needed.max(len + self.skip);
                     return Ok(End::Truncated { len, needed });
                 }
-                Wait::TooSlow => return self.refuse(Refusal::TooSlow(self.timeouts.request)),
+                Wait::TooSlow => {
+                    let refusal = Refusal::TooSlow(self.context.timeouts.request);
+                    // A frame that is being skipped has its answer; a second one would be taken for the next request's.
+                    if self.skip > 0 {
+                        return Ok(End::Refused(refusal));
+                    }
+                    return self.refuse(refusal);
+                }
                 Wait::Idle => return Ok(End::Idle),
             }
+        }
+    }
+
+    /// Tells the stop whether a request has begun to arrive, and between requests ends the reading side where the server
+    /// is to stop. Each side writes its flag before it reads the other's, so one of them does it.
+    fn heed_stop(&self) {
+        let (peer, in_frame) = (self.context.peer, !self.is_between_frames());
+        if peer.in_frame.load(Ordering::Relaxed) != in_frame {
+            peer.in_frame.store(in_frame, Ordering::SeqCst);
+        }
+        if !in_frame && self.context.stopping.load(Ordering::SeqCst) {
+            // Fails only where the client is gone, which the next read will show.
+            let _ = self.stream.shutdown(Shutdown::Read);
         }
     }
 
@@ -175,7 +203,7 @@ impl<'a> Connection<'a> {
         if let Some(builder) = self.large.take() {
             match builder.finish() {
                 Ok(entry) => {
-                    let reply = self.node.set(|| entry);
+                    let reply = self.context.node.set(|| entry);
                     self.deadline = None;
                     self.output.push(&reply)?;
                 }
@@ -196,10 +224,10 @@ impl<'a> Connection<'a> {
                 }
                 self.deadline = None;
             }
-            match request::parse(self.input.bytes(), &self.limits) {
+            match request::parse(self.input.bytes(), &self.context.limits) {
                 Ok(Parsed::Whole(frame)) => {
                     let len = frame.bytes().len();
-                    let reply = self.node.execute(&frame);
+                    let reply = self.context.node.execute(&frame);
                     self.input.consume(len);
                     self.deadline = None;
                     self.output.push(&reply)?;
@@ -208,6 +236,12 @@ impl<'a> Connection<'a> {
                     if needed > LARGE_FRAME_BYTES
                         && let Some(builder) = EntryBuilder::new(self.input.bytes())
                     {
+                        if let Some(reply) = self.context.node.refuses_writes() {
+                            // Without taking the value in first.
+                            self.output.push(&reply)?;
+                            self.skip = needed;
+                            continue;
+                        }
                         self.large = Some(builder);
                         self.input.consume(needed);
                     }
@@ -244,12 +278,14 @@ impl<'a> Connection<'a> {
     /// Waits for input until something else has to happen. `needed` is the length of the frame that is expected.
     fn wait(&mut self, needed: usize) -> io::Result<Wait> {
         let is_grown = self.input.is_grown() || self.output.is_grown();
-        let since = (is_grown || self.timeouts.idle.is_some() || !self.is_between_frames())
+        let since = (is_grown || self.context.timeouts.idle.is_some() || !self.is_between_frames())
             .then(Instant::now);
         if let Some(now) = since
             && !self.is_between_frames()
         {
-            let deadline = *self.deadline.get_or_insert(now + self.timeouts.request);
+            let deadline = *self
+                .deadline
+                .get_or_insert(now + self.context.timeouts.request);
             if deadline <= now {
                 return Ok(Wait::TooSlow);
             }
@@ -279,12 +315,18 @@ impl<'a> Connection<'a> {
                     }
                     let waited = since.map_or(Duration::ZERO, |since| now - since);
                     if self.is_between_frames() {
-                        if self.timeouts.idle.is_some_and(|idle| idle <= waited) {
+                        if self
+                            .context
+                            .timeouts
+                            .idle
+                            .is_some_and(|idle| idle <= waited)
+                        {
                             return Ok(Wait::Idle);
                         }
-                        if is_grown && waited >= self.timeouts.release {
+                        if is_grown && waited >= self.context.timeouts.release {
                             self.input.release();
                             self.output.release();
+                            self.context.housekeeper.trim();
                         }
                     }
                     self.set_read_timeout(self.remaining(since, Some(now)), true)?;
@@ -297,10 +339,14 @@ impl<'a> Connection<'a> {
     /// How long the socket may be left alone, `now`, in a wait that began at `since`; `None` for ever.
     fn remaining(&self, since: Option<Instant>, now: Option<Instant>) -> Option<Duration> {
         let (since, now) = (since?, now?);
-        let idle = self.timeouts.idle.filter(|_| self.is_between_frames());
+        let idle = self
+            .context
+            .timeouts
+            .idle
+            .filter(|_| self.is_between_frames());
         let release = (self.is_between_frames()
             && (self.input.is_grown() || self.output.is_grown()))
-        .then_some(self.timeouts.release);
+        .then_some(self.context.timeouts.release);
         [
             self.deadline,
             idle.map(|idle| since + idle),
@@ -410,7 +456,20 @@ mod tests {
             idle: Some(Duration::from_millis(60)),
             release: Duration::from_millis(20),
         };
-        let mut connection = Connection::new(&stream, &node, Limits::default(), timeouts);
+        let (housekeeper, _chores) = Housekeeper::new();
+        let peer = Peer {
+            stream,
+            in_frame: AtomicBool::new(false),
+        };
+        let context = Context {
+            peer: &peer,
+            node: &node,
+            limits: Limits::default(),
+            timeouts,
+            stopping: &AtomicBool::new(false),
+            housekeeper: &housekeeper,
+        };
+        let mut connection = Connection::new(&context);
         let mut frames = Vec::new();
         let value = [b'x'; 15_000];
         Request::Set {

@@ -1,10 +1,10 @@
 //! The server: listener, a thread per connection, and how it all stops.
 //!
-//! | thread     | one per | owns                          | blocks on        | ends                              |
-//! |------------|---------|-------------------------------|------------------|-----------------------------------|
-//! | accept     | server  | the listening socket          | accept           | when [`Stopper::stop`] shuts it down |
-//! | connection | client  | the client's socket           | read, write      | with its client, or at the stop   |
-//! | linger     | server  | sockets of refused clients    | a channel, a timer | when every other thread has ended |
+//! | thread       | one per | owns                      | blocks on          | ends                                 |
+//! |--------------|---------|---------------------------|--------------------|--------------------------------------|
+//! | accept       | server  | the listening socket      | accept             | when [`Stopper::stop`] shuts it down |
+//! | connection   | client  | the client's socket       | read, write        | with its client, or at the stop      |
+//! | housekeeping | server  | sockets of refused clients | a channel, a timer | when every other thread has ended   |
 //!
 //! The accept thread is the one that calls [`Server::run`]. All others are scoped to that call, so when it returns they
 //! are joined.
@@ -17,13 +17,14 @@
 //!   that is wrong with them.
 
 mod connection;
-mod linger;
+mod housekeeping;
+mod system;
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,7 +35,8 @@ use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use crate::config::LimitsConfig;
 use crate::node::{Node, Reply};
 use crate::wire::request::Limits;
-use connection::{End, Timeouts};
+use connection::{Context, End, Timeouts};
+use housekeeping::Housekeeper;
 
 /// Connections that the system completes before the server has accepted them. A rush of clients beyond it is slowed by
 /// retransmissions, not refused; the system may cut it to its own limit (`net.core.somaxconn`).
@@ -56,8 +58,14 @@ const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::
 /// vanished does not keep its connections for ever. As in Redis (`tcp-keepalive 300`).
 const KEEPALIVE: Duration = Duration::from_secs(300);
 
-/// Refused sockets waiting to be drained; see [`linger`].
-const LINGER_QUEUE: usize = 256;
+/// At least so long between two lines in the log that say that clients are turned away.
+const TURN_AWAY_LOG: Duration = Duration::from_secs(10);
+
+/// Descriptors that a server needs beside its connections: the listener, refused sockets, the log and a few more.
+const DESCRIPTORS_BESIDE: u64 = housekeeping::SOCKETS_MAX + 64;
+
+/// Between two looks at whether a stopped client has taken its answers.
+const TAKEN_PAUSE: Duration = Duration::from_millis(2);
 
 /// A node with its listening socket.
 #[derive(Debug)]
@@ -80,15 +88,22 @@ struct Shared {
     clients: Mutex<Clients>,
     /// A client has left.
     left: Condvar,
+    /// The server is to stop: set under the lock of `clients`, so that whoever is admitted later sees it.
+    stopping: AtomicBool,
+    /// The time for requests in flight is over.
+    cut: AtomicBool,
 }
 
-/// Who is connected. Every socket that is served is in here, so that the stop reaches it; `stopping` is under the same
-/// lock, so that none comes in after the stop has been through.
-#[derive(Debug, Default)]
-struct Clients {
-    sockets: HashMap<u64, Arc<TcpStream>>,
-    stopping: bool,
+/// A client's socket, and what the stop has to know of it.
+#[derive(Debug)]
+struct Peer {
+    stream: TcpStream,
+    /// Whether a request has begun to arrive and is not whole. The stop leaves such a client its time.
+    in_frame: AtomicBool,
 }
+
+/// Who is connected. Every socket that is served is in here, so that the stop reaches it.
+type Clients = HashMap<u64, Arc<Peer>>;
 
 /// The server cannot listen where it should.
 #[derive(Debug)]
@@ -141,6 +156,8 @@ impl Server {
                 listener,
                 clients: Mutex::default(),
                 left: Condvar::new(),
+                stopping: AtomicBool::new(false),
+                cut: AtomicBool::new(false),
             }),
         })
     }
@@ -165,32 +182,48 @@ impl Server {
     /// # Errors
     ///
     /// When a thread that the server needs cannot be started.
-    pub fn run(&self) -> io::Result<()> {
-        let (refused, incoming) = sync_channel(LINGER_QUEUE);
+    pub fn run(self) -> io::Result<()> {
+        self.raise_descriptor_limit();
+        let (housekeeper, chores) = Housekeeper::new();
         thread::scope(|scope| {
-            // Dropped before the scope waits for its threads: the linger thread ends once no one can send to it.
-            let refused = refused;
+            // Dropped before the scope waits for its threads: this one ends once no one can ask it for anything.
+            let housekeeper = housekeeper;
             thread::Builder::new()
-                .name("linger".to_owned())
-                .spawn_scoped(scope, move || linger::run(&incoming))?;
-            self.accept(scope, &refused);
+                .name("housekeeping".to_owned())
+                .spawn_scoped(scope, move || chores.run())?;
+            self.accept(scope, &housekeeper);
             self.wait_for_clients();
             Ok(())
         })
+    }
+
+    /// Has the system allow as many open files as the configuration needs, or says that it will not do.
+    fn raise_descriptor_limit(&self) {
+        let needed = u64::from(self.limits.max_connections) + DESCRIPTORS_BESIDE;
+        match rlimit::increase_nofile_limit(needed) {
+            Ok(limit) if limit < needed => warn!(
+                "max_connections is {}, which needs {needed} open files, and the system allows {limit}; \
+                 raise it (ulimit -n, LimitNOFILE) or lower max_connections",
+                self.limits.max_connections
+            ),
+            Ok(_) => {}
+            Err(error) => warn!("cannot tell how many open files the system allows: {error}"),
+        }
     }
 
     /// Accepts clients until the server stops.
     fn accept<'scope>(
         &'scope self,
         scope: &'scope thread::Scope<'scope, '_>,
-        refused: &SyncSender<Arc<TcpStream>>,
+        housekeeper: &Housekeeper,
     ) {
         let mut pause = ACCEPT_PAUSE.0;
         let mut turned_away = 0_u64;
+        let mut logged: Option<Instant> = None;
         for id in 0_u64.. {
-            let (stream, peer) = match self.shared.listener.accept() {
+            let (stream, addr) = match self.shared.listener.accept() {
                 Ok(accepted) => accepted,
-                Err(_) if self.shared.clients.lock().stopping => return,
+                Err(_) if self.shared.stopping.load(Ordering::SeqCst) => return,
                 Err(error) if is_about_one_client(&error) => {
                     debug!("client gone before it was accepted: {error}");
                     continue;
@@ -208,32 +241,33 @@ impl Server {
                 info!("accepting clients again");
                 pause = ACCEPT_PAUSE.0;
             }
-            let stream = Arc::new(stream);
-            let outcome = match self.admit(id, &stream) {
+            let peer = Arc::new(Peer {
+                stream,
+                in_frame: AtomicBool::new(false),
+            });
+            let outcome = match self.admit(id, &peer) {
                 Admission::Stopping => return,
                 Admission::Full => Err(format!(
                     "too many connections, limit {}",
                     self.limits.max_connections
                 )),
                 Admission::Admitted => self
-                    .spawn(scope, id, Arc::clone(&stream), peer, refused.clone())
+                    .spawn(scope, id, Arc::clone(&peer), addr, housekeeper.clone())
                     .map_err(|error| {
                         self.release(id);
                         format!("cannot start a thread for this connection: {error}")
                     }),
             };
             match outcome {
-                Ok(()) if turned_away > 0 => {
-                    info!("serving new clients again; {turned_away} were turned away");
-                    turned_away = 0;
-                }
                 Ok(()) => {}
                 Err(message) => {
-                    if turned_away == 0 {
-                        warn!("turning clients away: {message}");
-                    }
                     turned_away += 1;
-                    turn_away(stream, message, refused);
+                    let now = Instant::now();
+                    if logged.is_none_or(|logged| now - logged >= TURN_AWAY_LOG) {
+                        logged = Some(now);
+                        warn!("turning clients away, {turned_away} so far: {message}");
+                    }
+                    turn_away(peer, message, housekeeper);
                 }
             }
         }
@@ -241,23 +275,22 @@ impl Server {
 
     /// Counts a client in, if there is room. Only the accept thread admits, and it does so under the lock under which
     /// clients leave, so the limit is exact.
-    fn admit(&self, id: u64, stream: &Arc<TcpStream>) -> Admission {
+    fn admit(&self, id: u64, peer: &Arc<Peer>) -> Admission {
         let mut clients = self.shared.clients.lock();
-        if clients.stopping {
+        if self.shared.stopping.load(Ordering::SeqCst) {
             return Admission::Stopping;
         }
-        if u64::try_from(clients.sockets.len())
-            .is_ok_and(|n| n >= u64::from(self.limits.max_connections))
-        {
+        let limit = usize::try_from(self.limits.max_connections).unwrap_or(usize::MAX);
+        if clients.len() >= limit {
             return Admission::Full;
         }
-        clients.sockets.insert(id, Arc::clone(stream));
+        clients.insert(id, Arc::clone(peer));
         Admission::Admitted
     }
 
     /// Counts a client out.
     fn release(&self, id: u64) {
-        self.shared.clients.lock().sockets.remove(&id);
+        self.shared.clients.lock().remove(&id);
         self.shared.left.notify_all();
     }
 
@@ -265,13 +298,13 @@ impl Server {
         &'scope self,
         scope: &'scope thread::Scope<'scope, '_>,
         id: u64,
-        stream: Arc<TcpStream>,
-        peer: SocketAddr,
-        refused: SyncSender<Arc<TcpStream>>,
+        peer: Arc<Peer>,
+        addr: SocketAddr,
+        housekeeper: Housekeeper,
     ) -> io::Result<()> {
         let body = move || {
-            if let Err(error) = keep_alive(&stream) {
-                debug!("client {peer}: no keepalive: {error}");
+            if let Err(error) = keep_alive(&peer.stream) {
+                debug!("client {addr}: no keepalive: {error}");
             }
             let limits = Limits {
                 value_len_max: self.limits.max_value_bytes,
@@ -281,19 +314,29 @@ impl Server {
                 idle: self.limits.idle_timeout,
                 release: RELEASE_AFTER,
             };
-            let end = connection::serve(&stream, &self.node, limits, timeouts);
+            let end = connection::serve(&Context {
+                peer: &peer,
+                node: &self.node,
+                limits,
+                timeouts,
+                stopping: &self.shared.stopping,
+                housekeeper: &housekeeper,
+            });
+            if self.shared.stopping.load(Ordering::SeqCst) {
+                self.wait_until_taken(&peer.stream);
+            }
             // The place is free before the client can see that its connection is closed.
             self.release(id);
             match end {
                 End::Done => {}
                 End::Truncated { len, needed } => {
-                    debug!("client {peer}: end of stream inside a frame, {len} of {needed} bytes");
+                    debug!("client {addr}: end of stream inside a frame, {len} of {needed} bytes");
                 }
-                End::Idle => debug!("client {peer}: closed, idle"),
-                End::Failed(error) => debug!("client {peer}: {error}"),
+                End::Idle => debug!("client {addr}: closed, idle"),
+                End::Failed(error) => debug!("client {addr}: {error}"),
                 End::Refused(refusal) => {
-                    debug!("client {peer}: {refusal}");
-                    linger(stream, &refused);
+                    debug!("client {addr}: {refusal}");
+                    housekeeper.drain(peer);
                 }
             }
         };
@@ -304,24 +347,35 @@ impl Server {
             .map(drop)
     }
 
+    /// Waits until the client's system has all that was written. The stop has shut down the reading side, so whatever
+    /// the client sends after the socket is closed resets the connection, and answers on their way would be lost.
+    fn wait_until_taken(&self, stream: &TcpStream) {
+        while system::unacknowledged_bytes(stream).is_ok_and(|count| count > 0)
+            && !self.shared.cut.load(Ordering::SeqCst)
+        {
+            thread::sleep(TAKEN_PAUSE);
+        }
+    }
+
     /// Waits until all clients have left; those that have not after [`STOP_GRACE`] are cut off.
     fn wait_for_clients(&self) {
         let deadline = Instant::now() + STOP_GRACE;
         let mut clients = self.shared.clients.lock();
-        while !clients.sockets.is_empty() {
-            if self
+        while !clients.is_empty() {
+            let timed_out = self
                 .shared
                 .left
                 .wait_until(&mut clients, deadline)
-                .timed_out()
-            {
+                .timed_out();
+            if timed_out && !clients.is_empty() {
                 warn!(
-                    "cutting off {} clients whose requests did not finish in time",
-                    clients.sockets.len()
+                    "cutting off clients whose requests did not finish in time: {}",
+                    clients.len()
                 );
-                for stream in clients.sockets.values() {
+                self.shared.cut.store(true, Ordering::SeqCst);
+                for peer in clients.values() {
                     // Fails only for a client that has gone by itself.
-                    let _ = stream.shutdown(Shutdown::Both);
+                    let _ = peer.stream.shutdown(Shutdown::Both);
                 }
                 return;
             }
@@ -330,16 +384,19 @@ impl Server {
 }
 
 impl Stopper {
-    /// Has the server accept no more clients, finish the requests that have come, and end. Returns at once; may be
-    /// called any number of times.
+    /// Has the server accept no more clients, finish the requests that have come or begun to, and end. Returns at once;
+    /// may be called any number of times.
     pub fn stop(&self) {
-        let mut clients = self.shared.clients.lock();
-        clients.stopping = true;
+        let clients = self.shared.clients.lock();
+        self.shared.stopping.store(true, Ordering::SeqCst);
         // Wakes the accept thread. Both kinds of socket fail here only when they are closed already.
         let _ = SockRef::from(&self.shared.listener).shutdown(Shutdown::Both);
-        for stream in clients.sockets.values() {
-            // A blocked read returns; what the system has already received is still read and answered.
-            let _ = stream.shutdown(Shutdown::Read);
+        for peer in clients.values() {
+            // A blocked read returns; what the system has already received is still read and answered. A client whose
+            // request is not whole goes on, and its thread does this when it is.
+            if !peer.in_frame.load(Ordering::SeqCst) {
+                let _ = peer.stream.shutdown(Shutdown::Read);
+            }
         }
     }
 }
@@ -385,23 +442,17 @@ fn is_about_one_client(error: &io::Error) -> bool {
 }
 
 /// Tells a client why it is not served.
-fn turn_away(stream: Arc<TcpStream>, message: String, refused: &SyncSender<Arc<TcpStream>>) {
+fn turn_away(peer: Arc<Peer>, message: String, housekeeper: &Housekeeper) {
     let reply = Reply::Error(message);
     let mut answer = reply.header().encode().to_vec();
     answer.extend_from_slice(reply.value());
     // A fresh socket's send buffer takes this whole; the accept thread must not wait for anyone all the same.
-    let sent = stream
+    let sent = peer
+        .stream
         .set_nonblocking(true)
-        .and_then(|()| io::Write::write_all(&mut &*stream, &answer));
+        .and_then(|()| io::Write::write_all(&mut &peer.stream, &answer));
     match sent {
-        Ok(()) => linger(stream, refused),
+        Ok(()) => housekeeper.drain(peer),
         Err(error) => debug!("client gone before it was turned away: {error}"),
-    }
-}
-
-/// Hands a socket over to be drained and closed; closes it at once where too many are waiting for that.
-fn linger(stream: Arc<TcpStream>, refused: &SyncSender<Arc<TcpStream>>) {
-    if refused.try_send(stream).is_err() {
-        debug!("too many refused clients at once; closing one without draining it");
     }
 }

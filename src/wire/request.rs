@@ -287,7 +287,7 @@ pub enum RequestError {
         /// That byte.
         first: u8,
     },
-    /// The value is longer than the node accepts.
+    /// The value of a SET is longer than the node accepts.
     ValueTooLong {
         /// Its declared length in bytes.
         len: u32,
@@ -298,8 +298,8 @@ pub enum RequestError {
     UnknownOpcode {
         /// Byte 0 of the frame.
         opcode: u8,
-        /// Bytes of the whole frame, to be skipped.
-        frame_len: usize,
+        /// Bytes of the whole frame to be skipped; `None` where its value is longer than the node accepts.
+        skip: Option<usize>,
     },
     /// A key with an operation that has none.
     UnusedKey {
@@ -307,8 +307,8 @@ pub enum RequestError {
         opcode: Opcode,
         /// The key's declared length in bytes.
         key_len: u16,
-        /// Bytes of the whole frame, to be skipped.
-        frame_len: usize,
+        /// Bytes of the whole frame to be skipped; `None` where its value is longer than the node accepts.
+        skip: Option<usize>,
     },
     /// A value with an operation that has none.
     UnusedValue {
@@ -316,8 +316,8 @@ pub enum RequestError {
         opcode: Opcode,
         /// The value's declared length in bytes.
         value_len: u32,
-        /// Bytes of the whole frame, to be skipped.
-        frame_len: usize,
+        /// Bytes of the whole frame to be skipped; `None` where its value is longer than the node accepts.
+        skip: Option<usize>,
     },
 }
 
@@ -335,10 +335,16 @@ impl RequestError {
     #[must_use]
     pub const fn disposition(&self) -> Disposition {
         match *self {
-            RequestError::Text { .. } | RequestError::ValueTooLong { .. } => Disposition::Close,
-            RequestError::UnknownOpcode { frame_len, .. }
-            | RequestError::UnusedKey { frame_len, .. }
-            | RequestError::UnusedValue { frame_len, .. } => Disposition::Skip(frame_len),
+            RequestError::UnknownOpcode {
+                skip: Some(len), ..
+            }
+            | RequestError::UnusedKey {
+                skip: Some(len), ..
+            }
+            | RequestError::UnusedValue {
+                skip: Some(len), ..
+            } => Disposition::Skip(len),
+            _ => Disposition::Close,
         }
     }
 }
@@ -403,27 +409,29 @@ pub fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, Request
     };
     let header = RequestHeader::decode(*header);
     let frame_len = header.frame_len();
-    // First of all, since it alone decides whether the frame can be skipped within a bounded number of bytes.
-    if header.value_len > limits.value_len_max {
-        return Err(RequestError::ValueTooLong {
-            len: header.value_len,
-            max: limits.value_len_max,
-        });
-    }
+    let is_too_long = header.value_len > limits.value_len_max;
+    // Only a frame whose length the node would accept is worth waiting for.
+    let skip = (!is_too_long).then_some(frame_len);
     let opcode = Opcode::try_from(header.opcode)
-        .map_err(|opcode| RequestError::UnknownOpcode { opcode, frame_len })?;
+        .map_err(|opcode| RequestError::UnknownOpcode { opcode, skip })?;
     if header.key_len > 0 && !opcode.uses_key() {
         return Err(RequestError::UnusedKey {
             opcode,
             key_len: header.key_len,
-            frame_len,
+            skip,
         });
     }
     if header.value_len > 0 && !opcode.uses_value() {
         return Err(RequestError::UnusedValue {
             opcode,
             value_len: header.value_len,
-            frame_len,
+            skip,
+        });
+    }
+    if is_too_long {
+        return Err(RequestError::ValueTooLong {
+            len: header.value_len,
+            max: limits.value_len_max,
         });
     }
     let Some((key, value)) = payload

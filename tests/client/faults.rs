@@ -177,7 +177,8 @@ fn a_late_answer_is_never_taken_for_another_requests() {
             repeat(stream, &answer(0, b"own"));
         }
     });
-    let mut client = with_timeout(&peer.addr, SHORT);
+    // The second answer has to come within it, from a thread that starts meanwhile.
+    let mut client = with_timeout(&peer.addr, 20 * SHORT);
     assert!(matches!(client.get(b"a"), Err(Error::Timeout { .. })));
     assert_eq!(client.get(b"b").unwrap(), Some(b"own".to_vec()));
     assert_eq!(peer.connections(), 2);

@@ -94,7 +94,7 @@ proptest! {
             }
             Err(error) => match error.disposition() {
                 Disposition::Skip(len) => prop_assert_eq!(len, header.frame_len()),
-                Disposition::Close => prop_assert!(header.value_len > value_len_max),
+                Disposition::Close => prop_assert!(header.value_len > value_len_max, "{}", error),
             },
         }
     }

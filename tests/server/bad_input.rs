@@ -258,3 +258,69 @@ fn a_client_that_never_reads_is_cut_off_and_costs_bounded_memory() {
     let grown = node.memory_kib("VmHWM") - before;
     assert!(grown < 4 << 10, "{grown} KiB");
 }
+
+#[test]
+fn a_frame_that_is_being_skipped_and_never_ends_gets_one_answer() {
+    let node = Node::start_with(&Options {
+        limits: "request_timeout_ms = 200",
+        ..Options::default()
+    });
+    let stream = node.connect();
+    (&stream).write_all(b"\x7f\0\0\0\0\0\x05ab").unwrap();
+    assert_eq!(error(&stream), "unknown opcode 0x7f");
+    closed(&stream);
+}
+
+#[test]
+fn a_follower_refuses_a_large_value_without_taking_it_in() {
+    let node = Node::start_with(&Options {
+        leader: Some(([127, 0, 0, 1], 1).into()),
+        ..Options::default()
+    });
+    let mut stream = node.connect();
+    let before = node.memory_kib("VmHWM");
+    let value = vec![b'x'; 32 << 20];
+    let set = frames(&[Request::Set {
+        key: b"k",
+        value: &value,
+    }]);
+    let (start, rest) = set.split_at(1_000);
+    stream.write_all(start).unwrap();
+    assert_eq!(answer(&stream).0, Status::NotLeader);
+    stream.write_all(rest).unwrap();
+    stream.write_all(&frames(&[Request::Ping])).unwrap();
+    assert_eq!(answer(&stream), pong());
+    let grown = node.memory_kib("VmHWM") - before;
+    assert!(grown < 4 << 10, "{grown} KiB");
+}
+
+/// All frames of the document that leave the connection open, good and bad, cut in two at every byte.
+#[test]
+fn a_stream_means_the_same_however_it_is_split() {
+    let node = Node::start();
+    let is_sent = |v: &&vectors::Vector| v.from_client && !v.meaning.starts_with("refused, close");
+    let all = vectors::all();
+    let stream: Vec<u8> = all
+        .iter()
+        .filter(is_sent)
+        .flat_map(|v| v.bytes.clone())
+        .collect();
+    let whole = node.exchange(&stream);
+    assert!(whole.len() > 200);
+    for at in 1..stream.len() {
+        let mut connection = node.connect();
+        connection.write_all(&stream[..at]).unwrap();
+        // The node answers what is whole before it has the rest, so that it has seen the cut.
+        let mut answers = vec![0; 1];
+        let has_whole_request = at >= all[0].bytes.len();
+        if has_whole_request {
+            connection.read_exact(&mut answers).unwrap();
+        } else {
+            answers.clear();
+        }
+        connection.write_all(&stream[at..]).unwrap();
+        connection.shutdown(Shutdown::Write).unwrap();
+        connection.read_to_end(&mut answers).unwrap();
+        assert_eq!(answers, whole, "cut at {at}");
+    }
+}

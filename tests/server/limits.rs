@@ -49,14 +49,18 @@ fn the_limit_of_connections_is_exact_under_a_rush() {
             assert_eq!(answer(stream), pong());
         }
         drop(served);
-        wait_for("a free place", || {
-            let mut stream = node.connect();
-            stream.write_all(&frames(&[Request::Ping])).ok()?;
-            (answer(&stream) == pong()).then_some(())
+        wait_for("all places to be free", || {
+            let streams: Vec<_> = (0..20).map(|_| node.connect()).collect();
+            let served = streams.iter().filter(|stream| {
+                let mut stream = *stream;
+                stream.write_all(&frames(&[Request::Ping])).unwrap();
+                answer(stream) == pong()
+            });
+            (served.count() == 20).then_some(())
         });
-        wait_for("all places", || {
-            let log = node.log();
-            (log.matches("clients again").count() > round).then_some(())
+        // The node notices one after the other that these have left; the next rush must find none of them.
+        wait_for("the node to be alone", || {
+            (node.threads("client-") == 0).then_some(())
         });
     }
 }
@@ -64,7 +68,7 @@ fn the_limit_of_connections_is_exact_under_a_rush() {
 #[test]
 fn an_idle_client_is_closed_and_a_busy_one_is_not() {
     let node = Node::start_with(&Options {
-        limits: "idle_timeout_ms = 300",
+        limits: "idle_timeout_ms = 1500",
         ..Options::default()
     });
     let (idle, busy) = (node.connect(), node.connect());
@@ -126,6 +130,55 @@ fn an_idle_connection_costs_at_most_20_kib() {
     }
     let each = (node.memory_kib("VmRSS") - before) * 1024 / COUNT;
     assert!(each <= 20 << 10, "{each} bytes");
+}
+
+/// What a client's busy time cost is given back to the system when it has nothing to do.
+#[test]
+fn connections_that_were_busy_cost_no_more_than_idle_ones_in_the_end() {
+    const COUNT: u64 = 300;
+    let node = Node::start();
+    let value = vec![b'x'; 100_000];
+    let requests = [
+        frames(&[
+            Request::Set {
+                key: b"k",
+                value: &value,
+            },
+            Request::Get { key: b"k" },
+        ]),
+        frames(&[Request::Ping; 3_000]),
+    ]
+    .concat();
+    let before = node.memory_kib("VmRSS");
+    let mut clients: Vec<_> = (0..COUNT).map(|_| node.connect()).collect();
+    for stream in &mut clients {
+        stream.write_all(&requests).unwrap();
+        for _ in 0..2 + 3_000 {
+            assert_eq!(answer(stream).0, Status::Ok);
+        }
+    }
+    let busy = node.memory_kib("VmRSS") - before;
+    assert!(busy > COUNT * 50, "{busy} KiB are no busy time");
+    wait_for("the memory of a busy time", || {
+        (node.memory_kib("VmRSS") < before + COUNT * 20 + 2_048).then_some(())
+    });
+    for stream in &mut clients {
+        stream.write_all(&frames(&[Request::Ping])).unwrap();
+        assert_eq!(answer(stream), pong());
+    }
+}
+
+#[test]
+fn too_few_descriptors_for_the_limit_are_told_at_the_start() {
+    let node = Node::start_with(&Options {
+        descriptors: Some(200),
+        ..Options::default()
+    });
+    wait_for("the warning", || {
+        let log = node.log();
+        let warned = log.contains("which needs 11088 open files, and the system allows 200");
+        warned.then_some(())
+    });
 }
 
 #[test]

@@ -130,13 +130,25 @@ fn a_value_of_64_mib_passes_and_leaves_no_memory_behind() {
     stream.write_all(&frames(&[Request::Ping])).unwrap();
     assert_eq!(answer(&stream), pong());
     let before = node.memory_kib("VmRSS");
-    stream
-        .write_all(&frames(&[Request::Set {
-            key: b"large",
-            value: &value,
-        }]))
-        .unwrap();
+    let set = frames(&[Request::Set {
+        key: b"large",
+        value: &value,
+    }]);
+    stream.write_all(&set).unwrap();
     assert_eq!(answer(&stream), done());
+    let peak = node.memory_kib("VmHWM") - before;
+    assert!(
+        peak < (64 + 8) << 10,
+        "{peak} KiB at the most to take a value of 65,536"
+    );
+    // The old one stays until the new one is whole, and that is all.
+    stream.write_all(&set).unwrap();
+    assert_eq!(answer(&stream), done());
+    let peak = node.memory_kib("VmHWM") - before;
+    assert!(
+        peak < (128 + 8) << 10,
+        "{peak} KiB at the most to replace a value of 65,536"
+    );
     stream
         .write_all(&frames(&[Request::Get { key: b"large" }]))
         .unwrap();
