@@ -19,6 +19,11 @@ if command -v shellcheck >/dev/null; then
 else
     printf '\n== shellcheck is not installed, so the scripts are not checked (apt-get install shellcheck)\n'
 fi
+if command -v c++ >/dev/null; then
+    step scripts/fuzz.sh 5
+else
+    printf '\n== no C++ compiler, so the fuzz target is not built (apt-get install g++)\n'
+fi
 # On a port that the system chooses, so that a node of yours may go on running.
 config=$(mktemp)
 trap 'rm -f "$config"' EXIT

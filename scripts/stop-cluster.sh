@@ -11,19 +11,23 @@ if (($# > 0)); then
 fi
 
 names=()
-alive=0
+alive=()
 for file in "$run"/*.pid; do
     [[ -e $file ]] || continue # nothing matched
     name=$(basename "$file" .pid)
     names+=("$name")
-    if running "$name"; then alive=$((alive + 1)); fi
+    if running "$name"; then alive+=("$name"); fi
 done
 
 result=0
 if ((${#names[@]} > 0)); then stop_nodes "${names[@]}" || result=1; fi
-case $alive in
-    0) echo "No node was running." ;;
-    1) echo "Stopped 1 node." ;;
-    *) echo "Stopped $alive nodes." ;;
+stopped=0
+for name in "${alive[@]}"; do
+    running "$name" || stopped=$((stopped + 1))
+done
+case ${#alive[@]}/$stopped in
+    0/0) echo "No node was running." ;;
+    1/1) echo "Stopped 1 node." ;;
+    *) echo "Stopped $stopped of ${#alive[@]} nodes." ;;
 esac
 exit "$result"

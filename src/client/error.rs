@@ -122,20 +122,6 @@ pub enum ProtocolError {
     },
 }
 
-impl Error {
-    /// Whether the connection is still good: the node answered, and the answer is an error.
-    #[must_use]
-    pub const fn is_answer(&self) -> bool {
-        matches!(
-            self,
-            Error::NotLeader { .. }
-                | Error::Loading { .. }
-                | Error::Server { .. }
-                | Error::UnknownStatus { .. }
-        )
-    }
-}
-
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -2,7 +2,11 @@
 //!
 //! ```
 //! use gopherstore::client::Client;
-//! # gopherstore::client::doc::with_node(|addr| -> Result<(), gopherstore::client::Error> {
+//! # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
+//! # let node = Node::new(Role::Leader);
+//! # let server = Server::bind("127.0.0.1:0", node, LimitsConfig::default())?;
+//! # let addr = &server.local_addr().to_string();
+//! # std::thread::spawn(|| server.run());
 //!
 //! let mut client = Client::connect(addr)?; // such as "127.0.0.1:8000"
 //! client.set(b"user123", b"active")?;
@@ -10,7 +14,7 @@
 //! assert!(client.del(b"user123")?);
 //! assert_eq!(client.get(b"user123")?, None);
 //! client.ping()?;
-//! # Ok(()) });
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! # After a fault
@@ -38,8 +42,6 @@ use crate::wire::Request;
 
 mod answer;
 mod connection;
-#[doc(hidden)]
-pub mod doc;
 mod error;
 mod pipeline;
 
@@ -115,7 +117,11 @@ pub struct Frame<'a> {
 /// ```
 /// use std::sync::{Arc, Mutex};
 /// use gopherstore::client::{Client, ClientOptions, Direction, FrameHook};
-/// # gopherstore::client::doc::with_node(|addr| -> Result<(), gopherstore::client::Error> {
+/// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
+/// # let node = Node::new(Role::Leader);
+/// # let server = Server::bind("127.0.0.1:0", node, LimitsConfig::default())?;
+/// # let addr = &server.local_addr().to_string();
+/// # std::thread::spawn(|| server.run());
 ///
 /// let sent = Arc::new(Mutex::new(Vec::new()));
 /// let hook = FrameHook::new({
@@ -129,7 +135,7 @@ pub struct Frame<'a> {
 /// let options = ClientOptions { on_frame: Some(hook), ..ClientOptions::default() };
 /// Client::connect_with(addr, options)?.ping()?;
 /// assert_eq!(*sent.lock().unwrap(), b"\x04\x00\x00\x00\x00\x00\x00");
-/// # Ok(()) });
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
 pub struct FrameHook(Arc<dyn Fn(&Frame<'_>) + Send + Sync>);

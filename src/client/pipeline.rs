@@ -36,7 +36,11 @@ const WINDOW_LEN: usize = 16 << 10;
 ///
 /// ```
 /// use gopherstore::client::{Answer, Client};
-/// # gopherstore::client::doc::with_node(|addr| -> Result<(), gopherstore::client::Error> {
+/// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
+/// # let node = Node::new(Role::Leader);
+/// # let server = Server::bind("127.0.0.1:0", node, LimitsConfig::default())?;
+/// # let addr = &server.local_addr().to_string();
+/// # std::thread::spawn(|| server.run());
 ///
 /// let mut client = Client::connect(addr)?;
 /// let mut pipeline = client.pipeline();
@@ -47,7 +51,7 @@ const WINDOW_LEN: usize = 16 << 10;
 /// let answers = pipeline.run()?;
 /// assert_eq!(answers.len(), 100_002);
 /// assert!(matches!(&answers[1], Ok(Answer::Value(value)) if value == b"1"));
-/// # Ok(()) });
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct Pipeline<'a> {
