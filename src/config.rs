@@ -293,7 +293,8 @@ impl Source<'_> {
             .into_iter()
             .min_by_key(|error| error.span().map_or(0, |span| span.start));
         if let Some(error) = first {
-            return Err(self.toml(None, error));
+            let key = self.key_on_line_of(error.span().map_or(0, |span| span.start));
+            return Err(self.toml(key, error));
         }
         RawConfig::deserialize(toml::de::Deserializer::from(table)).map_err(|error| {
             let table = DeTable::parse_recoverable(self.text).0;
@@ -304,6 +305,15 @@ impl Source<'_> {
                 .and_then(|span| key_at(table.get_ref(), span.start));
             self.toml(key, error)
         })
+    }
+
+    /// The key on the line of a place where the text is no TOML, and so has no keys that a parser knows.
+    fn key_on_line_of(self, offset: usize) -> Option<String> {
+        let line = Place::of(self.text.as_bytes(), offset).line;
+        let (key, _) = self.text.lines().nth(line - 1)?.split_once('=')?;
+        let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let key = key.trim();
+        (!key.is_empty() && key.bytes().all(is_bare)).then(|| key.to_owned())
     }
 
     fn toml(self, key: Option<String>, error: toml::de::Error) -> ConfigError {
@@ -767,11 +777,15 @@ addr = "127.0.0.1:8001"
         let error = Config::parse(text, "a/b.toml").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "a/b.toml:1:16: invalid basic string, expected `\"`"
+            "a/b.toml:1:16: cluster: invalid basic string, expected `\"`"
         );
         assert_eq!(error.line(), Some(1));
         assert!(error.source().is_some());
-        check("leader", "cluster", "cluster.toml:2:1: duplicate key");
+        check(
+            "leader",
+            "cluster",
+            "cluster.toml:2:1: cluster: duplicate key",
+        );
         check_with(
             "[limits\n",
             "cluster.toml:9:8: unclosed table, expected `]`",
