@@ -161,7 +161,8 @@ fn requests(input: &[u8], limits: &Limits) -> Vec<Outcome> {
                     Disposition::Close => {
                         assert_eq!(naive, Naive::Close);
                         let (len, max) = (header.value_len, limits.value_len_max);
-                        // Of a SET it is the length that is wrong, of any other frame something else in the first place.
+                        // Of a SET it is the length that is wrong, of any other frame something else in the first
+                        // place.
                         let is_length = error == RequestError::ValueTooLong { len, max };
                         assert_eq!(is_length, header.opcode == Opcode::Set.byte(), "{error}");
                         return outcomes;

@@ -172,8 +172,8 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Tells the stop whether a request has begun to arrive, and between requests ends the reading side where the server
-    /// is to stop. Each side writes its flag before it reads the other's, so one of them does it.
+    /// Tells the stop whether a request has begun to arrive, and between requests ends the reading side where the
+    /// server is to stop. Each side writes its flag before it reads the other's, so one of them does it.
     fn heed_stop(&self) {
         let (peer, in_frame) = (self.context.peer, !self.is_between_frames());
         if peer.in_frame.load(Ordering::Relaxed) != in_frame {

@@ -8,8 +8,8 @@ use std::os::fd::AsRawFd;
 
 /// Bytes that were written to the socket and that the peer's system has not acknowledged.
 ///
-/// Closing a socket whose peer still sends resets the connection and throws them away: a client that had asked for 3,000
-/// answers and read slowly got 20 of them from a server that closed without asking this.
+/// Closing a socket whose peer still sends resets the connection and throws them away: a client that had asked for
+/// 3,000 answers and read slowly got 20 of them from a server that closed without asking this.
 ///
 /// # Errors
 ///
