@@ -47,6 +47,9 @@ fn serve(listener: &TcpListener) -> io::Result<()> {
                         None => (Status::NotFound, Vec::new()),
                     },
                     Request::Ping => (Status::Ok, b"PONG".to_vec()),
+                    Request::Status | Request::Discard | Request::Follow { .. } => {
+                        (Status::Error, b"a map has no such operation".to_vec())
+                    }
                 };
                 let len = frame.bytes().len();
                 let response = Response {
