@@ -109,7 +109,6 @@ pub enum ReplicationError {
 
 impl fmt::Display for ReplicationError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Messages begin in lower case, so the name of the frame comes later.
         match self {
             ReplicationError::UnknownOpcode { opcode } => {
                 write!(f, "unknown opcode 0x{opcode:02x} in a replication stream")
@@ -165,7 +164,11 @@ impl fmt::Display for ReplicationError {
                 opcode,
                 got,
                 expected,
-            } => write!(f, "{got} frames in {}, it says {expected}", opcode.name()),
+            } => write!(
+                f,
+                "count {expected} in {}, its value holds {got}",
+                opcode.name()
+            ),
             ReplicationError::CutFrame { at, got, needed } => {
                 write!(f, "cut frame after {at} others: {got} of {needed} bytes")
             }
@@ -174,8 +177,8 @@ impl fmt::Display for ReplicationError {
             }
             ReplicationError::NotAWrite { at, operation } => write!(
                 f,
-                "{} after {at} others, a batch has only SET and DEL",
-                operation.name().to_ascii_lowercase()
+                "operation {} after {at} others, a batch has only SET and DEL",
+                operation.name()
             ),
             ReplicationError::History(error) => error.fmt(f),
         }
