@@ -400,6 +400,11 @@ fn number(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0, |n, &b| n << 8 | u64::from(b))
 }
 
+/// A length as a size in memory; none that is tried here is longer.
+fn len(number: u64) -> usize {
+    number.try_into().unwrap_or(usize::MAX)
+}
+
 /// CRC-32C, bit by bit.
 fn naive_crc(bytes: &[u8]) -> u32 {
     let mut crc = u32::MAX;
@@ -426,7 +431,7 @@ fn naive_stream(bytes: &[u8]) -> NaiveStream {
     if (bytes.len() as u64) < needed {
         return NaiveStream::Incomplete { needed };
     }
-    let (head, rest) = bytes.split_at(needed as usize);
+    let (head, rest) = bytes.split_at(len(needed));
     let value_len = number(&head[3..7]);
     let (covered, checksum) = head.split_at(head.len() - 4);
     if number(checksum) != u64::from(naive_crc(covered)) {
@@ -449,7 +454,7 @@ fn naive_stream(bytes: &[u8]) -> NaiveStream {
         return NaiveStream::Refused;
     }
     let needed = needed + value_len;
-    let Some(value) = rest.get(..value_len as usize) else {
+    let Some(value) = rest.get(..len(value_len)) else {
         return NaiveStream::Incomplete { needed };
     };
     if number(&key[key.len() - 8..key.len() - 4]) != u64::from(naive_crc(value)) {
@@ -462,7 +467,7 @@ fn naive_stream(bytes: &[u8]) -> NaiveStream {
     };
     match is_good {
         true => NaiveStream::Whole {
-            frame_len: needed as usize,
+            frame_len: len(needed),
         },
         false => NaiveStream::Refused,
     }
@@ -474,8 +479,8 @@ fn naive_writes(mut value: &[u8]) -> Option<Vec<&[u8]>> {
     while !value.is_empty() {
         match naive_request(value, u32::MAX) {
             Naive::Whole { opcode: 1 | 3, .. } => {
-                let len = 7 + number(&value[1..3]) + number(&value[3..7]);
-                let (frame, rest) = value.split_at(len as usize);
+                let frame_len = 7 + number(&value[1..3]) + number(&value[3..7]);
+                let (frame, rest) = value.split_at(len(frame_len));
                 frames.push(frame);
                 value = rest;
             }
@@ -555,13 +560,13 @@ fn repaired(input: &[u8]) -> Vec<u8> {
         let Some((_, key_len, _)) = STREAM.into_iter().find(|s| s.0 == header[0]) else {
             break;
         };
-        let value_at = at + 7 + key_len as usize;
+        let value_at = at + 7 + len(key_len);
         let value_end = value_at as u64 + number(&header[3..7]);
         if value_at > bytes.len() {
             break;
         }
         // Where the value is cut, its checksum is never looked at.
-        let value_end = bytes.len().min(value_end as usize);
+        let value_end = bytes.len().min(len(value_end));
         let value_crc = naive_crc(&bytes[value_at..value_end]).to_be_bytes();
         bytes[value_at - 8..value_at - 4].copy_from_slice(&value_crc);
         let head_crc = naive_crc(&bytes[at..value_at - 4]).to_be_bytes();
@@ -579,8 +584,8 @@ fn following(input: &[u8]) {
             Ok(follow) => {
                 let mut frame = Vec::new();
                 follow.encode(&mut frame).unwrap();
-                let header = [&[0x60, 0], &[name.len() as u8][..]].concat();
-                assert_eq!(frame[..3], header);
+                assert_eq!(frame[0], 0x60);
+                assert_eq!(number(&frame[1..3]), name.len() as u64);
                 assert_eq!(frame[7..], *input);
             }
             Err(error) => assert_message(&error.to_string()),

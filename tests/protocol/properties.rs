@@ -126,7 +126,8 @@ proptest! {
 
     #[test]
     fn a_batch_is_read_as_it_was_written(
-        is_chunk in any::<bool>(), epoch in any::<u64>(), number in 1..u64::MAX - 20, writes in writes(), after in bytes(20)
+        is_chunk in any::<bool>(), epoch in any::<u64>(), number in 1..u64::MAX - 20, writes in writes(),
+        after in bytes(20)
     ) {
         let mut stream = Vec::new();
         let mut batch = if is_chunk {

@@ -249,3 +249,78 @@ impl Drop for BatchEncoder<'_> {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::wire::Request;
+    use crate::wire::replication::{Message, Parsed as ParsedMessage, parse};
+
+    fn set_of(len: usize) -> Vec<u8> {
+        let mut frame = Vec::new();
+        let value = vec![7; len - 7];
+        let request = Request::Set {
+            key: b"",
+            value: &value,
+        };
+        request.encode(&mut frame).unwrap();
+        assert_eq!(frame.len(), len);
+        frame
+    }
+
+    fn count_of(bytes: &[u8]) -> u32 {
+        match parse(bytes) {
+            Ok(ParsedMessage::Whole {
+                message: Message::Entries { frames, .. } | Message::SnapshotChunk { frames, .. },
+                frame_len,
+            }) if frame_len == bytes.len() => frames.count(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_batch_has_1_mib_at_most_or_one_frame_of_any_length() {
+        let mut out = Vec::new();
+        let mut batch = BatchEncoder::entries(&mut out, 1, 1);
+        assert!(batch.push(&set_of((1 << 20) - 100)));
+        assert!(!batch.push(&set_of(101)), "one byte too many");
+        assert!(batch.push(&set_of(100)));
+        assert!(!batch.push(&set_of(7)));
+        assert_eq!((batch.count(), batch.value_len()), (2, 1 << 20));
+        assert_eq!(batch.finish(), 2);
+        assert_eq!(count_of(&out), 2);
+
+        out.clear();
+        let mut batch = BatchEncoder::chunk(&mut out, 1, 0);
+        assert!(batch.push(&set_of(3 << 20)));
+        assert!(!batch.push(&set_of(7)), "a long one travels alone");
+        assert_eq!(batch.finish(), 1);
+        assert_eq!(count_of(&out), 1);
+    }
+
+    #[test]
+    fn a_batch_that_is_empty_or_given_up_leaves_no_trace() {
+        let mut out = b"before".to_vec();
+        assert_eq!(BatchEncoder::entries(&mut out, 1, 1).finish(), 0);
+        assert_eq!(out, b"before");
+        let mut batch = BatchEncoder::chunk(&mut out, 1, 0);
+        assert!(batch.push(&set_of(7)));
+        drop(batch);
+        assert_eq!(out, b"before");
+    }
+
+    #[test]
+    fn a_large_entry_may_be_sent_from_where_it_lies() {
+        let frame = set_of(2 << 20);
+        let fields = Fields::Entries {
+            epoch: 1,
+            first_index: 1,
+            count: 1,
+        };
+        let mut out = Vec::new();
+        Head::new(fields, &frame).unwrap().encode(&mut out);
+        out.extend_from_slice(&frame);
+        assert_eq!(count_of(&out), 1);
+    }
+}

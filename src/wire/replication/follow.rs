@@ -313,3 +313,17 @@ impl std::error::Error for FollowAnswerError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::request::FOLLOW_VALUE_LEN_MAX;
+
+    #[test]
+    fn the_limit_that_a_header_is_judged_by_is_that_of_the_fields() {
+        assert_eq!(
+            usize::try_from(FOLLOW_VALUE_LEN_MAX),
+            Ok(FOLLOW_FIELDS_LEN + CLUSTER_ID_LEN_MAX)
+        );
+    }
+}
