@@ -9,7 +9,10 @@
 //! 5. A refusal needs the header alone, and skips what the header declares.
 //! 6. However the bytes are cut on their way through a [`Buffer`], the frames are the same, and its memory follows
 //!    what has arrived and not what is claimed.
+//! 7. The same holds for frames of the replication stream, once as they come and once with their checksums put right,
+//!    since random bytes hardly ever have right ones.
 
+use gopherstore::wire::replication::{self, Eras, Follow, FollowAnswer, Message, ReplicationError};
 use gopherstore::wire::request::{self, Disposition, Limits, RequestHeader, reject_text};
 use gopherstore::wire::response::{self, ResponseHeader};
 use gopherstore::wire::{
@@ -34,6 +37,9 @@ pub(super) fn check(input: &[u8]) {
     responses(input);
     first_byte(input);
     round_trip(input);
+    stream(input);
+    stream(&repaired(input));
+    following(input);
 }
 
 /// What became of one frame.
@@ -75,11 +81,12 @@ fn naive_request(bytes: &[u8], value_len_max: u32) -> Naive {
     }
     let (opcode, key_len, value_len) = (bytes[0], number(1, 3), number(3, 7));
     let frame_len = 7 + key_len + value_len;
+    let value_len_max = if opcode == 0x60 { 1_050 } else { value_len_max };
     let is_too_long = value_len > value_len_max.into();
     let is_allowed = match opcode {
-        1 => true,
+        1 | 0x60 => true,
         2 | 3 => value_len == 0,
-        4 => key_len == 0 && value_len == 0,
+        4 | 0x40 | 0x41 => key_len == 0 && value_len == 0,
         _ => false,
     };
     if is_too_long {
@@ -114,7 +121,7 @@ fn requests(input: &[u8], limits: &Limits) -> Vec<Outcome> {
                     }
                 );
                 assert!(needed > rest.len());
-                assert!(needed as u64 <= 7 + 65_535 + u64::from(limits.value_len_max));
+                assert!(needed as u64 <= 7 + 65_535 + u64::from(limits.value_len_max.max(1_050)));
                 outcomes.push(Outcome::Incomplete(needed));
                 return outcomes;
             }
@@ -160,11 +167,16 @@ fn requests(input: &[u8], limits: &Limits) -> Vec<Outcome> {
                 match error.disposition() {
                     Disposition::Close => {
                         assert_eq!(naive, Naive::Close);
-                        let (len, max) = (header.value_len, limits.value_len_max);
-                        // Of a SET it is the length that is wrong, of any other frame something else in the first
-                        // place.
+                        let max = if header.opcode == 0x60 {
+                            1_050
+                        } else {
+                            limits.value_len_max
+                        };
+                        let len = header.value_len;
+                        // Of a frame that has a value it is the length that is wrong, of any other something else in
+                        // the first place.
                         let is_length = error == RequestError::ValueTooLong { len, max };
-                        assert_eq!(is_length, header.opcode == Opcode::Set.byte(), "{error}");
+                        assert_eq!(is_length, matches!(header.opcode, 1 | 0x60), "{error}");
                         return outcomes;
                     }
                     Disposition::Skip(frame_len) => {
@@ -310,7 +322,7 @@ fn responses(input: &[u8]) {
 /// Whether a connection is told from its first byte that it speaks text.
 fn first_byte(input: &[u8]) {
     let Some(&first) = input.first() else { return };
-    let expected = if is_naive_text(first) && !(1..=4).contains(&first) {
+    let expected = if is_naive_text(first) && ![1, 2, 3, 4, 0x40, 0x41, 0x60].contains(&first) {
         Err(RequestError::Text { first })
     } else {
         Ok(())
@@ -341,6 +353,12 @@ fn round_trip(input: &[u8]) {
         Request::Get { key },
         Request::Del { key },
         Request::Ping,
+        Request::Status,
+        Request::Discard,
+        Request::Follow {
+            key,
+            value: &value[..value.len().min(1_050)],
+        },
     ] {
         let mut bytes = Vec::new();
         request.encode(&mut bytes).unwrap();
@@ -361,6 +379,243 @@ fn round_trip(input: &[u8]) {
             response::parse(&bytes),
             Ok(response::Parsed::Whole(response))
         );
+    }
+}
+
+/// One frame of the replication stream as a plain reading of GBP §6 has it.
+#[derive(Debug, PartialEq, Eq)]
+enum NaiveStream {
+    Incomplete { needed: u64 },
+    Refused,
+    Whole { frame_len: usize },
+}
+
+/// Opcode, the key's length, and whether there is a value.
+const STREAM: [(u8, u64, bool); 6] = [
+    (0x61, 28, true),
+    (0x62, 32, true),
+    (0x63, 28, true),
+    (0x64, 48, false),
+    (0x65, 48, false),
+    (0x66, 24, false),
+];
+
+fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |n, &b| n << 8 | u64::from(b))
+}
+
+/// A length as a size in memory; none that is tried here is longer.
+fn len(number: u64) -> usize {
+    number.try_into().unwrap_or(usize::MAX)
+}
+
+/// CRC-32C, bit by bit.
+fn naive_crc(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for &byte in bytes {
+        crc ^= u32::from(byte);
+        for _ in 0..8 {
+            crc = crc >> 1 ^ if crc & 1 == 1 { 0x82F6_3B78 } else { 0 };
+        }
+    }
+    !crc
+}
+
+fn naive_stream(bytes: &[u8]) -> NaiveStream {
+    if bytes.len() < 7 {
+        return NaiveStream::Incomplete { needed: 7 };
+    }
+    let Some((opcode, key_len, has_value)) = STREAM.into_iter().find(|s| s.0 == bytes[0]) else {
+        return NaiveStream::Refused;
+    };
+    if number(&bytes[1..3]) != key_len {
+        return NaiveStream::Refused;
+    }
+    let needed = 7 + key_len;
+    if (bytes.len() as u64) < needed {
+        return NaiveStream::Incomplete { needed };
+    }
+    let (head, rest) = bytes.split_at(len(needed));
+    let value_len = number(&head[3..7]);
+    let (covered, checksum) = head.split_at(head.len() - 4);
+    if number(checksum) != u64::from(naive_crc(covered)) {
+        return NaiveStream::Refused;
+    }
+    let key = &head[7..];
+    let is_batch = opcode == 0x61 || opcode == 0x63;
+    let count = if is_batch { number(&key[16..20]) } else { 0 };
+    let limit = match opcode {
+        0x61 | 0x63 if count == 1 => u64::from(u32::MAX),
+        0x61 | 0x63 => 1_048_576,
+        0x62 => 2 + 24 * 65_535,
+        _ => 0,
+    };
+    assert_eq!(limit > 0, has_value);
+    let first = u128::from(number(&key[8..16]));
+    let is_out_of_range =
+        opcode == 0x61 && (first == 0 || first + u128::from(count) > u128::from(u64::MAX) + 1);
+    if value_len > limit || (is_batch && count == 0) || is_out_of_range {
+        return NaiveStream::Refused;
+    }
+    let needed = needed + value_len;
+    let Some(value) = rest.get(..len(value_len)) else {
+        return NaiveStream::Incomplete { needed };
+    };
+    if number(&key[key.len() - 8..key.len() - 4]) != u64::from(naive_crc(value)) {
+        return NaiveStream::Refused;
+    }
+    let is_good = match opcode {
+        0x61 | 0x63 => naive_writes(value).is_some_and(|frames| frames.len() as u64 == count),
+        0x62 => is_naive_history(value),
+        _ => true,
+    };
+    match is_good {
+        true => NaiveStream::Whole {
+            frame_len: len(needed),
+        },
+        false => NaiveStream::Refused,
+    }
+}
+
+/// The SET and DEL frames of a batch; none where it holds anything else.
+fn naive_writes(mut value: &[u8]) -> Option<Vec<&[u8]>> {
+    let mut frames = Vec::new();
+    while !value.is_empty() {
+        match naive_request(value, u32::MAX) {
+            Naive::Whole { opcode: 1 | 3, .. } => {
+                let frame_len = 7 + number(&value[1..3]) + number(&value[3..7]);
+                let (frame, rest) = value.split_at(len(frame_len));
+                frames.push(frame);
+                value = rest;
+            }
+            _ => return None,
+        }
+    }
+    Some(frames)
+}
+
+fn is_naive_history(value: &[u8]) -> bool {
+    if value.len() < 2 || number(&value[..2]) == 0 {
+        return false;
+    }
+    let eras: Vec<_> = value[2..]
+        .chunks(24)
+        .filter(|era| era.len() == 24)
+        .map(|era| (number(&era[..8]), number(&era[16..])))
+        .collect();
+    value.len() as u64 == 2 + 24 * number(&value[..2])
+        && eras[0].0 > 0
+        && eras[0].1 > 0
+        && eras
+            .windows(2)
+            .all(|two| two[0].0 < two[1].0 && two[0].1 <= two[1].1)
+}
+
+/// Reads `input` as frames of the replication stream, one after another, checking each.
+fn stream(input: &[u8]) {
+    let mut rest = input;
+    loop {
+        let naive = naive_stream(rest);
+        match replication::parse(rest) {
+            Ok(replication::Parsed::Incomplete { needed }) => {
+                let needed = needed as u64;
+                assert_eq!(naive, NaiveStream::Incomplete { needed });
+                assert!(needed > rest.len() as u64);
+                return;
+            }
+            Err(error) => {
+                assert_eq!(naive, NaiveStream::Refused, "{error}");
+                assert!(!matches!(error, ReplicationError::ValueLen { .. }));
+                assert_message(&error.to_string());
+                return;
+            }
+            Ok(replication::Parsed::Whole { message, frame_len }) => {
+                assert_eq!(naive, NaiveStream::Whole { frame_len });
+                let bytes = &rest[..frame_len];
+                let mut encoded = vec![0xAA];
+                message.encode(&mut encoded).unwrap();
+                assert_eq!(&encoded[1..], bytes, "decoded and encoded again");
+                if let Message::Entries { frames, .. } | Message::SnapshotChunk { frames, .. } =
+                    message
+                {
+                    let naive = naive_writes(frames.bytes()).unwrap();
+                    assert_eq!(frames.iter().len(), naive.len());
+                    assert!(frames.iter().map(|frame| frame.bytes()).eq(naive));
+                }
+                for cut in cuts(frame_len) {
+                    let Ok(replication::Parsed::Incomplete { needed }) =
+                        replication::parse(&bytes[..cut])
+                    else {
+                        panic!("cut at {cut} of {frame_len}, and not incomplete")
+                    };
+                    assert!(needed > cut && needed <= frame_len);
+                }
+                rest = &rest[frame_len..];
+            }
+        }
+    }
+}
+
+/// The same bytes with right checksums, as far as they are frames of the stream.
+fn repaired(input: &[u8]) -> Vec<u8> {
+    let mut bytes = input.to_vec();
+    let mut at = 0;
+    while let Some(header) = bytes.get(at..at + 7) {
+        let Some((_, key_len, _)) = STREAM.into_iter().find(|s| s.0 == header[0]) else {
+            break;
+        };
+        let value_at = at + 7 + len(key_len);
+        let value_end = value_at as u64 + number(&header[3..7]);
+        if value_at > bytes.len() {
+            break;
+        }
+        // Where the value is cut, its checksum is never looked at.
+        let value_end = bytes.len().min(len(value_end));
+        let value_crc = naive_crc(&bytes[value_at..value_end]).to_be_bytes();
+        bytes[value_at - 8..value_at - 4].copy_from_slice(&value_crc);
+        let head_crc = naive_crc(&bytes[at..value_at - 4]).to_be_bytes();
+        bytes[value_at - 4..value_at].copy_from_slice(&head_crc);
+        at = value_end;
+    }
+    bytes
+}
+
+/// The fields of FOLLOW, those of its answer, and a history: what is read is written to the same bytes.
+fn following(input: &[u8]) {
+    for name_len in [0, 1, 64, 65] {
+        let (name, value) = input.split_at(name_len.min(input.len()));
+        match Follow::decode(name, value) {
+            Ok(follow) => {
+                let mut frame = Vec::new();
+                follow.encode(&mut frame).unwrap();
+                assert_eq!(frame[0], 0x60);
+                assert_eq!(number(&frame[1..3]), name.len() as u64);
+                assert_eq!(frame[7..], *input);
+            }
+            Err(error) => assert_message(&error.to_string()),
+        }
+    }
+    match FollowAnswer::decode(input) {
+        Ok(answer) => {
+            let mut value = Vec::new();
+            answer.encode(&mut value);
+            assert_eq!(value, input);
+        }
+        Err(error) => assert_message(&error.to_string()),
+    }
+    match Eras::decode(input) {
+        Ok(eras) => {
+            assert!(is_naive_history(input));
+            let history = eras.to_history();
+            assert_eq!(history.eras().len(), usize::from(eras.count()));
+            let mut value = Vec::new();
+            Eras::of(&history).unwrap().encode(&mut value);
+            assert_eq!(value, input);
+        }
+        Err(error) => {
+            assert!(!is_naive_history(input));
+            assert_message(&error.to_string());
+        }
     }
 }
 

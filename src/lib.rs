@@ -8,6 +8,7 @@
 //!
 //! | module        | what it is for                                                                      |
 //! |---------------|-------------------------------------------------------------------------------------|
+//! | [`history`]   | which leader wrote which entries; pure                                              |
 //! | [`wire`]      | GBP: bytes to requests and answers and back; pure                                   |
 //! | [`entry`]     | a client's frame as it is kept: one allocation, reference-counted                   |
 //! | [`store`]     | the map from keys to entries, in partitions with a lock each                        |
@@ -17,13 +18,14 @@
 //! | [`config`]    | `cluster.toml`                                                                      |
 //! | [`arguments`] | command lines                                                                       |
 //!
-//! Data flows one way, wire → entry → store → node → server, and `use` lines point only backwards along it
+//! Data flows one way, history → wire → entry → store → node → server, and `use` lines point only backwards along it
 //! (`tests/tidy.rs`).
 
 pub mod arguments;
 pub mod client;
 pub mod config;
 pub mod entry;
+pub mod history;
 pub mod node;
 pub mod server;
 pub mod store;

@@ -66,6 +66,10 @@ impl Node {
     pub fn execute(&self, frame: &RequestFrame<'_>) -> Reply {
         match (frame.request(), &self.role) {
             (Request::Ping, _) => Reply::Pong,
+            (request @ (Request::Status | Request::Discard | Request::Follow { .. }), _) => {
+                let name = request.opcode().name();
+                Reply::Error(format!("not implemented in this version: {name}"))
+            }
             (Request::Set { .. }, _) => self.set(|| Entry::copy_of(frame)),
             (Request::Get { key }, Role::Leader) => {
                 self.store.get(key).map_or(Reply::NotFound, Reply::Value)

@@ -49,14 +49,16 @@ pub(super) fn read(
     };
     match Status::try_from(status) {
         Ok(Status::Ok) => match opcode {
-            Opcode::Get => Ok(Ok(Answer::Value(value.to_vec()))),
+            Opcode::Get | Opcode::Status | Opcode::Follow => Ok(Ok(Answer::Value(value.to_vec()))),
             Opcode::Ping if value == PONG => Ok(Ok(Answer::Pong)),
             Opcode::Ping => Err(ProtocolError::NotPong { value: sample() }),
-            Opcode::Set | Opcode::Del => empty(Answer::Done),
+            Opcode::Set | Opcode::Del | Opcode::Discard => empty(Answer::Done),
         },
         Ok(Status::NotFound) => match opcode {
             Opcode::Get | Opcode::Del => empty(Answer::NotFound),
-            Opcode::Set | Opcode::Ping => Err(ProtocolError::NothingToFind { opcode }),
+            Opcode::Set | Opcode::Ping | Opcode::Status | Opcode::Discard | Opcode::Follow => {
+                Err(ProtocolError::NothingToFind { opcode })
+            }
         },
         Ok(Status::NotLeader) => match leader(value) {
             Some(leader) => Ok(Err(Error::NotLeader { leader })),
@@ -96,7 +98,7 @@ mod tests {
                 Err(error) => format!("fault: {error}"),
             }
         };
-        use Opcode::{Del, Get, Ping, Set};
+        use Opcode::{Del, Discard, Follow, Get, Ping, Set, Status};
         assert_eq!(judge(Set, 0, b""), "Done");
         assert_eq!(judge(Del, 0, b""), "Done");
         assert_eq!(judge(Del, 3, b""), "NotFound");
@@ -111,7 +113,16 @@ mod tests {
         assert_eq!(judge(Ping, 0, b""), "fault: \"\" to a PING, not PONG");
         assert_eq!(judge(Set, 3, b""), "fault: NOT_FOUND to a SET");
         assert_eq!(judge(Ping, 3, b""), "fault: NOT_FOUND to a PING");
-        for (opcode, status) in [(Set, 0), (Del, 0), (Get, 3), (Del, 3)] {
+        assert_eq!(judge(Status, 0, b"a: b\n"), "Value([97, 58, 32, 98, 10])");
+        assert_eq!(judge(Discard, 0, b""), "Done");
+        for opcode in [Status, Discard, Follow] {
+            let name = opcode.name();
+            assert_eq!(
+                judge(opcode, 3, b""),
+                format!("fault: NOT_FOUND to a {name}")
+            );
+        }
+        for (opcode, status) in [(Set, 0), (Del, 0), (Discard, 0), (Get, 3), (Del, 3)] {
             let verdict = judge(opcode, status, b"x");
             assert!(verdict.starts_with("fault: value of 1 bytes"), "{verdict}");
         }

@@ -18,13 +18,21 @@
 //! ```
 //!
 //! A line has at most 78 columns while offsets have six digits, that is below 16 MiB, so that two more for a direction
-//! still fit a terminal of 80: six of offset, eight bytes, nine of field, and eight bytes escaped.
+//! still fit a terminal of 80: six of offset, eight bytes, nine of field, and eight bytes escaped. The few fields
+//! with a longer name push their meaning to the right.
+//!
+//! A connection that follows (GBP §5, §6) is described by [`request`](fn@request) for what the follower sends and by
+//! [`answer_to_follow`] for what the leader sends, both from the connection's start, and by [`stream`] for either from
+//! any frame on.
 
 use std::fmt::Write;
 
 use super::{
     is_text,
-    request::{self, Limits, Opcode, RequestHeader},
+    replication::{
+        self, ERA_LEN, FOLLOW_FIELDS_LEN, Follow, FollowAnswer, ReplicationError, StreamOpcode,
+    },
+    request::{self, Limits, Opcode, Request, RequestHeader},
     response::{self, ResponseHeader, Status},
 };
 
@@ -39,11 +47,19 @@ const FIELD_LEN_MAX: usize = 8 * ROW_LEN;
 const HEAD_LEN: usize = 4 * ROW_LEN;
 const TAIL_LEN: usize = 2 * ROW_LEN;
 
-/// Describes what a client sent.
+/// Frames of a batch, and eras of a history, that are shown; the rest is counted.
+const ITEMS_MAX: usize = 16;
+
+/// Describes what a client sent, or what a follower did: FOLLOW, then frames of the stream.
 #[must_use]
 pub fn request(bytes: &[u8]) -> String {
     let mut dump = Dump::new(bytes);
+    let mut follows = false;
     while dump.has_more() {
+        if follows && StreamOpcode::try_from(bytes[dump.at]).is_ok() {
+            dump.stream();
+            break;
+        }
         let start = dump.at;
         let first = bytes[start];
         // A node judges the first byte of a connection so; later it knows where a frame starts.
@@ -54,30 +70,80 @@ pub fn request(bytes: &[u8]) -> String {
             dump.note(&error.to_string());
             break;
         }
-        dump.field("opcode", 1, |byte| match Opcode::try_from(byte[0]) {
-            Ok(opcode) => opcode.name().to_owned(),
-            Err(_) => "unknown".to_owned(),
-        });
-        dump.field("key_len", 2, number);
-        dump.field("value_len", 4, number);
-        let Some((header, _)) = bytes[start..].split_first_chunk() else {
-            dump.missing(start, request::HEADER_LEN, "at least ");
+        follows |= first == Opcode::Follow.byte();
+        let Some(header) = dump.request_header() else {
             break;
         };
-        let header = RequestHeader::decode(*header);
         dump.rows("key", usize::from(header.key_len));
         let value_len = header
             .frame_len()
             .saturating_sub(request::HEADER_LEN + usize::from(header.key_len));
-        dump.rows("value", value_len);
-        let limits = Limits {
-            value_len_max: u32::MAX,
-        };
-        if let Err(error) = request::parse(&bytes[start..], &limits) {
-            dump.note(&error.to_string());
+        if first == Opcode::Follow.byte() {
+            dump.follow(value_len);
+        } else {
+            dump.rows("value", value_len);
+        }
+        match request::parse(&bytes[start..], &ANY_VALUE) {
+            Err(error) => dump.note(&error.to_string()),
+            Ok(request::Parsed::Whole(frame)) => {
+                if let Request::Follow { key, value } = frame.request()
+                    && let Err(error) = Follow::decode(key, value)
+                {
+                    dump.note(&error.to_string());
+                }
+            }
+            Ok(request::Parsed::Incomplete { .. }) => {}
         }
         dump.missing(start, header.frame_len(), "");
     }
+    dump.finish()
+}
+
+/// Describes frames of the replication stream, whoever sent them, from the start of one.
+#[must_use]
+pub fn stream(bytes: &[u8]) -> String {
+    let mut dump = Dump::new(bytes);
+    dump.stream();
+    dump.finish()
+}
+
+/// Describes what a node sent to one that sent FOLLOW and nothing before it: the answer, and where that is OK the
+/// replication stream.
+#[must_use]
+pub fn answer_to_follow(bytes: &[u8]) -> String {
+    let mut dump = Dump::new(bytes);
+    let (Some((header, rest)), Some(0)) = (
+        bytes.split_first_chunk::<{ response::HEADER_LEN }>(),
+        bytes.first(),
+    ) else {
+        return response(bytes);
+    };
+    let header = ResponseHeader::decode(*header);
+    dump.field("status", 1, |_| Status::Ok.name().to_owned());
+    dump.field("value_len", 4, number);
+    let value_len = header.frame_len().saturating_sub(response::HEADER_LEN);
+    let end = dump.at.saturating_add(value_len);
+    dump.within(end, |dump| {
+        dump.field("mode", 1, |mode| {
+            match mode[0] {
+                0 => "resume",
+                1 => "full copy",
+                _ => "unknown",
+            }
+            .to_owned()
+        });
+        dump.field("from_index", 8, number);
+        dump.history();
+    });
+    match rest.get(..value_len) {
+        None => dump.missing(0, header.frame_len(), ""),
+        Some(value) => {
+            if let Err(error) = FollowAnswer::decode(value) {
+                dump.note(&error.to_string());
+            }
+        }
+    }
+    dump.stream();
     dump.finish()
 }
 
@@ -121,6 +187,17 @@ pub fn response(bytes: &[u8]) -> String {
         dump.missing(start, header.frame_len(), "");
     }
     dump.finish()
+}
+
+/// Whatever the node's own limit is: it is not known here.
+const ANY_VALUE: Limits = Limits {
+    value_len_max: u32::MAX,
+};
+
+/// A number that tells nothing by its size.
+fn hexadecimal(bytes: &[u8]) -> String {
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("0x{digits}")
 }
 
 /// A length field's meaning.
@@ -167,6 +244,7 @@ fn quoted(bytes: &[u8]) -> String {
 
 /// A dump in the making.
 struct Dump<'a> {
+    /// All bytes, or, inside of [`Dump::within`], those before its end.
     bytes: &'a [u8],
     /// Offset of the next byte to be shown; at most `bytes.len()`.
     at: usize,
@@ -253,6 +331,184 @@ impl<'a> Dump<'a> {
         }
     }
 
+    /// A field that is wider than a row, with its meaning in the first.
+    fn wide_field(&mut self, name: &str, len: usize, meaning: impl FnOnce(&[u8]) -> String) {
+        let offset = self.at;
+        let bytes = self.take(len);
+        let meaning = if bytes.len() == len {
+            meaning(bytes)
+        } else {
+            format!("cut: {} of {len} bytes", bytes.len())
+        };
+        for (row, chunk) in bytes.chunks(ROW_LEN).enumerate() {
+            let (name, meaning) = if row == 0 {
+                (name, &*meaning)
+            } else {
+                ("", "")
+            };
+            self.row(offset + row * ROW_LEN, chunk, name, meaning);
+        }
+    }
+
+    /// A request's header; none where it is cut.
+    fn request_header(&mut self) -> Option<RequestHeader> {
+        let start = self.at;
+        self.request_fields();
+        self.header_from(start)
+    }
+
+    /// The fields of a request's header, as far as they are there.
+    fn request_fields(&mut self) {
+        self.field("opcode", 1, |byte| {
+            let name = Opcode::try_from(byte[0]).map(Opcode::name);
+            name.unwrap_or("unknown").to_owned()
+        });
+        self.field("key_len", 2, number);
+        self.field("value_len", 4, number);
+    }
+
+    /// The header at `start`; none, and a note, where it is cut.
+    fn header_from(&mut self, start: usize) -> Option<RequestHeader> {
+        let header = self.bytes[start..].first_chunk().copied();
+        if header.is_none() {
+            self.missing(start, request::HEADER_LEN, "at least ");
+        }
+        header.map(RequestHeader::decode)
+    }
+
+    /// Describes with `describe` what lies before `end`, and leaves off there, whatever was described.
+    fn within(&mut self, end: usize, describe: impl FnOnce(&mut Self)) {
+        let bytes = self.bytes;
+        let end = end.min(bytes.len());
+        self.bytes = &bytes[..end];
+        describe(self);
+        self.at = end;
+        self.bytes = bytes;
+    }
+
+    /// Says that what is left of a list is not shown.
+    fn leave_out(&mut self) {
+        let left_out = u64::try_from(self.rest()).unwrap_or(u64::MAX);
+        if left_out > 0 {
+            let (dots, left_out) = ("...", grouped(left_out));
+            // Writing to a string cannot fail.
+            let _ = writeln!(
+                self.out,
+                "{dots:<6}  {dots:<23}  {:<9}  ({left_out} bytes left out)",
+                ""
+            );
+        }
+    }
+
+    /// The value of a FOLLOW.
+    fn follow(&mut self, value_len: usize) {
+        let end = self.at.saturating_add(value_len);
+        self.within(end, |dump| {
+            if value_len < FOLLOW_FIELDS_LEN {
+                dump.rows("value", value_len);
+                return;
+            }
+            dump.field("version", 1, number);
+            dump.field("flags", 1, |flags| {
+                let mut names = Vec::new();
+                for (bit, name) in [(1, "observer"), (2, "full copy")] {
+                    if flags[0] & bit != 0 {
+                        names.push(name);
+                    }
+                }
+                names.join(", ")
+            });
+            dump.field("epoch", 8, number);
+            dump.field("nonce", 8, hexadecimal);
+            dump.field("last_index", 8, number);
+            dump.rows("cluster_id", dump.rest());
+        });
+    }
+
+    /// A history, as far as the bytes go.
+    fn history(&mut self) {
+        self.field("eras", 2, number);
+        for _ in 0..ITEMS_MAX {
+            if self.has_more() {
+                self.field("epoch", 8, number);
+                self.field("nonce", 8, hexadecimal);
+                self.field("start_index", ERA_LEN - 16, number);
+            }
+        }
+        self.leave_out();
+    }
+
+    /// The frames of a batch, as far as the bytes go.
+    fn frames(&mut self) {
+        for _ in 0..ITEMS_MAX {
+            if !self.has_more() {
+                break;
+            }
+            let start = self.at;
+            self.request_fields();
+            let Some(header) = self.bytes[start..].first_chunk() else {
+                break;
+            };
+            let header = RequestHeader::decode(*header);
+            let key_len = usize::from(header.key_len);
+            self.rows("key", key_len);
+            self.rows(
+                "value",
+                header
+                    .frame_len()
+                    .saturating_sub(request::HEADER_LEN + key_len),
+            );
+        }
+        self.leave_out();
+    }
+
+    /// Frames of the replication stream up to the end, or to one that does not say where the next one starts.
+    fn stream(&mut self) {
+        while self.has_more() {
+            let start = self.at;
+            let opcode = StreamOpcode::try_from(self.bytes[start]);
+            self.field("opcode", 1, |_| {
+                opcode.map_or("unknown", StreamOpcode::name).to_owned()
+            });
+            self.field("key_len", 2, number);
+            self.field("value_len", 4, number);
+            let Some(header) = self.header_from(start) else {
+                return;
+            };
+            let verdict = replication::parse(&self.bytes[start..]);
+            if let Err(error) = verdict {
+                self.note(&error.to_string());
+            }
+            let opcode = match (opcode, verdict) {
+                // Nothing says what these bytes are.
+                (Err(_), _) | (_, Err(ReplicationError::KeyLen { .. })) => {
+                    self.rows("bytes", self.rest());
+                    return;
+                }
+                (Ok(opcode), _) => opcode,
+            };
+            for &(name, len) in opcode.layout() {
+                let meaning = match name {
+                    "value_crc" | "head_crc" | "digest" => hexadecimal,
+                    _ => number,
+                };
+                self.wide_field(name, usize::from(len), meaning);
+            }
+            if let Err(ReplicationError::HeadChecksum { .. }) = verdict {
+                // The value's length is not to be believed.
+                self.rows("bytes", self.rest());
+                return;
+            }
+            let frame_len = header.frame_len();
+            self.within(start.saturating_add(frame_len), |dump| match opcode {
+                StreamOpcode::Entries | StreamOpcode::SnapshotChunk => dump.frames(),
+                StreamOpcode::SnapshotBegin if header.value_len > 0 => dump.history(),
+                _ => dump.rows("value", dump.rest()),
+            });
+            self.missing(start, frame_len, "");
+        }
+    }
+
     fn note(&mut self, text: &str) {
         let _ = writeln!(self.notes, "! {text}");
     }
@@ -277,6 +533,8 @@ impl<'a> Dump<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::history::{Era, History};
+    use crate::wire::replication::{BatchEncoder, Eras, Message, Start};
     use crate::wire::{Request, Response};
 
     const SET: &[u8] = b"\x01\x00\x07\x00\x00\x00\x06user123active";
@@ -444,6 +702,172 @@ mod tests {
         assert!(response(b"\x03\x00\x00\x00\x01x").ends_with("NOT_FOUND has no value\n"));
     }
 
+    fn era(epoch: u64, start_index: u64) -> Era {
+        Era {
+            epoch,
+            nonce: 0xABC,
+            start_index,
+        }
+    }
+
+    #[test]
+    fn a_follow_and_the_stream_behind_it_are_shown_field_by_field() {
+        let follow = Follow {
+            name: b"n2",
+            is_observer: true,
+            wants_full_copy: true,
+            epoch: 1,
+            nonce: 0xABC,
+            last_index: 1_000,
+            cluster_id: b"demo",
+        };
+        let mut bytes = Vec::new();
+        assert_eq!(follow.encode(&mut bytes), Ok(()));
+        let message = Message::Ack {
+            epoch: 1,
+            applied_index: 1_000,
+        };
+        assert_eq!(message.encode(&mut bytes), Ok(()));
+        let follow = [
+            "000000  60                       opcode     FOLLOW",
+            "000001  00 02                    key_len    2",
+            "000003  00 00 00 1e              value_len  30",
+            "000007  6e 32                    key        \"n2\"",
+            "000009  01                       version    1",
+            "00000a  03                       flags      observer, full copy",
+            "00000b  00 00 00 00 00 00 00 01  epoch      1",
+            "000013  00 00 00 00 00 00 0a bc  nonce      0x0000000000000abc",
+            "00001b  00 00 00 00 00 00 03 e8  last_index  1,000",
+            "000023  64 65 6d 6f              cluster_id  \"demo\"",
+        ];
+        let ack = [
+            "000027  66                       opcode     ACK",
+            "000028  00 18                    key_len    24",
+            "00002a  00 00 00 00              value_len  0",
+            "00002e  00 00 00 00 00 00 00 01  epoch      1",
+            "000036  00 00 00 00 00 00 03 e8  applied_index  1,000",
+            "00003e  00 00 00 00              value_crc  0x00000000",
+            "000042  16 20 b4 ba              head_crc   0x1620b4ba",
+        ];
+        assert_eq!(request(&bytes), lines(&[&follow[..], &ack].concat()));
+        bytes[9] = 2;
+        assert!(
+            request(&bytes[..0x27])
+                .ends_with("! version 2 of the replication stream, this node speaks 1\n")
+        );
+        // Without a FOLLOW before it, it is what it looks like.
+        assert!(request(b"foo").contains("the first byte is 'f'"));
+    }
+
+    #[test]
+    fn an_answer_to_follow_and_the_stream_behind_it_are_shown_field_by_field() {
+        let Ok(history) = History::new(vec![era(1, 1)]) else {
+            unreachable!("a history")
+        };
+        let Some(eras) = Eras::of(&history) else {
+            unreachable!("it has an era")
+        };
+        let (mut value, mut bytes) = (Vec::new(), Vec::new());
+        let answer = FollowAnswer {
+            start: Start::Resume { from_index: 8 },
+            history: eras,
+        };
+        answer.encode(&mut value);
+        let answer = Response {
+            status: 0,
+            value: &value,
+        };
+        assert_eq!(answer.encode(&mut bytes), Ok(()));
+        let mut batch = BatchEncoder::entries(&mut bytes, 1, 8);
+        assert!(batch.push(SET));
+        assert_eq!(batch.finish(), 1);
+        let answer = [
+            "000000  00                       status     OK",
+            "000001  00 00 00 23              value_len  35",
+            "000005  00                       mode       resume",
+            "000006  00 00 00 00 00 00 00 08  from_index  8",
+            "00000e  00 01                    eras       1",
+            "000010  00 00 00 00 00 00 00 01  epoch      1",
+            "000018  00 00 00 00 00 00 0a bc  nonce      0x0000000000000abc",
+            "000020  00 00 00 00 00 00 00 01  start_index  1",
+        ];
+        let entries = [
+            "000028  61                       opcode     ENTRIES",
+            "000029  00 1c                    key_len    28",
+            "00002b  00 00 00 14              value_len  20",
+            "00002f  00 00 00 00 00 00 00 01  epoch      1",
+            "000037  00 00 00 00 00 00 00 08  first_index  8",
+            "00003f  00 00 00 01              count      1",
+            "000043  36 3c 72 1e              value_crc  0x363c721e",
+            "000047  5b a7 d0 36              head_crc   0x5ba7d036",
+            "00004b  01                       opcode     SET",
+            "00004c  00 07                    key_len    7",
+            "00004e  00 00 00 06              value_len  6",
+            "000052  75 73 65 72 31 32 33     key        \"user123\"",
+            "000059  61 63 74 69 76 65        value      \"active\"",
+        ];
+        let dump = answer_to_follow(&bytes);
+        assert_eq!(dump, lines(&[&answer[..], &entries].concat()));
+
+        // Cut in the batch: what is there is shown, and what is missing is counted.
+        let dump = stream(&bytes[0x28..0x5b]);
+        assert!(
+            dump.ends_with("! incomplete: 51 of 55 bytes, 4 missing\n"),
+            "{dump}"
+        );
+        // A refusal is like any other answer.
+        assert_eq!(
+            answer_to_follow(b"\x02\0\0\0\x01x"),
+            response(b"\x02\0\0\0\x01x")
+        );
+        bytes[5] = 9;
+        let dump = answer_to_follow(&bytes);
+        assert!(
+            dump.ends_with("! mode 9, must be 0 (resume) or 1 (full copy)\n"),
+            "{dump}"
+        );
+    }
+
+    #[test]
+    fn a_damaged_frame_of_the_stream_is_shown_as_far_as_it_can_be_believed() {
+        let mut bytes = Vec::new();
+        let message = Message::Heartbeat {
+            epoch: 1,
+            last_index: 2,
+            digest_index: 2,
+            digest: 7 << 64,
+        };
+        assert_eq!(message.encode(&mut bytes), Ok(()));
+        let dump = stream(&bytes);
+        assert!(
+            dump.contains(
+                "\
+00001f  00 00 00 00 00 00 00 07  digest     0x00000000000000070000000000000000
+000027  00 00 00 00 00 00 00 00             \n"
+            ),
+            "{dump}"
+        );
+        bytes[3] = 0x80;
+        bytes.extend_from_slice(b"next");
+        let dump = stream(&bytes);
+        assert!(dump.contains("bytes      \"next\"\n! damaged head of HEARTBEAT"));
+        let dump = stream(b"\x67\0\0\0\0\0\0rest");
+        assert!(dump.contains("bytes      \"rest\"\n! unknown opcode 0x67"));
+    }
+
+    #[test]
+    fn a_long_batch_is_cut_and_no_byte_goes_uncounted() {
+        let mut bytes = Vec::new();
+        let mut batch = BatchEncoder::chunk(&mut bytes, 1, 0);
+        for _ in 0..100 {
+            assert!(batch.push(SET));
+        }
+        assert_eq!(batch.finish(), 100);
+        let dump = stream(&bytes);
+        assert_eq!(dump.lines().count(), 8 + 16 * 5 + 1);
+        assert!(dump.ends_with("(1,680 bytes left out)\n"), "{dump}");
+    }
+
     #[test]
     fn frames_one_after_another_go_on_counting() {
         let dump = request(&[b"\x04\x00\x00\x00\x00\x00\x00".as_slice(), SET].concat());
@@ -468,7 +892,15 @@ mod tests {
                     }
                 })
                 .collect();
-            for dump in [request(&bytes), response(&bytes)] {
+            let following = [b"\x60\0\0\0\0\0\0", &bytes[..]].concat();
+            let dumps = [
+                request(&bytes),
+                response(&bytes),
+                request(&following),
+                answer_to_follow(&bytes),
+                stream(&[&[0x61 + bytes.len().to_le_bytes()[0] % 6], &bytes[..]].concat()),
+            ];
+            for dump in dumps {
                 for line in dump.lines().filter(|line| !line.starts_with('!')) {
                     assert!(line.chars().count() <= 78, "{line}");
                 }

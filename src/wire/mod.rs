@@ -5,6 +5,7 @@
 //!
 //! * [`request`]: what a client sends. [`request::parse`] turns received bytes into a [`RequestFrame`].
 //! * [`response`]: what a node answers. [`response::parse`] turns received bytes into a [`Response`].
+//! * [`replication`]: how a follower asks for its leader's log, and the frames that it is sent then.
 //! * [`Buffer`]: the received bytes themselves, and the bound on how far memory may run ahead of them.
 //! * [`annotate`]: a frame as an annotated hex dump, for people.
 //!
@@ -24,6 +25,7 @@
 
 pub mod annotate;
 mod buffer;
+pub mod replication;
 pub mod request;
 pub mod response;
 
@@ -42,7 +44,7 @@ pub const VALUE_LEN_MAX: usize = 4_294_967_295;
 /// tab, line feed or carriage return.
 ///
 /// Requests ask this only for bytes that are not an opcode, answers only for bytes that are not a status; no status
-/// is ever taken from this range (GBP §5).
+/// is ever taken from this range (GBP §7).
 #[must_use]
 pub const fn is_text(byte: u8) -> bool {
     matches!(byte, b'\t' | b'\n' | b'\r' | 0x20..=0x7E)

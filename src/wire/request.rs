@@ -1,4 +1,4 @@
-//! Requests: opcode, header, the four operations, and what is wrong with a bad one.
+//! Requests: opcode, header, the operations, and what is wrong with a bad one.
 
 use std::fmt;
 
@@ -8,6 +8,10 @@ use super::{KEY_LEN_MAX, VALUE_LEN_MAX, is_text, size};
 
 /// Bytes of a request's header.
 pub const HEADER_LEN: usize = 7;
+
+/// Longest value of a FOLLOW in bytes, whatever the node's limit on values: its fields
+/// ([`Follow`](super::replication::Follow)) and a cluster id of 1,024 bytes.
+pub const FOLLOW_VALUE_LEN_MAX: u32 = 26 + 1_024;
 
 /// What a request asks for: byte 0 of its frame (GBP §3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,11 +25,25 @@ pub enum Opcode {
     Del = 0x03,
     /// Asks whether the node is there.
     Ping = 0x04,
+    /// Asks how the node is.
+    Status = 0x40,
+    /// Orders a follower that refuses its leader's data set to give up its own.
+    Discard = 0x41,
+    /// Asks a leader for the replication stream.
+    Follow = 0x60,
 }
 
 impl Opcode {
     /// Every opcode of this version, for tables and tests.
-    pub const ALL: [Opcode; 4] = [Opcode::Set, Opcode::Get, Opcode::Del, Opcode::Ping];
+    pub const ALL: [Opcode; 7] = [
+        Opcode::Set,
+        Opcode::Get,
+        Opcode::Del,
+        Opcode::Ping,
+        Opcode::Status,
+        Opcode::Discard,
+        Opcode::Follow,
+    ];
 
     /// The byte on the wire.
     #[must_use]
@@ -42,19 +60,25 @@ impl Opcode {
             Opcode::Get => "GET",
             Opcode::Del => "DEL",
             Opcode::Ping => "PING",
+            Opcode::Status => "STATUS",
+            Opcode::Discard => "DISCARD",
+            Opcode::Follow => "FOLLOW",
         }
     }
 
     /// Whether a request with this opcode carries a key.
     #[must_use]
     pub const fn uses_key(self) -> bool {
-        !matches!(self, Opcode::Ping)
+        matches!(
+            self,
+            Opcode::Set | Opcode::Get | Opcode::Del | Opcode::Follow
+        )
     }
 
     /// Whether a request with this opcode carries a value.
     #[must_use]
     pub const fn uses_value(self) -> bool {
-        matches!(self, Opcode::Set)
+        matches!(self, Opcode::Set | Opcode::Follow)
     }
 }
 
@@ -74,7 +98,7 @@ impl TryFrom<u8> for Opcode {
 ///
 /// | offset | size | field       | meaning                                        |
 /// |--------|------|-------------|------------------------------------------------|
-/// | 0      | 1    | `opcode`    | 0x01 SET, 0x02 GET, 0x03 DEL, 0x04 PING        |
+/// | 0      | 1    | `opcode`    | what is asked for: [`Opcode`]                  |
 /// | 1      | 2    | `key_len`   | bytes of key that follow, 0..=65,535           |
 /// | 3      | 4    | `value_len` | bytes of value that follow, 0..=4,294,967,295  |
 ///
@@ -143,6 +167,20 @@ pub enum Request<'a> {
     },
     /// Ask whether the node is there.
     Ping,
+    /// Ask how the node is.
+    Status,
+    /// Order a follower that refuses its leader's data set to give up its own and to take a full copy.
+    Discard,
+    /// Ask a leader for the replication stream. The operands are as they came; [`Follow::decode`] judges them, since a
+    /// FOLLOW whose fields are wrong is still a frame whose end is known.
+    ///
+    /// [`Follow::decode`]: super::replication::Follow::decode
+    Follow {
+        /// The follower's name, 0 to [`KEY_LEN_MAX`] bytes.
+        key: &'a [u8],
+        /// The other fields, 0 to [`FOLLOW_VALUE_LEN_MAX`] bytes.
+        value: &'a [u8],
+    },
 }
 
 impl<'a> Request<'a> {
@@ -154,6 +192,9 @@ impl<'a> Request<'a> {
             Request::Get { .. } => Opcode::Get,
             Request::Del { .. } => Opcode::Del,
             Request::Ping => Opcode::Ping,
+            Request::Status => Opcode::Status,
+            Request::Discard => Opcode::Discard,
+            Request::Follow { .. } => Opcode::Follow,
         }
     }
 
@@ -161,8 +202,11 @@ impl<'a> Request<'a> {
     #[must_use]
     pub const fn key(&self) -> &'a [u8] {
         match *self {
-            Request::Set { key, .. } | Request::Get { key } | Request::Del { key } => key,
-            Request::Ping => &[],
+            Request::Set { key, .. }
+            | Request::Get { key }
+            | Request::Del { key }
+            | Request::Follow { key, .. } => key,
+            Request::Ping | Request::Status | Request::Discard => &[],
         }
     }
 
@@ -170,7 +214,7 @@ impl<'a> Request<'a> {
     #[must_use]
     pub const fn value(&self) -> &'a [u8] {
         match *self {
-            Request::Set { value, .. } => value,
+            Request::Set { value, .. } | Request::Follow { value, .. } => value,
             _ => &[],
         }
     }
@@ -258,6 +302,18 @@ pub struct Limits {
     pub value_len_max: u32,
 }
 
+impl Limits {
+    /// Longest value in bytes of a request with this opcode, known or not.
+    const fn value_len_max(&self, opcode: u8) -> u32 {
+        // A follower must get in where values are short, and needs no more where they are long.
+        if opcode == Opcode::Follow.byte() {
+            FOLLOW_VALUE_LEN_MAX
+        } else {
+            self.value_len_max
+        }
+    }
+}
+
 impl Default for Limits {
     /// 64 MiB, the default of `max_value_bytes`.
     fn default() -> Limits {
@@ -291,7 +347,7 @@ pub enum RequestError {
     ValueTooLong {
         /// Its declared length in bytes.
         len: u32,
-        /// The node's limit in bytes.
+        /// The limit in bytes: the node's, or [`FOLLOW_VALUE_LEN_MAX`].
         max: u32,
     },
     /// The opcode is not one of this version.
@@ -331,7 +387,7 @@ pub enum Disposition {
 }
 
 impl RequestError {
-    /// What the connection does after the answer (GBP §6).
+    /// What the connection does after the answer (GBP §8).
     #[must_use]
     pub const fn disposition(&self) -> Disposition {
         match *self {
@@ -383,7 +439,7 @@ impl fmt::Display for RequestError {
 
 impl std::error::Error for RequestError {}
 
-/// Judges the first byte of a connection, before there is a whole header (GBP §6).
+/// Judges the first byte of a connection, before there is a whole header (GBP §8).
 ///
 /// # Errors
 ///
@@ -409,7 +465,8 @@ pub fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, Request
     };
     let header = RequestHeader::decode(*header);
     let frame_len = header.frame_len();
-    let is_too_long = header.value_len > limits.value_len_max;
+    let max = limits.value_len_max(header.opcode);
+    let is_too_long = header.value_len > max;
     // Only a frame whose length the node would accept is worth waiting for.
     let skip = (!is_too_long).then_some(frame_len);
     let opcode = Opcode::try_from(header.opcode)
@@ -431,7 +488,7 @@ pub fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, Request
     if is_too_long {
         return Err(RequestError::ValueTooLong {
             len: header.value_len,
-            max: limits.value_len_max,
+            max,
         });
     }
     let Some((key, value)) = payload
@@ -445,6 +502,9 @@ pub fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, Request
         Opcode::Get => Request::Get { key },
         Opcode::Del => Request::Del { key },
         Opcode::Ping => Request::Ping,
+        Opcode::Status => Request::Status,
+        Opcode::Discard => Request::Discard,
+        Opcode::Follow => Request::Follow { key, value },
     };
     Ok(Parsed::Whole(RequestFrame {
         bytes: &bytes[..frame_len],

@@ -9,7 +9,7 @@ use super::{is_text, request::EncodeError, size};
 /// Bytes of a response's header.
 pub const HEADER_LEN: usize = 5;
 
-/// How a request went: byte 0 of its answer (GBP §5).
+/// How a request went: byte 0 of its answer (GBP §7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Status {

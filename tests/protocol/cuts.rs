@@ -1,5 +1,6 @@
 //! A frame that arrives in pieces: cut at every byte, split at every byte, one byte at a time.
 
+use gopherstore::wire::replication::{self, Head, ParsedHead, ReplicationError};
 use gopherstore::wire::request::{self, Limits};
 use gopherstore::wire::{Buffer, Request, response};
 
@@ -75,9 +76,8 @@ fn an_answer_that_is_cut_at_any_byte_is_incomplete() {
 
 #[test]
 fn a_refusal_comes_with_the_header_and_not_before() {
-    let refused = vectors::all()
-        .into_iter()
-        .filter(|v| v.from_client && v.is_refused() && request::reject_text(v.bytes[0]).is_ok());
+    let refused = vectors::from_clients()
+        .filter(|v| v.is_refused() && request::reject_text(v.bytes[0]).is_ok());
     for vector in refused {
         let verdict = request::parse(&vector.bytes, &Limits::default());
         assert!(verdict.is_err());
@@ -126,5 +126,87 @@ fn a_large_value_arrives_whole_between_small_ones() {
         let frames = receive(stream.chunks(size));
         assert_eq!(frames.len(), 3);
         assert!(frames[1].ends_with(&value), "pieces of {size}");
+    }
+}
+
+#[test]
+fn a_frame_of_a_stream_that_is_cut_at_any_byte_is_incomplete_or_refused_already() {
+    for vector in vectors::from_streams() {
+        let verdict = replication::parse(&vector.bytes);
+        let mut refused_at = None;
+        for len in 0..vector.bytes.len() {
+            match replication::parse(&vector.bytes[..len]) {
+                Ok(replication::Parsed::Incomplete { needed }) => assert!(
+                    len < needed && needed <= vector.bytes.len() && refused_at.is_none(),
+                    "line {}: {needed} needed after {len}",
+                    vector.line
+                ),
+                early => {
+                    assert_eq!(early, verdict, "line {}: {len} bytes", vector.line);
+                    refused_at.get_or_insert(len);
+                }
+            }
+        }
+        assert_eq!(verdict.is_err(), vector.is_refused());
+        // What the header shows is judged with it, what the key shows with the key, and nothing before.
+        let expected = match verdict {
+            Ok(_) => None,
+            Err(ReplicationError::UnknownOpcode { .. } | ReplicationError::KeyLen { .. }) => {
+                Some(7)
+            }
+            Err(
+                ReplicationError::HeadChecksum { opcode, .. }
+                | ReplicationError::NoFrames { opcode }
+                | ReplicationError::ValueTooLong { opcode, .. },
+            ) => Some(Head::len_of(opcode)),
+            Err(ReplicationError::Index { .. }) => Some(7 + 28),
+            Err(_) => Some(vector.bytes.len()),
+        };
+        let judged_at = refused_at.or_else(|| verdict.is_err().then_some(vector.bytes.len()));
+        assert_eq!(judged_at, expected, "line {}", vector.line);
+    }
+}
+
+/// The heart of the two checksums: whatever single bit is damaged, the frame is refused, and nothing is waited for that
+/// the leader did not announce.
+#[test]
+fn any_bit_that_is_flipped_in_a_frame_of_a_stream_is_found() {
+    for vector in vectors::from_streams().filter(|v| !v.is_refused()) {
+        for bit in 0..vector.bytes.len() * 8 {
+            let mut damaged = vector.bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            let verdict = replication::parse(&damaged);
+            assert!(
+                verdict.is_err(),
+                "line {}: bit {bit}: {verdict:?}",
+                vector.line
+            );
+        }
+    }
+}
+
+#[test]
+fn head_and_value_may_lie_apart() {
+    for vector in vectors::from_streams().filter(|v| !v.is_refused()) {
+        let Ok(ParsedHead::Whole(head)) = Head::parse(&vector.bytes) else {
+            panic!("line {}: no head", vector.line)
+        };
+        let value = vector.bytes[head.len()..].to_vec();
+        assert_eq!(value.len(), head.value_len());
+        let Ok(replication::Parsed::Whole { message, .. }) = replication::parse(&vector.bytes)
+        else {
+            panic!("line {}: not whole", vector.line)
+        };
+        assert_eq!(head.message(&value), Ok(message), "line {}", vector.line);
+        let longer = [&value[..], b"x"].concat();
+        assert!(matches!(
+            head.message(&longer),
+            Err(ReplicationError::ValueLen { .. })
+        ));
+        let mut written = Vec::new();
+        Head::new(head.fields(), &value)
+            .unwrap()
+            .encode(&mut written);
+        assert_eq!(written, vector.bytes[..head.len()]);
     }
 }

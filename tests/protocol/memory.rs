@@ -1,6 +1,7 @@
 //! A declared length takes no memory: what is allocated follows the bytes that have arrived.
 
 use allocation_counter::measure;
+use gopherstore::wire::replication::{self, Follow, FollowAnswer};
 use gopherstore::wire::request::{self, Limits};
 use gopherstore::wire::{Buffer, GROWTH_BYTES_MAX, response};
 
@@ -54,10 +55,13 @@ fn a_claim_of_4_gib_takes_64_kib() {
 fn reading_a_frame_allocates_nothing() {
     for vector in vectors::all() {
         let info = measure(|| {
-            for len in 0..vector.bytes.len() {
+            for len in 0..=vector.bytes.len() {
                 let bytes = &vector.bytes[..len];
                 let _ = std::hint::black_box(request::parse(bytes, &Limits::default()));
                 let _ = std::hint::black_box(response::parse(bytes));
+                let _ = std::hint::black_box(replication::parse(bytes));
+                let _ = std::hint::black_box(Follow::decode(b"n", bytes));
+                let _ = std::hint::black_box(FollowAnswer::decode(bytes));
             }
         });
         assert_eq!(info.count_total, 0, "line {}", vector.line);

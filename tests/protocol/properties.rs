@@ -3,6 +3,10 @@
 //! A failure prints its input and writes a seed to `tests/protocol/properties.proptest-regressions`, from which it is
 //! replayed first at the next run.
 
+use gopherstore::history::{Era, History};
+use gopherstore::wire::replication::{
+    self, BatchEncoder, Eras, Fields, Follow, FollowAnswer, Head, Message, Start,
+};
 use gopherstore::wire::request::{self, Disposition, Limits, RequestHeader};
 use gopherstore::wire::response::{self, ResponseHeader};
 use gopherstore::wire::{Request, Response};
@@ -15,7 +19,7 @@ fn bytes(max: usize) -> impl Strategy<Value = Vec<u8>> {
 
 /// Bytes that look like frames more often than random ones do.
 fn frame_like() -> impl Strategy<Value = Vec<u8>> {
-    let opcode = prop_oneof![0_u8..8, any::<u8>()];
+    let opcode = prop_oneof![0_u8..8, Just(0x40), Just(0x41), Just(0x60), any::<u8>()];
     let key_len = prop_oneof![0_u16..20, any::<u16>()];
     let value_len = prop_oneof![0_u32..20, any::<u32>()];
     (opcode, key_len, value_len, bytes(60)).prop_map(|(opcode, key_len, value_len, rest)| {
@@ -28,15 +32,188 @@ fn frame_like() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+fn digest() -> impl Strategy<Value = u128> {
+    any::<[u8; 16]>().prop_map(u128::from_be_bytes)
+}
+
+/// Any history of a few eras: rising epochs, starts that do not fall.
+fn history() -> impl Strategy<Value = History> {
+    vec((1..u64::MAX >> 8, any::<u64>(), 0..u64::MAX >> 8), 1..20).prop_map(|steps| {
+        let (mut epoch, mut start_index) = (0, 1);
+        let eras = steps.into_iter().map(|(rise, nonce, step)| {
+            epoch += rise;
+            start_index += step;
+            Era {
+                epoch,
+                nonce,
+                start_index,
+            }
+        });
+        History::new(eras.collect()).unwrap()
+    })
+}
+
+/// Frames of SET and DEL.
+fn writes() -> impl Strategy<Value = Vec<Vec<u8>>> {
+    vec((any::<bool>(), bytes(40), bytes(200)), 1..12).prop_map(|writes| {
+        let frame = |(is_set, key, value): (bool, Vec<u8>, Vec<u8>)| {
+            let mut frame = Vec::new();
+            let request = match is_set {
+                true => Request::Set {
+                    key: &key,
+                    value: &value,
+                },
+                false => Request::Del { key: &key },
+            };
+            request.encode(&mut frame).unwrap();
+            frame
+        };
+        writes.into_iter().map(frame).collect()
+    })
+}
+
+/// Reads the one frame in `stream`, which `after` bytes follow, and writes it again.
+fn assert_read_back(expected: Message, stream: &[u8], after: usize) {
+    let len = stream.len() - after;
+    assert_eq!(
+        replication::parse(stream),
+        Ok(replication::Parsed::Whole {
+            message: expected,
+            frame_len: len
+        })
+    );
+    let mut again = Vec::new();
+    expected.encode(&mut again).unwrap();
+    assert_eq!(again, stream[..len]);
+}
+
 proptest! {
     #[test]
-    fn a_request_is_read_as_it_was_written(
-        op in 0..4, key in bytes(300), value in bytes(3_000), after in bytes(20)
+    fn fields_of_a_stream_are_read_as_they_were_written(
+        which in 0..3, epoch in any::<u64>(), (a, b) in any::<(u64, u64)>(), digest in digest(), after in bytes(20)
     ) {
+        let message = match which {
+            0 => Message::SnapshotEnd { epoch, index: a, digest, chunks: b },
+            1 => Message::Heartbeat { epoch, last_index: a, digest_index: b, digest },
+            _ => Message::Ack { epoch, applied_index: a },
+        };
+        let mut stream = Vec::new();
+        message.encode(&mut stream).unwrap();
+        stream.extend_from_slice(&after);
+        assert_read_back(message, &stream, after.len());
+    }
+
+    #[test]
+    fn a_history_is_read_as_it_was_written(
+        history in history(), epoch in any::<u64>(), from_index in 1_u64.., after in bytes(20)
+    ) {
+        let eras = Eras::of(&history).unwrap();
+        let message = Message::SnapshotBegin { epoch, keys: from_index, bytes: epoch, history: eras };
+        let mut stream = Vec::new();
+        message.encode(&mut stream).unwrap();
+        stream.extend_from_slice(&after);
+        assert_read_back(message, &stream, after.len());
+
+        for start in [Start::FullCopy, Start::Resume { from_index }] {
+            let answer = FollowAnswer { start, history: eras };
+            let mut value = Vec::new();
+            answer.encode(&mut value);
+            let read = FollowAnswer::decode(&value).unwrap();
+            prop_assert_eq!(read, answer);
+            prop_assert_eq!(read.history.to_history(), history.clone());
+        }
+    }
+
+    #[test]
+    fn a_batch_is_read_as_it_was_written(
+        is_chunk in any::<bool>(), epoch in any::<u64>(), number in 1..u64::MAX - 20, writes in writes(),
+        after in bytes(20)
+    ) {
+        let mut stream = Vec::new();
+        let mut batch = if is_chunk {
+            BatchEncoder::chunk(&mut stream, epoch, number)
+        } else {
+            BatchEncoder::entries(&mut stream, epoch, number)
+        };
+        for frame in &writes {
+            prop_assert!(batch.push(frame));
+        }
+        prop_assert_eq!(usize::try_from(batch.finish()).unwrap(), writes.len());
+        stream.extend_from_slice(&after);
+        let Ok(replication::Parsed::Whole { message, .. }) = replication::parse(&stream) else {
+            return Err(TestCaseError::fail("not whole"));
+        };
+        let (Message::Entries { epoch: read_epoch, first_index: read_number, frames }
+            | Message::SnapshotChunk { epoch: read_epoch, sequence: read_number, frames }) = message
+        else {
+            return Err(TestCaseError::fail("no batch"));
+        };
+        prop_assert_eq!((read_epoch, read_number), (epoch, number));
+        prop_assert_eq!(frames.iter().len(), writes.len());
+        prop_assert!(frames.iter().map(|frame| frame.bytes()).eq(writes.iter().map(|frame| &frame[..])));
+        assert_read_back(message, &stream, after.len());
+    }
+
+    #[test]
+    fn a_follow_is_read_as_it_was_written(
+        name in vec(any::<u8>(), 0..70), cluster_id in vec(any::<u8>(), 0..1_100), flags in any::<(bool, bool)>(),
+        (epoch, nonce, last_index) in any::<(u64, u64, u64)>()
+    ) {
+        let (is_observer, wants_full_copy) = flags;
+        let follow = Follow {
+            name: &name, is_observer, wants_full_copy, epoch, nonce, last_index, cluster_id: &cluster_id,
+        };
+        let mut stream = Vec::new();
+        let is_acceptable = (1..=64).contains(&name.len()) && cluster_id.len() <= 1_024;
+        prop_assert_eq!(follow.encode(&mut stream).is_ok(), is_acceptable);
+        if !is_acceptable {
+            prop_assert!(stream.is_empty());
+            return Ok(());
+        }
+        // Whatever the node's limit on values is.
+        let Ok(request::Parsed::Whole(frame)) = request::parse(&stream, &Limits { value_len_max: 0 }) else {
+            return Err(TestCaseError::fail("not whole"));
+        };
+        let Request::Follow { key, value } = frame.request() else {
+            return Err(TestCaseError::fail("no FOLLOW"));
+        };
+        prop_assert_eq!(Follow::decode(key, value), Ok(follow));
+    }
+
+    /// A head that is intact is judged by what it says, with whatever value behind it, and nothing panics.
+    #[test]
+    fn any_batch_gets_a_verdict(
+        first_index in prop_oneof![0_u64..3, any::<u64>()], count in prop_oneof![0_u32..4, any::<u32>()],
+        writes in writes(), rest in bytes(12)
+    ) {
+        let value = [writes.concat(), rest].concat();
+        let mut stream = Vec::new();
+        let head = Head::new(Fields::Entries { epoch: 1, first_index, count }, &value).unwrap();
+        head.encode(&mut stream);
+        stream.extend_from_slice(&value);
+        if let Ok(read) = replication::parse(&stream) {
+            let replication::Parsed::Whole { message: Message::Entries { frames, .. }, frame_len } = read else {
+                return Err(TestCaseError::fail("incomplete"));
+            };
+            prop_assert_eq!(frame_len, stream.len());
+            prop_assert_eq!(frames.bytes(), &value[..]);
+            prop_assert_eq!(frames.iter().count(), usize::try_from(count).unwrap());
+            prop_assert!(first_index > 0 && first_index.checked_add(u64::from(count) - 1).is_some());
+        }
+    }
+
+    #[test]
+    fn a_request_is_read_as_it_was_written(
+        op in 0..7, key in bytes(300), value in bytes(3_000), after in bytes(20)
+    ) {
+        let follow_value = &value[..value.len().min(1_050)];
         let request = match op {
             0 => Request::Set { key: &key, value: &value },
             1 => Request::Get { key: &key },
             2 => Request::Del { key: &key },
+            3 => Request::Status,
+            4 => Request::Discard,
+            5 => Request::Follow { key: &key, value: follow_value },
             _ => Request::Ping,
         };
         let mut stream = Vec::new();
@@ -83,7 +260,8 @@ proptest! {
         match request::parse(&stream, &limits) {
             Ok(request::Parsed::Whole(frame)) => {
                 prop_assert_eq!(frame.bytes().len(), header.frame_len());
-                prop_assert!(frame.request().value().len() <= usize::try_from(value_len_max).unwrap());
+                let max = if header.opcode == 0x60 { 1_050 } else { value_len_max };
+                prop_assert!(frame.request().value().len() <= usize::try_from(max).unwrap());
                 let mut written = Vec::new();
                 frame.request().encode(&mut written).unwrap();
                 prop_assert_eq!(&written, frame.bytes());
@@ -94,7 +272,10 @@ proptest! {
             }
             Err(error) => match error.disposition() {
                 Disposition::Skip(len) => prop_assert_eq!(len, header.frame_len()),
-                Disposition::Close => prop_assert!(header.value_len > value_len_max, "{}", error),
+                Disposition::Close => {
+                    let max = if header.opcode == 0x60 { 1_050 } else { value_len_max };
+                    prop_assert!(header.value_len > max, "{}", error);
+                }
             },
         }
     }

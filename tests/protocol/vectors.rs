@@ -1,13 +1,28 @@
 //! The vectors of `docs/GBP.md`, read from the document itself and checked both ways.
 
+use gopherstore::wire::replication::{
+    self, BatchEncoder, Eras, Follow, FollowAnswer, Frames, Message, Start, StreamOpcode,
+};
 use gopherstore::wire::request::{self, Disposition, Limits, RequestError};
-use gopherstore::wire::{Request, Response, Status, response};
+use gopherstore::wire::{Opcode, Request, Response, Status, response};
 
-/// One line of a `gbp` block.
+/// Whose frame it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// `>`: a request.
+    Client,
+    /// `<`: an answer, and whether it is the answer to a FOLLOW.
+    Node { to_follow: bool },
+    /// `~`: a frame of the replication stream.
+    Stream,
+}
+
+/// One frame of a `gbp` block.
 #[derive(Debug, Clone)]
 pub(crate) struct Vector {
+    /// The first of its lines.
     pub(crate) line: usize,
-    pub(crate) from_client: bool,
+    pub(crate) side: Side,
     pub(crate) bytes: Vec<u8>,
     pub(crate) meaning: String,
 }
@@ -22,42 +37,69 @@ impl Vector {
 pub(crate) fn all() -> Vec<Vector> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/GBP.md");
     let text = std::fs::read_to_string(path).unwrap();
-    let mut vectors = Vec::new();
+    let mut vectors: Vec<Vector> = Vec::new();
     let mut inside = false;
     for (number, line) in text.lines().enumerate() {
         if line.starts_with("```") {
             inside = line == "```gbp";
         } else if inside {
-            vectors.push(parse(number + 1, line));
+            add(&mut vectors, number + 1, line);
         }
     }
-    assert!(vectors.len() > 40, "{} vectors in {path}", vectors.len());
+    assert!(vectors.len() > 80, "{} vectors in {path}", vectors.len());
+    for vector in &vectors {
+        assert!(
+            !vector.meaning.is_empty(),
+            "line {}: no meaning",
+            vector.line
+        );
+    }
     vectors
+}
+
+/// The vectors that are requests, refused ones too.
+pub(crate) fn from_clients() -> impl Iterator<Item = Vector> {
+    all().into_iter().filter(|v| v.side == Side::Client)
 }
 
 /// The vectors that are whole, acceptable requests.
 pub(crate) fn requests() -> impl Iterator<Item = Vector> {
+    from_clients().filter(|v| !v.is_refused())
+}
+
+/// The vectors that are answers of a node, refused ones too.
+fn from_nodes() -> impl Iterator<Item = Vector> {
     all()
         .into_iter()
-        .filter(|v| v.from_client && !v.is_refused())
+        .filter(|v| matches!(v.side, Side::Node { .. }))
 }
 
 /// The vectors that are answers of a node.
 pub(crate) fn responses() -> impl Iterator<Item = Vector> {
-    all()
-        .into_iter()
-        .filter(|v| !v.from_client && !v.is_refused())
+    from_nodes().filter(|v| !v.is_refused())
 }
 
-fn parse(line: usize, text: &str) -> Vector {
-    let (frame, meaning) = text
-        .split_once('#')
-        .unwrap_or_else(|| panic!("line {line}: no #"));
+/// The vectors that are frames of the replication stream, refused ones too.
+pub(crate) fn from_streams() -> impl Iterator<Item = Vector> {
+    all().into_iter().filter(|v| v.side == Side::Stream)
+}
+
+/// Adds what a line says: a new vector, or more of the last one where it begins with a blank.
+fn add(vectors: &mut Vec<Vector>, line: usize, text: &str) {
+    let (frame, meaning) = text.split_once('#').unwrap_or((text, ""));
     let (side, hex) = frame.split_at(1);
-    assert!(
-        side == ">" || side == "<",
-        "line {line}: begins with {side:?}"
-    );
+    let after_follow = vectors
+        .last()
+        .is_some_and(|last| last.bytes[0] == Opcode::Follow.byte());
+    let side = match side {
+        " " => None,
+        ">" => Some(Side::Client),
+        "<" => Some(Side::Node {
+            to_follow: after_follow,
+        }),
+        "~" => Some(Side::Stream),
+        _ => panic!("line {line}: begins with {side:?}"),
+    };
     let digits: Vec<u32> = hex
         .chars()
         .filter(|c| !c.is_whitespace())
@@ -67,14 +109,23 @@ fn parse(line: usize, text: &str) -> Vector {
         })
         .collect();
     assert!(digits.len().is_multiple_of(2), "line {line}: half a byte");
-    Vector {
-        line,
-        from_client: side == ">",
-        bytes: digits
+    if let Some(side) = side {
+        vectors.push(Vector {
+            line,
+            side,
+            bytes: Vec::new(),
+            meaning: String::new(),
+        });
+    }
+    let vector = vectors.last_mut().expect("a frame to go on with");
+    vector.bytes.extend(
+        digits
             .chunks(2)
-            .map(|d| u8::try_from(d[0] * 16 + d[1]).unwrap())
-            .collect(),
-        meaning: meaning.trim().to_owned(),
+            .map(|d| u8::try_from(d[0] * 16 + d[1]).unwrap()),
+    );
+    if !meaning.is_empty() {
+        let meaning = format!("{} {}", vector.meaning, meaning.trim());
+        vector.meaning = meaning.trim().to_owned();
     }
 }
 
@@ -88,6 +139,107 @@ fn request_meaning(request: &Request) -> String {
         Request::Get { key } => format!("GET {}", quoted(key)),
         Request::Del { key } => format!("DEL {}", quoted(key)),
         Request::Ping => "PING".to_owned(),
+        Request::Status => "STATUS".to_owned(),
+        Request::Discard => "DISCARD".to_owned(),
+        Request::Follow { key, value } => match Follow::decode(key, value) {
+            Ok(follow) => follow_meaning(&follow),
+            Err(error) => format!("bad FOLLOW: {error}"),
+        },
+    }
+}
+
+fn follow_meaning(follow: &Follow) -> String {
+    let Follow {
+        epoch, last_index, ..
+    } = follow;
+    format!(
+        "FOLLOW {}{}{} epoch={epoch} nonce={:#018x} last_index={last_index} cluster_id={}",
+        quoted(follow.name),
+        if follow.is_observer { " observer" } else { "" },
+        if follow.wants_full_copy {
+            " full_copy"
+        } else {
+            ""
+        },
+        follow.nonce,
+        quoted(follow.cluster_id)
+    )
+}
+
+fn history_meaning(history: &Eras) -> String {
+    let eras = history.iter().map(|era| {
+        let (epoch, nonce, start_index) = (era.epoch, era.nonce, era.start_index);
+        format!(" ({epoch}, {nonce:#018x}, {start_index})")
+    });
+    format!("history:{}", eras.collect::<String>())
+}
+
+fn answer_meaning(value: &[u8]) -> String {
+    match FollowAnswer::decode(value) {
+        Ok(FollowAnswer { start, history }) => {
+            let history = history_meaning(&history);
+            match start {
+                Start::Resume { from_index } => {
+                    format!("OK resume from_index={from_index} {history}")
+                }
+                Start::FullCopy => format!("OK full_copy {history}"),
+            }
+        }
+        Err(error) => format!("refused, close: {error}"),
+    }
+}
+
+fn frames_meaning(frames: &Frames) -> String {
+    let meanings: Vec<_> = frames
+        .iter()
+        .map(|frame| request_meaning(&frame.request()))
+        .collect();
+    meanings.join(", ")
+}
+
+fn message_meaning(message: &Message) -> String {
+    let name = message.opcode().name();
+    let epoch = message.epoch();
+    let rest = match message {
+        Message::Entries {
+            first_index,
+            frames,
+            ..
+        } => format!("first_index={first_index}: {}", frames_meaning(frames)),
+        Message::SnapshotBegin {
+            keys,
+            bytes,
+            history,
+            ..
+        } => format!("keys={keys} bytes={bytes} {}", history_meaning(history)),
+        Message::SnapshotChunk {
+            sequence, frames, ..
+        } => format!("sequence={sequence}: {}", frames_meaning(frames)),
+        Message::SnapshotEnd {
+            index,
+            digest,
+            chunks,
+            ..
+        } => format!("index={index} digest={digest:#034x} chunks={chunks}"),
+        Message::Heartbeat {
+            last_index,
+            digest_index,
+            digest,
+            ..
+        } => format!("last_index={last_index} digest_index={digest_index} digest={digest:#034x}"),
+        Message::Ack { applied_index, .. } => format!("applied_index={applied_index}"),
+    };
+    format!("{name} epoch={epoch} {rest}")
+}
+
+fn stream_meaning(bytes: &[u8]) -> String {
+    match replication::parse(bytes) {
+        Ok(replication::Parsed::Whole { message, frame_len }) => {
+            assert_eq!(frame_len, bytes.len(), "bytes behind {message:?}");
+            message_meaning(&message)
+        }
+        Ok(replication::Parsed::Incomplete { needed }) => format!("incomplete, {needed} needed"),
+        Err(error) => format!("refused, close: {error}"),
     }
 }
 
@@ -112,19 +264,21 @@ fn judge(bytes: &[u8]) -> String {
 
 #[test]
 fn every_request_means_what_the_document_says() {
-    for vector in all().iter().filter(|v| v.from_client) {
+    for vector in from_clients() {
         assert_eq!(judge(&vector.bytes), vector.meaning, "line {}", vector.line);
     }
 }
 
 #[test]
 fn every_answer_means_what_the_document_says() {
-    for vector in all().iter().filter(|v| !v.from_client) {
+    for vector in from_nodes() {
+        let to_follow = Side::Node { to_follow: true } == vector.side;
         let meaning = match response::parse(&vector.bytes) {
             Ok(response::Parsed::Whole(Response { status, value })) => {
                 assert_eq!(vector.bytes.len(), 5 + value.len(), "line {}", vector.line);
                 let name = Status::try_from(status).unwrap().name();
                 match value {
+                    _ if to_follow && name == "OK" => answer_meaning(value),
                     b"" => name.to_owned(),
                     _ => format!("{name} {}", quoted(value)),
                 }
@@ -134,6 +288,86 @@ fn every_answer_means_what_the_document_says() {
         };
         assert_eq!(meaning, vector.meaning, "line {}", vector.line);
     }
+}
+
+#[test]
+fn every_frame_of_a_stream_means_what_the_document_says() {
+    let mut seen = Vec::new();
+    for vector in from_streams() {
+        let meaning = stream_meaning(&vector.bytes);
+        assert_eq!(meaning, vector.meaning, "line {}", vector.line);
+        seen.extend(meaning.split(' ').next().map(str::to_owned));
+    }
+    for opcode in StreamOpcode::ALL {
+        let name = opcode.name();
+        assert!(seen.iter().any(|seen| seen == name), "no vector of {name}");
+    }
+}
+
+#[test]
+fn every_good_frame_of_a_stream_is_written_just_as_it_is_read() {
+    for vector in from_streams().filter(|v| !v.is_refused()) {
+        let Ok(replication::Parsed::Whole { message, .. }) = replication::parse(&vector.bytes)
+        else {
+            panic!("line {}: not whole", vector.line)
+        };
+        let mut bytes = b"before".to_vec();
+        message.encode(&mut bytes).unwrap();
+        assert_eq!(&bytes[6..], vector.bytes, "line {}", vector.line);
+
+        // Batches are written in a second way, frame by frame.
+        bytes.truncate(6);
+        let (mut batch, frames) = match message {
+            Message::Entries {
+                epoch,
+                first_index,
+                frames,
+            } => (
+                BatchEncoder::entries(&mut bytes, epoch, first_index),
+                frames,
+            ),
+            Message::SnapshotChunk {
+                epoch,
+                sequence,
+                frames,
+            } => (BatchEncoder::chunk(&mut bytes, epoch, sequence), frames),
+            _ => continue,
+        };
+        for frame in frames {
+            assert!(batch.push(frame.bytes()));
+        }
+        assert_eq!(batch.finish(), frames.count());
+        assert_eq!(&bytes[6..], vector.bytes, "line {}", vector.line);
+    }
+}
+
+#[test]
+fn every_good_follow_and_its_answer_are_written_just_as_they_are_read() {
+    let mut count = 0;
+    for vector in requests().filter(|v| v.meaning.starts_with("FOLLOW")) {
+        let Ok(request::Parsed::Whole(frame)) = request::parse(&vector.bytes, &Limits::default())
+        else {
+            panic!("line {}: not whole", vector.line)
+        };
+        let request = frame.request();
+        let follow = Follow::decode(request.key(), request.value()).unwrap();
+        let mut bytes = Vec::new();
+        follow.encode(&mut bytes).unwrap();
+        assert_eq!(bytes, vector.bytes, "line {}", vector.line);
+        count += 1;
+    }
+    for vector in responses().filter(|v| v.side == Side::Node { to_follow: true }) {
+        let Ok(response::Parsed::Whole(response)) = response::parse(&vector.bytes) else {
+            panic!("line {}: not whole", vector.line)
+        };
+        let mut value = Vec::new();
+        FollowAnswer::decode(response.value)
+            .unwrap()
+            .encode(&mut value);
+        assert_eq!(value, response.value, "line {}", vector.line);
+        count += 1;
+    }
+    assert!(count >= 6, "{count} vectors");
 }
 
 #[test]
@@ -192,6 +426,22 @@ fn the_tables_of_opcodes_and_statuses_are_those_of_the_code() {
             cell(opcode.uses_value())
         );
         assert!(has_row(text, &row), "no row {row}");
+    }
+    for opcode in StreamOpcode::ALL {
+        let (byte, name, key_len) = (opcode.byte(), opcode.name(), opcode.key_len());
+        let from = if name == "ACK" { "follower" } else { "leader" };
+        let value = if opcode.uses_value() { "" } else { "none |" };
+        let row = format!("| 0x{byte:02X} | {name} | {from} | {key_len} | {value}");
+        assert!(has_row(text, &row), "no row {row}");
+        // The fields of its own, between the epoch that all have and the checksums.
+        let fields = opcode.layout();
+        let mut at = 8;
+        for (number, (field, len)) in fields[1..fields.len() - 2].iter().enumerate() {
+            let name = if number == 0 { name } else { "" };
+            let row = format!("| {name} | {at} | {len} | `{field}` |").replace("|  |", "| |");
+            assert!(has_row(text, &row), "no row {row}");
+            at += len;
+        }
     }
     for status in Status::ALL {
         let row = format!("| 0x{:02X} | {} |", status.byte(), status.name());

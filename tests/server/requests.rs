@@ -4,13 +4,14 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::thread;
 
-use gopherstore::wire::{Request, Status};
+use gopherstore::wire::{Opcode, Request, Status};
 
 use crate::node::{Node, Options, wait_for};
-use crate::vectors;
+use crate::vectors::{self, Side};
 use crate::{answer, done, frames, pong};
 
-/// The conversations of `docs/GBP.md`: each request that is followed by an answer.
+/// The conversations of `docs/GBP.md` about data: each request that is followed by an answer. What a node answers to
+/// STATUS, DISCARD and FOLLOW depends on where it stands.
 fn conversations() -> Vec<(Vec<u8>, Vec<u8>)> {
     let all: Vec<_> = vectors::all()
         .into_iter()
@@ -18,7 +19,8 @@ fn conversations() -> Vec<(Vec<u8>, Vec<u8>)> {
         .collect();
     let pairs: Vec<_> = all
         .windows(2)
-        .filter(|pair| pair[0].from_client && !pair[1].from_client)
+        .filter(|pair| pair[0].side == Side::Client && matches!(pair[1].side, Side::Node { .. }))
+        .filter(|pair| pair[0].bytes[0] < Opcode::Status.byte())
         .map(|pair| (pair[0].bytes.clone(), pair[1].bytes.clone()))
         .collect();
     assert!(pairs.len() >= 13);

@@ -245,6 +245,9 @@ impl State {
             }
             Request::Del { key } => self.map.remove(key).map(|_| Vec::new()),
             Request::Ping => Some(b"PONG".to_vec()),
+            Request::Status | Request::Discard | Request::Follow { .. } => {
+                return answer(Status::Error.byte(), b"a map has no such operation");
+            }
         };
         match found {
             Some(value) => answer(Status::Ok.byte(), &value),

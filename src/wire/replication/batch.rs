@@ -1,0 +1,326 @@
+//! Client frames one after another: the value of ENTRIES and SNAPSHOT_CHUNK.
+
+use super::{Fields, Head, ReplicationError, StreamOpcode};
+use crate::wire::request::{self, Limits, Parsed};
+use crate::wire::{Opcode, RequestFrame, size};
+
+/// Longest value in bytes of a batch of more than one frame. A batch of one has whatever length its frame has.
+pub const BATCH_LEN_MAX: u32 = 1 << 20;
+
+/// A frame that the leader took in is taken, whatever the limit of the node that it is sent to: an entry cannot be left
+/// out, and a follower that refused it would never get past it.
+const ANY_VALUE: Limits = Limits {
+    value_len_max: u32::MAX,
+};
+
+/// The client frames of a batch: SET and DEL, whole, one after another.
+///
+/// Made where a batch is read, alone, so whoever holds them knows that every one of them is acceptable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frames<'a> {
+    bytes: &'a [u8],
+    count: u32,
+}
+
+impl<'a> Frames<'a> {
+    /// Judges a batch's value, all of it.
+    pub(super) fn check(
+        opcode: StreamOpcode,
+        count: u32,
+        bytes: &'a [u8],
+    ) -> Result<Frames<'a>, ReplicationError> {
+        let (mut rest, mut at) = (bytes, 0_u32);
+        while !rest.is_empty() {
+            match request::parse(rest, &ANY_VALUE) {
+                Ok(Parsed::Whole(frame)) => {
+                    let operation = frame.request().opcode();
+                    if !matches!(operation, Opcode::Set | Opcode::Del) {
+                        return Err(ReplicationError::NotAWrite { at, operation });
+                    }
+                    rest = &rest[frame.bytes().len()..];
+                }
+                Ok(Parsed::Incomplete { needed }) => {
+                    let got = rest.len();
+                    return Err(ReplicationError::CutFrame { at, got, needed });
+                }
+                Err(error) => return Err(ReplicationError::BadFrame { at, error }),
+            }
+            // A frame has 7 bytes at least, and the value's length fits in 32 bits.
+            at = at.saturating_add(1);
+        }
+        if at != count {
+            return Err(ReplicationError::Count {
+                opcode,
+                got: at,
+                expected: count,
+            });
+        }
+        Ok(Frames { bytes, count })
+    }
+
+    /// How many there are, 1 at least.
+    #[must_use]
+    pub const fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// All of them, byte for byte.
+    #[must_use]
+    pub const fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Each of them, in order.
+    #[must_use]
+    pub const fn iter(&self) -> FrameIter<'a> {
+        FrameIter {
+            rest: self.bytes,
+            count: self.count,
+        }
+    }
+}
+
+impl<'a> IntoIterator for Frames<'a> {
+    type Item = RequestFrame<'a>;
+    type IntoIter = FrameIter<'a>;
+
+    fn into_iter(self) -> FrameIter<'a> {
+        self.iter()
+    }
+}
+
+impl<'a> IntoIterator for &Frames<'a> {
+    type Item = RequestFrame<'a>;
+    type IntoIter = FrameIter<'a>;
+
+    fn into_iter(self) -> FrameIter<'a> {
+        self.iter()
+    }
+}
+
+/// The frames of a batch, one by one.
+#[derive(Clone, Debug)]
+pub struct FrameIter<'a> {
+    rest: &'a [u8],
+    count: u32,
+}
+
+impl<'a> Iterator for FrameIter<'a> {
+    type Item = RequestFrame<'a>;
+
+    fn next(&mut self) -> Option<RequestFrame<'a>> {
+        match request::parse(self.rest, &ANY_VALUE) {
+            Ok(Parsed::Whole(frame)) => {
+                self.rest = &self.rest[frame.bytes().len()..];
+                self.count = self.count.saturating_sub(1);
+                Some(frame)
+            }
+            // The frames were checked, so this is their end.
+            Ok(Parsed::Incomplete { .. }) | Err(_) => None,
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (size(self.count), Some(size(self.count)))
+    }
+}
+
+impl ExactSizeIterator for FrameIter<'_> {}
+
+/// A batch in the making, at the end of a buffer that may hold other frames before it.
+///
+/// Each client frame is copied once, into its place; the head is filled in at the end. A batch that is dropped before
+/// [`finish`](Self::finish) leaves the buffer as it was.
+#[derive(Debug)]
+pub struct BatchEncoder<'a> {
+    out: &'a mut Vec<u8>,
+    /// Where the head starts, and where the value.
+    head_at: usize,
+    value_at: usize,
+    /// The fields, with the number of frames so far.
+    fields: Fields,
+    value_crc: u32,
+    is_finished: bool,
+}
+
+impl<'a> BatchEncoder<'a> {
+    /// Begins an ENTRIES frame at the end of `out`. `first_index` is that of the first frame pushed, 1 at least.
+    #[must_use]
+    pub fn entries(out: &'a mut Vec<u8>, epoch: u64, first_index: u64) -> BatchEncoder<'a> {
+        BatchEncoder::begin(
+            out,
+            Fields::Entries {
+                epoch,
+                first_index,
+                count: 0,
+            },
+        )
+    }
+
+    /// Begins a SNAPSHOT_CHUNK frame at the end of `out`.
+    #[must_use]
+    pub fn chunk(out: &'a mut Vec<u8>, epoch: u64, sequence: u64) -> BatchEncoder<'a> {
+        BatchEncoder::begin(
+            out,
+            Fields::SnapshotChunk {
+                epoch,
+                sequence,
+                count: 0,
+            },
+        )
+    }
+
+    fn begin(out: &'a mut Vec<u8>, fields: Fields) -> BatchEncoder<'a> {
+        let head_at = out.len();
+        let value_at = head_at.saturating_add(Head::len_of(fields.opcode()));
+        out.resize(value_at, 0);
+        BatchEncoder {
+            out,
+            head_at,
+            value_at,
+            fields,
+            value_crc: 0,
+            is_finished: false,
+        }
+    }
+
+    /// How many frames are in it.
+    #[must_use]
+    pub const fn count(&self) -> u32 {
+        match self.fields {
+            Fields::Entries { count, .. } | Fields::SnapshotChunk { count, .. } => count,
+            _ => 0,
+        }
+    }
+
+    /// Bytes of value so far.
+    #[must_use]
+    pub fn value_len(&self) -> usize {
+        self.out.len() - self.value_at
+    }
+
+    /// Adds a whole SET or DEL frame. False, and nothing added, where the batch would become longer than
+    /// [`BATCH_LEN_MAX`] by it; an empty batch takes any frame, so false there means one that no batch can carry
+    /// (above 4,294,967,295 bytes).
+    #[must_use = "a frame that does not fit belongs into the next batch"]
+    pub fn push(&mut self, frame: &[u8]) -> bool {
+        debug_assert!(
+            Frames::check(self.fields.opcode(), 1, frame).is_ok(),
+            "a batch is made of whole SET and DEL frames"
+        );
+        let max = if self.count() == 0 {
+            u32::MAX
+        } else {
+            BATCH_LEN_MAX
+        };
+        if self.value_len().saturating_add(frame.len()) > size(max) {
+            return false;
+        }
+        if let Fields::Entries { count, .. } | Fields::SnapshotChunk { count, .. } =
+            &mut self.fields
+        {
+            *count = count.saturating_add(1);
+        }
+        self.value_crc = crc32c::crc32c_append(self.value_crc, frame);
+        self.out.extend_from_slice(frame);
+        true
+    }
+
+    /// Fills in the head, and returns how many frames there are. A batch without any is none: the buffer is then as it
+    /// was before.
+    pub fn finish(mut self) -> u32 {
+        let count = self.count();
+        let head = Head::with_crc(self.fields, self.value_len(), self.value_crc);
+        // `push` keeps the length within 32 bits.
+        if let Ok(head) = head
+            && count > 0
+        {
+            head.write(&mut self.out[self.head_at..self.value_at]);
+            self.is_finished = true;
+        }
+        count
+    }
+}
+
+impl Drop for BatchEncoder<'_> {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            self.out.truncate(self.head_at);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::wire::Request;
+    use crate::wire::replication::{Message, Parsed as ParsedMessage, parse};
+
+    fn set_of(len: usize) -> Vec<u8> {
+        let mut frame = Vec::new();
+        let value = vec![7; len - 7];
+        let request = Request::Set {
+            key: b"",
+            value: &value,
+        };
+        request.encode(&mut frame).unwrap();
+        assert_eq!(frame.len(), len);
+        frame
+    }
+
+    fn count_of(bytes: &[u8]) -> u32 {
+        match parse(bytes) {
+            Ok(ParsedMessage::Whole {
+                message: Message::Entries { frames, .. } | Message::SnapshotChunk { frames, .. },
+                frame_len,
+            }) if frame_len == bytes.len() => frames.count(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_batch_has_1_mib_at_most_or_one_frame_of_any_length() {
+        let mut out = Vec::new();
+        let mut batch = BatchEncoder::entries(&mut out, 1, 1);
+        assert!(batch.push(&set_of((1 << 20) - 100)));
+        assert!(!batch.push(&set_of(101)), "one byte too many");
+        assert!(batch.push(&set_of(100)));
+        assert!(!batch.push(&set_of(7)));
+        assert_eq!((batch.count(), batch.value_len()), (2, 1 << 20));
+        assert_eq!(batch.finish(), 2);
+        assert_eq!(count_of(&out), 2);
+
+        out.clear();
+        let mut batch = BatchEncoder::chunk(&mut out, 1, 0);
+        assert!(batch.push(&set_of(3 << 20)));
+        assert!(!batch.push(&set_of(7)), "a long one travels alone");
+        assert_eq!(batch.finish(), 1);
+        assert_eq!(count_of(&out), 1);
+    }
+
+    #[test]
+    fn a_batch_that_is_empty_or_given_up_leaves_no_trace() {
+        let mut out = b"before".to_vec();
+        assert_eq!(BatchEncoder::entries(&mut out, 1, 1).finish(), 0);
+        assert_eq!(out, b"before");
+        let mut batch = BatchEncoder::chunk(&mut out, 1, 0);
+        assert!(batch.push(&set_of(7)));
+        drop(batch);
+        assert_eq!(out, b"before");
+    }
+
+    #[test]
+    fn a_large_entry_may_be_sent_from_where_it_lies() {
+        let frame = set_of(2 << 20);
+        let fields = Fields::Entries {
+            epoch: 1,
+            first_index: 1,
+            count: 1,
+        };
+        let mut out = Vec::new();
+        Head::new(fields, &frame).unwrap().encode(&mut out);
+        out.extend_from_slice(&frame);
+        assert_eq!(count_of(&out), 1);
+    }
+}

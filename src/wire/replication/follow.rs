@@ -1,0 +1,329 @@
+//! FOLLOW and its answer, with which a replication stream begins.
+
+use std::fmt;
+
+use byteorder::{BigEndian, ByteOrder};
+
+use super::{Eras, ErasError};
+use crate::wire::EncodeError;
+use crate::wire::request::Request;
+
+/// The version of the stream that this code speaks.
+pub const FOLLOW_VERSION: u8 = 1;
+
+/// Longest name of a node in bytes.
+pub const NAME_LEN_MAX: usize = 64;
+
+/// Bytes of a FOLLOW's value before the cluster id.
+pub const FOLLOW_FIELDS_LEN: usize = 26;
+
+/// Longest cluster id in bytes.
+pub const CLUSTER_ID_LEN_MAX: usize = 1_024;
+
+/// Bits of `flags`.
+const OBSERVER: u8 = 0b0000_0001;
+const FULL_COPY: u8 = 0b0000_0010;
+
+/// What a node says when it asks for the stream. The key is its name; the value:
+///
+/// | offset | size | field        | meaning                                                              |
+/// |--------|------|--------------|----------------------------------------------------------------------|
+/// | 0      | 1    | `version`    | 1                                                                    |
+/// | 1      | 1    | `flags`      | bit 0 `is_observer`, bit 1 `wants_full_copy`; the others are 0        |
+/// | 2      | 8    | `epoch`      | of the era that the node's last entry belongs to; 0 where it holds nothing |
+/// | 10     | 8    | `nonce`      | of that era; 0 where it holds nothing                                 |
+/// | 18     | 8    | `last_index` | index of the node's last entry; 0 where it holds nothing              |
+/// | 26     | rest | `cluster_id` | of the cluster that it means to be in, 0..=1,024 bytes                |
+///
+/// # Source
+///
+/// GBP §5 "Following".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Follow<'a> {
+    /// The node's name, 1..=64 bytes.
+    pub name: &'a [u8],
+    /// The node only watches: it takes no entries, and is sent none.
+    pub is_observer: bool,
+    /// The node wants a full copy, wherever it stands.
+    pub wants_full_copy: bool,
+    /// Epoch of the era that its last entry belongs to.
+    pub epoch: u64,
+    /// Nonce of that era.
+    pub nonce: u64,
+    /// Index of its last entry.
+    pub last_index: u64,
+    /// What cluster it means to be in.
+    pub cluster_id: &'a [u8],
+}
+
+impl<'a> Follow<'a> {
+    /// Reads the key and the value of a [`Request::Follow`].
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with them. The frame is whole all the same: the request is answered with ERROR, and the connection
+    /// goes on.
+    pub fn decode(key: &'a [u8], value: &'a [u8]) -> Result<Follow<'a>, FollowError> {
+        // First of all, since another version may have other fields.
+        if let Some(&version) = value.first()
+            && version != FOLLOW_VERSION
+        {
+            return Err(FollowError::Version { got: version });
+        }
+        let Some((fields, cluster_id)) = value.split_first_chunk::<FOLLOW_FIELDS_LEN>() else {
+            return Err(FollowError::TooShort { len: value.len() });
+        };
+        let flags = fields[1];
+        if flags & !(OBSERVER | FULL_COPY) != 0 {
+            return Err(FollowError::Flags { got: flags });
+        }
+        let follow = Follow {
+            name: key,
+            is_observer: flags & OBSERVER != 0,
+            wants_full_copy: flags & FULL_COPY != 0,
+            epoch: BigEndian::read_u64(&fields[2..10]),
+            nonce: BigEndian::read_u64(&fields[10..18]),
+            last_index: BigEndian::read_u64(&fields[18..26]),
+            cluster_id,
+        };
+        follow.check()?;
+        Ok(follow)
+    }
+
+    /// Appends the request's frame to `out`.
+    ///
+    /// # Errors
+    ///
+    /// When name or cluster id are too long, or the name is empty; `out` is then as it was.
+    pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), FollowError> {
+        self.check()?;
+        let mut value = vec![0; FOLLOW_FIELDS_LEN];
+        value[0] = FOLLOW_VERSION;
+        value[1] = if self.is_observer { OBSERVER } else { 0 }
+            | if self.wants_full_copy { FULL_COPY } else { 0 };
+        BigEndian::write_u64(&mut value[2..10], self.epoch);
+        BigEndian::write_u64(&mut value[10..18], self.nonce);
+        BigEndian::write_u64(&mut value[18..26], self.last_index);
+        value.extend_from_slice(self.cluster_id);
+        let request = Request::Follow {
+            key: self.name,
+            value: &value,
+        };
+        request.encode(out).map_err(FollowError::Encode)
+    }
+
+    fn check(&self) -> Result<(), FollowError> {
+        if self.name.is_empty() || self.name.len() > NAME_LEN_MAX {
+            let len = self.name.len();
+            return Err(FollowError::NameLen { len });
+        }
+        if self.cluster_id.len() > CLUSTER_ID_LEN_MAX {
+            let len = self.cluster_id.len();
+            return Err(FollowError::ClusterIdLen { len });
+        }
+        Ok(())
+    }
+}
+
+/// A FOLLOW whose fields are not acceptable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FollowError {
+    /// A version of the stream that this node does not speak.
+    Version {
+        /// The version asked for.
+        got: u8,
+    },
+    /// The value ends before the cluster id.
+    TooShort {
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// A flag that this version does not know.
+    Flags {
+        /// All of them.
+        got: u8,
+    },
+    /// The name is empty, or has more than [`NAME_LEN_MAX`] bytes.
+    NameLen {
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// The cluster id has more than [`CLUSTER_ID_LEN_MAX`] bytes.
+    ClusterIdLen {
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// No frame carries it.
+    Encode(EncodeError),
+}
+
+impl fmt::Display for FollowError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FollowError::Version { got } => write!(
+                f,
+                "version {got} of the replication stream, this node speaks {FOLLOW_VERSION}"
+            ),
+            FollowError::TooShort { len } => write!(
+                f,
+                "value of {len} bytes, FOLLOW has {FOLLOW_FIELDS_LEN} at least"
+            ),
+            FollowError::Flags { got } => write!(
+                f,
+                "flags 0x{got:02x}, version {FOLLOW_VERSION} knows 0x{:02x}",
+                OBSERVER | FULL_COPY
+            ),
+            FollowError::NameLen { len } => {
+                write!(f, "node name of {len} bytes, must have 1 to {NAME_LEN_MAX}")
+            }
+            FollowError::ClusterIdLen { len } => {
+                write!(f, "cluster id of {len} bytes, limit {CLUSTER_ID_LEN_MAX}")
+            }
+            FollowError::Encode(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for FollowError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            FollowError::Encode(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// How the stream starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// With the entry that the follower lacks next, or with none where the follower only watches.
+    Resume {
+        /// The index of the first entry to come, 1 at least.
+        from_index: u64,
+    },
+    /// With a SNAPSHOT_BEGIN.
+    FullCopy,
+}
+
+/// The value of the OK that a FOLLOW is answered with.
+///
+/// | offset | size | field        | meaning                                                       |
+/// |--------|------|--------------|---------------------------------------------------------------|
+/// | 0      | 1    | `mode`       | 0 resume, 1 full copy                                         |
+/// | 1      | 8    | `from_index` | index of the first entry to come; 0 in a full copy, else 1 at least |
+/// | 9      | rest | `history`    | the leader's: [`Eras`]                                         |
+///
+/// # Source
+///
+/// GBP §5 "Following".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FollowAnswer<'a> {
+    /// How the stream starts.
+    pub start: Start,
+    /// The leader's history.
+    pub history: Eras<'a>,
+}
+
+/// Bytes before the history.
+const ANSWER_FIELDS_LEN: usize = 9;
+const RESUME: u8 = 0;
+const FULL: u8 = 1;
+
+impl<'a> FollowAnswer<'a> {
+    /// Reads the value of an OK.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it; the connection is then of no use.
+    pub fn decode(value: &'a [u8]) -> Result<FollowAnswer<'a>, FollowAnswerError> {
+        let Some((fields, history)) = value.split_first_chunk::<ANSWER_FIELDS_LEN>() else {
+            return Err(FollowAnswerError::TooShort { len: value.len() });
+        };
+        let (mode, from_index) = (fields[0], BigEndian::read_u64(&fields[1..9]));
+        let start = match (mode, from_index) {
+            (RESUME, 1..) => Start::Resume { from_index },
+            (FULL, 0) => Start::FullCopy,
+            (RESUME | FULL, _) => return Err(FollowAnswerError::FromIndex { mode, from_index }),
+            _ => return Err(FollowAnswerError::Mode { got: mode }),
+        };
+        let history = Eras::decode(history).map_err(FollowAnswerError::History)?;
+        Ok(FollowAnswer { start, history })
+    }
+
+    /// Appends the value to `out`; the answer's frame is an OK [`Response`](crate::wire::Response) with it.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let (mode, from_index) = match self.start {
+            Start::Resume { from_index } => (RESUME, from_index),
+            Start::FullCopy => (FULL, 0),
+        };
+        out.push(mode);
+        out.extend_from_slice(&from_index.to_be_bytes());
+        self.history.encode(out);
+    }
+}
+
+/// The value of an OK that is no answer to a FOLLOW.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FollowAnswerError {
+    /// It ends before the history.
+    TooShort {
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// A mode that this version does not know.
+    Mode {
+        /// Byte 0.
+        got: u8,
+    },
+    /// An index that does not belong to the mode.
+    FromIndex {
+        /// Byte 0.
+        mode: u8,
+        /// The index.
+        from_index: u64,
+    },
+    /// The history is none.
+    History(ErasError),
+}
+
+impl fmt::Display for FollowAnswerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FollowAnswerError::TooShort { len } => write!(
+                f,
+                "value of {len} bytes, the answer to FOLLOW has {ANSWER_FIELDS_LEN} and a history"
+            ),
+            FollowAnswerError::Mode { got } => {
+                write!(f, "mode {got}, must be 0 (resume) or 1 (full copy)")
+            }
+            FollowAnswerError::FromIndex { mode, from_index } => write!(
+                f,
+                "from_index {from_index} with mode {mode}, must be 0 for a full copy and 1 at least for resuming"
+            ),
+            FollowAnswerError::History(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for FollowAnswerError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            FollowAnswerError::History(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::request::FOLLOW_VALUE_LEN_MAX;
+
+    #[test]
+    fn the_limit_that_a_header_is_judged_by_is_that_of_the_fields() {
+        assert_eq!(
+            usize::try_from(FOLLOW_VALUE_LEN_MAX),
+            Ok(FOLLOW_FIELDS_LEN + CLUSTER_ID_LEN_MAX)
+        );
+    }
+}

@@ -1,0 +1,491 @@
+//! Header and key of a frame of the stream.
+
+use byteorder::{BigEndian, ByteOrder};
+
+use super::batch::BATCH_LEN_MAX;
+use super::eras::ERAS_LEN_MAX;
+use super::{Eras, Frames, Message, ReplicationError, StreamOpcode};
+use crate::wire::request::{HEADER_LEN, RequestHeader};
+use crate::wire::{EncodeError, size};
+
+/// Bytes of the two checksums that end every key.
+const CHECKSUMS_LEN: usize = 8;
+/// Bytes of `head_crc`, the one checksum that does not cover itself.
+const HEAD_CRC_LEN: usize = 4;
+
+/// What a frame's key says, without the checksums. Offsets are those in the key.
+///
+/// The fields mean what they mean in [`Message`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fields {
+    /// | offset | size | field         |
+    /// |--------|------|---------------|
+    /// | 0      | 8    | `epoch`       |
+    /// | 8      | 8    | `first_index` |
+    /// | 16     | 4    | `count`       |
+    /// | 20     | 4    | `value_crc`   |
+    /// | 24     | 4    | `head_crc`    |
+    Entries {
+        /// The leader's epoch.
+        epoch: u64,
+        /// Index of the first frame.
+        first_index: u64,
+        /// Frames in the value, 1 at least.
+        count: u32,
+    },
+    /// | offset | size | field         |
+    /// |--------|------|---------------|
+    /// | 0      | 8    | `epoch`       |
+    /// | 8      | 8    | `keys`        |
+    /// | 16     | 8    | `bytes`       |
+    /// | 24     | 4    | `value_crc`   |
+    /// | 28     | 4    | `head_crc`    |
+    SnapshotBegin {
+        /// The leader's epoch.
+        epoch: u64,
+        /// Keys that will come, about.
+        keys: u64,
+        /// Bytes that will come, about.
+        bytes: u64,
+    },
+    /// | offset | size | field         |
+    /// |--------|------|---------------|
+    /// | 0      | 8    | `epoch`       |
+    /// | 8      | 8    | `sequence`    |
+    /// | 16     | 4    | `count`       |
+    /// | 20     | 4    | `value_crc`   |
+    /// | 24     | 4    | `head_crc`    |
+    SnapshotChunk {
+        /// The leader's epoch.
+        epoch: u64,
+        /// Chunks before this one.
+        sequence: u64,
+        /// Frames in the value, 1 at least.
+        count: u32,
+    },
+    /// | offset | size | field         |
+    /// |--------|------|---------------|
+    /// | 0      | 8    | `epoch`       |
+    /// | 8      | 8    | `index`       |
+    /// | 16     | 16   | `digest`      |
+    /// | 32     | 8    | `chunks`      |
+    /// | 40     | 4    | `value_crc`   |
+    /// | 44     | 4    | `head_crc`    |
+    SnapshotEnd {
+        /// The leader's epoch.
+        epoch: u64,
+        /// The index that the copy is exact at.
+        index: u64,
+        /// The digest at that index.
+        digest: u128,
+        /// Chunks of the copy.
+        chunks: u64,
+    },
+    /// | offset | size | field          |
+    /// |--------|------|----------------|
+    /// | 0      | 8    | `epoch`        |
+    /// | 8      | 8    | `last_index`   |
+    /// | 16     | 8    | `digest_index` |
+    /// | 24     | 16   | `digest`       |
+    /// | 40     | 4    | `value_crc`    |
+    /// | 44     | 4    | `head_crc`     |
+    Heartbeat {
+        /// The leader's epoch.
+        epoch: u64,
+        /// The leader's last index.
+        last_index: u64,
+        /// The index that the digest belongs to.
+        digest_index: u64,
+        /// The digest at that index.
+        digest: u128,
+    },
+    /// | offset | size | field           |
+    /// |--------|------|-----------------|
+    /// | 0      | 8    | `epoch`         |
+    /// | 8      | 8    | `applied_index` |
+    /// | 16     | 4    | `value_crc`     |
+    /// | 20     | 4    | `head_crc`      |
+    Ack {
+        /// The epoch that the follower knows.
+        epoch: u64,
+        /// The follower's last index.
+        applied_index: u64,
+    },
+}
+
+impl Fields {
+    /// The opcode of a frame with these fields.
+    #[must_use]
+    pub const fn opcode(&self) -> StreamOpcode {
+        match self {
+            Fields::Entries { .. } => StreamOpcode::Entries,
+            Fields::SnapshotBegin { .. } => StreamOpcode::SnapshotBegin,
+            Fields::SnapshotChunk { .. } => StreamOpcode::SnapshotChunk,
+            Fields::SnapshotEnd { .. } => StreamOpcode::SnapshotEnd,
+            Fields::Heartbeat { .. } => StreamOpcode::Heartbeat,
+            Fields::Ack { .. } => StreamOpcode::Ack,
+        }
+    }
+
+    /// Reads the fields of a key that has the length of its opcode.
+    fn decode(opcode: StreamOpcode, key: &[u8]) -> Fields {
+        let u64_at = |at: usize| BigEndian::read_u64(&key[at..at + 8]);
+        let u128_at = |at: usize| BigEndian::read_u128(&key[at..at + 16]);
+        let u32_at = |at: usize| BigEndian::read_u32(&key[at..at + 4]);
+        let epoch = u64_at(0);
+        match opcode {
+            StreamOpcode::Entries => Fields::Entries {
+                epoch,
+                first_index: u64_at(8),
+                count: u32_at(16),
+            },
+            StreamOpcode::SnapshotBegin => Fields::SnapshotBegin {
+                epoch,
+                keys: u64_at(8),
+                bytes: u64_at(16),
+            },
+            StreamOpcode::SnapshotChunk => Fields::SnapshotChunk {
+                epoch,
+                sequence: u64_at(8),
+                count: u32_at(16),
+            },
+            StreamOpcode::SnapshotEnd => Fields::SnapshotEnd {
+                epoch,
+                index: u64_at(8),
+                digest: u128_at(16),
+                chunks: u64_at(32),
+            },
+            StreamOpcode::Heartbeat => Fields::Heartbeat {
+                epoch,
+                last_index: u64_at(8),
+                digest_index: u64_at(16),
+                digest: u128_at(24),
+            },
+            StreamOpcode::Ack => Fields::Ack {
+                epoch,
+                applied_index: u64_at(8),
+            },
+        }
+    }
+
+    /// Writes the fields into a key that has the length of their opcode.
+    fn write(&self, key: &mut [u8]) {
+        match *self {
+            Fields::Entries {
+                epoch,
+                first_index: number,
+                count,
+            }
+            | Fields::SnapshotChunk {
+                epoch,
+                sequence: number,
+                count,
+            } => {
+                BigEndian::write_u64(&mut key[0..8], epoch);
+                BigEndian::write_u64(&mut key[8..16], number);
+                BigEndian::write_u32(&mut key[16..20], count);
+            }
+            Fields::SnapshotBegin { epoch, keys, bytes } => {
+                BigEndian::write_u64(&mut key[0..8], epoch);
+                BigEndian::write_u64(&mut key[8..16], keys);
+                BigEndian::write_u64(&mut key[16..24], bytes);
+            }
+            Fields::SnapshotEnd {
+                epoch,
+                index,
+                digest,
+                chunks,
+            } => {
+                BigEndian::write_u64(&mut key[0..8], epoch);
+                BigEndian::write_u64(&mut key[8..16], index);
+                BigEndian::write_u128(&mut key[16..32], digest);
+                BigEndian::write_u64(&mut key[32..40], chunks);
+            }
+            Fields::Heartbeat {
+                epoch,
+                last_index,
+                digest_index,
+                digest,
+            } => {
+                BigEndian::write_u64(&mut key[0..8], epoch);
+                BigEndian::write_u64(&mut key[8..16], last_index);
+                BigEndian::write_u64(&mut key[16..24], digest_index);
+                BigEndian::write_u128(&mut key[24..40], digest);
+            }
+            Fields::Ack {
+                epoch,
+                applied_index,
+            } => {
+                BigEndian::write_u64(&mut key[0..8], epoch);
+                BigEndian::write_u64(&mut key[8..16], applied_index);
+            }
+        }
+    }
+
+    /// Whether the fields make sense by themselves, and with a value of that length.
+    fn check(&self, value_len: u32) -> Result<(), ReplicationError> {
+        let opcode = self.opcode();
+        let max = match *self {
+            Fields::Entries { count, .. } | Fields::SnapshotChunk { count, .. } => {
+                if count == 0 {
+                    return Err(ReplicationError::NoFrames { opcode });
+                }
+                // One frame may have any length that a frame can have.
+                if count == 1 { u32::MAX } else { BATCH_LEN_MAX }
+            }
+            Fields::SnapshotBegin { .. } => ERAS_LEN_MAX,
+            Fields::SnapshotEnd { .. } | Fields::Heartbeat { .. } | Fields::Ack { .. } => 0,
+        };
+        if let Fields::Entries {
+            first_index, count, ..
+        } = *self
+            && (first_index == 0 || first_index.checked_add(u64::from(count) - 1).is_none())
+        {
+            return Err(ReplicationError::Index { first_index, count });
+        }
+        if value_len > max {
+            return Err(ReplicationError::ValueTooLong {
+                opcode,
+                len: value_len,
+                max,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Header and key of a frame of the stream, intact and acceptable.
+///
+/// | offset        | size | field       | meaning                                                          |
+/// |---------------|------|-------------|------------------------------------------------------------------|
+/// | 0             | 1    | `opcode`    | a [`StreamOpcode`]                                               |
+/// | 1             | 2    | `key_len`   | as the opcode has it: [`StreamOpcode::key_len`]                  |
+/// | 3             | 4    | `value_len` | bytes of value that follow the key                               |
+/// | 7             |      |             | the opcode's [`Fields`]                                          |
+/// | `key_len` − 1 | 4    | `value_crc` | CRC-32C over the value; 0 for an empty one                       |
+/// | `key_len` + 3 | 4    | `head_crc`  | CRC-32C over all that stands before it: offsets 0..`key_len` + 3 |
+///
+/// # Source
+///
+/// GBP §6 "The replication stream".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    fields: Fields,
+    value_len: u32,
+    value_crc: u32,
+}
+
+/// What stands at the start of the received bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParsedHead {
+    /// The beginning of a head.
+    Incomplete {
+        /// Bytes of the head as far as is known; at least one more than there are.
+        needed: usize,
+    },
+    /// A whole head.
+    Whole(Head),
+}
+
+impl Head {
+    /// The head of a frame with these fields and this value.
+    ///
+    /// For a value that is sent from where it lies, as a large entry is; whoever calls answers for its contents.
+    /// [`Message::encode`] and [`BatchEncoder`](super::BatchEncoder) do both in one.
+    ///
+    /// # Errors
+    ///
+    /// When the value is longer than the length field can say.
+    pub fn new(fields: Fields, value: &[u8]) -> Result<Head, EncodeError> {
+        Head::with_crc(fields, value.len(), crc32c::crc32c(value))
+    }
+
+    /// The same, for a value whose checksum is known.
+    pub(super) fn with_crc(
+        fields: Fields,
+        value_len: usize,
+        value_crc: u32,
+    ) -> Result<Head, EncodeError> {
+        Ok(Head {
+            fields,
+            value_len: u32::try_from(value_len)
+                .map_err(|_| EncodeError::ValueTooLong { len: value_len })?,
+            value_crc,
+        })
+    }
+
+    /// What the key says.
+    #[must_use]
+    pub const fn fields(&self) -> Fields {
+        self.fields
+    }
+
+    /// Bytes of the head of every frame with this opcode: header and key.
+    #[must_use]
+    pub fn len_of(opcode: StreamOpcode) -> usize {
+        HEADER_LEN + usize::from(opcode.key_len())
+    }
+
+    /// Bytes of the head. There is always one, so it is never empty.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        Head::len_of(self.fields.opcode())
+    }
+
+    /// Bytes of the value that follows.
+    #[must_use]
+    pub fn value_len(&self) -> usize {
+        size(self.value_len)
+    }
+
+    /// Bytes of the whole frame: head and value.
+    #[must_use]
+    pub fn frame_len(&self) -> usize {
+        self.len().saturating_add(self.value_len())
+    }
+
+    /// Reads the head at the start of `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// When it is damaged, or says what no frame may.
+    pub fn parse(bytes: &[u8]) -> Result<ParsedHead, ReplicationError> {
+        let Some(header) = bytes.first_chunk::<HEADER_LEN>() else {
+            return Ok(ParsedHead::Incomplete { needed: HEADER_LEN });
+        };
+        let header = RequestHeader::decode(*header);
+        let opcode = StreamOpcode::try_from(header.opcode)
+            .map_err(|opcode| ReplicationError::UnknownOpcode { opcode })?;
+        if header.key_len != opcode.key_len() {
+            return Err(ReplicationError::KeyLen {
+                opcode,
+                got: header.key_len,
+                expected: opcode.key_len(),
+            });
+        }
+        let needed = Head::len_of(opcode);
+        let Some(head) = bytes.get(..needed) else {
+            return Ok(ParsedHead::Incomplete { needed });
+        };
+        let (covered, head_crc) = head.split_at(needed - HEAD_CRC_LEN);
+        let (got, expected) = (BigEndian::read_u32(head_crc), crc32c::crc32c(covered));
+        if got != expected {
+            return Err(ReplicationError::HeadChecksum {
+                opcode,
+                got,
+                expected,
+            });
+        }
+        let fields = Fields::decode(opcode, &head[HEADER_LEN..]);
+        fields.check(header.value_len)?;
+        Ok(ParsedHead::Whole(Head {
+            fields,
+            value_len: header.value_len,
+            value_crc: BigEndian::read_u32(&head[needed - CHECKSUMS_LEN..needed - HEAD_CRC_LEN]),
+        }))
+    }
+
+    /// The whole frame, once its value is there: all of it, and nothing behind it. The value is judged to its last byte
+    /// before any of it is handed out.
+    ///
+    /// # Errors
+    ///
+    /// When the value is damaged, or is not what this frame carries.
+    pub fn message<'a>(&self, value: &'a [u8]) -> Result<Message<'a>, ReplicationError> {
+        let opcode = self.fields.opcode();
+        if value.len() != self.value_len() {
+            return Err(ReplicationError::ValueLen {
+                opcode,
+                got: value.len(),
+                expected: self.value_len,
+            });
+        }
+        let (got, expected) = (self.value_crc, crc32c::crc32c(value));
+        if got != expected {
+            return Err(ReplicationError::ValueChecksum {
+                opcode,
+                got,
+                expected,
+            });
+        }
+        Ok(match self.fields {
+            Fields::Entries {
+                epoch,
+                first_index,
+                count,
+            } => Message::Entries {
+                epoch,
+                first_index,
+                frames: Frames::check(opcode, count, value)?,
+            },
+            Fields::SnapshotBegin { epoch, keys, bytes } => Message::SnapshotBegin {
+                epoch,
+                keys,
+                bytes,
+                history: Eras::decode(value).map_err(ReplicationError::History)?,
+            },
+            Fields::SnapshotChunk {
+                epoch,
+                sequence,
+                count,
+            } => Message::SnapshotChunk {
+                epoch,
+                sequence,
+                frames: Frames::check(opcode, count, value)?,
+            },
+            Fields::SnapshotEnd {
+                epoch,
+                index,
+                digest,
+                chunks,
+            } => Message::SnapshotEnd {
+                epoch,
+                index,
+                digest,
+                chunks,
+            },
+            Fields::Heartbeat {
+                epoch,
+                last_index,
+                digest_index,
+                digest,
+            } => Message::Heartbeat {
+                epoch,
+                last_index,
+                digest_index,
+                digest,
+            },
+            Fields::Ack {
+                epoch,
+                applied_index,
+            } => Message::Ack {
+                epoch,
+                applied_index,
+            },
+        })
+    }
+
+    /// Appends the head to `out`; the value's bytes come behind it.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.resize(start.saturating_add(self.len()), 0);
+        self.write(&mut out[start..]);
+    }
+
+    /// Writes the head over `head`, which is as long as it.
+    pub(super) fn write(&self, head: &mut [u8]) {
+        let opcode = self.fields.opcode();
+        let header = RequestHeader {
+            opcode: opcode.byte(),
+            key_len: opcode.key_len(),
+            value_len: self.value_len,
+        };
+        let (covered, head_crc) = head.split_at_mut(self.len() - HEAD_CRC_LEN);
+        let value_crc_at = covered.len() - (CHECKSUMS_LEN - HEAD_CRC_LEN);
+        covered[..HEADER_LEN].copy_from_slice(&header.encode());
+        self.fields.write(&mut covered[HEADER_LEN..]);
+        BigEndian::write_u32(&mut covered[value_crc_at..], self.value_crc);
+        BigEndian::write_u32(head_crc, crc32c::crc32c(covered));
+    }
+}
