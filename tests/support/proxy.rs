@@ -197,7 +197,8 @@ impl Proxy {
     }
 
     /// Delivers nothing that way, neither bytes nor an end, and keeps all sockets open, until it is
-    /// [released](Self::release). Nothing is read either, so the sender's buffers fill. Upwards, new connections are accepted and go nowhere.
+    /// [released](Self::release). Nothing is read either, so the sender's buffers fill. Upwards, new connections are
+    /// accepted and go nowhere.
     pub(crate) fn hold(&self, way: Way) {
         let mut state = self.shared.state();
         state.control(way).is_held = true;
@@ -363,6 +364,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         });
         let mut state = shared.state();
         if state.is_stopping {
+            cut(&connection, Cut::Reset);
             break;
         }
         let number = state.counts.accepted;
