@@ -226,6 +226,12 @@ impl Process {
         assert!(status.success());
     }
 
+    /// Ends the process with SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// Waits until the process ends by itself.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let child = &mut self.child;
