@@ -23,6 +23,8 @@ use super::proxy::{Proxy, reserve_port};
 
 /// How long a node may take to answer a STATUS.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause between two looks at a status; each is a connection in the nodes' logs.
+const POLL: Duration = Duration::from_millis(20);
 /// Requests in one pipeline.
 const PIPELINE_COUNT: usize = 5_000;
 
@@ -316,7 +318,7 @@ impl Cluster {
                 "waited {within:?} for {name}: {what}\n{}",
                 self.statuses()
             );
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(POLL);
         }
     }
 
@@ -347,7 +349,7 @@ impl Cluster {
                 "not converged within {within:?}\n{}",
                 self.statuses()
             );
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(POLL);
         }
     }
 
