@@ -464,3 +464,72 @@ fn a_dropped_proxy_ends_its_connections_and_threads_whatever_they_do() {
     assert!(TcpStream::connect(addr).is_err());
     drop(listener);
 }
+
+#[test]
+fn not_a_byte_passes_after_a_hold_has_begun() {
+    let fixture = Fixture::new();
+    let (client, node) = fixture.pair();
+    let bytes = pattern(64 << 10);
+    std::thread::scope(|scope| {
+        scope.spawn(|| while (&node).write_all(&bytes).is_ok() {});
+        scope.spawn(|| {
+            let mut buffer = vec![0; 256 << 10];
+            while matches!((&client).read(&mut buffer), Ok(count) if count > 0) {}
+        });
+        for round in 0..100 {
+            let before = fixture.proxy.counts().down;
+            wait_for("some bytes", || {
+                (fixture.proxy.counts().down > before).then_some(())
+            });
+            fixture.proxy.hold(Way::Down);
+            let held = fixture.proxy.counts().down;
+            for _ in 0..20 {
+                std::thread::yield_now();
+                assert_eq!(fixture.proxy.counts().down, held, "round {round}");
+            }
+            fixture.proxy.release(Way::Down);
+        }
+        fixture.proxy.cut(Cut::Reset);
+    });
+}
+
+/// A write that a full sink does not take is broken off by a hold, and what it had been allowed to is not forgotten.
+#[test]
+fn a_cut_is_exact_where_a_hold_comes_between() {
+    let fixture = Fixture::new();
+    let (client, node) = fixture.pair();
+    let bytes = pattern(32 << 20);
+    std::thread::scope(|scope| {
+        // Fails when the cut comes.
+        scope.spawn(|| (&node).write_all(&bytes));
+        let full = || {
+            let (mut last, mut looks) = (0, 0);
+            wait_for("a full sink", || {
+                let down = fixture.proxy.counts().down;
+                looks = if down == last && down > 0 {
+                    looks + 1
+                } else {
+                    0
+                };
+                last = down;
+                (looks > 50).then_some(last)
+            })
+        };
+        full();
+        // What the cut allows is counted in the write that is broken off here …
+        fixture.proxy.hold(Way::Down);
+        let len = fixture.proxy.counts().down + 30_000;
+        fixture.proxy.cut_after(Way::Down, 30_000, Cut::End);
+        for _ in 0..3 {
+            fixture.proxy.release(Way::Down);
+            full();
+            // … and in this one again.
+            fixture.proxy.hold(Way::Down);
+        }
+        assert_eq!(fixture.proxy.counts().cuts, 0);
+        fixture.proxy.release(Way::Down);
+        let (got, _) = rest(&client);
+        assert_eq!(u64::try_from(got.len()).unwrap(), len);
+        assert!(got == bytes[..got.len()], "other bytes");
+    });
+}
