@@ -1,10 +1,15 @@
 //! A node of its own process, which is gone when the test is.
+#![allow(dead_code)] // each test crate uses its part
 
 use std::fmt::Write as _;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::ops::{Deref, DerefMut};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -12,24 +17,51 @@ use tempfile::TempDir;
 /// How long a test waits for anything that must come. Long, since it is waited for in full only by a test that fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Lines of a node's log that are printed where a test fails.
+const LOG_LINES_SHOWN: usize = 40;
+
 /// Polls until `condition` gives something.
-pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+#[track_caller]
+pub(crate) fn wait_for<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    wait_at_most(PATIENCE, what, condition)
+}
+
+/// Polls until `condition` gives something, which it must within that time.
+#[track_caller]
+pub(crate) fn wait_at_most<T>(
+    patience: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> Option<T>,
+) -> T {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
+        assert!(Instant::now() < deadline, "waited {patience:?} for {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// A running `gopherstore-server` with a folder of its own.
+/// A running `gopherstore-server`.
+#[derive(Debug)]
+pub(crate) struct Process {
+    child: Child,
+    /// The node's name, for what is printed.
+    name: String,
+    /// Where it listens; known once it is ready.
+    pub(crate) addr: SocketAddr,
+    log_path: PathBuf,
+    /// Gives the first line of standard output. In a lock, so that threads of a test may share a node.
+    ready: Mutex<Receiver<String>>,
+}
+
+/// A [`Process`] with a folder of its own.
 #[derive(Debug)]
 pub(crate) struct Node {
-    child: Child,
-    pub(crate) addr: SocketAddr,
-    dir: TempDir,
+    process: Process,
+    /// Goes after the process.
+    _dir: TempDir,
 }
 
 /// How a [`Node`] is started.
@@ -78,8 +110,38 @@ impl Node {
         )
         .unwrap();
         std::fs::write(dir.path().join("cluster.toml"), config).unwrap();
-        let log = std::fs::File::create(dir.path().join("log")).unwrap();
-        let mut command = match options.descriptors {
+        let name = if options.leader.is_some() { "n2" } else { "n1" };
+        let mut process = Process::spawn(dir.path(), name, options.descriptors);
+        process
+            .wait_until_ready()
+            .then_some(Node { process, _dir: dir })
+    }
+}
+
+impl Deref for Node {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
+impl DerefMut for Node {
+    fn deref_mut(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+impl Process {
+    /// Starts the node `name` of `cluster.toml` in `dir`. It logs to the file `log` there, after what that file holds.
+    pub(crate) fn spawn(dir: &Path, name: &str, descriptors: Option<u32>) -> Process {
+        let log_path = dir.join("log");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&log_path)
+            .unwrap();
+        let mut command = match descriptors {
             Some(count) => {
                 let mut command = Command::new("sh");
                 let script = format!("ulimit -n {count}; exec \"$0\" \"$@\"");
@@ -89,39 +151,54 @@ impl Node {
             None => Command::new(env!("CARGO_BIN_EXE_gopherstore-server")),
         };
         let mut child = command
-            .args(["--config", "cluster.toml", "--node"])
-            .arg(if options.leader.is_some() { "n2" } else { "n1" })
-            .current_dir(dir.path())
+            .args(["--config", "cluster.toml", "--node", name])
+            .current_dir(dir)
             .env("RUST_LOG", "debug")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
             .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        let mut node = Node {
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, ready) = mpsc::channel();
+        // Ends with the line or with the process.
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let _ = stdout.read_line(&mut line);
+            let _ = sender.send(line);
+        });
+        Process {
             child,
+            name: name.to_owned(),
             addr: ([0, 0, 0, 0], 0).into(),
-            dir,
-        };
+            log_path,
+            ready: Mutex::new(ready),
+        }
+    }
+
+    /// Waits for the line that says so. False where somebody else has the port; the process has then ended.
+    pub(crate) fn wait_until_ready(&mut self) -> bool {
+        let line = self
+            .ready
+            .lock()
+            .unwrap()
+            .recv_timeout(PATIENCE)
+            .unwrap_or_else(|_| panic!("{} is not ready after {PATIENCE:?}", self.name));
         if line.is_empty() {
-            let status = node.wait();
-            let log = node.log();
+            let status = self.wait();
+            let log = self.log();
             assert!(log.contains("Address already in use"), "{status}: {log}");
-            return None;
+            return false;
         }
         // gopherstore-server: n1 ready on 127.0.0.1:8000 (leader)
         let addr = line
             .split(" ready on ")
             .nth(1)
             .and_then(|rest| rest.split(' ').next());
-        node.addr = addr
+        self.addr = addr
             .and_then(|addr| addr.parse().ok())
             .unwrap_or_else(|| panic!("{line:?}"));
-        Some(node)
+        true
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -130,11 +207,7 @@ impl Node {
 
     /// What the node has logged so far.
     pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(self.log_path()).unwrap()
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.dir.path().join("log")
+        std::fs::read_to_string(&self.log_path).unwrap()
     }
 
     /// A field of `/proc/PID/status` in KiB: `VmRSS` now, `VmHWM` at the most so far.
@@ -160,6 +233,12 @@ impl Node {
             .status()
             .unwrap();
         assert!(status.success());
+    }
+
+    /// Ends the process with SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     /// Waits until the process ends by itself.
@@ -188,17 +267,15 @@ impl Node {
     }
 }
 
-impl Drop for Node {
+impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            let log = std::fs::read_to_string(self.log_path()).unwrap_or_default();
-            let tail: Vec<&str> = log.lines().rev().take(30).collect();
-            eprintln!(
-                "--- the node's last lines, newest first\n{}",
-                tail.join("\n")
-            );
+            let log = std::fs::read_to_string(&self.log_path).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = &lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..];
+            eprintln!("--- {}: its last lines\n{}", self.name, tail.join("\n"));
         }
     }
 }
