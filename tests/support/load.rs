@@ -470,7 +470,10 @@ impl Shared {
                     state.records[*at].acknowledged.push(*write);
                 }
                 Some(Err(error)) => {
-                    assert!(error.is_answer(), "{error}");
+                    assert!(
+                        matches!(error, Error::Loading { .. } | Error::NotLeader { .. }),
+                        "{error}"
+                    );
                     has_failed = true;
                     state.counts.refused += 1;
                 }
