@@ -14,7 +14,7 @@
 //! | `replication.leader_timeout_ms`     | 5,000    | above the heartbeat interval, ..=3,600,000 |
 //! | `replication.backlog_bytes`         | 64 MiB   | 1 MiB..=1 TiB                              |
 //! | `limits.max_connections`            | 10,000   | 1..=1,000,000                              |
-//! | `limits.max_value_bytes`            | 64 MiB   | 1..=4,294,967,295                          |
+//! | `limits.max_value_bytes`            | 64 MiB   | 1..=4,294,901,753                          |
 //! | `limits.request_timeout_ms`         | 30,000   | 1..=86,400,000 (a day)                     |
 //! | `limits.idle_timeout_ms`            | 0: never | 0..=2,592,000,000 (30 days)                |
 //!
@@ -34,6 +34,10 @@ mod error;
 
 use error::Place;
 pub use error::{AddrFault, ConfigError, Problem};
+
+/// Most that `max_value_bytes` can be: a whole SET frame, with the longest key, travels to followers as one value
+/// (GBP §6), so header, key and value together have to fit a 32-bit length.
+pub const VALUE_BYTES_MAX: u32 = u32::MAX - 65_542;
 
 /// Longest name of a cluster or node in bytes.
 pub const NAME_LEN_MAX: usize = 64;
@@ -114,7 +118,7 @@ impl Default for ReplicationConfig {
 pub struct LimitsConfig {
     /// Connections at once: 1 to 1,000,000, by default 10,000. One more is answered with ERROR and closed.
     pub max_connections: u32,
-    /// Longest value in bytes: 1 to 4,294,967,295, by default 64 MiB.
+    /// Longest value in bytes: 1 to [`VALUE_BYTES_MAX`], by default 64 MiB.
     pub max_value_bytes: u32,
     /// From a request's first byte to its last: 1 ms to a day, by default 30 s. A slower one is cut off.
     pub request_timeout: Duration,
@@ -442,7 +446,7 @@ impl Source<'_> {
         if let Some(bytes) = self.number(
             "limits.max_value_bytes",
             raw.max_value_bytes.as_ref(),
-            (1, u32::MAX),
+            (1, VALUE_BYTES_MAX),
         )? {
             limits.max_value_bytes = bytes;
         }
@@ -658,7 +662,7 @@ addr = "127.0.0.1:8001"
             ("replication", "leader_timeout_ms", 501, 3_600_000),
             ("replication", "backlog_bytes", 1 << 20, 1 << 40),
             ("limits", "max_connections", 1, 1_000_000),
-            ("limits", "max_value_bytes", 1, 4_294_967_295),
+            ("limits", "max_value_bytes", 1, 4_294_901_753),
             ("limits", "request_timeout_ms", 1, 86_400_000),
             ("limits", "idle_timeout_ms", 0, 2_592_000_000),
         ];
@@ -690,7 +694,7 @@ addr = "127.0.0.1:8001"
         );
         check_with(
             "[limits]\nmax_value_bytes = 99999999999999999999\n",
-            "cluster.toml:10: limits.max_value_bytes: 99999999999999999999 is out of range 1..=4294967295",
+            "cluster.toml:10: limits.max_value_bytes: 99999999999999999999 is out of range 1..=4294901753",
         );
         check_with(
             "[replication]\nbacklog_bytes = 1048575\n",

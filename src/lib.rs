@@ -6,27 +6,38 @@
 //!
 //! # Map
 //!
-//! | module        | what it is for                                                                      |
-//! |---------------|-------------------------------------------------------------------------------------|
-//! | [`history`]   | which leader wrote which entries; pure                                              |
-//! | [`wire`]      | GBP: bytes to requests and answers and back; pure                                   |
-//! | [`entry`]     | a client's frame as it is kept: one allocation, reference-counted                   |
-//! | [`store`]     | the map from keys to entries, in partitions with a lock each                        |
-//! | [`node`]      | what a node answers to a request, by its role                                       |
-//! | [`server`]    | listener, a thread per connection, limits, shutdown                                 |
-//! | [`client`]    | the blocking client                                                                 |
-//! | [`config`]    | `cluster.toml`                                                                      |
-//! | [`arguments`] | command lines                                                                       |
+//! | module          | what it is for                                                                    |
+//! |-----------------|-----------------------------------------------------------------------------------|
+//! | [`wire`]        | GBP: bytes to requests, answers and stream frames, and back; pure                 |
+//! | [`history`]     | eras, and which data set a position names; pure                                   |
+//! | [`entry`]       | a client's frame as it is kept: one allocation, reference-counted                 |
+//! | [`digest`]      | a figure that equal data sets share; pure                                         |
+//! | [`store`]       | the map from keys to entries, in partitions with a lock each                      |
+//! | [`oplog`]       | the newest part of the log; pure                                                  |
+//! | [`journal`]     | the one order of all writes, and the thread that keeps the log                    |
+//! | [`progress`], [`liveness`] | how far a follower is, and which peers live; time is passed in         |
+//! | [`node`]        | what a node is and holds, and what it answers to a request                        |
+//! | [`replication`] | following, being followed, and what a leader does before it serves                |
+//! | [`server`]      | listener, a thread per connection, limits, shutdown                               |
+//! | [`client`]      | the blocking client                                                               |
+//! | [`config`]      | `cluster.toml`                                                                    |
+//! | [`arguments`]   | command lines                                                                     |
 //!
-//! Data flows one way, history → wire → entry → store → node → server, and `use` lines point only backwards along it
-//! (`tests/tidy.rs`).
+//! Data flows one way, wire → entry → store → journal → node → replication → server, and `use` lines point only
+//! backwards along it (`tests/tidy.rs`).
 
 pub mod arguments;
 pub mod client;
 pub mod config;
+pub mod digest;
 pub mod entry;
 pub mod history;
+pub mod journal;
+pub mod liveness;
 pub mod node;
+pub mod oplog;
+pub mod progress;
+pub mod replication;
 pub mod server;
 pub mod store;
 pub mod wire;

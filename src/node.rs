@@ -1,22 +1,65 @@
-//! What a node answers to a request, whatever the request came in by.
+//! What a node is, what it holds, and what it answers to a request, whatever the request came in by.
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
+
+use crate::config::{Config, NodeConfig, ReplicationConfig};
+use crate::digest::Digest;
 use crate::entry::Entry;
+use crate::history::{Era, History};
+use crate::journal::{Head, Journal};
+use crate::liveness::Liveness;
+use crate::oplog::Logged;
+use crate::progress::Progress;
 use crate::store::Store;
 use crate::wire::response::ResponseHeader;
 use crate::wire::{Request, RequestFrame, Status};
+
+/// A peer that says nothing for so many heartbeats counts as down, and a follower as gone.
+pub const SILENT_HEARTBEATS: u32 = 3;
 
 /// What a node is in its cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Takes reads and writes.
     Leader,
-    /// Refuses writes with the leader's address. Until it holds a complete data set it refuses reads as well.
+    /// Takes reads, and refuses writes with the leader's address.
     Follower {
         /// The leader's `host:port`, as in `cluster.toml`.
         leader_addr: Arc<str>,
     },
+}
+
+/// Where a node stands with its data set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It holds no complete data set, and says why; it refuses reads.
+    Loading(Arc<str>),
+    /// It holds a complete data set and serves it; a follower follows, or tries to.
+    Serving,
+    /// A follower that holds a data set which its leader does not know: it serves it, keeps it, and follows nobody
+    /// until somebody orders it to discard it.
+    Refusing(Arc<str>),
+}
+
+/// Who a node is, from `cluster.toml`.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The node's name.
+    pub name: String,
+    /// The name of the node that leads.
+    pub leader: String,
+    /// All other nodes.
+    pub peers: Vec<NodeConfig>,
+    /// Intervals and limits.
+    pub replication: ReplicationConfig,
 }
 
 /// One node: its role and its data. Knows no socket, so every rule about answers is tested without one.
@@ -24,6 +67,34 @@ pub enum Role {
 pub struct Node {
     role: Role,
     store: Store,
+    /// The order of all writes; none in a cluster of one, which pays nothing for replication.
+    journal: Option<Journal>,
+    member: Option<Member>,
+    standing: Mutex<Standing>,
+    /// What `standing` allows, for the way of every request.
+    serves_reads: AtomicBool,
+    takes_writes: AtomicBool,
+    /// By name, with the number of the stream that the progress is of.
+    followers: Mutex<BTreeMap<String, (u64, Progress)>>,
+    streams: AtomicU64,
+    /// A follower's progress has changed, or it has gone.
+    progressed: Condvar,
+    liveness: Mutex<Liveness>,
+    connections: AtomicU64,
+    full_copies: AtomicU64,
+    resumes: AtomicU64,
+    started: Instant,
+}
+
+#[derive(Debug)]
+struct Standing {
+    phase: Phase,
+    history: History,
+    /// Somebody ordered to replace the data set by a full copy, whatever is lost with it.
+    discard: bool,
+    /// The node has found that its data set is not what its leader's is, and wants a full copy of a leader that knows
+    /// of it.
+    distrust: bool,
 }
 
 /// The answer to one request.
@@ -35,24 +106,104 @@ pub enum Reply {
     Pong,
     /// OK and the entry's value.
     Value(Entry),
+    /// OK and a text.
+    Text(String),
+    /// OK and bytes.
+    Answer(Vec<u8>),
     /// NOT_FOUND.
     NotFound,
     /// NOT_LEADER and the leader's address.
     NotLeader(Arc<str>),
     /// LOADING and a message.
-    Loading(&'static str),
+    Loading(Arc<str>),
     /// ERROR and a message.
     Error(String),
 }
 
+/// A write from the leader that cannot have been made to this data set: a DEL of a key that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Diverged;
+
 impl Node {
-    /// A node with an empty store.
+    /// A node on its own, without a cluster and with an empty store: a leader serves at once, a follower never does.
     #[must_use]
     pub fn new(role: Role) -> Node {
-        Node {
+        let serves = role == Role::Leader;
+        let why = "this follower holds no complete data set yet; ask the leader";
+        let phase = if serves {
+            Phase::Serving
+        } else {
+            Phase::Loading(Arc::from(why))
+        };
+        Node::with(role, None, None, phase)
+    }
+
+    /// A node of the configured cluster. One of several does not serve until it has found out what data there is.
+    #[must_use]
+    pub fn of_cluster(config: &Config, this: &NodeConfig) -> Node {
+        let leader = config.leader();
+        let role = if this.name == leader.name {
+            Role::Leader
+        } else {
+            Role::Follower {
+                leader_addr: Arc::from(leader.addr.as_str()),
+            }
+        };
+        if config.nodes.len() == 1 {
+            return Node::new(role);
+        }
+        let why = match role {
+            Role::Leader => "this leader is asking the other nodes for data",
+            Role::Follower { .. } => "this follower holds no complete data set yet; ask the leader",
+        };
+        let peers = config.nodes.iter().filter(|node| node.name != this.name);
+        let member = Member {
+            cluster: config.cluster.clone(),
+            name: this.name.clone(),
+            leader: leader.name.clone(),
+            peers: peers.cloned().collect(),
+            replication: config.replication.clone(),
+        };
+        let journal = Journal::new(config.replication.backlog_bytes);
+        Node::with(
+            role,
+            Some(journal),
+            Some(member),
+            Phase::Loading(Arc::from(why)),
+        )
+    }
+
+    fn with(role: Role, journal: Option<Journal>, member: Option<Member>, phase: Phase) -> Node {
+        let now = Instant::now();
+        let names = member.iter().flat_map(|member| &member.peers);
+        let names: Vec<String> = names.map(|peer| peer.name.clone()).collect();
+        let timeout = member.as_ref().map_or(Duration::MAX, |member| {
+            member.replication.heartbeat_interval * SILENT_HEARTBEATS
+        });
+        let node = Node {
             role,
             store: Store::new(),
-        }
+            journal,
+            member,
+            standing: Mutex::new(Standing {
+                phase: Phase::Serving,
+                history: History::default(),
+                discard: false,
+                distrust: false,
+            }),
+            serves_reads: AtomicBool::new(false),
+            takes_writes: AtomicBool::new(false),
+            followers: Mutex::default(),
+            streams: AtomicU64::new(0),
+            progressed: Condvar::new(),
+            liveness: Mutex::new(Liveness::new(names, timeout, now)),
+            connections: AtomicU64::new(0),
+            full_copies: AtomicU64::new(0),
+            resumes: AtomicU64::new(0),
+            started: now,
+        };
+        node.enter(phase);
+        node
     }
 
     /// The node's data.
@@ -61,26 +212,133 @@ impl Node {
         &self.store
     }
 
+    /// The order of all writes, where the node has peers.
+    #[must_use]
+    pub const fn journal(&self) -> Option<&Journal> {
+        self.journal.as_ref()
+    }
+
+    /// Who the node is, where it has peers.
+    #[must_use]
+    pub const fn member(&self) -> Option<&Member> {
+        self.member.as_ref()
+    }
+
+    /// The table of peers.
+    #[must_use]
+    pub const fn liveness(&self) -> &Mutex<Liveness> {
+        &self.liveness
+    }
+
+    /// Where the node stands.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.standing.lock().phase.clone()
+    }
+
+    /// What its data set went through.
+    #[must_use]
+    pub fn history(&self) -> History {
+        self.standing.lock().history.clone()
+    }
+
+    /// Whether it was ordered to give up what it holds.
+    #[must_use]
+    pub fn is_to_discard(&self) -> bool {
+        self.standing.lock().discard
+    }
+
+    /// Whether it wants a full copy, though it may be able to resume.
+    #[must_use]
+    pub fn wants_full_copy(&self) -> bool {
+        let standing = self.standing.lock();
+        standing.discard || standing.distrust
+    }
+
+    /// Goes into a phase, and from then on serves what it allows.
+    pub fn enter(&self, phase: Phase) {
+        self.change(|standing| standing.phase = phase);
+    }
+
+    /// A copy or a resumed stream: the node holds a data set of this history and serves it.
+    pub fn adopt(&self, history: History) {
+        self.change(|standing| {
+            standing.history = history;
+            standing.phase = Phase::Serving;
+            standing.discard = false;
+            standing.distrust = false;
+        });
+    }
+
+    /// A full copy begins: what the node holds is given up.
+    pub fn give_up(&self, why: &str) {
+        self.change(|standing| {
+            standing.history = History::default();
+            standing.phase = Phase::Loading(Arc::from(why));
+        });
+        self.store.clear();
+    }
+
+    /// The node has found that its data set is not what it should be: it stops serving and wants a full copy.
+    pub fn distrust(&self, why: &str) {
+        self.change(|standing| {
+            standing.phase = Phase::Loading(Arc::from(why));
+            standing.distrust = true;
+        });
+    }
+
+    /// A leader takes writes from here on, in a new era.
+    ///
+    /// # Errors
+    ///
+    /// When the era cannot follow the node's history.
+    pub fn open_era(&self, era: Era) -> Result<(), crate::history::HistoryError> {
+        let mut result = Ok(());
+        self.change(|standing| {
+            result = standing.history.push(era);
+            if result.is_ok() {
+                standing.phase = Phase::Serving;
+            }
+        });
+        result
+    }
+
+    fn change(&self, with: impl FnOnce(&mut Standing)) {
+        let mut standing = self.standing.lock();
+        with(&mut standing);
+        let serves = !matches!(standing.phase, Phase::Loading(_));
+        let leads = self.role == Role::Leader && standing.phase == Phase::Serving;
+        self.serves_reads.store(serves, Ordering::SeqCst);
+        self.takes_writes.store(leads, Ordering::SeqCst);
+    }
+
     /// Carries out one request (GBP §4).
     #[must_use]
     pub fn execute(&self, frame: &RequestFrame<'_>) -> Reply {
-        match (frame.request(), &self.role) {
-            (Request::Ping, _) => Reply::Pong,
-            (request @ (Request::Status | Request::Discard | Request::Follow { .. }), _) => {
-                let name = request.opcode().name();
-                Reply::Error(format!("not implemented in this version: {name}"))
+        match frame.request() {
+            Request::Ping => Reply::Pong,
+            Request::Set { .. } => self.set(|| Entry::copy_of(frame)),
+            Request::Get { key } => {
+                if !self.serves_reads.load(Ordering::Acquire) {
+                    return self.refuses_reads();
+                }
+                match self.store.get(key) {
+                    Some(entry) => Reply::Value(entry),
+                    // Asked again, since the store may have been given up between the first look and this one.
+                    None if !self.serves_reads.load(Ordering::Acquire) => self.refuses_reads(),
+                    None => Reply::NotFound,
+                }
             }
-            (Request::Set { .. }, _) => self.set(|| Entry::copy_of(frame)),
-            (Request::Get { key }, Role::Leader) => {
-                self.store.get(key).map_or(Reply::NotFound, Reply::Value)
+            Request::Del { .. } => {
+                self.refuses_writes()
+                    .unwrap_or_else(|| match self.remove(frame) {
+                        Ok(()) => Reply::Done,
+                        Err(Diverged) => Reply::NotFound,
+                    })
             }
-            (Request::Get { .. }, Role::Follower { .. }) => {
-                Reply::Loading("this follower holds no complete data set yet; ask the leader")
-            }
-            (Request::Del { key }, _) => self.refuses_writes().unwrap_or_else(|| {
-                let removed = self.store.remove(key);
-                removed.map_or(Reply::NotFound, |_| Reply::Done)
-            }),
+            Request::Status => Reply::Text(self.status(Instant::now())),
+            Request::Discard => self.discard(),
+            Request::Follow { .. } => Reply::Error("this node has no followers".to_owned()),
         }
     }
 
@@ -88,7 +346,7 @@ impl Node {
     #[must_use]
     pub fn set(&self, entry: impl FnOnce() -> Entry) -> Reply {
         self.refuses_writes().unwrap_or_else(|| {
-            self.store.set(entry());
+            self.put(entry());
             Reply::Done
         })
     }
@@ -96,10 +354,228 @@ impl Node {
     /// The answer to every write, where this node takes none.
     #[must_use]
     pub fn refuses_writes(&self) -> Option<Reply> {
-        match &self.role {
-            Role::Leader => None,
-            Role::Follower { leader_addr } => Some(Reply::NotLeader(Arc::clone(leader_addr))),
+        if self.takes_writes.load(Ordering::Acquire) {
+            return None;
         }
+        Some(match &self.role {
+            Role::Leader => self.refuses_reads(),
+            Role::Follower { leader_addr } => Reply::NotLeader(Arc::clone(leader_addr)),
+        })
+    }
+
+    fn refuses_reads(&self) -> Reply {
+        match self.phase() {
+            Phase::Loading(why) | Phase::Refusing(why) => Reply::Loading(why),
+            Phase::Serving => Reply::Loading(Arc::from("this node is about to serve")),
+        }
+    }
+
+    /// Makes a write of the log, on a follower, where it comes from the leader and in its order.
+    ///
+    /// # Errors
+    ///
+    /// [`Diverged`], and nothing is done.
+    pub fn apply(&self, frame: &RequestFrame<'_>) -> Result<(), Diverged> {
+        match frame.request() {
+            Request::Del { .. } => self.remove(frame),
+            _ => {
+                self.put(Entry::copy_of(frame));
+                Ok(())
+            }
+        }
+    }
+
+    fn put(&self, entry: Entry) {
+        let Some(journal) = &self.journal else {
+            self.store.set(entry);
+            return;
+        };
+        let new = Digest::of(&entry);
+        journal.reserve(Logged::cost_of(&entry));
+        self.store.set_with(entry, |entry, old| {
+            let old = old.map(Digest::of).unwrap_or_default();
+            journal.append(entry.clone(), old, new);
+        });
+    }
+
+    fn remove(&self, frame: &RequestFrame<'_>) -> Result<(), Diverged> {
+        let key = frame.request().key();
+        let Some(journal) = &self.journal else {
+            return self.store.remove(key).map(drop).ok_or(Diverged);
+        };
+        let entry = Entry::copy_of(frame);
+        let cost = Logged::cost_of(&entry);
+        journal.reserve(cost);
+        let removed = self.store.remove_with(key, |old| {
+            journal.append(entry, Digest::of(old), Digest::EMPTY);
+        });
+        if removed.is_none() {
+            journal.release(cost);
+        }
+        removed.map(drop).ok_or(Diverged)
+    }
+
+    fn discard(&self) -> Reply {
+        let mut done = Reply::Done;
+        self.change(|standing| match &standing.phase {
+            Phase::Refusing(_) => standing.discard = true,
+            _ => {
+                done = Reply::Error(
+                    "nothing to discard: this node refuses no data set of its leader's".to_owned(),
+                );
+            }
+        });
+        done
+    }
+
+    /// A client has come (1) or gone (-1).
+    pub fn count_connection(&self, has_come: bool) {
+        if has_come {
+            self.connections.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A stream to a follower, or from the leader, has begun.
+    pub fn count_stream(&self, is_full_copy: bool) {
+        let counter = if is_full_copy {
+            &self.full_copies
+        } else {
+            &self.resumes
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes a follower in, whose connection has become a stream; returns the stream's number. An older stream of the
+    /// same follower, whose end has not been noticed yet, is its stream no longer.
+    pub fn follower_came(&self, name: &str, progress: Progress) -> u64 {
+        let stream = self.streams.fetch_add(1, Ordering::Relaxed);
+        self.followers
+            .lock()
+            .insert(name.to_owned(), (stream, progress));
+        stream
+    }
+
+    /// A follower's stream has ended.
+    pub fn follower_left(&self, name: &str, stream: u64) {
+        let mut followers = self.followers.lock();
+        if followers
+            .get(name)
+            .is_some_and(|(number, _)| *number == stream)
+        {
+            followers.remove(name);
+        }
+        self.progressed.notify_all();
+    }
+
+    /// Looks at or changes a follower's progress; `None` where it has left, or has another stream by now.
+    pub fn with_follower<T>(
+        &self,
+        name: &str,
+        stream: u64,
+        f: impl FnOnce(&mut Progress) -> T,
+    ) -> Option<T> {
+        let mut followers = self.followers.lock();
+        let follower = followers
+            .get_mut(name)
+            .filter(|(number, _)| *number == stream);
+        let result = follower.map(|(_, progress)| f(progress));
+        self.progressed.notify_all();
+        result
+    }
+
+    /// Waits until the follower has applied `index`, has left, or the time is over.
+    pub fn wait_for_follower(&self, name: &str, index: u64, deadline: Instant) {
+        let mut followers = self.followers.lock();
+        let lacks = |(_, progress): &(u64, Progress)| progress.applied_index() < index;
+        while followers.get(name).is_some_and(lacks) {
+            if self
+                .progressed
+                .wait_until(&mut followers, deadline)
+                .timed_out()
+            {
+                return;
+            }
+        }
+    }
+
+    /// The answer to STATUS: `key: value` lines (GBP §4).
+    fn status(&self, now: Instant) -> String {
+        let head = self.journal.as_ref().map(Journal::head).unwrap_or_default();
+        let (phase, epoch) = {
+            let standing = self.standing.lock();
+            let epoch = standing.history.last().map_or(0, |era| era.epoch);
+            (standing.phase.clone(), epoch)
+        };
+        let name = self
+            .member
+            .as_ref()
+            .map_or("-", |member| member.name.as_str());
+        let role = match &self.role {
+            Role::Leader => "leader",
+            Role::Follower { .. } => "follower",
+        };
+        let (state, why) = match &phase {
+            Phase::Loading(why) => ("loading", why.as_ref()),
+            Phase::Serving => ("serving", "-"),
+            Phase::Refusing(why) => ("refused", why.as_ref()),
+        };
+        let mut text = String::new();
+        let mut line = |key: &str, value: &dyn std::fmt::Display| {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{key}: {value}");
+        };
+        line("node", &name);
+        line("role", &role);
+        line("state", &state);
+        line("reason", &why);
+        line("epoch", &epoch);
+        line("index", &head.index);
+        line("digest", &head.digest);
+        line("keys", &self.store.len());
+        line("bytes", &self.store.bytes());
+        line("connections", &self.connections.load(Ordering::Relaxed));
+        line(
+            "uptime_ms",
+            &now.saturating_duration_since(self.started).as_millis(),
+        );
+        line("version", &env!("CARGO_PKG_VERSION"));
+        line("full_copies", &self.full_copies.load(Ordering::Relaxed));
+        line("resumes", &self.resumes.load(Ordering::Relaxed));
+        line(
+            "backlog_bytes",
+            &self.journal.as_ref().map_or(0, Journal::kept_bytes),
+        );
+        if let Role::Follower { leader_addr } = &self.role {
+            line("leader", leader_addr);
+        }
+        for peer in self.liveness.lock().peers() {
+            let since = now.saturating_duration_since(peer.since).as_millis();
+            line(
+                &format!("peer.{}.state", peer.name),
+                &if peer.is_up { "up" } else { "down" },
+            );
+            line(&format!("peer.{}.since_ms", peer.name), &since);
+        }
+        for (name, (_, follower)) in self.followers.lock().iter() {
+            line(&format!("follower.{name}.index"), &follower.applied_index());
+            line(
+                &format!("follower.{name}.lag_entries"),
+                &follower.lag_entries(head.index),
+            );
+            line(
+                &format!("follower.{name}.lag_ms"),
+                &follower.lag(now).as_millis(),
+            );
+        }
+        text
+    }
+
+    /// Where the data set stands; index 0 in a cluster of one.
+    #[must_use]
+    pub fn head(&self) -> Head {
+        self.journal.as_ref().map(Journal::head).unwrap_or_default()
     }
 }
 
@@ -108,7 +584,9 @@ impl Reply {
     #[must_use]
     pub const fn status(&self) -> Status {
         match self {
-            Reply::Done | Reply::Pong | Reply::Value(_) => Status::Ok,
+            Reply::Done | Reply::Pong | Reply::Value(_) | Reply::Text(_) | Reply::Answer(_) => {
+                Status::Ok
+            }
             Reply::NotFound => Status::NotFound,
             Reply::NotLeader(_) => Status::NotLeader,
             Reply::Loading(_) => Status::Loading,
@@ -123,9 +601,9 @@ impl Reply {
             Reply::Done | Reply::NotFound => b"",
             Reply::Pong => b"PONG",
             Reply::Value(entry) => entry.value(),
-            Reply::NotLeader(addr) => addr.as_bytes(),
-            Reply::Loading(message) => message.as_bytes(),
-            Reply::Error(message) => message.as_bytes(),
+            Reply::Answer(bytes) => bytes,
+            Reply::NotLeader(text) | Reply::Loading(text) => text.as_bytes(),
+            Reply::Text(text) | Reply::Error(text) => text.as_bytes(),
         }
     }
 

@@ -14,7 +14,7 @@ use std::thread;
 use argh::FromArgs;
 use gopherstore::arguments::{self, Exit, Program, USAGE};
 use gopherstore::config::{Config, NodeConfig};
-use gopherstore::node::{Node, Role};
+use gopherstore::node::Node;
 use gopherstore::server::Server;
 use log::{error, info};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -98,24 +98,16 @@ fn main() -> ExitCode {
 }
 
 fn serve(config: &Config, this: &NodeConfig, file: &str) -> Result<(), Box<dyn Error>> {
-    let leader = config.leader();
-    let role = if this.name == leader.name {
-        Role::Leader
-    } else {
-        Role::Follower {
-            leader_addr: Arc::from(leader.addr.as_str()),
-        }
-    };
-    let server =
-        Server::bind(&this.addr, Node::new(role), config.limits.clone()).map_err(|error| {
-            let remedy = match error.source.kind() {
-                io::ErrorKind::AddrInUse => "stop what listens there",
-                io::ErrorKind::PermissionDenied => "take a port above 1023",
-                _ => "the address has to be one of this machine's",
-            };
-            let name = &this.name;
-            format!("{error}; {remedy}, or change addr of node {name:?} in {file}")
-        })?;
+    let node = Node::of_cluster(config, this);
+    let server = Server::bind(&this.addr, node, config.limits.clone()).map_err(|error| {
+        let remedy = match error.source.kind() {
+            io::ErrorKind::AddrInUse => "stop what listens there",
+            io::ErrorKind::PermissionDenied => "take a port above 1023",
+            _ => "the address has to be one of this machine's",
+        };
+        let name = &this.name;
+        format!("{error}; {remedy}, or change addr of node {name:?} in {file}")
+    })?;
     let addr = server.local_addr();
 
     // From here on a signal is kept until the thread below asks for it.

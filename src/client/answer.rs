@@ -10,7 +10,7 @@ use super::error::{Error, ProtocolError, Result};
 pub enum Answer {
     /// A SET or DEL is done.
     Done,
-    /// A GET's value.
+    /// A GET's value, or a STATUS's text.
     Value(Vec<u8>),
     /// There is no such key.
     NotFound,
@@ -49,7 +49,11 @@ pub(super) fn read(
     };
     match Status::try_from(status) {
         Ok(Status::Ok) => match opcode {
-            Opcode::Get | Opcode::Status | Opcode::Follow => Ok(Ok(Answer::Value(value.to_vec()))),
+            Opcode::Get | Opcode::Follow => Ok(Ok(Answer::Value(value.to_vec()))),
+            Opcode::Status if str::from_utf8(value).is_ok() => {
+                Ok(Ok(Answer::Value(value.to_vec())))
+            }
+            Opcode::Status => Err(ProtocolError::NotText { value: sample() }),
             Opcode::Ping if value == PONG => Ok(Ok(Answer::Pong)),
             Opcode::Ping => Err(ProtocolError::NotPong { value: sample() }),
             Opcode::Set | Opcode::Del | Opcode::Discard => empty(Answer::Done),
@@ -114,6 +118,10 @@ mod tests {
         assert_eq!(judge(Set, 3, b""), "fault: NOT_FOUND to a SET");
         assert_eq!(judge(Ping, 3, b""), "fault: NOT_FOUND to a PING");
         assert_eq!(judge(Status, 0, b"a: b\n"), "Value([97, 58, 32, 98, 10])");
+        assert_eq!(
+            judge(Status, 0, b"a\xff"),
+            "fault: \"a\\xff\" to a STATUS, not text"
+        );
         assert_eq!(judge(Discard, 0, b""), "Done");
         for opcode in [Status, Discard, Follow] {
             let name = opcode.name();

@@ -110,6 +110,11 @@ pub enum ProtocolError {
         /// The first bytes of what came instead.
         value: Vec<u8>,
     },
+    /// OK to a STATUS, but not with text in UTF-8.
+    NotText {
+        /// The first bytes of what came instead.
+        value: Vec<u8>,
+    },
     /// NOT_LEADER with a value that is no `host:port`.
     LeaderAddress {
         /// The first bytes of the value.
@@ -211,6 +216,9 @@ impl fmt::Display for ProtocolError {
             ),
             ProtocolError::NotPong { value } => {
                 write!(f, "\"{}\" to a PING, not PONG", value.escape_ascii())
+            }
+            ProtocolError::NotText { value } => {
+                write!(f, "\"{}\" to a STATUS, not text", value.escape_ascii())
             }
             ProtocolError::LeaderAddress { value } => {
                 write!(f, "\"{}\" is no address of a leader", value.escape_ascii())

@@ -38,7 +38,7 @@
 
 use std::{fmt, mem, sync::Arc, time::Duration};
 
-use crate::wire::Request;
+use crate::wire::{Opcode, Request};
 
 mod answer;
 mod connection;
@@ -257,6 +257,40 @@ impl Client {
         self.call(Request::Ping).map(drop)
     }
 
+    /// How the node is: `key: value` and a line feed each, whatever state it is in. docs/GBP.md §4 lists the keys; a
+    /// reader skips those that it does not know.
+    ///
+    /// ```
+    /// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
+    /// # let server = Server::bind("127.0.0.1:0", Node::new(Role::Leader), LimitsConfig::default())?;
+    /// # let addr = &server.local_addr().to_string();
+    /// # std::thread::spawn(|| server.run());
+    /// let status = gopherstore::Client::connect(addr)?.status()?;
+    /// assert!(status.lines().any(|line| line == "state: serving"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`].
+    pub fn status(&mut self) -> Result<String> {
+        match self.call(Request::Status)? {
+            Answer::Value(text) => Ok(String::from_utf8_lossy(&text).into_owned()),
+            _ => Ok(String::new()),
+        }
+    }
+
+    /// Orders a follower that refuses its leader's data set to give up its own, with every entry that the leader lacks,
+    /// and to take a full copy. It is done once the node serves again; [`status`](Self::status) shows it. The order
+    /// goes to this client's node, never to another that it names.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Server`] where the node refuses nothing, so that there is nothing to order; any other [`Error`].
+    pub fn discard(&mut self) -> Result<()> {
+        self.call(Request::Discard).map(drop)
+    }
+
     /// Requests to be sent together, any number of them.
     pub fn pipeline(&mut self) -> Pipeline<'_> {
         Pipeline::new(self)
@@ -288,7 +322,10 @@ impl Client {
             match answer {
                 Err(Error::NotLeader {
                     leader: Some(leader),
-                }) if self.options.follow_redirects && redirects < REDIRECTS_MAX => {
+                }) if self.options.follow_redirects
+                    && redirects < REDIRECTS_MAX
+                    && !is_of_one_node(opcode) =>
+                {
                     redirects += 1;
                     route = self.follow(&leader)?;
                 }
@@ -342,4 +379,9 @@ impl Client {
         self.leader = Some(Connection::open(leader, &self.options)?);
         Ok(Route::Leader)
     }
+}
+
+/// Whether it means just the node that it is sent to, so that another's answer would be wrong.
+const fn is_of_one_node(opcode: Opcode) -> bool {
+    matches!(opcode, Opcode::Status | Opcode::Discard)
 }

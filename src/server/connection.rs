@@ -10,8 +10,9 @@ use super::Peer;
 use super::housekeeping::Housekeeper;
 use crate::entry::EntryBuilder;
 use crate::node::{Node, Reply};
-use crate::wire::Buffer;
+use crate::replication::source::{self, Accepted};
 use crate::wire::request::{self, Disposition, HEADER_LEN, Limits, Parsed, RequestError};
+use crate::wire::{Buffer, Request};
 
 /// Answers are written once this many bytes have gathered, even though more requests are at hand. It bounds what a
 /// connection holds of answers, and what its client waits for.
@@ -51,6 +52,8 @@ pub(super) enum End {
     Refused(Refusal),
     /// No request came for the idle timeout.
     Idle,
+    /// The client was a follower, and its stream has ended.
+    Followed,
     /// The socket failed, or the client took no byte of its answers for the request timeout.
     Failed(io::Error),
 }
@@ -112,6 +115,16 @@ struct Connection<'a> {
     read_timeout: Option<Duration>,
 }
 
+/// What comes once every whole request is answered.
+enum Next {
+    /// More input, for a frame that is so long as far as is known.
+    Wait(usize),
+    /// The end, after the ERROR for this.
+    Refuse(RequestError),
+    /// The stream of a follower, in place of answers.
+    Stream(Box<Accepted>),
+}
+
 /// What a wait for input came to.
 enum Wait {
     Bytes,
@@ -145,8 +158,9 @@ impl<'a> Connection<'a> {
             .set_write_timeout(Some(self.context.timeouts.request))?;
         loop {
             let needed = match self.answer_whole_requests()? {
-                Ok(needed) => needed,
-                Err(error) => return self.refuse(Refusal::Request(error)),
+                Next::Wait(needed) => needed,
+                Next::Refuse(error) => return self.refuse(Refusal::Request(error)),
+                Next::Stream(accepted) => return self.stream(&accepted),
             };
             self.output.flush()?;
             self.heed_stop();
@@ -172,6 +186,14 @@ impl<'a> Connection<'a> {
         }
     }
 
+    /// Becomes the sender of a follower's stream, until that ends.
+    fn stream(&mut self, accepted: &Accepted) -> io::Result<End> {
+        self.output.flush()?;
+        self.context.peer.follows.store(true, Ordering::SeqCst);
+        source::serve(self.context.node, self.stream, accepted, self.input.bytes())?;
+        Ok(End::Followed)
+    }
+
     /// Tells the stop whether a request has begun to arrive, and between requests ends the reading side where the
     /// server is to stop. Each side writes its flag before it reads the other's, so one of them does it.
     fn heed_stop(&self) {
@@ -191,12 +213,12 @@ impl<'a> Connection<'a> {
 
     /// Answers every whole request in the input; returns how many bytes the frame that follows them needs, as far as
     /// is known, or the fault after which the connection cannot go on.
-    fn answer_whole_requests(&mut self) -> io::Result<Result<usize, RequestError>> {
+    fn answer_whole_requests(&mut self) -> io::Result<Next> {
         if !self.spoke
             && let Some(&first) = self.input.bytes().first()
         {
             if let Err(error) = request::reject_text(first) {
-                return Ok(Err(error));
+                return Ok(Next::Refuse(error));
             }
             self.spoke = true;
         }
@@ -210,7 +232,7 @@ impl<'a> Connection<'a> {
                 Err(builder) => {
                     let needed = builder.needed();
                     self.large = Some(builder);
-                    return Ok(Ok(needed));
+                    return Ok(Next::Wait(needed));
                 }
             }
         }
@@ -220,11 +242,24 @@ impl<'a> Connection<'a> {
                 self.input.consume(count);
                 self.skip -= count;
                 if self.skip > 0 {
-                    return Ok(Ok(HEADER_LEN));
+                    return Ok(Next::Wait(HEADER_LEN));
                 }
                 self.deadline = None;
             }
             match request::parse(self.input.bytes(), &self.context.limits) {
+                Ok(Parsed::Whole(frame)) if matches!(frame.request(), Request::Follow { .. }) => {
+                    let (key, value) = (frame.request().key(), frame.request().value());
+                    let accepted = source::accept(self.context.node, key, value);
+                    self.input.consume(frame.bytes().len());
+                    self.deadline = None;
+                    match accepted {
+                        Ok(accepted) => {
+                            self.output.push(&Reply::Answer(accepted.answer.clone()))?;
+                            return Ok(Next::Stream(Box::new(accepted)));
+                        }
+                        Err(reply) => self.output.push(&reply)?,
+                    }
+                }
                 Ok(Parsed::Whole(frame)) => {
                     let len = frame.bytes().len();
                     let reply = self.context.node.execute(&frame);
@@ -245,10 +280,10 @@ impl<'a> Connection<'a> {
                         self.large = Some(builder);
                         self.input.consume(needed);
                     }
-                    return Ok(Ok(needed));
+                    return Ok(Next::Wait(needed));
                 }
                 Err(error) => match error.disposition() {
-                    Disposition::Close => return Ok(Err(error)),
+                    Disposition::Close => return Ok(Next::Refuse(error)),
                     Disposition::Skip(frame_len) => {
                         self.output.push(&Reply::Error(error.to_string()))?;
                         self.skip = frame_len;
@@ -439,7 +474,6 @@ mod tests {
 
     use super::*;
     use crate::node::Role;
-    use crate::wire::Request;
 
     fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
@@ -460,6 +494,7 @@ mod tests {
         let peer = Peer {
             stream,
             in_frame: AtomicBool::new(false),
+            follows: AtomicBool::new(false),
         };
         let context = Context {
             peer: &peer,
@@ -483,7 +518,9 @@ mod tests {
         }
         client.write_all(&frames).unwrap();
         while connection.output.pending.len() < 45_000 {
-            let needed = connection.answer_whole_requests().unwrap().unwrap();
+            let Next::Wait(needed) = connection.answer_whole_requests().unwrap() else {
+                panic!("nothing is refused")
+            };
             if connection.output.pending.len() < 45_000 {
                 assert!(matches!(connection.wait(needed).unwrap(), Wait::Bytes));
             }

@@ -34,6 +34,7 @@ use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::config::LimitsConfig;
 use crate::node::{Node, Reply};
+use crate::replication::{self, Stop};
 use crate::wire::request::Limits;
 use connection::{Context, End, Timeouts};
 use housekeeping::Housekeeper;
@@ -74,6 +75,8 @@ pub struct Server {
     limits: LimitsConfig,
     local_addr: SocketAddr,
     shared: Arc<Shared>,
+    /// Of the node's own threads.
+    stop: Stop,
 }
 
 /// Stops a [`Server`] from another thread.
@@ -100,6 +103,8 @@ struct Peer {
     stream: TcpStream,
     /// Whether a request has begun to arrive and is not whole. The stop leaves such a client its time.
     in_frame: AtomicBool,
+    /// Whether the client has become a follower, which the stop sends what it lacks before it goes.
+    follows: AtomicBool,
 }
 
 /// Who is connected. Every socket that is served is in here, so that the stop reaches it.
@@ -152,6 +157,7 @@ impl Server {
             node,
             limits,
             local_addr,
+            stop: Stop::default(),
             shared: Arc::new(Shared {
                 listener,
                 clients: Mutex::default(),
@@ -191,9 +197,18 @@ impl Server {
             thread::Builder::new()
                 .name("housekeeping".to_owned())
                 .spawn_scoped(scope, move || chores.run())?;
-            self.accept(scope, &housekeeper);
-            self.wait_for_clients();
-            Ok(())
+            let started = replication::start(scope, &self.node, &self.stop);
+            if started.is_ok() {
+                self.accept(scope, &housekeeper);
+            }
+            self.stop.stop();
+            self.wait_for_clients(false);
+            if let Some(journal) = self.node.journal() {
+                // Nobody writes any more, so followers have everything once they have all that is in the log.
+                journal.end();
+            }
+            self.wait_for_clients(true);
+            started
         })
     }
 
@@ -244,6 +259,7 @@ impl Server {
             let peer = Arc::new(Peer {
                 stream,
                 in_frame: AtomicBool::new(false),
+                follows: AtomicBool::new(false),
             });
             let outcome = match self.admit(id, &peer) {
                 Admission::Stopping => return,
@@ -306,6 +322,7 @@ impl Server {
             if let Err(error) = keep_alive(&peer.stream) {
                 debug!("client {addr}: no keepalive: {error}");
             }
+            self.node.count_connection(true);
             let limits = Limits {
                 value_len_max: self.limits.max_value_bytes,
             };
@@ -325,10 +342,11 @@ impl Server {
             if self.shared.stopping.load(Ordering::SeqCst) {
                 self.wait_until_taken(&peer.stream);
             }
+            self.node.count_connection(false);
             // The place is free before the client can see that its connection is closed.
             self.release(id);
             match end {
-                End::Done => {}
+                End::Done | End::Followed => {}
                 End::Truncated { len, needed } => {
                     debug!("client {addr}: end of stream inside a frame, {len} of {needed} bytes");
                 }
@@ -358,22 +376,25 @@ impl Server {
     }
 
     /// Waits until all clients have left; those that have not after [`STOP_GRACE`] are cut off.
-    fn wait_for_clients(&self) {
+    /// Followers are waited for only `with_followers`.
+    fn wait_for_clients(&self, with_followers: bool) {
         let deadline = Instant::now() + STOP_GRACE;
         let mut clients = self.shared.clients.lock();
-        while !clients.is_empty() {
+        let is_meant = |peer: &&Arc<Peer>| with_followers || !peer.follows.load(Ordering::SeqCst);
+        while clients.values().any(|peer| is_meant(&peer)) {
             let timed_out = self
                 .shared
                 .left
                 .wait_until(&mut clients, deadline)
                 .timed_out();
-            if timed_out && !clients.is_empty() {
+            let late: Vec<&Arc<Peer>> = clients.values().filter(is_meant).collect();
+            if timed_out && !late.is_empty() {
                 warn!(
                     "cutting off clients whose requests did not finish in time: {}",
-                    clients.len()
+                    late.len()
                 );
                 self.shared.cut.store(true, Ordering::SeqCst);
-                for peer in clients.values() {
+                for peer in late {
                     // Fails only for a client that has gone by itself.
                     let _ = peer.stream.shutdown(Shutdown::Both);
                 }
@@ -394,7 +415,7 @@ impl Stopper {
         for peer in clients.values() {
             // A blocked read returns; what the system has already received is still read and answered. A client whose
             // request is not whole goes on, and its thread does this when it is.
-            if !peer.in_frame.load(Ordering::SeqCst) {
+            if !peer.in_frame.load(Ordering::SeqCst) && !peer.follows.load(Ordering::SeqCst) {
                 let _ = peer.stream.shutdown(Shutdown::Read);
             }
         }

@@ -38,7 +38,23 @@ fn mistakes_are_one_line_and_exit_code_2() {
         ("set k", &["missing value"]),
         ("get", &["missing key"]),
         ("get a b", &["one argument too many: b"]),
-        ("status", &["unknown command status", "set, get, del, ping"]),
+        (
+            "put",
+            &["unknown command put", "set, get, del, ping, status, resync"],
+        ),
+        ("status now", &["one argument too many: now"]),
+        (
+            "resync",
+            &[
+                "all data",
+                "its leader lacks",
+                "lost for good",
+                "--discard, which is the order",
+            ],
+        ),
+        ("resync n1 --discard", &["one argument too many: n1"]),
+        ("status --discard", &["--discard goes with resync alone"]),
+        ("--discard", &["--discard goes with resync alone"]),
         ("ping --timeout 0s", &["--timeout", "5s"]),
         ("ping --timeout soon", &["'soon'", "5s"]),
         ("ping --addr nowhere", &["nowhere", "HOST:PORT"]),
@@ -68,7 +84,16 @@ fn a_key_that_is_too_long_is_told_the_limit() {
 
 #[test]
 fn help_and_version_go_to_standard_output() {
-    for line in ["--help", "-h", "help", "set --help", "help get", "ping -h"] {
+    for line in [
+        "--help",
+        "-h",
+        "help",
+        "set --help",
+        "help get",
+        "ping -h",
+        "resync -h",
+        "help status",
+    ] {
         let arguments: Vec<&str> = line.split(' ').collect();
         let run = run(&arguments, b"");
         assert_eq!((run.code, &*run.err), (0, ""), "{line}");

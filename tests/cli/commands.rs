@@ -162,3 +162,29 @@ fn an_output_that_is_full_is_not_success() {
     let err = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(err.contains("cannot write to standard output"), "{err}");
 }
+
+#[test]
+fn a_status_is_printed_as_it_came() {
+    let node = StubNode::start();
+    node.insert(b"k", b"v");
+    run_at(node.addr(), &["status"], b"").expect(0, "node: n1\nstate: serving\nkeys: 1\n", "");
+}
+
+#[test]
+fn data_is_given_up_on_the_whole_order_alone() {
+    let node = StubNode::start();
+    node.set_refusing();
+    run_at(node.addr(), &["resync"], b"").expect_failure(2, &["--discard, which is the order"]);
+    assert_eq!((node.discards(), node.peer.connections()), (0, 0));
+    run_at(node.addr(), &["resync", "--discard"], b"").expect(0, "", "");
+    assert_eq!(node.discards(), 1);
+    let again = run_at(node.addr(), &["--discard", "resync"], b"");
+    again.expect_failure(
+        3,
+        &[
+            "refused the order: nothing to discard",
+            "keeps its data",
+            "status",
+        ],
+    );
+}

@@ -18,6 +18,20 @@ fn each_answer_is_a_line() {
 }
 
 #[test]
+fn a_status_is_its_lines_and_no_line_gives_up_data() {
+    let node = StubNode::start();
+    node.set_refusing();
+    let run = run_at::<&str>(node.addr(), &[], b"status\nresync --discard\nping\n");
+    let expected = b"node: n1\nstate: refused\nkeys: 0\nPONG\n";
+    assert_eq!((run.code, &*run.out), (2, expected.as_slice()));
+    assert!(
+        run.err.contains("line 2: unknown command resync"),
+        "{run:?}"
+    );
+    assert_eq!(node.discards(), 0);
+}
+
+#[test]
 fn success_is_exit_code_0_and_the_last_line_needs_no_end() {
     let node = StubNode::start();
     run_at::<&str>(node.addr(), &[], b"ping").expect(0, "PONG\n", "");

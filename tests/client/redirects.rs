@@ -245,3 +245,40 @@ fn becomes_leader_after_the_first_of(count: usize) {
     wait_until("all of them", || *seen.lock().unwrap() == count);
     assert_eq!(leader.writes(), 0);
 }
+
+#[test]
+fn what_is_meant_for_one_node_goes_to_no_other() {
+    let leader = StubNode::start();
+    leader.set_refusing();
+    let follower = StubNode::start();
+    follower.set_refusing();
+    let mut client = patient(follower.addr());
+    assert_eq!(
+        client.status().unwrap(),
+        "node: n1\nstate: refused\nkeys: 0\n"
+    );
+    client.discard().unwrap();
+    let error = client.discard().unwrap_err();
+    assert!(matches!(error, Error::Server { .. }), "{error:?}");
+    assert_eq!(
+        client.status().unwrap(),
+        "node: n1\nstate: serving\nkeys: 0\n"
+    );
+    // The way to the leader is known.
+    follower.follow(Some(leader.addr()));
+    client.set(b"k", b"v").unwrap();
+    assert!(client.discard().is_err());
+    assert_eq!((follower.discards(), leader.discards()), (3, 0));
+    // No node answers so, and if one did, the order would not be for whom it names.
+    let odd = Peer::start({
+        let leader = leader.addr().to_owned();
+        move |_, mut stream| {
+            while next_frame(&mut stream).is_some() {
+                stream.write_all(&answer(2, leader.as_bytes())).unwrap();
+            }
+        }
+    });
+    let error = patient(&odd.addr).discard().unwrap_err();
+    assert_eq!(leader_of(&error), Some(leader.addr()));
+    assert_eq!(leader.discards(), 0);
+}

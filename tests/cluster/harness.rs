@@ -1,4 +1,4 @@
-//! The cluster and the load themselves, with nodes that do not replicate.
+//! The cluster and the load themselves, without faults between nodes.
 
 use std::net::TcpStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};

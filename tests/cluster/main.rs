@@ -4,11 +4,10 @@
 //! `GOPHERSTORE_SEED=N` repeats what a failed test drew; it printed its seed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-// What followers must survive. Left out until nodes replicate and answer STATUS, without which all of it fails; every
-// other line of these tests is compiled and run.
-// mod faults;
+mod faults;
 mod harness;
 mod proxy;
+mod status;
 
 /// What these tests are made of.
 #[path = "../support"]

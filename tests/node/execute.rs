@@ -130,7 +130,7 @@ fn the_header_of_a_reply_is_that_of_its_value() {
         Reply::Value(entry(b"key", &[7; 100_000])),
         Reply::NotFound,
         Reply::NotLeader(Arc::from("n1:1")),
-        Reply::Loading("later"),
+        Reply::Loading(Arc::from("later")),
         Reply::Error("wrong".to_owned()),
     ] {
         let header = reply.header();
@@ -140,4 +140,27 @@ fn the_header_of_a_reply_is_that_of_its_value() {
             reply.value().len()
         );
     }
+}
+
+/// A half-open link may be noticed only after the follower has come back on another one.
+#[test]
+fn the_end_of_an_old_stream_does_not_take_the_new_ones_progress() {
+    use gopherstore::progress::Progress;
+    use std::time::Instant;
+    let node = Node::new(Role::Leader);
+    let (old, new) = (
+        node.follower_came("n2", Progress::new(1, Instant::now())),
+        node.follower_came("n2", Progress::new(5, Instant::now())),
+    );
+    assert!(
+        node.with_follower("n2", old, |_| ()).is_none(),
+        "an old stream's figures"
+    );
+    node.follower_left("n2", old);
+    assert_eq!(
+        node.with_follower("n2", new, |progress| progress.applied_index()),
+        Some(5)
+    );
+    node.follower_left("n2", new);
+    assert!(node.with_follower("n2", new, |_| ()).is_none());
 }

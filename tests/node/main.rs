@@ -1,7 +1,9 @@
-//! The store and the node without sockets.
+//! The store, the journal and the node, without sockets but for two nodes with different data.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod differences;
 mod execute;
+mod journal;
 mod model;
 mod threads;
 

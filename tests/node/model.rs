@@ -59,6 +59,8 @@ proptest! {
                 }
             }
             prop_assert_eq!(store.len(), model.len());
+            let bytes: usize = model.iter().map(|(key, value)| key.len() + value.len()).sum();
+            prop_assert_eq!(store.bytes(), u64::try_from(bytes).unwrap());
         }
         for (key, bytes) in &model {
             let entry = store.get(key).unwrap();

@@ -159,6 +159,9 @@ struct State {
     /// Where writes are sent; `Some("")` is a follower that knows no leader.
     leader: Option<String>,
     is_loading: bool,
+    /// It holds what its leader lacks, and takes the order to give that up.
+    is_refusing: bool,
+    discards: usize,
     writes: usize,
     reads: usize,
 }
@@ -197,6 +200,15 @@ impl StubNode {
 
     pub fn set_loading(&self) {
         self.state.lock().expect("the state").is_loading = true;
+    }
+
+    pub fn set_refusing(&self) {
+        self.state.lock().expect("the state").is_refusing = true;
+    }
+
+    /// DISCARD requests so far, refused ones too.
+    pub fn discards(&self) -> usize {
+        self.state.lock().expect("the state").discards
     }
 
     pub fn insert(&self, key: &[u8], value: &[u8]) {
@@ -245,7 +257,23 @@ impl State {
             }
             Request::Del { key } => self.map.remove(key).map(|_| Vec::new()),
             Request::Ping => Some(b"PONG".to_vec()),
-            Request::Status | Request::Discard | Request::Follow { .. } => {
+            Request::Status => {
+                let state = if self.is_refusing {
+                    "refused"
+                } else {
+                    "serving"
+                };
+                Some(format!("node: n1\nstate: {state}\nkeys: {}\n", self.map.len()).into_bytes())
+            }
+            Request::Discard => {
+                self.discards += 1;
+                if !self.is_refusing {
+                    return answer(Status::Error.byte(), b"nothing to discard");
+                }
+                self.is_refusing = false;
+                Some(Vec::new())
+            }
+            Request::Follow { .. } => {
                 return answer(Status::Error.byte(), b"a map has no such operation");
             }
         };

@@ -17,6 +17,7 @@ pub(crate) mod key {
     pub(crate) const EPOCH: &str = "epoch";
     pub(crate) const INDEX: &str = "index";
     pub(crate) const DIGEST: &str = "digest";
+    pub(crate) const KEYS: &str = "keys";
     pub(crate) const FULL_COPIES: &str = "full_copies";
     pub(crate) const RESUMES: &str = "resumes";
 

@@ -4,15 +4,28 @@ use std::io::{self, Read};
 
 use gopherstore::{Client, client::Error};
 
-use crate::report::{Failure, Outcome};
+use crate::{
+    quote,
+    report::{Failure, Outcome},
+};
 
 /// What a user asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
-    Set { key: Vec<u8>, value: Vec<u8> },
-    Get { key: Vec<u8> },
-    Del { key: Vec<u8> },
+    Set {
+        key: Vec<u8>,
+        value: Vec<u8>,
+    },
+    Get {
+        key: Vec<u8>,
+    },
+    Del {
+        key: Vec<u8>,
+    },
     Ping,
+    Status,
+    /// Gives up the node's data.
+    Resync,
 }
 
 /// What came of it.
@@ -22,15 +35,17 @@ pub(crate) enum Answer {
     Value(Vec<u8>),
     NotFound,
     Pong,
+    Status(String),
 }
 
 impl Command {
-    /// Names, operands and what they do, for the help.
-    pub(crate) const SYNOPSES: [(&str, &str); 4] = [
+    /// Names, operands and what they do, for the help. An order that gives up data is not for lines.
+    pub(crate) const SYNOPSES: [(&str, &str); 5] = [
         ("set KEY VALUE", "store VALUE under KEY"),
         ("get KEY", "print the value of KEY"),
         ("del KEY", "remove KEY"),
         ("ping", "ask whether the node is there"),
+        ("status", "print how the node is"),
     ];
 
     /// The command in the words of a line, if they make one.
@@ -52,6 +67,7 @@ impl Command {
             ("get", Some(key), None, 1) => Ok(Command::Get { key }),
             ("del", Some(key), None, 1) => Ok(Command::Del { key }),
             ("ping", None, None, 0) => Ok(Command::Ping),
+            ("status", None, None, 0) => Ok(Command::Status),
             _ => Err(format!(
                 "{count} given after {name}; write {synopsis}, with quotes around what holds spaces"
             )),
@@ -66,7 +82,7 @@ impl Command {
     pub(crate) fn key(&self) -> &[u8] {
         match self {
             Command::Set { key, .. } | Command::Get { key } | Command::Del { key } => key,
-            Command::Ping => &[],
+            Command::Ping | Command::Status | Command::Resync => &[],
         }
     }
 
@@ -86,8 +102,33 @@ impl Command {
                 client.ping()?;
                 Answer::Pong
             }
+            Command::Status => Answer::Status(client.status()?),
+            Command::Resync => {
+                client.discard()?;
+                Answer::Done
+            }
         })
     }
+}
+
+/// A status as it is printed: as it came, and on a terminal with all values in one column.
+pub(crate) fn shown_status(text: &str, is_terminal: bool) -> String {
+    if !is_terminal {
+        return text.to_owned();
+    }
+    let pairs: Vec<(&str, &str)> = text
+        .lines()
+        .map(|line| line.split_once(": ").unwrap_or((line, "")))
+        .collect();
+    let width = pairs.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
+    let mut shown = String::new();
+    for (key, value) in pairs {
+        // What a terminal would take for an order does not reach it.
+        let line = quote::one_line(&format!("{key:<width$}  {value}"));
+        shown.push_str(line.trim_end());
+        shown.push('\n');
+    }
+    shown
 }
 
 /// All of standard input, as a value.
@@ -105,7 +146,6 @@ pub(crate) fn standard_input() -> Result<Vec<u8>, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quote;
 
     fn command(line: &str) -> Result<Command, String> {
         Command::from_words(quote::words(line.as_bytes()).map_err(|error| error.to_string())?)
@@ -120,10 +160,20 @@ mod tests {
         assert_eq!(command("set k -"), Ok(set.clone()));
         assert_eq!(command("SET k \"-\""), Ok(set));
         assert_eq!(command("ping"), Ok(Command::Ping));
+        assert_eq!(command("Status"), Ok(Command::Status));
         let help = Command::Get {
             key: b"help".to_vec(),
         };
         assert_eq!(command("get help"), Ok(help));
+    }
+
+    #[test]
+    fn a_status_is_a_table_on_a_terminal_alone() {
+        let text = "node: n1\nreason: it says: no\x1b[31m\nodd\n";
+        assert_eq!(shown_status(text, false), text);
+        let table = "node    n1\nreason  it says: no\\u{1b}[31m\nodd\n";
+        assert_eq!(shown_status(text, true), table);
+        assert_eq!(shown_status("", true), "");
     }
 
     #[test]
@@ -136,6 +186,7 @@ mod tests {
             "get a b",
             "del",
             "ping x",
+            "status x",
         ] {
             let message = command(line).err().unwrap_or_default();
             let name = line.split(' ').next().unwrap_or_default();

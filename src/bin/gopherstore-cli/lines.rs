@@ -5,7 +5,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use gopherstore::Client;
 
 use crate::{
-    command::{Answer, Command},
+    command::{Answer, Command, shown_status},
     quote,
     report::{self, Failure, Outcome},
 };
@@ -105,6 +105,10 @@ fn step(client: &mut Client, node: Option<&str>, line: &[u8]) -> Result<Option<O
         Answer::Pong => ("PONG".to_owned(), Outcome::Done),
         Answer::NotFound => ("(not found)".to_owned(), Outcome::NotFound),
         Answer::Value(value) => (quote::shown(&value), Outcome::Done),
+        Answer::Status(text) => {
+            let text = shown_status(&text, io::stdout().is_terminal());
+            (text.trim_end().to_owned(), Outcome::Done)
+        }
     };
     Ok(print(&format!("{text}\n"))?.map(|_| outcome))
 }

@@ -28,8 +28,8 @@ use report::{Failure, Outcome};
 const PROGRAM: Program = Program {
     name: "gopherstore-cli",
     options: &["--addr", "--config", "--node", "--timeout"],
-    switches: &["--no-redirect", "--hex"],
-    commands: &["set", "get", "del", "ping"],
+    switches: &["--no-redirect", "--hex", "--discard"],
+    commands: &["set", "get", "del", "ping", "status", "resync"],
 };
 
 const ADDR_DEFAULT: &str = "127.0.0.1:8000";
@@ -82,6 +82,9 @@ struct Arguments {
     /// dump every frame, sent (>) and received (<), to standard error
     #[argh(switch)]
     hex: bool,
+    /// with resync: the order to give up the node's data
+    #[argh(switch)]
+    discard: bool,
     /// print the version
     #[argh(switch, short = 'V')]
     #[allow(dead_code, reason = "for the help; Program::parse answers it")]
@@ -97,6 +100,8 @@ enum Subcommand {
     Get(Get),
     Del(Del),
     Ping(Ping),
+    Status(Status),
+    Resync(Resync),
 }
 
 /// Store a value under a key, whatever was there before.
@@ -138,6 +143,22 @@ struct Del {
 #[argh(note = "For options such as --addr see gopherstore-cli --help.")]
 struct Ping {}
 
+/// Print how the node is, a line for each fact; docs/GBP.md explains them.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "status", help_triggers("-h", "--help"))]
+#[argh(note = "For options such as --addr see gopherstore-cli --help.")]
+struct Status {}
+
+/// Order a follower that refuses its leader to give up its data and take a full copy of the leader's.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "resync", help_triggers("-h", "--help"))]
+#[argh(
+    note = "A follower refuses (state refused in its status) where it holds entries that the leader\n\
+        lacks. They are lost with this order, so it is given only together with --discard.\n\
+        For options such as --addr see gopherstore-cli --help."
+)]
+struct Resync {}
+
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 
 fn timeout(encoded: &str) -> Result<Duration, String> {
@@ -166,6 +187,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<Outcome, Failure> {
     let addr = address(&arguments)?;
+    judge_discard(&arguments)?;
     let options = ClientOptions {
         connect_timeout: arguments.timeout,
         timeout: arguments.timeout,
@@ -186,6 +208,8 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Subcommand::Get(Get { key }) => Command::Get { key },
         Subcommand::Del(Del { key }) => Command::Del { key },
         Subcommand::Ping(Ping {}) => Command::Ping,
+        Subcommand::Status(Status {}) => Command::Status,
+        Subcommand::Resync(Resync {}) => Command::Resync,
     };
     let answer = command
         .run(&mut client)
@@ -194,6 +218,10 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
     let (mut text, end) = match answer {
         Answer::Value(value) => (value, is_terminal),
         Answer::Pong => (b"PONG".to_vec(), true),
+        Answer::Status(text) => {
+            let text = command::shown_status(&text, is_terminal);
+            (text.into_bytes(), false)
+        }
         Answer::Done if is_terminal => (b"OK".to_vec(), true),
         Answer::Done => (Vec::new(), false),
         Answer::NotFound => {
@@ -210,13 +238,29 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
     write_out(&text).map(|_| Outcome::Done)
 }
 
-/// The node to talk to.
-fn address(arguments: &Arguments) -> Result<String, Failure> {
-    let usage = |message: String| match PROGRAM.mistake(&message) {
+/// Nothing gives up data but the whole order, and no other command takes it for its own.
+fn judge_discard(arguments: &Arguments) -> Result<(), Failure> {
+    match (&arguments.command, arguments.discard) {
+        (Some(Subcommand::Resync(Resync {})), false) => Err(mistake(
+            "resync gives up all data of a follower, and what its leader lacks of it is lost for good; nothing is done \
+             without --discard, which is the order",
+        )),
+        (Some(Subcommand::Resync(Resync {})), true) | (_, false) => Ok(()),
+        (_, true) => Err(mistake("--discard goes with resync alone")),
+    }
+}
+
+fn mistake(message: &str) -> Failure {
+    match PROGRAM.mistake(message) {
         Exit::Usage(message) | Exit::Help(message) | Exit::Version(message) => {
             Failure::new(Outcome::Usage, message)
         }
-    };
+    }
+}
+
+/// The node to talk to.
+fn address(arguments: &Arguments) -> Result<String, Failure> {
+    let usage = |message: String| mistake(&message);
     let (addr, origin) = match (&arguments.addr, &arguments.config, &arguments.node) {
         (Some(addr), None, None) => (addr.clone(), "--addr"),
         (Some(_), _, _) => {

@@ -64,10 +64,14 @@ impl Failure {
 
 /// What the error means to someone who typed `command`. `node` is the name to start the node with, where it is known.
 pub(crate) fn failure(error: &Error, command: &Command, node: Option<&str>) -> Failure {
-    let unknown = if command.is_write() {
-        "it is not known whether the write was carried out, so look with get before repeating it"
-    } else {
-        "try again"
+    let unknown = match command {
+        Command::Resync => {
+            "it is not known whether the node took the order, so look with status before repeating it"
+        }
+        command if command.is_write() => {
+            "it is not known whether the write was carried out, so look with get before repeating it"
+        }
+        _ => "try again",
     };
     let (outcome, next) = match error {
         Error::NotLeader { leader: Some(addr) } => (
@@ -84,6 +88,14 @@ pub(crate) fn failure(error: &Error, command: &Command, node: Option<&str>) -> F
             Outcome::ServerError,
             "try again in a moment, or ask another node with --addr".to_owned(),
         ),
+        Error::Server { message } if *command == Command::Resync => {
+            return Failure::new(
+                Outcome::ServerError,
+                format!(
+                    "the node refused the order: {message}; it keeps its data, and status shows how it is"
+                ),
+            );
+        }
         Error::Server { message } => {
             return Failure::new(
                 Outcome::ServerError,

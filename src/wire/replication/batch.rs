@@ -204,11 +204,18 @@ impl<'a> BatchEncoder<'a> {
     /// (above 4,294,967,295 bytes).
     #[must_use = "a frame that does not fit belongs into the next batch"]
     pub fn push(&mut self, frame: &[u8]) -> bool {
+        self.push_run(frame, 1)
+    }
+
+    /// Adds `run` whole SET or DEL frames, one after another in `frame`; as [`push`](Self::push) else, so an empty
+    /// batch takes more than [`BATCH_LEN_MAX`] only of a single frame.
+    #[must_use = "frames that do not fit belong into the next batch"]
+    pub fn push_run(&mut self, frame: &[u8], run: u32) -> bool {
         debug_assert!(
-            Frames::check(self.fields.opcode(), 1, frame).is_ok(),
+            Frames::check(self.fields.opcode(), run, frame).is_ok(),
             "a batch is made of whole SET and DEL frames"
         );
-        let max = if self.count() == 0 {
+        let max = if self.count() == 0 && run == 1 {
             u32::MAX
         } else {
             BATCH_LEN_MAX
@@ -219,7 +226,7 @@ impl<'a> BatchEncoder<'a> {
         if let Fields::Entries { count, .. } | Fields::SnapshotChunk { count, .. } =
             &mut self.fields
         {
-            *count = count.saturating_add(1);
+            *count = count.saturating_add(run);
         }
         self.value_crc = crc32c::crc32c_append(self.value_crc, frame);
         self.out.extend_from_slice(frame);

@@ -1,0 +1,281 @@
+//! Where every write gets its place in the one order, and the thread that keeps the log.
+//!
+//! A write, with its key's partition locked, calls [`Journal::append`]: that gives it the next index and puts it into a
+//! channel, under a mutex that is held for nothing else. The replication thread ([`Journal::keep`]) moves what comes
+//! through the channel to the [`OpLog`], where the senders of all followers read it. It never waits for a socket, so
+//! the channel empties as fast as a pointer moves; and since room in it is reserved before any lock is taken
+//! ([`Journal::reserve`]), nothing that holds a lock ever waits.
+//!
+//! # Invariants
+//!
+//! 1. For each key, the order in the log is the order in the map: the index is taken, and the channel filled, while the
+//!    key's partition is locked for the write.
+//! 2. The channel's order is the order of indexes, as both are under one mutex.
+//! 3. While a partition is locked for reading, no writer is between taking an index and changing that partition.
+//!    A full copy rests on it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use parking_lot::{Condvar, Mutex};
+
+use crate::digest::Digest;
+use crate::entry::Entry;
+use crate::oplog::{After, Logged, OpLog};
+
+/// What may be on its way to the log, in bytes as [`Logged::cost`] counts them. Writers wait beyond it.
+const ROOM_BYTES: u64 = 8 << 20;
+
+/// How long a writer waits for room before it looks again by itself.
+const REST: Duration = Duration::from_millis(1);
+
+/// Most entries that the replication thread moves at a time, so that readers of the log get their turn.
+const MOVED_MAX: usize = 1_024;
+
+/// How far a node's data set has come: its index, and its digest there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Head {
+    /// Index of the last entry.
+    pub index: u64,
+    /// Of the data set after it.
+    pub digest: Digest,
+}
+
+/// The order of all writes of a node, and the log as far as it is kept.
+#[derive(Debug)]
+pub struct Journal {
+    head: Mutex<Head>,
+    sender: Sender<Step>,
+    receiver: Receiver<Step>,
+    /// Bytes reserved of the room.
+    reserved: AtomicU64,
+    /// For waiting for room; taken only where there is none.
+    waiting: Mutex<()>,
+    freed: Condvar,
+    kept: Mutex<Kept>,
+    grown: Condvar,
+}
+
+#[derive(Debug)]
+enum Step {
+    Append(Logged),
+    Reset(Head),
+    End,
+}
+
+#[derive(Debug)]
+struct Kept {
+    log: OpLog,
+    /// Rises when the log is reset: positions of before mean nothing afterwards.
+    generation: u64,
+    ended: bool,
+}
+
+/// A reader's place in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    generation: u64,
+    /// Index of the next entry to read.
+    pub next: u64,
+}
+
+/// What a reader of the log finds.
+#[derive(Debug)]
+pub enum Found {
+    /// So many entries, whose frames are in the buffer; the cursor stands behind them.
+    Small(u32),
+    /// A large entry; the cursor stands behind it.
+    Large(Entry),
+    /// None yet, and the time is over.
+    Nothing,
+    /// None, and none will come.
+    Ended,
+    /// The log no longer holds what comes next, or was reset.
+    Gone,
+}
+
+impl Journal {
+    /// A journal that keeps `backlog_bytes` of log.
+    #[must_use]
+    pub fn new(backlog_bytes: u64) -> Journal {
+        let (sender, receiver) = unbounded();
+        Journal {
+            head: Mutex::default(),
+            sender,
+            receiver,
+            reserved: AtomicU64::new(0),
+            waiting: Mutex::default(),
+            freed: Condvar::new(),
+            kept: Mutex::new(Kept {
+                log: OpLog::new(backlog_bytes),
+                generation: 0,
+                ended: false,
+            }),
+            grown: Condvar::new(),
+        }
+    }
+
+    /// Waits until the channel has room for an entry of this cost, and takes it. To be called before any lock is taken.
+    /// An entry that is larger than all the room waits until it is alone.
+    pub fn reserve(&self, cost: u64) {
+        if self.try_reserve(cost) {
+            return;
+        }
+        let mut waiting = self.waiting.lock();
+        while !self.try_reserve(cost) {
+            // Not for ever: who releases does not take the lock, and may so miss one that has just come.
+            self.freed.wait_for(&mut waiting, REST);
+        }
+    }
+
+    fn try_reserve(&self, cost: u64) -> bool {
+        let room = |reserved: u64| {
+            let after = reserved.saturating_add(cost);
+            (reserved == 0 || after <= ROOM_BYTES).then_some(after)
+        };
+        let order = (Ordering::AcqRel, Ordering::Acquire);
+        self.reserved.fetch_update(order.0, order.1, room).is_ok()
+    }
+
+    /// Gives back what was reserved and is not needed, or no longer.
+    pub fn release(&self, cost: u64) {
+        let was = self.reserved.fetch_sub(cost, Ordering::AcqRel);
+        debug_assert!(was >= cost, "what is released was reserved");
+        // Writers wait only where there was little room.
+        if was > ROOM_BYTES / 2 {
+            self.freed.notify_all();
+        }
+    }
+
+    /// Gives the write its index and its place in the log. To be called with the partition of its key locked for the
+    /// write, and with room reserved.
+    pub fn append(&self, entry: Entry, old: Digest, new: Digest) {
+        let mut head = self.head.lock();
+        head.index += 1;
+        head.digest = head.digest.changed(old, new);
+        // The journal holds a receiver itself, so the channel is never closed.
+        let digest = head.digest;
+        let _ = self.sender.send(Step::Append(Logged { entry, digest }));
+    }
+
+    /// Where the data set stands.
+    #[must_use]
+    pub fn head(&self) -> Head {
+        *self.head.lock()
+    }
+
+    /// Begins anew after `head`: the data set was replaced by another. Nobody may write meanwhile.
+    pub fn reset(&self, head: Head) {
+        let mut own = self.head.lock();
+        *own = head;
+        let _ = self.sender.send(Step::Reset(head));
+    }
+
+    /// Says that nothing more will be appended, once all that was is in the log. Ends [`keep`](Self::keep).
+    pub fn end(&self) {
+        let _ = self.sender.send(Step::End);
+    }
+
+    /// The replication thread: moves entries from the channel to the log until [`end`](Self::end).
+    pub fn keep(&self) {
+        let mut moved: Vec<Logged> = Vec::new();
+        loop {
+            let Ok(first) = self.receiver.recv() else {
+                return;
+            };
+            let mut cost = 0;
+            let mut kept = self.kept.lock();
+            for step in std::iter::once(first).chain(self.receiver.try_iter().take(MOVED_MAX)) {
+                match step {
+                    Step::Append(logged) => {
+                        cost += Logged::cost_of(&logged.entry);
+                        kept.log.push(&logged);
+                        moved.push(logged);
+                    }
+                    Step::Reset(head) => {
+                        kept.log.reset(head.index, head.digest);
+                        kept.generation += 1;
+                    }
+                    Step::End => kept.ended = true,
+                }
+            }
+            let ended = kept.ended;
+            drop(kept);
+            self.grown.notify_all();
+            self.release(cost);
+            // Where the store has given an entry up already, this frees it; no lock is held meanwhile.
+            moved.clear();
+            if ended {
+                return;
+            }
+        }
+    }
+
+    /// A place in the log: after `index`, if the log still holds what comes next.
+    #[must_use]
+    pub fn cursor_after(&self, index: u64) -> Option<Cursor> {
+        let kept = self.kept.lock();
+        let held = index + 1 >= kept.log.first_index() && index <= self.head.lock().index;
+        held.then_some(Cursor {
+            generation: kept.generation,
+            next: index + 1,
+        })
+    }
+
+    /// The next entries from the cursor on ([`OpLog::read`]). Waits for them until `deadline`.
+    pub fn read(
+        &self,
+        cursor: &mut Cursor,
+        bytes_max: usize,
+        buffer: &mut Vec<u8>,
+        deadline: Instant,
+    ) -> Found {
+        let mut kept = self.kept.lock();
+        loop {
+            if kept.generation != cursor.generation {
+                return Found::Gone;
+            }
+            match kept.log.read(cursor.next, bytes_max, buffer) {
+                After::Small(count) => {
+                    cursor.next += u64::from(count);
+                    return Found::Small(count);
+                }
+                After::Large(entry) => {
+                    cursor.next += 1;
+                    return Found::Large(entry);
+                }
+                After::Gone => return Found::Gone,
+                After::Nothing if kept.ended => return Found::Ended,
+                After::Nothing => {
+                    if self.grown.wait_until(&mut kept, deadline).timed_out() {
+                        return Found::Nothing;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Index and digest of the newest entry in the log, which may be a little behind [`head`](Self::head).
+    #[must_use]
+    pub fn kept_head(&self) -> Head {
+        let kept = self.kept.lock();
+        let index = kept.log.last_index();
+        Head {
+            index,
+            digest: kept.log.digest_at(index).unwrap_or_default(),
+        }
+    }
+
+    /// The digest at `index`, where the log reaches back so far.
+    #[must_use]
+    pub fn digest_at(&self, index: u64) -> Option<Digest> {
+        self.kept.lock().log.digest_at(index)
+    }
+
+    /// Bytes that the log counts for.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        self.kept.lock().log.bytes()
+    }
+}

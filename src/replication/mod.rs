@@ -1,0 +1,135 @@
+//! Keeping copies: the threads that a node of a cluster has beside its clients'.
+//!
+//! | thread      | one per               | owns                                    | blocks on             |
+//! |-------------|-----------------------|-----------------------------------------|-----------------------|
+//! | replication | node                  | the channel's receiving end, the log    | the channel           |
+//! | sender      | following connection  | that socket's writing side, a cursor    | the log, write        |
+//! | acks        | following connection  | that socket's reading side              | read                  |
+//! | link        | node                  | the connection to the node it copies    | read, a timer         |
+//! | link-acks   | link                  | that connection's writing side          | a timer, write        |
+//! | heartbeat   | node                  | the table of peers                      | a timer               |
+//! | probe-NAME  | peer                  | a connection to that peer               | a timer, read         |
+//!
+//! A follower asks for the stream on an ordinary connection (`source`); the rules of what it is given, and of what it
+//! takes, are in [`rules`]. A leader that starts copies the node furthest ahead before it serves (`link`).
+
+pub(crate) mod heartbeat;
+pub(crate) mod link;
+pub mod rules;
+pub(crate) mod source;
+
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::thread::{self, Scope};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::node::Node;
+
+/// What stops a node's own threads: whoever sleeps wakes, and the connection that is open is shut down.
+#[derive(Debug, Default)]
+pub struct Stop {
+    state: Mutex<StopState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct StopState {
+    is_stopped: bool,
+    link: Option<Arc<TcpStream>>,
+}
+
+impl Stop {
+    /// Stops everything that asks this.
+    pub fn stop(&self) {
+        let mut state = self.state.lock();
+        state.is_stopped = true;
+        if let Some(link) = state.link.take() {
+            // Fails only for a connection that has ended by itself.
+            let _ = link.shutdown(Shutdown::Both);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Whether it is over.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.state.lock().is_stopped
+    }
+
+    /// Waits, and says whether it is over.
+    pub fn wait(&self, time: Duration) -> bool {
+        let deadline = Instant::now() + time;
+        let mut state = self.state.lock();
+        while !state.is_stopped && !self.changed.wait_until(&mut state, deadline).timed_out() {}
+        state.is_stopped
+    }
+
+    /// The connection that is to be shut down with everything; an error where it is over already.
+    fn watch(&self, link: Option<&Arc<TcpStream>>) -> io::Result<()> {
+        let mut state = self.state.lock();
+        if state.is_stopped && link.is_some() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        state.link = link.cloned();
+        Ok(())
+    }
+}
+
+/// Starts the node's own threads; they end with [`Stop::stop`], the replication thread with
+/// [`Journal::end`](crate::journal::Journal::end).
+///
+/// # Errors
+///
+/// When the system gives no thread.
+pub(crate) fn start<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    node: &'scope Node,
+    stop: &'scope Stop,
+) -> io::Result<()> {
+    let (Some(journal), Some(member)) = (node.journal(), node.member()) else {
+        return Ok(());
+    };
+    let spawn = |name: String, body: Box<dyn FnOnce() + Send + 'scope>| {
+        thread::Builder::new()
+            .name(name)
+            .spawn_scoped(scope, body)
+            .map(drop)
+    };
+    spawn("replication".to_owned(), Box::new(|| journal.keep()))?;
+    spawn(
+        "link".to_owned(),
+        Box::new(move || link::run(node, member, stop)),
+    )?;
+    spawn(
+        "heartbeat".to_owned(),
+        Box::new(move || heartbeat::run(node, member, stop)),
+    )?;
+    for peer in &member.peers {
+        let body = move || heartbeat::probe(node, member, peer, stop);
+        spawn(format!("probe-{}", peer.name), Box::new(body))?;
+    }
+    Ok(())
+}
+
+/// Connects to `host:port`, at any address that the name has, by `deadline`.
+fn connect(addr: &str, deadline: Instant) -> io::Result<TcpStream> {
+    let mut failed = io::ErrorKind::AddrNotAvailable.into();
+    let addrs: Vec<SocketAddr> = addr.to_socket_addrs()?.collect();
+    for addr in addrs {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        match TcpStream::connect_timeout(&addr, left) {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}

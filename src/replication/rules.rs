@@ -1,0 +1,229 @@
+//! Who is given what: plain rules over positions, without sockets, threads or clocks.
+
+use crate::history::History;
+use crate::journal::Head;
+use crate::wire::replication::Start;
+
+/// Where a node says it stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// Epoch of the era that its next entry belongs to, as far as it knows; 0 where it holds no data set.
+    pub epoch: u64,
+    /// Nonce of that era.
+    pub nonce: u64,
+    /// Index of its last entry.
+    pub index: u64,
+}
+
+impl Position {
+    /// Of a node with this history, whose log ends at `index`. An era that begins further on does not count: a node
+    /// that resumes is told of eras before it has their entries, and must not pass for one that is ahead.
+    #[must_use]
+    pub fn of(history: &History, index: u64) -> Position {
+        history
+            .era_of(index.saturating_add(1))
+            .map_or_else(Position::default, |era| Position {
+                epoch: era.epoch,
+                nonce: era.nonce,
+                index,
+            })
+    }
+}
+
+/// How a source starts the stream for a follower: it resumes where the follower's data set is one that the source's own
+/// went through and the log still holds what comes next, and sends a full copy otherwise. It is for the follower to
+/// refuse that ([`takes`]).
+#[must_use]
+pub fn start_of(
+    own: &History,
+    head: Head,
+    is_held: impl FnOnce(u64) -> bool,
+    follower: Position,
+    wants_full_copy: bool,
+) -> Start {
+    let is_known = own.holds(follower.epoch, follower.nonce, follower.index);
+    if !wants_full_copy && is_known && follower.index <= head.index && is_held(follower.index) {
+        Start::Resume {
+            from_index: follower.index + 1,
+        }
+    } else {
+        Start::FullCopy
+    }
+}
+
+/// What a follower makes of the start that it is offered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Go on after its last entry.
+    Resume,
+    /// Give up what it holds, if anything, and take the copy.
+    TakeCopy,
+    /// Keep what it holds and refuse: a copy would lose entries that the leader does not have.
+    Refuse,
+    /// The offer does not fit where the follower stands.
+    Misfit,
+}
+
+/// What a follower at `own` makes of a start offered by a leader with the history `theirs`. `discards` says that it was
+/// ordered to give up its data. Nothing but an order does that: a node that distrusts its data asks for a copy, and
+/// refuses that of a leader that does not know it.
+#[must_use]
+pub fn takes(own: Position, discards: bool, start: Start, theirs: &History) -> Verdict {
+    let is_known = theirs.holds(own.epoch, own.nonce, own.index);
+    match start {
+        Start::Resume { from_index } if is_known && from_index == own.index + 1 => Verdict::Resume,
+        Start::Resume { .. } => Verdict::Misfit,
+        Start::FullCopy if own.index == 0 || is_known || discards => Verdict::TakeCopy,
+        Start::FullCopy => Verdict::Refuse,
+    }
+}
+
+/// Which entries of the log go into a full copy that is under way.
+///
+/// Partitions are copied one after another, each at the index at which the log stood while nobody wrote there. Between
+/// two of them goes what the log has gained: of a partition that is copied already, what came after its copy. All else
+/// is in a copy, or will be.
+#[derive(Clone, Debug, Default)]
+pub struct CopyRule {
+    /// For each partition that is copied, the index at which it was.
+    copied_at: Vec<u64>,
+}
+
+impl CopyRule {
+    /// The next partition was copied while the log stood at `index`.
+    pub fn copied(&mut self, index: u64) {
+        self.copied_at.push(index);
+    }
+
+    /// Whether the entry with this index, of a key in this partition, has to be sent.
+    #[must_use]
+    pub fn sends(&self, partition: usize, index: u64) -> bool {
+        self.copied_at.get(partition).is_some_and(|&at| index > at)
+    }
+
+    /// The index up to which the log has to be sent for the copy to be exact.
+    #[must_use]
+    pub fn exact_from(&self) -> u64 {
+        self.copied_at.iter().copied().max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::digest::Digest;
+    use crate::history::Era;
+
+    /// Epoch 4 wrote nothing; epoch 5 goes on after index 7.
+    fn history() -> History {
+        let era = |epoch, start_index| Era {
+            epoch,
+            nonce: epoch * 10,
+            start_index,
+        };
+        History::new(vec![era(1, 1), era(4, 8), era(5, 8)]).unwrap()
+    }
+
+    const fn at(epoch: u64, index: u64) -> Position {
+        Position {
+            epoch,
+            nonce: epoch * 10,
+            index,
+        }
+    }
+
+    const STRANGER: Position = Position {
+        epoch: 1,
+        nonce: 11,
+        index: 3,
+    };
+
+    const fn resume(from_index: u64) -> Start {
+        Start::Resume { from_index }
+    }
+
+    /// Of a leader at index 9 whose log begins with entry 4.
+    fn start(follower: Position, wants_full_copy: bool) -> Start {
+        let head = Head {
+            index: 9,
+            digest: Digest::EMPTY,
+        };
+        start_of(
+            &history(),
+            head,
+            |index| index >= 3,
+            follower,
+            wants_full_copy,
+        )
+    }
+
+    #[test]
+    fn a_position_is_of_the_last_era_that_begins_no_later_than_its_next_entry() {
+        assert_eq!(Position::of(&History::default(), 9), at(0, 0));
+        assert_eq!(Position::of(&history(), 0), at(1, 0));
+        assert_eq!(Position::of(&history(), 6), at(1, 6), "not there yet");
+        assert_eq!(Position::of(&history(), 7), at(5, 7));
+        assert_eq!(Position::of(&history(), u64::MAX), at(5, u64::MAX));
+    }
+
+    #[test]
+    fn a_follower_resumes_where_the_source_knows_its_data_and_holds_the_rest() {
+        for position in [at(5, 9), at(5, 7), at(4, 7), at(1, 7), at(1, 3), at(5, 3)] {
+            assert_eq!(start(position, false), resume(position.index + 1));
+            assert_eq!(start(position, true), Start::FullCopy, "asked for");
+        }
+        for (position, why) in [
+            (at(1, 2), "its log begins later"),
+            (at(1, 8), "that epoch ended at 7"),
+            (at(4, 8), "that epoch ended at 7"),
+            (at(5, 10), "beyond its end"),
+            (at(5, u64::MAX), "beyond its end"),
+            (at(2, 3), "an epoch that it does not know"),
+            (at(6, 9), "an epoch that it does not know"),
+            (STRANGER, "another nonce"),
+            (at(0, 0), "nothing to resume"),
+        ] {
+            assert_eq!(
+                start(position, false),
+                Start::FullCopy,
+                "{position:?}: {why}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_copy_is_taken_where_nothing_is_lost_by_it_or_somebody_ordered_it() {
+        let verdict = |own, discards| takes(own, discards, Start::FullCopy, &history());
+        for own in [at(0, 0), at(1, 2), at(1, 7), at(5, 9), at(9, 0)] {
+            assert_eq!(verdict(own, false), Verdict::TakeCopy, "{own:?}");
+        }
+        for own in [at(1, 8), at(4, 8), at(2, 1), at(6, 9), STRANGER] {
+            assert_eq!(verdict(own, false), Verdict::Refuse, "{own:?}");
+            assert_eq!(verdict(own, true), Verdict::TakeCopy, "{own:?}, ordered");
+        }
+    }
+
+    #[test]
+    fn an_offer_to_resume_must_fit() {
+        let verdict = |own, from_index| takes(own, false, resume(from_index), &history());
+        assert_eq!(verdict(at(1, 7), 8), Verdict::Resume);
+        assert_eq!(verdict(at(1, 7), 7), Verdict::Misfit, "twice");
+        assert_eq!(verdict(at(1, 7), 9), Verdict::Misfit, "a gap");
+        assert_eq!(verdict(at(1, 8), 9), Verdict::Misfit, "not its data");
+        assert_eq!(verdict(STRANGER, 4), Verdict::Misfit, "not its data");
+    }
+
+    #[test]
+    fn a_copy_takes_from_the_log_what_came_after_each_partition_was_copied() {
+        let mut rule = CopyRule::default();
+        assert!(!rule.sends(0, u64::MAX), "its copy will have it");
+        assert_eq!(rule.exact_from(), 0);
+        rule.copied(5);
+        rule.copied(9);
+        assert_eq!((rule.sends(0, 5), rule.sends(0, 6)), (false, true));
+        assert_eq!((rule.sends(1, 9), rule.sends(1, 10)), (false, true));
+        assert!(!rule.sends(2, 10));
+        assert_eq!(rule.exact_from(), 9);
+    }
+}

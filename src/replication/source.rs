@@ -1,0 +1,492 @@
+//! The sending side: one follower's stream, on the connection that asked for it.
+//!
+//! # Known limits
+//!
+//! * An observer is sent no entries yet, only heartbeats.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use log::{debug, info, warn};
+
+use crate::entry::Entry;
+use crate::history::History;
+use crate::journal::{Cursor, Found, Journal};
+use crate::node::{Node, Phase, Reply, SILENT_HEARTBEATS};
+use crate::progress::Progress;
+use crate::wire::Buffer;
+use crate::wire::replication::{
+    BatchEncoder, Eras, Fields, Follow, FollowAnswer, Head, Message, Parsed, Start, parse,
+};
+use crate::wire::request::{self, Limits, Parsed::Whole};
+
+use super::rules::{CopyRule, Position, start_of};
+
+/// After fewer entries than this a sender lets some gather before it looks again: a write to the socket for each few of
+/// them, and a thread woken on the other side, costs the clients more than it wins a follower.
+const FEW: u32 = 512;
+
+/// For how long.
+const GATHER: Duration = Duration::from_micros(500);
+
+/// Bytes of frames in a batch at the most, but for a single larger one.
+const BATCH_BYTES: usize = 256 << 10;
+
+/// For reading frames that this node has accepted.
+const ANY_VALUE: Limits = Limits {
+    value_len_max: u32::MAX,
+};
+
+/// How long a stopping source waits for a follower to say that it has everything.
+const LAST_ACK: Duration = Duration::from_secs(3);
+
+/// A follower whose request was accepted.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    name: String,
+    start: Start,
+    history: History,
+    cursor: Option<Cursor>,
+    /// The answer's value.
+    pub(crate) answer: Vec<u8>,
+}
+
+/// Judges a FOLLOW request.
+///
+/// # Errors
+///
+/// The answer that refuses it.
+pub(crate) fn accept(node: &Node, key: &[u8], value: &[u8]) -> Result<Accepted, Reply> {
+    let error = |message: String| Err(Reply::Error(message));
+    let follow = match Follow::decode(key, value) {
+        Ok(follow) => follow,
+        Err(fault) => return error(fault.to_string()),
+    };
+    let (Some(journal), Some(member)) = (node.journal(), node.member()) else {
+        return error("a cluster of one node has no followers".to_owned());
+    };
+    if follow.cluster_id != member.cluster.as_bytes() {
+        return error(format!("this node is of cluster {}", member.cluster));
+    }
+    let Some(peer) = member
+        .peers
+        .iter()
+        .find(|peer| peer.name.as_bytes() == follow.name)
+    else {
+        return error(format!(
+            "no other node is called {}; compare the cluster.toml of both",
+            follow.name.escape_ascii()
+        ));
+    };
+    // A follower is a source for one node alone: its leader, which has to find its data again.
+    if let (Some(refusal), false) = (node.refuses_writes(), peer.name == member.leader) {
+        return Err(refusal);
+    }
+    if let Phase::Loading(why) = node.phase() {
+        return Err(Reply::Loading(why));
+    }
+    let history = node.history();
+    let position = Position {
+        epoch: follow.epoch,
+        nonce: follow.nonce,
+        index: follow.last_index,
+    };
+    let mut cursor = None;
+    let start = start_of(
+        &history,
+        journal.head(),
+        |index| {
+            cursor = journal.cursor_after(index);
+            cursor.is_some()
+        },
+        position,
+        follow.wants_full_copy,
+    );
+    let Some(eras) = Eras::of(&history) else {
+        return Err(Reply::Loading("this node has no history yet".into()));
+    };
+    let mut answer = Vec::new();
+    FollowAnswer {
+        start,
+        history: eras,
+    }
+    .encode(&mut answer);
+    Ok(Accepted {
+        name: peer.name.clone(),
+        start,
+        cursor: cursor.filter(|_| start != Start::FullCopy),
+        history,
+        answer,
+    })
+}
+
+/// Sends the stream until the follower is gone, falls too far behind, or the node stops. `early` are bytes that came
+/// behind the request.
+pub(crate) fn serve(
+    node: &Node,
+    stream: &TcpStream,
+    accepted: &Accepted,
+    early: &[u8],
+) -> io::Result<()> {
+    let (Some(journal), Some(member)) = (node.journal(), node.member()) else {
+        return Ok(());
+    };
+    let interval = member.replication.heartbeat_interval;
+    let silence = interval * SILENT_HEARTBEATS;
+    stream.set_write_timeout(Some(silence))?;
+    stream.set_read_timeout(Some(silence))?;
+    let epoch = accepted.history.last().map_or(0, |era| era.epoch);
+    let name = accepted.name.as_str();
+    let is_full_copy = accepted.start == Start::FullCopy;
+    node.count_stream(is_full_copy);
+    let applied = accepted.cursor.map_or(0, |cursor| cursor.next - 1);
+    let number = node.follower_came(name, Progress::new(applied, Instant::now()));
+    info!(
+        "{name} follows: {}",
+        if is_full_copy {
+            "full copy".to_owned()
+        } else {
+            format!("from index {}", applied + 1)
+        }
+    );
+    let mut sender = Sender {
+        node,
+        journal,
+        stream,
+        name,
+        number,
+        epoch,
+        interval,
+        silence,
+        out: Vec::new(),
+        run: Vec::new(),
+    };
+    let result = thread::scope(|scope| {
+        thread::Builder::new()
+            .name(format!("acks-{name}"))
+            .spawn_scoped(scope, || {
+                read_acks(node, stream, (name, number), early);
+                // Wakes the sender out of a write.
+                let _ = stream.shutdown(Shutdown::Both);
+            })?;
+        let result = sender.run(accepted);
+        let _ = stream.shutdown(Shutdown::Both);
+        result
+    });
+    node.follower_left(name, number);
+    match &result {
+        Ok(()) => info!("{name} no longer follows"),
+        Err(error) => warn!("{name} no longer follows: {error}"),
+    }
+    result
+}
+
+struct Sender<'a> {
+    node: &'a Node,
+    journal: &'a Journal,
+    stream: &'a TcpStream,
+    name: &'a str,
+    /// Of this stream among all that the node has had.
+    number: u64,
+    epoch: u64,
+    interval: Duration,
+    silence: Duration,
+    /// What is about to be written.
+    out: Vec<u8>,
+    /// Frames read from the log.
+    run: Vec<u8>,
+}
+
+impl Sender<'_> {
+    fn run(&mut self, accepted: &Accepted) -> io::Result<()> {
+        let mut cursor = match accepted.cursor {
+            Some(cursor) => cursor,
+            None => self.copy(&accepted.history)?,
+        };
+        let mut beat_at = Instant::now();
+        loop {
+            let now = Instant::now();
+            if beat_at <= now {
+                self.beat(cursor)?;
+                beat_at = now + self.interval;
+            }
+            let quiet = self
+                .node
+                .with_follower(self.name, self.number, |follower| follower.silence(now));
+            if quiet.is_none_or(|quiet| quiet > self.silence) {
+                return Err(io::Error::new(
+                    ErrorKind::TimedOut,
+                    "it said nothing for three heartbeats",
+                ));
+            }
+            match self
+                .journal
+                .read(&mut cursor, BATCH_BYTES, &mut self.run, beat_at)
+            {
+                Found::Small(count) => {
+                    self.send_entries(count, cursor)?;
+                    if count < FEW {
+                        thread::sleep(GATHER);
+                    }
+                }
+                Found::Large(entry) => self.send_large(&entry, cursor)?,
+                Found::Nothing => {}
+                Found::Gone => return Err(fell_behind()),
+                Found::Ended => {
+                    self.beat(cursor)?;
+                    let deadline = Instant::now() + LAST_ACK;
+                    self.node
+                        .wait_for_follower(self.name, cursor.next - 1, deadline);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        let mut stream = self.stream;
+        let result = stream.write_all(&self.out);
+        self.out.clear();
+        result.map_err(stuck)
+    }
+
+    fn beat(&mut self, cursor: Cursor) -> io::Result<()> {
+        let digest_index = cursor.next - 1;
+        let Some(digest) = self.journal.digest_at(digest_index) else {
+            return Ok(());
+        };
+        let beat = Message::Heartbeat {
+            epoch: self.epoch,
+            last_index: self.journal.head().index,
+            digest_index,
+            digest: digest.to_u128(),
+        };
+        beat.encode(&mut self.out).map_err(io::Error::other)?;
+        self.write()
+    }
+
+    /// Sends the entries whose frames are in `run`. `cursor` stands behind them.
+    fn send_entries(&mut self, count: u32, cursor: Cursor) -> io::Result<()> {
+        self.mark(cursor);
+        let first_index = cursor.next - u64::from(count);
+        let mut batch = BatchEncoder::entries(&mut self.out, self.epoch, first_index);
+        if !batch.push_run(&self.run, count) {
+            return Err(too_long());
+        }
+        batch.finish();
+        self.write()
+    }
+
+    /// Sends a large entry from where it lies. `cursor` stands behind it.
+    fn send_large(&mut self, entry: &Entry, cursor: Cursor) -> io::Result<()> {
+        self.mark(cursor);
+        let fields = Fields::Entries {
+            epoch: self.epoch,
+            first_index: cursor.next - 1,
+            count: 1,
+        };
+        self.write_large(fields, entry)
+    }
+
+    fn write_large(&mut self, fields: Fields, entry: &Entry) -> io::Result<()> {
+        let head = Head::new(fields, entry.frame()).map_err(|_| too_long())?;
+        head.encode(&mut self.out);
+        self.write()?;
+        let mut stream = self.stream;
+        stream.write_all(entry.frame()).map_err(stuck)
+    }
+
+    /// Takes note of when entries were sent, for telling how long they take.
+    fn mark(&self, cursor: Cursor) {
+        let (last, now) = (cursor.next - 1, Instant::now());
+        self.node
+            .with_follower(self.name, self.number, |follower| follower.sent(last, now));
+    }
+
+    /// Sends a full copy, and returns where the log goes on after it.
+    fn copy(&mut self, history: &History) -> io::Result<Cursor> {
+        let (node, journal) = (self.node, self.journal);
+        let started = Instant::now();
+        let mut cursor = journal
+            .cursor_after(journal.head().index)
+            .ok_or_else(fell_behind)?;
+        let begin = Message::SnapshotBegin {
+            epoch: self.epoch,
+            keys: u64::try_from(node.store().len()).unwrap_or(u64::MAX),
+            bytes: node.store().bytes(),
+            history: Eras::of(history).ok_or_else(too_long)?,
+        };
+        begin.encode(&mut self.out).map_err(io::Error::other)?;
+        self.write()?;
+        let mut rule = CopyRule::default();
+        let mut chunks = 0;
+        for partition in 0..node.store().partitions() {
+            let copy = node
+                .store()
+                .copy_partition(partition, || journal.head().index);
+            rule.copied(copy.1);
+            self.send_chunks(&copy.0, &mut chunks)?;
+            drop(copy);
+            while self.send_gained(&mut cursor, &rule, &mut chunks, Instant::now())? {}
+        }
+        while cursor.next <= rule.exact_from() {
+            let deadline = Instant::now() + self.interval;
+            self.send_gained(&mut cursor, &rule, &mut chunks, deadline)?;
+        }
+        let index = cursor.next - 1;
+        let digest = journal.digest_at(index).ok_or_else(fell_behind)?;
+        let end = Message::SnapshotEnd {
+            epoch: self.epoch,
+            index,
+            digest: digest.to_u128(),
+            chunks,
+        };
+        end.encode(&mut self.out).map_err(io::Error::other)?;
+        self.write()?;
+        info!(
+            "{} was sent a full copy up to index {index} in {} ms",
+            self.name,
+            started.elapsed().as_millis()
+        );
+        Ok(cursor)
+    }
+
+    /// Sends what the log has gained and the copy needs; says whether there was anything.
+    fn send_gained(
+        &mut self,
+        cursor: &mut Cursor,
+        rule: &CopyRule,
+        chunks: &mut u64,
+        deadline: Instant,
+    ) -> io::Result<bool> {
+        let (journal, store) = (self.journal, self.node.store());
+        let mut index = cursor.next;
+        match journal.read(cursor, BATCH_BYTES, &mut self.run, deadline) {
+            Found::Small(_) => {
+                let run = std::mem::take(&mut self.run);
+                let mut rest = &run[..];
+                let mut batch = BatchEncoder::chunk(&mut self.out, self.epoch, *chunks);
+                while let Ok(Whole(frame)) = request::parse(rest, &ANY_VALUE) {
+                    rest = &rest[frame.bytes().len()..];
+                    let partition = store.partition_of(frame.request().key());
+                    if rule.sends(partition, index) && !batch.push(frame.bytes()) {
+                        return Err(too_long());
+                    }
+                    index += 1;
+                }
+                *chunks += u64::from(batch.finish() > 0);
+                self.run = run;
+                self.write()?;
+                Ok(true)
+            }
+            Found::Large(entry) => {
+                if rule.sends(store.partition_of(entry.key()), index) {
+                    self.send_large_chunk(&entry, chunks)?;
+                }
+                Ok(true)
+            }
+            Found::Nothing => Ok(false),
+            Found::Gone => Err(fell_behind()),
+            Found::Ended => Err(io::Error::new(ErrorKind::Interrupted, "this node stops")),
+        }
+    }
+
+    fn send_chunks(&mut self, entries: &[Entry], chunks: &mut u64) -> io::Result<()> {
+        let mut rest = entries;
+        while let Some(first) = rest.first() {
+            if first.frame().len() > BATCH_BYTES {
+                self.send_large_chunk(first, chunks)?;
+                rest = &rest[1..];
+                continue;
+            }
+            let mut batch = BatchEncoder::chunk(&mut self.out, self.epoch, *chunks);
+            let count = rest
+                .iter()
+                .take_while(|entry| batch.push(entry.frame()))
+                .count();
+            batch.finish();
+            rest = &rest[count..];
+            *chunks += 1;
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    fn send_large_chunk(&mut self, entry: &Entry, chunks: &mut u64) -> io::Result<()> {
+        let fields = Fields::SnapshotChunk {
+            epoch: self.epoch,
+            sequence: *chunks,
+            count: 1,
+        };
+        *chunks += 1;
+        self.write_large(fields, entry)
+    }
+}
+
+/// A write that made no progress is a follower that takes nothing.
+fn stuck(error: io::Error) -> io::Error {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            io::Error::new(ErrorKind::TimedOut, "it took nothing for three heartbeats")
+        }
+        _ => error,
+    }
+}
+
+fn fell_behind() -> io::Error {
+    io::Error::other("it fell behind what backlog_bytes keeps of the log")
+}
+
+fn too_long() -> io::Error {
+    io::Error::other("an entry is longer than a batch can carry")
+}
+
+/// Reads what the follower says until it is gone.
+fn read_acks(node: &Node, mut stream: &TcpStream, (name, number): (&str, u64), early: &[u8]) {
+    let mut buffer = Buffer::new();
+    let space = buffer.space(early.len());
+    let count = space.len().min(early.len());
+    space[..count].copy_from_slice(&early[..count]);
+    buffer.filled(count);
+    loop {
+        let needed = match parse(buffer.bytes()) {
+            Ok(Parsed::Whole { message, frame_len }) => {
+                let Message::Ack { applied_index, .. } = message else {
+                    debug!(
+                        "{name} sent {}, which a follower does not",
+                        message.opcode().name()
+                    );
+                    return;
+                };
+                let now = Instant::now();
+                node.with_follower(name, number, |follower| {
+                    follower.acknowledged(applied_index, now)
+                });
+                buffer.consume(frame_len);
+                continue;
+            }
+            Ok(Parsed::Incomplete { needed }) => needed,
+            Err(error) => {
+                debug!("{name}: {error}");
+                return;
+            }
+        };
+        match stream.read(buffer.space(needed)) {
+            Ok(0) => return,
+            Ok(count) => buffer.filled(count),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => {
+                debug!("{name}: {error}");
+                return;
+            }
+        }
+    }
+}
+
+/// Whether this node leads, as its configuration has it.
+pub(crate) fn leads(node: &Node) -> bool {
+    node.refuses_writes()
+        .is_none_or(|reply| !matches!(reply, Reply::NotLeader(_)))
+}

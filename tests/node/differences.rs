@@ -1,0 +1,297 @@
+//! A follower whose data is not what its leader's is: planted before it follows, found by the first heartbeat.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use gopherstore::client::{Client, ClientOptions};
+use gopherstore::config::Config;
+use gopherstore::history::{Era, History};
+use gopherstore::node::Node;
+use gopherstore::server::{Server, Stopper};
+use gopherstore::wire::replication::{Eras, FollowAnswer, Message, Start};
+use gopherstore::wire::response::Response;
+use gopherstore::wire::{Request, Status};
+use socket2::{Domain, Socket, Type};
+
+use crate::with_frame;
+
+const HEARTBEAT: Duration = Duration::from_millis(300);
+
+/// How long anything may take that a slow machine delays.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The one era of these tests' data.
+const ERA: Era = Era {
+    epoch: 1,
+    nonce: 7,
+    start_index: 1,
+};
+
+/// A port that stays this test's as long as the socket lives.
+fn reserve_port() -> (Socket, u16) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.bind(&any.into()).unwrap();
+    let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+    (socket, port)
+}
+
+/// A leader `n1` and a follower `n2`, in this process.
+struct Pair {
+    config: Config,
+    _reserved: [Socket; 2],
+    running: Vec<(Stopper, thread::JoinHandle<()>)>,
+}
+
+impl Pair {
+    fn new() -> Pair {
+        let ((one, first), (two, second)) = (reserve_port(), reserve_port());
+        let text = format!(
+            "cluster = \"test\"\nleader = \"n1\"\n\
+             [[node]]\nname = \"n1\"\naddr = \"127.0.0.1:{}\"\n\
+             [[node]]\nname = \"n2\"\naddr = \"127.0.0.1:{}\"\n\
+             [replication]\nheartbeat_interval_ms = {}\n",
+            first,
+            second,
+            HEARTBEAT.as_millis()
+        );
+        Pair {
+            config: Config::parse(&text, "cluster.toml").unwrap(),
+            _reserved: [one, two],
+            running: Vec::new(),
+        }
+    }
+
+    fn addr(&self, name: &str) -> &str {
+        &self.config.node(name).unwrap().addr
+    }
+
+    fn node(&self, name: &str) -> Node {
+        Node::of_cluster(&self.config, self.config.node(name).unwrap())
+    }
+
+    fn run(&mut self, name: &str, node: Node) {
+        let server = Server::bind(self.addr(name), node, self.config.limits.clone()).unwrap();
+        let stopper = server.stopper();
+        let thread = thread::spawn(move || server.run().unwrap());
+        self.running.push((stopper, thread));
+    }
+
+    fn client(&self, name: &str) -> Client {
+        let options = ClientOptions {
+            follow_redirects: false,
+            ..ClientOptions::default()
+        };
+        Client::connect_with(self.addr(name), options).unwrap()
+    }
+
+    fn status(&self, name: &str, key: &str) -> String {
+        let mut stream = TcpStream::connect(self.addr(name)).unwrap();
+        let text = status(&mut stream);
+        let mut lines = text.lines().filter_map(|line| line.split_once(": "));
+        let found = lines.find(|(name, _)| *name == key);
+        found.map(|(_, value)| value.to_owned()).unwrap_or_default()
+    }
+
+    #[track_caller]
+    fn wait(&self, what: &str, is_met: impl Fn(&Pair) -> bool) {
+        let begin = Instant::now();
+        while !is_met(self) {
+            assert!(begin.elapsed() < PATIENCE, "waited for: {what}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        for (stopper, _) in &self.running {
+            stopper.stop();
+        }
+        for (_, thread) in self.running.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn status(stream: &mut TcpStream) -> String {
+    let mut request = Vec::new();
+    Request::Status.encode(&mut request).unwrap();
+    stream.write_all(&request).unwrap();
+    let mut header = [0; 5];
+    stream.read_exact(&mut header).unwrap();
+    let len = u32::from_be_bytes(header[1..].try_into().unwrap());
+    let mut text = vec![0; usize::try_from(len).unwrap()];
+    stream.read_exact(&mut text).unwrap();
+    String::from_utf8(text).unwrap()
+}
+
+/// A data set of these pairs, as the log brings it.
+fn fill(node: &Node, pairs: &[(&[u8], &[u8])]) {
+    for (key, value) in pairs {
+        with_frame(&Request::Set { key, value }, |frame| node.apply(frame)).unwrap();
+    }
+}
+
+#[test]
+fn a_follower_with_other_data_is_found_stops_serving_and_heals_by_a_full_copy() {
+    let leaders: [(&[u8], &[u8]); 3] = [(b"a", b"1"), (b"b", b"2"), (b"c", b"3")];
+    // Another value, another key, and nothing at all where the leader has an entry.
+    for last in [(&b"c"[..], &b"x"[..]), (b"d", b"3"), (b"a", b"1")] {
+        let mut pair = Pair::new();
+        let history = || History::new(vec![ERA]).unwrap();
+        let (leader, follower) = (pair.node("n1"), pair.node("n2"));
+        fill(&leader, &leaders);
+        leader.adopt(history());
+        fill(&follower, &leaders[..2]);
+        fill(&follower, &[last]);
+        follower.adopt(history());
+        assert_eq!(leader.head().index, follower.head().index);
+        assert_ne!(leader.head().digest, follower.head().digest);
+
+        pair.run("n1", leader);
+        pair.wait("the leader", |pair| pair.status("n1", "epoch") == "2");
+        let begin = Instant::now();
+        pair.run("n2", follower);
+        pair.wait("the difference", |pair| {
+            pair.status("n2", "state") == "loading"
+        });
+        let found = begin.elapsed();
+        assert!(found < 3 * HEARTBEAT, "found after {found:?}");
+        let reason = pair.status("n2", "reason");
+        assert!(
+            reason.contains("digest at index 3") || reason.contains("full copy"),
+            "{reason}"
+        );
+
+        pair.wait("a full copy", |pair| {
+            pair.status("n2", "state") == "serving"
+        });
+        assert_eq!(pair.status("n2", "full_copies"), "1");
+        for key in ["epoch", "index", "digest", "keys"] {
+            assert_eq!(pair.status("n1", key), pair.status("n2", key), "{key}");
+        }
+        let mut client = pair.client("n2");
+        for (key, value) in leaders {
+            assert_eq!(client.get(key).unwrap().as_deref(), Some(value));
+        }
+        assert_eq!(client.get(b"d").unwrap(), None);
+    }
+}
+
+#[test]
+fn a_follower_that_has_found_a_difference_answers_no_reads() {
+    let pair = Pair::new();
+    let node = pair.node("n2");
+    fill(&node, &[(b"a", b"1")]);
+    node.adopt(History::new(vec![ERA]).unwrap());
+    let get = |node: &Node| with_frame(&Request::Get { key: b"a" }, |frame| node.execute(frame));
+    assert_eq!(get(&node).status(), Status::Ok);
+    node.distrust("the digest differs");
+    assert_eq!(get(&node).status(), Status::Loading);
+    assert_eq!(get(&node).value(), b"the digest differs");
+    assert!(node.wants_full_copy());
+    assert!(!node.is_to_discard(), "only somebody's order says so");
+    node.adopt(History::new(vec![ERA]).unwrap());
+    assert!(!node.wants_full_copy());
+}
+
+#[test]
+fn a_leader_that_knows_nothing_of_it_does_not_empty_a_follower_that_found_a_difference() {
+    let mut pair = Pair::new();
+    let follower = pair.node("n2");
+    fill(&follower, &[(b"a", b"1")]);
+    follower.adopt(History::new(vec![ERA]).unwrap());
+    follower.distrust("the digest differs");
+    // It has nothing, and does not take what a follower distrusts.
+    let leader = pair.node("n1");
+    pair.run("n2", follower);
+    pair.run("n1", leader);
+    pair.wait("the refusal", |pair| {
+        pair.status("n2", "state") == "refused"
+    });
+    assert_eq!(pair.client("n2").get(b"a").unwrap(), Some(b"1".to_vec()));
+    assert_eq!(pair.status("n2", "full_copies"), "0");
+}
+
+/// A leader that lets everybody resume after the third entry and then sends `message`, for as long as the test runs.
+fn lead_wrongly(addr: &str, message: Vec<u8>) {
+    let listener = TcpListener::bind(addr).unwrap();
+    let mut answer = Vec::new();
+    let history = History::new(vec![ERA]).unwrap();
+    FollowAnswer {
+        start: Start::Resume { from_index: 4 },
+        history: Eras::of(&history).unwrap(),
+    }
+    .encode(&mut answer);
+    let mut bytes = Vec::new();
+    let (status, value) = (Status::Ok.byte(), &answer[..]);
+    Response { status, value }.encode(&mut bytes).unwrap();
+    bytes.extend(message);
+    thread::spawn(move || {
+        for stream in listener.incoming().map(Result::unwrap) {
+            let bytes = bytes.clone();
+            thread::spawn(move || serve_wrongly(stream, &bytes));
+        }
+    });
+}
+
+fn serve_wrongly(mut stream: TcpStream, bytes: &[u8]) {
+    let mut begin = [0; 512];
+    // A PING, of 7 bytes, goes unanswered.
+    if stream.read(&mut begin).is_ok_and(|count| count > 7) && stream.write_all(bytes).is_ok() {
+        while stream.read(&mut begin).is_ok_and(|count| count > 0) {}
+    }
+}
+
+/// Runs a follower at index 3 against such a leader.
+fn follow_wrongly(message: &Message<'_>) -> Pair {
+    let mut pair = Pair::new();
+    let follower = pair.node("n2");
+    fill(&follower, &[(b"a", b"1"), (b"b", b"2"), (b"c", b"3")]);
+    follower.adopt(History::new(vec![ERA]).unwrap());
+    let mut bytes = Vec::new();
+    message.encode(&mut bytes).unwrap();
+    lead_wrongly(pair.addr("n1"), bytes);
+    pair.run("n2", follower);
+    pair.wait("the stream", |pair| pair.status("n2", "resumes") != "0");
+    pair
+}
+
+#[test]
+fn a_heartbeat_for_an_index_that_the_follower_is_not_at_is_a_difference() {
+    for digest_index in [2, 4] {
+        let pair = follow_wrongly(&Message::Heartbeat {
+            epoch: 1,
+            last_index: 4,
+            digest_index,
+            digest: 0,
+        });
+        pair.wait("the difference", |pair| {
+            let expected = format!("everything up to index {digest_index}, and this node is at 3");
+            pair.status("n2", "reason").contains(&expected)
+        });
+    }
+}
+
+#[test]
+fn a_copy_that_was_not_agreed_on_empties_nobody() {
+    let history = History::new(vec![ERA]).unwrap();
+    let pair = follow_wrongly(&Message::SnapshotBegin {
+        epoch: 1,
+        keys: 0,
+        bytes: 0,
+        history: Eras::of(&history).unwrap(),
+    });
+    // The link is dropped and made again.
+    pair.wait("another stream", |pair| {
+        pair.status("n2", "resumes")
+            .parse()
+            .is_ok_and(|count: u64| count > 1)
+    });
+    assert_eq!(pair.status("n2", "state"), "serving");
+    assert_eq!(pair.status("n2", "keys"), "3");
+}

@@ -1,0 +1,185 @@
+//! The journal under real threads. Its order is tested in `tests/order`, against a scheduler; these tests are not in
+//! `src/journal.rs` because that file is compiled there too.
+
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use gopherstore::digest::Digest;
+use gopherstore::entry::Entry;
+use gopherstore::journal::{Cursor, Found, Head, Journal};
+use gopherstore::oplog::Logged;
+
+use crate::entry;
+
+/// For what must come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// For what must not come: long enough for a thread that is not stopped to get there.
+const BLOCKED: Duration = Duration::from_millis(50);
+
+/// What the channel to the log takes.
+const ROOM: u64 = 8 << 20;
+
+fn append(journal: &Journal, entry: &Entry) {
+    journal.reserve(Logged::cost_of(entry));
+    journal.append(entry.clone(), Digest::EMPTY, Digest::of(entry));
+}
+
+fn read(journal: &Journal, cursor: &mut Cursor, deadline: Instant) -> (Found, Vec<u8>) {
+    let mut frames = Vec::new();
+    let found = journal.read(cursor, 0, &mut frames, deadline);
+    (found, frames)
+}
+
+fn later() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+/// Calls `f` while the replication thread runs, ends the journal, and waits for that thread.
+fn kept(journal: &Journal, f: impl FnOnce()) {
+    thread::scope(|scope| {
+        scope.spawn(|| journal.keep());
+        f();
+        journal.end();
+    });
+}
+
+#[test]
+fn room_is_taken_up_to_a_bound_and_given_back() {
+    let journal = Journal::new(1 << 20);
+    journal.reserve(ROOM - 10);
+    journal.reserve(10);
+    thread::scope(|scope| {
+        let (done, taken) = mpsc::channel();
+        scope.spawn({
+            let journal = &journal;
+            move || {
+                journal.reserve(20);
+                done.send(()).unwrap();
+            }
+        });
+        assert!(taken.recv_timeout(BLOCKED).is_err(), "no room for 20");
+        journal.release(19);
+        assert!(taken.recv_timeout(BLOCKED).is_err(), "19 of 20");
+        journal.release(1);
+        taken.recv_timeout(PATIENCE).unwrap();
+    });
+}
+
+#[test]
+fn what_is_larger_than_all_room_waits_until_it_is_alone() {
+    let journal = Journal::new(1 << 20);
+    journal.reserve(1);
+    thread::scope(|scope| {
+        let (done, taken) = mpsc::channel();
+        scope.spawn({
+            let journal = &journal;
+            move || {
+                journal.reserve(2 * ROOM);
+                done.send(()).unwrap();
+            }
+        });
+        assert!(taken.recv_timeout(BLOCKED).is_err(), "not alone");
+        journal.release(1);
+        taken.recv_timeout(PATIENCE).unwrap();
+    });
+}
+
+#[test]
+fn the_replication_thread_gives_back_the_room_of_what_it_moves() {
+    let journal = Journal::new(1 << 20);
+    let large = entry(b"key", &vec![7; 1 << 20]);
+    kept(&journal, || {
+        // Four times what the channel takes.
+        for _ in 0..32 {
+            append(&journal, &large);
+        }
+    });
+    assert_eq!(journal.kept_head(), journal.head());
+    assert_eq!(journal.head().index, 32);
+    assert!(
+        journal.kept_bytes() <= Logged::cost_of(&large),
+        "the newest entry, which is larger than the log, and no other"
+    );
+}
+
+#[test]
+fn a_reader_gets_entries_in_their_order_then_nothing_and_then_the_end() {
+    let journal = Journal::new(1 << 20);
+    let entries = [b"1", b"2", b"3"].map(|value| entry(b"key", value));
+    kept(&journal, || {
+        let mut cursor = journal.cursor_after(0).unwrap();
+        let (nothing, _) = read(&journal, &mut cursor, Instant::now());
+        assert!(matches!(nothing, Found::Nothing), "{nothing:?}");
+        for (index, entry) in (1..).zip(&entries) {
+            append(&journal, entry);
+            let (found, frames) = read(&journal, &mut cursor, later());
+            assert!(matches!(found, Found::Small(1)), "{found:?}");
+            assert_eq!(frames, entry.frame());
+            assert_eq!(cursor.next, index + 1);
+        }
+        assert!(journal.cursor_after(3).is_some());
+        assert!(journal.cursor_after(4).is_none(), "beyond the head");
+    });
+    // Ended, but what is in the log can still be read.
+    let mut cursor = journal.cursor_after(1).unwrap();
+    for _ in 0..2 {
+        let (found, _) = read(&journal, &mut cursor, later());
+        assert!(matches!(found, Found::Small(1)), "{found:?}");
+    }
+    let (end, _) = read(&journal, &mut cursor, later());
+    assert!(matches!(end, Found::Ended), "{end:?}");
+}
+
+#[test]
+fn the_end_wakes_a_reader_that_waits() {
+    let journal = Journal::new(1 << 20);
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut cursor = journal.cursor_after(0).unwrap();
+            read(&journal, &mut cursor, later()).0
+        });
+        scope.spawn(|| journal.keep());
+        journal.end();
+        let found = reader.join().unwrap();
+        assert!(matches!(found, Found::Ended), "{found:?}");
+    });
+}
+
+#[test]
+fn a_reset_takes_readers_their_place_and_begins_after_the_new_head() {
+    let journal = Journal::new(1 << 20);
+    let head = Head {
+        index: 2,
+        digest: Digest::from_u128(77),
+    };
+    kept(&journal, || {
+        for value in [b"1", b"2", b"3"] {
+            append(&journal, &entry(b"key", value));
+        }
+        let mut old = journal.cursor_after(1).unwrap();
+        assert!(matches!(
+            read(&journal, &mut old, later()).0,
+            Found::Small(1)
+        ));
+        journal.reset(head);
+        assert_eq!(journal.head(), head);
+        let deadline = later();
+        while journal.kept_head() != head {
+            assert!(Instant::now() < deadline, "the reset does not come");
+            thread::yield_now();
+        }
+        // The log has entry 3 again before the old reader looks: it is not the one that it waits for.
+        append(&journal, &entry(b"key", b"another"));
+        let (found, _) = read(&journal, &mut old, later());
+        assert!(matches!(found, Found::Gone), "{found:?}");
+        assert!(journal.cursor_after(1).is_none(), "before the log begins");
+        let mut new = journal.cursor_after(2).unwrap();
+        let (found, frames) = read(&journal, &mut new, later());
+        assert!(matches!(found, Found::Small(1)), "{found:?}");
+        assert_eq!(frames, entry(b"key", b"another").frame());
+    });
+    assert_eq!(journal.digest_at(2), Some(head.digest));
+    assert_eq!(journal.digest_at(1), None);
+}

@@ -1,0 +1,294 @@
+//! Writers, the replication thread, a follower and a full copy, as `Node::put`, `Journal::keep`, `source` and `link`
+//! have them, and the same with one thing wrong.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use gopherstore::digest::Digest;
+use gopherstore::entry::Entry;
+use gopherstore::oplog::Logged;
+use gopherstore::wire::Request;
+use gopherstore::wire::request::{Limits, Parsed, parse};
+use shuttle::Runner;
+use shuttle::scheduler::RandomScheduler;
+use shuttle::thread;
+
+use crate::journal::{Cursor, Found, Journal};
+use crate::store::Store;
+
+/// Schedules that the protocol has to pass.
+const PASSES: usize = 2_000;
+
+/// Schedules within which a planted fault has to be found.
+const FINDS: usize = 1_000;
+
+/// The seed with which planted faults are looked for, so that the search is the same each time.
+const SEED: u64 = 3;
+
+/// What is done wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Planted {
+    Nothing,
+    /// A write gets its index and its place in the log when its partition is unlocked.
+    AppendAfterUnlock,
+    /// A write gets its index and its place in the log before its partition is locked.
+    AppendBeforeLock,
+    /// A full copy notes where the log stands when the partition is unlocked.
+    CopiedAtAfterUnlock,
+}
+
+type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// One node's data and its order.
+struct Node {
+    store: Store,
+    journal: Journal,
+}
+
+fn entry(key: &[u8], value: u8) -> Entry {
+    let mut bytes = Vec::new();
+    let value = &[value];
+    Request::Set { key, value }.encode(&mut bytes).unwrap();
+    match parse(&bytes, &Limits::default()).unwrap() {
+        Parsed::Whole(frame) => Entry::copy_of(&frame),
+        Parsed::Incomplete { .. } => unreachable!(),
+    }
+}
+
+impl Node {
+    fn new(partitions: usize) -> Node {
+        Node {
+            store: Store::with_partitions(partitions),
+            journal: Journal::new(1 << 20),
+        }
+    }
+
+    /// `Node::put` of `src/node.rs`.
+    fn put(&self, entry: Entry, planted: Planted) {
+        let (store, journal) = (&self.store, &self.journal);
+        let new = Digest::of(&entry);
+        journal.reserve(Logged::cost_of(&entry));
+        let digest = |old: Option<&Entry>| old.map(Digest::of).unwrap_or_default();
+        match planted {
+            Planted::AppendAfterUnlock => {
+                let old = store.set(entry.clone());
+                journal.append(entry, digest(old.as_ref()), new);
+            }
+            Planted::AppendBeforeLock => {
+                let old = store.get(entry.key());
+                journal.append(entry.clone(), digest(old.as_ref()), new);
+                store.set(entry);
+            }
+            Planted::Nothing | Planted::CopiedAtAfterUnlock => {
+                store.set_with(entry, |entry, old| {
+                    journal.append(entry.clone(), digest(old), new);
+                });
+            }
+        }
+    }
+
+    fn copy_partition(&self, partition: usize, planted: Planted) -> (Map, u64) {
+        let index = || self.journal.head().index;
+        let (entries, copied_at) = if planted == Planted::CopiedAtAfterUnlock {
+            let (entries, ()) = self.store.copy_partition(partition, || ());
+            (entries, index())
+        } else {
+            self.store.copy_partition(partition, index)
+        };
+        (map(&entries), copied_at)
+    }
+
+    fn contents(&self) -> Vec<Entry> {
+        let partitions = 0..self.store.partitions();
+        partitions
+            .flat_map(|partition| self.store.copy_partition(partition, || ()).0)
+            .collect()
+    }
+
+    /// A key that lives in this partition.
+    fn key_in(&self, partition: usize) -> Vec<u8> {
+        let mut keys = (0_u8..=255).map(|byte| vec![byte]);
+        keys.find(|key| self.store.partition_of(key) == partition)
+            .expect("a partition that none of 256 keys fall in")
+    }
+}
+
+fn map(entries: &[Entry]) -> Map {
+    let pairs = entries.iter();
+    pairs
+        .map(|entry| (entry.key().to_vec(), entry.value().to_vec()))
+        .collect()
+}
+
+fn digest_of(entries: &[Entry]) -> Digest {
+    entries.iter().fold(Digest::EMPTY, |sum, entry| {
+        sum.changed(Digest::EMPTY, Digest::of(entry))
+    })
+}
+
+/// Entries of the log from the cursor on, waiting for them; `None` at the log's end.
+fn next(journal: &Journal, cursor: &mut Cursor) -> Option<Vec<Entry>> {
+    let never = Instant::now() + Duration::from_secs(3_600);
+    let mut frames = Vec::new();
+    match journal.read(cursor, 1 << 20, &mut frames, never) {
+        Found::Small(_) => Some(entries(&frames)),
+        Found::Ended => None,
+        found => panic!("{found:?}"),
+    }
+}
+
+/// The entries of frames that lie one after another.
+fn entries(mut frames: &[u8]) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    while let Parsed::Whole(frame) = parse(frames, &Limits::default()).unwrap() {
+        let entry = Entry::copy_of(&frame);
+        frames = &frames[entry.frame().len()..];
+        entries.push(entry);
+        if frames.is_empty() {
+            break;
+        }
+    }
+    entries
+}
+
+/// What can be wrong after a run.
+const ORDER: &str = "the follower's data is not the leader's";
+const DIGEST: &str = "the digest is not the data's";
+const COPY: &str = "the copy of a partition is not the data at its index";
+
+/// One run: writers on as many keys as there are partitions, a follower and a copy. Says what is wrong after it.
+fn run(partitions: usize, writers: u8, writes: u8, planted: Planted) -> Vec<&'static str> {
+    let leader = Arc::new(Node::new(partitions));
+    let keys: Arc<Vec<_>> = Arc::new((0..partitions).map(|at| leader.key_in(at)).collect());
+    let spawn = |work: Box<dyn FnOnce(&Node) + Send>| {
+        let leader = Arc::clone(&leader);
+        thread::spawn(move || work(&leader))
+    };
+    let keeper = spawn(Box::new(|leader| leader.journal.keep()));
+
+    let follower = Arc::new(Node::new(partitions));
+    let following = spawn(Box::new({
+        let follower = Arc::clone(&follower);
+        move |leader| {
+            let mut cursor = leader.journal.cursor_after(0).unwrap();
+            while let Some(entries) = next(&leader.journal, &mut cursor) {
+                for entry in entries {
+                    follower.put(entry, Planted::Nothing);
+                }
+            }
+        }
+    }));
+    let copying = thread::spawn({
+        let leader = Arc::clone(&leader);
+        move || -> Vec<_> {
+            (0..partitions)
+                .map(|partition| leader.copy_partition(partition, planted))
+                .collect()
+        }
+    });
+    let writing: Vec<_> = (0..writers)
+        .map(|writer| {
+            let keys = Arc::clone(&keys);
+            spawn(Box::new(move |leader| {
+                for write in 0..writes {
+                    let key = &keys[usize::from(write) % keys.len()];
+                    leader.put(entry(key, writer * writes + write), planted);
+                }
+            }))
+        })
+        .collect();
+    for writer in writing {
+        writer.join().unwrap();
+    }
+    let copies = copying.join().unwrap();
+    leader.journal.end();
+    keeper.join().unwrap();
+    following.join().unwrap();
+
+    let count = u64::from(writers) * u64::from(writes);
+    let mut faults = Vec::new();
+    let mut check = |fault, is_met: bool| {
+        if !is_met {
+            faults.push(fault);
+        }
+    };
+    let (own, theirs) = (leader.contents(), follower.contents());
+    let head = leader.journal.head();
+    assert_eq!(head.index, count);
+    assert_eq!(head, leader.journal.kept_head());
+    check(ORDER, map(&own) == map(&theirs));
+    check(DIGEST, head.digest == digest_of(&own));
+    check(DIGEST, head == follower.journal.head());
+
+    // Along the log: the digest at each index, and each partition as it was where it was copied.
+    let mut cursor = leader.journal.cursor_after(0).unwrap();
+    let log = next(&leader.journal, &mut cursor).unwrap();
+    let mut data: BTreeMap<Vec<u8>, Entry> = BTreeMap::new();
+    for index in 0..=count {
+        if let Some(at) = index.checked_sub(1) {
+            let entry = &log[usize::try_from(at).unwrap()];
+            data.insert(entry.key().to_vec(), entry.clone());
+        }
+        let entries: Vec<_> = data.values().cloned().collect();
+        let digest = leader.journal.digest_at(index);
+        check(DIGEST, digest == Some(digest_of(&entries)));
+        for (partition, (copy, copied_at)) in copies.iter().enumerate() {
+            let lives_there = |entry: &Entry| leader.store.partition_of(entry.key()) == partition;
+            let expected: Vec<_> = entries.iter().filter(|e| lives_there(e)).cloned().collect();
+            check(COPY, *copied_at != index || *copy == map(&expected));
+        }
+    }
+    faults
+}
+
+/// Runs the protocol as it is, with schedules that are others each time.
+fn passes(partitions: usize, writers: u8, writes: u8) {
+    let runner = Runner::new(RandomScheduler::new(PASSES), shuttle::Config::default());
+    runner.run(move || {
+        let faults = run(partitions, writers, writes, Planted::Nothing);
+        assert!(faults.is_empty(), "{faults:?}");
+    });
+}
+
+/// Looks for one consequence of a planted fault, and panics with it.
+fn finds(planted: Planted, sought: &'static str) {
+    let scheduler = RandomScheduler::new_from_seed(SEED, FINDS);
+    let runner = Runner::new(scheduler, shuttle::Config::default());
+    runner.run(move || assert!(!run(1, 2, 1, planted).contains(&sought), "{sought}"));
+}
+
+#[test]
+fn writers_of_one_key_reach_the_follower_in_their_order() {
+    passes(1, 2, 2);
+    passes(1, 3, 1);
+}
+
+#[test]
+fn writers_of_two_keys_and_a_copy_of_both_partitions_agree() {
+    passes(2, 2, 2);
+}
+
+#[test]
+#[should_panic(expected = "the follower's data is not the leader's")]
+fn a_send_after_the_partition_is_unlocked_is_found() {
+    finds(Planted::AppendAfterUnlock, ORDER);
+}
+
+#[test]
+#[should_panic(expected = "the follower's data is not the leader's")]
+fn an_index_taken_before_the_partition_is_locked_is_found() {
+    finds(Planted::AppendBeforeLock, ORDER);
+}
+
+#[test]
+#[should_panic(expected = "the digest is not the data's")]
+fn a_digest_of_an_entry_that_was_replaced_meanwhile_is_found() {
+    finds(Planted::AppendBeforeLock, DIGEST);
+}
+
+#[test]
+#[should_panic(expected = "the copy of a partition is not the data at its index")]
+fn an_index_noted_after_a_copied_partition_is_unlocked_is_found() {
+    finds(Planted::CopiedAtAfterUnlock, COPY);
+}
