@@ -24,9 +24,26 @@ if command -v c++ >/dev/null; then
 else
     printf '\n== no C++ compiler, so the fuzz target is not built (apt-get install g++)\n'
 fi
-# On a port that the system chooses, so that a node of yours may go on running.
+# On ports of its own, so that a cluster of yours may go on running. Below those that systems give to connections, at
+# random; where another program has one already, others are tried.
 config=$(mktemp)
 trap 'rm -f "$config"' EXIT
+demo() {
+    local tries port name result
+    for ((tries = 0; tries < 10; tries++)); do
+        port=$((10000 + RANDOM % 20000))
+        printf 'cluster = "check"\nleader = "n1"\n' >"$config"
+        for name in n1 n2 n3; do
+            printf '[[node]]\nname = "%s"\naddr = "127.0.0.1:%s"\n' "$name" "$port" >>"$config"
+            port=$((port + 1 + RANDOM % 500))
+        done
+        result=0
+        scripts/demo.sh "$config" || result=$?
+        ((result == 3)) || return "$result"
+    done
+    return "$result"
+}
+step demo
 printf 'cluster = "check"\nleader = "n1"\n[[node]]\nname = "n1"\naddr = "127.0.0.1:0"\n' >"$config"
 step scripts/demo.sh "$config"
 # Last, so that what ends this output is the tests' own summary.
