@@ -322,7 +322,10 @@ impl Cluster {
         }
     }
 
-    /// Waits until all running nodes serve, with equal index and digest. Says how long that took.
+    /// Waits until all running nodes serve, with equal epoch, index and digest. Says how long that took.
+    ///
+    /// The epoch is part of it since a leader that has come back with its followers' data has their index and digest
+    /// before any of them has found it again.
     #[track_caller]
     pub(crate) fn wait_converged(&self, within: Duration) -> Duration {
         let begin = Instant::now();
@@ -333,6 +336,7 @@ impl Cluster {
                 .map(|at| {
                     let status = self.status(at).ok()?;
                     let place = (
+                        status.number(key::EPOCH)?,
                         status.number(key::INDEX)?,
                         status.get(key::DIGEST)?.to_owned(),
                     );
