@@ -1,11 +1,11 @@
 //! Command lines as people type them, for both binaries: what `argh` lacks.
 //!
 //! `argh` alone takes `-5` for an option, `help` for a plea wherever it stands, refuses `--addr=X`, an option after the
-//! subcommand and any argument that is not UTF-8, and exits 1 on a mistake. So a [`Program`] says which options there
-//! are, and [`Program::parse`] puts a command line into the one form that `argh` reads right before it does:
+//! subcommand and any argument that is not UTF-8, and exits 1 on a mistake. So [`Program::parse`] asks the structure which
+//! options there are, and puts a command line into the one form that `argh` reads right before it does:
 //!
-//! 1. options and switches first, wherever they stood, `--name=value` split in two;
-//! 2. then the command;
+//! 1. the program's own options and switches first, wherever they stood, `--name=value` split in two;
+//! 2. then the command, and its options and switches;
 //! 3. every value, of an option or on its own, encoded as `=` and hexadecimal digits, so that none looks like an
 //!    option or a command, and any byte passes. [`bytes`], [`text`], [`path`] and [`parsed`] decode them; each field of
 //!    the `argh` structure that is not a switch names one as its `from_str_fn`.
@@ -20,13 +20,10 @@
 //!
 //! const PROGRAM: Program = Program {
 //!     name: "greet",
-//!     options: &["--config"],
-//!     switches: &["--loud"],
-//!     commands: &[],
 //! };
 //!
 //! /// Says hello.
-//! #[derive(argh::FromArgs)]
+//! #[derive(argh::ArgsInfo, argh::FromArgs)]
 //! #[argh(help_triggers("-h", "--help"))]
 //! struct Arguments {
 //!     /// where names are
@@ -61,6 +58,8 @@ use std::{
     str::FromStr,
 };
 
+use argh::{ArgsInfo, CommandInfoWithArgs, FlagInfoKind};
+
 /// Exit code of a usage error.
 pub const USAGE: u8 = 2;
 
@@ -70,17 +69,65 @@ pub type Bytes = Vec<u8>;
 /// What an encoded value begins with.
 const MARK: char = '=';
 
-/// A command line's vocabulary. `--help`, `-h`, `--version` and `-V` belong to every program and are not listed.
+/// A program, whose command line an `argh` structure describes. `--help`, `-h`, `--version` and `-V` belong to every
+/// program, whatever the structure says.
 #[derive(Clone, Copy, Debug)]
 pub struct Program {
     /// As it is started.
     pub name: &'static str,
-    /// Names of options that take a value, with their dashes.
-    pub options: &'static [&'static str],
-    /// Names of options that take none, with their dashes.
-    pub switches: &'static [&'static str],
-    /// Names of the subcommands; empty where the program has none.
-    pub commands: &'static [&'static str],
+}
+
+/// What a command line may hold, as `argh` tells it of a structure.
+struct Vocabulary {
+    own: Flags,
+    commands: Vec<(String, Flags)>,
+}
+
+/// Names of options, with their dashes, and whether each takes a value.
+type Flags = Vec<(String, bool)>;
+
+impl Vocabulary {
+    fn of<T: ArgsInfo>() -> Vocabulary {
+        let flags = |info: &CommandInfoWithArgs| {
+            let flags = info.flags.iter();
+            flags
+                .map(|flag| {
+                    let takes_value = matches!(flag.kind, FlagInfoKind::Option { .. });
+                    (flag.long.to_owned(), takes_value)
+                })
+                .collect()
+        };
+        let info = T::get_args_info();
+        let commands = info.commands.iter();
+        Vocabulary {
+            own: flags(&info),
+            commands: commands
+                .map(|command| (command.name.to_owned(), flags(&command.command)))
+                .collect(),
+        }
+    }
+
+    fn commands(&self) -> impl Iterator<Item = &str> {
+        self.commands.iter().map(|(name, _)| name.as_str())
+    }
+
+    fn find_command(&self, name: &OsStr) -> Option<&(String, Flags)> {
+        let mut commands = self.commands.iter();
+        commands.find(|(known, _)| known.as_bytes().eq_ignore_ascii_case(name.as_bytes()))
+    }
+
+    /// The option of this name, the program's own or a command's. `command` is asked first: two may mean different
+    /// things by one name.
+    fn find(&self, command: Option<&OsStr>, name: &[u8]) -> Option<(&str, bool)> {
+        let in_command = command.and_then(|command| self.find_command(command));
+        let flags = std::iter::once(&self.own)
+            .chain(in_command.map(|(_, flags)| flags))
+            .chain(self.commands.iter().map(|(_, flags)| flags));
+        let mut known = flags.flatten();
+        known
+            .find(|(known, _)| known.as_bytes() == name)
+            .map(|(name, takes_value)| (name.as_str(), *takes_value))
+    }
 }
 
 /// Why there is nothing to run.
@@ -128,11 +175,11 @@ impl Program {
     /// # Errors
     ///
     /// When there is nothing to run: help or the version was asked for, or there is a mistake.
-    pub fn parse<T: argh::FromArgs>(
+    pub fn parse<T: argh::FromArgs + ArgsInfo>(
         &self,
         arguments: impl IntoIterator<Item = OsString>,
     ) -> Result<T, Exit> {
-        let arguments = self.normalise(arguments)?;
+        let arguments = self.normalise(&Vocabulary::of::<T>(), arguments)?;
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         T::from_args(&[self.name], &arguments).map_err(|exit| match exit.status {
             Ok(()) => Exit::Help(exit.output),
@@ -149,10 +196,11 @@ impl Program {
     /// Steps 1 to 3 of the module's text.
     fn normalise(
         &self,
+        vocabulary: &Vocabulary,
         arguments: impl IntoIterator<Item = OsString>,
     ) -> Result<Vec<String>, Exit> {
-        let mut options = Vec::new();
-        let mut command = None;
+        let mut options: Vec<(&str, Option<String>)> = Vec::new();
+        let mut command: Option<OsString> = None;
         let mut positionals = Vec::new();
         let (mut help, mut version, mut options_ended) = (false, false, false);
         let mut arguments = arguments.into_iter();
@@ -160,7 +208,7 @@ impl Program {
             let bytes = argument.as_bytes();
             if options_ended || !looks_like_option(bytes) {
                 match command {
-                    None if !self.commands.is_empty() => command = Some(argument),
+                    None if !vocabulary.commands.is_empty() => command = Some(argument),
                     _ => positionals.push(argument),
                 }
                 continue;
@@ -177,27 +225,28 @@ impl Program {
                 b"--" if value.is_none() => options_ended = true,
                 b"-h" | b"--help" => help = switch(value)?,
                 b"-V" | b"--version" => version = switch(value)?,
-                _ => {
-                    if let Some(known) = find(self.switches, name) {
+                _ => match vocabulary.find(command.as_deref(), name) {
+                    Some((known, false)) => {
                         switch(value)?;
-                        options.push((*known).to_owned());
-                    } else if let Some(known) = find(self.options, name) {
+                        options.push((known, None));
+                    }
+                    Some((known, true)) => {
                         let value = match value {
                             Some(value) => value.to_owned(),
                             None => arguments
                                 .next()
-                                .filter(|value| !self.is_option(value))
+                                .filter(|value| !is_option(vocabulary, value))
                                 .ok_or_else(|| self.mistake(&format!("no value after {known}")))?,
                         };
-                        options.push((*known).to_owned());
-                        options.push(encode(value.as_bytes()));
-                    } else {
+                        options.push((known, Some(encode(value.as_bytes()))));
+                    }
+                    None => {
                         return Err(self.mistake(&format!(
                             "unknown option {}; if it is meant as a value, put -- before it",
                             show(name)
                         )));
                     }
-                }
+                },
             }
         }
         // `help` and `help COMMAND`; after a command it is a word like any other.
@@ -205,26 +254,24 @@ impl Program {
         if command.as_ref().is_some_and(asks) {
             help = true;
             command = positionals.drain(..).next();
-        } else if self.commands.is_empty() && positionals.first().is_some_and(asks) {
+        } else if vocabulary.commands.is_empty() && positionals.first().is_some_and(asks) {
             help = true;
         }
         let command = match command {
             None => None,
-            Some(name) => Some(find_command(self.commands, &name).ok_or_else(|| {
+            Some(name) => Some(vocabulary.find_command(&name).ok_or_else(|| {
+                let known: Vec<&str> = vocabulary.commands().collect();
                 self.mistake(&format!(
                     "unknown command {}; there are {}",
                     show(name.as_bytes()),
-                    self.commands.join(", ")
+                    known.join(", ")
                 ))
             })?),
         };
         if help {
             // Alone, since what else is there may be incomplete.
-            return Ok(command
-                .into_iter()
-                .chain(["--help"])
-                .map(str::to_owned)
-                .collect());
+            let command = command.map(|(name, _)| name.clone());
+            return Ok(command.into_iter().chain(["--help".to_owned()]).collect());
         }
         if version {
             return Err(Exit::Version(format!(
@@ -233,21 +280,41 @@ impl Program {
                 env!("CARGO_PKG_VERSION")
             )));
         }
-        let positionals = positionals.iter().map(|value| encode(value.as_bytes()));
-        Ok(options
+        let has = |flags: &Flags, name: &str| flags.iter().any(|(known, _)| known == name);
+        let (own, others): (Vec<_>, Vec<_>) = options
             .into_iter()
-            .chain(command.map(str::to_owned))
+            .partition(|(name, _)| has(&vocabulary.own, name));
+        let misplaced =
+            |(name, _): &&(&str, _)| !command.is_some_and(|(_, flags)| has(flags, name));
+        if let Some((name, _)) = others.iter().find(misplaced) {
+            let mut commands = vocabulary.commands.iter();
+            let home = commands.find(|(_, flags)| has(flags, name));
+            return Err(self.mistake(&format!(
+                "{name} goes with {} alone",
+                home.map_or("another command", |(command, _)| command)
+            )));
+        }
+        let positionals = positionals.iter().map(|value| encode(value.as_bytes()));
+        Ok(flat(own)
+            .chain(command.map(|(name, _)| name.clone()))
+            .chain(flat(others))
             .chain(positionals)
             .collect())
     }
+}
 
-    /// Whether `argument` is one of the options by name, and so was hardly meant as the value of the one before it.
-    fn is_option(&self, argument: &OsStr) -> bool {
-        let own = ["-h", "--help", "-V", "--version", "--"];
-        [self.options, self.switches, &own]
-            .iter()
-            .any(|names| find(names, argument.as_bytes()).is_some())
-    }
+/// Options as `argh` reads them.
+fn flat(options: Vec<(&str, Option<String>)>) -> impl Iterator<Item = String> {
+    let words = |(name, value): (&str, _)| std::iter::once(name.to_owned()).chain(value);
+    options.into_iter().flat_map(words)
+}
+
+/// Whether `argument` is one of the options by name, and so was hardly meant as the value of the one before it.
+fn is_option(vocabulary: &Vocabulary, argument: &OsStr) -> bool {
+    let own = ["-h", "--help", "-V", "--version", "--"];
+    own.iter()
+        .any(|name| name.as_bytes() == argument.as_bytes())
+        || vocabulary.find(None, argument.as_bytes()).is_some()
 }
 
 /// Whether an argument begins like an option: with a dash, and neither alone nor followed by a digit.
@@ -257,17 +324,6 @@ fn looks_like_option(bytes: &[u8]) -> bool {
         [b'-', b'.', digit, ..] | [b'-', digit, ..] => !digit.is_ascii_digit(),
         _ => false,
     }
-}
-
-fn find<'a>(names: &'a [&'static str], name: &[u8]) -> Option<&'a &'static str> {
-    names.iter().find(|known| known.as_bytes() == name)
-}
-
-fn find_command(commands: &[&'static str], name: &OsStr) -> Option<&'static str> {
-    commands
-        .iter()
-        .find(|known| known.as_bytes().eq_ignore_ascii_case(name.as_bytes()))
-        .copied()
 }
 
 /// An argument as a message shows it: on one line, whatever its bytes.
@@ -363,15 +419,10 @@ pub fn parsed<T: FromStr<Err: fmt::Display>>(encoded: &str) -> Result<T, String>
 mod tests {
     use super::*;
 
-    const PROGRAM: Program = Program {
-        name: "prog",
-        options: &["--addr", "--count"],
-        switches: &["--hex"],
-        commands: &["set", "get"],
-    };
+    const PROGRAM: Program = Program { name: "prog" };
 
     /// A program.
-    #[derive(argh::FromArgs, Debug, PartialEq)]
+    #[derive(argh::ArgsInfo, argh::FromArgs, Debug, PartialEq)]
     #[argh(help_triggers("-h", "--help"))]
     struct Arguments {
         /// an address
@@ -387,7 +438,7 @@ mod tests {
         command: Option<Command>,
     }
 
-    #[derive(argh::FromArgs, Debug, PartialEq)]
+    #[derive(argh::ArgsInfo, argh::FromArgs, Debug, PartialEq)]
     #[argh(subcommand)]
     enum Command {
         Set(Set),
@@ -395,7 +446,7 @@ mod tests {
     }
 
     /// Stores.
-    #[derive(argh::FromArgs, Debug, PartialEq)]
+    #[derive(argh::ArgsInfo, argh::FromArgs, Debug, PartialEq)]
     #[argh(subcommand, name = "set", help_triggers("-h", "--help"))]
     struct Set {
         #[argh(positional, from_str_fn(bytes))]
@@ -405,11 +456,14 @@ mod tests {
     }
 
     /// Reads.
-    #[derive(argh::FromArgs, Debug, PartialEq)]
+    #[derive(argh::ArgsInfo, argh::FromArgs, Debug, PartialEq)]
     #[argh(subcommand, name = "get", help_triggers("-h", "--help"))]
     struct Get {
         #[argh(positional, from_str_fn(bytes))]
         key: Bytes,
+        /// print it raw
+        #[argh(switch)]
+        raw: bool,
     }
 
     fn parse(arguments: &[&str]) -> Result<Arguments, Exit> {
@@ -447,6 +501,7 @@ mod tests {
         }
         let help = Command::Get(Get {
             key: b"help".to_vec(),
+            raw: false,
         });
         assert_eq!(command(&["get", "help"]), Ok(Some(help)));
         assert_eq!(command(&["--", "set", "k", "-x"]), Ok(set("-x")));
@@ -470,6 +525,12 @@ mod tests {
             let arguments: Vec<&str> = line.split(' ').collect();
             assert_eq!(parse(&arguments).as_ref(), Ok(&expected), "{line}");
         }
+        for line in ["get k --raw", "--raw get k", "get --raw k --hex"] {
+            let arguments: Vec<&str> = line.split(' ').collect();
+            let key = b"k".to_vec();
+            let raw = Command::Get(Get { key, raw: true });
+            assert_eq!(command(&arguments), Ok(Some(raw)), "{line}");
+        }
         let addr = |line: &[&str]| parse(line).map(|arguments| arguments.addr);
         assert_eq!(addr(&["--addr=a=b"]), Ok(Some("a=b".to_owned())));
         assert_eq!(addr(&["--addr="]), Ok(Some(String::new())));
@@ -482,6 +543,7 @@ mod tests {
         let arguments: Result<Arguments, Exit> = PROGRAM.parse(["get".into(), raw()]);
         let get = Command::Get(Get {
             key: b"\xff\n'".to_vec(),
+            raw: false,
         });
         assert_eq!(arguments.map(|arguments| arguments.command), Ok(Some(get)));
         let text: Result<Arguments, Exit> = PROGRAM.parse(["--addr".into(), raw()]);
@@ -510,6 +572,8 @@ mod tests {
             ("--help=yes", "--help takes no value"),
             ("--addr", "no value after --addr"),
             ("--addr --hex", "no value after --addr"),
+            ("set k v --raw", "--raw goes with get alone"),
+            ("--raw", "--raw goes with get alone"),
             ("put k v", "unknown command put; there are set, get"),
             ("help put", "unknown command put; there are set, get"),
             ("set", "missing key value"),

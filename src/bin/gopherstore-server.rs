@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use gopherstore::arguments::{self, Exit, Program, USAGE};
 use gopherstore::config::{Config, NodeConfig};
 use gopherstore::node::Node;
@@ -24,13 +24,10 @@ use signal_hook::low_level::signal_name;
 
 const PROGRAM: Program = Program {
     name: "gopherstore-server",
-    options: &["--config", "--node"],
-    switches: &["--check-config"],
-    commands: &[],
 };
 
 /// One node of a GopherStore cluster: an in-memory key-value store that speaks GBP over TCP.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(
     help_triggers("-h", "--help"),
     example = "{command_name} --config cluster.toml --node n1",

@@ -1,6 +1,7 @@
 //! The command-line client: one command, or many line by line.
 
 mod command;
+mod context;
 mod lines;
 mod quote;
 mod report;
@@ -8,35 +9,24 @@ mod report;
 use std::{
     env,
     io::{self, IsTerminal, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
 
-use argh::FromArgs;
-use gopherstore::{
-    Client,
-    arguments::{self, Bytes, Exit, Program},
-    client::{ClientOptions, Direction, Frame, FrameHook},
-    config::Config,
-    wire::annotate,
-};
+use argh::{ArgsInfo, FromArgs};
+use gopherstore::arguments::{self, Bytes, Exit, Program};
 
 use command::{Answer, Command};
+use context::Context;
 use report::{Failure, Outcome};
 
 const PROGRAM: Program = Program {
     name: "gopherstore-cli",
-    options: &["--addr", "--config", "--node", "--timeout"],
-    switches: &["--no-redirect", "--hex", "--discard"],
-    commands: &["set", "get", "del", "ping", "status", "resync"],
 };
 
-const ADDR_DEFAULT: &str = "127.0.0.1:8000";
-const ADDR_VARIABLE: &str = "GOPHERSTORE_ADDR";
-
 /// Talks to a GopherStore node: one command, or without one, commands line by line from standard input.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(
     help_triggers("-h", "--help"),
     example = "{command_name} set user123 active\n\
@@ -82,9 +72,6 @@ struct Arguments {
     /// dump every frame, sent (>) and received (<), to standard error
     #[argh(switch)]
     hex: bool,
-    /// with resync: the order to give up the node's data
-    #[argh(switch)]
-    discard: bool,
     /// print the version
     #[argh(switch, short = 'V')]
     #[allow(dead_code, reason = "for the help; Program::parse answers it")]
@@ -93,7 +80,7 @@ struct Arguments {
     command: Option<Subcommand>,
 }
 
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand)]
 enum Subcommand {
     Set(Set),
@@ -105,7 +92,7 @@ enum Subcommand {
 }
 
 /// Store a value under a key, whatever was there before.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "set", help_triggers("-h", "--help"))]
 #[argh(note = "For options such as --addr see gopherstore-cli --help.")]
 struct Set {
@@ -118,7 +105,7 @@ struct Set {
 }
 
 /// Print the value of a key.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "get", help_triggers("-h", "--help"))]
 #[argh(note = "For options such as --addr see gopherstore-cli --help.")]
 struct Get {
@@ -128,7 +115,7 @@ struct Get {
 }
 
 /// Remove a key.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "del", help_triggers("-h", "--help"))]
 #[argh(note = "For options such as --addr see gopherstore-cli --help.")]
 struct Del {
@@ -138,26 +125,30 @@ struct Del {
 }
 
 /// Ask whether the node is there.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "ping", help_triggers("-h", "--help"))]
 #[argh(note = "For options such as --addr see gopherstore-cli --help.")]
 struct Ping {}
 
 /// Print how the node is, a line for each fact; docs/GBP.md explains them.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "status", help_triggers("-h", "--help"))]
 #[argh(note = "For options such as --addr see gopherstore-cli --help.")]
 struct Status {}
 
 /// Order a follower that refuses its leader to give up its data and take a full copy of the leader's.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "resync", help_triggers("-h", "--help"))]
 #[argh(
     note = "A follower refuses (state refused in its status) where it holds entries that the leader\n\
         lacks. They are lost with this order, so it is given only together with --discard.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
-struct Resync {}
+struct Resync {
+    /// the order itself: give up the node's data
+    #[argh(switch)]
+    discard: bool,
+}
 
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 
@@ -186,34 +177,48 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<Outcome, Failure> {
-    let addr = address(&arguments)?;
-    judge_discard(&arguments)?;
-    let options = ClientOptions {
-        connect_timeout: arguments.timeout,
+    let context = Context {
+        addr: arguments.addr,
+        config: arguments.config,
+        node: arguments.node,
         timeout: arguments.timeout,
         follow_redirects: !arguments.no_redirect,
-        on_frame: arguments.hex.then(|| FrameHook::new(dump)),
+        hex: arguments.hex,
     };
-    let mut client = Client::unconnected(&addr, options);
-    let node = arguments.node.as_deref();
-    let Some(subcommand) = arguments.command else {
-        return Ok(lines::run(&mut client, node));
-    };
-    let command = match subcommand {
-        Subcommand::Set(Set { key, value }) if value == b"-" => Command::Set {
-            key,
-            value: command::standard_input()?,
-        },
-        Subcommand::Set(Set { key, value }) => Command::Set { key, value },
-        Subcommand::Get(Get { key }) => Command::Get { key },
-        Subcommand::Del(Del { key }) => Command::Del { key },
-        Subcommand::Ping(Ping {}) => Command::Ping,
-        Subcommand::Status(Status {}) => Command::Status,
-        Subcommand::Resync(Resync {}) => Command::Resync,
-    };
+    match arguments.command {
+        None => {
+            let mut client = context.client()?;
+            Ok(lines::run(&mut client, context.node.as_deref()))
+        }
+        Some(Subcommand::Set(Set { key, value })) => {
+            let value = if value == b"-" {
+                // Not before it is clear where it goes.
+                context.addr()?;
+                command::standard_input()?
+            } else {
+                value
+            };
+            once(&context, &Command::Set { key, value })
+        }
+        Some(Subcommand::Get(Get { key })) => once(&context, &Command::Get { key }),
+        Some(Subcommand::Del(Del { key })) => once(&context, &Command::Del { key }),
+        Some(Subcommand::Ping(Ping {})) => once(&context, &Command::Ping),
+        Some(Subcommand::Status(Status {})) => once(&context, &Command::Status),
+        Some(Subcommand::Resync(Resync { discard: true })) => once(&context, &Command::Resync),
+        Some(Subcommand::Resync(Resync { discard: false })) => Err(mistake(
+            "resync gives up all data of a follower, and what its leader lacks of it is lost for good; nothing is done \
+             without --discard, which is the order",
+        )),
+    }
+}
+
+/// Sends one command and prints its answer.
+fn once(context: &Context, command: &Command) -> Result<Outcome, Failure> {
+    let mut client = context.client()?;
+    let node = context.node.as_deref();
     let answer = command
         .run(&mut client)
-        .map_err(|error| report::failure(&error, &command, node))?;
+        .map_err(|error| report::failure(&error, command, node))?;
     let is_terminal = io::stdout().is_terminal();
     let (mut text, end) = match answer {
         Answer::Value(value) => (value, is_terminal),
@@ -238,80 +243,11 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
     write_out(&text).map(|_| Outcome::Done)
 }
 
-/// Nothing gives up data but the whole order, and no other command takes it for its own.
-fn judge_discard(arguments: &Arguments) -> Result<(), Failure> {
-    match (&arguments.command, arguments.discard) {
-        (Some(Subcommand::Resync(Resync {})), false) => Err(mistake(
-            "resync gives up all data of a follower, and what its leader lacks of it is lost for good; nothing is done \
-             without --discard, which is the order",
-        )),
-        (Some(Subcommand::Resync(Resync {})), true) | (_, false) => Ok(()),
-        (_, true) => Err(mistake("--discard goes with resync alone")),
-    }
-}
-
+/// A usage error that only the program itself can judge.
 fn mistake(message: &str) -> Failure {
     match PROGRAM.mistake(message) {
         Exit::Usage(message) | Exit::Help(message) | Exit::Version(message) => {
             Failure::new(Outcome::Usage, message)
-        }
-    }
-}
-
-/// The node to talk to.
-fn address(arguments: &Arguments) -> Result<String, Failure> {
-    let usage = |message: String| mistake(&message);
-    let (addr, origin) = match (&arguments.addr, &arguments.config, &arguments.node) {
-        (Some(addr), None, None) => (addr.clone(), "--addr"),
-        (Some(_), _, _) => {
-            let message = "--addr together with --config or --node; leave one of them out";
-            return Err(usage(message.to_owned()));
-        }
-        (None, Some(file), Some(node)) => return configured(file, node),
-        (None, Some(_), None) => {
-            return Err(usage(
-                "--config without --node; name a node of it".to_owned(),
-            ));
-        }
-        (None, None, Some(_)) => {
-            return Err(usage(
-                "--node without --config; name the cluster.toml".to_owned(),
-            ));
-        }
-        (None, None, None) => match env::var(ADDR_VARIABLE) {
-            Ok(addr) => (addr, ADDR_VARIABLE),
-            Err(env::VarError::NotPresent) => return Ok(ADDR_DEFAULT.to_owned()),
-            Err(env::VarError::NotUnicode(_)) => {
-                return Err(usage(format!(
-                    "{ADDR_VARIABLE} is not UTF-8; write HOST:PORT"
-                )));
-            }
-        },
-    };
-    let is_address = addr.rsplit_once(':').is_some_and(|(host, port)| {
-        !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
-    });
-    if is_address {
-        Ok(addr)
-    } else {
-        Err(usage(format!(
-            "{origin} {addr:?} is no address; write HOST:PORT, such as {ADDR_DEFAULT}"
-        )))
-    }
-}
-
-fn configured(file: &Path, name: &str) -> Result<String, Failure> {
-    let usage = |message| Failure::new(Outcome::Usage, message);
-    let config = Config::load(file).map_err(|error| usage(error.to_string()))?;
-    match config.node(name) {
-        Some(node) => Ok(node.addr.clone()),
-        None => {
-            let names: Vec<&str> = config.nodes.iter().map(|node| &*node.name).collect();
-            Err(usage(format!(
-                "no node {name:?} in {}; there are {}",
-                file.display(),
-                names.join(", ")
-            )))
         }
     }
 }
@@ -327,18 +263,4 @@ fn write_out(bytes: &[u8]) -> Result<bool, Failure> {
             format!("cannot write to standard output: {error}; make room there and try again"),
         )),
     }
-}
-
-/// Dumps a frame in the manner of `curl -v`, on standard error so that standard output stays exact.
-fn dump(frame: &Frame<'_>) {
-    let (mark, way, rows) = match frame.direction {
-        Direction::Sent => ('>', "to", annotate::request(frame.bytes)),
-        Direction::Received => ('<', "from", annotate::response(frame.bytes)),
-    };
-    let mut text = format!("{mark} {way} {}, {} bytes\n", frame.addr, frame.bytes.len());
-    for line in rows.lines() {
-        text.push_str(&format!("{mark} {line}\n"));
-    }
-    // In one write, so that the two streams mix by whole dumps if they mix.
-    let _ = io::stderr().write_all(text.as_bytes());
 }

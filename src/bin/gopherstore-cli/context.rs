@@ -1,0 +1,123 @@
+//! What every command has at hand: which node to talk to, and how.
+
+use std::{
+    env,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use gopherstore::{
+    Client,
+    client::{ClientOptions, Direction, Frame, FrameHook},
+    config::Config,
+    wire::annotate,
+};
+
+use crate::report::{Failure, Outcome};
+
+const ADDR_DEFAULT: &str = "127.0.0.1:8000";
+const ADDR_VARIABLE: &str = "GOPHERSTORE_ADDR";
+
+/// The options that every command understands, as they were typed.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) addr: Option<String>,
+    pub(crate) config: Option<PathBuf>,
+    pub(crate) node: Option<String>,
+    /// For connecting, and for each answer.
+    pub(crate) timeout: Duration,
+    pub(crate) follow_redirects: bool,
+    /// Dump every frame to standard error.
+    pub(crate) hex: bool,
+}
+
+impl Context {
+    /// A client of the node that was asked for, which connects when it is first used.
+    pub(crate) fn client(&self) -> Result<Client, Failure> {
+        Ok(self.client_of(&self.addr()?))
+    }
+
+    /// A client of the node at `addr`.
+    pub(crate) fn client_of(&self, addr: &str) -> Client {
+        let options = ClientOptions {
+            connect_timeout: self.timeout,
+            timeout: self.timeout,
+            follow_redirects: self.follow_redirects,
+            on_frame: self.hex.then(|| FrameHook::new(dump)),
+        };
+        Client::unconnected(addr, options)
+    }
+
+    /// The node to talk to.
+    pub(crate) fn addr(&self) -> Result<String, Failure> {
+        let usage = |message: String| crate::mistake(&message);
+        let (addr, origin) = match (&self.addr, &self.config, &self.node) {
+            (Some(addr), None, None) => (addr.clone(), "--addr"),
+            (Some(_), _, _) => {
+                let message = "--addr together with --config or --node; leave one of them out";
+                return Err(usage(message.to_owned()));
+            }
+            (None, Some(file), Some(node)) => return configured(file, node),
+            (None, Some(_), None) => {
+                return Err(usage(
+                    "--config without --node; name a node of it".to_owned(),
+                ));
+            }
+            (None, None, Some(_)) => {
+                return Err(usage(
+                    "--node without --config; name the cluster.toml".to_owned(),
+                ));
+            }
+            (None, None, None) => match env::var(ADDR_VARIABLE) {
+                Ok(addr) => (addr, ADDR_VARIABLE),
+                Err(env::VarError::NotPresent) => return Ok(ADDR_DEFAULT.to_owned()),
+                Err(env::VarError::NotUnicode(_)) => {
+                    return Err(usage(format!(
+                        "{ADDR_VARIABLE} is not UTF-8; write HOST:PORT"
+                    )));
+                }
+            },
+        };
+        let is_address = addr.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+        });
+        if is_address {
+            Ok(addr)
+        } else {
+            Err(usage(format!(
+                "{origin} {addr:?} is no address; write HOST:PORT, such as {ADDR_DEFAULT}"
+            )))
+        }
+    }
+}
+
+fn configured(file: &Path, name: &str) -> Result<String, Failure> {
+    let usage = |message| Failure::new(Outcome::Usage, message);
+    let config = Config::load(file).map_err(|error| usage(error.to_string()))?;
+    match config.node(name) {
+        Some(node) => Ok(node.addr.clone()),
+        None => {
+            let names: Vec<&str> = config.nodes.iter().map(|node| &*node.name).collect();
+            Err(usage(format!(
+                "no node {name:?} in {}; there are {}",
+                file.display(),
+                names.join(", ")
+            )))
+        }
+    }
+}
+
+/// Dumps a frame in the manner of `curl -v`, on standard error so that standard output stays exact.
+fn dump(frame: &Frame<'_>) {
+    let (mark, way, rows) = match frame.direction {
+        Direction::Sent => ('>', "to", annotate::request(frame.bytes)),
+        Direction::Received => ('<', "from", annotate::response(frame.bytes)),
+    };
+    let mut text = format!("{mark} {way} {}, {} bytes\n", frame.addr, frame.bytes.len());
+    for line in rows.lines() {
+        text.push_str(&format!("{mark} {line}\n"));
+    }
+    // In one write, so that the two streams mix by whole dumps if they mix.
+    let _ = io::stderr().write_all(text.as_bytes());
+}
