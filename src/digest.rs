@@ -21,7 +21,20 @@ impl Digest {
     /// Of a data set with just this entry.
     #[must_use]
     pub fn of(entry: &Entry) -> Digest {
-        Digest(xxh3_128(entry.frame()))
+        Digest::of_frame(entry.frame())
+    }
+
+    /// Of a data set with just the entry that this SET frame makes.
+    #[must_use]
+    pub fn of_frame(frame: &[u8]) -> Digest {
+        Digest(xxh3_128(frame))
+    }
+
+    /// Of two data sets without a key in common, put together; and of a data set after changes, where the other is
+    /// the sum of what they changed.
+    #[must_use]
+    pub const fn plus(self, other: Digest) -> Digest {
+        Digest(self.0.wrapping_add(other.0))
     }
 
     /// From its number on the wire.

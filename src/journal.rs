@@ -1,7 +1,7 @@
 //! Where every write gets its place in the one order, and the thread that keeps the log.
 //!
-//! A write, with its key's partition locked, calls [`Journal::append`]: that gives it the next index and puts it into a
-//! channel, under a mutex that is held for nothing else. The replication thread ([`Journal::keep`]) moves what comes
+//! Writes, with their keys' partitions locked, call [`Journal::append`]: that gives them the next indexes and puts them
+//! into a channel, under a mutex that is held for nothing else. The replication thread ([`Journal::keep`]) moves what comes
 //! through the channel to the [`OpLog`], where the senders of all followers read it. It never waits for a socket, so
 //! the channel empties as fast as a pointer moves; and since room in it is reserved before any lock is taken
 //! ([`Journal::reserve`]), nothing that holds a lock ever waits.
@@ -22,16 +22,16 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::digest::Digest;
 use crate::entry::Entry;
-use crate::oplog::{After, Logged, OpLog};
+use crate::oplog::{After, Frames, Logged, OpLog};
 
-/// What may be on its way to the log, in bytes as [`Logged::cost`] counts them. Writers wait beyond it.
+/// What may be on its way to the log, in bytes as [`Frames::cost`] counts them. Writers wait beyond it.
 const ROOM_BYTES: u64 = 8 << 20;
 
 /// How long a writer waits for room before it looks again by itself.
 const REST: Duration = Duration::from_millis(1);
 
-/// Most entries that the replication thread moves at a time, so that readers of the log get their turn.
-const MOVED_MAX: usize = 1_024;
+/// Most that the replication thread takes out of the channel at a time, so that readers of the log get their turn.
+const MOVED_MAX: usize = 128;
 
 /// How far a node's data set has come: its index, and its digest there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -116,8 +116,8 @@ impl Journal {
         }
     }
 
-    /// Waits until the channel has room for an entry of this cost, and takes it. To be called before any lock is taken.
-    /// An entry that is larger than all the room waits until it is alone.
+    /// Waits until the channel has room for writes of this cost, and takes it. To be called before any lock is taken.
+    /// What is larger than all the room waits until it is alone.
     pub fn reserve(&self, cost: u64) {
         if self.try_reserve(cost) {
             return;
@@ -148,15 +148,20 @@ impl Journal {
         }
     }
 
-    /// Gives the write its index and its place in the log. To be called with the partition of its key locked for the
-    /// write, and with room reserved.
-    pub fn append(&self, entry: Entry, old: Digest, new: Digest) {
+    /// Gives writes that were made together their indexes and their place in the log, `change` being what they changed
+    /// the digest by. To be called with the partitions of all their keys locked for the write, and with room reserved.
+    pub fn append(&self, frames: Frames, count: u32, change: Digest) {
         let mut head = self.head.lock();
-        head.index += 1;
-        head.digest = head.digest.changed(old, new);
-        // The journal holds a receiver itself, so the channel is never closed.
+        head.index += u64::from(count);
+        head.digest = head.digest.plus(change);
         let digest = head.digest;
-        let _ = self.sender.send(Step::Append(Logged { entry, digest }));
+        let logged = Logged {
+            frames,
+            count,
+            digest,
+        };
+        // The journal holds a receiver itself, so the channel is never closed.
+        let _ = self.sender.send(Step::Append(logged));
     }
 
     /// Where the data set stands.
@@ -189,7 +194,7 @@ impl Journal {
             for step in std::iter::once(first).chain(self.receiver.try_iter().take(MOVED_MAX)) {
                 match step {
                     Step::Append(logged) => {
-                        cost += Logged::cost_of(&logged.entry);
+                        cost += Frames::cost(logged.frames.bytes().len());
                         kept.log.push(&logged);
                         moved.push(logged);
                     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use arrayvec::ArrayVec;
 use parking_lot::{Condvar, Mutex};
 
 use crate::config::{Config, NodeConfig, ReplicationConfig};
@@ -14,11 +15,12 @@ use crate::entry::Entry;
 use crate::history::{Era, History};
 use crate::journal::{Head, Journal};
 use crate::liveness::Liveness;
-use crate::oplog::Logged;
+use crate::oplog::Frames;
 use crate::progress::Progress;
-use crate::store::Store;
+use crate::store::{Contended, Store};
 use crate::wire::response::ResponseHeader;
-use crate::wire::{Request, RequestFrame, Status};
+use crate::wire::run::{RUN_FRAME_BYTES_MAX, RUN_MAX};
+use crate::wire::{Request, RequestFrame, Run, Status};
 
 /// A peer that says nothing for so many heartbeats counts as down, and a follower as gone.
 pub const SILENT_HEARTBEATS: u32 = 3;
@@ -121,8 +123,11 @@ pub enum Reply {
 }
 
 /// A write from the leader that cannot have been made to this data set: a DEL of a key that is not there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Diverged;
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diverged {
+    /// That key.
+    pub key: Vec<u8>,
+}
 
 impl Node {
     /// A node on its own, without a cluster and with an empty store: a leader serves at once, a follower never does.
@@ -317,24 +322,9 @@ impl Node {
     pub fn execute(&self, frame: &RequestFrame<'_>) -> Reply {
         match frame.request() {
             Request::Ping => Reply::Pong,
-            Request::Set { .. } => self.set(|| Entry::copy_of(frame)),
-            Request::Get { key } => {
-                if !self.serves_reads.load(Ordering::Acquire) {
-                    return self.refuses_reads();
-                }
-                match self.store.get(key) {
-                    Some(entry) => Reply::Value(entry),
-                    // Asked again, since the store may have been given up between the first look and this one.
-                    None if !self.serves_reads.load(Ordering::Acquire) => self.refuses_reads(),
-                    None => Reply::NotFound,
-                }
-            }
-            Request::Del { .. } => {
-                self.refuses_writes()
-                    .unwrap_or_else(|| match self.remove(frame) {
-                        Ok(()) => Reply::Done,
-                        Err(Diverged) => Reply::NotFound,
-                    })
+            Request::Get { .. } | Request::Set { .. } | Request::Del { .. } => {
+                let mut replies = self.execute_run(&Run::of_one(frame));
+                replies.pop().unwrap_or(Reply::NotFound)
             }
             Request::Status => Reply::Text(self.status(Instant::now())),
             Request::Discard => self.discard(),
@@ -370,49 +360,171 @@ impl Node {
         }
     }
 
-    /// Makes a write of the log, on a follower, where it comes from the leader and in its order.
+    /// Carries out a run of GETs, or one of SETs and DELs, and gives the answer to each.
+    #[must_use]
+    pub fn execute_run(&self, run: &Run<'_>) -> Vec<Reply> {
+        let first = run.frames().next();
+        if first.is_some_and(|first| matches!(first.request(), Request::Get { .. })) {
+            return self.read(run);
+        }
+        if let Some(reply) = self.refuses_writes() {
+            return run.frames().map(|_| reply.clone()).collect();
+        }
+        let made = self.make(run).into_iter();
+        made.map(|made| if made { Reply::Done } else { Reply::NotFound })
+            .collect()
+    }
+
+    fn read(&self, run: &Run<'_>) -> Vec<Reply> {
+        let serves = || self.serves_reads.load(Ordering::Acquire);
+        let frames = run.frames();
+        if !serves() {
+            return frames.map(|_| self.refuses_reads()).collect();
+        }
+        let one_by_one = || {
+            let keys = frames.map(|frame| frame.request().key());
+            keys.map(|key| self.store.get(key)).collect()
+        };
+        let found = if run.len() == 1 {
+            one_by_one()
+        } else {
+            let found = self.store.get_run(run);
+            found.unwrap_or_else(|Contended| one_by_one())
+        };
+        let reply = |entry| match entry {
+            Some(entry) => Reply::Value(entry),
+            // Asked again, since the store may have been given up between the first look and this one.
+            None if !serves() => self.refuses_reads(),
+            None => Reply::NotFound,
+        };
+        found.into_iter().map(reply).collect()
+    }
+
+    /// Makes writes of the log, on a follower, where they come from the leader and in its order.
     ///
     /// # Errors
     ///
-    /// [`Diverged`], and nothing is done.
-    pub fn apply(&self, frame: &RequestFrame<'_>) -> Result<(), Diverged> {
-        match frame.request() {
-            Request::Del { .. } => self.remove(frame),
-            _ => {
-                self.put(Entry::copy_of(frame));
-                Ok(())
-            }
+    /// [`Diverged`], where a DEL finds nothing; the others are made all the same.
+    pub fn apply_run(&self, run: &Run<'_>) -> Result<(), Diverged> {
+        let made = self.make(run);
+        match run.frames().zip(made).find(|(_, made)| !made) {
+            None => Ok(()),
+            Some((frame, _)) => Err(Diverged {
+                key: frame.request().key().to_vec(),
+            }),
         }
     }
 
+    /// Makes the writes of a run, and says which of them did anything.
+    fn make(&self, run: &Run<'_>) -> ArrayVec<bool, RUN_MAX> {
+        let one_by_one = || run.frames().map(|frame| self.make_one(&frame)).collect();
+        if run.len() == 1 {
+            return one_by_one();
+        }
+        let made = match &self.journal {
+            None => {
+                let mut made: ArrayVec<bool, RUN_MAX> = run.frames().map(|_| false).collect();
+                let make = |made: &mut ArrayVec<_, RUN_MAX>, at, _: Option<&Entry>| made[at] = true;
+                let replaced = self.store.write_run(run, &mut made, make, |_| {});
+                replaced.map(|_| made)
+            }
+            Some(journal) => self.make_and_log(run, journal),
+        };
+        made.unwrap_or_else(|Contended| one_by_one())
+    }
+
+    fn make_and_log(
+        &self,
+        run: &Run<'_>,
+        journal: &Journal,
+    ) -> Result<ArrayVec<bool, RUN_MAX>, Contended> {
+        // All that can be done is done before anything is locked.
+        let digest = |frame: RequestFrame<'_>| match frame.request() {
+            Request::Del { .. } => Digest::EMPTY,
+            _ => Digest::of_frame(frame.bytes()),
+        };
+        let digests: ArrayVec<Digest, RUN_MAX> = run.frames().map(digest).collect();
+        let made: ArrayVec<bool, RUN_MAX> = run.frames().map(|_| false).collect();
+        let log = run.bytes().to_vec();
+        let cost = Frames::cost(log.len());
+        journal.reserve(cost);
+        let mut state = (made, Digest::EMPTY, cost);
+        let replaced = self.store.write_run(
+            run,
+            &mut state,
+            |(made, change, _), at, old| {
+                made[at] = true;
+                let old = old.map(Digest::of).unwrap_or_default();
+                *change = change.changed(old, digests[at]);
+            },
+            |(made, change, unused)| {
+                let count = made.iter().filter(|&&made| made).count();
+                if count == 0 {
+                    return;
+                }
+                let log = if count == run.len() {
+                    log
+                } else {
+                    let kept = run.frames().zip(&*made).filter(|(_, made)| **made);
+                    kept.flat_map(|(frame, _)| frame.bytes()).copied().collect()
+                };
+                *unused -= Frames::cost(log.len());
+                let count = u32::try_from(count).unwrap_or(u32::MAX);
+                journal.append(Frames::Run(log), count, *change);
+            },
+        );
+        let (made, _, unused) = state;
+        if unused > 0 {
+            journal.release(unused);
+        }
+        replaced.map(|_| made)
+    }
+
+    /// Makes one write, and says whether it did anything.
+    fn make_one(&self, frame: &RequestFrame<'_>) -> bool {
+        let is_del = matches!(frame.request(), Request::Del { .. });
+        if !is_del && frame.bytes().len() > RUN_FRAME_BYTES_MAX {
+            // Copied before anything is locked, and the same copy goes to the log.
+            self.put(Entry::copy_of(frame));
+            return true;
+        }
+        let mut made = false;
+        let Some(journal) = &self.journal else {
+            self.store.write(frame, |_| made = true);
+            return made;
+        };
+        let new = if is_del {
+            Digest::EMPTY
+        } else {
+            Digest::of_frame(frame.bytes())
+        };
+        let log = frame.bytes().to_vec();
+        let cost = Frames::cost(log.len());
+        journal.reserve(cost);
+        self.store.write(frame, |old| {
+            made = true;
+            let old = old.map(Digest::of).unwrap_or_default();
+            journal.append(Frames::Run(log), 1, Digest::EMPTY.changed(old, new));
+        });
+        if !made {
+            journal.release(cost);
+        }
+        made
+    }
+
+    /// Makes one SET.
     fn put(&self, entry: Entry) {
         let Some(journal) = &self.journal else {
             self.store.set(entry);
             return;
         };
         let new = Digest::of(&entry);
-        journal.reserve(Logged::cost_of(&entry));
+        journal.reserve(Frames::cost(entry.frame().len()));
         self.store.set_with(entry, |entry, old| {
             let old = old.map(Digest::of).unwrap_or_default();
-            journal.append(entry.clone(), old, new);
+            let change = Digest::EMPTY.changed(old, new);
+            journal.append(Frames::Entry(entry.clone()), 1, change);
         });
-    }
-
-    fn remove(&self, frame: &RequestFrame<'_>) -> Result<(), Diverged> {
-        let key = frame.request().key();
-        let Some(journal) = &self.journal else {
-            return self.store.remove(key).map(drop).ok_or(Diverged);
-        };
-        let entry = Entry::copy_of(frame);
-        let cost = Logged::cost_of(&entry);
-        journal.reserve(cost);
-        let removed = self.store.remove_with(key, |old| {
-            journal.append(entry, Digest::of(old), Digest::EMPTY);
-        });
-        if removed.is_none() {
-            journal.release(cost);
-        }
-        removed.map(drop).ok_or(Diverged)
     }
 
     fn discard(&self) -> Reply {

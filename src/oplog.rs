@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use crate::digest::Digest;
 use crate::entry::Entry;
+use crate::wire::request::RequestHeader;
 
 /// Bytes of frames in one segment.
 const SEGMENT_BYTES: usize = 256 << 10;
@@ -11,30 +12,46 @@ const SEGMENT_BYTES: usize = 256 << 10;
 /// A frame longer than this is kept as the entry that it is, and not copied.
 const LARGE_BYTES: usize = 32 << 10;
 
-/// What an entry costs beside its frame: where it ends in its segment, and the digest after it.
-const OVERHEAD_BYTES: u64 = 20;
+/// What a run of entries costs beside its frames: where it ends in its segment, and the digest after it.
+const OVERHEAD_BYTES: u64 = 24;
 
-/// One entry on its way to the log: a SET or DEL frame as the client sent it, and the digest of the data set after it.
+/// What is added to the log in one go: one write, or several that were made together.
 #[derive(Clone, Debug)]
 pub struct Logged {
-    /// The frame.
-    pub entry: Entry,
-    /// Of the data set once this entry and all before it are applied.
+    /// The frames.
+    pub frames: Frames,
+    /// Number of frames, 1 at least.
+    pub count: u32,
+    /// Of the data set once these entries and all before them are applied.
     pub digest: Digest,
 }
 
-impl Logged {
-    /// Bytes that an entry counts for in a log.
-    #[must_use]
-    pub fn cost_of(entry: &Entry) -> u64 {
-        cost(entry.frame().len())
-    }
+/// SET and DEL frames as the client sent them.
+#[derive(Clone, Debug)]
+pub enum Frames {
+    /// One after another.
+    Run(Vec<u8>),
+    /// A single one.
+    Entry(Entry),
 }
 
-fn cost(frame_len: usize) -> u64 {
-    u64::try_from(frame_len)
-        .unwrap_or(u64::MAX)
-        .saturating_add(OVERHEAD_BYTES)
+impl Frames {
+    /// All of them, byte for byte.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Frames::Run(bytes) => bytes,
+            Frames::Entry(entry) => entry.frame(),
+        }
+    }
+
+    /// Bytes that frames of this length count for in a log, added in one go.
+    #[must_use]
+    pub fn cost(len: usize) -> u64 {
+        u64::try_from(len)
+            .unwrap_or(u64::MAX)
+            .saturating_add(OVERHEAD_BYTES)
+    }
 }
 
 /// The newest entries of the log, a ring of segments that is bounded in bytes.
@@ -48,6 +65,7 @@ fn cost(frame_len: usize) -> u64 {
 /// 1. Indexes are without gaps: the entries held are `first_index()..=last_index()`.
 /// 2. What is held counts for `bytes_max` at the most, and a segment; but the newest entry always stays.
 /// 3. Nobody pins an entry: who reads too slowly finds it gone.
+/// 4. What was added in one go goes in one go, and the digest is known at its end alone.
 #[derive(Debug)]
 pub struct OpLog {
     /// Index before the first that is held.
@@ -66,17 +84,26 @@ pub struct OpLog {
 #[derive(Debug)]
 struct Segment {
     first_index: u64,
-    frames: Frames,
-    /// After each entry.
-    digests: Vec<[u8; 16]>,
+    held: Held,
+    /// Ends of what was added in one go, none of it empty.
+    ends: Vec<End>,
 }
 
 #[derive(Debug)]
-enum Frames {
-    /// One after another, and where each ends.
-    Small { bytes: Vec<u8>, ends: Vec<u32> },
+enum Held {
+    /// Frames one after another.
+    Small(Vec<u8>),
     /// A single one.
     Large(Entry),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct End {
+    /// Bytes of the segment up to here.
+    bytes: u32,
+    /// Entries of the segment up to here.
+    entries: u32,
+    digest: [u8; 16],
 }
 
 /// What follows an index in the log.
@@ -135,40 +162,44 @@ impl OpLog {
         self.bytes
     }
 
-    /// Adds the next entry; what has to go for it goes.
+    /// Adds the next entries; what has to go for them goes.
     pub fn push(&mut self, logged: &Logged) {
-        let frame = logged.entry.frame();
-        self.last_index += 1;
-        self.bytes = self.bytes.saturating_add(cost(frame.len()));
-        let digest = logged.digest.to_u128().to_be_bytes();
-        match self.segments.back_mut() {
-            Some(Segment {
-                frames: Frames::Small { bytes, ends },
-                digests,
-                ..
-            }) if frame.len() <= LARGE_BYTES && bytes.len() + frame.len() <= SEGMENT_BYTES => {
-                bytes.extend_from_slice(frame);
-                ends.push(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
-                digests.push(digest);
-            }
-            _ => {
-                self.evict();
-                let frames = if frame.len() > LARGE_BYTES {
-                    Frames::Large(logged.entry.clone())
-                } else {
-                    let mut bytes = std::mem::take(&mut self.spare);
-                    bytes.reserve_exact(SEGMENT_BYTES);
-                    bytes.extend_from_slice(frame);
-                    let ends = vec![u32::try_from(bytes.len()).unwrap_or(u32::MAX)];
-                    Frames::Small { bytes, ends }
-                };
-                self.segments.push_back(Segment {
-                    first_index: self.last_index,
-                    frames,
-                    digests: vec![digest],
-                });
-            }
+        let new = logged.frames.bytes();
+        self.last_index += u64::from(logged.count);
+        self.bytes = self.bytes.saturating_add(Frames::cost(new.len()));
+        let end = |bytes: usize, entries: u32| End {
+            bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
+            entries,
+            digest: logged.digest.to_u128().to_be_bytes(),
+        };
+        let large = match &logged.frames {
+            Frames::Entry(entry) if new.len() > LARGE_BYTES => Some(entry),
+            _ => None,
+        };
+        if large.is_none()
+            && let Some(segment) = self.segments.back_mut()
+            && let Held::Small(bytes) = &mut segment.held
+            && bytes.len() + new.len() <= SEGMENT_BYTES
+        {
+            let before = segment.ends.last().map_or(0, |end| end.entries);
+            bytes.extend_from_slice(new);
+            segment.ends.push(end(bytes.len(), before + logged.count));
+            return;
         }
+        self.evict();
+        let held = if let Some(entry) = large {
+            Held::Large(entry.clone())
+        } else {
+            let mut bytes = std::mem::take(&mut self.spare);
+            bytes.reserve_exact(SEGMENT_BYTES.max(new.len()));
+            bytes.extend_from_slice(new);
+            Held::Small(bytes)
+        };
+        self.segments.push_back(Segment {
+            first_index: self.last_index + 1 - u64::from(logged.count),
+            held,
+            ends: vec![end(new.len(), logged.count)],
+        });
     }
 
     /// Gives up the oldest segments until what is held is within its bound.
@@ -178,30 +209,32 @@ impl OpLog {
         {
             self.bytes -= oldest.bytes();
             self.base_index = oldest.last_index();
-            if let Some(digest) = oldest.digests.last() {
-                self.base_digest = Digest::from_u128(u128::from_be_bytes(*digest));
+            if let Some(end) = oldest.ends.last() {
+                self.base_digest = end.digest();
             }
-            if let Frames::Small { mut bytes, .. } = oldest.frames {
+            if let Held::Small(mut bytes) = oldest.held {
                 bytes.clear();
                 self.spare = bytes;
             }
         }
     }
 
-    /// The digest of the data set at `index`, where the log reaches back so far.
+    /// The digest of the data set at `index`, where the log reaches back so far and something ended there.
     #[must_use]
     pub fn digest_at(&self, index: u64) -> Option<Digest> {
         if index == self.base_index {
             return Some(self.base_digest);
         }
         let segment = self.segment_of(index)?;
-        let at = usize::try_from(index - segment.first_index).ok()?;
-        let digest = segment.digests.get(at)?;
-        Some(Digest::from_u128(u128::from_be_bytes(*digest)))
+        let entries = index + 1 - segment.first_index;
+        let ends = &segment.ends;
+        let at = ends.binary_search_by_key(&entries, |end| u64::from(end.entries));
+        at.ok().map(|at| ends[at].digest())
     }
 
-    /// Reads from the entry with this index on: large ones alone, small ones as many as `bytes_max` allows and one
-    /// segment holds, but at least one, into `buffer` in place of what was there.
+    /// Reads from the entry with this index on: large ones alone, of small ones all that `bytes_max` allows and one
+    /// segment holds, but at least one, and always to where something ended that was added in one go, into `buffer` in
+    /// place of what was there.
     pub fn read(&self, index: u64, bytes_max: usize, buffer: &mut Vec<u8>) -> After {
         if index > self.last_index {
             return After::Nothing;
@@ -209,21 +242,27 @@ impl OpLog {
         let Some(segment) = self.segment_of(index) else {
             return After::Gone;
         };
-        let at = usize::try_from(index - segment.first_index).unwrap_or(usize::MAX);
-        match &segment.frames {
-            Frames::Large(entry) => After::Large(entry.clone()),
-            Frames::Small { bytes, ends } => {
-                let end = |at: usize| usize::try_from(ends[at]).unwrap_or(usize::MAX);
-                let start = at.checked_sub(1).map_or(0, end);
-                let fits = |&&to: &&u32| {
-                    usize::try_from(to).unwrap_or(usize::MAX) <= start.saturating_add(bytes_max)
-                };
-                let count = ends[at..].iter().take_while(fits).count().max(1);
-                buffer.clear();
-                buffer.extend_from_slice(&bytes[start..end(at + count - 1)]);
-                After::Small(u32::try_from(count).unwrap_or(u32::MAX))
-            }
+        let bytes = match &segment.held {
+            Held::Large(entry) => return After::Large(entry.clone()),
+            Held::Small(bytes) => bytes,
+        };
+        let before = index - segment.first_index;
+        // The first end behind the entry, and the last one that there is room for.
+        let ends = &segment.ends;
+        let first = ends.partition_point(|end| u64::from(end.entries) <= before);
+        let (mut start, mut skipped) = match first.checked_sub(1) {
+            Some(at) => (ends[at].len(), ends[at].entries),
+            None => (0, 0),
+        };
+        while u64::from(skipped) < before {
+            start += frame_len(&bytes[start..]);
+            skipped += 1;
         }
+        let fit = ends[first..].partition_point(|end| end.len() <= start.saturating_add(bytes_max));
+        let last = ends[first + fit.saturating_sub(1)];
+        buffer.clear();
+        buffer.extend_from_slice(&bytes[start..last.len()]);
+        After::Small(last.entries - skipped)
     }
 
     /// The segment that holds this index.
@@ -240,17 +279,34 @@ impl OpLog {
 
 impl Segment {
     fn last_index(&self) -> u64 {
-        self.first_index + u64::try_from(self.digests.len()).unwrap_or(0) - 1
+        let entries = self.ends.last().map_or(0, |end| end.entries);
+        self.first_index + u64::from(entries) - 1
     }
 
     fn bytes(&self) -> u64 {
-        let entries = u64::try_from(self.digests.len()).unwrap_or(0);
-        let len = match &self.frames {
-            Frames::Small { bytes, .. } => bytes.len(),
-            Frames::Large(entry) => entry.frame().len(),
+        let ends = u64::try_from(self.ends.len()).unwrap_or(0);
+        let len = match &self.held {
+            Held::Small(bytes) => bytes.len(),
+            Held::Large(entry) => entry.frame().len(),
         };
-        u64::try_from(len).unwrap_or(u64::MAX) + entries * OVERHEAD_BYTES
+        u64::try_from(len).unwrap_or(u64::MAX) + ends * OVERHEAD_BYTES
     }
+}
+
+impl End {
+    fn len(self) -> usize {
+        usize::try_from(self.bytes).unwrap_or(usize::MAX)
+    }
+
+    const fn digest(self) -> Digest {
+        Digest::from_u128(u128::from_be_bytes(self.digest))
+    }
+}
+
+/// The length of the frame that `bytes` begin with; what is in the log are whole frames.
+fn frame_len(bytes: &[u8]) -> usize {
+    let header = bytes.first_chunk().copied().map(RequestHeader::decode);
+    header.map_or(bytes.len(), RequestHeader::frame_len)
 }
 
 #[cfg(test)]
@@ -260,19 +316,43 @@ mod tests {
     use crate::wire::Request;
     use crate::wire::request::{Limits, Parsed, parse};
 
-    /// An entry whose value is so many bytes of its number, and a digest that names it.
-    fn logged(number: u8, len: usize) -> Logged {
+    /// A SET frame whose value is so many bytes of its number.
+    fn set(number: u8, len: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         let value = &vec![number; len];
         let request = Request::Set { key: b"k", value };
         request.encode(&mut bytes).unwrap();
-        match parse(&bytes, &Limits::default()).unwrap() {
+        bytes
+    }
+
+    /// An entry of that frame, and a digest that names it.
+    fn logged(number: u8, len: usize) -> Logged {
+        match parse(&set(number, len), &Limits::default()).unwrap() {
             Parsed::Whole(frame) => Logged {
-                entry: Entry::copy_of(&frame),
-                digest: Digest::from_u128(u128::from(number)),
+                frames: Frames::Entry(Entry::copy_of(&frame)),
+                count: 1,
+                digest: digest(number),
             },
             Parsed::Incomplete { .. } => panic!("a whole frame"),
         }
+    }
+
+    /// Entries with these numbers, added in one go.
+    fn run(numbers: std::ops::RangeInclusive<u8>, len: usize) -> Logged {
+        Logged {
+            frames: Frames::Run(
+                numbers
+                    .clone()
+                    .flat_map(|number| set(number, len))
+                    .collect(),
+            ),
+            count: u32::try_from(numbers.clone().count()).unwrap(),
+            digest: digest(*numbers.end()),
+        }
+    }
+
+    fn digest(number: u8) -> Digest {
+        Digest::from_u128(u128::from(number))
     }
 
     fn log(entries: u8, len: usize, bytes_max: u64) -> OpLog {
@@ -302,7 +382,7 @@ mod tests {
 
     #[test]
     fn the_oldest_large_ones_go_for_the_newest_and_the_digest_before_them_stays_known() {
-        let cost = Logged::cost_of(&logged(1, 40_000).entry);
+        let cost = Frames::cost(set(1, 40_000).len());
         let log = log(4, 40_000, 3 * cost);
         assert_eq!((log.first_index(), log.last_index()), (2, 4));
         assert_eq!(log.bytes(), 3 * cost);
@@ -329,7 +409,7 @@ mod tests {
     #[test]
     fn a_reader_gets_one_entry_at_least_and_no_more_than_it_has_room_for() {
         let log = log(5, 1, 1_000);
-        let frame_len = logged(1, 1).entry.frame().len();
+        let frame_len = set(1, 1).len();
         let mut buffer = vec![9];
         for (index, room, count) in [
             (2, 0, 1),
@@ -365,5 +445,56 @@ mod tests {
         log.push(&logged(8, 1));
         assert!(matches!(log.read(8, 1, &mut buffer), After::Small(1)));
         assert!(matches!(log.read(7, 1, &mut buffer), After::Gone));
+    }
+
+    #[test]
+    fn what_was_added_in_one_go_is_read_to_its_end_from_any_of_its_entries() {
+        let mut log = OpLog::new(10_000);
+        log.push(&run(1..=2, 1));
+        log.push(&run(3..=7, 1));
+        log.push(&run(8..=8, 1));
+        let digests: Vec<_> = (0..=8).map(|index| log.digest_at(index)).collect();
+        let mut expected = vec![None; 9];
+        for number in [0, 2, 7, 8] {
+            expected[usize::from(number)] = Some(digest(number));
+        }
+        assert_eq!(digests, expected);
+        let frame_len = set(1, 1).len();
+        let mut buffer = Vec::new();
+        for (index, room, last) in [
+            (1, 0, 2),
+            (1, 6 * frame_len, 2),
+            (1, 7 * frame_len, 7),
+            (2, 0, 2),
+            (2, 6 * frame_len, 7),
+            (3, 0, 7),
+            (5, 0, 7),
+            (5, 4 * frame_len, 8),
+            (7, frame_len, 7),
+            (8, 0, 8),
+        ] {
+            let after = log.read(index, room, &mut buffer);
+            let count = u32::try_from(last + 1 - index).unwrap();
+            assert!(
+                matches!(after, After::Small(got) if got == count),
+                "{index}: {after:?}"
+            );
+            let numbers = u8::try_from(index).unwrap()..=u8::try_from(last).unwrap();
+            assert_eq!(buffer, run(numbers, 1).frames.bytes(), "from {index}");
+        }
+    }
+
+    #[test]
+    fn what_was_added_in_one_go_goes_in_one_go() {
+        let in_one_go = run(1..=32, 4_000);
+        let cost = Frames::cost(in_one_go.frames.bytes().len());
+        let mut log = OpLog::new(3 * cost);
+        for _ in 0..10 {
+            log.push(&in_one_go);
+        }
+        assert_eq!(log.last_index(), 320);
+        assert_eq!(log.first_index() % 32, 1);
+        assert!(log.first_index() > 1 && log.bytes() <= 4 * cost);
+        assert_eq!(log.digest_at(log.first_index() - 1), Some(digest(32)));
     }
 }

@@ -1,12 +1,17 @@
 //! The map: which entry every key has.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::hint::{black_box, spin_loop};
+use std::ops::Deref;
 
+use arrayvec::ArrayVec;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Slot;
 use parking_lot::RwLock;
 
 use crate::entry::Entry;
+use crate::wire::run::{RUN_MAX, Run};
+use crate::wire::{Request, RequestFrame};
 
 /// Partitions of a node's store.
 ///
@@ -14,15 +19,26 @@ use crate::entry::Entry;
 /// by the size of a partition and not of the store. `cargo bench --bench growth` shows the difference.
 pub const PARTITIONS: usize = 256;
 
+/// How often a partition of a run is tried.
+const SPINS: u32 = 100;
+
 /// A concurrent map from keys to entries, split into partitions with a lock each.
 ///
 /// # Invariants
 ///
 /// 1. A key lives in the partition that its hash names, and in no other.
-/// 2. Nothing is copied, freed, logged or sent while a partition is locked, except that its own table may grow or
-///    shrink: [`get`](Store::get) clones a pointer, and [`set`](Store::set) and [`remove`](Store::remove) return what
-///    they replaced so that it is dropped outside.
-/// 3. No thread takes a second partition while it holds one.
+/// 2. Nothing is freed or sent while a partition is locked, and nothing long copied, except that its own table may grow
+///    or shrink: [`get`](Store::get) clones a pointer; [`set`](Store::set) and [`remove`](Store::remove) return what
+///    they replaced so that it is dropped outside; only a run of writes copies entries, each of a few KiB at the most,
+///    for then most of them can be overwritten where they are.
+/// 3. Who takes several partitions takes them in ascending order, and takes no other lock of the store's before.
+///
+/// # Runs
+///
+/// What a client asks for in one breath is carried out together ([`get_run`](Store::get_run),
+/// [`write_run`](Store::write_run)): all partitions of a run are locked, then all its places are looked at, and only
+/// then is each request carried out. Where the entries are not in the cache, the processor so waits for many of them
+/// at once and not for one after the other.
 ///
 /// # Hashing
 ///
@@ -50,6 +66,50 @@ struct Entries {
 /// Bytes of an entry's key and value.
 fn size(entry: &Entry) -> u64 {
     u64::try_from(entry.key().len() + entry.value().len()).unwrap_or(u64::MAX)
+}
+
+/// The partitions of a run.
+struct Locked<G> {
+    guards: ArrayVec<G, RUN_MAX>,
+    /// Which of them each request of the run needs.
+    guard_of: [u8; RUN_MAX],
+}
+
+/// A run that was not carried out, none of it: another thread holds a partition of it and seems not to run. Its requests
+/// are to be carried out one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contended;
+
+/// Tries for as long as a run takes somebody who is running, about.
+fn spin<G>(mut lock: impl FnMut() -> Option<G>) -> Option<G> {
+    for _ in 0..SPINS {
+        if let Some(guard) = lock() {
+            return Some(guard);
+        }
+        spin_loop();
+    }
+    lock()
+}
+
+impl<G: Deref<Target = Entries>> Locked<G> {
+    fn of(&self, at: usize) -> &G {
+        &self.guards[usize::from(self.guard_of[at])]
+    }
+
+    fn of_mut(&mut self, at: usize) -> &mut G {
+        &mut self.guards[usize::from(self.guard_of[at])]
+    }
+
+    /// Has all that the run needs brought into the cache at once: two short loops whose rounds do not depend on each
+    /// other, so the processor runs ahead of the misses.
+    fn touch(&self, hashes: &ArrayVec<u64, RUN_MAX>) {
+        let places = hashes.iter().enumerate();
+        let found: ArrayVec<Option<&Entry>, RUN_MAX> = places
+            .map(|(at, &hash)| self.of(at).table.iter_hash(hash).next())
+            .collect();
+        let touched = found.into_iter().flatten().map(Entry::touch);
+        black_box(touched.fold(0, |sum, byte| sum ^ byte));
+    }
 }
 
 impl Default for Store {
@@ -84,6 +144,105 @@ impl Store {
         found.cloned()
     }
 
+    /// Carries out one SET or DEL, and returns the entry that it replaced. `before` is called with the entry that its key
+    /// has, except for a DEL that finds none: that does nothing. The partition is then locked for writing, so what is
+    /// done there has the same order for each key as the changes of the map.
+    pub fn write(
+        &self,
+        frame: &RequestFrame<'_>,
+        before: impl FnOnce(Option<&Entry>),
+    ) -> Option<Entry> {
+        let key = frame.request().key();
+        let hash = self.hash(key);
+        let entries = &mut *self.partition(hash).write();
+        match frame.request() {
+            Request::Del { .. } => self.take(entries, hash, key, |old| before(Some(old))),
+            _ => self.overwrite(entries, hash, frame, before),
+        }
+    }
+
+    /// The entry of each GET in `run`, in its order; all as they are at one moment.
+    ///
+    /// # Errors
+    ///
+    /// [`Contended`], where a partition is not to be had soon.
+    pub fn get_run(&self, run: &Run<'_>) -> Result<ArrayVec<Option<Entry>, RUN_MAX>, Contended> {
+        let hashes = self.hashes(run);
+        let locked = self.lock(&hashes, RwLock::try_read)?;
+        locked.touch(&hashes);
+        let wanted = run.frames().zip(&hashes).enumerate();
+        let find = |(at, (frame, &hash)): (usize, (RequestFrame<'_>, _))| {
+            let key = frame.request().key();
+            let found = locked.of(at).table.find(hash, |entry| entry.key() == key);
+            found.cloned()
+        };
+        Ok(wanted.map(find).collect())
+    }
+
+    /// Carries out the SETs and DELs of `run` in their order; nobody sees a part of it. Returns entries that they
+    /// replaced.
+    ///
+    /// `before` is called for each as [`write`](Self::write) does, with its place in the run. `done` is called once all
+    /// are carried out and while everything is still locked: it too has the order of the map. Both are given `state`.
+    ///
+    /// # Errors
+    ///
+    /// [`Contended`], where a partition is not to be had soon; nothing is done then.
+    pub fn write_run<S>(
+        &self,
+        run: &Run<'_>,
+        state: &mut S,
+        before: impl Fn(&mut S, usize, Option<&Entry>),
+        done: impl FnOnce(&mut S),
+    ) -> Result<Vec<Entry>, Contended> {
+        let hashes = self.hashes(run);
+        let mut locked = self.lock(&hashes, RwLock::try_write)?;
+        locked.touch(&hashes);
+        let mut replaced = Vec::new();
+        for (at, (frame, &hash)) in run.frames().zip(&hashes).enumerate() {
+            let entries = &mut **locked.of_mut(at);
+            replaced.extend(match frame.request() {
+                Request::Del { key } => {
+                    self.take(entries, hash, key, |old| before(state, at, Some(old)))
+                }
+                _ => self.overwrite(entries, hash, &frame, |old| before(state, at, old)),
+            });
+        }
+        done(state);
+        drop(locked);
+        Ok(replaced)
+    }
+
+    /// Puts the entry of a SET frame under its key, in the place of the old one if it fits there.
+    fn overwrite(
+        &self,
+        entries: &mut Entries,
+        hash: u64,
+        frame: &RequestFrame<'_>,
+        before: impl FnOnce(Option<&Entry>),
+    ) -> Option<Entry> {
+        let (key, value) = (frame.request().key(), frame.request().value());
+        entries.bytes += u64::try_from(key.len() + value.len()).unwrap_or(u64::MAX);
+        match entries.table.entry(
+            hash,
+            |other| other.key() == key,
+            |other| self.hash(other.key()),
+        ) {
+            Slot::Occupied(mut slot) => {
+                let entry = slot.get_mut();
+                before(Some(entry));
+                entries.bytes -= size(entry);
+                let fits = entry.overwrite(frame);
+                (!fits).then(|| std::mem::replace(entry, Entry::copy_of(frame)))
+            }
+            Slot::Vacant(slot) => {
+                before(None);
+                slot.insert(Entry::copy_of(frame));
+                None
+            }
+        }
+    }
+
     /// Puts `entry` under its key and returns the one that it replaced.
     pub fn set(&self, entry: Entry) -> Option<Entry> {
         self.set_with(entry, |_, _| {})
@@ -91,7 +250,8 @@ impl Store {
 
     /// Removes `key` and returns its entry.
     pub fn remove(&self, key: &[u8]) -> Option<Entry> {
-        self.remove_with(key, |_| {})
+        let hash = self.hash(key);
+        self.take(&mut self.partition(hash).write(), hash, key, |_| {})
     }
 
     /// Puts `entry` under its key and returns the one that it replaced. Calls `before` with the new entry and the old
@@ -123,11 +283,13 @@ impl Store {
         }
     }
 
-    /// Removes `key` and returns its entry. Calls `before` with it, where there is one, as
-    /// [`set_with`](Self::set_with) does.
-    pub fn remove_with(&self, key: &[u8], before: impl FnOnce(&Entry)) -> Option<Entry> {
-        let hash = self.hash(key);
-        let entries = &mut *self.partition(hash).write();
+    fn take(
+        &self,
+        entries: &mut Entries,
+        hash: u64,
+        key: &[u8],
+        before: impl FnOnce(&Entry),
+    ) -> Option<Entry> {
         let table = &mut entries.table;
         let slot = table.find_entry(hash, |entry| entry.key() == key).ok()?;
         before(slot.get());
@@ -170,7 +332,7 @@ impl Store {
     /// Which partition `key` lives in.
     #[must_use]
     pub fn partition_of(&self, key: &[u8]) -> usize {
-        self.place(self.hash(key))
+        usize::from(self.place(self.hash(key)))
     }
 
     /// All entries of one partition, as pointers, and what `at` gives while no one writes there.
@@ -199,6 +361,43 @@ impl Store {
         self.len() == 0
     }
 
+    fn hashes(&self, run: &Run<'_>) -> ArrayVec<u64, RUN_MAX> {
+        let keys = run.frames().map(|frame| frame.request().key());
+        keys.map(|key| self.hash(key)).collect()
+    }
+
+    /// Locks the partitions of these hashes, each once and in ascending order.
+    ///
+    /// Who holds a partition and is not running, since there are more threads than cores, keeps all others out for as
+    /// long as that lasts. Whoever waited for it with a part of a run locked would do the same to the rest, and soon
+    /// every thread would wait for another one. So that is waited for only as long as one that runs may take.
+    fn lock<'a, G>(
+        &'a self,
+        hashes: &ArrayVec<u64, RUN_MAX>,
+        try_lock: impl Fn(&'a RwLock<Entries>) -> Option<G>,
+    ) -> Result<Locked<G>, Contended> {
+        let places = hashes.iter().map(|&hash| self.place(hash));
+        let mut order: ArrayVec<(u16, u8), RUN_MAX> = places.zip(0..).collect();
+        order.sort_unstable();
+        let mut locked = Locked {
+            guards: ArrayVec::new(),
+            guard_of: [0; RUN_MAX],
+        };
+        let mut last = None;
+        let mut guard = 0;
+        for (place, at) in order {
+            if last != Some(place) {
+                let partition = &self.partitions[usize::from(place)].0;
+                guard = u8::try_from(locked.guards.len()).unwrap_or(u8::MAX);
+                let held = spin(|| try_lock(partition)).ok_or(Contended)?;
+                locked.guards.push(held);
+                last = Some(place);
+            }
+            locked.guard_of[usize::from(at)] = guard;
+        }
+        Ok(locked)
+    }
+
     fn hash(&self, key: &[u8]) -> u64 {
         let mut hasher = self.hashing.build_hasher();
         hasher.write(key);
@@ -206,14 +405,15 @@ impl Store {
     }
 
     fn partition(&self, hash: u64) -> &RwLock<Entries> {
-        &self.partitions[self.place(hash)].0
+        &self.partitions[usize::from(self.place(hash))].0
     }
 
-    fn place(&self, hash: u64) -> usize {
+    fn place(&self, hash: u64) -> u16 {
         // A table takes its bucket from the lowest bits and a tag from the top seven; these lie between, so that the
         // entries of one partition still differ in both. Their number is at most 2^16 and fits every usize.
         #[allow(clippy::cast_possible_truncation)]
         let bits = (hash >> 41) as u16;
-        usize::from(bits) & (self.partitions.len() - 1)
+        let mask = self.partitions.len() - 1;
+        bits & u16::try_from(mask).unwrap_or(u16::MAX)
     }
 }

@@ -484,9 +484,9 @@ impl<'a> Link<'a> {
                 if first_index != next {
                     return stream_fault(format!("entry {first_index} came, expected {next}"));
                 }
-                for frame in frames.iter() {
-                    node.apply(&frame).map_err(|Diverged| {
-                        let key = frame.request().key().escape_ascii().to_string();
+                for run in frames.runs() {
+                    node.apply_run(&run).map_err(|Diverged { key }| {
+                        let key = key.escape_ascii().to_string();
                         Fault::Diverged(format!("the leader removed {key:.40}, which is not here"))
                     })?;
                 }

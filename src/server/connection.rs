@@ -12,7 +12,7 @@ use crate::entry::EntryBuilder;
 use crate::node::{Node, Reply};
 use crate::replication::source::{self, Accepted};
 use crate::wire::request::{self, Disposition, HEADER_LEN, Limits, Parsed, RequestError};
-use crate::wire::{Buffer, Request};
+use crate::wire::{Buffer, Opcode, Request, Run};
 
 /// Answers are written once this many bytes have gathered, even though more requests are at hand. It bounds what a
 /// connection holds of answers, and what its client waits for.
@@ -246,6 +246,9 @@ impl<'a> Connection<'a> {
                 }
                 self.deadline = None;
             }
+            if self.answer_run()? {
+                continue;
+            }
             match request::parse(self.input.bytes(), &self.context.limits) {
                 Ok(Parsed::Whole(frame)) if matches!(frame.request(), Request::Follow { .. }) => {
                     let (key, value) = (frame.request().key(), frame.request().value());
@@ -291,6 +294,29 @@ impl<'a> Connection<'a> {
                 },
             }
         }
+    }
+
+    /// Carries out together what stands at the start of the input and can be; says whether there was anything.
+    fn answer_run(&mut self) -> io::Result<bool> {
+        let (node, limits) = (self.context.node, &self.context.limits);
+        let bytes = self.input.bytes();
+        let output = &mut self.output;
+        let run = match bytes.first().copied().map(Opcode::try_from) {
+            Some(Ok(Opcode::Get)) => Run::of_reads(bytes, limits),
+            Some(Ok(Opcode::Set | Opcode::Del)) => Run::of_writes(bytes, limits),
+            _ => return Ok(false),
+        };
+        let len = run.bytes().len();
+        if len == 0 {
+            return Ok(false);
+        }
+        for reply in node.execute_run(&run) {
+            output.push(&reply)?;
+        }
+        drop(run);
+        self.input.consume(len);
+        self.deadline = None;
+        Ok(true)
     }
 
     /// Sends the last answer of this connection.

@@ -6,6 +6,7 @@
 //! * [`request`]: what a client sends. [`request::parse`] turns received bytes into a [`RequestFrame`].
 //! * [`response`]: what a node answers. [`response::parse`] turns received bytes into a [`Response`].
 //! * [`replication`]: how a follower asks for its leader's log, and the frames that it is sent then.
+//! * [`run`]: requests that are carried out together.
 //! * [`Buffer`]: the received bytes themselves, and the bound on how far memory may run ahead of them.
 //! * [`annotate`]: a frame as an annotated hex dump, for people.
 //!
@@ -28,10 +29,12 @@ mod buffer;
 pub mod replication;
 pub mod request;
 pub mod response;
+pub mod run;
 
 pub use buffer::{Buffer, GROWTH_BYTES_MAX};
 pub use request::{EncodeError, Opcode, Request, RequestError, RequestFrame};
 pub use response::{Response, ResponseError, Status};
+pub use run::Run;
 
 /// Longest key in bytes: what the header's 16-bit length can say.
 pub const KEY_LEN_MAX: usize = 65_535;

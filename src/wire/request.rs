@@ -278,14 +278,39 @@ impl std::error::Error for EncodeError {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestFrame<'a> {
     bytes: &'a [u8],
-    request: Request<'a>,
+    opcode: Opcode,
+    key_len: u16,
 }
 
 impl<'a> RequestFrame<'a> {
+    /// The frame of a request that [`parse`] has judged before, and that is all of `bytes`.
+    pub(super) fn of_whole(bytes: &'a [u8]) -> RequestFrame<'a> {
+        let key_len = bytes.get(1..3).map_or(0, BigEndian::read_u16);
+        let opcode = bytes.first().map(|&byte| Opcode::try_from(byte));
+        let Some(Ok(opcode)) = opcode else {
+            unreachable!("judged before")
+        };
+        RequestFrame {
+            bytes,
+            opcode,
+            key_len,
+        }
+    }
+
     /// The operation and its operands.
     #[must_use]
-    pub const fn request(&self) -> Request<'a> {
-        self.request
+    pub fn request(&self) -> Request<'a> {
+        let operands = &self.bytes[HEADER_LEN..];
+        let (key, value) = operands.split_at(usize::from(self.key_len));
+        match self.opcode {
+            Opcode::Set => Request::Set { key, value },
+            Opcode::Get => Request::Get { key },
+            Opcode::Del => Request::Del { key },
+            Opcode::Ping => Request::Ping,
+            Opcode::Status => Request::Status,
+            Opcode::Discard => Request::Discard,
+            Opcode::Follow => Request::Follow { key, value },
+        }
     }
 
     /// The frame, byte for byte.
@@ -491,23 +516,12 @@ pub fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, Request
             max,
         });
     }
-    let Some((key, value)) = payload
-        .get(..frame_len - HEADER_LEN)
-        .map(|payload| payload.split_at(usize::from(header.key_len)))
-    else {
+    if payload.len() < frame_len - HEADER_LEN {
         return Ok(Parsed::Incomplete { needed: frame_len });
-    };
-    let request = match opcode {
-        Opcode::Set => Request::Set { key, value },
-        Opcode::Get => Request::Get { key },
-        Opcode::Del => Request::Del { key },
-        Opcode::Ping => Request::Ping,
-        Opcode::Status => Request::Status,
-        Opcode::Discard => Request::Discard,
-        Opcode::Follow => Request::Follow { key, value },
-    };
+    }
     Ok(Parsed::Whole(RequestFrame {
         bytes: &bytes[..frame_len],
-        request,
+        opcode,
+        key_len: header.key_len,
     }))
 }

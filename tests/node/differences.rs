@@ -12,7 +12,7 @@ use gopherstore::node::Node;
 use gopherstore::server::{Server, Stopper};
 use gopherstore::wire::replication::{Eras, FollowAnswer, Message, Start};
 use gopherstore::wire::response::Response;
-use gopherstore::wire::{Request, Status};
+use gopherstore::wire::{Request, Run, Status};
 use socket2::{Domain, Socket, Type};
 
 use crate::with_frame;
@@ -132,7 +132,10 @@ fn status(stream: &mut TcpStream) -> String {
 /// A data set of these pairs, as the log brings it.
 fn fill(node: &Node, pairs: &[(&[u8], &[u8])]) {
     for (key, value) in pairs {
-        with_frame(&Request::Set { key, value }, |frame| node.apply(frame)).unwrap();
+        with_frame(&Request::Set { key, value }, |frame| {
+            node.apply_run(&Run::of_one(frame))
+        })
+        .unwrap();
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use gopherstore::digest::Digest;
 use gopherstore::entry::Entry;
 use gopherstore::journal::{Cursor, Found, Head, Journal};
-use gopherstore::oplog::Logged;
+use gopherstore::oplog::Frames;
 
 use crate::entry;
 
@@ -21,9 +21,13 @@ const BLOCKED: Duration = Duration::from_millis(50);
 /// What the channel to the log takes.
 const ROOM: u64 = 8 << 20;
 
+fn cost(entry: &Entry) -> u64 {
+    Frames::cost(entry.frame().len())
+}
+
 fn append(journal: &Journal, entry: &Entry) {
-    journal.reserve(Logged::cost_of(entry));
-    journal.append(entry.clone(), Digest::EMPTY, Digest::of(entry));
+    journal.reserve(cost(entry));
+    journal.append(Frames::Entry(entry.clone()), 1, Digest::of(entry));
 }
 
 fn read(journal: &Journal, cursor: &mut Cursor, deadline: Instant) -> (Found, Vec<u8>) {
@@ -99,7 +103,7 @@ fn the_replication_thread_gives_back_the_room_of_what_it_moves() {
     assert_eq!(journal.kept_head(), journal.head());
     assert_eq!(journal.head().index, 32);
     assert!(
-        journal.kept_bytes() <= Logged::cost_of(&large),
+        journal.kept_bytes() <= cost(&large),
         "the newest entry, which is larger than the log, and no other"
     );
 }

@@ -4,8 +4,16 @@
 //! first at the next run.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
+use gopherstore::config::Config;
+use gopherstore::digest::Digest;
+use gopherstore::history::Era;
+use gopherstore::journal::Found;
+use gopherstore::node::{Node, Reply};
 use gopherstore::store::Store;
+use gopherstore::wire::request::Limits;
+use gopherstore::wire::{Request, Run, Status};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -65,6 +73,89 @@ proptest! {
         for (key, bytes) in &model {
             let entry = store.get(key).unwrap();
             prop_assert_eq!((entry.key(), entry.value()), (&key[..], &bytes[..]));
+        }
+    }
+}
+
+/// A node in a cluster of one, and one of three that leads, whose journal is kept meanwhile.
+fn nodes() -> [Node; 2] {
+    let config = |count: usize| {
+        let mut text = "cluster = \"c\"\nleader = \"n1\"\n".to_owned();
+        for n in 1..=count {
+            text += &format!("[[node]]\nname = \"n{n}\"\naddr = \"127.0.0.1:{n}\"\n");
+        }
+        Config::parse(&text, "cluster.toml").unwrap()
+    };
+    [1, 3].map(|count| {
+        let config = config(count);
+        let node = Node::of_cluster(&config, config.leader());
+        if count > 1 {
+            let era = Era {
+                epoch: 1,
+                nonce: 1,
+                start_index: 1,
+            };
+            node.open_era(era).unwrap();
+        }
+        node
+    })
+}
+
+proptest! {
+    /// Writes in runs, with and without a journal: the same answers and the same data as one by one, the log is what
+    /// was done, and the digest is the data's.
+    #[test]
+    fn runs_are_their_requests_one_after_another(runs in vec(vec(operation(), 1..60), 0..20)) {
+        for node in nodes() {
+            let mut model: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+            let mut done = Vec::new();
+            for operations in &runs {
+                let mut bytes = Vec::new();
+                let mut expected = Vec::new();
+                for operation in operations {
+                    let (request, is_done) = match operation {
+                        Operation::Set(key, value) => {
+                            model.insert(key.clone(), value.clone());
+                            (Request::Set { key, value }, true)
+                        }
+                        Operation::Remove(key) => (Request::Del { key }, model.remove(key).is_some()),
+                        Operation::Get(_) | Operation::RemoveAll => continue,
+                    };
+                    let before = bytes.len();
+                    request.encode(&mut bytes).unwrap();
+                    expected.push(if is_done { Status::Ok } else { Status::NotFound });
+                    if is_done {
+                        done.extend_from_slice(&bytes[before..]);
+                    }
+                }
+                let (mut rest, mut answers) = (&bytes[..], Vec::new());
+                while !rest.is_empty() {
+                    let run = Run::of_writes(rest, &Limits::default());
+                    rest = &rest[run.bytes().len()..];
+                    answers.extend(node.execute_run(&run).iter().map(Reply::status));
+                }
+                prop_assert_eq!(answers, expected);
+            }
+            prop_assert_eq!(node.store().len(), model.len());
+            let mut digest = Digest::EMPTY;
+            for (key, value) in &model {
+                let entry = node.store().get(key).unwrap();
+                prop_assert_eq!(entry.value(), &value[..]);
+                digest = digest.changed(Digest::EMPTY, Digest::of(&entry));
+            }
+            if let Some(journal) = node.journal() {
+                journal.end();
+                journal.keep();
+                prop_assert_eq!(node.head().digest, digest);
+                prop_assert_eq!(journal.kept_head(), node.head());
+                let (mut log, mut part) = (Vec::new(), Vec::new());
+                let mut cursor = journal.cursor_after(0).unwrap();
+                while let Found::Small(_) = journal.read(&mut cursor, 100, &mut part, Instant::now()) {
+                    log.extend_from_slice(&part);
+                }
+                prop_assert_eq!(cursor.next, node.head().index + 1);
+                prop_assert_eq!(log, done);
+            }
         }
     }
 }

@@ -3,7 +3,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use gopherstore::store::Store;
+use gopherstore::store::{Contended, Store};
+use gopherstore::wire::request::Limits;
+use gopherstore::wire::{Request, Run};
 
 use crate::entry;
 
@@ -102,4 +104,75 @@ fn of_many_writers_of_one_key_one_wins_and_every_other_value_is_replaced_once() 
     });
     assert_eq!(replaced.into_inner(), 4 * 10_000 - 1);
     assert_eq!(check(store.get(b"key").unwrap().value()).1, 9_999);
+}
+
+/// Frames of requests one behind the other.
+fn frames<'a>(requests: impl IntoIterator<Item = Request<'a>>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for request in requests {
+        request.encode(&mut bytes).unwrap();
+    }
+    bytes
+}
+
+/// Values that are as long are written over each other where they lie; nobody who reads may see half of one, and since
+/// a run is carried out as a whole, nobody may see half of a run.
+#[test]
+fn runs_of_writes_are_seen_whole_and_in_order_by_runs_of_reads() {
+    const ROUNDS: u64 = 20_000;
+    let keys: [[u8; 1]; 6] = [[0], [1], [2], [3], [4], [5]];
+    let store = Store::with_partitions(4);
+    let done = AtomicBool::new(false);
+    let reads = AtomicU64::new(0);
+    thread::scope(|scope| {
+        let store = &store;
+        let writer = scope.spawn(|| {
+            for round in 1..=ROUNDS {
+                let value = [round.to_be_bytes(), (!round).to_be_bytes()].concat();
+                let sets = keys.iter().map(|key| Request::Set { key, value: &value });
+                let bytes = frames(sets);
+                let run = Run::of_writes(&bytes, &Limits::default());
+                assert_eq!(run.len(), keys.len());
+                while let Err(Contended) = store.write_run(&run, &mut (), |(), _, _| {}, |()| {}) {
+                    thread::yield_now();
+                }
+            }
+        });
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let bytes = frames(keys.iter().map(|key| Request::Get { key }));
+                let run = Run::of_reads(&bytes, &Limits::default());
+                let mut last = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let Ok(found) = store.get_run(&run) else {
+                        thread::yield_now();
+                        continue;
+                    };
+                    let rounds = found.iter().map(|entry| match entry {
+                        None => 0,
+                        Some(entry) => {
+                            let word = |at: usize| {
+                                let word = entry.value()[at..at + 8].try_into().unwrap();
+                                u64::from_be_bytes(word)
+                            };
+                            assert_eq!(word(0), !word(8), "torn value");
+                            word(0)
+                        }
+                    });
+                    let rounds: Vec<u64> = rounds.collect();
+                    assert!(rounds.iter().all(|round| *round == rounds[0]), "{rounds:?}");
+                    assert!(rounds[0] >= last, "{} after {last}", rounds[0]);
+                    last = rounds[0];
+                    reads.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        writer.join().unwrap();
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(reads.into_inner() > 0);
+    for key in &keys {
+        let entry = store.get(key).unwrap();
+        assert_eq!(entry.value()[..8], ROUNDS.to_be_bytes());
+    }
 }

@@ -22,5 +22,5 @@ mod journal;
 #[allow(dead_code)]
 mod store;
 
-pub use gopherstore::{digest, entry, oplog};
+pub use gopherstore::{digest, entry, oplog, wire};
 pub use primitives::{Condvar, Mutex, Receiver, RwLock, Sender, unbounded};

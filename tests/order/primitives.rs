@@ -18,6 +18,14 @@ impl<T> RwLock<T> {
     pub fn write(&self) -> inner::RwLockWriteGuard<'_, T> {
         self.0.write().unwrap()
     }
+
+    pub fn try_read(&self) -> Option<inner::RwLockReadGuard<'_, T>> {
+        self.0.try_read().ok()
+    }
+
+    pub fn try_write(&self) -> Option<inner::RwLockWriteGuard<'_, T>> {
+        self.0.try_write().ok()
+    }
 }
 
 #[derive(Debug, Default)]

@@ -30,7 +30,7 @@ use gopherstore::history::{Era, History};
 use gopherstore::journal::Head;
 use gopherstore::liveness::{Change, Liveness};
 use gopherstore::node::{Phase, SILENT_HEARTBEATS};
-use gopherstore::oplog::{After, Logged, OpLog};
+use gopherstore::oplog::{After, Frames, Logged, OpLog};
 use gopherstore::progress::Progress;
 use gopherstore::replication::rules::{CopyRule, Position, Verdict, start_of, takes};
 use gopherstore::wire::Request;
@@ -192,8 +192,11 @@ impl Node {
     fn apply(&mut self, entry: &Entry) {
         self.head.digest = self.change(entry, self.head.digest);
         self.head.index += 1;
-        let (entry, digest) = (entry.clone(), self.head.digest);
-        self.log.push(&Logged { entry, digest });
+        self.log.push(&Logged {
+            frames: Frames::Entry(entry.clone()),
+            count: 1,
+            digest: self.head.digest,
+        });
     }
 
     fn serves(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use super::{Fields, Head, ReplicationError, StreamOpcode};
 use crate::wire::request::{self, Limits, Parsed};
-use crate::wire::{Opcode, RequestFrame, size};
+use crate::wire::{Opcode, RequestFrame, Run, size};
 
 /// Longest value in bytes of a batch of more than one frame. A batch of one has whatever length its frame has.
 pub const BATCH_LEN_MAX: u32 = 1 << 20;
@@ -68,6 +68,17 @@ impl<'a> Frames<'a> {
     #[must_use]
     pub const fn bytes(&self) -> &'a [u8] {
         self.bytes
+    }
+
+    /// All of them, in order, as many together as may be carried out together.
+    pub fn runs(&self) -> impl Iterator<Item = Run<'a>> {
+        let mut rest = self.bytes;
+        std::iter::from_fn(move || {
+            let run = Run::of_writes(rest, &ANY_VALUE);
+            rest = &rest[run.bytes().len()..];
+            // The frames were checked, so this is their end.
+            (!run.is_empty()).then_some(run)
+        })
     }
 
     /// Each of them, in order.

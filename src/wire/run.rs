@@ -1,0 +1,179 @@
+//! Requests that came one behind the other and are carried out together.
+
+use arrayvec::ArrayVec;
+
+use super::request::{Limits, Parsed, parse};
+use super::{Request, RequestFrame, size};
+
+/// Most requests of a run. What is done once for all of them is then cheap enough, and what a run keeps locked is still
+/// a small part of the store.
+pub const RUN_MAX: usize = 16;
+
+/// Longest SET frame in bytes that shares a run with others; a longer one is worth the cost of going alone.
+pub const RUN_FRAME_BYTES_MAX: usize = 4 << 10;
+
+/// Most bytes of a run: as many as there are of SETs, and enough for any DEL.
+const RUN_BYTES_MAX: usize = RUN_MAX * RUN_FRAME_BYTES_MAX;
+
+/// Requests of one kind, whole and acceptable, that lie one behind the other; [`RUN_MAX`] of them at the most.
+///
+/// Small, since it lies on the stack of every connection: where each frame ends, and not the frames.
+#[derive(Clone, Debug)]
+pub struct Run<'a> {
+    bytes: &'a [u8],
+    ends: ArrayVec<u32, RUN_MAX>,
+}
+
+impl<'a> Run<'a> {
+    /// GETs at the start of `bytes`, as many as there are before anything else.
+    #[must_use]
+    pub fn of_reads(bytes: &'a [u8], limits: &Limits) -> Run<'a> {
+        Run::of(bytes, limits, |frame| {
+            matches!(frame.request(), Request::Get { .. })
+        })
+    }
+
+    /// SETs and DELs at the start of `bytes`, as many as there are before anything else; a SET of more than
+    /// [`RUN_FRAME_BYTES_MAX`] bytes alone.
+    #[must_use]
+    pub fn of_writes(bytes: &'a [u8], limits: &Limits) -> Run<'a> {
+        Run::of(bytes, limits, |frame| {
+            matches!(frame.request(), Request::Set { .. } | Request::Del { .. })
+        })
+    }
+
+    /// A single request, of whatever length.
+    #[must_use]
+    pub fn of_one(frame: &RequestFrame<'a>) -> Run<'a> {
+        let bytes = frame.bytes();
+        let end = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let ends = [end].into_iter().collect();
+        Run { bytes, ends }
+    }
+
+    fn of(
+        bytes: &'a [u8],
+        limits: &Limits,
+        belongs: impl Fn(&RequestFrame<'_>) -> bool,
+    ) -> Run<'a> {
+        let (mut ends, mut len) = (ArrayVec::new(), 0);
+        while !ends.is_full()
+            && let Ok(Parsed::Whole(frame)) = parse(&bytes[len..], limits)
+            && belongs(&frame)
+        {
+            let is_large = is_large(&frame);
+            if len > 0 && (is_large || len + frame.bytes().len() > RUN_BYTES_MAX) {
+                break;
+            }
+            len += frame.bytes().len();
+            ends.push(u32::try_from(len).unwrap_or(u32::MAX));
+            if is_large {
+                break;
+            }
+        }
+        let bytes = &bytes[..len];
+        Run { bytes, ends }
+    }
+
+    /// All of it, byte for byte.
+    #[must_use]
+    pub const fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// How many requests there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// The requests, in their order.
+    pub fn frames(&self) -> impl Iterator<Item = RequestFrame<'a>> + '_ {
+        let mut start = 0;
+        self.ends.iter().map(move |&end| {
+            let frame = &self.bytes[start..size(end)];
+            start = size(end);
+            RequestFrame::of_whole(frame)
+        })
+    }
+}
+
+fn is_large(frame: &RequestFrame<'_>) -> bool {
+    matches!(frame.request(), Request::Set { .. }) && frame.bytes().len() > RUN_FRAME_BYTES_MAX
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// A frame of each request, one behind the other.
+    fn frames(requests: &[Request<'_>]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for request in requests {
+            request.encode(&mut bytes).unwrap();
+        }
+        bytes
+    }
+
+    fn writes(bytes: &[u8]) -> usize {
+        let run = Run::of_writes(bytes, &Limits::default());
+        assert!(bytes.starts_with(run.bytes()));
+        let len: usize = run.frames().map(|frame| frame.bytes().len()).sum();
+        assert_eq!(len, run.bytes().len());
+        run.len()
+    }
+
+    #[test]
+    fn a_run_ends_where_something_else_begins() {
+        let set = Request::Set {
+            key: b"k",
+            value: b"v",
+        };
+        let (get, del) = (Request::Get { key: b"k" }, Request::Del { key: b"k" });
+        let bytes = frames(&[set, del, set, get, set]);
+        assert_eq!(writes(&bytes), 3);
+        assert_eq!(writes(&bytes[..bytes.len() - 1]), 3);
+        let reads = |bytes: &[u8]| {
+            let run = Run::of_reads(bytes, &Limits::default());
+            run.len()
+        };
+        assert_eq!(reads(&bytes), 0);
+        let bytes = frames(&[get, get, set]);
+        assert_eq!((reads(&bytes), writes(&bytes)), (2, 0));
+        assert_eq!(reads(&bytes[..2 * 8 - 1]), 1, "the second one is not whole");
+        assert_eq!(reads(b""), 0);
+        assert_eq!(reads(&frames(&[Request::Ping])), 0);
+        assert_eq!(writes(b"\x01\x00\x01\xff\xff\xff\xffk"), 0, "refused");
+    }
+
+    #[test]
+    fn a_run_is_bounded_in_number_and_in_bytes() {
+        let set = |len| {
+            let value = vec![b'v'; len];
+            let (key, value) = (b"k", &value);
+            frames(&[Request::Set { key, value }])
+        };
+        assert_eq!(writes(&set(1).repeat(100)), RUN_MAX);
+        let longest = RUN_FRAME_BYTES_MAX - 8;
+        assert_eq!(writes(&set(longest).repeat(100)), RUN_MAX);
+        let large = set(longest + 1);
+        assert_eq!(writes(&large.repeat(2)), 1);
+        assert_eq!(writes(&[set(1), large.clone()].concat()), 1);
+        assert_eq!(writes(&[large.clone(), set(1)].concat()), 1);
+        let key = &vec![b'k'; 65_535];
+        let del = frames(&[Request::Del { key }]);
+        assert_eq!(writes(&del), 1);
+        assert_eq!(
+            writes(&del.repeat(3)),
+            1,
+            "two are longer than a run may be"
+        );
+    }
+}
