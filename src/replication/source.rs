@@ -81,7 +81,7 @@ pub(crate) fn accept(node: &Node, key: &[u8], value: &[u8]) -> Result<Accepted, 
         ));
     };
     // A follower is a source for one node alone: its leader, which has to find its data again.
-    if let (Some(refusal), false) = (node.refuses_writes(), peer.name == member.leader) {
+    if let (Some(refusal), false) = (node.redirects_writes(), peer.name == member.leader) {
         return Err(refusal);
     }
     if let Phase::Loading(why) = node.phase() {
@@ -487,6 +487,5 @@ fn read_acks(node: &Node, mut stream: &TcpStream, (name, number): (&str, u64), e
 
 /// Whether this node leads, as its configuration has it.
 pub(crate) fn leads(node: &Node) -> bool {
-    node.refuses_writes()
-        .is_none_or(|reply| !matches!(reply, Reply::NotLeader(_)))
+    node.redirects_writes().is_none()
 }

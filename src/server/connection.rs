@@ -494,6 +494,7 @@ mod tests {
         let peer = Peer {
             stream,
             in_frame: AtomicBool::new(false),
+            is_late: AtomicBool::new(false),
             follows: AtomicBool::new(false),
         };
         let context = Context {
