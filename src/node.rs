@@ -15,7 +15,7 @@ use crate::history::{Era, History};
 use crate::journal::{Head, Journal};
 use crate::liveness::Liveness;
 use crate::oplog::Logged;
-use crate::progress::Progress;
+use crate::progress::{Copies, Progress};
 use crate::store::Store;
 use crate::wire::response::ResponseHeader;
 use crate::wire::{Request, RequestFrame, Status};
@@ -82,6 +82,7 @@ pub struct Node {
     streams: AtomicU64,
     /// A follower's progress has changed, or it has gone.
     progressed: Condvar,
+    copies: Copies,
     liveness: Mutex<Liveness>,
     connections: AtomicU64,
     full_copies: AtomicU64,
@@ -232,6 +233,7 @@ impl Node {
             followers: Mutex::default(),
             streams: AtomicU64::new(0),
             progressed: Condvar::new(),
+            copies: Copies::default(),
             liveness: Mutex::new(Liveness::new(names, timeout, now)),
             connections: AtomicU64::new(0),
             full_copies: AtomicU64::new(0),
@@ -264,6 +266,12 @@ impl Node {
     #[must_use]
     pub const fn liveness(&self) -> &Mutex<Liveness> {
         &self.liveness
+    }
+
+    /// The full copies that it sends.
+    #[must_use]
+    pub const fn copies(&self) -> &Copies {
+        &self.copies
     }
 
     /// Where the node stands.

@@ -561,6 +561,46 @@ fn a_planned_stop_of_the_leader_loses_nothing() {
     judge(&cluster, &load, FOUND_WITHIN);
 }
 
+/// A follower gives up its data for a copy. If both did that at once, a leader that dies would take everything with it.
+#[test]
+fn followers_that_hold_data_take_their_copies_one_after_another() {
+    let mut cluster = cluster(QUICK_AND_SMALL);
+    let keys: Vec<Vec<u8>> = (0..10_000_u32).map(|n| n.to_be_bytes().to_vec()).collect();
+    cluster.write_all(keys.iter().map(|key| (&key[..], &[b'v'; 200][..])));
+    for _ in 0..rounds(1, 20) {
+        cluster.wait_converged(FOUND_WITHIN);
+        for follower in [1, 2] {
+            let link = cluster.link(follower, 0);
+            link.refuse(true);
+            link.cut(Cut::End);
+            link.throttle(Way::Down, Some(250_000));
+        }
+        overwrite(&cluster, 3 * BACKLOG_BYTES);
+        for follower in [1, 2] {
+            cluster.link(follower, 0).refuse(false);
+        }
+        let loads = |node| {
+            let status = cluster.status(node).unwrap();
+            !status.is_state(state::SERVING)
+        };
+        wait_until(FOUND_WITHIN, "a copy", || loads(1) || loads(2));
+        let (copying, waiting) = if loads(1) { (1, 2) } else { (2, 1) };
+        cluster
+            .process(waiting)
+            .wait_for_log("one that holds data waits for its turn");
+        assert!(loads(copying), "the test's copy is too short");
+        assert!(!loads(waiting), "{}", cluster.statuses());
+        cluster.kill(0);
+        for follower in [1, 2] {
+            cluster.link(follower, 0).pass();
+        }
+        cluster.restart(0);
+        cluster.wait_converged(FOUND_WITHIN);
+        let values = cluster.equal_contents(&keys);
+        assert!(values.iter().all(Option::is_some), "lost all");
+    }
+}
+
 /// Nobody else has what a leader took before its followers came back, so a planned stop waits for them.
 #[test]
 fn a_planned_stop_before_the_followers_are_back_loses_nothing() {

@@ -65,7 +65,7 @@ pub(crate) struct Status(BTreeMap<String, String>);
 
 impl Status {
     /// The lines `key: value`; any other line is passed over.
-    fn parse(text: &str) -> Status {
+    pub(crate) fn parse(text: &str) -> Status {
         let pairs = text.lines().filter_map(|line| line.split_once(':'));
         Status(
             pairs
