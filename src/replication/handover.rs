@@ -16,6 +16,9 @@ const PATIENCE: Duration = Duration::from_secs(6);
 /// How long, where no follower has everything and one is being sent it: until then the data would go with this node.
 const PATIENCE_WHERE_ALONE: Duration = Duration::from_secs(60);
 
+/// A stream that is as old as this sends. One that refuses what it is offered ends at once.
+const SENDS: Duration = Duration::from_millis(500);
+
 /// Between two looks at which peers live.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -23,37 +26,43 @@ const LOOK: Duration = Duration::from_millis(20);
 pub(crate) fn run(node: &Node) {
     let index = node.head().index;
     let begin = Instant::now();
-    // The log has ended, so whoever had everything has it, even where it has gone since.
+    let mut end = begin + PATIENCE;
+    // Nothing is written any more, so whoever had everything has it, even where it has gone since.
     let mut have_all = BTreeSet::new();
+    let mut sending_since = None;
     let mut is_said = false;
     loop {
         let mut lacking = Vec::new();
         for peer in node.peers_at(index) {
             match peer.lacks {
                 None => drop(have_all.insert(peer.name)),
-                Some(lacks) if peer.is_up && !have_all.contains(&peer.name) => {
+                // Whoever follows lives, though a busy machine may have kept it from saying so to the probe.
+                Some(lacks)
+                    if (peer.is_up || lacks != Lacking::Absent)
+                        && !have_all.contains(&peer.name) =>
+                {
                     lacking.push((peer.name, lacks));
                 }
                 Some(_) => {}
             }
         }
-        let took = begin.elapsed();
+        let now = Instant::now();
         if lacking.is_empty() {
             let names: Vec<_> = have_all.into_iter().collect();
             info!(
                 "handed over up to index {index} in {} ms, to {}",
-                took.as_millis(),
+                (now - begin).as_millis(),
                 list(&names)
             );
             return;
         }
-        let is_sending = lacking.iter().any(|(_, lacks)| *lacks != Lacking::Absent);
-        let patience = if have_all.is_empty() && is_sending {
-            PATIENCE_WHERE_ALONE
-        } else {
-            PATIENCE
-        };
-        if took >= patience {
+        if lacking.iter().all(|(_, lacks)| *lacks == Lacking::Absent) {
+            sending_since = None;
+        } else if now - *sending_since.get_or_insert(now) >= SENDS && have_all.is_empty() {
+            // Where the stream is lost it may come back.
+            end = (now + PATIENCE).min(begin + PATIENCE_WHERE_ALONE);
+        }
+        if now >= end {
             for (name, lacks) in lacking {
                 warn!("stopping though {name} {lacks}, and the log ends at index {index}");
             }
