@@ -177,8 +177,8 @@ fn main() {
     let mut cluster = Cluster::start_with(3, &options);
     cluster.wait_converged(WITHIN);
     println!(
-        "p99 of {CLIENTS} clients and of the other follower's lag, with a follower in trouble as a multiple of without; \
-         median of {ROUNDS} rounds"
+        "p99 of {CLIENTS} clients and of the other follower's lag, with a follower in trouble, \
+         as a multiple of that without; median of {ROUNDS} rounds"
     );
     for (fault, name) in Fault::ALL {
         let (mut answers, mut lags) = (Vec::new(), Vec::new());

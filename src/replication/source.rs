@@ -142,7 +142,7 @@ pub(crate) fn accept(node: &Node, key: &[u8], value: &[u8]) -> Result<Accepted, 
 pub(crate) fn serve(
     node: &Node,
     stream: &TcpStream,
-    accepted: Box<Accepted>,
+    accepted: &mut Accepted,
     early: &[u8],
 ) -> io::Result<()> {
     let (Some(journal), Some(member)) = (node.journal(), node.member()) else {
@@ -175,7 +175,7 @@ pub(crate) fn serve(
         epoch,
         interval,
         silence,
-        turn: accepted.turn,
+        turn: accepted.turn.take(),
         copied_to: 0,
         out: Vec::new(),
         run: Vec::new(),

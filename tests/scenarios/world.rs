@@ -31,7 +31,7 @@ use gopherstore::journal::Head;
 use gopherstore::liveness::{Change, Liveness};
 use gopherstore::node::{Phase, SILENT_HEARTBEATS};
 use gopherstore::oplog::{After, Logged, OpLog};
-use gopherstore::progress::Progress;
+use gopherstore::progress::{Copies, Progress, Turn};
 use gopherstore::replication::rules::{
     CopyRule, Position, Standing, Verdict, furthest, next_epoch, start_of, takes,
 };
@@ -75,6 +75,7 @@ struct Node {
     link: Option<Link>,
     /// Of the leader.
     followers: BTreeMap<usize, Progress>,
+    copies: Copies,
 }
 
 struct Link {
@@ -90,6 +91,7 @@ struct Copy {
     rule: CopyRule,
     partition: usize,
     history: History,
+    _turn: Turn,
 }
 
 /// A SET, or without a value a DEL.
@@ -173,6 +175,7 @@ impl Node {
             log: OpLog::new(backlog),
             link: None,
             followers: BTreeMap::new(),
+            copies: Copies::default(),
         }
     }
 
@@ -462,10 +465,16 @@ impl World {
         let (text, next) = match verdict {
             Verdict::Resume => (format!("resumes from {}", own.index + 1), own.index + 1),
             Verdict::TakeCopy => {
+                let holds_data = own.index > 0 && !wants_full_copy;
+                let Some(turn) = leader.copies.begin(holds_data, self.now) else {
+                    self.say(&format!("{name}: n1 answers LOADING until another's copy has ended"));
+                    return false;
+                };
                 copy = Some(Copy {
                     rule: CopyRule::default(),
                     partition: 0,
                     history: history.clone(),
+                    _turn: turn,
                 });
                 ("takes a full copy".to_owned(), leader.head.index + 1)
             }
