@@ -29,9 +29,9 @@ mod support {
     pub(crate) mod proxy;
 }
 
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 15;
 /// Of each half of a round.
-const TIME: Duration = Duration::from_secs(3);
+const TIME: Duration = Duration::from_secs(1);
 /// From the fault to the first time that counts, so that buffers are full and what is to be noticed was.
 const SETTLE: Duration = Duration::from_millis(500);
 const WITHIN: Duration = Duration::from_secs(60);
