@@ -467,7 +467,9 @@ impl World {
             Verdict::TakeCopy => {
                 let holds_data = own.index > 0 && !wants_full_copy;
                 let Some(turn) = leader.copies.begin(holds_data, self.now) else {
-                    self.say(&format!("{name}: n1 answers LOADING until another's copy has ended"));
+                    self.say(&format!(
+                        "{name}: n1 answers LOADING until another's copy has ended"
+                    ));
                     return false;
                 };
                 copy = Some(Copy {
