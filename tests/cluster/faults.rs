@@ -579,17 +579,19 @@ fn followers_that_hold_data_take_their_copies_one_after_another() {
         for follower in [1, 2] {
             cluster.link(follower, 0).refuse(false);
         }
-        let loads = |node| {
+        let loads = |cluster: &Cluster, node| {
             let status = cluster.status(node).unwrap();
             !status.is_state(state::SERVING)
         };
-        wait_until(FOUND_WITHIN, "a copy", || loads(1) || loads(2));
-        let (copying, waiting) = if loads(1) { (1, 2) } else { (2, 1) };
+        wait_until(FOUND_WITHIN, "a copy", || {
+            loads(&cluster, 1) || loads(&cluster, 2)
+        });
+        let (copying, waiting) = if loads(&cluster, 1) { (1, 2) } else { (2, 1) };
         cluster
             .process(waiting)
             .wait_for_log("one that holds data waits for its turn");
-        assert!(loads(copying), "the test's copy is too short");
-        assert!(!loads(waiting), "{}", cluster.statuses());
+        assert!(loads(&cluster, copying), "the test's copy is too short");
+        assert!(!loads(&cluster, waiting), "{}", cluster.statuses());
         // What is on its way would outlive the leader, and might be the rest of the copy.
         for follower in [1, 2] {
             let link = cluster.link(follower, 0);
@@ -597,7 +599,7 @@ fn followers_that_hold_data_take_their_copies_one_after_another() {
             link.cut(Cut::Reset);
         }
         cluster.kill(0);
-        assert!(loads(copying), "the test's copy is too short");
+        assert!(loads(&cluster, copying), "the test's copy is too short");
         for follower in [1, 2] {
             cluster.link(follower, 0).pass();
         }
