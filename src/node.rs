@@ -1,7 +1,7 @@
 //! What a node is, what it holds, and what it answers to a request, whatever the request came in by.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::history::{Era, History};
 use crate::journal::{Head, Journal};
 use crate::liveness::Liveness;
 use crate::oplog::Frames;
-use crate::progress::Progress;
+use crate::progress::{Copies, Progress};
 use crate::store::{Contended, Store};
 use crate::wire::response::ResponseHeader;
 use crate::wire::run::{RUN_FRAME_BYTES_MAX, RUN_MAX};
@@ -24,6 +24,9 @@ use crate::wire::{Request, RequestFrame, Run, Status};
 
 /// A peer that says nothing for so many heartbeats counts as down, and a follower as gone.
 pub const SILENT_HEARTBEATS: u32 = 3;
+
+/// The answer to a write once a leader stops.
+const STOPS: &str = "this leader is stopping and takes no more writes; try again when it is back";
 
 /// What a node is in its cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +84,7 @@ pub struct Node {
     streams: AtomicU64,
     /// A follower's progress has changed, or it has gone.
     progressed: Condvar,
+    copies: Copies,
     liveness: Mutex<Liveness>,
     connections: AtomicU64,
     full_copies: AtomicU64,
@@ -97,6 +101,8 @@ struct Standing {
     /// The node has found that its data set is not what its leader's is, and wants a full copy of a leader that knows
     /// of it.
     distrust: bool,
+    /// The node stops, and takes no more writes.
+    stops: bool,
 }
 
 /// The answer to one request.
@@ -120,6 +126,36 @@ pub enum Reply {
     Loading(Arc<str>),
     /// ERROR and a message.
     Error(String),
+}
+
+/// A peer, and what it lacks of this node's log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerAt {
+    /// Its name in `cluster.toml`.
+    pub name: String,
+    /// Whether it lives, as far as is known.
+    pub is_up: bool,
+    /// `None` where it has everything.
+    pub lacks: Option<Lacking>,
+}
+
+/// Why a peer is not known to have all of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lacking {
+    /// It does not follow.
+    Absent,
+    /// It follows, and has said that it is at this index.
+    At(u64),
+}
+
+impl fmt::Display for Lacking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Lacking::Absent => f.write_str("does not follow"),
+            Lacking::At(0) => f.write_str("has not taken all of its full copy"),
+            Lacking::At(index) => write!(f, "has applied no more than index {index}"),
+        }
+    }
 }
 
 /// A write from the leader that cannot have been made to this data set: a DEL of a key that is not there.
@@ -195,12 +231,14 @@ impl Node {
                 history: History::default(),
                 discard: false,
                 distrust: false,
+                stops: false,
             }),
             serves_reads: AtomicBool::new(false),
             takes_writes: AtomicBool::new(false),
             followers: Mutex::default(),
             streams: AtomicU64::new(0),
             progressed: Condvar::new(),
+            copies: Copies::default(),
             liveness: Mutex::new(Liveness::new(names, timeout, now)),
             connections: AtomicU64::new(0),
             full_copies: AtomicU64::new(0),
@@ -233,6 +271,12 @@ impl Node {
     #[must_use]
     pub const fn liveness(&self) -> &Mutex<Liveness> {
         &self.liveness
+    }
+
+    /// The full copies that it sends.
+    #[must_use]
+    pub const fn copies(&self) -> &Copies {
+        &self.copies
     }
 
     /// Where the node stands.
@@ -308,11 +352,20 @@ impl Node {
         result
     }
 
+    /// A leader that stops takes no more writes, so that its followers can get everything before it goes. Says whether
+    /// it took any until now.
+    pub fn end_writes(&self) -> bool {
+        let took = self.takes_writes.load(Ordering::Acquire);
+        self.change(|standing| standing.stops = true);
+        took
+    }
+
     fn change(&self, with: impl FnOnce(&mut Standing)) {
         let mut standing = self.standing.lock();
         with(&mut standing);
         let serves = !matches!(standing.phase, Phase::Loading(_));
-        let leads = self.role == Role::Leader && standing.phase == Phase::Serving;
+        let leads =
+            self.role == Role::Leader && standing.phase == Phase::Serving && !standing.stops;
         self.serves_reads.store(serves, Ordering::SeqCst);
         self.takes_writes.store(leads, Ordering::SeqCst);
     }
@@ -347,15 +400,25 @@ impl Node {
         if self.takes_writes.load(Ordering::Acquire) {
             return None;
         }
-        Some(match &self.role {
-            Role::Leader => self.refuses_reads(),
-            Role::Follower { leader_addr } => Reply::NotLeader(Arc::clone(leader_addr)),
-        })
+        Some(
+            self.redirects_writes()
+                .unwrap_or_else(|| self.refuses_reads()),
+        )
+    }
+
+    /// Where a follower sends writers, whatever state it is in; `None` of a leader.
+    #[must_use]
+    pub fn redirects_writes(&self) -> Option<Reply> {
+        match &self.role {
+            Role::Leader => None,
+            Role::Follower { leader_addr } => Some(Reply::NotLeader(Arc::clone(leader_addr))),
+        }
     }
 
     fn refuses_reads(&self) -> Reply {
         match self.phase() {
             Phase::Loading(why) | Phase::Refusing(why) => Reply::Loading(why),
+            Phase::Serving if self.standing.lock().stops => Reply::Loading(Arc::from(STOPS)),
             Phase::Serving => Reply::Loading(Arc::from("this node is about to serve")),
         }
     }
@@ -612,12 +675,41 @@ impl Node {
         }
     }
 
+    /// How far each peer is with a log that ends at `index`.
+    #[must_use]
+    pub fn peers_at(&self, index: u64) -> Vec<PeerAt> {
+        let peers: Vec<_> = self.liveness.lock().peers().to_vec();
+        let followers = self.followers.lock();
+        let peers = peers.into_iter().map(|peer| {
+            let follower = followers.get(&peer.name);
+            let lacks = match follower.map(|(_, progress)| progress.applied_index()) {
+                Some(applied) if applied >= index => None,
+                Some(applied) => Some(Lacking::At(applied)),
+                None => Some(Lacking::Absent),
+            };
+            PeerAt {
+                name: peer.name,
+                is_up: peer.is_up,
+                lacks,
+            }
+        });
+        peers.collect()
+    }
+
+    /// Waits until some follower's progress has changed, or the time is over.
+    pub fn wait_for_progress(&self, time: Duration) {
+        let mut followers = self.followers.lock();
+        self.progressed.wait_for(&mut followers, time);
+    }
+
     /// The answer to STATUS: `key: value` lines (GBP §4).
     fn status(&self, now: Instant) -> String {
         let head = self.journal.as_ref().map(Journal::head).unwrap_or_default();
         let (phase, epoch) = {
             let standing = self.standing.lock();
-            let epoch = standing.history.last().map_or(0, |era| era.epoch);
+            // Not of an era whose first entry is further on: epoch and index together say what the node holds.
+            let era = standing.history.era_of(head.index.saturating_add(1));
+            let epoch = era.map_or(0, |era| era.epoch);
             (standing.phase.clone(), epoch)
         };
         let name = self

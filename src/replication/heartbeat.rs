@@ -67,7 +67,7 @@ fn ask(connection: &mut Option<TcpStream>, member: &Member, peer: &NodeConfig) -
     Ok(())
 }
 
-fn report(change: Change) {
+pub(super) fn report(change: Change) {
     let (name, after) = (change.name, change.after.as_millis());
     if change.is_up {
         info!("{name} is up, after {after} ms");

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use log::{info, warn};
 use parking_lot::{Condvar, Mutex};
 
-use super::rules::{Position, Verdict, takes};
+use super::rules::{Position, Standing, Verdict, furthest, next_epoch, takes};
 use super::source::leads;
-use super::{Stop, connect};
+use super::{Stop, connect, heartbeat};
 use crate::config::NodeConfig;
 use crate::digest::Digest;
 use crate::entry::Entry;
@@ -38,6 +38,8 @@ enum Fault {
     Io(io::Error),
     /// The peer refused to be followed.
     Answer(String),
+    /// The peer cannot be followed yet: it has no data set, or another follower is being copied to.
+    NotYet(String),
     /// The stream is not what it should be.
     Stream(String),
     /// The data set is not what the leader's is.
@@ -76,7 +78,13 @@ fn follow(node: &Node, member: &Member, leader: &NodeConfig, stop: &Stop) {
         if link.has_followed {
             back_off = BackOff::new();
         }
+        let mut pause = back_off.next();
         let text = match fault {
+            Fault::NotYet(text) => {
+                // It is there and asking costs little, so that it is followed soon after it can be.
+                pause = pause.min(member.replication.heartbeat_interval);
+                text
+            }
             Fault::Diverged(text) => {
                 node.distrust(&text);
                 text
@@ -95,8 +103,27 @@ fn follow(node: &Node, member: &Member, leader: &NodeConfig, stop: &Stop) {
         if link.has_followed {
             last.clear();
         }
-        if stop.wait(back_off.next()) {
+        if pause_for(node, &leader.name, stop, pause) {
             return;
+        }
+    }
+}
+
+/// Pauses, but no longer than until the leader comes up again, and says whether it is over.
+fn pause_for(node: &Node, leader: &str, stop: &Stop, time: Duration) -> bool {
+    let begin = Instant::now();
+    let has_come = || {
+        let liveness = node.liveness().lock();
+        let mut peers = liveness.peers().iter();
+        peers.any(|peer| peer.name == leader && peer.is_up && peer.since > begin)
+    };
+    loop {
+        let left = time.saturating_sub(begin.elapsed());
+        if stop.wait(left.min(BACK_OFF.0)) {
+            return true;
+        }
+        if left <= BACK_OFF.0 || has_come() {
+            return false;
         }
     }
 }
@@ -109,25 +136,17 @@ fn describe(fault: &Fault, member: &Member) -> String {
         }
         Fault::Io(error) => error.to_string(),
         Fault::Answer(text)
+        | Fault::NotYet(text)
         | Fault::Stream(text)
         | Fault::Diverged(text)
         | Fault::Refused(text) => text.clone(),
     }
 }
 
-/// What a peer says of itself when a leader starts.
-#[derive(Clone, Debug)]
-struct Found {
-    peer: NodeConfig,
-    epoch: u64,
-    index: u64,
-    has_data: bool,
-}
-
 /// What became of asking a peer.
 enum Asked {
     /// It is there, or its machine says that it is not.
-    Answered(Option<Found>),
+    Answered(Option<Standing>),
     Silent,
 }
 
@@ -136,26 +155,19 @@ enum Asked {
 fn recover(node: &Node, member: &Member, stop: &Stop) {
     let mut back_off = BackOff::new();
     loop {
-        let found = ask_all(member, stop);
+        let (peers, found): (Vec<_>, Vec<_>) = ask_all(node, member, stop).into_iter().unzip();
         if stop.is_stopped() {
             return;
         }
-        let epoch = found.iter().map(|found| found.epoch).max().unwrap_or(0);
-        let furthest = found
-            .iter()
-            .filter(|found| found.has_data)
-            .max_by_key(|found| (found.epoch, found.index));
-        if let Some(furthest) = furthest {
-            let name = &furthest.peer.name;
-            info!(
-                "{name} is furthest ahead, at index {} of epoch {}; copying it",
-                furthest.index, furthest.epoch
-            );
+        if let Some(at) = furthest(&found) {
+            let (source, Standing { epoch, index, .. }) = (peers[at], found[at]);
+            let name = &source.name;
+            info!("{name} is furthest ahead, at index {index} of epoch {epoch}; copying it");
             node.enter(Phase::Loading(Arc::from(format!(
                 "this leader is copying its data from {name}"
             ))));
             let mut link = Link::new(node, member, name);
-            if let Err(fault) = link.run(&furthest.peer.addr, stop, true) {
+            if let Err(fault) = link.run(&source.addr, stop, true) {
                 warn!("cannot copy {name}: {}", describe(&fault, member));
                 // Part of a copy is no data set: where nobody is left to copy, the leader starts with nothing.
                 node.give_up("this leader is asking the other nodes for data");
@@ -166,9 +178,8 @@ fn recover(node: &Node, member: &Member, stop: &Stop) {
             }
         }
         let head = node.head();
-        let known = node.history().last().map_or(0, |era| era.epoch);
         let era = Era {
-            epoch: epoch.max(known) + 1,
+            epoch: next_epoch(&node.history(), &found),
             nonce: random(),
             start_index: head.index + 1,
         };
@@ -184,14 +195,20 @@ fn recover(node: &Node, member: &Member, stop: &Stop) {
 }
 
 /// Asks all peers at once, until each has answered or `leader_timeout` is over.
-fn ask_all(member: &Member, stop: &Stop) -> Vec<Found> {
+fn ask_all<'a>(node: &Node, member: &'a Member, stop: &Stop) -> Vec<(&'a NodeConfig, Standing)> {
     let deadline = Instant::now() + member.replication.leader_timeout;
     thread::scope(|scope| {
-        let ask_peer = |peer| {
+        let ask_peer = |peer: &'a NodeConfig| {
             move || {
                 loop {
                     match ask(peer, deadline) {
-                        Asked::Answered(found) => return found,
+                        Asked::Answered(None) => return None,
+                        Asked::Answered(Some(found)) => {
+                            // A leader that is stopped right after its start has to know who lives.
+                            let change = node.liveness().lock().observe(&peer.name, Instant::now());
+                            change.into_iter().for_each(heartbeat::report);
+                            return Some((peer, found));
+                        }
                         Asked::Silent if Instant::now() >= deadline => {
                             warn!("{} does not answer; going on without it", peer.name);
                             return None;
@@ -237,8 +254,7 @@ fn ask(peer: &NodeConfig, deadline: Instant) -> Asked {
                     .map_or("", |(_, value)| value)
             };
             let number = |key: &str| field(key).parse().unwrap_or(0);
-            Asked::Answered(Some(Found {
-                peer: peer.clone(),
+            Asked::Answered(Some(Standing {
                 epoch: number("epoch"),
                 index: number("index"),
                 has_data: matches!(field("state"), "serving" | "refused"),
@@ -415,10 +431,12 @@ impl<'a> Link<'a> {
         if answer.status != Status::Ok.byte() {
             let name = Status::try_from(answer.status).map_or("an unknown status", Status::name);
             let text = String::from_utf8_lossy(answer.value);
-            return Err(Fault::Answer(format!(
-                "{} answers {name}: {text}",
-                self.source
-            )));
+            let text = format!("{} answers {name}: {text}", self.source);
+            return Err(if answer.status == Status::Loading.byte() {
+                Fault::NotYet(text)
+            } else {
+                Fault::Answer(text)
+            });
         }
         let offer =
             FollowAnswer::decode(answer.value).map_err(|error| Fault::Stream(error.to_string()))?;

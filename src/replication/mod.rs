@@ -11,8 +11,10 @@
 //! | probe-NAME  | peer                  | a connection to that peer               | a timer, read         |
 //!
 //! A follower asks for the stream on an ordinary connection (`source`); the rules of what it is given, and of what it
-//! takes, are in [`rules`]. A leader that starts copies the node furthest ahead before it serves (`link`).
+//! takes, are in [`rules`]. A leader that starts copies the node furthest ahead before it serves (`link`), and one that
+//! stops waits until the others have everything (`handover`).
 
+pub(crate) mod handover;
 pub(crate) mod heartbeat;
 pub(crate) mod link;
 pub mod rules;

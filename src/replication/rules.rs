@@ -78,6 +78,35 @@ pub fn takes(own: Position, discards: bool, start: Start, theirs: &History) -> V
     }
 }
 
+/// What a peer says of itself to a leader that starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Epoch of the era that its next entry belongs to; 0 where it holds no data set.
+    pub epoch: u64,
+    /// Index of its last entry.
+    pub index: u64,
+    /// Whether it holds a whole data set that it trusts.
+    pub has_data: bool,
+}
+
+/// Which of the peers a leader that starts takes its data from: the one furthest ahead of those that have any, by epoch
+/// and then by index, since a later leader had all that its followers had of the one before. Of equals the last one.
+#[must_use]
+pub fn furthest(peers: &[Standing]) -> Option<usize> {
+    let have_data = peers.iter().enumerate().filter(|(_, peer)| peer.has_data);
+    have_data
+        .max_by_key(|(_, peer)| (peer.epoch, peer.index))
+        .map(|(at, _)| at)
+}
+
+/// The epoch of the era that a leader opens: above its own, whose history it has copied, and all that it has heard of.
+#[must_use]
+pub fn next_epoch(own: &History, peers: &[Standing]) -> u64 {
+    let heard = peers.iter().map(|peer| peer.epoch);
+    let own = own.last().map(|era| era.epoch);
+    heard.chain(own).max().unwrap_or(0) + 1
+}
+
 /// Which entries of the log go into a full copy that is under way.
 ///
 /// Partitions are copied one after another, each at the index at which the log stood while nobody wrote there. Between
@@ -212,6 +241,41 @@ mod tests {
         assert_eq!(verdict(at(1, 7), 9), Verdict::Misfit, "a gap");
         assert_eq!(verdict(at(1, 8), 9), Verdict::Misfit, "not its data");
         assert_eq!(verdict(STRANGER, 4), Verdict::Misfit, "not its data");
+    }
+
+    #[test]
+    fn the_furthest_has_data_and_the_highest_epoch_and_then_index() {
+        let peer = |epoch, index, has_data| Standing {
+            epoch,
+            index,
+            has_data,
+        };
+        assert_eq!(furthest(&[]), None);
+        let empty = peer(9, 9, false);
+        assert_eq!(furthest(&[empty, empty]), None);
+        assert_eq!(
+            furthest(&[empty, peer(0, 0, true)]),
+            Some(1),
+            "an empty one is one"
+        );
+        for (peers, at) in [
+            ([peer(2, 5, true), peer(1, 9, true), empty], 0),
+            ([peer(2, 5, true), peer(2, 6, true), empty], 1),
+            ([peer(2, 5, true), empty, peer(2, 5, true)], 2),
+        ] {
+            assert_eq!(furthest(&peers), Some(at), "{peers:?}");
+        }
+    }
+
+    #[test]
+    fn a_new_epoch_is_above_all_that_are_known() {
+        let heard = |epoch| Standing {
+            epoch,
+            ..Standing::default()
+        };
+        assert_eq!(next_epoch(&History::default(), &[]), 1);
+        assert_eq!(next_epoch(&history(), &[heard(4)]), 6);
+        assert_eq!(next_epoch(&history(), &[heard(8), heard(7)]), 9);
     }
 
     #[test]

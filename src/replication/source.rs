@@ -15,7 +15,7 @@ use crate::entry::Entry;
 use crate::history::History;
 use crate::journal::{Cursor, Found, Journal};
 use crate::node::{Node, Phase, Reply, SILENT_HEARTBEATS};
-use crate::progress::Progress;
+use crate::progress::{Progress, Turn};
 use crate::wire::Buffer;
 use crate::wire::replication::{
     BatchEncoder, Eras, Fields, Follow, FollowAnswer, Head, Message, Parsed, Start, parse,
@@ -49,6 +49,8 @@ pub(crate) struct Accepted {
     start: Start,
     history: History,
     cursor: Option<Cursor>,
+    /// Of a full copy.
+    turn: Option<Turn>,
     /// The answer's value.
     pub(crate) answer: Vec<u8>,
 }
@@ -81,7 +83,7 @@ pub(crate) fn accept(node: &Node, key: &[u8], value: &[u8]) -> Result<Accepted, 
         ));
     };
     // A follower is a source for one node alone: its leader, which has to find its data again.
-    if let (Some(refusal), false) = (node.refuses_writes(), peer.name == member.leader) {
+    if let (Some(refusal), false) = (node.redirects_writes(), peer.name == member.leader) {
         return Err(refusal);
     }
     if let Phase::Loading(why) = node.phase() {
@@ -104,6 +106,18 @@ pub(crate) fn accept(node: &Node, key: &[u8], value: &[u8]) -> Result<Accepted, 
         position,
         follow.wants_full_copy,
     );
+    let mut turn = None;
+    if start == Start::FullCopy {
+        // What somebody wants to be replaced is nothing to keep.
+        let holds_data = follow.last_index > 0 && !follow.wants_full_copy;
+        turn = node.copies().begin(holds_data, Instant::now());
+        if turn.is_none() {
+            return Err(Reply::Loading(
+                "another follower is taking a full copy; one that holds data waits for its turn"
+                    .into(),
+            ));
+        }
+    }
     let Some(eras) = Eras::of(&history) else {
         return Err(Reply::Loading("this node has no history yet".into()));
     };
@@ -118,6 +132,7 @@ pub(crate) fn accept(node: &Node, key: &[u8], value: &[u8]) -> Result<Accepted, 
         start,
         cursor: cursor.filter(|_| start != Start::FullCopy),
         history,
+        turn,
         answer,
     })
 }
@@ -127,7 +142,7 @@ pub(crate) fn accept(node: &Node, key: &[u8], value: &[u8]) -> Result<Accepted, 
 pub(crate) fn serve(
     node: &Node,
     stream: &TcpStream,
-    accepted: &Accepted,
+    accepted: &mut Accepted,
     early: &[u8],
 ) -> io::Result<()> {
     let (Some(journal), Some(member)) = (node.journal(), node.member()) else {
@@ -160,6 +175,8 @@ pub(crate) fn serve(
         epoch,
         interval,
         silence,
+        turn: accepted.turn.take(),
+        copied_to: 0,
         out: Vec::new(),
         run: Vec::new(),
     };
@@ -171,7 +188,7 @@ pub(crate) fn serve(
                 // Wakes the sender out of a write.
                 let _ = stream.shutdown(Shutdown::Both);
             })?;
-        let result = sender.run(accepted);
+        let result = sender.run(accepted.cursor, &accepted.history);
         let _ = stream.shutdown(Shutdown::Both);
         result
     });
@@ -193,6 +210,10 @@ struct Sender<'a> {
     epoch: u64,
     interval: Duration,
     silence: Duration,
+    /// Held until the follower has said that it has the whole copy.
+    turn: Option<Turn>,
+    /// Where that ends.
+    copied_to: u64,
     /// What is about to be written.
     out: Vec<u8>,
     /// Frames read from the log.
@@ -200,10 +221,10 @@ struct Sender<'a> {
 }
 
 impl Sender<'_> {
-    fn run(&mut self, accepted: &Accepted) -> io::Result<()> {
-        let mut cursor = match accepted.cursor {
+    fn run(&mut self, cursor: Option<Cursor>, history: &History) -> io::Result<()> {
+        let mut cursor = match cursor {
             Some(cursor) => cursor,
-            None => self.copy(&accepted.history)?,
+            None => self.copy(history)?,
         };
         let mut beat_at = Instant::now();
         loop {
@@ -212,10 +233,13 @@ impl Sender<'_> {
                 self.beat(cursor)?;
                 beat_at = now + self.interval;
             }
-            let quiet = self
-                .node
-                .with_follower(self.name, self.number, |follower| follower.silence(now));
-            if quiet.is_none_or(|quiet| quiet > self.silence) {
+            let said = self.node.with_follower(self.name, self.number, |follower| {
+                (follower.silence(now), follower.applied_index())
+            });
+            if said.is_some_and(|(_, applied)| applied >= self.copied_to) {
+                self.turn = None;
+            }
+            if said.is_none_or(|(quiet, _)| quiet > self.silence) {
                 return Err(io::Error::new(
                     ErrorKind::TimedOut,
                     "it said nothing for three heartbeats",
@@ -345,6 +369,7 @@ impl Sender<'_> {
         };
         end.encode(&mut self.out).map_err(io::Error::other)?;
         self.write()?;
+        self.copied_to = index;
         info!(
             "{} was sent a full copy up to index {index} in {} ms",
             self.name,
@@ -487,6 +512,5 @@ fn read_acks(node: &Node, mut stream: &TcpStream, (name, number): (&str, u64), e
 
 /// Whether this node leads, as its configuration has it.
 pub(crate) fn leads(node: &Node) -> bool {
-    node.refuses_writes()
-        .is_none_or(|reply| !matches!(reply, Reply::NotLeader(_)))
+    node.redirects_writes().is_none()
 }

@@ -160,7 +160,7 @@ impl<'a> Connection<'a> {
             let needed = match self.answer_whole_requests()? {
                 Next::Wait(needed) => needed,
                 Next::Refuse(error) => return self.refuse(Refusal::Request(error)),
-                Next::Stream(accepted) => return self.stream(&accepted),
+                Next::Stream(mut accepted) => return self.stream(&mut accepted),
             };
             self.output.flush()?;
             self.heed_stop();
@@ -187,7 +187,7 @@ impl<'a> Connection<'a> {
     }
 
     /// Becomes the sender of a follower's stream, until that ends.
-    fn stream(&mut self, accepted: &Accepted) -> io::Result<End> {
+    fn stream(&mut self, accepted: &mut Accepted) -> io::Result<End> {
         self.output.flush()?;
         self.context.peer.follows.store(true, Ordering::SeqCst);
         source::serve(self.context.node, self.stream, accepted, self.input.bytes())?;
@@ -520,6 +520,7 @@ mod tests {
         let peer = Peer {
             stream,
             in_frame: AtomicBool::new(false),
+            is_late: AtomicBool::new(false),
             follows: AtomicBool::new(false),
         };
         let context = Context {

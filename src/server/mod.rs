@@ -4,6 +4,7 @@
 //! |--------------|---------|---------------------------|--------------------|--------------------------------------|
 //! | accept       | server  | the listening socket      | accept             | when [`Stopper::stop`] shuts it down |
 //! | connection   | client  | the client's socket       | read, write        | with its client, or at the stop      |
+//! | handover     | leader  | nothing                   | a condition        | when followers have everything       |
 //! | housekeeping | server  | sockets of refused clients | a channel, a timer | when every other thread has ended   |
 //!
 //! The accept thread is the one that calls [`Server::run`]. All others are scoped to that call, so when it returns they
@@ -93,6 +94,14 @@ struct Shared {
     left: Condvar,
     /// The server is to stop: set under the lock of `clients`, so that whoever is admitted later sees it.
     stopping: AtomicBool,
+    /// Whether this node leads others, and lets clients in behind the stop until they have everything.
+    hands_over: bool,
+    /// Nobody writes any more, so clients behind the stop are let in. Set under that lock too.
+    handing_over: AtomicBool,
+    /// Nobody is let in any more. Set under that lock too.
+    closing: AtomicBool,
+    /// One of these has changed.
+    advanced: Condvar,
     /// The time for requests in flight is over.
     cut: AtomicBool,
 }
@@ -103,6 +112,8 @@ struct Peer {
     stream: TcpStream,
     /// Whether a request has begun to arrive and is not whole. The stop leaves such a client its time.
     in_frame: AtomicBool,
+    /// Whether the client came behind the stop of a leader, which refuses its writes.
+    is_late: AtomicBool,
     /// Whether the client has become a follower, which the stop sends what it lacks before it goes.
     follows: AtomicBool,
 }
@@ -153,6 +164,7 @@ impl Server {
             addr: addr.to_owned(),
             source,
         })?;
+        let hands_over = node.journal().is_some() && node.redirects_writes().is_none();
         Ok(Server {
             node,
             limits,
@@ -163,6 +175,10 @@ impl Server {
                 clients: Mutex::default(),
                 left: Condvar::new(),
                 stopping: AtomicBool::new(false),
+                hands_over,
+                handing_over: AtomicBool::new(false),
+                closing: AtomicBool::new(false),
+                advanced: Condvar::new(),
                 cut: AtomicBool::new(false),
             }),
         })
@@ -197,19 +213,43 @@ impl Server {
             thread::Builder::new()
                 .name("housekeeping".to_owned())
                 .spawn_scoped(scope, move || chores.run())?;
-            let started = replication::start(scope, &self.node, &self.stop);
+            let mut started = replication::start(scope, &self.node, &self.stop);
+            if started.is_ok() && self.shared.hands_over {
+                let thread = thread::Builder::new().name("handover".to_owned());
+                started = thread.spawn_scoped(scope, || self.hand_over()).map(drop);
+            }
             if started.is_ok() {
                 self.accept(scope, &housekeeper);
             }
             self.stop.stop();
-            self.wait_for_clients(false);
+            self.wait_for_clients(|peer| !peer.follows.load(Ordering::SeqCst));
             if let Some(journal) = self.node.journal() {
                 // Nobody writes any more, so followers have everything once they have all that is in the log.
                 journal.end();
             }
-            self.wait_for_clients(true);
+            self.wait_for_clients(|_| true);
             started
         })
+    }
+
+    /// What a leader does once it is to stop: when nobody writes any more it lets followers in until they have
+    /// everything, and then nobody.
+    fn hand_over(&self) {
+        let mut clients = self.shared.clients.lock();
+        while !self.shared.stopping.load(Ordering::SeqCst) {
+            self.shared.advanced.wait(&mut clients);
+        }
+        drop(clients);
+        self.wait_for_clients(|peer| !peer.follows.load(Ordering::SeqCst));
+        // A leader that has not begun to serve has nothing that others lack.
+        if self.node.end_writes() {
+            let clients = self.shared.clients.lock();
+            self.shared.handing_over.store(true, Ordering::SeqCst);
+            drop(clients);
+            self.shared.advanced.notify_all();
+            replication::handover::run(&self.node);
+        }
+        self.shared.end(true);
     }
 
     /// Has the system allow as many open files as the configuration needs, or says that it will not do.
@@ -238,7 +278,7 @@ impl Server {
         for id in 0_u64.. {
             let (stream, addr) = match self.shared.listener.accept() {
                 Ok(accepted) => accepted,
-                Err(_) if self.shared.stopping.load(Ordering::SeqCst) => return,
+                Err(_) if self.shared.closing.load(Ordering::SeqCst) => return,
                 Err(error) if is_about_one_client(&error) => {
                     debug!("client gone before it was accepted: {error}");
                     continue;
@@ -259,6 +299,7 @@ impl Server {
             let peer = Arc::new(Peer {
                 stream,
                 in_frame: AtomicBool::new(false),
+                is_late: AtomicBool::new(false),
                 follows: AtomicBool::new(false),
             });
             let outcome = match self.admit(id, &peer) {
@@ -290,12 +331,21 @@ impl Server {
     }
 
     /// Counts a client in, if there is room. Only the accept thread admits, and it does so under the lock under which
-    /// clients leave, so the limit is exact.
+    /// clients leave, so the limit is exact. A client that comes behind the stop waits until the last write is made.
     fn admit(&self, id: u64, peer: &Arc<Peer>) -> Admission {
-        let mut clients = self.shared.clients.lock();
-        if self.shared.stopping.load(Ordering::SeqCst) {
+        let shared = &self.shared;
+        let mut clients = shared.clients.lock();
+        while shared.stopping.load(Ordering::SeqCst)
+            && !shared.handing_over.load(Ordering::SeqCst)
+            && !shared.closing.load(Ordering::SeqCst)
+        {
+            shared.advanced.wait(&mut clients);
+        }
+        if shared.closing.load(Ordering::SeqCst) {
             return Admission::Stopping;
         }
+        let is_late = shared.stopping.load(Ordering::SeqCst);
+        peer.is_late.store(is_late, Ordering::SeqCst);
         let limit = usize::try_from(self.limits.max_connections).unwrap_or(usize::MAX);
         if clients.len() >= limit {
             return Admission::Full;
@@ -331,12 +381,17 @@ impl Server {
                 idle: self.limits.idle_timeout,
                 release: RELEASE_AFTER,
             };
+            let stopping = if peer.is_late.load(Ordering::SeqCst) {
+                &self.shared.closing
+            } else {
+                &self.shared.stopping
+            };
             let end = connection::serve(&Context {
                 peer: &peer,
                 node: &self.node,
                 limits,
                 timeouts,
-                stopping: &self.shared.stopping,
+                stopping,
                 housekeeper: &housekeeper,
             });
             if self.shared.stopping.load(Ordering::SeqCst) {
@@ -375,19 +430,17 @@ impl Server {
         }
     }
 
-    /// Waits until all clients have left; those that have not after [`STOP_GRACE`] are cut off.
-    /// Followers are waited for only `with_followers`.
-    fn wait_for_clients(&self, with_followers: bool) {
+    /// Waits until all clients that are meant have left; those that have not after [`STOP_GRACE`] are cut off.
+    fn wait_for_clients(&self, is_meant: impl Fn(&Peer) -> bool) {
         let deadline = Instant::now() + STOP_GRACE;
         let mut clients = self.shared.clients.lock();
-        let is_meant = |peer: &&Arc<Peer>| with_followers || !peer.follows.load(Ordering::SeqCst);
-        while clients.values().any(|peer| is_meant(&peer)) {
+        while clients.values().any(|peer| is_meant(peer)) {
             let timed_out = self
                 .shared
                 .left
                 .wait_until(&mut clients, deadline)
                 .timed_out();
-            let late: Vec<&Arc<Peer>> = clients.values().filter(is_meant).collect();
+            let late: Vec<&Arc<Peer>> = clients.values().filter(|peer| is_meant(peer)).collect();
             if timed_out && !late.is_empty() {
                 warn!(
                     "cutting off clients whose requests did not finish in time: {}",
@@ -405,13 +458,25 @@ impl Server {
 }
 
 impl Stopper {
-    /// Has the server accept no more clients, finish the requests that have come or begun to, and end. Returns at once;
-    /// may be called any number of times.
+    /// Has the server finish the requests that have come or begun to, accept no more clients, and end; a leader first
+    /// waits until its followers have everything. Returns at once; may be called any number of times.
     pub fn stop(&self) {
-        let clients = self.shared.clients.lock();
-        self.shared.stopping.store(true, Ordering::SeqCst);
-        // Wakes the accept thread. Both kinds of socket fail here only when they are closed already.
-        let _ = SockRef::from(&self.shared.listener).shutdown(Shutdown::Both);
+        if !self.shared.stopping.load(Ordering::SeqCst) {
+            self.shared.end(!self.shared.hands_over);
+        }
+    }
+}
+
+impl Shared {
+    /// Has all clients end, and where it `closes`, admits no more.
+    fn end(&self, closes: bool) {
+        let clients = self.clients.lock();
+        self.stopping.store(true, Ordering::SeqCst);
+        if closes {
+            self.closing.store(true, Ordering::SeqCst);
+            // Wakes the accept thread. Both kinds of socket fail here only when they are closed already.
+            let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
+        }
         for peer in clients.values() {
             // A blocked read returns; what the system has already received is still read and answered. A client whose
             // request is not whole goes on, and its thread does this when it is.
@@ -419,6 +484,8 @@ impl Stopper {
                 let _ = peer.stream.shutdown(Shutdown::Read);
             }
         }
+        drop(clients);
+        self.advanced.notify_all();
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod faults;
 mod harness;
+mod namespaces;
 mod proxy;
 mod status;
 

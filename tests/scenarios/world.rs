@@ -31,8 +31,10 @@ use gopherstore::journal::Head;
 use gopherstore::liveness::{Change, Liveness};
 use gopherstore::node::{Phase, SILENT_HEARTBEATS};
 use gopherstore::oplog::{After, Frames, Logged, OpLog};
-use gopherstore::progress::Progress;
-use gopherstore::replication::rules::{CopyRule, Position, Verdict, start_of, takes};
+use gopherstore::progress::{Copies, Progress, Turn};
+use gopherstore::replication::rules::{
+    CopyRule, Position, Standing, Verdict, furthest, next_epoch, start_of, takes,
+};
 use gopherstore::wire::Request;
 use gopherstore::wire::request::{Limits, Parsed, parse};
 
@@ -73,6 +75,7 @@ struct Node {
     link: Option<Link>,
     /// Of the leader.
     followers: BTreeMap<usize, Progress>,
+    copies: Copies,
 }
 
 struct Link {
@@ -88,6 +91,7 @@ struct Copy {
     rule: CopyRule,
     partition: usize,
     history: History,
+    _turn: Turn,
 }
 
 /// A SET, or without a value a DEL.
@@ -171,6 +175,7 @@ impl Node {
             log: OpLog::new(backlog),
             link: None,
             followers: BTreeMap::new(),
+            copies: Copies::default(),
         }
     }
 
@@ -361,20 +366,24 @@ impl World {
 
     /// What a starting leader does, as `link::recover`.
     fn lead(&mut self) {
-        let mut found = Vec::new();
+        let (mut found, mut found_at) = (Vec::new(), Vec::new());
         for at in 1..self.nodes.len() {
             let (name, node) = (self.nodes[at].name.clone(), &self.nodes[at]);
             if !self.reaches(0, at) {
                 self.say(&format!("{name} does not answer"));
             } else if node.is_running {
                 let position = node.position();
-                found.push((position.epoch, position.index, node.serves(), at));
+                found.push(Standing {
+                    epoch: position.epoch,
+                    index: position.index,
+                    has_data: node.serves(),
+                });
+                found_at.push(at);
             }
         }
-        let epoch = found.iter().map(|found| found.0).max().unwrap_or(0);
-        let furthest = found.iter().filter(|found| found.2);
-        if let Some(&(epoch, index, _, at)) = furthest.max_by_key(|found| (found.0, found.1)) {
-            let source = &self.nodes[at];
+        if let Some(best) = furthest(&found) {
+            let Standing { epoch, index, .. } = found[best];
+            let source = &self.nodes[found_at[best]];
             let text = format!("n1 copies {}: index {index} of epoch {epoch}", source.name);
             let (map, head, history) = (source.map.clone(), source.head, source.history.clone());
             self.say(&text);
@@ -386,9 +395,8 @@ impl World {
         }
         self.nonce += 1;
         let leader = &mut self.nodes[0];
-        let known = leader.history.last().map_or(0, |era| era.epoch);
         let era = Era {
-            epoch: epoch.max(known) + 1,
+            epoch: next_epoch(&leader.history, &found),
             nonce: self.nonce,
             start_index: leader.head.index + 1,
         };
@@ -460,10 +468,18 @@ impl World {
         let (text, next) = match verdict {
             Verdict::Resume => (format!("resumes from {}", own.index + 1), own.index + 1),
             Verdict::TakeCopy => {
+                let holds_data = own.index > 0 && !wants_full_copy;
+                let Some(turn) = leader.copies.begin(holds_data, self.now) else {
+                    self.say(&format!(
+                        "{name}: n1 answers LOADING until another's copy has ended"
+                    ));
+                    return false;
+                };
                 copy = Some(Copy {
                     rule: CopyRule::default(),
                     partition: 0,
                     history: history.clone(),
+                    _turn: turn,
                 });
                 ("takes a full copy".to_owned(), leader.head.index + 1)
             }

@@ -65,7 +65,7 @@ pub(crate) struct Status(BTreeMap<String, String>);
 
 impl Status {
     /// The lines `key: value`; any other line is passed over.
-    fn parse(text: &str) -> Status {
+    pub(crate) fn parse(text: &str) -> Status {
         let pairs = text.lines().filter_map(|line| line.split_once(':'));
         Status(
             pairs
@@ -175,6 +175,11 @@ impl Cluster {
         self.nodes[node].process.as_ref().expect("a running node")
     }
 
+    /// What a node has logged, in all its processes.
+    pub(crate) fn folder_log(&self, node: usize) -> String {
+        std::fs::read_to_string(self.nodes[node].dir.join("log")).unwrap()
+    }
+
     /// The proxy on the connections that node `from` makes to node `to`.
     pub(crate) fn link(&self, from: usize, to: usize) -> &Proxy {
         &self.links[&(from, to)]
@@ -198,8 +203,18 @@ impl Cluster {
 
     /// SIGTERM, and a good end.
     pub(crate) fn stop(&mut self, node: usize) {
+        self.begin_stop(node);
+        self.wait_stopped(node);
+    }
+
+    /// SIGTERM. Another one would end the node at once.
+    pub(crate) fn begin_stop(&self, node: usize) {
+        self.process(node).signal("TERM");
+    }
+
+    /// Waits for the good end of a node that was told to stop.
+    pub(crate) fn wait_stopped(&mut self, node: usize) {
         let process = self.nodes[node].process.as_mut().expect("a running node");
-        process.signal("TERM");
         let status = process.wait();
         assert_eq!(status.code(), Some(0), "{}: {status}", self.name(node));
         self.nodes[node].process = None;

@@ -52,6 +52,8 @@ pub(crate) struct Process {
     /// Where it listens; known once it is ready.
     pub(crate) addr: SocketAddr,
     log_path: PathBuf,
+    /// How long the log was before this process.
+    log_from: usize,
     /// Gives the first line of standard output. In a lock, so that threads of a test may share a node.
     ready: Mutex<Receiver<String>>,
 }
@@ -141,6 +143,7 @@ impl Process {
             .append(true)
             .open(&log_path)
             .unwrap();
+        let log_from = usize::try_from(log.metadata().unwrap().len()).unwrap();
         let mut command = match descriptors {
             Some(count) => {
                 let mut command = Command::new("sh");
@@ -172,6 +175,7 @@ impl Process {
             name: name.to_owned(),
             addr: ([0, 0, 0, 0], 0).into(),
             log_path,
+            log_from,
             ready: Mutex::new(ready),
         }
     }
@@ -208,6 +212,15 @@ impl Process {
     /// What the node has logged so far.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log_path).unwrap()
+    }
+
+    /// Waits until this process has logged that.
+    #[track_caller]
+    pub(crate) fn wait_for_log(&self, text: &str) {
+        // An earlier process may have logged the same to the same file.
+        wait_for(text, || {
+            self.log()[self.log_from..].contains(text).then_some(())
+        });
     }
 
     /// A field of `/proc/PID/status` in KiB: `VmRSS` now, `VmHWM` at the most so far.

@@ -1,0 +1,358 @@
+//! Three nodes in three network namespaces, so that a link can be cut as a network cuts it: packets vanish, and nobody
+//! is told.
+//!
+//! A fourth namespace holds a bridge, to which each node has a pair of virtual interfaces; taking the bridge's end of
+//! one down cuts that node off. Nothing of it touches the machine's own network. It takes root, so where these tests
+//! cannot have that they say so and do nothing.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::support::cluster::{Status, rounds};
+use crate::support::names::{key, peer, state};
+use crate::support::node::{PATIENCE, wait_at_most};
+
+const HEARTBEAT: Duration = Duration::from_millis(200);
+/// What a busy machine adds, and the two programs that it takes to ask a node in its namespace.
+const SLACK: Duration = Duration::from_secs(1);
+const LEADER_TIMEOUT: Duration = Duration::from_secs(2);
+const HEALED_WITHIN: Duration = Duration::from_secs(15);
+const PORT: u16 = 8000;
+
+/// Runs a program to its end, and gives what it printed, or else what it complained of.
+fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("{program}: {error}"))?;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).trim_end().to_owned();
+    if output.status.success() {
+        Ok(text(output.stdout))
+    } else {
+        let complaint = text(output.stderr);
+        Err(format!("{program} {}: {complaint}", arguments.join(" ")))
+    }
+}
+
+/// `ip` with these words.
+fn ip(words: &str) -> Result<String, String> {
+    run("ip", &words.split(' ').collect::<Vec<_>>())
+}
+
+/// Namespaces of this process: one a node, and one for the bridge between them. They are gone when this is.
+#[derive(Debug)]
+struct Network {
+    /// Tells it from those of other tests and other processes.
+    id: String,
+    made: Vec<String>,
+}
+
+impl Network {
+    fn new(count: usize) -> Result<Network, String> {
+        // Dropped, with what was made of it, where something fails.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let (process, number) = (std::process::id(), COUNT.fetch_add(1, Ordering::SeqCst));
+        let mut network = Network {
+            id: format!("gopherstore-{process}-{number}"),
+            made: Vec::new(),
+        };
+        network.make(&network.bridge())?;
+        let bridge = network.bridge();
+        ip(&format!("-n {bridge} link add switch type bridge"))?;
+        ip(&format!("-n {bridge} link set switch up"))?;
+        for node in 0..count {
+            let name = network.name(node);
+            network.make(&name)?;
+            let port = port(node);
+            ip(&format!(
+                "-n {name} link add eth0 type veth peer name {port} netns {bridge}"
+            ))?;
+            ip(&format!("-n {name} addr add {}/24 dev eth0", host(node)))?;
+            ip(&format!("-n {name} link set lo up"))?;
+            ip(&format!("-n {name} link set eth0 up"))?;
+            ip(&format!("-n {bridge} link set {port} master switch"))?;
+            ip(&format!("-n {bridge} link set {port} up"))?;
+        }
+        Ok(network)
+    }
+
+    fn make(&mut self, name: &str) -> Result<(), String> {
+        ip(&format!("netns add {name}"))?;
+        self.made.push(name.to_owned());
+        Ok(())
+    }
+
+    fn bridge(&self) -> String {
+        format!("{}-switch", self.id)
+    }
+
+    fn name(&self, node: usize) -> String {
+        format!("{}-n{}", self.id, node + 1)
+    }
+
+    /// Has every packet from and to a node vanish, or lets them through again.
+    fn set_cut(&self, node: usize, is_cut: bool) {
+        let (bridge, port) = (self.bridge(), port(node));
+        let state = if is_cut { "down" } else { "up" };
+        ip(&format!("-n {bridge} link set {port} {state}")).unwrap();
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for name in &self.made {
+            if let Err(error) = ip(&format!("netns del {name}")) {
+                eprintln!("a namespace is left behind: {error}");
+            }
+        }
+    }
+}
+
+/// The bridge's end of a node's link.
+fn port(node: usize) -> String {
+    format!("port{}", node + 1)
+}
+
+fn host(node: usize) -> String {
+    format!("10.77.0.{}", node + 1)
+}
+
+/// A node's process, which is gone when this is.
+#[derive(Debug)]
+struct Node(Child);
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Fields in the order in which they have to go.
+#[derive(Debug)]
+struct Nodes {
+    nodes: Vec<Node>,
+    network: Network,
+    dir: TempDir,
+}
+
+impl Nodes {
+    fn start(network: Network, count: usize) -> Nodes {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = "cluster = \"test\"\nleader = \"n1\"\n".to_owned();
+        for node in 0..count {
+            let (name, host) = (node + 1, host(node));
+            config += &format!("[[node]]\nname = \"n{name}\"\naddr = \"{host}:{PORT}\"\n");
+        }
+        config += &format!(
+            "[replication]\nheartbeat_interval_ms = {}\nleader_timeout_ms = {}\n",
+            HEARTBEAT.as_millis(),
+            LEADER_TIMEOUT.as_millis()
+        );
+        std::fs::write(dir.path().join("cluster.toml"), config).unwrap();
+        let nodes = (0..count)
+            .map(|node| Nodes::spawn(&network, dir.path(), node))
+            .collect();
+        Nodes {
+            nodes,
+            network,
+            dir,
+        }
+    }
+
+    fn spawn(network: &Network, dir: &Path, node: usize) -> Node {
+        let name = format!("n{}", node + 1);
+        let log = File::create(log(dir, &name)).unwrap();
+        // `ip` becomes the node, so its number is the node's.
+        let child = Command::new("ip")
+            .args(["netns", "exec", &network.name(node)])
+            .arg(env!("CARGO_BIN_EXE_gopherstore-server"))
+            .args(["--config", "cluster.toml", "--node", &name])
+            .current_dir(dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Node(child)
+    }
+
+    /// A command to a node, from within its namespace, whose own link it does not need.
+    fn gs(&self, node: usize, arguments: &[&str]) -> Result<String, String> {
+        let (name, addr) = (self.network.name(node), format!("{}:{PORT}", host(node)));
+        let mut all = vec![
+            "netns",
+            "exec",
+            &name,
+            env!("CARGO_BIN_EXE_gopherstore-cli"),
+        ];
+        all.extend(["--addr", &addr, "--no-redirect"]);
+        all.extend(arguments);
+        run("ip", &all)
+    }
+
+    fn status(&self, node: usize) -> Option<Status> {
+        Some(Status::parse(&self.gs(node, &["status"]).ok()?))
+    }
+
+    #[track_caller]
+    fn wait_for(
+        &self,
+        node: usize,
+        within: Duration,
+        what: &str,
+        is_met: impl Fn(&Status) -> bool,
+    ) {
+        wait_at_most(within, what, || {
+            self.status(node).filter(|status| is_met(status)).map(drop)
+        });
+    }
+
+    /// Waits for equal nodes that all serve.
+    #[track_caller]
+    fn wait_converged(&self, within: Duration) {
+        wait_at_most(within, "equal nodes", || {
+            let place = |node| {
+                let status = self.status(node)?;
+                let keys = [key::EPOCH, key::INDEX, key::DIGEST];
+                let place = keys.map(|key| status.get(key).map(str::to_owned));
+                status.is_state(state::SERVING).then_some(place)
+            };
+            let first = place(0)?;
+            (1..self.nodes.len())
+                .all(|node| place(node).as_ref() == Some(&first))
+                .then_some(())
+        });
+    }
+
+    /// Waits until a node counts another one as down, and says when it began to.
+    #[track_caller]
+    fn wait_down(&self, node: usize, other: &str) -> Instant {
+        wait_at_most(PATIENCE, &format!("{other} is down"), || {
+            let status = self.status(node)?;
+            let since = status.number(&format!("peer.{other}.since_ms"))?;
+            (status.get(&key::peer_state(other)) == Some(peer::DOWN))
+                .then(|| Instant::now() - Duration::from_millis(since))
+        })
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for node in 0..self.nodes.len() {
+                let name = format!("n{}", node + 1);
+                let text = std::fs::read_to_string(log(self.dir.path(), &name));
+                eprintln!("--- {name}: its log\n{}", text.unwrap_or_default());
+            }
+        }
+    }
+}
+
+fn log(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.log"))
+}
+
+/// A network of namespaces, or a line that says why there is none.
+fn network(count: usize) -> Option<Network> {
+    match Network::new(count) {
+        Ok(network) => Some(network),
+        Err(error) => {
+            // Not by println, which is not shown of a test that passes.
+            let line = format!("skipped, since it needs root, `ip netns` and bridges: {error}\n");
+            std::io::stderr().write_all(line.as_bytes()).unwrap();
+            None
+        }
+    }
+}
+
+#[test]
+fn a_real_partition_is_noticed_by_both_sides_and_healed() {
+    let Some(network) = network(3) else {
+        return;
+    };
+    let names: Vec<String> = network.made.clone();
+    let nodes = Nodes::start(network, 3);
+    nodes.wait_converged(PATIENCE);
+    let silence = HEARTBEAT * 3 + HEARTBEAT + SLACK;
+    for round in 0..rounds(2, 50) {
+        // A follower that is cut off, and a leader that is cut off from both.
+        let at = if round % 2 == 0 { 1 } else { 0 };
+        let cut_off = format!("n{}", at + 1);
+        let written = format!("before{round}");
+        nodes.gs(0, &["set", &written, "v"]).unwrap();
+        nodes.wait_converged(HEALED_WITHIN);
+
+        nodes.network.set_cut(at, true);
+        let cut = Instant::now();
+        let during = format!("during{round}");
+        nodes.gs(0, &["set", &during, "w"]).unwrap();
+        let others: Vec<usize> = (0..3).filter(|node| *node != at).collect();
+        for &node in &others {
+            let took = nodes
+                .wait_down(node, &cut_off)
+                .saturating_duration_since(cut);
+            assert!(took <= silence, "n{} noticed after {took:?}", node + 1);
+            let name = format!("n{}", node + 1);
+            let took = nodes.wait_down(at, &name).saturating_duration_since(cut);
+            assert!(took <= silence, "{cut_off} noticed after {took:?}");
+        }
+        // The leader has let go of the streams to those that it cannot reach, and of no other.
+        for follower in [1, 2] {
+            let name = format!("n{}", follower + 1);
+            let is_reached = at != 0 && at != follower;
+            nodes.wait_for(0, LEADER_TIMEOUT + SLACK, "its streams", |status| {
+                status.get(&key::follower_index(&name)).is_some() == is_reached
+            });
+        }
+        // Whoever is cut off serves what it has; who is not goes on.
+        for follower in [1, 2] {
+            assert_eq!(nodes.gs(follower, &["get", &written]).as_deref(), Ok("v"));
+            let is_reached = at != 0 && at != follower;
+            if is_reached {
+                let read = || nodes.gs(follower, &["get", &during]).ok();
+                wait_at_most(HEALED_WITHIN, "the entry", read);
+            } else {
+                assert!(nodes.gs(follower, &["get", &during]).is_err());
+                let status = nodes.status(follower).unwrap();
+                assert!(status.is_state(state::SERVING), "{status}");
+            }
+        }
+
+        nodes.network.set_cut(at, false);
+        nodes.wait_converged(HEALED_WITHIN);
+        for node in 0..3 {
+            assert_eq!(nodes.gs(node, &["get", &during]).as_deref(), Ok("w"));
+        }
+    }
+    drop(nodes);
+    let left = ip("netns list").unwrap();
+    for name in names {
+        let is_left = left
+            .lines()
+            .any(|line| line.split(' ').next() == Some(&name));
+        assert!(!is_left, "{name} is left behind");
+    }
+}
+
+#[test]
+fn namespaces_of_a_failing_test_are_removed() {
+    let Some(network) = network(1) else {
+        return;
+    };
+    let name = network.name(0);
+    let is_there = || ip("netns list").unwrap().contains(&name);
+    assert!(is_there());
+    let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+        let _network = network;
+        panic!("as a failing test would");
+    }));
+    assert!(failed.is_err() && !is_there());
+}
