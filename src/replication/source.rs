@@ -157,7 +157,7 @@ fn accept_observer(node: &Node, journal: &Journal, follow: &Follow<'_>) -> Resul
         }
     }
     Ok(Accepted {
-        name: format!("observer {}", follow.name.escape_ascii()),
+        name: follow.name.escape_ascii().to_string(),
         is_observer: true,
         given_up,
         start,

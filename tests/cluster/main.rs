@@ -6,6 +6,7 @@
 
 mod faults;
 mod harness;
+mod observers;
 mod proxy;
 mod status;
 

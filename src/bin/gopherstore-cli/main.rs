@@ -50,7 +50,10 @@ const PROGRAM: Program = Program {
     error_code(5, "cannot connect, or the connection was lost"),
     error_code(6, "timeout"),
     error_code(7, "what answers does not keep to the protocol"),
-    error_code(8, "cannot read standard input or a file, or write standard output or a file")
+    error_code(
+        8,
+        "cannot read standard input or a file, or write standard output or a file"
+    )
 )]
 struct Arguments {
     /// address of the node, HOST:PORT; by default $GOPHERSTORE_ADDR, or else 127.0.0.1:8000
