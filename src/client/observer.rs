@@ -46,8 +46,8 @@ const NAME: &[u8] = b"observer";
 /// waits for an observer, no figure shows it, and one that takes nothing for three heartbeats, or falls further behind
 /// than the node's log reaches, is dropped. An observer says nothing after its request, and is not dropped for that.
 ///
-/// The stream has no end of its own. Where the node stops, drops the observer, or takes another data set, the connection
-/// ends; [`position`](Self::position) is then what to go on from, and the answer says whether that can be.
+/// The stream has no end of its own. Where the node stops, drops the observer, or takes another data set, the
+/// connection ends; [`position`](Self::position) is then what to go on from, and the answer says whether that can be.
 ///
 /// ```no_run
 /// use gopherstore::client::{ClientOptions, Observer, Watch};
@@ -88,9 +88,9 @@ enum Expected {
 impl Observer {
     /// Asks the node at `addr`, a `host:port`, for its stream.
     ///
-    /// Of the options, the [timeout](ClientOptions::timeout) is for the answer, and afterwards for the node's silence: it
-    /// sends a heartbeat every half second, or as its cluster.toml says. Redirects do not matter, since any node will
-    /// do.
+    /// Of the options, the [timeout](ClientOptions::timeout) is for the answer, and afterwards for the node's silence:
+    /// it sends a heartbeat every half second, or as its cluster.toml says. Redirects do not matter, since any node
+    /// will do.
     ///
     /// # Errors
     ///

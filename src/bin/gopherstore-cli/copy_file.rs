@@ -1,4 +1,4 @@
-//! The file that `dump` writes and `load` reads (GBP §10): SET and DEL frames as they were sent, and an end mark.
+//! The file that `dump` writes and `load` reads (GBP §11): SET and DEL frames as they were sent, and an end mark.
 
 use std::{
     fmt,
@@ -202,8 +202,8 @@ impl fmt::Display for Fault {
             ),
             Fault::NoEndMark { at } => write!(
                 f,
-                "ends at byte {at} without an end mark, so it may be cut off; if it is a file of your own making, load it \
-                 with --no-end-mark"
+                "ends at byte {at} without an end mark, so it may be cut off; if it is a file of your own making, add \
+                 --no-end-mark"
             ),
             Fault::Bad { at, why } => write!(f, "is damaged at byte {at}: {why}"),
             Fault::Sum { told, found } => write!(
@@ -265,6 +265,35 @@ mod tests {
     }
 
     #[test]
+    fn the_example_in_the_document_is_one() {
+        let (key, value) = (b"user123", b"active");
+        let frames = [
+            frame(Request::Set { key, value }),
+            frame(Request::Set {
+                key: b"k",
+                value: b"",
+            }),
+        ];
+        let mut sum = Sum::default();
+        frames.iter().for_each(|frame| sum.add(frame));
+        let mark = sum.end_mark(3, 9);
+        assert_eq!(
+            read(&[&frames.concat()[..], &mark].concat(), true),
+            Ok(vec![0, 20])
+        );
+        let hex = |bytes: &[u8]| -> String { bytes.iter().map(|b| format!("{b:02x}")).collect() };
+        let document = include_str!("../../../docs/GBP.md");
+        let (_, section) = document.split_once("\n## 11. ").unwrap();
+        let (_, block) = section.split_once("```gbp\n").unwrap();
+        let lines = block.split('\n').take_while(|line| *line != "```");
+        let digits = lines
+            .flat_map(|line| line.split('#').next())
+            .flat_map(str::chars);
+        let shown: String = digits.filter(char::is_ascii_hexdigit).collect();
+        assert_eq!(shown, hex(&frames.concat()) + &hex(&mark));
+    }
+
+    #[test]
     fn a_whole_file_is_read_to_its_end() {
         assert_eq!(read(&file(), true), Ok(vec![0, 9, 300_016]));
         assert_eq!(read(&Sum::default().end_mark(1, 0), true), Ok(vec![]));
@@ -316,8 +345,8 @@ mod tests {
             ),
             (
                 [frame(Request::Del { key: b"k" }), end].concat(),
-                "is damaged: its end mark tells of 0 entries with digest 00000000000000000000000000000000, and there are \
-                 1 with ",
+                "is damaged: its end mark tells of 0 entries with digest 00000000000000000000000000000000, and there \
+                 are 1 with ",
             ),
             (b"hello world".to_vec(), "is damaged at byte 0: "),
         ] {

@@ -40,7 +40,7 @@ const GATHERED_BYTES: usize = 1 << 20;
         {command_name} --addr 127.0.0.1:8001 | zstd > monday.gbp.zst",
     note = "The copy is consistent: all that was written up to one entry of the log, and nothing\n\
         after it. The node goes on meanwhile. The file gets its name once it is whole and on\n\
-        the disk; it is a sequence of SET frames with an end mark (docs/GBP.md, section 10).\n\
+        the disk; it is a sequence of SET frames with an end mark (docs/GBP.md, section 11).\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 pub(crate) struct Dump {

@@ -139,8 +139,7 @@ pub(crate) fn run(command: Tail, context: &Context) -> Result<Outcome, Failure> 
     }
 }
 
-/// Gets a stream again, however long it takes: the one from `position` on, or if the node no longer has that, of what is
-/// new.
+/// Gets a stream again, however long it takes: from `position` on, or where the node has that no longer, what is new.
 fn again(addr: &str, options: &ClientOptions, position: Watch) -> Observer {
     let mut pause = PAUSES.0;
     let mut watch = position;
@@ -331,7 +330,7 @@ mod tests {
         for (key, value, expected) in [
             ("user123", "active", "8 SET user123 6 active"),
             ("two words", "", r#"8 SET "two words" 0 """#),
-            ("a\u{a0}b", "-", "8 SET \"a\u{a0}b\" 1 -"),
+            ("a\u{a0}b", "-", r#"8 SET "a\xc2\xa0b" 1 -"#),
             ("", "\x00", r#"8 SET "" 1 "\x00""#),
             ("k", &long, &format!("8 SET k 65 \"{}\"...", "x".repeat(64))),
         ] {
