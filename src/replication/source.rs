@@ -346,9 +346,16 @@ impl Sender<'_> {
     }
 
     fn beat(&mut self, cursor: Cursor) -> io::Result<()> {
-        let digest_index = cursor.next - 1;
-        let Some(digest) = self.journal.digest_at(digest_index) else {
-            return Ok(());
+        let mut digest_index = cursor.next - 1;
+        let digest = match self.journal.digest_at(digest_index) {
+            Some(digest) => digest,
+            // A sign of life all the same, with another digest: an observer may stand where the log knows none.
+            None if self.number.is_none() => {
+                let kept = self.journal.kept_head();
+                digest_index = kept.index;
+                kept.digest
+            }
+            None => return Ok(()),
         };
         let beat = Message::Heartbeat {
             epoch: self.epoch,
