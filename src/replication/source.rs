@@ -57,12 +57,12 @@ pub(crate) struct Accepted {
     pub(crate) answer: Vec<u8>,
 }
 
-/// Judges a FOLLOW request.
+/// Judges a FOLLOW request. Boxed, since every connection's stack would have room for what few of them need.
 ///
 /// # Errors
 ///
 /// The answer that refuses it.
-pub(crate) fn accept(node: &Node, key: &[u8], value: &[u8]) -> Result<Accepted, Reply> {
+pub(crate) fn accept(node: &Node, key: &[u8], value: &[u8]) -> Result<Box<Accepted>, Reply> {
     let error = |message: String| Err(Reply::Error(message));
     let follow = match Follow::decode(key, value) {
         Ok(follow) => follow,
@@ -112,7 +112,7 @@ pub(crate) fn accept(node: &Node, key: &[u8], value: &[u8]) -> Result<Accepted, 
         position,
         follow.wants_full_copy,
     );
-    Ok(Accepted {
+    Ok(Box::new(Accepted {
         name: peer.name.clone(),
         is_observer: false,
         given_up: node.given_up(),
@@ -120,11 +120,15 @@ pub(crate) fn accept(node: &Node, key: &[u8], value: &[u8]) -> Result<Accepted, 
         cursor: cursor.filter(|_| start != Start::FullCopy),
         answer: answer_of(start, &history)?,
         history,
-    })
+    }))
 }
 
 /// Judges the FOLLOW of an observer: any name will do, and any node that serves.
-fn accept_observer(node: &Node, journal: &Journal, follow: &Follow<'_>) -> Result<Accepted, Reply> {
+fn accept_observer(
+    node: &Node,
+    journal: &Journal,
+    follow: &Follow<'_>,
+) -> Result<Box<Accepted>, Reply> {
     // In this order: what is given up after the first look is noticed, before it the phase says so.
     let given_up = node.given_up();
     if let Phase::Loading(why) = node.phase() {
@@ -156,7 +160,7 @@ fn accept_observer(node: &Node, journal: &Journal, follow: &Follow<'_>) -> Resul
             });
         }
     }
-    Ok(Accepted {
+    Ok(Box::new(Accepted {
         name: follow.name.escape_ascii().to_string(),
         is_observer: true,
         given_up,
@@ -164,7 +168,7 @@ fn accept_observer(node: &Node, journal: &Journal, follow: &Follow<'_>) -> Resul
         cursor,
         answer: answer_of(start, &history)?,
         history,
-    })
+    }))
 }
 
 /// The value of the OK.

@@ -268,7 +268,7 @@ impl<'a> Connection<'a> {
                     match accepted {
                         Ok(accepted) => {
                             self.output.push(&Reply::Answer(accepted.answer.clone()))?;
-                            return Ok(Next::Stream(Box::new(accepted)));
+                            return Ok(Next::Stream(accepted));
                         }
                         Err(reply) => self.output.push(&reply)?,
                     }
