@@ -1,6 +1,6 @@
 //! `dump` and `load` against clusters of real nodes.
 
-use std::{fs, io::Write, path::Path, time::Duration};
+use std::{fs, io::Write, path::Path, process::Command, time::Duration};
 
 use gopherstore::wire::Request;
 
@@ -12,8 +12,8 @@ use crate::{
         node::{Node, Options},
         proxy::{Cut, Proxy, Way},
     },
-    run_at,
-    support::{Peer, answer, next_frame, nobody},
+    run_at, start,
+    support::{Peer, answer, in_time, next_frame, nobody, wait_for_close, wait_until},
     tail::cluster,
 };
 
@@ -237,11 +237,8 @@ fn a_load_whose_link_is_lost_says_from_where_to_go_on_and_nothing_before_is_miss
     );
 }
 
-#[test]
-fn a_copy_that_is_not_whole_is_no_file() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("copy.gbp");
-    fs::write(&file, b"older").unwrap();
+/// A node's promise of a full copy.
+fn accepted() -> Vec<u8> {
     let history = "0001 0000000000000001 1111111111111111 0000000000000001";
     let bytes = |text: &str| -> Vec<u8> {
         let digits: String = text.split_whitespace().collect();
@@ -249,7 +246,58 @@ fn a_copy_that_is_not_whole_is_no_file() {
             .map(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap())
             .collect()
     };
-    let accepted = answer(0, &bytes(&format!("01 0000000000000000 {history}")));
+    answer(0, &bytes(&format!("01 0000000000000000 {history}")))
+}
+
+#[test]
+fn ctrl_c_leaves_no_unfinished_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("copy.gbp");
+    let accepted = accepted();
+    let endless = Peer::start(move |_, mut stream| {
+        if next_frame(&mut stream).is_some() && stream.write_all(&accepted).is_ok() {
+            wait_for_close(&mut stream);
+        }
+    });
+    let child = start(program().args([
+        "--addr",
+        &endless.addr,
+        "--timeout",
+        "60s",
+        "dump",
+        text(&file),
+    ]));
+    wait_until("the unfinished file", || {
+        fs::read_dir(dir.path()).unwrap().count() == 1
+    });
+    assert!(!file.exists());
+    let pid = child.id().to_string();
+    // The signal may come before it is listened for, and then ends the program the plain way.
+    wait_until("the signal thread", || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let names =
+            tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        names.into_iter().any(|name| name == "signals\n")
+    });
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let output = in_time(move || child.wait_with_output().unwrap());
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+    assert_eq!(output.stderr, b"");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_copy_that_is_not_whole_is_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("copy.gbp");
+    fs::write(&file, b"older").unwrap();
+    let accepted = accepted();
     let half = Peer::start(move |_, mut stream| {
         if next_frame(&mut stream).is_some() {
             let _ = stream.write_all(&accepted);

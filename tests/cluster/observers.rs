@@ -15,7 +15,7 @@ use crate::support::cluster::{Cluster, Options, wait_until};
 use crate::support::load::{self, Load};
 use crate::support::names::key;
 use crate::support::node::PATIENCE;
-use crate::support::proxy::Cut;
+use crate::support::proxy::{Cut, Proxy, Way};
 
 const QUICK: &str = "heartbeat_interval_ms = 100\nleader_timeout_ms = 1000";
 const SMALL: &str =
@@ -392,4 +392,55 @@ fn a_follower_that_takes_another_data_set_ends_the_streams_of_the_old_one() {
         why,
         "entry 2 is no longer in the log, which begins at index 62"
     );
+}
+
+/// What is copied while it is being replaced is one data set or the other, or nothing.
+#[test]
+fn a_copy_of_a_follower_that_takes_another_data_set_is_never_a_mixture() {
+    let options = Options {
+        replication: SMALL.to_owned(),
+        proxies: true,
+        ..Options::default()
+    };
+    let cluster = Cluster::start_with(2, &options);
+    cluster.wait_converged(WITHIN);
+    let value = vec![b'v'; 1_000];
+    let keys: Vec<_> = (0_u32..10_000).map(u32::to_be_bytes).collect();
+    cluster.write_all(keys.iter().map(|key| (&key[..], &value[..])));
+    cluster.wait_converged(WITHIN);
+    let proxy = Proxy::start(cluster.addr(1));
+    proxy.throttle(Way::Down, Some(4 << 20));
+    let options = ClientOptions {
+        timeout: PATIENCE,
+        ..ClientOptions::default()
+    };
+    let addr = proxy.addr().to_string();
+    let mut observer = Observer::open(&addr, &options, Watch::Copy).unwrap();
+    let mut copy = Copy::default();
+    let mut has_replaced = false;
+    let ended = loop {
+        match observer.receive() {
+            Ok(Message::SnapshotChunk { frames, .. }) => copy.apply(frames),
+            Ok(Message::SnapshotEnd { digest, .. }) => {
+                break Ok((digest, copy.digest.to_u128()));
+            }
+            Ok(_) => {}
+            Err(error) => break Err(error),
+        }
+        if !has_replaced && !copy.entries.is_empty() {
+            has_replaced = true;
+            let link = cluster.link(1, 0);
+            link.refuse(true);
+            link.cut(Cut::End);
+            let other = vec![b'w'; 1_000];
+            cluster.write_all(keys[..2_000].iter().map(|key| (&key[..], &other[..])));
+            link.pass();
+            cluster.wait_converged(WITHIN);
+            proxy.pass();
+        }
+    };
+    match ended {
+        Ok((told, found)) => assert_eq!(told, found),
+        Err(error) => assert!(matches!(error, Error::Connection { .. }), "{error}"),
+    }
 }
