@@ -228,6 +228,12 @@ impl Journal {
         })
     }
 
+    /// Index of the oldest entry that the log still holds; one past the last where it holds none.
+    #[must_use]
+    pub fn first_index(&self) -> u64 {
+        self.kept.lock().log.first_index()
+    }
+
     /// The next entries from the cursor on ([`OpLog::read`]). Waits for them until `deadline`.
     pub fn read(
         &self,

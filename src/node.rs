@@ -89,6 +89,7 @@ pub struct Node {
     connections: AtomicU64,
     full_copies: AtomicU64,
     resumes: AtomicU64,
+    given_up: AtomicU64,
     started: Instant,
 }
 
@@ -243,6 +244,7 @@ impl Node {
             connections: AtomicU64::new(0),
             full_copies: AtomicU64::new(0),
             resumes: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
             started: now,
         };
         node.enter(phase);
@@ -325,7 +327,15 @@ impl Node {
             standing.history = History::default();
             standing.phase = Phase::Loading(Arc::from(why));
         });
+        // Before the first entry goes: who reads the store and finds this as it was has read one data set.
+        self.given_up.fetch_add(1, Ordering::SeqCst);
         self.store.clear();
+    }
+
+    /// How many data sets it has given up, which tells one that it holds from the next.
+    #[must_use]
+    pub fn given_up(&self) -> u64 {
+        self.given_up.load(Ordering::SeqCst)
     }
 
     /// The node has found that its data set is not what it should be: it stops serving and wants a full copy.

@@ -12,7 +12,7 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     ("config", &[]),
     ("arguments", &[]),
     ("entry", &["wire"]),
-    ("client", &["wire"]),
+    ("client", &["wire", "history"]),
     ("store", &["entry", "wire"]),
     ("digest", &["entry"]),
     ("oplog", &["digest", "entry"]),

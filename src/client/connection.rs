@@ -247,6 +247,23 @@ impl Connection {
                 }
                 Err(error) => return Err(self.protocol(ProtocolError::Response(error))),
             };
+            self.fill(needed, deadline)?;
+        }
+    }
+
+    /// What has come and is not consumed.
+    pub(super) fn received(&self) -> &[u8] {
+        self.buffer.bytes()
+    }
+
+    /// Marks the first `count` received bytes as used up.
+    pub(super) fn consume(&mut self, count: usize) {
+        self.buffer.consume(count);
+    }
+
+    /// Waits for bytes that belong to what is received already, `needed` of them in all as far as is known.
+    pub(super) fn fill(&mut self, needed: usize, deadline: Deadline) -> Result<()> {
+        loop {
             let left = deadline.left().ok_or_else(|| self.timeout(Wait::Answer))?;
             let read = self
                 .stream
@@ -254,7 +271,10 @@ impl Connection {
                 .and_then(|()| self.stream.read(self.buffer.space(needed)));
             match read {
                 Ok(0) => return Err(self.lost(io::ErrorKind::UnexpectedEof.into())),
-                Ok(count) => self.buffer.filled(count),
+                Ok(count) => {
+                    self.buffer.filled(count);
+                    return Ok(());
+                }
                 Err(error) if is_timeout(&error) || is_interrupted(&error) => {}
                 Err(error) => return Err(self.lost(error)),
             }
@@ -287,7 +307,7 @@ impl Connection {
         }
     }
 
-    fn protocol(&self, source: ProtocolError) -> Error {
+    pub(super) fn protocol(&self, source: ProtocolError) -> Error {
         Error::Protocol {
             addr: self.addr.clone(),
             source,

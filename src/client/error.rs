@@ -2,7 +2,10 @@
 
 use std::{error, fmt, io, time::Duration};
 
-use crate::wire::{EncodeError, Opcode, ResponseError};
+use crate::wire::{
+    EncodeError, Opcode, ResponseError,
+    replication::{FollowAnswerError, ReplicationError, Start, StreamOpcode},
+};
 
 /// Why a call has no answer to give.
 ///
@@ -120,6 +123,21 @@ pub enum ProtocolError {
         /// The first bytes of the value.
         value: Vec<u8>,
     },
+    /// OK to a FOLLOW, but not with the start of a stream.
+    FollowAnswer(FollowAnswerError),
+    /// OK to a FOLLOW, but with another start than was asked for.
+    OtherStart {
+        /// How the stream would start.
+        start: Start,
+    },
+    /// A damaged message of a replication stream.
+    Stream(ReplicationError),
+    /// A message of a replication stream that may not come here: others are missing before it, or it is of another
+    /// epoch.
+    OutOfPlace {
+        /// What it is.
+        what: StreamOpcode,
+    },
     /// More bytes after the last answer that was asked for.
     Unrequested {
         /// How many had come.
@@ -223,6 +241,20 @@ impl fmt::Display for ProtocolError {
             ProtocolError::LeaderAddress { value } => {
                 write!(f, "\"{}\" is no address of a leader", value.escape_ascii())
             }
+            ProtocolError::FollowAnswer(error) => error.fmt(f),
+            ProtocolError::OtherStart { start } => match start {
+                Start::Resume { from_index } => {
+                    write!(
+                        f,
+                        "a stream from index {from_index}, which was not asked for"
+                    )
+                }
+                Start::FullCopy => f.write_str("a full copy, which was not asked for"),
+            },
+            ProtocolError::Stream(error) => error.fmt(f),
+            ProtocolError::OutOfPlace { what } => {
+                write!(f, "{} where another message belongs", what.name())
+            }
             ProtocolError::Unrequested { len } => {
                 write!(f, "{len} bytes came after the last answer")
             }
@@ -234,6 +266,8 @@ impl error::Error for ProtocolError {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         match self {
             ProtocolError::Response(error) => Some(error),
+            ProtocolError::FollowAnswer(error) => Some(error),
+            ProtocolError::Stream(error) => Some(error),
             _ => None,
         }
     }

@@ -43,10 +43,12 @@ use crate::wire::{Opcode, Request};
 mod answer;
 mod connection;
 mod error;
+mod observer;
 mod pipeline;
 
 pub use answer::Answer;
 pub use error::{Error, PipelineError, ProtocolError, Result, Wait};
+pub use observer::{Observer, Watch};
 pub use pipeline::Pipeline;
 
 use connection::Connection;

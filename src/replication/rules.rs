@@ -1,5 +1,7 @@
 //! Who is given what: plain rules over positions, without sockets, threads or clocks.
 
+use std::fmt;
+
 use crate::history::History;
 use crate::journal::Head;
 use crate::wire::replication::Start;
@@ -48,6 +50,101 @@ pub fn start_of(
         }
     } else {
         Start::FullCopy
+    }
+}
+
+/// The last index that an observer gives for "from the end on".
+pub const FROM_THE_END: u64 = u64::MAX;
+
+/// How a source starts the stream for an observer, which keeps no data set that could differ: from the entry after its
+/// last one, whatever history that was where it names none, or with a full copy, but only where it asks for that.
+/// `first_index` is that of the oldest entry that the log holds.
+///
+/// # Errors
+///
+/// Why there is nothing to be watched from there on.
+pub fn start_of_observer(
+    own: &History,
+    head: Head,
+    first_index: u64,
+    observer: Position,
+    wants_full_copy: bool,
+) -> Result<Start, Unwatched> {
+    let Position {
+        epoch,
+        nonce,
+        index,
+    } = observer;
+    if wants_full_copy {
+        return Ok(Start::FullCopy);
+    }
+    let names_a_history = (epoch, nonce) != (0, 0);
+    if !names_a_history && index == FROM_THE_END {
+        let from_index = head.index + 1;
+        return Ok(Start::Resume { from_index });
+    }
+    if names_a_history && !own.holds(epoch, nonce, index) {
+        return Err(Unwatched::Unknown { epoch, index });
+    }
+    if index > head.index {
+        let last_index = head.index;
+        return Err(Unwatched::Beyond { index, last_index });
+    }
+    let from_index = index + 1;
+    if from_index < first_index {
+        return Err(Unwatched::Gone {
+            from_index,
+            first_index,
+        });
+    }
+    Ok(Start::Resume { from_index })
+}
+
+/// Why an observer is given nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unwatched {
+    /// The source's data set did not come by the observer's last entry.
+    Unknown {
+        /// Epoch of that entry.
+        epoch: u64,
+        /// Its index.
+        index: u64,
+    },
+    /// The source has not come so far.
+    Beyond {
+        /// The observer's last index.
+        index: u64,
+        /// The source's last index.
+        last_index: u64,
+    },
+    /// The log no longer holds the entry.
+    Gone {
+        /// The entry that the observer wants first.
+        from_index: u64,
+        /// The oldest that is held.
+        first_index: u64,
+    },
+}
+
+impl fmt::Display for Unwatched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unwatched::Unknown { epoch, index } => write!(
+                f,
+                "entry {index} of epoch {epoch} is not in this node's history"
+            ),
+            Unwatched::Beyond { index, last_index } => write!(
+                f,
+                "no entry after {index} yet, this node's last one is {last_index}"
+            ),
+            Unwatched::Gone {
+                from_index,
+                first_index,
+            } => write!(
+                f,
+                "entry {from_index} is no longer in the log, which begins at index {first_index}"
+            ),
+        }
     }
 }
 
@@ -218,6 +315,48 @@ mod tests {
                 Start::FullCopy,
                 "{position:?}: {why}"
             );
+        }
+    }
+
+    /// Of a source at index 9 whose log begins with entry 4.
+    fn watched(observer: Position, wants_full_copy: bool) -> Result<Start, String> {
+        let head = Head {
+            index: 9,
+            digest: Digest::EMPTY,
+        };
+        start_of_observer(&history(), head, 4, observer, wants_full_copy)
+            .map_err(|why| why.to_string())
+    }
+
+    #[test]
+    fn an_observer_begins_where_it_says_and_gets_no_copy_that_it_did_not_ask_for() {
+        for position in [at(5, 9), at(1, 3), at(4, 7), at(0, 3), at(0, 9)] {
+            assert_eq!(watched(position, false), Ok(resume(position.index + 1)));
+            assert_eq!(watched(position, true), Ok(Start::FullCopy));
+        }
+        assert_eq!(watched(at(0, FROM_THE_END), false), Ok(resume(10)));
+        assert_eq!(watched(STRANGER, true), Ok(Start::FullCopy));
+        for (position, why) in [
+            (
+                at(0, 2),
+                "entry 3 is no longer in the log, which begins at index 4",
+            ),
+            (
+                at(5, 0),
+                "entry 1 is no longer in the log, which begins at index 4",
+            ),
+            (
+                at(0, 10),
+                "no entry after 10 yet, this node's last one is 9",
+            ),
+            (
+                at(5, FROM_THE_END),
+                "no entry after 18446744073709551615 yet, this node's last one is 9",
+            ),
+            (at(1, 8), "entry 8 of epoch 1 is not in this node's history"),
+            (STRANGER, "entry 3 of epoch 1 is not in this node's history"),
+        ] {
+            assert_eq!(watched(position, false), Err(why.to_owned()));
         }
     }
 

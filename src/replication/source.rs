@@ -1,8 +1,9 @@
-//! The sending side: one follower's stream, on the connection that asked for it.
+//! The sending side: one follower's stream, on the connection that asked for it, or one observer's.
 //!
-//! # Known limits
-//!
-//! * An observer is sent no entries yet, only heartbeats.
+//! An observer is sent what a follower is, by the same code and within the same bounds, and counts as nobody's
+//! follower: it is in no table and no figure of the node's, it need not say anything, and the stop does not wait for
+//! it. Unlike a follower's its source may itself be a follower, whose data set can be replaced while it is read; the
+//! stream then ends, and the observer asks again.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -22,7 +23,7 @@ use crate::wire::replication::{
 };
 use crate::wire::request::{self, Limits, Parsed::Whole};
 
-use super::rules::{CopyRule, Position, start_of};
+use super::rules::{CopyRule, Position, start_of, start_of_observer};
 
 /// After fewer entries than this a sender lets some gather before it looks again: a write to the socket for each few of
 /// them, and a thread woken on the other side, costs the clients more than it wins a follower.
@@ -42,10 +43,13 @@ const ANY_VALUE: Limits = Limits {
 /// How long a stopping source waits for a follower to say that it has everything.
 const LAST_ACK: Duration = Duration::from_secs(3);
 
-/// A follower whose request was accepted.
+/// A follower or an observer whose request was accepted.
 #[derive(Debug)]
 pub(crate) struct Accepted {
     name: String,
+    pub(crate) is_observer: bool,
+    /// [`Node::given_up`] when the request was judged.
+    given_up: u64,
     start: Start,
     history: History,
     cursor: Option<Cursor>,
@@ -55,22 +59,26 @@ pub(crate) struct Accepted {
     pub(crate) answer: Vec<u8>,
 }
 
-/// Judges a FOLLOW request.
+/// Judges a FOLLOW request. Boxed, since every connection's stack would have room for what few of them need.
 ///
 /// # Errors
 ///
 /// The answer that refuses it.
-pub(crate) fn accept(node: &Node, key: &[u8], value: &[u8]) -> Result<Accepted, Reply> {
+pub(crate) fn accept(node: &Node, key: &[u8], value: &[u8]) -> Result<Box<Accepted>, Reply> {
     let error = |message: String| Err(Reply::Error(message));
     let follow = match Follow::decode(key, value) {
         Ok(follow) => follow,
         Err(fault) => return error(fault.to_string()),
     };
     let (Some(journal), Some(member)) = (node.journal(), node.member()) else {
-        return error("a cluster of one node has no followers".to_owned());
+        return error("a cluster of one node keeps no log and has no followers".to_owned());
     };
-    if follow.cluster_id != member.cluster.as_bytes() {
+    let names_no_cluster = follow.is_observer && follow.cluster_id.is_empty();
+    if follow.cluster_id != member.cluster.as_bytes() && !names_no_cluster {
         return error(format!("this node is of cluster {}", member.cluster));
+    }
+    if follow.is_observer {
+        return accept_observer(node, journal, &follow);
     }
     let Some(peer) = member
         .peers
@@ -118,23 +126,75 @@ pub(crate) fn accept(node: &Node, key: &[u8], value: &[u8]) -> Result<Accepted, 
             ));
         }
     }
-    let Some(eras) = Eras::of(&history) else {
+    Ok(Box::new(Accepted {
+        name: peer.name.clone(),
+        is_observer: false,
+        given_up: node.given_up(),
+        start,
+        cursor: cursor.filter(|_| start != Start::FullCopy),
+        answer: answer_of(start, &history)?,
+        history,
+        turn,
+    }))
+}
+
+/// Judges the FOLLOW of an observer: any name will do, and any node that serves.
+fn accept_observer(
+    node: &Node,
+    journal: &Journal,
+    follow: &Follow<'_>,
+) -> Result<Box<Accepted>, Reply> {
+    // In this order: what is given up after the first look is noticed, before it the phase says so.
+    let given_up = node.given_up();
+    if let Phase::Loading(why) = node.phase() {
+        return Err(Reply::Loading(why));
+    }
+    let history = node.history();
+    let position = Position {
+        epoch: follow.epoch,
+        nonce: follow.nonce,
+        index: follow.last_index,
+    };
+    let judge = || {
+        let (head, first) = (journal.head(), journal.first_index());
+        start_of_observer(&history, head, first, position, follow.wants_full_copy)
+            .map_err(|why| Reply::Error(why.to_string()))
+    };
+    let mut start = judge()?;
+    let mut cursor = None;
+    if let Start::Resume { from_index } = start {
+        cursor = journal.cursor_after(from_index - 1);
+        if cursor.is_none() {
+            // The log has moved on since; this time it says so.
+            start = judge()?;
+            return Err(match start {
+                Start::Resume { from_index } => {
+                    Reply::Error(format!("the log cannot be read from index {from_index} on"))
+                }
+                Start::FullCopy => Reply::Error("try again".to_owned()),
+            });
+        }
+    }
+    Ok(Box::new(Accepted {
+        name: follow.name.escape_ascii().to_string(),
+        is_observer: true,
+        given_up,
+        start,
+        cursor,
+        answer: answer_of(start, &history)?,
+        history,
+        turn: None,
+    }))
+}
+
+/// The value of the OK.
+fn answer_of(start: Start, history: &History) -> Result<Vec<u8>, Reply> {
+    let Some(history) = Eras::of(history) else {
         return Err(Reply::Loading("this node has no history yet".into()));
     };
     let mut answer = Vec::new();
-    FollowAnswer {
-        start,
-        history: eras,
-    }
-    .encode(&mut answer);
-    Ok(Accepted {
-        name: peer.name.clone(),
-        start,
-        cursor: cursor.filter(|_| start != Start::FullCopy),
-        history,
-        turn,
-        answer,
-    })
+    FollowAnswer { start, history }.encode(&mut answer);
+    Ok(answer)
 }
 
 /// Sends the stream until the follower is gone, falls too far behind, or the node stops. `early` are bytes that came
@@ -151,15 +211,23 @@ pub(crate) fn serve(
     let interval = member.replication.heartbeat_interval;
     let silence = interval * SILENT_HEARTBEATS;
     stream.set_write_timeout(Some(silence))?;
-    stream.set_read_timeout(Some(silence))?;
+    // An observer may be silent. One that has vanished takes nothing, or TCP's keepalive ends it.
+    stream.set_read_timeout((!accepted.is_observer).then_some(silence))?;
     let epoch = accepted.history.last().map_or(0, |era| era.epoch);
     let name = accepted.name.as_str();
     let is_full_copy = accepted.start == Start::FullCopy;
-    node.count_stream(is_full_copy);
     let applied = accepted.cursor.map_or(0, |cursor| cursor.next - 1);
-    let number = node.follower_came(name, Progress::new(applied, Instant::now()));
+    let number = (!accepted.is_observer).then(|| {
+        node.count_stream(is_full_copy);
+        node.follower_came(name, Progress::new(applied, Instant::now()))
+    });
+    let verb = if accepted.is_observer {
+        "observe"
+    } else {
+        "follow"
+    };
     info!(
-        "{name} follows: {}",
+        "{name} {verb}s: {}",
         if is_full_copy {
             "full copy".to_owned()
         } else {
@@ -172,6 +240,7 @@ pub(crate) fn serve(
         stream,
         name,
         number,
+        given_up: accepted.given_up,
         epoch,
         interval,
         silence,
@@ -181,8 +250,13 @@ pub(crate) fn serve(
         run: Vec::new(),
     };
     let result = thread::scope(|scope| {
+        let thread = if accepted.is_observer {
+            "observer"
+        } else {
+            name
+        };
         thread::Builder::new()
-            .name(format!("acks-{name}"))
+            .name(format!("acks-{thread}"))
             .spawn_scoped(scope, || {
                 read_acks(node, stream, (name, number), early);
                 // Wakes the sender out of a write.
@@ -192,10 +266,14 @@ pub(crate) fn serve(
         let _ = stream.shutdown(Shutdown::Both);
         result
     });
-    node.follower_left(name, number);
+    if let Some(number) = number {
+        node.follower_left(name, number);
+    }
     match &result {
-        Ok(()) => info!("{name} no longer follows"),
-        Err(error) => warn!("{name} no longer follows: {error}"),
+        Ok(()) => info!("{name} no longer {verb}s"),
+        // Observers come and go as they like.
+        Err(error) if accepted.is_observer => info!("{name} no longer {verb}s: {error}"),
+        Err(error) => warn!("{name} no longer {verb}s: {error}"),
     }
     result
 }
@@ -205,8 +283,9 @@ struct Sender<'a> {
     journal: &'a Journal,
     stream: &'a TcpStream,
     name: &'a str,
-    /// Of this stream among all that the node has had.
-    number: u64,
+    /// Of this stream among all that the node has had; none of an observer's.
+    number: Option<u64>,
+    given_up: u64,
     epoch: u64,
     interval: Duration,
     silence: Duration,
@@ -230,20 +309,23 @@ impl Sender<'_> {
         loop {
             let now = Instant::now();
             if beat_at <= now {
+                self.check_source(history)?;
                 self.beat(cursor)?;
                 beat_at = now + self.interval;
             }
-            let said = self.node.with_follower(self.name, self.number, |follower| {
-                (follower.silence(now), follower.applied_index())
-            });
-            if said.is_some_and(|(_, applied)| applied >= self.copied_to) {
-                self.turn = None;
-            }
-            if said.is_none_or(|(quiet, _)| quiet > self.silence) {
-                return Err(io::Error::new(
-                    ErrorKind::TimedOut,
-                    "it said nothing for three heartbeats",
-                ));
+            if let Some(number) = self.number {
+                let said = self.node.with_follower(self.name, number, |follower| {
+                    (follower.silence(now), follower.applied_index())
+                });
+                if said.is_some_and(|(_, applied)| applied >= self.copied_to) {
+                    self.turn = None;
+                }
+                if said.is_none_or(|(quiet, _)| quiet > self.silence) {
+                    return Err(io::Error::new(
+                        ErrorKind::TimedOut,
+                        "it said nothing for three heartbeats",
+                    ));
+                }
             }
             match self
                 .journal
@@ -259,6 +341,9 @@ impl Sender<'_> {
                 Found::Nothing => {}
                 Found::Gone => return Err(fell_behind()),
                 Found::Ended => {
+                    let Some(_) = self.number else {
+                        return Ok(());
+                    };
                     self.beat(cursor)?;
                     let deadline = Instant::now() + LAST_ACK;
                     self.node
@@ -276,10 +361,30 @@ impl Sender<'_> {
         result.map_err(stuck)
     }
 
+    /// Whether what an observer is sent is still what this node holds: a follower may have given it up for another data
+    /// set, or distrust it, or be in another leader's time.
+    fn check_source(&self, history: &History) -> io::Result<()> {
+        if self.number.is_none()
+            && (self.node.given_up() != self.given_up
+                || matches!(self.node.phase(), Phase::Loading(_))
+                || self.node.history().last() != history.last())
+        {
+            return Err(io::Error::other("this node's data set is another now"));
+        }
+        Ok(())
+    }
+
     fn beat(&mut self, cursor: Cursor) -> io::Result<()> {
-        let digest_index = cursor.next - 1;
-        let Some(digest) = self.journal.digest_at(digest_index) else {
-            return Ok(());
+        let mut digest_index = cursor.next - 1;
+        let digest = match self.journal.digest_at(digest_index) {
+            Some(digest) => digest,
+            // A sign of life all the same, with another digest: an observer may stand where the log knows none.
+            None if self.number.is_none() => {
+                let kept = self.journal.kept_head();
+                digest_index = kept.index;
+                kept.digest
+            }
+            None => return Ok(()),
         };
         let beat = Message::Heartbeat {
             epoch: self.epoch,
@@ -324,9 +429,11 @@ impl Sender<'_> {
 
     /// Takes note of when entries were sent, for telling how long they take.
     fn mark(&self, cursor: Cursor) {
-        let (last, now) = (cursor.next - 1, Instant::now());
-        self.node
-            .with_follower(self.name, self.number, |follower| follower.sent(last, now));
+        if let Some(number) = self.number {
+            let (last, now) = (cursor.next - 1, Instant::now());
+            self.node
+                .with_follower(self.name, number, |follower| follower.sent(last, now));
+        }
     }
 
     /// Sends a full copy, and returns where the log goes on after it.
@@ -353,12 +460,14 @@ impl Sender<'_> {
             rule.copied(copy.1);
             self.send_chunks(&copy.0, &mut chunks)?;
             drop(copy);
+            self.check_source(history)?;
             while self.send_gained(&mut cursor, &rule, &mut chunks, Instant::now())? {}
         }
         while cursor.next <= rule.exact_from() {
             let deadline = Instant::now() + self.interval;
             self.send_gained(&mut cursor, &rule, &mut chunks, deadline)?;
         }
+        self.check_source(history)?;
         let index = cursor.next - 1;
         let digest = journal.digest_at(index).ok_or_else(fell_behind)?;
         let end = Message::SnapshotEnd {
@@ -468,8 +577,13 @@ fn too_long() -> io::Error {
     io::Error::other("an entry is longer than a batch can carry")
 }
 
-/// Reads what the follower says until it is gone.
-fn read_acks(node: &Node, mut stream: &TcpStream, (name, number): (&str, u64), early: &[u8]) {
+/// Reads what the follower says until it is gone. What an observer says changes nothing.
+fn read_acks(
+    node: &Node,
+    mut stream: &TcpStream,
+    (name, number): (&str, Option<u64>),
+    early: &[u8],
+) {
     let mut buffer = Buffer::new();
     let space = buffer.space(early.len());
     let count = space.len().min(early.len());
@@ -485,10 +599,12 @@ fn read_acks(node: &Node, mut stream: &TcpStream, (name, number): (&str, u64), e
                     );
                     return;
                 };
-                let now = Instant::now();
-                node.with_follower(name, number, |follower| {
-                    follower.acknowledged(applied_index, now)
-                });
+                if let Some(number) = number {
+                    let now = Instant::now();
+                    node.with_follower(name, number, |follower| {
+                        follower.acknowledged(applied_index, now)
+                    });
+                }
                 buffer.consume(frame_len);
                 continue;
             }

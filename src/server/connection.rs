@@ -54,6 +54,8 @@ pub(super) enum End {
     Idle,
     /// The client was a follower, and its stream has ended.
     Followed,
+    /// The client was an observer, and its stream has ended, however it did.
+    Observed,
     /// The socket failed, or the client took no byte of its answers for the request timeout.
     Failed(io::Error),
 }
@@ -189,8 +191,19 @@ impl<'a> Connection<'a> {
     /// Becomes the sender of a follower's stream, until that ends.
     fn stream(&mut self, accepted: &mut Accepted) -> io::Result<End> {
         self.output.flush()?;
+        let early = self.input.bytes();
+        if accepted.is_observer {
+            // The stop shuts its reading side, as any client's between two requests, and that ends the stream.
+            self.context.peer.in_frame.store(false, Ordering::SeqCst);
+            if self.context.stopping.load(Ordering::SeqCst) {
+                let _ = self.stream.shutdown(Shutdown::Read);
+            }
+            // It logs by itself how the stream ends.
+            let _ = source::serve(self.context.node, self.stream, accepted, early);
+            return Ok(End::Observed);
+        }
         self.context.peer.follows.store(true, Ordering::SeqCst);
-        source::serve(self.context.node, self.stream, accepted, self.input.bytes())?;
+        source::serve(self.context.node, self.stream, accepted, early)?;
         Ok(End::Followed)
     }
 
@@ -258,7 +271,7 @@ impl<'a> Connection<'a> {
                     match accepted {
                         Ok(accepted) => {
                             self.output.push(&Reply::Answer(accepted.answer.clone()))?;
-                            return Ok(Next::Stream(Box::new(accepted)));
+                            return Ok(Next::Stream(accepted));
                         }
                         Err(reply) => self.output.push(&reply)?,
                     }

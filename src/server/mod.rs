@@ -394,14 +394,15 @@ impl Server {
                 stopping,
                 housekeeper: &housekeeper,
             });
-            if self.shared.stopping.load(Ordering::SeqCst) {
+            let is_waited_for = !matches!(end, End::Observed);
+            if is_waited_for && self.shared.stopping.load(Ordering::SeqCst) {
                 self.wait_until_taken(&peer.stream);
             }
             self.node.count_connection(false);
             // The place is free before the client can see that its connection is closed.
             self.release(id);
             match end {
-                End::Done | End::Followed => {}
+                End::Done | End::Followed | End::Observed => {}
                 End::Truncated { len, needed } => {
                     debug!("client {addr}: end of stream inside a frame, {len} of {needed} bytes");
                 }

@@ -10,10 +10,22 @@
 
 mod arguments;
 mod commands;
+mod dump;
 mod failures;
 mod lines;
 #[path = "../support/mod.rs"]
 mod support;
+mod tail;
+
+/// Nodes that are processes of their own.
+#[path = "../support"]
+#[allow(dead_code)] // some of it serves only other tests
+mod real {
+    pub(crate) mod cluster;
+    pub(crate) mod names;
+    pub(crate) mod node;
+    pub(crate) mod proxy;
+}
 
 use std::{
     ffi::OsStr,

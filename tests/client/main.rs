@@ -9,6 +9,7 @@
 )]
 
 mod faults;
+mod observers;
 mod pipelines;
 mod redirects;
 #[path = "../support/mod.rs"]

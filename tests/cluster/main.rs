@@ -7,6 +7,7 @@
 mod faults;
 mod harness;
 mod namespaces;
+mod observers;
 mod proxy;
 mod status;
 

@@ -11,7 +11,7 @@ use gopherstore::{
     Client,
     client::{ClientOptions, Direction, Frame, FrameHook},
     config::Config,
-    wire::annotate,
+    wire::{annotate, replication::StreamOpcode},
 };
 
 use crate::report::{Failure, Outcome};
@@ -40,13 +40,17 @@ impl Context {
 
     /// A client of the node at `addr`.
     pub(crate) fn client_of(&self, addr: &str) -> Client {
-        let options = ClientOptions {
+        Client::unconnected(addr, self.options())
+    }
+
+    /// How a client of any node behaves.
+    pub(crate) fn options(&self) -> ClientOptions {
+        ClientOptions {
             connect_timeout: self.timeout,
             timeout: self.timeout,
             follow_redirects: self.follow_redirects,
             on_frame: self.hex.then(|| FrameHook::new(dump)),
-        };
-        Client::unconnected(addr, options)
+        }
     }
 
     /// The node to talk to.
@@ -108,10 +112,20 @@ fn configured(file: &Path, name: &str) -> Result<String, Failure> {
     }
 }
 
+/// Whether what a node sent is a frame of a replication stream: no status has the number of one.
+fn is_of_a_stream(bytes: &[u8]) -> bool {
+    bytes
+        .first()
+        .is_some_and(|&first| StreamOpcode::try_from(first).is_ok())
+}
+
 /// Dumps a frame in the manner of `curl -v`, on standard error so that standard output stays exact.
 fn dump(frame: &Frame<'_>) {
     let (mark, way, rows) = match frame.direction {
         Direction::Sent => ('>', "to", annotate::request(frame.bytes)),
+        Direction::Received if is_of_a_stream(frame.bytes) => {
+            ('<', "from", annotate::stream(frame.bytes))
+        }
         Direction::Received => ('<', "from", annotate::response(frame.bytes)),
     };
     let mut text = format!("{mark} {way} {}, {} bytes\n", frame.addr, frame.bytes.len());

@@ -2,9 +2,13 @@
 
 mod command;
 mod context;
+mod copy_file;
+mod dump;
 mod lines;
+mod load;
 mod quote;
 mod report;
+mod tail;
 
 use std::{
     env,
@@ -46,7 +50,10 @@ const PROGRAM: Program = Program {
     error_code(5, "cannot connect, or the connection was lost"),
     error_code(6, "timeout"),
     error_code(7, "what answers does not keep to the protocol"),
-    error_code(8, "cannot read standard input or write standard output")
+    error_code(
+        8,
+        "cannot read standard input or a file, or write standard output or a file"
+    )
 )]
 struct Arguments {
     /// address of the node, HOST:PORT; by default $GOPHERSTORE_ADDR, or else 127.0.0.1:8000
@@ -89,6 +96,9 @@ enum Subcommand {
     Ping(Ping),
     Status(Status),
     Resync(Resync),
+    Tail(tail::Tail),
+    Dump(dump::Dump),
+    Load(load::Load),
 }
 
 /// Store a value under a key, whatever was there before.
@@ -204,6 +214,9 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Some(Subcommand::Del(Del { key })) => once(&context, &Command::Del { key }),
         Some(Subcommand::Ping(Ping {})) => once(&context, &Command::Ping),
         Some(Subcommand::Status(Status {})) => once(&context, &Command::Status),
+        Some(Subcommand::Tail(command)) => tail::run(command, &context),
+        Some(Subcommand::Dump(command)) => dump::run(command, &context),
+        Some(Subcommand::Load(command)) => load::run(command, &context),
         Some(Subcommand::Resync(Resync { discard: true })) => once(&context, &Command::Resync),
         Some(Subcommand::Resync(Resync { discard: false })) => Err(mistake(
             "resync gives up all data of a follower, and what its leader lacks of it is lost for good; nothing is done \

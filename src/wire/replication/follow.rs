@@ -42,7 +42,7 @@ const FULL_COPY: u8 = 0b0000_0010;
 pub struct Follow<'a> {
     /// The node's name, 1..=64 bytes.
     pub name: &'a [u8],
-    /// The node only watches: it takes no entries, and is sent none.
+    /// The node only watches: it is nobody's follower.
     pub is_observer: bool,
     /// The node wants a full copy, wherever it stands.
     pub wants_full_copy: bool,
@@ -196,7 +196,7 @@ impl std::error::Error for FollowError {
 /// How the stream starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// With the entry that the follower lacks next, or with none where the follower only watches.
+    /// With the entry that the follower lacks next.
     Resume {
         /// The index of the first entry to come, 1 at least.
         from_index: u64,

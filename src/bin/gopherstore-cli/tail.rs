@@ -1,0 +1,364 @@
+//! `tail`: a live view of a node's replication stream.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    num::NonZeroU64,
+    str::FromStr,
+    thread,
+    time::Duration,
+};
+
+use argh::{ArgsInfo, FromArgs};
+use gopherstore::{
+    arguments,
+    client::{ClientOptions, Error, Observer, Watch},
+    history::History,
+    wire::{
+        Request,
+        replication::{Frames, Message, Start},
+    },
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    command::Command,
+    context::Context,
+    quote,
+    report::{self, Failure, Outcome},
+    write_out,
+};
+
+/// Between two tries to get a lost stream back: the first pause, doubled up to the last.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// Bytes of a value that a line shows.
+const SHOWN_BYTES: usize = 64;
+
+/// Watch the replication stream of a node, leader or follower: each write as it gets into its log.
+#[derive(ArgsInfo, FromArgs)]
+#[argh(subcommand, name = "tail", help_triggers("-h", "--help"))]
+#[argh(
+    example = "{command_name} --from 1 --values\n\
+        {command_name} --addr 127.0.0.1:8001 -w json | jq .key",
+    note = "Each line has index, operation, key and the value's bytes. A lost stream is taken up again\n\
+        where it was; what the node's log no longer holds by then is said to be missed. The node\n\
+        waits for nobody who watches: who reads too slowly is dropped. Ctrl-C ends it.\n\
+        For options such as --addr see gopherstore-cli --help."
+)]
+pub(crate) struct Tail {
+    /// index of the first entry to show, from 1; by default the next one that comes
+    #[argh(option, from_str_fn(arguments::parsed), arg_name = "INDEX")]
+    from: Option<NonZeroU64>,
+    /// end after so many entries
+    #[argh(option, from_str_fn(arguments::parsed), arg_name = "N")]
+    count: Option<NonZeroU64>,
+    /// show values too; those of more than 64 bytes are cut short in lines, and whole in json
+    #[argh(switch)]
+    values: bool,
+    /// lines, the default, or json: an object on a line for each entry
+    #[argh(
+        option,
+        short = 'w',
+        long = "write-out",
+        from_str_fn(arguments::parsed),
+        arg_name = "FORM",
+        default = "Format::Lines"
+    )]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Lines,
+    Json,
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Format, String> {
+        match text {
+            "lines" => Ok(Format::Lines),
+            "json" => Ok(Format::Json),
+            _ => Err("write lines or json".to_owned()),
+        }
+    }
+}
+
+pub(crate) fn run(command: Tail, context: &Context) -> Result<Outcome, Failure> {
+    let addr = context.addr()?;
+    let options = context.options();
+    let watch = command
+        .from
+        .map_or(Watch::New, |index| Watch::From(index.get()));
+    let first = Observer::open(&addr, &options, watch).map_err(|error| failure(&error, context))?;
+    if io::stderr().is_terminal() {
+        say(&format!(
+            "watching {addr} from index {}",
+            from_index(&first)
+        ));
+    }
+    let mut view = View {
+        format: command.format,
+        values: command.values,
+        left: command.count.map(NonZeroU64::get),
+        out: Vec::new(),
+    };
+    let mut observer = first;
+    let mut pause = PAUSES.0;
+    loop {
+        let begun = from_index(&observer);
+        let lost = match view.show(&mut observer) {
+            Ok(()) => return Ok(Outcome::Done),
+            Err(End::Failed(failure)) => return Err(failure),
+            Err(End::Lost(error)) => error,
+        };
+        let position = observer.position().unwrap_or(Watch::New);
+        let next = from_index_of(position);
+        say(&format!("{lost}; trying again, from index {next} on"));
+        // A stream that brings nothing is not asked for in a tight loop.
+        pause = if next > begun {
+            PAUSES.0
+        } else {
+            PAUSES.1.min(pause * 2)
+        };
+        thread::sleep(pause);
+        observer = again(&addr, &options, position);
+        let start = from_index(&observer);
+        if start == next {
+            say(&format!("connected again, going on from index {start}"));
+        } else if start > next {
+            let last = start - 1;
+            say(&format!("connected again; missed entries {next} to {last}"));
+        } else {
+            say(&format!(
+                "connected again; the node holds other data than before, going on from index {start}"
+            ));
+        }
+    }
+}
+
+/// Gets a stream again, however long it takes: from `position` on, or where the node has that no longer, what is new.
+fn again(addr: &str, options: &ClientOptions, position: Watch) -> Observer {
+    let mut pause = PAUSES.0;
+    let mut watch = position;
+    let mut said = String::new();
+    loop {
+        let error = match Observer::open(addr, options, watch) {
+            Ok(observer) => return observer,
+            Err(error) => error,
+        };
+        let text = error.to_string();
+        if text != said {
+            // Not that nobody is there, over and over.
+            if !matches!(error, Error::Connect { .. } | Error::Timeout { .. }) {
+                say(&text);
+            }
+            said = text;
+        }
+        if matches!(error, Error::Server { .. }) && watch != Watch::New {
+            watch = Watch::New;
+            continue;
+        }
+        thread::sleep(pause);
+        pause = PAUSES.1.min(pause * 2);
+    }
+}
+
+fn from_index(observer: &Observer) -> u64 {
+    match observer.start() {
+        Start::Resume { from_index } => from_index,
+        Start::FullCopy => 0,
+    }
+}
+
+fn from_index_of(position: Watch) -> u64 {
+    match position {
+        Watch::After { index, .. } => index.saturating_add(1),
+        Watch::From(index) => index,
+        Watch::New | Watch::Copy => 0,
+    }
+}
+
+fn failure(error: &Error, context: &Context) -> Failure {
+    if let Error::Server { message } = error {
+        return Failure::new(
+            Outcome::ServerError,
+            format!("nothing to watch: {message}; give another --from, or none for what is new"),
+        );
+    }
+    report::failure(error, &Command::Status, context.node.as_deref())
+}
+
+/// Why a stream is not shown any further.
+enum End {
+    Lost(Error),
+    Failed(Failure),
+}
+
+/// How entries are shown.
+struct View {
+    format: Format,
+    values: bool,
+    /// How many, where that is limited.
+    left: Option<u64>,
+    out: Vec<u8>,
+}
+
+impl View {
+    /// Shows a stream until enough is shown or nobody looks any more.
+    fn show(&mut self, observer: &mut Observer) -> Result<(), End> {
+        let history = observer.history().clone();
+        while self.left != Some(0) {
+            let is_read = match observer.receive().map_err(End::Lost)? {
+                Message::Entries {
+                    first_index,
+                    frames,
+                    ..
+                } => {
+                    self.put(first_index, frames, &history);
+                    let written = write_out(&self.out).map_err(End::Failed);
+                    self.out = Vec::new();
+                    written?
+                }
+                _ => !is_abandoned(),
+            };
+            if !is_read {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, first_index: u64, frames: Frames<'_>, history: &History) {
+        for (index, frame) in (first_index..).zip(frames) {
+            match &mut self.left {
+                Some(0) => return,
+                Some(left) => *left -= 1,
+                None => {}
+            }
+            match self.format {
+                Format::Lines => {
+                    let line = line(index, &frame.request(), self.values);
+                    self.out.extend_from_slice(line.as_bytes());
+                }
+                Format::Json => {
+                    let epoch = history.era_of(index).map_or(0, |era| era.epoch);
+                    let object = object(index, epoch, &frame.request(), self.values);
+                    self.out.extend_from_slice(object.to_string().as_bytes());
+                }
+            }
+            self.out.push(b'\n');
+        }
+    }
+}
+
+fn line(index: u64, request: &Request<'_>, with_value: bool) -> String {
+    let key = word(request.key());
+    let Request::Set { value, .. } = request else {
+        return format!("{index} {} {key} -", request.opcode().name());
+    };
+    let len = value.len();
+    let shown = match value.get(..SHOWN_BYTES) {
+        _ if !with_value => String::new(),
+        Some(start) if len > SHOWN_BYTES => format!(" {}...", quote::quoted(start)),
+        _ => format!(" {}", word(value)),
+    };
+    format!("{index} SET {key} {len}{shown}")
+}
+
+/// Bytes as one word: in quotes where a space or anything else makes that necessary.
+fn word(bytes: &[u8]) -> String {
+    let shown = quote::shown(bytes);
+    if shown.contains(char::is_whitespace) && !shown.starts_with('"') {
+        return quote::quoted(bytes);
+    }
+    shown
+}
+
+fn object(index: u64, epoch: u64, request: &Request<'_>, with_value: bool) -> Value {
+    let mut object = Map::new();
+    object.insert("index".to_owned(), json!(index));
+    object.insert("epoch".to_owned(), json!(epoch));
+    object.insert("op".to_owned(), json!(request.opcode().name()));
+    insert_bytes(&mut object, "key", request.key());
+    if let Request::Set { value, .. } = request {
+        object.insert("size".to_owned(), json!(value.len()));
+        if with_value {
+            insert_bytes(&mut object, "value", value);
+        }
+    }
+    Value::Object(object)
+}
+
+/// JSON has no bytes: what is no UTF-8 goes in as hexadecimal digits, and under another name.
+fn insert_bytes(object: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
+    match str::from_utf8(bytes) {
+        Ok(text) => object.insert(name.to_owned(), json!(text)),
+        Err(_) => {
+            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            object.insert(format!("{name}_hex"), json!(digits))
+        }
+    };
+}
+
+/// Whether standard output is a pipe that nobody reads any more, which a write would tell only when there is one.
+fn is_abandoned() -> bool {
+    let out = io::stdout();
+    let mut polled = [PollFd::new(&out, PollFlags::empty())];
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut polled, Some(&at_once)).is_ok() && polled[0].revents().contains(PollFlags::ERR)
+}
+
+/// A line about the stream, on standard error so that standard output has entries alone.
+fn say(message: &str) {
+    let message = quote::one_line(message);
+    let _ = writeln!(io::stderr(), "gopherstore-cli: {message}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_has_a_word_for_each_part_whatever_the_bytes() {
+        let long = "x".repeat(65);
+        for (key, value, expected) in [
+            ("user123", "active", "8 SET user123 6 active"),
+            ("two words", "", r#"8 SET "two words" 0 """#),
+            ("a\u{a0}b", "-", r#"8 SET "a\xc2\xa0b" 1 -"#),
+            ("", "\x00", r#"8 SET "" 1 "\x00""#),
+            ("k", &long, &format!("8 SET k 65 \"{}\"...", "x".repeat(64))),
+        ] {
+            let (key, value) = (key.as_bytes(), value.as_bytes());
+            assert_eq!(line(8, &Request::Set { key, value }, true), expected);
+        }
+        let set = Request::Set {
+            key: b"k",
+            value: b"v",
+        };
+        assert_eq!(line(1, &set, false), "1 SET k 1");
+        assert_eq!(line(9, &Request::Del { key: b"k" }, true), "9 DEL k -");
+    }
+
+    #[test]
+    fn an_object_says_which_bytes_are_no_text() {
+        let set = Request::Set {
+            key: b"\xff\x00",
+            value: b"v\n",
+        };
+        assert_eq!(
+            object(8, 2, &set, true).to_string(),
+            r#"{"epoch":2,"index":8,"key_hex":"ff00","op":"SET","size":2,"value":"v\n"}"#
+        );
+        let del = Request::Del { key: b"k" };
+        assert_eq!(
+            object(9, 2, &del, true).to_string(),
+            r#"{"epoch":2,"index":9,"key":"k","op":"DEL"}"#
+        );
+    }
+}

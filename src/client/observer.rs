@@ -1,0 +1,254 @@
+//! Watching a node's replication stream.
+
+use std::mem;
+
+use crate::{
+    history::History,
+    wire::{
+        Opcode,
+        replication::{Follow, FollowAnswer, Head, Message, Parsed, ParsedHead, Start, parse},
+    },
+};
+
+use super::{
+    Answer, ClientOptions, Direction,
+    connection::Connection,
+    error::{ProtocolError, Result},
+};
+
+/// What is to be watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// What comes after the node's last entry.
+    New,
+    /// From the entry with this index on, whoever wrote it; 0 is taken for 1.
+    From(u64),
+    /// What comes after the entry at `index` of the data set that an era with this epoch and nonce went through
+    /// ([`Observer::position`]), or nothing: the node says so where it does not know that data set.
+    After {
+        /// Epoch of the era.
+        epoch: u64,
+        /// Nonce of the era.
+        nonce: u64,
+        /// Index of the last entry that was seen.
+        index: u64,
+    },
+    /// The whole data set, and then what comes after it.
+    Copy,
+}
+
+/// The name under which the library observes. It means nothing to a node.
+const NAME: &[u8] = b"observer";
+
+/// A node's replication stream, watched: every entry of its log in order, checked.
+///
+/// Any node that serves has one, a follower too. It costs the node what a follower costs, and no more: nothing
+/// waits for an observer, no figure shows it, and one that takes nothing for three heartbeats, or falls further behind
+/// than the node's log reaches, is dropped. An observer says nothing after its request, and is not dropped for that.
+///
+/// The stream has no end of its own. Where the node stops, drops the observer, or takes another data set, the
+/// connection ends; [`position`](Self::position) is then what to go on from, and the answer says whether that can be.
+///
+/// ```no_run
+/// use gopherstore::client::{ClientOptions, Observer, Watch};
+/// use gopherstore::wire::replication::Message;
+///
+/// let mut observer = Observer::open("127.0.0.1:8001", &ClientOptions::default(), Watch::New)?;
+/// loop {
+///     if let Message::Entries { first_index, frames, .. } = observer.receive()? {
+///         for (index, frame) in (first_index..).zip(frames) {
+///             println!("{index} {:?}", frame.request());
+///         }
+///     }
+/// }
+/// # #[allow(unreachable_code)]
+/// # Ok::<(), gopherstore::client::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Observer {
+    connection: Connection,
+    start: Start,
+    history: History,
+    /// Bytes of the message that was handed out last, which go when the next one is asked for.
+    taken: usize,
+    expected: Expected,
+}
+
+/// What may come next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expected {
+    /// SNAPSHOT_BEGIN.
+    Begin,
+    /// SNAPSHOT_CHUNK with this sequence, or SNAPSHOT_END.
+    Chunk(u64),
+    /// ENTRIES with this first index.
+    Entry(u64),
+}
+
+impl Observer {
+    /// Asks the node at `addr`, a `host:port`, for its stream.
+    ///
+    /// Of the options, the [timeout](ClientOptions::timeout) is for the answer, and afterwards for the node's silence:
+    /// it sends a heartbeat every half second, or as its cluster.toml says. Redirects do not matter, since any node
+    /// will do.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Server`](super::Error::Server) where the node has nothing to be watched from there on, with what it has
+    /// in its message; [`Error::Loading`](super::Error::Loading) where it holds no complete data set; any other.
+    pub fn open(addr: &str, options: &ClientOptions, watch: Watch) -> Result<Observer> {
+        let mut connection = Connection::open(addr, options)?;
+        let (epoch, nonce, last_index) = match watch {
+            Watch::New => (0, 0, u64::MAX),
+            Watch::From(index) => (0, 0, index.saturating_sub(1)),
+            Watch::After {
+                epoch,
+                nonce,
+                index,
+            } => (epoch, nonce, index),
+            Watch::Copy => (0, 0, 0),
+        };
+        let follow = Follow {
+            name: NAME,
+            is_observer: true,
+            wants_full_copy: watch == Watch::Copy,
+            epoch,
+            nonce,
+            last_index,
+            cluster_id: b"",
+        };
+        let mut frame = Vec::new();
+        // Its name and its cluster id are as short as they must be.
+        let _ = follow.encode(&mut frame);
+        connection.show(Direction::Sent, &frame);
+        let deadline = connection.deadline();
+        connection.write_all(&frame, deadline)?;
+        let value = match connection.receive(Opcode::Follow, deadline)?? {
+            Answer::Value(value) => value,
+            _ => Vec::new(),
+        };
+        let answer = FollowAnswer::decode(&value)
+            .map_err(|error| connection.protocol(ProtocolError::FollowAnswer(error)))?;
+        let expected = match answer.start {
+            Start::FullCopy => Expected::Begin,
+            Start::Resume { from_index } => Expected::Entry(from_index),
+        };
+        let fits = match (watch, answer.start) {
+            (Watch::Copy, start) => start == Start::FullCopy,
+            (Watch::New, Start::Resume { .. }) => true,
+            (_, Start::Resume { from_index }) => from_index == last_index.saturating_add(1),
+            (_, Start::FullCopy) => false,
+        };
+        if !fits {
+            return Err(connection.protocol(ProtocolError::OtherStart {
+                start: answer.start,
+            }));
+        }
+        Ok(Observer {
+            start: answer.start,
+            history: answer.history.to_history(),
+            connection,
+            taken: 0,
+            expected,
+        })
+    }
+
+    /// How the stream starts.
+    #[must_use]
+    pub const fn start(&self) -> Start {
+        self.start
+    }
+
+    /// The node's history when the stream began.
+    #[must_use]
+    pub const fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Where the stream is: what to ask for to go on after the last message that was received. `None` before the end
+    /// of a copy, which can only be begun anew.
+    #[must_use]
+    pub fn position(&self) -> Option<Watch> {
+        let Expected::Entry(next) = self.expected else {
+            return None;
+        };
+        let era = self.history.last()?;
+        Some(Watch::After {
+            epoch: era.epoch,
+            nonce: era.nonce,
+            index: next - 1,
+        })
+    }
+
+    /// The next message, checked: its checksums, its frames, and that none is missing before it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connection`](super::Error::Connection) where the stream has ended,
+    /// [`Error::Timeout`](super::Error::Timeout) where nothing came, [`Error::Protocol`](super::Error::Protocol) for
+    /// damage. After any of them the observer is of no more use but for its [`position`](Self::position).
+    pub fn receive(&mut self) -> Result<Message<'_>> {
+        self.connection.consume(mem::take(&mut self.taken));
+        let frame_len = loop {
+            let needed = match Head::parse(self.connection.received()) {
+                Ok(ParsedHead::Whole(head)) => head.frame_len(),
+                Ok(ParsedHead::Incomplete { needed }) => needed,
+                Err(error) => return Err(self.connection.protocol(ProtocolError::Stream(error))),
+            };
+            if self.connection.received().len() >= needed {
+                break needed;
+            }
+            // As long as anything comes the node lives, however long a value takes.
+            self.connection.fill(needed, self.connection.deadline())?;
+        };
+        let connection = &self.connection;
+        let refused = |error| Err(connection.protocol(error));
+        match parse(&connection.received()[..frame_len]) {
+            Ok(Parsed::Whole { message, .. }) => {
+                let Some(expected) = after(self.expected, &message, &self.history) else {
+                    return refused(ProtocolError::OutOfPlace {
+                        what: message.opcode(),
+                    });
+                };
+                connection.show(Direction::Received, &connection.received()[..frame_len]);
+                self.expected = expected;
+                self.taken = frame_len;
+                Ok(message)
+            }
+            // The head said how long the frame is.
+            Ok(Parsed::Incomplete { .. }) => refused(ProtocolError::Unrequested { len: frame_len }),
+            Err(error) => refused(ProtocolError::Stream(error)),
+        }
+    }
+}
+
+/// What may come after a message; `None` where it may not come itself.
+fn after(expected: Expected, message: &Message<'_>, history: &History) -> Option<Expected> {
+    if history
+        .last()
+        .is_none_or(|era| message.epoch() != era.epoch)
+    {
+        return None;
+    }
+    match (*message, expected) {
+        (Message::Heartbeat { .. }, _) => Some(expected),
+        (Message::SnapshotBegin { .. }, Expected::Begin) => Some(Expected::Chunk(0)),
+        (Message::SnapshotChunk { sequence, .. }, Expected::Chunk(next)) if sequence == next => {
+            Some(Expected::Chunk(next.saturating_add(1)))
+        }
+        (Message::SnapshotEnd { index, chunks, .. }, Expected::Chunk(next)) if chunks == next => {
+            Some(Expected::Entry(index.saturating_add(1)))
+        }
+        (
+            Message::Entries {
+                first_index,
+                frames,
+                ..
+            },
+            Expected::Entry(next),
+        ) if first_index == next => Some(Expected::Entry(
+            next.saturating_add(u64::from(frames.count())),
+        )),
+        _ => None,
+    }
+}
