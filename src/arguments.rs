@@ -91,9 +91,11 @@ impl Vocabulary {
         let flags = |info: &CommandInfoWithArgs| {
             let flags = info.flags.iter();
             flags
-                .map(|flag| {
+                .flat_map(|flag| {
                     let takes_value = matches!(flag.kind, FlagInfoKind::Option { .. });
-                    (flag.long.to_owned(), takes_value)
+                    let short = flag.short.map(|letter| format!("-{letter}"));
+                    let names = std::iter::once(flag.long.to_owned()).chain(short);
+                    names.map(move |name| (name, takes_value))
                 })
                 .collect()
         };

@@ -2,7 +2,7 @@
 
 use std::{error, fmt, io, time::Duration};
 
-use crate::wire::{EncodeError, Opcode, ResponseError};
+use crate::wire::{EncodeError, Opcode, ResponseError, census::CensusError};
 
 /// Why a call has no answer to give.
 ///
@@ -120,6 +120,8 @@ pub enum ProtocolError {
         /// The first bytes of the value.
         value: Vec<u8>,
     },
+    /// OK to a SUMS or LIST, with a value that is no answer to it.
+    Census(CensusError),
     /// More bytes after the last answer that was asked for.
     Unrequested {
         /// How many had come.
@@ -223,6 +225,7 @@ impl fmt::Display for ProtocolError {
             ProtocolError::LeaderAddress { value } => {
                 write!(f, "\"{}\" is no address of a leader", value.escape_ascii())
             }
+            ProtocolError::Census(error) => error.fmt(f),
             ProtocolError::Unrequested { len } => {
                 write!(f, "{len} bytes came after the last answer")
             }
@@ -234,6 +237,7 @@ impl error::Error for ProtocolError {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         match self {
             ProtocolError::Response(error) => Some(error),
+            ProtocolError::Census(error) => Some(error),
             _ => None,
         }
     }

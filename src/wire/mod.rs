@@ -6,6 +6,7 @@
 //! * [`request`]: what a client sends. [`request::parse`] turns received bytes into a [`RequestFrame`].
 //! * [`response`]: what a node answers. [`response::parse`] turns received bytes into a [`Response`].
 //! * [`replication`]: how a follower asks for its leader's log, and the frames that it is sent then.
+//! * [`census`]: SUMS and LIST, with which two nodes are compared.
 //! * [`Buffer`]: the received bytes themselves, and the bound on how far memory may run ahead of them.
 //! * [`annotate`]: a frame as an annotated hex dump, for people.
 //!
@@ -25,6 +26,7 @@
 
 pub mod annotate;
 mod buffer;
+pub mod census;
 pub mod replication;
 pub mod request;
 pub mod response;

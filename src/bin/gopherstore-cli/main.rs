@@ -2,6 +2,7 @@
 
 mod command;
 mod context;
+mod diff;
 mod lines;
 mod quote;
 mod report;
@@ -39,7 +40,7 @@ const PROGRAM: Program = Program {
         bytes and no more, and set and del print nothing; on a terminal each answer is a line.\n\
         Line by line, type help for how to quote; the exit code is the first failing line's.",
     error_code(0, "done"),
-    error_code(1, "not found"),
+    error_code(1, "not found, or different"),
     error_code(2, "usage, or a bad cluster.toml"),
     error_code(3, "the node answered with an error, or is loading"),
     error_code(4, "the node is not the leader"),
@@ -89,6 +90,7 @@ enum Subcommand {
     Ping(Ping),
     Status(Status),
     Resync(Resync),
+    Diff(diff::Diff),
 }
 
 /// Store a value under a key, whatever was there before.
@@ -204,6 +206,7 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Some(Subcommand::Del(Del { key })) => once(&context, &Command::Del { key }),
         Some(Subcommand::Ping(Ping {})) => once(&context, &Command::Ping),
         Some(Subcommand::Status(Status {})) => once(&context, &Command::Status),
+        Some(Subcommand::Diff(command)) => diff::run(&command, &context),
         Some(Subcommand::Resync(Resync { discard: true })) => once(&context, &Command::Resync),
         Some(Subcommand::Resync(Resync { discard: false })) => Err(mistake(
             "resync gives up all data of a follower, and what its leader lacks of it is lost for good; nothing is done \
