@@ -10,8 +10,19 @@
 
 mod arguments;
 mod commands;
+mod diff;
 mod failures;
 mod lines;
+/// Real nodes.
+#[path = "../support"]
+#[allow(dead_code)] // some of it serves only `cluster`
+mod nodes {
+    pub(crate) mod cluster;
+    pub(crate) mod load;
+    pub(crate) mod names;
+    pub(crate) mod node;
+    pub(crate) mod proxy;
+}
 #[path = "../support/mod.rs"]
 mod support;
 

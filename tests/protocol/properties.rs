@@ -4,6 +4,7 @@
 //! replayed first at the next run.
 
 use gopherstore::history::{Era, History};
+use gopherstore::wire::census::{BITS_MAX, List, ListAnswer, Sums, SumsAnswer};
 use gopherstore::wire::replication::{
     self, BatchEncoder, Eras, Fields, Follow, FollowAnswer, Head, Message, Start,
 };
@@ -245,6 +246,38 @@ proptest! {
         };
         prop_assert_eq!(frame.request(), request);
         prop_assert_eq!(frame.bytes(), &stream[..len]);
+    }
+
+    /// Fields of SUMS and LIST and of their answers: those that are taken are written just so again.
+    #[test]
+    fn any_census_gets_a_verdict(
+        key in bytes(5), bits in 0..=BITS_MAX, small in 0_u8..4, lens in vec(0_u8..4, 0..4), mut value in bytes(120),
+    ) {
+        // Mostly zeros where lengths stand, so that more than a few are taken.
+        for (at, byte) in value.iter_mut().enumerate() {
+            match at {
+                8 | 9 | 10 | 12 | 13 | 14 | 16 => *byte = 0,
+                11 | 15 | 17 => *byte = small,
+                18.. if lens.contains(&(*byte % 8)) => *byte = small,
+                _ => {}
+            }
+        }
+        if let Ok(sums) = Sums::decode(&key, &value) {
+            prop_assert_eq!(sums.value(), &value[..]);
+        }
+        if let Ok(list) = List::decode(&key, &value) {
+            prop_assert_eq!((list.key(), list.value()), (&key[..], value.clone()));
+        }
+        let mut written = Vec::new();
+        if let Ok(answer) = SumsAnswer::decode(&value, bits) {
+            answer.encode(&mut written);
+            prop_assert_eq!(&written, &value);
+        }
+        written.clear();
+        if let Ok(answer) = ListAnswer::decode(&value) {
+            answer.encode(&mut written);
+            prop_assert_eq!(&written, &value);
+        }
     }
 
     #[test]

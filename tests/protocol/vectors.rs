@@ -174,7 +174,7 @@ fn place_meaning(place: &census::Place) -> String {
 /// Of the value of an OK to a SUMS or LIST.
 fn census_meaning(to: Opcode, value: &[u8]) -> String {
     let meaning = |partitions: u32, next: &census::Place, rest: String| {
-        format!("OK {} of {partitions}{rest}", place_meaning(next))
+        format!("OK partitions={partitions} {}{rest}", place_meaning(next))
     };
     let answer = if to == Opcode::Sums {
         let from_len = value.get(17).map_or(0, |len| usize::from(*len));
