@@ -309,7 +309,8 @@ impl Client {
         self.census(&answer, decode)
     }
 
-    /// The keys of some of what the node holds, with hashes, from a place on and as far as the node goes in one request.
+    /// The keys of some of what the node holds, with hashes, from a place on and as far as the node goes in one
+    /// request.
     ///
     /// # Errors
     ///

@@ -91,7 +91,7 @@ pub enum List {
 /// | 12              | 4             | `partition`  | of that place; `partitions` where everything has been seen  |
 /// | 16              | 2             | `from_len`   | bytes of `from`                                             |
 /// | 18              | `from_len`    | `from`       | of that place                                               |
-/// | 18 + `from_len` | 16 × 2^`bits` | `sums`       | for each bucket, the sum over the entries that were walked through |
+/// | 18 + `from_len` | 16 × 2^`bits` | `sums`       | of each bucket, over the entries that were walked through   |
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SumsAnswer {
     /// How many partitions there are.
@@ -485,3 +485,43 @@ impl fmt::Display for CensusError {
 }
 
 impl std::error::Error for CensusError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::request::{LIST_VALUE_LEN_MAX, SUMS_VALUE_LEN_MAX};
+
+    #[test]
+    fn the_limits_that_a_header_is_judged_by_are_those_of_the_fields() {
+        assert_eq!(usize::try_from(SUMS_VALUE_LEN_MAX), Ok(CENSUS_FIELDS_LEN));
+        let longest = CENSUS_FIELDS_LEN + set_len(BITS_MAX);
+        assert_eq!(usize::try_from(LIST_VALUE_LEN_MAX), Ok(longest));
+    }
+
+    #[test]
+    fn a_set_of_buckets_has_those_that_were_put_in() {
+        let mut buckets = Buckets::none(4);
+        for bucket in [0, 7, 9, 15, 16, usize::MAX] {
+            buckets.insert(bucket);
+        }
+        assert_eq!(buckets.set, [0x81, 0x41]);
+        let has: Vec<_> = (0..40).filter(|bucket| buckets.contains(*bucket)).collect();
+        assert_eq!(has, [0, 7, 9, 15]);
+        assert_eq!(Buckets::none(0).set, [0]);
+        assert_eq!(Buckets::none(200).bits(), BITS_MAX);
+    }
+
+    #[test]
+    fn a_walk_moves_on_by_partitions_and_within_one_by_keys() {
+        let place = |partition, from: &[u8]| Place {
+            run: 1,
+            partition,
+            from: from.to_vec(),
+        };
+        assert!(place(1, b"").is_after(&place(0, b"z")));
+        assert!(place(1, b"b").is_after(&place(1, b"a")));
+        assert!(!place(1, b"a").is_after(&place(1, b"a")));
+        assert!(!place(0, b"z").is_after(&place(1, b"")));
+        assert!(place(4, b"").is_end(4) && !place(3, b"z").is_end(4));
+    }
+}

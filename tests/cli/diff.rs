@@ -1,6 +1,7 @@
 use std::{
     fmt::Write as _,
     fs,
+    io::{Read, Write as _},
     path::Path,
     sync::{
         Arc,
@@ -22,7 +23,7 @@ use crate::{
         proxy::{Proxy, Way},
     },
     program, start,
-    support::{StubNode, nobody},
+    support::{Peer, StubNode, nobody},
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -131,7 +132,10 @@ fn json_is_an_object_for_each_key_and_one_for_the_result() {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    let object = |key: Option<&str>, hex: &str, lens: [Option<u32>; 2]| json!({ "key": key, "key_hex": hex, "value_bytes": { &a: lens[0], &b: lens[1] } });
+    let object = |key: Option<&str>, hex: &str, [on_a, on_b]: [Option<u32>; 2]| {
+        let value_bytes = json!({ &a: on_a, &b: on_b });
+        json!({ "key": key, "key_hex": hex, "value_bytes": value_bytes })
+    };
     let expected = [
         object(Some(""), "", [Some(1), None]),
         object(None, "61ff0a", [Some(0), None]),
@@ -303,8 +307,8 @@ fn a_follower_that_does_not_catch_up_is_said_to_lag() {
          only on {a}: \"late\", 1 byte\n"
     );
     let note = format!(
-        "gopherstore-cli: {b} lacks 2 entries and did not catch up within 400ms, so what differs may be on its way; try \
-         again, or allow more with --timeout\n"
+        "gopherstore-cli: {b} lacks 2 entries and did not catch up within 400ms, so what differs may be on its way; \
+         try again, or allow more with --timeout\n"
     );
     run.expect(1, &lines, &note);
     for link in cluster.links_of(1) {
@@ -336,6 +340,17 @@ fn nodes_that_cannot_be_compared_are_named_in_one_line() {
     let gone = nobody();
     diff(&[&a, &gone]).expect_failure(5, &[&gone, "cannot connect", "is the node running?"]);
     diff(&[&gone, &a]).expect_failure(5, &[&gone, "cannot connect"]);
+
+    let silent = Peer::start(|_, mut stream| drop(stream.read_to_end(&mut Vec::new())));
+    let run = diff(&[&a, &silent.addr, "--timeout", "200ms"]);
+    run.expect_failure(6, &[&silent.addr, "no answer", "--timeout"]);
+    let other = Peer::start(|_, mut stream| {
+        // All of the request, since closing with unread input would reset the connection.
+        stream.read_exact(&mut [0; 7]).unwrap();
+        stream.write_all(b"HTTP/1.1 400\r\n\r\n").unwrap();
+    });
+    let run = diff(&[&a, &other.addr]);
+    run.expect_failure(7, &[&other.addr, "which is text and not GBP"]);
 }
 
 #[test]

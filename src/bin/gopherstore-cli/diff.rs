@@ -37,9 +37,9 @@ const LISTED_MAX: u64 = 500_000;
 const PIPELINE_COUNT: usize = 10_000;
 /// Pause between two looks at the same keys.
 const PAUSE: Duration = Duration::from_millis(25);
-/// How often a key must be found as it was, and different, where one node follows the other: a key that is written with
-/// the same two values in turn can look so by chance.
-const STEADY_LOOKS: u32 = 4;
+/// How often a key must be found as it was, and different, where one node follows the other and neither stands still. A
+/// flag that is written with two values in turn looks so by chance, once in four times; so often, once in 16 million.
+const STEADY_LOOKS: u32 = 12;
 
 /// Compare two nodes: do they hold the same, and if not, which keys differ.
 #[derive(ArgsInfo, FromArgs)]
@@ -184,6 +184,14 @@ fn are_related([a, b]: &[Standing; 2]) -> bool {
     a.epoch > 0 && a.epoch == b.epoch
 }
 
+/// Whether both were at one index before and after a look, so that what it found different is.
+fn stood_still(before: &[Standing; 2], after: &[Standing; 2]) -> bool {
+    let indexes =
+        [before, after].map(|nodes| nodes.each_ref().map(|node| (node.epoch, node.index)));
+    let [[first, second], after] = indexes;
+    are_related(before) && first == second && after == [first, second]
+}
+
 /// Finds what differs, and prints it.
 fn compare(
     command: &Diff,
@@ -215,12 +223,7 @@ fn compare(
         let lists = both(nodes, |node| node.list(&buckets))?;
         let after = both(nodes, Node::serving)?;
         let mut found = differences(lists);
-        let stood_still = |at: usize| before[at].epoch > 0 && before[at].index == after[at].index;
-        if !(are_related(&after)
-            && before[0].index == before[1].index
-            && stood_still(0)
-            && stood_still(1))
-        {
+        if !stood_still(&before, &after) {
             found = settle(nodes, found, after, context.timeout, tally)?;
         }
         if !print(command, nodes, &found, tally)? {
@@ -255,7 +258,8 @@ fn differences([mut a, mut b]: [HashMap<Vec<u8>, Seen>; 2]) -> Vec<Difference> {
 /// look.
 ///
 /// Where one node follows the other, each further look comes after the one that lags has reached what the other had at
-/// the look before: so what is still the same difference was not on its way.
+/// the look before: so what is still the same difference was not on its way. A look at which both stand still at one
+/// index is the last.
 fn settle(
     nodes: &mut [Node; 2],
     mut open: Vec<Difference>,
@@ -289,7 +293,10 @@ fn settle(
             }
         }
         looks += 1;
-        now = both(nodes, Node::serving)?;
+        let before = std::mem::replace(&mut now, both(nodes, Node::serving)?);
+        if stood_still(&before, &now) {
+            settled.append(&mut open);
+        }
     }
     tally.behind = behind.or(tally.behind);
     tally.changing += u64::try_from(open.len()).unwrap_or(u64::MAX);
@@ -647,6 +654,8 @@ fn in_words(nodes: &[Node; 2], standings: &[Standing; 2], tally: &Tally) -> Stri
 
 #[cfg(test)]
 mod tests {
+    use gopherstore::client::ClientOptions;
+
     use super::*;
 
     const fn seen(hash: u128) -> Option<Seen> {
@@ -711,6 +720,45 @@ mod tests {
         let alone = Standing::default();
         assert!(!are_equal(&[alone.clone(), alone]));
         assert!(are_equal(&[standing.clone(), standing]));
+    }
+
+    #[test]
+    fn the_last_line_says_in_words_what_came_of_it() {
+        let nodes = ["n1", "n2"].map(|name| Node {
+            name: name.to_owned(),
+            client: Client::unconnected(name, ClientOptions::default()),
+        });
+        let known = Standing {
+            epoch: 1,
+            digest: "0f".to_owned(),
+            keys: 7,
+            ..Standing::default()
+        };
+        let alone = Standing {
+            epoch: 0,
+            keys: 1,
+            ..known.clone()
+        };
+        let words =
+            |node: &Standing, tally| in_words(&nodes, &[node.clone(), node.clone()], &tally);
+        let nothing = Tally::default();
+        assert_eq!(words(&known, nothing.clone()), "same: 7 keys, digest 0f");
+        assert_eq!(words(&alone, nothing.clone()), "same: 1 key");
+        let changing = Tally {
+            changing: 2,
+            ..nothing.clone()
+        };
+        assert_eq!(words(&known, changing), "not known: 2 keys kept changing");
+        let mut found = Tally {
+            only_on: [1, 2],
+            differ: 3,
+            ..nothing
+        };
+        let text = "different: 1 key only on n1, 2 only on n2, 3 with other values";
+        assert_eq!(words(&known, found.clone()), text);
+        found.stopped = true;
+        let text = "different: at least 1 key only on n1, 2 only on n2, 3 with other values";
+        assert_eq!(words(&known, found), text);
     }
 
     #[test]
