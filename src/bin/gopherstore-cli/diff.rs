@@ -53,7 +53,6 @@ const STEADY_LOOKS: u32 = 12;
         Nodes may be written to meanwhile: a key is shown when it stayed different after the\n\
         node that lags has caught up, for which --timeout is waited at most. The nodes may be\n\
         of different clusters.\n\
-        Exit code: 0 the same, 1 different, 6 not known since keys kept changing.\n\
         For options such as --config see gopherstore-cli --help.",
     error_code(0, "the nodes hold the same"),
     error_code(1, "they differ"),
