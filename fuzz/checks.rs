@@ -70,6 +70,16 @@ enum Naive {
     },
 }
 
+/// The limit on values that an operation has of its own, in bytes.
+fn own_value_len_max(opcode: u8) -> Option<u32> {
+    match opcode {
+        0x42 => Some(13),
+        0x43 => Some(525),
+        0x60 => Some(1_050),
+        _ => None,
+    }
+}
+
 fn naive_request(bytes: &[u8], value_len_max: u32) -> Naive {
     let number = |from: usize, to: usize| {
         bytes[from..to]
@@ -81,10 +91,10 @@ fn naive_request(bytes: &[u8], value_len_max: u32) -> Naive {
     }
     let (opcode, key_len, value_len) = (bytes[0], number(1, 3), number(3, 7));
     let frame_len = 7 + key_len + value_len;
-    let value_len_max = if opcode == 0x60 { 1_050 } else { value_len_max };
+    let value_len_max = own_value_len_max(opcode).unwrap_or(value_len_max);
     let is_too_long = value_len > value_len_max.into();
     let is_allowed = match opcode {
-        1 | 0x60 => true,
+        1 | 0x42 | 0x43 | 0x60 => true,
         2 | 3 => value_len == 0,
         4 | 0x40 | 0x41 => key_len == 0 && value_len == 0,
         _ => false,
@@ -167,16 +177,16 @@ fn requests(input: &[u8], limits: &Limits) -> Vec<Outcome> {
                 match error.disposition() {
                     Disposition::Close => {
                         assert_eq!(naive, Naive::Close);
-                        let max = if header.opcode == 0x60 {
-                            1_050
-                        } else {
-                            limits.value_len_max
-                        };
+                        let max = own_value_len_max(header.opcode).unwrap_or(limits.value_len_max);
                         let len = header.value_len;
                         // Of a frame that has a value it is the length that is wrong, of any other something else in
                         // the first place.
                         let is_length = error == RequestError::ValueTooLong { len, max };
-                        assert_eq!(is_length, matches!(header.opcode, 1 | 0x60), "{error}");
+                        assert_eq!(
+                            is_length,
+                            matches!(header.opcode, 1 | 0x42 | 0x43 | 0x60),
+                            "{error}"
+                        );
                         return outcomes;
                     }
                     Disposition::Skip(frame_len) => {
@@ -322,11 +332,12 @@ fn responses(input: &[u8]) {
 /// Whether a connection is told from its first byte that it speaks text.
 fn first_byte(input: &[u8]) {
     let Some(&first) = input.first() else { return };
-    let expected = if is_naive_text(first) && ![1, 2, 3, 4, 0x40, 0x41, 0x60].contains(&first) {
-        Err(RequestError::Text { first })
-    } else {
-        Ok(())
-    };
+    let expected =
+        if is_naive_text(first) && ![1, 2, 3, 4, 0x40, 0x41, 0x42, 0x43, 0x60].contains(&first) {
+            Err(RequestError::Text { first })
+        } else {
+            Ok(())
+        };
     assert_eq!(reject_text(first), expected);
     if let Err(error) = expected {
         assert_eq!(error.disposition(), Disposition::Close);
@@ -355,6 +366,14 @@ fn round_trip(input: &[u8]) {
         Request::Ping,
         Request::Status,
         Request::Discard,
+        Request::Sums {
+            key,
+            value: &value[..value.len().min(13)],
+        },
+        Request::List {
+            key,
+            value: &value[..value.len().min(525)],
+        },
         Request::Follow {
             key,
             value: &value[..value.len().min(1_050)],

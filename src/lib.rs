@@ -13,6 +13,7 @@
 //! | [`entry`]       | a client's frame as it is kept: one allocation, reference-counted                 |
 //! | [`digest`]      | a figure that equal data sets share; pure                                         |
 //! | [`store`]       | the map from keys to entries, in partitions with a lock each                      |
+//! | [`census`]      | what a store holds, in figures: sums and lists, a bounded piece at a time         |
 //! | [`oplog`]       | the newest part of the log; pure                                                  |
 //! | [`journal`]     | the one order of all writes, and the thread that keeps the log                    |
 //! | [`progress`], [`liveness`] | how far a follower is, and which peers live; time is passed in         |
@@ -27,6 +28,7 @@
 //! backwards along it (`tests/tidy.rs`).
 
 pub mod arguments;
+pub mod census;
 pub mod client;
 pub mod config;
 pub mod digest;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use arrayvec::ArrayVec;
 use parking_lot::{Condvar, Mutex};
 
+use crate::census::{self, Budget};
 use crate::config::{Config, NodeConfig, ReplicationConfig};
 use crate::digest::Digest;
 use crate::entry::Entry;
@@ -18,6 +19,7 @@ use crate::liveness::Liveness;
 use crate::oplog::Frames;
 use crate::progress::{Copies, Progress};
 use crate::store::{Contended, Store};
+use crate::wire::census::{CensusError, List, Sums};
 use crate::wire::response::ResponseHeader;
 use crate::wire::run::{RUN_FRAME_BYTES_MAX, RUN_MAX};
 use crate::wire::{Request, RequestFrame, Run, Status};
@@ -391,6 +393,16 @@ impl Node {
             }
             Request::Status => Reply::Text(self.status(Instant::now())),
             Request::Discard => self.discard(),
+            Request::Sums { key, value } => self.census(|out| {
+                let request = Sums::decode(key, value)?;
+                census::sums(&self.store, &request, Budget::default())?.encode(out);
+                Ok(())
+            }),
+            Request::List { key, value } => self.census(|out| {
+                let request = List::decode(key, value)?;
+                census::list(&self.store, &request, Budget::default())?.encode(out);
+                Ok(())
+            }),
             Request::Follow { .. } => Reply::Error("this node has no followers".to_owned()),
         }
     }
@@ -422,6 +434,23 @@ impl Node {
         match &self.role {
             Role::Leader => None,
             Role::Follower { leader_addr } => Some(Reply::NotLeader(Arc::clone(leader_addr))),
+        }
+    }
+
+    /// Answers about what the store holds, with what `write` makes of it.
+    fn census(&self, write: impl FnOnce(&mut Vec<u8>) -> Result<(), CensusError>) -> Reply {
+        if !self.serves_reads.load(Ordering::Acquire) {
+            return self.refuses_reads();
+        }
+        let mut answer = Vec::new();
+        let result = write(&mut answer);
+        // Asked again, since the store may have been given up meanwhile.
+        if !self.serves_reads.load(Ordering::Acquire) {
+            return self.refuses_reads();
+        }
+        match result {
+            Ok(()) => Reply::Answer(answer),
+            Err(error) => Reply::Error(error.to_string()),
         }
     }
 

@@ -329,6 +329,13 @@ impl Store {
         self.partitions.len()
     }
 
+    /// A number that is another one in every run of the program, as the partitions of keys are.
+    #[must_use]
+    pub fn run(&self) -> u64 {
+        // One value of SipHash tells nothing of the others.
+        self.hashing.hash_one(0_u64)
+    }
+
     /// Which partition `key` lives in.
     #[must_use]
     pub fn partition_of(&self, key: &[u8]) -> usize {

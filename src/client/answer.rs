@@ -10,7 +10,7 @@ use super::error::{Error, ProtocolError, Result};
 pub enum Answer {
     /// A SET or DEL is done.
     Done,
-    /// A GET's value, or a STATUS's text.
+    /// A GET's value, a STATUS's text, or the bytes of an answer to LIST.
     Value(Vec<u8>),
     /// There is no such key.
     NotFound,
@@ -49,7 +49,9 @@ pub(super) fn read(
     };
     match Status::try_from(status) {
         Ok(Status::Ok) => match opcode {
-            Opcode::Get | Opcode::Follow => Ok(Ok(Answer::Value(value.to_vec()))),
+            Opcode::Get | Opcode::Sums | Opcode::List | Opcode::Follow => {
+                Ok(Ok(Answer::Value(value.to_vec())))
+            }
             Opcode::Status if str::from_utf8(value).is_ok() => {
                 Ok(Ok(Answer::Value(value.to_vec())))
             }
@@ -60,9 +62,13 @@ pub(super) fn read(
         },
         Ok(Status::NotFound) => match opcode {
             Opcode::Get | Opcode::Del => empty(Answer::NotFound),
-            Opcode::Set | Opcode::Ping | Opcode::Status | Opcode::Discard | Opcode::Follow => {
-                Err(ProtocolError::NothingToFind { opcode })
-            }
+            Opcode::Set
+            | Opcode::Ping
+            | Opcode::Status
+            | Opcode::Discard
+            | Opcode::Sums
+            | Opcode::List
+            | Opcode::Follow => Err(ProtocolError::NothingToFind { opcode }),
         },
         Ok(Status::NotLeader) => match leader(value) {
             Some(leader) => Ok(Err(Error::NotLeader { leader })),

@@ -4,6 +4,7 @@ use std::{error, fmt, io, time::Duration};
 
 use crate::wire::{
     EncodeError, Opcode, ResponseError,
+    census::CensusError,
     replication::{FollowAnswerError, ReplicationError, Start, StreamOpcode},
 };
 
@@ -138,6 +139,8 @@ pub enum ProtocolError {
         /// What it is.
         what: StreamOpcode,
     },
+    /// OK to a SUMS or LIST, with a value that is no answer to it.
+    Census(CensusError),
     /// More bytes after the last answer that was asked for.
     Unrequested {
         /// How many had come.
@@ -255,6 +258,7 @@ impl fmt::Display for ProtocolError {
             ProtocolError::OutOfPlace { what } => {
                 write!(f, "{} where another message belongs", what.name())
             }
+            ProtocolError::Census(error) => error.fmt(f),
             ProtocolError::Unrequested { len } => {
                 write!(f, "{len} bytes came after the last answer")
             }
@@ -268,6 +272,7 @@ impl error::Error for ProtocolError {
             ProtocolError::Response(error) => Some(error),
             ProtocolError::FollowAnswer(error) => Some(error),
             ProtocolError::Stream(error) => Some(error),
+            ProtocolError::Census(error) => Some(error),
             _ => None,
         }
     }

@@ -38,7 +38,10 @@
 
 use std::{fmt, mem, sync::Arc, time::Duration};
 
-use crate::wire::{Opcode, Request};
+use crate::wire::{
+    Opcode, Request,
+    census::{CensusError, List, ListAnswer, Place, Sums, SumsAnswer},
+};
 
 mod answer;
 mod connection;
@@ -293,6 +296,59 @@ impl Client {
         self.call(Request::Discard).map(drop)
     }
 
+    /// Sums over what the node holds, by bucket, from a place on and as far as the node goes in one request.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Server`] where the place is of an earlier run of the node; any other [`Error`].
+    pub fn sums(&mut self, request: &Sums) -> Result<SumsAnswer> {
+        let (key, value) = (&request.place.from, &request.value());
+        let answer = self.call(Request::Sums { key, value })?;
+        let decode = |bytes: &[u8]| {
+            let answer = SumsAnswer::decode(bytes, request.bits)?;
+            moves_on(&request.place, &answer.next).map(|()| answer)
+        };
+        self.census(&answer, decode)
+    }
+
+    /// The keys of some of what the node holds, with hashes, from a place on and as far as the node goes in one
+    /// request.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Server`] where the place is of an earlier run of the node; any other [`Error`].
+    pub fn list(&mut self, request: &List) -> Result<ListAnswer> {
+        let (key, value) = (request.key(), &request.value());
+        let answer = self.call(Request::List { key, value })?;
+        let decode = |bytes: &[u8]| {
+            let answer = ListAnswer::decode(bytes)?;
+            match request {
+                List::Some { place, .. } => moves_on(place, &answer.next).map(|()| answer),
+                List::One(_) => Ok(answer),
+            }
+        };
+        self.census(&answer, decode)
+    }
+
+    /// Reads the answer to a SUMS or LIST; after one that is none, nothing that comes from there is to be trusted.
+    fn census<T>(
+        &mut self,
+        answer: &Answer,
+        decode: impl FnOnce(&[u8]) -> std::result::Result<T, CensusError>,
+    ) -> Result<T> {
+        let bytes = match answer {
+            Answer::Value(bytes) => bytes.as_slice(),
+            _ => &[],
+        };
+        decode(bytes).map_err(|error| {
+            self.home = None;
+            Error::Protocol {
+                addr: self.addr.clone(),
+                source: ProtocolError::Census(error),
+            }
+        })
+    }
+
     /// Requests to be sent together, any number of them.
     pub fn pipeline(&mut self) -> Pipeline<'_> {
         Pipeline::new(self)
@@ -385,5 +441,17 @@ impl Client {
 
 /// Whether it means just the node that it is sent to, so that another's answer would be wrong.
 const fn is_of_one_node(opcode: Opcode) -> bool {
-    matches!(opcode, Opcode::Status | Opcode::Discard)
+    matches!(
+        opcode,
+        Opcode::Status | Opcode::Discard | Opcode::Sums | Opcode::List
+    )
+}
+
+/// Whether a walk through a node's entries comes to an end, whatever the node answers.
+fn moves_on(from: &Place, to: &Place) -> std::result::Result<(), CensusError> {
+    if to.is_after(from) {
+        Ok(())
+    } else {
+        Err(CensusError::Standstill)
+    }
 }

@@ -85,6 +85,13 @@ impl<'a> Pipeline<'a> {
         self.push(&Request::Del { key })
     }
 
+    /// Queues a LIST of one key; its answer's value is for [`ListAnswer::decode`].
+    ///
+    /// [`ListAnswer::decode`]: crate::wire::census::ListAnswer::decode
+    pub fn list(&mut self, key: &[u8]) -> &mut Self {
+        self.push(&Request::List { key, value: b"" })
+    }
+
     /// Queues a PING.
     pub fn ping(&mut self) -> &mut Self {
         self.push(&Request::Ping)

@@ -28,6 +28,7 @@
 use std::fmt::Write;
 
 use super::{
+    census::{CENSUS_FIELDS_LEN, List, Sums},
     is_text,
     replication::{
         self, ERA_LEN, FOLLOW_FIELDS_LEN, Follow, FollowAnswer, ReplicationError, StreamOpcode,
@@ -80,16 +81,28 @@ pub fn request(bytes: &[u8]) -> String {
             .saturating_sub(request::HEADER_LEN + usize::from(header.key_len));
         if first == Opcode::Follow.byte() {
             dump.follow(value_len);
+        } else if [Opcode::Sums.byte(), Opcode::List.byte()].contains(&first) {
+            dump.census(value_len);
         } else {
             dump.rows("value", value_len);
         }
         match request::parse(&bytes[start..], &ANY_VALUE) {
             Err(error) => dump.note(&error.to_string()),
             Ok(request::Parsed::Whole(frame)) => {
-                if let Request::Follow { key, value } = frame.request()
-                    && let Err(error) = Follow::decode(key, value)
-                {
-                    dump.note(&error.to_string());
+                let fault = match frame.request() {
+                    Request::Follow { key, value } => {
+                        Follow::decode(key, value).err().map(|e| e.to_string())
+                    }
+                    Request::Sums { key, value } => {
+                        Sums::decode(key, value).err().map(|e| e.to_string())
+                    }
+                    Request::List { key, value } => {
+                        List::decode(key, value).err().map(|e| e.to_string())
+                    }
+                    _ => None,
+                };
+                if let Some(fault) = fault {
+                    dump.note(&fault);
                 }
             }
             Ok(request::Parsed::Incomplete { .. }) => {}
@@ -144,6 +157,58 @@ pub fn answer_to_follow(bytes: &[u8]) -> String {
         }
     }
     dump.stream();
+    dump.finish()
+}
+
+/// Describes what a node answered to a SUMS alone.
+#[must_use]
+pub fn answer_to_sums(bytes: &[u8]) -> String {
+    answer_to_census(bytes, |dump| {
+        for _ in 0..ITEMS_MAX {
+            if dump.has_more() {
+                dump.wide_field("sum", 16, hexadecimal);
+            }
+        }
+    })
+}
+
+/// Describes what a node answered to a LIST alone.
+#[must_use]
+pub fn answer_to_list(bytes: &[u8]) -> String {
+    answer_to_census(bytes, |dump| {
+        for _ in 0..ITEMS_MAX {
+            if dump.has_more() {
+                let key_len = dump.len_field("key_len");
+                dump.field("value_len", 4, number);
+                dump.wide_field("hash", 16, hexadecimal);
+                dump.rows("key", key_len);
+            }
+        }
+    })
+}
+
+/// Describes an answer to SUMS or LIST, with `rest` for what stands behind the fields that both have.
+fn answer_to_census(bytes: &[u8], rest: impl FnOnce(&mut Dump<'_>)) -> String {
+    let (Some((header, _)), Some(0)) = (
+        bytes.split_first_chunk::<{ response::HEADER_LEN }>(),
+        bytes.first(),
+    ) else {
+        return response(bytes);
+    };
+    let frame_len = ResponseHeader::decode(*header).frame_len();
+    let mut dump = Dump::new(bytes);
+    dump.field("status", 1, |_| Status::Ok.name().to_owned());
+    dump.field("value_len", 4, number);
+    dump.within(frame_len, |dump| {
+        dump.field("run", 8, hexadecimal);
+        dump.field("partitions", 4, number);
+        dump.field("partition", 4, number);
+        let from_len = dump.len_field("from_len");
+        dump.rows("from", from_len);
+        rest(dump);
+        dump.leave_out();
+    });
+    dump.missing(0, frame_len, "");
     dump.finish()
 }
 
@@ -423,6 +488,29 @@ impl<'a> Dump<'a> {
             dump.field("last_index", 8, number);
             dump.rows("cluster_id", dump.rest());
         });
+    }
+
+    /// The value of a SUMS or LIST.
+    fn census(&mut self, value_len: usize) {
+        let end = self.at.saturating_add(value_len);
+        self.within(end, |dump| {
+            if value_len < CENSUS_FIELDS_LEN {
+                dump.rows("value", value_len);
+                return;
+            }
+            dump.field("run", 8, hexadecimal);
+            dump.field("partition", 4, number);
+            dump.field("bits", 1, number);
+            dump.rows("buckets", dump.rest());
+        });
+    }
+
+    /// A length of two bytes, as far as it is there.
+    fn len_field(&mut self, name: &str) -> usize {
+        let start = self.at;
+        self.field(name, 2, number);
+        let len = self.bytes[start..].first_chunk().copied();
+        len.map_or(0, |len| usize::from(u16::from_be_bytes(len)))
     }
 
     /// A history, as far as the bytes go.
@@ -829,6 +917,57 @@ mod tests {
     }
 
     #[test]
+    fn a_list_and_its_answer_are_shown_field_by_field() {
+        let bytes = b"\x43\0\x01\0\0\0\x0ek\0\0\0\0\0\0\x0a\xbc\0\0\0\x07\x01\x80";
+        let expected = [
+            "000000  43                       opcode     LIST",
+            "000001  00 01                    key_len    1",
+            "000003  00 00 00 0e              value_len  14",
+            "000007  6b                       key        \"k\"",
+            "000008  00 00 00 00 00 00 0a bc  run        0x0000000000000abc",
+            "000010  00 00 00 07              partition  7",
+            "000014  01                       bits       1",
+            "000015  80                       buckets    \"\\x80\"",
+        ];
+        assert_eq!(request(bytes), lines(&expected));
+        let dump = request(b"\x42\0\0\0\0\0\x0d\0\0\0\0\0\0\0\0\0\0\0\0\x0d");
+        assert!(dump.ends_with("! bits 13, limit 12\n"), "{dump}");
+
+        let mut bytes = b"\0\0\0\0\x29".to_vec();
+        bytes.extend_from_slice(b"\0\0\0\0\0\0\x0a\xbc\0\0\x01\0\0\0\x01\0\0\0");
+        bytes.extend_from_slice(b"\0\x01\0\0\0\x06");
+        bytes.extend_from_slice(&(7_u128 << 64).to_be_bytes());
+        bytes.push(b'k');
+        let expected = [
+            "000000  00                       status     OK",
+            "000001  00 00 00 29              value_len  41",
+            "000005  00 00 00 00 00 00 0a bc  run        0x0000000000000abc",
+            "00000d  00 00 01 00              partitions  256",
+            "000011  00 00 01 00              partition  256",
+            "000015  00 00                    from_len   0",
+            "000017  00 01                    key_len    1",
+            "000019  00 00 00 06              value_len  6",
+            "00001d  00 00 00 00 00 00 00 07  hash       0x00000000000000070000000000000000",
+            "000025  00 00 00 00 00 00 00 00             ",
+            "00002d  6b                       key        \"k\"",
+        ];
+        assert_eq!(answer_to_list(&bytes), lines(&expected));
+        let dump = answer_to_sums(&bytes);
+        assert!(
+            dump.contains("000017  00 01 00 00 00 06 00 00  sum        0x000100000006"),
+            "{dump}"
+        );
+        let cut = answer_to_list(&bytes[..40]);
+        assert!(
+            cut.ends_with("! incomplete: 40 of 46 bytes, 6 missing\n"),
+            "{cut}"
+        );
+        // A refusal is like any other answer.
+        let refusal = b"\x01\0\0\0\x01x";
+        assert_eq!(answer_to_sums(refusal), response(refusal));
+    }
+
+    #[test]
     fn a_damaged_frame_of_the_stream_is_shown_as_far_as_it_can_be_believed() {
         let mut bytes = Vec::new();
         let message = Message::Heartbeat {
@@ -898,6 +1037,9 @@ mod tests {
                 response(&bytes),
                 request(&following),
                 answer_to_follow(&bytes),
+                answer_to_sums(&[b"\0", &bytes[..]].concat()),
+                answer_to_list(&[b"\0", &bytes[..]].concat()),
+                request(&[b"\x43", &bytes[..]].concat()),
                 stream(&[&[0x61 + bytes.len().to_le_bytes()[0] % 6], &bytes[..]].concat()),
             ];
             for dump in dumps {

@@ -13,6 +13,14 @@ pub const HEADER_LEN: usize = 7;
 /// ([`Follow`](super::replication::Follow)) and a cluster id of 1,024 bytes.
 pub const FOLLOW_VALUE_LEN_MAX: u32 = 26 + 1_024;
 
+/// Longest value of a SUMS in bytes, whatever the node's limit on values: its fields
+/// ([`Sums`](super::census::Sums)).
+pub const SUMS_VALUE_LEN_MAX: u32 = 13;
+
+/// Longest value of a LIST in bytes, whatever the node's limit on values: its fields
+/// ([`List`](super::census::List)) and a bit for each of 4,096 buckets.
+pub const LIST_VALUE_LEN_MAX: u32 = 13 + 512;
+
 /// What a request asks for: byte 0 of its frame (GBP §3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -29,19 +37,25 @@ pub enum Opcode {
     Status = 0x40,
     /// Orders a follower that refuses its leader's data set to give up its own.
     Discard = 0x41,
+    /// Asks for sums over what the node holds.
+    Sums = 0x42,
+    /// Asks for the keys of some of it, with hashes.
+    List = 0x43,
     /// Asks a leader for the replication stream.
     Follow = 0x60,
 }
 
 impl Opcode {
     /// Every opcode of this version, for tables and tests.
-    pub const ALL: [Opcode; 7] = [
+    pub const ALL: [Opcode; 9] = [
         Opcode::Set,
         Opcode::Get,
         Opcode::Del,
         Opcode::Ping,
         Opcode::Status,
         Opcode::Discard,
+        Opcode::Sums,
+        Opcode::List,
         Opcode::Follow,
     ];
 
@@ -62,6 +76,8 @@ impl Opcode {
             Opcode::Ping => "PING",
             Opcode::Status => "STATUS",
             Opcode::Discard => "DISCARD",
+            Opcode::Sums => "SUMS",
+            Opcode::List => "LIST",
             Opcode::Follow => "FOLLOW",
         }
     }
@@ -71,14 +87,17 @@ impl Opcode {
     pub const fn uses_key(self) -> bool {
         matches!(
             self,
-            Opcode::Set | Opcode::Get | Opcode::Del | Opcode::Follow
+            Opcode::Set | Opcode::Get | Opcode::Del | Opcode::Sums | Opcode::List | Opcode::Follow
         )
     }
 
     /// Whether a request with this opcode carries a value.
     #[must_use]
     pub const fn uses_value(self) -> bool {
-        matches!(self, Opcode::Set | Opcode::Follow)
+        matches!(
+            self,
+            Opcode::Set | Opcode::Sums | Opcode::List | Opcode::Follow
+        )
     }
 }
 
@@ -171,6 +190,24 @@ pub enum Request<'a> {
     Status,
     /// Order a follower that refuses its leader's data set to give up its own and to take a full copy.
     Discard,
+    /// Ask for sums over what the node holds. The operands are as they came; [`Sums::decode`] judges them.
+    ///
+    /// [`Sums::decode`]: super::census::Sums::decode
+    Sums {
+        /// Where to begin within a partition, 0 to [`KEY_LEN_MAX`] bytes.
+        key: &'a [u8],
+        /// The other fields, 0 to [`SUMS_VALUE_LEN_MAX`] bytes.
+        value: &'a [u8],
+    },
+    /// Ask for the keys of some of it, with hashes. The operands are as they came; [`List::decode`] judges them.
+    ///
+    /// [`List::decode`]: super::census::List::decode
+    List {
+        /// Where to begin within a partition, or the one key, 0 to [`KEY_LEN_MAX`] bytes.
+        key: &'a [u8],
+        /// The other fields, 0 to [`LIST_VALUE_LEN_MAX`] bytes.
+        value: &'a [u8],
+    },
     /// Ask a leader for the replication stream. The operands are as they came; [`Follow::decode`] judges them, since a
     /// FOLLOW whose fields are wrong is still a frame whose end is known.
     ///
@@ -194,6 +231,8 @@ impl<'a> Request<'a> {
             Request::Ping => Opcode::Ping,
             Request::Status => Opcode::Status,
             Request::Discard => Opcode::Discard,
+            Request::Sums { .. } => Opcode::Sums,
+            Request::List { .. } => Opcode::List,
             Request::Follow { .. } => Opcode::Follow,
         }
     }
@@ -205,6 +244,8 @@ impl<'a> Request<'a> {
             Request::Set { key, .. }
             | Request::Get { key }
             | Request::Del { key }
+            | Request::Sums { key, .. }
+            | Request::List { key, .. }
             | Request::Follow { key, .. } => key,
             Request::Ping | Request::Status | Request::Discard => &[],
         }
@@ -214,7 +255,10 @@ impl<'a> Request<'a> {
     #[must_use]
     pub const fn value(&self) -> &'a [u8] {
         match *self {
-            Request::Set { value, .. } | Request::Follow { value, .. } => value,
+            Request::Set { value, .. }
+            | Request::Sums { value, .. }
+            | Request::List { value, .. }
+            | Request::Follow { value, .. } => value,
             _ => &[],
         }
     }
@@ -309,6 +353,8 @@ impl<'a> RequestFrame<'a> {
             Opcode::Ping => Request::Ping,
             Opcode::Status => Request::Status,
             Opcode::Discard => Request::Discard,
+            Opcode::Sums => Request::Sums { key, value },
+            Opcode::List => Request::List { key, value },
             Opcode::Follow => Request::Follow { key, value },
         }
     }
@@ -330,9 +376,13 @@ pub struct Limits {
 impl Limits {
     /// Longest value in bytes of a request with this opcode, known or not.
     const fn value_len_max(&self, opcode: u8) -> u32 {
-        // A follower must get in where values are short, and needs no more where they are long.
+        // These must get in where values are short, and need no more where they are long.
         if opcode == Opcode::Follow.byte() {
             FOLLOW_VALUE_LEN_MAX
+        } else if opcode == Opcode::Sums.byte() {
+            SUMS_VALUE_LEN_MAX
+        } else if opcode == Opcode::List.byte() {
+            LIST_VALUE_LEN_MAX
         } else {
             self.value_len_max
         }
@@ -368,11 +418,11 @@ pub enum RequestError {
         /// That byte.
         first: u8,
     },
-    /// The value of a SET is longer than the node accepts.
+    /// The value is longer than the node, or the operation, accepts.
     ValueTooLong {
         /// Its declared length in bytes.
         len: u32,
-        /// The limit in bytes: the node's, or [`FOLLOW_VALUE_LEN_MAX`].
+        /// The limit in bytes: the node's, or the operation's own.
         max: u32,
     },
     /// The opcode is not one of this version.

@@ -5,14 +5,14 @@ use std::{fs, io::Write, path::Path, process::Command, time::Duration};
 use gopherstore::wire::Request;
 
 use crate::{
-    finish, program,
-    real::{
+    finish,
+    nodes::{
         cluster::Cluster,
         names::key,
         node::{Node, Options},
         proxy::{Cut, Proxy, Way},
     },
-    run_at, start,
+    program, run_at, start,
     support::{Peer, answer, in_time, next_frame, nobody, wait_for_close, wait_until},
     tail::cluster,
 };

@@ -10,22 +10,23 @@
 
 mod arguments;
 mod commands;
+mod diff;
 mod dump;
 mod failures;
 mod lines;
-#[path = "../support/mod.rs"]
-mod support;
-mod tail;
-
-/// Nodes that are processes of their own.
+/// Real nodes.
 #[path = "../support"]
-#[allow(dead_code)] // some of it serves only other tests
-mod real {
+#[allow(dead_code)] // some of it serves only `cluster`
+mod nodes {
     pub(crate) mod cluster;
+    pub(crate) mod load;
     pub(crate) mod names;
     pub(crate) mod node;
     pub(crate) mod proxy;
 }
+#[path = "../support/mod.rs"]
+mod support;
+mod tail;
 
 use std::{
     ffi::OsStr,

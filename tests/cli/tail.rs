@@ -7,13 +7,13 @@ use std::{
 };
 
 use crate::{
-    finish, program,
-    real::{
+    finish,
+    nodes::{
         cluster::{Cluster, Options},
         node::Node,
         proxy::{Cut, Proxy},
     },
-    run, run_at, start,
+    program, run, run_at, start,
     support::{in_time, nobody},
 };
 

@@ -9,7 +9,10 @@ use std::{
 
 use gopherstore::{
     client::{Client, ClientOptions, Direction, Error, FrameHook, ProtocolError, Wait},
-    wire::EncodeError,
+    wire::{
+        EncodeError,
+        census::{Buckets, CensusError, List, Place, Sums},
+    },
 };
 
 use crate::{
@@ -434,4 +437,61 @@ fn the_hook_sees_every_frame_and_what_came_instead_of_one() {
             (Direction::Received, b"\0\0\0\0\x05v".to_vec()),
         ]
     );
+}
+
+/// A walk through a node's entries comes to an end, whatever the node answers.
+#[test]
+fn an_answer_to_sums_or_list_that_is_none_or_leads_nowhere_is_a_broken_protocol() {
+    let fields = |partition: u32| {
+        let mut value = vec![0; 18];
+        value[11] = 4;
+        value[12..16].copy_from_slice(&partition.to_be_bytes());
+        value
+    };
+    let sums_of = |partition| [fields(partition), vec![0; 16]].concat();
+    let fault = |result: Result<(), Error>| match result.unwrap_err() {
+        Error::Protocol {
+            source: ProtocolError::Census(error),
+            ..
+        } => error,
+        error => panic!("{error:?}"),
+    };
+    for (value, expected) in [
+        (sums_of(2), CensusError::Standstill),
+        (sums_of(1), CensusError::Standstill),
+        (
+            fields(3),
+            CensusError::Cut {
+                len: 18,
+                needed: 34,
+            },
+        ),
+        (vec![], CensusError::Cut { len: 0, needed: 18 }),
+    ] {
+        let (value, good) = (answer(0, &value), answer(0, &sums_of(3)));
+        let peer = Peer::start(move |number, stream| {
+            repeat(stream, if number == 0 { &value } else { &good });
+        });
+        let mut client = patient(&peer.addr);
+        let place = Place {
+            run: 0,
+            partition: 2,
+            from: b"k".to_vec(),
+        };
+        let request = Sums { place, bits: 0 };
+        assert_eq!(fault(client.sums(&request).map(drop)), expected);
+        // Nothing that comes on that connection is trusted any more.
+        assert_eq!(client.sums(&request).unwrap().sums, [0]);
+        assert_eq!(peer.connections(), 2);
+    }
+    let value = answer(0, &fields(0));
+    let peer = Peer::start(move |_, stream| repeat(stream, &value));
+    let mut client = patient(&peer.addr);
+    let request = List::Some {
+        place: Place::default(),
+        buckets: Buckets::none(0),
+    };
+    let standstill = fault(client.list(&request).map(drop));
+    assert_eq!(standstill, CensusError::Standstill);
+    assert_eq!(client.list(&List::One(b"k".to_vec())).unwrap().items, []);
 }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use gopherstore::digest::Digest;
 use gopherstore::node::{Node, Reply, Role};
+use gopherstore::wire::census::{ListAnswer, SumsAnswer};
 use gopherstore::wire::{Request, Status};
 
 use crate::{entry, with_frame};
@@ -163,4 +165,41 @@ fn the_end_of_an_old_stream_does_not_take_the_new_ones_progress() {
     );
     node.follower_left("n2", new);
     assert!(node.with_follower("n2", new, |_| ()).is_none());
+}
+
+/// Sums are reads: whoever serves reads answers, leader or not, and whoever does not says so.
+#[test]
+fn a_node_that_serves_reads_says_what_it_holds() {
+    let sums = Request::Sums {
+        key: b"",
+        value: &[0; 13],
+    };
+    let one = Request::List {
+        key: b"k",
+        value: b"",
+    };
+    let node = Node::new(Role::Leader);
+    let set = Request::Set {
+        key: b"k",
+        value: b"v",
+    };
+    assert_eq!(ask(&node, &set).0, Status::Ok);
+    let answer = SumsAnswer::decode(&ask(&node, &sums).1, 0).unwrap();
+    let hash = Digest::of(&entry(b"k", b"v")).to_u128();
+    assert_eq!((answer.sums, answer.partitions), (vec![hash], 256));
+    let answer = ListAnswer::decode(&ask(&node, &one).1).unwrap();
+    assert_eq!(answer.items[0].hash, hash);
+
+    let bad = Request::List {
+        key: b"",
+        value: b"13 bytes long",
+    };
+    let (status, message) = ask(&node, &bad);
+    assert_eq!(status, Status::Error);
+    assert_eq!(message, b"bits 103, limit 12");
+
+    let follower = follower();
+    for request in [sums, one, bad] {
+        assert_eq!(ask(&follower, &request).0, Status::Loading);
+    }
 }

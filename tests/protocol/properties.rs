@@ -4,6 +4,7 @@
 //! replayed first at the next run.
 
 use gopherstore::history::{Era, History};
+use gopherstore::wire::census::{BITS_MAX, List, ListAnswer, Sums, SumsAnswer};
 use gopherstore::wire::replication::{
     self, BatchEncoder, Eras, Fields, Follow, FollowAnswer, Head, Message, Start,
 };
@@ -19,7 +20,15 @@ fn bytes(max: usize) -> impl Strategy<Value = Vec<u8>> {
 
 /// Bytes that look like frames more often than random ones do.
 fn frame_like() -> impl Strategy<Value = Vec<u8>> {
-    let opcode = prop_oneof![0_u8..8, Just(0x40), Just(0x41), Just(0x60), any::<u8>()];
+    let opcode = prop_oneof![
+        0_u8..8,
+        Just(0x40),
+        Just(0x41),
+        Just(0x42),
+        Just(0x43),
+        Just(0x60),
+        any::<u8>()
+    ];
     let key_len = prop_oneof![0_u16..20, any::<u16>()];
     let value_len = prop_oneof![0_u32..20, any::<u32>()];
     (opcode, key_len, value_len, bytes(60)).prop_map(|(opcode, key_len, value_len, rest)| {
@@ -85,6 +94,16 @@ fn assert_read_back(expected: Message, stream: &[u8], after: usize) {
     let mut again = Vec::new();
     expected.encode(&mut again).unwrap();
     assert_eq!(again, stream[..len]);
+}
+
+/// The limit on an operation's value, where the node's is `value_len_max`.
+fn longest_value(opcode: u8, value_len_max: u32) -> u32 {
+    match opcode {
+        0x42 => 13,
+        0x43 => 525,
+        0x60 => 1_050,
+        _ => value_len_max,
+    }
 }
 
 proptest! {
@@ -204,7 +223,7 @@ proptest! {
 
     #[test]
     fn a_request_is_read_as_it_was_written(
-        op in 0..7, key in bytes(300), value in bytes(3_000), after in bytes(20)
+        op in 0..9, key in bytes(300), value in bytes(3_000), after in bytes(20)
     ) {
         let follow_value = &value[..value.len().min(1_050)];
         let request = match op {
@@ -213,7 +232,9 @@ proptest! {
             2 => Request::Del { key: &key },
             3 => Request::Status,
             4 => Request::Discard,
-            5 => Request::Follow { key: &key, value: follow_value },
+            5 => Request::Sums { key: &key, value: &value[..value.len().min(13)] },
+            6 => Request::List { key: &key, value: &value[..value.len().min(525)] },
+            7 => Request::Follow { key: &key, value: follow_value },
             _ => Request::Ping,
         };
         let mut stream = Vec::new();
@@ -225,6 +246,38 @@ proptest! {
         };
         prop_assert_eq!(frame.request(), request);
         prop_assert_eq!(frame.bytes(), &stream[..len]);
+    }
+
+    /// Fields of SUMS and LIST and of their answers: those that are taken are written just so again.
+    #[test]
+    fn any_census_gets_a_verdict(
+        key in bytes(5), bits in 0..=BITS_MAX, small in 0_u8..4, lens in vec(0_u8..4, 0..4), mut value in bytes(120),
+    ) {
+        // Mostly zeros where lengths stand, so that more than a few are taken.
+        for (at, byte) in value.iter_mut().enumerate() {
+            match at {
+                8 | 9 | 10 | 12 | 13 | 14 | 16 => *byte = 0,
+                11 | 15 | 17 => *byte = small,
+                18.. if lens.contains(&(*byte % 8)) => *byte = small,
+                _ => {}
+            }
+        }
+        if let Ok(sums) = Sums::decode(&key, &value) {
+            prop_assert_eq!(sums.value(), &value[..]);
+        }
+        if let Ok(list) = List::decode(&key, &value) {
+            prop_assert_eq!((list.key(), list.value()), (&key[..], value.clone()));
+        }
+        let mut written = Vec::new();
+        if let Ok(answer) = SumsAnswer::decode(&value, bits) {
+            answer.encode(&mut written);
+            prop_assert_eq!(&written, &value);
+        }
+        written.clear();
+        if let Ok(answer) = ListAnswer::decode(&value) {
+            answer.encode(&mut written);
+            prop_assert_eq!(&written, &value);
+        }
     }
 
     #[test]
@@ -260,7 +313,7 @@ proptest! {
         match request::parse(&stream, &limits) {
             Ok(request::Parsed::Whole(frame)) => {
                 prop_assert_eq!(frame.bytes().len(), header.frame_len());
-                let max = if header.opcode == 0x60 { 1_050 } else { value_len_max };
+                let max = longest_value(header.opcode, value_len_max);
                 prop_assert!(frame.request().value().len() <= usize::try_from(max).unwrap());
                 let mut written = Vec::new();
                 frame.request().encode(&mut written).unwrap();
@@ -273,7 +326,7 @@ proptest! {
             Err(error) => match error.disposition() {
                 Disposition::Skip(len) => prop_assert_eq!(len, header.frame_len()),
                 Disposition::Close => {
-                    let max = if header.opcode == 0x60 { 1_050 } else { value_len_max };
+                    let max = longest_value(header.opcode, value_len_max);
                     prop_assert!(header.value_len > max, "{}", error);
                 }
             },

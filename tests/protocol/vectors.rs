@@ -1,5 +1,6 @@
 //! The vectors of `docs/GBP.md`, read from the document itself and checked both ways.
 
+use gopherstore::wire::census::{self, List, ListAnswer, Sums, SumsAnswer};
 use gopherstore::wire::replication::{
     self, BatchEncoder, Eras, Follow, FollowAnswer, Frames, Message, Start, StreamOpcode,
 };
@@ -11,8 +12,8 @@ use gopherstore::wire::{Opcode, Request, Response, Status, response};
 pub(crate) enum Side {
     /// `>`: a request.
     Client,
-    /// `<`: an answer, and whether it is the answer to a FOLLOW.
-    Node { to_follow: bool },
+    /// `<`: an answer, and to which operation where its value has fields.
+    Node { to: Option<Opcode> },
     /// `~`: a frame of the replication stream.
     Stream,
 }
@@ -88,15 +89,14 @@ pub(crate) fn from_streams() -> impl Iterator<Item = Vector> {
 fn add(vectors: &mut Vec<Vector>, line: usize, text: &str) {
     let (frame, meaning) = text.split_once('#').unwrap_or((text, ""));
     let (side, hex) = frame.split_at(1);
-    let after_follow = vectors
+    let before = vectors
         .last()
-        .is_some_and(|last| last.bytes[0] == Opcode::Follow.byte());
+        .and_then(|last| Opcode::try_from(last.bytes[0]).ok());
+    let to = before.filter(|before| matches!(before, Opcode::Follow | Opcode::Sums | Opcode::List));
     let side = match side {
         " " => None,
         ">" => Some(Side::Client),
-        "<" => Some(Side::Node {
-            to_follow: after_follow,
-        }),
+        "<" => Some(Side::Node { to }),
         "~" => Some(Side::Stream),
         _ => panic!("line {line}: begins with {side:?}"),
     };
@@ -141,11 +141,61 @@ fn request_meaning(request: &Request) -> String {
         Request::Ping => "PING".to_owned(),
         Request::Status => "STATUS".to_owned(),
         Request::Discard => "DISCARD".to_owned(),
+        Request::Sums { key, value } => match Sums::decode(key, value) {
+            Ok(Sums { place, bits }) => format!("SUMS {} bits={bits}", place_meaning(&place)),
+            Err(error) => format!("bad SUMS: {error}"),
+        },
+        Request::List { key, value } => match List::decode(key, value) {
+            Ok(List::One(key)) => format!("LIST {}", quoted(&key)),
+            Ok(List::Some { place, buckets }) => {
+                let bits = buckets.bits();
+                let wanted = (0..1 << bits).filter(|bucket| buckets.contains(*bucket));
+                let wanted: Vec<_> = wanted.map(|bucket| bucket.to_string()).collect();
+                let (place, wanted) = (place_meaning(&place), wanted.join(","));
+                format!("LIST {place} bits={bits} buckets={wanted}")
+            }
+            Err(error) => format!("bad LIST: {error}"),
+        },
         Request::Follow { key, value } => match Follow::decode(key, value) {
             Ok(follow) => follow_meaning(&follow),
             Err(error) => format!("bad FOLLOW: {error}"),
         },
     }
+}
+
+fn place_meaning(place: &census::Place) -> String {
+    let (run, partition) = (place.run, place.partition);
+    format!(
+        "run={run:#018x} partition={partition} from={}",
+        quoted(&place.from)
+    )
+}
+
+/// Of the value of an OK to a SUMS or LIST.
+fn census_meaning(to: Opcode, value: &[u8]) -> String {
+    let meaning = |partitions: u32, next: &census::Place, rest: String| {
+        format!("OK partitions={partitions} {}{rest}", place_meaning(next))
+    };
+    let answer = if to == Opcode::Sums {
+        let from_len = value.get(17).map_or(0, |len| usize::from(*len));
+        let sums = value.len().saturating_sub(18 + from_len) / 16;
+        let bits = u8::try_from(sums.max(1).ilog2()).unwrap();
+        SumsAnswer::decode(value, bits).map(|answer| {
+            let sums = answer.sums.iter().map(|sum| format!(" {sum:#034x}"));
+            let sums = format!(" sums:{}", sums.collect::<String>());
+            meaning(answer.partitions, &answer.next, sums)
+        })
+    } else {
+        ListAnswer::decode(value).map(|answer| {
+            let items = answer.items.iter().map(|item| {
+                let (key, value_len, hash) = (quoted(&item.key), item.value_len, item.hash);
+                format!(" {key} value_len={value_len} hash={hash:#034x}")
+            });
+            let items = items.collect::<String>();
+            meaning(answer.partitions, &answer.next, items)
+        })
+    };
+    answer.unwrap_or_else(|error| format!("refused, close: {error}"))
 }
 
 fn follow_meaning(follow: &Follow) -> String {
@@ -272,13 +322,16 @@ fn every_request_means_what_the_document_says() {
 #[test]
 fn every_answer_means_what_the_document_says() {
     for vector in from_nodes() {
-        let to_follow = Side::Node { to_follow: true } == vector.side;
+        let Side::Node { to } = vector.side else {
+            panic!("line {}: no answer", vector.line)
+        };
         let meaning = match response::parse(&vector.bytes) {
             Ok(response::Parsed::Whole(Response { status, value })) => {
                 assert_eq!(vector.bytes.len(), 5 + value.len(), "line {}", vector.line);
                 let name = Status::try_from(status).unwrap().name();
                 match value {
-                    _ if to_follow && name == "OK" => answer_meaning(value),
+                    _ if to == Some(Opcode::Follow) && name == "OK" => answer_meaning(value),
+                    _ if name == "OK" && to.is_some() => census_meaning(to.unwrap(), value),
                     b"" => name.to_owned(),
                     _ => format!("{name} {}", quoted(value)),
                 }
@@ -356,7 +409,8 @@ fn every_good_follow_and_its_answer_are_written_just_as_they_are_read() {
         assert_eq!(bytes, vector.bytes, "line {}", vector.line);
         count += 1;
     }
-    for vector in responses().filter(|v| v.side == Side::Node { to_follow: true }) {
+    let to = Some(Opcode::Follow);
+    for vector in responses().filter(|v| v.side == Side::Node { to }) {
         let Ok(response::Parsed::Whole(response)) = response::parse(&vector.bytes) else {
             panic!("line {}: not whole", vector.line)
         };
@@ -368,6 +422,51 @@ fn every_good_follow_and_its_answer_are_written_just_as_they_are_read() {
         count += 1;
     }
     assert!(count >= 6, "{count} vectors");
+}
+
+#[test]
+fn every_good_census_and_its_answer_are_written_just_as_they_are_read() {
+    let mut count = 0;
+    for vector in requests() {
+        let Ok(request::Parsed::Whole(frame)) = request::parse(&vector.bytes, &Limits::default())
+        else {
+            panic!("line {}: not whole", vector.line)
+        };
+        let mut bytes = Vec::new();
+        match frame.request() {
+            Request::Sums { key, value } => match Sums::decode(key, value) {
+                Ok(sums) => sums.encode(&mut bytes).unwrap(),
+                Err(_) => continue,
+            },
+            Request::List { key, value } => match List::decode(key, value) {
+                Ok(list) => list.encode(&mut bytes).unwrap(),
+                Err(_) => continue,
+            },
+            _ => continue,
+        }
+        assert_eq!(bytes, vector.bytes, "line {}", vector.line);
+        count += 1;
+    }
+    for vector in responses() {
+        let Ok(response::Parsed::Whole(Response { status: 0, value })) =
+            response::parse(&vector.bytes)
+        else {
+            continue;
+        };
+        let mut written = Vec::new();
+        match vector.side {
+            Side::Node {
+                to: Some(Opcode::Sums),
+            } => SumsAnswer::decode(value, 1).unwrap().encode(&mut written),
+            Side::Node {
+                to: Some(Opcode::List),
+            } => ListAnswer::decode(value).unwrap().encode(&mut written),
+            _ => continue,
+        }
+        assert_eq!(written, value, "line {}", vector.line);
+        count += 1;
+    }
+    assert!(count >= 8, "{count} vectors");
 }
 
 #[test]

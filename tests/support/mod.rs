@@ -273,6 +273,13 @@ impl State {
                 self.is_refusing = false;
                 Some(Vec::new())
             }
+            // As a node of a version before these.
+            Request::Sums { .. } => {
+                return answer(Status::Error.byte(), b"unknown opcode 0x42");
+            }
+            Request::List { .. } => {
+                return answer(Status::Error.byte(), b"unknown opcode 0x43");
+            }
             Request::Follow { .. } => {
                 return answer(Status::Error.byte(), b"a map has no such operation");
             }

@@ -83,10 +83,7 @@ impl Context {
                 }
             },
         };
-        let is_address = addr.rsplit_once(':').is_some_and(|(host, port)| {
-            !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
-        });
-        if is_address {
+        if is_address(&addr) {
             Ok(addr)
         } else {
             Err(usage(format!(
@@ -96,7 +93,15 @@ impl Context {
     }
 }
 
-fn configured(file: &Path, name: &str) -> Result<String, Failure> {
+/// Whether it is HOST:PORT.
+pub(crate) fn is_address(addr: &str) -> bool {
+    addr.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
+}
+
+/// The address of a node in a cluster.toml.
+pub(crate) fn configured(file: &Path, name: &str) -> Result<String, Failure> {
     let usage = |message| Failure::new(Outcome::Usage, message);
     let config = Config::load(file).map_err(|error| usage(error.to_string()))?;
     match config.node(name) {

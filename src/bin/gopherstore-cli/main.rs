@@ -3,6 +3,7 @@
 mod command;
 mod context;
 mod copy_file;
+mod diff;
 mod dump;
 mod lines;
 mod load;
@@ -43,7 +44,7 @@ const PROGRAM: Program = Program {
         bytes and no more, and set and del print nothing; on a terminal each answer is a line.\n\
         Line by line, type help for how to quote; the exit code is the first failing line's.",
     error_code(0, "done"),
-    error_code(1, "not found"),
+    error_code(1, "not found, or different"),
     error_code(2, "usage, or a bad cluster.toml"),
     error_code(3, "the node answered with an error, or is loading"),
     error_code(4, "the node is not the leader"),
@@ -99,6 +100,7 @@ enum Subcommand {
     Tail(tail::Tail),
     Dump(dump::Dump),
     Load(load::Load),
+    Diff(diff::Diff),
 }
 
 /// Store a value under a key, whatever was there before.
@@ -217,6 +219,7 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Some(Subcommand::Tail(command)) => tail::run(command, &context),
         Some(Subcommand::Dump(command)) => dump::run(command, &context),
         Some(Subcommand::Load(command)) => load::run(command, &context),
+        Some(Subcommand::Diff(command)) => diff::run(&command, &context),
         Some(Subcommand::Resync(Resync { discard: true })) => once(&context, &Command::Resync),
         Some(Subcommand::Resync(Resync { discard: false })) => Err(mistake(
             "resync gives up all data of a follower, and what its leader lacks of it is lost for good; nothing is done \

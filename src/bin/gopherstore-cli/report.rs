@@ -11,6 +11,7 @@ use crate::{command::Command, quote};
 #[repr(u8)]
 pub(crate) enum Outcome {
     Done = 0,
+    /// Not found, or different.
     NotFound = 1,
     Usage = 2,
     ServerError = 3,
