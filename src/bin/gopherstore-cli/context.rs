@@ -79,10 +79,7 @@ impl Context {
                 }
             },
         };
-        let is_address = addr.rsplit_once(':').is_some_and(|(host, port)| {
-            !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
-        });
-        if is_address {
+        if is_address(&addr) {
             Ok(addr)
         } else {
             Err(usage(format!(
@@ -90,6 +87,13 @@ impl Context {
             )))
         }
     }
+}
+
+/// Whether a text is a `HOST:PORT` that one can connect to.
+pub(crate) fn is_address(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
 }
 
 fn configured(file: &Path, name: &str) -> Result<String, Failure> {
