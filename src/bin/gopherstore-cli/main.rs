@@ -4,6 +4,7 @@ mod command;
 mod context;
 mod lines;
 mod quote;
+mod race;
 mod report;
 mod status;
 
@@ -92,6 +93,7 @@ enum Subcommand {
     Del(Del),
     Ping(Ping),
     Status(status::Status),
+    Race(race::Race),
     Resync(Resync),
 }
 
@@ -202,6 +204,7 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Some(Subcommand::Del(Del { key })) => once(&context, &Command::Del { key }),
         Some(Subcommand::Ping(Ping {})) => once(&context, &Command::Ping),
         Some(Subcommand::Status(command)) => status::run(command, &context),
+        Some(Subcommand::Race(command)) => race::run(command, &context),
         Some(Subcommand::Resync(Resync { discard: true })) => once(&context, &Command::Resync),
         Some(Subcommand::Resync(Resync { discard: false })) => Err(mistake(
             "resync gives up all data of a follower, and what its leader lacks of it is lost for good; nothing is done \

@@ -179,7 +179,7 @@ pub(super) fn judge(nodes: &[Asked], scope: &Scope, max_lag: Option<u64>) -> Ver
 }
 
 /// What is wrong with a node on its own.
-fn own_fault(name: &str, status: &NodeStatus) -> Option<String> {
+pub(super) fn own_fault(name: &str, status: &NodeStatus) -> Option<String> {
     let reason = status.reason.as_deref().unwrap_or("it does not say why");
     match &status.state {
         Some(NodeState::Serving) => {}

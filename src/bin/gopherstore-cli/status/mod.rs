@@ -4,6 +4,7 @@ mod health;
 mod view;
 
 use std::{
+    fmt,
     io::{self, IsTerminal},
     thread,
     time::{Duration, Instant},
@@ -101,6 +102,14 @@ enum Source {
     Config(Config),
 }
 
+/// Why there is nothing to look at.
+enum Blind {
+    /// The one node that was to be asked gives no status.
+    Client(Error),
+    /// What it says does not tell where the others are.
+    Other(Failure),
+}
+
 /// One look at the nodes.
 struct Look {
     scope: Scope,
@@ -140,6 +149,11 @@ pub(crate) fn run(command: Status, context: &Context) -> Result<Outcome, Failure
     }
 }
 
+/// What is wrong with the node at `addr` on its own, in words, by what it says of itself.
+pub(crate) fn fault_of(addr: &str, status: &NodeStatus) -> Option<String> {
+    health::own_fault(status.node.as_deref().unwrap_or(addr), status)
+}
+
 struct Run<'a> {
     source: Source,
     max_lag: Option<u64>,
@@ -149,7 +163,14 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn once(&self) -> Result<Outcome, Failure> {
-        let look = self.look(self.context.timeout)?;
+        let look = self
+            .look(self.context.timeout)
+            .map_err(|blind| match blind {
+                Blind::Client(error) => {
+                    report::failure(&error, &Command::Status, self.context.node.as_deref())
+                }
+                Blind::Other(failure) => failure,
+            })?;
         let (text, words) = self.shown(&look);
         if !crate::write_out(text.as_bytes())? {
             return Ok(Outcome::Done);
@@ -171,16 +192,18 @@ impl Run<'_> {
         let deadline = Instant::now() + limit;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let result = self.look(left.clamp(Duration::from_millis(1), ROUND_LIMIT));
+            // The last look too has a moment, or it would take a healthy node for one that is away.
+            let limit_ms = u64::try_from(left.clamp(WAIT_INTERVAL, ROUND_LIMIT).as_millis());
+            let result = self.look(limit_ms.map_or(ROUND_LIMIT, Duration::from_millis));
             if let Ok(look) = &result
                 && look.verdict.is_healthy()
             {
                 crate::write_out(self.shown(look).0.as_bytes())?;
                 return Ok(Outcome::Done);
             }
-            let pause = WAIT_INTERVAL.min(deadline.saturating_duration_since(Instant::now()));
-            if !pause.is_zero() {
-                thread::sleep(pause);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                thread::sleep(left.min(WAIT_INTERVAL));
                 continue;
             }
             let words = match result {
@@ -188,9 +211,7 @@ impl Run<'_> {
                     crate::write_out(self.shown(&look).0.as_bytes())?;
                     look.verdict.words(&look.scope)
                 }
-                // A wrong command line does not become right by waiting.
-                Err(failure) if failure.outcome == Outcome::Usage => return Err(failure),
-                Err(failure) => failure.message,
+                Err(blind) => blind.to_string(),
             };
             return Err(Failure::new(
                 Outcome::Timeout,
@@ -203,7 +224,6 @@ impl Run<'_> {
 
     /// Ends with a signal, or when nobody reads any more.
     fn watch(&self) -> Result<Outcome, Failure> {
-        let in_place = io::stdout().is_terminal() && is_clever() && self.form != Some(Form::Json);
         let mut is_first = true;
         loop {
             let began = Instant::now();
@@ -217,16 +237,13 @@ impl Run<'_> {
                     }
                     (text, _) => text,
                 },
-                Err(failure) if failure.outcome == Outcome::Usage => return Err(failure),
-                Err(failure) => format!("{}\n", quote::one_line(&failure.message)),
+                Err(blind) => format!("{}\n", quote::one_line(&blind.to_string())),
             };
-            let text = if in_place {
+            let text = if self.is_drawn_in_place(&text) {
                 // Each line is written over the one that stands there, so that nothing flickers.
                 let lines: String = text.lines().map(|line| format!("{line}\x1b[K\n")).collect();
-                format!(
-                    "{}{lines}\x1b[J",
-                    if is_first { "\x1b[2J\x1b[H" } else { "\x1b[H" }
-                )
+                let begin = if is_first { "\x1b[2J\x1b[H" } else { "\x1b[H" };
+                format!("{begin}{lines}\x1b[J")
             } else if is_first || self.form == Some(Form::Json) {
                 text
             } else {
@@ -240,14 +257,27 @@ impl Run<'_> {
         }
     }
 
+    /// Whether a look takes the place of the one before it: on a terminal that can do that and is large enough.
+    fn is_drawn_in_place(&self, text: &str) -> bool {
+        let term = std::env::var_os("TERM").unwrap_or_default();
+        let Some((width, height)) = terminal() else {
+            return false;
+        };
+        let rows = text
+            .lines()
+            .map(|line| line.chars().count().max(1).div_ceil(width.max(1)));
+        self.form != Some(Form::Json)
+            && !term.is_empty()
+            && term != "dumb"
+            && rows.sum::<usize>() < height
+    }
+
     /// Asks all nodes at once, each for `limit` at most.
-    fn look(&self, limit: Duration) -> Result<Look, Failure> {
+    fn look(&self, limit: Duration) -> Result<Look, Blind> {
         let (scope, asked) = match &self.source {
             Source::Node(addr) => {
                 let name = self.context.node.clone().unwrap_or_else(|| "-".to_owned());
-                let (text, status) = self
-                    .ask(addr, limit)
-                    .map_err(|error| self.failure(&error))?;
+                let (text, status) = self.ask(addr, limit).map_err(Blind::Client)?;
                 (Scope::Node, vec![(name, addr.clone(), Ok((text, status)))])
             }
             Source::Config(config) => {
@@ -259,11 +289,9 @@ impl Run<'_> {
                 (scope, self.ask_all(nodes.collect(), limit))
             }
             Source::Peers(addr) => {
-                let (text, status) = self
-                    .ask(addr, limit)
-                    .map_err(|error| self.failure(&error))?;
+                let (text, status) = self.ask(addr, limit).map_err(Blind::Client)?;
                 let name = status.node.clone().unwrap_or_else(|| "-".to_owned());
-                let peers = peers(addr, &status)?;
+                let peers = peers(addr, &status).map_err(Blind::Other)?;
                 let scope = Scope::Cluster(status.cluster.clone());
                 let mut asked = self.ask_all(peers, limit);
                 asked.push((name, addr.clone(), Ok((text, status))));
@@ -322,10 +350,6 @@ impl Run<'_> {
         Ok((text, status))
     }
 
-    fn failure(&self, error: &Error) -> Failure {
-        report::failure(error, &Command::Status, self.context.node.as_deref())
-    }
-
     /// The look as it is printed, and whether the verdict is part of it.
     fn shown(&self, look: &Look) -> (String, Said) {
         let is_terminal = io::stdout().is_terminal();
@@ -350,7 +374,10 @@ impl Run<'_> {
                 return (texts.collect(), Said::Not);
             }
             (Form::Lines, Scope::Cluster(_)) => view::lines(&look.nodes, &look.texts),
-            (Form::Table, _) => view::table(&look.nodes, &look.scope, width()),
+            (Form::Table, _) => {
+                let width = terminal().map(|(width, _)| width);
+                view::table(&look.nodes, &look.scope, width)
+            }
         };
         let words = quote::one_line(&look.verdict.words(&look.scope));
         let (begin, end) = match AutoStream::choice(&io::stdout()) {
@@ -390,13 +417,18 @@ fn peers(addr: &str, status: &NodeStatus) -> Result<Vec<(String, String)>, Failu
     })
 }
 
-/// Columns of the terminal, where standard output is one.
-fn width() -> Option<usize> {
-    let (terminal_size::Width(width), _) = terminal_size::terminal_size_of(io::stdout())?;
-    Some(usize::from(width))
+/// Columns and rows of the terminal, where standard output is one.
+fn terminal() -> Option<(usize, usize)> {
+    let (terminal_size::Width(width), terminal_size::Height(height)) =
+        terminal_size::terminal_size_of(io::stdout())?;
+    Some((usize::from(width), usize::from(height)))
 }
 
-/// Whether the terminal understands orders such as 'go to the first line'.
-fn is_clever() -> bool {
-    std::env::var_os("TERM").is_some_and(|term| !term.is_empty() && term != "dumb")
+impl fmt::Display for Blind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Blind::Client(error) => error.fmt(f),
+            Blind::Other(failure) => f.write_str(&failure.message),
+        }
+    }
 }
