@@ -1,4 +1,4 @@
-//! The built gopherstore-cli against small nodes in this process.
+//! The built gopherstore-cli against small nodes in this process, and against real ones.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,8 +12,20 @@ mod arguments;
 mod commands;
 mod failures;
 mod lines;
+mod race;
+mod status;
 #[path = "../support/mod.rs"]
 mod support;
+
+/// Real nodes, each a process of its own.
+#[path = "../support"]
+#[allow(dead_code)] // some of it serves only the tests of clusters
+mod nodes {
+    pub(crate) mod cluster;
+    pub(crate) mod names;
+    pub(crate) mod node;
+    pub(crate) mod proxy;
+}
 
 use std::{
     ffi::OsStr,

@@ -93,8 +93,8 @@ enum Subcommand {
     Del(Del),
     Ping(Ping),
     Status(status::Status),
-    Race(race::Race),
     Resync(Resync),
+    Race(race::Race),
 }
 
 /// Store a value under a key, whatever was there before.

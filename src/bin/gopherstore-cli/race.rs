@@ -254,20 +254,22 @@ fn leader_addr(addr: &str, status: &NodeStatus, context: &Context) -> Result<Str
             format!("{fault}; mend that first, see status --cluster"),
         ));
     }
-    if let Some(leader) = &status.leader {
-        return Ok(leader.clone());
-    }
-    match &context.config {
-        Some(file) => {
-            let config = Config::load(file)
-                .map_err(|error| Failure::new(Outcome::Usage, error.to_string()))?;
-            Ok(config.leader().addr.clone())
-        }
-        None => Err(Failure::new(
-            Outcome::NotLeader,
-            format!("the node at {addr} names no leader; give the cluster.toml with --config"),
-        )),
-    }
+    let Some(file) = &context.config else {
+        return status.leader.clone().ok_or_else(|| {
+            Failure::new(
+                Outcome::NotLeader,
+                format!("the node at {addr} names no leader; give the cluster.toml with --config"),
+            )
+        });
+    };
+    let config =
+        Config::load(file).map_err(|error| Failure::new(Outcome::Usage, error.to_string()))?;
+    // The addresses of the file are those that hold where the client is; the nodes may know one another by others.
+    let named = config
+        .nodes
+        .iter()
+        .find(|node| status.leader.as_ref() == Some(&node.addr));
+    Ok(named.unwrap_or_else(|| config.leader()).addr.clone())
 }
 
 fn failure(error: &Error) -> Failure {
