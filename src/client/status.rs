@@ -244,7 +244,21 @@ fn up_or_down(value: &str) -> Option<bool> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_read(
+            lines in prop::collection::vec(("[a-z_]{0,9}|(peer|follower|)[.a-z]{0,9}", "[:.]{0,2} ?", ".{0,12}"), 0..9),
+        ) {
+            let text: String = lines.iter().map(|(key, colon, value)| format!("{key}{colon}{value}\n")).collect();
+            let status = NodeStatus::parse(&text);
+            // Saying it all again changes nothing.
+            prop_assert_eq!(NodeStatus::parse(&text.repeat(2)), status);
+        }
+    }
 
     #[test]
     fn every_documented_key_is_read() {

@@ -425,6 +425,15 @@ fn nodes_of_other_versions_are_one_clear_line_each() {
     let alone = run_at(&addrs[0], &["status"], b"");
     alone.expect_failure(3, &["unknown opcode 0x40"]);
     run_at(&addrs[2], &["status", "--cluster"], b"").expect_failure(5, &["is the node running?"]);
+    let wait = run_at(
+        &addrs[2],
+        &["status", "--max-lag=0", "--wait", "--timeout=200ms"],
+        b"",
+    );
+    wait.expect_failure(
+        6,
+        &["not healthy within 200ms: cannot connect to", &addrs[2]],
+    );
 
     let old = answering(answer(
         0,
@@ -556,6 +565,15 @@ fn a_watch_into_a_pipe_is_a_block_or_a_line_for_each_look_until_nobody_reads() {
         (output.status.code(), &*output.stderr),
         (Some(0), b"".as_slice())
     );
+
+    // One node, which is not there.
+    let addr = nobody();
+    let mut child = start(program().args(["--addr", &addr, "status", "--watch"]));
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let first: Vec<String> = lines.take(3).map(Result::unwrap).collect();
+    let expected = format!("cannot connect to {addr}: connection refused");
+    assert_eq!(first, [expected.as_str(), "", expected.as_str()]);
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0));
 
     // As `| head -1` does it.
     let mut child = start(program().args(config.line("--watch")));

@@ -365,12 +365,8 @@ impl Run<'_> {
                 );
             }
             (Form::Lines, Scope::Node) => {
-                // With --write-out exactly what came, as into a pipe.
-                let is_aligned = is_terminal && self.form.is_none();
-                let texts = look
-                    .texts
-                    .iter()
-                    .map(|text| command::shown_status(text, is_aligned));
+                let texts = look.texts.iter();
+                let texts = texts.map(|text| command::shown_status(text, is_terminal));
                 return (texts.collect(), Said::Not);
             }
             (Form::Lines, Scope::Cluster(_)) => view::lines(&look.nodes, &look.texts),
