@@ -416,7 +416,11 @@ fn nodes_of_other_versions_are_one_clear_line_each() {
     let nodes: Vec<(&str, String)> = ["n1", "n2", "n3"].into_iter().zip(addrs.clone()).collect();
     let run = ConfigFile::new("test", &nodes).status("-w table");
     run.expect_fault(&[
-        &format!("n1 at {} gives no status, so it is of another version or no GopherStore: unknown opcode 0x40", addrs[0]),
+        &format!(
+            "n1 at {} gives no status, so it is of another version",
+            addrs[0]
+        ),
+        "or no GopherStore: unknown opcode 0x40",
         &format!("n2 at {} gives no status", addrs[1]),
         "'H', which is text",
         &format!("n3 is unreachable: cannot connect to {}", addrs[2]),

@@ -399,8 +399,8 @@ pub(super) mod tests {
         assert_eq!(
             words(&nodes, None),
             "n1 is unreachable: cannot connect to n1:80: refused; n2 does not follow its leader at n1:80, and has not \
-             since its start; n3 at n3:80 gives no status, so it is of another version or no GopherStore: unknown opcode \
-             0x40"
+             since its start; n3 at n3:80 gives no status, so it is of another version or no GopherStore: unknown \
+             opcode 0x40"
         );
         assert_eq!(judge(&nodes, &demo(), None).healthy, 0);
         let nodes = [said("n1", FOLLOWER), said("n2", FOLLOWER)];

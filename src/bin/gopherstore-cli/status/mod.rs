@@ -406,8 +406,8 @@ fn peers(addr: &str, status: &NodeStatus) -> Result<Vec<(String, String)>, Failu
         Failure::new(
             Outcome::ServerError,
             format!(
-                "the node at {addr} is of a version that does not tell its peers' addresses; give the cluster.toml with \
-                 --config"
+                "the node at {addr} is of a version that does not tell its peers' addresses; give the cluster.toml \
+                 with --config"
             ),
         )
     })
