@@ -150,6 +150,28 @@ fn a_write_that_is_never_seen_is_a_timeout_and_leaves_nothing() {
 }
 
 #[test]
+fn a_duration_ends_it_however_long_the_pause_is() {
+    let cluster = cluster(false);
+    let follower = cluster.addr(1).to_string();
+    let line = [
+        "race",
+        "--on",
+        &follower,
+        "--duration",
+        "200ms",
+        "--interval",
+        "1000000days",
+        "-w",
+        "json",
+    ];
+    let run = run_at(&follower, &line, b"");
+    assert_eq!((run.code, &*run.err), (0, ""), "{run:?}");
+    let value: Value = serde_json::from_slice(&run.out).unwrap();
+    assert_eq!(value["writes"], 1);
+    expect_clean(&cluster);
+}
+
+#[test]
 fn ctrl_c_ends_it_with_what_there_is_and_leaves_nothing() {
     let cluster = cluster(false);
     let follower = cluster.addr(1).to_string();

@@ -3,6 +3,7 @@
 use std::{
     fmt::Write as _,
     hash::{BuildHasher, RandomState},
+    io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -20,7 +21,10 @@ use gopherstore::{
 use hdrhistogram::{CreationError, Histogram};
 use indicatif::ProgressBar;
 use serde_json::{Map, Value, json};
-use signal_hook::{consts::SIGINT, flag};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
 
 use crate::{
     command::Command,
@@ -154,39 +158,43 @@ pub(crate) fn run(command: Race, context: &Context) -> Result<Outcome, Failure> 
     leader.client.ping().map_err(|error| failure(&error))?;
 
     let key = format!("{PREFIX}{:016x}", RandomState::new().hash_one(()));
-    let measured = measure(
-        &command,
-        context.timeout,
-        key.as_bytes(),
-        &mut leader,
-        &mut follower,
-    );
+    let local = |error: String| {
+        Failure::new(
+            Outcome::LocalInput,
+            format!("cannot measure: {error}; try again"),
+        )
+    };
+    let mut racing = Racing {
+        key: key.as_bytes(),
+        patience: context.timeout,
+        leader: &mut leader,
+        follower: &mut follower,
+        is_interrupted: watch_signals().map_err(|error| local(error.to_string()))?,
+        measured: Measured::new().map_err(|error| local(error.to_string()))?,
+    };
+    let result = racing.run(&command);
+    let measured = racing.measured;
     // However it went. Not there is as good as removed.
-    let removed = leader
-        .client
-        .del(key.as_bytes())
-        .map_err(|error| failure(&error));
-    let measured = match (measured, removed) {
-        (Ok(measured), Ok(_)) => measured,
-        (Err(failure), Ok(_)) => return Err(failure),
-        (measured, Err(removed)) => {
-            let first = measured
-                .err()
-                .map(|failure| failure.message + "; ")
-                .unwrap_or_default();
+    let removed = leader.client.del(key.as_bytes());
+    match (result, removed) {
+        (result, Ok(_)) => result?,
+        (result, Err(error)) => {
+            let removed = failure(&error);
+            let first = result.err().map(|failure| failure.message + "; ");
             return Err(Failure::new(
                 removed.outcome,
                 format!(
-                    "{first}the key {key} may be left on the leader: {}",
+                    "{}the key {key} may be left on the leader: {}",
+                    first.unwrap_or_default(),
                     removed.message
                 ),
             ));
         }
-    };
+    }
     if measured.windows.is_empty() {
         return Err(Failure::new(
-            Outcome::Usage,
-            "nothing was measured before Ctrl-C; give it more time",
+            Outcome::Timeout,
+            "ended before anything was measured; give it more time",
         ));
     }
     let name = status.node.as_deref();
@@ -276,98 +284,107 @@ fn failure(error: &Error) -> Failure {
     report::failure(error, &Command::Status, None)
 }
 
-fn measure(
-    command: &Race,
+/// A measurement on its way.
+struct Racing<'a> {
+    key: &'a [u8],
+    /// How long a write may stay unseen.
     patience: Duration,
-    key: &[u8],
-    leader: &mut Node,
-    follower: &mut Node,
-) -> Result<Measured, Failure> {
-    let local = |what: &str| Failure::new(Outcome::LocalInput, format!("cannot {what}; try again"));
-    let interrupted = Arc::new(AtomicBool::new(false));
-    // The first Ctrl-C ends the measurement, a second one the process.
-    flag::register_conditional_shutdown(SIGINT, 130, Arc::clone(&interrupted))
-        .and_then(|_| flag::register(SIGINT, Arc::clone(&interrupted)))
-        .map_err(|error| local(&format!("watch for Ctrl-C: {error}")))?;
-    let mut measured = Measured::new().map_err(|error| local(&format!("count times: {error}")))?;
-    let count = match (command.count, command.duration) {
-        (Some(count), _) => Some(count),
-        (None, None) => Some(COUNT_DEFAULT),
-        (None, Some(_)) => None,
-    };
-    // On standard error, and on a terminal alone.
-    let progress = count.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
-    let began = Instant::now();
-    let ends = command
-        .duration
-        .and_then(|duration| began.checked_add(duration));
-    let mut next = began;
-    for number in 1..=count.unwrap_or(u64::MAX) {
-        while !interrupted.load(Ordering::Relaxed) && Instant::now() < next {
-            thread::sleep(
-                next.saturating_duration_since(Instant::now())
-                    .min(PAUSE_MAX),
-            );
-        }
-        let is_over = ends.is_some_and(|ends| Instant::now() >= ends) && number > 1;
-        if interrupted.load(Ordering::Relaxed) || is_over {
-            break;
-        }
-        next = match Instant::now().max(next).checked_add(command.interval) {
-            Some(next) => next,
-            None => break,
-        };
-        one(number, key, patience, leader, follower, &mut measured)?;
-        progress.inc(1);
-    }
-    progress.finish_and_clear();
-    Ok(measured)
+    leader: &'a mut Node,
+    follower: &'a mut Node,
+    /// Ctrl-C was pressed.
+    is_interrupted: Arc<AtomicBool>,
+    measured: Measured,
 }
 
-/// One write, and reads until one shows it.
-fn one(
-    number: u64,
-    key: &[u8],
-    patience: Duration,
-    leader: &mut Node,
-    follower: &mut Node,
-    measured: &mut Measured,
-) -> Result<(), Failure> {
-    let value = number.to_string().into_bytes();
-    leader
-        .client
-        .set(key, &value)
-        .map_err(|error| failure(&error))?;
-    let written = Instant::now();
-    let mut asked = written;
-    let mut is_stale = false;
-    loop {
-        let found = follower.client.get(key).map_err(|error| failure(&error))?;
-        let answered = Instant::now();
-        measured
-            .reads
-            .saturating_record(nanoseconds(answered - asked));
-        if found.as_ref() == Some(&value) {
-            measured
-                .windows
-                .saturating_record(nanoseconds(answered - written));
-            return Ok(());
+impl Racing<'_> {
+    /// Writes as often as the command line says, unless it is interrupted.
+    fn run(&mut self, command: &Race) -> Result<(), Failure> {
+        let count = match (command.count, command.duration) {
+            (Some(count), _) => Some(count),
+            (None, None) => Some(COUNT_DEFAULT),
+            (None, Some(_)) => None,
+        };
+        // On standard error, and on a terminal alone.
+        let progress = count.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
+        let began = Instant::now();
+        let duration = command.duration.unwrap_or(Duration::MAX);
+        // From the beginning on, so that no time is too far away to be told.
+        let mut next = Duration::ZERO;
+        for number in 1..=count.unwrap_or(u64::MAX) {
+            if !self.sleep(began, next.min(duration)) || (number > 1 && began.elapsed() >= duration)
+            {
+                break;
+            }
+            next = began.elapsed().saturating_add(command.interval);
+            self.write_and_watch(number)?;
+            progress.inc(1);
         }
-        measured.stale_reads += 1;
-        measured.stale_writes += u64::from(!is_stale);
-        is_stale = true;
-        if answered - written > patience {
-            return Err(Failure::new(
-                Outcome::Timeout,
-                format!(
-                    "write {number} is not seen on {} after {patience:?}; see status --cluster, or allow more with \
-                     --timeout",
-                    follower.addr
-                ),
-            ));
-        }
-        asked = answered;
+        progress.finish_and_clear();
+        Ok(())
     }
+
+    /// Sleeps until that long after `began`. False where Ctrl-C ended it.
+    fn sleep(&self, began: Instant, until: Duration) -> bool {
+        while !self.is_interrupted.load(Ordering::Relaxed) {
+            match until.saturating_sub(began.elapsed()) {
+                Duration::ZERO => return true,
+                left => thread::sleep(left.min(PAUSE_MAX)),
+            }
+        }
+        false
+    }
+
+    /// One write, and reads until one shows it.
+    fn write_and_watch(&mut self, number: u64) -> Result<(), Failure> {
+        let value = number.to_string().into_bytes();
+        let (leader, follower) = (&mut self.leader.client, &mut self.follower.client);
+        leader
+            .set(self.key, &value)
+            .map_err(|error| failure(&error))?;
+        let written = Instant::now();
+        let mut asked = written;
+        let mut is_stale = false;
+        loop {
+            let found = follower.get(self.key).map_err(|error| failure(&error))?;
+            let answered = Instant::now();
+            self.measured
+                .reads
+                .saturating_record(nanoseconds(answered - asked));
+            if found.as_ref() == Some(&value) {
+                let window = nanoseconds(answered - written);
+                self.measured.windows.saturating_record(window);
+                return Ok(());
+            }
+            self.measured.stale_reads += 1;
+            self.measured.stale_writes += u64::from(!is_stale);
+            is_stale = true;
+            if self.is_interrupted.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            if answered - written > self.patience {
+                return Err(Failure::new(
+                    Outcome::Timeout,
+                    format!(
+                        "write {number} is not seen on {} after {:?}; see status --cluster, or allow more with \
+                         --timeout",
+                        self.follower.addr, self.patience
+                    ),
+                ));
+            }
+            asked = answered;
+        }
+    }
+}
+
+/// Whether Ctrl-C, or whoever ends a script, wants an end: once for the measurement, twice for the process.
+fn watch_signals() -> io::Result<Arc<AtomicBool>> {
+    let is_interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // The shell's code for a program that the signal ended.
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&is_interrupted))?;
+        flag::register(signal, Arc::clone(&is_interrupted))?;
+    }
+    Ok(is_interrupted)
 }
 
 fn nanoseconds(time: Duration) -> u64 {
