@@ -243,7 +243,7 @@ fn a_node_that_is_gone_is_a_row_and_the_rest_is_waited_for_in_vain_until_it_is_b
             .contains("\nn3 error: cannot connect to")
     );
 
-    let wait = config.status("--wait --timeout 300ms");
+    let wait = config.status("--wait --timeout 2s");
     assert_eq!(wait.code, 6, "{wait:?}");
     assert!(
         wait.last_line().starts_with("n3 is unreachable"),
@@ -251,7 +251,7 @@ fn a_node_that_is_gone_is_a_row_and_the_rest_is_waited_for_in_vain_until_it_is_b
     );
     assert!(
         wait.err
-            .starts_with("gopherstore-cli: not healthy within 300ms: n3 is unreachable"),
+            .starts_with("gopherstore-cli: not healthy within 2s: n3 is unreachable"),
         "{wait:?}"
     );
     assert_eq!(wait.err.matches('\n').count(), 1, "{wait:?}");

@@ -189,24 +189,30 @@ impl Run<'_> {
 
     fn wait(&self) -> Result<Outcome, Failure> {
         let limit = self.context.timeout;
-        let deadline = Instant::now() + limit;
+        let began = Instant::now();
+        let mut told = None;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            // The last look too has a moment, or it would take a healthy node for one that is away.
-            let limit_ms = u64::try_from(left.clamp(WAIT_INTERVAL, ROUND_LIMIT).as_millis());
-            let result = self.look(limit_ms.map_or(ROUND_LIMIT, Duration::from_millis));
+            let left = limit.saturating_sub(began.elapsed());
+            let result = self.look(left.clamp(WAIT_INTERVAL, ROUND_LIMIT));
             if let Ok(look) = &result
                 && look.verdict.is_healthy()
             {
                 crate::write_out(self.shown(look).0.as_bytes())?;
                 return Ok(Outcome::Done);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
+            // In a last look that is short a healthy node may seem to be away, so what is wrong is told by one before.
+            let is_fair = left >= ROUND_LIMIT / 2;
+            let last = match told {
+                Some(told) if !is_fair => told,
+                _ => result,
+            };
+            let left = limit.saturating_sub(began.elapsed());
             if !left.is_zero() {
+                told = Some(last);
                 thread::sleep(left.min(WAIT_INTERVAL));
                 continue;
             }
-            let words = match result {
+            let words = match last {
                 Ok(look) => {
                     crate::write_out(self.shown(&look).0.as_bytes())?;
                     look.verdict.words(&look.scope)
@@ -337,11 +343,13 @@ impl Run<'_> {
     }
 
     fn ask(&self, addr: &str, limit: Duration) -> Result<(String, NodeStatus), Error> {
+        // Whole milliseconds where it is short, since messages tell it.
+        let short = u64::try_from(limit.as_millis()).map(Duration::from_millis);
         let context = Context {
             addr: None,
             config: None,
             node: None,
-            timeout: limit,
+            timeout: short.unwrap_or(limit).max(Duration::from_millis(1)),
             follow_redirects: self.context.follow_redirects,
             hex: self.context.hex,
         };
