@@ -92,7 +92,16 @@ pub struct Node {
     full_copies: AtomicU64,
     resumes: AtomicU64,
     given_up: AtomicU64,
+    leader_link: Mutex<LeaderLink>,
     started: Instant,
+}
+
+/// A follower's stream from its leader.
+#[derive(Clone, Copy, Debug, Default)]
+struct LeaderLink {
+    is_up: bool,
+    /// When anything last came by it.
+    heard: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -247,6 +256,7 @@ impl Node {
             full_copies: AtomicU64::new(0),
             resumes: AtomicU64::new(0),
             given_up: AtomicU64::new(0),
+            leader_link: Mutex::default(),
             started: now,
         };
         node.enter(phase);
@@ -661,6 +671,19 @@ impl Node {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Something has come by the stream from the leader, be it the first of it.
+    pub fn leader_heard(&self, now: Instant) {
+        *self.leader_link.lock() = LeaderLink {
+            is_up: true,
+            heard: Some(now),
+        };
+    }
+
+    /// The stream from the leader has ended.
+    pub fn leader_lost(&self) {
+        self.leader_link.lock().is_up = false;
+    }
+
     /// Takes a follower in, whose connection has become a stream; returns the stream's number. An older stream of the
     /// same follower, whose end has not been noticed yet, is its stream no longer.
     pub fn follower_came(&self, name: &str, progress: Progress) -> u64 {
@@ -769,7 +792,9 @@ impl Node {
             // Writing to a string does not fail.
             let _ = writeln!(text, "{key}: {value}");
         };
+        let cluster = self.member.as_ref().map_or("-", |member| &member.cluster);
         line("node", &name);
+        line("cluster", &cluster);
         line("role", &role);
         line("state", &state);
         line("reason", &why);
@@ -792,6 +817,15 @@ impl Node {
         );
         if let Role::Follower { leader_addr } = &self.role {
             line("leader", leader_addr);
+            let LeaderLink { is_up, heard } = *self.leader_link.lock();
+            line("link", &if is_up { "up" } else { "down" });
+            match heard.map(|heard| now.saturating_duration_since(heard).as_millis()) {
+                Some(heard_ms) => line("leader_heard_ms", &heard_ms),
+                None => line("leader_heard_ms", &"-"),
+            }
+        }
+        for peer in self.member.iter().flat_map(|member| &member.peers) {
+            line(&format!("peer.{}.addr", peer.name), &peer.addr);
         }
         for peer in self.liveness.lock().peers() {
             let since = now.saturating_duration_since(peer.since).as_millis();

@@ -48,11 +48,13 @@ mod connection;
 mod error;
 mod observer;
 mod pipeline;
+mod status;
 
 pub use answer::Answer;
 pub use error::{Error, PipelineError, ProtocolError, Result, Wait};
 pub use observer::{Observer, Watch};
 pub use pipeline::Pipeline;
+pub use status::{FollowerStatus, NodeRole, NodeState, NodeStatus, PeerStatus};
 
 use connection::Connection;
 use pipeline::is_write;
@@ -263,7 +265,7 @@ impl Client {
     }
 
     /// How the node is: `key: value` and a line feed each, whatever state it is in. docs/GBP.md §4 lists the keys; a
-    /// reader skips those that it does not know.
+    /// reader skips those that it does not know, as [`NodeStatus::parse`] does.
     ///
     /// ```
     /// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};

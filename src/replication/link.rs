@@ -349,6 +349,7 @@ impl<'a> Link<'a> {
         let stream = Arc::new(connect(addr, deadline)?);
         stop.watch(Some(&stream))?;
         let result = self.run_on(&stream, deadline, only_copy);
+        self.node.leader_lost();
         stop.watch(None)?;
         result
     }
@@ -406,6 +407,7 @@ impl<'a> Link<'a> {
                 self.awaits_copy = true;
             }
         }
+        node.leader_heard(Instant::now());
         stream.set_read_timeout(Some(timeout))?;
         let acks = Acks::default();
         // Of what is given up for a copy, nothing counts.
@@ -472,7 +474,10 @@ impl<'a> Link<'a> {
                 };
             match stream.read(buffer.space(needed)) {
                 Ok(0) => return Err(Fault::Stream(format!("{} ended the stream", self.source))),
-                Ok(count) => buffer.filled(count),
+                Ok(count) => {
+                    self.node.leader_heard(Instant::now());
+                    buffer.filled(count);
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
             }

@@ -1,4 +1,4 @@
-//! The built gopherstore-cli against small nodes in this process.
+//! The built gopherstore-cli against small nodes in this process, and against real ones.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,6 +24,8 @@ mod nodes {
     pub(crate) mod node;
     pub(crate) mod proxy;
 }
+mod race;
+mod status;
 #[path = "../support/mod.rs"]
 mod support;
 mod tail;

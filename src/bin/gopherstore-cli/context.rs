@@ -93,9 +93,9 @@ impl Context {
     }
 }
 
-/// Whether it is HOST:PORT.
-pub(crate) fn is_address(addr: &str) -> bool {
-    addr.rsplit_once(':').is_some_and(|(host, port)| {
+/// Whether a text is a `HOST:PORT` that one can connect to.
+pub(crate) fn is_address(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
         !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
     })
 }

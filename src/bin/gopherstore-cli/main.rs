@@ -8,7 +8,9 @@ mod dump;
 mod lines;
 mod load;
 mod quote;
+mod race;
 mod report;
+mod status;
 mod tail;
 
 use std::{
@@ -46,7 +48,10 @@ const PROGRAM: Program = Program {
     error_code(0, "done"),
     error_code(1, "not found, or different"),
     error_code(2, "usage, or a bad cluster.toml"),
-    error_code(3, "the node answered with an error, or is loading"),
+    error_code(
+        3,
+        "the node answered with an error, or is loading; status: something is wrong"
+    ),
     error_code(4, "the node is not the leader"),
     error_code(5, "cannot connect, or the connection was lost"),
     error_code(6, "timeout"),
@@ -60,7 +65,7 @@ struct Arguments {
     /// address of the node, HOST:PORT; by default $GOPHERSTORE_ADDR, or else 127.0.0.1:8000
     #[argh(option, from_str_fn(arguments::text), arg_name = "HOST:PORT")]
     addr: Option<String>,
-    /// a cluster.toml that has the node's address; goes with --node
+    /// a cluster.toml that has the node's address; goes with --node, or for status with none
     #[argh(option, from_str_fn(arguments::path), arg_name = "FILE")]
     config: Option<PathBuf>,
     /// name of the node in that file
@@ -95,12 +100,13 @@ enum Subcommand {
     Get(Get),
     Del(Del),
     Ping(Ping),
-    Status(Status),
+    Status(status::Status),
     Resync(Resync),
     Tail(tail::Tail),
     Dump(dump::Dump),
     Load(load::Load),
     Diff(diff::Diff),
+    Race(race::Race),
 }
 
 /// Store a value under a key, whatever was there before.
@@ -141,12 +147,6 @@ struct Del {
 #[argh(subcommand, name = "ping", help_triggers("-h", "--help"))]
 #[argh(note = "For options such as --addr see gopherstore-cli --help.")]
 struct Ping {}
-
-/// Print how the node is, a line for each fact; docs/GBP.md explains them.
-#[derive(ArgsInfo, FromArgs)]
-#[argh(subcommand, name = "status", help_triggers("-h", "--help"))]
-#[argh(note = "For options such as --addr see gopherstore-cli --help.")]
-struct Status {}
 
 /// Order a follower that refuses its leader to give up its data and take a full copy of the leader's.
 #[derive(ArgsInfo, FromArgs)]
@@ -215,11 +215,12 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Some(Subcommand::Get(Get { key })) => once(&context, &Command::Get { key }),
         Some(Subcommand::Del(Del { key })) => once(&context, &Command::Del { key }),
         Some(Subcommand::Ping(Ping {})) => once(&context, &Command::Ping),
-        Some(Subcommand::Status(Status {})) => once(&context, &Command::Status),
         Some(Subcommand::Tail(command)) => tail::run(command, &context),
         Some(Subcommand::Dump(command)) => dump::run(command, &context),
         Some(Subcommand::Load(command)) => load::run(command, &context),
         Some(Subcommand::Diff(command)) => diff::run(&command, &context),
+        Some(Subcommand::Status(command)) => status::run(command, &context),
+        Some(Subcommand::Race(command)) => race::run(command, &context),
         Some(Subcommand::Resync(Resync { discard: true })) => once(&context, &Command::Resync),
         Some(Subcommand::Resync(Resync { discard: false })) => Err(mistake(
             "resync gives up all data of a follower, and what its leader lacks of it is lost for good; nothing is done \

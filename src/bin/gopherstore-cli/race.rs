@@ -1,0 +1,529 @@
+//! `race`: how long a write that the leader has acknowledged cannot yet be seen on a follower.
+
+use std::{
+    fmt::Write as _,
+    hash::{BuildHasher, RandomState},
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use argh::{ArgsInfo, FromArgs};
+use gopherstore::{
+    Client, arguments,
+    client::{Error, NodeRole, NodeStatus},
+    config::Config,
+};
+use hdrhistogram::{CreationError, Histogram};
+use indicatif::ProgressBar;
+use serde_json::{Map, Value, json};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
+
+use crate::{
+    command::Command,
+    context::{Context, is_address},
+    quote,
+    report::{self, Failure, Outcome},
+    status,
+};
+
+/// What the keys that are written begin with.
+const PREFIX: &str = "gopherstore-race:";
+
+const COUNT_DEFAULT: u64 = 1_000;
+const INTERVAL_DEFAULT: Duration = Duration::from_millis(10);
+
+/// Between two looks for Ctrl-C while nothing is to be done.
+const PAUSE_MAX: Duration = Duration::from_millis(50);
+
+/// Times are kept in nanoseconds up to an hour, which counts for all that is longer, with so many digits.
+const NANOSECONDS_MAX: u64 = 3_600_000_000_000;
+const DIGITS: u8 = 3;
+
+/// What is shown of the distribution.
+const QUANTILES: [(&str, f64); 6] = [
+    ("min", 0.0),
+    ("p50", 0.5),
+    ("p90", 0.9),
+    ("p99", 0.99),
+    ("p99.9", 0.999),
+    ("max", 1.0),
+];
+
+/// Measure how stale a follower is: write on the leader, and poll the follower until it shows the write.
+#[derive(ArgsInfo, FromArgs)]
+#[argh(subcommand, name = "race", help_triggers("-h", "--help"))]
+#[argh(
+    example = "gopherstore-cli race --on n2 --config cluster.toml\n\
+        gopherstore-cli race --on 127.0.0.1:8001 --duration 10s --interval 1ms -w json",
+    note = "A time runs from the leader's answer to a write, until the first answer of the follower that\n\
+        shows it, so one read is part of each; 'read' is what a read takes in the median. A read that\n\
+        shows the value before counts as stale. It writes one key of its own, which begins with\n\
+        gopherstore-race: and is removed at the end, after Ctrl-C too. --timeout bounds how long a\n\
+        write may stay unseen. For other options such as --addr see gopherstore-cli --help."
+)]
+pub(crate) struct Race {
+    /// the follower: HOST:PORT, or the name of a node of --config, or one that the node at --addr knows
+    #[argh(option, from_str_fn(arguments::text), arg_name = "NODE")]
+    on: String,
+    /// writes; by default 1000, or as many as fit in --duration
+    #[argh(option, from_str_fn(count), arg_name = "COUNT")]
+    count: Option<u64>,
+    /// from one write to the next, 0s for none; by default 10ms
+    #[argh(
+        option,
+        from_str_fn(interval),
+        arg_name = "TIME",
+        default = "INTERVAL_DEFAULT"
+    )]
+    interval: Duration,
+    /// end after that time, such as 10s
+    #[argh(option, from_str_fn(crate::timeout), arg_name = "TIME")]
+    duration: Option<Duration>,
+    /// form: table or json; by default table
+    #[argh(
+        option,
+        short = 'w',
+        long = "write-out",
+        from_str_fn(form),
+        arg_name = "FORM",
+        default = "Form::Table"
+    )]
+    form: Form,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Table,
+    Json,
+}
+
+fn form(encoded: &str) -> Result<Form, String> {
+    match &*arguments::text(encoded)? {
+        "table" => Ok(Form::Table),
+        "json" => Ok(Form::Json),
+        _ => Err("there are table and json".to_owned()),
+    }
+}
+
+fn count(encoded: &str) -> Result<u64, String> {
+    match arguments::parsed(encoded)? {
+        0 => Err("nothing can be measured without a write; write 1 or more".to_owned()),
+        count => Ok(count),
+    }
+}
+
+fn interval(encoded: &str) -> Result<Duration, String> {
+    let parsed = humantime::parse_duration(&arguments::text(encoded)?);
+    parsed.map_err(|error| format!("{error}; write a time such as 10ms"))
+}
+
+/// One of the two nodes.
+struct Node {
+    addr: String,
+    client: Client,
+}
+
+/// What was measured, times in nanoseconds.
+struct Measured {
+    windows: Histogram<u64>,
+    reads: Histogram<u64>,
+    stale_reads: u64,
+    stale_writes: u64,
+}
+
+impl Measured {
+    fn new() -> Result<Measured, CreationError> {
+        let histogram = || Histogram::new_with_bounds(1, NANOSECONDS_MAX, DIGITS);
+        Ok(Measured {
+            windows: histogram()?,
+            reads: histogram()?,
+            stale_reads: 0,
+            stale_writes: 0,
+        })
+    }
+}
+
+pub(crate) fn run(command: Race, context: &Context) -> Result<Outcome, Failure> {
+    let mut follower = node(context, follower_addr(&command.on, context)?);
+    let status = NodeStatus::parse(&follower.client.status().map_err(|error| failure(&error))?);
+    let mut leader = node(context, leader_addr(&follower.addr, &status, context)?);
+    leader.client.ping().map_err(|error| failure(&error))?;
+
+    let key = format!("{PREFIX}{:016x}", RandomState::new().hash_one(()));
+    let local = |error: String| {
+        Failure::new(
+            Outcome::LocalInput,
+            format!("cannot measure: {error}; try again"),
+        )
+    };
+    let mut racing = Racing {
+        key: key.as_bytes(),
+        patience: context.timeout,
+        leader: &mut leader,
+        follower: &mut follower,
+        is_interrupted: watch_signals().map_err(|error| local(error.to_string()))?,
+        measured: Measured::new().map_err(|error| local(error.to_string()))?,
+    };
+    let result = racing.run(&command);
+    let measured = racing.measured;
+    // However it went. Not there is as good as removed.
+    let removed = leader.client.del(key.as_bytes());
+    match (result, removed) {
+        (result, Ok(_)) => result?,
+        (result, Err(error)) => {
+            let removed = failure(&error);
+            let first = result.err().map(|failure| failure.message + "; ");
+            return Err(Failure::new(
+                removed.outcome,
+                format!(
+                    "{}the key {key} may be left on the leader: {}",
+                    first.unwrap_or_default(),
+                    removed.message
+                ),
+            ));
+        }
+    }
+    if measured.windows.is_empty() {
+        return Err(Failure::new(
+            Outcome::Timeout,
+            "ended before anything was measured; give it more time",
+        ));
+    }
+    let name = status.node.as_deref();
+    let text = match command.form {
+        Form::Table => table(&measured, &leader.addr, &follower.addr, name),
+        Form::Json => json(&measured, &leader.addr, &follower.addr, name),
+    };
+    crate::write_out(text.as_bytes()).map(|_| Outcome::Done)
+}
+
+fn node(context: &Context, addr: String) -> Node {
+    let client = context.client_of(&addr);
+    Node { addr, client }
+}
+
+/// Where the node is that --on names.
+fn follower_addr(on: &str, context: &Context) -> Result<String, Failure> {
+    if is_address(on) {
+        return Ok(on.to_owned());
+    }
+    if context.config.is_some() && context.addr.is_none() {
+        let context = Context {
+            addr: None,
+            config: context.config.clone(),
+            node: Some(on.to_owned()),
+            ..*context
+        };
+        return context.addr();
+    }
+    let asked = context.addr()?;
+    let status = context
+        .client_of(&asked)
+        .status()
+        .map_err(|error| failure(&error))?;
+    let status = NodeStatus::parse(&status);
+    if status.node.as_deref() == Some(on) {
+        return Ok(asked);
+    }
+    let peer = status.peers.get(on).and_then(|peer| peer.addr.clone());
+    peer.ok_or_else(|| {
+        let known: Vec<&str> = status.peers.keys().map(String::as_str).collect();
+        Failure::new(
+            Outcome::Usage,
+            format!(
+                "the node at {asked} knows no address of {on:?}, but of {}; write HOST:PORT, or give --config",
+                if known.is_empty() { "nobody".to_owned() } else { known.join(", ") }
+            ),
+        )
+    })
+}
+
+/// Where the follower's leader is. That it is a follower, and follows, is checked too: or the race has no end.
+fn leader_addr(addr: &str, status: &NodeStatus, context: &Context) -> Result<String, Failure> {
+    if status.role == Some(NodeRole::Leader) {
+        return Err(Failure::new(
+            Outcome::Usage,
+            format!(
+                "the node at {addr} leads, and what it takes it shows at once; name a follower with --on"
+            ),
+        ));
+    }
+    if let Some(fault) = status::fault_of(addr, status) {
+        return Err(Failure::new(
+            Outcome::ServerError,
+            format!("{fault}; mend that first, see status --cluster"),
+        ));
+    }
+    let Some(file) = &context.config else {
+        return status.leader.clone().ok_or_else(|| {
+            Failure::new(
+                Outcome::NotLeader,
+                format!("the node at {addr} names no leader; give the cluster.toml with --config"),
+            )
+        });
+    };
+    let config =
+        Config::load(file).map_err(|error| Failure::new(Outcome::Usage, error.to_string()))?;
+    // The addresses of the file are those that hold where the client is; the nodes may know one another by others.
+    let named = config
+        .nodes
+        .iter()
+        .find(|node| status.leader.as_ref() == Some(&node.addr));
+    Ok(named.unwrap_or_else(|| config.leader()).addr.clone())
+}
+
+fn failure(error: &Error) -> Failure {
+    report::failure(error, &Command::Status, None)
+}
+
+/// A measurement on its way.
+struct Racing<'a> {
+    key: &'a [u8],
+    /// How long a write may stay unseen.
+    patience: Duration,
+    leader: &'a mut Node,
+    follower: &'a mut Node,
+    /// Ctrl-C was pressed.
+    is_interrupted: Arc<AtomicBool>,
+    measured: Measured,
+}
+
+impl Racing<'_> {
+    /// Writes as often as the command line says, unless it is interrupted.
+    fn run(&mut self, command: &Race) -> Result<(), Failure> {
+        let count = match (command.count, command.duration) {
+            (Some(count), _) => Some(count),
+            (None, None) => Some(COUNT_DEFAULT),
+            (None, Some(_)) => None,
+        };
+        // On standard error, and on a terminal alone.
+        let progress = count.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
+        let began = Instant::now();
+        let duration = command.duration.unwrap_or(Duration::MAX);
+        // From the beginning on, so that no time is too far away to be told.
+        let mut next = Duration::ZERO;
+        for number in 1..=count.unwrap_or(u64::MAX) {
+            if !self.sleep(began, next.min(duration)) || (number > 1 && began.elapsed() >= duration)
+            {
+                break;
+            }
+            next = began.elapsed().saturating_add(command.interval);
+            self.write_and_watch(number)?;
+            progress.inc(1);
+        }
+        progress.finish_and_clear();
+        Ok(())
+    }
+
+    /// Sleeps until that long after `began`. False where Ctrl-C ended it.
+    fn sleep(&self, began: Instant, until: Duration) -> bool {
+        while !self.is_interrupted.load(Ordering::Relaxed) {
+            match until.saturating_sub(began.elapsed()) {
+                Duration::ZERO => return true,
+                left => thread::sleep(left.min(PAUSE_MAX)),
+            }
+        }
+        false
+    }
+
+    /// One write, and reads until one shows it.
+    fn write_and_watch(&mut self, number: u64) -> Result<(), Failure> {
+        let value = number.to_string().into_bytes();
+        let (leader, follower) = (&mut self.leader.client, &mut self.follower.client);
+        leader
+            .set(self.key, &value)
+            .map_err(|error| failure(&error))?;
+        let written = Instant::now();
+        let mut asked = written;
+        let mut is_stale = false;
+        loop {
+            let found = follower.get(self.key).map_err(|error| failure(&error))?;
+            let answered = Instant::now();
+            self.measured
+                .reads
+                .saturating_record(nanoseconds(answered - asked));
+            if found.as_ref() == Some(&value) {
+                let window = nanoseconds(answered - written);
+                self.measured.windows.saturating_record(window);
+                return Ok(());
+            }
+            self.measured.stale_reads += 1;
+            self.measured.stale_writes += u64::from(!is_stale);
+            is_stale = true;
+            if self.is_interrupted.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            if answered - written > self.patience {
+                return Err(Failure::new(
+                    Outcome::Timeout,
+                    format!(
+                        "write {number} is not seen on {} after {:?}; see status --cluster, or allow more with \
+                         --timeout",
+                        self.follower.addr, self.patience
+                    ),
+                ));
+            }
+            asked = answered;
+        }
+    }
+}
+
+/// Whether Ctrl-C, or whoever ends a script, wants an end: once for the measurement, twice for the process.
+fn watch_signals() -> io::Result<Arc<AtomicBool>> {
+    let is_interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // The shell's code for a program that the signal ended.
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&is_interrupted))?;
+        flag::register(signal, Arc::clone(&is_interrupted))?;
+    }
+    Ok(is_interrupted)
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn table(measured: &Measured, leader: &str, follower: &str, name: Option<&str>) -> String {
+    let mut text = String::new();
+    let writes = measured.windows.len();
+    let follower = match name {
+        Some(name) => format!("{name} at {follower}"),
+        None => follower.to_owned(),
+    };
+    let title = format!("from {leader}'s answer to a write until {follower} shows it");
+    let _ = writeln!(text, "{}", quote::one_line(&title));
+    let mut line = |name: &str, ns: u64| {
+        // Thousandths of a millisecond, from nanoseconds.
+        let _ = writeln!(
+            text,
+            "{name:<6} {:>8}.{:03} ms",
+            ns / 1_000_000,
+            ns / 1_000 % 1_000
+        );
+    };
+    for (name, quantile) in QUANTILES {
+        line(name, at(&measured.windows, quantile));
+    }
+    line("read", at(&measured.reads, 0.5));
+    let _ = writeln!(
+        text,
+        "writes {writes}, of them {} not seen by the first read",
+        measured.stale_writes
+    );
+    let _ = writeln!(
+        text,
+        "reads  {}, of them {} stale",
+        measured.reads.len(),
+        measured.stale_reads
+    );
+    text
+}
+
+/// The least and the most exactly as they were recorded, as far as the digits go.
+fn at(histogram: &Histogram<u64>, quantile: f64) -> u64 {
+    if quantile == 0.0 {
+        histogram.min()
+    } else {
+        histogram.value_at_quantile(quantile).min(histogram.max())
+    }
+}
+
+fn json(measured: &Measured, leader: &str, follower: &str, name: Option<&str>) -> String {
+    let mut times = Map::new();
+    for (name, quantile) in QUANTILES {
+        let name = format!("{}_us", name.replace('.', "_"));
+        times.insert(name, microseconds(at(&measured.windows, quantile)));
+    }
+    let mut value = json!({
+        "leader": leader,
+        "follower": follower,
+        "node": name,
+        "writes": measured.windows.len(),
+        "stale_writes": measured.stale_writes,
+        "reads": measured.reads.len(),
+        "stale_reads": measured.stale_reads,
+        "read_us": microseconds(at(&measured.reads, 0.5)),
+    });
+    if let Some(object) = value.as_object_mut() {
+        object.append(&mut times);
+    }
+    format!("{value}\n")
+}
+
+fn microseconds(ns: u64) -> Value {
+    json!(ns / 1_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(windows: &[u64]) -> Measured {
+        let mut measured = Measured::new().unwrap_or_else(|error| unreachable!("{error}"));
+        measured.stale_reads = 3;
+        measured.stale_writes = 1;
+        for window in windows {
+            measured.windows.saturating_record(*window);
+            measured.reads.saturating_record(50_000);
+        }
+        measured
+    }
+
+    #[test]
+    fn the_distribution_is_a_line_for_each_figure() {
+        let windows: Vec<u64> = (1..=1_000).map(|ms| ms * 1_000_000).collect();
+        let text = table(&measured(&windows), "h:1", "h:2", Some("n2"));
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[0],
+            "from h:1's answer to a write until n2 at h:2 shows it"
+        );
+        let words = lines[1..8]
+            .iter()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>());
+        for (words, (name, ms)) in words.zip([
+            ("min", 1.0),
+            ("p50", 500.0),
+            ("p90", 900.0),
+            ("p99", 990.0),
+            ("p99.9", 999.0),
+            ("max", 1_000.0),
+            ("read", 0.05),
+        ]) {
+            assert_eq!((words[0], words[2]), (name, "ms"), "{text}");
+            let shown: f64 = words[1].parse().unwrap_or(f64::NAN);
+            assert!(
+                (shown - ms).abs() <= ms * 0.002,
+                "{name}: {shown}, expected {ms}"
+            );
+        }
+        assert_eq!(
+            lines[8],
+            "writes 1000, of them 1 not seen by the first read"
+        );
+        assert_eq!(lines[9], "reads  1000, of them 3 stale");
+    }
+
+    #[test]
+    fn json_has_the_same_figures_in_microseconds() {
+        let text = json(&measured(&[2_000_000]), "h:1", "h:2", None);
+        let value: Value = serde_json::from_str(&text).unwrap_or_default();
+        for name in ["min_us", "p50_us", "p90_us", "p99_us", "p99_9_us", "max_us"] {
+            let us = value[name].as_u64().unwrap_or(0);
+            assert!((1_998..=2_002).contains(&us), "{name}: {text}");
+        }
+        assert_eq!(
+            (&value["writes"], &value["stale_reads"]),
+            (&json!(1), &json!(3))
+        );
+        assert_eq!(value["node"], Value::Null);
+    }
+}

@@ -1,0 +1,438 @@
+//! `status`: how a node is, or all nodes of a cluster, and whether that is well.
+
+mod health;
+mod view;
+
+use std::{
+    fmt,
+    io::{self, IsTerminal},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anstream::{AutoStream, ColorChoice};
+use argh::{ArgsInfo, FromArgs};
+use gopherstore::{
+    arguments,
+    client::{Error, NodeStatus},
+    config::Config,
+};
+
+use crate::{
+    command::{self, Command},
+    context::Context,
+    quote,
+    report::{self, Failure, Outcome},
+};
+use health::{Asked, Scope, Silence, Verdict};
+
+/// Between two looks of --watch.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Between two looks of --wait.
+const WAIT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What one node may take where it is asked again and again; one that is away must not hold up the others' rows.
+const ROUND_LIMIT: Duration = Duration::from_secs(1);
+
+/// Print how a node is, or how all nodes of a cluster are, and whether that is well.
+#[derive(ArgsInfo, FromArgs)]
+#[argh(subcommand, name = "status", help_triggers("-h", "--help"))]
+#[argh(
+    example = "gopherstore-cli status --addr 127.0.0.1:8001\n\
+        gopherstore-cli status --cluster\n\
+        gopherstore-cli status --config cluster.toml --watch\n\
+        gopherstore-cli status --config cluster.toml --wait --max-lag 0 --timeout 10s",
+    note = "Of one node it prints what the node says, a line for each fact; docs/GBP.md explains them.\n\
+        With --config and no --node, with --cluster or with --max-lag it is about the whole cluster:\n\
+        a table on a terminal, lines into a pipe, and a last line that says what is wrong, or\n\
+        'in sync: 3/3'. Lags are in entries, and in milliseconds as the leader sees them.\n\
+        Healthy is: all nodes answer and serve, one leads, they are in one epoch, every follower's\n\
+        stream comes in and lacks --max-lag entries at most, and equal indexes have equal digests.\n\
+        Exit code 0 is healthy, 3 is not; with --wait 6 is not within --timeout.\n\
+        For options such as --addr see gopherstore-cli --help."
+)]
+pub(crate) struct Status {
+    /// all nodes of the cluster that the node is in, as it lists them
+    #[argh(switch)]
+    cluster: bool,
+    /// form: table, json (a line for each look), or lines
+    #[argh(
+        option,
+        short = 'w',
+        long = "write-out",
+        from_str_fn(form),
+        arg_name = "FORM"
+    )]
+    form: Option<Form>,
+    /// look again every second, until Ctrl-C
+    #[argh(switch)]
+    watch: bool,
+    /// look again until it is healthy, for --timeout at most
+    #[argh(switch)]
+    wait: bool,
+    /// entries that a follower may lack and be healthy; by default any number
+    #[argh(option, from_str_fn(arguments::parsed), arg_name = "ENTRIES")]
+    max_lag: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Table,
+    Json,
+    Lines,
+}
+
+fn form(encoded: &str) -> Result<Form, String> {
+    match &*arguments::text(encoded)? {
+        "table" => Ok(Form::Table),
+        "json" => Ok(Form::Json),
+        "lines" => Ok(Form::Lines),
+        _ => Err("there are table, json and lines".to_owned()),
+    }
+}
+
+/// Where the list of nodes comes from.
+enum Source {
+    /// Just the node that the context names.
+    Node(String),
+    /// What that node says.
+    Peers(String),
+    /// The file.
+    Config(Config),
+}
+
+/// Why there is nothing to look at.
+enum Blind {
+    /// The one node that was to be asked gives no status.
+    Client(Error),
+    /// What it says does not tell where the others are.
+    Other(Failure),
+}
+
+/// One look at the nodes.
+struct Look {
+    scope: Scope,
+    nodes: Vec<Asked>,
+    /// What each node said, word for word; empty where it said nothing.
+    texts: Vec<String>,
+    verdict: Verdict,
+}
+
+pub(crate) fn run(command: Status, context: &Context) -> Result<Outcome, Failure> {
+    if command.watch && command.wait {
+        return Err(crate::mistake(
+            "--watch together with --wait; one looks for ever, the other until all is well, so leave one out",
+        ));
+    }
+    let is_cluster = command.cluster || command.max_lag.is_some();
+    let source = match (&context.addr, &context.config, &context.node) {
+        (None, Some(file), None) => {
+            let config = Config::load(file);
+            Source::Config(config.map_err(|error| Failure::new(Outcome::Usage, error.to_string()))?)
+        }
+        _ if is_cluster => Source::Peers(context.addr()?),
+        _ => Source::Node(context.addr()?),
+    };
+    let status = Run {
+        source,
+        max_lag: command.max_lag,
+        form: command.form,
+        context,
+    };
+    if command.watch {
+        status.watch()
+    } else if command.wait {
+        status.wait()
+    } else {
+        status.once()
+    }
+}
+
+/// What is wrong with the node at `addr` on its own, in words, by what it says of itself.
+pub(crate) fn fault_of(addr: &str, status: &NodeStatus) -> Option<String> {
+    health::own_fault(status.node.as_deref().unwrap_or(addr), status)
+}
+
+struct Run<'a> {
+    source: Source,
+    max_lag: Option<u64>,
+    form: Option<Form>,
+    context: &'a Context,
+}
+
+impl Run<'_> {
+    fn once(&self) -> Result<Outcome, Failure> {
+        let look = self
+            .look(self.context.timeout)
+            .map_err(|blind| match blind {
+                Blind::Client(error) => {
+                    report::failure(&error, &Command::Status, self.context.node.as_deref())
+                }
+                Blind::Other(failure) => failure,
+            })?;
+        let (text, words) = self.shown(&look);
+        if !crate::write_out(text.as_bytes())? {
+            return Ok(Outcome::Done);
+        }
+        if look.verdict.is_healthy() {
+            return Ok(Outcome::Done);
+        }
+        match words {
+            Said::InText => Ok(Outcome::ServerError),
+            Said::Not => Err(Failure::new(
+                Outcome::ServerError,
+                look.verdict.words(&look.scope),
+            )),
+        }
+    }
+
+    fn wait(&self) -> Result<Outcome, Failure> {
+        let limit = self.context.timeout;
+        let began = Instant::now();
+        let mut told = None;
+        loop {
+            let left = limit.saturating_sub(began.elapsed());
+            let result = self.look(left.clamp(WAIT_INTERVAL, ROUND_LIMIT));
+            if let Ok(look) = &result
+                && look.verdict.is_healthy()
+            {
+                crate::write_out(self.shown(look).0.as_bytes())?;
+                return Ok(Outcome::Done);
+            }
+            // In a last look that is short a healthy node may seem to be away, so what is wrong is told by one before.
+            let is_fair = left >= ROUND_LIMIT / 2;
+            let last = match told {
+                Some(told) if !is_fair => told,
+                _ => result,
+            };
+            let left = limit.saturating_sub(began.elapsed());
+            if !left.is_zero() {
+                told = Some(last);
+                thread::sleep(left.min(WAIT_INTERVAL));
+                continue;
+            }
+            let words = match last {
+                Ok(look) => {
+                    crate::write_out(self.shown(&look).0.as_bytes())?;
+                    look.verdict.words(&look.scope)
+                }
+                Err(blind) => blind.to_string(),
+            };
+            return Err(Failure::new(
+                Outcome::Timeout,
+                format!(
+                    "not healthy within {limit:?}: {words}; mend it, or allow more with --timeout"
+                ),
+            ));
+        }
+    }
+
+    /// Ends with a signal, or when nobody reads any more.
+    fn watch(&self) -> Result<Outcome, Failure> {
+        let mut is_first = true;
+        loop {
+            let began = Instant::now();
+            let text = match self.look(self.context.timeout.min(ROUND_LIMIT)) {
+                Ok(look) => match self.shown(&look) {
+                    (text, Said::Not) if !look.verdict.is_healthy() => {
+                        format!(
+                            "{text}{}\n",
+                            quote::one_line(&look.verdict.words(&look.scope))
+                        )
+                    }
+                    (text, _) => text,
+                },
+                Err(blind) => format!("{}\n", quote::one_line(&blind.to_string())),
+            };
+            let text = if self.is_drawn_in_place(&text) {
+                // Each line is written over the one that stands there, so that nothing flickers.
+                let lines: String = text.lines().map(|line| format!("{line}\x1b[K\n")).collect();
+                let begin = if is_first { "\x1b[2J\x1b[H" } else { "\x1b[H" };
+                format!("{begin}{lines}\x1b[J")
+            } else if is_first || self.form == Some(Form::Json) {
+                text
+            } else {
+                format!("\n{text}")
+            };
+            is_first = false;
+            if !crate::write_out(text.as_bytes())? {
+                return Ok(Outcome::Done);
+            }
+            thread::sleep(WATCH_INTERVAL.saturating_sub(began.elapsed()));
+        }
+    }
+
+    /// Whether a look takes the place of the one before it: on a terminal that can do that and is large enough.
+    fn is_drawn_in_place(&self, text: &str) -> bool {
+        let term = std::env::var_os("TERM").unwrap_or_default();
+        let Some((width, height)) = terminal() else {
+            return false;
+        };
+        let rows = text
+            .lines()
+            .map(|line| line.chars().count().max(1).div_ceil(width.max(1)));
+        self.form != Some(Form::Json)
+            && !term.is_empty()
+            && term != "dumb"
+            && rows.sum::<usize>() < height
+    }
+
+    /// Asks all nodes at once, each for `limit` at most.
+    fn look(&self, limit: Duration) -> Result<Look, Blind> {
+        let (scope, asked) = match &self.source {
+            Source::Node(addr) => {
+                let name = self.context.node.clone().unwrap_or_else(|| "-".to_owned());
+                let (text, status) = self.ask(addr, limit).map_err(Blind::Client)?;
+                (Scope::Node, vec![(name, addr.clone(), Ok((text, status)))])
+            }
+            Source::Config(config) => {
+                let nodes = config
+                    .nodes
+                    .iter()
+                    .map(|node| (node.name.clone(), node.addr.clone()));
+                let scope = Scope::Cluster(Some(config.cluster.clone()));
+                (scope, self.ask_all(nodes.collect(), limit))
+            }
+            Source::Peers(addr) => {
+                let (text, status) = self.ask(addr, limit).map_err(Blind::Client)?;
+                let name = status.node.clone().unwrap_or_else(|| "-".to_owned());
+                let peers = peers(addr, &status).map_err(Blind::Other)?;
+                let scope = Scope::Cluster(status.cluster.clone());
+                let mut asked = self.ask_all(peers, limit);
+                asked.push((name, addr.clone(), Ok((text, status))));
+                asked.sort_by(|one, other| one.0.cmp(&other.0));
+                (scope, asked)
+            }
+        };
+        let (mut nodes, mut texts) = (Vec::new(), Vec::new());
+        for (name, addr, answer) in asked {
+            let (text, answer) = match answer {
+                Ok((text, status)) => (text, Ok(status)),
+                Err(error) => (String::new(), Err(Silence::from(&error))),
+            };
+            texts.push(text);
+            nodes.push(Asked { name, addr, answer });
+        }
+        let verdict = health::judge(&nodes, &scope, self.max_lag);
+        Ok(Look {
+            scope,
+            nodes,
+            texts,
+            verdict,
+        })
+    }
+
+    fn ask_all(&self, nodes: Vec<(String, String)>, limit: Duration) -> Vec<Answered> {
+        thread::scope(|scope| {
+            let asking: Vec<_> = nodes
+                .into_iter()
+                .map(|(name, addr)| {
+                    scope.spawn(move || {
+                        let answer = self.ask(&addr, limit);
+                        (name, addr, answer)
+                    })
+                })
+                .collect();
+            // A thread that panics is a bug of ours, and has said so.
+            asking
+                .into_iter()
+                .filter_map(|thread| thread.join().ok())
+                .collect()
+        })
+    }
+
+    fn ask(&self, addr: &str, limit: Duration) -> Result<(String, NodeStatus), Error> {
+        // Whole milliseconds where it is short, since messages tell it.
+        let short = u64::try_from(limit.as_millis()).map(Duration::from_millis);
+        let context = Context {
+            addr: None,
+            config: None,
+            node: None,
+            timeout: short.unwrap_or(limit).max(Duration::from_millis(1)),
+            follow_redirects: self.context.follow_redirects,
+            hex: self.context.hex,
+        };
+        let text = context.client_of(addr).status()?;
+        let status = NodeStatus::parse(&text);
+        Ok((text, status))
+    }
+
+    /// The look as it is printed, and whether the verdict is part of it.
+    fn shown(&self, look: &Look) -> (String, Said) {
+        let is_terminal = io::stdout().is_terminal();
+        let form = self.form.unwrap_or(match look.scope {
+            Scope::Cluster(_) if is_terminal => Form::Table,
+            _ => Form::Lines,
+        });
+        let mut text = match (form, &look.scope) {
+            (Form::Json, _) => {
+                return (
+                    view::json(&look.nodes, &look.scope, &look.verdict),
+                    Said::InText,
+                );
+            }
+            (Form::Lines, Scope::Node) => {
+                let texts = look.texts.iter();
+                let texts = texts.map(|text| command::shown_status(text, is_terminal));
+                return (texts.collect(), Said::Not);
+            }
+            (Form::Lines, Scope::Cluster(_)) => view::lines(&look.nodes, &look.texts),
+            (Form::Table, _) => {
+                let width = terminal().map(|(width, _)| width);
+                view::table(&look.nodes, &look.scope, width)
+            }
+        };
+        let words = quote::one_line(&look.verdict.words(&look.scope));
+        let (begin, end) = match AutoStream::choice(&io::stdout()) {
+            ColorChoice::Never => ("", ""),
+            _ if look.verdict.is_healthy() => ("\x1b[32m", "\x1b[0m"),
+            _ => ("\x1b[31m", "\x1b[0m"),
+        };
+        if form == Form::Table {
+            text.push('\n');
+        }
+        text.push_str(&format!("{begin}{words}{end}\n"));
+        (text, Said::InText)
+    }
+}
+
+/// Whether what is printed holds the verdict.
+enum Said {
+    InText,
+    Not,
+}
+
+/// A node's name, its address, and what it said.
+type Answered = (String, String, Result<(String, NodeStatus), Error>);
+
+/// Names and addresses of a node's peers, as it says them.
+fn peers(addr: &str, status: &NodeStatus) -> Result<Vec<(String, String)>, Failure> {
+    let peers = status.peers.iter();
+    let named = peers.map(|(name, peer)| Some((name.clone(), peer.addr.clone()?)));
+    named.collect::<Option<_>>().ok_or_else(|| {
+        Failure::new(
+            Outcome::ServerError,
+            format!(
+                "the node at {addr} is of a version that does not tell its peers' addresses; give the cluster.toml \
+                 with --config"
+            ),
+        )
+    })
+}
+
+/// Columns and rows of the terminal, where standard output is one.
+fn terminal() -> Option<(usize, usize)> {
+    let (terminal_size::Width(width), terminal_size::Height(height)) =
+        terminal_size::terminal_size_of(io::stdout())?;
+    Some((usize::from(width), usize::from(height)))
+}
+
+impl fmt::Display for Blind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Blind::Client(error) => error.fmt(f),
+            Blind::Other(failure) => f.write_str(&failure.message),
+        }
+    }
+}

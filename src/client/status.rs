@@ -1,0 +1,365 @@
+//! What a node says of itself, read from STATUS's lines.
+
+use std::{collections::BTreeMap, str::FromStr};
+
+/// What a node says of itself: the lines of [`Client::status`](super::Client::status), read (GBP §4).
+///
+/// Reading never fails. A key that this version does not know is passed over, and one that the node does not say, or
+/// that has no value of its kind, is `None`: nodes of other versions say more or less. Where a node says `-`, for a
+/// name or a figure that it does not have, that is `None` too.
+///
+/// ```
+/// use gopherstore::client::{NodeState, NodeStatus};
+///
+/// let status = NodeStatus::parse("node: n2\nstate: serving\nindex: 7\npeer.n1.state: up\nlater: x\n");
+/// assert_eq!(status.node.as_deref(), Some("n2"));
+/// assert_eq!(status.state, Some(NodeState::Serving));
+/// assert_eq!(status.index, Some(7));
+/// assert_eq!(status.peers["n1"].is_up, Some(true));
+/// assert_eq!(status.epoch, None);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeStatus {
+    /// Its name in `cluster.toml`; none in a cluster of one node.
+    pub node: Option<String>,
+    /// The cluster's name; none in a cluster of one node.
+    pub cluster: Option<String>,
+    /// Whether it leads.
+    pub role: Option<NodeRole>,
+    /// Where it stands with its data set.
+    pub state: Option<NodeState>,
+    /// Why it is loading or refused; none while it serves.
+    pub reason: Option<String>,
+    /// Epoch of its newest era; 0 without one.
+    pub epoch: Option<u64>,
+    /// Index of its last entry.
+    pub index: Option<u64>,
+    /// Digest of its data set at `index`, as the node writes it: 32 hexadecimal digits.
+    pub digest: Option<String>,
+    /// Keys that it holds.
+    pub keys: Option<u64>,
+    /// Bytes of all keys and values.
+    pub bytes: Option<u64>,
+    /// Connections that it serves.
+    pub connections: Option<u64>,
+    /// Milliseconds since its start.
+    pub uptime_ms: Option<u64>,
+    /// Version of its program.
+    pub version: Option<String>,
+    /// Streams that began with a full copy, sent and taken.
+    pub full_copies: Option<u64>,
+    /// Streams that went on after the follower's last entry, sent and taken.
+    pub resumes: Option<u64>,
+    /// Bytes of memory that the kept end of its log takes.
+    pub backlog_bytes: Option<u64>,
+    /// Of a follower: its leader's `host:port`.
+    pub leader: Option<String>,
+    /// Of a follower: whether the stream from its leader comes in.
+    pub is_link_up: Option<bool>,
+    /// Of a follower: milliseconds since anything came by that stream; none before the first.
+    pub leader_heard_ms: Option<u64>,
+    /// The other nodes, by their names in `cluster.toml`.
+    pub peers: BTreeMap<String, PeerStatus>,
+    /// Of a source: the followers that it streams to, by the names that they gave.
+    pub followers: BTreeMap<String, FollowerStatus>,
+}
+
+/// Whether a node leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NodeRole {
+    /// It takes writes, once it serves.
+    Leader,
+    /// It takes reads, and refuses writes with the leader's address.
+    Follower,
+    /// A word of a later version.
+    Other(String),
+}
+
+/// Where a node stands with its data set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NodeState {
+    /// It holds a complete data set and answers reads.
+    Serving,
+    /// It holds no complete data set, and answers reads with LOADING.
+    Loading,
+    /// A follower that holds a data set which its leader does not know, and keeps it.
+    Refused,
+    /// A word of a later version.
+    Other(String),
+}
+
+/// What a node says of another one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PeerStatus {
+    /// Its `host:port`, as in the `cluster.toml` of the node that says it.
+    pub addr: Option<String>,
+    /// Whether it was heard lately.
+    pub is_up: Option<bool>,
+    /// Milliseconds for which it has been so.
+    pub since_ms: Option<u64>,
+}
+
+/// What a source says of a follower that it streams to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FollowerStatus {
+    /// Index that it said it has applied.
+    pub index: Option<u64>,
+    /// Entries that it lacks of the source's.
+    pub lag_entries: Option<u64>,
+    /// Milliseconds for which the oldest batch that it was sent has been unacknowledged; 0 where none is.
+    pub lag_ms: Option<u64>,
+}
+
+impl NodeStatus {
+    /// Reads the lines of a STATUS, whatever they hold. Of a key that stands there twice the last line counts.
+    #[must_use]
+    pub fn parse(text: &str) -> NodeStatus {
+        let mut status = NodeStatus::default();
+        for line in text.lines() {
+            // An empty value may have lost the space behind its colon.
+            let Some((key, value)) = line.split_once(':') else {
+                continue;
+            };
+            let value = value.trim();
+            if let Some((name, field)) = named(key, "peer.") {
+                status.read_peer(name, field, value);
+            } else if let Some((name, field)) = named(key, "follower.") {
+                status.read_follower(name, field, value);
+            } else {
+                status.read(key, value);
+            }
+        }
+        status
+    }
+
+    fn read(&mut self, key: &str, value: &str) {
+        match key {
+            "node" => self.node = word(value),
+            "cluster" => self.cluster = word(value),
+            "role" => {
+                self.role = word(value).map(|role| match &*role {
+                    "leader" => NodeRole::Leader,
+                    "follower" => NodeRole::Follower,
+                    _ => NodeRole::Other(role),
+                });
+            }
+            "state" => {
+                self.state = word(value).map(|state| match &*state {
+                    "serving" => NodeState::Serving,
+                    "loading" => NodeState::Loading,
+                    "refused" => NodeState::Refused,
+                    _ => NodeState::Other(state),
+                });
+            }
+            "reason" => self.reason = word(value),
+            "epoch" => self.epoch = number(value),
+            "index" => self.index = number(value),
+            "digest" => self.digest = word(value),
+            "keys" => self.keys = number(value),
+            "bytes" => self.bytes = number(value),
+            "connections" => self.connections = number(value),
+            "uptime_ms" => self.uptime_ms = number(value),
+            "version" => self.version = word(value),
+            "full_copies" => self.full_copies = number(value),
+            "resumes" => self.resumes = number(value),
+            "backlog_bytes" => self.backlog_bytes = number(value),
+            "leader" => self.leader = word(value),
+            "link" => self.is_link_up = up_or_down(value),
+            "leader_heard_ms" => self.leader_heard_ms = number(value),
+            _ => {}
+        }
+    }
+
+    fn read_peer(&mut self, name: &str, field: &str, value: &str) {
+        let peer = self.peers.entry(name.to_owned()).or_default();
+        match field {
+            "addr" => peer.addr = word(value),
+            "state" => peer.is_up = up_or_down(value),
+            "since_ms" => peer.since_ms = number(value),
+            _ => {}
+        }
+    }
+
+    fn read_follower(&mut self, name: &str, field: &str, value: &str) {
+        let follower = self.followers.entry(name.to_owned()).or_default();
+        match field {
+            "index" => follower.index = number(value),
+            "lag_entries" => follower.lag_entries = number(value),
+            "lag_ms" => follower.lag_ms = number(value),
+            _ => {}
+        }
+    }
+}
+
+impl NodeRole {
+    /// The word that the node says.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            NodeRole::Leader => "leader",
+            NodeRole::Follower => "follower",
+            NodeRole::Other(word) => word,
+        }
+    }
+}
+
+impl NodeState {
+    /// The word that the node says.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            NodeState::Serving => "serving",
+            NodeState::Loading => "loading",
+            NodeState::Refused => "refused",
+            NodeState::Other(word) => word,
+        }
+    }
+}
+
+/// NAME and FIELD of a key `prefix` NAME `.` FIELD. A name may hold dots, a field does not.
+fn named<'a>(key: &'a str, prefix: &str) -> Option<(&'a str, &'a str)> {
+    key.strip_prefix(prefix)?.rsplit_once('.')
+}
+
+fn word(value: &str) -> Option<String> {
+    (!value.is_empty() && value != "-").then(|| value.to_owned())
+}
+
+fn number<T: FromStr>(value: &str) -> Option<T> {
+    value.parse().ok()
+}
+
+fn up_or_down(value: &str) -> Option<bool> {
+    match value {
+        "up" => Some(true),
+        "down" => Some(false),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_read(
+            lines in prop::collection::vec(("[a-z_]{0,9}|(peer|follower|)[.a-z]{0,9}", "[:.]{0,2} ?", ".{0,12}"), 0..9),
+        ) {
+            let text: String = lines.iter().map(|(key, colon, value)| format!("{key}{colon}{value}\n")).collect();
+            let status = NodeStatus::parse(&text);
+            // Saying it all again changes nothing.
+            prop_assert_eq!(NodeStatus::parse(&text.repeat(2)), status);
+        }
+    }
+
+    #[test]
+    fn every_documented_key_is_read() {
+        let text = "node: n1\ncluster: demo\nrole: leader\nstate: refused\nreason: it says: no\nepoch: 3\nindex: 17\n\
+            digest: 00ff\nkeys: 4\nbytes: 5\nconnections: 6\nuptime_ms: 7\nversion: 0.1.0\nfull_copies: 8\n\
+            resumes: 9\nbacklog_bytes: 10\nleader: 127.0.0.1:8000\nlink: down\nleader_heard_ms: 11\n\
+            peer.a.b.addr: h:1\npeer.a.b.state: up\npeer.a.b.since_ms: 12\nfollower.n3.index: 13\n\
+            follower.n3.lag_entries: 14\nfollower.n3.lag_ms: 15\n";
+        let text_of = |text: &str| Some(text.to_owned());
+        let peer = PeerStatus {
+            addr: text_of("h:1"),
+            is_up: Some(true),
+            since_ms: Some(12),
+        };
+        let follower = FollowerStatus {
+            index: Some(13),
+            lag_entries: Some(14),
+            lag_ms: Some(15),
+        };
+        let expected = NodeStatus {
+            node: text_of("n1"),
+            cluster: text_of("demo"),
+            role: Some(NodeRole::Leader),
+            state: Some(NodeState::Refused),
+            reason: text_of("it says: no"),
+            epoch: Some(3),
+            index: Some(17),
+            digest: text_of("00ff"),
+            keys: Some(4),
+            bytes: Some(5),
+            connections: Some(6),
+            uptime_ms: Some(7),
+            version: text_of("0.1.0"),
+            full_copies: Some(8),
+            resumes: Some(9),
+            backlog_bytes: Some(10),
+            leader: text_of("127.0.0.1:8000"),
+            is_link_up: Some(false),
+            leader_heard_ms: Some(11),
+            peers: BTreeMap::from([("a.b".to_owned(), peer)]),
+            followers: BTreeMap::from([("n3".to_owned(), follower)]),
+        };
+        assert_eq!(NodeStatus::parse(text), expected);
+    }
+
+    #[test]
+    fn what_is_odd_is_passed_over() {
+        for text in [
+            "",
+            "\n\n",
+            "no colon",
+            ":",
+            ": x",
+            "epoch:",
+            "epoch: -",
+            "epoch: -1",
+            "epoch: 99999999999999999999",
+            "index: 1 entry",
+            "node: -",
+            "link: sideways",
+            "peer.: x",
+            "peer.n1: up",
+            "Node: n1",
+            "follower: x",
+        ] {
+            assert_eq!(NodeStatus::parse(text), NodeStatus::default(), "{text:?}");
+        }
+        let status = NodeStatus::parse("role: witness\r\nstate: dozing\nstate: asleep");
+        assert_eq!(
+            status.role.map(|role| role.as_str().to_owned()),
+            Some("witness".to_owned())
+        );
+        assert_eq!(status.state, Some(NodeState::Other("asleep".to_owned())));
+        let status = NodeStatus::parse("peer..x: y\npeer.n1.colour: red\n");
+        assert_eq!(status.peers.len(), 2);
+    }
+
+    #[test]
+    fn a_node_of_this_version_says_nothing_that_is_not_read() {
+        let document = include_str!("../../docs/GBP.md");
+        let (_, section) = document.split_once("\n**STATUS**").unwrap_or_default();
+        let (section, _) = section.split_once("\n**DISCARD**").unwrap_or_default();
+        let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+        let keys: Vec<&str> = rows.filter_map(|row| row.split('`').next()).collect();
+        assert!(keys.len() > 20, "{keys:?}");
+        for key in keys {
+            // A value that is a word and a figure, and one that is up.
+            let read = ["7", "up"].map(|value| NodeStatus::parse(&format!("{key}: {value}\n")));
+            let is_read = |status: &NodeStatus| {
+                let peer = status
+                    .peers
+                    .values()
+                    .any(|peer| *peer != PeerStatus::default());
+                let mut followers = status.followers.values();
+                let follower = followers.any(|follower| *follower != FollowerStatus::default());
+                let mut own = status.clone();
+                own.peers.clear();
+                own.followers.clear();
+                peer || follower || own != NodeStatus::default()
+            };
+            assert!(read.iter().any(is_read), "{key} is not read");
+        }
+    }
+}
