@@ -8,6 +8,7 @@
 //! * [`replication`]: how a follower asks for its leader's log, and the frames that it is sent then.
 //! * [`Buffer`]: the received bytes themselves, and the bound on how far memory may run ahead of them.
 //! * [`annotate`]: a frame as an annotated hex dump, for people.
+//! * [`transcript`]: what one side sent, frame by frame, up to the first byte that is wrong.
 //!
 //! # Example
 //!
@@ -28,6 +29,7 @@ mod buffer;
 pub mod replication;
 pub mod request;
 pub mod response;
+pub mod transcript;
 
 pub use buffer::{Buffer, GROWTH_BYTES_MAX};
 pub use request::{EncodeError, Opcode, Request, RequestError, RequestFrame};

@@ -111,8 +111,8 @@ fn configured(file: &Path, name: &str) -> Result<String, Failure> {
 /// Dumps a frame in the manner of `curl -v`, on standard error so that standard output stays exact.
 fn dump(frame: &Frame<'_>) {
     let (mark, way, rows) = match frame.direction {
-        Direction::Sent => ('>', "to", annotate::request(frame.bytes)),
-        Direction::Received => ('<', "from", annotate::response(frame.bytes)),
+        Direction::Sent => ('>', "to", annotate::sent(frame.bytes)),
+        Direction::Received => ('<', "from", annotate::received(frame.bytes)),
     };
     let mut text = format!("{mark} {way} {}, {} bytes\n", frame.addr, frame.bytes.len());
     for line in rows.lines() {

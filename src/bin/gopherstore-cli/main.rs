@@ -2,6 +2,8 @@
 
 mod command;
 mod context;
+mod decode;
+mod encode;
 mod lines;
 mod quote;
 mod report;
@@ -89,6 +91,8 @@ enum Subcommand {
     Ping(Ping),
     Status(Status),
     Resync(Resync),
+    Decode(decode::Decode),
+    Encode(encode::Encode),
 }
 
 /// Store a value under a key, whatever was there before.
@@ -204,6 +208,8 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Some(Subcommand::Del(Del { key })) => once(&context, &Command::Del { key }),
         Some(Subcommand::Ping(Ping {})) => once(&context, &Command::Ping),
         Some(Subcommand::Status(Status {})) => once(&context, &Command::Status),
+        Some(Subcommand::Decode(command)) => decode::run(&command),
+        Some(Subcommand::Encode(command)) => encode::run(command, &context),
         Some(Subcommand::Resync(Resync { discard: true })) => once(&context, &Command::Resync),
         Some(Subcommand::Resync(Resync { discard: false })) => Err(mistake(
             "resync gives up all data of a follower, and what its leader lacks of it is lost for good; nothing is done \
