@@ -24,9 +24,12 @@ fn push_octal(text: &mut String, byte: u8) {
     }
 }
 
-/// Whether the text is a line for a shell that begins with `printf`, perhaps behind a prompt.
+/// Whether the text is lines for a shell, of which the first that is no comment begins with `printf`, perhaps behind a
+/// prompt.
 pub(super) fn is_command(text: &str) -> bool {
-    let text = text.trim_start();
+    let is_code = |line: &&str| !line.is_empty() && !line.starts_with('#');
+    let text = text.lines().map(str::trim_start).find(is_code);
+    let text = text.unwrap_or_default();
     let text = text.strip_prefix("$ ").unwrap_or(text).trim_start();
     text.strip_prefix("printf")
         .is_some_and(|rest| rest.starts_with([' ', '\t']))

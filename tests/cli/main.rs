@@ -10,10 +10,18 @@
 
 mod arguments;
 mod commands;
+mod decode;
+mod dissector;
+mod encode;
 mod failures;
 mod lines;
+#[path = "../support/node.rs"]
+mod node;
 #[path = "../support/mod.rs"]
 mod support;
+mod tools;
+#[path = "../protocol/vectors.rs"]
+mod vectors;
 
 use std::{
     ffi::OsStr,

@@ -80,19 +80,26 @@ pub(crate) fn run(command: &Decode) -> Result<Outcome, Failure> {
         };
         return Err(usage(message.to_owned()));
     }
-    let mut failure = None;
+    let mut failure: Option<Failure> = None;
+    let mut more = 0_u32;
     let mut out = Out::default();
     for flow in &contents.flows {
         let result = print(flow, command.side, &mut out);
         match result {
             Ok(()) => {}
             // Flows do not depend on each other: one that began before the capture did leaves the others whole.
-            Err(Stop::Fault(fault)) => {
-                failure.get_or_insert(fault);
-            }
+            Err(Stop::Fault(fault)) if failure.is_none() => failure = Some(fault),
+            Err(Stop::Fault(_)) => more = more.saturating_add(1),
             Err(Stop::Closed) => return Ok(Outcome::Done),
             Err(Stop::Failure(failure)) => return Err(failure),
         }
+    }
+    if let Some(failure) = &mut failure
+        && more > 0
+    {
+        failure
+            .message
+            .push_str(&format!(" (and {more} more flows are wrong or cut)"));
     }
     match out.flush() {
         Err(Stop::Failure(failure)) => Err(failure),
@@ -200,8 +207,7 @@ fn explained(fault: &Fault, missing: u64, guessed: bool) -> String {
         Some(_) if missing > 0 => lost(missing),
         Some(_) => "give the bytes to the frame's end".to_owned(),
         None if guessed => {
-            "where it was sent by the other side, say so with --as request, answer or stream"
-                .to_owned()
+            "if another side sent it, say which with --as request, answer or stream".to_owned()
         }
         None => "what stands before it is right".to_owned(),
     };
