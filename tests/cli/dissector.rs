@@ -283,7 +283,7 @@ fn every_frame_of_the_document_is_dissected_however_it_is_cut() {
             .iter()
             .map(|vector| format!("0x{:02x}", vector.bytes[0]))
             .collect();
-        for len in [1, 5, 33, 1_400] {
+        for len in [1, 33] {
             let file = dir.path().join("cut.pcap");
             text2pcap(&bytes, len, ports, &file);
             let rows = lines(&[

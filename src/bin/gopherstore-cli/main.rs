@@ -47,7 +47,7 @@ const PROGRAM: Program = Program {
     error_code(4, "the node is not the leader"),
     error_code(5, "cannot connect, or the connection was lost"),
     error_code(6, "timeout"),
-    error_code(7, "what answers does not keep to the protocol"),
+    error_code(7, "what answers, or is decoded, does not keep to the protocol"),
     error_code(8, "cannot read standard input or write standard output")
 )]
 struct Arguments {
