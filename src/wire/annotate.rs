@@ -23,7 +23,7 @@
 //!
 //! A connection that follows (GBP §5, §6) is described by [`request`](fn@request) for what the follower sends and by
 //! [`answer_to_follow`] for what the leader sends, both from the connection's start, and by [`stream`] for either from
-//! any frame on. [`sent`] and [`received`] see by themselves which of these a frame is, and [`frame`](fn@frame) is told.
+//! any frame on. [`sent`] and [`received`] see by themselves which of these a frame is; [`frame`](fn@frame) is told.
 
 use std::fmt::Write;
 

@@ -42,8 +42,8 @@ impl Side {
     pub const ALL: [Side; 3] = [Side::Requests, Side::Answers, Side::Stream];
 
     /// The side that could have sent `bytes`: from one of them they are frames throughout, or begin as frames and are
-    /// cut. Where that does not tell, as for bytes that are wrong whoever sent them, it is the side which gets furthest,
-    /// and of equals the first of [`Side::ALL`].
+    /// cut. Where that does not tell, as for bytes that are wrong whoever sent them, it is the side which gets
+    /// furthest, and of equals the first of [`Side::ALL`].
     ///
     /// Rarely bytes are whole frames of two sides: an ERROR without a message and one of 253 bytes may be a SET of the
     /// empty key.
@@ -139,8 +139,8 @@ pub struct Fault {
     pub frame_at: usize,
     /// What it would be.
     pub kind: Kind,
-    /// Offset of the first byte of the field that is wrong; the end of all bytes where the frame is cut. In a frame whose
-    /// checksum is wrong it is the checksum: nobody knows which of the bytes that it covers was changed.
+    /// Offset of the first byte of the field that is wrong; the end of all bytes where the frame is cut. In a frame
+    /// whose checksum is wrong it is the checksum: nobody knows which of the bytes that it covers was changed.
     pub at: usize,
     /// Where nothing is wrong but the end comes too soon: length of the whole frame, as far as is known.
     pub needed: Option<usize>,

@@ -136,7 +136,9 @@ proptest! {
 
     #[test]
     fn bytes_that_no_text_holds_are_taken_as_they_are(
-        bytes in vec(any::<u8>(), 0..100), control in prop_oneof![0_u8..9, 14_u8..32, Just(0xFF)], at in any::<prop::sample::Index>(),
+        bytes in vec(any::<u8>(), 0..100),
+        control in prop_oneof![0_u8..9, 14_u8..32, Just(0xFF)],
+        at in any::<prop::sample::Index>(),
     ) {
         let mut bytes = bytes;
         bytes.insert(at.index(bytes.len() + 1), control);
