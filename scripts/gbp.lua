@@ -50,9 +50,13 @@ local LAYOUTS = {
     [0x61] = { { "epoch", 8 }, { "first_index", 8 }, { "count", 4 }, { "value_crc", 4 }, { "head_crc", 4 } },
     [0x62] = { { "epoch", 8 }, { "keys", 8 }, { "bytes", 8 }, { "value_crc", 4 }, { "head_crc", 4 } },
     [0x63] = { { "epoch", 8 }, { "sequence", 8 }, { "count", 4 }, { "value_crc", 4 }, { "head_crc", 4 } },
-    [0x64] = { { "epoch", 8 }, { "index", 8 }, { "digest", 16 }, { "chunks", 8 }, { "value_crc", 4 }, { "head_crc", 4 } },
+    [0x64] = {
+        { "epoch", 8 }, { "index", 8 }, { "digest", 16 }, { "chunks", 8 },
+        { "value_crc", 4 }, { "head_crc", 4 },
+    },
     [0x65] = {
-        { "epoch", 8 }, { "last_index", 8 }, { "digest_index", 8 }, { "digest", 16 }, { "value_crc", 4 }, { "head_crc", 4 },
+        { "epoch", 8 }, { "last_index", 8 }, { "digest_index", 8 }, { "digest", 16 },
+        { "value_crc", 4 }, { "head_crc", 4 },
     },
     [0x66] = { { "epoch", 8 }, { "applied_index", 8 }, { "value_crc", 4 }, { "head_crc", 4 } },
 }
@@ -108,11 +112,15 @@ for _, field in pairs(f) do
 end
 
 local e = {
-    error = ProtoExpert.new("gbp.answer.error", "The node answered ERROR", expert.group.RESPONSE_CODE, expert.severity.ERROR),
+    error = ProtoExpert.new(
+        "gbp.answer.error", "The node answered ERROR", expert.group.RESPONSE_CODE, expert.severity.ERROR
+    ),
     elsewhere = ProtoExpert.new(
         "gbp.answer.elsewhere", "The node cannot answer now", expert.group.RESPONSE_CODE, expert.severity.WARN
     ),
-    not_found = ProtoExpert.new("gbp.answer.not_found", "No such key", expert.group.RESPONSE_CODE, expert.severity.CHAT),
+    not_found = ProtoExpert.new(
+        "gbp.answer.not_found", "No such key", expert.group.RESPONSE_CODE, expert.severity.CHAT
+    ),
     unknown = ProtoExpert.new("gbp.unknown", "Not of GBP version 1", expert.group.PROTOCOL, expert.severity.WARN),
     malformed = ProtoExpert.new("gbp.malformed", "Malformed frame", expert.group.MALFORMED, expert.severity.ERROR),
 }

@@ -6,15 +6,19 @@
 //!    or what is not UTF-8. Every whole GBP frame holds one, a zero at least.
 //! 2. packets ([`Form::Packets`]), where a line begins with an offset such as `0x0010:`, as `tcpdump -x` and `-X` write
 //!    it. What they carry is put together for each connection and direction.
-//! 3. lines of `xxd` or of `hexdump -C`, where the first line that is not empty begins with an offset as those write it.
-//!    Offsets are checked, so that a line lost in pasting is noticed.
+//! 3. lines of `xxd` or of `hexdump -C`, where the first line that is not empty begins with an offset as those write
+//!    it. Offsets are checked, so that a line lost in pasting is noticed.
 //! 4. a [`printf`] string, where there is a backslash, or the first word is `printf`.
 //! 5. else hexadecimal digits, with or without spaces, commas, colons and `0x` between bytes; `#` begins a comment.
 //!
 //! ```
 //! use gopherstore::hexdump;
 //!
-//! for text in ["0400 0000 0000 00", "00000000: 0400 0000 0000 00  .......", r"printf '\4\0\0\0\0\0\0' | nc -N ::1 8000"] {
+//! for text in [
+//!     "0400 0000 0000 00",
+//!     "00000000: 0400 0000 0000 00  .......",
+//!     r"printf '\4\0\0\0\0\0\0' | nc -N ::1 8000",
+//! ] {
 //!     assert_eq!(hexdump::read(text.as_bytes())?.flows[0].bytes[..], [4, 0, 0, 0, 0, 0, 0]);
 //! }
 //! let error = hexdump::read(b"04 0g").err().map(|error| error.to_string());

@@ -37,8 +37,8 @@ pub(super) fn is_command(text: &str) -> bool {
 
 /// The bytes that a string makes, or what each `printf` of a shell's lines prints, one after another.
 ///
-/// A string may stand in quotes, also as `b'…'` or `$'…'`. In a `printf` command the string is a format, so that `%%` is
-/// one `%`; what stands behind the command, such as `| nc`, is passed over.
+/// A string may stand in quotes, also as `b'…'` or `$'…'`. In a `printf` command the string is a format, so that `%%`
+/// is one `%`; what stands behind the command, such as `| nc`, is passed over.
 pub(super) fn read(text: &str) -> Result<Vec<u8>, TextError> {
     let mut reader = Reader {
         text: text.as_bytes(),

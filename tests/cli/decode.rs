@@ -43,7 +43,8 @@ fn every_form_of_the_same_bytes_shows_the_same_frames() {
     let list = "0x1,0x0,0x7,0x0,0x0,0x0,0x6,0x75,0x73,0x65,0x72,0x31,0x32,0x33,0x61,0x63,0x74,0x69,0x76,0x65";
     decode(&[list], b"").expect(0, SHOWN, "");
     decode(&[r"\x01\x00\7\0\0\0\x06user123active"], b"").expect(0, SHOWN, "");
-    let line = r"printf '\001\000\007\000\000\000\006user123active' | nc -N 127.0.0.1 8000 | xxd   # SET user123 active";
+    let line =
+        r"printf '\001\000\007\000\000\000\006user123active' | nc -N 127.0.0.1 8000 | xxd   # SET";
     decode(&[line], b"").expect(0, SHOWN, "");
     decode(&[], format!("{line}\n").as_bytes()).expect(0, SHOWN, "");
 }

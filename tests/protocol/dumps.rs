@@ -122,7 +122,7 @@ proptest! {
             format!("'{escaped}'\n"),
             format!("printf '{escaped}'"),
             format!("$ printf -- '{escaped}' | nc -N 127.0.0.1 8000 | xxd\n"),
-            format!("printf %b '{escaped}'"),
+            format!("printf %b '{hex}'"),
             hex.clone(),
             format!("b'{hex}'"),
             format!("\"{hex}\""),
@@ -130,6 +130,8 @@ proptest! {
         ] {
             prop_assert_eq!(one(&text), (Form::Printf, bytes.clone()), "{}", text);
         }
+        // Behind %b a number in octal has a zero more, where it begins with one.
+        prop_assert_eq!(one(r"printf '%b' '\01018\101'").1, b"A8A");
         let twice = format!("# two\nprintf '{escaped}' | nc -N ::1 8000\n\nprintf '{escaped}'\n");
         prop_assert_eq!(one(&twice).1, [&bytes[..], &bytes].concat());
     }
