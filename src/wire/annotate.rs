@@ -54,7 +54,7 @@ const ITEMS_MAX: usize = 16;
 /// Describes what a client sent, or what a follower did: FOLLOW, then frames of the stream.
 #[must_use]
 pub fn request(bytes: &[u8]) -> String {
-    let mut dump = Dump::new(bytes, 0);
+    let mut dump = Dump::new(bytes);
     let mut follows = false;
     while dump.has_more() {
         if follows && StreamOpcode::try_from(bytes[dump.at]).is_ok() {
@@ -72,7 +72,7 @@ pub fn request(bytes: &[u8]) -> String {
 /// Describes frames of the replication stream, whoever sent them, from the start of one.
 #[must_use]
 pub fn stream(bytes: &[u8]) -> String {
-    let mut dump = Dump::new(bytes, 0);
+    let mut dump = Dump::new(bytes);
     dump.stream();
     dump.finish()
 }
@@ -84,7 +84,7 @@ pub fn answer_to_follow(bytes: &[u8]) -> String {
     if bytes.first() != Some(&Status::Ok.byte()) || bytes.len() < response::HEADER_LEN {
         return response(bytes);
     }
-    let mut dump = Dump::new(bytes, 0);
+    let mut dump = Dump::new(bytes);
     dump.answer_to_follow_frame();
     dump.stream();
     dump.finish()
@@ -93,7 +93,7 @@ pub fn answer_to_follow(bytes: &[u8]) -> String {
 /// Describes what a node answered.
 #[must_use]
 pub fn response(bytes: &[u8]) -> String {
-    let mut dump = Dump::new(bytes, 0);
+    let mut dump = Dump::new(bytes);
     while dump.has_more() && dump.answer_frame() {}
     dump.finish()
 }
@@ -132,7 +132,8 @@ fn is_stream(bytes: &[u8]) -> bool {
 /// whatever it was taken from; what is wrong with it is for a [`Transcript`] to say.
 #[must_use]
 pub fn frame(kind: Kind, bytes: &[u8], offset: usize) -> String {
-    let mut dump = Dump::new(bytes, offset);
+    let mut dump = Dump::new(bytes);
+    dump.base = offset;
     if dump.has_more() {
         match kind {
             Kind::Request => dump.request_frame(),
@@ -210,7 +211,7 @@ struct Dump<'a> {
 }
 
 impl<'a> Dump<'a> {
-    fn new(bytes: &'a [u8], base: usize) -> Dump<'a> {
+    fn new(bytes: &'a [u8]) -> Dump<'a> {
         let mut notes = String::new();
         if bytes.is_empty() {
             notes.push_str("! no bytes\n");
@@ -218,7 +219,7 @@ impl<'a> Dump<'a> {
         Dump {
             bytes,
             at: 0,
-            base,
+            base: 0,
             out: String::new(),
             notes,
         }
