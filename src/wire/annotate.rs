@@ -978,6 +978,9 @@ mod tests {
                 request(&following),
                 answer_to_follow(&bytes),
                 stream(&[&[0x61 + bytes.len().to_le_bytes()[0] % 6], &bytes[..]].concat()),
+                sent(&bytes),
+                received(&bytes),
+                frame(Kind::AnswerToFollow, &bytes, 0xFF_0000),
             ];
             for dump in dumps {
                 for line in dump.lines().filter(|line| !line.starts_with('!')) {

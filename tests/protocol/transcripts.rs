@@ -243,35 +243,33 @@ fn bytes_that_are_wrong_or_cut_are_of_the_likeliest_side() {
     }
 }
 
-proptest! {
-    #[test]
-    fn a_cut_is_told_by_what_is_missing(at in any::<prop::sample::Index>()) {
-        for side_of_all in Side::ALL {
-            let whole = vectors::all().into_iter().filter(|vector| is_whole(vector) && side(vector) == side_of_all);
-            let frames: Vec<Vec<u8>> = whole.map(|vector| vector.bytes).collect();
-            let all = frames.concat();
-            let cut = at.index(all.len());
-            let (mut start, mut number) = (0, 0);
-            for frame in &frames {
-                number += 1;
-                if start + frame.len() > cut {
-                    break;
-                }
-                start += frame.len();
+#[test]
+fn a_cut_at_any_byte_is_told_by_what_is_missing() {
+    for side_of_all in Side::ALL {
+        let whole = vectors::all()
+            .into_iter()
+            .filter(|vector| is_whole(vector) && side(vector) == side_of_all);
+        let frames: Vec<Vec<u8>> = whole.map(|vector| vector.bytes).collect();
+        let all = frames.concat();
+        let (mut start, mut number) = (0, 0);
+        for frame in &frames {
+            number += 1;
+            for len in 1..frame.len() {
+                let cut = start + len;
+                let fault = fault(side_of_all, &all[..cut]).unwrap();
+                let place = (fault.number, fault.frame_at, fault.at);
+                assert_eq!(place, (number, start, cut));
+                assert!(fault.needed.unwrap() > len && fault.needed.unwrap() <= frame.len());
+                let rows = annotate::frame(fault.kind, &all[start..cut], start);
+                assert_eq!(shown(&rows), &all[start..cut], "{rows}");
             }
-            let fault = fault(side_of_all, &all[..cut]);
-            if start == cut {
-                prop_assert_eq!(fault, None);
-                continue;
-            }
-            let fault = fault.unwrap();
-            prop_assert_eq!((fault.number, fault.frame_at, fault.at), (number, start, cut));
-            prop_assert!(fault.needed.unwrap() > cut - start);
-            let rows = annotate::frame(fault.kind, &all[start..cut], start);
-            prop_assert_eq!(shown(&rows), &all[start..cut], "{}", rows);
+            start += frame.len();
+            assert_eq!(fault(side_of_all, &all[..start]), None);
         }
     }
+}
 
+proptest! {
     #[test]
     fn no_bytes_make_it_panic_and_none_is_passed_over(
         bytes in vec(prop_oneof![Just(0_u8), 0_u8..8, 0x60_u8..0x68, any::<u8>()], 0..200),
