@@ -14,8 +14,8 @@
 //! [`Entry`]; from then on its bytes are written only by [`Entry::overwrite`], through a `&mut` of an entry that is the
 //! only one of its block, so nobody reads them meanwhile and sharing them between threads is sound (`Send` and `Sync`);
 //! and its capacity is the length that its own header states, so the layout for freeing it can be told from its bytes.
-//! That the entry is the only one is told by a count of 1, read with acquire ordering, as `Arc::get_mut` does: nobody can
-//! clone it meanwhile, since the only entry to clone is borrowed, and what others did before they dropped theirs
+//! That the entry is the only one is told by a count of 1, read with acquire ordering, as `Arc::get_mut` does: nobody
+//! can clone it meanwhile, since the only entry to clone is borrowed, and what others did before they dropped theirs
 //! happens before. The count is that of `std`'s `Arc`: a clone adds one, relaxed, since whoever clones already
 //! keeps the block alive; a drop takes one with release ordering, and the last one acquires before it frees, so
 //! every access of every owner happens before. A count past `isize::MAX` aborts, as it could otherwise wrap.
@@ -166,8 +166,8 @@ impl Entry {
         }
         let to = self.block.bytes();
         // SAFETY: the block has as many bytes as its header announces, which are as many as `new` has. This is its only
-        // entry, borrowed for changing it, so nobody else reads or writes them, and `new` cannot lie among them. The new
-        // header announces the same length.
+        // entry, borrowed for changing it, so nobody else reads or writes them, and `new` cannot lie among them. The
+        // new header announces the same length.
         unsafe { to.copy_from_nonoverlapping(NonNull::from(new).cast(), new.len()) };
         true
     }
@@ -183,8 +183,8 @@ impl Entry {
     }
 
     fn header(&self) -> RequestHeader {
-        // SAFETY: an entry's block has a header at least, initialised, and never written while an entry of it is borrowed;
-        // an array of bytes may lie anywhere.
+        // SAFETY: an entry's block has a header at least, initialised, and never written while an entry of it is
+        // borrowed; an array of bytes may lie anywhere.
         RequestHeader::decode(unsafe { self.block.bytes().cast().read() })
     }
 

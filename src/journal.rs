@@ -1,9 +1,9 @@
 //! Where every write gets its place in the one order, and the thread that keeps the log.
 //!
 //! Writes, with their keys' partitions locked, call [`Journal::append`]: that gives them the next indexes and puts them
-//! into a channel, under a mutex that is held for nothing else. The replication thread ([`Journal::keep`]) moves what comes
-//! through the channel to the [`OpLog`], where the senders of all followers read it. It never waits for a socket, so
-//! the channel empties as fast as a pointer moves; and since room in it is reserved before any lock is taken
+//! into a channel, under a mutex that is held for nothing else. The replication thread ([`Journal::keep`]) moves what
+//! comes through the channel to the [`OpLog`], where the senders of all followers read it. It never waits for a
+//! socket, so the channel empties as fast as a pointer moves; and since room in it is reserved before any lock is taken
 //! ([`Journal::reserve`]), nothing that holds a lock ever waits.
 //!
 //! # Invariants

@@ -23,6 +23,7 @@
 //! | [`client`]      | the blocking client                                                               |
 //! | [`config`]      | `cluster.toml`                                                                    |
 //! | [`arguments`]   | command lines                                                                     |
+//! | [`hexdump`]     | bytes as people paste them: dumps, captures, `printf` strings; pure               |
 //!
 //! Data flows one way, wire → entry → store → journal → node → replication → server, and `use` lines point only
 //! backwards along it (`tests/tidy.rs`).
@@ -33,6 +34,7 @@ pub mod client;
 pub mod config;
 pub mod digest;
 pub mod entry;
+pub mod hexdump;
 pub mod history;
 pub mod journal;
 pub mod liveness;

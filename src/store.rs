@@ -75,8 +75,8 @@ struct Locked<G> {
     guard_of: [u8; RUN_MAX],
 }
 
-/// A run that was not carried out, none of it: another thread holds a partition of it and seems not to run. Its requests
-/// are to be carried out one by one.
+/// A run that was not carried out, none of it: another thread holds a partition of it and seems not to run. Its
+/// requests are to be carried out one by one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Contended;
 
@@ -144,9 +144,9 @@ impl Store {
         found.cloned()
     }
 
-    /// Carries out one SET or DEL, and returns the entry that it replaced. `before` is called with the entry that its key
-    /// has, except for a DEL that finds none: that does nothing. The partition is then locked for writing, so what is
-    /// done there has the same order for each key as the changes of the map.
+    /// Carries out one SET or DEL, and returns the entry that it replaced. `before` is called with the entry that its
+    /// key has, except for a DEL that finds none: that does nothing. The partition is then locked for writing, so
+    /// what is done there has the same order for each key as the changes of the map.
     pub fn write(
         &self,
         frame: &RequestFrame<'_>,

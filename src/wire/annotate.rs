@@ -23,7 +23,7 @@
 //!
 //! A connection that follows (GBP §5, §6) is described by [`request`](fn@request) for what the follower sends and by
 //! [`answer_to_follow`] for what the leader sends, both from the connection's start, and by [`stream`] for either from
-//! any frame on.
+//! any frame on. [`sent`] and [`received`] see by themselves which of these a frame is; [`frame`](fn@frame) is told.
 
 use std::fmt::Write;
 
@@ -35,6 +35,7 @@ use super::{
     },
     request::{self, Limits, Opcode, Request, RequestHeader},
     response::{self, ResponseHeader, Status},
+    transcript::{Kind, Side, Transcript},
 };
 
 /// The names of the columns, aligned with the rows.
@@ -61,53 +62,10 @@ pub fn request(bytes: &[u8]) -> String {
             dump.stream();
             break;
         }
-        let start = dump.at;
-        let first = bytes[start];
-        // A node judges the first byte of a connection so; later it knows where a frame starts.
-        if start == 0
-            && let Err(error) = request::reject_text(first)
-        {
-            dump.rows("text", dump.rest());
-            dump.note(&error.to_string());
+        follows |= bytes[dump.at] == Opcode::Follow.byte();
+        if !dump.request_frame() {
             break;
         }
-        follows |= first == Opcode::Follow.byte();
-        let Some(header) = dump.request_header() else {
-            break;
-        };
-        dump.rows("key", usize::from(header.key_len));
-        let value_len = header
-            .frame_len()
-            .saturating_sub(request::HEADER_LEN + usize::from(header.key_len));
-        if first == Opcode::Follow.byte() {
-            dump.follow(value_len);
-        } else if [Opcode::Sums.byte(), Opcode::List.byte()].contains(&first) {
-            dump.census(value_len);
-        } else {
-            dump.rows("value", value_len);
-        }
-        match request::parse(&bytes[start..], &ANY_VALUE) {
-            Err(error) => dump.note(&error.to_string()),
-            Ok(request::Parsed::Whole(frame)) => {
-                let fault = match frame.request() {
-                    Request::Follow { key, value } => {
-                        Follow::decode(key, value).err().map(|e| e.to_string())
-                    }
-                    Request::Sums { key, value } => {
-                        Sums::decode(key, value).err().map(|e| e.to_string())
-                    }
-                    Request::List { key, value } => {
-                        List::decode(key, value).err().map(|e| e.to_string())
-                    }
-                    _ => None,
-                };
-                if let Some(fault) = fault {
-                    dump.note(&fault);
-                }
-            }
-            Ok(request::Parsed::Incomplete { .. }) => {}
-        }
-        dump.missing(start, header.frame_len(), "");
     }
     dump.finish()
 }
@@ -124,38 +82,11 @@ pub fn stream(bytes: &[u8]) -> String {
 /// replication stream.
 #[must_use]
 pub fn answer_to_follow(bytes: &[u8]) -> String {
-    let mut dump = Dump::new(bytes);
-    let (Some((header, rest)), Some(0)) = (
-        bytes.split_first_chunk::<{ response::HEADER_LEN }>(),
-        bytes.first(),
-    ) else {
+    if bytes.first() != Some(&Status::Ok.byte()) || bytes.len() < response::HEADER_LEN {
         return response(bytes);
-    };
-    let header = ResponseHeader::decode(*header);
-    dump.field("status", 1, |_| Status::Ok.name().to_owned());
-    dump.field("value_len", 4, number);
-    let value_len = header.frame_len().saturating_sub(response::HEADER_LEN);
-    let end = dump.at.saturating_add(value_len);
-    dump.within(end, |dump| {
-        dump.field("mode", 1, |mode| {
-            match mode[0] {
-                0 => "resume",
-                1 => "full copy",
-                _ => "unknown",
-            }
-            .to_owned()
-        });
-        dump.field("from_index", 8, number);
-        dump.history();
-    });
-    match rest.get(..value_len) {
-        None => dump.missing(0, header.frame_len(), ""),
-        Some(value) => {
-            if let Err(error) = FollowAnswer::decode(value) {
-                dump.note(&error.to_string());
-            }
-        }
     }
+    let mut dump = Dump::new(bytes);
+    dump.answer_to_follow_frame();
     dump.stream();
     dump.finish()
 }
@@ -216,42 +147,55 @@ fn answer_to_census(bytes: &[u8], rest: impl FnOnce(&mut Dump<'_>)) -> String {
 #[must_use]
 pub fn response(bytes: &[u8]) -> String {
     let mut dump = Dump::new(bytes);
-    while dump.has_more() {
-        let start = dump.at;
-        let first = bytes[start];
-        if is_text(first) {
-            dump.rows("text", dump.rest());
-            if let Err(error) = response::parse(&bytes[start..]) {
-                dump.note(&error.to_string());
-            }
-            break;
-        }
-        let status = Status::try_from(first);
-        dump.field("status", 1, |_| match status {
-            Ok(status) => status.name().to_owned(),
-            Err(_) => "unknown".to_owned(),
-        });
-        dump.field("value_len", 4, number);
-        if status.is_err() {
-            dump.note(&format!(
-                "unknown status 0x{first:02x}; a client takes its value for a message"
-            ));
-        }
-        let Some((header, _)) = bytes[start..].split_first_chunk() else {
-            dump.missing(start, response::HEADER_LEN, "at least ");
-            break;
-        };
-        let header = ResponseHeader::decode(*header);
-        let value_len = header.frame_len().saturating_sub(response::HEADER_LEN);
-        dump.rows("value", value_len);
-        if status == Ok(Status::NotFound) && value_len > 0 {
-            dump.note(&format!(
-                "value of {value_len} bytes, limit 0: NOT_FOUND has no value"
-            ));
-        }
-        dump.missing(start, header.frame_len(), "");
-    }
+    while dump.has_more() && dump.answer_frame() {}
     dump.finish()
+}
+
+/// Describes a frame that a client sent, whatever it was, where its connection is not known.
+#[must_use]
+pub fn sent(frame: &[u8]) -> String {
+    if is_stream(frame) {
+        stream(frame)
+    } else {
+        request(frame)
+    }
+}
+
+/// Describes a frame that a client received, whatever it was, where its connection is not known.
+#[must_use]
+pub fn received(frame: &[u8]) -> String {
+    let first = Transcript::new(Side::Answers, frame).next();
+    match first {
+        Some(Ok(first)) if first.kind == Kind::AnswerToFollow => answer_to_follow(frame),
+        _ if is_stream(frame) => stream(frame),
+        _ => response(frame),
+    }
+}
+
+/// Whether bytes begin with a header that the stream's frames alone have. Text of another server may begin with such an
+/// opcode, and then has no such length.
+fn is_stream(bytes: &[u8]) -> bool {
+    bytes.first_chunk().is_some_and(|header| {
+        let header = RequestHeader::decode(*header);
+        StreamOpcode::try_from(header.opcode).map(StreamOpcode::key_len) == Ok(header.key_len)
+    })
+}
+
+/// Describes one frame, where `bytes` begin with it, or as much of it as there is. Its first byte is at `offset` of
+/// whatever it was taken from; what is wrong with it is for a [`Transcript`] to say.
+#[must_use]
+pub fn frame(kind: Kind, bytes: &[u8], offset: usize) -> String {
+    let mut dump = Dump::new(bytes);
+    dump.base = offset;
+    if dump.has_more() {
+        match kind {
+            Kind::Request => dump.request_frame(),
+            Kind::Answer => dump.answer_frame(),
+            Kind::AnswerToFollow => dump.answer_to_follow_frame(),
+            Kind::Stream => dump.stream_frame(),
+        };
+    }
+    dump.out
 }
 
 /// Whatever the node's own limit is: it is not known here.
@@ -313,6 +257,8 @@ struct Dump<'a> {
     bytes: &'a [u8],
     /// Offset of the next byte to be shown; at most `bytes.len()`.
     at: usize,
+    /// What the first byte's offset is called.
+    base: usize,
     out: String,
     notes: String,
 }
@@ -326,6 +272,7 @@ impl<'a> Dump<'a> {
         Dump {
             bytes,
             at: 0,
+            base: 0,
             out: String::new(),
             notes,
         }
@@ -350,6 +297,7 @@ impl<'a> Dump<'a> {
     fn row(&mut self, offset: usize, bytes: &[u8], field: &str, meaning: &str) {
         let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let hex = hex.join(" ");
+        let offset = self.base.saturating_add(offset);
         // Writing to a string cannot fail.
         let _ = writeln!(self.out, "{offset:06x}  {hex:<23}  {field:<9}  {meaning}");
     }
@@ -550,51 +498,182 @@ impl<'a> Dump<'a> {
         self.leave_out();
     }
 
-    /// Frames of the replication stream up to the end, or to one that does not say where the next one starts.
-    fn stream(&mut self) {
-        while self.has_more() {
-            let start = self.at;
-            let opcode = StreamOpcode::try_from(self.bytes[start]);
-            self.field("opcode", 1, |_| {
-                opcode.map_or("unknown", StreamOpcode::name).to_owned()
-            });
-            self.field("key_len", 2, number);
-            self.field("value_len", 4, number);
-            let Some(header) = self.header_from(start) else {
-                return;
-            };
-            let verdict = replication::parse(&self.bytes[start..]);
-            if let Err(error) = verdict {
+    /// One request. False where it does not say where the next one starts.
+    fn request_frame(&mut self) -> bool {
+        let start = self.at;
+        let frame = &self.bytes[start..];
+        let first = frame.first().copied().unwrap_or_default();
+        // A node judges the first byte of a connection so; later it knows where a frame starts.
+        if self.base + start == 0
+            && let Err(error) = request::reject_text(first)
+        {
+            self.rows("text", self.rest());
+            self.note(&error.to_string());
+            return false;
+        }
+        let Some(header) = self.request_header() else {
+            return false;
+        };
+        self.rows("key", usize::from(header.key_len));
+        let value_len = header
+            .frame_len()
+            .saturating_sub(request::HEADER_LEN + usize::from(header.key_len));
+        if first == Opcode::Follow.byte() {
+            self.follow(value_len);
+        } else if [Opcode::Sums.byte(), Opcode::List.byte()].contains(&first) {
+            self.census(value_len);
+        } else {
+            self.rows("value", value_len);
+        }
+        match request::parse(frame, &ANY_VALUE) {
+            Err(error) => self.note(&error.to_string()),
+            Ok(request::Parsed::Whole(frame)) => {
+                let fault = match frame.request() {
+                    Request::Follow { key, value } => {
+                        Follow::decode(key, value).err().map(|e| e.to_string())
+                    }
+                    Request::Sums { key, value } => {
+                        Sums::decode(key, value).err().map(|e| e.to_string())
+                    }
+                    Request::List { key, value } => {
+                        List::decode(key, value).err().map(|e| e.to_string())
+                    }
+                    _ => None,
+                };
+                if let Some(fault) = fault {
+                    self.note(&fault);
+                }
+            }
+            Ok(request::Parsed::Incomplete { .. }) => {}
+        }
+        self.missing(start, header.frame_len(), "");
+        true
+    }
+
+    /// One answer. False where it does not say where the next one starts.
+    fn answer_frame(&mut self) -> bool {
+        let start = self.at;
+        let frame = &self.bytes[start..];
+        let first = frame.first().copied().unwrap_or_default();
+        if is_text(first) {
+            self.rows("text", self.rest());
+            if let Err(error) = response::parse(frame) {
                 self.note(&error.to_string());
             }
-            let opcode = match (opcode, verdict) {
-                // Nothing says what these bytes are.
-                (Err(_), _) | (_, Err(ReplicationError::KeyLen { .. })) => {
-                    self.rows("bytes", self.rest());
-                    return;
-                }
-                (Ok(opcode), _) => opcode,
-            };
-            for &(name, len) in opcode.layout() {
-                let meaning = match name {
-                    "value_crc" | "head_crc" | "digest" => hexadecimal,
-                    _ => number,
-                };
-                self.wide_field(name, usize::from(len), meaning);
-            }
-            if let Err(ReplicationError::HeadChecksum { .. }) = verdict {
-                // The value's length is not to be believed.
-                self.rows("bytes", self.rest());
-                return;
-            }
-            let frame_len = header.frame_len();
-            self.within(start.saturating_add(frame_len), |dump| match opcode {
-                StreamOpcode::Entries | StreamOpcode::SnapshotChunk => dump.frames(),
-                StreamOpcode::SnapshotBegin if header.value_len > 0 => dump.history(),
-                _ => dump.rows("value", dump.rest()),
-            });
-            self.missing(start, frame_len, "");
+            return false;
         }
+        let status = Status::try_from(first);
+        self.field("status", 1, |_| match status {
+            Ok(status) => status.name().to_owned(),
+            Err(_) => "unknown".to_owned(),
+        });
+        self.field("value_len", 4, number);
+        if status.is_err() {
+            self.note(&format!(
+                "unknown status 0x{first:02x}; a client takes its value for a message"
+            ));
+        }
+        let Some((header, _)) = frame.split_first_chunk() else {
+            self.missing(start, response::HEADER_LEN, "at least ");
+            return false;
+        };
+        let header = ResponseHeader::decode(*header);
+        let value_len = header.frame_len().saturating_sub(response::HEADER_LEN);
+        self.rows("value", value_len);
+        if status == Ok(Status::NotFound) && value_len > 0 {
+            self.note(&format!(
+                "value of {value_len} bytes, limit 0: NOT_FOUND has no value"
+            ));
+        }
+        self.missing(start, header.frame_len(), "");
+        true
+    }
+
+    /// An OK to a FOLLOW. False where its header is cut.
+    fn answer_to_follow_frame(&mut self) -> bool {
+        let start = self.at;
+        let frame = &self.bytes[start..];
+        self.field("status", 1, |_| Status::Ok.name().to_owned());
+        self.field("value_len", 4, number);
+        let Some((header, rest)) = frame.split_first_chunk() else {
+            self.missing(start, response::HEADER_LEN, "at least ");
+            return false;
+        };
+        let header = ResponseHeader::decode(*header);
+        let value_len = header.frame_len().saturating_sub(response::HEADER_LEN);
+        let end = self.at.saturating_add(value_len);
+        self.within(end, |dump| {
+            dump.field("mode", 1, |mode| {
+                match mode[0] {
+                    0 => "resume",
+                    1 => "full copy",
+                    _ => "unknown",
+                }
+                .to_owned()
+            });
+            dump.field("from_index", 8, number);
+            dump.history();
+        });
+        match rest.get(..value_len) {
+            None => self.missing(start, header.frame_len(), ""),
+            Some(value) => {
+                if let Err(error) = FollowAnswer::decode(value) {
+                    self.note(&error.to_string());
+                }
+            }
+        }
+        true
+    }
+
+    /// Frames of the replication stream up to the end, or to one that does not say where the next one starts.
+    fn stream(&mut self) {
+        while self.has_more() && self.stream_frame() {}
+    }
+
+    /// One of them. False where it does not say where the next one starts.
+    fn stream_frame(&mut self) -> bool {
+        let start = self.at;
+        let opcode = StreamOpcode::try_from(self.bytes[start]);
+        self.field("opcode", 1, |_| {
+            opcode.map_or("unknown", StreamOpcode::name).to_owned()
+        });
+        self.field("key_len", 2, number);
+        self.field("value_len", 4, number);
+        let Some(header) = self.header_from(start) else {
+            return false;
+        };
+        let verdict = replication::parse(&self.bytes[start..]);
+        if let Err(error) = verdict {
+            self.note(&error.to_string());
+        }
+        let opcode = match (opcode, verdict) {
+            // Nothing says what these bytes are.
+            (Err(_), _) | (_, Err(ReplicationError::KeyLen { .. })) => {
+                self.rows("bytes", self.rest());
+                return false;
+            }
+            (Ok(opcode), _) => opcode,
+        };
+        for &(name, len) in opcode.layout() {
+            let meaning = match name {
+                "value_crc" | "head_crc" | "digest" => hexadecimal,
+                _ => number,
+            };
+            self.wide_field(name, usize::from(len), meaning);
+        }
+        if let Err(ReplicationError::HeadChecksum { .. }) = verdict {
+            // The value's length is not to be believed.
+            self.rows("bytes", self.rest());
+            return false;
+        }
+        let frame_len = header.frame_len();
+        self.within(start.saturating_add(frame_len), |dump| match opcode {
+            StreamOpcode::Entries | StreamOpcode::SnapshotChunk => dump.frames(),
+            StreamOpcode::SnapshotBegin if header.value_len > 0 => dump.history(),
+            _ => dump.rows("value", dump.rest()),
+        });
+        self.missing(start, frame_len, "");
+        true
     }
 
     fn note(&mut self, text: &str) {
@@ -1041,6 +1120,9 @@ mod tests {
                 answer_to_list(&[b"\0", &bytes[..]].concat()),
                 request(&[b"\x43", &bytes[..]].concat()),
                 stream(&[&[0x61 + bytes.len().to_le_bytes()[0] % 6], &bytes[..]].concat()),
+                sent(&bytes),
+                received(&bytes),
+                frame(Kind::AnswerToFollow, &bytes, 0xFF_0000),
             ];
             for dump in dumps {
                 for line in dump.lines().filter(|line| !line.starts_with('!')) {

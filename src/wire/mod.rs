@@ -10,6 +10,7 @@
 //! * [`census`]: SUMS and LIST, with which two nodes are compared.
 //! * [`Buffer`]: the received bytes themselves, and the bound on how far memory may run ahead of them.
 //! * [`annotate`]: a frame as an annotated hex dump, for people.
+//! * [`transcript`]: what one side sent, frame by frame, up to the first byte that is wrong.
 //!
 //! # Example
 //!
@@ -32,6 +33,7 @@ pub mod replication;
 pub mod request;
 pub mod response;
 pub mod run;
+pub mod transcript;
 
 pub use buffer::{Buffer, GROWTH_BYTES_MAX};
 pub use request::{EncodeError, Opcode, Request, RequestError, RequestFrame};

@@ -10,8 +10,11 @@
 
 mod arguments;
 mod commands;
+mod decode;
 mod diff;
+mod dissector;
 mod dump;
+mod encode;
 mod failures;
 mod lines;
 /// Real nodes.
@@ -29,6 +32,9 @@ mod status;
 #[path = "../support/mod.rs"]
 mod support;
 mod tail;
+mod tools;
+#[path = "../protocol/vectors.rs"]
+mod vectors;
 
 use std::{
     ffi::OsStr,

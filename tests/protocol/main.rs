@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod cuts;
+mod dumps;
 mod fuzz;
 mod memory;
 mod properties;
+mod transcripts;
 mod vectors;

@@ -11,7 +11,7 @@ use gopherstore::{
     Client,
     client::{ClientOptions, Direction, Frame, FrameHook},
     config::Config,
-    wire::{annotate, replication::StreamOpcode},
+    wire::annotate,
 };
 
 use crate::report::{Failure, Outcome};
@@ -117,21 +117,11 @@ pub(crate) fn configured(file: &Path, name: &str) -> Result<String, Failure> {
     }
 }
 
-/// Whether what a node sent is a frame of a replication stream: no status has the number of one.
-fn is_of_a_stream(bytes: &[u8]) -> bool {
-    bytes
-        .first()
-        .is_some_and(|&first| StreamOpcode::try_from(first).is_ok())
-}
-
 /// Dumps a frame in the manner of `curl -v`, on standard error so that standard output stays exact.
 fn dump(frame: &Frame<'_>) {
     let (mark, way, rows) = match frame.direction {
-        Direction::Sent => ('>', "to", annotate::request(frame.bytes)),
-        Direction::Received if is_of_a_stream(frame.bytes) => {
-            ('<', "from", annotate::stream(frame.bytes))
-        }
-        Direction::Received => ('<', "from", annotate::response(frame.bytes)),
+        Direction::Sent => ('>', "to", annotate::sent(frame.bytes)),
+        Direction::Received => ('<', "from", annotate::received(frame.bytes)),
     };
     let mut text = format!("{mark} {way} {}, {} bytes\n", frame.addr, frame.bytes.len());
     for line in rows.lines() {

@@ -3,8 +3,10 @@
 mod command;
 mod context;
 mod copy_file;
+mod decode;
 mod diff;
 mod dump;
+mod encode;
 mod lines;
 mod load;
 mod quote;
@@ -55,7 +57,7 @@ const PROGRAM: Program = Program {
     error_code(4, "the node is not the leader"),
     error_code(5, "cannot connect, or the connection was lost"),
     error_code(6, "timeout"),
-    error_code(7, "what answers does not keep to the protocol"),
+    error_code(7, "what answers, or is decoded, does not keep to the protocol"),
     error_code(
         8,
         "cannot read standard input or a file, or write standard output or a file"
@@ -107,6 +109,8 @@ enum Subcommand {
     Load(load::Load),
     Diff(diff::Diff),
     Race(race::Race),
+    Decode(decode::Decode),
+    Encode(encode::Encode),
 }
 
 /// Store a value under a key, whatever was there before.
@@ -221,6 +225,8 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Some(Subcommand::Diff(command)) => diff::run(&command, &context),
         Some(Subcommand::Status(command)) => status::run(command, &context),
         Some(Subcommand::Race(command)) => race::run(command, &context),
+        Some(Subcommand::Decode(command)) => decode::run(&command),
+        Some(Subcommand::Encode(command)) => encode::run(command, &context),
         Some(Subcommand::Resync(Resync { discard: true })) => once(&context, &Command::Resync),
         Some(Subcommand::Resync(Resync { discard: false })) => Err(mistake(
             "resync gives up all data of a follower, and what its leader lacks of it is lost for good; nothing is done \

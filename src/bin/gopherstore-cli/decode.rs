@@ -1,0 +1,229 @@
+//! `decode`: bytes that somebody holds, as annotated frames.
+
+use std::io::{self, Read};
+
+use argh::{ArgsInfo, FromArgs};
+use gopherstore::{
+    arguments::{self, Bytes},
+    hexdump::{self, Flow, Form},
+    wire::{
+        annotate,
+        transcript::{Fault, Frame, Kind, Side, Transcript},
+    },
+};
+
+use crate::report::{Failure, Outcome};
+
+/// Print bytes as annotated frames: of a dump, a capture, a printf line, or the bytes themselves.
+#[derive(ArgsInfo, FromArgs)]
+#[argh(subcommand, name = "decode", help_triggers("-h", "--help"))]
+#[argh(
+    example = "gopherstore-cli decode 01 0007 00000006 75736572313233 616374697665\n\
+        gopherstore-cli decode '\\x04\\0\\0\\0\\0\\0\\0'\n\
+        printf '\\004\\0\\0\\0\\0\\0\\0' | nc -N 127.0.0.1 8000 | gopherstore-cli decode --as answer\n\
+        tcpdump -r capture.pcap -x 'tcp port 8000' | gopherstore-cli decode",
+    note = "Without TEXT it reads standard input, to its end. It takes raw bytes, lines of xxd, hexdump -C or\n\
+        tcpdump -x (-X, -xx, -XX), hexadecimal digits, and a printf string or command, and sees by itself\n\
+        which. Of packets it puts each direction of each connection together.\n\
+        With auto, frames are of the side from which they parse whole; where that is more than one, or\n\
+        none, it is the likeliest, and --as says it for certain. No node is asked, so options such as\n\
+        --addr change nothing.\n\
+        At the first wrong byte it ends with exit code 7 and tells where and why, as it does where the\n\
+        bytes end inside a frame. Text that is none of these forms is exit code 2, and nothing is printed."
+)]
+pub(crate) struct Decode {
+    /// who sent the bytes: request (a client), answer (a node), stream (either, once it follows) or auto, the default
+    #[argh(
+        option,
+        long = "as",
+        from_str_fn(side),
+        arg_name = "SIDE",
+        default = "None"
+    )]
+    side: Option<Side>,
+    /// the bytes, in one of the forms below; by default standard input
+    #[argh(positional, from_str_fn(arguments::bytes))]
+    text: Vec<Bytes>,
+}
+
+fn side(encoded: &str) -> Result<Option<Side>, String> {
+    match &*arguments::text(encoded)? {
+        "auto" => Ok(None),
+        "request" => Ok(Some(Side::Requests)),
+        "answer" => Ok(Some(Side::Answers)),
+        "stream" => Ok(Some(Side::Stream)),
+        other => Err(format!(
+            "{other:?} is none of request, answer, stream and auto"
+        )),
+    }
+}
+
+/// Text that is printed at once, rather than one frame at a time.
+const BATCH_LEN: usize = 64 << 10;
+
+pub(crate) fn run(command: &Decode) -> Result<Outcome, Failure> {
+    let input = if command.text.is_empty() {
+        standard_input()?
+    } else {
+        command.text.join(&b' ')
+    };
+    let usage = |message: String| Failure::new(Outcome::Usage, message);
+    let contents = hexdump::read(&input).map_err(|error| {
+        usage(format!(
+            "{error}; decode takes raw bytes, an xxd or tcpdump -x dump, hexadecimal digits, or a printf string"
+        ))
+    })?;
+    if contents.flows.iter().all(|flow| flow.bytes.is_empty()) {
+        let message = match contents.form {
+            Form::Packets => "the packets carry no bytes; capture a connection while it is used",
+            _ => "no bytes to decode; give some behind decode, or on standard input",
+        };
+        return Err(usage(message.to_owned()));
+    }
+    let mut failure: Option<Failure> = None;
+    let mut more = 0_u32;
+    let mut out = Out::default();
+    for flow in &contents.flows {
+        let result = print(flow, command.side, &mut out);
+        match result {
+            Ok(()) => {}
+            // Flows do not depend on each other: one that began before the capture did leaves the others whole.
+            Err(Stop::Fault(fault)) if failure.is_none() => failure = Some(fault),
+            Err(Stop::Fault(_)) => more = more.saturating_add(1),
+            Err(Stop::Closed) => return Ok(Outcome::Done),
+            Err(Stop::Failure(failure)) => return Err(failure),
+        }
+    }
+    if let Some(failure) = &mut failure
+        && more > 0
+    {
+        failure
+            .message
+            .push_str(&format!(" (and {more} more flows are wrong or cut)"));
+    }
+    match out.flush() {
+        Err(Stop::Failure(failure)) => Err(failure),
+        _ => failure.map_or(Ok(Outcome::Done), Err),
+    }
+}
+
+/// All of standard input.
+fn standard_input() -> Result<Vec<u8>, Failure> {
+    let mut input = Vec::new();
+    match io::stdin().lock().read_to_end(&mut input) {
+        Ok(_) => Ok(input),
+        Err(error) => Err(Failure::new(
+            Outcome::LocalInput,
+            format!("cannot read standard input: {error}; redirect a file into it"),
+        )),
+    }
+}
+
+/// Why there is no more to print of a flow.
+enum Stop {
+    /// It is wrong from here on.
+    Fault(Failure),
+    /// Nobody reads standard output any more.
+    Closed,
+    /// It cannot be written.
+    Failure(Failure),
+}
+
+/// Standard output, many frames at a time.
+#[derive(Default)]
+struct Out(String);
+
+impl Out {
+    fn print(&mut self, text: &str) -> Result<(), Stop> {
+        self.0.push_str(text);
+        if self.0.len() >= BATCH_LEN {
+            self.flush()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), Stop> {
+        let is_open = crate::write_out(self.0.as_bytes()).map_err(Stop::Failure)?;
+        self.0.clear();
+        if is_open { Ok(()) } else { Err(Stop::Closed) }
+    }
+}
+
+fn print(flow: &Flow, side: Option<Side>, out: &mut Out) -> Result<(), Stop> {
+    let bytes = &*flow.bytes;
+    let guessed = side.is_none();
+    let side = side.unwrap_or_else(|| Side::guess(bytes));
+    if let Some(name) = &flow.name {
+        out.print(&format!("{name}, {} bytes\n", bytes.len()))?;
+    }
+    for frame in Transcript::new(side, bytes) {
+        match frame {
+            Ok(frame) => {
+                let Frame {
+                    number,
+                    at,
+                    kind,
+                    bytes,
+                } = frame;
+                let name = frame.name();
+                let len = bytes.len();
+                let rows = annotate::frame(kind, bytes, at);
+                out.print(&format!(
+                    "frame {number}: {} {name}, {len} bytes\n{rows}",
+                    noun(kind)
+                ))?;
+            }
+            Err(fault) => {
+                let rows = annotate::frame(fault.kind, &bytes[fault.frame_at..], fault.frame_at);
+                out.print(&format!(
+                    "frame {}: no whole {}\n{rows}",
+                    fault.number,
+                    noun(fault.kind)
+                ))?;
+                return Err(failed(flow, out, &explained(&fault, flow.missing, guessed)));
+            }
+        }
+    }
+    if flow.missing > 0 {
+        let message = format!("behind offset {:#x}: {}", bytes.len(), lost(flow.missing));
+        return Err(failed(flow, out, &message));
+    }
+    Ok(())
+}
+
+/// A flow that is wrong, once all before it is printed, so that the two outputs stand in order.
+fn failed(flow: &Flow, out: &mut Out, message: &str) -> Stop {
+    if let Err(stop) = out.flush() {
+        return stop;
+    }
+    let place = flow.name.as_ref().map(|name| format!("{name}: "));
+    let message = format!("{}{message}", place.unwrap_or_default());
+    Stop::Fault(Failure::new(Outcome::Protocol, message))
+}
+
+fn explained(fault: &Fault, missing: u64, guessed: bool) -> String {
+    let next = match fault.needed {
+        Some(_) if missing > 0 => lost(missing),
+        Some(_) => "give the bytes to the frame's end".to_owned(),
+        None if guessed => {
+            "if another side sent it, say which with --as request, answer or stream".to_owned()
+        }
+        None => "what stands before it is right".to_owned(),
+    };
+    format!("{fault}; {next}")
+}
+
+fn lost(missing: u64) -> String {
+    format!(
+        "{missing} bytes that were sent are not in the capture; capture them all, with tcpdump -s 0"
+    )
+}
+
+const fn noun(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Request => "request",
+        Kind::Answer | Kind::AnswerToFollow => "answer",
+        Kind::Stream => "stream",
+    }
+}

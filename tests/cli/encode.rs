@@ -1,0 +1,200 @@
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Command};
+
+use crate::{Run, finish, nodes::node::Node, run, run_at, tools};
+
+/// Lines as they are typed line by line, the value that `k` has in each where it is a SET of it, and the answer.
+const LINES: [(&str, &[u8]); 9] = [
+    ("ping", b"\0\0\0\0\x04PONG"),
+    ("set user123 active", b"\0\0\0\0\0"),
+    ("get user123", b"\0\0\0\0\x06active"),
+    (
+        r#"set k "it's 100% \"\\\x00\xff\n\t$HOME `id` !! %s""#,
+        b"\0\0\0\0\0",
+    ),
+    (
+        "get k",
+        b"\0\0\0\0\x20it's 100% \"\\\0\xff\n\t$HOME `id` !! %s",
+    ),
+    (r#"set "" ''"#, b"\0\0\0\0\0"),
+    ("get ''", b"\0\0\0\0\0"),
+    ("del k", b"\0\0\0\0\0"),
+    ("get k", b"\x03\0\0\0\0"),
+];
+
+#[track_caller]
+fn encoded(addr: &str, line: &str, form: &str) -> String {
+    let run = run_at(addr, &["encode", line, "--as", form], b"");
+    assert_eq!((run.code, &*run.err), (0, ""));
+    let text = String::from_utf8(run.out).unwrap();
+    assert_eq!(text.matches('\n').count(), 1, "one line: {text}");
+    text
+}
+
+/// Pastes lines into a shell.
+fn paste(shell: &str, lines: &str) -> Run {
+    finish(&mut Command::new(shell), lines.as_bytes())
+}
+
+fn unhex(out: &[u8]) -> Vec<u8> {
+    let run = finish(Command::new("xxd").arg("-r"), out);
+    assert_eq!(run.code, 0, "{run:?}");
+    run.out
+}
+
+/// The shells of this machine, `sh` at least.
+fn shells() -> impl Iterator<Item = &'static str> {
+    let has = |name: &&str| Command::new(name).args(["-c", "true"]).output().is_ok();
+    ["sh", "bash", "dash", "zsh"].into_iter().filter(has)
+}
+
+#[test]
+fn a_line_for_nc_works_in_a_shell() {
+    if !tools::are_there(&["nc", "xxd"]) {
+        return;
+    }
+    let node = Node::start();
+    let addr = node.addr.to_string();
+    for shell in shells() {
+        for (line, answer) in LINES {
+            let text = encoded(&addr, line, "nc");
+            let run = paste(shell, &text);
+            assert_eq!((run.code, &*run.err), (0, ""), "{shell}: {text}");
+            assert_eq!(unhex(&run.out), answer, "{shell}: {text}");
+        }
+    }
+    let run = paste("sh", &encoded(&addr, "status", "nc"));
+    let answer = String::from_utf8_lossy(&unhex(&run.out)).into_owned();
+    assert!(answer.contains("state: serving\n"), "{answer}");
+}
+
+#[test]
+fn a_line_for_python_works_in_a_shell() {
+    if !tools::are_there(&["python3"]) {
+        return;
+    }
+    let node = Node::start();
+    let addr = node.addr.to_string();
+    for (line, answer) in LINES {
+        let text = encoded(&addr, line, "python");
+        // What Python prints of bytes it reads again.
+        let check = format!(
+            "import ast, sys; assert ast.literal_eval(sys.stdin.read()) == bytes.fromhex('{}')",
+            answer
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>()
+        );
+        let run = paste("sh", &text);
+        assert_eq!((run.code, &*run.err), (0, ""), "{text}");
+        let checked = finish(Command::new("python3").args(["-c", &check]), &run.out);
+        assert_eq!(checked.code, 0, "{text}: {run:?} {}", checked.err);
+    }
+}
+
+#[test]
+fn a_line_for_printf_prints_the_frame_and_every_line_is_decoded() {
+    for (line, _) in LINES {
+        let digits = encoded("127.0.0.1:8000", line, "hex");
+        let frame: Vec<u8> = {
+            let digits: String = digits.split_whitespace().collect();
+            let pairs = (0..digits.len()).step_by(2);
+            pairs
+                .map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap())
+                .collect()
+        };
+        let shown = run(&["decode", "--as", "request"], &frame);
+        assert_eq!(shown.code, 0, "{shown:?}");
+        for form in ["hex", "printf", "nc"] {
+            let text = encoded("127.0.0.1:8000", line, form);
+            assert_eq!(run(&["decode"], text.as_bytes()), shown, "{text}");
+            assert_eq!(run(&["decode", text.trim_end()], b""), shown, "{text}");
+        }
+        let printf = encoded("127.0.0.1:8000", line, "printf");
+        for shell in shells() {
+            assert_eq!(paste(shell, &printf).out, frame, "{shell}: {printf}");
+        }
+    }
+}
+
+#[test]
+fn digits_go_through_xxd() {
+    if !tools::are_there(&["nc", "xxd"]) {
+        return;
+    }
+    let node = Node::start();
+    let (host, port) = ("127.0.0.1", node.addr.port());
+    for (line, answer) in LINES {
+        let digits = encoded("127.0.0.1:8000", line, "hex");
+        let text = format!(
+            "echo '{}' | xxd -r -p | nc -N {host} {port} | xxd",
+            digits.trim_end()
+        );
+        assert_eq!(unhex(&paste("sh", &text).out), answer, "{text}");
+    }
+}
+
+#[test]
+fn every_byte_can_be_pasted() {
+    if !tools::are_there(&["nc", "xxd"]) {
+        return;
+    }
+    let node = Node::start();
+    let addr = node.addr.to_string();
+    let value: Vec<u8> = (0..=255).collect();
+    let run = run_at(&addr, &["encode", "set", "k", "-", "--as", "nc"], &value);
+    assert_eq!(run.code, 0, "{run:?}");
+    let text = String::from_utf8(run.out).unwrap();
+    assert_eq!(unhex(&paste("sh", &text).out), b"\0\0\0\0\0");
+    assert_eq!(run_at(&addr, &["get", "k"], b"").out, value);
+}
+
+#[test]
+fn several_words_are_taken_as_they_are() {
+    let words = [
+        OsStr::new("encode"),
+        OsStr::new("set"),
+        OsStr::new("\"q\" "),
+        OsStr::from_bytes(b"\xff"),
+    ];
+    run(&words, b"").expect(0, "01 0004 00000001 22712220 ff\n", "");
+    run(&["encode", "GET", "get"], b"").expect(0, "02 0003 00000000 676574\n", "");
+    run(&["encode", "set", "t", "-5"], b"").expect(0, "01 0001 00000002 74 2d35\n", "");
+    run(&["encode", "set", "t", "-"], b"\0x").expect(0, "01 0001 00000002 74 0078\n", "");
+    run(&["encode", "set t -"], b"").expect(0, "01 0001 00000001 74 2d\n", "");
+    run(&["encode", "status"], b"").expect(0, "40 0000 00000000\n", "");
+    run_at("[::1]:9", &["encode", "ping", "--as", "nc"], b"").expect(
+        0,
+        "printf '\\004\\000\\000\\000\\000\\000\\000' | nc -N ::1 9 | xxd\n",
+        "",
+    );
+}
+
+#[test]
+fn what_makes_no_line_is_exit_code_2() {
+    for (arguments, parts) in [
+        (&["encode"][..], ["no command to encode", "get KEY"]),
+        (&["encode", "flush"], ["unknown command flush", "--help"]),
+        (&["encode", "set", "k"], ["write set KEY VALUE", "--help"]),
+        (&["encode", "get \"k"], ["no closing \"", "--help"]),
+        (&["encode", "resync", "--discard"], ["--discard", "--help"]),
+        (
+            &["encode", "ping", "--as", "base64"],
+            ["hex, printf, nc and python", "base64"],
+        ),
+        (
+            &["encode", "ping", "--as", "nc", "--addr", "$(id):1"],
+            ["$(id)", "--addr"],
+        ),
+        (
+            &["encode", "ping", "--as", "nc", "--addr", "x"],
+            ["no address", "HOST:PORT"],
+        ),
+    ] {
+        run(arguments, b"").expect_failure(2, &parts);
+    }
+    let long = vec![b'v'; 70_000];
+    let run_long = |form: &str| run(&["encode", "set", "k", "-", "--as", form], &long);
+    run_long("python").expect_failure(2, &["70008 bytes", "use --as nc"]);
+    assert_eq!(run_long("nc").code, 0);
+    run(&["encode", "get", &"k".repeat(65_536)], b"").expect_failure(2, &["65536", "shorten it"]);
+}
