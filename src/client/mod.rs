@@ -47,7 +47,7 @@ mod pipeline;
 
 pub use answer::Answer;
 pub use error::{Error, PipelineError, ProtocolError, Result, Wait};
-pub use pipeline::Pipeline;
+pub use pipeline::{Pipeline, Timed};
 
 use connection::Connection;
 use pipeline::is_write;
