@@ -91,9 +91,11 @@ impl Vocabulary {
         let flags = |info: &CommandInfoWithArgs| {
             let flags = info.flags.iter();
             flags
-                .map(|flag| {
+                .flat_map(|flag| {
                     let takes_value = matches!(flag.kind, FlagInfoKind::Option { .. });
-                    (flag.long.to_owned(), takes_value)
+                    let short = flag.short.map(|letter| format!("-{letter}"));
+                    let names = short.into_iter().chain([flag.long.to_owned()]);
+                    names.map(move |name| (name, takes_value))
                 })
                 .collect()
         };
@@ -287,12 +289,10 @@ impl Program {
         let misplaced =
             |(name, _): &&(&str, _)| !command.is_some_and(|(_, flags)| has(flags, name));
         if let Some((name, _)) = others.iter().find(misplaced) {
-            let mut commands = vocabulary.commands.iter();
-            let home = commands.find(|(_, flags)| has(flags, name));
-            return Err(self.mistake(&format!(
-                "{name} goes with {} alone",
-                home.map_or("another command", |(command, _)| command)
-            )));
+            let commands = vocabulary.commands.iter();
+            let homes = commands.filter(|(_, flags)| has(flags, name));
+            let homes: Vec<&str> = homes.map(|(command, _)| command.as_str()).collect();
+            return Err(self.mistake(&format!("{name} goes with {} alone", homes.join(" or "))));
         }
         let positionals = positionals.iter().map(|value| encode(value.as_bytes()));
         Ok(flat(own)
@@ -429,7 +429,7 @@ mod tests {
         #[argh(option, from_str_fn(text))]
         addr: Option<String>,
         /// a number
-        #[argh(option, from_str_fn(parsed))]
+        #[argh(option, short = 'c', from_str_fn(parsed))]
         count: Option<u8>,
         /// a switch
         #[argh(switch)]
@@ -521,6 +521,8 @@ mod tests {
             "--addr=h:1 --count=7 --hex set k v",
             "set k v --addr=h:1 --hex --count 7",
             "set --hex k --addr h:1 v --count=7",
+            "-c 7 set k v --addr h:1 --hex",
+            "set k v --addr h:1 --hex -c=7",
         ] {
             let arguments: Vec<&str> = line.split(' ').collect();
             assert_eq!(parse(&arguments).as_ref(), Ok(&expected), "{line}");
@@ -574,6 +576,7 @@ mod tests {
             ("--addr --hex", "no value after --addr"),
             ("set k v --raw", "--raw goes with get alone"),
             ("--raw", "--raw goes with get alone"),
+            ("set k v -c", "no value after -c"),
             ("put k v", "unknown command put; there are set, get"),
             ("help put", "unknown command put; there are set, get"),
             ("set", "missing key value"),
