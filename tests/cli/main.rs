@@ -9,11 +9,22 @@
 )]
 
 mod arguments;
+mod bench;
 mod commands;
 mod failures;
 mod lines;
 #[path = "../support/mod.rs"]
 mod support;
+
+/// Nodes of their own processes.
+#[path = "../support"]
+#[allow(dead_code)] // some of it serves other test crates
+mod nodes {
+    pub(crate) mod cluster;
+    pub(crate) mod names;
+    pub(crate) mod node;
+    pub(crate) mod proxy;
+}
 
 use std::{
     ffi::OsStr,

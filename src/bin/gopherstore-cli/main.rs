@@ -1,5 +1,6 @@
 //! The command-line client: one command, or many line by line.
 
+mod bench;
 mod command;
 mod context;
 mod lines;
@@ -89,6 +90,7 @@ enum Subcommand {
     Ping(Ping),
     Status(Status),
     Resync(Resync),
+    Bench(bench::Bench),
 }
 
 /// Store a value under a key, whatever was there before.
@@ -204,6 +206,7 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Some(Subcommand::Del(Del { key })) => once(&context, &Command::Del { key }),
         Some(Subcommand::Ping(Ping {})) => once(&context, &Command::Ping),
         Some(Subcommand::Status(Status {})) => once(&context, &Command::Status),
+        Some(Subcommand::Bench(command)) => bench::run(&command, &context),
         Some(Subcommand::Resync(Resync { discard: true })) => once(&context, &Command::Resync),
         Some(Subcommand::Resync(Resync { discard: false })) => Err(mistake(
             "resync gives up all data of a follower, and what its leader lacks of it is lost for good; nothing is done \
