@@ -136,8 +136,8 @@ impl<'a> Pipeline<'a> {
         }
     }
 
-    /// The same, for whoever measures: leaves just the answers in `answers`, each with the time at which its last byte had
-    /// come. The memory of both the queue and `answers` serves the next requests again.
+    /// The same, for whoever measures: leaves just the answers in `answers`, each with the time at which its last byte
+    /// had come. The memory of both the queue and `answers` serves the next requests again.
     ///
     /// # Errors
     ///

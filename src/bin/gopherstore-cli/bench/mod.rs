@@ -7,6 +7,7 @@ mod target;
 mod workload;
 
 use std::{
+    env,
     hash::{BuildHasher, RandomState},
     io,
     num::NonZeroU64,
@@ -67,7 +68,7 @@ const IN_FLIGHT_MAX: u64 = 1 << 30;
         little meanwhile and looks better than it is. With --rate each operation is due at a time\n\
         that the rate alone sets, and its latency counts from that time, whenever it was sent; what\n\
         is late is sent up to --depth at once. The figures then hold what the system takes to wake\n\
-        the sender, often 50 to 100 us. unsent counts what was due and not sent in the time.\n\
+        the sleeping sender, often 50 to 200 us. unsent counts what was due and not sent in the time.\n\
         \n\
         With the same seed and the same options each connection sends the same operations, in the\n\
         same order; how connections mix is up to the system. Zipf keys have the exponent 0.99, and\n\
@@ -299,8 +300,15 @@ struct Progress {
 
 impl Progress {
     fn new() -> Progress {
-        // Hidden where standard error is no terminal.
-        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(5));
+        let is_dumb = env::var_os("TERM").is_some_and(|name| name == "dumb");
+        let target = if is_dumb {
+            // It could not erase the line.
+            ProgressDrawTarget::hidden()
+        } else {
+            // Hidden where standard error is no terminal.
+            ProgressDrawTarget::stderr_with_hz(5)
+        };
+        let bar = ProgressBar::with_draw_target(Some(0), target);
         if let Ok(style) = ProgressStyle::with_template("{msg} [{wide_bar}] {percent:>3}%") {
             bar.set_style(style.progress_chars("=> "));
         }

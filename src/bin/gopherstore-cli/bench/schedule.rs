@@ -151,8 +151,8 @@ mod tests {
         sorted[rank.min(sorted.len() - 1)]
     }
 
-    /// Runs one connection against a node that answers after 100 µs, but stands still for `stall` from 1 s on. Gives the
-    /// sorted latencies from the time at which each operation was due, and from that at which it was sent.
+    /// Runs one connection against a node that answers after 100 µs, but stands still for `stall` from 1 s on. Gives
+    /// the sorted latencies from the time at which each operation was due, and from that at which it was sent.
     fn simulate(
         mut schedule: Schedule,
         depth: u64,

@@ -81,7 +81,15 @@ impl<'a> Target<'a> {
     pub(super) fn connect(&self) -> Result<(Client, Option<Client>), Failure> {
         let open = |addr: &str| {
             let mut client = self.context.client_of(addr);
-            client.ping().map_err(|error| self.failure(&error))?;
+            client.ping().map_err(|error| match &error {
+                Error::Connect { source, .. } if source.raw_os_error() == Some(libc::EMFILE) => {
+                    Failure::new(
+                        Outcome::NoConnection,
+                        format!("{error}; ask for fewer --connections, or raise ulimit -n"),
+                    )
+                }
+                error => self.failure(error),
+            })?;
             Ok(client)
         };
         let writes = (self.addr != self.leader).then(|| open(&self.leader));

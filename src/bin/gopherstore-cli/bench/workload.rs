@@ -305,8 +305,8 @@ mod tests {
         counts
     }
 
-    /// The sum of the squared deviations, each over what was expected; for 1,000 keys about 999, and more than 1,150 once
-    /// in two thousand times. The seed is fixed, so it is the same each time.
+    /// The sum of the squared deviations, each over what was expected; for 1,000 keys about 999, and more than 1,150
+    /// hardly once in a thousand times. The seed is fixed, so it is the same each time.
     fn chi_squared(counts: &[f64], expected: impl Fn(usize) -> f64) -> f64 {
         let deviations = counts.iter().enumerate();
         deviations
