@@ -439,3 +439,25 @@ fn options_that_make_no_sense_are_told_before_anything_is_sent() {
     }
     assert_eq!(node.peer.connections(), 0);
 }
+
+#[test]
+fn the_examples_of_the_help_work() {
+    let node = Node::start();
+    let addr = addr(&node);
+    let help = bench(&addr, "--help");
+    let help = String::from_utf8(help.out).unwrap();
+    let examples = help.lines().skip_while(|line| *line != "Examples:");
+    let examples: Vec<&str> = examples
+        .filter_map(|line| line.trim().strip_prefix("gopherstore-cli bench "))
+        .collect();
+    assert_eq!(examples.len(), 3, "{help}");
+    for example in examples {
+        // What they do takes longer than a test should.
+        let short = example.replace("30s", "50ms").replace("100000", "1000");
+        assert_ne!(short, example);
+        let run = bench(&addr, &short);
+        assert_eq!((run.code, &*run.err), (0, ""), "{example}");
+        assert!(!run.out.is_empty());
+    }
+    assert_eq!(keys(&addr), 0);
+}

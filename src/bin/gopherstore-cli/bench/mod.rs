@@ -56,7 +56,7 @@ const IN_FLIGHT_MAX: u64 = 1 << 30;
     name = "bench",
     help_triggers("-h", "--help"),
     example = "gopherstore-cli bench --connections 16 --depth 8 --duration 30s\n\
-        gopherstore-cli bench --rate 20000 --zipf --get 50 --value-size 16..1024\n\
+        gopherstore-cli bench --rate 20000 --zipf --get 50 --value-size 16..1024 --duration 30s\n\
         gopherstore-cli bench --count 100000 --seed 7 -w json",
     note = "What is measured: from the time at which a batch is handed to the system to the one at\n\
         which the answer's last byte is read, for each operation. A connection sends --depth\n\
@@ -332,13 +332,15 @@ impl Drop for Progress {
 /// Runs the command: makes ready, measures, prints, cleans up.
 pub(crate) fn run(command: &Bench, context: &Context) -> Result<Outcome, Failure> {
     let plan = Plan::of(command)?;
+    let target = Target::find(&plan, context)?;
+    // Up to here there is nothing to clean up, and a signal ends the program at once.
     let stop = Stop::on_signals().map_err(|error| {
         Failure::new(
             Outcome::LocalInput,
             format!("cannot take note of Ctrl-C: {error}; try again"),
         )
     })?;
-    let outcome = run_until(&plan, command.write_out, context, &stop);
+    let outcome = run_at(target, command.write_out, &stop);
     if let Some(signal) = stop.signal() {
         if let Err(failure) = outcome {
             failure.print(None);
@@ -350,9 +352,8 @@ pub(crate) fn run(command: &Bench, context: &Context) -> Result<Outcome, Failure
     outcome.map(|()| Outcome::Done)
 }
 
-fn run_until(plan: &Plan, form: Form, context: &Context, stop: &Stop) -> Result<(), Failure> {
+fn run_at(mut target: Target<'_>, form: Form, stop: &Stop) -> Result<(), Failure> {
     let progress = Progress::new();
-    let mut target = Target::find(plan, context)?;
     let Some(claim) = target.claim(stop, &progress)? else {
         return Ok(());
     };
@@ -373,7 +374,7 @@ fn run_until(plan: &Plan, form: Form, context: &Context, stop: &Stop) -> Result<
         None => Ok(()),
     };
     let progress = Progress::new();
-    let removed = if plan.keep {
+    let removed = if target.plan.keep {
         Ok(())
     } else {
         target.remove(claim, &progress)
