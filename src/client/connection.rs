@@ -2,9 +2,12 @@
 
 use std::{
     io::{self, Read, Write},
+    mem::MaybeUninit,
     net::{TcpStream, ToSocketAddrs},
     time::{Duration, Instant},
 };
+
+use socket2::SockRef;
 
 use crate::wire::{
     Buffer, Opcode,
@@ -19,6 +22,12 @@ use super::{
 
 /// How long a write makes no headway before the client looks whether the node has answered already.
 const STALL: Duration = Duration::from_millis(100);
+
+/// Do not wait, whatever the socket's timeouts are. One call, where a switch to non-blocking and back would be three.
+const AT_ONCE: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+
+/// Below this a read waits for just what is left; above it, for a part, so that the next ones need no new setting.
+const EXACT_WAIT_MAX: Duration = Duration::from_millis(20);
 
 /// When a wait ends. None where the clock cannot say so large a time, which is as good as never.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +54,8 @@ impl Deadline {
     }
 }
 
-/// Invariant: between calls the socket blocks, and the buffer is empty or the connection is not used again.
+/// Invariants: the socket blocks, and has the timeouts that the fields name; between calls the buffer is empty, or the
+/// connection is not used again.
 ///
 /// Whoever gets a fault from a method drops the connection: an answer that is still on its way would be taken for the
 /// answer to the next request.
@@ -55,6 +65,11 @@ pub(super) struct Connection {
     addr: String,
     buffer: Buffer,
     options: ClientOptions,
+    /// The socket's timeouts, kept since setting them costs as much as a small write.
+    read_timeout: Option<Duration>,
+    write_timeout: Option<Duration>,
+    /// When the last bytes came.
+    read_at: Instant,
     /// Nothing can be sent any more, though answers may still have come.
     is_broken: bool,
 }
@@ -95,6 +110,9 @@ impl Connection {
                         addr: addr.to_owned(),
                         buffer: Buffer::new(),
                         options: options.clone(),
+                        read_timeout: None,
+                        write_timeout: None,
+                        read_at: Instant::now(),
                         is_broken: false,
                     });
                 }
@@ -122,10 +140,9 @@ impl Connection {
 
     /// Whether there is something to read, be it the end of the stream.
     fn has_arrivals(&self) -> io::Result<bool> {
-        self.stream.set_nonblocking(true)?;
-        let found = self.stream.peek(&mut [0]);
-        self.stream.set_nonblocking(false)?;
-        match found {
+        let mut byte = [MaybeUninit::uninit()];
+        let flags = AT_ONCE | libc::MSG_PEEK;
+        match SockRef::from(&self.stream).recv_with_flags(&mut byte, flags) {
             Ok(_) => Ok(true),
             Err(error) if is_timeout(&error) || is_interrupted(&error) => Ok(false),
             Err(error) => Err(error),
@@ -191,8 +208,7 @@ impl Connection {
             let left = deadline.left().ok_or_else(|| self.timeout(Wait::Request))?;
             let turn = left.map_or(STALL, |left| left.min(STALL));
             let written = self
-                .stream
-                .set_write_timeout(Some(turn))
+                .wait_at_most(turn)
                 .and_then(|()| self.stream.write(bytes));
             match written {
                 Ok(0) => return Err(self.lost(io::ErrorKind::WriteZero.into())),
@@ -211,12 +227,7 @@ impl Connection {
 
     /// Sends what of `bytes` the system takes at once, which may be nothing, and says how much that was.
     pub(super) fn write_some(&mut self, bytes: &[u8]) -> Result<usize> {
-        let written = self.stream.set_nonblocking(true).and_then(|()| {
-            let written = self.stream.write(bytes);
-            self.stream.set_nonblocking(false)?;
-            written
-        });
-        match written {
+        match SockRef::from(&self.stream).send_with_flags(bytes, AT_ONCE) {
             Ok(0) if !bytes.is_empty() => Err(self.lost(io::ErrorKind::WriteZero.into())),
             Ok(count) => Ok(count),
             Err(error) if is_timeout(&error) || is_interrupted(&error) => Ok(0),
@@ -266,12 +277,12 @@ impl Connection {
         loop {
             let left = deadline.left().ok_or_else(|| self.timeout(Wait::Answer))?;
             let read = self
-                .stream
-                .set_read_timeout(left)
+                .expect_within(left)
                 .and_then(|()| self.stream.read(self.buffer.space(needed)));
             match read {
                 Ok(0) => return Err(self.lost(io::ErrorKind::UnexpectedEof.into())),
                 Ok(count) => {
+                    self.read_at = Instant::now();
                     self.buffer.filled(count);
                     return Ok(());
                 }
@@ -279,6 +290,29 @@ impl Connection {
                 Err(error) => return Err(self.lost(error)),
             }
         }
+    }
+
+    /// When the last bytes came: those that made the last answer whole.
+    pub(super) const fn read_at(&self) -> Instant {
+        self.read_at
+    }
+
+    /// Bounds the next write.
+    fn wait_at_most(&mut self, turn: Duration) -> io::Result<()> {
+        if self.write_timeout != Some(turn) {
+            self.stream.set_write_timeout(Some(turn))?;
+            self.write_timeout = Some(turn);
+        }
+        Ok(())
+    }
+
+    /// Bounds the next read to what is `left`, or to a part of it: a read that ends early is repeated.
+    fn expect_within(&mut self, left: Option<Duration>) -> io::Result<()> {
+        if let Some(timeout) = next_timeout(self.read_timeout, left) {
+            self.stream.set_read_timeout(timeout)?;
+            self.read_timeout = timeout;
+        }
+        Ok(())
     }
 
     /// Hands a frame to the hook.
@@ -320,6 +354,19 @@ impl Connection {
     }
 }
 
+/// What a socket's timeout must be changed to before a read that may take what is `left`; nothing where it does as it
+/// is: none where there is no limit, else no more than what is left, so that no wait is longer than it may be, and no
+/// less than half of it, so that there are few useless wake-ups. Each request's time starts at the full limit again, so
+/// one setting serves as long as answers come within a quarter of it.
+fn next_timeout(set: Option<Duration>, left: Option<Duration>) -> Option<Option<Duration>> {
+    match (set, left) {
+        (None, None) => None,
+        (Some(set), Some(left)) if set <= left && set >= left / 2 => None,
+        (_, Some(left)) if left > EXACT_WAIT_MAX => Some(Some(left / 4 * 3)),
+        (_, left) => Some(left),
+    }
+}
+
 /// Both kinds, since systems differ in which one a socket's timeout gives.
 fn is_timeout(error: &io::Error) -> bool {
     matches!(
@@ -330,4 +377,52 @@ fn is_timeout(error: &io::Error) -> bool {
 
 fn is_interrupted(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Interrupted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(count: u64) -> Option<Duration> {
+        Some(Duration::from_millis(count))
+    }
+
+    #[test]
+    fn a_timeout_is_set_once_for_many_reads_and_never_beyond_what_is_left() {
+        assert_eq!(next_timeout(None, ms(5_000)), Some(ms(3_750)));
+        for left in [5_000, 4_999, 3_750] {
+            assert_eq!(next_timeout(ms(3_750), ms(left)), None);
+        }
+        assert_eq!(
+            next_timeout(ms(3_750), ms(3_749)),
+            Some(ms(2_811).map(|d| d + Duration::from_micros(750)))
+        );
+        assert_eq!(
+            next_timeout(ms(2_000), ms(5_000)),
+            Some(ms(3_750)),
+            "it would wake up for nothing"
+        );
+        assert_eq!(next_timeout(ms(3_750), ms(20)), Some(ms(20)));
+        assert_eq!(next_timeout(ms(20), ms(20)), None);
+        assert_eq!(next_timeout(ms(20), None), Some(None));
+        assert_eq!(next_timeout(None, None), None);
+    }
+
+    #[test]
+    fn a_wait_takes_few_wake_ups_and_ends_when_it_must() {
+        let (mut set, mut left, mut wakes) = (None, Duration::from_secs(3_600), 0);
+        while !left.is_zero() {
+            if let Some(changed) = next_timeout(set, Some(left)) {
+                set = changed;
+            }
+            let Some(wait) = set else {
+                unreachable!("no limit at {left:?}")
+            };
+            assert!(wait <= left, "{wait:?} of {left:?}");
+            assert!(!wait.is_zero());
+            left -= wait;
+            wakes += 1;
+        }
+        assert!(wakes < 15, "{wakes}");
+    }
 }

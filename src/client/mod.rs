@@ -53,7 +53,7 @@ mod status;
 pub use answer::Answer;
 pub use error::{Error, PipelineError, ProtocolError, Result, Wait};
 pub use observer::{Observer, Watch};
-pub use pipeline::Pipeline;
+pub use pipeline::{Pipeline, Timed};
 pub use status::{FollowerStatus, NodeRole, NodeState, NodeStatus, PeerStatus};
 
 use connection::Connection;

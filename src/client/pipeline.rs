@@ -17,7 +17,7 @@
 //! Nothing here rests on how much the sockets' buffers hold. The window is for politeness and speed: it bounds how
 //! far a node must read ahead, keeps writes large, and saves attempts to write that the system would refuse.
 
-use std::mem;
+use std::{mem, time::Instant};
 
 use crate::wire::{EncodeError, Opcode, Request};
 
@@ -132,18 +132,41 @@ impl<'a> Pipeline<'a> {
     /// [`PipelineError`], with the answers up to there, when the connection fails. Nothing is sent at all when a key or
     /// value is too long for a frame.
     pub fn run(&mut self) -> std::result::Result<Vec<Result<Answer>>, PipelineError> {
-        let queue = mem::take(&mut self.queue);
+        let untimed = |(answer, _)| answer;
         let mut answers = Vec::new();
-        let result = match self.too_long.take() {
-            Some(error) => Err(error.into()),
-            None => self.client.run(&queue, &mut answers),
-        };
-        match result {
-            Ok(()) => Ok(answers),
-            Err(error) => Err(PipelineError { answers, error }),
+        match self.run_timed(&mut answers) {
+            Ok(()) => Ok(answers.into_iter().map(untimed).collect()),
+            Err(error) => Err(PipelineError {
+                answers: answers.into_iter().map(untimed).collect(),
+                error,
+            }),
         }
     }
+
+    /// The same, for whoever measures: leaves just the answers in `answers`, each with the time at which its last byte
+    /// had come. The memory of both the queue and `answers` serves the next requests again.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run); the answers up to there are in `answers`.
+    pub fn run_timed(&mut self, answers: &mut Vec<Timed>) -> Result<()> {
+        answers.clear();
+        let mut queue = mem::take(&mut self.queue);
+        let result = match self.too_long.take() {
+            Some(error) => Err(error.into()),
+            None => self.client.run(&queue, answers),
+        };
+        if queue.bytes.capacity() <= Client::FRAME_KEPT_MAX {
+            queue.bytes.clear();
+            queue.requests.clear();
+            self.queue = queue;
+        }
+        result
+    }
 }
+
+/// An answer, and when its last byte had come.
+pub type Timed = (Result<Answer>, Instant);
 
 /// Encoded requests, one after another.
 #[derive(Debug, Default)]
@@ -187,7 +210,7 @@ pub(super) const fn is_write(opcode: Opcode) -> bool {
 }
 
 impl Client {
-    fn run(&mut self, queue: &Queue, answers: &mut Vec<Result<Answer>>) -> Result<()> {
+    fn run(&mut self, queue: &Queue, answers: &mut Vec<Timed>) -> Result<()> {
         let mut route = self.route(queue.has_write());
         let mut redirects_left = if self.options.follow_redirects {
             REDIRECTS_MAX
@@ -203,8 +226,7 @@ impl Client {
             }
             .run(redirects_left > 0)?;
             let Some(leader) = refused else {
-                let refuses =
-                    |answer: &Result<Answer>| matches!(answer, Err(Error::NotLeader { .. }));
+                let refuses = |(answer, _): &Timed| matches!(answer, Err(Error::NotLeader { .. }));
                 // As for a single request: a remembered leader that leads no more is forgotten.
                 if route == Route::Home || !answers.iter().any(refuses) {
                     self.put_back(route, connection);
@@ -226,7 +248,7 @@ struct Run<'a> {
     connection: &'a mut Connection,
     queue: &'a Queue,
     /// `answers.len()` is the number of the request whose answer comes next.
-    answers: &'a mut Vec<Result<Answer>>,
+    answers: &'a mut Vec<Timed>,
 }
 
 impl Run<'_> {
@@ -273,7 +295,7 @@ impl Run<'_> {
             {
                 refused = Some((next, leader.clone()));
             }
-            self.answers.push(answer);
+            self.answers.push((answer, self.connection.read_at()));
         }
         if let Some((at, leader)) = refused
             && !self.was_written_since(at)
@@ -337,14 +359,15 @@ impl Run<'_> {
         while self.queue.end(self.answers.len()) <= sent {
             let opcode = self.queue.opcode(self.answers.len());
             match self.connection.receive(opcode, deadline) {
-                Ok(answer) => self.answers.push(answer),
+                Ok(answer) => self.answers.push((answer, self.connection.read_at())),
                 Err(_) => return fault,
             }
         }
         // There is one more, since its bytes are what could not be written.
         let opcode = self.queue.opcode(self.answers.len());
         if let Some(refusal) = self.connection.last_words(opcode, &fault, deadline) {
-            self.answers.push(Err(refusal));
+            let read_at = self.connection.read_at();
+            self.answers.push((Err(refusal), read_at));
         }
         fault
     }
@@ -352,7 +375,7 @@ impl Run<'_> {
     /// Whether a write after the one at `at` was carried out.
     fn was_written_since(&self, at: usize) -> bool {
         (at + 1..self.answers.len())
-            .any(|after| is_write(self.queue.opcode(after)) && self.answers[after].is_ok())
+            .any(|after| is_write(self.queue.opcode(after)) && self.answers[after].0.is_ok())
     }
 }
 

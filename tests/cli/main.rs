@@ -9,6 +9,7 @@
 )]
 
 mod arguments;
+mod bench;
 mod commands;
 mod decode;
 mod diff;

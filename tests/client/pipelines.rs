@@ -1,4 +1,8 @@
-use std::io::Write;
+use std::{
+    io::Write,
+    thread,
+    time::{Duration, Instant},
+};
 
 use gopherstore::client::{Answer, Client, Error};
 
@@ -36,6 +40,39 @@ fn a_hundred_thousand_requests_with_large_answers_do_not_deadlock() {
         }
     });
     assert_eq!(node.peer.connections(), 1);
+}
+
+#[test]
+fn answers_have_the_times_at_which_they_came() {
+    let pause = Duration::from_millis(50);
+    let peer = Peer::start(move |_, mut stream| {
+        while let Some(frame) = next_frame(&mut stream) {
+            if frame[0] == 0x02 {
+                thread::sleep(pause);
+            }
+            if stream.write_all(&answer(0, b"")).is_err() {
+                break;
+            }
+        }
+    });
+    let addr = peer.addr.clone();
+    in_time(move || {
+        let mut client = patient(&addr);
+        let mut pipeline = client.pipeline();
+        let mut answers = Vec::new();
+        for _ in 0..3 {
+            let begin = Instant::now();
+            pipeline.set(b"k", b"").get(b"k").set(b"k", b"");
+            pipeline.run_timed(&mut answers).unwrap();
+            let end = Instant::now();
+            assert!(pipeline.is_empty());
+            assert_eq!(answers.len(), 3, "those of the last run are gone");
+            let at: Vec<Instant> = answers.iter().map(|(_, at)| *at).collect();
+            assert!(begin <= at[0] && at.is_sorted() && at[2] <= end);
+            assert!(at[1] - begin >= pause);
+            assert!(matches!(&answers[1].0, Ok(Answer::Value(value)) if value.is_empty()));
+        }
+    });
 }
 
 #[test]

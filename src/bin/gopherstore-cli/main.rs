@@ -1,5 +1,6 @@
 //! The command-line client: one command, or many line by line.
 
+mod bench;
 mod command;
 mod context;
 mod copy_file;
@@ -111,6 +112,7 @@ enum Subcommand {
     Race(race::Race),
     Decode(decode::Decode),
     Encode(encode::Encode),
+    Bench(bench::Bench),
 }
 
 /// Store a value under a key, whatever was there before.
@@ -227,6 +229,7 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Some(Subcommand::Race(command)) => race::run(command, &context),
         Some(Subcommand::Decode(command)) => decode::run(&command),
         Some(Subcommand::Encode(command)) => encode::run(command, &context),
+        Some(Subcommand::Bench(command)) => bench::run(&command, &context),
         Some(Subcommand::Resync(Resync { discard: true })) => once(&context, &Command::Resync),
         Some(Subcommand::Resync(Resync { discard: false })) => Err(mistake(
             "resync gives up all data of a follower, and what its leader lacks of it is lost for good; nothing is done \

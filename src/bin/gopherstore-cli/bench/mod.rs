@@ -1,0 +1,391 @@
+//! `bench`: how fast a node answers, measured by a client that waits as its users do.
+
+mod results;
+mod run;
+mod schedule;
+mod target;
+mod workload;
+
+use std::{
+    env,
+    hash::{BuildHasher, RandomState},
+    io,
+    num::NonZeroU64,
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use argh::{ArgsInfo, FromArgs};
+use gopherstore::arguments;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag, low_level,
+};
+
+use crate::{
+    context::Context,
+    report::{Failure, Outcome},
+    write_out,
+};
+
+use results::{Conditions, Form, Measured};
+use schedule::End;
+use target::Target;
+use workload::{Prefix, Sizes, Workload};
+
+const CONNECTIONS_DEFAULT: u64 = 8;
+const CONNECTIONS_MAX: u64 = 10_000;
+const DEPTH_MAX: u64 = 100_000;
+const KEYS_DEFAULT: u32 = 10_000;
+const GET_PERCENT_DEFAULT: u8 = 90;
+const DURATION_DEFAULT: Duration = Duration::from_secs(10);
+const RATE_MAX: u64 = 1_000_000_000;
+/// Bytes of values that all connections together may have in flight one way, so that a slip of the finger does not take
+/// all memory.
+const IN_FLIGHT_MAX: u64 = 1 << 30;
+
+/// Measure how fast a node answers GETs and SETs.
+#[derive(ArgsInfo, FromArgs)]
+#[argh(
+    subcommand,
+    name = "bench",
+    help_triggers("-h", "--help"),
+    example = "gopherstore-cli bench --connections 16 --depth 8 --duration 30s\n\
+        gopherstore-cli bench --rate 20000 --zipf --get 50 --value-size 16..1024 --duration 30s\n\
+        gopherstore-cli bench --count 100000 --seed 7 -w json",
+    note = "What is measured: from the time at which a batch is handed to the system to the one at\n\
+        which the answer's last byte is read, for each operation. A connection sends --depth\n\
+        requests at once, and the next when all have their answers; no more than 16 KiB of them\n\
+        are unanswered at a time, or one that is longer. Percentiles are exact to 3 digits.\n\
+        Latencies in json and csv are in microseconds.\n\
+        \n\
+        Without --rate each connection waits for its answers, so a node that stands still is asked\n\
+        little meanwhile and looks better than it is. With --rate each operation is due at a time\n\
+        that the rate alone sets, and its latency counts from that time, whenever it was sent; what\n\
+        is late is sent up to --depth at once. The figures then hold what the system takes to wake\n\
+        the sleeping sender, often 50 to 200 us. unsent counts what was due and not sent in the time.\n\
+        \n\
+        With the same seed and the same options each connection sends the same operations, in the\n\
+        same order; how connections mix is up to the system. Zipf keys have the exponent 0.99, and\n\
+        bench:0000000000 is the most frequent. missed counts GETs that found nothing.\n\
+        \n\
+        Where there are GETs, every key is given a value first, and that is not measured. SETs, and\n\
+        all that prepares and cleans up, go to the leader; GETs to the node that was named. Where\n\
+        these are two nodes, each connection is one to each, and a batch sends its SETs first.\n\
+        \n\
+        All keys begin with --prefix. If one of them has a value already, nothing is done, unless\n\
+        with --overwrite. At the end all are removed, after Ctrl-C too (a second one ends it at\n\
+        once), unless with --keep. bench:running is there as long as they are, so a run after one\n\
+        that was killed knows; --overwrite then removes what that one left. Two runs at a time need\n\
+        prefixes of their own.\n\
+        \n\
+        The first error, such as a lost connection or a loading node, ends the run. What was\n\
+        measured up to there is printed, and the exit code is the error's.\n\
+        For options such as --addr see gopherstore-cli --help."
+)]
+pub(crate) struct Bench {
+    /// connections, each with a thread of its own; by default 8
+    #[argh(
+        option,
+        from_str_fn(connections),
+        arg_name = "N",
+        default = "CONNECTIONS_DEFAULT"
+    )]
+    connections: u64,
+    /// requests that a connection has in flight; by default 1
+    #[argh(option, from_str_fn(depth), arg_name = "N", default = "1")]
+    depth: u64,
+    /// bytes of each value, or a range such as 16..1024; by default 64
+    #[argh(
+        option,
+        from_str_fn(arguments::parsed),
+        arg_name = "BYTES",
+        default = "Sizes { min: 64, max: 64 }"
+    )]
+    value_size: Sizes,
+    /// how many keys there are; by default 10000
+    #[argh(option, from_str_fn(keys), arg_name = "N", default = "KEYS_DEFAULT")]
+    keys: u32,
+    /// ask for few keys often and for most of them seldom, instead of for all as often
+    #[argh(switch)]
+    zipf: bool,
+    /// how many of 100 operations are GETs, the others are SETs; by default 90
+    #[argh(
+        option,
+        from_str_fn(percent),
+        arg_name = "PERCENT",
+        default = "GET_PERCENT_DEFAULT"
+    )]
+    get: u8,
+    /// for how long; by default 10s
+    #[argh(option, from_str_fn(crate::timeout), arg_name = "TIME")]
+    duration: Option<Duration>,
+    /// for how many operations, instead of a time
+    #[argh(option, from_str_fn(count), arg_name = "N")]
+    count: Option<u64>,
+    /// operations a second of all connections together; by default as many as there are answers
+    #[argh(option, from_str_fn(rate), arg_name = "N")]
+    rate: Option<NonZeroU64>,
+    /// run that long first without measuring
+    #[argh(
+        option,
+        from_str_fn(crate::timeout),
+        arg_name = "TIME",
+        default = "Duration::ZERO"
+    )]
+    warm_up: Duration,
+    /// repeat the operations of the run that printed this; by default drawn
+    #[argh(option, from_str_fn(arguments::parsed), arg_name = "N")]
+    seed: Option<u64>,
+    /// what all keys begin with; by default bench:
+    #[argh(option, from_str_fn(arguments::parsed), arg_name = "TEXT")]
+    prefix: Option<Prefix>,
+    /// overwrite and remove keys that have values already
+    #[argh(switch)]
+    overwrite: bool,
+    /// leave the keys there
+    #[argh(switch)]
+    keep: bool,
+    /// how results are printed: table, json or csv; by default a table
+    #[argh(
+        option,
+        short = 'w',
+        from_str_fn(arguments::parsed),
+        arg_name = "FORM",
+        default = "Form::Table"
+    )]
+    write_out: Form,
+}
+
+fn whole<T: FromStr + PartialOrd + ToString>(encoded: &str, min: T, max: T) -> Result<T, String> {
+    let number = arguments::text(encoded)?.parse().ok();
+    number
+        .filter(|number| (&min..=&max).contains(&number))
+        .ok_or_else(|| {
+            let (min, max) = (min.to_string(), max.to_string());
+            format!("write a whole number from {min} to {max}")
+        })
+}
+
+fn connections(encoded: &str) -> Result<u64, String> {
+    whole(encoded, 1, CONNECTIONS_MAX)
+}
+
+fn depth(encoded: &str) -> Result<u64, String> {
+    whole(encoded, 1, DEPTH_MAX)
+}
+
+fn keys(encoded: &str) -> Result<u32, String> {
+    whole(encoded, 1, u32::MAX)
+}
+
+fn percent(encoded: &str) -> Result<u8, String> {
+    whole(encoded, 0, 100)
+}
+
+fn count(encoded: &str) -> Result<u64, String> {
+    whole(encoded, 1, u64::MAX / 2)
+}
+
+fn rate(encoded: &str) -> Result<NonZeroU64, String> {
+    let rate = whole(encoded, 1, RATE_MAX)?;
+    NonZeroU64::new(rate).ok_or_else(|| "nothing is never done".to_owned())
+}
+
+/// What a run is to do.
+#[derive(Clone, Debug)]
+struct Plan {
+    workload: Workload,
+    prefix: Prefix,
+    connections: u64,
+    depth: u64,
+    rate: Option<NonZeroU64>,
+    warm_up: Duration,
+    end: End,
+    overwrite: bool,
+    keep: bool,
+}
+
+impl Plan {
+    fn of(command: &Bench) -> Result<Plan, Failure> {
+        let end = match (command.count, command.duration) {
+            (Some(_), Some(_)) => {
+                let message = "--count together with --duration; leave one of them out";
+                return Err(crate::mistake(message));
+            }
+            (Some(count), None) => End::Count(count),
+            (None, duration) => End::Duration(duration.unwrap_or(DURATION_DEFAULT)),
+        };
+        let in_flight = command.connections * command.depth * u64::from(command.value_size.max);
+        if in_flight > IN_FLIGHT_MAX {
+            return Err(crate::mistake(&format!(
+                "{in_flight} bytes of values in flight, limit {IN_FLIGHT_MAX}; ask for fewer --connections, less \
+                 --depth or a smaller --value-size"
+            )));
+        }
+        // Short, so that it can be typed again; numbers above 2^53 are not the same in every reader of JSON.
+        let drawn = || RandomState::new().hash_one(0) >> 32;
+        // The default is one.
+        let prefix = match &command.prefix {
+            Some(prefix) => prefix.clone(),
+            None => "bench:"
+                .parse()
+                .map_err(|error: String| crate::mistake(&error))?,
+        };
+        Ok(Plan {
+            workload: Workload {
+                keys: command.keys,
+                sizes: command.value_size,
+                get_percent: command.get,
+                is_zipf: command.zipf,
+                seed: command.seed.unwrap_or_else(drawn),
+            },
+            prefix,
+            connections: command.connections,
+            depth: command.depth,
+            rate: command.rate,
+            warm_up: command.warm_up,
+            end,
+            overwrite: command.overwrite,
+            keep: command.keep,
+        })
+    }
+}
+
+/// Whether to go on.
+#[derive(Clone, Debug, Default)]
+struct Stop {
+    /// The signal that came, 0 where none did.
+    signal: Arc<AtomicUsize>,
+    /// A connection has failed.
+    has_failed: Arc<AtomicBool>,
+}
+
+impl Stop {
+    /// From now on the first SIGINT or SIGTERM is only noted; a second one ends the program at once.
+    fn on_signals() -> io::Result<Stop> {
+        let stop = Stop::default();
+        let second = Arc::new(AtomicBool::new(false));
+        for (signal, number) in [(SIGINT, 2), (SIGTERM, 15)] {
+            flag::register_conditional_default(signal, Arc::clone(&second))?;
+            flag::register(signal, Arc::clone(&second))?;
+            flag::register_usize(signal, Arc::clone(&stop.signal), number)?;
+        }
+        Ok(stop)
+    }
+
+    fn signal(&self) -> Option<i32> {
+        let signal = self.signal.load(Ordering::Relaxed);
+        i32::try_from(signal).ok().filter(|&signal| signal != 0)
+    }
+
+    fn fail(&self) {
+        self.has_failed.store(true, Ordering::Relaxed);
+    }
+
+    fn is_set(&self) -> bool {
+        self.signal().is_some() || self.has_failed.load(Ordering::Relaxed)
+    }
+}
+
+/// What a person at a terminal sees meanwhile.
+struct Progress {
+    bar: ProgressBar,
+}
+
+impl Progress {
+    fn new() -> Progress {
+        let is_dumb = env::var_os("TERM").is_some_and(|name| name == "dumb");
+        let target = if is_dumb {
+            // It could not erase the line.
+            ProgressDrawTarget::hidden()
+        } else {
+            // Hidden where standard error is no terminal.
+            ProgressDrawTarget::stderr_with_hz(5)
+        };
+        let bar = ProgressBar::with_draw_target(Some(0), target);
+        if let Ok(style) = ProgressStyle::with_template("{msg} [{wide_bar}] {percent:>3}%") {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        Progress { bar }
+    }
+
+    /// Of `len` things to do, `done` are.
+    fn show(&self, what: &str, done: u64, len: u64) {
+        self.bar.set_length(len);
+        self.bar.set_message(what.to_owned());
+        self.bar.set_position(done.min(len));
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Runs the command: makes ready, measures, prints, cleans up.
+pub(crate) fn run(command: &Bench, context: &Context) -> Result<Outcome, Failure> {
+    let plan = Plan::of(command)?;
+    let target = Target::find(&plan, context)?;
+    // Up to here there is nothing to clean up, and a signal ends the program at once.
+    let stop = Stop::on_signals().map_err(|error| {
+        Failure::new(
+            Outcome::LocalInput,
+            format!("cannot take note of Ctrl-C: {error}; try again"),
+        )
+    })?;
+    let outcome = run_at(target, command.write_out, &stop);
+    if let Some(signal) = stop.signal() {
+        if let Err(failure) = outcome {
+            failure.print(None);
+        }
+        // Whoever started the program is to see that it was ended.
+        let _ = low_level::emulate_default_handler(signal);
+        return Ok(Outcome::Done);
+    }
+    outcome.map(|()| Outcome::Done)
+}
+
+fn run_at(mut target: Target<'_>, form: Form, stop: &Stop) -> Result<(), Failure> {
+    let progress = Progress::new();
+    let Some(claim) = target.claim(stop, &progress)? else {
+        return Ok(());
+    };
+    let measured = target
+        .load(stop, &progress)
+        .and_then(|()| run::measure(&target, stop, &progress));
+    let (measured, failure) = match measured {
+        Ok((measured, failure)) => (Some(measured), failure),
+        Err(failure) => (None, Some(failure)),
+    };
+    drop(progress);
+    let printed = match measured.filter(|measured| !measured.is_empty()) {
+        Some(measured) => {
+            let is_partial = stop.is_set();
+            let text = results::shown(form, &target.conditions(), &measured, is_partial);
+            write_out(text.as_bytes()).map(|_| ())
+        }
+        None => Ok(()),
+    };
+    let progress = Progress::new();
+    let removed = if target.plan.keep {
+        Ok(())
+    } else {
+        target.remove(claim, &progress)
+    };
+    drop(progress);
+    match (failure, removed) {
+        (Some(failure), Err(left)) => Err(Failure::new(
+            failure.outcome,
+            format!("{}; {}", failure.message, left.message),
+        )),
+        (Some(failure), Ok(())) | (None, Err(failure)) => Err(failure),
+        (None, Ok(())) => printed,
+    }
+}

@@ -1,0 +1,293 @@
+//! The part that is measured: a thread for each connection, all by one clock.
+
+use std::{
+    io,
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use gopherstore::{
+    Client,
+    client::{Answer, Error, Pipeline, Timed},
+};
+
+use crate::report::{Failure, Outcome};
+
+use super::{
+    Measured, Plan, Progress, Stop,
+    schedule::{End, Schedule, Turn},
+    target::Target,
+    workload::{Kind, Operations, Stream},
+};
+
+/// Between two looks at how far it is.
+const TICK: Duration = Duration::from_millis(200);
+/// How long a connection with nothing to send sleeps before it looks whether to go on.
+const NAP_MAX: Duration = Duration::from_millis(50);
+/// Files that are open beside the connections, and more.
+const FILES_SPARE: u64 = 64;
+/// From the start of the first thread to that of the run: some, and some for each thread, so that none is late for it.
+const START_BASE: Duration = Duration::from_millis(2);
+const START_EACH: Duration = Duration::from_micros(100);
+
+/// What all connections share.
+struct Shared<'a> {
+    plan: &'a Plan,
+    stop: &'a Stop,
+    /// What values are cut from.
+    pool: &'a [u8],
+    /// Measured operations that have their answers.
+    done: AtomicU64,
+    /// When the warm-up starts.
+    start: Instant,
+}
+
+/// Runs all connections to their end. Gives what they measured, and the first failure where there was one.
+pub(super) fn measure(
+    target: &Target<'_>,
+    stop: &Stop,
+    progress: &Progress,
+) -> Result<(Measured, Option<Failure>), Failure> {
+    let plan = target.plan;
+    // Where the system allows less, connecting says so.
+    let _ = rlimit::increase_nofile_limit(2 * plan.connections + FILES_SPARE);
+    let mut clients = Vec::new();
+    for at in 0..plan.connections {
+        if stop.is_set() {
+            break;
+        }
+        progress.show("connecting", at, plan.connections);
+        clients.push((at, target.connect()?));
+    }
+    let each = u32::try_from(clients.len()).unwrap_or(u32::MAX);
+    let shared = Shared {
+        plan,
+        stop,
+        pool: &plan.workload.pool(),
+        done: AtomicU64::new(0),
+        start: Instant::now() + START_BASE + START_EACH.saturating_mul(each),
+    };
+    let mut total = Measured::new().map_err(|error| no_room(&error.to_string()))?;
+    let mut failure = None;
+    thread::scope(|scope| {
+        let (sender, reports) = mpsc::channel();
+        for (number, (reads, writes)) in clients {
+            let (shared, sender) = (&shared, sender.clone());
+            let work = move || {
+                let report = Connection::run(shared, number, reads, writes);
+                if report.as_ref().map_or(true, |(_, error)| error.is_some()) {
+                    shared.stop.fail();
+                }
+                // The other end waits until all have sent something.
+                let _ = sender.send(report);
+            };
+            let name = format!("bench-{number}");
+            if let Err(error) = thread::Builder::new().name(name).spawn_scoped(scope, work) {
+                shared.stop.fail();
+                failure = Some(no_thread(&error));
+                break;
+            }
+        }
+        drop(sender);
+        loop {
+            match reports.recv_timeout(TICK) {
+                Ok(Ok((measured, error))) => {
+                    total.add(&measured);
+                    if let Some(error) = error {
+                        failure.get_or_insert_with(|| target.failure(&error));
+                    }
+                }
+                Ok(Err(error)) => {
+                    failure.get_or_insert(error);
+                }
+                Err(RecvTimeoutError::Timeout) => shared.show(progress),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+    });
+    Ok((total, failure))
+}
+
+fn no_thread(error: &io::Error) -> Failure {
+    let message = format!("cannot start a thread: {error}; ask for fewer --connections");
+    Failure::new(Outcome::LocalInput, message)
+}
+
+fn no_room(error: &str) -> Failure {
+    let message = format!("no room to measure: {error}; ask for fewer --connections");
+    Failure::new(Outcome::LocalInput, message)
+}
+
+impl Shared<'_> {
+    fn show(&self, progress: &Progress) {
+        let elapsed = self.start.elapsed();
+        let Some(elapsed) = elapsed.checked_sub(self.plan.warm_up) else {
+            let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            progress.show("warming up", millis(elapsed), millis(self.plan.warm_up));
+            return;
+        };
+        let done = self.done.load(Ordering::Relaxed);
+        let per_second = u128::from(done) * 1_000 / elapsed.as_millis().max(1);
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let (at, len) = match self.plan.end {
+            End::Count(count) => (done, count),
+            End::Duration(end) => (millis(elapsed), millis(end)),
+        };
+        progress.show(&format!("{per_second}/s"), at, len);
+    }
+}
+
+/// Requests on their way to one node.
+struct Lane<'a> {
+    pipeline: Pipeline<'a>,
+    /// What is in the pipeline: the kind of each, and when it was due.
+    operations: Vec<(Kind, Option<Instant>)>,
+    answers: Vec<Timed>,
+}
+
+impl<'a> Lane<'a> {
+    fn new(client: &'a mut Client) -> Lane<'a> {
+        Lane {
+            pipeline: client.pipeline(),
+            operations: Vec::new(),
+            answers: Vec::new(),
+        }
+    }
+
+    /// Sends what is in it, waits for all answers and takes note of them.
+    fn run(&mut self, mut measured: Option<&mut Measured>) -> Result<(), Error> {
+        if self.operations.is_empty() {
+            return Ok(());
+        }
+        let sent = Instant::now();
+        let result = self.pipeline.run_timed(&mut self.answers);
+        let mut refused = None;
+        let mut operations = self.operations.drain(..);
+        for ((answer, at), (kind, due)) in self.answers.drain(..).zip(&mut operations) {
+            match (answer, &mut measured) {
+                (Ok(answer), Some(measured)) => {
+                    let latency = at.saturating_duration_since(due.unwrap_or(sent));
+                    measured.record(kind, latency, answer != Answer::NotFound);
+                }
+                (Ok(_), None) => {}
+                (Err(error), measured) => {
+                    if let Some(measured) = measured {
+                        measured.record_error(kind);
+                    }
+                    refused.get_or_insert(error);
+                }
+            }
+        }
+        // Those that have no answer.
+        if let Some(measured) = measured {
+            operations.for_each(|(kind, _)| measured.record_error(kind));
+        }
+        match (result, refused) {
+            (Err(error), _) | (Ok(()), Some(error)) => Err(error),
+            (Ok(()), None) => Ok(()),
+        }
+    }
+}
+
+/// One connection, or two where the node that was named is not the leader.
+struct Connection<'a> {
+    shared: &'a Shared<'a>,
+    number: u64,
+    home: Lane<'a>,
+    leader: Option<Lane<'a>>,
+}
+
+impl Connection<'_> {
+    fn run(
+        shared: &Shared<'_>,
+        number: u64,
+        mut reads: Client,
+        mut writes: Option<Client>,
+    ) -> Result<(Measured, Option<Error>), Failure> {
+        let plan = shared.plan;
+        let mut measured = Measured::new().map_err(|error| no_room(&error.to_string()))?;
+        let mut connection = Connection {
+            shared,
+            number,
+            home: Lane::new(&mut reads),
+            leader: writes.as_mut().map(Lane::new),
+        };
+        if !plan.warm_up.is_zero() {
+            let stream = Stream::WarmUp { connection: number };
+            let end = End::Duration(plan.warm_up);
+            let mut operations = plan.workload.operations(stream);
+            if let Err(error) = connection.phase(&mut operations, end, shared.start, None) {
+                return Ok((measured, Some(error)));
+            }
+        }
+        let start = shared.start + plan.warm_up;
+        let mut operations = plan
+            .workload
+            .operations(Stream::Measured { connection: number });
+        let result = connection.phase(&mut operations, plan.end, start, Some(&mut measured));
+        measured.elapsed = start.elapsed();
+        Ok((measured, result.err()))
+    }
+
+    /// Sends operations from `start` to the end, or until the run is stopped.
+    fn phase(
+        &mut self,
+        operations: &mut Operations,
+        end: End,
+        start: Instant,
+        mut measured: Option<&mut Measured>,
+    ) -> Result<(), Error> {
+        let plan = self.shared.plan;
+        let mut schedule = Schedule::new(self.number, plan.connections, plan.rate, end);
+        let mut key = Vec::new();
+        while !self.shared.stop.is_set() {
+            let now = Instant::now();
+            let turn = match now.checked_duration_since(start) {
+                Some(elapsed) => schedule.turn(elapsed, plan.depth),
+                None => Turn::Wait(Duration::ZERO),
+            };
+            match turn {
+                Turn::Over => break,
+                Turn::Wait(until) => {
+                    let left = (start + until).saturating_duration_since(now);
+                    thread::sleep(left.min(NAP_MAX));
+                }
+                Turn::Send(count) => {
+                    for ahead in 0..count {
+                        let operation = operations.draw();
+                        plan.prefix.key(operation.key, &mut key);
+                        let lane = match (operation.kind, &mut self.leader) {
+                            (Kind::Set, Some(leader)) => leader,
+                            _ => &mut self.home,
+                        };
+                        match operation.kind {
+                            Kind::Get => lane.pipeline.get(&key),
+                            Kind::Set => {
+                                let value = &self.shared.pool[operation.value];
+                                lane.pipeline.set(&key, value)
+                            }
+                        };
+                        let due = schedule.due(ahead).map(|due| start + due);
+                        lane.operations.push((operation.kind, due));
+                    }
+                    schedule.advance(count);
+                    if let Some(leader) = &mut self.leader {
+                        leader.run(measured.as_deref_mut())?;
+                    }
+                    self.home.run(measured.as_deref_mut())?;
+                    if measured.is_some() {
+                        self.shared.done.fetch_add(count, Ordering::Relaxed);
+                    }
+                }
+            }
+        }
+        if let Some(measured) = measured {
+            measured.unsent = schedule.unsent(start.elapsed());
+        }
+        Ok(())
+    }
+}
