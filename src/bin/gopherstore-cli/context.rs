@@ -40,11 +40,16 @@ impl Context {
 
     /// A client of the node at `addr`.
     pub(crate) fn client_of(&self, addr: &str) -> Client {
+        self.client_seen_by(addr, self.hex.then(|| FrameHook::new(dump)))
+    }
+
+    /// The same, with a hook that sees its frames.
+    pub(crate) fn client_seen_by(&self, addr: &str, on_frame: Option<FrameHook>) -> Client {
         let options = ClientOptions {
             connect_timeout: self.timeout,
             timeout: self.timeout,
             follow_redirects: self.follow_redirects,
-            on_frame: self.hex.then(|| FrameHook::new(dump)),
+            on_frame,
         };
         Client::unconnected(addr, options)
     }
@@ -79,10 +84,7 @@ impl Context {
                 }
             },
         };
-        let is_address = addr.rsplit_once(':').is_some_and(|(host, port)| {
-            !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
-        });
-        if is_address {
+        if is_address(&addr) {
             Ok(addr)
         } else {
             Err(usage(format!(
@@ -90,6 +92,13 @@ impl Context {
             )))
         }
     }
+}
+
+/// Whether a text is a `HOST:PORT` that one can connect to.
+pub(crate) fn is_address(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
 }
 
 fn configured(file: &Path, name: &str) -> Result<String, Failure> {
@@ -109,7 +118,7 @@ fn configured(file: &Path, name: &str) -> Result<String, Failure> {
 }
 
 /// Dumps a frame in the manner of `curl -v`, on standard error so that standard output stays exact.
-fn dump(frame: &Frame<'_>) {
+pub(crate) fn dump(frame: &Frame<'_>) {
     let (mark, way, rows) = match frame.direction {
         Direction::Sent => ('>', "to", annotate::request(frame.bytes)),
         Direction::Received => ('<', "from", annotate::response(frame.bytes)),

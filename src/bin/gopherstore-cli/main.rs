@@ -3,6 +3,7 @@
 mod command;
 mod context;
 mod lines;
+mod prompt;
 mod quote;
 mod report;
 
@@ -186,6 +187,7 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         hex: arguments.hex,
     };
     match arguments.command {
+        None if io::stdin().is_terminal() => prompt::run(&context),
         None => {
             let mut client = context.client()?;
             Ok(lines::run(&mut client, context.node.as_deref()))
