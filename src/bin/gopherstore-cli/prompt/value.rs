@@ -4,7 +4,7 @@ use crate::quote;
 
 /// Bytes of a value, and columns of its escaped form, that are printed in full.
 const WHOLE_MAX: usize = 4096;
-/// Columns of a cut value that are shown on the narrowest terminal.
+/// Columns of a cut value that are shown at the least, and of a key at the most.
 const EXCERPT_MIN: usize = 16;
 
 /// The value of `key`, as it is printed in a terminal of so many columns.
@@ -15,17 +15,25 @@ pub(super) fn shown(key: &[u8], value: &[u8], columns: usize) -> String {
             return shown;
         }
     }
-    let key = quote::quoted(key);
-    let key = if key.chars().count() > EXCERPT_MIN {
-        "KEY"
-    } else {
-        &key
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/".contains(byte);
+    let key = match str::from_utf8(key) {
+        // It means the same at the prompt and in a shell.
+        Ok(key) if (1..=EXCERPT_MIN).contains(&key.len()) && key.bytes().all(|b| is_plain(&b)) => {
+            key
+        }
+        _ => "KEY",
     };
     // It begins like `(not found)`, and as no value does.
-    let head = format!("({} bytes; :raw get {key} prints them) ", value.len());
-    let room = columns
-        .saturating_sub(head.chars().count() + "\"\"...".len())
-        .max(EXCERPT_MIN);
+    let head = format!(
+        "({} bytes; :raw get {key} prints all, gopherstore-cli get {key} > FILE in a shell keeps it) ",
+        value.len()
+    );
+    // Up to the end of a row.
+    let used = (head.chars().count() + "\"\"...".len()) % columns.max(1);
+    let room = match columns.saturating_sub(used) {
+        room if room < EXCERPT_MIN => room + columns,
+        room => room,
+    };
     format!("{head}{}...", excerpt(value, room))
 }
 
@@ -65,21 +73,25 @@ mod tests {
 
     #[test]
     fn long_values_are_cut_to_a_line() {
-        let head = r#"(67108864 bytes; :raw get "k" prints them) "#;
+        let head = "(67108864 bytes; :raw get k prints all, gopherstore-cli get k > FILE in a shell keeps it) ";
         let text = shown(b"k", &vec![b'x'; 64 << 20], 80);
-        assert_eq!(
-            text,
-            format!("{head}\"{}\"...", "x".repeat(80 - head.len() - 5))
-        );
+        let count = 2 * 80 - head.len() - 5;
+        assert_eq!(text, format!("{head}\"{}\"...", "x".repeat(count)));
         let text = shown(b"k", &vec![0; 64 << 20], 40);
-        assert_eq!(text, format!(r#"{head}"{}"..."#, r"\x00".repeat(4)));
-        // Short, but not once it is escaped.
-        let text = shown(&[b'k'; 100], &[0; WHOLE_MAX], 80);
+        assert_eq!(text.len().div_ceil(40), 3, "{text}");
         assert!(
-            text.starts_with("(4096 bytes; :raw get KEY prints"),
+            text.starts_with(head) && text.ends_with(r#"\x00"..."#),
             "{text}"
         );
-        assert!(text.len() <= 80, "{text}");
+        // Short, but not once it is escaped.
+        for key in [[b'k'; 100].as_slice(), b"a b", b"\xff", b""] {
+            let text = shown(key, &[0; WHOLE_MAX], 80);
+            assert!(
+                text.starts_with("(4096 bytes; :raw get KEY prints all, "),
+                "{text}"
+            );
+            assert!(text.len() <= 160, "{text}");
+        }
         let text = shown(b"k", "\u{e4}".repeat(5_000).as_bytes(), 80);
         assert!(text.contains('\u{e4}') && !text.contains("\\x"), "{text}");
     }
