@@ -57,6 +57,21 @@ fn lines_are_kept_across_runs_and_are_private() {
 }
 
 #[test]
+fn sessions_at_a_time_keep_each_others_lines() {
+    let (_node, addr, prompt) = node();
+    let dir = tempfile::tempdir().unwrap();
+    let start = || Terminal::start(dir.path(), &["--addr", &addr], Options::default());
+    let (one, two) = (start(), start());
+    one.ask(&prompt, "set a 1", "OK");
+    two.ask(&prompt, "set b 2", "OK");
+    one.ask(&prompt, "set c 3", "OK");
+    two.leave();
+    one.leave();
+    let kept = fs::read_to_string(dir.path().join("gopherstore/history")).unwrap();
+    assert_eq!(kept, "#V2\nset a 1\nset b 2\nset c 3\n");
+}
+
+#[test]
 fn the_history_is_in_the_home_where_nothing_else_is_said() {
     let (_node, addr, prompt) = node();
     let dir = tempfile::tempdir().unwrap();
@@ -243,6 +258,32 @@ fn binary_values_are_escaped_and_raw_where_one_asks() {
         "values are printed byte by byte no more",
     );
     terminal.ask(&prompt, "get k", r#""a\x1b[31mb\xff\n""#);
+    terminal.leave();
+}
+
+#[test]
+fn what_is_not_utf_8_is_told_and_ends_nothing() {
+    let (_node, addr, prompt) = node();
+    let dir = tempfile::tempdir().unwrap();
+    let terminal = Terminal::start(dir.path(), &["--addr", &addr], Options::default());
+    terminal.wait_for_end(&prompt);
+    terminal.press(b"set k \xff");
+    terminal.wait_until("the mistake", |screen| {
+        screen.contains("\ngopherstore-cli: what was typed is not UTF-8")
+            && screen.ends_with(&prompt)
+    });
+    terminal.ask(&prompt, r#"set k "\xff""#, "OK");
+    terminal.ask(&prompt, "get k", r#""\xff""#);
+    terminal.leave();
+    // A terminal's own line takes any byte, as a pipe does.
+    let options = with(&[("TERM", "dumb")]);
+    let terminal = Terminal::start(dir.path(), &["--addr", &addr], options);
+    terminal.wait_for_end(&prompt);
+    terminal.press(b"set k \xfe\n");
+    terminal.wait_until("the answer", |screen| {
+        screen.ends_with(&format!("\nOK\n{prompt}"))
+    });
+    terminal.ask(&prompt, "get k", r#""\xfe""#);
     terminal.leave();
 }
 

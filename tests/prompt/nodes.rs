@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use gopherstore::wire::Opcode;
 
 use crate::config;
-use crate::stub::{Peer, answer, next_frame};
+use crate::stub::{Peer, StubNode, answer, next_frame};
 use crate::support::cluster::Cluster;
 use crate::support::node::{Node, PATIENCE};
 use crate::terminal::{ENTER, Options, Terminal};
@@ -112,6 +112,37 @@ fn a_node_that_is_not_there_is_told_and_waited_for() {
     terminal.leave();
 }
 
+#[test]
+fn a_node_that_stands_still_costs_its_timeout_and_no_more() {
+    let mut cluster = Cluster::start(1);
+    let dir = tempfile::tempdir().unwrap();
+    let addr = cluster.addr(0).to_string();
+    let wide = Options {
+        columns: 300,
+        ..Options::default()
+    };
+    let arguments = ["--addr", &addr, "--timeout", "1s"];
+    let terminal = Terminal::start(dir.path(), &arguments, wide);
+    terminal.ask(&format!("leader {addr}>"), "ping", "PONG");
+    cluster.pause(0);
+    terminal.press("set k v");
+    terminal.press(ENTER);
+    terminal.wait_for_end(&format!("\nunreachable {addr}>"));
+    let screen = terminal.screen();
+    let said = [
+        format!("gopherstore-cli: no answer from {addr} within 1s; it is not known whether"),
+        "; it was not sent again\n".to_owned(),
+    ];
+    assert!(said.iter().all(|said| screen.contains(said)), "{screen}");
+    cluster.resume(0);
+    terminal.press("ping");
+    terminal.press(ENTER);
+    // It is the process that it was.
+    let answer = format!("gopherstore-cli: reconnected to leader {addr}\nPONG\nleader {addr}>");
+    terminal.wait_for_end(&answer);
+    terminal.leave();
+}
+
 /// A peer that breaks the first connection on which a SET or a GET comes, and is a node with one value otherwise.
 fn breaking(requests: &Arc<Mutex<Vec<u8>>>) -> Peer {
     let requests = Arc::clone(requests);
@@ -183,6 +214,35 @@ fn a_write_whose_outcome_is_unknown_is_never_sent_again() {
     terminal.wait_for_end(&answer);
     let sent = [Opcode::Set.byte(), Opcode::Get.byte()];
     assert_eq!(*requests.lock().unwrap(), sent);
+    terminal.leave();
+}
+
+#[test]
+fn without_a_configuration_the_node_says_where_the_others_are() {
+    let other = StubNode::start();
+    other.insert(b"k", b"there");
+    let status = format!(
+        "node: n1\nrole: leader\npeer.n2.state: up\npeer.n2.addr: {}\npeer.n3.state: up\n",
+        other.addr()
+    );
+    let peer = Peer::start(move |_, mut stream| {
+        while next_frame(&mut stream).is_some() {
+            stream.write_all(&answer(0, status.as_bytes())).unwrap();
+        }
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let wide = Options {
+        columns: 200,
+        ..Options::default()
+    };
+    let terminal = Terminal::start(dir.path(), &["--addr", &peer.addr], wide);
+    let prompt = format!("n1 leader {}>", peer.addr);
+    terminal.ask(&prompt, ":on n2 get k", "there");
+    terminal.ask(
+        &prompt,
+        ":on n3 get k",
+        "gopherstore-cli: the address of n3 is not known here; write HOST:PORT, or start with --config and --node",
+    );
     terminal.leave();
 }
 

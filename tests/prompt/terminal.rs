@@ -133,8 +133,8 @@ impl Terminal {
         screen.cell(place(row), place(column)).unwrap().fgcolor()
     }
 
-    pub(crate) fn press(&self, keys: &str) {
-        (&*self.pty).write_all(keys.as_bytes()).unwrap();
+    pub(crate) fn press(&self, keys: impl AsRef<[u8]>) {
+        (&*self.pty).write_all(keys.as_ref()).unwrap();
     }
 
     #[track_caller]
