@@ -1,12 +1,13 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
+use gopherstore::client::{Client, ClientOptions};
 use gopherstore::wire::Opcode;
 
 use crate::config;
 use crate::stub::{Peer, StubNode, answer, next_frame};
 use crate::support::cluster::Cluster;
-use crate::support::node::{Node, PATIENCE};
+use crate::support::node::{Node, PATIENCE, wait_for};
 use crate::terminal::{ENTER, Options, Terminal};
 
 #[test]
@@ -112,6 +113,18 @@ fn a_node_that_is_not_there_is_told_and_waited_for() {
     terminal.leave();
 }
 
+/// Whether no thread of a process runs.
+fn is_still(pid: u32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let mut states = tasks.map(|task| {
+        let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+        // 1234 (name) T ...
+        stat.rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with('T'))
+    });
+    states.all(|is_stopped| is_stopped)
+}
+
 #[test]
 fn a_node_that_stands_still_costs_its_timeout_and_no_more() {
     let mut cluster = Cluster::start(1);
@@ -119,18 +132,22 @@ fn a_node_that_stands_still_costs_its_timeout_and_no_more() {
     let addr = cluster.addr(0).to_string();
     let wide = Options {
         columns: 300,
+        timeout: "2s",
         ..Options::default()
     };
-    let arguments = ["--addr", &addr, "--timeout", "1s"];
-    let terminal = Terminal::start(dir.path(), &arguments, wide);
+    let terminal = Terminal::start(dir.path(), &["--addr", &addr], wide);
     terminal.ask(&format!("leader {addr}>"), "ping", "PONG");
     cluster.pause(0);
+    // The signal comes to a process, and its threads go on for a moment.
+    wait_for("the node to stand still", || {
+        is_still(cluster.process(0).pid()).then_some(())
+    });
     terminal.press("set k v");
     terminal.press(ENTER);
     terminal.wait_for_end(&format!("\nunreachable {addr}>"));
     let screen = terminal.screen();
     let said = [
-        format!("gopherstore-cli: no answer from {addr} within 1s; it is not known whether"),
+        format!("gopherstore-cli: no answer from {addr} within 2s; it is not known whether"),
         "; it was not sent again\n".to_owned(),
     ];
     assert!(said.iter().all(|said| screen.contains(said)), "{screen}");
@@ -250,7 +267,11 @@ fn without_a_configuration_the_node_says_where_the_others_are() {
 fn a_value_of_64_mib_is_a_line() {
     let node = Node::start();
     let addr = node.addr.to_string();
-    let mut client = gopherstore::Client::connect(&addr).unwrap();
+    let options = ClientOptions {
+        timeout: PATIENCE,
+        ..ClientOptions::default()
+    };
+    let mut client = Client::connect_with(&addr, options).unwrap();
     client.set(b"big", &vec![b'x'; 64 << 20]).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let terminal = Terminal::start(dir.path(), &["--addr", &addr], Options::default());

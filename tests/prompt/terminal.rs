@@ -27,6 +27,8 @@ const ROWS: u16 = 60;
 #[derive(Debug)]
 pub(crate) struct Options<'a> {
     pub(crate) columns: u16,
+    /// Long, since the machine may be busy.
+    pub(crate) timeout: &'a str,
     pub(crate) variables: Vec<(&'a str, &'a str)>,
     /// Where standard output goes instead.
     pub(crate) stdout: Option<Stdio>,
@@ -36,6 +38,7 @@ impl Default for Options<'_> {
     fn default() -> Self {
         Options {
             columns: 80,
+            timeout: "60s",
             variables: Vec::new(),
             stdout: None,
         }
@@ -62,6 +65,7 @@ impl Terminal {
         pty.resize(Size::new(ROWS, options.columns)).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_gopherstore-cli"))
             .args(arguments)
+            .args(["--timeout", options.timeout])
             .env_remove("GOPHERSTORE_ADDR")
             .env_remove("NO_COLOR")
             .env("TERM", "xterm-256color")
@@ -179,6 +183,8 @@ impl Terminal {
     /// Ctrl-D, and a good end.
     #[track_caller]
     pub(crate) fn leave(mut self) {
+        // Before it the key would not be the prompt's.
+        self.wait_for_end(">");
         self.press(CTRL_D);
         assert_eq!(self.wait(), 0);
     }

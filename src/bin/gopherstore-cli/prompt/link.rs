@@ -31,8 +31,10 @@ pub(super) struct Link {
     is_dumping: Arc<AtomicBool>,
     /// What the node last said of itself.
     identity: Identity,
-    /// When the last connection was made; none while none ever was.
-    connected_at: Option<Instant>,
+    /// Whether there ever was a connection.
+    has_connected: bool,
+    /// The node's process had been started by then, by what it said last.
+    started_by: Option<Instant>,
     /// Whether the node was there when it was last needed.
     is_reachable: bool,
 }
@@ -114,7 +116,8 @@ impl Link {
             client: context.client_seen_by(addr, Some(hook)),
             is_dumping,
             identity: Identity::default(),
-            connected_at: None,
+            has_connected: false,
+            started_by: None,
             is_reachable: true,
         }
     }
@@ -129,7 +132,6 @@ impl Link {
 
     /// Asks the node what it is, connecting where need be. Nothing of it is dumped: the user did not ask for it.
     pub(super) fn look(&mut self) -> Result<(), Error> {
-        let was_connected = self.client.is_connected();
         let status = self.client.status();
         self.is_reachable = self.client.is_connected();
         self.identity = match status {
@@ -141,9 +143,9 @@ impl Link {
             },
             Err(error) => return Err(error),
         };
-        if !was_connected {
-            self.connected_at = Some(Instant::now());
-        }
+        self.has_connected = true;
+        let uptime = self.identity.uptime;
+        self.started_by = uptime.and_then(|uptime| Instant::now().checked_sub(uptime));
         Ok(())
     }
 
@@ -152,17 +154,23 @@ impl Link {
         if self.client.is_connected() {
             return Ok(());
         }
-        let (was_reachable, last) = (self.is_reachable, self.connected_at);
+        let (was_reachable, had_connected) = (self.is_reachable, self.has_connected);
+        let before = self.started_by;
+        let asked = Instant::now();
         self.look()?;
+        // It looked at its clock after it was asked, and told no more than whole milliseconds.
+        let started_after = self
+            .identity
+            .uptime
+            .and_then(|uptime| asked.checked_sub(uptime.saturating_add(Duration::from_millis(1))));
+        let has_restarted = before.is_some() && started_after > before;
         let node = self.shown();
-        match (last, self.identity.uptime) {
-            // Younger than the connection before.
-            (Some(last), Some(uptime)) if uptime < last.elapsed() => {
-                note(&format!("reconnected to {node}, which has restarted since"));
-            }
-            (Some(_), _) => note(&format!("reconnected to {node}")),
-            (None, _) if !was_reachable => note(&format!("connected to {node}")),
-            (None, _) => {}
+        if has_restarted {
+            note(&format!("reconnected to {node}, which has restarted since"));
+        } else if had_connected {
+            note(&format!("reconnected to {node}"));
+        } else if !was_reachable {
+            note(&format!("connected to {node}"));
         }
         Ok(())
     }
