@@ -1,8 +1,8 @@
 //! Command lines as people type them, for both binaries: what `argh` lacks.
 //!
 //! `argh` alone takes `-5` for an option, `help` for a plea wherever it stands, refuses `--addr=X`, an option after the
-//! subcommand and any argument that is not UTF-8, and exits 1 on a mistake. So [`Program::parse`] asks the structure which
-//! options there are, and puts a command line into the one form that `argh` reads right before it does:
+//! subcommand and any argument that is not UTF-8, and exits 1 on a mistake. So [`Program::parse`] asks the structure
+//! which options there are, and puts a command line into the one form that `argh` reads right before it does:
 //!
 //! 1. the program's own options and switches first, wherever they stood, `--name=value` split in two;
 //! 2. then the command, and its options and switches;

@@ -384,7 +384,7 @@ fn forty_columns_are_enough() {
     terminal.wait_for_end(&prompt);
     // A line of three rows, which is edited at its beginning.
     let value = "0123456789".repeat(8);
-    terminal.press(&format!("et k {value}"));
+    terminal.press(format!("et k {value}"));
     terminal.press("\x01s\x05");
     terminal.press(ENTER);
     terminal.wait_for_end(&format!("\nOK\n{prompt}"));

@@ -101,6 +101,12 @@ fn a_node_that_is_not_there_is_told_and_waited_for() {
     let dir = tempfile::tempdir().unwrap();
     let terminal = Terminal::start(dir.path(), &["--addr", &addr], Options::default());
     terminal.wait_for_end(&format!("\nunreachable {addr}>"));
+    // Several lines at once fail once.
+    terminal.press("\x1b[200~ping\nping\nping\x1b[201~");
+    terminal.press(ENTER);
+    let dropped = "gopherstore-cli: the lines that were pasted behind it are dropped";
+    terminal.wait_for_end(&format!("{dropped}\nunreachable {addr}>"));
+    assert_eq!(terminal.screen().matches("cannot connect").count(), 2);
     assert!(
         terminal
             .screen()
@@ -110,6 +116,13 @@ fn a_node_that_is_not_there_is_told_and_waited_for() {
     terminal.press(ENTER);
     let connected = format!("gopherstore-cli: connected to leader {addr}\nleader {addr}>");
     terminal.wait_for_end(&connected);
+    terminal.leave();
+
+    // A node that has no peers has no name of its own, and the one that it was asked for by.
+    let config = config(&cluster, dir.path());
+    let arguments = ["--config", &config, "--node", "n1"];
+    let terminal = Terminal::start(dir.path(), &arguments, Options::default());
+    terminal.ask(&format!("n1 leader {addr}>"), ":on n1 ping", "PONG");
     terminal.leave();
 }
 

@@ -27,6 +27,8 @@ const WORD_LEN_MAX: usize = 64;
 #[derive(Debug)]
 pub(super) struct Link {
     client: Client,
+    /// What the user calls the node; empty where that is its address.
+    called: String,
     /// Whether frames are dumped now.
     is_dumping: Arc<AtomicBool>,
     /// What the node last said of itself.
@@ -75,7 +77,7 @@ impl Identity {
             }
         }
         if !state.is_empty() && state != "serving" {
-            role = format!("{role} {state}");
+            role = format!("{role} {state}").trim_start().to_owned();
         }
         identity.role = role;
         identity
@@ -101,8 +103,8 @@ fn word(value: &str) -> String {
 }
 
 impl Link {
-    /// A link to the node at `addr`, which connects when it is first used.
-    pub(super) fn new(context: &Context, addr: &str) -> Link {
+    /// A link to the node at `addr` that the user calls `called`. It connects when it is first used.
+    pub(super) fn new(context: &Context, addr: &str, called: &str) -> Link {
         let is_dumping = Arc::new(AtomicBool::new(false));
         let hook = FrameHook::new({
             let is_dumping = Arc::clone(&is_dumping);
@@ -114,6 +116,7 @@ impl Link {
         });
         Link {
             client: context.client_seen_by(addr, Some(hook)),
+            called: called.to_owned(),
             is_dumping,
             identity: Identity::default(),
             has_connected: false,
@@ -137,10 +140,7 @@ impl Link {
         self.identity = match status {
             Ok(text) => Identity::parse(&text),
             // It is there, and says less than others do.
-            Err(_) if self.is_reachable => Identity {
-                name: std::mem::take(&mut self.identity.name),
-                ..Identity::default()
-            },
+            Err(_) if self.is_reachable => Identity::default(),
             Err(error) => return Err(error),
         };
         self.has_connected = true;
@@ -175,8 +175,8 @@ impl Link {
         Ok(())
     }
 
-    /// Brings up to date what the node is: it may have come to lead, or to follow. One that was not there a moment ago is
-    /// left alone, since asking may take as long as --timeout says, and the next command asks anyway.
+    /// Brings up to date what the node is: it may have come to lead, or to follow. One that was not there a moment ago
+    /// is left alone, since asking may take as long as --timeout says, and the next command asks anyway.
     pub(super) fn refresh(&mut self) {
         if self.is_reachable {
             // A failure shows in the prompt.
@@ -212,6 +212,14 @@ impl Link {
         answer
     }
 
+    /// What the node calls itself, or else what the user calls it; empty where there is neither.
+    pub(super) fn name(&self) -> &str {
+        match &*self.identity.name {
+            "" => &self.called,
+            name => name,
+        }
+    }
+
     /// The node's name, role and address, as far as they are known.
     pub(super) fn shown(&self) -> String {
         let role = if self.is_reachable {
@@ -219,7 +227,7 @@ impl Link {
         } else {
             "unreachable"
         };
-        let parts = [&self.identity.name, role, self.addr()];
+        let parts = [self.name(), role, self.addr()];
         let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
         parts.join(" ")
     }
@@ -238,8 +246,8 @@ mod tests {
 
     #[test]
     fn a_status_says_who_and_what_a_node_is() {
-        let text = "node: n1\nrole: leader\nstate: serving\nodd\nuptime_ms: 12\npeer.n2.state: up\npeer.n2.since_ms: 3\n\
-                    peer.a.b.state: up\npeer.a.b.addr: 127.0.0.1:1\npeer.\x1b[m.state: up\npeer.n4.addr: nowhere\n";
+        let text = "node: n1\nrole: leader\nstate: serving\nodd\nuptime_ms: 12\npeer.n2.state: up\n\
+                    peer.n2.since_ms: 3\npeer.a.b.state: up\npeer.a.b.addr: 127.0.0.1:1\npeer.\x1b[m.state: up\npeer.n4.addr: nowhere\n";
         let expected = Identity {
             name: "n1".to_owned(),
             role: "leader".to_owned(),

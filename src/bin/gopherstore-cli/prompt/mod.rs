@@ -51,17 +51,23 @@ pub(crate) fn run(context: &Context) -> Result<Outcome, Failure> {
             }
         }
         // More than one where they were pasted.
-        for line in input.split(|&byte| byte == b'\n') {
-            match session.step(line, reader.columns()) {
-                Ok(true) => {}
+        let mut lines = input.split(|&byte| byte == b'\n');
+        while let Some(line) = lines.next() {
+            let outcome = match session.step(line, reader.columns()) {
+                Ok(true) => continue,
                 Ok(false) => return Ok(Outcome::Done),
                 Err(failure) => {
                     failure.print(None);
-                    // Nothing more can be told to anybody.
-                    if failure.outcome == Outcome::LocalInput {
-                        return Ok(failure.outcome);
-                    }
+                    failure.outcome
                 }
+            };
+            // Nothing more can be told to anybody.
+            if outcome == Outcome::LocalInput {
+                return Ok(outcome);
+            }
+            if outcome.is_connection_failure() && lines.next().is_some() {
+                note("the lines that were pasted behind it are dropped");
+                break;
             }
         }
         session.home.refresh();
@@ -105,7 +111,7 @@ impl<'a> Session<'a> {
         };
         Ok(Session {
             context,
-            home: Link::new(context, &addr),
+            home: Link::new(context, &addr, context.node.as_deref().unwrap_or_default()),
             others: BTreeMap::new(),
             configured,
             is_dumping: context.hex,
@@ -120,15 +126,18 @@ impl<'a> Session<'a> {
 
     /// For a terminal in which nothing else leaves room for a line.
     fn short_prompt(&self) -> String {
-        format!("{}> ", self.home.identity().name)
+        format!("{}> ", self.home.name())
     }
 
     fn node_names(&self) -> Vec<String> {
         let identity = self.home.identity();
         let configured = self.configured.iter().map(|(name, _)| name);
         let told = identity.peers.iter().map(|(name, _)| name);
-        let own = Some(&identity.name).filter(|name| !name.is_empty());
-        let mut names: Vec<String> = configured.chain(told).chain(own).cloned().collect();
+        let mut names: Vec<String> = configured.chain(told).cloned().collect();
+        let own = self.home.name();
+        if !own.is_empty() {
+            names.push(own.to_owned());
+        }
         names.sort();
         names.dedup();
         names
@@ -182,7 +191,8 @@ impl<'a> Session<'a> {
         }
         let context = self.context;
         let link = self.others.entry(addr);
-        Ok(link.or_insert_with_key(|addr| Link::new(context, addr)))
+        let called = if context::is_address(node) { "" } else { node };
+        Ok(link.or_insert_with_key(|addr| Link::new(context, addr, called)))
     }
 
     fn addr_of(&self, node: &str) -> Result<String, Failure> {
@@ -194,7 +204,7 @@ impl<'a> Session<'a> {
         if let Some((_, addr)) = configured {
             return Ok(addr.clone());
         }
-        if identity.name == node {
+        if self.home.name() == node {
             return Ok(self.home.addr().to_owned());
         }
         let shown = quote::shown(node.as_bytes());
