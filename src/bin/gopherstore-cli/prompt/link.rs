@@ -247,7 +247,8 @@ mod tests {
     #[test]
     fn a_status_says_who_and_what_a_node_is() {
         let text = "node: n1\nrole: leader\nstate: serving\nodd\nuptime_ms: 12\npeer.n2.state: up\n\
-                    peer.n2.since_ms: 3\npeer.a.b.state: up\npeer.a.b.addr: 127.0.0.1:1\npeer.\x1b[m.state: up\npeer.n4.addr: nowhere\n";
+                    peer.n2.since_ms: 3\npeer.a.b.state: up\npeer.a.b.addr: 127.0.0.1:1\n\
+                    peer.\x1b[m.state: up\npeer.n4.addr: nowhere\n";
         let expected = Identity {
             name: "n1".to_owned(),
             role: "leader".to_owned(),
