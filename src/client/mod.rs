@@ -225,6 +225,25 @@ impl Client {
         &self.addr
     }
 
+    /// Whether there is a connection to the client's node, and the node has not closed it. Where there is none the next
+    /// call makes one.
+    ///
+    /// ```
+    /// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
+    /// # let server = Server::bind("127.0.0.1:0", Node::new(Role::Leader), LimitsConfig::default())?;
+    /// # let addr = &server.local_addr().to_string();
+    /// # std::thread::spawn(|| server.run());
+    /// let mut client = gopherstore::Client::unconnected(addr, Default::default());
+    /// assert!(!client.is_connected());
+    /// client.ping()?;
+    /// assert!(client.is_connected());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.home.as_ref().is_some_and(|home| !home.is_stale())
+    }
+
     /// Stores `value` under `key`, whatever was there before.
     ///
     /// # Errors

@@ -43,6 +43,15 @@ impl Context {
         Client::unconnected(addr, self.options())
     }
 
+    /// The same, with a hook that sees its frames.
+    pub(crate) fn client_seen_by(&self, addr: &str, on_frame: Option<FrameHook>) -> Client {
+        let options = ClientOptions {
+            on_frame,
+            ..self.options()
+        };
+        Client::unconnected(addr, options)
+    }
+
     /// How a client of any node behaves.
     pub(crate) fn options(&self) -> ClientOptions {
         ClientOptions {
@@ -118,7 +127,7 @@ pub(crate) fn configured(file: &Path, name: &str) -> Result<String, Failure> {
 }
 
 /// Dumps a frame in the manner of `curl -v`, on standard error so that standard output stays exact.
-fn dump(frame: &Frame<'_>) {
+pub(crate) fn dump(frame: &Frame<'_>) {
     let (mark, way, rows) = match frame.direction {
         Direction::Sent => ('>', "to", annotate::sent(frame.bytes)),
         Direction::Received => ('<', "from", annotate::received(frame.bytes)),

@@ -1,6 +1,7 @@
-//! Commands line by line from standard input.
+//! Commands line by line from a pipe or a file, and what the prompt shares with it: how a line is read, and what an
+//! answer looks like on one.
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal};
 
 use gopherstore::Client;
 
@@ -10,20 +11,32 @@ use crate::{
     report::{self, Failure, Outcome},
 };
 
+/// How words are written and values printed.
+pub(crate) const QUOTING: &str = "\
+A word with spaces stands in quotes. In double quotes \\n \\r \\t \\\\ \\\" \\xHH are escapes, in single
+quotes every byte stands for itself. Lines that begin with # are skipped. A value prints in double quotes
+where it is empty, begins with ( or \", or could not be read plain.
+";
+
 /// What a line asks for.
 #[derive(Debug, PartialEq, Eq)]
-enum Line {
+pub(crate) enum Line {
     Nothing,
     Help,
     Exit,
     Command(Command),
 }
 
-fn parse(line: &[u8]) -> Result<Line, String> {
+/// The words of a line; a comment has none.
+pub(crate) fn words(line: &[u8]) -> Result<Vec<Vec<u8>>, String> {
     if line.trim_ascii_start().starts_with(b"#") {
-        return Ok(Line::Nothing);
+        return Ok(Vec::new());
     }
-    let words = quote::words(line).map_err(|error| error.to_string())?;
+    quote::words(line).map_err(|error| error.to_string())
+}
+
+/// What the words of a line ask for.
+pub(crate) fn parse(words: Vec<Vec<u8>>) -> Result<Line, String> {
     match words.as_slice() {
         [] => Ok(Line::Nothing),
         [word] if word.eq_ignore_ascii_case(b"help") => Ok(Line::Help),
@@ -34,19 +47,13 @@ fn parse(line: &[u8]) -> Result<Line, String> {
     }
 }
 
-/// Runs commands until standard input ends. Gives the first failing line's outcome; at a terminal a mistake is no
-/// failure, since whoever made it has seen it.
+/// Runs commands until standard input ends. Gives the first failing line's outcome.
 pub(crate) fn run(client: &mut Client, node: Option<&str>) -> Outcome {
-    let is_terminal = io::stdin().is_terminal();
     let mut input = io::stdin().lock();
     let mut first_failure = Outcome::Done;
     let mut number = 0_u64;
     let mut line = Vec::new();
     loop {
-        if is_terminal {
-            // As a shell does it: standard output is for answers alone.
-            let _ = write!(io::stderr(), "{}> ", client.addr());
-        }
         line.clear();
         number += 1;
         let outcome = match input.read_until(b'\n', &mut line) {
@@ -55,23 +62,15 @@ pub(crate) fn run(client: &mut Client, node: Option<&str>) -> Outcome {
                 Ok(None) => break,
                 Ok(Some(outcome)) => outcome,
                 Err(failure) => {
-                    failure.print((!is_terminal).then_some(number));
+                    failure.print(Some(number));
                     failure.outcome
                 }
             },
             Err(error) => {
-                let message =
-                    format!("cannot read standard input: {error}; redirect a file into it");
-                Failure::new(Outcome::LocalInput, message).print(Some(number));
+                unreadable(&error).print(Some(number));
                 Outcome::LocalInput
             }
         };
-        if is_terminal {
-            if outcome == Outcome::LocalInput {
-                return outcome;
-            }
-            continue;
-        }
         if first_failure == Outcome::Done {
             first_failure = outcome;
         }
@@ -79,28 +78,34 @@ pub(crate) fn run(client: &mut Client, node: Option<&str>) -> Outcome {
             break;
         }
     }
-    if is_terminal {
-        // The prompt's line, where the end of input and not a command ended it.
-        if line.is_empty() {
-            let _ = writeln!(io::stderr());
-        }
-    }
     first_failure
+}
+
+/// No line can be read any more.
+pub(crate) fn unreadable(error: &io::Error) -> Failure {
+    let message = format!("cannot read standard input: {error}; redirect a file into it");
+    Failure::new(Outcome::LocalInput, message)
 }
 
 /// Does what one line asks for; nothing where it ends the session.
 fn step(client: &mut Client, node: Option<&str>, line: &[u8]) -> Result<Option<Outcome>, Failure> {
     let usage = |message| Failure::new(Outcome::Usage, message);
-    let command = match parse(line).map_err(usage)? {
+    let command = match words(line).and_then(parse).map_err(usage)? {
         Line::Nothing => return Ok(Some(Outcome::Done)),
         Line::Exit => return Ok(None),
-        Line::Help => return print(&help()),
+        Line::Help => return print(help().as_bytes()),
         Line::Command(command) => command,
     };
     let answer = command
         .run(client)
         .map_err(|error| report::failure(&error, &command, node))?;
-    let (text, outcome) = match answer {
+    let (text, outcome) = shown(answer);
+    Ok(print(format!("{text}\n").as_bytes())?.map(|_| outcome))
+}
+
+/// An answer as it is printed, without the end of its last line.
+pub(crate) fn shown(answer: Answer) -> (String, Outcome) {
+    match answer {
         Answer::Done => ("OK".to_owned(), Outcome::Done),
         Answer::Pong => ("PONG".to_owned(), Outcome::Done),
         Answer::NotFound => ("(not found)".to_owned(), Outcome::NotFound),
@@ -109,13 +114,12 @@ fn step(client: &mut Client, node: Option<&str>, line: &[u8]) -> Result<Option<O
             let text = shown_status(&text, io::stdout().is_terminal());
             (text.trim_end().to_owned(), Outcome::Done)
         }
-    };
-    Ok(print(&format!("{text}\n"))?.map(|_| outcome))
+    }
 }
 
 /// Prints an answer at once; nothing where whoever reads has gone.
-fn print(text: &str) -> Result<Option<Outcome>, Failure> {
-    match crate::write_out(text.as_bytes()) {
+pub(crate) fn print(text: &[u8]) -> Result<Option<Outcome>, Failure> {
+    match crate::write_out(text) {
         Ok(true) => Ok(Some(Outcome::Done)),
         Ok(false) => Ok(None),
         Err(failure) => Err(failure),
@@ -131,17 +135,18 @@ fn help() -> String {
     for (synopsis, meaning) in Command::SYNOPSES.iter().chain(&more) {
         text.push_str(&format!("{synopsis:<15} {meaning}\n"));
     }
-    text.push_str(
-        "\nA word with spaces stands in quotes. In double quotes \\n \\r \\t \\\\ \\\" \\xHH are escapes, in single\n\
-         quotes every byte stands for itself. Lines that begin with # are skipped. A value prints in double quotes\n\
-         where it is empty, begins with ( or \", or could not be read plain.\n",
-    );
+    text.push('\n');
+    text.push_str(QUOTING);
     text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse(line: &[u8]) -> Result<Line, String> {
+        super::parse(words(line)?)
+    }
 
     #[test]
     fn lines_are_told_apart() {

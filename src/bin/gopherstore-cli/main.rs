@@ -10,6 +10,7 @@ mod dump;
 mod encode;
 mod lines;
 mod load;
+mod prompt;
 mod quote;
 mod race;
 mod report;
@@ -47,7 +48,8 @@ const PROGRAM: Program = Program {
         printf 'set k \"two words\\\\x00\"\\nget k\\n' | {command_name}",
     note = "Options may stand before or after the command. Into a pipe, get prints the value's\n\
         bytes and no more, and set and del print nothing; on a terminal each answer is a line.\n\
-        Line by line, type help for how to quote; the exit code is the first failing line's.",
+        Line by line, type help for how to quote; the exit code is the first failing line's.\n\
+        On a terminal that is a prompt with a history and completion by Tab, which :help explains.",
     error_code(0, "done"),
     error_code(1, "not found, or different"),
     error_code(2, "usage, or a bad cluster.toml"),
@@ -204,6 +206,7 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         hex: arguments.hex,
     };
     match arguments.command {
+        None if io::stdin().is_terminal() => prompt::run(&context),
         None => {
             let mut client = context.client()?;
             Ok(lines::run(&mut client, context.node.as_deref()))

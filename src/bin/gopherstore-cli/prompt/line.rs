@@ -1,0 +1,392 @@
+//! What a line of the prompt asks for, and what may still come on one. Pure.
+
+use crate::{
+    command::Command,
+    lines::{self, Line},
+    quote,
+};
+
+/// What a line asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    Nothing,
+    Help,
+    Exit,
+    /// Dump frames from now on, or no more.
+    Hex(bool),
+    /// Print values byte by byte from now on, or no more.
+    Raw(bool),
+    Run(Job),
+}
+
+/// A command, and what stood before it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Job {
+    pub(super) command: Command,
+    /// Name or address of another node that runs it.
+    pub(super) node: Option<String>,
+    /// Print the value byte by byte.
+    pub(super) is_raw: bool,
+}
+
+/// The words of the prompt alone, with what they do. They begin with a colon, so that they are never a command's.
+pub(super) const DIRECTIVES: [(&str, &str); 6] = [
+    (
+        ":on NODE COMMAND",
+        "run COMMAND on another node, by its name or HOST:PORT",
+    ),
+    (":raw COMMAND", "print the value byte by byte, unescaped"),
+    (":raw on|off", "do so from now on, or no more"),
+    (":hex on|off", "dump every frame, sent (>) and received (<)"),
+    (":help", "print this"),
+    (":quit", "leave; so does Ctrl-D, and Ctrl-C abandons a line"),
+];
+
+pub(super) fn parse(line: &[u8]) -> Result<Entry, String> {
+    let mut words = lines::words(line)?;
+    let (mut node, mut is_raw) = (None, false);
+    loop {
+        let first = lower(words.first());
+        let is_alone = words.len() == 1;
+        let has_prefix = node.is_some() || is_raw;
+        match &*first {
+            ":on" => {
+                if words.len() < 3 {
+                    return Err(
+                        ":on takes a node and a command; write :on NODE COMMAND, such as :on n2 get k".to_owned(),
+                    );
+                }
+                let rest = words.split_off(2);
+                let name = words.pop().unwrap_or_default();
+                words = rest;
+                node = Some(String::from_utf8_lossy(&name).into_owned());
+            }
+            ":raw" => match switch(&words) {
+                Some(is_on) if !has_prefix => return Ok(Entry::Raw(is_on)),
+                _ if words.len() < 2 => {
+                    return Err(
+                        ":raw takes a command, or on or off; write :raw COMMAND, such as :raw get k"
+                            .to_owned(),
+                    );
+                }
+                _ => {
+                    is_raw = true;
+                    words.remove(0);
+                }
+            },
+            ":hex" if !has_prefix => {
+                return match switch(&words) {
+                    Some(is_on) => Ok(Entry::Hex(is_on)),
+                    None => Err(":hex takes on or off; write :hex on or :hex off".to_owned()),
+                };
+            }
+            ":help" if is_alone && !has_prefix => return Ok(Entry::Help),
+            ":quit" | ":exit" if is_alone && !has_prefix => return Ok(Entry::Exit),
+            name if name.starts_with(':') => {
+                return Err(format!(
+                    "no such line with {}; :help shows those that there are",
+                    quote::shown(name.as_bytes())
+                ));
+            }
+            _ => break,
+        }
+    }
+    match lines::parse(words)? {
+        Line::Command(command) => Ok(Entry::Run(Job {
+            command,
+            node,
+            is_raw,
+        })),
+        _ if node.is_some() || is_raw => {
+            Err("only a command can stand there, such as get k; :help lists them".to_owned())
+        }
+        Line::Nothing => Ok(Entry::Nothing),
+        Line::Help => Ok(Entry::Help),
+        Line::Exit => Ok(Entry::Exit),
+    }
+}
+
+/// The second of two words, where it is `on` or `off`.
+fn switch(words: &[Vec<u8>]) -> Option<bool> {
+    match words {
+        [_, word] if word.eq_ignore_ascii_case(b"on") => Some(true),
+        [_, word] if word.eq_ignore_ascii_case(b"off") => Some(false),
+        _ => None,
+    }
+}
+
+fn lower(word: Option<&Vec<u8>>) -> String {
+    word.map(|word| String::from_utf8_lossy(word).to_ascii_lowercase())
+        .unwrap_or_default()
+}
+
+/// The names of the operands that are still to come after `line`, as a hint that is put right behind it.
+pub(super) fn hint(line: &str) -> Option<String> {
+    let words = lines::words(line.as_bytes()).ok()?;
+    let operands = operands_after(&words)?;
+    let is_between = line.ends_with([' ', '\t']);
+    (!words.is_empty() && !operands.is_empty()).then(|| {
+        let space = if is_between { "" } else { " " };
+        format!("{space}{}", operands.join(" "))
+    })
+}
+
+/// What comes after these words; nothing where they are no command.
+fn operands_after(words: &[Vec<u8>]) -> Option<Vec<&'static str>> {
+    let (_, rest) = words.split_first()?;
+    let after_node = |words: &[Vec<u8>]| match words {
+        [] => Some(vec!["COMMAND"]),
+        words => operands_after(words),
+    };
+    match &*lower(words.first()) {
+        ":on" => match rest {
+            [] => Some(vec!["NODE", "COMMAND"]),
+            [_, rest @ ..] => after_node(rest),
+        },
+        ":raw" if rest.is_empty() => Some(vec!["COMMAND|on|off"]),
+        ":raw" if switch(words).is_some() => Some(Vec::new()),
+        ":raw" => operands_after(rest),
+        ":hex" if rest.is_empty() => Some(vec!["on|off"]),
+        name => {
+            let synopses = Command::SYNOPSES.iter();
+            let mut operands = synopses
+                .map(|(synopsis, _)| synopsis.split(' '))
+                .find_map(|mut words| (words.next() == Some(name)).then_some(words))?;
+            // Those that are there already.
+            for _ in rest {
+                operands.next()?;
+            }
+            Some(operands.collect())
+        }
+    }
+}
+
+/// What the word that `line` ends with may become: where it begins, and the words that may stand there, each with a
+/// space behind it where more must follow.
+pub(super) fn completions(line: &str, nodes: &[String]) -> (usize, Vec<String>) {
+    let start = line.rfind([' ', '\t']).map_or(0, |at| at + 1);
+    let (before, begun) = line.split_at(start);
+    let Ok(before) = lines::words(before.as_bytes()) else {
+        return (start, Vec::new()); // within quotes
+    };
+    let found = candidates(&before, nodes)
+        .into_iter()
+        .filter(|word| {
+            let head = word.as_bytes().get(..begun.len());
+            head.is_some_and(|head| head.eq_ignore_ascii_case(begun.as_bytes()))
+        })
+        .map(|mut word| {
+            let mut words = before.clone();
+            words.push(word.clone().into_bytes());
+            if operands_after(&words).is_some_and(|operands| !operands.is_empty()) {
+                word.push(' ');
+            }
+            word
+        });
+    (start, found.collect())
+}
+
+fn candidates(before: &[Vec<u8>], nodes: &[String]) -> Vec<String> {
+    let commands = || {
+        let names = Command::SYNOPSES
+            .iter()
+            .filter_map(|(synopsis, _)| synopsis.split(' ').next());
+        names.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let also = |mut words: Vec<String>, more: &[&str]| {
+        words.extend(more.iter().map(|&word| word.to_owned()));
+        words
+    };
+    let Some((_, rest)) = before.split_first() else {
+        return also(
+            commands(),
+            &["help", "exit", ":on", ":raw", ":hex", ":help", ":quit"],
+        );
+    };
+    match (&*lower(before.first()), rest) {
+        (":on", []) => nodes.to_vec(),
+        (":on", [_]) => also(commands(), &[":raw"]),
+        (":on", [_, rest @ ..]) => candidates(rest, nodes),
+        (":raw", []) => also(commands(), &["on", "off", ":on"]),
+        (":raw", rest) => candidates(rest, nodes),
+        (":hex", []) => also(Vec::new(), &["on", "off"]),
+        _ => Vec::new(),
+    }
+}
+
+/// The help, for a terminal of so many columns.
+pub(super) fn help(columns: usize) -> String {
+    let mut text = String::new();
+    let entries = || Command::SYNOPSES.iter().chain(&DIRECTIVES);
+    let indent = entries()
+        .map(|(synopsis, _)| synopsis.len() + 2)
+        .max()
+        .unwrap_or(0);
+    for (synopsis, meaning) in entries() {
+        if columns >= 72 {
+            text.push_str(&format!("{synopsis:<indent$}{meaning}\n"));
+        } else {
+            text.push_str(&format!("{synopsis}\n"));
+            wrap(&mut text, meaning, "  ", columns);
+        }
+    }
+    text.push('\n');
+    wrap(&mut text, lines::QUOTING, "", columns);
+    wrap(&mut text, LONG_VALUES, "", columns);
+    text
+}
+
+const LONG_VALUES: &str = "\
+A long value is cut to a line: :raw get KEY prints all of it, gopherstore-cli get KEY > FILE in a shell keeps it. \
+A read whose connection broke is asked once more; a write is never sent twice. \
+A line that begins with a space is not kept in the history.";
+
+/// Appends the words of `paragraph` in lines that fit.
+fn wrap(text: &mut String, paragraph: &str, indent: &str, columns: usize) {
+    // Longer lines are hard to read.
+    let columns = columns.clamp(20, 100);
+    let mut line = String::new();
+    for word in paragraph.split_whitespace() {
+        if !line.is_empty() && indent.len() + line.len() + 1 + word.len() >= columns {
+            text.push_str(&format!("{indent}{line}\n"));
+            line.clear();
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    text.push_str(&format!("{indent}{line}\n"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn get(node: Option<&str>, is_raw: bool) -> Result<Entry, String> {
+        Ok(Entry::Run(Job {
+            command: Command::Get {
+                key: b"k v".to_vec(),
+            },
+            node: node.map(str::to_owned),
+            is_raw,
+        }))
+    }
+
+    #[test]
+    fn lines_are_told_apart() {
+        for (line, expected) in [
+            ("", Ok(Entry::Nothing)),
+            ("# :quit", Ok(Entry::Nothing)),
+            ("help", Ok(Entry::Help)),
+            (":HELP", Ok(Entry::Help)),
+            (":quit", Ok(Entry::Exit)),
+            ("exit", Ok(Entry::Exit)),
+            (":hex on", Ok(Entry::Hex(true))),
+            (":hex OFF", Ok(Entry::Hex(false))),
+            (":raw on", Ok(Entry::Raw(true))),
+            (":raw off", Ok(Entry::Raw(false))),
+            ("get 'k v'", get(None, false)),
+            (":raw get 'k v'", get(None, true)),
+            (":on n2 get 'k v'", get(Some("n2"), false)),
+            (":on [::1]:1 :raw get 'k v'", get(Some("[::1]:1"), true)),
+            (":raw :on n2 get 'k v'", get(Some("n2"), true)),
+        ] {
+            assert_eq!(parse(line.as_bytes()), expected, "{line}");
+        }
+        let set = Job {
+            command: Command::Set {
+                key: b":on".to_vec(),
+                value: b":raw".to_vec(),
+            },
+            node: Some("n2".to_owned()),
+            is_raw: false,
+        };
+        assert_eq!(parse(b":on n2 set :on :raw"), Ok(Entry::Run(set)));
+    }
+
+    #[test]
+    fn wrong_lines_say_what_to_write() {
+        for (line, expected) in [
+            (":on", "write :on NODE COMMAND"),
+            (":on n2", "write :on NODE COMMAND"),
+            (":raw", "write :raw COMMAND"),
+            (":hex", "write :hex on"),
+            (":hex yes", "write :hex on"),
+            (":on n2 :hex on", "no such line"),
+            (":on n2 help", "only a command"),
+            (":raw exit", "only a command"),
+            (":what", "no such line with :what; :help"),
+            (":on n2 get", "write get KEY"),
+            ("get \"k", "no closing \""),
+        ] {
+            let message = parse(line.as_bytes()).err().unwrap_or_default();
+            assert!(message.contains(expected), "{line}: {message}");
+        }
+    }
+
+    #[test]
+    fn hints_name_what_is_still_to_come() {
+        for (line, expected) in [
+            ("set", Some(" KEY VALUE")),
+            ("SET ", Some("KEY VALUE")),
+            ("set k", Some(" VALUE")),
+            ("set \"k 1\" ", Some("VALUE")),
+            ("set k v", None),
+            ("set k v ", None),
+            ("set k v w", None),
+            ("se", None),
+            ("", None),
+            ("   ", None),
+            ("get \"k", None),
+            ("ping", None),
+            ("# set", None),
+            (":on", Some(" NODE COMMAND")),
+            (":on n2", Some(" COMMAND")),
+            (":on n2 set ", Some("KEY VALUE")),
+            (":raw", Some(" COMMAND|on|off")),
+            (":raw get", Some(" KEY")),
+            (":raw on", None),
+            (":hex ", Some("on|off")),
+            (":hex on", None),
+        ] {
+            assert_eq!(hint(line).as_deref(), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn words_complete_to_what_may_stand_there() {
+        let nodes = ["n1".to_owned(), "n2".to_owned(), "other".to_owned()];
+        for (line, start, expected) in [
+            ("se", 0, vec!["set "]),
+            ("PI", 0, vec!["ping"]),
+            ("s", 0, vec!["set ", "status"]),
+            (":", 0, vec![":on ", ":raw ", ":hex ", ":help", ":quit"]),
+            (":on ", 4, vec!["n1 ", "n2 ", "other "]),
+            (":on o", 4, vec!["other "]),
+            (":on n2 g", 7, vec!["get "]),
+            (":on n2 :", 7, vec![":raw "]),
+            (":raw o", 5, vec!["on", "off"]),
+            (":raw :on n", 9, vec!["n1 ", "n2 "]),
+            (":hex o", 5, vec!["on", "off"]),
+            ("get k", 4, vec![]),
+            ("set \"a ", 7, vec![]),
+            ("\u{e4}", 0, vec![]),
+        ] {
+            let expected: Vec<String> = expected.into_iter().map(str::to_owned).collect();
+            assert_eq!(completions(line, &nodes), (start, expected), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_help_names_everything_and_fits_narrow_terminals() {
+        for columns in [40, 72, 80, 200] {
+            let text = help(columns);
+            for (synopsis, _) in Command::SYNOPSES.iter().chain(&DIRECTIVES) {
+                assert!(text.contains(synopsis), "{text}");
+            }
+            let width = text.lines().map(str::len).max();
+            assert!(width < Some(columns), "{text}");
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! One node as the prompt sees it: its client, what the node is, and what happens when the connection is gone.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use gopherstore::{
+    Client,
+    client::{Error, FrameHook},
+};
+
+use crate::{
+    command::{Answer, Command},
+    context::{self, Context},
+    quote,
+};
+
+use super::note;
+
+/// Characters of a name or a role that are shown; a node's own are shorter.
+const WORD_LEN_MAX: usize = 64;
+
+#[derive(Debug)]
+pub(super) struct Link {
+    client: Client,
+    /// What the user calls the node; empty where that is its address.
+    called: String,
+    /// Whether frames are dumped now.
+    is_dumping: Arc<AtomicBool>,
+    /// What the node last said of itself.
+    identity: Identity,
+    /// Whether there ever was a connection.
+    has_connected: bool,
+    /// The node's process had been started by then, by what it said last.
+    started_by: Option<Instant>,
+    /// Whether the node was there when it was last needed.
+    is_reachable: bool,
+}
+
+/// What the prompt takes from a STATUS. Empty where a node says less.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) name: String,
+    /// `leader` or `follower`, and the state where it is not serving.
+    pub(super) role: String,
+    uptime: Option<Duration>,
+    /// The other nodes that it knows, with their addresses where it gives them.
+    pub(super) peers: Vec<(String, Option<String>)>,
+}
+
+impl Identity {
+    /// Reads the lines of a STATUS, passing over what it does not know.
+    fn parse(text: &str) -> Identity {
+        let mut identity = Identity::default();
+        let (mut role, mut state) = (String::new(), String::new());
+        for line in text.lines() {
+            let Some((key, value)) = line.split_once(": ") else {
+                continue;
+            };
+            match key {
+                "node" if value != "-" => identity.name = word(value),
+                "role" => role = word(value),
+                "state" => state = word(value),
+                "uptime_ms" => identity.uptime = value.parse().ok().map(Duration::from_millis),
+                _ => {
+                    if let Some((name, what)) = key
+                        .strip_prefix("peer.")
+                        .and_then(|rest| rest.rsplit_once('.'))
+                    {
+                        identity.add_peer(name, (what == "addr").then_some(value));
+                    }
+                }
+            }
+        }
+        if !state.is_empty() && state != "serving" {
+            role = format!("{role} {state}").trim_start().to_owned();
+        }
+        identity.role = role;
+        identity
+    }
+
+    fn add_peer(&mut self, name: &str, addr: Option<&str>) {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if name.is_empty() || !name.chars().all(is_name) {
+            return;
+        }
+        let addr = addr.filter(|addr| context::is_address(addr));
+        let addr = addr.map(str::to_owned);
+        match self.peers.iter_mut().find(|(known, _)| known == name) {
+            Some((_, known)) => *known = addr.or(known.take()),
+            None => self.peers.push((name.to_owned(), addr)),
+        }
+    }
+}
+
+/// A word of the node's, such that the terminal can take no harm from it.
+fn word(value: &str) -> String {
+    quote::one_line(value).chars().take(WORD_LEN_MAX).collect()
+}
+
+impl Link {
+    /// A link to the node at `addr` that the user calls `called`. It connects when it is first used.
+    pub(super) fn new(context: &Context, addr: &str, called: &str) -> Link {
+        let is_dumping = Arc::new(AtomicBool::new(false));
+        let hook = FrameHook::new({
+            let is_dumping = Arc::clone(&is_dumping);
+            move |frame| {
+                if is_dumping.load(Ordering::Relaxed) {
+                    context::dump(frame);
+                }
+            }
+        });
+        Link {
+            client: context.client_seen_by(addr, Some(hook)),
+            called: called.to_owned(),
+            is_dumping,
+            identity: Identity::default(),
+            has_connected: false,
+            started_by: None,
+            is_reachable: true,
+        }
+    }
+
+    pub(super) fn addr(&self) -> &str {
+        self.client.addr()
+    }
+
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Asks the node what it is, connecting where need be. Nothing of it is dumped: the user did not ask for it.
+    pub(super) fn look(&mut self) -> Result<(), Error> {
+        let status = self.client.status();
+        self.is_reachable = self.client.is_connected();
+        self.identity = match status {
+            Ok(text) => Identity::parse(&text),
+            // It is there, and says less than others do.
+            Err(_) if self.is_reachable => Identity::default(),
+            Err(error) => return Err(error),
+        };
+        self.has_connected = true;
+        let uptime = self.identity.uptime;
+        self.started_by = uptime.and_then(|uptime| Instant::now().checked_sub(uptime));
+        Ok(())
+    }
+
+    /// Makes sure of a connection, and says so where it is not the first one.
+    pub(super) fn connect(&mut self) -> Result<(), Error> {
+        if self.client.is_connected() {
+            return Ok(());
+        }
+        let (was_reachable, had_connected) = (self.is_reachable, self.has_connected);
+        let before = self.started_by;
+        let asked = Instant::now();
+        self.look()?;
+        // It looked at its clock after it was asked, and told no more than whole milliseconds.
+        let started_after = self
+            .identity
+            .uptime
+            .and_then(|uptime| asked.checked_sub(uptime.saturating_add(Duration::from_millis(1))));
+        let has_restarted = before.is_some() && started_after > before;
+        let node = self.shown();
+        if has_restarted {
+            note(&format!("reconnected to {node}, which has restarted since"));
+        } else if had_connected {
+            note(&format!("reconnected to {node}"));
+        } else if !was_reachable {
+            note(&format!("connected to {node}"));
+        }
+        Ok(())
+    }
+
+    /// Brings up to date what the node is: it may have come to lead, or to follow. One that was not there a moment ago
+    /// is left alone, since asking may take as long as --timeout says, and the next command asks anyway.
+    pub(super) fn refresh(&mut self) {
+        if self.is_reachable {
+            // A failure shows in the prompt.
+            let _ = if self.client.is_connected() {
+                self.look()
+            } else {
+                self.connect()
+            };
+        }
+    }
+
+    /// Runs a command. A read is asked once more where the connection breaks on it; a write never, since it may have
+    /// been carried out.
+    pub(super) fn run(&mut self, command: &Command, is_dumping: bool) -> Result<Answer, Error> {
+        self.connect()?;
+        match self.run_once(command, is_dumping) {
+            Err(Error::Connection { addr, source }) if is_read(command) => {
+                note(&format!(
+                    "the connection to {addr} broke ({source}), so it is asked again"
+                ));
+                self.connect()?;
+                self.run_once(command, is_dumping)
+            }
+            answer => answer,
+        }
+    }
+
+    fn run_once(&mut self, command: &Command, is_dumping: bool) -> Result<Answer, Error> {
+        self.is_dumping.store(is_dumping, Ordering::Relaxed);
+        let answer = command.run(&mut self.client);
+        self.is_dumping.store(false, Ordering::Relaxed);
+        self.is_reachable = self.client.is_connected();
+        answer
+    }
+
+    /// What the node calls itself, or else what the user calls it; empty where there is neither.
+    pub(super) fn name(&self) -> &str {
+        match &*self.identity.name {
+            "" => &self.called,
+            name => name,
+        }
+    }
+
+    /// The node's name, role and address, as far as they are known.
+    pub(super) fn shown(&self) -> String {
+        let role = if self.is_reachable {
+            &self.identity.role
+        } else {
+            "unreachable"
+        };
+        let parts = [self.name(), role, self.addr()];
+        let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        parts.join(" ")
+    }
+}
+
+fn is_read(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Get { .. } | Command::Ping | Command::Status
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_says_who_and_what_a_node_is() {
+        let text = "node: n1\nrole: leader\nstate: serving\nodd\nuptime_ms: 12\npeer.n2.state: up\n\
+                    peer.n2.since_ms: 3\npeer.a.b.state: up\npeer.a.b.addr: 127.0.0.1:1\n\
+                    peer.\x1b[m.state: up\npeer.n4.addr: nowhere\n";
+        let expected = Identity {
+            name: "n1".to_owned(),
+            role: "leader".to_owned(),
+            uptime: Some(Duration::from_millis(12)),
+            peers: vec![
+                ("n2".to_owned(), None),
+                ("a.b".to_owned(), Some("127.0.0.1:1".to_owned())),
+                ("n4".to_owned(), None),
+            ],
+        };
+        assert_eq!(Identity::parse(text), expected);
+        let text = "node: -\nrole: follower\nstate: loading\nuptime_ms: soon\n";
+        let expected = Identity {
+            role: "follower loading".to_owned(),
+            ..Identity::default()
+        };
+        assert_eq!(Identity::parse(text), expected);
+        assert_eq!(Identity::parse("node: \x1b[31m\n").name, "\\u{1b}[31m");
+    }
+}
