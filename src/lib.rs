@@ -22,6 +22,7 @@
 //! | [`client`]      | the blocking client                                                               |
 //! | [`config`]      | `cluster.toml`                                                                    |
 //! | [`arguments`]   | command lines                                                                     |
+//! | [`service`]     | what a service manager and its journal are told                                   |
 //!
 //! Data flows one way, wire → entry → store → journal → node → replication → server, and `use` lines point only
 //! backwards along it (`tests/tidy.rs`).
@@ -39,6 +40,7 @@ pub mod oplog;
 pub mod progress;
 pub mod replication;
 pub mod server;
+pub mod service;
 pub mod store;
 pub mod wire;
 
