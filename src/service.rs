@@ -76,9 +76,14 @@ impl Manager {
     ///
     /// When it does not listen, or does not read for a second.
     pub fn tell(&self, notices: &[Notice<'_>]) -> io::Result<()> {
-        self.socket
-            .send_to_addr(datagram(notices).as_bytes(), &self.addr)
-            .map(drop)
+        let datagram = datagram(notices);
+        loop {
+            match self.socket.send_to_addr(datagram.as_bytes(), &self.addr) {
+                // A socket with a timeout tells of every signal (signal(7)).
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result.map(drop),
+            }
+        }
     }
 }
 

@@ -53,6 +53,10 @@ struct Arguments {
     /// only judge the file, and print a line for each node: name, address, role
     #[argh(switch)]
     check_config: bool,
+    /// print the man page (man), or a shell's script for completions (complete-bash, complete-zsh, complete-fish)
+    #[argh(option, from_str_fn(arguments::text), arg_name = "WHAT")]
+    #[allow(dead_code)] // for the help text alone: `parse` answers it
+    generate: Option<String>,
     /// print the version
     #[argh(switch, short = 'V')]
     #[allow(dead_code)] // for the help text alone: `parse` answers it
