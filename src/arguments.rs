@@ -1,8 +1,8 @@
 //! Command lines as people type them, for both binaries: what `argh` lacks.
 //!
 //! `argh` alone takes `-5` for an option, `help` for a plea wherever it stands, refuses `--addr=X`, an option after the
-//! subcommand and any argument that is not UTF-8, and exits 1 on a mistake. So [`Program::parse`] asks the structure which
-//! options there are, and puts a command line into the one form that `argh` reads right before it does:
+//! subcommand and any argument that is not UTF-8, and exits 1 on a mistake. So [`Program::parse`] asks the structure
+//! which options there are, and puts a command line into the one form that `argh` reads right before it does:
 //!
 //! 1. the program's own options and switches first, wherever they stood, `--name=value` split in two;
 //! 2. then the command, and its options and switches;
@@ -13,8 +13,8 @@
 //! What is an option: a known name. `-` and a digit is a value (`set k -5`), `-` alone too. Anything else that begins
 //! with `-` is a mistake and is told so, unless `--` stands before it.
 //!
-//! From the same structure come a man page and the shells' completions: `--generate man`, `--generate complete-bash` and so
-//! on. The completions ask the program itself what may come next, with `--complete WORD...`, which people do not type.
+//! From the same structure come a man page and the shells' completions: `--generate man`, `--generate complete-bash`
+//! and so on. The completions ask the program itself what may come next, with `--complete WORD...`, which nobody types.
 //!
 //! ```
 //! use std::path::PathBuf;
@@ -163,7 +163,10 @@ impl Exit {
         // Whoever closed the output does not want to read it, and there is nobody else to tell.
         match self {
             Exit::Help(text) | Exit::Version(text) => {
-                drop(writeln!(io::stdout(), "{}", text.trim_end()));
+                // Nothing to offer is no empty line.
+                if !text.is_empty() {
+                    drop(writeln!(io::stdout(), "{}", text.trim_end()));
+                }
                 ExitCode::SUCCESS
             }
             Exit::Usage(message) => {

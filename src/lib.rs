@@ -21,7 +21,7 @@
 //! | [`server`]      | listener, a thread per connection, limits, shutdown                               |
 //! | [`client`]      | the blocking client                                                               |
 //! | [`config`]      | `cluster.toml`                                                                    |
-//! | [`arguments`]   | command lines                                                                     |
+//! | [`arguments`]   | command lines, and completions and man pages of the same                          |
 //! | [`service`]     | what a service manager and its journal are told                                   |
 //!
 //! Data flows one way, wire → entry → store → journal → node → replication → server, and `use` lines point only

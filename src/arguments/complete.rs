@@ -1,7 +1,7 @@
 //! What can stand next on a command line that is being typed, and the shells' scripts that ask for it.
 //!
-//! A script knows nothing of commands and options. At each TAB it runs the program with `--complete` and the words so far
-//! ([`candidates`]), so all shells offer the same, and an upgrade of the program needs no new script.
+//! A script knows nothing of commands and options. At each TAB it runs the program with `--complete` and the words so
+//! far ([`candidates`]), so all shells offer the same, and an upgrade of the program needs no new script.
 
 use std::{
     ffi::{OsStr, OsString},

@@ -193,8 +193,8 @@ fn serve(config: &Config, this: &NodeConfig, file: &str) -> Result<(), Box<dyn E
 
 /// Tells the service manager how the node stands, and that it has started.
 ///
-/// A leader has started when it takes writes, so what is ordered after it can write. A follower has when it listens: when
-/// it has data to serve hangs on its leader, which may be away, and the manager must not take that for a failed start.
+/// A leader has started when it takes writes, so what is ordered after it can write. A follower has when it listens:
+/// when it has data to serve hangs on its leader, which may be away, and that is no failed start.
 fn report(manager: &Manager, is_leader: bool, phase: &Phase) {
     let role = if is_leader { "leader" } else { "follower" };
     let status = match phase {

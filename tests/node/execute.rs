@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use gopherstore::node::{Node, Reply, Role};
+use gopherstore::node::{Node, Phase, Reply, Role};
 use gopherstore::wire::{Request, Status};
 
 use crate::{entry, with_frame};
@@ -163,4 +163,20 @@ fn the_end_of_an_old_stream_does_not_take_the_new_ones_progress() {
     );
     node.follower_left("n2", new);
     assert!(node.with_follower("n2", new, |_| ()).is_none());
+}
+
+#[test]
+fn whoever_watches_a_node_is_told_of_each_change_of_phase_once() {
+    let mut node = follower();
+    let phases = node.watch();
+    let refusing = Phase::Refusing(Arc::from("it is ahead"));
+    node.enter(Phase::Serving);
+    node.enter(Phase::Serving);
+    node.enter(refusing.clone());
+    let first = phases.recv();
+    assert!(matches!(first, Ok(Phase::Loading(_))), "{first:?}");
+    drop(node);
+    // It ends with the node.
+    let rest: Vec<Phase> = phases.iter().collect();
+    assert_eq!(rest, [Phase::Serving, refusing]);
 }

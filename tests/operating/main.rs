@@ -1,5 +1,6 @@
-//! What people who run nodes hold in their hands: the unit, the shells' completions, man pages, examples, and the terminal
-//! sessions of the documents. A test that needs a program that is not installed says so in a line and is passed over.
+//! What people who run nodes hold in their hands: the unit, the shells' completions, man pages, examples, and the
+//! terminal sessions of the documents. A test that needs a program that is not installed says so in a line and is
+//! passed over.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod examples;

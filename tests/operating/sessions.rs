@@ -1,13 +1,13 @@
 //! The terminal sessions of the documents, run at a terminal as they stand there.
 //!
-//! What is run is each `console` block: a line that begins with `$ ` is typed, and the lines after it are what comes of it,
-//! with `[..]` for what varies and `...` for any lines. Every command has to end with 0; one that is to fail shows its
-//! code with `; echo $?`. An HTML comment `<!-- session … -->` is run too, and not shown to readers: it waits for what a
-//! reader would have waited for (`soon COMMAND`, `says ADDR LINE-OF-ITS-STATUS`), or makes the trouble that the text
-//! speaks of (`node NAME` starts one).
+//! What is run is each `console` block: a line that begins with `$ ` is typed, and the lines after it are what comes of
+//! it, with `[..]` for what varies and `...` for any lines. Every command has to end with 0; one that is to fail shows
+//! its code with `; echo $?`. An HTML comment `<!-- session … -->` is run too, and not shown to readers: it waits for
+//! what a reader would have waited for (`soon COMMAND`, `says ADDR LINE-OF-ITS-STATUS`), or makes the trouble that the
+//! text speaks of (`node NAME` starts one).
 //!
-//! Each document is one session in a folder of its own, where `scripts`, `cluster.toml` and `target/release` are as in a
-//! clone after its first build. Its nodes are at ports of their own; in what is typed and in what is printed
+//! Each document is one session in a folder of its own, where `scripts`, `cluster.toml` and `target/release` are as in
+//! a clone after its first build. Its nodes are at ports of their own; in what is typed and in what is printed
 //! they stand as 8000, 8001, 8002, and 8003 for one more.
 
 use std::fs;
