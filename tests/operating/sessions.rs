@@ -267,3 +267,43 @@ fn steps_are_commands_with_what_comes_of_them() {
         ]
     );
 }
+
+/// A document, by its path from the root.
+fn document(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap()
+}
+
+/// What stands in backticks in a text.
+fn quoted(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+#[test]
+fn the_operators_text_explains_every_line_of_a_status() {
+    let protocol = document("docs/GBP.md");
+    let (_, section) = protocol.split_once("\n**STATUS**").expect("its section");
+    let (section, _) = section.split_once("\n**DISCARD**").expect("its end");
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    let keys: Vec<&str> = rows.filter_map(|row| row.split('`').next()).collect();
+    assert!(keys.len() > 20, "{keys:?}");
+    let text = document("docs/operating.md");
+    let explained: Vec<&str> = quoted(&text)
+        .into_iter()
+        .map(|key| key.split(": ").next().unwrap_or(key))
+        .collect();
+    for key in keys {
+        assert!(explained.contains(&key), "no {key} in docs/operating.md");
+    }
+}
+
+#[test]
+fn the_tests_that_the_operators_text_names_are_there() {
+    let faults = document("tests/cluster/faults.rs");
+    let text = document("docs/operating.md");
+    let is_test = |word: &&str| word.matches('_').count() > 4;
+    let names: Vec<&str> = quoted(&text).into_iter().filter(is_test).collect();
+    assert!(names.len() > 5, "{names:?}");
+    for name in names {
+        assert!(faults.contains(&format!("\nfn {name}()")), "no test {name}");
+    }
+}

@@ -113,6 +113,50 @@ fn bash_completes_only_what_it_took_for_the_last_word() {
 }
 
 #[test]
+fn bash_completes_at_a_terminal() {
+    if !is_installed("script", "bsdutils") {
+        return;
+    }
+    let (dir, paths) = scripts("bash");
+    let sourced = paths
+        .iter()
+        .map(|path| format!("source {}\n", path.display()));
+    // ^B, once the line is complete, shows it and ends the shell.
+    let start = format!(
+        "{}bind -x '\"\\C-b\": printf \"[[[%s]]]\" \"$READLINE_LINE\"; exit'\n",
+        sourced.collect::<String>()
+    );
+    let file = dir.path().join("rc");
+    fs::write(&file, start).unwrap();
+    let command = format!("bash --noprofile --rcfile {} -i", file.display());
+    for (typed, expected) in [
+        ("gopherstore-cli stat", "gopherstore-cli status "),
+        ("gopherstore-cli --config clus", "--config cluster.toml "),
+        ("gopherstore-cli --config=clus", "--config=cluster.toml "),
+        (
+            "gopherstore-cli --addr 127.0.0.1:8000 stat",
+            " 127.0.0.1:8000 status ",
+        ),
+        ("gopherstore-server --check", "--check-config "),
+    ] {
+        let mut script = Command::new("script");
+        script
+            .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+            .current_dir(dir.path())
+            .env("TERM", "dumb")
+            .env("PATH", path());
+        let shown = given(&mut script, &format!("{typed}\t\x02"));
+        let line = shown
+            .rsplit_once("[[[")
+            .and_then(|(_, rest)| rest.split_once("]]]"));
+        let line = line
+            .unwrap_or_else(|| panic!("{typed:?}: no line in {shown:?}"))
+            .0;
+        assert!(line.ends_with(expected), "{typed:?}: {line:?}");
+    }
+}
+
+#[test]
 fn fish_completes_commands_options_nodes_and_files() {
     if !is_installed("fish", "fish") {
         return;
@@ -241,9 +285,12 @@ fn man_pages_have_all_that_the_help_has_and_no_faults() {
 
 /// What a program prints, on either stream, that is given `input`.
 fn filter(program: &str, arguments: &[&str], input: &str) -> String {
-    let mut child = Command::new(program)
-        .args(arguments)
-        .env("MANWIDTH", "80")
+    let mut command = Command::new(program);
+    given(command.args(arguments).env("MANWIDTH", "80"), input)
+}
+
+fn given(command: &mut Command, input: &str) -> String {
+    let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
