@@ -13,6 +13,9 @@
 //! What is an option: a known name. `-` and a digit is a value (`set k -5`), `-` alone too. Anything else that begins
 //! with `-` is a mistake and is told so, unless `--` stands before it.
 //!
+//! From the same structure come a man page and the shells' completions: `--generate man`, `--generate complete-bash`
+//! and so on. The completions ask the program itself what may come next, with `--complete WORD...`, which nobody types.
+//!
 //! ```
 //! use std::path::PathBuf;
 //!
@@ -48,6 +51,9 @@
 //! # Ok::<(), Exit>(())
 //! ```
 
+mod complete;
+mod manual;
+
 use std::{
     ffi::{OsStr, OsString},
     fmt,
@@ -66,11 +72,18 @@ pub const USAGE: u8 = 2;
 /// An argument that need not be text. Under this name `argh` takes it for one value; it reads `Vec` as 'any number of'.
 pub type Bytes = Vec<u8>;
 
+/// The option that prints what is made of the structure, and what it takes.
+const GENERATE: &str = "--generate";
+const GENERATED: &str = "man|complete-bash|complete-zsh|complete-fish";
+
+/// What `argh` replaces in examples by the program's name and the command's.
+const NAME_IN_EXAMPLES: &str = "{command_name}";
+
 /// What an encoded value begins with.
 const MARK: char = '=';
 
 /// A program, whose command line an `argh` structure describes. `--help`, `-h`, `--version` and `-V` belong to every
-/// program, whatever the structure says.
+/// program, whatever the structure says, and `--generate` to each that has an option of this name.
 #[derive(Clone, Copy, Debug)]
 pub struct Program {
     /// As it is started.
@@ -79,6 +92,7 @@ pub struct Program {
 
 /// What a command line may hold, as `argh` tells it of a structure.
 struct Vocabulary {
+    info: CommandInfoWithArgs,
     own: Flags,
     commands: Vec<(String, Flags)>,
 }
@@ -106,6 +120,7 @@ impl Vocabulary {
             commands: commands
                 .map(|command| (command.name.to_owned(), flags(&command.command)))
                 .collect(),
+            info,
         }
     }
 
@@ -150,7 +165,10 @@ impl Exit {
         // Whoever closed the output does not want to read it, and there is nobody else to tell.
         match self {
             Exit::Help(text) | Exit::Version(text) => {
-                drop(writeln!(io::stdout(), "{}", text.trim_end()));
+                // Nothing to offer is no empty line.
+                if !text.is_empty() {
+                    drop(writeln!(io::stdout(), "{}", text.trim_end()));
+                }
                 ExitCode::SUCCESS
             }
             Exit::Usage(message) => {
@@ -181,6 +199,12 @@ impl Program {
         &self,
         arguments: impl IntoIterator<Item = OsString>,
     ) -> Result<T, Exit> {
+        let mut arguments = arguments.into_iter().peekable();
+        if arguments.next_if(|first| first == "--complete").is_some() {
+            let words: Vec<OsString> = arguments.collect();
+            let info = T::get_args_info();
+            return Err(Exit::Help(complete::candidates(&info, &words)));
+        }
         let arguments = self.normalise(&Vocabulary::of::<T>(), arguments)?;
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         T::from_args(&[self.name], &arguments).map_err(|exit| match exit.status {
@@ -193,6 +217,27 @@ impl Program {
     #[must_use]
     pub fn mistake(&self, what: &str) -> Exit {
         Exit::Usage(format!("{what}; see {} --help", self.name))
+    }
+
+    /// What `--generate` asks for.
+    fn generate(&self, info: &CommandInfoWithArgs, what: &OsStr) -> Exit {
+        let text = match what.to_str() {
+            Some("man") => Some(manual::page(self.name, info)),
+            Some(what) => what
+                .strip_prefix("complete-")
+                .and_then(|shell| complete::script(shell, self.name)),
+            None => None,
+        };
+        text.map_or_else(
+            || {
+                let what = show(what.as_bytes());
+                self.mistake(&format!(
+                    "nothing to generate by the name of {what}; there are {}",
+                    GENERATED.replace('|', ", ")
+                ))
+            },
+            Exit::Help,
+        )
     }
 
     /// Steps 1 to 3 of the module's text.
@@ -240,6 +285,9 @@ impl Program {
                                 .filter(|value| !is_option(vocabulary, value))
                                 .ok_or_else(|| self.mistake(&format!("no value after {known}")))?,
                         };
+                        if known == GENERATE {
+                            return Err(self.generate(&vocabulary.info, &value));
+                        }
                         options.push((known, Some(encode(value.as_bytes()))));
                     }
                     None => {

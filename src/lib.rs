@@ -24,6 +24,8 @@
 //! | [`config`]      | `cluster.toml`                                                                    |
 //! | [`arguments`]   | command lines                                                                     |
 //! | [`hexdump`]     | bytes as people paste them: dumps, captures, `printf` strings; pure               |
+//! | [`arguments`]   | command lines, and completions and man pages of the same                          |
+//! | [`service`]     | what a service manager and its journal are told                                   |
 //!
 //! Data flows one way, wire → entry → store → journal → node → replication → server, and `use` lines point only
 //! backwards along it (`tests/tidy.rs`).
@@ -43,6 +45,7 @@ pub mod oplog;
 pub mod progress;
 pub mod replication;
 pub mod server;
+pub mod service;
 pub mod store;
 pub mod wire;
 

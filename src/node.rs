@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
+use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Condvar, Mutex};
 
 use crate::census::{self, Budget};
@@ -87,6 +88,8 @@ pub struct Node {
     /// A follower's progress has changed, or it has gone.
     progressed: Condvar,
     copies: Copies,
+    /// Whoever wants to know of each phase.
+    watcher: Option<Sender<Phase>>,
     liveness: Mutex<Liveness>,
     connections: AtomicU64,
     full_copies: AtomicU64,
@@ -251,6 +254,7 @@ impl Node {
             streams: AtomicU64::new(0),
             progressed: Condvar::new(),
             copies: Copies::default(),
+            watcher: None,
             liveness: Mutex::new(Liveness::new(names, timeout, now)),
             connections: AtomicU64::new(0),
             full_copies: AtomicU64::new(0),
@@ -297,6 +301,15 @@ impl Node {
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.standing.lock().phase.clone()
+    }
+
+    /// Where the node stands now, and each time that this changes; ends with the node.
+    pub fn watch(&mut self) -> Receiver<Phase> {
+        // Without a bound, so that nobody waits who changes it: that is rare.
+        let (sender, phases) = crossbeam_channel::unbounded();
+        let _ = sender.send(self.phase());
+        self.watcher = Some(sender);
+        phases
     }
 
     /// What its data set went through.
@@ -384,7 +397,14 @@ impl Node {
 
     fn change(&self, with: impl FnOnce(&mut Standing)) {
         let mut standing = self.standing.lock();
+        let before = self.watcher.is_some().then(|| standing.phase.clone());
         with(&mut standing);
+        if let Some(watcher) = &self.watcher
+            && before.as_ref() != Some(&standing.phase)
+        {
+            // Under the lock, for the order. Whoever does not read any more has no need to know.
+            let _ = watcher.send(standing.phase.clone());
+        }
         let serves = !matches!(standing.phase, Phase::Loading(_));
         let leads =
             self.role == Role::Leader && standing.phase == Phase::Serving && !standing.stops;

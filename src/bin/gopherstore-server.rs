@@ -8,15 +8,16 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use argh::{ArgsInfo, FromArgs};
-use gopherstore::arguments::{self, Exit, Program, USAGE};
+use gopherstore::arguments::{self, Program, USAGE};
 use gopherstore::config::{Config, NodeConfig};
-use gopherstore::node::Node;
+use gopherstore::node::{Node, Phase};
 use gopherstore::server::Server;
-use log::{error, info};
+use gopherstore::service::{self, Manager, Notice};
+use log::{Level, error, info, warn};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
@@ -52,6 +53,10 @@ struct Arguments {
     /// only judge the file, and print a line for each node: name, address, role
     #[argh(switch)]
     check_config: bool,
+    /// print the man page (man), or a shell's script for completions (complete-bash, complete-zsh, complete-fish)
+    #[argh(option, from_str_fn(arguments::text), arg_name = "WHAT")]
+    #[allow(dead_code)] // for the help text alone: `parse` answers it
+    generate: Option<String>,
     /// print the version
     #[argh(switch, short = 'V')]
     #[allow(dead_code)] // for the help text alone: `parse` answers it
@@ -81,10 +86,22 @@ fn main() -> ExitCode {
     let Some(node) = config.node(name) else {
         return usage(&format!("no node {name:?}: {}", names()));
     };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    let is_journal = service::is_journal(io::stderr());
+    let mut logger =
+        env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
+    if is_journal {
+        logger.format(|out, record| {
+            let line = service::prefixed(record.level(), &record.args().to_string());
+            out.write_all(line.as_bytes())
+        });
+    }
+    logger.init();
     // A thread that panics has found a bug of ours. Half a node is worse than none.
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        if is_journal {
+            let _ = io::stderr().write_all(b"<2>");
+        }
         print(panic);
         std::process::abort();
     }));
@@ -95,7 +112,13 @@ fn main() -> ExitCode {
 }
 
 fn serve(config: &Config, this: &NodeConfig, file: &str) -> Result<(), Box<dyn Error>> {
-    let node = Node::of_cluster(config, this);
+    let mut node = Node::of_cluster(config, this);
+    let manager = Manager::from_env().unwrap_or_else(|error| {
+        warn!("cannot use $NOTIFY_SOCKET, so the service manager is told nothing: {error}");
+        None
+    });
+    let manager = manager.map(Arc::new);
+    let phases = manager.is_some().then(|| node.watch());
     let server = Server::bind(&this.addr, node, config.limits.clone()).map_err(|error| {
         let remedy = match error.source.kind() {
             io::ErrorKind::AddrInUse => "stop what listens there",
@@ -117,14 +140,18 @@ fn serve(config: &Config, this: &NodeConfig, file: &str) -> Result<(), Box<dyn E
     }
     let no_more_signals = signals.handle();
     let stopper = server.stopper();
-    let waiter = thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
+    let waiter = thread::Builder::new().name("signals".to_owned()).spawn({
+        let manager = manager.clone();
+        move || {
             for signal in &mut signals {
                 info!("{}: stopping", signal_name(signal).unwrap_or("signal"));
                 stopper.stop();
+                if let Some(manager) = &manager {
+                    tell(manager, &[Notice::Stopping, Notice::Status("stopping")]);
+                }
             }
-        })?;
+        }
+    })?;
 
     let (name, role) = (&this.name, role_name(config, this));
     info!(
@@ -135,14 +162,57 @@ fn serve(config: &Config, this: &NodeConfig, file: &str) -> Result<(), Box<dyn E
         "{}: {name} ready on {addr} ({role})",
         PROGRAM.name
     ));
+    let reporter = match (manager, phases) {
+        (Some(manager), Some(phases)) => {
+            let is_leader = config.leader().name == this.name;
+            let report = move || {
+                for phase in phases {
+                    // What the manager was told of the stop is the last word.
+                    if !stopping.load(Ordering::SeqCst) {
+                        report(&manager, is_leader, &phase);
+                    }
+                }
+            };
+            let reporter = thread::Builder::new().name("reporter".to_owned());
+            Some(reporter.spawn(report)?)
+        }
+        _ => None,
+    };
     let served = server.run();
     no_more_signals.close();
+    if reporter.is_some_and(|reporter| reporter.join().is_err()) {
+        error!("the thread that tells the service manager has died");
+    }
     if waiter.join().is_err() {
         error!("the thread that waits for signals has died");
     }
     served.map_err(|error| format!("cannot run: {error}"))?;
     info!("node {name} has stopped");
     Ok(())
+}
+
+/// Tells the service manager how the node stands, and that it has started.
+///
+/// A leader has started when it takes writes, so what is ordered after it can write. A follower has when it listens:
+/// when it has data to serve hangs on its leader, which may be away, and that is no failed start.
+fn report(manager: &Manager, is_leader: bool, phase: &Phase) {
+    let role = if is_leader { "leader" } else { "follower" };
+    let status = match phase {
+        Phase::Serving => format!("{role}, serving"),
+        Phase::Loading(why) => format!("{role}, loading: {why}"),
+        Phase::Refusing(why) => format!("{role}, refused: {why}"),
+    };
+    // Saying that it is ready more than once does no harm.
+    let is_ready = !is_leader || *phase == Phase::Serving;
+    let ready = is_ready.then_some(Notice::Ready);
+    let notices: Vec<Notice<'_>> = ready.into_iter().chain([Notice::Status(&status)]).collect();
+    tell(manager, &notices);
+}
+
+fn tell(manager: &Manager, notices: &[Notice<'_>]) {
+    if let Err(error) = manager.tell(notices) {
+        warn!("cannot tell the service manager {notices:?}: {error}");
+    }
 }
 
 fn check_config(config: &Config) -> ExitCode {
@@ -172,10 +242,17 @@ fn say(line: &str) {
 }
 
 fn usage(message: &str) -> ExitCode {
-    Exit::Usage(message.to_owned()).finish(PROGRAM.name)
+    fail(USAGE, message)
 }
 
 fn fail(code: u8, message: &str) -> ExitCode {
-    drop(writeln!(io::stderr(), "{}: {message}", PROGRAM.name));
+    let line = if service::is_journal(io::stderr()) {
+        // The journal knows whose line it is.
+        service::prefixed(Level::Error, message)
+    } else {
+        format!("{}: {message}\n", PROGRAM.name)
+    };
+    // There is nobody else to tell.
+    let _ = io::stderr().write_all(line.as_bytes());
     ExitCode::from(code)
 }

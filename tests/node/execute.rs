@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use gopherstore::digest::Digest;
-use gopherstore::node::{Node, Reply, Role};
+use gopherstore::node::{Node, Phase, Reply, Role};
 use gopherstore::wire::census::{ListAnswer, SumsAnswer};
 use gopherstore::wire::{Request, Status};
 
@@ -202,4 +202,20 @@ fn a_node_that_serves_reads_says_what_it_holds() {
     for request in [sums, one, bad] {
         assert_eq!(ask(&follower, &request).0, Status::Loading);
     }
+}
+
+#[test]
+fn whoever_watches_a_node_is_told_of_each_change_of_phase_once() {
+    let mut node = follower();
+    let phases = node.watch();
+    let refusing = Phase::Refusing(Arc::from("it is ahead"));
+    node.enter(Phase::Serving);
+    node.enter(Phase::Serving);
+    node.enter(refusing.clone());
+    let first = phases.recv();
+    assert!(matches!(first, Ok(Phase::Loading(_))), "{first:?}");
+    drop(node);
+    // It ends with the node.
+    let rest: Vec<Phase> = phases.iter().collect();
+    assert_eq!(rest, [Phase::Serving, refusing]);
 }

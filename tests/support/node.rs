@@ -137,6 +137,16 @@ impl DerefMut for Node {
 impl Process {
     /// Starts the node `name` of `cluster.toml` in `dir`. It logs to the file `log` there, after what that file holds.
     pub(crate) fn spawn(dir: &Path, name: &str, descriptors: Option<u32>) -> Process {
+        Process::spawn_with(dir, name, descriptors, &[])
+    }
+
+    /// The same, with more in its environment.
+    pub(crate) fn spawn_with(
+        dir: &Path,
+        name: &str,
+        descriptors: Option<u32>,
+        env: &[(&str, &str)],
+    ) -> Process {
         let log_path = dir.join("log");
         let log = File::options()
             .create(true)
@@ -157,6 +167,7 @@ impl Process {
             .args(["--config", "cluster.toml", "--node", name])
             .current_dir(dir)
             .env("RUST_LOG", "debug")
+            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)

@@ -90,6 +90,10 @@ struct Arguments {
     /// dump every frame, sent (>) and received (<), to standard error
     #[argh(switch)]
     hex: bool,
+    /// print the man page (man), or a shell's script for completions (complete-bash, complete-zsh, complete-fish)
+    #[argh(option, from_str_fn(arguments::text), arg_name = "WHAT")]
+    #[allow(dead_code, reason = "for the help; Program::parse answers it")]
+    generate: Option<String>,
     /// print the version
     #[argh(switch, short = 'V')]
     #[allow(dead_code, reason = "for the help; Program::parse answers it")]
@@ -120,7 +124,14 @@ enum Subcommand {
 /// Store a value under a key, whatever was there before.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "set", help_triggers("-h", "--help"))]
-#[argh(note = "For options such as --addr see gopherstore-cli --help.")]
+#[argh(
+    example = "{command_name} user123 active\n\
+        {command_name} photo - < photo.jpg\n\
+        {command_name} temperature -5\n\
+        {command_name} option -- --weird\n\
+        {command_name} 'two words' 'a value with spaces' --timeout 200ms",
+    note = "For options such as --addr see gopherstore-cli --help."
+)]
 struct Set {
     /// any bytes, 65,535 at most
     #[argh(positional, from_str_fn(arguments::bytes))]
@@ -133,7 +144,13 @@ struct Set {
 /// Print the value of a key.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "get", help_triggers("-h", "--help"))]
-#[argh(note = "For options such as --addr see gopherstore-cli --help.")]
+#[argh(
+    example = "{command_name} user123\n\
+        {command_name} user123 --addr 127.0.0.1:8001\n\
+        {command_name} photo > photo.jpg\n\
+        {command_name} nobody || echo \"not there: $?\"",
+    note = "For options such as --addr see gopherstore-cli --help."
+)]
 struct Get {
     /// any bytes
     #[argh(positional, from_str_fn(arguments::bytes))]
@@ -143,7 +160,10 @@ struct Get {
 /// Remove a key.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "del", help_triggers("-h", "--help"))]
-#[argh(note = "For options such as --addr see gopherstore-cli --help.")]
+#[argh(
+    example = "{command_name} user123",
+    note = "For options such as --addr see gopherstore-cli --help."
+)]
 struct Del {
     /// any bytes
     #[argh(positional, from_str_fn(arguments::bytes))]
@@ -153,13 +173,18 @@ struct Del {
 /// Ask whether the node is there.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "ping", help_triggers("-h", "--help"))]
-#[argh(note = "For options such as --addr see gopherstore-cli --help.")]
+#[argh(
+    example = "{command_name} --addr 127.0.0.1:8001\n\
+        {command_name} --config cluster.toml --node n2",
+    note = "For options such as --addr see gopherstore-cli --help."
+)]
 struct Ping {}
 
 /// Order a follower that refuses its leader to give up its data and take a full copy of the leader's.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "resync", help_triggers("-h", "--help"))]
 #[argh(
+    example = "{command_name} --discard --addr 127.0.0.1:8002",
     note = "A follower refuses (state refused in its status) where it holds entries that the leader\n\
         lacks. They are lost with this order, so it is given only together with --discard.\n\
         For options such as --addr see gopherstore-cli --help."

@@ -1,0 +1,191 @@
+//! Every example in the help, run as it stands there against a cluster of real nodes.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::support::cluster::Cluster;
+use crate::support::node::{PATIENCE, wait_for};
+use crate::{CLI, SERVER, output, path};
+
+const CONVERGED_WITHIN: Duration = Duration::from_secs(15);
+
+/// How an example ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// By itself, with this code.
+    Code(i32),
+    /// Never: it is stopped once it has printed something.
+    Never,
+}
+
+impl End {
+    /// Of an example, in the words of the command line. What ends otherwise than with 0 stands here, with its reason.
+    fn of(example: &str) -> End {
+        let words: Vec<&str> = example.split(' ').collect();
+        let is = |word: &str| words.contains(&word);
+        if is("tail") || is("--watch") {
+            End::Never
+        } else if is("resync") {
+            // No node of a healthy cluster takes the order; tests/operating/sessions.rs gives it to one that does.
+            End::Code(3)
+        } else {
+            End::Code(0)
+        }
+    }
+}
+
+/// What an example may rely on: a value that is there, and files.
+fn prepare(dir: &Path, addr: &str) {
+    fs::write(dir.join("photo.jpg"), [0xff, 0xd8, 0xff, 0xe0]).unwrap();
+    for [key, value] in [["user123", "active"], ["photo", "pixels"]] {
+        output(Command::new(CLI).args(["--addr", addr, "set", key, value]));
+    }
+}
+
+/// The examples of a help text, each on one line.
+fn examples(help: &str) -> Vec<String> {
+    let Some((_, list)) = help.split_once("\nExamples:\n") else {
+        return Vec::new();
+    };
+    let list = list.split("\n\n").next().unwrap();
+    let joined = list.replace("\\\n", " ");
+    joined.lines().map(|line| line.trim().to_owned()).collect()
+}
+
+fn shell(example: &str, dir: &Path, addr: &str) -> Command {
+    let mut command = Command::new("bash");
+    command
+        .args(["-c", example])
+        .current_dir(dir)
+        .env("PATH", path())
+        .env("GOPHERSTORE_ADDR", addr)
+        .stdin(Stdio::null());
+    command
+}
+
+#[test]
+fn every_example_of_every_command_works() {
+    let cluster = Cluster::start(3);
+    cluster.wait_converged(CONVERGED_WITHIN);
+    let dir = tempfile::tempdir().unwrap();
+    let addrs: Vec<String> = (0..3).map(|node| cluster.addr(node).to_string()).collect();
+    let mut config = "cluster = \"test\"\nleader = \"n1\"\n".to_owned();
+    for (number, addr) in (1..).zip(&addrs) {
+        config += &format!("[[node]]\nname = \"n{number}\"\naddr = \"{addr}\"\n");
+    }
+    fs::write(dir.path().join("cluster.toml"), config).unwrap();
+
+    let help = output(Command::new(CLI).arg("--help"));
+    let (_, list) = help.split_once("\nCommands:\n").unwrap();
+    let list = list.split("\n\n").next().unwrap().lines();
+    let commands = list.filter_map(|line| line.strip_prefix("  ")?.split_once(' ')?.0.into());
+    let mut texts = vec![(String::new(), help.clone())];
+    for name in commands.filter(|name: &&str| !name.is_empty()) {
+        let help = output(Command::new(CLI).args(["help", name]));
+        assert!(!examples(&help).is_empty(), "help {name} has no example");
+        texts.push((name.to_owned(), help));
+    }
+    assert!(texts.len() > 5, "{help}");
+
+    for (name, help) in texts {
+        for example in examples(&help) {
+            assert!(example.contains("gopherstore-cli"), "{name}: {example}");
+            prepare(dir.path(), &addrs[0]);
+            // Followers have it too.
+            cluster.wait_converged(CONVERGED_WITHIN);
+            let mut runs = example.clone();
+            for (node, addr) in addrs.iter().enumerate() {
+                runs = runs.replace(&format!("127.0.0.1:800{node}"), addr);
+            }
+            match End::of(&example) {
+                End::Code(code) => {
+                    ends_with(code, &example, &mut shell(&runs, dir.path(), &addrs[0]))
+                }
+                End::Never => goes_on(&example, &runs, dir.path(), &addrs[0]),
+            }
+        }
+    }
+}
+
+#[track_caller]
+fn ends_with(code: i32, example: &str, command: &mut Command) {
+    let log = tempfile::tempfile().unwrap();
+    let mut child = Running::start(command, log.try_clone().unwrap());
+    let what = format!("the end of: {example}");
+    let status = wait_for(&what, || child.0.try_wait().unwrap());
+    let printed = read(log);
+    assert_eq!(status.code(), Some(code), "{example}\n{printed}");
+}
+
+/// An example that shows what goes on: something does until it has printed.
+#[track_caller]
+fn goes_on(example: &str, runs: &str, dir: &Path, addr: &str) {
+    let log = tempfile::tempfile().unwrap();
+    let command = format!("exec {runs}");
+    let mut child = Running::start(&mut shell(&command, dir, addr), log.try_clone().unwrap());
+    wait_for(&format!("what it prints: {example}"), || {
+        prepare(dir, addr);
+        let ended = child.0.try_wait().unwrap();
+        assert!(
+            ended.is_none(),
+            "{example} ended: {}",
+            read(log.try_clone().unwrap())
+        );
+        (log.metadata().unwrap().len() > 0).then_some(())
+    });
+}
+
+fn read(mut file: fs::File) -> String {
+    use std::io::{Read, Seek};
+
+    let mut bytes = Vec::new();
+    file.rewind().unwrap();
+    file.read_to_end(&mut bytes).unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A process that is gone when the test is.
+struct Running(Child);
+
+impl Running {
+    /// Both streams go to `log`.
+    fn start(command: &mut Command, log: fs::File) -> Running {
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        Running(command.spawn().unwrap())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_servers_examples_start_a_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let config =
+        "cluster = \"c\"\nleader = \"n1\"\n[[node]]\nname = \"n1\"\naddr = \"127.0.0.1:0\"\n";
+    fs::write(dir.path().join("cluster.toml"), config).unwrap();
+    let examples = examples(&output(Command::new(SERVER).arg("--help")));
+    assert!(!examples.is_empty());
+    for example in examples {
+        let log = tempfile::tempfile().unwrap();
+        let command = format!("exec {example}");
+        let mut child = Running::start(
+            &mut shell(&command, dir.path(), ""),
+            log.try_clone().unwrap(),
+        );
+        wait_for(&format!("a node by: {example}, {PATIENCE:?}"), || {
+            let printed = read(log.try_clone().unwrap());
+            let ended = child.0.try_wait().unwrap();
+            assert!(ended.is_none(), "{example}: {printed}");
+            printed
+                .contains("gopherstore-server: n1 ready on ")
+                .then_some(())
+        });
+    }
+}

@@ -1,0 +1,67 @@
+//! What people who run nodes hold in their hands: the unit, the shells' completions, man pages, examples, and the
+//! terminal sessions of the documents. A test that needs a program that is not installed says so in a line and is
+//! passed over.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod examples;
+mod service;
+mod sessions;
+mod shells;
+
+/// What these tests are made of.
+#[path = "../support"]
+#[allow(dead_code)] // they use a part of it
+mod support {
+    pub(crate) mod cluster;
+    pub(crate) mod names;
+    pub(crate) mod node;
+    pub(crate) mod proxy;
+}
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+const CLI: &str = env!("CARGO_BIN_EXE_gopherstore-cli");
+const SERVER: &str = env!("CARGO_BIN_EXE_gopherstore-server");
+
+/// The programs by their names, for what is generated of each.
+const PROGRAMS: [(&str, &str); 2] = [("gopherstore-cli", CLI), ("gopherstore-server", SERVER)];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Whether a program is installed; a line says that it is not.
+fn is_installed(program: &str, package: &str) -> bool {
+    let is_there = Command::new("sh")
+        .args(["-c", "command -v \"$0\"", program])
+        .output()
+        .unwrap()
+        .status
+        .success();
+    if !is_there {
+        eprintln!("passed over: {program} is not installed (apt-get install {package})");
+    }
+    is_there
+}
+
+/// Standard output of a program that has to succeed.
+#[track_caller]
+fn output(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", both(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Standard output and standard error.
+fn both(output: &Output) -> String {
+    let out = String::from_utf8_lossy(&output.stdout);
+    format!("{out}{}", String::from_utf8_lossy(&output.stderr))
+}
+
+/// `$PATH` with the built programs in front.
+fn path() -> String {
+    let built = Path::new(CLI).parent().unwrap();
+    let path = std::env::var("PATH").unwrap_or_default();
+    format!("{}:{path}", built.display())
+}

@@ -1,0 +1,237 @@
+//! What a service manager sees of a node.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::support::node::{PATIENCE, Process, wait_for};
+use crate::support::proxy::reserve_port;
+use crate::{SERVER, both, is_installed, output, root};
+
+/// A folder with a `cluster.toml` of nodes at these addresses, the first of which leads.
+fn folder(addrs: &[SocketAddr]) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = "cluster = \"test\"\nleader = \"n1\"\n".to_owned();
+    for (number, addr) in (1..).zip(addrs) {
+        config += &format!("[[node]]\nname = \"n{number}\"\naddr = \"{addr}\"\n");
+    }
+    config += "[replication]\nheartbeat_interval_ms = 100\nleader_timeout_ms = 1000\n";
+    fs::write(dir.path().join("cluster.toml"), config).unwrap();
+    dir
+}
+
+/// The service manager's end.
+struct Manager {
+    socket: UnixDatagram,
+    name: String,
+}
+
+impl Manager {
+    fn at_path(dir: &Path) -> Manager {
+        let path = dir.join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        Manager::of(socket, path.to_str().unwrap().to_owned())
+    }
+
+    fn of(socket: UnixDatagram, name: String) -> Manager {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Manager { socket, name }
+    }
+
+    fn start(&self, dir: &Path, node: &str) -> Process {
+        Process::spawn_with(dir, node, None, &[("NOTIFY_SOCKET", &self.name)])
+    }
+
+    /// The next datagram.
+    fn next(&self) -> String {
+        let mut bytes = [0; 4096];
+        let len = loop {
+            match self.socket.recv(&mut bytes) {
+                // A process that stood still for a moment is told so (signal(7)).
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => break result.expect("a datagram"),
+            }
+        };
+        String::from_utf8(bytes[..len].to_vec()).unwrap()
+    }
+}
+
+#[test]
+fn a_leader_is_ready_and_stops_with_a_word_at_either_kind_of_socket() {
+    let abstract_name = format!("gopherstore-test-{}", std::process::id());
+    let addr = std::os::unix::net::SocketAddr::from_abstract_name(&abstract_name).unwrap();
+    let abstract_socket = UnixDatagram::bind_addr(&addr).unwrap();
+    let dir = folder(&[([127, 0, 0, 1], 0).into()]);
+    for manager in [
+        Manager::at_path(dir.path()),
+        Manager::of(abstract_socket, format!("@{abstract_name}")),
+    ] {
+        let mut node = manager.start(dir.path(), "n1");
+        assert_eq!(manager.next(), "READY=1\nSTATUS=leader, serving\n");
+        node.signal("TERM");
+        assert_eq!(manager.next(), "STOPPING=1\nSTATUS=stopping\n");
+        assert_eq!(node.wait().code(), Some(0));
+    }
+}
+
+#[test]
+fn a_leader_is_ready_only_once_it_serves() {
+    // A peer that says nothing is waited for.
+    let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let (_reserved, addr) = reserve_port();
+    let dir = folder(&[addr, silent.local_addr().unwrap()]);
+    let manager = Manager::at_path(dir.path());
+    let _node = manager.start(dir.path(), "n1");
+    let first = manager.next();
+    assert!(first.starts_with("STATUS=leader, loading: "), "{first}");
+    assert_eq!(manager.next(), "READY=1\nSTATUS=leader, serving\n");
+}
+
+#[test]
+fn a_follower_is_ready_when_it_listens_and_tells_how_it_stands() {
+    let (reserved, addrs): (Vec<_>, Vec<_>) = (0..2).map(|_| reserve_port()).unzip();
+    let dir = folder(&addrs);
+    let manager = Manager::at_path(dir.path());
+    let mut follower = manager.start(dir.path(), "n2");
+    let first = manager.next();
+    assert!(
+        first.starts_with("READY=1\nSTATUS=follower, loading: "),
+        "{first}"
+    );
+    assert!(follower.wait_until_ready(), "its port was taken");
+    let _leader = Process::spawn(dir.path(), "n1", None);
+    wait_for("the follower to serve", || {
+        let told = manager.next();
+        told.contains("STATUS=follower, serving\n").then_some(())
+    });
+    drop(reserved);
+}
+
+#[test]
+fn a_manager_that_cannot_be_told_costs_a_line_and_no_more() {
+    let dir = folder(&[([127, 0, 0, 1], 0).into()]);
+    for name in ["/nowhere/notify", "no address"] {
+        let env = [("NOTIFY_SOCKET", name)];
+        let mut node = Process::spawn_with(dir.path(), "n1", None, &env);
+        assert!(node.wait_until_ready());
+        node.signal("TERM");
+        assert_eq!(node.wait().code(), Some(0), "{name}");
+        assert!(node.log().contains("the service manager"), "{}", node.log());
+    }
+}
+
+/// `DEVICE:INODE` of a file, as the journal names a stream.
+fn stream(path: &Path) -> String {
+    let file = fs::metadata(path).unwrap();
+    format!("{}:{}", file.dev(), file.ino())
+}
+
+#[test]
+fn lines_for_the_journal_have_a_priority_and_no_time() {
+    let dir = folder(&[([127, 0, 0, 1], 0).into()]);
+    let log = dir.path().join("log");
+    File::create(&log).unwrap();
+    let stream = stream(&log);
+    let mut node = Process::spawn_with(dir.path(), "n1", None, &[("JOURNAL_STREAM", &stream)]);
+    assert!(node.wait_until_ready());
+    node.signal("TERM");
+    assert_eq!(node.wait().code(), Some(0));
+    let log = node.log();
+    let expected = format!(
+        "<6>node n1 of cluster test: leader, on {}\n<6>SIGTERM: stopping\n<6>node n1 has stopped\n",
+        node.addr
+    );
+    let shown: Vec<&str> = log
+        .lines()
+        .filter(|line| !line.starts_with("<7>"))
+        .collect();
+    assert_eq!(shown.join("\n") + "\n", expected);
+}
+
+#[test]
+fn a_journal_that_reads_something_else_changes_nothing() {
+    // The variable is handed down to processes whose standard error is another.
+    let dir = folder(&[([127, 0, 0, 1], 0).into()]);
+    let stream = stream(&dir.path().join("cluster.toml"));
+    for value in [&*stream, "8:", "x:y", ""] {
+        let env = [("JOURNAL_STREAM", value)];
+        let mut node = Process::spawn_with(dir.path(), "n1", None, &env);
+        assert!(node.wait_until_ready());
+        let log = node.log();
+        assert!(log.contains("INFO") && !log.contains("<6>"), "{log}");
+        node.kill();
+    }
+}
+
+#[test]
+fn what_ends_the_start_is_an_error_in_the_journal() {
+    let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let dir = folder(&[taken.local_addr().unwrap()]);
+    let log = dir.path().join("log");
+    let file = File::create(&log).unwrap();
+    let status = Command::new(SERVER)
+        .args(["--config", "cluster.toml", "--node", "n1"])
+        .current_dir(dir.path())
+        .env("JOURNAL_STREAM", stream(&log))
+        .stderr(file)
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(1));
+    let log = fs::read_to_string(log).unwrap();
+    assert!(log.starts_with("<3>cannot listen on "), "{log}");
+    assert_eq!(log.lines().count(), 1, "{log}");
+}
+
+/// The unit with the built server in it, in a folder of its own.
+fn unit() -> (TempDir, String) {
+    let unit = fs::read_to_string(root().join("scripts/gopherstore@.service")).unwrap();
+    let installed = "/usr/local/bin/gopherstore-server";
+    assert!(unit.contains(&format!("ExecStart={installed} ")), "{unit}");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("gopherstore@.service");
+    // What is verified is the unit, and neither whether this machine has the man page nor who may read this folder.
+    let unit = unit
+        .replace(installed, SERVER)
+        .replace("Documentation=man:", "Documentation=https://localhost/");
+    fs::write(&path, unit).unwrap();
+    let path = path.to_str().unwrap().to_owned();
+    (dir, path)
+}
+
+#[test]
+fn the_unit_is_one_that_systemd_understands() {
+    if !is_installed("systemd-analyze", "systemd") {
+        return;
+    }
+    let (_dir, unit) = unit();
+    let run = Command::new("systemd-analyze")
+        .args(["verify", "--man=no", &unit])
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{}", both(&run));
+    assert_eq!(both(&run), "");
+}
+
+#[test]
+fn the_unit_leaves_a_node_little_to_do_harm_with() {
+    if !is_installed("systemd-analyze", "systemd") {
+        return;
+    }
+    let (_dir, unit) = unit();
+    // Exposure in tenths, of 100. A service without any of it has 96.
+    let report = output(Command::new("systemd-analyze").args([
+        "security",
+        "--offline=true",
+        "--threshold=20",
+        "--no-pager",
+        &unit,
+    ]));
+    assert!(report.contains("Overall exposure level"), "{report}");
+}
