@@ -57,7 +57,8 @@ pub(super) fn page(program: &str, info: &CommandInfoWithArgs) -> String {
         page.control("SH", ["EXAMPLES"]);
         examples(&mut page, program, info);
     }
-    page.render()
+    // The crate writes a backslash as two, which only some formatters read as one.
+    page.render().replace("\\\\", "\\e")
 }
 
 /// A description as the line of NAME wants it: no capital, no full stop, one line.

@@ -29,7 +29,8 @@ use super::{is_text, size};
 /// Who sent the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// A client; behind a FOLLOW, frames of the replication stream may come.
+    /// A client; behind a FOLLOW, frames of the replication stream may come. Or nobody, since they are a file of `dump`:
+    /// SET and DEL, and a SNAPSHOT_END.
     Requests,
     /// A node; behind an answer to FOLLOW, frames of the replication stream may come.
     Answers,
@@ -201,6 +202,10 @@ impl<'a> Iterator for Transcript<'a> {
             self.side = Side::Stream;
         }
         let (kind, judged) = match self.side {
+            // The end of a file of `dump` (GBP §11).
+            Side::Requests if first == StreamOpcode::SnapshotEnd.byte() => {
+                (Kind::Stream, judge_stream(rest))
+            }
             Side::Requests => (Kind::Request, judge_request(rest, at == 0)),
             Side::Answers => judge_answer(rest),
             Side::Stream => (Kind::Stream, judge_stream(rest)),

@@ -129,7 +129,8 @@ impl Sandbox {
                 &format!("127.0.0.1:{documented}"),
             );
         }
-        text
+        // Above a column of ports that are a digit longer.
+        text.replace("address          role", "address         role")
     }
 
     /// Processes that work in this folder.

@@ -10,6 +10,7 @@ use gopherstore::wire::{
     replication::{self, Message, StreamOpcode},
     request::{self, Limits, Parsed},
 };
+use indicatif::HumanCount;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// A node may have had any limit.
@@ -24,6 +25,12 @@ pub(crate) struct Sum {
     pub(crate) frames: u64,
     /// The sum, modulo 2^128, of the XXH3-128 of each: the digest of the data set, where each key has one frame.
     pub(crate) digest: u128,
+}
+
+/// A number of entries, in words.
+pub(crate) fn entries(count: u64) -> String {
+    let noun = if count == 1 { "entry" } else { "entries" };
+    format!("{} {noun}", HumanCount(count))
 }
 
 impl Sum {

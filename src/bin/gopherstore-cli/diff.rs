@@ -115,6 +115,9 @@ struct Standing {
     index: u64,
     digest: String,
     keys: u64,
+    cluster: String,
+    /// It is a follower that holds what its leader does not know.
+    refuses: bool,
     /// Why it serves no reads.
     loading: Option<String>,
 }
@@ -180,7 +183,8 @@ fn are_equal([a, b]: &[Standing; 2]) -> bool {
 
 /// Whether one may be a copy of the other that is on its way: they are in the same era, as far as they say.
 fn are_related([a, b]: &[Standing; 2]) -> bool {
-    a.epoch > 0 && a.epoch == b.epoch
+    let is_same = a.epoch == b.epoch && a.cluster == b.cluster;
+    a.epoch > 0 && is_same && !a.refuses && !b.refuses
 }
 
 /// Whether both were at one index before and after a look, so that what it found different is.
@@ -490,7 +494,11 @@ impl Standing {
                 "index" => standing.index = number(),
                 "digest" => standing.digest = value.to_owned(),
                 "keys" => standing.keys = number(),
-                "state" => is_loading = value == "loading",
+                "cluster" => standing.cluster = value.to_owned(),
+                "state" => {
+                    is_loading = value == "loading";
+                    standing.refuses = value == "refused";
+                }
                 "reason" => reason = value,
                 _ => {}
             }
@@ -710,7 +718,7 @@ mod tests {
             index: 9,
             digest: "0f".to_owned(),
             keys: 7,
-            loading: None,
+            ..Standing::default()
         };
         assert_eq!(Standing::parse(text), standing);
         let loading = Standing::parse("state: loading\nreason: it copies\n").loading;
@@ -718,7 +726,14 @@ mod tests {
         // A cluster of one node keeps no digest, so zeros are not the same data.
         let alone = Standing::default();
         assert!(!are_equal(&[alone.clone(), alone]));
-        assert!(are_equal(&[standing.clone(), standing]));
+        assert!(are_equal(&[standing.clone(), standing.clone()]));
+        // Neither of what was never one data set can catch up with the other.
+        let refusing = Standing::parse(&text.replace("serving", "refused"));
+        let foreign = Standing::parse(&format!("{text}cluster: other\n"));
+        assert!(are_related(&[standing.clone(), standing.clone()]));
+        for other in [refusing, foreign] {
+            assert!(!are_related(&[standing.clone(), other]));
+        }
     }
 
     #[test]

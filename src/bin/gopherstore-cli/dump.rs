@@ -15,7 +15,7 @@ use gopherstore::{
     client::{Error, Observer, Watch},
     wire::replication::Message,
 };
-use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
     iterator::Signals,
@@ -24,7 +24,7 @@ use signal_hook::{
 use crate::{
     command::Command,
     context::Context,
-    copy_file::Sum,
+    copy_file::{self, Sum},
     mistake,
     report::{self, Failure, Outcome},
 };
@@ -87,8 +87,8 @@ pub(crate) fn run(command: Dump, context: &Context) -> Result<Outcome, Failure> 
         let seconds = started.elapsed().as_secs_f64();
         let _ = writeln!(
             io::stderr(),
-            "{} entries, {} in {seconds:.1} s, at index {}, digest {:032x}",
-            HumanCount(copied.sum.frames),
+            "{}, {} in {seconds:.1} s, at index {}, digest {:032x}",
+            copy_file::entries(copied.sum.frames),
             HumanBytes(copied.bytes),
             copied.index,
             copied.digest

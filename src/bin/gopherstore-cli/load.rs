@@ -24,7 +24,7 @@ use signal_hook::{consts::SIGINT, flag};
 use crate::{
     command::Command,
     context::Context,
-    copy_file::{Fault, Reader},
+    copy_file::{self, Fault, Reader},
     quote,
     report::{self, Failure, Outcome},
 };
@@ -203,8 +203,8 @@ impl Loading<'_> {
             let seconds = started.elapsed().as_secs_f64();
             let _ = writeln!(
                 io::stderr(),
-                "{} entries, {} in {seconds:.1} s",
-                HumanCount(batch.loaded),
+                "{}, {} in {seconds:.1} s",
+                copy_file::entries(batch.loaded),
                 HumanBytes(reader.offset() - self.from)
             );
         }
