@@ -27,15 +27,20 @@ pub(crate) fn run(node: &Node) {
     let index = node.head().index;
     let begin = Instant::now();
     let mut end = begin + PATIENCE;
-    // Nothing is written any more, so whoever had everything has it, even where it has gone since.
+    // Nothing is written any more, so whoever had everything has it as long as it lives, though its link be gone.
     let mut have_all = BTreeSet::new();
     let mut sending_since = None;
     let mut is_said = false;
     loop {
         let mut lacking = Vec::new();
         for peer in node.peers_at(index) {
+            // What a dead one had is gone, though its stream may not have ended yet.
+            if !peer.is_up {
+                have_all.remove(&peer.name);
+            }
             match peer.lacks {
-                None => drop(have_all.insert(peer.name)),
+                None if peer.is_up => drop(have_all.insert(peer.name)),
+                None => {}
                 // Whoever follows lives, though a busy machine may have kept it from saying so to the probe.
                 Some(lacks)
                     if (peer.is_up || lacks != Lacking::Absent)
