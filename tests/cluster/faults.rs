@@ -743,8 +743,13 @@ fn random_restarts_and_cuts_of_all_nodes_end_in_equal_nodes() {
                 .zip(&statuses[1..])
                 .filter(|(_, s)| s.is_state(state::REFUSED))
             {
-                assert_eq!(cluster.discard(node).0, 0);
-                refused += 1;
+                // By now its leader may know its data.
+                let (status, message) = cluster.discard(node);
+                assert!(
+                    status == 0 || message.starts_with("nothing to discard"),
+                    "{message}"
+                );
+                refused += u32::from(status == 0);
             }
             let place = |s: &crate::support::cluster::Status| {
                 s.is_state(state::SERVING)
