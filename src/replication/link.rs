@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use arrayvec::ArrayVec;
 use log::{info, warn};
 use parking_lot::{Condvar, Mutex};
 
@@ -19,9 +20,11 @@ use crate::entry::Entry;
 use crate::history::{Era, History};
 use crate::journal::Head;
 use crate::node::{Diverged, Member, Node, Phase};
+use crate::store::Contended;
 use crate::wire::replication::{Follow, FollowAnswer, Frames, Message, Parsed, Start, parse};
 use crate::wire::response::{self, Response};
-use crate::wire::{Buffer, Request, Status};
+use crate::wire::run::RUN_MAX;
+use crate::wire::{Buffer, Request, RequestFrame, Status};
 
 /// Pause before the link is tried again: doubled each time, from the first to the second.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -624,18 +627,32 @@ impl<'a> Link<'a> {
 
 impl Copy {
     fn apply(&mut self, node: &Node, frames: Frames<'_>) {
-        for frame in frames.iter() {
-            let (old, new) = match frame.request() {
-                Request::Del { key } => (node.store().remove(key), Digest::EMPTY),
-                _ => {
-                    let entry = Entry::copy_of(&frame);
-                    let new = Digest::of(&entry);
-                    (node.store().set(entry), new)
-                }
+        for run in frames.runs() {
+            let new: ArrayVec<Digest, RUN_MAX> = run.frames().map(digest).collect();
+            let change = |sum: &mut Digest, at: usize, old: Option<&Entry>| {
+                let old = old.map(Digest::of).unwrap_or_default();
+                *sum = sum.changed(old, new[at]);
             };
-            let old = old.as_ref().map(Digest::of).unwrap_or_default();
-            self.digest = self.digest.changed(old, new);
+            let made = node
+                .store()
+                .write_run(&run, &mut self.digest, change, |_| {});
+            if let Err(Contended) = made {
+                for (at, frame) in run.frames().enumerate() {
+                    let change = |old: Option<&Entry>| change(&mut self.digest, at, old);
+                    node.store().write(&frame, change);
+                }
+            }
+            // Others on this machine may have more urgent work: a client that waits is not to wait for a whole chunk.
+            thread::yield_now();
         }
+    }
+}
+
+/// What a write makes of the digest, beside what it replaces.
+fn digest(frame: RequestFrame<'_>) -> Digest {
+    match frame.request() {
+        Request::Del { .. } => Digest::EMPTY,
+        _ => Digest::of_frame(frame.bytes()),
     }
 }
 

@@ -40,6 +40,9 @@ const ANY_VALUE: Limits = Limits {
     value_len_max: u32::MAX,
 };
 
+/// Bytes after which a chunk of a copy is sent.
+const CHUNK_BYTES: usize = 64 << 10;
+
 /// How long a stopping source waits for a follower to say that it has everything.
 const LAST_ACK: Duration = Duration::from_secs(3);
 
@@ -538,12 +541,13 @@ impl Sender<'_> {
             let mut batch = BatchEncoder::chunk(&mut self.out, self.epoch, *chunks);
             let count = rest
                 .iter()
-                .take_while(|entry| batch.push(entry.frame()))
+                .take_while(|entry| batch.value_len() < CHUNK_BYTES && batch.push(entry.frame()))
                 .count();
             batch.finish();
             rest = &rest[count..];
             *chunks += 1;
             self.write()?;
+            thread::yield_now();
         }
         Ok(())
     }

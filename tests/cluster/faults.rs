@@ -267,17 +267,28 @@ fn a_gap_larger_than_the_backlog_is_closed_by_a_copy_in_bounded_memory() {
     );
 }
 
+/// Nothing is between the nodes, since proxies would take the processor from all of them. What a writer waits for is
+/// compared with what it waits for while the follower of another cluster takes the same copy: that takes as much of the
+/// machine, but has nothing to do with the writer's leader.
 #[test]
 fn a_full_copy_under_load_stalls_no_writer_and_ends() {
     let mut random = Random::from_env();
-    let mut cluster = cluster(QUICK_AND_SMALL);
     let count = rounds(30_000, 2_000_000);
     let keys: Vec<Vec<u8>> = (0..count)
         .map(|n| format!("large:{n:010}").into_bytes())
         .collect();
     let value = [b'v'; 64];
-    cluster.write_all(keys.iter().map(|key| (&key[..], &value[..])));
-    cluster.wait_converged(PATIENCE);
+    let [mut cluster, mut other] = [3, 2].map(|nodes| {
+        let options = Options {
+            replication: QUICK_AND_SMALL.to_owned(),
+            ..Options::default()
+        };
+        let cluster = Cluster::start_with(nodes, &options);
+        cluster.wait_converged(FOUND_WITHIN);
+        cluster.write_all(keys.iter().map(|key| (&key[..], &value[..])));
+        cluster.wait_converged(PATIENCE);
+        cluster
+    });
     let load = Load::start(
         cluster.addr(0),
         load::Options {
@@ -287,12 +298,10 @@ fn a_full_copy_under_load_stalls_no_writer_and_ends() {
             ..load::Options::default()
         },
     );
-    // A debug build on a busy machine says nothing about 5 ms.
-    let allowed = Duration::from_millis(if is_long() { 5 } else { 200 });
-    for _ in 0..rounds(2, 20) {
-        load.take_times();
+    // The longest wait of the writer until the follower serves again.
+    let copy = |cluster: &mut Cluster| {
         load.wait_for_more(1_000);
-        let without = load.take_times().into_iter().max().unwrap();
+        load.take_times();
         let copies = cluster.number(0, key::FULL_COPIES);
         cluster.kill(1);
         cluster.restart(1);
@@ -304,15 +313,26 @@ fn a_full_copy_under_load_stalls_no_writer_and_ends() {
             "{}",
             cluster.statuses()
         );
-        let with = load.take_times().into_iter().max().unwrap();
-        assert!(
-            with <= without + allowed,
-            "{with:?} with a copy, {without:?} without"
-        );
+        load.take_times().into_iter().max().unwrap()
+    };
+    // A debug build on a busy machine says nothing about 5 ms.
+    let allowed = Duration::from_millis(if is_long() { 5 } else { 200 });
+    let mut waits = Vec::new();
+    for _ in 0..rounds(2, 20) {
+        waits.push((copy(&mut other), copy(&mut cluster)));
         judge(&cluster, &load, HEALED_WITHIN);
         load.resume();
     }
     load.pause();
+    let median = |waits: &mut dyn Iterator<Item = Duration>| {
+        let mut waits: Vec<Duration> = waits.collect();
+        waits.sort_unstable();
+        waits[waits.len() / 2]
+    };
+    let without = median(&mut waits.iter().map(|pair| pair.0));
+    let with = median(&mut waits.iter().map(|pair| pair.1));
+    println!("longest waits, medians: {with:?} with a copy, {without:?} beside another's");
+    assert!(with <= without + allowed, "{waits:?}");
     let values = cluster.equal_contents(&keys);
     assert!(
         values
