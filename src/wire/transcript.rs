@@ -29,8 +29,8 @@ use super::{is_text, size};
 /// Who sent the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// A client; behind a FOLLOW, frames of the replication stream may come. Or nobody, since they are a file of `dump`:
-    /// SET and DEL, and a SNAPSHOT_END.
+    /// A client; behind a FOLLOW, frames of the replication stream may come. Or nobody, since they are a file of
+    /// `dump`: SET and DEL, and a SNAPSHOT_END.
     Requests,
     /// A node; behind an answer to FOLLOW, frames of the replication stream may come.
     Answers,
