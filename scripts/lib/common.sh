@@ -16,6 +16,12 @@ fail() {
     exit 1
 }
 
+# Where cargo puts what it builds.
+target_folder() {
+    cargo metadata --manifest-path "$root/Cargo.toml" --locked --format-version 1 --no-deps |
+        sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
+}
+
 # Sets server and cli to the binaries, built if they are not up to date.
 binaries() {
     server=${GOPHERSTORE_SERVER:-}
@@ -23,8 +29,7 @@ binaries() {
     if [[ -z $server || -z $cli ]]; then
         local target
         command -v cargo >/dev/null || fail "cargo is needed to build GopherStore: see https://rustup.rs"
-        target=$(cargo metadata --manifest-path "$root/Cargo.toml" --locked --format-version 1 --no-deps |
-            sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+        target=$(target_folder)
         [[ -n $target ]] || fail "cargo metadata names no target directory"
         [[ -x $target/release/gopherstore-server ]] || say "building, which takes a minute the first time"
         cargo build --manifest-path "$root/Cargo.toml" --release --locked --quiet --bins

@@ -1,0 +1,498 @@
+//! What is measured: the cells, and how a reading of each is taken.
+
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::drive::{Load, Measured, Until, connect, count, drive};
+use crate::servers::{Kind, Programs, Server, Setup, memory_kib, processor_time};
+use crate::{Outcome, check_interrupted};
+
+/// A figure that a reading holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Figure(pub(crate) &'static str);
+
+pub(crate) const REQUESTS: Figure = Figure("requests/s");
+pub(crate) const PROCESSOR: Figure = Figure("processor µs/request");
+pub(crate) const P99: Figure = Figure("p99 µs");
+const RESIDENT: Figure = Figure("resident MiB");
+const COPIES: Figure = Figure("full copies taken meanwhile");
+const BEHIND: Figure = Figure("ms until followers are level");
+const ENTRY: Figure = Figure("bytes/entry");
+const PEAK: Figure = Figure("peak ÷ end");
+const LOADED: Figure = Figure("loaded entries/s");
+const COPIED: Figure = Figure("copied entries/s");
+const LONGEST: Figure = Figure("longest stall ms");
+const P9999: Figure = Figure("p99.99 µs");
+const P99_IDLE: Figure = Figure("p99 µs among idle ones");
+const IDLE_RATIO: Figure = Figure("among idle ones ÷ without");
+const IDLE_MEMORY: Figure = Figure("KiB/idle connection");
+
+/// What GopherStore's median is to be: a figure, or its ratio to another server's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Goal {
+    pub(crate) figure: Figure,
+    /// None for the figure itself.
+    pub(crate) against: Option<Kind>,
+    /// Or at most.
+    pub(crate) at_least: bool,
+    pub(crate) bound: f64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Work {
+    /// Connections, requests in flight on each, and how many of a hundred are GETs.
+    Requests(usize, usize, u64),
+    /// Each key once: what an entry takes.
+    Memory,
+    /// Each key once, while another client asks for a few others: how long it is kept waiting.
+    Stall,
+    /// A new follower, while one client writes.
+    Copy,
+    /// Connections that say nothing, and those that go on.
+    Idle(usize, usize),
+}
+
+/// One line of the measurement: the same work for several servers.
+#[derive(Clone, Debug)]
+pub(crate) struct Cell {
+    pub(crate) name: String,
+    /// By which it is chosen together with others.
+    pub(crate) group: &'static str,
+    /// Of a cell that is a point of a curve: its place.
+    pub(crate) x: Option<u64>,
+    pub(crate) text: String,
+    pub(crate) kinds: Vec<Kind>,
+    pub(crate) goals: Vec<Goal>,
+    work: Work,
+    keys: u64,
+    setup: Setup,
+}
+
+impl Cell {
+    fn new(name: &str, work: Work, keys: u64, value_len: usize) -> Cell {
+        let values = if value_len >= 1024 {
+            format!("{} KiB", value_len >> 10)
+        } else {
+            format!("{value_len} B")
+        };
+        let keys_text = match keys {
+            n if n >= 1_000_000 => format!("{} M", n / 1_000_000),
+            n => format!("{} k", n / 1_000),
+        };
+        let what = match work {
+            Work::Requests(connections, depth, get_percent) => {
+                let operation = match get_percent {
+                    0 => "SET".to_owned(),
+                    100 => "GET".to_owned(),
+                    percent => format!("{percent} % GET"),
+                };
+                format!("{connections} × depth {depth}, {operation}")
+            }
+            Work::Memory => "memory".to_owned(),
+            Work::Stall => "stall while entries are inserted".to_owned(),
+            Work::Copy => "full copy to a new follower".to_owned(),
+            Work::Idle(idle, active) => format!("{active} × depth 1, 90 % GET, {idle} idle"),
+        };
+        let kinds = match work {
+            Work::Copy => Kind::ALL
+                .into_iter()
+                .filter(|kind| kind.replicates())
+                .collect(),
+            Work::Memory | Work::Idle(..) => {
+                Kind::ALL.into_iter().filter(|kind| kind.stores()).collect()
+            }
+            Work::Requests(..) | Work::Stall => Kind::ALL.to_vec(),
+        };
+        Cell {
+            name: name.to_owned(),
+            group: "quick",
+            x: None,
+            text: format!("{what}; {keys_text} × (16 B + {values})"),
+            kinds,
+            goals: Vec::new(),
+            work,
+            keys,
+            setup: Setup {
+                value_len,
+                followers: 0,
+                later: usize::from(matches!(work, Work::Copy)),
+            },
+        }
+    }
+
+    fn of_group(mut self, group: &'static str) -> Cell {
+        self.group = group;
+        self
+    }
+
+    fn at(mut self, x: u64) -> Cell {
+        self.x = Some(x);
+        self
+    }
+
+    fn followed(mut self, followers: usize) -> Cell {
+        self.setup.followers = followers;
+        self.kinds.retain(|kind| kind.replicates());
+        self.text += &format!(", {followers} followers");
+        self
+    }
+
+    fn goal(mut self, figure: Figure, against: Option<Kind>, at_least: bool, bound: f64) -> Cell {
+        self.goals.push(Goal {
+            figure,
+            against,
+            at_least,
+            bound,
+        });
+        self
+    }
+
+    fn ahead(self, against: Kind, bound: f64) -> Cell {
+        self.goal(REQUESTS, Some(against), true, bound)
+    }
+
+    /// As it is where one only wants to see that everything works.
+    pub(crate) fn shortened(mut self) -> Cell {
+        self.keys = self.keys.min(2_000);
+        self.text += ", shortened";
+        if let Work::Idle(..) = self.work {
+            self.work = Work::Idle(100, 10);
+        }
+        self
+    }
+}
+
+/// All cells.
+pub(crate) fn all() -> Vec<Cell> {
+    use Kind::{Echo, Memcached, Redis};
+    let requests = |name: &str, connections, depth, get_percent, keys, value_len| {
+        let work = Work::Requests(connections, depth, get_percent);
+        Cell::new(name, work, keys, value_len).goal(PROCESSOR, Some(Redis), false, 1.0)
+    };
+    let (small, large) = (100_000, 2_000_000);
+    let shallow = |name: &str, connections, get_percent| {
+        requests(name, connections, 1, get_percent, small, 64)
+            .ahead(Redis, 1.0)
+            .ahead(Memcached, 1.0)
+            .goal(P99, Some(Redis), false, 1.0)
+    };
+    let deep = |name: &str, connections, depth, get_percent, bound| {
+        requests(name, connections, depth, get_percent, small, 64)
+            .ahead(Redis, bound)
+            .ahead(Echo, 0.55)
+    };
+    let middle = |name: &str, get_percent| {
+        requests(name, 50, 16, get_percent, small, 64)
+            .ahead(Redis, 1.5)
+            .ahead(Echo, 0.9)
+    };
+    let missing = |name: &str, connections, depth, get_percent| {
+        let mut cell = requests(name, connections, depth, get_percent, large, 64).ahead(Redis, 4.0);
+        cell.kinds.retain(|kind| kind.stores());
+        cell
+    };
+    let long = |name: &str, get_percent| {
+        requests(name, 8, 1, get_percent, 1_000, 64 << 10)
+            .ahead(Redis, 1.2)
+            .ahead(Memcached, 1.2)
+    };
+    let mut cells = vec![
+        deep("get-4x128", 4, 128, 100, 5.0),
+        deep("set-4x128", 4, 128, 0, 4.5),
+        deep("mix-8x64", 8, 64, 90, 5.0),
+        middle("get-50x16", 100),
+        middle("set-50x16", 0),
+        shallow("get-50x1", 50, 100),
+        shallow("mix-200x1", 200, 90),
+        requests("get-1x1", 1, 1, 100, small, 64).ahead(Echo, 0.98),
+        missing("get-4x128-2m", 4, 128, 100),
+        missing("set-4x128-2m", 4, 128, 0),
+        missing("mix-8x64-2m", 8, 64, 90),
+        Cell::new("copy", Work::Copy, large, 64)
+            .goal(COPIED, Some(Redis), true, 3.0)
+            .goal(LONGEST, None, false, 5.0),
+        long("get-8x1-64k", 100),
+        long("set-8x1-64k", 0),
+        requests("set-replicated", 4, 128, 0, small, 64)
+            .followed(2)
+            .ahead(Redis, 4.0),
+        Cell::new("idle", Work::Idle(10_000, 100), small, 64)
+            .goal(IDLE_RATIO, None, false, 2.0)
+            .goal(IDLE_MEMORY, None, false, 16.0),
+        Cell::new("memory-2m", Work::Memory, large, 64)
+            .goal(ENTRY, None, false, 0.8 * 148.0)
+            .goal(ENTRY, Some(Memcached), false, 1.0)
+            .goal(PEAK, None, false, 1.25),
+        Cell::new("stall-1m", Work::Stall, 1_000_000, 64).goal(LONGEST, None, false, 10.0),
+        Cell::new("memory-10m", Work::Memory, 10_000_000, 32)
+            .of_group("big")
+            .goal(ENTRY, Some(Memcached), false, 1.0)
+            .goal(PEAK, None, false, 1.25),
+        Cell::new("stall-10m", Work::Stall, 10_000_000, 64)
+            .of_group("big")
+            .goal(LONGEST, None, false, 10.0),
+    ];
+    let mut sweep = |group: &'static str, xs: &[u64], cell: &dyn Fn(&str, u64) -> Cell| {
+        for &x in xs {
+            let name = format!("{group}-{x}");
+            cells.push(cell(&name, x).of_group(group).at(x));
+        }
+    };
+    let number = |x: u64| usize::try_from(x).unwrap_or(usize::MAX);
+    let mixed = Work::Requests(8, 64, 90);
+    let keys = [1_000, 10_000, 100_000, 1_000_000, 10_000_000];
+    sweep("keys", &keys, &|name, x| Cell::new(name, mixed, x, 64));
+    let values = [16, 64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10];
+    sweep("values", &values, &|name, x| {
+        Cell::new(name, mixed, 2_000, number(x))
+    });
+    let connections = [1, 4, 16, 64, 256, 1024];
+    sweep("connections", &connections, &|name, x| {
+        Cell::new(name, Work::Requests(number(x), 1, 90), small, 64)
+    });
+    sweep("followers", &[0, 1, 2, 3], &|name, x| {
+        Cell::new(name, Work::Requests(4, 128, 0), small, 64).followed(number(x))
+    });
+    cells
+}
+
+/// What one run of a cell against one server gave.
+pub(crate) type Figures = Vec<(Figure, f64)>;
+
+/// Servers that stay up from one cell to the next, for as long as these want the same of them.
+pub(crate) struct Fleet<'a> {
+    programs: &'a Programs,
+    servers: Vec<Server>,
+    wanted: Option<(u64, Setup)>,
+}
+
+impl<'a> Fleet<'a> {
+    pub(crate) fn new(programs: &'a Programs) -> Fleet<'a> {
+        Fleet {
+            programs,
+            servers: Vec::new(),
+            wanted: None,
+        }
+    }
+
+    /// The cell's server of this kind, with the cell's data.
+    fn server(&mut self, cell: &Cell, kind: Kind) -> Outcome<&mut Server> {
+        let wanted = Some((cell.keys, cell.setup));
+        if self.wanted != wanted {
+            self.servers.clear();
+            self.wanted = wanted;
+        }
+        let found = self.servers.iter().position(|server| server.kind == kind);
+        let at = match found {
+            Some(at) => at,
+            None => {
+                let mut server = Server::start(self.programs, kind, cell.setup)?;
+                if kind.stores() {
+                    load(cell, &server)?;
+                    server.wait_followed()?;
+                }
+                self.servers.push(server);
+                self.servers.len() - 1
+            }
+        };
+        Ok(&mut self.servers[at])
+    }
+
+    /// Readies all servers of a cell, so that nothing is loaded between its runs.
+    pub(crate) fn ready(&mut self, cell: &Cell, kinds: &[Kind]) -> Outcome<()> {
+        for &kind in kinds {
+            match cell.work {
+                Work::Requests(..) | Work::Copy => drop(self.server(cell, kind)?),
+                // These have their own, one at a time.
+                Work::Memory | Work::Stall | Work::Idle(..) => self.servers.clear(),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes one reading.
+    pub(crate) fn read(
+        &mut self,
+        cell: &Cell,
+        kind: Kind,
+        time: Duration,
+        seed: u64,
+    ) -> Outcome<Figures> {
+        let own = || Server::start(self.programs, kind, cell.setup);
+        let figures = match cell.work {
+            Work::Requests(connections, depth, get_percent) => {
+                let server = self.server(cell, kind)?;
+                read_requests(cell, server, time, seed, (connections, depth, get_percent))
+            }
+            Work::Copy => read_copy(cell, self.server(cell, kind)?),
+            Work::Memory => read_memory(cell, &own()?),
+            Work::Stall => read_stall(cell, &own()?),
+            Work::Idle(idle, active) => read_idle(cell, &own()?, time, (idle, active)),
+        };
+        figures.map_err(|error| format!("{}, {}: {error}", cell.name, kind.name()))
+    }
+}
+
+fn load_of<'a>(cell: &Cell, server: &Server, until: Until<'a>) -> Load<'a> {
+    Load {
+        protocol: server.protocol(),
+        addr: server.leader.addr,
+        pid: server.leader.pid(),
+        connections: 1,
+        depth: 1,
+        get_percent: 0,
+        keys: cell.keys,
+        value_len: cell.setup.value_len,
+        until,
+        seed: 1,
+    }
+}
+
+/// Sets every key once.
+fn load(cell: &Cell, server: &Server) -> Outcome<Measured> {
+    drive(&Load {
+        // Some hundred KiB at a time.
+        depth: ((256 << 10) / (cell.setup.value_len + 64)).clamp(1, 200),
+        ..load_of(cell, server, Until::EachKeySet)
+    })
+}
+
+fn read_requests(
+    cell: &Cell,
+    server: &mut Server,
+    time: Duration,
+    seed: u64,
+    (connections, depth, get_percent): (usize, usize, u64),
+) -> Outcome<Figures> {
+    let is_followed = cell.setup.followers > 0;
+    let copies = if is_followed {
+        server.full_copies()?
+    } else {
+        0
+    };
+    let measured = drive(&Load {
+        connections,
+        depth,
+        get_percent,
+        seed,
+        ..load_of(cell, server, Until::Time(time))
+    })?;
+    let mut figures = vec![
+        (REQUESTS, measured.per_second()),
+        (PROCESSOR, measured.processor_us()),
+        (P99, measured.latency_us(0.99)),
+        (RESIDENT, count(memory_kib(server.leader.pid()).0) / 1024.0),
+    ];
+    if is_followed {
+        let start = Instant::now();
+        server.wait_followed()?;
+        figures.push((BEHIND, start.elapsed().as_secs_f64() * 1e3));
+        figures.push((COPIES, count(server.full_copies()? - copies)));
+    }
+    Ok(figures)
+}
+
+fn read_memory(cell: &Cell, server: &Server) -> Outcome<Figures> {
+    let pid = server.leader.pid();
+    let (before, _) = memory_kib(pid);
+    let measured = load(cell, server)?;
+    let (end, peak) = memory_kib(pid);
+    let entry = count(end.saturating_sub(before)) * 1024.0 / count(cell.keys);
+    Ok(vec![
+        (ENTRY, entry),
+        (PEAK, count(peak) / count(end)),
+        (LOADED, measured.per_second()),
+    ])
+}
+
+/// Runs `work` while a client with one request in flight goes on; what the client saw, and what `work` gave.
+fn while_driven<T>(
+    client: impl FnOnce(&AtomicBool) -> Outcome<Measured> + Send,
+    work: impl FnOnce() -> Outcome<T>,
+) -> Outcome<(Measured, T)> {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let client = scope.spawn(|| client(&over));
+        let result = work();
+        over.store(true, Ordering::Relaxed);
+        let seen = client.join().map_err(|_| "the client has panicked")??;
+        Ok((seen, result?))
+    })
+}
+
+fn read_stall(cell: &Cell, server: &Server) -> Outcome<Figures> {
+    let client = |over: &AtomicBool| {
+        drive(&Load {
+            get_percent: 50,
+            keys: 1_000,
+            ..load_of(cell, server, Until::Told(over))
+        })
+    };
+    let (seen, inserted) = while_driven(client, || load(cell, server))?;
+    Ok(vec![
+        (LONGEST, seen.longest_ms()),
+        (P9999, seen.latency_us(0.9999)),
+        (LOADED, inserted.per_second()),
+    ])
+}
+
+fn read_copy(cell: &Cell, server: &Server) -> Outcome<Figures> {
+    let client = |over: &AtomicBool| drive(&load_of(cell, server, Until::Told(over)));
+    let copy = || server.copy_to_new_follower(cell.keys);
+    let (seen, took) = while_driven(client, copy)?;
+    Ok(vec![
+        (COPIED, count(cell.keys) / took.as_secs_f64()),
+        (LONGEST, seen.longest_ms()),
+        (P9999, seen.latency_us(0.9999)),
+    ])
+}
+
+fn read_idle(
+    cell: &Cell,
+    server: &Server,
+    time: Duration,
+    (idle, active): (usize, usize),
+) -> Outcome<Figures> {
+    load(cell, server)?;
+    let active = Load {
+        connections: active,
+        get_percent: 90,
+        ..load_of(cell, server, Until::Time(time))
+    };
+    let without = drive(&active)?;
+    settle(server)?;
+    let (before, _) = memory_kib(server.leader.pid());
+    let opened: Outcome<Vec<TcpStream>> = (0..idle).map(|_| connect(server.leader.addr)).collect();
+    let opened = opened?;
+    settle(server)?;
+    let (after, _) = memory_kib(server.leader.pid());
+    let among = drive(&active)?;
+    drop(opened);
+    let idle = count(u64::try_from(idle).unwrap_or(u64::MAX));
+    Ok(vec![
+        (P99, without.latency_us(0.99)),
+        (P99_IDLE, among.latency_us(0.99)),
+        (
+            IDLE_RATIO,
+            among.latency_us(0.99) / without.latency_us(0.99),
+        ),
+        (IDLE_MEMORY, count(after.saturating_sub(before)) / idle),
+    ])
+}
+
+/// Waits until a server has done what it was busy with: it then uses no processor time for a while.
+fn settle(server: &Server) -> Outcome<()> {
+    let used = || processor_time(server.leader.pid());
+    let (deadline, mut last) = (Instant::now() + Duration::from_secs(5), used());
+    while Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(200));
+        check_interrupted()?;
+        if used() == last {
+            break;
+        }
+        last = used();
+    }
+    Ok(())
+}

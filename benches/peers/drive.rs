@@ -1,0 +1,333 @@
+//! The generator: one thread, any number of connections, the same requests for every server.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use rustix::event::epoll;
+use rustix::fs::Timespec;
+
+use crate::protocol::{Head, Keys, Protocol, Requests, head};
+use crate::{Outcome, check_interrupted, servers};
+
+/// Bytes that are read at once.
+const READ_BYTES: usize = 256 << 10;
+
+/// How long a server may leave every connection without an answer.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// When a run is over.
+#[derive(Clone, Copy)]
+pub(crate) enum Until<'a> {
+    /// After this time, counted once it has warmed up.
+    Time(Duration),
+    /// When another thread says so.
+    Told(&'a AtomicBool),
+    /// When each key has been set once, in their order.
+    EachKeySet,
+}
+
+/// What is asked of a server.
+#[derive(Clone, Copy)]
+pub(crate) struct Load<'a> {
+    pub(crate) protocol: Protocol,
+    pub(crate) addr: SocketAddr,
+    /// Its process, for the processor time that it uses.
+    pub(crate) pid: u32,
+    pub(crate) connections: usize,
+    /// Requests in flight on each connection: as many are sent together, and the next once all are answered.
+    pub(crate) depth: usize,
+    /// Of a hundred requests, how many are GETs.
+    pub(crate) get_percent: u64,
+    /// Keys, of which each request takes one at random.
+    pub(crate) keys: u64,
+    pub(crate) value_len: usize,
+    pub(crate) until: Until<'a>,
+    pub(crate) seed: u64,
+}
+
+/// What came of it.
+pub(crate) struct Measured {
+    pub(crate) requests: u64,
+    pub(crate) time: Duration,
+    /// The server's processor time.
+    pub(crate) processor: Duration,
+    /// Nanoseconds from the sending of requests until the last of their answers, for those that go together.
+    pub(crate) latency: Histogram<u64>,
+}
+
+impl Measured {
+    pub(crate) fn per_second(&self) -> f64 {
+        count(self.requests) / self.time.as_secs_f64()
+    }
+
+    /// Microseconds.
+    pub(crate) fn latency_us(&self, quantile: f64) -> f64 {
+        count(self.latency.value_at_quantile(quantile)) / 1e3
+    }
+
+    /// Milliseconds.
+    pub(crate) fn longest_ms(&self) -> f64 {
+        count(self.latency.max()) / 1e6
+    }
+
+    /// Microseconds for each request.
+    pub(crate) fn processor_us(&self) -> f64 {
+        self.processor.as_secs_f64() * 1e6 / count(self.requests)
+    }
+}
+
+/// As precise as a float is.
+#[allow(clippy::cast_precision_loss)]
+pub(crate) fn count(number: u64) -> f64 {
+    number as f64
+}
+
+/// Which keys come next, and what is done with them.
+struct Choice {
+    state: u64,
+    next_key: u64,
+}
+
+impl Choice {
+    /// xorshift64*: a few cycles a number.
+    fn random(&mut self) -> u64 {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        self.state.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+}
+
+struct Connection {
+    stream: TcpStream,
+    out: Vec<u8>,
+    sent: usize,
+    /// Bytes of the answer that is coming in which are still to come.
+    missing: usize,
+    /// The start of an answer, too short to tell its length.
+    start: Vec<u8>,
+    /// Answers that are still to come.
+    left: usize,
+    since: Instant,
+    waits_to_write: bool,
+}
+
+impl Connection {
+    /// Takes what has come and returns how many answers ended with it.
+    fn take(&mut self, load: &Load<'_>, bytes: &[u8]) -> Outcome<u64> {
+        let (mut joined, mut bytes) = (Vec::new(), bytes);
+        if !self.start.is_empty() {
+            joined.append(&mut self.start);
+            joined.extend_from_slice(bytes);
+            bytes = &joined;
+        }
+        let mut answers = 0;
+        loop {
+            if self.missing > 0 {
+                let taken = self.missing.min(bytes.len());
+                bytes = &bytes[taken..];
+                self.missing -= taken;
+                if self.missing > 0 {
+                    return Ok(answers);
+                }
+                answers += 1;
+            }
+            if bytes.is_empty() {
+                return Ok(answers);
+            }
+            let Some(Head { len, value_len }) = head(load.protocol, bytes)? else {
+                self.start = bytes.to_vec();
+                return Ok(answers);
+            };
+            // Every key is there, and all values are of one length.
+            if value_len.is_some_and(|len| len != load.value_len)
+                || (load.get_percent == 100 && value_len.is_none() && load.value_len > 0)
+            {
+                return Err(format!(
+                    "an answer with a value of {value_len:?} bytes, not {}",
+                    load.value_len
+                ));
+            }
+            self.missing = len;
+        }
+    }
+
+    /// Sends what the socket takes, and has epoll tell when it takes more.
+    fn flush(&mut self, epoll: &impl std::os::fd::AsFd, number: u64) -> Outcome<()> {
+        while self.sent < self.out.len() {
+            match self.stream.write(&self.out[self.sent..]) {
+                Ok(written) => self.sent += written,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(format!("cannot write: {error}")),
+            }
+        }
+        let waits = self.sent < self.out.len();
+        if waits != self.waits_to_write {
+            self.waits_to_write = waits;
+            let flags = if waits {
+                epoll::EventFlags::IN | epoll::EventFlags::OUT
+            } else {
+                epoll::EventFlags::IN
+            };
+            epoll::modify(
+                epoll,
+                &self.stream,
+                epoll::EventData::new_u64(number),
+                flags,
+            )
+            .map_err(|error| format!("epoll: {error}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Puts as many requests as go together into `out`; how many these are, none at the end.
+fn fill(
+    load: &Load<'_>,
+    keys: &Keys,
+    requests: &Requests,
+    choice: &mut Choice,
+    out: &mut Vec<u8>,
+) -> usize {
+    out.clear();
+    for number in 0..load.depth {
+        if let Until::EachKeySet = load.until {
+            if choice.next_key == load.keys {
+                return number;
+            }
+            requests.push(false, &keys.key(choice.next_key), out);
+            choice.next_key += 1;
+        } else {
+            let is_get = choice.random() % 100 < load.get_percent;
+            let key = keys.key(choice.random() % load.keys);
+            requests.push(is_get, &key, out);
+        }
+    }
+    load.depth
+}
+
+/// Opens a connection that does not wait for others' bytes.
+pub(crate) fn connect(addr: SocketAddr) -> Outcome<TcpStream> {
+    let stream = TcpStream::connect(addr).map_err(|error| format!("cannot connect: {error}"))?;
+    stream
+        .set_nodelay(true)
+        .map_err(|error| error.to_string())?;
+    Ok(stream)
+}
+
+/// Drives a server.
+pub(crate) fn drive(load: &Load<'_>) -> Outcome<Measured> {
+    let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| failed("epoll", &e))?;
+    let (keys, requests) = (Keys::new(), Requests::new(load.protocol, load.value_len));
+    let mut choice = Choice {
+        state: load.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+        next_key: 0,
+    };
+    let mut connections = Vec::new();
+    for number in 0..u64::try_from(load.connections).unwrap_or(u64::MAX) {
+        let stream = connect(load.addr)?;
+        stream
+            .set_nonblocking(true)
+            .map_err(|e| failed("socket", &e))?;
+        let (data, flags) = (epoll::EventData::new_u64(number), epoll::EventFlags::IN);
+        epoll::add(&epoll, &stream, data, flags).map_err(|e| failed("epoll", &e))?;
+        connections.push(Connection {
+            stream,
+            out: Vec::new(),
+            sent: 0,
+            missing: 0,
+            start: Vec::new(),
+            left: 0,
+            since: Instant::now(),
+            waits_to_write: false,
+        });
+    }
+    let mut latency =
+        Histogram::new_with_bounds(1, 600_000_000_000, 3).map_err(|e| e.to_string())?;
+    // A fifth of the time to warm up; only then it counts.
+    let mut warm_until = match load.until {
+        Until::Time(time) => Some(Instant::now() + time / 5),
+        _ => None,
+    };
+    let (mut done, mut start) = (0, Instant::now());
+    let mut processor = servers::processor_time(load.pid);
+    let mut busy = 0;
+    for (number, connection) in (0..).zip(&mut connections) {
+        connection.left = fill(load, &keys, &requests, &mut choice, &mut connection.out);
+        busy += usize::from(connection.left > 0);
+        connection.since = Instant::now();
+        connection.flush(&epoll, number)?;
+    }
+    let mut buffer = vec![0; READ_BYTES];
+    let mut events = Vec::with_capacity(1024);
+    let mut heard = Instant::now();
+    while busy > 0 {
+        events.clear();
+        let wait = Timespec {
+            tv_sec: 0,
+            tv_nsec: 100_000_000,
+        };
+        let spare = rustix::buffer::spare_capacity(&mut events);
+        match epoll::wait(&epoll, spare, Some(&wait)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => check_interrupted()?,
+            Err(error) => return Err(failed("epoll", &error)),
+        }
+        let now = Instant::now();
+        if warm_until.is_some_and(|until| now >= until) {
+            warm_until = None;
+            latency.reset();
+            (done, start) = (0, now);
+            processor = servers::processor_time(load.pid);
+        }
+        match load.until {
+            Until::Time(time) if warm_until.is_none() && now >= start + time => break,
+            Until::Told(over) if over.load(Ordering::Relaxed) => break,
+            _ => {}
+        }
+        if !events.is_empty() {
+            heard = now;
+        } else if now - heard > SILENCE_MAX {
+            return Err(format!("no answer in {} s", SILENCE_MAX.as_secs()));
+        }
+        for event in &events {
+            let number = event.data.u64();
+            let connection = &mut connections[usize::try_from(number).unwrap_or(0)];
+            loop {
+                let count = match connection.stream.read(&mut buffer) {
+                    Ok(0) => return Err("the server closed a connection".to_owned()),
+                    Ok(count) => count,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                    Err(error) => return Err(failed("cannot read", &error)),
+                };
+                let answers = connection.take(load, &buffer[..count])?;
+                done += answers;
+                connection.left = connection
+                    .left
+                    .checked_sub(usize::try_from(answers).unwrap_or(usize::MAX))
+                    .ok_or("more answers than requests")?;
+                if count < buffer.len() {
+                    break;
+                }
+            }
+            if connection.left == 0 && connection.sent == connection.out.len() {
+                let nanos = u64::try_from(connection.since.elapsed().as_nanos()).unwrap_or(0);
+                latency.saturating_record(nanos);
+                connection.left = fill(load, &keys, &requests, &mut choice, &mut connection.out);
+                connection.sent = 0;
+                connection.since = Instant::now();
+                busy -= usize::from(connection.left == 0);
+            }
+            connection.flush(&epoll, number)?;
+        }
+    }
+    Ok(Measured {
+        requests: done,
+        time: start.elapsed(),
+        processor: servers::processor_time(load.pid).saturating_sub(processor),
+        latency,
+    })
+}

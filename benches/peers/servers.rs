@@ -1,0 +1,485 @@
+//! The servers: how each is started, asked how it stands, and stopped; and what the system knows of a process.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use gopherstore::Client;
+use gopherstore::client::{NodeState, NodeStatus};
+
+use crate::protocol::{Keys, Protocol, Requests, head};
+use crate::{Outcome, check_interrupted};
+
+/// How long a server may take to be ready, or a follower to have everything.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// How often a server is started anew because somebody else has taken its port.
+const TRIES: usize = 5;
+
+/// The log that a leader keeps for its followers: large, since a follower that falls behind is none for a while.
+const BACKLOG_BYTES: u64 = 512 << 20;
+
+/// Clients that each server takes.
+const CLIENTS_MAX: usize = 20_000;
+
+/// What the system counts processor time in: USER_HZ, which has long been 100 on every Linux.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    GopherStore,
+    Redis,
+    Valkey,
+    Memcached,
+    Echo,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Kind; 5] = [
+        Kind::GopherStore,
+        Kind::Redis,
+        Kind::Valkey,
+        Kind::Memcached,
+        Kind::Echo,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Kind::GopherStore => "gopherstore",
+            Kind::Redis => "redis",
+            Kind::Valkey => "valkey",
+            Kind::Memcached => "memcached",
+            Kind::Echo => "echo",
+        }
+    }
+
+    pub(crate) fn protocol(self) -> Protocol {
+        match self {
+            Kind::GopherStore | Kind::Echo => Protocol::Gbp,
+            Kind::Redis | Kind::Valkey => Protocol::Resp,
+            Kind::Memcached => Protocol::Memcached,
+        }
+    }
+
+    /// Whether it holds what it is told.
+    pub(crate) fn stores(self) -> bool {
+        self != Kind::Echo
+    }
+
+    /// Whether it can have followers.
+    pub(crate) fn replicates(self) -> bool {
+        !matches!(self, Kind::Memcached | Kind::Echo)
+    }
+}
+
+/// Where the programs are.
+#[derive(Clone)]
+pub(crate) struct Programs {
+    pub(crate) gopherstore: PathBuf,
+}
+
+impl Programs {
+    fn of(&self, kind: Kind) -> PathBuf {
+        match kind {
+            Kind::GopherStore => self.gopherstore.clone(),
+            Kind::Redis => "redis-server".into(),
+            Kind::Valkey => "valkey-server".into(),
+            Kind::Memcached => "memcached".into(),
+            Kind::Echo => std::env::current_exe().unwrap_or_default(),
+        }
+    }
+
+    /// Name and version of a server; none where it is not installed.
+    pub(crate) fn version(&self, kind: Kind) -> Option<String> {
+        if kind == Kind::Echo {
+            return Some("echo".to_owned());
+        }
+        let output = Command::new(self.of(kind)).arg("--version").output().ok()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let number = text.split_whitespace().find_map(|word| {
+            let word = word.strip_prefix("v=").unwrap_or(word);
+            word.starts_with(|char: char| char.is_ascii_digit())
+                .then_some(word)
+        });
+        let name = match kind {
+            Kind::GopherStore => "GopherStore",
+            Kind::Redis => "redis-server",
+            Kind::Valkey => "valkey-server",
+            Kind::Memcached | Kind::Echo => kind.name(),
+        };
+        Some(format!(
+            "{name} {}",
+            number.unwrap_or("of no known version")
+        ))
+    }
+}
+
+/// One process. It ends with this.
+pub(crate) struct Process {
+    child: Child,
+    pub(crate) addr: SocketAddr,
+    log: PathBuf,
+    /// An echo server ends with its input.
+    _input: Option<ChildStdin>,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Process {
+    /// Starts a program that is to listen on `addr`, in a group of its own: Ctrl-C is for us, and we stop it.
+    fn start(mut command: Command, addr: SocketAddr, dir: &Path) -> Outcome<Process> {
+        let log = dir.join(format!("{}.log", addr.port()));
+        let file = File::create(&log).map_err(|error| format!("{}: {error}", log.display()))?;
+        let both = file.try_clone().map_err(|error| error.to_string())?;
+        command.current_dir(dir).process_group(0);
+        command.stdin(Stdio::piped()).stdout(file).stderr(both);
+        let mut child = command.spawn().map_err(|error| {
+            let program = command.get_program().display();
+            format!("cannot start {program}: {error}")
+        })?;
+        Ok(Process {
+            _input: child.stdin.take(),
+            child,
+            addr,
+            log,
+        })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it wrote.
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+/// Waits until `condition` gives something.
+fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Outcome<Option<T>>) -> Outcome<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = condition()? {
+            return Ok(found);
+        }
+        check_interrupted()?;
+        if Instant::now() > deadline {
+            return Err(format!(
+                "{what} is not there after {} s",
+                PATIENCE.as_secs()
+            ));
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// So many ports that are free now, all different.
+fn free_addrs(count: usize) -> Outcome<Vec<SocketAddr>> {
+    let listeners: Result<Vec<TcpListener>, _> = (0..count)
+        .map(|_| TcpListener::bind(("127.0.0.1", 0)))
+        .collect();
+    let addrs: Result<Vec<SocketAddr>, _> = listeners
+        .map_err(|error| format!("cannot listen: {error}"))?
+        .iter()
+        .map(TcpListener::local_addr)
+        .collect();
+    addrs.map_err(|error| error.to_string())
+}
+
+/// Whether a GET is answered, be it with 'no such key'.
+fn answers(protocol: Protocol, addr: SocketAddr) -> bool {
+    let ask = || -> Option<()> {
+        let mut stream = TcpStream::connect(addr).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        let mut out = Vec::new();
+        Requests::new(protocol, 1).push(true, &Keys::new().key(0), &mut out);
+        stream.write_all(&out).ok()?;
+        let (mut answer, mut buffer) = (Vec::new(), [0; 256]);
+        loop {
+            let count = stream.read(&mut buffer).ok().filter(|&count| count > 0)?;
+            answer.extend_from_slice(&buffer[..count]);
+            if head(protocol, &answer).ok()?.is_some() {
+                return Some(());
+            }
+        }
+    };
+    ask().is_some()
+}
+
+/// What is to be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Setup {
+    /// Bytes of the values that are asked for; an echo server must know.
+    pub(crate) value_len: usize,
+    /// Followers that run from the start.
+    pub(crate) followers: usize,
+    /// Followers that are known, and started later.
+    pub(crate) later: usize,
+}
+
+/// A server with its followers.
+pub(crate) struct Server {
+    pub(crate) kind: Kind,
+    /// Before its followers, so that it is stopped before them and does not wait.
+    pub(crate) leader: Process,
+    followers: Vec<Process>,
+    programs: Programs,
+    addrs: Vec<SocketAddr>,
+    dir: tempfile::TempDir,
+}
+
+impl Server {
+    pub(crate) fn start(programs: &Programs, kind: Kind, setup: Setup) -> Outcome<Server> {
+        let mut tries = 1;
+        loop {
+            match Server::try_start(programs, kind, setup) {
+                Err(error) if error.contains("in use") && tries < TRIES => tries += 1,
+                result => return result.map_err(|error| format!("{}: {error}", kind.name())),
+            }
+        }
+    }
+
+    fn try_start(programs: &Programs, kind: Kind, setup: Setup) -> Outcome<Server> {
+        let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let addrs = free_addrs(1 + setup.followers + setup.later)?;
+        if kind == Kind::GopherStore {
+            let mut text = "cluster = \"bench\"\nleader = \"n1\"\n".to_owned();
+            for (number, addr) in (1..).zip(&addrs) {
+                text += &format!("[[node]]\nname = \"n{number}\"\naddr = \"{addr}\"\n");
+            }
+            text += &format!("[replication]\nbacklog_bytes = {BACKLOG_BYTES}\n");
+            text += &format!("[limits]\nmax_connections = {CLIENTS_MAX}\n");
+            fs::write(dir.path().join("cluster.toml"), text).map_err(|error| error.to_string())?;
+        }
+        let command = command(programs, kind, setup.value_len, &addrs, 0);
+        let mut server = Server {
+            kind,
+            leader: ready(kind, Process::start(command, addrs[0], dir.path())?)?,
+            followers: Vec::new(),
+            programs: programs.clone(),
+            addrs,
+            dir,
+        };
+        for number in 1..=setup.followers {
+            let follower = server.follower(number)?;
+            server.followers.push(follower);
+        }
+        server.wait_followed()?;
+        Ok(server)
+    }
+
+    /// Starts the follower with this number, from 1 on.
+    fn follower(&self, number: usize) -> Outcome<Process> {
+        let command = command(&self.programs, self.kind, 0, &self.addrs, number);
+        Process::start(command, self.addrs[number], self.dir.path())
+    }
+
+    pub(crate) fn protocol(&self) -> Protocol {
+        self.kind.protocol()
+    }
+
+    /// Waits until those of its followers that run have all that it has.
+    pub(crate) fn wait_followed(&mut self) -> Outcome<()> {
+        let wanted = self.followers.len();
+        if wanted == 0 {
+            return Ok(());
+        }
+        wait_for("a follower", || {
+            if let Some(dead) = {
+                let mut all = self.followers.iter_mut();
+                all.find_map(|one| one.has_ended().then(|| one.log()))
+            } {
+                return Err(format!("a follower has ended: {dead}"));
+            }
+            let lags = self.lags()?;
+            let is_level = lags.len() == wanted && lags.iter().all(|&lag| lag == 0);
+            Ok(is_level.then_some(()))
+        })
+    }
+
+    /// How far each of its followers is behind: entries of GopherStore, bytes of the others.
+    fn lags(&self) -> Outcome<Vec<u64>> {
+        if self.kind == Kind::GopherStore {
+            let status = status(self.leader.addr)?;
+            let lags = status.followers.values().filter_map(|one| one.lag_entries);
+            return Ok(lags.collect());
+        }
+        let end = field(
+            &info(self.leader.addr, "replication")?,
+            "master_repl_offset",
+        )
+        .unwrap_or(0);
+        // The leader is told once a second, so they are asked themselves.
+        let mut lags = Vec::new();
+        for follower in &self.followers {
+            let text = info(follower.addr, "replication").unwrap_or_default();
+            if text.contains("master_link_status:up") {
+                let offset = field(&text, "slave_repl_offset").unwrap_or(0);
+                lags.push(end.saturating_sub(offset));
+            }
+        }
+        Ok(lags)
+    }
+
+    /// Full copies that it has sent since its start.
+    pub(crate) fn full_copies(&self) -> Outcome<u64> {
+        Ok(if self.kind == Kind::GopherStore {
+            status(self.leader.addr)?.full_copies.unwrap_or(0)
+        } else {
+            field(&info(self.leader.addr, "stats")?, "sync_full").unwrap_or(0)
+        })
+    }
+
+    /// Starts the follower that is known and does not run, and waits until it has a full copy; how long that took, from
+    /// the start of its process. It is stopped then.
+    pub(crate) fn copy_to_new_follower(&self, keys: u64) -> Outcome<Duration> {
+        let number = self.followers.len() + 1;
+        let start = Instant::now();
+        let mut follower = self.follower(number)?;
+        let addr = follower.addr;
+        wait_for("the full copy", || {
+            if follower.has_ended() {
+                return Err(format!("the follower has ended: {}", follower.log()));
+            }
+            let has_all = if self.kind == Kind::GopherStore {
+                status(addr).is_ok_and(|status| {
+                    status.state == Some(NodeState::Serving)
+                        && status.is_link_up == Some(true)
+                        && status.keys >= Some(keys)
+                })
+            } else {
+                info(addr, "replication").is_ok_and(|text| text.contains("master_link_status:up"))
+            };
+            Ok(has_all.then(|| start.elapsed()))
+        })
+    }
+}
+
+/// The command that starts node `number` of these, the first of which leads.
+fn command(
+    programs: &Programs,
+    kind: Kind,
+    value_len: usize,
+    addrs: &[SocketAddr],
+    number: usize,
+) -> Command {
+    let mut command = Command::new(programs.of(kind));
+    let port = addrs[number].port().to_string();
+    match kind {
+        Kind::GopherStore => {
+            let node = format!("n{}", number + 1);
+            command.args(["--config", "cluster.toml", "--node", &node]);
+        }
+        Kind::Redis | Kind::Valkey => {
+            let clients = CLIENTS_MAX.saturating_sub(1_000).to_string();
+            command.args(["--bind", "127.0.0.1", "--port", &port, "--save", ""]);
+            command.args(["--appendonly", "no", "--maxclients", &clients]);
+            // Two processes share the folder.
+            command.args(["--dbfilename", &format!("{port}.rdb")]);
+            command.args([
+                "--repl-diskless-sync",
+                "yes",
+                "--repl-diskless-sync-delay",
+                "0",
+            ]);
+            command.args(["--repl-backlog-size", &BACKLOG_BYTES.to_string()]);
+            command.args(["--client-output-buffer-limit", "replica 0 0 0"]);
+            if number > 0 {
+                let leader = addrs[0].port().to_string();
+                command.args(["--replicaof", &format!("127.0.0.1 {leader}")]);
+            }
+        }
+        Kind::Memcached => {
+            let clients = CLIENTS_MAX.saturating_sub(1_000).to_string();
+            command.args(["-l", "127.0.0.1", "-p", &port, "-U", "0", "-m", "65536"]);
+            // As root it wants to be told whom to run as.
+            command.args(["-c", &clients, "-t", "2", "-u", "root"]);
+        }
+        Kind::Echo => {
+            command.args(["echo", "--value-bytes", &value_len.to_string()]);
+        }
+    }
+    command
+}
+
+/// Waits until the process answers; its address is known then.
+fn ready(kind: Kind, mut process: Process) -> Outcome<Process> {
+    wait_for("the server", || {
+        if process.has_ended() {
+            return Err(format!("it has ended: {}", process.log().trim()));
+        }
+        if kind == Kind::Echo {
+            // It takes a port of its own.
+            let log = process.log();
+            let Some(addr) = log.trim_end().strip_prefix("echo: ready on ") else {
+                return Ok(None);
+            };
+            process.addr = addr.parse().map_err(|error| format!("{addr}: {error}"))?;
+        }
+        Ok(answers(kind.protocol(), process.addr).then_some(()))
+    })?;
+    Ok(process)
+}
+
+fn status(addr: SocketAddr) -> Outcome<NodeStatus> {
+    let text = Client::connect(&addr.to_string()).and_then(|mut client| client.status());
+    let text = text.map_err(|error| error.to_string())?;
+    Ok(NodeStatus::parse(&text))
+}
+
+/// What a server that speaks RESP says of itself.
+fn info(addr: SocketAddr, section: &str) -> Outcome<String> {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(addr)?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.write_all(format!("INFO {section}\r\nQUIT\r\n").as_bytes())?;
+        let mut text = Vec::new();
+        stream.read_to_end(&mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    };
+    ask().map_err(|error| format!("INFO: {error}"))
+}
+
+fn field(text: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+    lines.find(|(key, _)| *key == name)?.1.trim().parse().ok()
+}
+
+/// Processor time that a process has used: its threads together, those that ended too.
+pub(crate) fn processor_time(pid: u32) -> Duration {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Fields 14 and 15; the second one is a name in parentheses, with any characters in it.
+    let behind = text.rsplit(')').next().unwrap_or("");
+    let ticks: f64 = behind
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|ticks| ticks.parse::<f64>().ok())
+        .sum();
+    Duration::from_secs_f64(ticks / TICKS_PER_SECOND)
+}
+
+/// Memory of a process in KiB, now and at most until now.
+pub(crate) fn memory_kib(pid: u32) -> (u64, u64) {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let of = |name: &str| -> u64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        number.unwrap_or(0)
+    };
+    (of("VmRSS:"), of("VmHWM:"))
+}

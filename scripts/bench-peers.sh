@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Measures GopherStore beside redis-server, valkey-server and memcached, those that are installed, on the same work, and
+# prints the table of docs/performance.md. What is measured, and how, is explained there.
+#
+# Usage: scripts/bench-peers.sh [--cells NAMES] [--rounds N] [--seconds S] [--json FILE] [--list] [--smoke]
+# GOPHERSTORE_SERVER and GOPHERSTORE_PEERS name binaries to use instead of building them.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
+
+if [[ -n ${GOPHERSTORE_SERVER:-} && -n ${GOPHERSTORE_PEERS:-} ]]; then
+    server=$GOPHERSTORE_SERVER
+    peers=$GOPHERSTORE_PEERS
+else
+    binaries
+    peers=${GOPHERSTORE_PEERS:-$(target_folder)/release/examples/peers}
+    if [[ -z ${GOPHERSTORE_PEERS:-} ]]; then
+        [[ -x $peers ]] || say "building the generator, which takes a few minutes the first time"
+        cargo build --manifest-path "$root/Cargo.toml" --release --locked --quiet --example peers
+    fi
+fi
+# In the place of this shell, so that a signal for it stops the measurement and all that it started.
+exec "$peers" --server "$server" "$@"

@@ -1,0 +1,131 @@
+//! The measurement beside other servers, in its shortest form: that it works, not what it finds.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::support::node::wait_for;
+use crate::{CLI, SERVER, is_installed, output, root};
+
+/// The generator, as this build of the tests has it.
+fn generator() -> PathBuf {
+    let built = Path::new(CLI).parent().unwrap();
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--locked", "--example", "peers"]);
+    if built.ends_with("release") {
+        cargo.arg("--release");
+    }
+    output(cargo.current_dir(root()));
+    built.join("examples/peers")
+}
+
+fn bench(dir: &Path) -> Command {
+    let mut command = Command::new(root().join("scripts/bench-peers.sh"));
+    command
+        .env("GOPHERSTORE_SERVER", SERVER)
+        .env("GOPHERSTORE_PEERS", generator())
+        .env("TMPDIR", dir)
+        .current_dir(dir);
+    command
+}
+
+/// Processes that work in a folder or below it.
+fn working_in(dir: &Path) -> usize {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let folders = processes.filter_map(|process| fs::read_link(process.path().join("cwd")).ok());
+    folders.filter(|folder| folder.starts_with(dir)).count()
+}
+
+fn peers_are_installed() -> bool {
+    is_installed("redis-server", "redis-server") && is_installed("memcached", "memcached")
+}
+
+#[test]
+fn every_cell_of_the_measurement_beside_other_servers_works() {
+    if !peers_are_installed() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().canonicalize().unwrap();
+    let list = output(bench(&dir).arg("--list"));
+    let cells: BTreeSet<&str> = list
+        .lines()
+        .map(|line| line.split_whitespace().nth(1).unwrap())
+        .collect();
+    assert!(cells.len() > 30, "{list}");
+
+    let table = output(bench(&dir).args(["--smoke", "--cells", "all", "--json", "readings"]));
+    for cell in &cells {
+        assert!(table.contains(&format!("| `{cell}`: ")), "{cell}: {table}");
+    }
+    let text = fs::read_to_string(dir.join("readings")).unwrap();
+    let readings: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let of = |cell: &str| -> Vec<&str> {
+        let of_cell = readings.iter().filter(|reading| reading["cell"] == cell);
+        of_cell.map(|one| one["server"].as_str().unwrap()).collect()
+    };
+    for cell in &cells {
+        let servers = of(cell);
+        assert!(servers.contains(&"gopherstore"), "{cell}: {servers:?}");
+        assert!(servers.contains(&"redis"), "{cell}: {servers:?}");
+    }
+    assert!(of("get-4x128").contains(&"memcached"), "{text}");
+    assert!(of("get-4x128").contains(&"echo"), "{text}");
+    assert_eq!(working_in(&dir), 0, "something that it started is left");
+
+    if is_installed("python3", "python3") {
+        let plot = root().join("scripts/plot-performance.py");
+        let svg = output(Command::new(plot).arg(dir.join("readings")));
+        assert!(
+            svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"),
+            "{svg}"
+        );
+        for title in ["keys", "value size", "connections", "followers"] {
+            assert!(svg.contains(title), "{title}: {svg}");
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_measurement_leaves_nothing_behind() {
+    if !peers_are_installed() {
+        return;
+    }
+    for signal in ["INT", "TERM"] {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        // It would take an hour.
+        let arguments = [
+            "--cells",
+            "set-replicated",
+            "--seconds",
+            "3600",
+            "--json",
+            "readings",
+        ];
+        let mut child = bench(&dir)
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Itself, three nodes, and three of redis-server.
+        wait_for("all servers", || (working_in(&dir) == 7).then_some(()));
+        output(Command::new("kill").args([format!("-{signal}"), child.id().to_string()]));
+        let status = wait_for("the end", || child.try_wait().unwrap());
+        let mut line = String::new();
+        BufReader::new(child.stderr.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(status.code(), Some(130), "{signal}: {line}");
+        assert!(line.contains("interrupted"), "{signal}: {line}");
+        assert_eq!(working_in(&dir), 0, "{signal}: something is left");
+    }
+}
