@@ -98,8 +98,9 @@ fn number(value: f64) -> String {
     let places = match value.abs() {
         size if size >= 99.95 => 0,
         size if size >= 9.995 => 1,
-        size if size >= 0.995 || size < 0.0005 => 2,
-        _ => 3,
+        size if size >= 0.995 => 2,
+        size if size >= 0.0005 => 3,
+        _ => 0,
     };
     format!("{value:.places$}{unit}")
 }
