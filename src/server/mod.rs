@@ -37,7 +37,7 @@ use crate::config::LimitsConfig;
 use crate::node::{Node, Reply};
 use crate::replication::{self, Stop};
 use crate::wire::request::Limits;
-use connection::{Context, End, Timeouts};
+use connection::{Context, Crowd, End, Timeouts};
 use housekeeping::Housekeeper;
 
 /// Connections that the system completes before the server has accepted them. A rush of clients beyond it is slowed by
@@ -104,6 +104,8 @@ struct Shared {
     advanced: Condvar,
     /// The time for requests in flight is over.
     cut: AtomicBool,
+    /// How many connections do not wait for input.
+    crowd: Crowd,
 }
 
 /// A client's socket, and what the stop has to know of it.
@@ -180,6 +182,7 @@ impl Server {
                 closing: AtomicBool::new(false),
                 advanced: Condvar::new(),
                 cut: AtomicBool::new(false),
+                crowd: Crowd::default(),
             }),
         })
     }
@@ -393,6 +396,7 @@ impl Server {
                 timeouts,
                 stopping,
                 housekeeper: &housekeeper,
+                crowd: &self.shared.crowd,
             });
             let is_waited_for = !matches!(end, End::Observed);
             if is_waited_for && self.shared.stopping.load(Ordering::SeqCst) {
