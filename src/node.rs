@@ -31,6 +31,9 @@ pub const SILENT_HEARTBEATS: u32 = 3;
 /// The answer to a write once a leader stops.
 const STOPS: &str = "this leader is stopping and takes no more writes; try again when it is back";
 
+/// Bytes of values after which a run of GETs ends.
+pub const READ_BYTES: usize = 64 << 10;
+
 /// What a node is in its cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -492,7 +495,8 @@ impl Node {
         }
     }
 
-    /// Carries out a run of GETs, or one of SETs and DELs, and gives the answer to each.
+    /// Carries out a run of GETs, or one of SETs and DELs, and gives the answer to each. Of GETs, those behind values
+    /// of [`READ_BYTES`] are left: what is answered is held until the client takes it.
     #[must_use]
     pub fn execute_run(&self, run: &Run<'_>) -> Vec<Reply> {
         let first = run.frames().next();
@@ -529,7 +533,13 @@ impl Node {
             None if !serves() => self.refuses_reads(),
             None => Reply::NotFound,
         };
-        found.into_iter().map(reply).collect()
+        let mut bytes = 0;
+        let within = |reply: &Reply| {
+            let before = bytes;
+            bytes += reply.value().len();
+            before < READ_BYTES
+        };
+        found.into_iter().map(reply).take_while(within).collect()
     }
 
     /// Makes writes of the log, on a follower, where they come from the leader and in its order.

@@ -347,11 +347,12 @@ impl<'a> Connection<'a> {
             Some(Ok(Opcode::Set | Opcode::Del)) => Run::of_writes(bytes, limits),
             _ => return Ok(false),
         };
-        let len = run.bytes().len();
-        if len == 0 {
+        if run.is_empty() {
             return Ok(false);
         }
-        for reply in node.execute_run(&run) {
+        let replies = node.execute_run(&run);
+        let len = run.bytes_of(replies.len());
+        for reply in replies {
             output.push(&reply)?;
         }
         drop(run);

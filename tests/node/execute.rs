@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use gopherstore::digest::Digest;
-use gopherstore::node::{Node, Phase, Reply, Role};
+use gopherstore::node::{Node, Phase, READ_BYTES, Reply, Role};
 use gopherstore::wire::census::{ListAnswer, SumsAnswer};
-use gopherstore::wire::{Request, Status};
+use gopherstore::wire::request::Limits;
+use gopherstore::wire::{Request, Run, Status};
 
 use crate::{entry, with_frame};
 
@@ -218,4 +219,28 @@ fn whoever_watches_a_node_is_told_of_each_change_of_phase_once() {
     // It ends with the node.
     let rest: Vec<Phase> = phases.iter().collect();
     assert_eq!(rest, [Phase::Serving, refusing]);
+}
+
+/// What is answered is held until the client takes it, so a run of GETs ends behind large values.
+#[test]
+fn a_run_of_gets_of_large_values_ends_early() {
+    let node = Node::new(Role::Leader);
+    let value = vec![7; READ_BYTES];
+    for (key, value) in [(&b"large"[..], &value[..]), (b"small", b"v")] {
+        assert_eq!(ask(&node, &Request::Set { key, value }).0, Status::Ok);
+    }
+    let mut bytes = Vec::new();
+    for key in [&b"small"[..], b"large", b"small", b"large"] {
+        Request::Get { key }.encode(&mut bytes).unwrap();
+    }
+    let mut rest = &bytes[..];
+    let mut lens = Vec::new();
+    while !rest.is_empty() {
+        let run = Run::of_reads(rest, &Limits::default());
+        let replies = node.execute_run(&run);
+        assert!(replies.iter().all(|reply| reply.status() == Status::Ok));
+        rest = &rest[run.bytes_of(replies.len())..];
+        lens.push(replies.len());
+    }
+    assert_eq!(lens, [2, 2]);
 }
