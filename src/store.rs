@@ -28,7 +28,7 @@ const SPINS: u32 = 100;
 ///
 /// 1. A key lives in the partition that its hash names, and in no other.
 /// 2. Nothing is freed or sent while a partition is locked, and nothing long copied, except that its own table may grow
-///    or shrink: [`get`](Store::get) clones a pointer; [`set`](Store::set) and [`remove`](Store::remove) return what
+///    or shrink: [`get`](Store::get) clones a pointer, a run of GETs copies short values; [`set`](Store::set) and [`remove`](Store::remove) return what
 ///    they replaced so that it is dropped outside; [`write`](Store::write) and runs are for entries of a few KiB at the
 ///    most and copy them under the lock, for then most can be overwritten where they are. What is passed to be called
 ///    under the lock may take the digest of a long entry, but of one alone.
@@ -36,7 +36,7 @@ const SPINS: u32 = 100;
 ///
 /// # Runs
 ///
-/// What a client asks for in one breath is carried out together ([`get_run`](Store::get_run),
+/// What a client asks for in one breath is carried out together ([`read_run`](Store::read_run),
 /// [`write_run`](Store::write_run)): all partitions of a run are locked, then all its places are looked at, and only
 /// then is each request carried out. Where the entries are not in the cache, the processor so waits for many of them
 /// at once and not for one after the other.
@@ -168,22 +168,27 @@ impl Store {
         }
     }
 
-    /// The entry of each GET in `run`, in its order; all as they are at one moment.
+    /// Calls `each` with the entry of each GET in `run`, in its order, until that is false; all as they are at one moment,
+    /// with their partitions locked for reading.
     ///
     /// # Errors
     ///
-    /// [`Contended`], where a partition is not to be had soon.
-    pub fn get_run(&self, run: &Run<'_>) -> Result<ArrayVec<Option<Entry>, RUN_MAX>, Contended> {
+    /// [`Contended`], where a partition is not to be had soon; nothing is called then.
+    pub fn read_run(
+        &self,
+        run: &Run<'_>,
+        mut each: impl FnMut(Option<&Entry>) -> bool,
+    ) -> Result<(), Contended> {
         let hashes = self.hashes(run);
         let locked = self.lock(&hashes, RwLock::try_read)?;
         let _ = locked.touch(&hashes);
-        let wanted = run.frames().zip(&hashes).enumerate();
-        let find = |(at, (frame, &hash)): (usize, (RequestFrame<'_>, _))| {
+        for (at, (frame, &hash)) in run.frames().zip(&hashes).enumerate() {
             let key = frame.request().key();
-            let found = locked.of(at).table.find(hash, |entry| entry.key() == key);
-            found.cloned()
-        };
-        Ok(wanted.map(find).collect())
+            if !each(locked.of(at).table.find(hash, |entry| entry.key() == key)) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Carries out the SETs and DELs of `run` in their order; nobody sees a part of it. Returns entries that they

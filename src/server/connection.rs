@@ -342,18 +342,31 @@ impl<'a> Connection<'a> {
         let (node, limits) = (self.context.node, &self.context.limits);
         let bytes = self.input.bytes();
         let output = &mut self.output;
-        let run = match bytes.first().copied().map(Opcode::try_from) {
-            Some(Ok(Opcode::Get)) => Run::of_reads(bytes, limits),
-            Some(Ok(Opcode::Set | Opcode::Del)) => Run::of_writes(bytes, limits),
+        let run;
+        let len = match bytes.first().copied().map(Opcode::try_from) {
+            Some(Ok(Opcode::Get)) => {
+                run = Run::of_reads(bytes, limits);
+                let (count, next) = node.read_run(&run, &mut output.pending);
+                if let Some(reply) = &next {
+                    output.push(reply)?;
+                } else if output.pending.len() >= FLUSH_BYTES {
+                    output.flush()?;
+                }
+                run.bytes_of(count + usize::from(next.is_some()))
+            }
+            Some(Ok(Opcode::Set | Opcode::Del)) => {
+                run = Run::of_writes(bytes, limits);
+                if !run.is_empty() {
+                    for reply in node.write_run(&run) {
+                        output.push(&reply)?;
+                    }
+                }
+                run.bytes().len()
+            }
             _ => return Ok(false),
         };
-        if run.is_empty() {
+        if len == 0 {
             return Ok(false);
-        }
-        let replies = node.execute_run(&run);
-        let len = run.bytes_of(replies.len());
-        for reply in replies {
-            output.push(&reply)?;
         }
         drop(run);
         self.input.consume(len);
