@@ -508,8 +508,9 @@ impl Node {
             .collect()
     }
 
-    /// Carries out GETs from the start of `run`. The answers to the first ones are added to `out`, frame by frame, and how
-    /// many these are is returned, with the answer to the next one where that is not added: it is long, or alone.
+    /// Carries out GETs from the start of `run`. The answers to the first ones are added to `out`, frame by frame,
+    /// and how many these are is returned, with the answer to the next one where that is not added: it is long, or
+    /// alone.
     pub fn read_run(&self, run: &Run<'_>, out: &mut Vec<u8>) -> (usize, Option<Reply>) {
         if run.len() > 1 && self.serves_reads.load(Ordering::Acquire) {
             let before = out.len();
