@@ -144,11 +144,17 @@ fn store(criterion: &mut Criterion) {
         let batch = u64::try_from(RUN_MAX).unwrap();
         group.throughput(Throughput::Elements(batch));
         let gets = requests(false, RUN_MAX, &mut next);
-        let mut turn = gets.iter().cycle();
+        let (mut turn, mut values) = (gets.iter().cycle(), Vec::new());
         group.bench_function(format!("16 gets of {entries} as a run"), |bencher| {
             bencher.iter(|| {
                 let run = Run::of_reads(turn.next().unwrap(), &limits);
-                store.get_run(&run).unwrap().len()
+                values.clear();
+                let copy = |entry: Option<&Entry>| {
+                    values.extend_from_slice(entry.unwrap().value());
+                    true
+                };
+                store.read_run(&run, copy).unwrap();
+                values.len()
             });
         });
         let sets = requests(true, RUN_MAX, &mut next);
