@@ -47,8 +47,9 @@ const ITEM_BYTES: u64 = 1 << 10;
     example = "{command_name} monday.gbp\n\
         {command_name} --addr 127.0.0.1:8001 | zstd > monday.gbp.zst",
     note = "The copy is consistent: all that was written up to one entry of the log, and nothing\n\
-        after it, but for a node in a cluster of one, which keeps no log. The node goes on meanwhile. The file gets its name once it is whole and on\n\
-        the disk; it is a sequence of SET frames with an end mark (docs/GBP.md, section 11).\n\
+        after it; but for a node in a cluster of one, which keeps no log. The node goes on\n\
+        meanwhile. The file gets its name once it is whole and on the disk; it is a sequence of\n\
+        SET frames with an end mark (docs/GBP.md, section 11).\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 pub(crate) struct Dump {
@@ -70,7 +71,7 @@ pub(crate) fn run(command: Dump, context: &Context) -> Result<Outcome, Failure> 
     if let Source::Alone(_) = source {
         let _ = writeln!(
             io::stderr(),
-            "gopherstore-cli: a node on its own keeps no log, so what is written to it meanwhile is in the copy or is not"
+            "gopherstore-cli: a node on its own keeps no log, so what is written meanwhile is in the copy or is not"
         );
     }
     let copied = match &file {
