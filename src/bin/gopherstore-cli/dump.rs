@@ -203,7 +203,7 @@ enum Source {
     /// A stream that begins with a copy.
     Stream(Observer),
     /// A node in a cluster of one, which streams nothing: its keys are listed, and each is read.
-    Alone(Client),
+    Alone(Box<Client>),
 }
 
 impl Source {
@@ -214,7 +214,7 @@ impl Source {
                 let mut client = context.client_of(addr);
                 let status = NodeStatus::parse(&client.status()?);
                 if status.peers.is_empty() && status.epoch.unwrap_or(0) == 0 {
-                    Ok(Source::Alone(client))
+                    Ok(Source::Alone(Box::new(client)))
                 } else {
                     Err(error)
                 }
