@@ -201,7 +201,7 @@ fn remove_when_stopped(part: &Path) -> io::Result<()> {
 /// Where the data comes from.
 enum Source {
     /// A stream that begins with a copy.
-    Stream(Observer),
+    Stream(Box<Observer>),
     /// A node in a cluster of one, which streams nothing: its keys are listed, and each is read.
     Alone(Box<Client>),
 }
@@ -209,7 +209,7 @@ enum Source {
 impl Source {
     fn open(addr: &str, context: &Context) -> Result<Source, Error> {
         match Observer::open(addr, &context.options(), Watch::Copy) {
-            Ok(observer) => Ok(Source::Stream(observer)),
+            Ok(observer) => Ok(Source::Stream(Box::new(observer))),
             Err(error @ Error::Server { .. }) => {
                 let mut client = context.client_of(addr);
                 let status = NodeStatus::parse(&client.status()?);
