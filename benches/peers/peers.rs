@@ -2,8 +2,8 @@
 //!
 //! Every server of a cell is driven by the one generator in here, with the same keys, values, connections and requests
 //! in flight, in turns: A, B, C, A, B, C. So what drifts on a shared machine drifts for all, and the ratios of each
-//! round can be trusted where the figures cannot. `echo` is the limit of this shape of server: threads and system calls,
-//! and no work. `docs/performance.md` has the method in full.
+//! round can be trusted where the figures cannot. `echo` is the limit of this shape of server: threads and system
+//! calls, and no work. `docs/performance.md` has the method in full.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 #[cfg(target_os = "linux")]
