@@ -157,6 +157,7 @@ impl Cell {
     pub(crate) fn shortened(mut self) -> Cell {
         self.keys = self.keys.min(2_000);
         self.text += ", shortened";
+        self.goals.clear();
         if let Work::Idle(..) = self.work {
             self.work = Work::Idle(100, 10);
         }
