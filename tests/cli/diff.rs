@@ -360,8 +360,8 @@ fn what_is_typed_wrong_is_told_how_to_type_it() {
     diff(&[a, a]).expect_failure(2, &["the same node"]);
     diff(&[a]).expect_failure(2, &["n2"]);
     diff(&[a, "127.0.0.1:8001", "--addr", a]).expect_failure(2, &["--addr", "leave it out"]);
-    diff(&[a, "127.0.0.1:8001", "-w", "xml"]).expect_failure(2, &["xml", "lines or json"]);
-    diff(&[a, "127.0.0.1:8001", "--max", "0"]).expect_failure(2, &["1 at least"]);
+    diff(&[a, "127.0.0.1:8001", "-w", "xml"]).expect_failure(2, &["xml", "lines and json"]);
+    diff(&[a, "127.0.0.1:8001", "--max", "0"]).expect_failure(2, &["a whole number from 1 to "]);
     let dir = tempfile::tempdir().unwrap();
     let file = config(dir.path(), &[("n1", a.to_owned())]);
     diff(&["n1", "n9", "--config", &file]).expect_failure(2, &["n9", "there are n1"]);

@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsStr,
     io::{self, Write},
     path::{Path, PathBuf},
     time::Duration,
@@ -14,7 +15,12 @@ use gopherstore::{
     wire::annotate,
 };
 
-use crate::report::{Failure, Outcome};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::{
+    quote,
+    report::{Failure, Outcome},
+};
 
 const ADDR_DEFAULT: &str = "127.0.0.1:8000";
 const ADDR_VARIABLE: &str = "GOPHERSTORE_ADDR";
@@ -50,6 +56,39 @@ impl Context {
             ..self.options()
         };
         Client::unconnected(addr, options)
+    }
+
+    /// What a person at a terminal sees of work that takes long: none elsewhere, on a terminal that cannot erase a line,
+    /// and together with --hex, since the two would spoil each other. The template is indicatif's.
+    pub(crate) fn progress(&self, len: Option<u64>, template: &str) -> ProgressBar {
+        let is_dumb = env::var_os("TERM").is_some_and(|name| name == "dumb");
+        let target = if self.hex || is_dumb {
+            ProgressDrawTarget::hidden()
+        } else {
+            // Hidden where standard error is no terminal.
+            ProgressDrawTarget::stderr_with_hz(5)
+        };
+        let bar = ProgressBar::with_draw_target(len, target);
+        let style = ProgressStyle::with_template(template);
+        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+        bar.with_style(style.progress_chars("=> "))
+    }
+
+    /// The options that name the node again, for a line to paste, each with a space behind it.
+    pub(crate) fn place(&self) -> String {
+        let mut text = String::new();
+        let config = self.config.as_ref().map(|file| file.as_os_str());
+        for (name, value) in [
+            ("--addr", self.addr.as_ref().map(OsStr::new)),
+            ("--config", config),
+            ("--node", self.node.as_ref().map(OsStr::new)),
+        ] {
+            if let Some(value) = value {
+                let word = quote::shell_word(value.as_encoded_bytes());
+                text.push_str(&format!("{name} {word} "));
+            }
+        }
+        text
     }
 
     /// How a client of any node behaves.

@@ -15,7 +15,7 @@ use gopherstore::{
     client::{Error, Observer, Watch},
     wire::replication::Message,
 };
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
     iterator::Signals,
@@ -26,11 +26,14 @@ use crate::{
     context::Context,
     copy_file::{self, Sum},
     mistake,
-    report::{self, Failure, Outcome},
+    report::{self, Failure, Outcome, UNKNOWN_OPCODE},
 };
 
 /// Bytes that are gathered before they are written.
 const GATHERED_BYTES: usize = 1 << 20;
+
+const PROGRESS: &str =
+    "{percent:>3}%  {human_pos} of about {human_len} entries, {per_sec}, {eta} left";
 
 /// Write all data of a node, leader or follower, into a file that load reads.
 #[derive(ArgsInfo, FromArgs)]
@@ -79,7 +82,7 @@ pub(crate) fn run(command: Dump, context: &Context) -> Result<Outcome, Failure> 
                 });
             return Err(Failure::new(
                 Outcome::LocalInput,
-                format!("cannot write {name}: {error}; make room there, or name another file"),
+                format!("cannot write to {name}: {error}; make room there, or name another file"),
             ));
         }
     };
@@ -118,6 +121,14 @@ impl From<io::Error> for Fault {
 }
 
 fn failure(error: &Error, context: &Context) -> Failure {
+    if let Error::Server { message } = error
+        && !message.starts_with(UNKNOWN_OPCODE)
+    {
+        return Failure::new(
+            Outcome::ServerError,
+            format!("nothing to copy: {message}; name another node with --addr"),
+        );
+    }
     if let Error::Connection { .. } = error {
         return Failure::new(
             Outcome::NoConnection,
@@ -189,17 +200,12 @@ fn copy<W: Write>(
     context: &Context,
 ) -> Result<(Copied, W), Fault> {
     let mut output = BufWriter::with_capacity(GATHERED_BYTES, output);
-    let bar = ProgressBar::hidden();
+    let mut bar = ProgressBar::hidden();
     let (mut sum, mut bytes) = (Sum::default(), 0_u64);
     loop {
         match observer.receive().map_err(Fault::Node)? {
             Message::SnapshotBegin { keys, .. } => {
-                bar.set_length(keys);
-                bar.set_style(style());
-                // Two streams of lines would spoil each other.
-                if !context.hex {
-                    bar.set_draw_target(ProgressDrawTarget::stderr());
-                }
+                bar = context.progress(Some(keys), PROGRESS);
             }
             Message::SnapshotChunk { frames, .. } => {
                 for frame in frames {
@@ -231,9 +237,4 @@ fn copy<W: Write>(
             Message::Heartbeat { .. } | Message::Entries { .. } | Message::Ack { .. } => {}
         }
     }
-}
-
-fn style() -> ProgressStyle {
-    let template = "{percent:>3}%  {human_pos} of about {human_len} entries, {per_sec}, {eta} left";
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
