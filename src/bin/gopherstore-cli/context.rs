@@ -1,6 +1,7 @@
 //! What every command has at hand: which node to talk to, and how.
 
 use std::{
+    collections::VecDeque,
     env,
     ffi::OsStr,
     io::{self, Write},
@@ -12,10 +13,10 @@ use gopherstore::{
     Client,
     client::{ClientOptions, Direction, Frame, FrameHook},
     config::Config,
-    wire::annotate,
+    wire::{Opcode, annotate},
 };
-
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use parking_lot::Mutex;
 
 use crate::{
     quote,
@@ -97,7 +98,7 @@ impl Context {
             connect_timeout: self.timeout,
             timeout: self.timeout,
             follow_redirects: self.follow_redirects,
-            on_frame: self.hex.then(|| FrameHook::new(dump)),
+            on_frame: self.hex.then(dumping),
         }
     }
 
@@ -165,11 +166,42 @@ pub(crate) fn configured(file: &Path, name: &str) -> Result<String, Failure> {
     }
 }
 
-/// Dumps a frame in the manner of `curl -v`, on standard error so that standard output stays exact.
+/// A hook that dumps the frames of one client. An answer to SUMS or LIST does not show that it is one, so what was asked
+/// is kept until it is answered.
+fn dumping() -> FrameHook {
+    let asked = Mutex::new(VecDeque::new());
+    FrameHook::new(move |frame| {
+        let first = frame.bytes.first().copied();
+        let opcode = first.and_then(|byte| Opcode::try_from(byte).ok());
+        let rows = match frame.direction {
+            Direction::Sent => {
+                asked.lock().extend(opcode);
+                annotate::sent(frame.bytes)
+            }
+            Direction::Received => match asked.lock().pop_front() {
+                Some(Opcode::Sums) => annotate::answer_to_sums(frame.bytes),
+                Some(Opcode::List) => annotate::answer_to_list(frame.bytes),
+                _ => annotate::received(frame.bytes),
+            },
+        };
+        print(frame, &rows);
+    })
+}
+
+/// Dumps a frame, of a client that asks for no SUMS and no LIST.
 pub(crate) fn dump(frame: &Frame<'_>) {
-    let (mark, way, rows) = match frame.direction {
-        Direction::Sent => ('>', "to", annotate::sent(frame.bytes)),
-        Direction::Received => ('<', "from", annotate::received(frame.bytes)),
+    let rows = match frame.direction {
+        Direction::Sent => annotate::sent(frame.bytes),
+        Direction::Received => annotate::received(frame.bytes),
+    };
+    print(frame, &rows);
+}
+
+/// Prints a frame in the manner of `curl -v`, on standard error so that standard output stays exact.
+fn print(frame: &Frame<'_>, rows: &str) {
+    let (mark, way) = match frame.direction {
+        Direction::Sent => ('>', "to"),
+        Direction::Received => ('<', "from"),
     };
     let mut text = format!("{mark} {way} {}, {} bytes\n", frame.addr, frame.bytes.len());
     for line in rows.lines() {

@@ -459,27 +459,24 @@ impl Node {
 
     /// What the error means here, with the node that it is of.
     fn failure(&self, error: &Error) -> Failure {
-        let is_named = self.name != self.client.addr();
-        let common = report::failure(
-            error,
-            &Command::Status,
-            is_named.then_some(self.name.as_str()),
-        );
-        let message = match error {
-            Error::Server { message } if message.starts_with(UNKNOWN_OPCODE) => format!(
-                "{error}; the node is of an older version, which cannot be compared key by key; upgrade it, or \
-                 compare the digests that status shows"
-            ),
-            Error::Loading { .. } => {
-                format!("{error}; compare once it serves; status shows how it is")
+        let outcome = report::failure(error, &Command::Status, None).outcome;
+        // The two nodes are named by operands, and not by --addr.
+        let next = match error {
+            Error::Server { message } if message.starts_with(UNKNOWN_OPCODE) => {
+                "the node is of another version, which cannot be compared key by key; upgrade it, or compare the \
+                 digests that status shows"
             }
-            // These say where.
-            Error::Connect { .. } | Error::Timeout { .. } | Error::Protocol { .. } if !is_named => {
-                return common;
-            }
-            _ => common.message,
+            Error::Loading { .. } => "compare once it serves; status shows how it is",
+            Error::Connect { .. } => "is the node running?",
+            Error::Timeout { .. } => "allow more with --timeout",
+            Error::Protocol { .. } => "is it a GopherStore node? --hex shows what it sends",
+            _ => "try again",
         };
-        Failure::new(common.outcome, format!("{}: {message}", self.name))
+        let said = error.to_string();
+        if said.contains(self.client.addr()) && self.name == self.client.addr() {
+            return Failure::new(outcome, format!("{said}; {next}"));
+        }
+        Failure::new(outcome, format!("{}: {said}; {next}", self.name))
     }
 }
 
