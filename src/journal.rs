@@ -14,7 +14,7 @@
 //! 3. While a partition is locked for reading, no writer is between taking an index and changing that partition.
 //!    A full copy rests on it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -24,7 +24,8 @@ use crate::digest::Digest;
 use crate::entry::Entry;
 use crate::oplog::{After, Frames, Logged, OpLog};
 
-/// What may be on its way to the log, in bytes as [`Frames::cost`] counts them. Writers wait beyond it.
+/// What may be on its way to the log, in bytes as [`Frames::cost`] counts them, or half of it and one write. Writers
+/// wait beyond it.
 const ROOM_BYTES: u64 = 8 << 20;
 
 /// How long a writer waits for room before it looks again by itself.
@@ -50,6 +51,8 @@ pub struct Journal {
     receiver: Receiver<Step>,
     /// Bytes reserved of the room.
     reserved: AtomicU64,
+    /// Nobody takes anything out of the channel any more, or soon.
+    is_over: AtomicBool,
     /// For waiting for room; taken only where there is none.
     waiting: Mutex<()>,
     freed: Condvar,
@@ -105,6 +108,7 @@ impl Journal {
             sender,
             receiver,
             reserved: AtomicU64::new(0),
+            is_over: AtomicBool::new(false),
             waiting: Mutex::default(),
             freed: Condvar::new(),
             kept: Mutex::new(Kept {
@@ -117,7 +121,8 @@ impl Journal {
     }
 
     /// Waits until the channel has room for writes of this cost, and takes it. To be called before any lock is taken.
-    /// What is larger than all the room waits until it is alone.
+    /// What is larger than half of the room waits until the other half is free: to wait for all of it, beside writers
+    /// of little, could take for ever. Once the journal has [ended](Self::end) nobody waits.
     pub fn reserve(&self, cost: u64) {
         if self.try_reserve(cost) {
             return;
@@ -130,9 +135,11 @@ impl Journal {
     }
 
     fn try_reserve(&self, cost: u64) -> bool {
+        let is_over = self.is_over.load(Ordering::Acquire);
         let room = |reserved: u64| {
             let after = reserved.saturating_add(cost);
-            (reserved == 0 || after <= ROOM_BYTES).then_some(after)
+            let fits = after <= ROOM_BYTES || reserved <= ROOM_BYTES / 2;
+            (fits || is_over).then_some(after)
         };
         let order = (Ordering::AcqRel, Ordering::Acquire);
         self.reserved.fetch_update(order.0, order.1, room).is_ok()
@@ -177,8 +184,11 @@ impl Journal {
         let _ = self.sender.send(Step::Reset(head));
     }
 
-    /// Says that nothing more will be appended, once all that was is in the log. Ends [`keep`](Self::keep).
+    /// Says that nothing that is appended from here on matters. Ends [`keep`](Self::keep) once all that was before is
+    /// in the log.
     pub fn end(&self) {
+        // A follower's link may still be writing, and must not wait for room that nobody frees.
+        self.is_over.store(true, Ordering::Release);
         let _ = self.sender.send(Step::End);
     }
 

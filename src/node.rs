@@ -31,6 +31,10 @@ pub const SILENT_HEARTBEATS: u32 = 3;
 /// The answer to a write once a leader stops.
 const STOPS: &str = "this leader is stopping and takes no more writes; try again when it is back";
 
+/// Longest value in bytes that is copied to the answers while its partition is locked: so many are sooner copied than
+/// their count is raised and lowered. A longer one is copied, or sent from where it lies, when nothing is locked.
+pub const COPIED_BYTES: usize = 1 << 10;
+
 /// What a node is in its cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -417,8 +421,9 @@ impl Node {
     pub fn execute(&self, frame: &RequestFrame<'_>) -> Reply {
         match frame.request() {
             Request::Ping => Reply::Pong,
-            Request::Get { .. } | Request::Set { .. } | Request::Del { .. } => {
-                let mut replies = self.execute_run(&Run::of_one(frame));
+            Request::Get { key } => self.read(key),
+            Request::Set { .. } | Request::Del { .. } => {
+                let mut replies = self.write_run(&Run::of_one(frame));
                 replies.pop().unwrap_or(Reply::NotFound)
             }
             Request::Status => Reply::Text(self.status(Instant::now())),
@@ -492,13 +497,9 @@ impl Node {
         }
     }
 
-    /// Carries out a run of GETs, or one of SETs and DELs, and gives the answer to each.
+    /// Carries out a run of SETs and DELs, and gives the answer to each.
     #[must_use]
-    pub fn execute_run(&self, run: &Run<'_>) -> Vec<Reply> {
-        let first = run.frames().next();
-        if first.is_some_and(|first| matches!(first.request(), Request::Get { .. })) {
-            return self.read(run);
-        }
+    pub fn write_run(&self, run: &Run<'_>) -> Vec<Reply> {
         if let Some(reply) = self.refuses_writes() {
             return run.frames().map(|_| reply.clone()).collect();
         }
@@ -507,29 +508,48 @@ impl Node {
             .collect()
     }
 
-    fn read(&self, run: &Run<'_>) -> Vec<Reply> {
-        let serves = || self.serves_reads.load(Ordering::Acquire);
-        let frames = run.frames();
-        if !serves() {
-            return frames.map(|_| self.refuses_reads()).collect();
+    /// Carries out GETs from the start of `run`. The answers to the first ones are added to `out`, frame by frame,
+    /// and how many these are is returned, with the answer to the next one where that is not added: it is long, or
+    /// alone.
+    pub fn read_run(&self, run: &Run<'_>, out: &mut Vec<u8>) -> (usize, Option<Reply>) {
+        if run.len() > 1 && self.serves_reads.load(Ordering::Acquire) {
+            let before = out.len();
+            let (mut count, mut next) = (0, None);
+            let read = self.store.read_run(run, |entry| {
+                let (status, value) = match entry {
+                    Some(entry) if entry.value().len() > COPIED_BYTES => {
+                        next = Some(entry.clone());
+                        return false;
+                    }
+                    Some(entry) => (Status::Ok, entry.value()),
+                    None => (Status::NotFound, &[][..]),
+                };
+                out.extend_from_slice(&header(status, value).encode());
+                out.extend_from_slice(value);
+                count += 1;
+                true
+            });
+            // Asked again, since the store may have been given up meanwhile.
+            if read.is_ok() && self.serves_reads.load(Ordering::Acquire) {
+                return (count, next.map(Reply::Value));
+            }
+            out.truncate(before);
         }
-        let one_by_one = || {
-            let keys = frames.map(|frame| frame.request().key());
-            keys.map(|key| self.store.get(key)).collect()
-        };
-        let found = if run.len() == 1 {
-            one_by_one()
-        } else {
-            let found = self.store.get_run(run);
-            found.unwrap_or_else(|Contended| one_by_one())
-        };
-        let reply = |entry| match entry {
+        let first = run.frames().next();
+        (0, first.map(|frame| self.read(frame.request().key())))
+    }
+
+    fn read(&self, key: &[u8]) -> Reply {
+        let serves = || self.serves_reads.load(Ordering::Acquire);
+        if !serves() {
+            return self.refuses_reads();
+        }
+        match self.store.get(key) {
             Some(entry) => Reply::Value(entry),
             // Asked again, since the store may have been given up between the first look and this one.
             None if !serves() => self.refuses_reads(),
             None => Reply::NotFound,
-        };
-        found.into_iter().map(reply).collect()
+        }
     }
 
     /// Makes writes of the log, on a follower, where they come from the leader and in its order.
@@ -907,9 +927,13 @@ impl Reply {
     /// The header of the answer's frame.
     #[must_use]
     pub fn header(&self) -> ResponseHeader {
-        match ResponseHeader::new(self.status(), self.value().len()) {
-            Ok(header) => header,
-            Err(_) => unreachable!("a stored value came in a frame whose length field is as wide"),
-        }
+        header(self.status(), self.value())
+    }
+}
+
+fn header(status: Status, value: &[u8]) -> ResponseHeader {
+    match ResponseHeader::new(status, value.len()) {
+        Ok(header) => header,
+        Err(_) => unreachable!("a stored value came in a frame whose length field is as wide"),
     }
 }

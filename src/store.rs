@@ -10,7 +10,7 @@ use hashbrown::hash_table::Entry as Slot;
 use parking_lot::RwLock;
 
 use crate::entry::Entry;
-use crate::wire::run::{RUN_MAX, Run};
+use crate::wire::run::{RUN_FRAME_BYTES_MAX, RUN_MAX, Run};
 use crate::wire::{Request, RequestFrame};
 
 /// Partitions of a node's store.
@@ -28,14 +28,16 @@ const SPINS: u32 = 100;
 ///
 /// 1. A key lives in the partition that its hash names, and in no other.
 /// 2. Nothing is freed or sent while a partition is locked, and nothing long copied, except that its own table may grow
-///    or shrink: [`get`](Store::get) clones a pointer; [`set`](Store::set) and [`remove`](Store::remove) return what
-///    they replaced so that it is dropped outside; only a run of writes copies entries, each of a few KiB at the most,
-///    for then most of them can be overwritten where they are.
+///    or shrink: [`get`](Store::get) clones a pointer, a run of GETs copies short values; [`set`](Store::set) and
+/// [`remove`](Store::remove) return what
+///    they replaced so that it is dropped outside; [`write`](Store::write) and runs are for entries of a few KiB at the
+///    most and copy them under the lock, for then most can be overwritten where they are. What is passed to be called
+///    under the lock may take the digest of a long entry, but of one alone.
 /// 3. Who takes several partitions takes them in ascending order, and takes no other lock of the store's before.
 ///
 /// # Runs
 ///
-/// What a client asks for in one breath is carried out together ([`get_run`](Store::get_run),
+/// What a client asks for in one breath is carried out together ([`read_run`](Store::read_run),
 /// [`write_run`](Store::write_run)): all partitions of a run are locked, then all its places are looked at, and only
 /// then is each request carried out. Where the entries are not in the cache, the processor so waits for many of them
 /// at once and not for one after the other.
@@ -102,13 +104,19 @@ impl<G: Deref<Target = Entries>> Locked<G> {
 
     /// Has all that the run needs brought into the cache at once: two short loops whose rounds do not depend on each
     /// other, so the processor runs ahead of the misses.
-    fn touch(&self, hashes: &ArrayVec<u64, RUN_MAX>) {
+    /// Gives the length of the longest frame among what the run seems to touch.
+    fn touch(&self, hashes: &ArrayVec<u64, RUN_MAX>) -> usize {
         let places = hashes.iter().enumerate();
         let found: ArrayVec<Option<&Entry>, RUN_MAX> = places
             .map(|(at, &hash)| self.of(at).table.iter_hash(hash).next())
             .collect();
-        let touched = found.into_iter().flatten().map(Entry::touch);
+        let mut longest = 0;
+        let touched = found.into_iter().flatten().map(|entry| {
+            longest = longest.max(entry.frame().len());
+            entry.touch()
+        });
         black_box(touched.fold(0, |sum, byte| sum ^ byte));
+        longest
     }
 }
 
@@ -161,22 +169,27 @@ impl Store {
         }
     }
 
-    /// The entry of each GET in `run`, in its order; all as they are at one moment.
+    /// Calls `each` with the entry of each GET in `run`, in its order, until that is false; all as they are at one
+    /// moment, with their partitions locked for reading.
     ///
     /// # Errors
     ///
-    /// [`Contended`], where a partition is not to be had soon.
-    pub fn get_run(&self, run: &Run<'_>) -> Result<ArrayVec<Option<Entry>, RUN_MAX>, Contended> {
+    /// [`Contended`], where a partition is not to be had soon; nothing is called then.
+    pub fn read_run(
+        &self,
+        run: &Run<'_>,
+        mut each: impl FnMut(Option<&Entry>) -> bool,
+    ) -> Result<(), Contended> {
         let hashes = self.hashes(run);
         let locked = self.lock(&hashes, RwLock::try_read)?;
-        locked.touch(&hashes);
-        let wanted = run.frames().zip(&hashes).enumerate();
-        let find = |(at, (frame, &hash)): (usize, (RequestFrame<'_>, _))| {
+        let _ = locked.touch(&hashes);
+        for (at, (frame, &hash)) in run.frames().zip(&hashes).enumerate() {
             let key = frame.request().key();
-            let found = locked.of(at).table.find(hash, |entry| entry.key() == key);
-            found.cloned()
-        };
-        Ok(wanted.map(find).collect())
+            if !each(locked.of(at).table.find(hash, |entry| entry.key() == key)) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Carries out the SETs and DELs of `run` in their order; nobody sees a part of it. Returns entries that they
@@ -187,7 +200,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Contended`], where a partition is not to be had soon; nothing is done then.
+    /// [`Contended`], where a partition is not to be had soon, or a long entry may be replaced; nothing is done then.
     pub fn write_run<S>(
         &self,
         run: &Run<'_>,
@@ -197,7 +210,9 @@ impl Store {
     ) -> Result<Vec<Entry>, Contended> {
         let hashes = self.hashes(run);
         let mut locked = self.lock(&hashes, RwLock::try_write)?;
-        locked.touch(&hashes);
+        if locked.touch(&hashes) > RUN_FRAME_BYTES_MAX {
+            return Err(Contended);
+        }
         let mut replaced = Vec::new();
         for (at, (frame, &hash)) in run.frames().zip(&hashes).enumerate() {
             let entries = &mut **locked.of_mut(at);

@@ -14,7 +14,7 @@ use crate::node::{Lacking, Node};
 const PATIENCE: Duration = Duration::from_secs(6);
 
 /// How long, where no follower has everything and one is being sent it: until then the data would go with this node.
-const PATIENCE_WHERE_ALONE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE_WHERE_ALONE: Duration = Duration::from_secs(60);
 
 /// A stream that is as old as this sends. One that refuses what it is offered ends at once.
 const SENDS: Duration = Duration::from_millis(500);
@@ -41,11 +41,13 @@ pub(crate) fn run(node: &Node) {
             match peer.lacks {
                 None if peer.is_up => drop(have_all.insert(peer.name)),
                 None => {}
-                // Whoever follows lives, though a busy machine may have kept it from saying so to the probe.
-                Some(lacks)
-                    if (peer.is_up || lacks != Lacking::Absent)
-                        && !have_all.contains(&peer.name) =>
-                {
+                // It says itself what it lacks, whatever it had before. Whoever follows lives, though a busy machine
+                // may have kept it from saying so to the probe.
+                Some(lacks @ Lacking::At(_)) => {
+                    have_all.remove(&peer.name);
+                    lacking.push((peer.name, lacks));
+                }
+                Some(lacks) if peer.is_up && !have_all.contains(&peer.name) => {
                     lacking.push((peer.name, lacks));
                 }
                 Some(_) => {}

@@ -628,6 +628,14 @@ impl<'a> Link<'a> {
 impl Copy {
     fn apply(&mut self, node: &Node, frames: Frames<'_>) {
         for run in frames.runs() {
+            if let Some(frame) = run.large() {
+                let entry = Entry::copy_of(&frame);
+                let new = Digest::of(&entry);
+                let old = node.store().set(entry);
+                let old = old.as_ref().map(Digest::of).unwrap_or_default();
+                self.digest = self.digest.changed(old, new);
+                continue;
+            }
             let new: ArrayVec<Digest, RUN_MAX> = run.frames().map(digest).collect();
             let change = |sum: &mut Digest, at: usize, old: Option<&Entry>| {
                 let old = old.map(Digest::of).unwrap_or_default();

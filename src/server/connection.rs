@@ -3,8 +3,12 @@
 use std::fmt;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
 
 use super::Peer;
 use super::housekeeping::Housekeeper;
@@ -23,6 +27,12 @@ const DIRECT_BYTES: usize = 16 << 10;
 
 /// A SET frame longer than this is read straight into the entry that it becomes.
 const LARGE_FRAME_BYTES: usize = 64 << 10;
+
+/// How often a connection lets others have their turn before it sleeps, where its client may ask again at once.
+const TURNS: u32 = 2;
+
+/// How many waits in a row begin with sleep, where hoping for input has failed again and again.
+const RESTS_MAX: u8 = 127;
 
 /// The timeouts of one connection.
 #[derive(Clone, Copy, Debug)]
@@ -90,14 +100,27 @@ pub(super) struct Context<'a> {
     /// The server is to stop.
     pub(super) stopping: &'a AtomicBool,
     pub(super) housekeeper: &'a Housekeeper,
+    pub(super) crowd: &'a Crowd,
+}
+
+/// How many connections have something to do.
+#[derive(Debug, Default)]
+pub(super) struct Crowd(AtomicUsize);
+
+impl Crowd {
+    /// Whether there are others than the one that asks, so that time given up may be theirs. A thread that gave it up
+    /// without them would give it to other programs, and its client would wait for those.
+    fn is_there(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 1
+    }
 }
 
 /// Serves one client until it leaves or has to.
 pub(super) fn serve(context: &Context<'_>) -> End {
-    match Connection::new(context).run() {
-        Ok(end) => end,
-        Err(error) => End::Failed(error),
-    }
+    context.crowd.0.fetch_add(1, Ordering::Relaxed);
+    let end = Connection::new(context).run();
+    context.crowd.0.fetch_sub(1, Ordering::Relaxed);
+    end.unwrap_or_else(End::Failed)
 }
 
 struct Connection<'a> {
@@ -115,6 +138,9 @@ struct Connection<'a> {
     deadline: Option<Instant>,
     /// What the socket's read timeout is set to.
     read_timeout: Option<Duration>,
+    /// How many waits go by before input is hoped for at once again, and how many after that.
+    rests: u8,
+    rests_next: u8,
 }
 
 /// What comes once every whole request is answered.
@@ -151,6 +177,8 @@ impl<'a> Connection<'a> {
             spoke: false,
             deadline: None,
             read_timeout: None,
+            rests: 0,
+            rests_next: 0,
         }
     }
 
@@ -314,17 +342,31 @@ impl<'a> Connection<'a> {
         let (node, limits) = (self.context.node, &self.context.limits);
         let bytes = self.input.bytes();
         let output = &mut self.output;
-        let run = match bytes.first().copied().map(Opcode::try_from) {
-            Some(Ok(Opcode::Get)) => Run::of_reads(bytes, limits),
-            Some(Ok(Opcode::Set | Opcode::Del)) => Run::of_writes(bytes, limits),
+        let run;
+        let len = match bytes.first().copied().map(Opcode::try_from) {
+            Some(Ok(Opcode::Get)) => {
+                run = Run::of_reads(bytes, limits);
+                let (count, next) = node.read_run(&run, &mut output.pending);
+                if let Some(reply) = &next {
+                    output.push(reply)?;
+                } else if output.pending.len() >= FLUSH_BYTES {
+                    output.flush()?;
+                }
+                run.bytes_of(count + usize::from(next.is_some()))
+            }
+            Some(Ok(Opcode::Set | Opcode::Del)) => {
+                run = Run::of_writes(bytes, limits);
+                if !run.is_empty() {
+                    for reply in node.write_run(&run) {
+                        output.push(&reply)?;
+                    }
+                }
+                run.bytes().len()
+            }
             _ => return Ok(false),
         };
-        let len = run.bytes().len();
         if len == 0 {
             return Ok(false);
-        }
-        for reply in node.execute_run(&run) {
-            output.push(&reply)?;
         }
         drop(run);
         self.input.consume(len);
@@ -364,13 +406,19 @@ impl<'a> Connection<'a> {
                 return Ok(Wait::TooSlow);
             }
         }
+        if self.context.crowd.is_there() && self.read_soon(needed)? {
+            return Ok(Wait::Bytes);
+        }
         self.set_read_timeout(self.remaining(since, since), false)?;
         loop {
             let space = match &mut self.large {
                 Some(builder) => builder.space(),
                 None => self.input.space(needed),
             };
-            match self.stream.read(space) {
+            self.context.crowd.0.fetch_sub(1, Ordering::Relaxed);
+            let read = self.stream.read(space);
+            self.context.crowd.0.fetch_add(1, Ordering::Relaxed);
+            match read {
                 Ok(0) => return Ok(Wait::EndOfStream),
                 Ok(count) => {
                     match &mut self.large {
@@ -408,6 +456,41 @@ impl<'a> Connection<'a> {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Reads what has come, or comes while other threads have their turn. A client that asks again at once is so met
+    /// awake, which saves putting the thread to sleep and waking it; where that fails, it is tried less and less often.
+    fn read_soon(&mut self, needed: usize) -> io::Result<bool> {
+        if self.rests > 0 {
+            self.rests -= 1;
+            return Ok(false);
+        }
+        for turn in 0..=TURNS {
+            if turn > 0 {
+                thread::yield_now();
+            }
+            let space = match &mut self.large {
+                Some(builder) => builder.space(),
+                None => self.input.space(needed),
+            };
+            match rustix::net::recv(self.stream, space, RecvFlags::DONTWAIT) {
+                // The end of the stream is for a read that waits.
+                Ok((_, 0)) => return Ok(false),
+                Ok((_, count)) => {
+                    match &mut self.large {
+                        Some(builder) => builder.filled(count),
+                        None => self.input.filled(count),
+                    }
+                    self.rests_next = 0;
+                    return Ok(true);
+                }
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.rests_next = (2 * self.rests_next + 1).min(RESTS_MAX);
+        self.rests = self.rests_next;
+        Ok(false)
     }
 
     /// How long the socket may be left alone, `now`, in a wait that began at `since`; `None` for ever.
@@ -543,6 +626,7 @@ mod tests {
             timeouts,
             stopping: &AtomicBool::new(false),
             housekeeper: &housekeeper,
+            crowd: &Crowd::default(),
         };
         let mut connection = Connection::new(&context);
         let mut frames = Vec::new();

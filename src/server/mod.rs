@@ -37,7 +37,7 @@ use crate::config::LimitsConfig;
 use crate::node::{Node, Reply};
 use crate::replication::{self, Stop};
 use crate::wire::request::Limits;
-use connection::{Context, End, Timeouts};
+use connection::{Context, Crowd, End, Timeouts};
 use housekeeping::Housekeeper;
 
 /// Connections that the system completes before the server has accepted them. A rush of clients beyond it is slowed by
@@ -52,6 +52,12 @@ const RELEASE_AFTER: Duration = Duration::from_secs(1);
 
 /// How long requests in flight may take once the server stops.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// How long a stop takes at the most: for requests in flight, for the hand-over, for clients that came meanwhile, and
+/// for followers to say that they have the rest. A service manager has to wait longer before it kills.
+pub const STOP_MAX: Duration = STOP_GRACE
+    .saturating_mul(3)
+    .saturating_add(replication::handover::PATIENCE_WHERE_ALONE);
 
 /// Pause after an accept that failed, doubled for each further one.
 const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
@@ -104,6 +110,8 @@ struct Shared {
     advanced: Condvar,
     /// The time for requests in flight is over.
     cut: AtomicBool,
+    /// How many connections do not wait for input.
+    crowd: Crowd,
 }
 
 /// A client's socket, and what the stop has to know of it.
@@ -180,6 +188,7 @@ impl Server {
                 closing: AtomicBool::new(false),
                 advanced: Condvar::new(),
                 cut: AtomicBool::new(false),
+                crowd: Crowd::default(),
             }),
         })
     }
@@ -198,8 +207,8 @@ impl Server {
         }
     }
 
-    /// Serves clients until [`Stopper::stop`] is called, then lets requests in flight finish for 5 seconds at most.
-    /// Every thread that it started is joined when it returns.
+    /// Serves clients until [`Stopper::stop`] is called, then lets requests in flight finish for 5 seconds at most,
+    /// and a leader hand over; [`STOP_MAX`] bounds it all. Every thread that it started is joined when it returns.
     ///
     /// # Errors
     ///
@@ -224,7 +233,7 @@ impl Server {
             self.stop.stop();
             self.wait_for_clients(|peer| !peer.follows.load(Ordering::SeqCst));
             if let Some(journal) = self.node.journal() {
-                // Nobody writes any more, so followers have everything once they have all that is in the log.
+                // Clients write no more, so followers have everything once they have all that is in the log.
                 journal.end();
             }
             self.wait_for_clients(|_| true);
@@ -244,6 +253,8 @@ impl Server {
         // A leader that has not begun to serve has nothing that others lack.
         if self.node.end_writes() {
             let clients = self.shared.clients.lock();
+            // Those who come now have their own time.
+            self.shared.cut.store(false, Ordering::SeqCst);
             self.shared.handing_over.store(true, Ordering::SeqCst);
             drop(clients);
             self.shared.advanced.notify_all();
@@ -393,6 +404,7 @@ impl Server {
                 timeouts,
                 stopping,
                 housekeeper: &housekeeper,
+                crowd: &self.shared.crowd,
             });
             let is_waited_for = !matches!(end, End::Observed);
             if is_waited_for && self.shared.stopping.load(Ordering::SeqCst) {

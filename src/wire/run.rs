@@ -81,6 +81,19 @@ impl<'a> Run<'a> {
         self.bytes
     }
 
+    /// The SET of more than [`RUN_FRAME_BYTES_MAX`] bytes that is the whole run, where it is one.
+    #[must_use]
+    pub fn large(&self) -> Option<RequestFrame<'a>> {
+        self.frames().next().filter(is_large)
+    }
+
+    /// Bytes of the first `count` requests.
+    #[must_use]
+    pub fn bytes_of(&self, count: usize) -> usize {
+        let last = count.checked_sub(1).and_then(|at| self.ends.get(at));
+        last.map_or(0, |&end| size(end))
+    }
+
     /// How many requests there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -145,6 +158,9 @@ mod tests {
             run.len()
         };
         assert_eq!(reads(&bytes), 0);
+        let run = Run::of_writes(&bytes, &Limits::default());
+        let lens = [0, 1, 2, 3, 4].map(|count| run.bytes_of(count));
+        assert_eq!(lens, [0, 9, 17, 26, 0]);
         let bytes = frames(&[get, get, set]);
         assert_eq!((reads(&bytes), writes(&bytes)), (2, 0));
         assert_eq!(reads(&bytes[..2 * 8 - 1]), 1, "the second one is not whole");
@@ -164,6 +180,8 @@ mod tests {
         let longest = RUN_FRAME_BYTES_MAX - 8;
         assert_eq!(writes(&set(longest).repeat(100)), RUN_MAX);
         let large = set(longest + 1);
+        let run = |bytes: &[u8]| Run::of_writes(bytes, &Limits::default()).large().is_some();
+        assert!(run(&large) && !run(&set(longest)) && !run(b""));
         assert_eq!(writes(&large.repeat(2)), 1);
         assert_eq!(writes(&[set(1), large.clone()].concat()), 1);
         assert_eq!(writes(&[large.clone(), set(1)].concat()), 1);

@@ -203,7 +203,7 @@ impl<'a> Iterator for Transcript<'a> {
         }
         let (kind, judged) = match self.side {
             // The end of a file of `dump` (GBP §11).
-            Side::Requests if first == StreamOpcode::SnapshotEnd.byte() => {
+            Side::Requests if at > 0 && first == StreamOpcode::SnapshotEnd.byte() => {
                 (Kind::Stream, judge_stream(rest))
             }
             Side::Requests => (Kind::Request, judge_request(rest, at == 0)),

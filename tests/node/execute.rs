@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use gopherstore::digest::Digest;
-use gopherstore::node::{Node, Phase, Reply, Role};
+use gopherstore::node::{COPIED_BYTES, Node, Phase, Reply, Role};
 use gopherstore::wire::census::{ListAnswer, SumsAnswer};
-use gopherstore::wire::{Request, Status};
+use gopherstore::wire::request::Limits;
+use gopherstore::wire::{Request, Run, Status};
 
 use crate::{entry, with_frame};
 
@@ -218,4 +219,51 @@ fn whoever_watches_a_node_is_told_of_each_change_of_phase_once() {
     // It ends with the node.
     let rest: Vec<Phase> = phases.iter().collect();
     assert_eq!(rest, [Phase::Serving, refusing]);
+}
+
+/// Short values are answered together; a long one is held, alone, until the client takes it.
+#[test]
+fn a_run_of_gets_ends_at_a_long_value() {
+    let node = Node::new(Role::Leader);
+    let long = vec![7; COPIED_BYTES + 1];
+    for (key, value) in [
+        (&b"long"[..], &long[..]),
+        (b"edge", &long[1..]),
+        (b"short", b"v"),
+    ] {
+        assert_eq!(ask(&node, &Request::Set { key, value }).0, Status::Ok);
+    }
+    let mut bytes = Vec::new();
+    let keys = [&b"short"[..], b"none", b"edge", b"long", b"long", b"short"];
+    for key in keys {
+        Request::Get { key }.encode(&mut bytes).unwrap();
+    }
+    let (mut rest, mut out, mut steps) = (&bytes[..], Vec::new(), Vec::new());
+    while !rest.is_empty() {
+        let run = Run::of_reads(rest, &Limits::default());
+        let (count, next) = node.read_run(&run, &mut out);
+        steps.push((count, next.is_some()));
+        if let Some(reply) = &next {
+            out.extend_from_slice(&reply.header().encode());
+            out.extend_from_slice(reply.value());
+        }
+        rest = &rest[run.bytes_of(count + usize::from(next.is_some()))..];
+    }
+    assert_eq!(steps, [(3, true), (0, true), (0, true)]);
+    let mut expected = Vec::new();
+    for key in keys {
+        let (status, value) = ask(&node, &Request::Get { key });
+        let len = u32::try_from(value.len()).unwrap();
+        expected.push(status.byte());
+        expected.extend_from_slice(&len.to_be_bytes());
+        expected.extend_from_slice(&value);
+    }
+    assert_eq!(out, expected);
+
+    let follower = follower();
+    let run = Run::of_reads(&bytes, &Limits::default());
+    let (count, next) = follower.read_run(&run, &mut out);
+    assert_eq!(count, 0);
+    assert!(matches!(next, Some(Reply::Loading(_))), "{next:?}");
+    assert_eq!(out, expected, "nothing is added");
 }

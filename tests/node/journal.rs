@@ -72,9 +72,9 @@ fn room_is_taken_up_to_a_bound_and_given_back() {
 }
 
 #[test]
-fn what_is_larger_than_all_room_waits_until_it_is_alone() {
+fn what_is_larger_than_all_room_waits_until_half_of_it_is_free() {
     let journal = Journal::new(1 << 20);
-    journal.reserve(1);
+    journal.reserve(ROOM / 2 + 1);
     thread::scope(|scope| {
         let (done, taken) = mpsc::channel();
         scope.spawn({
@@ -84,10 +84,35 @@ fn what_is_larger_than_all_room_waits_until_it_is_alone() {
                 done.send(()).unwrap();
             }
         });
-        assert!(taken.recv_timeout(BLOCKED).is_err(), "not alone");
+        assert!(
+            taken.recv_timeout(BLOCKED).is_err(),
+            "half of it is taken, and one"
+        );
         journal.release(1);
         taken.recv_timeout(PATIENCE).unwrap();
     });
+}
+
+/// A follower's link may be in the middle of a batch when its node stops.
+#[test]
+fn nobody_waits_for_room_once_the_journal_has_ended() {
+    let journal = Journal::new(1 << 20);
+    journal.reserve(2 * ROOM);
+    thread::scope(|scope| {
+        let (done, taken) = mpsc::channel();
+        scope.spawn({
+            let journal = &journal;
+            move || {
+                journal.reserve(1);
+                done.send(()).unwrap();
+            }
+        });
+        assert!(taken.recv_timeout(BLOCKED).is_err(), "no room");
+        journal.end();
+        journal.keep();
+        taken.recv_timeout(PATIENCE).unwrap();
+    });
+    journal.reserve(ROOM);
 }
 
 #[test]

@@ -132,7 +132,7 @@ proptest! {
                 while !rest.is_empty() {
                     let run = Run::of_writes(rest, &Limits::default());
                     rest = &rest[run.bytes().len()..];
-                    answers.extend(node.execute_run(&run).iter().map(Reply::status));
+                    answers.extend(node.write_run(&run).iter().map(Reply::status));
                 }
                 prop_assert_eq!(answers, expected);
             }

@@ -144,20 +144,25 @@ fn runs_of_writes_are_seen_whole_and_in_order_by_runs_of_reads() {
                 let run = Run::of_reads(&bytes, &Limits::default());
                 let mut last = 0;
                 while !done.load(Ordering::Relaxed) {
-                    let Ok(found) = store.get_run(&run) else {
+                    let mut found = Vec::new();
+                    let read = store.read_run(&run, |entry| {
+                        let value = entry.map(|entry| entry.value().to_vec());
+                        found.push((value, entry.cloned()));
+                        true
+                    });
+                    if read.is_err() {
                         thread::yield_now();
                         continue;
-                    };
-                    let rounds = found.iter().map(|entry| match entry {
-                        None => 0,
-                        Some(entry) => {
-                            let word = |at: usize| {
-                                let word = entry.value()[at..at + 8].try_into().unwrap();
-                                u64::from_be_bytes(word)
-                            };
-                            assert_eq!(word(0), !word(8), "torn value");
-                            word(0)
-                        }
+                    }
+                    let rounds = found.iter().map(|(value, entry)| {
+                        let (Some(value), Some(entry)) = (value, entry) else {
+                            return 0;
+                        };
+                        assert_eq!(value, entry.value(), "written over while it was held");
+                        let word =
+                            |at: usize| u64::from_be_bytes(value[at..at + 8].try_into().unwrap());
+                        assert_eq!(word(0), !word(8), "torn value");
+                        word(0)
                     });
                     let rounds: Vec<u64> = rounds.collect();
                     assert!(rounds.iter().all(|round| *round == rounds[0]), "{rounds:?}");

@@ -64,6 +64,16 @@ impl Manager {
 }
 
 #[test]
+fn the_manager_waits_for_the_longest_stop() {
+    let unit = fs::read_to_string(root().join("scripts/gopherstore@.service")).unwrap();
+    let seconds = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("TimeoutStopSec="));
+    let seconds: u64 = seconds.unwrap().parse().unwrap();
+    assert!(gopherstore::server::STOP_MAX < std::time::Duration::from_secs(seconds));
+}
+
+#[test]
 fn a_leader_is_ready_and_stops_with_a_word_at_either_kind_of_socket() {
     let abstract_name = format!("gopherstore-test-{}", std::process::id());
     let addr = std::os::unix::net::SocketAddr::from_abstract_name(&abstract_name).unwrap();

@@ -289,9 +289,20 @@ fn passes(partitions: usize, writers: u8, writes: u8, in_runs: bool) {
 
 /// Looks for one consequence of a planted fault, and panics with it.
 fn finds(planted: Planted, sought: &'static str) {
+    finds_in(false, planted, sought);
+}
+
+/// The same, where writes are made one by one or together.
+fn finds_in(in_runs: bool, planted: Planted, sought: &'static str) {
+    let (partitions, writes) = if in_runs { (2, 2) } else { (1, 1) };
     let scheduler = RandomScheduler::new_from_seed(SEED, FINDS);
     let runner = Runner::new(scheduler, shuttle::Config::default());
-    runner.run(move || assert!(!run(1, 2, 1, false, planted).contains(&sought), "{sought}"));
+    runner.run(move || {
+        assert!(
+            !run(partitions, 2, writes, in_runs, planted).contains(&sought),
+            "{sought}"
+        )
+    });
 }
 
 #[test]
@@ -333,4 +344,10 @@ fn a_digest_of_an_entry_that_was_replaced_meanwhile_is_found() {
 #[should_panic(expected = "the copy of a partition is not the data at its index")]
 fn an_index_noted_after_a_copied_partition_is_unlocked_is_found() {
     finds(Planted::CopiedAtAfterUnlock, COPY);
+}
+
+#[test]
+#[should_panic(expected = "the follower's data is not the leader's")]
+fn a_send_of_writes_made_together_after_their_partitions_are_unlocked_is_found() {
+    finds_in(true, Planted::AppendAfterUnlock, ORDER);
 }
