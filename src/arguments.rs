@@ -7,8 +7,8 @@
 //! 1. the program's own options and switches first, wherever they stood, `--name=value` split in two;
 //! 2. then the command, and its options and switches;
 //! 3. every value, of an option or on its own, encoded as `=` and hexadecimal digits, so that none looks like an
-//!    option or a command, and any byte passes. [`bytes`], [`text`], [`path`], [`parsed`], [`one_of`] and [`whole`] decode them; each field of
-//!    the `argh` structure that is not a switch names one as its `from_str_fn`.
+//!    option or a command, and any byte passes. [`bytes`], [`text`], [`path`], [`parsed`], [`one_of`] and [`whole`]
+//!    decode them; each field of the `argh` structure that is not a switch names one as its `from_str_fn`.
 //!
 //! What is an option: a known name. `-` and a digit is a value (`set k -5`), `-` alone too. Anything else that begins
 //! with `-` is a mistake and is told so, unless `--` stands before it.
@@ -159,8 +159,8 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// Prints what there is to say and gives the exit code for `main` to return: `unwritten` where it cannot be written,
-    /// such as a man page to a full disk.
+    /// Prints what there is to say and gives the exit code for `main` to return: `unwritten` where it cannot be
+    /// written, such as a man page to a full disk.
     #[must_use]
     pub fn finish(&self, program: &str, unwritten: u8) -> ExitCode {
         match self {

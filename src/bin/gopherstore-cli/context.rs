@@ -59,8 +59,8 @@ impl Context {
         Client::unconnected(addr, options)
     }
 
-    /// What a person at a terminal sees of work that takes long: none elsewhere, on a terminal that cannot erase a line,
-    /// and together with --hex, since the two would spoil each other. The template is indicatif's.
+    /// What a person at a terminal sees of work that takes long: none elsewhere, on a terminal that cannot erase a
+    /// line, and together with --hex, since the two would spoil each other. The template is indicatif's.
     pub(crate) fn progress(&self, len: Option<u64>, template: &str) -> ProgressBar {
         let is_dumb = env::var_os("TERM").is_some_and(|name| name == "dumb");
         let target = if self.hex || is_dumb {
@@ -166,8 +166,8 @@ pub(crate) fn configured(file: &Path, name: &str) -> Result<String, Failure> {
     }
 }
 
-/// A hook that dumps the frames of one client. An answer to SUMS or LIST does not show that it is one, so what was asked
-/// is kept until it is answered.
+/// A hook that dumps the frames of one client. An answer to SUMS or LIST does not show that it is one, so what was
+/// asked is kept until it is answered.
 fn dumping() -> FrameHook {
     let asked = Mutex::new(VecDeque::new());
     FrameHook::new(move |frame| {
