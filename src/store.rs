@@ -29,10 +29,9 @@ const SPINS: u32 = 100;
 /// 1. A key lives in the partition that its hash names, and in no other.
 /// 2. Nothing is freed or sent while a partition is locked, and nothing long copied, except that its own table may grow
 ///    or shrink: [`get`](Store::get) clones a pointer, a run of GETs copies short values; [`set`](Store::set) and
-/// [`remove`](Store::remove) return what
-///    they replaced so that it is dropped outside; [`write`](Store::write) and runs are for entries of a few KiB at the
-///    most and copy them under the lock, for then most can be overwritten where they are. What is passed to be called
-///    under the lock may take the digest of a long entry, but of one alone.
+///    [`remove`](Store::remove) return what they replaced so that it is dropped outside; [`write`](Store::write) and
+///    runs are for entries of a few KiB at the most and copy them under the lock, for then most can be overwritten
+///    where they are. What is passed to be called under the lock may take the digest of a long entry, but of one alone.
 /// 3. Who takes several partitions takes them in ascending order, and takes no other lock of the store's before.
 ///
 /// # Runs

@@ -330,3 +330,30 @@ fn a_copy_that_is_not_whole_is_no_file() {
     assert_eq!(finish(program().args(["dump", "--help"]), b"").code, 0);
     assert_eq!(finish(program().args(["load", "--help"]), b"").code, 0);
 }
+
+/// It has no log and no stream, so its keys are listed and read.
+#[test]
+fn a_node_on_its_own_is_dumped_as_well() {
+    let (alone, empty) = (Node::start(), Node::start());
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("alone.gbp");
+    let mut client = gopherstore::Client::connect(&alone.addr.to_string()).unwrap();
+    let mut pipeline = client.pipeline();
+    for n in 0..5_000_u32 {
+        pipeline.set(&n.to_be_bytes(), &n.to_le_bytes().repeat(10));
+    }
+    pipeline.set(b"long", &[7; 3 << 20]).set(b"", b"");
+    assert!(pipeline.run().unwrap().iter().all(Result::is_ok));
+    let run = run_at(&alone.addr.to_string(), &["dump", text(&file)], b"");
+    assert_eq!(run.code, 0, "{run:?}");
+    assert!(run.err.contains("keeps no log"), "{run:?}");
+    run_at(&empty.addr.to_string(), &["load", text(&file)], b"").expect(0, "", "");
+    let mut client = gopherstore::Client::connect(&empty.addr.to_string()).unwrap();
+    for n in 0..5_000_u32 {
+        let value = client.get(&n.to_be_bytes()).unwrap();
+        assert_eq!(value, Some(n.to_le_bytes().repeat(10)));
+    }
+    assert_eq!(client.get(b"long").unwrap(), Some(vec![7; 3 << 20]));
+    assert_eq!(client.get(b"").unwrap(), Some(Vec::new()));
+    assert!(client.status().unwrap().contains("keys: 5002\n"));
+}

@@ -195,10 +195,6 @@ fn where_there_is_nothing_to_watch_one_line_says_so() {
         3,
         &["nothing to watch: a cluster of one node keeps no log and has no followers; name another node with --addr\n"],
     );
-    run_at(&addr, &["dump", "/dev/null"], b"").expect_failure(
-        3,
-        &["nothing to copy: a cluster of one node keeps no log and has no followers; name another node with --addr\n"],
-    );
     let cluster = cluster(2, "");
     let addr = cluster.addr(1).to_string();
     run_at(&addr, &["tail", "--from", "9"], b"").expect_failure(
