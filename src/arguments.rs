@@ -7,8 +7,8 @@
 //! 1. the program's own options and switches first, wherever they stood, `--name=value` split in two;
 //! 2. then the command, and its options and switches;
 //! 3. every value, of an option or on its own, encoded as `=` and hexadecimal digits, so that none looks like an
-//!    option or a command, and any byte passes. [`bytes`], [`text`], [`path`] and [`parsed`] decode them; each field of
-//!    the `argh` structure that is not a switch names one as its `from_str_fn`.
+//!    option or a command, and any byte passes. [`bytes`], [`text`], [`path`], [`parsed`], [`one_of`] and [`whole`]
+//!    decode them; each field of the `argh` structure that is not a switch names one as its `from_str_fn`.
 //!
 //! What is an option: a known name. `-` and a digit is a value (`set k -5`), `-` alone too. Anything else that begins
 //! with `-` is a mistake and is told so, unless `--` stands before it.
@@ -45,7 +45,7 @@
 //! assert_eq!(arguments.config, PathBuf::from("names"));
 //! assert!(arguments.loud);
 //!
-//! // In `main`: `Err(exit) => return exit.finish(PROGRAM.name)`.
+//! // In `main`: `Err(exit) => return exit.finish(PROGRAM.name, 1)`.
 //! let exit = PROGRAM.parse::<Arguments>(["--colour".into()]).err();
 //! assert!(matches!(exit, Some(Exit::Usage(message)) if message.contains("unknown option --colour")));
 //! # Ok::<(), Exit>(())
@@ -159,17 +159,27 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// Prints what there is to say and gives the exit code for `main` to return.
+    /// Prints what there is to say and gives the exit code for `main` to return: `unwritten` where it cannot be
+    /// written, such as a man page to a full disk.
     #[must_use]
-    pub fn finish(&self, program: &str) -> ExitCode {
-        // Whoever closed the output does not want to read it, and there is nobody else to tell.
+    pub fn finish(&self, program: &str, unwritten: u8) -> ExitCode {
         match self {
+            // Nothing to offer is no empty line.
+            Exit::Help(text) | Exit::Version(text) if text.is_empty() => ExitCode::SUCCESS,
             Exit::Help(text) | Exit::Version(text) => {
-                // Nothing to offer is no empty line.
-                if !text.is_empty() {
-                    drop(writeln!(io::stdout(), "{}", text.trim_end()));
+                let text = format!("{}\n", text.trim_end());
+                let mut out = io::stdout().lock();
+                match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+                    // Whoever closed the output does not want to read it.
+                    Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                        drop(writeln!(
+                            io::stderr(),
+                            "{program}: cannot write to standard output: {error}; make room there and try again"
+                        ));
+                        ExitCode::from(unwritten)
+                    }
+                    _ => ExitCode::SUCCESS,
                 }
-                ExitCode::SUCCESS
             }
             Exit::Usage(message) => {
                 drop(writeln!(io::stderr(), "{program}: {message}"));
@@ -463,11 +473,59 @@ pub fn parsed<T: FromStr<Err: fmt::Display>>(encoded: &str) -> Result<T, String>
         .map_err(|error: T::Err| error.to_string())
 }
 
+/// Decodes one of some words, and gives what it stands for.
+///
+/// # Errors
+///
+/// When it is none of them: which there are. For `argh`, which puts the option's name before it.
+pub fn one_of<T: Copy>(encoded: &str, words: &[(&str, T)]) -> Result<T, String> {
+    let text = text(encoded)?;
+    let found = words.iter().find(|(word, _)| *word == text);
+    found.map(|(_, meant)| *meant).ok_or_else(|| {
+        let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        match known.split_last() {
+            Some((last, others)) if !others.is_empty() => {
+                format!("there are {} and {last}", others.join(", "))
+            }
+            _ => format!("there is {}", known.concat()),
+        }
+    })
+}
+
+/// Decodes a whole number from `min` to `max`.
+///
+/// # Errors
+///
+/// When it is none, or not of these: which they are. For `argh`, which puts the option's name before it.
+pub fn whole<T>(encoded: &str, min: T, max: T) -> Result<T, String>
+where
+    T: FromStr + PartialOrd + fmt::Display,
+{
+    match text(encoded)?.parse() {
+        Ok(number) if (&min..=&max).contains(&&number) => Ok(number),
+        _ => Err(format!("write a whole number from {min} to {max}")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const PROGRAM: Program = Program { name: "prog" };
+
+    #[test]
+    fn a_value_that_is_not_one_of_those_allowed_is_told_which_are() {
+        let words = [("table", 1), ("json", 2), ("csv", 3)];
+        assert_eq!(one_of(&encode(b"json"), &words), Ok(2));
+        let message = one_of(&encode(b"xml"), &words);
+        assert_eq!(message, Err("there are table, json and csv".to_owned()));
+        assert_eq!(whole(&encode(b"7"), 1, 9_u64), Ok(7));
+        for wrong in ["0", "10", "-1", "x", "", "99999999999999999999999"] {
+            let message = whole(&encode(wrong.as_bytes()), 1, 9_u64);
+            let expected = "write a whole number from 1 to 9".to_owned();
+            assert_eq!(message, Err(expected), "{wrong}");
+        }
+    }
 
     /// A program.
     #[derive(argh::ArgsInfo, argh::FromArgs, Debug, PartialEq)]

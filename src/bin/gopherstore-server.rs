@@ -66,7 +66,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments: Arguments = match PROGRAM.parse(std::env::args_os().skip(1)) {
         Ok(arguments) => arguments,
-        Err(exit) => return exit.finish(PROGRAM.name),
+        Err(exit) => return exit.finish(PROGRAM.name, 1),
     };
     let config = match Config::load(&arguments.config) {
         Ok(config) => config,

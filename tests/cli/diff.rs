@@ -165,6 +165,30 @@ fn json_is_an_object_for_each_key_and_one_for_the_result() {
 }
 
 #[test]
+fn hex_tells_the_fields_of_the_answers_too() {
+    let (a, b, _) = unequal(["", ""]);
+    let run = diff(&[&addr(&a), &addr(&b), "--hex"]);
+    for (mark, field) in [
+        ('>', "SUMS"),
+        ('<', "sum   "),
+        ('>', "LIST"),
+        ('<', "partitions"),
+        ('<', "hash"),
+    ] {
+        let mut lines = run.err.lines();
+        assert!(
+            lines.any(|line| line.starts_with(mark) && line.contains(field)),
+            "{mark} {field}: {run:?}"
+        );
+    }
+    for frame in run.err.split("< from ").skip(1) {
+        // Of these nodes nothing but a status is text.
+        let is_status = frame.contains("\"node: ");
+        assert!(is_status || !frame.contains(" value  "), "{frame}");
+    }
+}
+
+#[test]
 fn enough_is_enough() {
     let (a, b, lines) = unequal(["left", "right"]);
     let dir = tempfile::tempdir().unwrap();
@@ -327,7 +351,7 @@ fn nodes_that_cannot_be_compared_are_named_in_one_line() {
 
     let old = StubNode::start();
     let run = diff(&[&a, old.addr()]);
-    run.expect_failure(3, &[old.addr(), "unknown opcode 0x42", "older version"]);
+    run.expect_failure(3, &[old.addr(), "unknown opcode 0x42", "another version"]);
 
     let leader = nobody();
     let loading = Node::start_with(&node::Options {
@@ -360,8 +384,8 @@ fn what_is_typed_wrong_is_told_how_to_type_it() {
     diff(&[a, a]).expect_failure(2, &["the same node"]);
     diff(&[a]).expect_failure(2, &["n2"]);
     diff(&[a, "127.0.0.1:8001", "--addr", a]).expect_failure(2, &["--addr", "leave it out"]);
-    diff(&[a, "127.0.0.1:8001", "-w", "xml"]).expect_failure(2, &["xml", "lines or json"]);
-    diff(&[a, "127.0.0.1:8001", "--max", "0"]).expect_failure(2, &["1 at least"]);
+    diff(&[a, "127.0.0.1:8001", "-w", "xml"]).expect_failure(2, &["xml", "lines and json"]);
+    diff(&[a, "127.0.0.1:8001", "--max", "0"]).expect_failure(2, &["a whole number from 1 to "]);
     let dir = tempfile::tempdir().unwrap();
     let file = config(dir.path(), &[("n1", a.to_owned())]);
     diff(&["n1", "n9", "--config", &file]).expect_failure(2, &["n9", "there are n1"]);

@@ -89,7 +89,15 @@ fn what_is_dumped_on_any_node_is_loaded_into_another_cluster_and_is_the_same() {
     let refused = run_at(&follower, &["load", text(&file), "--no-redirect"], b"");
     refused.expect_failure(
         4,
-        &["is not the leader", "0 entries are written", "--from 0"],
+        &[
+            "is not the leader",
+            "0 entries are written",
+            // To the same node, that is.
+            &format!(
+                "go on with: gopherstore-cli --addr {follower} load {} --from 0\n",
+                text(&file)
+            ),
+        ],
     );
 }
 
@@ -138,7 +146,7 @@ fn a_file_that_is_cut_off_or_damaged_changes_nothing() {
         8,
         &[
             "standard input ends at byte",
-            "the 103 entries before that are written",
+            "before that, 103 entries are written",
         ],
     );
     let own = [set(b"a", b"1"), set(b"b", b"2")].concat();
@@ -177,7 +185,7 @@ fn an_entry_that_is_not_taken_ends_it_there_and_it_goes_on_behind() {
         3,
         &[
             "value of 15 bytes, limit 10",
-            "1 entries are written",
+            "1 entry is written",
             &format!("--from {at}\n"),
         ],
     );
@@ -204,7 +212,7 @@ fn a_load_whose_link_is_lost_says_from_where_to_go_on_and_nothing_before_is_miss
         let mut all = arguments.to_vec();
         all.extend(["--from", &start]);
         let run = run_at(&proxy.addr().to_string(), &all, b"");
-        run.expect_failure(5, &["go on with: gopherstore-cli load"]);
+        run.expect_failure(5, &["go on with: gopherstore-cli --addr", " load "]);
         let told = run.err.trim_end().rsplit(' ').next().unwrap();
         let told: usize = told.parse().unwrap();
         assert!(told >= from && told.is_multiple_of(111), "{told}");
@@ -316,7 +324,7 @@ fn a_copy_that_is_not_whole_is_no_file() {
     run_at(&addr, &["dump", text(&nowhere)], b"")
         .expect_failure(8, &["cannot write", "no/such/folder"]);
     run_at(&addr, &["dump", "/dev/full"], b"")
-        .expect_failure(8, &["cannot write /dev/full", "room"]);
+        .expect_failure(8, &["cannot write to /dev/full", "room"]);
     assert!(Path::new("/dev/full").exists());
     run_at(&addr, &["dump", "/dev/null"], b"").expect(0, "", "");
     assert_eq!(finish(program().args(["dump", "--help"]), b"").code, 0);

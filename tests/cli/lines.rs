@@ -25,7 +25,7 @@ fn a_status_is_its_lines_and_no_line_gives_up_data() {
     let expected = b"node: n1\nstate: refused\nkeys: 0\nPONG\n";
     assert_eq!((run.code, &*run.out), (2, expected.as_slice()));
     assert!(
-        run.err.contains("line 2: unknown command resync"),
+        run.err.contains("line 2: resync is no command for lines"),
         "{run:?}"
     );
     assert_eq!(node.discards(), 0);

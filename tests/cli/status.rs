@@ -428,6 +428,19 @@ fn nodes_of_other_versions_are_one_clear_line_each() {
     assert!(!run.text().contains('\x1b'), "{run:?}");
     let alone = run_at(&addrs[0], &["status"], b"");
     alone.expect_failure(3, &["unknown opcode 0x40"]);
+    // What is wrong is the version, whatever was asked.
+    for command in [
+        "ping",
+        "status",
+        "tail",
+        "dump /dev/null",
+        "resync --discard",
+        "bench --count 1",
+        "race --on n2",
+    ] {
+        let words: Vec<&str> = command.split(' ').collect();
+        run_at(&addrs[0], &words, b"").expect_failure(3, &["the node is of another version"]);
+    }
     run_at(&addrs[2], &["status", "--cluster"], b"").expect_failure(5, &["is the node running?"]);
     let wait = run_at(
         &addrs[2],

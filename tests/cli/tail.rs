@@ -193,7 +193,7 @@ fn where_there_is_nothing_to_watch_one_line_says_so() {
     let addr = alone.addr.to_string();
     run_at(&addr, &["tail"], b"").expect_failure(
         3,
-        &["nothing to watch: a cluster of one node keeps no log and has no followers"],
+        &["nothing to watch: a cluster of one node keeps no log and has no followers; name another node with --addr\n"],
     );
     let cluster = cluster(2, "");
     let addr = cluster.addr(1).to_string();

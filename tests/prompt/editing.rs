@@ -326,6 +326,28 @@ fn several_lines_that_are_pasted_are_several_commands() {
 }
 
 #[test]
+fn a_value_of_more_rows_than_16_bits_count_can_be_pasted() {
+    let (_node, addr, _) = node();
+    let dir = tempfile::tempdir().unwrap();
+    let narrow = Options {
+        columns: 20,
+        ..Options::default()
+    };
+    let terminal = Terminal::start(dir.path(), &["--addr", &addr], narrow);
+    terminal.wait_until("the prompt", |screen| screen.ends_with('>'));
+    let value = "v".repeat(1_400_000);
+    terminal.press(format!("set k \x1b[200~{value}\x1b[201~"));
+    terminal.press(ENTER);
+    terminal.wait_until("the answer", |screen| screen.contains("\nOK\n"));
+    let mut client = gopherstore::Client::connect(addr.as_str()).unwrap();
+    assert_eq!(
+        client.get(b"k").unwrap().map(|value| value.len()),
+        Some(value.len())
+    );
+    terminal.leave();
+}
+
+#[test]
 fn a_dumb_terminal_has_a_prompt_without_orders() {
     let (_node, addr, prompt) = node();
     let dir = tempfile::tempdir().unwrap();

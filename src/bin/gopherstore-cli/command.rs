@@ -56,6 +56,11 @@ impl Command {
         let operands: Vec<Vec<u8>> = words.collect();
         let known = |(synopsis, _): &&(&str, &str)| synopsis.split(' ').next() == Some(&*name);
         let Some((synopsis, _)) = Command::SYNOPSES.iter().find(known) else {
+            if crate::has_command(&name) {
+                return Err(format!(
+                    "{name} is no command for lines; in a shell, write gopherstore-cli {name}"
+                ));
+            }
             return Err(format!(
                 "unknown command {name}; help lists those that there are"
             ));
@@ -192,6 +197,8 @@ mod tests {
             let name = line.split(' ').next().unwrap_or_default();
             assert!(message.contains(&format!("; write {name}")), "{message}");
         }
+        let message = command("tail").err().unwrap_or_default();
+        assert!(message.ends_with("write gopherstore-cli tail"), "{message}");
         let message = command("flush all").err().unwrap_or_default();
         assert!(message.starts_with("unknown command flush;"), "{message}");
     }

@@ -1,7 +1,9 @@
 //! What every command has at hand: which node to talk to, and how.
 
 use std::{
+    collections::VecDeque,
     env,
+    ffi::OsStr,
     io::{self, Write},
     path::{Path, PathBuf},
     time::Duration,
@@ -11,10 +13,15 @@ use gopherstore::{
     Client,
     client::{ClientOptions, Direction, Frame, FrameHook},
     config::Config,
-    wire::annotate,
+    wire::{Opcode, annotate},
 };
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use parking_lot::Mutex;
 
-use crate::report::{Failure, Outcome};
+use crate::{
+    quote,
+    report::{Failure, Outcome},
+};
 
 const ADDR_DEFAULT: &str = "127.0.0.1:8000";
 const ADDR_VARIABLE: &str = "GOPHERSTORE_ADDR";
@@ -52,13 +59,46 @@ impl Context {
         Client::unconnected(addr, options)
     }
 
+    /// What a person at a terminal sees of work that takes long: none elsewhere, on a terminal that cannot erase a
+    /// line, and together with --hex, since the two would spoil each other. The template is indicatif's.
+    pub(crate) fn progress(&self, len: Option<u64>, template: &str) -> ProgressBar {
+        let is_dumb = env::var_os("TERM").is_some_and(|name| name == "dumb");
+        let target = if self.hex || is_dumb {
+            ProgressDrawTarget::hidden()
+        } else {
+            // Hidden where standard error is no terminal.
+            ProgressDrawTarget::stderr_with_hz(5)
+        };
+        let bar = ProgressBar::with_draw_target(len, target);
+        let style = ProgressStyle::with_template(template);
+        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+        bar.with_style(style.progress_chars("=> "))
+    }
+
+    /// The options that name the node again, for a line to paste, each with a space behind it.
+    pub(crate) fn place(&self) -> String {
+        let mut text = String::new();
+        let config = self.config.as_ref().map(|file| file.as_os_str());
+        for (name, value) in [
+            ("--addr", self.addr.as_ref().map(OsStr::new)),
+            ("--config", config),
+            ("--node", self.node.as_ref().map(OsStr::new)),
+        ] {
+            if let Some(value) = value {
+                let word = quote::shell_word(value.as_encoded_bytes());
+                text.push_str(&format!("{name} {word} "));
+            }
+        }
+        text
+    }
+
     /// How a client of any node behaves.
     pub(crate) fn options(&self) -> ClientOptions {
         ClientOptions {
             connect_timeout: self.timeout,
             timeout: self.timeout,
             follow_redirects: self.follow_redirects,
-            on_frame: self.hex.then(|| FrameHook::new(dump)),
+            on_frame: self.hex.then(dumping),
         }
     }
 
@@ -126,11 +166,42 @@ pub(crate) fn configured(file: &Path, name: &str) -> Result<String, Failure> {
     }
 }
 
-/// Dumps a frame in the manner of `curl -v`, on standard error so that standard output stays exact.
+/// A hook that dumps the frames of one client. An answer to SUMS or LIST does not show that it is one, so what was
+/// asked is kept until it is answered.
+fn dumping() -> FrameHook {
+    let asked = Mutex::new(VecDeque::new());
+    FrameHook::new(move |frame| {
+        let first = frame.bytes.first().copied();
+        let opcode = first.and_then(|byte| Opcode::try_from(byte).ok());
+        let rows = match frame.direction {
+            Direction::Sent => {
+                asked.lock().extend(opcode);
+                annotate::sent(frame.bytes)
+            }
+            Direction::Received => match asked.lock().pop_front() {
+                Some(Opcode::Sums) => annotate::answer_to_sums(frame.bytes),
+                Some(Opcode::List) => annotate::answer_to_list(frame.bytes),
+                _ => annotate::received(frame.bytes),
+            },
+        };
+        print(frame, &rows);
+    })
+}
+
+/// Dumps a frame, of a client that asks for no SUMS and no LIST.
 pub(crate) fn dump(frame: &Frame<'_>) {
-    let (mark, way, rows) = match frame.direction {
-        Direction::Sent => ('>', "to", annotate::sent(frame.bytes)),
-        Direction::Received => ('<', "from", annotate::received(frame.bytes)),
+    let rows = match frame.direction {
+        Direction::Sent => annotate::sent(frame.bytes),
+        Direction::Received => annotate::received(frame.bytes),
+    };
+    print(frame, &rows);
+}
+
+/// Prints a frame in the manner of `curl -v`, on standard error so that standard output stays exact.
+fn print(frame: &Frame<'_>, rows: &str) {
+    let (mark, way) = match frame.direction {
+        Direction::Sent => ('>', "to"),
+        Direction::Received => ('<', "from"),
     };
     let mut text = format!("{mark} {way} {}, {} bytes\n", frame.addr, frame.bytes.len());
     for line in rows.lines() {

@@ -47,15 +47,13 @@ pub(crate) struct Decode {
 }
 
 fn side(encoded: &str) -> Result<Option<Side>, String> {
-    match &*arguments::text(encoded)? {
-        "auto" => Ok(None),
-        "request" => Ok(Some(Side::Requests)),
-        "answer" => Ok(Some(Side::Answers)),
-        "stream" => Ok(Some(Side::Stream)),
-        other => Err(format!(
-            "{other:?} is none of request, answer, stream and auto"
-        )),
-    }
+    let sides = [
+        ("request", Some(Side::Requests)),
+        ("answer", Some(Side::Answers)),
+        ("stream", Some(Side::Stream)),
+        ("auto", None),
+    ];
+    arguments::one_of(encoded, &sides)
 }
 
 /// Text that is printed at once, rather than one frame at a time.

@@ -16,7 +16,7 @@ use std::{
 use argh::{ArgsInfo, FromArgs};
 use gopherstore::{
     Client, arguments,
-    client::{Answer, Error, Result as ClientResult},
+    client::{Answer, Error, NodeState, NodeStatus, Result as ClientResult},
     wire::census::{BITS_MAX, Buckets, List, ListAnswer, Place, Sums},
 };
 use serde_json::json;
@@ -25,7 +25,7 @@ use crate::{
     command::Command,
     context::{self, Context},
     mistake, quote,
-    report::{self, Failure, Outcome},
+    report::{self, Failure, Outcome, UNKNOWN_OPCODE},
     write_out,
 };
 
@@ -69,35 +69,28 @@ pub(crate) struct Diff {
     #[argh(
         option,
         short = 'w',
-        from_str_fn(format),
-        arg_name = "FORMAT",
-        default = "Format::Lines"
+        from_str_fn(form),
+        arg_name = "FORM",
+        default = "Form::Lines"
     )]
-    write_out: Format,
+    write_out: Form,
     /// stop after so many keys that differ
     #[argh(option, from_str_fn(count), arg_name = "N", default = "u64::MAX")]
     max: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Format {
+enum Form {
     Lines,
     Json,
 }
 
-fn format(encoded: &str) -> Result<Format, String> {
-    match &*arguments::text(encoded)? {
-        "lines" => Ok(Format::Lines),
-        "json" => Ok(Format::Json),
-        other => Err(format!("{other:?} is no format; write lines or json")),
-    }
+fn form(encoded: &str) -> Result<Form, String> {
+    arguments::one_of(encoded, &[("lines", Form::Lines), ("json", Form::Json)])
 }
 
 fn count(encoded: &str) -> Result<u64, String> {
-    match arguments::text(encoded)?.parse() {
-        Ok(count) if count > 0 => Ok(count),
-        _ => Err("write a number of keys, 1 at least".to_owned()),
-    }
+    arguments::whole(encoded, 1, u64::MAX)
 }
 
 /// One of the two nodes.
@@ -467,9 +460,10 @@ impl Node {
     /// What the error means here, with the node that it is of.
     fn failure(&self, error: &Error) -> Failure {
         let outcome = report::failure(error, &Command::Status, None).outcome;
+        // The two nodes are named by operands, and not by --addr.
         let next = match error {
-            Error::Server { message } if message.starts_with("unknown opcode") => {
-                "the node is of an older version, which cannot be compared key by key; upgrade it, or compare the \
+            Error::Server { message } if message.starts_with(UNKNOWN_OPCODE) => {
+                "the node is of another version, which cannot be compared key by key; upgrade it, or compare the \
                  digests that status shows"
             }
             Error::Loading { .. } => "compare once it serves; status shows how it is",
@@ -478,33 +472,28 @@ impl Node {
             Error::Protocol { .. } => "is it a GopherStore node? --hex shows what it sends",
             _ => "try again",
         };
-        Failure::new(outcome, format!("{}: {error}; {next}", self.name))
+        let said = error.to_string();
+        if said.contains(self.client.addr()) && self.name == self.client.addr() {
+            return Failure::new(outcome, format!("{said}; {next}"));
+        }
+        Failure::new(outcome, format!("{}: {said}; {next}", self.name))
     }
 }
 
 impl Standing {
     /// Reads a STATUS; what is not there, is 0.
     fn parse(text: &str) -> Standing {
-        let mut standing = Standing::default();
-        let (mut is_loading, mut reason) = (false, "");
-        for (key, value) in text.lines().filter_map(|line| line.split_once(": ")) {
-            let number = || value.parse().unwrap_or(0);
-            match key {
-                "epoch" => standing.epoch = number(),
-                "index" => standing.index = number(),
-                "digest" => standing.digest = value.to_owned(),
-                "keys" => standing.keys = number(),
-                "cluster" => standing.cluster = value.to_owned(),
-                "state" => {
-                    is_loading = value == "loading";
-                    standing.refuses = value == "refused";
-                }
-                "reason" => reason = value,
-                _ => {}
-            }
+        let status = NodeStatus::parse(text);
+        let is_loading = status.state == Some(NodeState::Loading);
+        Standing {
+            epoch: status.epoch.unwrap_or(0),
+            index: status.index.unwrap_or(0),
+            digest: status.digest.unwrap_or_default(),
+            keys: status.keys.unwrap_or(0),
+            cluster: status.cluster.unwrap_or_default(),
+            refuses: status.state == Some(NodeState::Refused),
+            loading: is_loading.then(|| status.reason.unwrap_or_default()),
         }
-        standing.loading = is_loading.then(|| reason.to_owned());
-        standing
     }
 }
 
@@ -528,8 +517,8 @@ fn print(
             [None, _] => tally.only_on[1] += 1,
         }
         match command.write_out {
-            Format::Lines => text.push_str(&line(nodes, found)),
-            Format::Json => text.push_str(&object(nodes, found).to_string()),
+            Form::Lines => text.push_str(&line(nodes, found)),
+            Form::Json => text.push_str(&object(nodes, found).to_string()),
         }
         text.push('\n');
     }
@@ -586,7 +575,7 @@ fn conclude(
     let [a, b] = nodes.each_ref().map(|node| &*node.name);
     let timeout = humantime::format_duration(context.timeout);
     match command.write_out {
-        Format::Json => {
+        Form::Json => {
             let behind = tally
                 .behind
                 .map(|(node, entries)| json!({ "node": nodes[node].name, "entries": entries }));
@@ -600,11 +589,11 @@ fn conclude(
             });
             write_out(format!("{object}\n").as_bytes())?;
         }
-        Format::Lines if io::stdout().is_terminal() => {
+        Form::Lines if io::stdout().is_terminal() => {
             let text = in_words(nodes, standings, tally);
             write_out(format!("{text}\n").as_bytes())?;
         }
-        Format::Lines => {}
+        Form::Lines => {}
     }
     let mut notes = Vec::new();
     if let Some((node, entries)) = tally.behind.filter(|_| tally.found() > 0) {

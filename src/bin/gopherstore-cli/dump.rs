@@ -19,7 +19,7 @@ use gopherstore::{
         replication::Message,
     },
 };
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
     iterator::Signals,
@@ -30,11 +30,14 @@ use crate::{
     context::Context,
     copy_file::{self, Sum},
     mistake,
-    report::{self, Failure, Outcome},
+    report::{self, Failure, Outcome, UNKNOWN_OPCODE},
 };
 
 /// Bytes that are gathered before they are written.
 const GATHERED_BYTES: usize = 1 << 20;
+
+const PROGRESS: &str =
+    "{percent:>3}%  {human_pos} of about {human_len} entries, {per_sec}, {eta} left";
 
 /// Bytes of values that are asked for in one go where keys are read one by one, and what each counts for beside.
 const ASKED_BYTES: u64 = 4 << 20;
@@ -95,7 +98,7 @@ pub(crate) fn run(command: Dump, context: &Context) -> Result<Outcome, Failure> 
                 });
             return Err(Failure::new(
                 Outcome::LocalInput,
-                format!("cannot write {name}: {error}; make room there, or name another file"),
+                format!("cannot write to {name}: {error}; make room there, or name another file"),
             ));
         }
     };
@@ -134,6 +137,14 @@ impl From<io::Error> for Fault {
 }
 
 fn failure(error: &Error, context: &Context) -> Failure {
+    if let Error::Server { message } = error
+        && !message.starts_with(UNKNOWN_OPCODE)
+    {
+        return Failure::new(
+            Outcome::ServerError,
+            format!("nothing to copy: {message}; name another node with --addr"),
+        );
+    }
     if let Error::Connection { .. } = error {
         return Failure::new(
             Outcome::NoConnection,
@@ -258,13 +269,8 @@ struct Copy<W: Write> {
 }
 
 impl<W: Write> Copy<W> {
-    fn begin(&self, keys: u64, context: &Context) {
-        self.bar.set_length(keys);
-        self.bar.set_style(style());
-        // Two streams of lines would spoil each other.
-        if !context.hex {
-            self.bar.set_draw_target(ProgressDrawTarget::stderr());
-        }
+    fn begin(&mut self, keys: u64, context: &Context) {
+        self.bar = context.progress(Some(keys), PROGRESS);
     }
 
     /// The copy that a stream begins with: its epoch, index and digest.
@@ -351,9 +357,4 @@ impl<W: Write> Copy<W> {
         self.bar.set_position(self.sum.frames);
         Ok(())
     }
-}
-
-fn style() -> ProgressStyle {
-    let template = "{percent:>3}%  {human_pos} of about {human_len} entries, {per_sec}, {eta} left";
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }

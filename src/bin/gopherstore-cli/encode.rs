@@ -54,13 +54,13 @@ enum Form {
 }
 
 fn form(encoded: &str) -> Result<Form, String> {
-    match &*arguments::text(encoded)? {
-        "hex" => Ok(Form::Hex),
-        "printf" => Ok(Form::Printf),
-        "nc" => Ok(Form::Nc),
-        "python" => Ok(Form::Python),
-        other => Err(format!("{other:?} is none of hex, printf, nc and python")),
-    }
+    let forms = [
+        ("hex", Form::Hex),
+        ("printf", Form::Printf),
+        ("nc", Form::Nc),
+        ("python", Form::Python),
+    ];
+    arguments::one_of(encoded, &forms)
 }
 
 /// Bytes of the longest argument that Linux passes to a program, its end included; the others allow more.

@@ -39,7 +39,8 @@ pub(crate) fn words(line: &[u8]) -> Result<Vec<Vec<u8>>, String> {
 pub(crate) fn parse(words: Vec<Vec<u8>>) -> Result<Line, String> {
     match words.as_slice() {
         [] => Ok(Line::Nothing),
-        [word] if word.eq_ignore_ascii_case(b"help") => Ok(Line::Help),
+        // Of one command too: all that there are fit on a screen.
+        [word] | [word, _] if word.eq_ignore_ascii_case(b"help") => Ok(Line::Help),
         [word] if word.eq_ignore_ascii_case(b"exit") || word.eq_ignore_ascii_case(b"quit") => {
             Ok(Line::Exit)
         }
@@ -154,6 +155,7 @@ mod tests {
             assert_eq!(parse(nothing.as_bytes()), Ok(Line::Nothing), "{nothing}");
         }
         assert_eq!(parse(b"help\n"), Ok(Line::Help));
+        assert_eq!(parse(b"help set\n"), Ok(Line::Help));
         assert_eq!(parse(b"EXIT\r\n"), Ok(Line::Exit));
         assert_eq!(parse(b" quit"), Ok(Line::Exit));
         let get = Command::Get {

@@ -18,7 +18,7 @@ use gopherstore::{
     client::{Error, Pipeline},
     wire::Request,
 };
-use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar};
 use signal_hook::{consts::SIGINT, flag};
 
 use crate::{
@@ -53,16 +53,15 @@ pub(crate) struct Load {
     #[argh(positional, from_str_fn(arguments::path), arg_name = "file")]
     file: PathBuf,
     /// begin with the entry at this byte of the file; those before it are not written
-    #[argh(
-        option,
-        from_str_fn(arguments::parsed),
-        arg_name = "OFFSET",
-        default = "0"
-    )]
+    #[argh(option, from_str_fn(offset), arg_name = "OFFSET", default = "0")]
     from: u64,
     /// take a file that ends without the end mark of dump
     #[argh(switch)]
     no_end_mark: bool,
+}
+
+fn offset(encoded: &str) -> Result<u64, String> {
+    arguments::whole(encoded, 0, u64::MAX)
 }
 
 pub(crate) fn run(command: Load, context: &Context) -> Result<Outcome, Failure> {
@@ -177,8 +176,13 @@ impl Loading<'_> {
                 Err(fault) => {
                     bar.finish_and_clear();
                     let mut failure = self.fault(&fault);
-                    let written = HumanCount(batch.loaded);
-                    failure.message += &format!("; the {written} entries before that are written");
+                    let before = match batch.loaded {
+                        // Said already of a file that was read to its end before.
+                        0 if self.has_tested => String::new(),
+                        0 => "; nothing was written".to_owned(),
+                        loaded => format!("; before that, {} written", written(loaded)),
+                    };
+                    failure.message += &before;
                     return Err(failure);
                 }
             }
@@ -238,32 +242,33 @@ impl Loading<'_> {
     }
 
     fn go_on(&self, at: u64, loaded: u64) -> String {
-        let file = quote::shown(self.file.as_os_str().as_encoded_bytes());
         format!(
-            "{} entries are written; go on with: gopherstore-cli load {file} --from {at}",
-            HumanCount(loaded)
+            "{} written; go on with: gopherstore-cli {}load {}{} --from {at}",
+            written(loaded),
+            self.context.place(),
+            quote::shell_word(self.file.as_os_str().as_encoded_bytes()),
+            if self.needs_end_mark {
+                ""
+            } else {
+                " --no-end-mark"
+            },
         )
     }
 
     fn bar(&self, len: Option<u64>) -> ProgressBar {
-        if self.context.hex {
-            return ProgressBar::hidden();
-        }
-        let (bar, template) = match len {
-            Some(len) => (
-                ProgressBar::new(len),
-                "{percent:>3}%  {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left",
-            ),
-            None => (
-                ProgressBar::no_length(),
-                "{binary_bytes}, {binary_bytes_per_sec}",
-            ),
+        let template = match len {
+            Some(_) => {
+                "{percent:>3}%  {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left"
+            }
+            None => "{binary_bytes}, {binary_bytes_per_sec}",
         };
-        bar.set_draw_target(ProgressDrawTarget::stderr());
-        let style = ProgressStyle::with_template(template);
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        bar
+        self.context.progress(len, template)
     }
+}
+
+fn written(count: u64) -> String {
+    let verb = if count == 1 { "is" } else { "are" };
+    format!("{} {verb}", copy_file::entries(count))
 }
 
 /// Becomes true at the first Ctrl-C; the second ends the program where it is.

@@ -15,6 +15,7 @@ mod quote;
 mod race;
 mod report;
 mod status;
+mod stop;
 mod tail;
 
 use std::{
@@ -70,7 +71,7 @@ struct Arguments {
     /// address of the node, HOST:PORT; by default $GOPHERSTORE_ADDR, or else 127.0.0.1:8000
     #[argh(option, from_str_fn(arguments::text), arg_name = "HOST:PORT")]
     addr: Option<String>,
-    /// a cluster.toml that has the node's address; goes with --node, or for status with none
+    /// a cluster.toml that has the node's address; goes with --node, which status, diff and race do without
     #[argh(option, from_str_fn(arguments::path), arg_name = "FILE")]
     config: Option<PathBuf>,
     /// name of the node in that file
@@ -209,7 +210,7 @@ fn timeout(encoded: &str) -> Result<Duration, String> {
 fn main() -> ExitCode {
     let arguments: Arguments = match PROGRAM.parse(env::args_os().skip(1)) {
         Ok(arguments) => arguments,
-        Err(exit) => return exit.finish(PROGRAM.name),
+        Err(exit) => return exit.finish(PROGRAM.name, Outcome::LocalInput.code()),
     };
     let outcome = match run(arguments) {
         Ok(outcome) => outcome,
@@ -264,6 +265,12 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
              without --discard, which is the order",
         )),
     }
+}
+
+/// Whether a command line may begin with this command.
+fn has_command(name: &str) -> bool {
+    let commands = Arguments::get_args_info().commands;
+    commands.iter().any(|command| command.name == name)
 }
 
 /// Sends one command and prints its answer.

@@ -157,6 +157,16 @@ fn push_hex(out: &mut String, bytes: &[u8]) {
     }
 }
 
+/// A word for a shell to read, whatever it holds.
+pub(crate) fn shell_word(word: &[u8]) -> String {
+    let word = String::from_utf8_lossy(word);
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:=@%+,".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.into_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
 /// A message of a node, or anything else that may hold more than one line, as part of one line.
 pub(crate) fn one_line(text: &str) -> String {
     text.chars()

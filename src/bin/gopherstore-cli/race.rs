@@ -3,11 +3,6 @@
 use std::{
     fmt::Write as _,
     hash::{BuildHasher, RandomState},
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     thread,
     time::{Duration, Instant},
 };
@@ -19,12 +14,7 @@ use gopherstore::{
     config::Config,
 };
 use hdrhistogram::{CreationError, Histogram};
-use indicatif::ProgressBar;
 use serde_json::{Map, Value, json};
-use signal_hook::{
-    consts::{SIGINT, SIGTERM},
-    flag,
-};
 
 use crate::{
     command::Command,
@@ -32,6 +22,7 @@ use crate::{
     quote,
     report::{self, Failure, Outcome},
     status,
+    stop::Stop,
 };
 
 /// What the keys that are written begin with.
@@ -74,7 +65,7 @@ pub(crate) struct Race {
     #[argh(option, from_str_fn(arguments::text), arg_name = "NODE")]
     on: String,
     /// writes; by default 1000, or as many as fit in --duration
-    #[argh(option, from_str_fn(count), arg_name = "COUNT")]
+    #[argh(option, from_str_fn(count), arg_name = "N")]
     count: Option<u64>,
     /// from one write to the next, 0s for none; by default 10ms
     #[argh(
@@ -106,18 +97,11 @@ enum Form {
 }
 
 fn form(encoded: &str) -> Result<Form, String> {
-    match &*arguments::text(encoded)? {
-        "table" => Ok(Form::Table),
-        "json" => Ok(Form::Json),
-        _ => Err("there are table and json".to_owned()),
-    }
+    arguments::one_of(encoded, &[("table", Form::Table), ("json", Form::Json)])
 }
 
 fn count(encoded: &str) -> Result<u64, String> {
-    match arguments::parsed(encoded)? {
-        0 => Err("nothing can be measured without a write; write 1 or more".to_owned()),
-        count => Ok(count),
-    }
+    arguments::whole(encoded, 1, u64::MAX)
 }
 
 fn interval(encoded: &str) -> Result<Duration, String> {
@@ -153,26 +137,50 @@ impl Measured {
 
 pub(crate) fn run(command: Race, context: &Context) -> Result<Outcome, Failure> {
     let mut follower = node(context, follower_addr(&command.on, context)?);
-    let status = NodeStatus::parse(&follower.client.status().map_err(|error| failure(&error))?);
+    let named = (!is_address(&command.on)).then_some(command.on.as_str());
+    let status = follower.client.status();
+    let status = status.map_err(|error| report::failure(&error, &Command::Status, named))?;
+    let status = NodeStatus::parse(&status);
     let mut leader = node(context, leader_addr(&follower.addr, &status, context)?);
     leader.client.ping().map_err(|error| failure(&error))?;
 
+    // Up to here there is nothing to clean up, and a signal ends the program at once.
+    let stop = Stop::on_signals()?;
+    let outcome = race(
+        &command,
+        context,
+        &mut leader,
+        &mut follower,
+        status.node.as_deref(),
+        &stop,
+    );
+    stop.end(outcome)
+}
+
+/// Measures, cleans up and prints.
+fn race(
+    command: &Race,
+    context: &Context,
+    leader: &mut Node,
+    follower: &mut Node,
+    name: Option<&str>,
+    stop: &Stop,
+) -> Result<(), Failure> {
     let key = format!("{PREFIX}{:016x}", RandomState::new().hash_one(()));
-    let local = |error: String| {
-        Failure::new(
-            Outcome::LocalInput,
-            format!("cannot measure: {error}; try again"),
-        )
-    };
     let mut racing = Racing {
         key: key.as_bytes(),
         patience: context.timeout,
-        leader: &mut leader,
-        follower: &mut follower,
-        is_interrupted: watch_signals().map_err(|error| local(error.to_string()))?,
-        measured: Measured::new().map_err(|error| local(error.to_string()))?,
+        leader,
+        follower,
+        stop,
+        measured: Measured::new().map_err(|error| {
+            Failure::new(
+                Outcome::LocalInput,
+                format!("cannot measure: {error}; try again"),
+            )
+        })?,
     };
-    let result = racing.run(&command);
+    let result = racing.run(command, context);
     let measured = racing.measured;
     // However it went. Not there is as good as removed.
     let removed = leader.client.del(key.as_bytes());
@@ -192,17 +200,19 @@ pub(crate) fn run(command: Race, context: &Context) -> Result<Outcome, Failure> 
         }
     }
     if measured.windows.is_empty() {
+        if stop.is_set() {
+            return Ok(());
+        }
         return Err(Failure::new(
             Outcome::Timeout,
             "ended before anything was measured; give it more time",
         ));
     }
-    let name = status.node.as_deref();
     let text = match command.form {
         Form::Table => table(&measured, &leader.addr, &follower.addr, name),
         Form::Json => json(&measured, &leader.addr, &follower.addr, name),
     };
-    crate::write_out(text.as_bytes()).map(|_| Outcome::Done)
+    crate::write_out(text.as_bytes()).map(|_| ())
 }
 
 fn node(context: &Context, addr: String) -> Node {
@@ -291,21 +301,23 @@ struct Racing<'a> {
     patience: Duration,
     leader: &'a mut Node,
     follower: &'a mut Node,
-    /// Ctrl-C was pressed.
-    is_interrupted: Arc<AtomicBool>,
+    stop: &'a Stop,
     measured: Measured,
 }
 
 impl Racing<'_> {
     /// Writes as often as the command line says, unless it is interrupted.
-    fn run(&mut self, command: &Race) -> Result<(), Failure> {
+    fn run(&mut self, command: &Race, context: &Context) -> Result<(), Failure> {
         let count = match (command.count, command.duration) {
             (Some(count), _) => Some(count),
             (None, None) => Some(COUNT_DEFAULT),
             (None, Some(_)) => None,
         };
-        // On standard error, and on a terminal alone.
-        let progress = count.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
+        let template = match count {
+            Some(_) => "writes [{wide_bar}] {pos} of {len}",
+            None => "writes {pos}",
+        };
+        let progress = context.progress(count, template);
         let began = Instant::now();
         let duration = command.duration.unwrap_or(Duration::MAX);
         // From the beginning on, so that no time is too far away to be told.
@@ -325,7 +337,7 @@ impl Racing<'_> {
 
     /// Sleeps until that long after `began`. False where Ctrl-C ended it.
     fn sleep(&self, began: Instant, until: Duration) -> bool {
-        while !self.is_interrupted.load(Ordering::Relaxed) {
+        while !self.stop.is_set() {
             match until.saturating_sub(began.elapsed()) {
                 Duration::ZERO => return true,
                 left => thread::sleep(left.min(PAUSE_MAX)),
@@ -358,7 +370,7 @@ impl Racing<'_> {
             self.measured.stale_reads += 1;
             self.measured.stale_writes += u64::from(!is_stale);
             is_stale = true;
-            if self.is_interrupted.load(Ordering::Relaxed) {
+            if self.stop.is_set() {
                 return Ok(());
             }
             if answered - written > self.patience {
@@ -374,17 +386,6 @@ impl Racing<'_> {
             asked = answered;
         }
     }
-}
-
-/// Whether Ctrl-C, or whoever ends a script, wants an end: once for the measurement, twice for the process.
-fn watch_signals() -> io::Result<Arc<AtomicBool>> {
-    let is_interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        // The shell's code for a program that the signal ended.
-        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&is_interrupted))?;
-        flag::register(signal, Arc::clone(&is_interrupted))?;
-    }
-    Ok(is_interrupted)
 }
 
 fn nanoseconds(time: Duration) -> u64 {

@@ -63,6 +63,9 @@ impl Failure {
     }
 }
 
+/// What a node's ERROR begins with where it does not know the operation. Source: docs/GBP.md, section 8.
+pub(crate) const UNKNOWN_OPCODE: &str = "unknown opcode";
+
 /// What the error means to someone who typed `command`. `node` is the name to start the node with, where it is known.
 pub(crate) fn failure(error: &Error, command: &Command, node: Option<&str>) -> Failure {
     let unknown = match command {
@@ -88,6 +91,10 @@ pub(crate) fn failure(error: &Error, command: &Command, node: Option<&str>) -> F
         Error::Loading { .. } => (
             Outcome::ServerError,
             "try again in a moment, or ask another node with --addr".to_owned(),
+        ),
+        Error::Server { message } if message.starts_with(UNKNOWN_OPCODE) => (
+            Outcome::ServerError,
+            "the node is of another version, which cannot do that; use its gopherstore-cli, or upgrade it".to_owned(),
         ),
         Error::Server { message } if *command == Command::Resync => {
             return Failure::new(

@@ -2,8 +2,6 @@
 
 use std::{
     io::{self, IsTerminal, Write},
-    num::NonZeroU64,
-    str::FromStr,
     thread,
     time::Duration,
 };
@@ -25,7 +23,7 @@ use crate::{
     command::Command,
     context::Context,
     quote,
-    report::{self, Failure, Outcome},
+    report::{self, Failure, Outcome, UNKNOWN_OPCODE},
     write_out,
 };
 
@@ -48,11 +46,11 @@ const SHOWN_BYTES: usize = 64;
 )]
 pub(crate) struct Tail {
     /// index of the first entry to show, from 1; by default the next one that comes
-    #[argh(option, from_str_fn(arguments::parsed), arg_name = "INDEX")]
-    from: Option<NonZeroU64>,
+    #[argh(option, from_str_fn(positive), arg_name = "INDEX")]
+    from: Option<u64>,
     /// end after so many entries
-    #[argh(option, from_str_fn(arguments::parsed), arg_name = "N")]
-    count: Option<NonZeroU64>,
+    #[argh(option, from_str_fn(positive), arg_name = "N")]
+    count: Option<u64>,
     /// show values too; those of more than 64 bytes are cut short in lines, and whole in json
     #[argh(switch)]
     values: bool,
@@ -61,38 +59,33 @@ pub(crate) struct Tail {
         option,
         short = 'w',
         long = "write-out",
-        from_str_fn(arguments::parsed),
+        from_str_fn(form),
         arg_name = "FORM",
-        default = "Format::Lines"
+        default = "Form::Lines"
     )]
-    format: Format,
+    form: Form,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Format {
+enum Form {
     Lines,
     Json,
 }
 
-impl FromStr for Format {
-    type Err = String;
+fn form(encoded: &str) -> Result<Form, String> {
+    arguments::one_of(encoded, &[("lines", Form::Lines), ("json", Form::Json)])
+}
 
-    fn from_str(text: &str) -> Result<Format, String> {
-        match text {
-            "lines" => Ok(Format::Lines),
-            "json" => Ok(Format::Json),
-            _ => Err("write lines or json".to_owned()),
-        }
-    }
+fn positive(encoded: &str) -> Result<u64, String> {
+    arguments::whole(encoded, 1, u64::MAX)
 }
 
 pub(crate) fn run(command: Tail, context: &Context) -> Result<Outcome, Failure> {
     let addr = context.addr()?;
     let options = context.options();
-    let watch = command
-        .from
-        .map_or(Watch::New, |index| Watch::From(index.get()));
-    let first = Observer::open(&addr, &options, watch).map_err(|error| failure(&error, context))?;
+    let watch = command.from.map_or(Watch::New, Watch::From);
+    let first = Observer::open(&addr, &options, watch)
+        .map_err(|error| failure(&error, command.from.is_some(), context))?;
     if io::stderr().is_terminal() {
         say(&format!(
             "watching {addr} from index {}",
@@ -100,9 +93,9 @@ pub(crate) fn run(command: Tail, context: &Context) -> Result<Outcome, Failure> 
         ));
     }
     let mut view = View {
-        format: command.format,
+        form: command.form,
         values: command.values,
-        left: command.count.map(NonZeroU64::get),
+        left: command.count,
         out: Vec::new(),
     };
     let mut observer = first;
@@ -181,14 +174,21 @@ fn from_index_of(position: Watch) -> u64 {
     }
 }
 
-fn failure(error: &Error, context: &Context) -> Failure {
-    if let Error::Server { message } = error {
-        return Failure::new(
-            Outcome::ServerError,
-            format!("nothing to watch: {message}; give another --from, or none for what is new"),
-        );
+fn failure(error: &Error, asked_from: bool, context: &Context) -> Failure {
+    match error {
+        Error::Server { message } if !message.starts_with(UNKNOWN_OPCODE) => {
+            let next = if asked_from {
+                "try without --from, for what is new, or name another node with --addr"
+            } else {
+                "name another node with --addr"
+            };
+            Failure::new(
+                Outcome::ServerError,
+                format!("nothing to watch: {message}; {next}"),
+            )
+        }
+        error => report::failure(error, &Command::Status, context.node.as_deref()),
     }
-    report::failure(error, &Command::Status, context.node.as_deref())
 }
 
 /// Why a stream is not shown any further.
@@ -199,7 +199,7 @@ enum End {
 
 /// How entries are shown.
 struct View {
-    format: Format,
+    form: Form,
     values: bool,
     /// How many, where that is limited.
     left: Option<u64>,
@@ -238,12 +238,12 @@ impl View {
                 Some(left) => *left -= 1,
                 None => {}
             }
-            match self.format {
-                Format::Lines => {
+            match self.form {
+                Form::Lines => {
                     let line = line(index, &frame.request(), self.values);
                     self.out.extend_from_slice(line.as_bytes());
                 }
-                Format::Json => {
+                Form::Json => {
                     let epoch = history.era_of(index).map_or(0, |era| era.epoch);
                     let object = object(index, epoch, &frame.request(), self.values);
                     self.out.extend_from_slice(object.to_string().as_bytes());

@@ -7,29 +7,19 @@ mod target;
 mod workload;
 
 use std::{
-    env,
     hash::{BuildHasher, RandomState},
-    io,
     num::NonZeroU64,
-    str::FromStr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
     time::Duration,
 };
 
 use argh::{ArgsInfo, FromArgs};
-use gopherstore::arguments;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use signal_hook::{
-    consts::{SIGINT, SIGTERM},
-    flag, low_level,
-};
+use gopherstore::arguments::{self, whole};
+use indicatif::ProgressBar;
 
 use crate::{
     context::Context,
     report::{Failure, Outcome},
+    stop::Stop,
     write_out,
 };
 
@@ -140,7 +130,7 @@ pub(crate) struct Bench {
     )]
     warm_up: Duration,
     /// repeat the operations of the run that printed this; by default drawn
-    #[argh(option, from_str_fn(arguments::parsed), arg_name = "N")]
+    #[argh(option, from_str_fn(seed), arg_name = "N")]
     seed: Option<u64>,
     /// what all keys begin with; by default bench:
     #[argh(option, from_str_fn(arguments::parsed), arg_name = "TEXT")]
@@ -155,21 +145,24 @@ pub(crate) struct Bench {
     #[argh(
         option,
         short = 'w',
-        from_str_fn(arguments::parsed),
+        from_str_fn(form),
         arg_name = "FORM",
         default = "Form::Table"
     )]
     write_out: Form,
 }
 
-fn whole<T: FromStr + PartialOrd + ToString>(encoded: &str, min: T, max: T) -> Result<T, String> {
-    let number = arguments::text(encoded)?.parse().ok();
-    number
-        .filter(|number| (&min..=&max).contains(&number))
-        .ok_or_else(|| {
-            let (min, max) = (min.to_string(), max.to_string());
-            format!("write a whole number from {min} to {max}")
-        })
+fn form(encoded: &str) -> Result<Form, String> {
+    let forms = [
+        ("table", Form::Table),
+        ("json", Form::Json),
+        ("csv", Form::Csv),
+    ];
+    arguments::one_of(encoded, &forms)
+}
+
+fn seed(encoded: &str) -> Result<u64, String> {
+    whole(encoded, 0, u64::MAX)
 }
 
 fn connections(encoded: &str) -> Result<u64, String> {
@@ -257,61 +250,14 @@ impl Plan {
     }
 }
 
-/// Whether to go on.
-#[derive(Clone, Debug, Default)]
-struct Stop {
-    /// The signal that came, 0 where none did.
-    signal: Arc<AtomicUsize>,
-    /// A connection has failed.
-    has_failed: Arc<AtomicBool>,
-}
-
-impl Stop {
-    /// From now on the first SIGINT or SIGTERM is only noted; a second one ends the program at once.
-    fn on_signals() -> io::Result<Stop> {
-        let stop = Stop::default();
-        let second = Arc::new(AtomicBool::new(false));
-        for (signal, number) in [(SIGINT, 2), (SIGTERM, 15)] {
-            flag::register_conditional_default(signal, Arc::clone(&second))?;
-            flag::register(signal, Arc::clone(&second))?;
-            flag::register_usize(signal, Arc::clone(&stop.signal), number)?;
-        }
-        Ok(stop)
-    }
-
-    fn signal(&self) -> Option<i32> {
-        let signal = self.signal.load(Ordering::Relaxed);
-        i32::try_from(signal).ok().filter(|&signal| signal != 0)
-    }
-
-    fn fail(&self) {
-        self.has_failed.store(true, Ordering::Relaxed);
-    }
-
-    fn is_set(&self) -> bool {
-        self.signal().is_some() || self.has_failed.load(Ordering::Relaxed)
-    }
-}
-
 /// What a person at a terminal sees meanwhile.
 struct Progress {
     bar: ProgressBar,
 }
 
 impl Progress {
-    fn new() -> Progress {
-        let is_dumb = env::var_os("TERM").is_some_and(|name| name == "dumb");
-        let target = if is_dumb {
-            // It could not erase the line.
-            ProgressDrawTarget::hidden()
-        } else {
-            // Hidden where standard error is no terminal.
-            ProgressDrawTarget::stderr_with_hz(5)
-        };
-        let bar = ProgressBar::with_draw_target(Some(0), target);
-        if let Ok(style) = ProgressStyle::with_template("{msg} [{wide_bar}] {percent:>3}%") {
-            bar.set_style(style.progress_chars("=> "));
-        }
+    fn new(context: &Context) -> Progress {
+        let bar = context.progress(Some(0), "{msg} [{wide_bar}] {percent:>3}%");
         Progress { bar }
     }
 
@@ -334,26 +280,18 @@ pub(crate) fn run(command: &Bench, context: &Context) -> Result<Outcome, Failure
     let plan = Plan::of(command)?;
     let target = Target::find(&plan, context)?;
     // Up to here there is nothing to clean up, and a signal ends the program at once.
-    let stop = Stop::on_signals().map_err(|error| {
-        Failure::new(
-            Outcome::LocalInput,
-            format!("cannot take note of Ctrl-C: {error}; try again"),
-        )
-    })?;
-    let outcome = run_at(target, command.write_out, &stop);
-    if let Some(signal) = stop.signal() {
-        if let Err(failure) = outcome {
-            failure.print(None);
-        }
-        // Whoever started the program is to see that it was ended.
-        let _ = low_level::emulate_default_handler(signal);
-        return Ok(Outcome::Done);
-    }
-    outcome.map(|()| Outcome::Done)
+    let stop = Stop::on_signals()?;
+    let outcome = run_at(target, command.write_out, &stop, context);
+    stop.end(outcome)
 }
 
-fn run_at(mut target: Target<'_>, form: Form, stop: &Stop) -> Result<(), Failure> {
-    let progress = Progress::new();
+fn run_at(
+    mut target: Target<'_>,
+    form: Form,
+    stop: &Stop,
+    context: &Context,
+) -> Result<(), Failure> {
+    let progress = Progress::new(context);
     let Some(claim) = target.claim(stop, &progress)? else {
         return Ok(());
     };
@@ -373,7 +311,7 @@ fn run_at(mut target: Target<'_>, form: Form, stop: &Stop) -> Result<(), Failure
         }
         None => Ok(()),
     };
-    let progress = Progress::new();
+    let progress = Progress::new(context);
     let removed = if target.plan.keep {
         Ok(())
     } else {

@@ -1,6 +1,6 @@
 //! What was measured, and how it is printed.
 
-use std::{str::FromStr, time::Duration};
+use std::time::Duration;
 
 use hdrhistogram::{CreationError, Histogram};
 use serde::Serialize;
@@ -25,19 +25,6 @@ pub(super) enum Form {
     Table,
     Json,
     Csv,
-}
-
-impl FromStr for Form {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Form, String> {
-        match name {
-            "table" => Ok(Form::Table),
-            "json" => Ok(Form::Json),
-            "csv" => Ok(Form::Csv),
-            _ => Err("there are table, json and csv".to_owned()),
-        }
-    }
 }
 
 /// Operations of one kind.

@@ -15,10 +15,13 @@ use gopherstore::{
     client::{Answer, Error, Pipeline, Timed},
 };
 
-use crate::report::{Failure, Outcome};
+use crate::{
+    report::{Failure, Outcome},
+    stop::Stop,
+};
 
 use super::{
-    Measured, Plan, Progress, Stop,
+    Measured, Plan, Progress,
     schedule::{End, Schedule, Turn},
     target::Target,
     workload::{Kind, Operations, Stream},

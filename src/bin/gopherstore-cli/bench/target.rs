@@ -15,9 +15,10 @@ use crate::{
     context::Context,
     quote,
     report::{self, Failure, Outcome},
+    stop::Stop,
 };
 
-use super::{Conditions, Plan, Progress, Stop, workload::Stream};
+use super::{Conditions, Plan, Progress, workload::Stream};
 
 /// Keys that one pipeline looks for, gives values to or removes.
 const BATCH_COUNT: u32 = 1_000;

@@ -72,7 +72,7 @@ pub(crate) struct Status {
     #[argh(switch)]
     wait: bool,
     /// entries that a follower may lack and be healthy; by default any number
-    #[argh(option, from_str_fn(arguments::parsed), arg_name = "ENTRIES")]
+    #[argh(option, from_str_fn(entries), arg_name = "ENTRIES")]
     max_lag: Option<u64>,
 }
 
@@ -84,12 +84,16 @@ enum Form {
 }
 
 fn form(encoded: &str) -> Result<Form, String> {
-    match &*arguments::text(encoded)? {
-        "table" => Ok(Form::Table),
-        "json" => Ok(Form::Json),
-        "lines" => Ok(Form::Lines),
-        _ => Err("there are table, json and lines".to_owned()),
-    }
+    let forms = [
+        ("table", Form::Table),
+        ("json", Form::Json),
+        ("lines", Form::Lines),
+    ];
+    arguments::one_of(encoded, &forms)
+}
+
+fn entries(encoded: &str) -> Result<u64, String> {
+    arguments::whole(encoded, 0, u64::MAX)
 }
 
 /// Where the list of nodes comes from.
