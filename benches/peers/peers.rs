@@ -141,7 +141,7 @@ mod linux {
     pub(crate) fn main() -> ExitCode {
         let arguments: Arguments = match PROGRAM.parse(std::env::args_os().skip(1)) {
             Ok(arguments) => arguments,
-            Err(exit) => return exit.finish(PROGRAM.name),
+            Err(exit) => return exit.finish(PROGRAM.name, 1),
         };
         let _ = rlimit::increase_nofile_limit(u64::MAX);
         if let Some(Command::Echo(echo)) = arguments.command {
