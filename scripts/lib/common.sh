@@ -78,8 +78,8 @@ stop_nodes() {
     done
     for name in "$@"; do
         if running "$name"; then
-            if ! waited 15 stopped "$name"; then
-                say "$name has not stopped within 15 seconds and is killed; see $run/$name.log"
+            if ! waited 90 stopped "$name"; then
+                say "$name has not stopped within 90 seconds and is killed; see $run/$name.log"
                 running "$name" && kill -KILL "$pid" 2>/dev/null
                 waited 5 stopped "$name" || say "$name (process $pid) is still there"
                 result=1
