@@ -1,6 +1,7 @@
 //! Every example in the help, run as it stands there, but shorter, against a cluster of real nodes.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -166,19 +167,22 @@ fn read(mut file: fs::File) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// A process that is gone when the test is.
+/// A process that is gone when the test is, with all that it started.
 struct Running(Child);
 
 impl Running {
     /// Both streams go to `log`.
     fn start(command: &mut Command, log: fs::File) -> Running {
         command.stdout(log.try_clone().unwrap()).stderr(log);
-        Running(command.spawn().unwrap())
+        // All of a pipeline are to go, and not its shell alone.
+        Running(command.process_group(0).spawn().unwrap())
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
+        let group = format!("-{}", self.0.id());
+        let _ = Command::new("kill").args(["-KILL", "--", &group]).output();
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
