@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use gopherstore::client::{Client, ClientOptions, Error, Observer, Watch};
 use gopherstore::digest::Digest;
 use gopherstore::entry::Entry;
+use gopherstore::node::SILENT_HEARTBEATS;
 use gopherstore::wire::replication::{Follow, Frames, Message, Start};
 use gopherstore::wire::{Request, RequestFrame};
 
@@ -160,7 +161,12 @@ fn any_node_shows_the_same_entries_and_counts_nobody_who_watches() {
         b"\x03\x00\x04\x00\x00\x00\x00\x00\x00\x00\x07"
     );
     // An observer that has been silent for longer than any follower may be goes on seeing.
-    std::thread::sleep(Duration::from_millis(600));
+    for observer in &mut observers {
+        for _ in 0..2 * SILENT_HEARTBEATS {
+            let message = observer.receive().unwrap();
+            assert!(matches!(message, Message::Heartbeat { .. }), "{message:?}");
+        }
+    }
     client.set(b"late", b"1").unwrap();
     cluster.wait_converged(WITHIN);
     for (node, observer) in observers.iter_mut().enumerate() {
