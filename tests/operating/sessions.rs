@@ -165,8 +165,10 @@ impl Sandbox {
         }
         let script = folder.join("session");
         fs::write(&script, session).unwrap();
+        // `script` hands this to $SHELL. Where that one stayed in between, the session would be in the background of
+        // its terminal and stop as soon as it sets a width.
         let command = format!(
-            "timeout {} bash {}",
+            "exec timeout {} bash {}",
             2 * PATIENCE.as_secs(),
             script.display()
         );
@@ -179,6 +181,8 @@ impl Sandbox {
             .env_remove("RUST_LOG")
             .env("NO_COLOR", "1")
             .env("TERM", "xterm")
+            // One that does not leave its place to its last command by itself.
+            .env("SHELL", "/bin/sh")
             .output()
             .unwrap();
         let shown = both(&run);
