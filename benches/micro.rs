@@ -159,6 +159,15 @@ fn store(criterion: &mut Criterion) {
                 values.len()
             });
         });
+        // As long as its lock is held; what it gives is freed where it is not measured.
+        let mut partitions = (0..store.partitions()).cycle();
+        let each = entries / u64::try_from(store.partitions()).unwrap();
+        group.throughput(Throughput::Elements(each.max(1)));
+        group.bench_function(format!("copy a partition of {entries}"), |bencher| {
+            let mut copy = || store.copy_partition(partitions.next().unwrap(), || ());
+            bencher.iter_with_large_drop(&mut copy);
+        });
+        group.throughput(Throughput::Elements(batch));
         let sets = requests(true, RUN_MAX, &mut next);
         let mut turn = sets.iter().cycle();
         group.bench_function(

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use gopherstore::digest::Digest;
-use gopherstore::node::{COPIED_BYTES, Node, Phase, Reply, Role};
+use gopherstore::entry::COPIED_BYTES;
+use gopherstore::node::{Node, Phase, Reply, Role};
 use gopherstore::wire::census::{ListAnswer, SumsAnswer};
 use gopherstore::wire::request::Limits;
 use gopherstore::wire::{Request, Run, Status};

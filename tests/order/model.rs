@@ -15,7 +15,7 @@ use shuttle::scheduler::RandomScheduler;
 use shuttle::thread;
 
 use crate::journal::{Cursor, Found, Journal};
-use crate::store::{Contended, Store};
+use crate::store::{Contended, Copied, Store};
 
 /// Schedules that the protocol has to pass.
 const PASSES: usize = 2_000;
@@ -120,13 +120,13 @@ impl Node {
         } else {
             self.store.copy_partition(partition, index)
         };
-        (map(&entries), copied_at)
+        (map(&entries_of(&entries)), copied_at)
     }
 
     fn contents(&self) -> Vec<Entry> {
         let partitions = 0..self.store.partitions();
         partitions
-            .flat_map(|partition| self.store.copy_partition(partition, || ()).0)
+            .flat_map(|partition| entries_of(&self.store.copy_partition(partition, || ()).0))
             .collect()
     }
 
@@ -136,6 +136,11 @@ impl Node {
         keys.find(|key| self.store.partition_of(key) == partition)
             .expect("a partition that none of 256 keys fall in")
     }
+}
+
+fn entries_of(copied: &Copied) -> Vec<Entry> {
+    let frames = copied.frames();
+    frames.map(|frame| Entry::copy_of(&frame)).collect()
 }
 
 fn map(entries: &[Entry]) -> Map {
