@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::drive::{Load, Measured, Until, connect, count, drive};
-use crate::servers::{Kind, Programs, Server, Setup, memory_kib, processor_time};
+use crate::servers::{Beside, Kind, Programs, Server, Setup, memory_kib, processor_time};
 use crate::{Outcome, check_interrupted};
 
 /// A figure that a reading holds.
@@ -265,14 +265,17 @@ pub(crate) type Figures = Vec<(Figure, f64)>;
 /// Servers that stay up from one cell to the next, for as long as these want the same of them.
 pub(crate) struct Fleet<'a> {
     programs: &'a Programs,
+    /// A command that is run beside each reading of requests.
+    beside: Option<&'a str>,
     servers: Vec<Server>,
     wanted: Option<(u64, Setup)>,
 }
 
 impl<'a> Fleet<'a> {
-    pub(crate) fn new(programs: &'a Programs) -> Fleet<'a> {
+    pub(crate) fn new(programs: &'a Programs, beside: Option<&'a str>) -> Fleet<'a> {
         Fleet {
             programs,
+            beside,
             servers: Vec::new(),
             wanted: None,
         }
@@ -324,8 +327,13 @@ impl<'a> Fleet<'a> {
         let own = || Server::start(self.programs, kind, cell.setup);
         let figures = match cell.work {
             Work::Requests(connections, depth, get_percent) => {
+                let beside = self.beside;
                 let server = self.server(cell, kind)?;
-                read_requests(cell, server, time, seed, (connections, depth, get_percent))
+                let beside = beside.map(|command| Beside::start(command, &cell.name, server));
+                let beside = beside.transpose()?;
+                let work = (connections, depth, get_percent);
+                let figures = read_requests(cell, server, time, seed, work);
+                beside.map_or(Ok(()), Beside::wait).and(figures)
             }
             Work::Copy => read_copy(cell, self.server(cell, kind)?),
             Work::Memory => read_memory(cell, &own()?),
