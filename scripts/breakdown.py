@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Where the processor time of a request goes, in nanoseconds: the tables of "Where the time goes" in docs/performance.md.
+"""Where the processor time of a request goes: the tables of "Where the time goes" in docs/performance.md.
 
 Usage: scripts/breakdown.py [--smoke]
 
 Drives the servers by scripts/bench-peers.sh three times, a minute in all: as they are, for their processor time; under
-`perf record`, whose samples are then put down to parts; and under `perf stat`, which counts system calls and switches of
-threads. Needs perf, and addr2line for code that was inlined (apt-get install linux-perf binutils), and the right to
+`perf record`, whose samples are then put down to parts; and under `perf stat`, which counts system calls and switches
+of threads. Needs perf, and addr2line for code that was inlined (apt-get install linux-perf binutils), and the right to
 look at other programs: be root, or set kernel.perf_event_paranoid to -1. Says which symbols it could not place.
 --smoke takes short readings, to see that it works: the figures mean nothing.
 """
@@ -189,7 +189,7 @@ def profile(file):
             unplaced[f"{symbol} ({os.path.basename(place)})"] += 1
     total = sum(parts.values())
     if total == 0:
-        print(f"breakdown.py: perf has taken no samples of {os.path.basename(file)}", file=sys.stderr)
+        sys.exit(f"breakdown.py: perf has taken no samples of {os.path.basename(file)}")
     return (
         {part: count / total for part, count in parts.items()},
         [(symbol, count / total) for symbol, count in unplaced.most_common(5)],
@@ -218,19 +218,18 @@ def main():
         print(__doc__.strip())
         sys.exit(0 if arguments in (["-h"], ["--help"]) else 2)
     is_smoke = bool(arguments)
-    # How long each reading takes, a fifth of it more to warm up; and when and how long perf looks.
-    plainly, looked_at, start, time = ("0.1", "1", 0.1, 0.3) if is_smoke else ("0.5", "2.2", 0.7, 1.5)
+    # When and how long perf looks.
+    start, time = (0.05, 0.1) if is_smoke else (0.3, 1.5)
     look = f"sleep {start}; exec perf"
-    once = ["--rounds", "1", "--seconds", looked_at]
     with tempfile.TemporaryDirectory() as folder:
-        plain = drive(folder, "--cells", CELLS, "--rounds", "3", "--seconds", plainly)
+        plain = drive(folder, "--cells", CELLS, "--seconds", "0.5", *arguments)
         # Of all programs: a clock that followed the threads of one would be set anew at each switch.
-        record = f"{look} record -q -a -g -e cpu-clock -F 1999 -o $OUT/$CELL-$SERVER -- sleep {time}"
+        record = f"{look} record -q -N -B -a -g -e cpu-clock -F 1999 -o $OUT/$CELL-$SERVER -- sleep {time}"
         record = f"echo $PID >$OUT/$CELL-$SERVER.pid; {record}"
-        drive(folder, "--cells", CELLS, "--servers", "gopherstore,echo", *once, beside=record)
+        drive(folder, "--cells", CELLS, "--servers", "gopherstore,echo", "--rounds", "1", *arguments, beside=record)
         calls = ",".join(f"syscalls:sys_enter_{name}" for names in CALLS.values() for name in names)
         count = f"{look} stat -x, -e context-switches,raw_syscalls:sys_enter,{calls} -o $OUT/$SERVER -p $PID"
-        drive(folder, "--cells", COUNTED, *once, beside=f"{count} -- sleep {time}")
+        drive(folder, "--cells", COUNTED, "--rounds", "1", *arguments, beside=f"{count} -- sleep {time}")
         profiles = [profile(os.path.join(folder, f"{cell}-{server}")) for _, cell, server in COLUMNS]
         servers = {reading["server"]: reading["version"] for reading in plain}
         counted = {server: counts(os.path.join(folder, server)) for server in servers}
@@ -243,7 +242,8 @@ def main():
     rows = []
     for part in [*PARTS, REST]:
         shares = [shares.get(part, 0) for shares, _ in profiles]
-        rows.append([part] + [f"{share * ns:.0f}" for share, ns in zip(shares, whole)])
+        if any(shares) or part == REST:
+            rows.append([part] + [f"{share * ns:.0f}" for share, ns in zip(shares, whole)])
     rows.append(["**all**"] + [f"**{ns:.0f}**" for ns in whole])
     print(table(["ns of a request"] + [title for title, _, _ in COLUMNS], rows), end="\n\n")
     rows = []

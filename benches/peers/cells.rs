@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::drive::{Load, Measured, Until, connect, count, drive};
-use crate::servers::{Beside, Kind, Programs, Server, Setup, memory_kib, processor_time};
+use crate::servers::{Kind, Programs, Server, Setup, memory_kib, processor_time};
 use crate::{Outcome, check_interrupted};
 
 /// A figure that a reading holds.
@@ -329,11 +329,8 @@ impl<'a> Fleet<'a> {
             Work::Requests(connections, depth, get_percent) => {
                 let beside = self.beside;
                 let server = self.server(cell, kind)?;
-                let beside = beside.map(|command| Beside::start(command, &cell.name, server));
-                let beside = beside.transpose()?;
                 let work = (connections, depth, get_percent);
-                let figures = read_requests(cell, server, time, seed, work);
-                beside.map_or(Ok(()), Beside::wait).and(figures)
+                read_requests(cell, server, time, seed, work, beside)
             }
             Work::Copy => read_copy(cell, self.server(cell, kind)?),
             Work::Memory => read_memory(cell, &own()?),
@@ -374,6 +371,7 @@ fn read_requests(
     time: Duration,
     seed: u64,
     (connections, depth, get_percent): (usize, usize, u64),
+    beside: Option<&str>,
 ) -> Outcome<Figures> {
     let is_followed = cell.setup.followers > 0;
     let copies = if is_followed {
@@ -381,13 +379,24 @@ fn read_requests(
     } else {
         0
     };
-    let measured = drive(&Load {
+    let load = Load {
         connections,
         depth,
         get_percent,
         seed,
         ..load_of(cell, server, Until::Time(time))
-    })?;
+    };
+    let measured = match beside {
+        None => drive(&load)?,
+        Some(command) => {
+            let look = || server.look(command, &cell.name);
+            let client = |over: &AtomicBool| {
+                let until = Until::Told(over);
+                drive(&Load { until, ..load })
+            };
+            while_driven(client, look)?.0
+        }
+    };
     let mut figures = vec![
         (REQUESTS, measured.per_second()),
         (PROCESSOR, measured.processor_us()),

@@ -116,8 +116,8 @@ mod linux {
         /// print the names of the cells by their groups
         #[argh(switch)]
         list: bool,
-        /// a command for the shell that runs beside each reading of requests and is waited for, with CELL, SERVER and the
-        /// server's PID in its environment
+        /// a command for the shell, as long as which each reading of requests takes, with CELL, SERVER and the server's
+        /// PID in its environment
         #[argh(option, arg_name = "command", from_str_fn(arguments::text))]
         beside: Option<String>,
         /// with few keys, connections and one short round, to see that everything works: the figures mean nothing

@@ -169,33 +169,6 @@ impl Process {
     }
 }
 
-/// A command that looks at a server while it is driven.
-pub(crate) struct Beside(Child);
-
-impl Beside {
-    pub(crate) fn start(command: &str, cell: &str, server: &Server) -> Outcome<Beside> {
-        // Of our group, so that Ctrl-C ends it too.
-        let child = Command::new("sh")
-            .args(["-c", command])
-            .env("CELL", cell)
-            .env("SERVER", server.kind.name())
-            .env("PID", server.leader.pid().to_string())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn();
-        let child = child.map_err(|error| format!("cannot start sh: {error}"))?;
-        Ok(Beside(child))
-    }
-
-    pub(crate) fn wait(mut self) -> Outcome<()> {
-        match self.0.wait() {
-            Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(format!("what runs beside it has failed: {status}")),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-}
-
 /// Waits until `condition` gives something.
 fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Outcome<Option<T>>) -> Outcome<T> {
     let deadline = Instant::now() + PATIENCE;
@@ -317,6 +290,24 @@ impl Server {
 
     pub(crate) fn protocol(&self) -> Protocol {
         self.kind.protocol()
+    }
+
+    /// Runs a command for the shell that is told of this server.
+    pub(crate) fn look(&self, command: &str, cell: &str) -> Outcome<()> {
+        // Of our group, so that Ctrl-C ends it too.
+        let status = Command::new("sh")
+            .args(["-c", command])
+            .env("CELL", cell)
+            .env("SERVER", self.kind.name())
+            .env("PID", self.leader.pid().to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status();
+        match status {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(format!("--beside: {status}")),
+            Err(error) => Err(format!("--beside: sh: {error}")),
+        }
     }
 
     /// Waits until those of its followers that run have all that it has.
