@@ -120,8 +120,8 @@ fn store(calls: usize) {
     write("DEL", &dels);
 }
 
-/// Writes all of it twice: a table that is full grows at a second write too, whatever that is for, and how many are full
-/// is another number in each process.
+/// Writes all of it twice: a table that is full grows at a second write too, whatever that is for, and how many are
+/// full is another number in each process.
 fn settle(store: &Store, sets: &[Vec<u8>]) {
     for set in [sets, sets].into_iter().flatten() {
         for frame in Run::of_writes(set, &Limits::default()).frames() {
