@@ -67,8 +67,8 @@ struct Entries {
     bytes: u64,
 }
 
-/// The entries of a partition as they were at one moment, in no order.
-#[derive(Debug)]
+/// The entries of a partition as they were at one moment, in no order ([`Store::copy_partition`]).
+#[derive(Debug, Default)]
 pub struct Copied {
     len: usize,
     short: Vec<u8>,
@@ -403,32 +403,36 @@ impl Store {
         usize::from(self.place(self.hash(key)))
     }
 
-    /// All entries of one partition, and what `at` gives while no one writes there.
-    #[must_use]
-    pub fn copy_partition<T>(&self, partition: usize, at: impl FnOnce() -> T) -> (Copied, T) {
+    /// Puts copies of all entries of one partition in the place of what `copied` has, and gives what `at` gives while no
+    /// one writes there. Whoever copies one partition after another does it with the same `copied`: to have memory of the
+    /// system takes longer than to fill it, and the partition is locked meanwhile.
+    pub fn copy_partition<T>(
+        &self,
+        partition: usize,
+        copied: &mut Copied,
+        at: impl FnOnce() -> T,
+    ) -> T {
+        let Copied { len, short, long } = copied;
+        short.clear();
+        long.clear();
         let entries = self.partitions[partition].0.read();
-        let len = entries.table.len();
+        *len = entries.table.len();
         let bytes = usize::try_from(entries.bytes).unwrap_or(usize::MAX);
-        // All that short ones can take; it costs no memory where long ones take most of it.
-        let most = bytes.min(len * COPIED_BYTES) + len * HEADER_LEN;
-        let mut copied = Copied {
-            len,
-            short: Vec::with_capacity(most),
-            long: Vec::new(),
-        };
+        // All that short ones can take.
+        short.reserve(bytes.min(*len * COPIED_BYTES) + *len * HEADER_LEN);
         let mut rest = entries.table.iter();
         loop {
             // As in a run, so that the processor waits for many of them at once.
             let some: ArrayVec<&Entry, RUN_MAX> = rest.by_ref().take(RUN_MAX).collect();
             if some.is_empty() {
-                return (copied, at());
+                return at();
             }
             black_box(some.iter().fold(0, |sum, entry| sum ^ entry.touch()));
             for entry in some {
                 if entry.is_long() {
-                    copied.long.push(entry.clone());
+                    long.push(entry.clone());
                 } else {
-                    copied.short.extend_from_slice(entry.frame());
+                    short.extend_from_slice(entry.frame());
                 }
             }
         }
