@@ -45,10 +45,12 @@ use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use crate::wire::request::{HEADER_LEN, RequestHeader};
 use crate::wire::{GROWTH_BYTES_MAX, Opcode, RequestFrame};
 
-/// Longest frame in bytes that is copied wherever it is wanted, be it under a lock: so many are sooner copied than
-/// their count is raised and lowered. A longer one has a count, and is copied, or sent from where it lies, when nothing
-/// is locked.
-pub const COPIED_BYTES: usize = 1 << 10;
+/// Bytes of a line of the cache.
+const CACHE_LINE: usize = 64;
+
+/// Longest frame in bytes that has no count: few enough lines of the cache to be copied under a lock, in a full copy
+/// with all others of a partition. For a longer one 8 bytes of count are 3 % at the most.
+pub const SHORT_BYTES: usize = 4 * CACHE_LINE;
 
 /// A client's frame, kept byte for byte in one allocation.
 ///
@@ -56,7 +58,7 @@ pub const COPIED_BYTES: usize = 1 << 10;
 /// of an entry; so a SET costs one copy from the receive buffer (none where it is large, see [`EntryBuilder`]), and
 /// what replication sends is what the client sent.
 ///
-/// Cloning an entry of at most [`COPIED_BYTES`] copies it, and cloning a [long](Self::is_long) one counts the clone and
+/// Cloning an entry of at most [`SHORT_BYTES`] copies it, and cloning a [long](Self::is_long) one counts the clone and
 /// copies a pointer: a reader takes a clone of it under a lock and looks at the bytes outside.
 ///
 /// Memory: 7 bytes of header, the key and the value, and whatever the allocator rounds up; 8 of count in a long one.
@@ -87,7 +89,7 @@ enum Kind {
 impl Kind {
     /// Of a block for a whole frame of `frame_len` bytes.
     const fn of(frame_len: usize) -> Kind {
-        if frame_len > COPIED_BYTES {
+        if frame_len > SHORT_BYTES {
             Kind::Counted
         } else {
             Kind::Plain
@@ -115,9 +117,6 @@ impl Kind {
         }
     }
 }
-
-/// Bytes of a line of the cache.
-const CACHE_LINE: usize = 64;
 
 impl Block {
     /// A block with a copy of `bytes`, which begin with a header, and a count of one where its kind has a count.
@@ -218,10 +217,10 @@ impl Entry {
         &self.frame()[HEADER_LEN + key_len..]
     }
 
-    /// Whether it is longer than [`COPIED_BYTES`], so that cloning it copies none of its bytes.
+    /// Whether it is longer than [`SHORT_BYTES`], so that cloning it copies none of its bytes.
     #[must_use]
     pub fn is_long(&self) -> bool {
-        self.frame().len() > COPIED_BYTES
+        self.frame().len() > SHORT_BYTES
     }
 
     /// Puts another frame in the place of this one, where that is as long and no other clone shares the entry's bytes.
@@ -250,7 +249,7 @@ impl Entry {
     #[must_use]
     pub fn touch(&self) -> u8 {
         let frame = self.frame();
-        let start = &frame[..frame.len().min(4 * CACHE_LINE)];
+        let start = &frame[..frame.len().min(SHORT_BYTES)];
         let last = start[start.len() - 1];
         let lines = start.iter().step_by(CACHE_LINE);
         lines.fold(last, |sum, byte| sum ^ byte)
@@ -448,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_overwritten_by_a_frame_that_fits_where_it_has_no_clone() {
+    fn an_entry_is_overwritten_by_a_frame_that_fits() {
         let overwrite = |entry: &mut Entry, key: &[u8], value: &[u8]| {
             let frame = set_frame(key, value);
             match parse(&frame, &Limits::default()).unwrap() {
@@ -466,23 +465,60 @@ mod tests {
         assert_eq!((entry.key(), entry.value()), (&b"ke"[..], &b"yother"[..]));
         assert!(!overwrite(&mut entry, b"key", b"four"));
         assert!(!overwrite(&mut entry, b"key", b"sixsix"));
-        let clone = entry.clone();
-        assert!(!overwrite(&mut entry, b"key", b"again"));
-        assert_eq!(clone.value(), b"yother");
-        drop(clone);
-        assert!(overwrite(&mut entry, b"key", b"again"));
-        assert_eq!(entry.value(), b"again");
+    }
+
+    /// Entries of frames as long as can be short, and one byte longer.
+    fn both_kinds() -> [Entry; 2] {
+        let of = |len| copied(&set_frame(b"key", &vec![7; len - HEADER_LEN - 3]));
+        let both = [of(SHORT_BYTES), of(SHORT_BYTES + 1)];
+        assert_eq!(both.each_ref().map(Entry::is_long), [false, true]);
+        both
+    }
+
+    #[test]
+    fn a_clone_of_a_short_entry_is_a_copy_and_one_of_a_long_entry_shares_its_bytes() {
+        for mut entry in both_kinds() {
+            let clone = entry.clone();
+            assert_eq!(clone.frame(), entry.frame());
+            let shares = clone.frame().as_ptr() == entry.frame().as_ptr();
+            assert_eq!(shares, entry.is_long());
+            let before = entry.frame().to_vec();
+            let after = set_frame(b"yek", &vec![8; before.len() - HEADER_LEN - 3]);
+            let Parsed::Whole(frame) = parse(&after, &Limits::default()).unwrap() else {
+                panic!("not whole")
+            };
+            assert_eq!(entry.overwrite(&frame), !entry.is_long());
+            assert_eq!(clone.frame(), before);
+            drop(clone);
+            assert!(entry.overwrite(&frame));
+            assert_eq!(entry.frame(), after);
+        }
+    }
+
+    #[test]
+    fn a_builder_makes_entries_of_both_kinds() {
+        for expected in both_kinds() {
+            for start in [HEADER_LEN, 100, expected.frame().len()] {
+                let mut builder = EntryBuilder::new(&expected.frame()[..start]).unwrap();
+                let rest = &expected.frame()[start..];
+                let space = builder.space();
+                assert_eq!(space.len(), rest.len());
+                space.copy_from_slice(rest);
+                builder.filled(rest.len());
+                let entry = builder.finish().unwrap();
+                assert_eq!(entry.clone().frame(), expected.frame());
+                assert_eq!(entry.is_long(), expected.is_long());
+            }
+        }
     }
 
     #[test]
     fn an_entry_lives_as_long_as_its_last_clone_on_whatever_thread() {
-        let frame = set_frame(b"key", &[7; 100]);
-        for _ in 0..200 {
-            let entry = copied(&frame);
+        for entry in (0..100).flat_map(|_| both_kinds()) {
+            let frame = &entry.frame().to_vec();
             std::thread::scope(|scope| {
                 for _ in 0..3 {
                     let clone = entry.clone();
-                    let frame = &frame;
                     scope.spawn(move || assert_eq!(clone.clone().frame(), frame));
                 }
                 drop(entry);

@@ -9,7 +9,7 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Slot;
 use parking_lot::RwLock;
 
-use crate::entry::{COPIED_BYTES, Entry};
+use crate::entry::{Entry, SHORT_BYTES};
 use crate::wire::request::{HEADER_LEN, frames};
 use crate::wire::run::{RUN_FRAME_BYTES_MAX, RUN_MAX, Run};
 use crate::wire::{Request, RequestFrame};
@@ -419,7 +419,7 @@ impl Store {
         *len = entries.table.len();
         let bytes = usize::try_from(entries.bytes).unwrap_or(usize::MAX);
         // All that short ones can take.
-        short.reserve(bytes.min(*len * COPIED_BYTES) + *len * HEADER_LEN);
+        short.reserve(bytes.min(*len * SHORT_BYTES) + *len * HEADER_LEN);
         let mut rest = entries.table.iter();
         loop {
             // As in a run, so that the processor waits for many of them at once.

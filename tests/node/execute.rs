@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use gopherstore::digest::Digest;
-use gopherstore::entry::COPIED_BYTES;
-use gopherstore::node::{Node, Phase, Reply, Role};
+use gopherstore::node::{COPIED_BYTES, Node, Phase, Reply, Role};
 use gopherstore::wire::census::{ListAnswer, SumsAnswer};
 use gopherstore::wire::request::Limits;
 use gopherstore::wire::{Request, Run, Status};
