@@ -2,36 +2,38 @@
 //!
 //! # Why there is `unsafe` here, and what was measured
 //!
-//! An entry is one pointer to one block, whose length and kind its own header tells. A `Box<[u8]>` is twice as wide, which
-//! at the load of a table is 17 bytes an entry; and a count of references before each frame is 8 bytes more, which the
-//! allocator makes 16: entries of 16 + 64 bytes take 115 so, and 131 with a count in each of them. Long entries have
-//! one all the same, since copying them under a lock would stall everybody else.
+//! An entry is one pointer to one block, whose length and kind its own header tells. A `Box<[u8]>` is twice as wide,
+//! which at the load of a table is 17 bytes an entry; and a count of references before each frame is 8 bytes more,
+//! which the allocator makes 16: entries of 16 + 64 bytes take 115 so, and 131 with a count in each of them. Long
+//! entries have one all the same, since copying them under a lock would stall everybody else.
 //!
-//! A block can still grow while its bytes arrive. `triomphe::ThinArc`, which was here at first, cannot: a large value was
-//! gathered in a buffer and then copied, so that for a moment it was there twice. A SET of 64 MiB raised the process by
-//! 128 MiB and overwriting one by 192; now by 64 and 128 (`tests/server/requests.rs` holds it there).
+//! A block can still grow while its bytes arrive. `triomphe::ThinArc`, which was here at first, cannot: a large value
+//! was gathered in a buffer and then copied, so that for a moment it was there twice. A SET of 64 MiB raised the
+//! process by 128 MiB and overwriting one by 192; now by 64 and 128 (`tests/server/requests.rs` holds it there).
 //!
 //! # Proof
 //!
-//! A block is one allocation of `layout(kind, capacity)`: for [`Kind::Counted`] a count, then `capacity` bytes of a frame,
-//! all of them initialised. A [`Block`] points at the first of these bytes. The kind follows from the length of the whole
-//! frame alone ([`Kind::of`]), which the frame's header states, and with which a block begins: so whoever has an entry
-//! can tell its kind and its capacity, hence the layout for freeing it, from its bytes. A builder tells the kind from the
-//! same header before it allocates, and that header's bytes never change until it is an entry; [`Entry::overwrite`]
-//! changes them for others that state the same length, hence the same kind.
+//! A block is one allocation of `layout(kind, capacity)`: for `Kind::Counted` a count, then `capacity` bytes of a
+//! frame, all of them initialised. A `Block` points at the first of these bytes. The kind follows from the length of
+//! the whole frame alone (`Kind::of`), which the frame's header states, and with which a block begins: so whoever has
+//! an entry can tell its kind and its capacity, hence the layout for freeing it, from its bytes. A builder tells the
+//! kind from the same header before it allocates, and that header's bytes never change until it is an entry;
+//! [`Entry::overwrite`] changes them for others that state the same length, hence the same kind.
 //!
 //! *One owner.* A block that is not counted has one entry, from [`EntryBuilder::finish`] or [`Entry::copy_of`] on until
-//! that is dropped: nothing makes a second one of it, as [`Entry::clone`] copies the bytes. It is owned as a `Box<[u8]>`
-//! is, written through `&mut Entry` alone and read through `&Entry`, so it may be sent to and shared between threads.
+//! that is dropped: nothing makes a second one of it, as [`Entry::clone`] copies the bytes. It is owned as a
+//! `Box<[u8]>` is, written through `&mut Entry` alone and read through `&Entry`, so it may be sent to and shared
+//! between threads.
 //!
 //! *Counted.* A block is unshared until it becomes an [`Entry`]; from then on its bytes are written only by
-//! [`Entry::overwrite`], through a `&mut` of an entry that is the only one of its block, so nobody reads them meanwhile and
-//! sharing them between threads is sound (`Send` and `Sync`). That the entry is the only one is told by a count of 1, read
-//! with acquire ordering, as `Arc::get_mut` does: nobody can clone it meanwhile, since the only entry to clone is borrowed,
-//! and what others did before they dropped theirs happens before. The count is that of `std`'s `Arc`: a clone adds one,
-//! relaxed, since whoever clones already keeps the block alive; a drop takes one with release ordering, and the last one
-//! acquires before it frees, so every access of every owner happens before. A drop reads the header before it takes its
-//! own one, as afterwards another owner may free it. A count past `isize::MAX` aborts, as it could otherwise wrap.
+//! [`Entry::overwrite`], through a `&mut` of an entry that is the only one of its block, so nobody reads them meanwhile
+//! and sharing them between threads is sound (`Send` and `Sync`). That the entry is the only one is told by a count of
+//! 1, read with acquire ordering, as `Arc::get_mut` does: nobody can clone it meanwhile, since the only entry to clone
+//! is borrowed, and what others did before they dropped theirs happens before. The count is that of `std`'s `Arc`: a
+//! clone adds one, relaxed, since whoever clones already keeps the block alive; a drop takes one with release ordering,
+//! and the last one acquires before it frees, so every access of every owner happens before. A drop reads the header
+//! before it takes its own one, as afterwards another owner may free it. A count past `isize::MAX` aborts, as it could
+//! otherwise wrap.
 
 #![allow(unsafe_code)]
 
@@ -68,8 +70,8 @@ pub struct Entry {
     block: Block,
 }
 
-/// Where the bytes of a frame begin, in an allocation. Whoever holds one says how many bytes there are, and of what kind
-/// the block is.
+/// Where the bytes of a frame begin, in an allocation. Whoever holds one says how many bytes there are, and of what
+/// kind the block is.
 struct Block(NonNull<u8>);
 
 // SAFETY: see the module's proof. The count is atomic and the bytes are never written while a block is shared.
@@ -295,8 +297,8 @@ impl Drop for Entry {
             }
             fence(Ordering::Acquire);
         }
-        // SAFETY: this was the last owner, and an entry's block has as many bytes as its header announces, and is of the
-        // kind that follows from that.
+        // SAFETY: this was the last owner, and an entry's block has as many bytes as its header announces, and is of
+        // the kind that follows from that.
         unsafe { self.block.free(Kind::of(capacity), capacity) };
     }
 }
@@ -384,8 +386,8 @@ impl EntryBuilder {
         if self.len < self.needed {
             return Err(self);
         }
-        // `len <= capacity <= needed`, so the block is just as long as its frame, and of the kind that follows from that.
-        // It changes owners, and the builder must not free it.
+        // `len <= capacity <= needed`, so the block is just as long as its frame, and of the kind that follows from
+        // that. It changes owners, and the builder must not free it.
         let builder = ManuallyDrop::new(self);
         Ok(Entry {
             block: Block(builder.block.0),

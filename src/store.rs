@@ -30,11 +30,11 @@ const SPINS: u32 = 100;
 /// 1. A key lives in the partition that its hash names, and in no other.
 /// 2. Nothing is freed or sent while a partition is locked, and no [long](Entry::is_long) entry copied, except that its
 ///    own table may grow or shrink: of short entries [`get`](Store::get) and [`copy_partition`](Store::copy_partition)
-///    give copies, of long ones they clone a pointer, and so does who is called by [`look`](Store::look) and in a run of
-///    GETs; [`set`](Store::set) and [`remove`](Store::remove) return what they replaced so that it is dropped outside;
-///    [`write`](Store::write) and runs are for entries of a few KiB at the most and copy them under the lock, for then
-///    most can be overwritten where they are. What is passed to be called under the lock may take the digest of a long
-///    entry, but of one alone.
+///    give copies, of long ones they clone a pointer, and so does who is called by [`look`](Store::look) and in a run
+///    of GETs; [`set`](Store::set) and [`remove`](Store::remove) return what they replaced so that it is dropped
+///    outside; [`write`](Store::write) and runs are for entries of a few KiB at the most and copy them under the lock,
+///    for then most can be overwritten where they are. What is passed to be called under the lock may take the digest
+///    of a long entry, but of one alone.
 /// 3. Who takes several partitions takes them in ascending order, and takes no other lock of the store's before.
 ///
 /// # Runs
@@ -403,9 +403,9 @@ impl Store {
         usize::from(self.place(self.hash(key)))
     }
 
-    /// Puts copies of all entries of one partition in the place of what `copied` has, and gives what `at` gives while no
-    /// one writes there. Whoever copies one partition after another does it with the same `copied`: to have memory of the
-    /// system takes longer than to fill it, and the partition is locked meanwhile.
+    /// Puts copies of all entries of one partition in the place of what `copied` has, and gives what `at` gives while
+    /// no one writes there. Whoever copies one partition after another does it with the same `copied`: to have memory
+    /// of the system takes longer than to fill it, and the partition is locked meanwhile.
     pub fn copy_partition<T>(
         &self,
         partition: usize,
