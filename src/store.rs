@@ -30,8 +30,8 @@ const SPINS: u32 = 100;
 /// 1. A key lives in the partition that its hash names, and in no other.
 /// 2. Nothing is freed or sent while a partition is locked, and no [long](Entry::is_long) entry copied, except that its
 ///    own table may grow or shrink: of short entries [`get`](Store::get) and [`copy_partition`](Store::copy_partition)
-///    give copies, of long ones they clone a pointer, and so does who is called by [`look`](Store::look) and in a run
-///    of GETs; [`set`](Store::set) and [`remove`](Store::remove) return what they replaced so that it is dropped
+///    give copies, of long ones they clone a pointer; GETs copy values up to 1 KiB and clone the entries of longer
+///    ones; [`set`](Store::set) and [`remove`](Store::remove) return what they replaced so that it is dropped
 ///    outside; [`write`](Store::write) and runs are for entries of a few KiB at the most and copy them under the lock,
 ///    for then most can be overwritten where they are. What is passed to be called under the lock may take the digest
 ///    of a long entry, but of one alone.
