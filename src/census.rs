@@ -17,7 +17,7 @@
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::digest::Digest;
-use crate::store::Store;
+use crate::store::{Copied, Store};
 use crate::wire::RequestFrame;
 use crate::wire::census::{
     BITS_MAX, CensusError, ITEM_FIELDS_LEN, Item, List, ListAnswer, Place, Sums, SumsAnswer,
@@ -175,9 +175,10 @@ impl<W: Fn(&[u8]) -> bool, L: Fn(&RequestFrame<'_>) -> usize> Walk<'_, W, L> {
         };
         let mut left = self.budget;
         let mut is_first = true;
+        let mut copied = Copied::default();
         while !next.is_end(partitions) {
             let partition = usize::try_from(next.partition).unwrap_or(usize::MAX);
-            let (copied, ()) = self.store.copy_partition(partition, || ());
+            self.store.copy_partition(partition, &mut copied, || ());
             let looked_at = copied.len();
             let wanted = |entry: &RequestFrame<'_>| {
                 let key = entry.request().key();

@@ -2,37 +2,40 @@
 //!
 //! # Why there is `unsafe` here, and what was measured
 //!
-//! An entry is one pointer to one block, whose length and kind its own header tells. A `Box<[u8]>` is twice as wide, which
-//! at the load of a table is 17 bytes an entry; and a count of references before each frame is 8 bytes more, which the
-//! allocator makes 16: entries of 16 + 64 bytes take 115 so, and 131 with a count in each of them. Long entries have
-//! one all the same, since copying them under a lock would stall everybody else.
+//! An entry is one pointer to one block, whose length and kind its own header tells. A `Box<[u8]>` is twice as wide,
+//! which at the load of a table is 17 bytes an entry; and a count of references before each frame is 8 bytes more,
+//! which the allocator makes 16: entries of 16 + 64 bytes take 115 so, and 131 with a count in each of them. Long
+//! entries have one all the same, since copying them under a lock would stall everybody else.
 //!
-//! A block can still grow while its bytes arrive. `triomphe::ThinArc`, which was here at first, cannot: a large value was
-//! gathered in a buffer and then copied, so that for a moment it was there twice. A SET of 64 MiB raised the process by
-//! 128 MiB and overwriting one by 192; now by 64 and 128 (`tests/server/requests.rs` holds it there).
+//! A block can still grow while its bytes arrive. `triomphe::ThinArc`, which was here at first, cannot: a large value
+//! was gathered in a buffer and then copied, so that for a moment it was there twice. A SET of 64 MiB raised the
+//! process by 128 MiB and overwriting one by 192; now by 64 and 128 (`tests/server/requests.rs` holds it there).
 //!
 //! # Proof
 //!
-//! A block is one allocation of `layout(kind, capacity)`: for [`Kind::Counted`] a count, then `capacity` bytes of a frame,
-//! all of them initialised once it is an [`Entry`]'s; of a builder's the first `len`, which only grows by bytes that
-//! whoever put them there shows as initialised ([`EntryBuilder::read_with`]). A [`Block`] points at the first of these bytes. The kind follows from the length of the whole
-//! frame alone ([`Kind::of`]), which the frame's header states, and with which a block begins: so whoever has an entry
-//! can tell its kind and its capacity, hence the layout for freeing it, from its bytes. A builder tells the kind from the
-//! same header before it allocates, and that header's bytes never change until it is an entry; [`Entry::overwrite`]
-//! changes them for others that state the same length, hence the same kind.
+//! A block is one allocation of `layout(kind, capacity)`: for `Kind::Counted` a count, then `capacity` bytes of a
+//! frame, all of them initialised once it is an entry's; of a builder's only the first `len` are, and `len` grows by
+//! bytes alone that whoever put them there shows as initialised ([`EntryBuilder::read_with`]). A `Block` points at the
+//! first of these bytes. The kind follows from the length of the whole frame alone (`Kind::of`), which the frame's
+//! header states, and with which a block begins: so whoever has an entry can tell its kind and its capacity, hence the
+//! layout for freeing it, from its bytes. A builder tells the kind from the same header before it allocates, and that
+//! header's bytes never change until it is an entry; [`Entry::overwrite`] changes them for others that state the same
+//! length, hence the same kind.
 //!
 //! *One owner.* A block that is not counted has one entry, from [`EntryBuilder::finish`] or [`Entry::copy_of`] on until
-//! that is dropped: nothing makes a second one of it, as [`Entry::clone`] copies the bytes. It is owned as a `Box<[u8]>`
-//! is, written through `&mut Entry` alone and read through `&Entry`, so it may be sent to and shared between threads.
+//! that is dropped: nothing makes a second one of it, as [`Entry::clone`] copies the bytes. It is owned as a
+//! `Box<[u8]>` is, written through `&mut Entry` alone and read through `&Entry`, so it may be sent to and shared
+//! between threads.
 //!
 //! *Counted.* A block is unshared until it becomes an [`Entry`]; from then on its bytes are written only by
-//! [`Entry::overwrite`], through a `&mut` of an entry that is the only one of its block, so nobody reads them meanwhile and
-//! sharing them between threads is sound (`Send` and `Sync`). That the entry is the only one is told by a count of 1, read
-//! with acquire ordering, as `Arc::get_mut` does: nobody can clone it meanwhile, since the only entry to clone is borrowed,
-//! and what others did before they dropped theirs happens before. The count is that of `std`'s `Arc`: a clone adds one,
-//! relaxed, since whoever clones already keeps the block alive; a drop takes one with release ordering, and the last one
-//! acquires before it frees, so every access of every owner happens before. A drop reads the header before it takes its
-//! own one, as afterwards another owner may free it. A count past `isize::MAX` aborts, as it could otherwise wrap.
+//! [`Entry::overwrite`], through a `&mut` of an entry that is the only one of its block, so nobody reads them meanwhile
+//! and sharing them between threads is sound (`Send` and `Sync`). That the entry is the only one is told by a count of
+//! 1, read with acquire ordering, as `Arc::get_mut` does: nobody can clone it meanwhile, since the only entry to clone
+//! is borrowed, and what others did before they dropped theirs happens before. The count is that of `std`'s `Arc`: a
+//! clone adds one, relaxed, since whoever clones already keeps the block alive; a drop takes one with release ordering,
+//! and the last one acquires before it frees, so every access of every owner happens before. A drop reads the header
+//! before it takes its own one, as afterwards another owner may free it. A count past `isize::MAX` aborts, as it could
+//! otherwise wrap.
 
 #![allow(unsafe_code)]
 
@@ -46,10 +49,12 @@ use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use crate::wire::request::{HEADER_LEN, RequestHeader};
 use crate::wire::{GROWTH_BYTES_MAX, Opcode, RequestFrame};
 
-/// Longest frame in bytes that is copied wherever it is wanted, be it under a lock: so many are sooner copied than
-/// their count is raised and lowered. A longer one has a count, and is copied, or sent from where it lies, when nothing
-/// is locked.
-pub const COPIED_BYTES: usize = 1 << 10;
+/// Bytes of a line of the cache.
+const CACHE_LINE: usize = 64;
+
+/// Longest frame in bytes that has no count: few enough lines of the cache to be copied under a lock, in a full copy
+/// with all others of a partition. For a longer one 8 bytes of count are 3 % at the most.
+pub const SHORT_BYTES: usize = 4 * CACHE_LINE;
 
 /// A client's frame, kept byte for byte in one allocation.
 ///
@@ -57,7 +62,7 @@ pub const COPIED_BYTES: usize = 1 << 10;
 /// of an entry; so a SET costs one copy from the receive buffer (none where it is large, see [`EntryBuilder`]), and
 /// what replication sends is what the client sent.
 ///
-/// Cloning an entry of at most [`COPIED_BYTES`] copies it, and cloning a [long](Self::is_long) one counts the clone and
+/// Cloning an entry of at most [`SHORT_BYTES`] copies it, and cloning a [long](Self::is_long) one counts the clone and
 /// copies a pointer: a reader takes a clone of it under a lock and looks at the bytes outside.
 ///
 /// Memory: 7 bytes of header, the key and the value, and whatever the allocator rounds up; 8 of count in a long one.
@@ -67,8 +72,8 @@ pub struct Entry {
     block: Block,
 }
 
-/// Where the bytes of a frame begin, in an allocation. Whoever holds one says how many bytes there are, and of what kind
-/// the block is.
+/// Where the bytes of a frame begin, in an allocation. Whoever holds one says how many bytes there are, and of what
+/// kind the block is.
 struct Block(NonNull<u8>);
 
 // SAFETY: see the module's proof. The count is atomic and the bytes are never written while a block is shared.
@@ -88,7 +93,7 @@ enum Kind {
 impl Kind {
     /// Of a block for a whole frame of `frame_len` bytes.
     const fn of(frame_len: usize) -> Kind {
-        if frame_len > COPIED_BYTES {
+        if frame_len > SHORT_BYTES {
             Kind::Counted
         } else {
             Kind::Plain
@@ -117,12 +122,9 @@ impl Kind {
     }
 }
 
-/// Bytes of a line of the cache.
-const CACHE_LINE: usize = 64;
-
 impl Block {
-    /// A block with room for `capacity` bytes that begins with a copy of `bytes`, these with a header, and has a count of
-    /// one where its kind has a count. Where there is less room than bytes, there is as much.
+    /// A block with room for `capacity` bytes, or for as many as `bytes` has where that is more. It begins with a copy
+    /// of these, and these with a header; and it has a count of one where its kind has a count.
     fn copy_of(kind: Kind, bytes: &[u8], capacity: usize) -> Block {
         debug_assert!(bytes.len() >= HEADER_LEN);
         let layout = kind.layout(capacity.max(bytes.len()));
@@ -217,10 +219,10 @@ impl Entry {
         &self.frame()[HEADER_LEN + key_len..]
     }
 
-    /// Whether it is longer than [`COPIED_BYTES`], so that cloning it copies none of its bytes.
+    /// Whether it is longer than [`SHORT_BYTES`], so that cloning it copies none of its bytes.
     #[must_use]
     pub fn is_long(&self) -> bool {
-        self.frame().len() > COPIED_BYTES
+        self.frame().len() > SHORT_BYTES
     }
 
     /// Puts another frame in the place of this one, where that is as long and no other clone shares the entry's bytes.
@@ -249,7 +251,7 @@ impl Entry {
     #[must_use]
     pub fn touch(&self) -> u8 {
         let frame = self.frame();
-        let start = &frame[..frame.len().min(4 * CACHE_LINE)];
+        let start = &frame[..frame.len().min(SHORT_BYTES)];
         let last = start[start.len() - 1];
         let lines = start.iter().step_by(CACHE_LINE);
         lines.fold(last, |sum, byte| sum ^ byte)
@@ -295,8 +297,8 @@ impl Drop for Entry {
             }
             fence(Ordering::Acquire);
         }
-        // SAFETY: this was the last owner, and an entry's block has as many bytes as its header announces, and is of the
-        // kind that follows from that.
+        // SAFETY: this was the last owner, and an entry's block has as many bytes as its header announces, and is of
+        // the kind that follows from that.
         unsafe { self.block.free(Kind::of(capacity), capacity) };
     }
 }
@@ -354,8 +356,8 @@ impl EntryBuilder {
         self.needed
     }
 
-    /// Has `read` put the next bytes of the frame into their place, and returns how many these are. `read` is given room
-    /// for some, none once the frame is whole, and returns the bytes that it has put at the room's start.
+    /// Has `read` put the next bytes of the frame into their place, and returns how many these are. `read` is given
+    /// room for some, none once the frame is whole, and returns the bytes that it has put at the room's start.
     ///
     /// # Errors
     ///
@@ -394,8 +396,8 @@ impl EntryBuilder {
         if self.len < self.needed {
             return Err(self);
         }
-        // `len <= capacity <= needed`, so the block is just as long as its frame, and of the kind that follows from that.
-        // It changes owners, and the builder must not free it.
+        // `len <= capacity <= needed`, so the block is just as long as its frame, and of the kind that follows from
+        // that. It changes owners, and the builder must not free it.
         let builder = ManuallyDrop::new(self);
         Ok(Entry {
             block: Block(builder.block.0),
@@ -459,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_overwritten_by_a_frame_that_fits_where_it_has_no_clone() {
+    fn an_entry_is_overwritten_by_a_frame_that_fits() {
         let overwrite = |entry: &mut Entry, key: &[u8], value: &[u8]| {
             let frame = set_frame(key, value);
             match parse(&frame, &Limits::default()).unwrap() {
@@ -477,23 +479,61 @@ mod tests {
         assert_eq!((entry.key(), entry.value()), (&b"ke"[..], &b"yother"[..]));
         assert!(!overwrite(&mut entry, b"key", b"four"));
         assert!(!overwrite(&mut entry, b"key", b"sixsix"));
-        let clone = entry.clone();
-        assert!(!overwrite(&mut entry, b"key", b"again"));
-        assert_eq!(clone.value(), b"yother");
-        drop(clone);
-        assert!(overwrite(&mut entry, b"key", b"again"));
-        assert_eq!(entry.value(), b"again");
+    }
+
+    /// Entries of frames as long as can be short, and one byte longer.
+    fn both_kinds() -> [Entry; 2] {
+        let of = |len| copied(&set_frame(b"key", &vec![7; len - HEADER_LEN - 3]));
+        let both = [of(SHORT_BYTES), of(SHORT_BYTES + 1)];
+        assert_eq!(both.each_ref().map(Entry::is_long), [false, true]);
+        both
+    }
+
+    #[test]
+    fn a_clone_of_a_short_entry_is_a_copy_and_one_of_a_long_entry_shares_its_bytes() {
+        for mut entry in both_kinds() {
+            let clone = entry.clone();
+            assert_eq!(clone.frame(), entry.frame());
+            let shares = clone.frame().as_ptr() == entry.frame().as_ptr();
+            assert_eq!(shares, entry.is_long());
+            let before = entry.frame().to_vec();
+            let after = set_frame(b"yek", &vec![8; before.len() - HEADER_LEN - 3]);
+            let Parsed::Whole(frame) = parse(&after, &Limits::default()).unwrap() else {
+                panic!("not whole")
+            };
+            assert_eq!(entry.overwrite(&frame), !entry.is_long());
+            assert_eq!(clone.frame(), before);
+            drop(clone);
+            assert!(entry.overwrite(&frame));
+            assert_eq!(entry.frame(), after);
+        }
+    }
+
+    #[test]
+    fn a_builder_makes_entries_of_both_kinds() {
+        for expected in both_kinds() {
+            for start in [HEADER_LEN, 100, expected.frame().len()] {
+                let mut builder = EntryBuilder::new(&expected.frame()[..start]).unwrap();
+                let rest = &expected.frame()[start..];
+                let read = builder.read_with(|room| {
+                    assert_eq!(room.len(), rest.len());
+                    Ok::<_, Infallible>(room.write_copy_of_slice(rest))
+                });
+                assert_eq!(read, Ok(rest.len()));
+                let entry = builder.finish().unwrap();
+                assert_eq!(entry.clone().frame(), expected.frame());
+                assert_eq!(entry.is_long(), expected.is_long());
+            }
+        }
     }
 
     #[test]
     fn an_entry_lives_as_long_as_its_last_clone_on_whatever_thread() {
-        let frame = set_frame(b"key", &[7; 100]);
-        for _ in 0..200 {
-            let entry = copied(&frame);
+        for entry in (0..100).flat_map(|_| both_kinds()) {
+            let frame = &entry.frame().to_vec();
             std::thread::scope(|scope| {
                 for _ in 0..3 {
                     let clone = entry.clone();
-                    let frame = &frame;
                     scope.spawn(move || assert_eq!(clone.clone().frame(), frame));
                 }
                 drop(entry);

@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::census::{self, Budget};
 use crate::config::{Config, NodeConfig, ReplicationConfig};
 use crate::digest::Digest;
-use crate::entry::Entry;
+use crate::entry::{Entry, SHORT_BYTES};
 use crate::history::{Era, History};
 use crate::journal::{Head, Journal};
 use crate::liveness::Liveness;
@@ -30,6 +30,13 @@ pub const SILENT_HEARTBEATS: u32 = 3;
 
 /// The answer to a write once a leader stops.
 const STOPS: &str = "this leader is stopping and takes no more writes; try again when it is back";
+
+/// Longest value in bytes that is copied to the answers while its partition is locked: so many are sooner copied than
+/// their count is raised and lowered. A longer one is copied, or sent from where it lies, when nothing is locked.
+pub const COPIED_BYTES: usize = 1 << 10;
+
+// What is not copied so is cloned under the lock, and must have a count.
+const _: () = assert!(COPIED_BYTES >= SHORT_BYTES);
 
 /// What a node is in its cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -506,7 +513,7 @@ impl Node {
 
     /// Carries out GETs from the start of `run`, one at least. The answers to the first ones are added to `out`, frame
     /// by frame, and how many these are is returned, with the answer to the next one where that is not added, since its
-    /// entry is [long](Entry::is_long) or nothing is read here.
+    /// value is long or nothing is read here.
     pub fn read_run(&self, run: &Run<'_>, out: &mut Vec<u8>) -> (usize, Option<Reply>) {
         let Some(first) = run.frames().next() else {
             return (0, None);
@@ -519,7 +526,7 @@ impl Node {
         let (mut count, mut next) = (0, None);
         let mut answer = |entry: Option<&Entry>| {
             let (status, value) = match entry {
-                Some(entry) if entry.is_long() => {
+                Some(entry) if entry.value().len() > COPIED_BYTES => {
                     next = Some(entry.clone());
                     return false;
                 }

@@ -9,7 +9,7 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Slot;
 use parking_lot::RwLock;
 
-use crate::entry::{COPIED_BYTES, Entry};
+use crate::entry::{Entry, SHORT_BYTES};
 use crate::wire::request::{HEADER_LEN, frames};
 use crate::wire::run::{RUN_FRAME_BYTES_MAX, RUN_MAX, Run};
 use crate::wire::{Request, RequestFrame};
@@ -30,11 +30,11 @@ const SPINS: u32 = 100;
 /// 1. A key lives in the partition that its hash names, and in no other.
 /// 2. Nothing is freed or sent while a partition is locked, and no [long](Entry::is_long) entry copied, except that its
 ///    own table may grow or shrink: of short entries [`get`](Store::get) and [`copy_partition`](Store::copy_partition)
-///    give copies, of long ones they clone a pointer, and so does who is called by [`look`](Store::look) and in a run of
-///    GETs; [`set`](Store::set) and [`remove`](Store::remove) return what they replaced so that it is dropped outside;
-///    [`write`](Store::write) and runs are for entries of a few KiB at the most and copy them under the lock, for then
-///    most can be overwritten where they are. What is passed to be called under the lock may take the digest of a long
-///    entry, but of one alone.
+///    give copies, of long ones they clone a pointer; GETs copy values up to 1 KiB and clone the entries of longer
+///    ones; [`set`](Store::set) and [`remove`](Store::remove) return what they replaced so that it is dropped
+///    outside; [`write`](Store::write) and runs are for entries of a few KiB at the most and copy them under the lock,
+///    for then most can be overwritten where they are. What is passed to be called under the lock may take the digest
+///    of a long entry, but of one alone.
 /// 3. Who takes several partitions takes them in ascending order, and takes no other lock of the store's before.
 ///
 /// # Runs
@@ -67,8 +67,8 @@ struct Entries {
     bytes: u64,
 }
 
-/// The entries of a partition as they were at one moment, in no order.
-#[derive(Debug)]
+/// The entries of a partition as they were at one moment, in no order ([`Store::copy_partition`]).
+#[derive(Debug, Default)]
 pub struct Copied {
     len: usize,
     short: Vec<u8>,
@@ -403,32 +403,36 @@ impl Store {
         usize::from(self.place(self.hash(key)))
     }
 
-    /// All entries of one partition, and what `at` gives while no one writes there.
-    #[must_use]
-    pub fn copy_partition<T>(&self, partition: usize, at: impl FnOnce() -> T) -> (Copied, T) {
+    /// Puts copies of all entries of one partition in the place of what `copied` has, and gives what `at` gives while
+    /// no one writes there. Whoever copies one partition after another does it with the same `copied`: to have memory
+    /// of the system takes longer than to fill it, and the partition is locked meanwhile.
+    pub fn copy_partition<T>(
+        &self,
+        partition: usize,
+        copied: &mut Copied,
+        at: impl FnOnce() -> T,
+    ) -> T {
+        let Copied { len, short, long } = copied;
+        short.clear();
+        long.clear();
         let entries = self.partitions[partition].0.read();
-        let len = entries.table.len();
+        *len = entries.table.len();
         let bytes = usize::try_from(entries.bytes).unwrap_or(usize::MAX);
-        // All that short ones can take; it costs no memory where long ones take most of it.
-        let most = bytes.min(len * COPIED_BYTES) + len * HEADER_LEN;
-        let mut copied = Copied {
-            len,
-            short: Vec::with_capacity(most),
-            long: Vec::new(),
-        };
+        // All that short ones can take.
+        short.reserve(bytes.min(*len * SHORT_BYTES) + *len * HEADER_LEN);
         let mut rest = entries.table.iter();
         loop {
             // As in a run, so that the processor waits for many of them at once.
             let some: ArrayVec<&Entry, RUN_MAX> = rest.by_ref().take(RUN_MAX).collect();
             if some.is_empty() {
-                return (copied, at());
+                return at();
             }
             black_box(some.iter().fold(0, |sum, entry| sum ^ entry.touch()));
             for entry in some {
                 if entry.is_long() {
-                    copied.long.push(entry.clone());
+                    long.push(entry.clone());
                 } else {
-                    copied.short.extend_from_slice(entry.frame());
+                    short.extend_from_slice(entry.frame());
                 }
             }
         }

@@ -457,13 +457,11 @@ impl Sender<'_> {
         self.write()?;
         let mut rule = CopyRule::default();
         let mut chunks = 0;
+        let mut copied = Copied::default();
         for partition in 0..node.store().partitions() {
-            let copy = node
-                .store()
-                .copy_partition(partition, || journal.head().index);
-            rule.copied(copy.1);
-            self.send_copied(&copy.0, &mut chunks)?;
-            drop(copy);
+            let index = || journal.head().index;
+            rule.copied(node.store().copy_partition(partition, &mut copied, index));
+            self.send_copied(&copied, &mut chunks)?;
             self.check_source(history)?;
             while self.send_gained(&mut cursor, &rule, &mut chunks, Instant::now())? {}
         }

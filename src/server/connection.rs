@@ -25,8 +25,8 @@ const FLUSH_BYTES: usize = 64 << 10;
 /// A value at least this long is written from its entry and not copied to the other answers first.
 const DIRECT_BYTES: usize = 16 << 10;
 
-/// A SET frame longer than this is read straight into the entry that it becomes. For shorter ones a copy costs less than
-/// the call to the system that reading each of several in a row on its own takes.
+/// A SET frame longer than this is read straight into the entry that it becomes. For shorter ones a copy costs less
+/// than the call to the system that reading each of several in a row on its own takes.
 const LARGE_FRAME_BYTES: usize = 48 << 10;
 
 /// How often a connection lets others have their turn before it sleeps, where its client may ask again at once.

@@ -114,20 +114,23 @@ impl Node {
 
     fn copy_partition(&self, partition: usize, planted: Planted) -> (Map, u64) {
         let index = || self.journal.head().index;
-        let (entries, copied_at) = if planted == Planted::CopiedAtAfterUnlock {
-            let (entries, ()) = self.store.copy_partition(partition, || ());
-            (entries, index())
+        let mut copied = Copied::default();
+        let copied_at = if planted == Planted::CopiedAtAfterUnlock {
+            self.store.copy_partition(partition, &mut copied, || ());
+            index()
         } else {
-            self.store.copy_partition(partition, index)
+            self.store.copy_partition(partition, &mut copied, index)
         };
-        (map(&entries_of(&entries)), copied_at)
+        (map(&entries_of(&copied)), copied_at)
     }
 
     fn contents(&self) -> Vec<Entry> {
-        let partitions = 0..self.store.partitions();
-        partitions
-            .flat_map(|partition| entries_of(&self.store.copy_partition(partition, || ()).0))
-            .collect()
+        let (mut copied, mut all) = (Copied::default(), Vec::new());
+        for partition in 0..self.store.partitions() {
+            self.store.copy_partition(partition, &mut copied, || ());
+            all.extend(entries_of(&copied));
+        }
+        all
     }
 
     /// A key that lives in this partition.
