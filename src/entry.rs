@@ -14,11 +14,13 @@
 //! # Proof
 //!
 //! A block is one allocation of `layout(kind, capacity)`: for `Kind::Counted` a count, then `capacity` bytes of a
-//! frame, all of them initialised. A `Block` points at the first of these bytes. The kind follows from the length of
-//! the whole frame alone (`Kind::of`), which the frame's header states, and with which a block begins: so whoever has
-//! an entry can tell its kind and its capacity, hence the layout for freeing it, from its bytes. A builder tells the
-//! kind from the same header before it allocates, and that header's bytes never change until it is an entry;
-//! [`Entry::overwrite`] changes them for others that state the same length, hence the same kind.
+//! frame, all of them initialised once it is an entry's; of a builder's only the first `len` are, and `len` grows by
+//! bytes alone that whoever put them there shows as initialised ([`EntryBuilder::read_with`]). A `Block` points at the
+//! first of these bytes. The kind follows from the length of the whole frame alone (`Kind::of`), which the frame's
+//! header states, and with which a block begins: so whoever has an entry can tell its kind and its capacity, hence the
+//! layout for freeing it, from its bytes. A builder tells the kind from the same header before it allocates, and that
+//! header's bytes never change until it is an entry; [`Entry::overwrite`] changes them for others that state the same
+//! length, hence the same kind.
 //!
 //! *One owner.* A block that is not counted has one entry, from [`EntryBuilder::finish`] or [`Entry::copy_of`] on until
 //! that is dropped: nothing makes a second one of it, as [`Entry::clone`] copies the bytes. It is owned as a
@@ -39,8 +41,8 @@
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error, realloc};
 use std::fmt;
-use std::mem::ManuallyDrop;
-use std::ptr::NonNull;
+use std::mem::{ManuallyDrop, MaybeUninit};
+use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
@@ -121,10 +123,11 @@ impl Kind {
 }
 
 impl Block {
-    /// A block with a copy of `bytes`, which begin with a header, and a count of one where its kind has a count.
-    fn copy_of(kind: Kind, bytes: &[u8]) -> Block {
+    /// A block with room for `capacity` bytes, or for as many as `bytes` has where that is more. It begins with a copy
+    /// of these, and these with a header; and it has a count of one where its kind has a count.
+    fn copy_of(kind: Kind, bytes: &[u8], capacity: usize) -> Block {
         debug_assert!(bytes.len() >= HEADER_LEN);
-        let layout = kind.layout(bytes.len());
+        let layout = kind.layout(capacity.max(bytes.len()));
         // SAFETY: the layout's size is not 0, since whoever calls this has a header at least.
         let Some(start) = NonNull::new(unsafe { alloc(layout) }) else {
             handle_alloc_error(layout)
@@ -152,7 +155,7 @@ impl Block {
         unsafe { self.0.sub(kind.prefix()) }
     }
 
-    /// Makes an unshared block of `from` bytes one of `to` bytes, the new ones 0.
+    /// Makes an unshared block of `from` bytes one of `to` bytes, the new ones not initialised.
     ///
     /// # Safety
     ///
@@ -165,10 +168,7 @@ impl Block {
             handle_alloc_error(new)
         };
         // SAFETY: the allocation is of `to` bytes behind its prefix, and nobody else has it.
-        unsafe {
-            *self = Block(moved.add(kind.prefix()));
-            self.0.add(from).write_bytes(0, to - from);
-        }
+        *self = Block(unsafe { moved.add(kind.prefix()) });
     }
 
     /// Frees the block.
@@ -192,7 +192,7 @@ impl Entry {
     /// Of a whole frame.
     fn of_bytes(frame: &[u8]) -> Entry {
         Entry {
-            block: Block::copy_of(Kind::of(frame.len()), frame),
+            block: Block::copy_of(Kind::of(frame.len()), frame, frame.len()),
         }
     }
 
@@ -335,9 +335,10 @@ impl EntryBuilder {
         if start.len() > needed || header.opcode != Opcode::Set.byte() {
             return None;
         }
+        let capacity = needed.min(start.len().saturating_add(GROWTH_BYTES_MAX));
         Some(EntryBuilder {
-            block: Block::copy_of(Kind::of(needed), start),
-            capacity: start.len(),
+            block: Block::copy_of(Kind::of(needed), start, capacity),
+            capacity,
             len: start.len(),
             needed,
         })
@@ -355,8 +356,16 @@ impl EntryBuilder {
         self.needed
     }
 
-    /// Room for the next bytes of the frame; empty once it is whole.
-    pub fn space(&mut self) -> &mut [u8] {
+    /// Has `read` put the next bytes of the frame into their place, and returns how many these are. `read` is given
+    /// room for some, none once the frame is whole, and returns the bytes that it has put at the room's start.
+    ///
+    /// # Errors
+    ///
+    /// That of `read`; nothing has arrived then.
+    pub fn read_with<E>(
+        &mut self,
+        read: impl for<'r> FnOnce(&'r mut [MaybeUninit<u8>]) -> Result<&'r mut [u8], E>,
+    ) -> Result<usize, E> {
         let to = self.needed.min(self.len.saturating_add(GROWTH_BYTES_MAX));
         if self.len == self.capacity && to > self.capacity {
             // SAFETY: the block is of this kind since `new`, has `capacity` bytes, fewer than `to`, and is shared with
@@ -364,17 +373,18 @@ impl EntryBuilder {
             unsafe { self.block.grow(Kind::of(self.needed), self.capacity, to) };
             self.capacity = to;
         }
-        // SAFETY: the block has `capacity` initialised bytes, `len` of which are taken, and is shared with nobody.
-        unsafe {
-            let start = self.block.0.add(self.len);
-            slice::from_raw_parts_mut(start.as_ptr(), self.capacity - self.len)
-        }
-    }
-
-    /// Takes note that the first `count` bytes of the last [`space`](Self::space) are filled; all of it where it was
-    /// shorter.
-    pub fn filled(&mut self, count: usize) {
-        self.len = self.capacity.min(self.len.saturating_add(count));
+        // SAFETY: the block has room for `capacity` bytes, `len` of which are taken, and is shared with nobody.
+        let space = unsafe {
+            let start = self.block.0.add(self.len).cast().as_ptr();
+            slice::from_raw_parts_mut(start, self.capacity - self.len)
+        };
+        let (start, room) = (space.as_ptr(), space.len());
+        let filled = read(space)?;
+        // Whoever has a slice of bytes that begins where the room does has initialised so many of it.
+        let is_there = ptr::eq(start.cast(), filled.as_ptr());
+        let count = if is_there { filled.len().min(room) } else { 0 };
+        self.len += count;
+        Ok(count)
     }
 
     /// The entry, once the frame is whole; until then the builder itself.
@@ -414,6 +424,8 @@ impl fmt::Debug for EntryBuilder {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
+    use std::convert::Infallible;
+
     use super::*;
     use crate::wire::Request;
     use crate::wire::request::{Limits, Parsed, parse};
@@ -503,10 +515,11 @@ mod tests {
             for start in [HEADER_LEN, 100, expected.frame().len()] {
                 let mut builder = EntryBuilder::new(&expected.frame()[..start]).unwrap();
                 let rest = &expected.frame()[start..];
-                let space = builder.space();
-                assert_eq!(space.len(), rest.len());
-                space.copy_from_slice(rest);
-                builder.filled(rest.len());
+                let read = builder.read_with(|room| {
+                    assert_eq!(room.len(), rest.len());
+                    Ok::<_, Infallible>(room.write_copy_of_slice(rest))
+                });
+                assert_eq!(read, Ok(rest.len()));
                 let entry = builder.finish().unwrap();
                 assert_eq!(entry.clone().frame(), expected.frame());
                 assert_eq!(entry.is_long(), expected.is_long());
@@ -546,14 +559,37 @@ mod tests {
                     Err(builder) => builder,
                 };
                 let at = builder.arrived();
-                let space = builder.space();
-                assert!(!space.is_empty() && space.len() <= GROWTH_BYTES_MAX);
-                let count = space.len().min(step);
-                space[..count].copy_from_slice(&frame[at..at + count]);
-                builder.filled(count);
+                let read = builder.read_with(|room| {
+                    assert!(!room.is_empty() && room.len() <= GROWTH_BYTES_MAX);
+                    let count = room.len().min(step);
+                    Ok::<_, Infallible>(room[..count].write_copy_of_slice(&frame[at..at + count]))
+                });
+                assert_eq!(read, Ok(builder.arrived() - at));
             };
             assert!(entry.frame() == frame && entry.value() == value);
         }
+    }
+
+    #[test]
+    fn a_builder_takes_only_what_was_put_where_it_belongs() {
+        let frame = set_frame(b"k", b"value");
+        let mut builder = EntryBuilder::new(&frame[..8]).unwrap();
+        let elsewhere = builder.read_with(|_| Ok::<_, Infallible>(Box::leak(Box::new([b'x'; 5]))));
+        assert_eq!((elsewhere, builder.arrived()), (Ok(0), 8));
+        let behind =
+            builder.read_with(|room| Ok::<_, Infallible>(room[1..].write_copy_of_slice(b"alue")));
+        assert_eq!((behind, builder.arrived()), (Ok(0), 8));
+        let failed = builder.read_with(|room| {
+            room[..5].write_copy_of_slice(b"wrong");
+            Err("the socket failed")
+        });
+        assert_eq!((failed, builder.arrived()), (Err("the socket failed"), 8));
+        let whole =
+            builder.read_with(|room| Ok::<_, Infallible>(room.write_copy_of_slice(b"value")));
+        assert_eq!(whole, Ok(5));
+        let none = builder.read_with(|room| Ok::<_, Infallible>(room.write_copy_of_slice(b"")));
+        assert_eq!(none, Ok(0));
+        assert_eq!(builder.finish().unwrap().frame(), frame);
     }
 
     #[test]
