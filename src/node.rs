@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::census::{self, Budget};
 use crate::config::{Config, NodeConfig, ReplicationConfig};
 use crate::digest::Digest;
-use crate::entry::Entry;
+use crate::entry::{Entry, SHORT_BYTES};
 use crate::history::{Era, History};
 use crate::journal::{Head, Journal};
 use crate::liveness::Liveness;
@@ -34,6 +34,9 @@ const STOPS: &str = "this leader is stopping and takes no more writes; try again
 /// Longest value in bytes that is copied to the answers while its partition is locked: so many are sooner copied than
 /// their count is raised and lowered. A longer one is copied, or sent from where it lies, when nothing is locked.
 pub const COPIED_BYTES: usize = 1 << 10;
+
+// What is not copied so is cloned under the lock, and must have a count.
+const _: () = assert!(COPIED_BYTES >= SHORT_BYTES);
 
 /// What a node is in its cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -508,35 +511,42 @@ impl Node {
             .collect()
     }
 
-    /// Carries out GETs from the start of `run`. The answers to the first ones are added to `out`, frame by frame,
-    /// and how many these are is returned, with the answer to the next one where that is not added: it is long, or
-    /// alone.
+    /// Carries out GETs from the start of `run`, one at least. The answers to the first ones are added to `out`, frame
+    /// by frame, and how many these are is returned, with the answer to the next one where that is not added, since its
+    /// value is long or nothing is read here.
     pub fn read_run(&self, run: &Run<'_>, out: &mut Vec<u8>) -> (usize, Option<Reply>) {
-        if run.len() > 1 && self.serves_reads.load(Ordering::Acquire) {
-            let before = out.len();
-            let (mut count, mut next) = (0, None);
-            let read = self.store.read_run(run, |entry| {
-                let (status, value) = match entry {
-                    Some(entry) if entry.value().len() > COPIED_BYTES => {
-                        next = Some(entry.clone());
-                        return false;
-                    }
-                    Some(entry) => (Status::Ok, entry.value()),
-                    None => (Status::NotFound, &[][..]),
-                };
-                out.extend_from_slice(&header(status, value).encode());
-                out.extend_from_slice(value);
-                count += 1;
-                true
-            });
-            // Asked again, since the store may have been given up meanwhile.
-            if read.is_ok() && self.serves_reads.load(Ordering::Acquire) {
-                return (count, next.map(Reply::Value));
-            }
-            out.truncate(before);
+        let Some(first) = run.frames().next() else {
+            return (0, None);
+        };
+        let serves = || self.serves_reads.load(Ordering::Acquire);
+        if !serves() {
+            return (0, Some(self.refuses_reads()));
         }
-        let first = run.frames().next();
-        (0, first.map(|frame| self.read(frame.request().key())))
+        let before = out.len();
+        let (mut count, mut next) = (0, None);
+        let mut answer = |entry: Option<&Entry>| {
+            let (status, value) = match entry {
+                Some(entry) if entry.value().len() > COPIED_BYTES => {
+                    next = Some(entry.clone());
+                    return false;
+                }
+                Some(entry) => (Status::Ok, entry.value()),
+                None => (Status::NotFound, &[][..]),
+            };
+            out.extend_from_slice(&header(status, value).encode());
+            out.extend_from_slice(value);
+            count += 1;
+            true
+        };
+        if run.len() == 1 || self.store.read_run(run, &mut answer).is_err() {
+            self.store.look(first.request().key(), answer);
+        }
+        // Asked again, since the store may have been given up meanwhile.
+        if !serves() {
+            out.truncate(before);
+            return (0, Some(self.refuses_reads()));
+        }
+        (count, next.map(Reply::Value))
     }
 
     fn read(&self, key: &[u8]) -> Reply {
