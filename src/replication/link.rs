@@ -662,7 +662,7 @@ impl Copy {
     }
 }
 
-/// Has the allocator take from the system at once what entries of so many bytes need. glibc takes it a page at a time in
+/// Has the allocator take from the system at once what entries of so many bytes need. glibc takes a page at a time in
 /// any thread but the first, each with a system call; what is freed here it keeps, and makes the entries of.
 fn make_room(bytes: usize) {
     black_box(Vec::<u8>::with_capacity((2 * bytes).min(ROOM_BYTES_MAX)));
