@@ -1,6 +1,7 @@
 //! The receiving side: a node's one connection to the node that it copies, and what a leader does before it serves.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::hint::black_box;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -31,6 +32,9 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fr
 
 /// Entries that a copy's announcement makes room for at the most, whatever it says: half a gigabyte of empty table.
 const EXPECTED_MAX: usize = 1 << 26;
+
+/// Most that the allocator is asked for in advance: glibc maps what is larger apart, and unmaps it again.
+const ROOM_BYTES_MAX: usize = 120 << 10;
 
 /// Between two acknowledgements at least, so that a busy stream does not have one for each batch.
 const ACK_PAUSE: Duration = Duration::from_millis(1);
@@ -627,6 +631,7 @@ impl<'a> Link<'a> {
 
 impl Copy {
     fn apply(&mut self, node: &Node, frames: Frames<'_>) {
+        make_room(frames.bytes().len());
         for run in frames.runs() {
             if let Some(frame) = run.large() {
                 let entry = Entry::copy_of(&frame);
@@ -650,10 +655,17 @@ impl Copy {
                     node.store().write(&frame, change);
                 }
             }
-            // Others on this machine may have more urgent work: a client that waits is not to wait for a whole chunk.
-            thread::yield_now();
         }
+        // Others on this machine may have more urgent work. Once a chunk, which is a third of a millisecond: each time
+        // gives away what the scheduler would have let this thread run.
+        thread::yield_now();
     }
+}
+
+/// Has the allocator take from the system at once what entries of so many bytes need. glibc takes a page at a time in
+/// any thread but the first, each with a system call; what is freed here it keeps, and makes the entries of.
+fn make_room(bytes: usize) {
+    black_box(Vec::<u8>::with_capacity((2 * bytes).min(ROOM_BYTES_MAX)));
 }
 
 /// What a write makes of the digest, beside what it replaces.
