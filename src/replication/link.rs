@@ -19,7 +19,7 @@ use crate::digest::Digest;
 use crate::entry::Entry;
 use crate::history::{Era, History};
 use crate::journal::Head;
-use crate::node::{Diverged, Member, Node, Phase};
+use crate::node::{Diverged, Member, Node, Phase, digest};
 use crate::store::Contended;
 use crate::wire::replication::{Follow, FollowAnswer, Frames, Message, Parsed, Start, parse};
 use crate::wire::response::{self, Response};
@@ -641,9 +641,11 @@ impl Copy {
                 let old = old.map(Digest::of).unwrap_or_default();
                 *sum = sum.changed(old, new[at]);
             };
-            let made = node
-                .store()
-                .write_run(&run, &mut self.digest, change, |_| {});
+            let each = |sum: &mut Digest, at, _: &RequestFrame<'_>, old: Option<&Entry>| {
+                change(sum, at, old);
+                true
+            };
+            let made = node.store().carry_out(&run, &mut self.digest, each, |_| {});
             if let Err(Contended) = made {
                 for (at, frame) in run.frames().enumerate() {
                     let change = |old: Option<&Entry>| change(&mut self.digest, at, old);
@@ -653,14 +655,6 @@ impl Copy {
             // Others on this machine may have more urgent work: a client that waits is not to wait for a whole chunk.
             thread::yield_now();
         }
-    }
-}
-
-/// What a write makes of the digest, beside what it replaces.
-fn digest(frame: RequestFrame<'_>) -> Digest {
-    match frame.request() {
-        Request::Del { .. } => Digest::EMPTY,
-        _ => Digest::of_frame(frame.bytes()),
     }
 }
 

@@ -12,67 +12,50 @@ pub const RUN_MAX: usize = 16;
 /// Longest SET frame in bytes that shares a run with others; a longer one is worth the cost of going alone.
 pub const RUN_FRAME_BYTES_MAX: usize = 4 << 10;
 
-/// Most bytes of a run: as many as there are of SETs, and enough for any DEL.
+/// Most bytes of a run: as many as there are of SETs, and enough for any one GET or DEL.
 const RUN_BYTES_MAX: usize = RUN_MAX * RUN_FRAME_BYTES_MAX;
 
-/// Requests of one kind, whole and acceptable, that lie one behind the other; [`RUN_MAX`] of them at the most.
+/// GETs, SETs and DELs, whole and acceptable, that lie one behind the other; [`RUN_MAX`] of them at the most.
 ///
 /// Small, since it lies on the stack of every connection: where each frame ends, and not the frames.
 #[derive(Clone, Debug)]
 pub struct Run<'a> {
     bytes: &'a [u8],
     ends: ArrayVec<u32, RUN_MAX>,
+    writes: u16,
 }
 
 impl<'a> Run<'a> {
-    /// GETs at the start of `bytes`, as many as there are before anything else.
-    #[must_use]
-    pub fn of_reads(bytes: &'a [u8], limits: &Limits) -> Run<'a> {
-        Run::of(bytes, limits, |frame| {
-            matches!(frame.request(), Request::Get { .. })
-        })
-    }
-
-    /// SETs and DELs at the start of `bytes`, as many as there are before anything else; a SET of more than
+    /// Requests at the start of `bytes`, as many as there are before one of another kind; a SET of more than
     /// [`RUN_FRAME_BYTES_MAX`] bytes alone.
     #[must_use]
-    pub fn of_writes(bytes: &'a [u8], limits: &Limits) -> Run<'a> {
-        Run::of(bytes, limits, |frame| {
-            matches!(frame.request(), Request::Set { .. } | Request::Del { .. })
-        })
-    }
-
-    /// A single request, of whatever length.
-    #[must_use]
-    pub fn of_one(frame: &RequestFrame<'a>) -> Run<'a> {
-        let bytes = frame.bytes();
-        let end = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        let ends = [end].into_iter().collect();
-        Run { bytes, ends }
-    }
-
-    fn of(
-        bytes: &'a [u8],
-        limits: &Limits,
-        belongs: impl Fn(&RequestFrame<'_>) -> bool,
-    ) -> Run<'a> {
-        let (mut ends, mut len) = (ArrayVec::new(), 0);
+    pub fn of(bytes: &'a [u8], limits: &Limits) -> Run<'a> {
+        let (mut ends, mut len, mut writes) = (ArrayVec::new(), 0, 0);
         while !ends.is_full()
             && let Ok(Parsed::Whole(frame)) = parse(&bytes[len..], limits)
-            && belongs(&frame)
         {
+            let is_write = match frame.request() {
+                Request::Get { .. } => false,
+                Request::Set { .. } | Request::Del { .. } => true,
+                _ => break,
+            };
             let is_large = is_large(&frame);
             if len > 0 && (is_large || len + frame.bytes().len() > RUN_BYTES_MAX) {
                 break;
             }
             len += frame.bytes().len();
+            writes |= u16::from(is_write) << ends.len();
             ends.push(u32::try_from(len).unwrap_or(u32::MAX));
             if is_large {
                 break;
             }
         }
         let bytes = &bytes[..len];
-        Run { bytes, ends }
+        Run {
+            bytes,
+            ends,
+            writes,
+        }
     }
 
     /// All of it, byte for byte.
@@ -85,6 +68,24 @@ impl<'a> Run<'a> {
     #[must_use]
     pub fn large(&self) -> Option<RequestFrame<'a>> {
         self.frames().next().filter(is_large)
+    }
+
+    /// A bit for each request, the lowest for the first: whether it is a SET or a DEL.
+    #[must_use]
+    pub const fn writes(&self) -> u16 {
+        self.writes
+    }
+
+    /// The frames of the requests whose bits are set, one behind the other.
+    #[must_use]
+    pub fn copy_of(&self, requests: u16) -> Vec<u8> {
+        if usize::try_from(requests.count_ones()) == Ok(self.len()) {
+            return self.bytes.to_vec();
+        }
+        let frames = (0..).zip(self.frames());
+        let frames = frames.filter(|(at, _)| requests >> at & 1 == 1);
+        let frames: ArrayVec<&[u8], RUN_MAX> = frames.map(|(_, frame)| frame.bytes()).collect();
+        frames.concat()
     }
 
     /// Bytes of the first `count` requests.
