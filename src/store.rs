@@ -222,11 +222,11 @@ impl Store {
             let mut each = |old: Option<&Entry>| each(state, at, &frame, old);
             match frame.request() {
                 Request::Set { .. } => {
-                    let before = |old: Option<&Entry>| drop(each(old));
+                    let before = |old: Option<&Entry>| _ = each(old);
                     replaced.extend(self.overwrite(locked.of_mut(at), hash, &frame, before));
                 }
                 Request::Del { .. } => {
-                    let before = |old: &Entry| drop(each(Some(old)));
+                    let before = |old: &Entry| _ = each(Some(old));
                     let removed = self.take(locked.of_mut(at), hash, key, before);
                     if removed.is_none() {
                         each(None);

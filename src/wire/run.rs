@@ -136,8 +136,8 @@ mod tests {
         bytes
     }
 
-    fn writes(bytes: &[u8]) -> usize {
-        let run = Run::of_writes(bytes, &Limits::default());
+    fn len(bytes: &[u8]) -> usize {
+        let run = Run::of(bytes, &Limits::default());
         assert!(bytes.starts_with(run.bytes()));
         let len: usize = run.frames().map(|frame| frame.bytes().len()).sum();
         assert_eq!(len, run.bytes().len());
@@ -151,48 +151,50 @@ mod tests {
             value: b"v",
         };
         let (get, del) = (Request::Get { key: b"k" }, Request::Del { key: b"k" });
-        let bytes = frames(&[set, del, set, get, set]);
-        assert_eq!(writes(&bytes), 3);
-        assert_eq!(writes(&bytes[..bytes.len() - 1]), 3);
-        let reads = |bytes: &[u8]| {
-            let run = Run::of_reads(bytes, &Limits::default());
-            run.len()
+        let bytes = frames(&[set, del, get, set, Request::Ping, get]);
+        assert_eq!(len(&bytes), 4);
+        let run = Run::of(&bytes, &Limits::default());
+        assert_eq!(run.writes(), 0b1011);
+        let lens = [0, 1, 2, 3, 4, 5].map(|count| run.bytes_of(count));
+        assert_eq!(lens, [0, 9, 17, 25, 34, 0]);
+        let some = |requests, expected: &[Request<'_>]| {
+            assert_eq!(run.copy_of(requests), frames(expected), "{requests:b}");
         };
-        assert_eq!(reads(&bytes), 0);
-        let run = Run::of_writes(&bytes, &Limits::default());
-        let lens = [0, 1, 2, 3, 4].map(|count| run.bytes_of(count));
-        assert_eq!(lens, [0, 9, 17, 26, 0]);
-        let bytes = frames(&[get, get, set]);
-        assert_eq!((reads(&bytes), writes(&bytes)), (2, 0));
-        assert_eq!(reads(&bytes[..2 * 8 - 1]), 1, "the second one is not whole");
-        assert_eq!(reads(b""), 0);
-        assert_eq!(reads(&frames(&[Request::Ping])), 0);
-        assert_eq!(writes(b"\x01\x00\x01\xff\xff\xff\xffk"), 0, "refused");
+        some(0b1111, &[set, del, get, set]);
+        some(0b1011, &[set, del, set]);
+        some(0b0010, &[del]);
+        some(0, &[]);
+        assert_eq!(len(&bytes[..33]), 3, "the fourth one is not whole");
+        assert_eq!(len(b""), 0);
+        assert_eq!(len(&frames(&[Request::Ping])), 0);
+        assert_eq!(len(b"\x01\x00\x01\xff\xff\xff\xffk"), 0, "refused");
+        let gets = frames(&[get; 3]);
+        assert_eq!(Run::of(&gets, &Limits::default()).writes(), 0);
     }
 
     #[test]
     fn a_run_is_bounded_in_number_and_in_bytes() {
-        let set = |len| {
+        let set = |len: usize| {
             let value = vec![b'v'; len];
             let (key, value) = (b"k", &value);
             frames(&[Request::Set { key, value }])
         };
-        assert_eq!(writes(&set(1).repeat(100)), RUN_MAX);
+        assert_eq!(len(&set(1).repeat(100)), RUN_MAX);
+        let run = &set(1).repeat(100);
+        assert_eq!(Run::of(run, &Limits::default()).writes(), u16::MAX);
         let longest = RUN_FRAME_BYTES_MAX - 8;
-        assert_eq!(writes(&set(longest).repeat(100)), RUN_MAX);
+        assert_eq!(len(&set(longest).repeat(100)), RUN_MAX);
         let large = set(longest + 1);
-        let run = |bytes: &[u8]| Run::of_writes(bytes, &Limits::default()).large().is_some();
+        let run = |bytes: &[u8]| Run::of(bytes, &Limits::default()).large().is_some();
         assert!(run(&large) && !run(&set(longest)) && !run(b""));
-        assert_eq!(writes(&large.repeat(2)), 1);
-        assert_eq!(writes(&[set(1), large.clone()].concat()), 1);
-        assert_eq!(writes(&[large.clone(), set(1)].concat()), 1);
+        assert_eq!(len(&large.repeat(2)), 1);
+        assert_eq!(len(&[set(1), large.clone()].concat()), 1);
+        assert_eq!(len(&[large.clone(), set(1)].concat()), 1);
         let key = &vec![b'k'; 65_535];
-        let del = frames(&[Request::Del { key }]);
-        assert_eq!(writes(&del), 1);
-        assert_eq!(
-            writes(&del.repeat(3)),
-            1,
-            "two are longer than a run may be"
-        );
+        let (get, del) = (Request::Get { key }, Request::Del { key });
+        let (get, del) = (frames(&[get]), frames(&[del]));
+        assert_eq!(len(&[get, del.clone()].concat()), 1);
+        assert_eq!(len(&del), 1);
+        assert_eq!(len(&del.repeat(3)), 1, "two are longer than a run may be");
     }
 }
