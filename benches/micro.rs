@@ -16,7 +16,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use gopherstore::digest::Digest;
 use gopherstore::entry::Entry;
 use gopherstore::oplog::{Frames, Logged, OpLog};
-use gopherstore::store::Store;
+use gopherstore::store::{Copied, Store};
 use gopherstore::wire::request::{Limits, Parsed, parse};
 use gopherstore::wire::response::{self, Response};
 use gopherstore::wire::run::{RUN_MAX, Run};
@@ -160,6 +160,17 @@ fn store(criterion: &mut Criterion) {
                 values.len()
             });
         });
+        // As long as its lock is held.
+        let (mut partitions, mut copied) = ((0..store.partitions()).cycle(), Copied::default());
+        let each = entries / u64::try_from(store.partitions()).unwrap();
+        group.throughput(Throughput::Elements(each.max(1)));
+        group.bench_function(format!("copy a partition of {entries}"), |bencher| {
+            bencher.iter(|| {
+                store.copy_partition(partitions.next().unwrap(), &mut copied, || ());
+                copied.len()
+            });
+        });
+        group.throughput(Throughput::Elements(batch));
         let sets = requests(true, RUN_MAX, &mut next);
         let mut turn = sets.iter().cycle();
         group.bench_function(

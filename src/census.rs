@@ -7,7 +7,7 @@
 //! # Bounds
 //!
 //! One request does what its [`Budget`] allows, or one entry more; then its answer says where to go on. Under the lock
-//! of a partition its pointers are cloned, as for a full copy, and nothing else; they are hashed and freed outside. A
+//! of a partition its entries are copied, as for a full copy, and nothing else; they are hashed and freed outside. A
 //! partition that is more than one request's work is gone through in the order of its keys, which stays the same
 //! whatever is written meanwhile.
 //!
@@ -17,16 +17,17 @@
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::digest::Digest;
-use crate::entry::Entry;
-use crate::store::Store;
+use crate::store::{Copied, Store};
+use crate::wire::RequestFrame;
 use crate::wire::census::{
     BITS_MAX, CensusError, ITEM_FIELDS_LEN, Item, List, ListAnswer, Place, Sums, SumsAnswer,
 };
+use crate::wire::request::frames;
 
 /// What one request may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// Entries that it looks at; of a larger partition it clones all pointers all the same.
+    /// Entries that it looks at; a larger partition is copied all the same.
     pub entries: usize,
     /// Bytes of entries that it hashes.
     pub hashed_bytes: usize,
@@ -36,7 +37,7 @@ pub struct Budget {
 
 impl Default for Budget {
     /// What GBP §4 promises: 131,072 entries, 64 MiB and 1 MiB. Measured with 3 million keys of 16 bytes and values of
-    /// 32: 24 requests of 35 ms for the sums, 26 for a list, and below 2 ms for the pointers of one partition.
+    /// 32: 24 requests of 35 ms for the sums, 26 for a list, and below 2 ms for the entries of one partition.
     fn default() -> Budget {
         Budget {
             entries: 1 << 17,
@@ -66,11 +67,11 @@ pub fn sums(store: &Store, request: &Sums, budget: Budget) -> Result<SumsAnswer,
         store,
         budget,
         is_wanted: |_: &[u8]| true,
-        answer_len: |_: &Entry| 0,
+        answer_len: |_: &RequestFrame<'_>| 0,
     };
     let next = walk.go(&request.place, |entry| {
-        let sum = &mut sums[bucket_of(entry.key(), request.bits)];
-        *sum = sum.changed(Digest::EMPTY, Digest::of(entry));
+        let sum = &mut sums[bucket_of(entry.request().key(), request.bits)];
+        *sum = sum.changed(Digest::EMPTY, Digest::of_frame(entry.bytes()));
     })?;
     Ok(SumsAnswer {
         partitions: partitions(store),
@@ -86,18 +87,18 @@ pub fn sums(store: &Store, request: &Sums, budget: Budget) -> Result<SumsAnswer,
 /// When its fields are not acceptable, or its place is none of this store.
 pub fn list(store: &Store, request: &List, budget: Budget) -> Result<ListAnswer, CensusError> {
     let mut items = Vec::new();
-    let mut take = |entry: &Entry| {
+    let mut take = |entry: &RequestFrame<'_>| {
         items.push(Item {
-            key: entry.key().to_vec(),
+            key: entry.request().key().to_vec(),
             // It came in a frame, whose length field is as wide.
-            value_len: u32::try_from(entry.value().len()).unwrap_or(u32::MAX),
-            hash: Digest::of(entry).to_u128(),
+            value_len: u32::try_from(entry.request().value().len()).unwrap_or(u32::MAX),
+            hash: Digest::of_frame(entry.bytes()).to_u128(),
         });
     };
     let next = match request {
         List::One(key) => {
             if let Some(entry) = store.get(key) {
-                take(&entry);
+                frames(entry.frame()).for_each(|frame| take(&frame));
             }
             Place {
                 run: store.run(),
@@ -110,7 +111,9 @@ pub fn list(store: &Store, request: &List, budget: Budget) -> Result<ListAnswer,
                 store,
                 budget,
                 is_wanted: |key: &[u8]| buckets.contains(bucket_of(key, buckets.bits())),
-                answer_len: |entry: &Entry| ITEM_FIELDS_LEN + entry.key().len(),
+                answer_len: |entry: &RequestFrame<'_>| {
+                    ITEM_FIELDS_LEN + entry.request().key().len()
+                },
             };
             walk.go(place, take)?
         }
@@ -148,9 +151,13 @@ impl Budget {
     }
 }
 
-impl<W: Fn(&[u8]) -> bool, L: Fn(&Entry) -> usize> Walk<'_, W, L> {
+impl<W: Fn(&[u8]) -> bool, L: Fn(&RequestFrame<'_>) -> usize> Walk<'_, W, L> {
     /// Hands the wanted entries from `place` on to `take`, as many as one request may, and says where to go on.
-    fn go(&self, place: &Place, mut take: impl FnMut(&Entry)) -> Result<Place, CensusError> {
+    fn go(
+        &self,
+        place: &Place,
+        mut take: impl FnMut(&RequestFrame<'_>),
+    ) -> Result<Place, CensusError> {
         let (partitions, run) = (partitions(self.store), self.store.run());
         if place.partition > partitions {
             let partition = place.partition;
@@ -168,13 +175,16 @@ impl<W: Fn(&[u8]) -> bool, L: Fn(&Entry) -> usize> Walk<'_, W, L> {
         };
         let mut left = self.budget;
         let mut is_first = true;
+        let mut copied = Copied::default();
         while !next.is_end(partitions) {
             let partition = usize::try_from(next.partition).unwrap_or(usize::MAX);
-            let (mut entries, ()) = self.store.copy_partition(partition, || ());
-            let looked_at = entries.len();
-            let wanted =
-                |entry: &Entry| *entry.key() >= *next.from && (self.is_wanted)(entry.key());
-            entries.retain(wanted);
+            self.store.copy_partition(partition, &mut copied, || ());
+            let looked_at = copied.len();
+            let wanted = |entry: &RequestFrame<'_>| {
+                let key = entry.request().key();
+                *key >= *next.from && (self.is_wanted)(key)
+            };
+            let entries: Vec<_> = copied.frames().filter(wanted).collect();
             let mut all = self.cost(&entries);
             all.entries = looked_at;
             match left.less(all) {
@@ -206,21 +216,23 @@ impl<W: Fn(&[u8]) -> bool, L: Fn(&Entry) -> usize> Walk<'_, W, L> {
     /// the key of the first that is left.
     fn go_within(
         &self,
-        mut entries: Vec<Entry>,
+        mut entries: Vec<RequestFrame<'_>>,
         mut left: Budget,
-        mut take: impl FnMut(&Entry),
+        mut take: impl FnMut(&RequestFrame<'_>),
     ) -> Option<Vec<u8>> {
+        let by_key =
+            |a: &RequestFrame<'_>, b: &RequestFrame<'_>| a.request().key().cmp(b.request().key());
         let most = left.entries.max(1);
         if entries.len() > most {
             // Only those that may be taken, and the one behind them, have to be sorted.
-            entries.select_nth_unstable_by(most, |a, b| a.key().cmp(b.key()));
+            entries.select_nth_unstable_by(most, by_key);
             entries.truncate(most + 1);
         }
-        entries.sort_unstable_by(|a, b| a.key().cmp(b.key()));
+        entries.sort_unstable_by(by_key);
         for (at, entry) in entries.iter().enumerate() {
             match left.less(self.cost(std::slice::from_ref(entry))) {
                 Some(rest) => left = rest,
-                None if at > 0 => return Some(entry.key().to_vec()),
+                None if at > 0 => return Some(entry.request().key().to_vec()),
                 None => {
                     left = Budget {
                         entries: 0,
@@ -234,10 +246,10 @@ impl<W: Fn(&[u8]) -> bool, L: Fn(&Entry) -> usize> Walk<'_, W, L> {
         None
     }
 
-    fn cost(&self, entries: &[Entry]) -> Budget {
+    fn cost(&self, entries: &[RequestFrame<'_>]) -> Budget {
         Budget {
             entries: entries.len(),
-            hashed_bytes: entries.iter().map(|entry| entry.frame().len()).sum(),
+            hashed_bytes: entries.iter().map(|entry| entry.bytes().len()).sum(),
             answer_bytes: entries.iter().map(&self.answer_len).sum(),
         }
     }

@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::census::{self, Budget};
 use crate::config::{Config, NodeConfig, ReplicationConfig};
 use crate::digest::Digest;
-use crate::entry::Entry;
+use crate::entry::{Entry, SHORT_BYTES};
 use crate::history::{Era, History};
 use crate::journal::{Head, Journal};
 use crate::liveness::Liveness;
@@ -34,6 +34,9 @@ const STOPS: &str = "this leader is stopping and takes no more writes; try again
 /// Longest value in bytes that is copied to the answers while its partition is locked: so many are sooner copied than
 /// their count is raised and lowered. A longer one is copied, or sent from where it lies, when nothing is locked.
 pub const COPIED_BYTES: usize = 1 << 10;
+
+// What is not copied so is cloned under the lock, and must have a count.
+const _: () = assert!(COPIED_BYTES >= SHORT_BYTES);
 
 /// What a node is in its cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -505,13 +508,14 @@ impl Node {
         }
         for (at, frame) in run.frames().enumerate() {
             let reply = match frame.request() {
-                Request::Get { key } => self.read(key),
-                _ => self.write(&frame),
+                Request::Get { key } => self.read_to(key, out),
+                _ => Some(self.write(&frame)),
             };
-            if reply.value().len() > COPIED_BYTES {
-                return (at, Some(reply));
+            match reply {
+                None => {}
+                Some(reply) if reply.value().len() > COPIED_BYTES => return (at, Some(reply)),
+                Some(reply) => answer(out, reply.status(), reply.value()),
             }
-            answer(out, reply.status(), reply.value());
         }
         (run.len(), None)
     }
@@ -563,6 +567,32 @@ impl Node {
             None if self.make_one(frame) => Reply::Done,
             None => Reply::NotFound,
         }
+    }
+
+    /// Adds the answer to a GET to `out`, or returns it where its value is long or nothing is read here.
+    fn read_to(&self, key: &[u8], out: &mut Vec<u8>) -> Option<Reply> {
+        let serves = || self.serves_reads.load(Ordering::Acquire);
+        if !serves() {
+            return Some(self.refuses_reads());
+        }
+        let before = out.len();
+        let long = self.store.look(key, |entry| match entry {
+            Some(entry) if entry.value().len() > COPIED_BYTES => Some(entry.clone()),
+            Some(entry) => {
+                answer(out, Status::Ok, entry.value());
+                None
+            }
+            None => {
+                answer(out, Status::NotFound, b"");
+                None
+            }
+        });
+        // Asked again, since the store may have been given up meanwhile.
+        if !serves() {
+            out.truncate(before);
+            return Some(self.refuses_reads());
+        }
+        long.map(Reply::Value)
     }
 
     fn read(&self, key: &[u8]) -> Reply {

@@ -9,7 +9,8 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Slot;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::entry::Entry;
+use crate::entry::{Entry, SHORT_BYTES};
+use crate::wire::request::{HEADER_LEN, frames};
 use crate::wire::run::{RUN_FRAME_BYTES_MAX, RUN_MAX, Run};
 use crate::wire::{Request, RequestFrame};
 
@@ -27,11 +28,13 @@ const SPINS: u32 = 100;
 /// # Invariants
 ///
 /// 1. A key lives in the partition that its hash names, and in no other.
-/// 2. Nothing is freed or sent while a partition is locked, and nothing long copied, except that its own table may grow
-///    or shrink: [`get`](Store::get) clones a pointer, a run copies short values; [`set`](Store::set) and
-///    [`remove`](Store::remove) return what they replaced so that it is dropped outside; [`write`](Store::write) and
-///    runs are for entries of a few KiB at the most and copy them under the lock, for then most can be overwritten
-///    where they are. What is passed to be called under the lock may take the digest of a long entry, but of one alone.
+/// 2. Nothing is freed or sent while a partition is locked, and no [long](Entry::is_long) entry copied, except that its
+///    own table may grow or shrink: of short entries [`get`](Store::get) and [`copy_partition`](Store::copy_partition)
+///    give copies, of long ones they clone a pointer; GETs copy values up to 1 KiB and clone the entries of longer
+///    ones; [`set`](Store::set) and [`remove`](Store::remove) return what they replaced so that it is dropped
+///    outside; [`write`](Store::write) and runs are for entries of a few KiB at the most and copy them under the lock,
+///    for then most can be overwritten where they are. What is passed to be called under the lock may take the digest
+///    of a long entry, but of one alone.
 /// 3. Who takes several partitions takes them in ascending order, and takes no other lock of the store's before.
 ///
 /// # Runs
@@ -62,6 +65,46 @@ struct Entries {
     table: HashTable<Entry>,
     /// Bytes of all keys and values.
     bytes: u64,
+}
+
+/// The entries of a partition as they were at one moment, in no order ([`Store::copy_partition`]).
+#[derive(Debug, Default)]
+pub struct Copied {
+    len: usize,
+    short: Vec<u8>,
+    long: Vec<Entry>,
+}
+
+impl Copied {
+    /// How many there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The frames of the short ones, one after another.
+    #[must_use]
+    pub fn short(&self) -> &[u8] {
+        &self.short
+    }
+
+    /// The [long](Entry::is_long) ones.
+    #[must_use]
+    pub fn long(&self) -> &[Entry] {
+        &self.long
+    }
+
+    /// All of them.
+    pub fn frames(&self) -> impl Iterator<Item = RequestFrame<'_>> {
+        let long = self.long.iter();
+        frames(&self.short).chain(long.flat_map(|entry| frames(entry.frame())))
+    }
 }
 
 /// Bytes of an entry's key and value.
@@ -167,13 +210,17 @@ impl Store {
         }
     }
 
-    /// The entry of `key`.
+    /// A clone of the entry of `key`, which is a copy of a short one; [`look`](Self::look) makes none.
     #[must_use]
     pub fn get(&self, key: &[u8]) -> Option<Entry> {
+        self.look(key, |entry| entry.cloned())
+    }
+
+    /// What `at` makes of the entry of `key`, whose partition is locked for reading meanwhile.
+    pub fn look<T>(&self, key: &[u8], at: impl FnOnce(Option<&Entry>) -> T) -> T {
         let hash = self.hash(key);
         let entries = self.partition(hash).read();
-        let found = entries.table.find(hash, |entry| entry.key() == key);
-        found.cloned()
+        at(entries.table.find(hash, |entry| entry.key() == key))
     }
 
     /// Carries out one SET or DEL, and returns the entry that it replaced. `before` is called with the entry that its
@@ -374,11 +421,39 @@ impl Store {
         usize::from(self.place(self.hash(key)))
     }
 
-    /// All entries of one partition, as pointers, and what `at` gives while no one writes there.
-    #[must_use]
-    pub fn copy_partition<T>(&self, partition: usize, at: impl FnOnce() -> T) -> (Vec<Entry>, T) {
+    /// Puts copies of all entries of one partition in the place of what `copied` has, and gives what `at` gives while
+    /// no one writes there. Whoever copies one partition after another does it with the same `copied`: to have memory
+    /// of the system takes longer than to fill it, and the partition is locked meanwhile.
+    pub fn copy_partition<T>(
+        &self,
+        partition: usize,
+        copied: &mut Copied,
+        at: impl FnOnce() -> T,
+    ) -> T {
+        let Copied { len, short, long } = copied;
+        short.clear();
+        long.clear();
         let entries = self.partitions[partition].0.read();
-        (entries.table.iter().cloned().collect(), at())
+        *len = entries.table.len();
+        let bytes = usize::try_from(entries.bytes).unwrap_or(usize::MAX);
+        // All that short ones can take.
+        short.reserve(bytes.min(*len * SHORT_BYTES) + *len * HEADER_LEN);
+        let mut rest = entries.table.iter();
+        loop {
+            // As in a run, so that the processor waits for many of them at once.
+            let some: ArrayVec<&Entry, RUN_MAX> = rest.by_ref().take(RUN_MAX).collect();
+            if some.is_empty() {
+                return at();
+            }
+            black_box(some.iter().fold(0, |sum, entry| sum ^ entry.touch()));
+            for entry in some {
+                if entry.is_long() {
+                    long.push(entry.clone());
+                } else {
+                    short.extend_from_slice(entry.frame());
+                }
+            }
+        }
     }
 
     /// Number of entries. Partitions are counted one after another, so while others write it is near the truth.

@@ -265,14 +265,17 @@ pub(crate) type Figures = Vec<(Figure, f64)>;
 /// Servers that stay up from one cell to the next, for as long as these want the same of them.
 pub(crate) struct Fleet<'a> {
     programs: &'a Programs,
+    /// A command that is run beside each reading of requests.
+    beside: Option<&'a str>,
     servers: Vec<Server>,
     wanted: Option<(u64, Setup)>,
 }
 
 impl<'a> Fleet<'a> {
-    pub(crate) fn new(programs: &'a Programs) -> Fleet<'a> {
+    pub(crate) fn new(programs: &'a Programs, beside: Option<&'a str>) -> Fleet<'a> {
         Fleet {
             programs,
+            beside,
             servers: Vec::new(),
             wanted: None,
         }
@@ -324,8 +327,10 @@ impl<'a> Fleet<'a> {
         let own = || Server::start(self.programs, kind, cell.setup);
         let figures = match cell.work {
             Work::Requests(connections, depth, get_percent) => {
+                let beside = self.beside;
                 let server = self.server(cell, kind)?;
-                read_requests(cell, server, time, seed, (connections, depth, get_percent))
+                let work = (connections, depth, get_percent);
+                read_requests(cell, server, time, seed, work, beside)
             }
             Work::Copy => read_copy(cell, self.server(cell, kind)?),
             Work::Memory => read_memory(cell, &own()?),
@@ -366,6 +371,7 @@ fn read_requests(
     time: Duration,
     seed: u64,
     (connections, depth, get_percent): (usize, usize, u64),
+    beside: Option<&str>,
 ) -> Outcome<Figures> {
     let is_followed = cell.setup.followers > 0;
     let copies = if is_followed {
@@ -373,13 +379,24 @@ fn read_requests(
     } else {
         0
     };
-    let measured = drive(&Load {
+    let load = Load {
         connections,
         depth,
         get_percent,
         seed,
         ..load_of(cell, server, Until::Time(time))
-    })?;
+    };
+    let measured = match beside {
+        None => drive(&load)?,
+        Some(command) => {
+            let look = || server.look(command, &cell.name);
+            let client = |over: &AtomicBool| {
+                let until = Until::Told(over);
+                drive(&Load { until, ..load })
+            };
+            while_driven(client, look)?.0
+        }
+    };
     let mut figures = vec![
         (REQUESTS, measured.per_second()),
         (PROCESSOR, measured.processor_us()),

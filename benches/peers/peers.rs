@@ -96,6 +96,9 @@ mod linux {
             default = "\"quick\".into()"
         )]
         cells: String,
+        /// names of servers, separated by commas, to leave out all others
+        #[argh(option, arg_name = "names", from_str_fn(arguments::text))]
+        servers: Option<String>,
         /// readings of each server in each cell; by default 3
         #[argh(option, arg_name = "n", from_str_fn(arguments::parsed), default = "3")]
         rounds: usize,
@@ -113,6 +116,10 @@ mod linux {
         /// print the names of the cells by their groups
         #[argh(switch)]
         list: bool,
+        /// a command for the shell, as long as which each reading of requests takes, with CELL, SERVER and the server's
+        /// PID in its environment
+        #[argh(option, arg_name = "command", from_str_fn(arguments::text))]
+        beside: Option<String>,
         /// with few keys, connections and one short round, to see that everything works: the figures mean nothing
         #[argh(switch)]
         smoke: bool,
@@ -250,7 +257,14 @@ mod linux {
 
     /// Takes all readings and gives the text that is printed.
     fn measure(arguments: &Arguments, programs: &Programs, chosen: &[Cell]) -> Outcome<String> {
-        let versions = installed(programs)?;
+        let mut versions = installed(programs)?;
+        if let Some(names) = &arguments.servers {
+            versions.retain(|(kind, _)| names.split(',').any(|name| name == kind.name()));
+            let is_there = |name: &str| versions.iter().any(|(kind, _)| kind.name() == name);
+            if let Some(name) = names.split(',').find(|name| !is_there(name)) {
+                return Err(format!("--servers: no {name:?} here"));
+            }
+        }
         let (mut rounds, mut time) = (arguments.rounds, Duration::from_secs_f64(arguments.seconds));
         let mut cells = chosen.to_vec();
         if arguments.smoke {
@@ -276,7 +290,7 @@ mod linux {
         {
             progress.set_style(style);
         }
-        let mut fleet = Fleet::new(programs);
+        let mut fleet = Fleet::new(programs, arguments.beside.as_deref());
         let mut all = Vec::new();
         for cell in cells {
             let kinds = kinds_of(&cell);

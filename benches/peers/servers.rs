@@ -292,6 +292,24 @@ impl Server {
         self.kind.protocol()
     }
 
+    /// Runs a command for the shell that is told of this server.
+    pub(crate) fn look(&self, command: &str, cell: &str) -> Outcome<()> {
+        // Of our group, so that Ctrl-C ends it too.
+        let status = Command::new("sh")
+            .args(["-c", command])
+            .env("CELL", cell)
+            .env("SERVER", self.kind.name())
+            .env("PID", self.leader.pid().to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status();
+        match status {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(format!("--beside: {status}")),
+            Err(error) => Err(format!("--beside: sh: {error}")),
+        }
+    }
+
     /// Waits until those of its followers that run have all that it has.
     pub(crate) fn wait_followed(&mut self) -> Outcome<()> {
         let wanted = self.followers.len();

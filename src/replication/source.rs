@@ -17,6 +17,7 @@ use crate::history::History;
 use crate::journal::{Cursor, Found, Journal};
 use crate::node::{Node, Phase, Reply, SILENT_HEARTBEATS};
 use crate::progress::{Progress, Turn};
+use crate::store::Copied;
 use crate::wire::Buffer;
 use crate::wire::replication::{
     BatchEncoder, Eras, Fields, Follow, FollowAnswer, Head, Message, Parsed, Start, parse,
@@ -456,13 +457,11 @@ impl Sender<'_> {
         self.write()?;
         let mut rule = CopyRule::default();
         let mut chunks = 0;
+        let mut copied = Copied::default();
         for partition in 0..node.store().partitions() {
-            let copy = node
-                .store()
-                .copy_partition(partition, || journal.head().index);
-            rule.copied(copy.1);
-            self.send_chunks(&copy.0, &mut chunks)?;
-            drop(copy);
+            let index = || journal.head().index;
+            rule.copied(node.store().copy_partition(partition, &mut copied, index));
+            self.send_copied(&copied, &mut chunks)?;
             self.check_source(history)?;
             while self.send_gained(&mut cursor, &rule, &mut chunks, Instant::now())? {}
         }
@@ -530,8 +529,29 @@ impl Sender<'_> {
         }
     }
 
-    fn send_chunks(&mut self, entries: &[Entry], chunks: &mut u64) -> io::Result<()> {
-        let mut rest = entries;
+    fn send_copied(&mut self, copied: &Copied, chunks: &mut u64) -> io::Result<()> {
+        let mut rest = copied.short();
+        while !rest.is_empty() {
+            let (mut len, mut count) = (0, 0);
+            for frame in request::frames(rest) {
+                len += frame.bytes().len();
+                count += 1;
+                if len >= CHUNK_BYTES {
+                    break;
+                }
+            }
+            let (chunk, after) = rest.split_at(len);
+            let mut batch = BatchEncoder::chunk(&mut self.out, self.epoch, *chunks);
+            if !batch.push_run(chunk, count) {
+                return Err(too_long());
+            }
+            batch.finish();
+            rest = after;
+            *chunks += 1;
+            self.write()?;
+            thread::yield_now();
+        }
+        let mut rest = copied.long();
         while let Some(first) = rest.first() {
             if first.frame().len() > BATCH_BYTES {
                 self.send_large_chunk(first, chunks)?;

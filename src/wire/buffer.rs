@@ -71,6 +71,10 @@ impl Buffer {
 
     /// Marks the first `count` bytes as used up; all of them where there are fewer.
     pub fn consume(&mut self, count: usize) {
+        if count > self.bytes().len() {
+            // The rest goes elsewhere.
+            self.was_filled = false;
+        }
         self.start = self.end.min(self.start.saturating_add(count));
         if self.is_empty() {
             self.start = 0;

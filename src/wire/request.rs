@@ -575,3 +575,19 @@ pub fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, Request
         key_len: header.key_len,
     }))
 }
+
+/// The requests that `bytes` begin with, one after another, with values of any length: up to their end, or up to what
+/// [`parse`] does not take for a whole request.
+pub fn frames(bytes: &[u8]) -> impl Iterator<Item = RequestFrame<'_>> {
+    const ANY_VALUE: Limits = Limits {
+        value_len_max: u32::MAX,
+    };
+    let mut rest = bytes;
+    std::iter::from_fn(move || match parse(rest, &ANY_VALUE) {
+        Ok(Parsed::Whole(frame)) => {
+            rest = &rest[frame.bytes.len()..];
+            Some(frame)
+        }
+        Ok(Parsed::Incomplete { .. }) | Err(_) => None,
+    })
+}

@@ -1,4 +1,4 @@
-//! The measurement beside other servers, in its shortest form: that it works, not what it finds.
+//! The measurements, in their shortest form: that they work, not what they find.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,25 +9,30 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::support::node::wait_for;
-use crate::{CLI, SERVER, is_installed, output, root};
+use crate::{CLI, SERVER, both, is_installed, output, root};
 
-/// The generator, as this build of the tests has it.
-fn generator() -> PathBuf {
+/// An example, as this build of the tests has it.
+fn example(name: &str) -> PathBuf {
     let built = Path::new(CLI).parent().unwrap();
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--locked", "--example", "peers"]);
+    cargo.args(["build", "--quiet", "--locked", "--example", name]);
     if built.ends_with("release") {
         cargo.arg("--release");
     }
     output(cargo.current_dir(root()));
-    built.join("examples/peers")
+    built.join("examples").join(name)
 }
 
 fn bench(dir: &Path) -> Command {
-    let mut command = Command::new(root().join("scripts/bench-peers.sh"));
+    script(dir, "bench-peers.sh")
+}
+
+/// A script that measures, in a folder of its own.
+fn script(dir: &Path, name: &str) -> Command {
+    let mut command = Command::new(root().join("scripts").join(name));
     command
         .env("GOPHERSTORE_SERVER", SERVER)
-        .env("GOPHERSTORE_PEERS", generator())
+        .env("GOPHERSTORE_PEERS", example("peers"))
         .env("TMPDIR", dir)
         .current_dir(dir);
     command
@@ -127,5 +132,76 @@ fn an_interrupted_measurement_leaves_nothing_behind() {
         assert_eq!(status.code(), Some(130), "{signal}: {line}");
         assert!(line.contains("interrupted"), "{signal}: {line}");
         assert_eq!(working_in(&dir), 0, "{signal}: something is left");
+    }
+}
+
+#[test]
+fn a_breakdown_of_requests_has_every_part_and_server() {
+    let tools = [("perf", "linux-perf"), ("addr2line", "binutils")];
+    let tools = [("python3", "python3"), ("taskset", "util-linux")]
+        .into_iter()
+        .chain(tools);
+    let are_installed = tools.filter(|(program, package)| !is_installed(program, package));
+    if are_installed.count() > 0 || !peers_are_installed() {
+        return;
+    }
+    let mut perf = Command::new("perf");
+    perf.args(["stat", "-a", "-e", "raw_syscalls:sys_enter", "true"]);
+    let looked = perf.output().unwrap();
+    if !looked.status.success() {
+        eprintln!(
+            "passed over: perf may not look at other programs: {}",
+            both(&looked)
+        );
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().canonicalize().unwrap();
+    let tables = output(script(&dir, "breakdown.py").arg("--smoke"));
+    let row = |start: &str| -> Vec<&str> {
+        let line = tables.lines().find(|line| line.starts_with(start));
+        let line = line.unwrap_or_else(|| panic!("{start}: {tables}"));
+        line.split('|').map(str::trim).collect()
+    };
+    // Nothing that there must be takes part in so few samples, but for this.
+    for part in ["system: sending", "not placed", "**all**"] {
+        for ns in &row(&format!("| {part} |"))[2..7] {
+            assert!(ns.trim_matches('*').parse::<f64>().is_ok(), "{tables}");
+        }
+    }
+    for server in ["GopherStore", "redis-server", "memcached", "echo"] {
+        assert_eq!(row(&format!("| {server}")).len(), 11, "{tables}");
+    }
+    assert!(
+        tables.contains("A switch of threads on one core"),
+        "{tables}"
+    );
+    assert_eq!(working_in(&dir), 0, "something that it started is left");
+}
+
+#[test]
+fn instructions_are_counted_and_compared_with_those_that_were_saved() {
+    if !is_installed("valgrind", "valgrind") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let count = |arguments: &[&str]| {
+        let mut command = script(dir.path(), "count-instructions.sh");
+        command.env("GOPHERSTORE_COUNT", example("count"));
+        output(command.arg("--smoke").args(arguments))
+    };
+    let first = count(&["--save", "before"]);
+    assert_eq!(first.lines().count(), 15, "{first}");
+    let compared = count(&["--baseline", "before"]);
+    assert_eq!(compared.lines().count(), 15, "{compared}");
+    for (line, found) in first.lines().zip(compared.lines()).skip(1) {
+        let (instructions, name) = line.trim_start().split_once("  ").unwrap();
+        assert!(instructions.parse::<f64>().unwrap() > 10.0, "{first}");
+        assert!(found.ends_with(&format!("%  {name}")), "{compared}");
+        let figures: Vec<&str> = found.split_whitespace().collect();
+        assert_eq!(figures[0], instructions, "{compared}");
+        // The hash key is another one, and with so few calls that shows.
+        let change: f64 = figures[2].trim_end_matches('%').parse().unwrap();
+        assert!(change.abs() < 20.0, "{name}: {compared}");
     }
 }

@@ -15,7 +15,7 @@ use shuttle::scheduler::RandomScheduler;
 use shuttle::thread;
 
 use crate::journal::{Cursor, Found, Journal};
-use crate::store::{Contended, Store};
+use crate::store::{Contended, Copied, Store};
 
 /// Schedules that the protocol has to pass.
 const PASSES: usize = 2_000;
@@ -128,20 +128,23 @@ impl Node {
 
     fn copy_partition(&self, partition: usize, planted: Planted) -> (Map, u64) {
         let index = || self.journal.head().index;
-        let (entries, copied_at) = if planted == Planted::CopiedAtAfterUnlock {
-            let (entries, ()) = self.store.copy_partition(partition, || ());
-            (entries, index())
+        let mut copied = Copied::default();
+        let copied_at = if planted == Planted::CopiedAtAfterUnlock {
+            self.store.copy_partition(partition, &mut copied, || ());
+            index()
         } else {
-            self.store.copy_partition(partition, index)
+            self.store.copy_partition(partition, &mut copied, index)
         };
-        (map(&entries), copied_at)
+        (map(&entries_of(&copied)), copied_at)
     }
 
     fn contents(&self) -> Vec<Entry> {
-        let partitions = 0..self.store.partitions();
-        partitions
-            .flat_map(|partition| self.store.copy_partition(partition, || ()).0)
-            .collect()
+        let (mut copied, mut all) = (Copied::default(), Vec::new());
+        for partition in 0..self.store.partitions() {
+            self.store.copy_partition(partition, &mut copied, || ());
+            all.extend(entries_of(&copied));
+        }
+        all
     }
 
     /// A key that lives in this partition.
@@ -150,6 +153,11 @@ impl Node {
         keys.find(|key| self.store.partition_of(key) == partition)
             .expect("a partition that none of 256 keys fall in")
     }
+}
+
+fn entries_of(copied: &Copied) -> Vec<Entry> {
+    let frames = copied.frames();
+    frames.map(|frame| Entry::copy_of(&frame)).collect()
 }
 
 fn map(entries: &[Entry]) -> Map {

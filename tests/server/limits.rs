@@ -104,12 +104,18 @@ fn running_out_of_descriptors_stops_nobody_who_is_served() {
     // It was connected by the system and is served once there are descriptors again.
     last.write_all(&frames(&[Request::Ping])).unwrap();
     assert_eq!(answer(&last), pong());
-    assert_eq!(
-        node.log().matches("cannot accept clients").count(),
-        1,
-        "one line, not one a try"
-    );
-    assert!(node.log().contains("accepting clients again"));
+    // One line each time that it runs out, not one a try. While descriptors come back one by one that may be twice.
+    let log = node.log();
+    let told: Vec<bool> = log
+        .lines()
+        .filter_map(|line| {
+            let is_out = line.contains("cannot accept clients");
+            (is_out || line.contains("accepting clients again")).then_some(is_out)
+        })
+        .collect();
+    assert!(told.len() >= 2, "{log}");
+    let expected = [true, false].into_iter().cycle().take(told.len());
+    assert!(expected.eq(told.iter().copied()), "{log}");
 }
 
 #[test]

@@ -1,0 +1,218 @@
+//! Operations of the codec, the store and a node, one after another, for `scripts/count-instructions.sh`, which runs
+//! this under callgrind and divides the instructions of each [`measured`] by its requests.
+//!
+//! Prints a line for each operation, in their order: its requests, and its name. Its argument is how often each is
+//! called. On its own it measures nothing; `benches/micro.rs` has the time of the same operations.
+//!
+//! The store hashes by a key that is another in each process, so some entries share a group of their table in one run
+//! and not in the next. Every call has keys of its own, so that this evens out.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+use std::hint::black_box;
+
+use gopherstore::config::Config;
+use gopherstore::history::Era;
+use gopherstore::node::{Node, Role};
+use gopherstore::store::Store;
+use gopherstore::wire::replication::{self, BatchEncoder, Message};
+use gopherstore::wire::request::{Limits, Parsed, parse};
+use gopherstore::wire::response::Response;
+use gopherstore::wire::run::{RUN_MAX, Run};
+use gopherstore::wire::{Request, RequestFrame, Status};
+
+const VALUE: [u8; 64] = [b'v'; 64];
+
+/// What is counted: nothing but this, and what it calls. Its name is known to the script.
+#[inline(never)]
+fn measured(calls: usize, call: &mut dyn FnMut(usize)) {
+    for at in 0..calls {
+        call(at);
+    }
+}
+
+fn operation(name: &str, requests_per_call: usize, calls: usize, mut call: impl FnMut(usize)) {
+    measured(calls, &mut call);
+    println!("{} {name}", calls * requests_per_call);
+}
+
+/// The frames of requests for these keys, one after another; keys have 16 bytes and values 64.
+fn frames(
+    keys: impl IntoIterator<Item = usize>,
+    request: impl for<'a> Fn(&'a [u8]) -> Request<'a>,
+) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for number in keys {
+        let key = format!("key:{number:012}");
+        request(key.as_bytes()).encode(&mut bytes).unwrap();
+    }
+    bytes
+}
+
+fn get(key: &[u8]) -> Request<'_> {
+    Request::Get { key }
+}
+
+fn set(key: &[u8]) -> Request<'_> {
+    Request::Set { key, value: &VALUE }
+}
+
+fn del(key: &[u8]) -> Request<'_> {
+    Request::Del { key }
+}
+
+fn whole(bytes: &[u8]) -> RequestFrame<'_> {
+    match parse(bytes, &Limits::default()).unwrap() {
+        Parsed::Whole(frame) => frame,
+        Parsed::Incomplete { .. } => panic!("a whole frame was written"),
+    }
+}
+
+fn codec(calls: usize) {
+    let limits = Limits::default();
+    let (a_get, a_set) = (frames([7], get), frames([7], set));
+    operation("parse GET", 1, calls, |_| {
+        black_box(whole(black_box(&a_get)).request().key());
+    });
+    operation("parse SET", 1, calls, |_| {
+        black_box(whole(black_box(&a_set)).request().value());
+    });
+    let run = frames(0..RUN_MAX, set);
+    operation("parse 16 SETs as a run", RUN_MAX, calls, |_| {
+        black_box(Run::of(black_box(&run), &limits));
+    });
+    let mut out = Vec::with_capacity(1 << 10);
+    let mut answer = |name: &str, status: Status, value: &'static [u8]| {
+        let answer = Response {
+            status: status.byte(),
+            value,
+        };
+        operation(name, 1, calls, |_| {
+            out.clear();
+            black_box(answer).encode(&mut out).unwrap();
+        });
+    };
+    answer("encode the answer to GET", Status::Ok, &VALUE);
+    answer("encode the answer to SET", Status::Ok, &[]);
+}
+
+/// One request at a time, over as many keys as there are calls.
+fn store(calls: usize) {
+    let of_each = |request: fn(&[u8]) -> Request<'_>| -> Vec<Vec<u8>> {
+        (0..calls).map(|key| frames([key], request)).collect()
+    };
+    let (gets, sets, dels) = (of_each(get), of_each(set), of_each(del));
+    let store = Store::new();
+    let read = |name, frames: &[Vec<u8>]| {
+        operation(name, 1, calls, |at| {
+            black_box(store.get(whole(&frames[at]).request().key()));
+        });
+    };
+    let write = |name, frames: &[Vec<u8>]| {
+        operation(name, 1, calls, |at| {
+            black_box(store.write(&whole(&frames[at]), |_| {}));
+        });
+    };
+    read("GET, missed", &gets);
+    write("SET, new", &sets);
+    settle(&store, &sets);
+    write("SET, over another", &sets);
+    read("GET, found", &gets);
+    write("DEL", &dels);
+}
+
+/// Writes all of it twice: a table that is full grows at a second write too, whatever that is for, and how many are
+/// full is another number in each process.
+fn settle(store: &Store, sets: &[Vec<u8>]) {
+    for set in [sets, sets].into_iter().flatten() {
+        for frame in Run::of(set, &Limits::default()).frames() {
+            store.write(&frame, |_| {});
+        }
+    }
+}
+
+/// Runs of 16 requests, over 16 keys for each call.
+fn runs(calls: usize) {
+    let limits = Limits::default();
+    let of_each = |request: fn(&[u8]) -> Request<'_>| -> Vec<Vec<u8>> {
+        let keys = |call: usize| (call * RUN_MAX..).take(RUN_MAX);
+        (0..calls).map(|call| frames(keys(call), request)).collect()
+    };
+    let (gets, sets) = (of_each(get), of_each(set));
+    let mixed: Vec<Vec<u8>> = (0..calls)
+        .map(|call| {
+            let key = |at| call * RUN_MAX + at;
+            [
+                frames([key(0)], set),
+                frames((1..9).map(key), get),
+                frames([key(9)], set),
+                frames((10..16).map(key), get),
+            ]
+            .concat()
+        })
+        .collect();
+    let config = "cluster = \"count\"\nleader = \"n1\"\n\
+                  [[node]]\nname = \"n1\"\naddr = \"127.0.0.1:1\"\n\
+                  [[node]]\nname = \"n2\"\naddr = \"127.0.0.1:2\"\n";
+    let config = Config::parse(config, "cluster.toml").unwrap();
+    // Nobody takes anything out of their journals, so these have to have room for all calls. What the replication
+    // thread does is not in the count, nor is waking it.
+    let [leader, follower] = ["n1", "n2"].map(|name| {
+        let node = Node::of_cluster(&config, config.node(name).unwrap());
+        settle(node.store(), &sets);
+        node
+    });
+    let era = Era {
+        epoch: 1,
+        nonce: 1,
+        start_index: 1,
+    };
+    leader.open_era(era).unwrap();
+    let alone = Node::new(Role::Leader);
+    settle(alone.store(), &sets);
+    let mut out = Vec::with_capacity(4 << 10);
+    let mut run = |name, node: &Node, requests: &[Vec<u8>]| {
+        operation(name, RUN_MAX, calls, |at| {
+            out.clear();
+            let _ = black_box(node.carry_out(&Run::of(&requests[at], &limits), &mut out));
+        });
+    };
+    run("16 GETs as a run", &alone, &gets);
+    run("16 SETs as a run", &alone, &sets);
+    run("14 GETs and 2 SETs as a run", &alone, &mixed);
+    run("16 SETs as a run, on a leader", &leader, &sets);
+    let batches: Vec<Vec<u8>> = sets.iter().map(|set| batch(set)).collect();
+    operation("16 SETs of a batch, on a follower", RUN_MAX, calls, |at| {
+        let Ok(replication::Parsed::Whole { message, .. }) = replication::parse(&batches[at])
+        else {
+            panic!("a whole batch was written")
+        };
+        let Message::Entries { frames, .. } = message else {
+            panic!("entries were written")
+        };
+        for run in frames.runs() {
+            follower.apply_run(&run).unwrap();
+        }
+    });
+}
+
+/// What a leader sends of a run.
+fn batch(run: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut batch = BatchEncoder::entries(&mut bytes, 1, 1);
+    for frame in Run::of(run, &Limits::default()).frames() {
+        assert!(batch.push(frame.bytes()), "a batch has room for a run");
+    }
+    batch.finish();
+    bytes
+}
+
+fn main() {
+    let calls = std::env::args().nth(1).and_then(|calls| calls.parse().ok());
+    let Some(calls @ 1..=2_000) = calls else {
+        eprintln!("count: how often each operation is called, 1 to 2000, is its only argument");
+        std::process::exit(2);
+    };
+    codec(calls);
+    store(calls);
+    runs(calls);
+}
