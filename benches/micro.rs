@@ -78,7 +78,7 @@ fn codec(criterion: &mut Criterion) {
     let limits = Limits::default();
     let sixteen: Vec<u8> = set.repeat(RUN_MAX);
     group.bench_function("parse 16 SETs as a run", |bencher| {
-        bencher.iter(|| Run::of_writes(black_box(&sixteen), &limits).len());
+        bencher.iter(|| Run::of(black_box(&sixteen), &limits).len());
     });
     let mut out = Vec::with_capacity(1 << 10);
     let request = whole(&set).request();
@@ -149,13 +149,14 @@ fn store(criterion: &mut Criterion) {
         let (mut turn, mut values) = (gets.iter().cycle(), Vec::new());
         group.bench_function(format!("16 gets of {entries} as a run"), |bencher| {
             bencher.iter(|| {
-                let run = Run::of_reads(turn.next().unwrap(), &limits);
+                let run = Run::of(turn.next().unwrap(), &limits);
                 values.clear();
-                let copy = |entry: Option<&Entry>| {
-                    values.extend_from_slice(entry.unwrap().value());
-                    true
-                };
-                store.read_run(&run, copy).unwrap();
+                let copy =
+                    |values: &mut Vec<u8>, _, _: &RequestFrame<'_>, entry: Option<&Entry>| {
+                        values.extend_from_slice(entry.unwrap().value());
+                        true
+                    };
+                store.carry_out(&run, &mut values, copy, |_| {}).unwrap();
                 values.len()
             });
         });
@@ -176,9 +177,9 @@ fn store(criterion: &mut Criterion) {
             format!("16 sets over those of {entries} as a run"),
             |bencher| {
                 bencher.iter(|| {
-                    let run = Run::of_writes(turn.next().unwrap(), &limits);
+                    let run = Run::of(turn.next().unwrap(), &limits);
                     store
-                        .write_run(&run, &mut (), |(), _, _| {}, |()| {})
+                        .carry_out(&run, &mut (), |(), _, _, _| true, |()| {})
                         .unwrap()
                 });
             },

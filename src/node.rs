@@ -343,11 +343,16 @@ impl Node {
         self.change(|standing| standing.phase = phase);
     }
 
-    /// A copy or a resumed stream: the node holds a data set of this history and serves it.
+    /// A copy or a resumed stream: the node holds a data set of this history. A follower serves it, and a leader once it
+    /// has [opened its own era](Self::open_era): a write before that would be of another leader's time.
     pub fn adopt(&self, history: History) {
+        let phase = match self.role {
+            Role::Follower { .. } => Phase::Serving,
+            Role::Leader => Phase::Loading(Arc::from("this leader is about to lead")),
+        };
         self.change(|standing| {
             standing.history = history;
-            standing.phase = Phase::Serving;
+            standing.phase = phase;
             standing.discard = false;
             standing.distrust = false;
         });
@@ -425,10 +430,7 @@ impl Node {
         match frame.request() {
             Request::Ping => Reply::Pong,
             Request::Get { key } => self.read(key),
-            Request::Set { .. } | Request::Del { .. } => {
-                let mut replies = self.write_run(&Run::of_one(frame));
-                replies.pop().unwrap_or(Reply::NotFound)
-            }
+            Request::Set { .. } | Request::Del { .. } => self.write(frame),
             Request::Status => Reply::Text(self.status(Instant::now())),
             Request::Discard => self.discard(),
             Request::Sums { key, value } => self.census(|out| {
@@ -500,53 +502,102 @@ impl Node {
         }
     }
 
-    /// Carries out a run of SETs and DELs, and gives the answer to each.
-    #[must_use]
-    pub fn write_run(&self, run: &Run<'_>) -> Vec<Reply> {
-        if let Some(reply) = self.refuses_writes() {
-            return run.frames().map(|_| reply.clone()).collect();
+    /// Carries out the requests of `run` in their order. The answers to the first ones are added to `out`, frame by
+    /// frame, and how many these are is returned, with the answer to the next one where its value is long; what comes
+    /// after that is not carried out.
+    pub fn carry_out(&self, run: &Run<'_>, out: &mut Vec<u8>) -> (usize, Option<Reply>) {
+        if run.len() > 1
+            && let Ok(carried_out) = self.carry_out_together(run, out)
+        {
+            return carried_out;
         }
-        let made = self.make(run).into_iter();
-        made.map(|made| if made { Reply::Done } else { Reply::NotFound })
-            .collect()
+        for (at, frame) in run.frames().enumerate() {
+            let reply = match frame.request() {
+                Request::Get { key } => self.read_to(key, out),
+                _ => Some(self.write(&frame)),
+            };
+            match reply {
+                None => {}
+                Some(reply) if reply.value().len() > COPIED_BYTES => return (at, Some(reply)),
+                Some(reply) => answer(out, reply.status(), reply.value()),
+            }
+        }
+        (run.len(), None)
     }
 
-    /// Carries out GETs from the start of `run`, one at least. The answers to the first ones are added to `out`, frame
-    /// by frame, and how many these are is returned, with the answer to the next one where that is not added, since its
-    /// value is long or nothing is read here.
-    pub fn read_run(&self, run: &Run<'_>, out: &mut Vec<u8>) -> (usize, Option<Reply>) {
-        let Some(first) = run.frames().next() else {
-            return (0, None);
+    /// As [`carry_out`](Self::carry_out), where all of it can be done together and nothing is refused. Apart from it,
+    /// since what this needs of the stack a connection that asks for one thing at a time is not to pay for.
+    #[inline(never)]
+    fn carry_out_together(
+        &self,
+        run: &Run<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(usize, Option<Reply>), Contended> {
+        let (writes, before) = (run.writes() != 0, out.len());
+        let allows = if writes {
+            &self.takes_writes
+        } else {
+            &self.serves_reads
         };
-        let serves = || self.serves_reads.load(Ordering::Acquire);
-        if !serves() {
-            return (0, Some(self.refuses_reads()));
+        if !allows.load(Ordering::Acquire) {
+            return Err(Contended);
         }
-        let before = out.len();
         let (mut count, mut next) = (0, None);
-        let mut answer = |entry: Option<&Entry>| {
-            let (status, value) = match entry {
-                Some(entry) if entry.value().len() > COPIED_BYTES => {
+        self.make(run, |frame, old| {
+            let (status, value) = match (frame.request(), old) {
+                (Request::Get { .. }, Some(entry)) if entry.value().len() > COPIED_BYTES => {
                     next = Some(entry.clone());
                     return false;
                 }
-                Some(entry) => (Status::Ok, entry.value()),
-                None => (Status::NotFound, &[][..]),
+                (Request::Get { .. }, Some(entry)) => (Status::Ok, entry.value()),
+                (Request::Set { .. }, _) | (_, Some(_)) => (Status::Ok, &[][..]),
+                (_, None) => (Status::NotFound, &[][..]),
             };
-            out.extend_from_slice(&header(status, value).encode());
-            out.extend_from_slice(value);
+            answer(out, status, value);
             count += 1;
             true
-        };
-        if run.len() == 1 || self.store.read_run(run, &mut answer).is_err() {
-            self.store.look(first.request().key(), answer);
+        })?;
+        // Asked again, since the store may have been given up meanwhile; but not by a leader that takes writes, which
+        // keeps what it has for good.
+        if !writes && !self.serves_reads.load(Ordering::Acquire) {
+            out.truncate(before);
+            return Err(Contended);
         }
+        Ok((count, next.map(Reply::Value)))
+    }
+
+    fn write(&self, frame: &RequestFrame<'_>) -> Reply {
+        match self.refuses_writes() {
+            Some(reply) => reply,
+            None if self.make_one(frame) => Reply::Done,
+            None => Reply::NotFound,
+        }
+    }
+
+    /// Adds the answer to a GET to `out`, or returns it where its value is long or nothing is read here.
+    fn read_to(&self, key: &[u8], out: &mut Vec<u8>) -> Option<Reply> {
+        let serves = || self.serves_reads.load(Ordering::Acquire);
+        if !serves() {
+            return Some(self.refuses_reads());
+        }
+        let before = out.len();
+        let long = self.store.look(key, |entry| match entry {
+            Some(entry) if entry.value().len() > COPIED_BYTES => Some(entry.clone()),
+            Some(entry) => {
+                answer(out, Status::Ok, entry.value());
+                None
+            }
+            None => {
+                answer(out, Status::NotFound, b"");
+                None
+            }
+        });
         // Asked again, since the store may have been given up meanwhile.
         if !serves() {
             out.truncate(before);
-            return (0, Some(self.refuses_reads()));
+            return Some(self.refuses_reads());
         }
-        (count, next.map(Reply::Value))
+        long.map(Reply::Value)
     }
 
     fn read(&self, key: &[u8]) -> Reply {
@@ -568,78 +619,67 @@ impl Node {
     ///
     /// [`Diverged`], where a DEL finds nothing; the others are made all the same.
     pub fn apply_run(&self, run: &Run<'_>) -> Result<(), Diverged> {
-        let made = self.make(run);
-        match run.frames().zip(made).find(|(_, made)| !made) {
-            None => Ok(()),
-            Some((frame, _)) => Err(Diverged {
-                key: frame.request().key().to_vec(),
-            }),
-        }
-    }
-
-    /// Makes the writes of a run, and says which of them did anything.
-    fn make(&self, run: &Run<'_>) -> ArrayVec<bool, RUN_MAX> {
-        let one_by_one = || run.frames().map(|frame| self.make_one(&frame)).collect();
-        if run.len() == 1 {
-            return one_by_one();
-        }
-        let made = match &self.journal {
-            None => {
-                let mut made: ArrayVec<bool, RUN_MAX> = run.frames().map(|_| false).collect();
-                let make = |made: &mut ArrayVec<_, RUN_MAX>, at, _: Option<&Entry>| made[at] = true;
-                let replaced = self.store.write_run(run, &mut made, make, |_| {});
-                replaced.map(|_| made)
+        let mut missing = None;
+        let mut check = |frame: &RequestFrame<'_>, is_made: bool| {
+            if !is_made && missing.is_none() {
+                missing = Some(frame.request().key().to_vec());
             }
-            Some(journal) => self.make_and_log(run, journal),
         };
-        made.unwrap_or_else(|Contended| one_by_one())
+        let together = |frame: &RequestFrame<'_>, old: Option<&Entry>| {
+            check(frame, is_made(frame, old));
+            true
+        };
+        if run.len() == 1 || self.make(run, together).is_err() {
+            run.frames()
+                .for_each(|frame| check(&frame, self.make_one(&frame)));
+        }
+        missing.map_or(Ok(()), |key| Err(Diverged { key }))
     }
 
-    fn make_and_log(
+    /// Carries out a run in the store, and logs what it changes there. `each` is as in [`Store::carry_out`].
+    fn make(
         &self,
         run: &Run<'_>,
-        journal: &Journal,
-    ) -> Result<ArrayVec<bool, RUN_MAX>, Contended> {
-        // All that can be done is done before anything is locked.
-        let digest = |frame: RequestFrame<'_>| match frame.request() {
-            Request::Del { .. } => Digest::EMPTY,
-            _ => Digest::of_frame(frame.bytes()),
+        mut each: impl FnMut(&RequestFrame<'_>, Option<&Entry>) -> bool,
+    ) -> Result<(), Contended> {
+        let journal = self.journal.as_ref().filter(|_| run.writes() != 0);
+        let Some(journal) = journal else {
+            let each =
+                |(): &mut (), _, frame: &RequestFrame<'_>, old: Option<&Entry>| each(frame, old);
+            return self.store.carry_out(run, &mut (), each, |()| {}).map(drop);
         };
+        // All that can be done is done before anything is locked.
         let digests: ArrayVec<Digest, RUN_MAX> = run.frames().map(digest).collect();
-        let made: ArrayVec<bool, RUN_MAX> = run.frames().map(|_| false).collect();
-        let log = run.bytes().to_vec();
+        let log = run.copy_of(run.writes());
         let cost = Frames::cost(log.len());
         journal.reserve(cost);
-        let mut state = (made, Digest::EMPTY, cost);
-        let replaced = self.store.write_run(
+        let mut state = (0_u16, Digest::EMPTY, cost);
+        let replaced = self.store.carry_out(
             run,
             &mut state,
-            |(made, change, _), at, old| {
-                made[at] = true;
-                let old = old.map(Digest::of).unwrap_or_default();
-                *change = change.changed(old, digests[at]);
+            |(made, change, _), at, frame, old| {
+                if is_made(frame, old) {
+                    *made |= 1 << at;
+                    let old = old.map(Digest::of).unwrap_or_default();
+                    *change = change.changed(old, digests[at]);
+                }
+                each(frame, old)
             },
             |(made, change, unused)| {
-                let count = made.iter().filter(|&&made| made).count();
-                if count == 0 {
+                if *made == 0 {
                     return;
                 }
-                let log = if count == run.len() {
-                    log
-                } else {
-                    let kept = run.frames().zip(&*made).filter(|(_, made)| **made);
-                    kept.flat_map(|(frame, _)| frame.bytes()).copied().collect()
-                };
+                let all = *made == run.writes();
+                let log = if all { log } else { run.copy_of(*made) };
                 *unused -= Frames::cost(log.len());
-                let count = u32::try_from(count).unwrap_or(u32::MAX);
-                journal.append(Frames::Run(log), count, *change);
+                journal.append(Frames::Run(log), made.count_ones(), *change);
             },
         );
-        let (made, _, unused) = state;
+        let (_, _, unused) = state;
         if unused > 0 {
             journal.release(unused);
         }
-        replaced.map(|_| made)
+        replaced.map(drop)
     }
 
     /// Makes one write, and says whether it did anything.
@@ -655,11 +695,7 @@ impl Node {
             self.store.write(frame, |_| made = true);
             return made;
         };
-        let new = if is_del {
-            Digest::EMPTY
-        } else {
-            Digest::of_frame(frame.bytes())
-        };
+        let new = digest(*frame);
         let log = frame.bytes().to_vec();
         let cost = Frames::cost(log.len());
         journal.reserve(cost);
@@ -939,6 +975,29 @@ impl Reply {
     pub fn header(&self) -> ResponseHeader {
         header(self.status(), self.value())
     }
+}
+
+/// Whether a request changes the data, where its key has this entry: a SET does, and a DEL of what is there.
+fn is_made(frame: &RequestFrame<'_>, old: Option<&Entry>) -> bool {
+    match frame.request() {
+        Request::Set { .. } => true,
+        Request::Del { .. } => old.is_some(),
+        _ => false,
+    }
+}
+
+/// What a write makes of the digest, beside what it replaces.
+pub(crate) fn digest(frame: RequestFrame<'_>) -> Digest {
+    match frame.request() {
+        Request::Set { .. } => Digest::of_frame(frame.bytes()),
+        _ => Digest::EMPTY,
+    }
+}
+
+/// Adds an answer's frame.
+fn answer(out: &mut Vec<u8>, status: Status, value: &[u8]) {
+    out.extend_from_slice(&header(status, value).encode());
+    out.extend_from_slice(value);
 }
 
 fn header(status: Status, value: &[u8]) -> ResponseHeader {

@@ -7,7 +7,7 @@ use std::ops::Deref;
 use arrayvec::ArrayVec;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Slot;
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::entry::{Entry, SHORT_BYTES};
 use crate::wire::request::{HEADER_LEN, frames};
@@ -39,9 +39,9 @@ const SPINS: u32 = 100;
 ///
 /// # Runs
 ///
-/// What a client asks for in one breath is carried out together ([`read_run`](Store::read_run),
-/// [`write_run`](Store::write_run)): all partitions of a run are locked, then all its places are looked at, and only
-/// then is each request carried out. Where the entries are not in the cache, the processor so waits for many of them
+/// What a client asks for in one breath is carried out together ([`carry_out`](Store::carry_out)): all partitions of
+/// a run are locked, for writing where it writes, then all its places are looked at, and only then is each request
+/// carried out. Where the entries are not in the cache, the processor so waits for many of them
 /// at once and not for one after the other.
 ///
 /// # Hashing
@@ -113,10 +113,27 @@ fn size(entry: &Entry) -> u64 {
 }
 
 /// The partitions of a run.
-struct Locked<G> {
-    guards: ArrayVec<G, RUN_MAX>,
+struct Locked<'a> {
+    guards: ArrayVec<Guard<'a>, RUN_MAX>,
     /// Which of them each request of the run needs.
     guard_of: [u8; RUN_MAX],
+}
+
+/// A partition that is locked, for what a run needs it for.
+enum Guard<'a> {
+    Read(RwLockReadGuard<'a, Entries>),
+    Write(RwLockWriteGuard<'a, Entries>),
+}
+
+impl Deref for Guard<'_> {
+    type Target = Entries;
+
+    fn deref(&self) -> &Entries {
+        match self {
+            Guard::Read(entries) => entries,
+            Guard::Write(entries) => entries,
+        }
+    }
 }
 
 /// A run that was not carried out, none of it: another thread holds a partition of it and seems not to run. Its
@@ -135,29 +152,37 @@ fn spin<G>(mut lock: impl FnMut() -> Option<G>) -> Option<G> {
     lock()
 }
 
-impl<G: Deref<Target = Entries>> Locked<G> {
-    fn of(&self, at: usize) -> &G {
+impl Locked<'_> {
+    fn of(&self, at: usize) -> &Entries {
         &self.guards[usize::from(self.guard_of[at])]
     }
 
-    fn of_mut(&mut self, at: usize) -> &mut G {
-        &mut self.guards[usize::from(self.guard_of[at])]
+    fn of_mut(&mut self, at: usize) -> &mut Entries {
+        match &mut self.guards[usize::from(self.guard_of[at])] {
+            Guard::Write(entries) => entries,
+            Guard::Read(_) => {
+                unreachable!("locked for writing, as a request of the run writes there")
+            }
+        }
     }
 
     /// Has all that the run needs brought into the cache at once: two short loops whose rounds do not depend on each
     /// other, so the processor runs ahead of the misses.
-    /// Gives the length of the longest frame among what the run seems to touch.
-    fn touch(&self, hashes: &ArrayVec<u64, RUN_MAX>) -> usize {
+    /// Gives the length of the longest frame among what the writes of the run seem to touch.
+    fn touch(&self, hashes: &ArrayVec<u64, RUN_MAX>, writes: u16) -> usize {
         let places = hashes.iter().enumerate();
         let found: ArrayVec<Option<&Entry>, RUN_MAX> = places
             .map(|(at, &hash)| self.of(at).table.iter_hash(hash).next())
             .collect();
-        let mut longest = 0;
-        let touched = found.into_iter().flatten().map(|entry| {
-            longest = longest.max(entry.frame().len());
-            entry.touch()
-        });
-        black_box(touched.fold(0, |sum, byte| sum ^ byte));
+        let (mut longest, mut sum) = (0, 0);
+        for (at, entry) in found.into_iter().enumerate() {
+            let Some(entry) = entry else { continue };
+            if writes >> at & 1 == 1 {
+                longest = longest.max(entry.frame().len());
+            }
+            sum ^= entry.touch();
+        }
+        black_box(sum);
         longest
     }
 }
@@ -215,59 +240,52 @@ impl Store {
         }
     }
 
-    /// Calls `each` with the entry of each GET in `run`, in its order, until that is false; all as they are at one
-    /// moment, with their partitions locked for reading.
+    /// Carries out the requests of `run` in their order; nobody sees a part of it. Returns entries that were replaced.
     ///
-    /// # Errors
-    ///
-    /// [`Contended`], where a partition is not to be had soon; nothing is called then.
-    pub fn read_run(
-        &self,
-        run: &Run<'_>,
-        mut each: impl FnMut(Option<&Entry>) -> bool,
-    ) -> Result<(), Contended> {
-        let hashes = self.hashes(run);
-        let locked = self.lock(&hashes, RwLock::try_read)?;
-        let _ = locked.touch(&hashes);
-        for (at, (frame, &hash)) in run.frames().zip(&hashes).enumerate() {
-            let key = frame.request().key();
-            if !each(locked.of(at).table.find(hash, |entry| entry.key() == key)) {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Carries out the SETs and DELs of `run` in their order; nobody sees a part of it. Returns entries that they
-    /// replaced.
-    ///
-    /// `before` is called for each as [`write`](Self::write) does, with its place in the run. `done` is called once all
-    /// are carried out and while everything is still locked: it too has the order of the map. Both are given `state`.
+    /// `each` is called for each request before it is carried out, with its place in the run and the entry that its key
+    /// has. Where it gives false for a GET, that and what follows is left. `done` is called once all are carried out
+    /// and while everything is still locked: what is done there has the same order for each key as the changes of the
+    /// map. Both are given `state`.
     ///
     /// # Errors
     ///
     /// [`Contended`], where a partition is not to be had soon, or a long entry may be replaced; nothing is done then.
-    pub fn write_run<S>(
+    pub fn carry_out<S>(
         &self,
         run: &Run<'_>,
         state: &mut S,
-        before: impl Fn(&mut S, usize, Option<&Entry>),
+        mut each: impl FnMut(&mut S, usize, &RequestFrame<'_>, Option<&Entry>) -> bool,
         done: impl FnOnce(&mut S),
     ) -> Result<Vec<Entry>, Contended> {
-        let hashes = self.hashes(run);
-        let mut locked = self.lock(&hashes, RwLock::try_write)?;
-        if locked.touch(&hashes) > RUN_FRAME_BYTES_MAX {
+        let keys = run.frames().map(|frame| frame.request().key());
+        let hashes = keys.map(|key| self.hash(key)).collect();
+        let mut locked = self.lock(&hashes, run.writes())?;
+        if locked.touch(&hashes, run.writes()) > RUN_FRAME_BYTES_MAX {
             return Err(Contended);
         }
         let mut replaced = Vec::new();
         for (at, (frame, &hash)) in run.frames().zip(&hashes).enumerate() {
-            let entries = &mut **locked.of_mut(at);
-            replaced.extend(match frame.request() {
-                Request::Del { key } => {
-                    self.take(entries, hash, key, |old| before(state, at, Some(old)))
+            let key = frame.request().key();
+            let mut each = |old: Option<&Entry>| each(state, at, &frame, old);
+            match frame.request() {
+                Request::Set { .. } => {
+                    let before = |old: Option<&Entry>| _ = each(old);
+                    replaced.extend(self.overwrite(locked.of_mut(at), hash, &frame, before));
                 }
-                _ => self.overwrite(entries, hash, &frame, |old| before(state, at, old)),
-            });
+                Request::Del { .. } => {
+                    let before = |old: &Entry| _ = each(Some(old));
+                    let removed = self.take(locked.of_mut(at), hash, key, before);
+                    if removed.is_none() {
+                        each(None);
+                    }
+                    replaced.extend(removed);
+                }
+                _ => {
+                    if !each(locked.of(at).table.find(hash, |entry| entry.key() == key)) {
+                        break;
+                    }
+                }
+            }
         }
         done(state);
         drop(locked);
@@ -457,23 +475,17 @@ impl Store {
         self.len() == 0
     }
 
-    fn hashes(&self, run: &Run<'_>) -> ArrayVec<u64, RUN_MAX> {
-        let keys = run.frames().map(|frame| frame.request().key());
-        keys.map(|key| self.hash(key)).collect()
-    }
-
     /// Locks the partitions of these hashes, each once and in ascending order.
     ///
     /// Who holds a partition and is not running, since there are more threads than cores, keeps all others out for as
     /// long as that lasts. Whoever waited for it with a part of a run locked would do the same to the rest, and soon
     /// every thread would wait for another one. So that is waited for only as long as one that runs may take.
-    fn lock<'a, G>(
-        &'a self,
-        hashes: &ArrayVec<u64, RUN_MAX>,
-        try_lock: impl Fn(&'a RwLock<Entries>) -> Option<G>,
-    ) -> Result<Locked<G>, Contended> {
-        let places = hashes.iter().map(|&hash| self.place(hash));
-        let mut order: ArrayVec<(u16, u8), RUN_MAX> = places.zip(0..).collect();
+    fn lock(&self, hashes: &ArrayVec<u64, RUN_MAX>, writes: u16) -> Result<Locked<'_>, Contended> {
+        // Of the requests of one partition a write comes first, and decides how it is locked.
+        let places = (0..).zip(hashes);
+        let mut order: ArrayVec<(u16, bool, u8), RUN_MAX> = places
+            .map(|(at, &hash)| (self.place(hash), writes >> at & 1 == 0, at))
+            .collect();
         order.sort_unstable();
         let mut locked = Locked {
             guards: ArrayVec::new(),
@@ -481,12 +493,16 @@ impl Store {
         };
         let mut last = None;
         let mut guard = 0;
-        for (place, at) in order {
+        for (place, is_read, at) in order {
             if last != Some(place) {
                 let partition = &self.partitions[usize::from(place)].0;
                 guard = u8::try_from(locked.guards.len()).unwrap_or(u8::MAX);
-                let held = spin(|| try_lock(partition)).ok_or(Contended)?;
-                locked.guards.push(held);
+                let held = if is_read {
+                    spin(|| partition.try_read()).map(Guard::Read)
+                } else {
+                    spin(|| partition.try_write()).map(Guard::Write)
+                };
+                locked.guards.push(held.ok_or(Contended)?);
                 last = Some(place);
             }
             locked.guard_of[usize::from(at)] = guard;

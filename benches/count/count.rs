@@ -78,7 +78,7 @@ fn codec(calls: usize) {
     });
     let run = frames(0..RUN_MAX, set);
     operation("parse 16 SETs as a run", RUN_MAX, calls, |_| {
-        black_box(Run::of_writes(black_box(&run), &limits));
+        black_box(Run::of(black_box(&run), &limits));
     });
     let mut out = Vec::with_capacity(1 << 10);
     let mut answer = |name: &str, status: Status, value: &'static [u8]| {
@@ -124,7 +124,7 @@ fn store(calls: usize) {
 /// full is another number in each process.
 fn settle(store: &Store, sets: &[Vec<u8>]) {
     for set in [sets, sets].into_iter().flatten() {
-        for frame in Run::of_writes(set, &Limits::default()).frames() {
+        for frame in Run::of(set, &Limits::default()).frames() {
             store.write(&frame, |_| {});
         }
     }
@@ -138,6 +138,18 @@ fn runs(calls: usize) {
         (0..calls).map(|call| frames(keys(call), request)).collect()
     };
     let (gets, sets) = (of_each(get), of_each(set));
+    let mixed: Vec<Vec<u8>> = (0..calls)
+        .map(|call| {
+            let key = |at| call * RUN_MAX + at;
+            [
+                frames([key(0)], set),
+                frames((1..9).map(key), get),
+                frames([key(9)], set),
+                frames((10..16).map(key), get),
+            ]
+            .concat()
+        })
+        .collect();
     let config = "cluster = \"count\"\nleader = \"n1\"\n\
                   [[node]]\nname = \"n1\"\naddr = \"127.0.0.1:1\"\n\
                   [[node]]\nname = \"n2\"\naddr = \"127.0.0.1:2\"\n";
@@ -158,16 +170,16 @@ fn runs(calls: usize) {
     let alone = Node::new(Role::Leader);
     settle(alone.store(), &sets);
     let mut out = Vec::with_capacity(4 << 10);
-    operation("16 GETs as a run", RUN_MAX, calls, |at| {
-        out.clear();
-        let _ = black_box(alone.read_run(&Run::of_reads(&gets[at], &limits), &mut out));
-    });
-    operation("16 SETs as a run", RUN_MAX, calls, |at| {
-        let _ = black_box(alone.write_run(&Run::of_writes(&sets[at], &limits)));
-    });
-    operation("16 SETs as a run, on a leader", RUN_MAX, calls, |at| {
-        let _ = black_box(leader.write_run(&Run::of_writes(&sets[at], &limits)));
-    });
+    let mut run = |name, node: &Node, requests: &[Vec<u8>]| {
+        operation(name, RUN_MAX, calls, |at| {
+            out.clear();
+            let _ = black_box(node.carry_out(&Run::of(&requests[at], &limits), &mut out));
+        });
+    };
+    run("16 GETs as a run", &alone, &gets);
+    run("16 SETs as a run", &alone, &sets);
+    run("14 GETs and 2 SETs as a run", &alone, &mixed);
+    run("16 SETs as a run, on a leader", &leader, &sets);
     let batches: Vec<Vec<u8>> = sets.iter().map(|set| batch(set)).collect();
     operation("16 SETs of a batch, on a follower", RUN_MAX, calls, |at| {
         let Ok(replication::Parsed::Whole { message, .. }) = replication::parse(&batches[at])
@@ -187,7 +199,7 @@ fn runs(calls: usize) {
 fn batch(run: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut batch = BatchEncoder::entries(&mut bytes, 1, 1);
-    for frame in Run::of_writes(run, &Limits::default()).frames() {
+    for frame in Run::of(run, &Limits::default()).frames() {
         assert!(batch.push(frame.bytes()), "a batch has room for a run");
     }
     batch.finish();

@@ -20,7 +20,7 @@ use crate::digest::Digest;
 use crate::entry::Entry;
 use crate::history::{Era, History};
 use crate::journal::Head;
-use crate::node::{Diverged, Member, Node, Phase};
+use crate::node::{Diverged, Member, Node, Phase, digest};
 use crate::store::Contended;
 use crate::wire::replication::{Follow, FollowAnswer, Frames, Message, Parsed, Start, parse};
 use crate::wire::response::{self, Response};
@@ -608,13 +608,7 @@ impl<'a> Link<'a> {
                     self.source,
                     copy.started.elapsed().as_millis()
                 );
-                let leads = leads(node);
-                let history = std::mem::take(&mut copy.history);
-                node.adopt(history);
-                if leads {
-                    // Not before it has opened its own era.
-                    node.enter(Phase::Loading(Arc::from("this leader is about to lead")));
-                }
+                node.adopt(std::mem::take(&mut copy.history));
                 self.copy = None;
                 self.has_followed = true;
             }
@@ -646,9 +640,11 @@ impl Copy {
                 let old = old.map(Digest::of).unwrap_or_default();
                 *sum = sum.changed(old, new[at]);
             };
-            let made = node
-                .store()
-                .write_run(&run, &mut self.digest, change, |_| {});
+            let each = |sum: &mut Digest, at, _: &RequestFrame<'_>, old: Option<&Entry>| {
+                change(sum, at, old);
+                true
+            };
+            let made = node.store().carry_out(&run, &mut self.digest, each, |_| {});
             if let Err(Contended) = made {
                 for (at, frame) in run.frames().enumerate() {
                     let change = |old: Option<&Entry>| change(&mut self.digest, at, old);
@@ -666,14 +662,6 @@ impl Copy {
 /// any thread but the first, each with a system call; what is freed here it keeps, and makes the entries of.
 fn make_room(bytes: usize) {
     black_box(Vec::<u8>::with_capacity((2 * bytes).min(ROOM_BYTES_MAX)));
-}
-
-/// What a write makes of the digest, beside what it replaces.
-fn digest(frame: RequestFrame<'_>) -> Digest {
-    match frame.request() {
-        Request::Del { .. } => Digest::EMPTY,
-        _ => Digest::of_frame(frame.bytes()),
-    }
 }
 
 /// Says how far the node is, when that changes and at every heartbeat.

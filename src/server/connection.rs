@@ -16,7 +16,7 @@ use crate::entry::EntryBuilder;
 use crate::node::{Node, Reply};
 use crate::replication::source::{self, Accepted};
 use crate::wire::request::{self, Disposition, HEADER_LEN, Limits, Parsed, RequestError};
-use crate::wire::{Buffer, Opcode, Request, Run};
+use crate::wire::{Buffer, Request, Run};
 
 /// Answers are written once this many bytes have gathered, even though more requests are at hand. It bounds what a
 /// connection holds of answers, and what its client waits for.
@@ -340,36 +340,18 @@ impl<'a> Connection<'a> {
 
     /// Carries out together what stands at the start of the input and can be; says whether there was anything.
     fn answer_run(&mut self) -> io::Result<bool> {
-        let (node, limits) = (self.context.node, &self.context.limits);
-        let bytes = self.input.bytes();
-        let output = &mut self.output;
-        let run;
-        let len = match bytes.first().copied().map(Opcode::try_from) {
-            Some(Ok(Opcode::Get)) => {
-                run = Run::of_reads(bytes, limits);
-                let (count, next) = node.read_run(&run, &mut output.pending);
-                if let Some(reply) = &next {
-                    output.push(reply)?;
-                } else if output.pending.len() >= FLUSH_BYTES {
-                    output.flush()?;
-                }
-                run.bytes_of(count + usize::from(next.is_some()))
-            }
-            Some(Ok(Opcode::Set | Opcode::Del)) => {
-                run = Run::of_writes(bytes, limits);
-                if !run.is_empty() {
-                    for reply in node.write_run(&run) {
-                        output.push(&reply)?;
-                    }
-                }
-                run.bytes().len()
-            }
-            _ => return Ok(false),
-        };
-        if len == 0 {
+        let (context, output) = (self.context, &mut self.output);
+        let run = Run::of(self.input.bytes(), &context.limits);
+        if run.is_empty() {
             return Ok(false);
         }
-        drop(run);
+        let (count, next) = context.node.carry_out(&run, &mut output.pending);
+        if let Some(reply) = &next {
+            output.push(reply)?;
+        } else if output.pending.len() >= FLUSH_BYTES {
+            output.flush()?;
+        }
+        let len = run.bytes_of(count + usize::from(next.is_some()));
         self.input.consume(len);
         self.deadline = None;
         Ok(true)
@@ -456,10 +438,10 @@ impl<'a> Connection<'a> {
             self.rests -= 1;
             return Ok(false);
         }
-        for turn in 0..=TURNS {
-            if turn > 0 {
-                thread::yield_now();
-            }
+        for _ in 0..TURNS {
+            // Before the first look too: hardly ever has the client asked again by then, and whoever has waited longer
+            // goes first.
+            thread::yield_now();
             match self.receive(needed, RecvFlags::DONTWAIT) {
                 // The end of the stream is for a read that waits.
                 Ok(0) => return Ok(false),

@@ -12,67 +12,50 @@ pub const RUN_MAX: usize = 16;
 /// Longest SET frame in bytes that shares a run with others; a longer one is worth the cost of going alone.
 pub const RUN_FRAME_BYTES_MAX: usize = 4 << 10;
 
-/// Most bytes of a run: as many as there are of SETs, and enough for any DEL.
+/// Most bytes of a run: as many as there are of SETs, and enough for any one GET or DEL.
 const RUN_BYTES_MAX: usize = RUN_MAX * RUN_FRAME_BYTES_MAX;
 
-/// Requests of one kind, whole and acceptable, that lie one behind the other; [`RUN_MAX`] of them at the most.
+/// GETs, SETs and DELs, whole and acceptable, that lie one behind the other; [`RUN_MAX`] of them at the most.
 ///
 /// Small, since it lies on the stack of every connection: where each frame ends, and not the frames.
 #[derive(Clone, Debug)]
 pub struct Run<'a> {
     bytes: &'a [u8],
     ends: ArrayVec<u32, RUN_MAX>,
+    writes: u16,
 }
 
 impl<'a> Run<'a> {
-    /// GETs at the start of `bytes`, as many as there are before anything else.
-    #[must_use]
-    pub fn of_reads(bytes: &'a [u8], limits: &Limits) -> Run<'a> {
-        Run::of(bytes, limits, |frame| {
-            matches!(frame.request(), Request::Get { .. })
-        })
-    }
-
-    /// SETs and DELs at the start of `bytes`, as many as there are before anything else; a SET of more than
+    /// Requests at the start of `bytes`, as many as there are before one of another kind; a SET of more than
     /// [`RUN_FRAME_BYTES_MAX`] bytes alone.
     #[must_use]
-    pub fn of_writes(bytes: &'a [u8], limits: &Limits) -> Run<'a> {
-        Run::of(bytes, limits, |frame| {
-            matches!(frame.request(), Request::Set { .. } | Request::Del { .. })
-        })
-    }
-
-    /// A single request, of whatever length.
-    #[must_use]
-    pub fn of_one(frame: &RequestFrame<'a>) -> Run<'a> {
-        let bytes = frame.bytes();
-        let end = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        let ends = [end].into_iter().collect();
-        Run { bytes, ends }
-    }
-
-    fn of(
-        bytes: &'a [u8],
-        limits: &Limits,
-        belongs: impl Fn(&RequestFrame<'_>) -> bool,
-    ) -> Run<'a> {
-        let (mut ends, mut len) = (ArrayVec::new(), 0);
+    pub fn of(bytes: &'a [u8], limits: &Limits) -> Run<'a> {
+        let (mut ends, mut len, mut writes) = (ArrayVec::new(), 0, 0);
         while !ends.is_full()
             && let Ok(Parsed::Whole(frame)) = parse(&bytes[len..], limits)
-            && belongs(&frame)
         {
+            let is_write = match frame.request() {
+                Request::Get { .. } => false,
+                Request::Set { .. } | Request::Del { .. } => true,
+                _ => break,
+            };
             let is_large = is_large(&frame);
             if len > 0 && (is_large || len + frame.bytes().len() > RUN_BYTES_MAX) {
                 break;
             }
             len += frame.bytes().len();
+            writes |= u16::from(is_write) << ends.len();
             ends.push(u32::try_from(len).unwrap_or(u32::MAX));
             if is_large {
                 break;
             }
         }
         let bytes = &bytes[..len];
-        Run { bytes, ends }
+        Run {
+            bytes,
+            ends,
+            writes,
+        }
     }
 
     /// All of it, byte for byte.
@@ -85,6 +68,24 @@ impl<'a> Run<'a> {
     #[must_use]
     pub fn large(&self) -> Option<RequestFrame<'a>> {
         self.frames().next().filter(is_large)
+    }
+
+    /// A bit for each request, the lowest for the first: whether it is a SET or a DEL.
+    #[must_use]
+    pub const fn writes(&self) -> u16 {
+        self.writes
+    }
+
+    /// The frames of the requests whose bits are set, one behind the other.
+    #[must_use]
+    pub fn copy_of(&self, requests: u16) -> Vec<u8> {
+        if usize::try_from(requests.count_ones()) == Ok(self.len()) {
+            return self.bytes.to_vec();
+        }
+        let frames = (0..).zip(self.frames());
+        let frames = frames.filter(|(at, _)| requests >> at & 1 == 1);
+        let frames: ArrayVec<&[u8], RUN_MAX> = frames.map(|(_, frame)| frame.bytes()).collect();
+        frames.concat()
     }
 
     /// Bytes of the first `count` requests.
@@ -135,8 +136,8 @@ mod tests {
         bytes
     }
 
-    fn writes(bytes: &[u8]) -> usize {
-        let run = Run::of_writes(bytes, &Limits::default());
+    fn len(bytes: &[u8]) -> usize {
+        let run = Run::of(bytes, &Limits::default());
         assert!(bytes.starts_with(run.bytes()));
         let len: usize = run.frames().map(|frame| frame.bytes().len()).sum();
         assert_eq!(len, run.bytes().len());
@@ -150,48 +151,50 @@ mod tests {
             value: b"v",
         };
         let (get, del) = (Request::Get { key: b"k" }, Request::Del { key: b"k" });
-        let bytes = frames(&[set, del, set, get, set]);
-        assert_eq!(writes(&bytes), 3);
-        assert_eq!(writes(&bytes[..bytes.len() - 1]), 3);
-        let reads = |bytes: &[u8]| {
-            let run = Run::of_reads(bytes, &Limits::default());
-            run.len()
+        let bytes = frames(&[set, del, get, set, Request::Ping, get]);
+        assert_eq!(len(&bytes), 4);
+        let run = Run::of(&bytes, &Limits::default());
+        assert_eq!(run.writes(), 0b1011);
+        let lens = [0, 1, 2, 3, 4, 5].map(|count| run.bytes_of(count));
+        assert_eq!(lens, [0, 9, 17, 25, 34, 0]);
+        let some = |requests, expected: &[Request<'_>]| {
+            assert_eq!(run.copy_of(requests), frames(expected), "{requests:b}");
         };
-        assert_eq!(reads(&bytes), 0);
-        let run = Run::of_writes(&bytes, &Limits::default());
-        let lens = [0, 1, 2, 3, 4].map(|count| run.bytes_of(count));
-        assert_eq!(lens, [0, 9, 17, 26, 0]);
-        let bytes = frames(&[get, get, set]);
-        assert_eq!((reads(&bytes), writes(&bytes)), (2, 0));
-        assert_eq!(reads(&bytes[..2 * 8 - 1]), 1, "the second one is not whole");
-        assert_eq!(reads(b""), 0);
-        assert_eq!(reads(&frames(&[Request::Ping])), 0);
-        assert_eq!(writes(b"\x01\x00\x01\xff\xff\xff\xffk"), 0, "refused");
+        some(0b1111, &[set, del, get, set]);
+        some(0b1011, &[set, del, set]);
+        some(0b0010, &[del]);
+        some(0, &[]);
+        assert_eq!(len(&bytes[..33]), 3, "the fourth one is not whole");
+        assert_eq!(len(b""), 0);
+        assert_eq!(len(&frames(&[Request::Ping])), 0);
+        assert_eq!(len(b"\x01\x00\x01\xff\xff\xff\xffk"), 0, "refused");
+        let gets = frames(&[get; 3]);
+        assert_eq!(Run::of(&gets, &Limits::default()).writes(), 0);
     }
 
     #[test]
     fn a_run_is_bounded_in_number_and_in_bytes() {
-        let set = |len| {
+        let set = |len: usize| {
             let value = vec![b'v'; len];
             let (key, value) = (b"k", &value);
             frames(&[Request::Set { key, value }])
         };
-        assert_eq!(writes(&set(1).repeat(100)), RUN_MAX);
+        assert_eq!(len(&set(1).repeat(100)), RUN_MAX);
+        let run = &set(1).repeat(100);
+        assert_eq!(Run::of(run, &Limits::default()).writes(), u16::MAX);
         let longest = RUN_FRAME_BYTES_MAX - 8;
-        assert_eq!(writes(&set(longest).repeat(100)), RUN_MAX);
+        assert_eq!(len(&set(longest).repeat(100)), RUN_MAX);
         let large = set(longest + 1);
-        let run = |bytes: &[u8]| Run::of_writes(bytes, &Limits::default()).large().is_some();
+        let run = |bytes: &[u8]| Run::of(bytes, &Limits::default()).large().is_some();
         assert!(run(&large) && !run(&set(longest)) && !run(b""));
-        assert_eq!(writes(&large.repeat(2)), 1);
-        assert_eq!(writes(&[set(1), large.clone()].concat()), 1);
-        assert_eq!(writes(&[large.clone(), set(1)].concat()), 1);
+        assert_eq!(len(&large.repeat(2)), 1);
+        assert_eq!(len(&[set(1), large.clone()].concat()), 1);
+        assert_eq!(len(&[large.clone(), set(1)].concat()), 1);
         let key = &vec![b'k'; 65_535];
-        let del = frames(&[Request::Del { key }]);
-        assert_eq!(writes(&del), 1);
-        assert_eq!(
-            writes(&del.repeat(3)),
-            1,
-            "two are longer than a run may be"
-        );
+        let (get, del) = (Request::Get { key }, Request::Del { key });
+        let (get, del) = (frames(&[get]), frames(&[del]));
+        assert_eq!(len(&[get, del.clone()].concat()), 1);
+        assert_eq!(len(&del), 1);
+        assert_eq!(len(&del.repeat(3)), 1, "two are longer than a run may be");
     }
 }

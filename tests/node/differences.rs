@@ -11,6 +11,7 @@ use gopherstore::history::{Era, History};
 use gopherstore::node::Node;
 use gopherstore::server::{Server, Stopper};
 use gopherstore::wire::replication::{Eras, FollowAnswer, Message, Start};
+use gopherstore::wire::request::Limits;
 use gopherstore::wire::response::Response;
 use gopherstore::wire::{Request, Run, Status};
 use socket2::{Domain, Socket, Type};
@@ -133,7 +134,7 @@ fn status(stream: &mut TcpStream) -> String {
 fn fill(node: &Node, pairs: &[(&[u8], &[u8])]) {
     for (key, value) in pairs {
         with_frame(&Request::Set { key, value }, |frame| {
-            node.apply_run(&Run::of_one(frame))
+            node.apply_run(&Run::of(frame.bytes(), &Limits::default()))
         })
         .unwrap();
     }

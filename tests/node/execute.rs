@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use gopherstore::digest::Digest;
+use gopherstore::history::{Era, History};
 use gopherstore::node::{COPIED_BYTES, Node, Phase, Reply, Role};
 use gopherstore::wire::census::{ListAnswer, SumsAnswer};
 use gopherstore::wire::request::Limits;
+use gopherstore::wire::response::Response;
 use gopherstore::wire::{Request, Run, Status};
 
 use crate::{entry, with_frame};
@@ -205,6 +207,28 @@ fn a_node_that_serves_reads_says_what_it_holds() {
     }
 }
 
+/// A write before that would have an index in the time of the leader that was copied.
+#[test]
+fn a_leader_that_has_taken_a_copy_serves_once_it_has_its_own_era() {
+    let mut node = Node::new(Role::Leader);
+    node.enter(Phase::Loading(Arc::from("it copies a follower")));
+    let phases = node.watch();
+    let era = |epoch, start_index| Era {
+        epoch,
+        nonce: epoch,
+        start_index,
+    };
+    let (key, value) = (&b"k"[..], &b"v"[..]);
+    node.adopt(History::new(vec![era(1, 1)]).unwrap());
+    assert_eq!(ask(&node, &Request::Set { key, value }).0, Status::Loading);
+    assert_eq!(ask(&node, &Request::Get { key }).0, Status::Loading);
+    node.open_era(era(2, 1)).unwrap();
+    assert_eq!(ask(&node, &Request::Set { key, value }).0, Status::Ok);
+    drop(node);
+    let served = phases.iter().filter(|phase| *phase == Phase::Serving);
+    assert_eq!(served.count(), 1, "not even for a moment before");
+}
+
 #[test]
 fn whoever_watches_a_node_is_told_of_each_change_of_phase_once() {
     let mut node = follower();
@@ -221,27 +245,13 @@ fn whoever_watches_a_node_is_told_of_each_change_of_phase_once() {
     assert_eq!(rest, [Phase::Serving, refusing]);
 }
 
-/// Short values are answered together; a long one is held, alone, until the client takes it.
-#[test]
-fn a_run_of_gets_ends_at_a_long_value() {
-    let node = Node::new(Role::Leader);
-    let long = vec![7; COPIED_BYTES + 1];
-    for (key, value) in [
-        (&b"long"[..], &long[..]),
-        (b"edge", &long[1..]),
-        (b"short", b"v"),
-    ] {
-        assert_eq!(ask(&node, &Request::Set { key, value }).0, Status::Ok);
-    }
-    let mut bytes = Vec::new();
-    let keys = [&b"short"[..], b"none", b"edge", b"long", b"long", b"short"];
-    for key in keys {
-        Request::Get { key }.encode(&mut bytes).unwrap();
-    }
-    let (mut rest, mut out, mut steps) = (&bytes[..], Vec::new(), Vec::new());
+/// Carries out all of `bytes` as a connection does, and gives the answers and, for each step, how many were answered
+/// together and whether a long one ended it.
+fn carry_out(node: &Node, bytes: &[u8]) -> (Vec<u8>, Vec<(usize, bool)>) {
+    let (mut rest, mut out, mut steps) = (bytes, Vec::new(), Vec::new());
     while !rest.is_empty() {
-        let run = Run::of_reads(rest, &Limits::default());
-        let (count, next) = node.read_run(&run, &mut out);
+        let run = Run::of(rest, &Limits::default());
+        let (count, next) = node.carry_out(&run, &mut out);
         steps.push((count, next.is_some()));
         if let Some(reply) = &next {
             out.extend_from_slice(&reply.header().encode());
@@ -249,21 +259,123 @@ fn a_run_of_gets_ends_at_a_long_value() {
         }
         rest = &rest[run.bytes_of(count + usize::from(next.is_some()))..];
     }
-    assert_eq!(steps, [(3, true), (0, true), (1, false)]);
-    let mut expected = Vec::new();
-    for key in keys {
-        let (status, value) = ask(&node, &Request::Get { key });
-        let len = u32::try_from(value.len()).unwrap();
-        expected.push(status.byte());
-        expected.extend_from_slice(&len.to_be_bytes());
-        expected.extend_from_slice(&value);
-    }
-    assert_eq!(out, expected);
+    (out, steps)
+}
 
-    let follower = follower();
-    let run = Run::of_reads(&bytes, &Limits::default());
-    let (count, next) = follower.read_run(&run, &mut out);
-    assert_eq!(count, 0);
-    assert!(matches!(next, Some(Reply::Loading(_))), "{next:?}");
-    assert_eq!(out, expected, "nothing is added");
+/// The same requests to another node, one by one.
+fn one_by_one(node: &Node, requests: &[Request<'_>]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for request in requests {
+        let (status, value) = ask(node, request);
+        let (status, value) = (status.byte(), &value[..]);
+        Response { status, value }.encode(&mut out).unwrap();
+    }
+    out
+}
+
+fn frames(requests: &[Request<'_>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for request in requests {
+        request.encode(&mut bytes).unwrap();
+    }
+    bytes
+}
+
+#[test]
+fn each_request_of_a_run_sees_what_those_before_it_did() {
+    let set = |value| Request::Set { key: b"k", value };
+    let (get, del) = (Request::Get { key: b"k" }, Request::Del { key: b"k" });
+    let other = Request::Get { key: b"other" };
+    let requests = [
+        get,
+        set(b"1"),
+        get,
+        set(b"22"),
+        set(b"33"),
+        get,
+        other,
+        del,
+        get,
+        del,
+        set(b"4"),
+        get,
+    ];
+    let node = Node::new(Role::Leader);
+    let (out, steps) = carry_out(&node, &frames(&requests));
+    assert_eq!(steps, [(requests.len(), false)]);
+    assert_eq!(out, one_by_one(&Node::new(Role::Leader), &requests));
+    assert_eq!(ask(&node, &get), (Status::Ok, b"4".to_vec()));
+}
+
+/// Short values are answered together; a long one is held, alone, until the client takes it. What stands before it is
+/// done, and what stands behind it comes after it.
+#[test]
+fn a_run_ends_at_a_long_value() {
+    let long = vec![7; COPIED_BYTES + 1];
+    let set = |key, value| Request::Set { key, value };
+    let sets = [
+        set(&b"long"[..], &long[..]),
+        set(b"edge", &long[1..]),
+        set(b"short", b"v"),
+    ];
+    let get = |key| Request::Get { key };
+    let requests = [
+        get(b"short"),
+        get(b"none"),
+        set(b"short", b"w"),
+        get(b"edge"),
+        get(b"long"),
+        Request::Del { key: b"long" },
+        set(b"edge", &long),
+        get(b"long"),
+        get(b"edge"),
+        get(b"edge"),
+        get(b"short"),
+    ];
+    let (node, other) = (Node::new(Role::Leader), Node::new(Role::Leader));
+    for set in sets {
+        ask(&node, &set);
+        ask(&other, &set);
+    }
+    let (out, steps) = carry_out(&node, &frames(&requests));
+    assert_eq!(steps, [(4, true), (3, true), (0, true), (1, false)]);
+    assert_eq!(out, one_by_one(&other, &requests));
+}
+
+#[test]
+fn a_follower_answers_each_request_of_a_run_as_it_would_alone() {
+    let set = Request::Set {
+        key: b"k",
+        value: b"2",
+    };
+    let requests = [
+        Request::Get { key: b"k" },
+        set,
+        Request::Get { key: b"k" },
+        Request::Del { key: b"k" },
+        Request::Get { key: b"none" },
+    ];
+    let node = follower();
+    let gets = [Request::Get { key: b"k" }; 3];
+    for requests in [&requests[..], &gets] {
+        let (out, _) = carry_out(&node, &frames(requests));
+        assert_eq!(out, one_by_one(&node, requests), "it holds no data set");
+        assert_eq!(out[0], Status::Loading.byte());
+    }
+    node.enter(Phase::Serving);
+    node.store().set(entry(b"k", b"1"));
+    for requests in [&requests[..], &gets] {
+        let (out, steps) = carry_out(&node, &frames(requests));
+        assert_eq!(steps, [(requests.len(), false)]);
+        assert_eq!(out, one_by_one(&node, requests));
+        assert_eq!(out[..6], *b"\0\0\0\0\x011");
+    }
+
+    let stopping = Node::new(Role::Leader);
+    ask(&stopping, &set);
+    assert!(stopping.end_writes());
+    let (out, _) = carry_out(&stopping, &frames(&requests));
+    assert_eq!(out, one_by_one(&stopping, &requests));
+    assert_eq!(out[..6], *b"\0\0\0\0\x012");
+    assert_eq!(out[6], Status::Loading.byte());
 }

@@ -10,9 +10,11 @@ use gopherstore::config::Config;
 use gopherstore::digest::Digest;
 use gopherstore::history::Era;
 use gopherstore::journal::Found;
-use gopherstore::node::{Node, Reply};
+use gopherstore::node::{COPIED_BYTES, Node};
 use gopherstore::store::Store;
 use gopherstore::wire::request::Limits;
+use gopherstore::wire::response::Response;
+use gopherstore::wire::run::RUN_FRAME_BYTES_MAX;
 use gopherstore::wire::{Request, Run, Status};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -31,8 +33,17 @@ enum Operation {
 fn operation() -> impl Strategy<Value = Operation> {
     // Few keys, so that operations meet; up to three bytes of few kinds, so that some are prefixes of others.
     let key = || vec(prop_oneof![Just(0_u8), Just(b'a'), Just(255)], 0..4);
+    // About as long as is copied to the answers of a run, and as may be written in one.
+    let long = prop_oneof![
+        COPIED_BYTES - 1..=COPIED_BYTES + 1,
+        RUN_FRAME_BYTES_MAX - 12..=RUN_FRAME_BYTES_MAX
+    ];
+    let value = || {
+        let long = (any::<u8>(), long.clone()).prop_map(|(byte, len)| vec![byte; len]);
+        prop_oneof![9 => vec(any::<u8>(), 0..40), 1 => long]
+    };
     prop_oneof![
-        20 => (key(), vec(any::<u8>(), 0..40)).prop_map(|(key, value)| Operation::Set(key, value)),
+        20 => (key(), value()).prop_map(|(key, value)| Operation::Set(key, value)),
         10 => key().prop_map(Operation::Get),
         10 => key().prop_map(Operation::Remove),
         1 => Just(Operation::RemoveAll),
@@ -101,41 +112,81 @@ fn nodes() -> [Node; 2] {
     })
 }
 
+/// Adds one request, and what a map answers to it. Says whether the request changes the map.
+fn ask(
+    model: &mut BTreeMap<Vec<u8>, Vec<u8>>,
+    request: &Request<'_>,
+    (asked, expected): (&mut Vec<u8>, &mut Vec<u8>),
+) -> bool {
+    request.encode(asked).unwrap();
+    let (found, changes) = match *request {
+        Request::Set { key, value } => {
+            model.insert(key.to_vec(), value.to_vec());
+            (Some(Vec::new()), true)
+        }
+        Request::Del { key } => {
+            let removed = model.remove(key);
+            let changes = removed.is_some();
+            (removed.map(|_| Vec::new()), changes)
+        }
+        _ => (model.get(request.key()).cloned(), false),
+    };
+    let status = found.as_ref().map_or(Status::NotFound, |_| Status::Ok);
+    let (status, value) = (status.byte(), &found.unwrap_or_default()[..]);
+    Response { status, value }.encode(expected).unwrap();
+    changes
+}
+
 proptest! {
-    /// Writes in runs, with and without a journal: the same answers and the same data as one by one, the log is what
-    /// was done, and the digest is the data's.
+    /// Requests of all kinds as they come, cut anywhere, with and without a journal: byte for byte the answers of a map
+    /// that does one after the other, the log is what was done, and the digest is the data's.
     #[test]
-    fn runs_are_their_requests_one_after_another(runs in vec(vec(operation(), 1..60), 0..20)) {
+    fn runs_are_their_requests_one_after_another(
+        operations in vec(operation(), 0..300),
+        pieces in vec(1_usize..3_000, 1..40),
+    ) {
         for node in nodes() {
             let mut model: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
-            let mut done = Vec::new();
-            for operations in &runs {
-                let mut bytes = Vec::new();
-                let mut expected = Vec::new();
-                for operation in operations {
-                    let (request, is_done) = match operation {
-                        Operation::Set(key, value) => {
-                            model.insert(key.clone(), value.clone());
-                            (Request::Set { key, value }, true)
-                        }
-                        Operation::Remove(key) => (Request::Del { key }, model.remove(key).is_some()),
-                        Operation::Get(_) | Operation::RemoveAll => continue,
-                    };
-                    let before = bytes.len();
-                    request.encode(&mut bytes).unwrap();
-                    expected.push(if is_done { Status::Ok } else { Status::NotFound });
-                    if is_done {
-                        done.extend_from_slice(&bytes[before..]);
+            let (mut asked, mut expected, mut done) = (Vec::new(), Vec::new(), Vec::new());
+            for operation in &operations {
+                let keys: Vec<Vec<u8>>;
+                let requests: Vec<Request<'_>> = match operation {
+                    Operation::Set(key, value) => vec![Request::Set { key, value }],
+                    Operation::Get(key) => vec![Request::Get { key }],
+                    Operation::Remove(key) => vec![Request::Del { key }],
+                    Operation::RemoveAll => {
+                        keys = model.keys().cloned().collect();
+                        keys.iter().map(|key| Request::Del { key }).collect()
+                    }
+                };
+                for request in requests {
+                    let before = asked.len();
+                    if ask(&mut model, &request, (&mut asked, &mut expected)) {
+                        done.extend_from_slice(&asked[before..]);
                     }
                 }
-                let (mut rest, mut answers) = (&bytes[..], Vec::new());
-                while !rest.is_empty() {
-                    let run = Run::of_writes(rest, &Limits::default());
-                    rest = &rest[run.bytes().len()..];
-                    answers.extend(node.write_run(&run).iter().map(Reply::status));
-                }
-                prop_assert_eq!(answers, expected);
             }
+            let (mut at, mut came, mut answers) = (0, 0, Vec::new());
+            for len in pieces.iter().cycle() {
+                came = asked.len().min(came + len);
+                loop {
+                    let run = Run::of(&asked[at..came], &Limits::default());
+                    if run.is_empty() {
+                        break;
+                    }
+                    let (count, next) = node.carry_out(&run, &mut answers);
+                    if let Some(reply) = &next {
+                        answers.extend_from_slice(&reply.header().encode());
+                        answers.extend_from_slice(reply.value());
+                    }
+                    at += run.bytes_of(count + usize::from(next.is_some()));
+                }
+                if came == asked.len() {
+                    break;
+                }
+            }
+            prop_assert_eq!(at, asked.len());
+            prop_assert!(answers == expected);
             prop_assert_eq!(node.store().len(), model.len());
             let mut digest = Digest::EMPTY;
             for (key, value) in &model {
@@ -150,11 +201,15 @@ proptest! {
                 prop_assert_eq!(journal.kept_head(), node.head());
                 let (mut log, mut part) = (Vec::new(), Vec::new());
                 let mut cursor = journal.cursor_after(0).unwrap();
-                while let Found::Small(_) = journal.read(&mut cursor, 100, &mut part, Instant::now()) {
-                    log.extend_from_slice(&part);
+                loop {
+                    match journal.read(&mut cursor, 100, &mut part, Instant::now()) {
+                        Found::Small(_) => log.extend_from_slice(&part),
+                        Found::Large(entry) => log.extend_from_slice(entry.frame()),
+                        _ => break,
+                    }
                 }
                 prop_assert_eq!(cursor.next, node.head().index + 1);
-                prop_assert_eq!(log, done);
+                prop_assert!(log == done);
             }
         }
     }

@@ -3,9 +3,10 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
+use gopherstore::entry::Entry;
 use gopherstore::store::{Contended, Store};
 use gopherstore::wire::request::Limits;
-use gopherstore::wire::{Request, Run};
+use gopherstore::wire::{Request, RequestFrame, Run};
 
 use crate::entry;
 
@@ -131,9 +132,11 @@ fn runs_of_writes_are_seen_whole_and_in_order_by_runs_of_reads() {
                 let value = [round.to_be_bytes(), (!round).to_be_bytes()].concat();
                 let sets = keys.iter().map(|key| Request::Set { key, value: &value });
                 let bytes = frames(sets);
-                let run = Run::of_writes(&bytes, &Limits::default());
+                let run = Run::of(&bytes, &Limits::default());
                 assert_eq!(run.len(), keys.len());
-                while let Err(Contended) = store.write_run(&run, &mut (), |(), _, _| {}, |()| {}) {
+                while let Err(Contended) =
+                    store.carry_out(&run, &mut (), |(), _, _, _| true, |()| {})
+                {
                     thread::yield_now();
                 }
             }
@@ -141,16 +144,17 @@ fn runs_of_writes_are_seen_whole_and_in_order_by_runs_of_reads() {
         for _ in 0..3 {
             scope.spawn(|| {
                 let bytes = frames(keys.iter().map(|key| Request::Get { key }));
-                let run = Run::of_reads(&bytes, &Limits::default());
+                let run = Run::of(&bytes, &Limits::default());
                 let mut last = 0;
                 while !done.load(Ordering::Relaxed) {
                     let mut found = Vec::new();
-                    let read = store.read_run(&run, |entry| {
-                        let value = entry.map(|entry| entry.value().to_vec());
-                        found.push((value, entry.cloned()));
-                        true
-                    });
-                    if read.is_err() {
+                    let each =
+                        |found: &mut Vec<_>, _, _: &RequestFrame<'_>, entry: Option<&Entry>| {
+                            let value = entry.map(|entry| entry.value().to_vec());
+                            found.push((value, entry.cloned()));
+                            true
+                        };
+                    if store.carry_out(&run, &mut found, each, |_| {}).is_err() {
                         thread::yield_now();
                         continue;
                     }

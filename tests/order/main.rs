@@ -24,3 +24,4 @@ mod store;
 
 pub use gopherstore::{digest, entry, oplog, wire};
 pub use primitives::{Condvar, Mutex, Receiver, RwLock, Sender, unbounded};
+pub use shuttle::sync::{RwLockReadGuard, RwLockWriteGuard};

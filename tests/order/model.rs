@@ -9,7 +9,7 @@ use gopherstore::digest::Digest;
 use gopherstore::entry::Entry;
 use gopherstore::oplog::Frames;
 use gopherstore::wire::request::{Limits, Parsed, parse};
-use gopherstore::wire::{Request, Run};
+use gopherstore::wire::{Request, RequestFrame, Run};
 use shuttle::Runner;
 use shuttle::scheduler::RandomScheduler;
 use shuttle::thread;
@@ -54,6 +54,13 @@ fn set(key: &[u8], value: u8) -> Vec<u8> {
     bytes
 }
 
+/// A GET frame.
+fn get(key: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    Request::Get { key }.encode(&mut bytes).unwrap();
+    bytes
+}
+
 impl Node {
     fn new(partitions: usize) -> Node {
         Node {
@@ -62,32 +69,39 @@ impl Node {
         }
     }
 
-    /// `Node::make` of `src/node.rs`: SETs, one frame behind the other, together.
+    /// `Node::make` of `src/node.rs`: SETs and GETs, one frame behind the other, together.
     fn make(&self, frames: &[u8], planted: Planted) {
-        let run = Run::of_writes(frames, &Limits::default());
+        let run = Run::of(frames, &Limits::default());
         assert_eq!(run.bytes(), frames);
         let (store, journal) = (&self.store, &self.journal);
-        let new = |at: usize| Digest::of_frame(run.frames().nth(at).unwrap().bytes());
-        let changed = |sum: Digest, at, old: Option<&Entry>| {
-            sum.changed(old.map(Digest::of).unwrap_or_default(), new(at))
+        let is_get = |frame: &RequestFrame<'_>| matches!(frame.request(), Request::Get { .. });
+        let changed = |sum: Digest, frame: &RequestFrame<'_>, old: Option<&Entry>| {
+            let new = Digest::of_frame(frame.bytes());
+            sum.changed(old.map(Digest::of).unwrap_or_default(), new)
         };
+        let log = run.copy_of(run.writes());
+        let cost = Frames::cost(log.len());
         let append = |change| {
-            let count = u32::try_from(run.len()).unwrap();
-            journal.append(Frames::Run(frames.to_vec()), count, change);
+            let count = run.writes().count_ones();
+            journal.append(Frames::Run(log.clone()), count, change);
         };
-        let cost = Frames::cost(frames.len());
         journal.reserve(cost);
         let mut change = Digest::EMPTY;
         if planted == Planted::AppendBeforeLock {
-            for (at, frame) in run.frames().enumerate() {
-                change = changed(change, at, store.get(frame.request().key()).as_ref());
+            for frame in run.frames().filter(|frame| !is_get(frame)) {
+                change = changed(change, &frame, store.get(frame.request().key()).as_ref());
             }
             append(change);
         }
-        let made = store.write_run(
+        let made = store.carry_out(
             &run,
             &mut change,
-            |change, at, old| *change = changed(*change, at, old),
+            |change, _, frame, old| {
+                if !is_get(frame) {
+                    *change = changed(*change, frame, old);
+                }
+                true
+            },
             |change| {
                 if matches!(planted, Planted::Nothing | Planted::CopiedAtAfterUnlock) {
                     append(*change);
@@ -105,7 +119,7 @@ impl Node {
             }
             Err(Contended) => {
                 journal.release(cost);
-                for frame in run.frames() {
+                for frame in run.frames().filter(|frame| !is_get(frame)) {
                     self.make(frame.bytes(), planted);
                 }
             }
@@ -234,7 +248,10 @@ fn run(
                     set(key, writer * writes + write)
                 });
                 if in_runs {
-                    leader.make(&frames.collect::<Vec<_>>().concat(), planted);
+                    // With reads of all keys among them, whose locks the copy shares.
+                    let gets: Vec<u8> = keys.iter().flat_map(|key| get(key)).collect();
+                    let frames: Vec<Vec<u8>> = frames.collect();
+                    leader.make(&frames.join(&gets[..]), planted);
                 } else {
                     frames.for_each(|frame| leader.make(&frame, planted));
                 }
@@ -358,4 +375,56 @@ fn an_index_noted_after_a_copied_partition_is_unlocked_is_found() {
 #[should_panic(expected = "the follower's data is not the leader's")]
 fn a_send_of_writes_made_together_after_their_partitions_are_unlocked_is_found() {
     finds_in(true, Planted::AppendAfterUnlock, ORDER);
+}
+
+/// Two clients each read the key that the other one writes, and write their own. Says whether both found nothing, as
+/// if each had come before the other.
+fn both_find_nothing(frames_of: fn(&[u8], &[u8]) -> Vec<Vec<u8>>) -> bool {
+    let node = Arc::new(Node::new(2));
+    let keys = [node.key_in(0), node.key_in(1)];
+    let clients = [(0, 1), (1, 0)].map(|(own, other)| {
+        let (node, runs) = (Arc::clone(&node), frames_of(&keys[own], &keys[other]));
+        thread::spawn(move || {
+            let mut found = false;
+            for frames in &runs {
+                let run = Run::of(frames, &Limits::default());
+                let each = |found: &mut bool, _, frame: &RequestFrame<'_>, old: Option<&Entry>| {
+                    *found |= matches!(frame.request(), Request::Get { .. }) && old.is_some();
+                    true
+                };
+                while node
+                    .store
+                    .carry_out(&run, &mut found, each, |_| {})
+                    .is_err()
+                {
+                    thread::yield_now();
+                }
+            }
+            found
+        })
+    });
+    let found = clients.map(|client| client.join().unwrap());
+    found == [false; 2]
+}
+
+const NOTHING: &str = "each came before the other";
+
+#[test]
+fn a_run_that_reads_and_writes_is_one_step() {
+    let runner = Runner::new(RandomScheduler::new(PASSES), shuttle::Config::default());
+    runner.run(|| {
+        let nothing = both_find_nothing(|own, other| vec![[get(other), set(own, 1)].concat()]);
+        assert!(!nothing, "{NOTHING}");
+    });
+}
+
+#[test]
+#[should_panic(expected = "each came before the other")]
+fn a_read_and_a_write_that_are_two_steps_are_found() {
+    let scheduler = RandomScheduler::new_from_seed(SEED, FINDS);
+    let runner = Runner::new(scheduler, shuttle::Config::default());
+    runner.run(|| {
+        let nothing = both_find_nothing(|own, other| vec![get(other), set(own, 1)]);
+        assert!(!nothing, "{NOTHING}");
+    });
 }

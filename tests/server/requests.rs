@@ -1,9 +1,12 @@
 //! What a well-behaved client gets.
 
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::thread;
 
+use gopherstore::wire::response::Response;
 use gopherstore::wire::{Opcode, Request, Status};
 
 use crate::node::{Node, Options, wait_for};
@@ -221,4 +224,56 @@ fn the_longest_key_passes_with_every_operation_however_it_is_split() {
         ask(Request::Get { key: &key }),
         (Status::NotFound, Vec::new())
     );
+}
+
+/// Requests of all kinds as they come, values of all lengths among them, in pieces of any length: byte for byte the
+/// answers of a map.
+#[test]
+fn mixed_requests_in_any_pieces_are_answered_as_by_a_map() {
+    let seed = RandomState::new().hash_one(0) | 1;
+    println!("seed {seed}");
+    let mut state = seed;
+    let mut below = move |count: usize| {
+        // Xorshift: of a state that is not 0.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state >> 33).unwrap() % count
+    };
+    let lens = [0, 1, 64, 64, 64, 1 << 10, 1_025, 5_000, 16 << 10, 70_000];
+    let mut model: BTreeMap<[u8; 1], Vec<u8>> = BTreeMap::new();
+    let (mut asked, mut expected) = (Vec::new(), Vec::new());
+    for n in 0..4_000_usize {
+        let key = &[u8::try_from(below(20)).unwrap()];
+        let (request, found) = match below(10) {
+            0..6 => (Request::Get { key }, model.get(key).cloned()),
+            6 => (Request::Del { key }, model.remove(key).map(|_| Vec::new())),
+            _ => {
+                let value = vec![n.to_le_bytes()[0]; lens[below(lens.len())]];
+                let value = &*model.entry(*key).insert_entry(value).into_mut();
+                (Request::Set { key, value }, Some(Vec::new()))
+            }
+        };
+        request.encode(&mut asked).unwrap();
+        let status = found.as_ref().map_or(Status::NotFound, |_| Status::Ok);
+        let (status, value) = (status.byte(), &found.unwrap_or_default()[..]);
+        Response { status, value }.encode(&mut expected).unwrap();
+    }
+    let node = Node::start();
+    let mut stream = node.connect();
+    thread::scope(|scope| {
+        let mut writer = stream.try_clone().unwrap();
+        scope.spawn(move || {
+            let mut rest = &asked[..];
+            while !rest.is_empty() {
+                let (piece, after) = rest.split_at(rest.len().min(1 + below(20_000)));
+                writer.write_all(piece).unwrap();
+                rest = after;
+            }
+            writer.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut answers = Vec::new();
+        stream.read_to_end(&mut answers).unwrap();
+        assert!(answers == expected, "seed {seed}");
+    });
 }

@@ -74,7 +74,7 @@ impl<'a> Frames<'a> {
     pub fn runs(&self) -> impl Iterator<Item = Run<'a>> {
         let mut rest = self.bytes;
         std::iter::from_fn(move || {
-            let run = Run::of_writes(rest, &ANY_VALUE);
+            let run = Run::of(rest, &ANY_VALUE);
             rest = &rest[run.bytes().len()..];
             // The frames were checked, so this is their end.
             (!run.is_empty()).then_some(run)
