@@ -343,8 +343,8 @@ impl Node {
         self.change(|standing| standing.phase = phase);
     }
 
-    /// A copy or a resumed stream: the node holds a data set of this history. A follower serves it, and a leader once it
-    /// has [opened its own era](Self::open_era): a write before that would be of another leader's time.
+    /// A copy or a resumed stream: the node holds a data set of this history. A follower serves it, and a leader once
+    /// it has [opened its own era](Self::open_era): a write before that would be of another leader's time.
     pub fn adopt(&self, history: History) {
         let phase = match self.role {
             Role::Follower { .. } => Phase::Serving,

@@ -341,7 +341,11 @@ impl<'a> Connection<'a> {
     /// Carries out together what stands at the start of the input and can be; says whether there was anything.
     fn answer_run(&mut self) -> io::Result<bool> {
         let (context, output) = (self.context, &mut self.output);
-        let run = Run::of(self.input.bytes(), &context.limits);
+        let bytes = self.input.bytes();
+        if !bytes.first().is_some_and(|&opcode| Run::takes(opcode)) {
+            return Ok(false);
+        }
+        let run = Run::of(bytes, &context.limits);
         if run.is_empty() {
             return Ok(false);
         }

@@ -3,7 +3,7 @@
 use arrayvec::ArrayVec;
 
 use super::request::{Limits, Parsed, parse};
-use super::{Request, RequestFrame, size};
+use super::{Opcode, Request, RequestFrame, size};
 
 /// Most requests of a run. What is done once for all of them is then cheap enough, and what a run keeps locked is still
 /// a small part of the store.
@@ -26,6 +26,14 @@ pub struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
+    /// Whether requests of this opcode go into runs.
+    #[must_use]
+    pub fn takes(opcode: u8) -> bool {
+        [Opcode::Get, Opcode::Set, Opcode::Del]
+            .map(Opcode::byte)
+            .contains(&opcode)
+    }
+
     /// Requests at the start of `bytes`, as many as there are before one of another kind; a SET of more than
     /// [`RUN_FRAME_BYTES_MAX`] bytes alone.
     #[must_use]
