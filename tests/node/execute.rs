@@ -189,7 +189,7 @@ fn a_node_that_serves_reads_says_what_it_holds() {
     assert_eq!(ask(&node, &set).0, Status::Ok);
     let answer = SumsAnswer::decode(&ask(&node, &sums).1, 0).unwrap();
     let hash = Digest::of(&entry(b"k", b"v")).to_u128();
-    assert_eq!((answer.sums, answer.partitions), (vec![hash], 256));
+    assert_eq!((answer.sums, answer.partitions), (vec![hash], 1_024));
     let answer = ListAnswer::decode(&ask(&node, &one).1).unwrap();
     assert_eq!(answer.items[0].hash, hash);
 
