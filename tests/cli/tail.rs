@@ -3,7 +3,8 @@
 use std::{
     io::{BufRead, BufReader, Read},
     process::Child,
-    time::Duration,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -83,17 +84,18 @@ fn without_an_index_only_what_is_new_is_shown_and_a_closed_pipe_ends_it() {
     let mut out = BufReader::new(child.stdout.take().unwrap());
     // It does not say when it has begun, so write until it shows something.
     let (first, out) = in_time(move || {
-        let writing = std::thread::spawn(move || {
-            for at in 0.. {
-                client.set(b"new", b"1").unwrap();
-                if at > 1_000 {
-                    return;
+        let (begin, is_shown) = (Instant::now(), AtomicBool::new(false));
+        let first = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_shown.load(Ordering::SeqCst) && begin.elapsed() < WITHIN {
+                    client.set(b"new", b"1").unwrap();
+                    std::thread::sleep(Duration::from_millis(2));
                 }
-                std::thread::sleep(Duration::from_millis(2));
-            }
+            });
+            let first = line(&mut out);
+            is_shown.store(true, Ordering::SeqCst);
+            first
         });
-        let first = line(&mut out);
-        writing.join().unwrap();
         (first, out)
     });
     assert!(first.ends_with(" SET new 1\n"), "{first}");
