@@ -1,21 +1,26 @@
-//! One client: read what has come, answer every whole request, write all the answers at once, wait.
+//! One client: read what has come, answer every whole request, write all the answers at once, wait, alone or
+//! [with others](super::crowd).
 
 use std::fmt;
 use std::io::{self, ErrorKind, IoSlice, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::MutexGuard;
 use rustix::io::Errno;
-use rustix::net::RecvFlags;
+use rustix::net::{RecvFlags, SendFlags};
 
 use super::Peer;
+use super::crowd::{Crowd, Guest, Place, Seat};
 use super::housekeeping::Housekeeper;
 use crate::entry::EntryBuilder;
 use crate::node::{Node, Reply};
 use crate::replication::source::{self, Accepted};
 use crate::wire::request::{self, Disposition, HEADER_LEN, Limits, Parsed, RequestError};
+use crate::wire::run::RUN_MAX;
 use crate::wire::{Buffer, Request, Run};
 
 /// Answers are written once this many bytes have gathered, even though more requests are at hand. It bounds what a
@@ -29,10 +34,15 @@ const DIRECT_BYTES: usize = 16 << 10;
 /// than the call to the system that reading each of several in a row on its own takes.
 const LARGE_FRAME_BYTES: usize = 48 << 10;
 
-/// How often a connection lets others have their turn before it sleeps, where its client may ask again at once.
-const TURNS: u32 = 2;
+/// A client that asks for more than this at a time is served by its own thread. What a switch of threads costs is little
+/// beside such work, and there may be a core for each.
+const SHALLOW_MAX: usize = RUN_MAX;
 
-/// How many waits in a row begin with sleep, where hoping for input has failed again and again.
+/// A stay among those who share has been worth it from so many requests on, since taking a seat and leaving it cost about
+/// as much as it saves for two.
+const STAY_MIN: u32 = 4;
+
+/// How many waits in a row are spent alone, where sharing has not been worth it again and again.
 const RESTS_MAX: u8 = 127;
 
 /// The timeouts of one connection.
@@ -94,43 +104,81 @@ impl fmt::Display for Refusal {
 
 /// What a connection works with.
 pub(super) struct Context<'a> {
-    pub(super) peer: &'a Peer,
+    pub(super) peer: Arc<Peer>,
     pub(super) node: &'a Node,
     pub(super) limits: Limits,
     pub(super) timeouts: Timeouts,
     /// The server is to stop.
     pub(super) stopping: &'a AtomicBool,
-    pub(super) housekeeper: &'a Housekeeper,
-    pub(super) crowd: &'a Crowd,
-}
-
-/// How many connections have something to do.
-#[derive(Debug, Default)]
-pub(super) struct Crowd(AtomicUsize);
-
-impl Crowd {
-    /// Whether there are others than the one that asks, so that time given up may be theirs. A thread that gave it up
-    /// without them would give it to other programs, and its client would wait for those.
-    fn is_there(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > 1
-    }
+    pub(super) housekeeper: Housekeeper,
 }
 
 /// Serves one client until it leaves or has to.
-pub(super) fn serve(context: &Context<'_>) -> End {
-    context.crowd.0.fetch_add(1, Ordering::Relaxed);
-    let end = Connection::new(context).run();
-    context.crowd.0.fetch_sub(1, Ordering::Relaxed);
+pub(super) fn serve<'a>(context: Context<'a>, crowd: &Crowd<Connection<'a>>) -> End {
+    let seat = Connection::seat(context);
+    let mut place = seat.lock();
+    place.guest.count(true, crowd);
+    let end = run(&seat, &mut place, crowd);
+    place.guest.count(false, crowd);
     end.unwrap_or_else(End::Failed)
 }
 
-struct Connection<'a> {
-    context: &'a Context<'a>,
-    stream: &'a TcpStream,
+fn run<'a>(
+    seat: &Arc<Seat<Connection<'a>>>,
+    place: &mut MutexGuard<'_, Place<Connection<'a>>>,
+    crowd: &Crowd<Connection<'a>>,
+) -> io::Result<End> {
+    place.guest.prepare()?;
+    loop {
+        let connection = &mut place.guest;
+        let needed = match connection.answer_whole_requests(true)? {
+            Next::Wait(needed) => needed,
+            Next::Refuse(error) => return connection.refuse(Refusal::Request(error)),
+            Next::Stream(mut accepted) => return connection.stream(&mut accepted),
+            Next::Own => continue,
+        };
+        connection.output.flush()?;
+        connection.heed_stop();
+        let shared = if connection.would_share(crowd) {
+            crowd.share(seat, place);
+            place.guest.after_sharing()
+        } else {
+            None
+        };
+        let connection = &mut place.guest;
+        let wait = match shared {
+            Some(found) => found?,
+            None => connection.wait(needed, crowd)?,
+        };
+        match wait {
+            Wait::Bytes => {}
+            Wait::EndOfStream if connection.is_between_frames() => return Ok(End::Done),
+            Wait::EndOfStream => {
+                let large = connection.large.as_ref().map(EntryBuilder::arrived);
+                let len = large.unwrap_or(connection.input.bytes().len());
+                let needed = needed.max(len + connection.skip);
+                return Ok(End::Truncated { len, needed });
+            }
+            Wait::TooSlow => {
+                let refusal = Refusal::TooSlow(connection.context.timeouts.request);
+                // A frame that is being skipped has its answer; a second one would be taken for the next request's.
+                if connection.skip > 0 {
+                    return Ok(End::Refused(refusal));
+                }
+                return connection.refuse(refusal);
+            }
+            Wait::Idle => return Ok(End::Idle),
+        }
+    }
+}
+
+/// A client and what has come of it, whichever thread serves it.
+pub(super) struct Connection<'a> {
+    context: Context<'a>,
     input: Buffer,
     /// A large SET frame that is arriving; `input` is empty meanwhile.
     large: Option<EntryBuilder>,
-    output: Output<'a>,
+    output: Output,
     /// Bytes of a refused frame that are still to be thrown away.
     skip: usize,
     /// The first byte has come and was not text.
@@ -139,7 +187,15 @@ struct Connection<'a> {
     deadline: Option<Instant>,
     /// What the socket's read timeout is set to.
     read_timeout: Option<Duration>,
-    /// How many waits go by before input is hoped for at once again, and how many after that.
+    /// Requests answered since the last wait.
+    answered: usize,
+    /// Times that another thread, or this one as the host, has served this client since it took its seat.
+    served: u32,
+    /// What its own thread was called for, if not for quiet.
+    found: Option<io::Result<Wait>>,
+    /// It is counted among those who might share.
+    is_counted: bool,
+    /// How many waits are spent alone before sharing is tried again, and how many after that.
     rests: u8,
     rests_next: u8,
 }
@@ -152,6 +208,8 @@ enum Next {
     Refuse(RequestError),
     /// The stream of a follower, in place of answers.
     Stream(Box<Accepted>),
+    /// More answers, which its own thread has to give: they may have to wait for the client, or take long.
+    Own,
 }
 
 /// What a wait for input came to.
@@ -163,58 +221,39 @@ enum Wait {
 }
 
 impl<'a> Connection<'a> {
-    const fn new(context: &'a Context<'a>) -> Connection<'a> {
-        let stream = &context.peer.stream;
+    fn new(context: Context<'a>) -> Connection<'a> {
+        let peer = Arc::clone(&context.peer);
         Connection {
             context,
-            stream,
             input: Buffer::new(),
             large: None,
             output: Output {
-                stream,
+                peer,
                 pending: Vec::new(),
+                held: None,
             },
             skip: 0,
             spoke: false,
             deadline: None,
             read_timeout: None,
+            answered: 0,
+            served: 0,
+            found: None,
+            is_counted: false,
             rests: 0,
             rests_next: 0,
         }
     }
 
-    fn run(&mut self) -> io::Result<End> {
-        self.stream.set_nodelay(true)?;
-        self.stream
-            .set_write_timeout(Some(self.context.timeouts.request))?;
-        loop {
-            let needed = match self.answer_whole_requests()? {
-                Next::Wait(needed) => needed,
-                Next::Refuse(error) => return self.refuse(Refusal::Request(error)),
-                Next::Stream(mut accepted) => return self.stream(&mut accepted),
-            };
-            self.output.flush()?;
-            self.heed_stop();
-            match self.wait(needed)? {
-                Wait::Bytes => {}
-                Wait::EndOfStream if self.is_between_frames() => return Ok(End::Done),
-                Wait::EndOfStream => {
-                    let large = self.large.as_ref().map(EntryBuilder::arrived);
-                    let len = large.unwrap_or(self.input.bytes().len());
-                    let needed = needed.max(len + self.skip);
-                    return Ok(End::Truncated { len, needed });
-                }
-                Wait::TooSlow => {
-                    let refusal = Refusal::TooSlow(self.context.timeouts.request);
-                    // A frame that is being skipped has its answer; a second one would be taken for the next request's.
-                    if self.skip > 0 {
-                        return Ok(End::Refused(refusal));
-                    }
-                    return self.refuse(refusal);
-                }
-                Wait::Idle => return Ok(End::Idle),
-            }
-        }
+    /// Apart from [`serve`], on whose stack what is moved here would stay.
+    fn seat(context: Context<'a>) -> Arc<Seat<Connection<'a>>> {
+        Seat::new(Connection::new(context))
+    }
+
+    fn prepare(&self) -> io::Result<()> {
+        let stream = &self.context.peer.stream;
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(self.context.timeouts.request))
     }
 
     /// Becomes the sender of a follower's stream, until that ends.
@@ -225,27 +264,37 @@ impl<'a> Connection<'a> {
             // The stop shuts its reading side, as any client's between two requests, and that ends the stream.
             self.context.peer.in_frame.store(false, Ordering::SeqCst);
             if self.context.stopping.load(Ordering::SeqCst) {
-                let _ = self.stream.shutdown(Shutdown::Read);
+                let _ = self.context.peer.stream.shutdown(Shutdown::Read);
             }
             // It logs by itself how the stream ends.
-            let _ = source::serve(self.context.node, self.stream, accepted, early);
+            let _ = source::serve(
+                self.context.node,
+                &self.context.peer.stream,
+                accepted,
+                early,
+            );
             return Ok(End::Observed);
         }
         self.context.peer.follows.store(true, Ordering::SeqCst);
-        source::serve(self.context.node, self.stream, accepted, early)?;
+        source::serve(
+            self.context.node,
+            &self.context.peer.stream,
+            accepted,
+            early,
+        )?;
         Ok(End::Followed)
     }
 
     /// Tells the stop whether a request has begun to arrive, and between requests ends the reading side where the
     /// server is to stop. Each side writes its flag before it reads the other's, so one of them does it.
     fn heed_stop(&self) {
-        let (peer, in_frame) = (self.context.peer, !self.is_between_frames());
+        let (peer, in_frame) = (&self.context.peer, !self.is_between_frames());
         if peer.in_frame.load(Ordering::Relaxed) != in_frame {
             peer.in_frame.store(in_frame, Ordering::SeqCst);
         }
         if !in_frame && self.context.stopping.load(Ordering::SeqCst) {
             // Fails only where the client is gone, which the next read will show.
-            let _ = self.stream.shutdown(Shutdown::Read);
+            let _ = self.context.peer.stream.shutdown(Shutdown::Read);
         }
     }
 
@@ -254,8 +303,9 @@ impl<'a> Connection<'a> {
     }
 
     /// Answers every whole request in the input; returns how many bytes the frame that follows them needs, as far as
-    /// is known, or the fault after which the connection cannot go on.
-    fn answer_whole_requests(&mut self) -> io::Result<Next> {
+    /// is known, or the fault after which the connection cannot go on. Where it must not wait it stops before whatever
+    /// may have to.
+    fn answer_whole_requests(&mut self, may_wait: bool) -> io::Result<Next> {
         if !self.spoke
             && let Some(&first) = self.input.bytes().first()
         {
@@ -269,7 +319,7 @@ impl<'a> Connection<'a> {
                 Ok(entry) => {
                     let reply = self.context.node.set(|| entry);
                     self.deadline = None;
-                    self.output.push(&reply)?;
+                    self.output.push(reply);
                 }
                 Err(builder) => {
                     let needed = builder.needed();
@@ -279,6 +329,12 @@ impl<'a> Connection<'a> {
             }
         }
         loop {
+            if self.output.is_full() {
+                if !may_wait {
+                    return Ok(Next::Own);
+                }
+                self.output.flush()?;
+            }
             if self.skip > 0 {
                 let count = self.skip.min(self.input.bytes().len());
                 self.input.consume(count);
@@ -288,10 +344,13 @@ impl<'a> Connection<'a> {
                 }
                 self.deadline = None;
             }
-            if self.answer_run()? {
+            if self.answer_run() {
                 continue;
             }
             match request::parse(self.input.bytes(), &self.context.limits) {
+                Ok(Parsed::Whole(frame)) if !may_wait && takes_long(&frame.request()) => {
+                    return Ok(Next::Own);
+                }
                 Ok(Parsed::Whole(frame)) if matches!(frame.request(), Request::Follow { .. }) => {
                     let (key, value) = (frame.request().key(), frame.request().value());
                     let accepted = source::accept(self.context.node, key, value);
@@ -299,18 +358,19 @@ impl<'a> Connection<'a> {
                     self.deadline = None;
                     match accepted {
                         Ok(accepted) => {
-                            self.output.push(&Reply::Answer(accepted.answer.clone()))?;
+                            self.output.push(Reply::Answer(accepted.answer.clone()));
                             return Ok(Next::Stream(accepted));
                         }
-                        Err(reply) => self.output.push(&reply)?,
+                        Err(reply) => self.output.push(reply),
                     }
                 }
                 Ok(Parsed::Whole(frame)) => {
                     let len = frame.bytes().len();
                     let reply = self.context.node.execute(&frame);
+                    self.answered += 1;
                     self.input.consume(len);
                     self.deadline = None;
-                    self.output.push(&reply)?;
+                    self.output.push(reply);
                 }
                 Ok(Parsed::Incomplete { needed }) => {
                     if needed > LARGE_FRAME_BYTES
@@ -318,7 +378,7 @@ impl<'a> Connection<'a> {
                     {
                         if let Some(reply) = self.context.node.refuses_writes() {
                             // Without taking the value in first.
-                            self.output.push(&reply)?;
+                            self.output.push(reply);
                             self.skip = needed;
                             continue;
                         }
@@ -330,7 +390,7 @@ impl<'a> Connection<'a> {
                 Err(error) => match error.disposition() {
                     Disposition::Close => return Ok(Next::Refuse(error)),
                     Disposition::Skip(frame_len) => {
-                        self.output.push(&Reply::Error(error.to_string()))?;
+                        self.output.push(Reply::Error(error.to_string()));
                         self.skip = frame_len;
                     }
                 },
@@ -339,33 +399,32 @@ impl<'a> Connection<'a> {
     }
 
     /// Carries out together what stands at the start of the input and can be; says whether there was anything.
-    fn answer_run(&mut self) -> io::Result<bool> {
-        let (context, output) = (self.context, &mut self.output);
+    fn answer_run(&mut self) -> bool {
+        let (context, output) = (&self.context, &mut self.output);
         let bytes = self.input.bytes();
         if !bytes.first().is_some_and(|&opcode| Run::takes(opcode)) {
-            return Ok(false);
+            return false;
         }
         let run = Run::of(bytes, &context.limits);
         if run.is_empty() {
-            return Ok(false);
+            return false;
         }
         let (count, next) = context.node.carry_out(&run, &mut output.pending);
-        if let Some(reply) = &next {
-            output.push(reply)?;
-        } else if output.pending.len() >= FLUSH_BYTES {
-            output.flush()?;
-        }
         let len = run.bytes_of(count + usize::from(next.is_some()));
+        self.answered += count;
+        if let Some(reply) = next {
+            output.push(reply);
+        }
         self.input.consume(len);
         self.deadline = None;
-        Ok(true)
+        true
     }
 
     /// Sends the last answer of this connection.
     fn refuse(&mut self, refusal: Refusal) -> io::Result<End> {
         let mut message = refusal.to_string();
         if let Refusal::Request(RequestError::Text { .. }) = refusal {
-            let addr = self.stream.local_addr()?;
+            let addr = self.context.peer.stream.local_addr()?;
             // In octal, which every printf knows; the line feed is for whoever reads this in a terminal.
             message += &format!(
                 "; try: printf '\\004\\000\\000\\000\\000\\000\\000' | nc -N {} {} | xxd\n",
@@ -373,13 +432,62 @@ impl<'a> Connection<'a> {
                 addr.port()
             );
         }
-        self.output.push(&Reply::Error(message))?;
+        self.output.push(Reply::Error(message));
         self.output.flush()?;
         Ok(End::Refused(refusal))
     }
 
+    /// Whether it waits for its client together with others. Says so only where nothing of a request has come, and
+    /// every answer is sent.
+    fn would_share(&mut self, crowd: &Crowd<Connection<'a>>) -> bool {
+        self.count(self.answered <= SHALLOW_MAX, crowd);
+        if !self.is_counted || !crowd.is_there() || !self.is_between_frames() {
+            return false;
+        }
+        if self.rests > 0 {
+            self.rests -= 1;
+            return false;
+        }
+        self.served = 0;
+        true
+    }
+
+    /// Answers what has come, as far as that needs no waiting; says whether all is answered and sent.
+    fn serve_now(&mut self) -> io::Result<bool> {
+        self.served += 1;
+        self.answered = 0;
+        let is_all = matches!(self.answer_whole_requests(false)?, Next::Wait(_))
+            && self.is_between_frames()
+            && self.output.flush_now()?;
+        if is_all {
+            self.heed_stop();
+        }
+        Ok(is_all)
+    }
+
+    /// Why its own thread was called; `None` where its client was quiet.
+    fn after_sharing(&mut self) -> Option<io::Result<Wait>> {
+        self.rests_next = if self.served < STAY_MIN {
+            (2 * self.rests_next + 1).min(RESTS_MAX)
+        } else {
+            0
+        };
+        self.rests = self.rests_next;
+        self.found.take()
+    }
+
+    /// Counts it among those who might share, or no more.
+    fn count(&mut self, counts: bool, crowd: &Crowd<Connection<'a>>) {
+        if self.is_counted != counts {
+            self.is_counted = counts;
+            crowd.count(counts);
+        }
+    }
+
     /// Waits for input until something else has to happen. `needed` is the length of the frame that is expected.
-    fn wait(&mut self, needed: usize) -> io::Result<Wait> {
+    fn wait(&mut self, needed: usize, crowd: &Crowd<Connection<'a>>) -> io::Result<Wait> {
+        self.answered = 0;
+        let is_counted = self.is_counted;
         let is_grown = self.input.is_grown() || self.output.is_grown();
         let since = (is_grown || self.context.timeouts.idle.is_some() || !self.is_between_frames())
             .then(Instant::now);
@@ -393,14 +501,11 @@ impl<'a> Connection<'a> {
                 return Ok(Wait::TooSlow);
             }
         }
-        if self.context.crowd.is_there() && self.read_soon(needed)? {
-            return Ok(Wait::Bytes);
-        }
         self.set_read_timeout(self.remaining(since, since), false)?;
         loop {
-            self.context.crowd.0.fetch_sub(1, Ordering::Relaxed);
+            self.count(false, crowd);
             let read = self.receive(needed, RecvFlags::empty());
-            self.context.crowd.0.fetch_add(1, Ordering::Relaxed);
+            self.count(is_counted, crowd);
             match read {
                 Ok(0) => return Ok(Wait::EndOfStream),
                 Ok(_) => return Ok(Wait::Bytes),
@@ -435,37 +540,9 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Reads what has come, or comes while other threads have their turn. A client that asks again at once is so met
-    /// awake, which saves putting the thread to sleep and waking it; where that fails, it is tried less and less often.
-    fn read_soon(&mut self, needed: usize) -> io::Result<bool> {
-        if self.rests > 0 {
-            self.rests -= 1;
-            return Ok(false);
-        }
-        for _ in 0..TURNS {
-            // Before the first look too: hardly ever has the client asked again by then, and whoever has waited longer
-            // goes first.
-            thread::yield_now();
-            match self.receive(needed, RecvFlags::DONTWAIT) {
-                // The end of the stream is for a read that waits.
-                Ok(0) => return Ok(false),
-                Ok(_) => {
-                    self.rests_next = 0;
-                    return Ok(true);
-                }
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        self.rests_next = (2 * self.rests_next + 1).min(RESTS_MAX);
-        self.rests = self.rests_next;
-        Ok(false)
-    }
-
     /// Reads from the socket to where the bytes belong, and returns how many came.
     fn receive(&mut self, needed: usize, flags: RecvFlags) -> io::Result<usize> {
-        let stream = self.stream;
+        let stream = &self.context.peer.stream;
         match &mut self.large {
             Some(builder) => Ok(builder.read_with(|room| {
                 let ((filled, _), _) = rustix::net::recv(stream, room, flags)?;
@@ -512,43 +589,93 @@ impl<'a> Connection<'a> {
             (_, None) => true,
         };
         if self.read_timeout != wanted && (exact || !suffices) {
-            self.stream.set_read_timeout(wanted)?;
+            self.context.peer.stream.set_read_timeout(wanted)?;
             self.read_timeout = wanted;
         }
         Ok(())
     }
 }
 
-/// Answers on their way out.
-struct Output<'a> {
-    stream: &'a TcpStream,
-    pending: Vec<u8>,
+impl AsFd for Connection<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.context.peer.stream.as_fd()
+    }
 }
 
-impl Output<'_> {
-    /// Adds an answer, and writes what has gathered where that is enough.
-    fn push(&mut self, reply: &Reply) -> io::Result<()> {
-        let value = reply.value();
-        self.pending.extend_from_slice(&reply.header().encode());
-        if value.len() >= DIRECT_BYTES {
-            write_all_of_two(self.stream, &self.pending, value)?;
-            self.pending.clear();
-        } else {
-            self.pending.extend_from_slice(value);
-            if self.pending.len() >= FLUSH_BYTES {
-                self.flush()?;
+impl Guest for Connection<'_> {
+    fn serve(&mut self) -> bool {
+        let found = match self.receive(HEADER_LEN, RecvFlags::DONTWAIT) {
+            Ok(0) => Ok(Wait::EndOfStream),
+            Ok(_) => match self.serve_now() {
+                Ok(true) => return self.answered <= SHALLOW_MAX,
+                Ok(false) => Ok(Wait::Bytes),
+                Err(error) => Err(error),
+            },
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
+                return true;
             }
+            Err(error) => Err(error),
+        };
+        self.found = Some(found);
+        false
+    }
+}
+
+/// Whether an operation may take longer than others like to wait for. Data operations never do.
+const fn takes_long(request: &Request<'_>) -> bool {
+    !matches!(
+        request,
+        Request::Get { .. } | Request::Set { .. } | Request::Del { .. } | Request::Ping
+    )
+}
+
+/// Answers on their way out.
+struct Output {
+    peer: Arc<Peer>,
+    pending: Vec<u8>,
+    /// A long answer that comes after those, and that nobody has begun to send.
+    held: Option<Reply>,
+}
+
+impl Output {
+    fn push(&mut self, reply: Reply) {
+        self.pending.extend_from_slice(&reply.header().encode());
+        if reply.value().len() < DIRECT_BYTES {
+            self.pending.extend_from_slice(reply.value());
+        } else {
+            self.held = Some(reply);
+        }
+    }
+
+    /// Whether there has to be a [`flush`](Output::flush) before anything more is added.
+    const fn is_full(&self) -> bool {
+        self.held.is_some() || self.pending.len() >= FLUSH_BYTES
+    }
+
+    /// Sends everything, and waits for the client to take it.
+    fn flush(&mut self) -> io::Result<()> {
+        let value = self.held.as_ref().map_or(&[][..], Reply::value);
+        if !self.pending.is_empty() {
+            write_all_of_two(&self.peer.stream, &self.pending, value)?;
+            self.pending.clear();
+            self.held = None;
         }
         Ok(())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    /// Sends what the system takes at once; says whether that was all.
+    fn flush_now(&mut self) -> io::Result<bool> {
         if !self.pending.is_empty() {
-            let mut stream = self.stream;
-            stream.write_all(&self.pending)?;
-            self.pending.clear();
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            match rustix::net::send(&self.peer.stream, &self.pending, flags) {
+                Ok(count) => drop(self.pending.drain(..count)),
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
-        Ok(())
+        Ok(self.pending.is_empty() && self.held.is_none())
     }
 
     fn is_grown(&self) -> bool {
@@ -599,22 +726,24 @@ mod tests {
             release: Duration::from_millis(20),
         };
         let (housekeeper, _chores) = Housekeeper::new();
-        let peer = Peer {
+        let peer = Arc::new(Peer {
             stream,
             in_frame: AtomicBool::new(false),
             is_late: AtomicBool::new(false),
             follows: AtomicBool::new(false),
-        };
-        let context = Context {
-            peer: &peer,
+        });
+        let (crowd, stopping) = (
+            Crowd::new(timeouts.release).unwrap(),
+            AtomicBool::new(false),
+        );
+        let mut connection = Connection::new(Context {
+            peer,
             node: &node,
             limits: Limits::default(),
             timeouts,
-            stopping: &AtomicBool::new(false),
-            housekeeper: &housekeeper,
-            crowd: &Crowd::default(),
-        };
-        let mut connection = Connection::new(&context);
+            stopping: &stopping,
+            housekeeper,
+        });
         let mut frames = Vec::new();
         let value = [b'x'; 15_000];
         Request::Set {
@@ -628,17 +757,23 @@ mod tests {
         }
         client.write_all(&frames).unwrap();
         while connection.output.pending.len() < 45_000 {
-            let Next::Wait(needed) = connection.answer_whole_requests().unwrap() else {
+            let Next::Wait(needed) = connection.answer_whole_requests(true).unwrap() else {
                 panic!("nothing is refused")
             };
             if connection.output.pending.len() < 45_000 {
-                assert!(matches!(connection.wait(needed).unwrap(), Wait::Bytes));
+                assert!(matches!(
+                    connection.wait(needed, &crowd).unwrap(),
+                    Wait::Bytes
+                ));
             }
         }
         connection.output.flush().unwrap();
         assert!(connection.input.is_grown() && connection.output.is_grown());
         // The idle timeout is the longer one, so when it is over the memory has to be gone.
-        assert!(matches!(connection.wait(HEADER_LEN).unwrap(), Wait::Idle));
+        assert!(matches!(
+            connection.wait(HEADER_LEN, &crowd).unwrap(),
+            Wait::Idle
+        ));
         assert!(!connection.input.is_grown() && !connection.output.is_grown());
     }
 }

@@ -18,6 +18,7 @@
 //!   that is wrong with them.
 
 mod connection;
+mod crowd;
 mod housekeeping;
 mod system;
 
@@ -37,7 +38,8 @@ use crate::config::LimitsConfig;
 use crate::node::{Node, Reply};
 use crate::replication::{self, Stop};
 use crate::wire::request::Limits;
-use connection::{Context, Crowd, End, Timeouts};
+use connection::{Connection, Context, End, Timeouts};
+use crowd::{Crowd, Guest};
 use housekeeping::Housekeeper;
 
 /// Connections that the system completes before the server has accepted them. A rush of clients beyond it is slowed by
@@ -49,6 +51,9 @@ const STACK_BYTES: usize = 128 << 10;
 
 /// How long a connection that has nothing to do keeps the memory that a busier time gave it.
 const RELEASE_AFTER: Duration = Duration::from_secs(1);
+
+/// How long a connection that shares a thread with others may be quiet.
+const PATIENCE: Duration = Duration::from_millis(10);
 
 /// How long requests in flight may take once the server stops.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -110,8 +115,6 @@ struct Shared {
     advanced: Condvar,
     /// The time for requests in flight is over.
     cut: AtomicBool,
-    /// How many connections do not wait for input.
-    crowd: Crowd,
 }
 
 /// A client's socket, and what the stop has to know of it.
@@ -188,7 +191,6 @@ impl Server {
                 closing: AtomicBool::new(false),
                 advanced: Condvar::new(),
                 cut: AtomicBool::new(false),
-                crowd: Crowd::default(),
             }),
         })
     }
@@ -216,6 +218,7 @@ impl Server {
     pub fn run(self) -> io::Result<()> {
         self.raise_descriptor_limit();
         let (housekeeper, chores) = Housekeeper::new();
+        let crowds = crowds()?;
         thread::scope(|scope| {
             // Dropped before the scope waits for its threads: this one ends once no one can ask it for anything.
             let housekeeper = housekeeper;
@@ -228,7 +231,7 @@ impl Server {
                 started = thread.spawn_scoped(scope, || self.hand_over()).map(drop);
             }
             if started.is_ok() {
-                self.accept(scope, &housekeeper);
+                self.accept(scope, &housekeeper, &crowds);
             }
             self.stop.stop();
             self.wait_for_clients(|peer| !peer.follows.load(Ordering::SeqCst));
@@ -278,15 +281,16 @@ impl Server {
     }
 
     /// Accepts clients until the server stops.
-    fn accept<'scope>(
-        &'scope self,
+    fn accept<'scope, 'a: 'scope>(
+        &'a self,
         scope: &'scope thread::Scope<'scope, '_>,
         housekeeper: &Housekeeper,
+        crowds: &'scope [Crowd<Connection<'a>>],
     ) {
         let mut pause = ACCEPT_PAUSE.0;
         let mut turned_away = 0_u64;
         let mut logged: Option<Instant> = None;
-        for id in 0_u64.. {
+        for (id, crowd) in (0_u64..).zip(crowds.iter().cycle()) {
             let (stream, addr) = match self.shared.listener.accept() {
                 Ok(accepted) => accepted,
                 Err(_) if self.shared.closing.load(Ordering::SeqCst) => return,
@@ -320,7 +324,14 @@ impl Server {
                     self.limits.max_connections
                 )),
                 Admission::Admitted => self
-                    .spawn(scope, id, Arc::clone(&peer), addr, housekeeper.clone())
+                    .spawn(
+                        scope,
+                        crowd,
+                        id,
+                        Arc::clone(&peer),
+                        addr,
+                        housekeeper.clone(),
+                    )
                     .map_err(|error| {
                         self.release(id);
                         format!("cannot start a thread for this connection: {error}")
@@ -371,9 +382,10 @@ impl Server {
         self.shared.left.notify_all();
     }
 
-    fn spawn<'scope>(
-        &'scope self,
+    fn spawn<'scope, 'a: 'scope>(
+        &'a self,
         scope: &'scope thread::Scope<'scope, '_>,
+        crowd: &'scope Crowd<Connection<'a>>,
         id: u64,
         peer: Arc<Peer>,
         addr: SocketAddr,
@@ -397,15 +409,17 @@ impl Server {
             } else {
                 &self.shared.stopping
             };
-            let end = connection::serve(&Context {
-                peer: &peer,
-                node: &self.node,
-                limits,
-                timeouts,
-                stopping,
-                housekeeper: &housekeeper,
-                crowd: &self.shared.crowd,
-            });
+            let end = connection::serve(
+                Context {
+                    peer: Arc::clone(&peer),
+                    node: &self.node,
+                    limits,
+                    timeouts,
+                    stopping,
+                    housekeeper: housekeeper.clone(),
+                },
+                crowd,
+            );
             let is_waited_for = !matches!(end, End::Observed);
             if is_waited_for && self.shared.stopping.load(Ordering::SeqCst) {
                 self.wait_until_taken(&peer.stream);
@@ -500,6 +514,15 @@ impl Shared {
         drop(clients);
         self.advanced.notify_all();
     }
+}
+
+/// As many crowds as half the cores: each has one thread that serves, and who asks, the system's part of the network
+/// and the node's other threads need some too.
+fn crowds<G: Guest>() -> io::Result<Vec<Crowd<G>>> {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    (0..cores.div_ceil(2))
+        .map(|_| Crowd::new(PATIENCE))
+        .collect()
 }
 
 enum Admission {

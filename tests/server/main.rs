@@ -8,6 +8,7 @@ mod limits;
 mod node;
 mod process;
 mod requests;
+mod sharing;
 #[path = "../protocol/vectors.rs"]
 mod vectors;
 
