@@ -247,6 +247,23 @@ impl Entry {
         true
     }
 
+    /// The entry's block as the room for another frame with the same header, where it has a count and no other clone
+    /// shares it. Saves a large value's memory a way through the allocator, and to the system where that gives it back.
+    #[must_use]
+    pub fn into_room(self) -> Option<EntryBuilder> {
+        if self.count()?.load(Ordering::Acquire) != 1 {
+            return None;
+        }
+        let header = self.header();
+        let entry = ManuallyDrop::new(self);
+        Some(EntryBuilder {
+            block: Block(entry.block.0),
+            capacity: header.frame_len(),
+            len: 0,
+            header,
+        })
+    }
+
     /// Reads a byte of each line of the cache that the entry begins with, for no other purpose than to have them there.
     #[must_use]
     pub fn touch(&self) -> u8 {
@@ -321,8 +338,8 @@ pub struct EntryBuilder {
     capacity: usize,
     /// Bytes of the frame that have arrived; never more than `capacity`.
     len: usize,
-    /// Bytes of the whole frame, as its header says.
-    needed: usize,
+    /// The header of the whole frame. What has arrived may begin otherwise in a [room](Entry::into_room) alone.
+    header: RequestHeader,
 }
 
 impl EntryBuilder {
@@ -340,7 +357,7 @@ impl EntryBuilder {
             block: Block::copy_of(Kind::of(needed), start, capacity),
             capacity,
             len: start.len(),
-            needed,
+            header,
         })
     }
 
@@ -352,8 +369,22 @@ impl EntryBuilder {
 
     /// Bytes of the whole frame.
     #[must_use]
-    pub const fn needed(&self) -> usize {
-        self.needed
+    pub fn needed(&self) -> usize {
+        self.header.frame_len()
+    }
+
+    /// What has arrived.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: so many bytes of the block have arrived, hence are initialised, and whoever writes more has a `&mut`.
+        unsafe { slice::from_raw_parts(self.block.0.as_ptr(), self.len) }
+    }
+
+    /// Whether what has arrived begins with the header that this was made for. A frame that does not is not its entry.
+    #[must_use]
+    pub fn is_of_its_header(&self) -> bool {
+        let start = self.bytes().first_chunk();
+        start.is_some_and(|&start| RequestHeader::decode(start) == self.header)
     }
 
     /// Has `read` put the next bytes of the frame into their place, and returns how many these are. `read` is given
@@ -366,11 +397,12 @@ impl EntryBuilder {
         &mut self,
         read: impl for<'r> FnOnce(&'r mut [MaybeUninit<u8>]) -> Result<&'r mut [u8], E>,
     ) -> Result<usize, E> {
-        let to = self.needed.min(self.len.saturating_add(GROWTH_BYTES_MAX));
+        let needed = self.needed();
+        let to = needed.min(self.len.saturating_add(GROWTH_BYTES_MAX));
         if self.len == self.capacity && to > self.capacity {
             // SAFETY: the block is of this kind since `new`, has `capacity` bytes, fewer than `to`, and is shared with
             // nobody.
-            unsafe { self.block.grow(Kind::of(self.needed), self.capacity, to) };
+            unsafe { self.block.grow(Kind::of(needed), self.capacity, to) };
             self.capacity = to;
         }
         // SAFETY: the block has room for `capacity` bytes, `len` of which are taken, and is shared with nobody.
@@ -393,7 +425,7 @@ impl EntryBuilder {
     ///
     /// The builder, where bytes of the frame are still to come.
     pub fn finish(self) -> Result<Entry, EntryBuilder> {
-        if self.len < self.needed {
+        if self.len < self.needed() || !self.is_of_its_header() {
             return Err(self);
         }
         // `len <= capacity <= needed`, so the block is just as long as its frame, and of the kind that follows from
@@ -408,7 +440,7 @@ impl EntryBuilder {
 impl Drop for EntryBuilder {
     fn drop(&mut self) {
         // SAFETY: the block is of this kind since `new`, has `capacity` bytes and no other owner.
-        unsafe { self.block.free(Kind::of(self.needed), self.capacity) };
+        unsafe { self.block.free(Kind::of(self.needed()), self.capacity) };
     }
 }
 
@@ -416,7 +448,7 @@ impl fmt::Debug for EntryBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EntryBuilder")
             .field("len", &self.len)
-            .field("needed", &self.needed)
+            .field("needed", &self.needed())
             .finish_non_exhaustive()
     }
 }

@@ -12,7 +12,7 @@ use rustix::net::RecvFlags;
 
 use super::Peer;
 use super::housekeeping::Housekeeper;
-use crate::entry::EntryBuilder;
+use crate::entry::{Entry, EntryBuilder};
 use crate::node::{Node, Reply};
 use crate::replication::source::{self, Accepted};
 use crate::wire::request::{self, Disposition, HEADER_LEN, Limits, Parsed, RequestError};
@@ -28,6 +28,9 @@ const DIRECT_BYTES: usize = 16 << 10;
 /// A SET frame longer than this is read straight into the entry that it becomes. For shorter ones a copy costs less
 /// than the call to the system that reading each of several in a row on its own takes.
 const LARGE_FRAME_BYTES: usize = 48 << 10;
+
+/// Longest frame in bytes whose room is kept for the next one: as much as a busy connection's input may take.
+const ROOM_BYTES_MAX: usize = 128 << 10;
 
 /// How often a connection lets others have their turn before it sleeps, where its client may ask again at once.
 const TURNS: u32 = 2;
@@ -130,6 +133,9 @@ struct Connection<'a> {
     input: Buffer,
     /// A large SET frame that is arriving; `input` is empty meanwhile.
     large: Option<EntryBuilder>,
+    /// Where the next frame goes while nothing of it is there: the block of the entry that the last request, a large
+    /// SET, has replaced. It is as long as that, as the next is where a client sends one such after another.
+    room: Option<EntryBuilder>,
     output: Output<'a>,
     /// Bytes of a refused frame that are still to be thrown away.
     skip: usize,
@@ -170,6 +176,7 @@ impl<'a> Connection<'a> {
             stream,
             input: Buffer::new(),
             large: None,
+            room: None,
             output: Output {
                 stream,
                 pending: Vec::new(),
@@ -253,6 +260,11 @@ impl<'a> Connection<'a> {
         self.input.is_empty() && self.large.is_none() && self.skip == 0
     }
 
+    /// Whether the connection holds more memory than an idle one is to.
+    fn is_grown(&self) -> bool {
+        self.input.is_grown() || self.output.is_grown() || self.room.is_some()
+    }
+
     /// Answers every whole request in the input; returns how many bytes the frame that follows them needs, as far as
     /// is known, or the fault after which the connection cannot go on.
     fn answer_whole_requests(&mut self) -> io::Result<Next> {
@@ -267,9 +279,16 @@ impl<'a> Connection<'a> {
         if let Some(builder) = self.large.take() {
             match builder.finish() {
                 Ok(entry) => {
-                    let reply = self.context.node.set(|| entry);
                     self.deadline = None;
-                    self.output.push(&reply)?;
+                    match self.context.node.set(entry) {
+                        Ok(replaced) => {
+                            self.room = replaced
+                                .filter(|entry| entry.frame().len() <= ROOM_BYTES_MAX)
+                                .and_then(Entry::into_room);
+                            self.output.push(&Reply::Done)?;
+                        }
+                        Err(reply) => self.output.push(&reply)?,
+                    }
                 }
                 Err(builder) => {
                     let needed = builder.needed();
@@ -380,7 +399,7 @@ impl<'a> Connection<'a> {
 
     /// Waits for input until something else has to happen. `needed` is the length of the frame that is expected.
     fn wait(&mut self, needed: usize) -> io::Result<Wait> {
-        let is_grown = self.input.is_grown() || self.output.is_grown();
+        let is_grown = self.is_grown();
         let since = (is_grown || self.context.timeouts.idle.is_some() || !self.is_between_frames())
             .then(Instant::now);
         if let Some(now) = since
@@ -424,6 +443,7 @@ impl<'a> Connection<'a> {
                         }
                         if is_grown && waited >= self.context.timeouts.release {
                             self.input.release();
+                            self.room = None;
                             self.output.release();
                             self.context.housekeeper.trim();
                         }
@@ -472,6 +492,22 @@ impl<'a> Connection<'a> {
                 Ok::<_, Errno>(filled)
             })?),
             None => {
+                if self.input.is_empty()
+                    && let Some(mut room) = self.room.take()
+                {
+                    let read = room.read_with(|room| {
+                        let ((filled, _), _) = rustix::net::recv(stream, room, flags)?;
+                        Ok::<_, Errno>(filled)
+                    });
+                    if room.is_of_its_header() {
+                        self.large = Some(room);
+                    } else if room.arrived() > 0 {
+                        self.input.extend(room.bytes());
+                    } else {
+                        self.room = Some(room);
+                    }
+                    return Ok(read?);
+                }
                 let (_, count) = rustix::net::recv(stream, self.input.space(needed), flags)?;
                 self.input.filled(count);
                 Ok(count)
@@ -487,9 +523,8 @@ impl<'a> Connection<'a> {
             .timeouts
             .idle
             .filter(|_| self.is_between_frames());
-        let release = (self.is_between_frames()
-            && (self.input.is_grown() || self.output.is_grown()))
-        .then_some(self.context.timeouts.release);
+        let release =
+            (self.is_between_frames() && self.is_grown()).then_some(self.context.timeouts.release);
         [
             self.deadline,
             idle.map(|idle| since + idle),

@@ -122,6 +122,18 @@ impl Buffer {
         &mut self.bytes[self.end..]
     }
 
+    /// Adds bytes that have arrived elsewhere.
+    pub fn extend(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let space = self.space(self.bytes().len() + bytes.len());
+            let count = space.len().min(bytes.len());
+            let (now, rest) = bytes.split_at(count);
+            space[..count].copy_from_slice(now);
+            self.filled(count);
+            bytes = rest;
+        }
+    }
+
     /// Takes note that the first `count` bytes of the last [`space`](Self::space) are filled; all of it where it was
     /// shorter.
     pub fn filled(&mut self, count: usize) {
