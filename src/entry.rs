@@ -20,7 +20,9 @@
 //! header states, and with which a block begins: so whoever has an entry can tell its kind and its capacity, hence the
 //! layout for freeing it, from its bytes. A builder tells the kind from the same header before it allocates, and that
 //! header's bytes never change until it is an entry; [`Entry::overwrite`] changes them for others that state the same
-//! length, hence the same kind.
+//! length, hence the same kind. A builder that was made of an entry ([`Entry::into_room`]) has the block of that, and
+//! keeps the header whose length tells the layout; it becomes an entry only where what has arrived begins with that
+//! header ([`EntryBuilder::finish`]).
 //!
 //! *One owner.* A block that is not counted has one entry, from [`EntryBuilder::finish`] or [`Entry::copy_of`] on until
 //! that is dropped: nothing makes a second one of it, as [`Entry::clone`] copies the bytes. It is owned as a
@@ -28,10 +30,11 @@
 //! between threads.
 //!
 //! *Counted.* A block is unshared until it becomes an [`Entry`]; from then on its bytes are written only by
-//! [`Entry::overwrite`], through a `&mut` of an entry that is the only one of its block, so nobody reads them meanwhile
-//! and sharing them between threads is sound (`Send` and `Sync`). That the entry is the only one is told by a count of
-//! 1, read with acquire ordering, as `Arc::get_mut` does: nobody can clone it meanwhile, since the only entry to clone
-//! is borrowed, and what others did before they dropped theirs happens before. The count is that of `std`'s `Arc`: a
+//! [`Entry::overwrite`], through a `&mut` of an entry that is the only one of its block, and by a builder that has
+//! taken such an entry's place ([`Entry::into_room`]), so nobody else reads them meanwhile, and sharing them between
+//! threads is sound (`Send` and `Sync`). That the entry is the only one is told by a count of 1, read with acquire
+//! ordering, as `Arc::get_mut` does: nobody can clone it meanwhile, since the only entry to clone is borrowed or has
+//! been given up, and what others did before they dropped theirs happens before. The count is that of `std`'s `Arc`: a
 //! clone adds one, relaxed, since whoever clones already keeps the block alive; a drop takes one with release ordering,
 //! and the last one acquires before it frees, so every access of every owner happens before. A drop reads the header
 //! before it takes its own one, as afterwards another owner may free it. A count past `isize::MAX` aborts, as it could
@@ -622,6 +625,43 @@ mod tests {
         let none = builder.read_with(|room| Ok::<_, Infallible>(room.write_copy_of_slice(b"")));
         assert_eq!(none, Ok(0));
         assert_eq!(builder.finish().unwrap().frame(), frame);
+    }
+
+    #[test]
+    fn an_entry_of_its_own_is_room_for_a_frame_with_the_same_header() {
+        let [short, long] = both_kinds();
+        let mut next = long.frame().to_vec();
+        next[HEADER_LEN..].fill(9);
+        assert!(short.into_room().is_none());
+        let (clone, at) = (long.clone(), long.frame().as_ptr());
+        assert!(long.into_room().is_none(), "somebody else has it");
+        let mut room = clone.into_room().unwrap();
+        let (needed, half) = (next.len(), next.len() / 2);
+        assert_eq!((room.needed(), room.arrived()), (needed, 0));
+        let put = |room: &mut EntryBuilder, from: usize, to: usize| {
+            let read = room.read_with(|room| {
+                assert_eq!(room.len(), needed - from);
+                Ok::<_, Infallible>(room[..to - from].write_copy_of_slice(&next[from..to]))
+            });
+            assert_eq!(read, Ok(to - from));
+        };
+        // Less than a header is no frame yet, and less than a frame no entry.
+        for (from, to) in [(0, HEADER_LEN - 1), (HEADER_LEN - 1, half)] {
+            assert!(!room.is_of_its_header());
+            put(&mut room, from, to);
+            room = room.finish().unwrap_err();
+        }
+        assert!(room.is_of_its_header());
+        put(&mut room, half, needed);
+        let entry = room.finish().unwrap();
+        assert_eq!((entry.frame(), entry.frame().as_ptr()), (&next[..], at));
+        // As many bytes that begin otherwise are no entry.
+        let mut room = entry.into_room().unwrap();
+        next[6] ^= 1;
+        let read = room.read_with(|room| Ok::<_, Infallible>(room.write_copy_of_slice(&next)));
+        assert_eq!(read, Ok(needed));
+        assert!(!room.is_of_its_header());
+        assert_eq!(room.finish().unwrap_err().bytes(), next);
     }
 
     #[test]

@@ -624,9 +624,10 @@ mod tests {
         (client, listener.accept().unwrap().0)
     }
 
-    #[test]
-    fn memory_of_a_busy_time_is_given_back_when_there_is_nothing_to_do() {
-        let (mut client, stream) = pair();
+    /// Has `test` drive a connection whose idle timeout is longer than its memory's time, with its client and the
+    /// server's stop.
+    fn drive(test: impl FnOnce(&mut Connection<'_>, TcpStream, &AtomicBool)) {
+        let (client, stream) = pair();
         let node = Node::new(Role::Leader);
         let timeouts = Timeouts {
             request: Duration::from_secs(30),
@@ -640,16 +641,25 @@ mod tests {
             is_late: AtomicBool::new(false),
             follows: AtomicBool::new(false),
         };
+        let stopping = AtomicBool::new(false);
         let context = Context {
             peer: &peer,
             node: &node,
             limits: Limits::default(),
             timeouts,
-            stopping: &AtomicBool::new(false),
+            stopping: &stopping,
             housekeeper: &housekeeper,
             crowd: &Crowd::default(),
         };
-        let mut connection = Connection::new(&context);
+        test(&mut Connection::new(&context), client, &stopping);
+    }
+
+    #[test]
+    fn memory_of_a_busy_time_is_given_back_when_there_is_nothing_to_do() {
+        drive(|connection, client, _| give_back(connection, client));
+    }
+
+    fn give_back(connection: &mut Connection<'_>, mut client: TcpStream) {
         let mut frames = Vec::new();
         let value = [b'x'; 15_000];
         Request::Set {
@@ -675,5 +685,60 @@ mod tests {
         // The idle timeout is the longer one, so when it is over the memory has to be gone.
         assert!(matches!(connection.wait(HEADER_LEN).unwrap(), Wait::Idle));
         assert!(!connection.input.is_grown() && !connection.output.is_grown());
+    }
+
+    #[test]
+    fn a_large_value_comes_to_lie_where_another_was_and_has_begun_with_its_first_piece() {
+        drive(|connection, mut client, stopping| {
+            let mut sets = Vec::new();
+            for byte in [1, 2] {
+                let value = &[byte; 60_000];
+                let key = b"k";
+                Request::Set { key, value }.encode(&mut sets).unwrap();
+            }
+            let half = sets.len() / 4;
+            let read =
+                |connection: &mut Connection<'_>, until: fn(&Connection<'_>) -> usize, count| {
+                    loop {
+                        let Next::Wait(needed) = connection.answer_whole_requests().unwrap() else {
+                            panic!("nothing is refused")
+                        };
+                        connection.output.flush().unwrap();
+                        connection.heed_stop();
+                        if until(connection) == count {
+                            return needed;
+                        }
+                        assert!(matches!(connection.wait(needed).unwrap(), Wait::Bytes));
+                    }
+                };
+            let has_room = |connection: &Connection<'_>| usize::from(connection.room.is_some());
+            let arrived = |connection: &Connection<'_>| {
+                connection.large.as_ref().map_or(0, EntryBuilder::arrived)
+            };
+            client.write_all(&sets).unwrap();
+            let needed = read(connection, has_room, 1);
+            // Kept for no longer than other memory.
+            assert!(matches!(connection.wait(needed).unwrap(), Wait::Idle));
+            assert!(!connection.is_grown());
+            client.write_all(&sets[..2 * half]).unwrap();
+            read(connection, has_room, 1);
+            let room = connection.room.as_ref().map(|room| room.bytes().as_ptr());
+            client.write_all(&sets[..half]).unwrap();
+            read(connection, arrived, half);
+            let large = connection
+                .large
+                .as_ref()
+                .map(|large| large.bytes().as_ptr());
+            assert_eq!(large, room);
+            assert!(connection.context.peer.in_frame.load(Ordering::SeqCst));
+            stopping.store(true, Ordering::SeqCst);
+            connection.heed_stop();
+            client.write_all(&sets[half..2 * half]).unwrap();
+            let needed = read(connection, has_room, 1);
+            let end = connection.wait(needed).unwrap();
+            assert!(matches!(end, Wait::EndOfStream) && connection.is_between_frames());
+            let value = connection.context.node.store().get(b"k").unwrap();
+            assert_eq!(value.value(), &[1; 60_000]);
+        });
     }
 }

@@ -182,6 +182,19 @@ mod tests {
     }
 
     #[test]
+    fn bytes_that_arrived_elsewhere_are_added_whole() {
+        let bytes: Vec<u8> = (0_u32..50_000).flat_map(u32::to_be_bytes).collect();
+        let (mut buffer, mut at) = (Buffer::new(), 0);
+        for len in [0, 6, 5_000, 128 << 10, 1] {
+            buffer.extend(&bytes[at..at + len]);
+            at += len;
+            assert_eq!(buffer.bytes(), &bytes[..at]);
+        }
+        buffer.consume(at);
+        assert!(buffer.is_empty());
+    }
+
+    #[test]
     fn memory_grown_for_a_large_frame_is_given_back_with_it() {
         let mut buffer = Buffer::new();
         let needed = 3 << 20;
