@@ -187,7 +187,7 @@ fn of_a_frame_that_is_cut_nothing_is_applied_and_the_log_says_so_once() {
     );
 }
 
-/// The third SET of a kind is read to where the second one's predecessor was; cut off, it leaves the second one's value.
+/// The third SET of a kind is read to where the first one's value was; cut off, it leaves the second one's.
 #[test]
 fn of_a_large_value_after_others_that_is_cut_or_late_nothing_is_applied() {
     let node = Node::start_with(&Options {
