@@ -20,7 +20,9 @@
 //! header states, and with which a block begins: so whoever has an entry can tell its kind and its capacity, hence the
 //! layout for freeing it, from its bytes. A builder tells the kind from the same header before it allocates, and that
 //! header's bytes never change until it is an entry; [`Entry::overwrite`] changes them for others that state the same
-//! length, hence the same kind.
+//! length, hence the same kind. A builder that was made of an entry ([`Entry::into_room`]) has the block of that, and
+//! keeps the header whose length tells the layout; it becomes an entry only where what has arrived begins with that
+//! header ([`EntryBuilder::finish`]).
 //!
 //! *One owner.* A block that is not counted has one entry, from [`EntryBuilder::finish`] or [`Entry::copy_of`] on until
 //! that is dropped: nothing makes a second one of it, as [`Entry::clone`] copies the bytes. It is owned as a
@@ -28,10 +30,11 @@
 //! between threads.
 //!
 //! *Counted.* A block is unshared until it becomes an [`Entry`]; from then on its bytes are written only by
-//! [`Entry::overwrite`], through a `&mut` of an entry that is the only one of its block, so nobody reads them meanwhile
-//! and sharing them between threads is sound (`Send` and `Sync`). That the entry is the only one is told by a count of
-//! 1, read with acquire ordering, as `Arc::get_mut` does: nobody can clone it meanwhile, since the only entry to clone
-//! is borrowed, and what others did before they dropped theirs happens before. The count is that of `std`'s `Arc`: a
+//! [`Entry::overwrite`], through a `&mut` of an entry that is the only one of its block, and by a builder that has
+//! taken such an entry's place ([`Entry::into_room`]), so nobody else reads them meanwhile, and sharing them between
+//! threads is sound (`Send` and `Sync`). That the entry is the only one is told by a count of 1, read with acquire
+//! ordering, as `Arc::get_mut` does: nobody can clone it meanwhile, since the only entry to clone is borrowed or has
+//! been given up, and what others did before they dropped theirs happens before. The count is that of `std`'s `Arc`: a
 //! clone adds one, relaxed, since whoever clones already keeps the block alive; a drop takes one with release ordering,
 //! and the last one acquires before it frees, so every access of every owner happens before. A drop reads the header
 //! before it takes its own one, as afterwards another owner may free it. A count past `isize::MAX` aborts, as it could
@@ -247,6 +250,23 @@ impl Entry {
         true
     }
 
+    /// The entry's block as the room for another frame with the same header, where it has a count and no other clone
+    /// shares it. Saves a large value's memory a way through the allocator, and to the system where that gives it back.
+    #[must_use]
+    pub fn into_room(self) -> Option<EntryBuilder> {
+        if self.count()?.load(Ordering::Acquire) != 1 {
+            return None;
+        }
+        let header = self.header();
+        let entry = ManuallyDrop::new(self);
+        Some(EntryBuilder {
+            block: Block(entry.block.0),
+            capacity: header.frame_len(),
+            len: 0,
+            header,
+        })
+    }
+
     /// Reads a byte of each line of the cache that the entry begins with, for no other purpose than to have them there.
     #[must_use]
     pub fn touch(&self) -> u8 {
@@ -321,8 +341,8 @@ pub struct EntryBuilder {
     capacity: usize,
     /// Bytes of the frame that have arrived; never more than `capacity`.
     len: usize,
-    /// Bytes of the whole frame, as its header says.
-    needed: usize,
+    /// The header of the whole frame. What has arrived may begin otherwise in a [room](Entry::into_room) alone.
+    header: RequestHeader,
 }
 
 impl EntryBuilder {
@@ -340,7 +360,7 @@ impl EntryBuilder {
             block: Block::copy_of(Kind::of(needed), start, capacity),
             capacity,
             len: start.len(),
-            needed,
+            header,
         })
     }
 
@@ -352,8 +372,22 @@ impl EntryBuilder {
 
     /// Bytes of the whole frame.
     #[must_use]
-    pub const fn needed(&self) -> usize {
-        self.needed
+    pub fn needed(&self) -> usize {
+        self.header.frame_len()
+    }
+
+    /// What has arrived.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: so many bytes of the block have arrived, hence are initialised, and whoever writes more has a `&mut`.
+        unsafe { slice::from_raw_parts(self.block.0.as_ptr(), self.len) }
+    }
+
+    /// Whether what has arrived begins with the header that this was made for. A frame that does not is not its entry.
+    #[must_use]
+    pub fn is_of_its_header(&self) -> bool {
+        let start = self.bytes().first_chunk();
+        start.is_some_and(|&start| RequestHeader::decode(start) == self.header)
     }
 
     /// Has `read` put the next bytes of the frame into their place, and returns how many these are. `read` is given
@@ -366,11 +400,12 @@ impl EntryBuilder {
         &mut self,
         read: impl for<'r> FnOnce(&'r mut [MaybeUninit<u8>]) -> Result<&'r mut [u8], E>,
     ) -> Result<usize, E> {
-        let to = self.needed.min(self.len.saturating_add(GROWTH_BYTES_MAX));
+        let needed = self.needed();
+        let to = needed.min(self.len.saturating_add(GROWTH_BYTES_MAX));
         if self.len == self.capacity && to > self.capacity {
             // SAFETY: the block is of this kind since `new`, has `capacity` bytes, fewer than `to`, and is shared with
             // nobody.
-            unsafe { self.block.grow(Kind::of(self.needed), self.capacity, to) };
+            unsafe { self.block.grow(Kind::of(needed), self.capacity, to) };
             self.capacity = to;
         }
         // SAFETY: the block has room for `capacity` bytes, `len` of which are taken, and is shared with nobody.
@@ -393,7 +428,7 @@ impl EntryBuilder {
     ///
     /// The builder, where bytes of the frame are still to come.
     pub fn finish(self) -> Result<Entry, EntryBuilder> {
-        if self.len < self.needed {
+        if self.len < self.needed() || !self.is_of_its_header() {
             return Err(self);
         }
         // `len <= capacity <= needed`, so the block is just as long as its frame, and of the kind that follows from
@@ -408,7 +443,7 @@ impl EntryBuilder {
 impl Drop for EntryBuilder {
     fn drop(&mut self) {
         // SAFETY: the block is of this kind since `new`, has `capacity` bytes and no other owner.
-        unsafe { self.block.free(Kind::of(self.needed), self.capacity) };
+        unsafe { self.block.free(Kind::of(self.needed()), self.capacity) };
     }
 }
 
@@ -416,7 +451,7 @@ impl fmt::Debug for EntryBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EntryBuilder")
             .field("len", &self.len)
-            .field("needed", &self.needed)
+            .field("needed", &self.needed())
             .finish_non_exhaustive()
     }
 }
@@ -590,6 +625,43 @@ mod tests {
         let none = builder.read_with(|room| Ok::<_, Infallible>(room.write_copy_of_slice(b"")));
         assert_eq!(none, Ok(0));
         assert_eq!(builder.finish().unwrap().frame(), frame);
+    }
+
+    #[test]
+    fn an_entry_of_its_own_is_room_for_a_frame_with_the_same_header() {
+        let [short, long] = both_kinds();
+        let mut next = long.frame().to_vec();
+        next[HEADER_LEN..].fill(9);
+        assert!(short.into_room().is_none());
+        let (clone, at) = (long.clone(), long.frame().as_ptr());
+        assert!(long.into_room().is_none(), "somebody else has it");
+        let mut room = clone.into_room().unwrap();
+        let (needed, half) = (next.len(), next.len() / 2);
+        assert_eq!((room.needed(), room.arrived()), (needed, 0));
+        let put = |room: &mut EntryBuilder, from: usize, to: usize| {
+            let read = room.read_with(|room| {
+                assert_eq!(room.len(), needed - from);
+                Ok::<_, Infallible>(room[..to - from].write_copy_of_slice(&next[from..to]))
+            });
+            assert_eq!(read, Ok(to - from));
+        };
+        // Less than a header is no frame yet, and less than a frame no entry.
+        for (from, to) in [(0, HEADER_LEN - 1), (HEADER_LEN - 1, half)] {
+            assert!(!room.is_of_its_header());
+            put(&mut room, from, to);
+            room = room.finish().unwrap_err();
+        }
+        assert!(room.is_of_its_header());
+        put(&mut room, half, needed);
+        let entry = room.finish().unwrap();
+        assert_eq!((entry.frame(), entry.frame().as_ptr()), (&next[..], at));
+        // As many bytes that begin otherwise are no entry.
+        let mut room = entry.into_room().unwrap();
+        next[6] ^= 1;
+        let read = room.read_with(|room| Ok::<_, Infallible>(room.write_copy_of_slice(&next)));
+        assert_eq!(read, Ok(needed));
+        assert!(!room.is_of_its_header());
+        assert_eq!(room.finish().unwrap_err().bytes(), next);
     }
 
     #[test]

@@ -447,13 +447,16 @@ impl Node {
         }
     }
 
-    /// Carries out a SET, whose entry is made only where it is wanted.
-    #[must_use]
-    pub fn set(&self, entry: impl FnOnce() -> Entry) -> Reply {
-        self.refuses_writes().unwrap_or_else(|| {
-            self.put(entry());
-            Reply::Done
-        })
+    /// Carries out a SET, and returns the entry that it replaced.
+    ///
+    /// # Errors
+    ///
+    /// The answer to the client, where this node takes no writes.
+    pub fn set(&self, entry: Entry) -> Result<Option<Entry>, Reply> {
+        match self.refuses_writes() {
+            Some(reply) => Err(reply),
+            None => Ok(self.put(entry)),
+        }
     }
 
     /// The answer to every write, where this node takes none.
@@ -710,11 +713,10 @@ impl Node {
         made
     }
 
-    /// Makes one SET.
-    fn put(&self, entry: Entry) {
+    /// Makes one SET, and returns the entry that it replaced.
+    fn put(&self, entry: Entry) -> Option<Entry> {
         let Some(journal) = &self.journal else {
-            self.store.set(entry);
-            return;
+            return self.store.set(entry);
         };
         let new = Digest::of(&entry);
         journal.reserve(Frames::cost(entry.frame().len()));
@@ -722,7 +724,7 @@ impl Node {
             let old = old.map(Digest::of).unwrap_or_default();
             let change = Digest::EMPTY.changed(old, new);
             journal.append(Frames::Entry(entry.clone()), 1, change);
-        });
+        })
     }
 
     fn discard(&self) -> Reply {

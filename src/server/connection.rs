@@ -16,7 +16,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use super::Peer;
 use super::crowd::{Crowd, Guest, Place, Seat};
 use super::housekeeping::Housekeeper;
-use crate::entry::EntryBuilder;
+use crate::entry::{Entry, EntryBuilder};
 use crate::node::{Node, Reply};
 use crate::replication::source::{self, Accepted};
 use crate::wire::request::{self, Disposition, HEADER_LEN, Limits, Parsed, RequestError};
@@ -34,12 +34,15 @@ const DIRECT_BYTES: usize = 16 << 10;
 /// than the call to the system that reading each of several in a row on its own takes.
 const LARGE_FRAME_BYTES: usize = 48 << 10;
 
-/// A client that asks for more than this at a time is served by its own thread. What a switch of threads costs is little
-/// beside such work, and there may be a core for each.
+/// Longest frame in bytes whose room is kept for the next one: as much as a busy connection's input may take.
+const ROOM_BYTES_MAX: usize = 128 << 10;
+
+/// A client that asks for more than this at a time is served by its own thread. What a switch of threads costs is
+/// little beside such work, and there may be a core for each.
 const SHALLOW_MAX: usize = RUN_MAX;
 
-/// A stay among those who share has been worth it from so many requests on, since taking a seat and leaving it cost about
-/// as much as it saves for two.
+/// A stay among those who share has been worth it from so many requests on: taking a seat and leaving it cost as much
+/// as it saves for two or three.
 const STAY_MIN: u32 = 4;
 
 /// How many waits in a row are spent alone, where sharing has not been worth it again and again.
@@ -178,6 +181,9 @@ pub(super) struct Connection<'a> {
     input: Buffer,
     /// A large SET frame that is arriving; `input` is empty meanwhile.
     large: Option<EntryBuilder>,
+    /// Where the next frame goes while nothing of it is there: the block of the entry that the last request, a large
+    /// SET, has replaced. It is as long as that, as the next is where a client sends one such after another.
+    room: Option<EntryBuilder>,
     output: Output,
     /// Bytes of a refused frame that are still to be thrown away.
     skip: usize,
@@ -227,6 +233,7 @@ impl<'a> Connection<'a> {
             context,
             input: Buffer::new(),
             large: None,
+            room: None,
             output: Output {
                 peer,
                 pending: Vec::new(),
@@ -302,6 +309,11 @@ impl<'a> Connection<'a> {
         self.input.is_empty() && self.large.is_none() && self.skip == 0
     }
 
+    /// Whether the connection holds more memory than an idle one is to.
+    fn is_grown(&self) -> bool {
+        self.input.is_grown() || self.output.is_grown() || self.room.is_some()
+    }
+
     /// Answers every whole request in the input; returns how many bytes the frame that follows them needs, as far as
     /// is known, or the fault after which the connection cannot go on. Where it must not wait it stops before whatever
     /// may have to.
@@ -317,9 +329,16 @@ impl<'a> Connection<'a> {
         if let Some(builder) = self.large.take() {
             match builder.finish() {
                 Ok(entry) => {
-                    let reply = self.context.node.set(|| entry);
                     self.deadline = None;
-                    self.output.push(reply);
+                    match self.context.node.set(entry) {
+                        Ok(replaced) => {
+                            self.room = replaced
+                                .filter(|entry| entry.frame().len() <= ROOM_BYTES_MAX)
+                                .and_then(Entry::into_room);
+                            self.output.push(Reply::Done);
+                        }
+                        Err(reply) => self.output.push(reply),
+                    }
                 }
                 Err(builder) => {
                     let needed = builder.needed();
@@ -488,7 +507,7 @@ impl<'a> Connection<'a> {
     fn wait(&mut self, needed: usize, crowd: &Crowd<Connection<'a>>) -> io::Result<Wait> {
         self.answered = 0;
         let is_counted = self.is_counted;
-        let is_grown = self.input.is_grown() || self.output.is_grown();
+        let is_grown = self.is_grown();
         let since = (is_grown || self.context.timeouts.idle.is_some() || !self.is_between_frames())
             .then(Instant::now);
         if let Some(now) = since
@@ -529,6 +548,7 @@ impl<'a> Connection<'a> {
                         }
                         if is_grown && waited >= self.context.timeouts.release {
                             self.input.release();
+                            self.room = None;
                             self.output.release();
                             self.context.housekeeper.trim();
                         }
@@ -549,6 +569,22 @@ impl<'a> Connection<'a> {
                 Ok::<_, Errno>(filled)
             })?),
             None => {
+                if self.input.is_empty()
+                    && let Some(mut room) = self.room.take()
+                {
+                    let read = room.read_with(|room| {
+                        let ((filled, _), _) = rustix::net::recv(stream, room, flags)?;
+                        Ok::<_, Errno>(filled)
+                    });
+                    if room.is_of_its_header() {
+                        self.large = Some(room);
+                    } else if room.arrived() > 0 {
+                        self.input.extend(room.bytes());
+                    } else {
+                        self.room = Some(room);
+                    }
+                    return Ok(read?);
+                }
                 let (_, count) = rustix::net::recv(stream, self.input.space(needed), flags)?;
                 self.input.filled(count);
                 Ok(count)
@@ -564,9 +600,8 @@ impl<'a> Connection<'a> {
             .timeouts
             .idle
             .filter(|_| self.is_between_frames());
-        let release = (self.is_between_frames()
-            && (self.input.is_grown() || self.output.is_grown()))
-        .then_some(self.context.timeouts.release);
+        let release =
+            (self.is_between_frames() && self.is_grown()).then_some(self.context.timeouts.release);
         [
             self.deadline,
             idle.map(|idle| since + idle),
@@ -716,9 +751,10 @@ mod tests {
         (client, listener.accept().unwrap().0)
     }
 
-    #[test]
-    fn memory_of_a_busy_time_is_given_back_when_there_is_nothing_to_do() {
-        let (mut client, stream) = pair();
+    /// Has `test` drive a connection whose idle timeout is longer than its memory's time, with its client and the
+    /// server's stop.
+    fn drive(test: impl FnOnce(&mut Connection<'_>, TcpStream, &AtomicBool)) {
+        let (client, stream) = pair();
         let node = Node::new(Role::Leader);
         let timeouts = Timeouts {
             request: Duration::from_secs(30),
@@ -732,18 +768,30 @@ mod tests {
             is_late: AtomicBool::new(false),
             follows: AtomicBool::new(false),
         });
-        let (crowd, stopping) = (
-            Crowd::new(timeouts.release).unwrap(),
-            AtomicBool::new(false),
-        );
-        let mut connection = Connection::new(Context {
+        let stopping = AtomicBool::new(false);
+        let context = Context {
             peer,
             node: &node,
             limits: Limits::default(),
             timeouts,
             stopping: &stopping,
             housekeeper,
-        });
+        };
+        test(&mut Connection::new(context), client, &stopping);
+    }
+
+    /// Waits alone.
+    fn wait<'a>(connection: &mut Connection<'a>, needed: usize) -> Wait {
+        let crowd: Crowd<Connection<'a>> = Crowd::new(Duration::from_secs(1)).unwrap();
+        connection.wait(needed, &crowd).unwrap()
+    }
+
+    #[test]
+    fn memory_of_a_busy_time_is_given_back_when_there_is_nothing_to_do() {
+        drive(|connection, client, _| give_back(connection, client));
+    }
+
+    fn give_back(connection: &mut Connection<'_>, mut client: TcpStream) {
         let mut frames = Vec::new();
         let value = [b'x'; 15_000];
         Request::Set {
@@ -761,19 +809,69 @@ mod tests {
                 panic!("nothing is refused")
             };
             if connection.output.pending.len() < 45_000 {
-                assert!(matches!(
-                    connection.wait(needed, &crowd).unwrap(),
-                    Wait::Bytes
-                ));
+                assert!(matches!(wait(connection, needed), Wait::Bytes));
             }
         }
         connection.output.flush().unwrap();
         assert!(connection.input.is_grown() && connection.output.is_grown());
         // The idle timeout is the longer one, so when it is over the memory has to be gone.
-        assert!(matches!(
-            connection.wait(HEADER_LEN, &crowd).unwrap(),
-            Wait::Idle
-        ));
+        assert!(matches!(wait(connection, HEADER_LEN), Wait::Idle));
         assert!(!connection.input.is_grown() && !connection.output.is_grown());
+    }
+
+    #[test]
+    fn a_large_value_comes_to_lie_where_another_was_and_has_begun_with_its_first_piece() {
+        drive(|connection, mut client, stopping| {
+            let mut sets = Vec::new();
+            for byte in [1, 2] {
+                let value = &[byte; 60_000];
+                let key = b"k";
+                Request::Set { key, value }.encode(&mut sets).unwrap();
+            }
+            let half = sets.len() / 4;
+            let read = |connection: &mut Connection<'_>,
+                        until: fn(&Connection<'_>) -> usize,
+                        count| {
+                loop {
+                    let Next::Wait(needed) = connection.answer_whole_requests(true).unwrap() else {
+                        panic!("nothing is refused")
+                    };
+                    connection.output.flush().unwrap();
+                    connection.heed_stop();
+                    if until(connection) == count {
+                        return needed;
+                    }
+                    assert!(matches!(wait(connection, needed), Wait::Bytes));
+                }
+            };
+            let has_room = |connection: &Connection<'_>| usize::from(connection.room.is_some());
+            let arrived = |connection: &Connection<'_>| {
+                connection.large.as_ref().map_or(0, EntryBuilder::arrived)
+            };
+            client.write_all(&sets).unwrap();
+            let needed = read(connection, has_room, 1);
+            // Kept for no longer than other memory.
+            assert!(matches!(wait(connection, needed), Wait::Idle));
+            assert!(!connection.is_grown());
+            client.write_all(&sets[..2 * half]).unwrap();
+            read(connection, has_room, 1);
+            let room = connection.room.as_ref().map(|room| room.bytes().as_ptr());
+            client.write_all(&sets[..half]).unwrap();
+            read(connection, arrived, half);
+            let large = connection
+                .large
+                .as_ref()
+                .map(|large| large.bytes().as_ptr());
+            assert_eq!(large, room);
+            assert!(connection.context.peer.in_frame.load(Ordering::SeqCst));
+            stopping.store(true, Ordering::SeqCst);
+            connection.heed_stop();
+            client.write_all(&sets[half..2 * half]).unwrap();
+            let needed = read(connection, has_room, 1);
+            let end = wait(connection, needed);
+            assert!(matches!(end, Wait::EndOfStream) && connection.is_between_frames());
+            let value = connection.context.node.store().get(b"k").unwrap();
+            assert_eq!(value.value(), &[1; 60_000]);
+        });
     }
 }

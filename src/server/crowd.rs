@@ -3,10 +3,10 @@
 //! A thread for each connection costs a switch of threads for each request, where a thread that waits for many sockets
 //! at once has none. So while several connections keep asking, they *share*: each takes a seat, and their threads sleep
 //! but for one, the *host*, which waits for the sockets of all and answers whoever asks. What may have to wait for a
-//! client, or takes long, is never the host's business: it calls that connection's own thread, which goes on from there.
-//! Who has been quiet is called too, and waits for its client alone again. A host whose own connection is called makes
-//! another thread the host. This is Leader/Followers (Schmidt and others, Pattern-Oriented Software Architecture 2)
-//! under other names, as those have a meaning here already.
+//! client, or takes long, is never the host's business: it calls that connection's own thread, which goes on from
+//! there. Who has been quiet is called too, and waits for its client alone again. A host whose own connection is called
+//! makes another thread the host. This is Leader/Followers (Schmidt and others, Pattern-Oriented Software Architecture
+//! 2) under other names, as those have a meaning here already.
 //!
 //! # Invariants
 //!

@@ -122,6 +122,18 @@ impl Buffer {
         &mut self.bytes[self.end..]
     }
 
+    /// Adds bytes that have arrived elsewhere.
+    pub fn extend(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let space = self.space(self.bytes().len() + bytes.len());
+            let count = space.len().min(bytes.len());
+            let (now, rest) = bytes.split_at(count);
+            space[..count].copy_from_slice(now);
+            self.filled(count);
+            bytes = rest;
+        }
+    }
+
     /// Takes note that the first `count` bytes of the last [`space`](Self::space) are filled; all of it where it was
     /// shorter.
     pub fn filled(&mut self, count: usize) {
@@ -167,6 +179,19 @@ mod tests {
             assert!(buffer.capacity() <= arrived + GROWTH_BYTES_MAX);
         }
         assert_eq!(buffer.bytes().len(), arrived);
+    }
+
+    #[test]
+    fn bytes_that_arrived_elsewhere_are_added_whole() {
+        let bytes: Vec<u8> = (0_u32..50_000).flat_map(u32::to_be_bytes).collect();
+        let (mut buffer, mut at) = (Buffer::new(), 0);
+        for len in [0, 6, 5_000, 128 << 10, 1] {
+            buffer.extend(&bytes[at..at + len]);
+            at += len;
+            assert_eq!(buffer.bytes(), &bytes[..at]);
+        }
+        buffer.consume(at);
+        assert!(buffer.is_empty());
     }
 
     #[test]

@@ -187,6 +187,43 @@ fn of_a_frame_that_is_cut_nothing_is_applied_and_the_log_says_so_once() {
     );
 }
 
+/// The third SET of a kind is read to where the first one's value was; cut off, it leaves the second one's.
+#[test]
+fn of_a_large_value_after_others_that_is_cut_or_late_nothing_is_applied() {
+    let node = Node::start_with(&Options {
+        limits: "request_timeout_ms = 400",
+        ..Options::default()
+    });
+    let set = |value: &[u8]| frames(&[Request::Set { key: b"key", value }]);
+    let (first, second, third) = (&[1; 60_000], &[2; 60_000], set(&[3; 60_000]));
+    let begun = |len: usize| {
+        let stream = node.connect();
+        for frame in [set(first), set(second)] {
+            (&stream).write_all(&frame).unwrap();
+            assert_eq!(answer(&stream), done());
+        }
+        (&stream).write_all(&third[..len]).unwrap();
+        stream
+    };
+    let get = frames(&[Request::Get { key: b"key" }]);
+    for len in [1, 6, 7, 30_000, third.len() - 1] {
+        let cut = begun(len);
+        cut.shutdown(Shutdown::Write).unwrap();
+        closed(&cut);
+        let said = format!("end of stream inside a frame, {len} of");
+        wait_for("the log", || node.log().contains(&said).then_some(()));
+        let late = begun(len);
+        assert_eq!(error(&late), "request not whole after 400 ms, the limit");
+        closed(&late);
+        assert_eq!(node.exchange(&get)[5..], second[..], "{len} bytes");
+    }
+    assert!(
+        node.log().contains("30000 of 60010 bytes"),
+        "{}",
+        node.log()
+    );
+}
+
 #[test]
 fn a_claim_of_4_gib_takes_no_memory_and_is_cut_off_in_time() {
     let node = Node::start_with(&Options {

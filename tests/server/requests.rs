@@ -226,6 +226,53 @@ fn the_longest_key_passes_with_every_operation_however_it_is_split() {
     );
 }
 
+/// A large SET of the same length as the last one is read straight to where it stays; whatever else comes in its place,
+/// in whatever pieces, is taken for what it is.
+#[test]
+fn what_comes_after_a_large_value_is_taken_for_what_it_is() {
+    let node = Node::start();
+    let mut stream = node.connect();
+    let mut ask = |frame: &[u8], cut: usize| {
+        let (start, end) = frame.split_at(cut.min(frame.len()));
+        stream.write_all(start).unwrap();
+        stream.write_all(end).unwrap();
+        answer(&stream)
+    };
+    let value = |byte: u8, len: usize| vec![byte; len];
+    let set = |key: &[u8], value: &[u8]| frames(&[Request::Set { key, value }]);
+    let get = |key: &[u8]| frames(&[Request::Get { key }]);
+    let unknown = [&b"\x7f"[..], &set(b"key", &value(9, 60_000))[1..]].concat();
+    let refused = (Status::Error, b"unknown opcode 0x7f".to_vec());
+    // What comes, and the value of `key` afterwards, or the answer to what is no SET of it.
+    let follow_ups = [
+        (set(b"key", &value(2, 60_000)), done()),
+        (set(b"key", &value(3, 59_999)), done()),
+        (set(b"key", &value(4, 60_001)), done()),
+        (set(b"key", &value(5, 200_000)), done()),
+        (set(b"key", &value(6, 10)), done()),
+        (set(b"other", &value(7, 59_998)), done()),
+        (set(b"", &value(8, 60_003)), done()),
+        (get(b"key"), (Status::Ok, value(1, 60_000))),
+        (frames(&[Request::Del { key: b"key" }]), done()),
+        (frames(&[Request::Ping]), pong()),
+        (unknown, refused),
+    ];
+    for (frame, expected) in &follow_ups {
+        for cut in [0, 1, 6, 7, 8, 12, 30_000, frame.len() - 1] {
+            for byte in [0, 1] {
+                assert_eq!(ask(&set(b"key", &value(byte, 60_000)), 0), done());
+            }
+            assert!(ask(frame, cut) == *expected, "{:?}, {cut}", &frame[..7]);
+            // The frame is a SET's, and is what its key now has, or another operation's, or refused.
+            if frame[0] == 1 {
+                let key_len = usize::from(u16::from_be_bytes([frame[1], frame[2]]));
+                let (key, value) = frame[7..].split_at(key_len);
+                assert!(ask(&get(key), 0) == (Status::Ok, value.to_vec()), "{cut}");
+            }
+        }
+    }
+}
+
 /// Requests of all kinds as they come, values of all lengths among them, in pieces of any length: byte for byte the
 /// answers of a map.
 #[test]
