@@ -168,22 +168,26 @@ impl Locked<'_> {
 
     /// Has all that the run needs brought into the cache at once: two short loops whose rounds do not depend on each
     /// other, so the processor runs ahead of the misses.
-    /// Gives the length of the longest frame among what the writes of the run seem to touch.
-    fn touch(&self, hashes: &ArrayVec<u64, RUN_MAX>, writes: u16) -> usize {
+    /// Gives the length of the longest frame among what the writes of the run seem to touch, and a bit for each request
+    /// whose key has no entry.
+    fn touch(&self, hashes: &ArrayVec<u64, RUN_MAX>, writes: u16) -> (usize, u16) {
         let places = hashes.iter().enumerate();
         let found: ArrayVec<Option<&Entry>, RUN_MAX> = places
             .map(|(at, &hash)| self.of(at).table.iter_hash(hash).next())
             .collect();
-        let (mut longest, mut sum) = (0, 0);
+        let (mut longest, mut sum, mut vacant) = (0, 0, 0);
         for (at, entry) in found.into_iter().enumerate() {
-            let Some(entry) = entry else { continue };
+            let Some(entry) = entry else {
+                vacant |= 1 << at;
+                continue;
+            };
             if writes >> at & 1 == 1 {
                 longest = longest.max(entry.frame().len());
             }
             sum ^= entry.touch();
         }
         black_box(sum);
-        longest
+        (longest, vacant)
     }
 }
 
@@ -236,7 +240,7 @@ impl Store {
         let entries = &mut *self.partition(hash).write();
         match frame.request() {
             Request::Del { .. } => self.take(entries, hash, key, |old| before(Some(old))),
-            _ => self.overwrite(entries, hash, frame, before),
+            _ => self.overwrite(entries, hash, frame, || None, before),
         }
     }
 
@@ -260,9 +264,17 @@ impl Store {
         let keys = run.frames().map(|frame| frame.request().key());
         let hashes = keys.map(|key| self.hash(key)).collect();
         let mut locked = self.lock(&hashes, run.writes())?;
-        if locked.touch(&hashes, run.writes()) > RUN_FRAME_BYTES_MAX {
+        let (longest, vacant) = locked.touch(&hashes, run.writes());
+        if longest > RUN_FRAME_BYTES_MAX {
             return Err(Contended);
         }
+        let frames = (0..).zip(run.frames());
+        let mut new: ArrayVec<Option<Entry>, RUN_MAX> = if vacant & run.writes() == 0 { ArrayVec::new() } else { frames
+            .map(|(at, frame)| {
+                let is_new = vacant >> at & 1 == 1 && matches!(frame.request(), Request::Set { .. });
+                is_new.then(|| Entry::copy_of(&frame))
+            })
+            .collect() };
         let mut replaced = Vec::new();
         for (at, (frame, &hash)) in run.frames().zip(&hashes).enumerate() {
             let key = frame.request().key();
@@ -270,7 +282,8 @@ impl Store {
             match frame.request() {
                 Request::Set { .. } => {
                     let before = |old: Option<&Entry>| _ = each(old);
-                    replaced.extend(self.overwrite(locked.of_mut(at), hash, &frame, before));
+                    let new = || new.get_mut(at).and_then(Option::take);
+                    replaced.extend(self.overwrite(locked.of_mut(at), hash, &frame, new, before));
                 }
                 Request::Del { .. } => {
                     let before = |old: &Entry| _ = each(Some(old));
@@ -298,6 +311,7 @@ impl Store {
         entries: &mut Entries,
         hash: u64,
         frame: &RequestFrame<'_>,
+        new: impl FnOnce() -> Option<Entry>,
         before: impl FnOnce(Option<&Entry>),
     ) -> Option<Entry> {
         let (key, value) = (frame.request().key(), frame.request().value());
@@ -312,7 +326,7 @@ impl Store {
             }
             Slot::Vacant(slot) => {
                 before(None);
-                slot.insert(Entry::copy_of(frame));
+                slot.insert(new().unwrap_or_else(|| Entry::copy_of(frame)));
                 None
             }
         }
