@@ -107,6 +107,32 @@ impl Copied {
     }
 }
 
+/// Entries that are put into a store together, later ([`Store::put`]): many are put into a partition one after the
+/// other while its table is in the cache, where each that is put in by itself waits for its part of the table.
+#[derive(Debug, Default)]
+pub struct Staged {
+    /// In the order in which they came, with the hashes of their keys.
+    entries: Vec<(u64, Option<Entry>)>,
+    /// Of each partition where the places of its entries end in `order`; one more than there are partitions.
+    ends: Vec<usize>,
+    /// Places in `entries`, by partition, and those of a partition in the order in which they came.
+    order: Vec<usize>,
+}
+
+impl Staged {
+    /// How many there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
 /// Bytes of an entry's key and value.
 fn size(entry: &Entry) -> u64 {
     u64::try_from(entry.key().len() + entry.value().len()).unwrap_or(u64::MAX)
@@ -374,6 +400,63 @@ impl Store {
             }
             Slot::Vacant(slot) => {
                 before(&entry, None);
+                slot.insert(entry);
+                None
+            }
+        }
+    }
+
+    /// Keeps `entry` to be put in with others.
+    pub fn stage(&self, staged: &mut Staged, entry: Entry) {
+        staged.entries.push((self.hash(entry.key()), Some(entry)));
+    }
+
+    /// Puts in all that is staged, as [`set`](Self::set) does with one after another in the order in which they came.
+    /// `replaced` is called with those that were replaced, while nothing is locked.
+    pub fn put(&self, staged: &mut Staged, mut replaced: impl FnMut(&Entry)) {
+        let Staged { entries: all, ends, order } = staged;
+        ends.clear();
+        ends.resize(self.partitions.len() + 1, 0);
+        for (hash, _) in &*all {
+            ends[usize::from(self.place(*hash)) + 1] += 1;
+        }
+        for at in 1..ends.len() {
+            ends[at] += ends[at - 1];
+        }
+        order.clear();
+        order.resize(all.len(), 0);
+        for (at, (hash, _)) in all.iter().enumerate() {
+            // What was the end of the partition before it becomes its own.
+            let end = &mut ends[usize::from(self.place(*hash))];
+            order[*end] = at;
+            *end += 1;
+        }
+        let mut start = 0;
+        for (partition, &end) in self.partitions.iter().zip(&*ends) {
+            if start == end {
+                continue;
+            }
+            let entries = &mut *partition.0.write();
+            for &at in &order[start..end] {
+                let (hash, entry) = &mut all[at];
+                let Some(new) = entry.take() else { continue };
+                *entry = self.insert(entries, *hash, new);
+            }
+            start = end;
+        }
+        for (_, entry) in all.drain(..) {
+            entry.iter().for_each(&mut replaced);
+        }
+    }
+
+    fn insert(&self, entries: &mut Entries, hash: u64, entry: Entry) -> Option<Entry> {
+        entries.bytes += size(&entry);
+        match self.slot(&mut entries.table, hash, entry.key()) {
+            Slot::Occupied(mut slot) => {
+                entries.bytes -= size(slot.get());
+                Some(std::mem::replace(slot.get_mut(), entry))
+            }
+            Slot::Vacant(slot) => {
                 slot.insert(entry);
                 None
             }

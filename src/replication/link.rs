@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use arrayvec::ArrayVec;
 use log::{info, warn};
 use parking_lot::{Condvar, Mutex};
 
@@ -21,11 +20,10 @@ use crate::entry::Entry;
 use crate::history::{Era, History};
 use crate::journal::Head;
 use crate::node::{Diverged, Member, Node, Phase, digest};
-use crate::store::Contended;
+use crate::store::Staged;
 use crate::wire::replication::{Follow, FollowAnswer, Frames, Message, Parsed, Start, parse};
 use crate::wire::response::{self, Response};
-use crate::wire::run::RUN_MAX;
-use crate::wire::{Buffer, Request, RequestFrame, Status};
+use crate::wire::{Buffer, Request, Status};
 
 /// Pause before the link is tried again: doubled each time, from the first to the second.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -317,7 +315,10 @@ struct Link<'a> {
 /// A full copy that is coming in.
 struct Copy {
     history: History,
+    /// Of all that came, staged or not.
     digest: Digest,
+    staged: Staged,
+    staged_bytes: usize,
     chunks: u64,
     started: Instant,
 }
@@ -566,6 +567,8 @@ impl<'a> Link<'a> {
                 self.copy = Some(Copy {
                     history: history.to_history(),
                     digest: Digest::EMPTY,
+                    staged: Staged::default(),
+                    staged_bytes: 0,
                     chunks: 0,
                     started: Instant::now(),
                 });
@@ -594,6 +597,7 @@ impl<'a> Link<'a> {
                 },
                 Some(copy),
             ) => {
+                copy.put(node);
                 if chunks != copy.chunks || digest != copy.digest.to_u128() {
                     return Err(Fault::Diverged("the copy is not what was sent".to_owned()));
                 }
@@ -626,37 +630,37 @@ impl<'a> Link<'a> {
 impl Copy {
     fn apply(&mut self, node: &Node, frames: Frames<'_>) {
         make_room(frames.bytes().len());
-        for run in frames.runs() {
-            if let Some(frame) = run.large() {
-                let entry = Entry::copy_of(&frame);
-                let new = Digest::of(&entry);
-                let old = node.store().set(entry);
+        for frame in frames.iter() {
+            if let Request::Set { .. } = frame.request() {
+                self.digest = self.digest.plus(digest(frame));
+                node.store().stage(&mut self.staged, Entry::copy_of(&frame));
+                self.staged_bytes += frame.bytes().len();
+            } else {
+                self.put(node);
+                let old = node.store().remove(frame.request().key());
                 let old = old.as_ref().map(Digest::of).unwrap_or_default();
-                self.digest = self.digest.changed(old, new);
-                continue;
+                self.digest = self.digest.changed(old, Digest::EMPTY);
             }
-            let new: ArrayVec<Digest, RUN_MAX> = run.frames().map(digest).collect();
-            let change = |sum: &mut Digest, at: usize, old: Option<&Entry>| {
-                let old = old.map(Digest::of).unwrap_or_default();
-                *sum = sum.changed(old, new[at]);
-            };
-            let each = |sum: &mut Digest, at, _: &RequestFrame<'_>, old: Option<&Entry>| {
-                change(sum, at, old);
-                true
-            };
-            let made = node.store().carry_out(&run, &mut self.digest, each, |_| {});
-            if let Err(Contended) = made {
-                for (at, frame) in run.frames().enumerate() {
-                    let change = |old: Option<&Entry>| change(&mut self.digest, at, old);
-                    node.store().write(&frame, change);
-                }
-            }
+        }
+        if self.staged_bytes >= *STAGED {
+            self.put(node);
         }
         // Others on this machine may have more urgent work. Once a chunk, which is a third of a millisecond: each time
         // gives away what the scheduler would have let this thread run.
         thread::yield_now();
     }
+
+    /// Puts in what is staged.
+    fn put(&mut self, node: &Node) {
+        let sum = &mut self.digest;
+        node.store().put(&mut self.staged, |old| {
+            *sum = sum.changed(Digest::of(old), Digest::EMPTY);
+        });
+        self.staged_bytes = 0;
+    }
 }
+
+static STAGED: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| std::env::var("STAGED").ok().and_then(|s| s.parse().ok()).unwrap_or(4 << 20));
 
 /// Has the allocator take from the system at once what entries of so many bytes need. glibc takes a page at a time in
 /// any thread but the first, each with a system call; what is freed here it keeps, and makes the entries of.
