@@ -111,12 +111,21 @@ impl Copied {
 /// other while its table is in the cache, where each that is put in by itself waits for its part of the table.
 #[derive(Debug, Default)]
 pub struct Staged {
-    /// In the order in which they came, with the hashes of their keys.
-    entries: Vec<(u64, Option<Entry>)>,
+    /// In the order in which they came.
+    entries: Vec<StagedEntry>,
     /// Of each partition where the places of its entries end in `order`; one more than there are partitions.
     ends: Vec<usize>,
     /// Places in `entries`, by partition, and those of a partition in the order in which they came.
     order: Vec<usize>,
+}
+
+/// What putting an entry in needs to know of it, beside it: looking it up there would be to wait for it once more.
+#[derive(Debug)]
+struct StagedEntry {
+    hash: u64,
+    size: u64,
+    /// The one that it has replaced, once it is put in.
+    entry: Option<Entry>,
 }
 
 impl Staged {
@@ -295,12 +304,17 @@ impl Store {
             return Err(Contended);
         }
         let frames = (0..).zip(run.frames());
-        let mut new: ArrayVec<Option<Entry>, RUN_MAX> = if vacant & run.writes() == 0 { ArrayVec::new() } else { frames
-            .map(|(at, frame)| {
-                let is_new = vacant >> at & 1 == 1 && matches!(frame.request(), Request::Set { .. });
-                is_new.then(|| Entry::copy_of(&frame))
-            })
-            .collect() };
+        let mut new: ArrayVec<Option<Entry>, RUN_MAX> = if vacant & run.writes() == 0 {
+            ArrayVec::new()
+        } else {
+            frames
+                .map(|(at, frame)| {
+                    let is_new =
+                        vacant >> at & 1 == 1 && matches!(frame.request(), Request::Set { .. });
+                    is_new.then(|| Entry::copy_of(&frame))
+                })
+                .collect()
+        };
         let mut replaced = Vec::new();
         for (at, (frame, &hash)) in run.frames().zip(&hashes).enumerate() {
             let key = frame.request().key();
@@ -342,7 +356,7 @@ impl Store {
     ) -> Option<Entry> {
         let (key, value) = (frame.request().key(), frame.request().value());
         entries.bytes += u64::try_from(key.len() + value.len()).unwrap_or(u64::MAX);
-        match self.slot(&mut entries.table, hash, key) {
+        match self.slot(&mut entries.table, hash, |entry| entry.key() == key) {
             Slot::Occupied(mut slot) => {
                 let entry = slot.get_mut();
                 before(Some(entry));
@@ -358,15 +372,19 @@ impl Store {
         }
     }
 
-    /// The place of a key in a table, or one for it.
-    fn slot<'t>(&self, table: &'t mut HashTable<Entry>, hash: u64, key: &[u8]) -> Slot<'t, Entry> {
+    /// The place of the entry that `is_it` in a table, or one for it.
+    fn slot<'t>(
+        &self,
+        table: &'t mut HashTable<Entry>,
+        hash: u64,
+        is_it: impl FnMut(&Entry) -> bool,
+    ) -> Slot<'t, Entry> {
         if table.len() == table.capacity() {
             // It grows now, and looks at each key that it holds. They lie all over memory: one after the other, each is
             // waited for, with its hashing between; here the processor waits for many at once.
             let ends = table.iter().filter_map(|entry| entry.key().last());
             black_box(ends.fold(0, |sum, byte| sum ^ byte));
         }
-        let is_it = |entry: &Entry| entry.key() == key;
         table.entry(hash, is_it, |entry| self.hash(entry.key()))
     }
 
@@ -392,7 +410,8 @@ impl Store {
         let hash = self.hash(entry.key());
         let entries = &mut *self.partition(hash).write();
         entries.bytes += size(&entry);
-        match self.slot(&mut entries.table, hash, entry.key()) {
+        let key = entry.key();
+        match self.slot(&mut entries.table, hash, |old| old.key() == key) {
             Slot::Occupied(mut slot) => {
                 before(&entry, Some(slot.get()));
                 entries.bytes -= size(slot.get());
@@ -408,26 +427,34 @@ impl Store {
 
     /// Keeps `entry` to be put in with others.
     pub fn stage(&self, staged: &mut Staged, entry: Entry) {
-        staged.entries.push((self.hash(entry.key()), Some(entry)));
+        staged.entries.push(StagedEntry {
+            hash: self.hash(entry.key()),
+            size: size(&entry),
+            entry: Some(entry),
+        });
     }
 
     /// Puts in all that is staged, as [`set`](Self::set) does with one after another in the order in which they came.
     /// `replaced` is called with those that were replaced, while nothing is locked.
     pub fn put(&self, staged: &mut Staged, mut replaced: impl FnMut(&Entry)) {
-        let Staged { entries: all, ends, order } = staged;
+        let Staged {
+            entries: all,
+            ends,
+            order,
+        } = staged;
         ends.clear();
         ends.resize(self.partitions.len() + 1, 0);
-        for (hash, _) in &*all {
-            ends[usize::from(self.place(*hash)) + 1] += 1;
+        for entry in &*all {
+            ends[usize::from(self.place(entry.hash)) + 1] += 1;
         }
         for at in 1..ends.len() {
             ends[at] += ends[at - 1];
         }
         order.clear();
         order.resize(all.len(), 0);
-        for (at, (hash, _)) in all.iter().enumerate() {
+        for (at, entry) in all.iter().enumerate() {
             // What was the end of the partition before it becomes its own.
-            let end = &mut ends[usize::from(self.place(*hash))];
+            let end = &mut ends[usize::from(self.place(entry.hash))];
             order[*end] = at;
             *end += 1;
         }
@@ -438,28 +465,28 @@ impl Store {
             }
             let entries = &mut *partition.0.write();
             for &at in &order[start..end] {
-                let (hash, entry) = &mut all[at];
+                let StagedEntry {
+                    hash,
+                    size: bytes,
+                    entry,
+                } = &mut all[at];
                 let Some(new) = entry.take() else { continue };
-                *entry = self.insert(entries, *hash, new);
+                entries.bytes += *bytes;
+                let is_it = |old: &Entry| old.key() == new.key();
+                match self.slot(&mut entries.table, *hash, is_it) {
+                    Slot::Occupied(mut slot) => {
+                        entries.bytes -= size(slot.get());
+                        *entry = Some(std::mem::replace(slot.get_mut(), new));
+                    }
+                    Slot::Vacant(slot) => {
+                        slot.insert(new);
+                    }
+                }
             }
             start = end;
         }
-        for (_, entry) in all.drain(..) {
-            entry.iter().for_each(&mut replaced);
-        }
-    }
-
-    fn insert(&self, entries: &mut Entries, hash: u64, entry: Entry) -> Option<Entry> {
-        entries.bytes += size(&entry);
-        match self.slot(&mut entries.table, hash, entry.key()) {
-            Slot::Occupied(mut slot) => {
-                entries.bytes -= size(slot.get());
-                Some(std::mem::replace(slot.get_mut(), entry))
-            }
-            Slot::Vacant(slot) => {
-                slot.insert(entry);
-                None
-            }
+        for entry in all.drain(..) {
+            entry.entry.iter().for_each(&mut replaced);
         }
     }
 

@@ -660,7 +660,12 @@ impl Copy {
     }
 }
 
-static STAGED: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| std::env::var("STAGED").ok().and_then(|s| s.parse().ok()).unwrap_or(4 << 20));
+static STAGED: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| {
+    std::env::var("STAGED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(4 << 20)
+});
 
 /// Has the allocator take from the system at once what entries of so many bytes need. glibc takes a page at a time in
 /// any thread but the first, each with a system call; what is freed here it keeps, and makes the entries of.
