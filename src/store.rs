@@ -107,8 +107,8 @@ impl Copied {
     }
 }
 
-/// Entries that are put into a store together, later ([`Store::put`]): many are put into a partition one after the
-/// other while its table is in the cache, where each that is put in by itself waits for its part of the table.
+/// Entries that are to be put into a store together ([`Store::put`]). Nothing is allocated or locked between two that
+/// go into one partition, so the processor waits for the places of many at once.
 #[derive(Debug, Default)]
 pub struct Staged {
     /// In the order in which they came.
@@ -226,6 +226,21 @@ impl Locked<'_> {
     }
 }
 
+/// Entries for those SETs of a run whose bit in `vacant` is set.
+///
+/// All before the first is put in: the allocator's lock waits for all stores before it, and one into a table's place
+/// mostly misses the cache.
+fn new_entries(run: &Run<'_>, vacant: u16) -> ArrayVec<Option<Entry>, RUN_MAX> {
+    if vacant & run.writes() == 0 {
+        return ArrayVec::new();
+    }
+    let entry = |(at, frame): (usize, RequestFrame<'_>)| {
+        let is_set = matches!(frame.request(), Request::Set { .. });
+        (is_set && vacant >> at & 1 == 1).then(|| Entry::copy_of(&frame))
+    };
+    run.frames().enumerate().map(entry).collect()
+}
+
 impl Default for Store {
     fn default() -> Store {
         Store::with_partitions(PARTITIONS)
@@ -275,7 +290,7 @@ impl Store {
         let entries = &mut *self.partition(hash).write();
         match frame.request() {
             Request::Del { .. } => self.take(entries, hash, key, |old| before(Some(old))),
-            _ => self.overwrite(entries, hash, frame, || None, before),
+            _ => self.overwrite(entries, hash, frame, || Entry::copy_of(frame), before),
         }
     }
 
@@ -303,18 +318,7 @@ impl Store {
         if longest > RUN_FRAME_BYTES_MAX {
             return Err(Contended);
         }
-        let frames = (0..).zip(run.frames());
-        let mut new: ArrayVec<Option<Entry>, RUN_MAX> = if vacant & run.writes() == 0 {
-            ArrayVec::new()
-        } else {
-            frames
-                .map(|(at, frame)| {
-                    let is_new =
-                        vacant >> at & 1 == 1 && matches!(frame.request(), Request::Set { .. });
-                    is_new.then(|| Entry::copy_of(&frame))
-                })
-                .collect()
-        };
+        let mut new = new_entries(run, vacant);
         let mut replaced = Vec::new();
         for (at, (frame, &hash)) in run.frames().zip(&hashes).enumerate() {
             let key = frame.request().key();
@@ -322,8 +326,9 @@ impl Store {
             match frame.request() {
                 Request::Set { .. } => {
                     let before = |old: Option<&Entry>| _ = each(old);
-                    let new = || new.get_mut(at).and_then(Option::take);
-                    replaced.extend(self.overwrite(locked.of_mut(at), hash, &frame, new, before));
+                    let made = new.get_mut(at).and_then(Option::take);
+                    let make = || made.unwrap_or_else(|| Entry::copy_of(&frame));
+                    replaced.extend(self.overwrite(locked.of_mut(at), hash, &frame, make, before));
                 }
                 Request::Del { .. } => {
                     let before = |old: &Entry| _ = each(Some(old));
@@ -345,13 +350,13 @@ impl Store {
         Ok(replaced)
     }
 
-    /// Puts the entry of a SET frame under its key, in the place of the old one if it fits there.
+    /// Puts the entry of a SET frame under its key, in the place of the old one if it fits there; else what `make` makes.
     fn overwrite(
         &self,
         entries: &mut Entries,
         hash: u64,
         frame: &RequestFrame<'_>,
-        new: impl FnOnce() -> Option<Entry>,
+        make: impl FnOnce() -> Entry,
         before: impl FnOnce(Option<&Entry>),
     ) -> Option<Entry> {
         let (key, value) = (frame.request().key(), frame.request().value());
@@ -362,11 +367,11 @@ impl Store {
                 before(Some(entry));
                 entries.bytes -= size(entry);
                 let fits = entry.overwrite(frame);
-                (!fits).then(|| std::mem::replace(entry, Entry::copy_of(frame)))
+                (!fits).then(|| std::mem::replace(entry, make()))
             }
             Slot::Vacant(slot) => {
                 before(None);
-                slot.insert(new().unwrap_or_else(|| Entry::copy_of(frame)));
+                slot.insert(make());
                 None
             }
         }

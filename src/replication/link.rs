@@ -34,6 +34,12 @@ const EXPECTED_MAX: usize = 1 << 26;
 /// Most that the allocator is asked for in advance: glibc maps what is larger apart, and unmaps it again.
 const ROOM_BYTES_MAX: usize = 120 << 10;
 
+/// Entries of a copy that are put into the store together: a few dozen for each partition.
+const STAGED_MAX: usize = 1 << 15;
+
+/// Bytes of them, about. One key may come again and again, and each time counts until they are put in.
+const STAGED_BYTES_MAX: usize = 4 << 20;
+
 /// Between two acknowledgements at least, so that a busy stream does not have one for each batch.
 const ACK_PAUSE: Duration = Duration::from_millis(1);
 
@@ -315,9 +321,11 @@ struct Link<'a> {
 /// A full copy that is coming in.
 struct Copy {
     history: History,
-    /// Of all that came, staged or not.
+    /// Of all that came, staged or not; of what a staged entry will replace, too.
     digest: Digest,
+    /// SETs that came and are not in the store yet.
     staged: Staged,
+    /// Bytes of their frames.
     staged_bytes: usize,
     chunks: u64,
     started: Instant,
@@ -642,7 +650,7 @@ impl Copy {
                 self.digest = self.digest.changed(old, Digest::EMPTY);
             }
         }
-        if self.staged_bytes >= *STAGED {
+        if self.staged.len() >= STAGED_MAX || self.staged_bytes >= STAGED_BYTES_MAX {
             self.put(node);
         }
         // Others on this machine may have more urgent work. Once a chunk, which is a third of a millisecond: each time
@@ -659,13 +667,6 @@ impl Copy {
         self.staged_bytes = 0;
     }
 }
-
-static STAGED: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| {
-    std::env::var("STAGED")
-        .ok()
-        .and_then(|s| s.parse().ok())
-        .unwrap_or(4 << 20)
-});
 
 /// Has the allocator take from the system at once what entries of so many bytes need. glibc takes a page at a time in
 /// any thread but the first, each with a system call; what is freed here it keeps, and makes the entries of.
