@@ -32,9 +32,9 @@ const SPINS: u32 = 100;
 ///    own table may grow or shrink: of short entries [`get`](Store::get) and [`copy_partition`](Store::copy_partition)
 ///    give copies, of long ones they clone a pointer; GETs copy values up to 1 KiB and clone the entries of longer
 ///    ones; [`set`](Store::set) and [`remove`](Store::remove) return what they replaced so that it is dropped
-///    outside; [`write`](Store::write) and runs are for entries of a few KiB at the most and copy them under the lock,
-///    for then most can be overwritten where they are. What is passed to be called under the lock may take the digest
-///    of a long entry, but of one alone.
+///    outside, and [`put`](Store::put) keeps it until nothing is locked; [`write`](Store::write) and runs are for
+///    entries of a few KiB at the most and copy them under the lock, for then most can be overwritten where they are.
+///    What is passed to be called under the lock may take the digest of a long entry, but of one alone.
 /// 3. Who takes several partitions takes them in ascending order, and takes no other lock of the store's before.
 ///
 /// # Runs
@@ -350,7 +350,8 @@ impl Store {
         Ok(replaced)
     }
 
-    /// Puts the entry of a SET frame under its key, in the place of the old one if it fits there; else what `make` makes.
+    /// Puts the entry of a SET frame under its key: in the place of the old one if it fits there, else the one that
+    /// `make` makes.
     fn overwrite(
         &self,
         entries: &mut Entries,
