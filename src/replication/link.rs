@@ -34,8 +34,8 @@ const EXPECTED_MAX: usize = 1 << 26;
 /// Most that the allocator is asked for in advance: glibc maps what is larger apart, and unmaps it again.
 const ROOM_BYTES_MAX: usize = 120 << 10;
 
-/// Entries of a copy that are put into the store together: no more than half a millisecond, as others wait meanwhile.
-const STAGED_MAX: usize = 1 << 13;
+/// Entries of a copy that are put into the store together: a few dozen for each partition.
+const STAGED_MAX: usize = 1 << 15;
 
 /// Bytes of them, about. One key may come again and again, and each time counts until they are put in.
 const STAGED_BYTES_MAX: usize = 4 << 20;
