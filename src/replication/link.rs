@@ -40,6 +40,9 @@ const STAGED_MAX: usize = 1 << 15;
 /// Bytes of them, about. One key may come again and again, and each time counts until they are put in.
 const STAGED_BYTES_MAX: usize = 4 << 20;
 
+/// How long they wait at the most while more of them come: the node's status counts what is in the store.
+const STAGED_FOR: Duration = Duration::from_millis(100);
+
 /// Between two acknowledgements at least, so that a busy stream does not have one for each batch.
 const ACK_PAUSE: Duration = Duration::from_millis(1);
 
@@ -327,6 +330,8 @@ struct Copy {
     staged: Staged,
     /// Bytes of their frames.
     staged_bytes: usize,
+    /// When the last ones were put in.
+    put_at: Instant,
     chunks: u64,
     started: Instant,
 }
@@ -577,6 +582,7 @@ impl<'a> Link<'a> {
                     digest: Digest::EMPTY,
                     staged: Staged::default(),
                     staged_bytes: 0,
+                    put_at: Instant::now(),
                     chunks: 0,
                     started: Instant::now(),
                 });
@@ -650,7 +656,10 @@ impl Copy {
                 self.digest = self.digest.changed(old, Digest::EMPTY);
             }
         }
-        if self.staged.len() >= STAGED_MAX || self.staged_bytes >= STAGED_BYTES_MAX {
+        if self.staged.len() >= STAGED_MAX
+            || self.staged_bytes >= STAGED_BYTES_MAX
+            || self.put_at.elapsed() >= STAGED_FOR
+        {
             self.put(node);
         }
         // Others on this machine may have more urgent work. Once a chunk, which is a third of a millisecond: each time
@@ -665,6 +674,7 @@ impl Copy {
             *sum = sum.changed(Digest::of(old), Digest::EMPTY);
         });
         self.staged_bytes = 0;
+        self.put_at = Instant::now();
     }
 }
 
