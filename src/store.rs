@@ -32,9 +32,9 @@ const SPINS: u32 = 100;
 ///    own table may grow or shrink: of short entries [`get`](Store::get) and [`copy_partition`](Store::copy_partition)
 ///    give copies, of long ones they clone a pointer; GETs copy values up to 1 KiB and clone the entries of longer
 ///    ones; [`set`](Store::set) and [`remove`](Store::remove) return what they replaced so that it is dropped
-///    outside; [`write`](Store::write) and runs are for entries of a few KiB at the most and copy them under the lock,
-///    for then most can be overwritten where they are. What is passed to be called under the lock may take the digest
-///    of a long entry, but of one alone.
+///    outside, and [`put`](Store::put) keeps it until nothing is locked; [`write`](Store::write) and runs are for
+///    entries of a few KiB at the most and copy them under the lock, for then most can be overwritten where they are.
+///    What is passed to be called under the lock may take the digest of a long entry, but of one alone.
 /// 3. Who takes several partitions takes them in ascending order, and takes no other lock of the store's before.
 ///
 /// # Runs
@@ -107,6 +107,41 @@ impl Copied {
     }
 }
 
+/// Entries that are to be put into a store together ([`Store::put`]). Nothing is allocated or locked between two that
+/// go into one partition, so the processor waits for the places of many at once.
+#[derive(Debug, Default)]
+pub struct Staged {
+    /// In the order in which they came.
+    entries: Vec<StagedEntry>,
+    /// Of each partition where the places of its entries end in `order`; one more than there are partitions.
+    ends: Vec<usize>,
+    /// Places in `entries`, by partition, and those of a partition in the order in which they came.
+    order: Vec<usize>,
+}
+
+/// What putting an entry in needs to know of it, beside it: looking it up there would be to wait for it once more.
+#[derive(Debug)]
+struct StagedEntry {
+    hash: u64,
+    size: u64,
+    /// The one that it has replaced, once it is put in.
+    entry: Option<Entry>,
+}
+
+impl Staged {
+    /// How many there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
 /// Bytes of an entry's key and value.
 fn size(entry: &Entry) -> u64 {
     u64::try_from(entry.key().len() + entry.value().len()).unwrap_or(u64::MAX)
@@ -168,23 +203,42 @@ impl Locked<'_> {
 
     /// Has all that the run needs brought into the cache at once: two short loops whose rounds do not depend on each
     /// other, so the processor runs ahead of the misses.
-    /// Gives the length of the longest frame among what the writes of the run seem to touch.
-    fn touch(&self, hashes: &ArrayVec<u64, RUN_MAX>, writes: u16) -> usize {
+    /// Gives the length of the longest frame among what the writes of the run seem to touch, and a bit for each request
+    /// whose key has no entry.
+    fn touch(&self, hashes: &ArrayVec<u64, RUN_MAX>, writes: u16) -> (usize, u16) {
         let places = hashes.iter().enumerate();
         let found: ArrayVec<Option<&Entry>, RUN_MAX> = places
             .map(|(at, &hash)| self.of(at).table.iter_hash(hash).next())
             .collect();
-        let (mut longest, mut sum) = (0, 0);
+        let (mut longest, mut sum, mut vacant) = (0, 0, 0);
         for (at, entry) in found.into_iter().enumerate() {
-            let Some(entry) = entry else { continue };
+            let Some(entry) = entry else {
+                vacant |= 1 << at;
+                continue;
+            };
             if writes >> at & 1 == 1 {
                 longest = longest.max(entry.frame().len());
             }
             sum ^= entry.touch();
         }
         black_box(sum);
-        longest
+        (longest, vacant)
     }
+}
+
+/// Entries for those SETs of a run whose bit in `vacant` is set.
+///
+/// All before the first is put in: the allocator's lock waits for all stores before it, and one into a table's place
+/// mostly misses the cache.
+fn new_entries(run: &Run<'_>, vacant: u16) -> ArrayVec<Option<Entry>, RUN_MAX> {
+    if vacant & run.writes() == 0 {
+        return ArrayVec::new();
+    }
+    let entry = |(at, frame): (usize, RequestFrame<'_>)| {
+        let is_set = matches!(frame.request(), Request::Set { .. });
+        (is_set && vacant >> at & 1 == 1).then(|| Entry::copy_of(&frame))
+    };
+    run.frames().enumerate().map(entry).collect()
 }
 
 impl Default for Store {
@@ -236,7 +290,7 @@ impl Store {
         let entries = &mut *self.partition(hash).write();
         match frame.request() {
             Request::Del { .. } => self.take(entries, hash, key, |old| before(Some(old))),
-            _ => self.overwrite(entries, hash, frame, before),
+            _ => self.overwrite(entries, hash, frame, || Entry::copy_of(frame), before),
         }
     }
 
@@ -260,9 +314,11 @@ impl Store {
         let keys = run.frames().map(|frame| frame.request().key());
         let hashes = keys.map(|key| self.hash(key)).collect();
         let mut locked = self.lock(&hashes, run.writes())?;
-        if locked.touch(&hashes, run.writes()) > RUN_FRAME_BYTES_MAX {
+        let (longest, vacant) = locked.touch(&hashes, run.writes());
+        if longest > RUN_FRAME_BYTES_MAX {
             return Err(Contended);
         }
+        let mut new = new_entries(run, vacant);
         let mut replaced = Vec::new();
         for (at, (frame, &hash)) in run.frames().zip(&hashes).enumerate() {
             let key = frame.request().key();
@@ -270,7 +326,9 @@ impl Store {
             match frame.request() {
                 Request::Set { .. } => {
                     let before = |old: Option<&Entry>| _ = each(old);
-                    replaced.extend(self.overwrite(locked.of_mut(at), hash, &frame, before));
+                    let made = new.get_mut(at).and_then(Option::take);
+                    let make = || made.unwrap_or_else(|| Entry::copy_of(&frame));
+                    replaced.extend(self.overwrite(locked.of_mut(at), hash, &frame, make, before));
                 }
                 Request::Del { .. } => {
                     let before = |old: &Entry| _ = each(Some(old));
@@ -292,41 +350,47 @@ impl Store {
         Ok(replaced)
     }
 
-    /// Puts the entry of a SET frame under its key, in the place of the old one if it fits there.
+    /// Puts the entry of a SET frame under its key: in the place of the old one if it fits there, else the one that
+    /// `make` makes.
     fn overwrite(
         &self,
         entries: &mut Entries,
         hash: u64,
         frame: &RequestFrame<'_>,
+        make: impl FnOnce() -> Entry,
         before: impl FnOnce(Option<&Entry>),
     ) -> Option<Entry> {
         let (key, value) = (frame.request().key(), frame.request().value());
         entries.bytes += u64::try_from(key.len() + value.len()).unwrap_or(u64::MAX);
-        match self.slot(&mut entries.table, hash, key) {
+        match self.slot(&mut entries.table, hash, |entry| entry.key() == key) {
             Slot::Occupied(mut slot) => {
                 let entry = slot.get_mut();
                 before(Some(entry));
                 entries.bytes -= size(entry);
                 let fits = entry.overwrite(frame);
-                (!fits).then(|| std::mem::replace(entry, Entry::copy_of(frame)))
+                (!fits).then(|| std::mem::replace(entry, make()))
             }
             Slot::Vacant(slot) => {
                 before(None);
-                slot.insert(Entry::copy_of(frame));
+                slot.insert(make());
                 None
             }
         }
     }
 
-    /// The place of a key in a table, or one for it.
-    fn slot<'t>(&self, table: &'t mut HashTable<Entry>, hash: u64, key: &[u8]) -> Slot<'t, Entry> {
+    /// The place of the entry that `is_it` in a table, or one for it.
+    fn slot<'t>(
+        &self,
+        table: &'t mut HashTable<Entry>,
+        hash: u64,
+        is_it: impl FnMut(&Entry) -> bool,
+    ) -> Slot<'t, Entry> {
         if table.len() == table.capacity() {
             // It grows now, and looks at each key that it holds. They lie all over memory: one after the other, each is
             // waited for, with its hashing between; here the processor waits for many at once.
             let ends = table.iter().filter_map(|entry| entry.key().last());
             black_box(ends.fold(0, |sum, byte| sum ^ byte));
         }
-        let is_it = |entry: &Entry| entry.key() == key;
         table.entry(hash, is_it, |entry| self.hash(entry.key()))
     }
 
@@ -352,7 +416,8 @@ impl Store {
         let hash = self.hash(entry.key());
         let entries = &mut *self.partition(hash).write();
         entries.bytes += size(&entry);
-        match self.slot(&mut entries.table, hash, entry.key()) {
+        let key = entry.key();
+        match self.slot(&mut entries.table, hash, |old| old.key() == key) {
             Slot::Occupied(mut slot) => {
                 before(&entry, Some(slot.get()));
                 entries.bytes -= size(slot.get());
@@ -363,6 +428,71 @@ impl Store {
                 slot.insert(entry);
                 None
             }
+        }
+    }
+
+    /// Keeps `entry` to be put in with others.
+    pub fn stage(&self, staged: &mut Staged, entry: Entry) {
+        staged.entries.push(StagedEntry {
+            hash: self.hash(entry.key()),
+            size: size(&entry),
+            entry: Some(entry),
+        });
+    }
+
+    /// Puts in all that is staged, as [`set`](Self::set) does with one after another in the order in which they came.
+    /// `replaced` is called with those that were replaced, while nothing is locked.
+    pub fn put(&self, staged: &mut Staged, mut replaced: impl FnMut(&Entry)) {
+        let Staged {
+            entries: all,
+            ends,
+            order,
+        } = staged;
+        ends.clear();
+        ends.resize(self.partitions.len() + 1, 0);
+        for entry in &*all {
+            ends[usize::from(self.place(entry.hash)) + 1] += 1;
+        }
+        for at in 1..ends.len() {
+            ends[at] += ends[at - 1];
+        }
+        order.clear();
+        order.resize(all.len(), 0);
+        for (at, entry) in all.iter().enumerate() {
+            // What was the end of the partition before it becomes its own.
+            let end = &mut ends[usize::from(self.place(entry.hash))];
+            order[*end] = at;
+            *end += 1;
+        }
+        let mut start = 0;
+        for (partition, &end) in self.partitions.iter().zip(&*ends) {
+            if start == end {
+                continue;
+            }
+            let entries = &mut *partition.0.write();
+            for &at in &order[start..end] {
+                let StagedEntry {
+                    hash,
+                    size: bytes,
+                    entry,
+                } = &mut all[at];
+                let Some(new) = entry.take() else { continue };
+                entries.bytes += *bytes;
+                let is_it = |old: &Entry| old.key() == new.key();
+                match self.slot(&mut entries.table, *hash, is_it) {
+                    Slot::Occupied(mut slot) => {
+                        entries.bytes -= size(slot.get());
+                        *entry = Some(std::mem::replace(slot.get_mut(), new));
+                    }
+                    Slot::Vacant(slot) => {
+                        slot.insert(new);
+                    }
+                }
+            }
+            start = end;
+        }
+        for entry in all.drain(..) {
+            entry.entry.iter().for_each(&mut replaced);
         }
     }
 

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use arrayvec::ArrayVec;
 use log::{info, warn};
 use parking_lot::{Condvar, Mutex};
 
@@ -21,11 +20,10 @@ use crate::entry::Entry;
 use crate::history::{Era, History};
 use crate::journal::Head;
 use crate::node::{Diverged, Member, Node, Phase, digest};
-use crate::store::Contended;
+use crate::store::Staged;
 use crate::wire::replication::{Follow, FollowAnswer, Frames, Message, Parsed, Start, parse};
 use crate::wire::response::{self, Response};
-use crate::wire::run::RUN_MAX;
-use crate::wire::{Buffer, Request, RequestFrame, Status};
+use crate::wire::{Buffer, Request, Status};
 
 /// Pause before the link is tried again: doubled each time, from the first to the second.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -35,6 +33,15 @@ const EXPECTED_MAX: usize = 1 << 26;
 
 /// Most that the allocator is asked for in advance: glibc maps what is larger apart, and unmaps it again.
 const ROOM_BYTES_MAX: usize = 120 << 10;
+
+/// Entries of a copy that are put into the store together: a few dozen for each partition.
+const STAGED_MAX: usize = 1 << 15;
+
+/// Bytes of them, about. One key may come again and again, and each time counts until they are put in.
+const STAGED_BYTES_MAX: usize = 4 << 20;
+
+/// How long they wait at the most while more of them come: the node's status counts what is in the store.
+const STAGED_FOR: Duration = Duration::from_millis(100);
 
 /// Between two acknowledgements at least, so that a busy stream does not have one for each batch.
 const ACK_PAUSE: Duration = Duration::from_millis(1);
@@ -317,7 +324,14 @@ struct Link<'a> {
 /// A full copy that is coming in.
 struct Copy {
     history: History,
+    /// Of all that came, staged or not; of what a staged entry will replace, too.
     digest: Digest,
+    /// SETs that came and are not in the store yet.
+    staged: Staged,
+    /// Bytes of their frames.
+    staged_bytes: usize,
+    /// When the last ones were put in.
+    put_at: Instant,
     chunks: u64,
     started: Instant,
 }
@@ -566,6 +580,9 @@ impl<'a> Link<'a> {
                 self.copy = Some(Copy {
                     history: history.to_history(),
                     digest: Digest::EMPTY,
+                    staged: Staged::default(),
+                    staged_bytes: 0,
+                    put_at: Instant::now(),
                     chunks: 0,
                     started: Instant::now(),
                 });
@@ -594,6 +611,7 @@ impl<'a> Link<'a> {
                 },
                 Some(copy),
             ) => {
+                copy.put(node);
                 if chunks != copy.chunks || digest != copy.digest.to_u128() {
                     return Err(Fault::Diverged("the copy is not what was sent".to_owned()));
                 }
@@ -626,35 +644,37 @@ impl<'a> Link<'a> {
 impl Copy {
     fn apply(&mut self, node: &Node, frames: Frames<'_>) {
         make_room(frames.bytes().len());
-        for run in frames.runs() {
-            if let Some(frame) = run.large() {
-                let entry = Entry::copy_of(&frame);
-                let new = Digest::of(&entry);
-                let old = node.store().set(entry);
+        for frame in frames.iter() {
+            if let Request::Set { .. } = frame.request() {
+                self.digest = self.digest.plus(digest(frame));
+                node.store().stage(&mut self.staged, Entry::copy_of(&frame));
+                self.staged_bytes += frame.bytes().len();
+            } else {
+                self.put(node);
+                let old = node.store().remove(frame.request().key());
                 let old = old.as_ref().map(Digest::of).unwrap_or_default();
-                self.digest = self.digest.changed(old, new);
-                continue;
+                self.digest = self.digest.changed(old, Digest::EMPTY);
             }
-            let new: ArrayVec<Digest, RUN_MAX> = run.frames().map(digest).collect();
-            let change = |sum: &mut Digest, at: usize, old: Option<&Entry>| {
-                let old = old.map(Digest::of).unwrap_or_default();
-                *sum = sum.changed(old, new[at]);
-            };
-            let each = |sum: &mut Digest, at, _: &RequestFrame<'_>, old: Option<&Entry>| {
-                change(sum, at, old);
-                true
-            };
-            let made = node.store().carry_out(&run, &mut self.digest, each, |_| {});
-            if let Err(Contended) = made {
-                for (at, frame) in run.frames().enumerate() {
-                    let change = |old: Option<&Entry>| change(&mut self.digest, at, old);
-                    node.store().write(&frame, change);
-                }
-            }
+        }
+        if self.staged.len() >= STAGED_MAX
+            || self.staged_bytes >= STAGED_BYTES_MAX
+            || self.put_at.elapsed() >= STAGED_FOR
+        {
+            self.put(node);
         }
         // Others on this machine may have more urgent work. Once a chunk, which is a third of a millisecond: each time
         // gives away what the scheduler would have let this thread run.
         thread::yield_now();
+    }
+
+    /// Puts in what is staged.
+    fn put(&mut self, node: &Node) {
+        let sum = &mut self.digest;
+        node.store().put(&mut self.staged, |old| {
+            *sum = sum.changed(Digest::of(old), Digest::EMPTY);
+        });
+        self.staged_bytes = 0;
+        self.put_at = Instant::now();
     }
 }
 

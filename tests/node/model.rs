@@ -11,7 +11,7 @@ use gopherstore::digest::Digest;
 use gopherstore::history::Era;
 use gopherstore::journal::Found;
 use gopherstore::node::{COPIED_BYTES, Node};
-use gopherstore::store::Store;
+use gopherstore::store::{Copied, Staged, Store};
 use gopherstore::wire::request::Limits;
 use gopherstore::wire::response::Response;
 use gopherstore::wire::run::RUN_FRAME_BYTES_MAX;
@@ -51,6 +51,46 @@ fn operation() -> impl Strategy<Value = Operation> {
 }
 
 proptest! {
+    #[test]
+    fn what_is_staged_is_put_in_in_its_order(
+        partitions in prop_oneof![Just(1_usize), Just(2), Just(256)],
+        batches in vec(vec(operation(), 0..60), 0..6),
+    ) {
+        let (store, expected) = (Store::with_partitions(partitions), Store::with_partitions(partitions));
+        let mut staged = Staged::default();
+        for batch in batches {
+            let (mut replaced, mut replaced_there) = (Vec::new(), Vec::new());
+            let mut count = 0;
+            for operation in batch {
+                if let Operation::Set(key, value) = operation {
+                    store.stage(&mut staged, entry(&key, &value));
+                    count += 1;
+                    let old = expected.set(entry(&key, &value));
+                    replaced_there.extend(old.map(|old| old.frame().to_vec()));
+                }
+            }
+            prop_assert_eq!((staged.len(), staged.is_empty()), (count, count == 0));
+            store.put(&mut staged, |old| replaced.push(old.frame().to_vec()));
+            prop_assert!(staged.is_empty());
+            // Those of one key came in one order; of different keys in any.
+            replaced.sort_unstable();
+            replaced_there.sort_unstable();
+            prop_assert_eq!(replaced, replaced_there);
+            prop_assert_eq!((store.len(), store.bytes()), (expected.len(), expected.bytes()));
+        }
+        let of = |store: &Store| {
+            let mut all = Vec::new();
+            for partition in 0..store.partitions() {
+                let mut copied = Copied::default();
+                store.copy_partition(partition, &mut copied, || ());
+                all.extend(copied.frames().map(|frame| frame.bytes().to_vec()));
+            }
+            all.sort_unstable();
+            all
+        };
+        prop_assert!(of(&store) == of(&expected));
+    }
+
     #[test]
     fn the_store_is_a_map(
         partitions in prop_oneof![Just(1_usize), Just(2), Just(256)],
