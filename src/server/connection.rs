@@ -7,6 +7,7 @@ use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
@@ -45,7 +46,11 @@ const SHALLOW_MAX: usize = RUN_MAX;
 /// as it saves for two or three.
 const STAY_MIN: u32 = 4;
 
-/// How many waits in a row are spent alone, where sharing has not been worth it again and again.
+/// How often a connection that waits alone lets others have their turn before it sleeps, where its client may ask again
+/// at once.
+const TURNS: u32 = 2;
+
+/// How many waits in a row something is not tried that has failed again and again.
 const RESTS_MAX: u8 = 127;
 
 /// The timeouts of one connection.
@@ -120,9 +125,9 @@ pub(super) struct Context<'a> {
 pub(super) fn serve<'a>(context: Context<'a>, crowd: &Crowd<Connection<'a>>) -> End {
     let seat = Connection::seat(context);
     let mut place = seat.lock();
-    place.guest.count(true, crowd);
+    crowd.wake();
     let end = run(&seat, &mut place, crowd);
-    place.guest.count(false, crowd);
+    crowd.rest();
     end.unwrap_or_else(End::Failed)
 }
 
@@ -199,11 +204,36 @@ pub(super) struct Connection<'a> {
     served: u32,
     /// What its own thread was called for, if not for quiet.
     found: Option<io::Result<Wait>>,
-    /// It is counted among those who might share.
-    is_counted: bool,
-    /// How many waits are spent alone before sharing is tried again, and how many after that.
+    /// Whether to share.
+    sharing: Try,
+    /// Whether to let others have their turn before it sleeps.
+    yielding: Try,
+}
+
+/// Something that is tried less and less often where it fails.
+#[derive(Default)]
+struct Try {
+    /// How many times to let it be, and how many after that.
     rests: u8,
     rests_next: u8,
+}
+
+impl Try {
+    /// Whether to try it this time.
+    const fn is_due(&mut self) -> bool {
+        let is_due = self.rests == 0;
+        self.rests = self.rests.saturating_sub(1);
+        is_due
+    }
+
+    fn has_gone(&mut self, well: bool) {
+        self.rests_next = if well {
+            0
+        } else {
+            (2 * self.rests_next + 1).min(RESTS_MAX)
+        };
+        self.rests = self.rests_next;
+    }
 }
 
 /// What comes once every whole request is answered.
@@ -246,9 +276,8 @@ impl<'a> Connection<'a> {
             answered: 0,
             served: 0,
             found: None,
-            is_counted: false,
-            rests: 0,
-            rests_next: 0,
+            sharing: Try::default(),
+            yielding: Try::default(),
         }
     }
 
@@ -459,16 +488,11 @@ impl<'a> Connection<'a> {
     /// Whether it waits for its client together with others. Says so only where nothing of a request has come, and
     /// every answer is sent.
     fn would_share(&mut self, crowd: &Crowd<Connection<'a>>) -> bool {
-        self.count(self.answered <= SHALLOW_MAX, crowd);
-        if !self.is_counted || !crowd.is_there() || !self.is_between_frames() {
-            return false;
-        }
-        if self.rests > 0 {
-            self.rests -= 1;
-            return false;
-        }
         self.served = 0;
-        true
+        crowd.is_there()
+            && self.answered <= SHALLOW_MAX
+            && self.is_between_frames()
+            && self.sharing.is_due()
     }
 
     /// Answers what has come, as far as that needs no waiting; says whether all is answered and sent.
@@ -486,27 +510,13 @@ impl<'a> Connection<'a> {
 
     /// Why its own thread was called; `None` where its client was quiet.
     fn after_sharing(&mut self) -> Option<io::Result<Wait>> {
-        self.rests_next = if self.served < STAY_MIN {
-            (2 * self.rests_next + 1).min(RESTS_MAX)
-        } else {
-            0
-        };
-        self.rests = self.rests_next;
+        self.sharing.has_gone(self.served >= STAY_MIN);
         self.found.take()
-    }
-
-    /// Counts it among those who might share, or no more.
-    fn count(&mut self, counts: bool, crowd: &Crowd<Connection<'a>>) {
-        if self.is_counted != counts {
-            self.is_counted = counts;
-            crowd.count(counts);
-        }
     }
 
     /// Waits for input until something else has to happen. `needed` is the length of the frame that is expected.
     fn wait(&mut self, needed: usize, crowd: &Crowd<Connection<'a>>) -> io::Result<Wait> {
         self.answered = 0;
-        let is_counted = self.is_counted;
         let is_grown = self.is_grown();
         let since = (is_grown || self.context.timeouts.idle.is_some() || !self.is_between_frames())
             .then(Instant::now);
@@ -520,11 +530,16 @@ impl<'a> Connection<'a> {
                 return Ok(Wait::TooSlow);
             }
         }
+        // Who has just shared has been quiet for longer.
+        let may_be_soon = self.served == 0 && crowd.has_others() && self.yielding.is_due();
+        if may_be_soon && self.read_soon(needed)? {
+            return Ok(Wait::Bytes);
+        }
         self.set_read_timeout(self.remaining(since, since), false)?;
         loop {
-            self.count(false, crowd);
+            crowd.rest();
             let read = self.receive(needed, RecvFlags::empty());
-            self.count(is_counted, crowd);
+            crowd.wake();
             match read {
                 Ok(0) => return Ok(Wait::EndOfStream),
                 Ok(_) => return Ok(Wait::Bytes),
@@ -558,6 +573,29 @@ impl<'a> Connection<'a> {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Reads what comes while other threads have their turn. A client that asks again at once is so met awake, which
+    /// saves putting the thread to sleep and waking it.
+    fn read_soon(&mut self, needed: usize) -> io::Result<bool> {
+        for _ in 0..TURNS {
+            // Before the first look too: hardly ever has the client asked again by then, and whoever has waited longer
+            // goes first.
+            thread::yield_now();
+            match self.receive(needed, RecvFlags::DONTWAIT) {
+                // The end of the stream is for a read that waits.
+                Ok(0) => return Ok(false),
+                Ok(_) => {
+                    self.yielding.has_gone(true);
+                    return Ok(true);
+                }
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.yielding.has_gone(false);
+        Ok(false)
     }
 
     /// Reads from the socket to where the bytes belong, and returns how many came.

@@ -26,7 +26,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 
-/// So many make a crowd.
+/// So many make a crowd: with two, one thread for both is slower than one for each.
 const CROWD_MIN: usize = 3;
 
 /// Sockets that the host is told of at once.
@@ -86,8 +86,8 @@ impl<G> Seat<G> {
 /// Connections that may share.
 pub(super) struct Crowd<G> {
     epoll: OwnedFd,
-    /// Those that might share now, or do.
-    count: AtomicUsize,
+    /// Those that share, and those that do not sleep.
+    awake: AtomicUsize,
     /// Between two looks at who has been quiet since the last.
     patience: Duration,
     table: Mutex<Table<G>>,
@@ -118,7 +118,7 @@ impl<G: Guest> Crowd<G> {
     pub(super) fn new(patience: Duration) -> io::Result<Crowd<G>> {
         Ok(Crowd {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
-            count: AtomicUsize::new(0),
+            awake: AtomicUsize::new(0),
             patience,
             table: Mutex::new(Table {
                 taken: Vec::new(),
@@ -128,18 +128,25 @@ impl<G: Guest> Crowd<G> {
         })
     }
 
-    /// Counts one that might share from now on, or no more.
-    pub(super) fn count(&self, might: bool) {
-        if might {
-            self.count.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.count.fetch_sub(1, Ordering::Relaxed);
-        }
+    /// Counts one that is served from now on.
+    pub(super) fn wake(&self) {
+        self.awake.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether there are enough for one that is among them to share with.
+    /// Counts one that sleeps until its client asks, or has ended.
+    pub(super) fn rest(&self) {
+        self.awake.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether there are others than the one that asks. A thread that gave its turn away without them would give it to
+    /// other programs, and its client would wait for those.
+    pub(super) fn has_others(&self) -> bool {
+        self.awake.load(Ordering::Relaxed) > 1
+    }
+
+    /// Whether there are enough for the one that asks to share with.
     pub(super) fn is_there(&self) -> bool {
-        self.count.load(Ordering::Relaxed) >= CROWD_MIN
+        self.awake.load(Ordering::Relaxed) >= CROWD_MIN
     }
 
     /// Has a connection share until its own thread is called. All that its client has asked for is answered.
