@@ -37,6 +37,7 @@ KERNEL = [
     ("system: waking the client", r"sock_def_readable|ep_poll_callback|try_to_wake_up|__wake_up"),
     ("system: receiving", r"__x64_sys_(read|recv)"),
     ("system: sending", r"__x64_sys_(write|send)"),
+    ("system: waiting for many clients", r"__x64_sys_epoll_"),
     ("locks", r"__x64_sys_futex"),
     ("memory from the allocator", r"__x64_sys_(mmap|munmap|madvise|brk|mprotect)|exc_page_fault"),
     ("interrupts", r"asm_sysvec|asm_common_interrupt|asm_exc_nmi"),
@@ -65,6 +66,7 @@ SOURCES = [
 PARTS = [
     "system: receiving",
     "system: sending",
+    "system: waiting for many clients",
     "system: waking the client",
     "system: entry and exit of calls",
     "switching threads",
@@ -85,7 +87,7 @@ CALLS = {
     "receive": ("read", "recvfrom", "recvmsg", "readv"),
     "send": ("write", "sendto", "sendmsg", "writev"),
     "yield": ("sched_yield",),
-    "wait": ("epoll_wait", "epoll_pwait"),
+    "wait": ("epoll_wait", "epoll_pwait", "epoll_pwait2"),
 }
 
 

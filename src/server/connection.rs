@@ -142,7 +142,12 @@ fn run<'a>(
         let needed = match connection.answer_whole_requests(true)? {
             Next::Wait(needed) => needed,
             Next::Refuse(error) => return connection.refuse(Refusal::Request(error)),
-            Next::Stream(mut accepted) => return connection.stream(&mut accepted),
+            Next::Stream(mut accepted) => {
+                crowd.stream(true);
+                let end = connection.stream(&mut accepted);
+                crowd.stream(false);
+                return end;
+            }
             Next::Own => continue,
         };
         connection.output.flush()?;

@@ -88,6 +88,8 @@ pub(super) struct Crowd<G> {
     epoll: OwnedFd,
     /// Those that share, and those that do not sleep.
     awake: AtomicUsize,
+    /// Those of them that send a stream, and share with nobody.
+    streams: AtomicUsize,
     /// Between two looks at who has been quiet since the last.
     patience: Duration,
     table: Mutex<Table<G>>,
@@ -119,6 +121,7 @@ impl<G: Guest> Crowd<G> {
         Ok(Crowd {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             awake: AtomicUsize::new(0),
+            streams: AtomicUsize::new(0),
             patience,
             table: Mutex::new(Table {
                 taken: Vec::new(),
@@ -138,15 +141,25 @@ impl<G: Guest> Crowd<G> {
         self.awake.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Whether there are others than the one that asks. A thread that gave its turn away without them would give it to
-    /// other programs, and its client would wait for those.
+    /// Counts one that is awake and sends a stream from now on, or no more.
+    pub(super) fn stream(&self, begins: bool) {
+        if begins {
+            self.streams.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.streams.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether there are others than the one that asks, streams too: those have work while there are writes. A thread
+    /// that gave its turn away without them would give it to other programs, and its client would wait for those.
     pub(super) fn has_others(&self) -> bool {
         self.awake.load(Ordering::Relaxed) > 1
     }
 
     /// Whether there are enough for the one that asks to share with.
     pub(super) fn is_there(&self) -> bool {
-        self.awake.load(Ordering::Relaxed) >= CROWD_MIN
+        let streams = self.streams.load(Ordering::Relaxed);
+        self.awake.load(Ordering::Relaxed) >= CROWD_MIN + streams
     }
 
     /// Has a connection share until its own thread is called. All that its client has asked for is answered.
