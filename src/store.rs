@@ -326,8 +326,10 @@ impl Store {
             match frame.request() {
                 Request::Set { .. } => {
                     let before = |old: Option<&Entry>| _ = each(old);
-                    let made = new.get_mut(at).and_then(Option::take);
-                    let make = || made.unwrap_or_else(|| Entry::copy_of(&frame));
+                    let make = || {
+                        let made = new.get_mut(at).and_then(Option::take);
+                        made.unwrap_or_else(|| Entry::copy_of(&frame))
+                    };
                     replaced.extend(self.overwrite(locked.of_mut(at), hash, &frame, make, before));
                 }
                 Request::Del { .. } => {
@@ -650,6 +652,7 @@ impl Store {
         Ok(locked)
     }
 
+    #[inline]
     fn hash(&self, key: &[u8]) -> u64 {
         let mut hasher = self.hashing.build_hasher();
         hasher.write(key);

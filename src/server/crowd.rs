@@ -443,6 +443,24 @@ mod tests {
     }
 
     #[test]
+    fn streams_are_worth_a_turn_and_make_no_crowd() {
+        let crowd: Crowd<Mirror> = Crowd::new(FOR_EVER).unwrap();
+        let seen = || (crowd.has_others(), crowd.is_there());
+        crowd.wake();
+        assert_eq!(seen(), (false, false));
+        for _ in 0..2 {
+            crowd.wake();
+            crowd.stream(true);
+        }
+        assert_eq!(seen(), (true, false));
+        crowd.stream(false);
+        crowd.stream(false);
+        assert_eq!(seen(), (true, true));
+        crowd.rest();
+        assert_eq!(seen(), (true, false));
+    }
+
+    #[test]
     fn seats_are_used_again() {
         let (crowd, mut clients, calls) = crowd_of(1, FOR_EVER);
         let (called, more) = mpsc::channel();
