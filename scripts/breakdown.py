@@ -36,7 +36,7 @@ KERNEL = [
     ("switching threads", r"(__)?schedule$|schedule_|do_sched_yield|__x64_sys_sched_yield|finish_task_switch"),
     ("system: waking the client", r"sock_def_readable|ep_poll_callback|try_to_wake_up|__wake_up"),
     ("system: receiving", r"__x64_sys_(read|recv)"),
-    ("system: sending", r"__x64_sys_(write|send)"),
+    ("system: sending", r"__x64_sys_(write|send)|do_writev"),
     ("system: waiting for many clients", r"__x64_sys_epoll_"),
     ("locks", r"__x64_sys_futex"),
     ("memory from the allocator", r"__x64_sys_(mmap|munmap|madvise|brk|mprotect)|exc_page_fault"),

@@ -734,12 +734,13 @@ impl Output {
 
     /// Sends everything, and waits for the client to take it.
     fn flush(&mut self) -> io::Result<()> {
-        let value = self.held.as_ref().map_or(&[][..], Reply::value);
-        if !self.pending.is_empty() {
-            write_all_of_two(&self.peer.stream, &self.pending, value)?;
-            self.pending.clear();
-            self.held = None;
+        let mut stream = &self.peer.stream;
+        match self.held.take() {
+            Some(reply) => write_all_of_two(stream, &self.pending, reply.value())?,
+            None if self.pending.is_empty() => {}
+            None => stream.write_all(&self.pending)?,
         }
+        self.pending.clear();
         Ok(())
     }
 
