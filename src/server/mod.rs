@@ -7,7 +7,7 @@
 //! | handover     | leader  | nothing                   | a condition        | when followers have everything       |
 //! | housekeeping | server  | sockets of refused clients | a channel, a timer | when every other thread has ended   |
 //!
-//! Connections that are asked for little and often [share](crowd) a thread.
+//! Connections that are asked for little and often share a thread (`crowd.rs`).
 //!
 //! The accept thread is the one that calls [`Server::run`]. All others are scoped to that call, so when it returns they
 //! are joined.
