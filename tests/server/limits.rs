@@ -170,7 +170,7 @@ fn connections_that_were_busy_cost_no_more_than_idle_ones_in_the_end() {
     assert!(busy > COUNT * 64, "{busy} KiB are no busy time");
     wait_for("the memory of a busy time", || {
         // Less than half of it, and what the pages of a thread's stack cost that a busy time has touched.
-        (node.memory_kib("VmRSS") < before + COUNT * 40).then_some(())
+        (node.memory_kib("VmRSS") < before + COUNT * 36).then_some(())
     });
     for stream in &mut clients {
         stream.write_all(&frames(&[Request::Ping])).unwrap();
