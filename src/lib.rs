@@ -26,6 +26,7 @@
 //! | [`hexdump`]     | bytes as people paste them: dumps, captures, `printf` strings; pure               |
 //! | [`arguments`]   | command lines, and completions and man pages of the same                          |
 //! | [`service`]     | what a service manager and its journal are told                                   |
+//! | [`signals`]     | signals that a process is started with                                            |
 //!
 //! Data flows one way, wire → entry → store → journal → node → replication → server, and `use` lines point only
 //! backwards along it (`tests/tidy.rs`).
@@ -46,6 +47,7 @@ pub mod progress;
 pub mod replication;
 pub mod server;
 pub mod service;
+pub mod signals;
 pub mod store;
 pub mod wire;
 

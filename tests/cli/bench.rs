@@ -66,6 +66,26 @@ fn json(out: &[u8]) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
+/// Sends signals to a program, one right behind the other.
+fn signal(child: &Child, names: &[&str]) {
+    let kills = names
+        .iter()
+        .map(|name| format!("kill -s {name} {};", child.id()));
+    let status = Command::new("sh")
+        .args(["-c", &kills.collect::<String>()])
+        .status();
+    assert!(status.unwrap().success(), "{names:?}");
+}
+
+/// Whether this process, and so each that it starts, ignores the signal; the tests may run under `nohup`.
+fn cannot_receive(name: &str) -> bool {
+    let is_ignored = name == "HUP" && gopherstore::signals::is_ignored(1);
+    if is_ignored {
+        eprintln!("SIGHUP is ignored here, so what it does is not tested");
+    }
+    is_ignored
+}
+
 /// A figure of one kind of operation.
 fn figure(results: &Value, operation: &str, name: &str) -> f64 {
     let operations = results["operations"].as_array().unwrap();
@@ -311,23 +331,70 @@ fn with_a_rate_a_node_that_stands_still_shows_up_in_the_percentiles() {
 fn a_signal_ends_it_with_results_and_without_keys() {
     let node = Node::start();
     let addr = addr(&node);
-    for (name, number) in [("INT", 2), ("TERM", 15)] {
+    for (name, number) in [("INT", 2), ("TERM", 15), ("HUP", 1), ("QUIT", 3)] {
+        if cannot_receive(name) {
+            continue;
+        }
         // Without GETs no key has a value before it is measured.
         let options = "--duration 10m --get 0 --keys 1000 --rate 2000 -w json";
         let child = start_bench(&addr, options);
         wait_for("some SETs", || (keys(&addr) > 100).then_some(()));
-        let status = Command::new("kill")
-            .args(["-s", name, &child.id().to_string()])
-            .status();
-        assert!(status.unwrap().success());
+        // Twice at once, as `timeout` and a terminal that closes do.
+        signal(&child, &[name, name]);
         let output = end(child);
         assert_eq!(output.status.signal(), Some(number), "{output:?}");
         assert!(output.stderr.is_empty(), "{output:?}");
         let results = json(&output.stdout);
         assert_eq!(results["is_partial"], true);
         assert!(figure(&results, "all", "count") > 0.0);
-        assert_eq!(keys(&addr), 0);
+        assert_eq!(keys(&addr), 0, "after {name}");
     }
+}
+
+#[test]
+fn a_hangup_that_is_ignored_at_the_start_stays_ignored() {
+    let node = Node::start();
+    let addr = addr(&node);
+    let options = "--count 1500 --get 0 --keys 1000 --rate 1000 -w json";
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "trap '' HUP; exec \"$0\" \"$@\""])
+        .args([env!("CARGO_BIN_EXE_gopherstore-cli"), "--addr", &addr])
+        .arg("bench");
+    let child = start(command.args(options.split_whitespace()));
+    wait_for("some SETs", || (keys(&addr) > 100).then_some(()));
+    signal(&child, &["HUP"]);
+    let output = end(child);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(json(&output.stdout)["is_partial"], false);
+    assert_eq!(keys(&addr), 0);
+}
+
+#[test]
+fn a_later_signal_ends_it_at_once() {
+    // It does not answer a DEL, so the clean-up has no end.
+    let node = Peer::start(|_, mut stream| {
+        while let Some(frame) = next_frame(&mut stream) {
+            let out = match request(&frame) {
+                Request::Status => answer(Status::Ok.byte(), b"role: leader\n"),
+                Request::Ping => answer(Status::Ok.byte(), b"PONG"),
+                Request::Get { .. } => answer(Status::NotFound.byte(), b""),
+                Request::Del { .. } => continue,
+                _ => answer(Status::Ok.byte(), b""),
+            };
+            if stream.write_all(&out).is_err() {
+                break;
+            }
+        }
+    });
+    let options = "--duration 10m --get 0 --keys 10 --timeout 10m";
+    let mut child = start_bench(&node.addr, options);
+    wait_for("its end", || {
+        signal(&child, &["TERM"]);
+        child.try_wait().unwrap()
+    });
+    let output = end(child);
+    assert_eq!(output.status.signal(), Some(15), "{output:?}");
 }
 
 #[test]

@@ -3,6 +3,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
+use rustix::termios::LocalModes;
 use vt100::Color;
 
 use crate::support::cluster::Cluster;
@@ -219,6 +220,32 @@ fn ctrl_c_abandons_the_line_and_ctrl_d_leaves() {
     terminal.press(":quit");
     terminal.press(ENTER);
     assert_eq!(terminal.wait(), 0);
+}
+
+#[test]
+fn a_signal_leaves_the_terminal_as_it_was() {
+    let (_node, addr, prompt) = node();
+    let dir = tempfile::tempdir().unwrap();
+    for (name, number) in [("TERM", 15), ("HUP", 1), ("QUIT", 3)] {
+        if name == "HUP" && gopherstore::signals::is_ignored(number) {
+            eprintln!("SIGHUP is ignored here, so what it does is not tested");
+            continue;
+        }
+        let mut terminal = Terminal::start(dir.path(), &["--addr", &addr], Options::default());
+        terminal.wait_for_end(&prompt);
+        terminal.press("set k");
+        terminal.wait_for_end(&format!("{prompt} set k VALUE"));
+        assert_eq!(terminal.modes(), LocalModes::empty(), "while it edits");
+        terminal.signal(name);
+        assert_eq!(terminal.wait_killed(), number);
+        let all = LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG;
+        assert_eq!(terminal.modes(), all, "after {name}");
+        terminal.wait_until("the end of bracketed paste", |_| {
+            let bytes = terminal.bytes();
+            let last = |order: &[u8]| bytes.windows(order.len()).rposition(|part| part == order);
+            last(b"\x1b[?2004l") > last(b"\x1b[?2004h")
+        });
+    }
 }
 
 #[test]

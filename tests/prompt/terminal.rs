@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::num::NonZeroU16;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
@@ -11,6 +12,8 @@ use pty_process::{
     Size,
     blocking::{Command, Pty},
 };
+
+use rustix::termios::{LocalModes, tcgetattr};
 
 use crate::support::node::wait_for;
 
@@ -170,6 +173,29 @@ impl Terminal {
         self.press(line);
         self.press(ENTER);
         self.wait_for_end(&format!("{prompt} {line}\n{answer}\n{prompt}"));
+    }
+
+    /// Sends the program a signal.
+    pub(crate) fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        let status = std::process::Command::new("kill")
+            .args(["-s", name, &id])
+            .status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Waits until a signal ends the program, and gives its number.
+    #[track_caller]
+    pub(crate) fn wait_killed(&mut self) -> i32 {
+        let child = &mut self.child;
+        let status = wait_for("the prompt's end", || child.try_wait().unwrap());
+        status.signal().unwrap_or_else(|| panic!("{status}"))
+    }
+
+    /// Whether the terminal shows what is typed, edits a line by itself, and turns Ctrl-C into a signal.
+    pub(crate) fn modes(&self) -> LocalModes {
+        let modes = tcgetattr(&*self.pty).unwrap().local_modes;
+        modes & (LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG)
     }
 
     /// Waits until the program ends by itself, and gives its exit code.

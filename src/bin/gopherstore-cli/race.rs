@@ -57,8 +57,8 @@ const QUANTILES: [(&str, f64); 6] = [
     note = "A time runs from the leader's answer to a write, until the first answer of the follower that\n\
         shows it, so one read is part of each; 'read' is what a read takes in the median. A read that\n\
         shows the value before counts as stale. It writes one key of its own, which begins with\n\
-        gopherstore-race: and is removed at the end, after Ctrl-C too. --timeout bounds how long a\n\
-        write may stay unseen. For other options such as --addr see gopherstore-cli --help."
+        gopherstore-race: and is removed at the end, after Ctrl-C, SIGTERM, SIGHUP or SIGQUIT too.\n\
+        --timeout bounds how long a write may stay unseen. For other options such as --addr see gopherstore-cli --help."
 )]
 pub(crate) struct Race {
     /// the follower: HOST:PORT, or the name of a node of --config, or one that the node at --addr knows

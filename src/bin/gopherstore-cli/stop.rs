@@ -1,68 +1,77 @@
-//! Ctrl-C, for commands that print what they have and clean up before they end.
+//! Signals that end a program: what holds keys, files or the terminal's settings puts them right first.
+//!
+//! SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGQUIT are treated alike. When all is put right the program ends by the same
+//! signal, so that a shell reports 128 plus its number. A SIGHUP that is ignored when the program starts, as under
+//! `nohup`, stays ignored.
 
 use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI32, Ordering},
+        mpsc,
     },
+    thread,
+    time::{Duration, Instant},
 };
 
+use gopherstore::signals;
 use signal_hook::{
-    consts::{SIGINT, SIGTERM},
-    flag, low_level,
+    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM},
+    iterator::Signals,
+    low_level,
 };
 
 use crate::report::{Failure, Outcome};
+
+/// How long after the first signal others are taken for the same order: `timeout` sends SIGTERM twice, and a terminal
+/// that closes sends SIGHUP twice.
+const REPEATED: Duration = Duration::from_millis(300);
 
 /// Whether to go on with work that has an end of its own.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stop {
     /// The signal that came, 0 where none did.
-    signal: Arc<AtomicUsize>,
+    signal: Arc<AtomicI32>,
     /// Some of the work has failed.
     has_failed: Arc<AtomicBool>,
 }
 
 impl Stop {
-    /// From now on the first SIGINT or SIGTERM is only noted; a second one ends the program at once.
+    /// From now on the first signal is only noted. A later SIGINT, SIGTERM or SIGQUIT ends the program at once.
     pub(crate) fn on_signals() -> Result<Stop, Failure> {
         let stop = Stop::default();
-        stop.register().map_err(|error| {
-            Failure::new(
-                Outcome::LocalInput,
-                format!("cannot take note of Ctrl-C: {error}; try again"),
-            )
+        let noted = Arc::clone(&stop.signal);
+        let mut first = None;
+        on_each_signal(move |signal| match first {
+            None => {
+                first = Some(Instant::now());
+                noted.store(signal, Ordering::Relaxed);
+            }
+            Some(first) if signal != SIGHUP && first.elapsed() > REPEATED => end_by(signal),
+            Some(_) => {}
+        })
+        .map_err(|error| {
+            let message = format!("cannot handle signals: {error}; try again");
+            Failure::new(Outcome::LocalInput, message)
         })?;
         Ok(stop)
     }
 
-    fn register(&self) -> io::Result<()> {
-        let second = Arc::new(AtomicBool::new(false));
-        for (signal, number) in [(SIGINT, 2), (SIGTERM, 15)] {
-            flag::register_conditional_default(signal, Arc::clone(&second))?;
-            flag::register(signal, Arc::clone(&second))?;
-            flag::register_usize(signal, Arc::clone(&self.signal), number)?;
-        }
-        Ok(())
-    }
-
-    /// Ends the command, when all is cleaned up: by the signal, where one came, so that whoever started the program
-    /// sees that it was ended.
+    /// Ends the command, when all is cleaned up: by the signal, where one came.
     pub(crate) fn end(&self, outcome: Result<(), Failure>) -> Result<Outcome, Failure> {
         if let Some(signal) = self.signal() {
-            if let Err(failure) = outcome {
+            if let Err(failure) = &outcome {
                 failure.print(None);
             }
-            let _ = low_level::emulate_default_handler(signal);
-            return Ok(Outcome::Done);
+            end_by(signal);
         }
         outcome.map(|()| Outcome::Done)
     }
 
     fn signal(&self) -> Option<i32> {
         let signal = self.signal.load(Ordering::Relaxed);
-        i32::try_from(signal).ok().filter(|&signal| signal != 0)
+        (signal != 0).then_some(signal)
     }
 
     pub(crate) fn fail(&self) {
@@ -72,4 +81,46 @@ impl Stop {
     pub(crate) fn is_set(&self) -> bool {
         self.signal().is_some() || self.has_failed.load(Ordering::Relaxed)
     }
+}
+
+/// Runs `clean_up` when a signal comes, and then ends the program by it. For work that waits where it cannot look at a
+/// [`Stop`].
+///
+/// # Errors
+///
+/// When the system starts no thread; the signals then end the program without a clean-up.
+pub(crate) fn before_end(clean_up: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let mut clean_up = Some(clean_up);
+    on_each_signal(move |signal| {
+        if let Some(clean_up) = clean_up.take() {
+            clean_up();
+        }
+        end_by(signal);
+    })
+}
+
+/// Calls `act` with each signal that would end the program, in a thread of its own.
+fn on_each_signal(mut act: impl FnMut(i32) + Send + 'static) -> io::Result<()> {
+    let mut handled = vec![SIGINT, SIGTERM, SIGQUIT];
+    if !signals::is_ignored(SIGHUP) {
+        handled.push(SIGHUP);
+    }
+    // The thread first: a signal that is handled and has no thread to act on it would do nothing.
+    let (sender, receiver) = mpsc::channel::<Signals>();
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for mut signals in receiver {
+                signals.forever().for_each(&mut act);
+            }
+        })?;
+    // The thread waits for this one.
+    let _ = sender.send(Signals::new(handled)?);
+    Ok(())
+}
+
+/// Ends the program by `signal`, as if it had not been handled.
+fn end_by(signal: i32) {
+    // It fails for signals alone that have no default.
+    let _ = low_level::emulate_default_handler(signal);
 }

@@ -69,10 +69,10 @@ const IN_FLIGHT_MAX: u64 = 1 << 30;
         these are two nodes, each connection is one to each, and a batch sends its SETs first.\n\
         \n\
         All keys begin with --prefix. If one of them has a value already, nothing is done, unless\n\
-        with --overwrite. At the end all are removed, after Ctrl-C too (a second one ends it at\n\
-        once), unless with --keep. bench:running is there as long as they are, so a run after one\n\
-        that was killed knows; --overwrite then removes what that one left. Two runs at a time need\n\
-        prefixes of their own.\n\
+        with --overwrite. At the end all are removed, unless with --keep; after Ctrl-C, SIGTERM,\n\
+        SIGHUP and SIGQUIT too, and another signal later ends it at once. bench:running is there as\n\
+        long as they are, so a run after one that was killed knows; --overwrite then removes what\n\
+        that one left. Two runs at a time need prefixes of their own.\n\
         \n\
         The first error, such as a lost connection or a loading node, ends the run. What was\n\
         measured up to there is printed, and the exit code is the error's.\n\

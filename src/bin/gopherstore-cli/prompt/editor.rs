@@ -13,6 +13,11 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::getpgrp,
+    termios::{OptionalActions, tcgetattr, tcgetpgrp, tcsetattr},
+};
 use rustyline::{
     CompletionType, Config, Context, Editor, Helper,
     completion::{Completer, Pair},
@@ -27,6 +32,7 @@ use signal_hook::{consts::SIGINT, iterator::Signals, low_level};
 use crate::{
     lines,
     report::{Failure, Outcome},
+    stop,
 };
 
 use super::{line, note};
@@ -37,6 +43,8 @@ const HISTORY_LINES_MAX: usize = 1000;
 const HISTORY_LINE_LEN_MAX: usize = 4096;
 /// Of a terminal that does not say.
 const COLUMNS_DEFAULT: usize = 80;
+/// Ends bracketed paste, which the editor begins. Source: xterm's control sequences, DECRST 2004.
+const PASTE_OFF: &[u8] = b"\x1b[?2004l\n";
 /// Columns that the prompt leaves for the line, or else it becomes short.
 const LINE_COLUMNS_MIN: usize = 12;
 
@@ -111,6 +119,7 @@ pub(super) struct Editing {
 
 impl Editing {
     fn new() -> Result<Editing, ReadlineError> {
+        restore_terminal_before_end()?;
         let config = Config::builder()
             .max_history_size(HISTORY_LINES_MAX)?
             .history_ignore_space(true)
@@ -184,6 +193,31 @@ impl Editing {
             path.display()
         ));
     }
+}
+
+/// Makes a signal that ends the program leave the terminal as it is now. While a line is edited, the terminal does not
+/// show what is typed, and SIGINT is the editor's.
+fn restore_terminal_before_end() -> io::Result<()> {
+    let settings = tcgetattr(io::stdin())?;
+    stop::before_end(move || {
+        // A program in the background is stopped where it changes the terminal; the terminal is the shell's then.
+        if tcgetpgrp(io::stdin()).is_ok_and(|group| group == getpgrp()) {
+            let _ = tcsetattr(io::stdin(), OptionalActions::Now, &settings);
+            if is_writable(&io::stdout()) {
+                let _ = rustix::io::write(io::stdout(), PASTE_OFF);
+            }
+        }
+    })
+}
+
+/// Whether a write returns at once. That to a terminal that is stopped does not.
+fn is_writable(out: &io::Stdout) -> bool {
+    let mut polled = [PollFd::new(out, PollFlags::OUT)];
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut polled, Some(&at_once)).is_ok() && polled[0].revents().contains(PollFlags::OUT)
 }
 
 fn is_not_found(error: &ReadlineError) -> bool {
