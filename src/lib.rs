@@ -35,6 +35,7 @@ pub mod arguments;
 pub mod census;
 pub mod client;
 pub mod config;
+pub mod dial;
 pub mod digest;
 pub mod entry;
 pub mod hexdump;

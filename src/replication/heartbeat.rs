@@ -27,7 +27,7 @@ pub(super) fn run(node: &Node, member: &Member, stop: &Stop) {
 pub(super) fn probe(node: &Node, member: &Member, peer: &NodeConfig, stop: &Stop) {
     let mut connection = None;
     loop {
-        let change = match ask(&mut connection, member, peer) {
+        let change = match ask(&mut connection, member, peer, stop) {
             Ok(()) => node.liveness().lock().observe(&peer.name, Instant::now()),
             Err(error) => {
                 connection = None;
@@ -44,12 +44,17 @@ pub(super) fn probe(node: &Node, member: &Member, peer: &NodeConfig, stop: &Stop
     }
 }
 
-fn ask(connection: &mut Option<TcpStream>, member: &Member, peer: &NodeConfig) -> io::Result<()> {
+fn ask(
+    connection: &mut Option<TcpStream>,
+    member: &Member,
+    peer: &NodeConfig,
+    stop: &Stop,
+) -> io::Result<()> {
     let interval = member.replication.heartbeat_interval;
     let stream = match connection {
         Some(stream) => stream,
         None => {
-            let stream = connect(&peer.addr, Instant::now() + interval)?;
+            let stream = connect(&peer.addr, Instant::now() + interval, stop)?;
             // Short, so that the stop of this node does not wait for a silent peer.
             stream.set_read_timeout(Some(interval))?;
             stream.set_write_timeout(Some(interval))?;

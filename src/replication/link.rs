@@ -215,7 +215,7 @@ fn ask_all<'a>(node: &Node, member: &'a Member, stop: &Stop) -> Vec<(&'a NodeCon
         let ask_peer = |peer: &'a NodeConfig| {
             move || {
                 loop {
-                    match ask(peer, deadline) {
+                    match ask(peer, deadline, stop) {
                         Asked::Answered(None) => return None,
                         Asked::Answered(Some(found)) => {
                             // A leader that is stopped right after its start has to know who lives.
@@ -245,9 +245,9 @@ fn ask_all<'a>(node: &Node, member: &'a Member, stop: &Stop) -> Vec<(&'a NodeCon
     })
 }
 
-fn ask(peer: &NodeConfig, deadline: Instant) -> Asked {
+fn ask(peer: &NodeConfig, deadline: Instant, stop: &Stop) -> Asked {
     let status = || -> io::Result<String> {
-        let mut stream = connect(&peer.addr, deadline)?;
+        let mut stream = connect(&peer.addr, deadline, stop)?;
         let mut request = Vec::new();
         Request::Status
             .encode(&mut request)
@@ -367,7 +367,7 @@ impl<'a> Link<'a> {
     fn run(&mut self, addr: &str, stop: &Stop, only_copy: bool) -> Result<(), Fault> {
         let timeout = self.member.replication.leader_timeout;
         let deadline = Instant::now() + timeout;
-        let stream = Arc::new(connect(addr, deadline)?);
+        let stream = Arc::new(connect(addr, deadline, stop)?);
         stop.watch(Some(&stream))?;
         let result = self.run_on(&stream, deadline, only_copy);
         self.node.leader_lost();

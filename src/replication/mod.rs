@@ -21,13 +21,14 @@ pub mod rules;
 pub(crate) mod source;
 
 use std::io;
-use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::dial;
 use crate::node::Node;
 
 /// What stops a node's own threads: whoever sleeps wakes, and the connection that is open is shut down.
@@ -116,22 +117,7 @@ pub(crate) fn start<'scope>(
     Ok(())
 }
 
-/// Connects to `host:port`, at any address that the name has, by `deadline`.
-fn connect(addr: &str, deadline: Instant) -> io::Result<TcpStream> {
-    let mut failed = io::ErrorKind::AddrNotAvailable.into();
-    let addrs: Vec<SocketAddr> = addr.to_socket_addrs()?.collect();
-    for addr in addrs {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        match TcpStream::connect_timeout(&addr, left) {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                return Ok(stream);
-            }
-            Err(error) => failed = error,
-        }
-    }
-    Err(failed)
+/// Connects to `host:port`, at any address that the name has, by `deadline`, and no longer than until the stop.
+fn connect(addr: &str, deadline: Instant, stop: &Stop) -> io::Result<TcpStream> {
+    dial::connect(addr, deadline, &|| stop.is_stopped())
 }

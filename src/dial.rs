@@ -1,0 +1,700 @@
+//! Connects to `host:port`: looks up the name, and tries all of its addresses, by one deadline.
+//!
+//! Nothing here waits longer than [`TURN`] without a look at the deadline and at the caller's `is_over`. A connect uses
+//! non-blocking sockets and is given up by closing them. A look-up (`getaddrinfo`) cannot be cancelled, so it runs in a
+//! thread of its own, which may outlive its caller: the one exception to the rule that all threads are joined. There is
+//! at most one such thread per name, so a resolver that is silent for hours holds one for each name. Literal IP
+//! addresses need no look-up and no thread.
+
+use std::collections::BTreeMap;
+use std::error;
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Longest wait between two looks at the deadline and at `is_over`.
+const TURN: Duration = Duration::from_millis(50);
+
+/// Time that an address has before the next one is tried as well.
+const STAGGER: Duration = Duration::from_millis(250);
+
+/// Look-ups in flight at most, each of another name.
+const LOOK_UPS_MAX: usize = 64;
+
+/// How long an answer that came too late for its callers is kept for the next one.
+const ANSWER_KEPT: Duration = Duration::from_secs(10);
+
+static SYSTEM: Resolver = Resolver::new(|host| {
+    let found = (host, 0).to_socket_addrs()?;
+    Ok(found.collect())
+});
+
+/// Resolves `host:port` by `deadline`; gives up where `is_over` becomes true. Addresses come in the system's order,
+/// each once.
+///
+/// # Errors
+///
+/// [`ErrorKind::TimedOut`] at the deadline, [`ErrorKind::Interrupted`] where it is over, [`ErrorKind::NotFound`] for a
+/// name without an address, [`ErrorKind::InvalidInput`] for a text that is no `host:port`; else the resolver's error,
+/// or that of a system that gives no thread.
+pub fn resolve(
+    addr: &str,
+    deadline: Instant,
+    is_over: &dyn Fn() -> bool,
+) -> io::Result<Vec<SocketAddr>> {
+    SYSTEM.resolve(addr, deadline, is_over)
+}
+
+/// Connects to `host:port`, at the first of its addresses that takes the connection, by `deadline`; gives up within
+/// 100 ms where `is_over` becomes true. The stream blocks and has `TCP_NODELAY`.
+///
+/// # Errors
+///
+/// Those of [`resolve`] and [`connect_any`].
+pub fn connect(addr: &str, deadline: Instant, is_over: &dyn Fn() -> bool) -> io::Result<TcpStream> {
+    connect_any(&resolve(addr, deadline, is_over)?, deadline, is_over)
+}
+
+/// Connects to the first of `addresses` that takes the connection. The next address is tried when one has failed, and
+/// after 250 ms beside those that have not answered yet; each gets its share of a shorter time.
+///
+/// # Errors
+///
+/// - [`ErrorKind::ConnectionRefused`]: every address refused, so no process listens there. A connection that reached
+///   itself (loopback, where the own port happened to be the one that was asked for) counts as refused.
+/// - [`ErrorKind::TimedOut`]: at least one address was silent. Without an inner error where all of them were.
+/// - [`ErrorKind::Interrupted`]: it is over.
+/// - Otherwise the kind of the first failure that is no refusal.
+///
+/// Where several addresses were tried, the inner error names each with its failure.
+pub fn connect_any(
+    addresses: &[SocketAddr],
+    deadline: Instant,
+    is_over: &dyn Fn() -> bool,
+) -> io::Result<TcpStream> {
+    let count = u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+    let share = deadline.saturating_duration_since(Instant::now()) / count;
+    let stagger = share.min(STAGGER);
+    let mut untried = addresses.iter();
+    let mut pending: Vec<(SocketAddr, Socket)> = Vec::new();
+    let mut failures = Failures::default();
+    let mut next_at = Instant::now();
+    loop {
+        if is_over() {
+            return Err(ErrorKind::Interrupted.into());
+        }
+        let now = Instant::now();
+        if now >= deadline {
+            let silent = pending.into_iter().map(|(addr, _)| addr);
+            let silent = silent.chain(untried.copied());
+            failures.0.extend(silent.map(|addr| (addr, None)));
+            return Err(failures.into_error());
+        }
+        let mut turn = TURN.min(deadline - now);
+        if now >= next_at || pending.is_empty() {
+            match untried.next() {
+                Some(&addr) => {
+                    match begin(addr) {
+                        Ok(socket) => pending.push((addr, socket)),
+                        Err(error) => {
+                            failures.0.push((addr, Some(error)));
+                            continue;
+                        }
+                    }
+                    next_at = now + stagger;
+                }
+                None if pending.is_empty() => return Err(failures.into_error()),
+                None => {}
+            }
+        }
+        if untried.len() > 0 {
+            turn = turn.min(next_at.saturating_duration_since(now));
+        }
+        for at in wait_for_any(&pending, turn)?.into_iter().rev() {
+            let (addr, socket) = pending.swap_remove(at);
+            match finish(socket) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => failures.0.push((addr, Some(error))),
+            }
+            next_at = now;
+        }
+    }
+}
+
+/// Begins to connect.
+fn begin(addr: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&addr.into()) {
+        Err(error)
+            if error.raw_os_error() != Some(libc::EINPROGRESS)
+                && error.kind() != ErrorKind::WouldBlock =>
+        {
+            Err(error)
+        }
+        _ => Ok(socket),
+    }
+}
+
+/// Waits until a connect has come to its end, for `turn` at most. Returns the positions of those that have, ascending.
+fn wait_for_any(pending: &[(SocketAddr, Socket)], turn: Duration) -> io::Result<Vec<usize>> {
+    let mut polled: Vec<PollFd<'_>> = pending
+        .iter()
+        .map(|(_, socket)| PollFd::new(socket, PollFlags::OUT))
+        .collect();
+    let timeout = Timespec {
+        tv_sec: 0,
+        tv_nsec: turn.subsec_nanos().into(),
+    };
+    match poll(&mut polled, Some(&timeout)) {
+        Ok(_) => {}
+        Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    }
+    let ended = (0..).zip(&polled);
+    let ended = ended.filter(|(_, polled)| !polled.revents().is_empty());
+    Ok(ended.map(|(at, _)| at).collect())
+}
+
+/// Makes a stream of a socket whose connect has come to its end.
+fn finish(socket: Socket) -> io::Result<TcpStream> {
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    let stream = TcpStream::from(socket);
+    if stream.local_addr()? == stream.peer_addr()? {
+        // Ended with a reset, so that the port is free at once for the node that is to listen there.
+        let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        return Err(ErrorKind::ConnectionRefused.into());
+    }
+    stream.set_nonblocking(false)?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// What became of each address; `None` for one that was silent.
+#[derive(Debug, Default)]
+struct Failures(Vec<(SocketAddr, Option<io::Error>)>);
+
+impl Failures {
+    fn into_error(mut self) -> io::Error {
+        let kinds = self.0.iter().map(|(_, error)| kind(error.as_ref()));
+        let is_silent = |kind: &ErrorKind| *kind == ErrorKind::TimedOut;
+        let is_refusal = |kind: &ErrorKind| *kind == ErrorKind::ConnectionRefused;
+        let Some(first) = kinds.clone().next() else {
+            return no_address();
+        };
+        if self.0.iter().all(|(_, error)| error.is_none()) {
+            return ErrorKind::TimedOut.into();
+        }
+        if self.0.len() == 1 {
+            let only = self.0.pop().and_then(|(_, error)| error);
+            return only.unwrap_or_else(|| first.into());
+        }
+        let kind = kinds.clone().find(is_silent);
+        let kind = kind.or_else(|| kinds.clone().find(|kind| !is_refusal(kind)));
+        io::Error::new(kind.unwrap_or(first), self)
+    }
+}
+
+fn kind(error: Option<&io::Error>) -> ErrorKind {
+    error.map_or(ErrorKind::TimedOut, io::Error::kind)
+}
+
+impl fmt::Display for Failures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (addr, error)) in self.0.iter().enumerate() {
+            let comma = if at == 0 { "" } else { ", " };
+            match error {
+                Some(error) => write!(f, "{comma}{addr}: {}", system_text(error))?,
+                None => write!(f, "{comma}{addr}: no answer")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl error::Error for Failures {
+    /// The failure whose kind the whole has, or else the first.
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        let mut failures = self.0.iter().filter_map(|(_, error)| error.as_ref());
+        let first = failures.clone().next();
+        let telling = failures.find(|error| error.kind() != ErrorKind::ConnectionRefused);
+        telling.or(first).map(|error| error as _)
+    }
+}
+
+/// A system's message in the form of this project's: lower case, without the error's number.
+#[must_use]
+pub fn system_text(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut letters = text.chars();
+    match letters.next() {
+        // Only a first word that is a word: `I/O error` stays.
+        Some(first) if letters.clone().next().is_some_and(char::is_lowercase) => {
+            format!("{}{}", first.to_lowercase(), letters.as_str())
+        }
+        _ => text.to_owned(),
+    }
+}
+
+fn no_address() -> io::Error {
+    io::Error::new(ErrorKind::NotFound, "the name has no address")
+}
+
+/// Runs look-ups, at most one for each name at a time.
+struct Resolver {
+    look_up: fn(&str) -> io::Result<Vec<SocketAddr>>,
+    look_ups: Mutex<BTreeMap<String, LookUp>>,
+    /// One of them has an answer.
+    done: Condvar,
+}
+
+/// The look-up of one name: in flight, or with an answer that not all of its callers have taken.
+#[derive(Default)]
+struct LookUp {
+    found: Option<Found>,
+    callers: usize,
+}
+
+struct Found {
+    addresses: Result<Vec<SocketAddr>, (ErrorKind, String)>,
+    at: Instant,
+}
+
+impl LookUp {
+    /// Whether it is of use: in flight, or with an answer that a caller waits for, or that came after the last caller
+    /// had given up. Without the latter a name would never resolve where its look-up takes longer than each caller has.
+    fn is_needed(&self) -> bool {
+        let found = self.found.as_ref();
+        self.callers > 0 || found.is_none_or(|found| found.at.elapsed() < ANSWER_KEPT)
+    }
+}
+
+impl Resolver {
+    const fn new(look_up: fn(&str) -> io::Result<Vec<SocketAddr>>) -> Resolver {
+        Resolver {
+            look_up,
+            look_ups: Mutex::new(BTreeMap::new()),
+            done: Condvar::new(),
+        }
+    }
+
+    fn resolve(
+        &'static self,
+        addr: &str,
+        deadline: Instant,
+        is_over: &dyn Fn() -> bool,
+    ) -> io::Result<Vec<SocketAddr>> {
+        if let Ok(literal) = addr.parse::<SocketAddr>() {
+            return Ok(vec![literal]);
+        }
+        let no_port = || io::Error::new(ErrorKind::InvalidInput, "not HOST:PORT");
+        let (host, port) = addr.rsplit_once(':').ok_or_else(no_port)?;
+        let port = port.parse::<u16>().map_err(|_| no_port())?;
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            return Ok(vec![SocketAddr::new(ip, port)]);
+        }
+        let mut addresses: Vec<SocketAddr> = Vec::new();
+        for mut found in self.find(host, deadline, is_over)? {
+            found.set_port(port);
+            if !addresses.contains(&found) {
+                addresses.push(found);
+            }
+        }
+        if addresses.is_empty() {
+            return Err(no_address());
+        }
+        Ok(addresses)
+    }
+
+    /// Waits for the look-up of `host` that is in flight, or for a new one.
+    fn find(
+        &'static self,
+        host: &str,
+        deadline: Instant,
+        is_over: &dyn Fn() -> bool,
+    ) -> io::Result<Vec<SocketAddr>> {
+        let mut look_ups = self.look_ups.lock();
+        look_ups.retain(|_, look_up| look_up.is_needed());
+        if !look_ups.contains_key(host) {
+            self.begin(host, look_ups.len())?;
+        }
+        look_ups.entry(host.to_owned()).or_default().callers += 1;
+        let result = loop {
+            let found = look_ups.get(host).and_then(|it| it.found.as_ref());
+            if let Some(found) = found {
+                let error = |(kind, text)| io::Error::new(kind, text);
+                break found.addresses.clone().map_err(error);
+            }
+            let now = Instant::now();
+            if is_over() {
+                break Err(ErrorKind::Interrupted.into());
+            }
+            if now >= deadline {
+                let why = format!("the look-up of {host} has no answer");
+                break Err(io::Error::new(ErrorKind::TimedOut, why));
+            }
+            let _ = self
+                .done
+                .wait_until(&mut look_ups, deadline.min(now + TURN));
+        };
+        if let Some(look_up) = look_ups.get_mut(host) {
+            look_up.callers -= 1;
+            if look_up.callers == 0 && look_up.found.is_some() {
+                look_ups.remove(host);
+            }
+        }
+        result
+    }
+
+    /// Starts the thread that looks up `host`, beside `others`.
+    fn begin(&'static self, host: &str, others: usize) -> io::Result<()> {
+        let cannot =
+            |why: &dyn fmt::Display| io::Error::other(format!("cannot look up {host}: {why}"));
+        if others >= LOOK_UPS_MAX {
+            return Err(cannot(&format_args!(
+                "{others} look-ups of other names are in flight, limit {LOOK_UPS_MAX}"
+            )));
+        }
+        let host_asked = host.to_owned();
+        let body = move || {
+            let addresses = (self.look_up)(&host_asked);
+            let found = Found {
+                addresses: addresses.map_err(|error| (error.kind(), system_text(&error))),
+                at: Instant::now(),
+            };
+            let mut look_ups = self.look_ups.lock();
+            look_ups.entry(host_asked).or_default().found = Some(found);
+            self.done.notify_all();
+        };
+        let thread = thread::Builder::new().name("look-up".to_owned());
+        thread.spawn(body).map(drop).map_err(|error| cannot(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+    /// A stop is seen within 100 ms; the rest is for a busy machine.
+    const SOON: Duration = Duration::from_secs(2);
+
+    fn never() -> bool {
+        false
+    }
+
+    fn in_time(time: Duration) -> Instant {
+        Instant::now() + time
+    }
+
+    fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).ok();
+        let addr = listener.as_ref().and_then(|it| it.local_addr().ok());
+        let (Some(listener), Some(addr)) = (listener, addr) else {
+            unreachable!("no listener")
+        };
+        (listener, addr)
+    }
+
+    /// An address that refuses.
+    fn closed() -> SocketAddr {
+        listener().1
+    }
+
+    /// An address that is silent: the listener's queue is full, so that the system drops what else comes.
+    struct Silent {
+        addr: SocketAddr,
+        _listener: Socket,
+        _queued: Vec<TcpStream>,
+    }
+
+    fn silent() -> Silent {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).ok();
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into();
+        let listener = listener.filter(|it| it.bind(&any).and_then(|()| it.listen(0)).is_ok());
+        let Some(listener) = listener else {
+            unreachable!("no listener")
+        };
+        let addr = listener.local_addr().ok().and_then(|addr| addr.as_socket());
+        let Some(addr) = addr else {
+            unreachable!("no address")
+        };
+        let mut queued = Vec::new();
+        while let Ok(stream) = TcpStream::connect_timeout(&addr, Duration::from_millis(200)) {
+            queued.push(stream);
+        }
+        Silent {
+            addr,
+            _listener: listener,
+            _queued: queued,
+        }
+    }
+
+    /// The kind and the text of a failure.
+    fn failure<T>(result: io::Result<T>) -> (ErrorKind, String) {
+        match result {
+            Ok(_) => unreachable!("it worked"),
+            Err(error) => (error.kind(), error.to_string()),
+        }
+    }
+
+    #[test]
+    fn a_silent_first_address_leaves_time_for_the_others() {
+        let silent = silent();
+        let (listener, addr) = listener();
+        // The second one is tried after a quarter of a second, and after its share of less.
+        for time in [LONG, Duration::from_millis(400)] {
+            let begin = Instant::now();
+            let stream = connect_any(&[silent.addr, addr], begin + time, &never);
+            let Ok(stream) = stream else {
+                unreachable!("no connection within {time:?}: {stream:?}")
+            };
+            assert_eq!(stream.peer_addr().ok(), Some(addr));
+            assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+            assert_eq!(stream.nodelay().ok(), Some(true));
+            let is_nonblocking = socket2::SockRef::from(&stream).nonblocking();
+            assert_eq!(is_nonblocking.ok(), Some(false));
+            assert!(listener.accept().is_ok());
+        }
+    }
+
+    #[test]
+    fn an_address_that_refuses_is_followed_by_the_next_at_once() {
+        let (listener, addr) = listener();
+        let refusing: Vec<SocketAddr> = (0..40).map(|_| closed()).collect();
+        let begin = Instant::now();
+        let stream = connect_any(&[&*refusing, &[addr]].concat(), begin + LONG, &never);
+        assert!(stream.is_ok(), "{stream:?}");
+        assert!(listener.accept().is_ok());
+        assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+    }
+
+    #[test]
+    fn refused_means_that_every_address_refused() {
+        let silent = silent();
+        let short = Duration::from_millis(300);
+        let (one, other) = (closed(), closed());
+        let (kind, text) = failure(connect_any(&[one], in_time(LONG), &never));
+        assert_eq!(kind, ErrorKind::ConnectionRefused);
+        assert!(text.contains("refused (os error"), "{text}");
+
+        let (kind, text) = failure(connect_any(&[one, other], in_time(LONG), &never));
+        assert_eq!(kind, ErrorKind::ConnectionRefused);
+        assert_eq!(
+            text,
+            format!("{one}: connection refused, {other}: connection refused")
+        );
+
+        for addresses in [[one, silent.addr], [silent.addr, one]] {
+            let error = connect_any(&addresses, in_time(short), &never);
+            let (kind, text) = failure(error);
+            assert_eq!(kind, ErrorKind::TimedOut, "{text}");
+            assert!(text.contains(&format!("{}: no answer", silent.addr)));
+            assert!(text.contains(&format!("{one}: connection refused")));
+        }
+
+        // No connection can be made to a multicast address; how the system says so does not matter.
+        let unreachable = SocketAddr::from(([224, 0, 0, 1], 9));
+        let (kind, text) = failure(connect_any(&[one, unreachable], in_time(short), &never));
+        assert_ne!(kind, ErrorKind::ConnectionRefused, "{text}");
+
+        let silent = connect_any(&[silent.addr], in_time(short), &never);
+        let is_plain = |error: io::Error| error.get_ref().is_none();
+        assert_eq!(silent.map_err(is_plain).err(), Some(true));
+        assert_eq!(
+            failure(connect_any(&[], in_time(short), &never)).0,
+            ErrorKind::NotFound
+        );
+    }
+
+    #[test]
+    fn a_connect_ends_at_the_stop_and_at_the_deadline() {
+        let silent = silent();
+        let addr = silent.addr.to_string();
+        let begin = Instant::now();
+        let is_over = || begin.elapsed() > Duration::from_millis(100);
+        let (kind, _) = failure(connect(&addr, begin + LONG, &is_over));
+        assert_eq!(kind, ErrorKind::Interrupted);
+        assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+
+        let begin = Instant::now();
+        let (kind, _) = failure(connect(&addr, begin + Duration::from_millis(100), &never));
+        assert_eq!(kind, ErrorKind::TimedOut);
+        assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+        let (kind, _) = failure(connect(&addr, Instant::now(), &never));
+        assert_eq!(kind, ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_connection_to_itself_counts_as_refused() {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let Ok(socket) = Socket::new(Domain::IPV4, Type::STREAM, None) else {
+            unreachable!("no socket")
+        };
+        assert!(socket.bind(&any.into()).is_ok());
+        let Ok(own) = socket.local_addr() else {
+            unreachable!("no address")
+        };
+        assert!(socket.connect(&own).is_ok());
+        assert_eq!(failure(finish(socket)).0, ErrorKind::ConnectionRefused);
+        // Without SO_REUSEADDR, so that the port must be quite free.
+        let Ok(socket) = Socket::new(Domain::IPV4, Type::STREAM, None) else {
+            unreachable!("no socket")
+        };
+        assert!(socket.bind(&own).is_ok(), "the port is held");
+    }
+
+    /// A resolver that is silent until it is told to answer.
+    static IS_SILENT: AtomicBool = AtomicBool::new(true);
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    static SLOW: Resolver = Resolver::new(|_| {
+        ASKED.fetch_add(1, Ordering::SeqCst);
+        while IS_SILENT.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(vec![SocketAddr::from(([192, 0, 2, 1], 0))])
+    });
+
+    #[test]
+    fn a_silent_resolver_holds_no_caller_and_one_thread_per_name() {
+        let short = Duration::from_millis(100);
+        for _ in 0..5 {
+            let begin = Instant::now();
+            let (kind, text) = failure(SLOW.resolve("slow.test:1", begin + short, &never));
+            assert_eq!(kind, ErrorKind::TimedOut, "{text}");
+            assert!(text.contains("slow.test"), "{text}");
+            let is_over = || begin.elapsed() > short;
+            let stopped = SLOW.resolve("slow.test:2", begin + LONG, &is_over);
+            assert_eq!(failure(stopped).0, ErrorKind::Interrupted);
+            assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+        }
+        assert_eq!(ASKED.load(Ordering::SeqCst), 1);
+        // Addresses in digits do not ask it.
+        for literal in ["127.0.0.1:7", "[::1]:7", "::1:7"] {
+            let found = SLOW.resolve(literal, Instant::now(), &never);
+            assert_eq!(found.map(|found| found.len()).ok(), Some(1), "{literal}");
+        }
+        // An answer that comes when no caller waits is the next caller's, with its own port.
+        IS_SILENT.store(false, Ordering::SeqCst);
+        let has_answer = || {
+            let look_ups = SLOW.look_ups.lock();
+            look_ups.values().all(|look_up| look_up.found.is_some())
+        };
+        let deadline = in_time(LONG);
+        while !has_answer() {
+            assert!(Instant::now() < deadline);
+            thread::yield_now();
+        }
+        let expected = vec![SocketAddr::from(([192, 0, 2, 1], 3))];
+        let found = SLOW.resolve("slow.test:3", Instant::now(), &never);
+        assert_eq!(found.ok(), Some(expected));
+        assert_eq!(ASKED.load(Ordering::SeqCst), 1);
+        // After that the name is looked up anew.
+        assert!(SLOW.resolve("slow.test:4", in_time(LONG), &never).is_ok());
+        assert_eq!(ASKED.load(Ordering::SeqCst), 2);
+        assert!(SLOW.look_ups.lock().is_empty());
+    }
+
+    static GATE: AtomicBool = AtomicBool::new(false);
+    static SHARED: Resolver = Resolver::new(|_| {
+        while !GATE.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        Err(io::Error::from_raw_os_error(libc::ENOENT))
+    });
+
+    #[test]
+    fn callers_of_one_name_share_its_answer() {
+        let ask = || thread::spawn(|| failure(SHARED.resolve("h:1", in_time(LONG), &never)));
+        let callers: Vec<_> = (0..8).map(|_| ask()).collect();
+        let count = || SHARED.look_ups.lock().get("h").map_or(0, |it| it.callers);
+        let deadline = in_time(LONG);
+        while count() < callers.len() {
+            assert!(Instant::now() < deadline);
+            thread::yield_now();
+        }
+        GATE.store(true, Ordering::SeqCst);
+        for caller in callers {
+            let failed = caller.join().ok();
+            let text = "no such file or directory".to_owned();
+            assert_eq!(failed, Some((ErrorKind::NotFound, text)));
+        }
+        assert!(SHARED.look_ups.lock().is_empty());
+    }
+
+    static STUCK: Resolver = Resolver::new(|_| {
+        loop {
+            thread::park();
+        }
+    });
+
+    #[test]
+    fn many_names_that_are_not_answered_do_not_pile_up_threads() {
+        for at in 0..LOOK_UPS_MAX {
+            let (kind, _) = failure(STUCK.resolve(&format!("h{at}:1"), Instant::now(), &never));
+            assert_eq!(kind, ErrorKind::TimedOut);
+        }
+        let (kind, text) = failure(STUCK.resolve("one-more:1", in_time(LONG), &never));
+        assert_eq!(kind, ErrorKind::Other);
+        assert!(text.contains("one-more"), "{text}");
+        assert_eq!(STUCK.look_ups.lock().len(), LOOK_UPS_MAX);
+    }
+
+    static SEVERAL: Resolver = Resolver::new(|host| match host {
+        "several" => {
+            let [one, other] = [[192, 0, 2, 1], [192, 0, 2, 2]].map(|ip| SocketAddr::from((ip, 0)));
+            Ok(vec![one, other, one])
+        }
+        "none" => Ok(Vec::new()),
+        _ => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+    });
+
+    #[test]
+    fn a_name_has_each_of_its_addresses_once_or_an_error() {
+        let resolve = |addr| SEVERAL.resolve(addr, in_time(LONG), &never);
+        let expected = [[192, 0, 2, 1], [192, 0, 2, 2]].map(|ip| SocketAddr::from((ip, 80)));
+        assert_eq!(resolve("several:80").ok(), Some(expected.to_vec()));
+        assert_eq!(failure(resolve("none:80")).0, ErrorKind::NotFound);
+        let (kind, text) = failure(resolve("wrong:80"));
+        assert_eq!(kind, ErrorKind::NotFound);
+        assert_eq!(text, "no such file or directory");
+        for addr in ["", "several", "several:", "several:65536", "several:x", ":"] {
+            assert_eq!(
+                failure(resolve(addr)).0,
+                ErrorKind::InvalidInput,
+                "{addr:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_system_resolves_names() {
+        let found = resolve("localhost:7", in_time(LONG), &never);
+        let Ok(found) = found else {
+            unreachable!("{found:?}")
+        };
+        assert!(
+            found
+                .iter()
+                .all(|addr| addr.ip().is_loopback() && addr.port() == 7)
+        );
+        assert!(!found.is_empty());
+        let (listener, addr) = listener();
+        let name = format!("localhost:{}", addr.port());
+        let stream = connect(&name, in_time(LONG), &never);
+        assert!(stream.is_ok(), "{stream:?}");
+        assert!(listener.accept().is_ok());
+    }
+}
