@@ -238,6 +238,13 @@ impl Journal {
         })
     }
 
+    /// Whether the log still holds what comes next at `cursor`.
+    #[must_use]
+    pub fn holds(&self, cursor: &Cursor) -> bool {
+        let kept = self.kept.lock();
+        kept.generation == cursor.generation && cursor.next >= kept.log.first_index()
+    }
+
     /// Index of the oldest entry that the log still holds; one past the last where it holds none.
     #[must_use]
     pub fn first_index(&self) -> u64 {

@@ -43,8 +43,8 @@ const NAME: &[u8] = b"observer";
 /// A node's replication stream, watched: every entry of its log in order, checked.
 ///
 /// Any node that serves has one, a follower too. It costs the node what a follower costs, and no more: nothing
-/// waits for an observer, no figure shows it, and one that takes nothing for three heartbeats, or falls further behind
-/// than the node's log reaches, is dropped. An observer says nothing after its request, and is not dropped for that.
+/// waits for an observer, no figure shows it, and one that falls further behind than the node's log reaches is dropped.
+/// Within that an observer may pause for as long as it likes, in the copy too. It says nothing after its request.
 ///
 /// The stream has no end of its own. Where the node stops, drops the observer, or takes another data set, the
 /// connection ends; [`position`](Self::position) is then what to go on from, and the answer says whether that can be.

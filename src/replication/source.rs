@@ -214,8 +214,14 @@ pub(crate) fn serve(
     };
     let interval = member.replication.heartbeat_interval;
     let silence = interval * SILENT_HEARTBEATS;
-    stream.set_write_timeout(Some(silence))?;
-    // An observer may be silent. One that has vanished takes nothing, or TCP's keepalive ends it.
+    // An observer may pause for longer; each interval the sender looks whether it may pause on.
+    let write_timeout = if accepted.is_observer {
+        interval
+    } else {
+        silence
+    };
+    stream.set_write_timeout(Some(write_timeout))?;
+    // An observer may be silent. TCP's retransmissions or its keepalive end one that has vanished.
     stream.set_read_timeout((!accepted.is_observer).then_some(silence))?;
     let epoch = accepted.history.last().map_or(0, |era| era.epoch);
     let name = accepted.name.as_str();
@@ -246,6 +252,8 @@ pub(crate) fn serve(
         number,
         given_up: accepted.given_up,
         epoch,
+        history: &accepted.history,
+        cursor: accepted.cursor,
         interval,
         silence,
         turn: accepted.turn.take(),
@@ -266,7 +274,7 @@ pub(crate) fn serve(
                 // Wakes the sender out of a write.
                 let _ = stream.shutdown(Shutdown::Both);
             })?;
-        let result = sender.run(accepted.cursor, &accepted.history);
+        let result = sender.run(accepted.cursor);
         let _ = stream.shutdown(Shutdown::Both);
         result
     });
@@ -291,6 +299,9 @@ struct Sender<'a> {
     number: Option<u64>,
     given_up: u64,
     epoch: u64,
+    history: &'a History,
+    /// The place in the log behind what is being written.
+    cursor: Option<Cursor>,
     interval: Duration,
     silence: Duration,
     /// Held until the follower has said that it has the whole copy.
@@ -304,16 +315,16 @@ struct Sender<'a> {
 }
 
 impl Sender<'_> {
-    fn run(&mut self, cursor: Option<Cursor>, history: &History) -> io::Result<()> {
+    fn run(&mut self, cursor: Option<Cursor>) -> io::Result<()> {
         let mut cursor = match cursor {
             Some(cursor) => cursor,
-            None => self.copy(history)?,
+            None => self.copy()?,
         };
         let mut beat_at = Instant::now();
         loop {
             let now = Instant::now();
             if beat_at <= now {
-                self.check_source(history)?;
+                self.check_source()?;
                 self.beat(cursor)?;
                 beat_at = now + self.interval;
             }
@@ -359,19 +370,47 @@ impl Sender<'_> {
     }
 
     fn write(&mut self) -> io::Result<()> {
-        let mut stream = self.stream;
-        let result = stream.write_all(&self.out);
+        let result = self.write_all(&self.out);
         self.out.clear();
-        result.map_err(stuck)
+        result
+    }
+
+    /// Writes all of `bytes`. A follower that takes nothing for three heartbeats is given up. An observer may pause for
+    /// as long as this node holds what comes next.
+    fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let mut stream = self.stream;
+        while !bytes.is_empty() {
+            match stream.write(bytes) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) => bytes = &bytes[count..],
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if !is_timeout(&error) => return Err(error),
+                Err(_) if self.number.is_some() => {
+                    let why = "it took nothing for three heartbeats";
+                    return Err(io::Error::new(ErrorKind::TimedOut, why));
+                }
+                Err(_) => self.check_pause()?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an observer that takes nothing can still be sent what comes next.
+    fn check_pause(&self) -> io::Result<()> {
+        self.check_source()?;
+        match self.cursor {
+            Some(cursor) if !self.journal.holds(&cursor) => Err(fell_behind()),
+            _ => Ok(()),
+        }
     }
 
     /// Whether what an observer is sent is still what this node holds: a follower may have given it up for another data
     /// set, or distrust it, or be in another leader's time.
-    fn check_source(&self, history: &History) -> io::Result<()> {
+    fn check_source(&self) -> io::Result<()> {
         if self.number.is_none()
             && (self.node.given_up() != self.given_up
                 || matches!(self.node.phase(), Phase::Loading(_))
-                || self.node.history().last() != history.last())
+                || self.node.history().last() != self.history.last())
         {
             return Err(io::Error::other("this node's data set is another now"));
         }
@@ -379,6 +418,7 @@ impl Sender<'_> {
     }
 
     fn beat(&mut self, cursor: Cursor) -> io::Result<()> {
+        self.cursor = Some(cursor);
         let mut digest_index = cursor.next - 1;
         let digest = match self.journal.digest_at(digest_index) {
             Some(digest) => digest,
@@ -427,12 +467,13 @@ impl Sender<'_> {
         let head = Head::new(fields, entry.frame()).map_err(|_| too_long())?;
         head.encode(&mut self.out);
         self.write()?;
-        let mut stream = self.stream;
-        stream.write_all(entry.frame()).map_err(stuck)
+        self.write_all(entry.frame())
     }
 
-    /// Takes note of when entries were sent, for telling how long they take.
-    fn mark(&self, cursor: Cursor) {
+    /// Takes note of the place in the log behind entries that are sent now, and of the time, for telling how long they
+    /// take.
+    fn mark(&mut self, cursor: Cursor) {
+        self.cursor = Some(cursor);
         if let Some(number) = self.number {
             let (last, now) = (cursor.next - 1, Instant::now());
             self.node
@@ -441,17 +482,18 @@ impl Sender<'_> {
     }
 
     /// Sends a full copy, and returns where the log goes on after it.
-    fn copy(&mut self, history: &History) -> io::Result<Cursor> {
+    fn copy(&mut self) -> io::Result<Cursor> {
         let (node, journal) = (self.node, self.journal);
         let started = Instant::now();
         let mut cursor = journal
             .cursor_after(journal.head().index)
             .ok_or_else(fell_behind)?;
+        self.cursor = Some(cursor);
         let begin = Message::SnapshotBegin {
             epoch: self.epoch,
             keys: u64::try_from(node.store().len()).unwrap_or(u64::MAX),
             bytes: node.store().bytes(),
-            history: Eras::of(history).ok_or_else(too_long)?,
+            history: Eras::of(self.history).ok_or_else(too_long)?,
         };
         begin.encode(&mut self.out).map_err(io::Error::other)?;
         self.write()?;
@@ -462,14 +504,14 @@ impl Sender<'_> {
             let index = || journal.head().index;
             rule.copied(node.store().copy_partition(partition, &mut copied, index));
             self.send_copied(&copied, &mut chunks)?;
-            self.check_source(history)?;
+            self.check_source()?;
             while self.send_gained(&mut cursor, &rule, &mut chunks, Instant::now())? {}
         }
         while cursor.next <= rule.exact_from() {
             let deadline = Instant::now() + self.interval;
             self.send_gained(&mut cursor, &rule, &mut chunks, deadline)?;
         }
-        self.check_source(history)?;
+        self.check_source()?;
         let index = cursor.next - 1;
         let digest = journal.digest_at(index).ok_or_else(fell_behind)?;
         let end = Message::SnapshotEnd {
@@ -499,7 +541,9 @@ impl Sender<'_> {
     ) -> io::Result<bool> {
         let (journal, store) = (self.journal, self.node.store());
         let mut index = cursor.next;
-        match journal.read(cursor, BATCH_BYTES, &mut self.run, deadline) {
+        let found = journal.read(cursor, BATCH_BYTES, &mut self.run, deadline);
+        self.cursor = Some(*cursor);
+        match found {
             Found::Small(_) => {
                 let run = std::mem::take(&mut self.run);
                 let mut rest = &run[..];
@@ -583,14 +627,9 @@ impl Sender<'_> {
     }
 }
 
-/// A write that made no progress is a follower that takes nothing.
-fn stuck(error: io::Error) -> io::Error {
-    match error.kind() {
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
-            io::Error::new(ErrorKind::TimedOut, "it took nothing for three heartbeats")
-        }
-        _ => error,
-    }
+/// Whether a write made no progress in the socket's time. Systems differ in the kind.
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
 fn fell_behind() -> io::Error {

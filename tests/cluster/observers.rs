@@ -344,6 +344,38 @@ fn an_observer_that_takes_nothing_is_dropped_and_told_why_when_it_asks_again() {
     );
 }
 
+/// As `dump` does while it writes into a pipe that nobody reads for a while.
+#[test]
+fn an_observer_may_pause_in_the_midst_of_a_copy() {
+    const HEARTBEAT: Duration = Duration::from_millis(100);
+    let cluster = cluster(2, QUICK);
+    let value = vec![b'v'; 100_000];
+    let keys: Vec<_> = (0_u32..300).map(u32::to_be_bytes).collect();
+    cluster.write_all(keys.iter().map(|key| (&key[..], &value[..])));
+    let mut copy = Copy::default();
+    let mut paused = observe(&cluster, 0, Watch::Copy).unwrap();
+    let begin = paused.receive().unwrap();
+    assert!(matches!(begin, Message::SnapshotBegin { .. }), "{begin:?}");
+    // More than the sockets between hold, so the sender waits.
+    let begin = Instant::now();
+    while begin.elapsed() < HEARTBEAT * SILENT_HEARTBEATS * 4 {
+        let log = cluster.process(0).log();
+        assert!(!log.contains("no longer observes"), "{log}");
+        std::thread::sleep(HEARTBEAT / 4);
+    }
+    // The log moves on meanwhile, and still holds what comes next.
+    cluster.client(0).set(b"late", b"entry").unwrap();
+    let (index, digest) = loop {
+        match paused.receive().unwrap() {
+            Message::SnapshotChunk { frames, .. } => copy.apply(frames),
+            Message::SnapshotEnd { index, digest, .. } => break (index, digest),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((copy.entries.len(), index), (301, 301));
+    assert_eq!(copy.digest.to_u128(), digest);
+}
+
 #[test]
 fn the_stop_does_not_wait_for_an_observer() {
     let replication = "heartbeat_interval_ms = 10000\nleader_timeout_ms = 40000";

@@ -41,7 +41,7 @@ const SHOWN_BYTES: usize = 64;
         {command_name} --addr 127.0.0.1:8001 -w json | jq .key",
     note = "Each line has index, operation, key and the value's bytes. A lost stream is taken up again\n\
         where it was; what the node's log no longer holds by then is said to be missed. The node\n\
-        waits for nobody who watches: who reads too slowly is dropped. Ctrl-C ends it.\n\
+        waits for nobody who watches: a reader that the log leaves behind is dropped. Ctrl-C ends it.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 pub(crate) struct Tail {
