@@ -27,6 +27,7 @@ mod support {
     pub(crate) mod names;
     pub(crate) mod node;
     pub(crate) mod proxy;
+    pub(crate) mod tools;
 }
 
 const ROUNDS: usize = 15;

@@ -186,6 +186,41 @@ fn scripts_can_be_run() {
     report(&faults);
 }
 
+#[test]
+fn tests_ask_whether_the_programs_that_they_run_are_installed() {
+    // In two parts, so that this line is not one of those that it looks for.
+    let run = concat!("Command::new", "(\"");
+    let mut faults = Vec::new();
+    let mut count = 0;
+    for (path, text) in sources("tests") {
+        if path.ends_with("support/tools.rs") {
+            continue; // it is asked
+        }
+        let asked: Vec<&str> = text
+            .split("are_there(&[")
+            .skip(1)
+            .filter_map(|rest| rest.split(']').next())
+            .collect();
+        for (number, line) in (1..).zip(text.lines()) {
+            let Some((_, rest)) = line.split_once(run) else {
+                continue;
+            };
+            count += 1;
+            let program = rest.split('"').next().unwrap_or_default();
+            let quoted = format!("\"{program}\"");
+            if program != "sh" && !asked.iter().any(|names| names.contains(&quoted)) {
+                faults.push(format!(
+                    "{}:{number}: {program} may be missing: ask tools::are_there(&[{quoted}]) first; signals are sent \
+                     by tools::signal",
+                    path.display()
+                ));
+            }
+        }
+    }
+    assert!(count > 5, "{count}");
+    report(&faults);
+}
+
 #[track_caller]
 fn report(faults: &[String]) {
     assert!(

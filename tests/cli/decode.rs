@@ -7,7 +7,7 @@ use std::{
 
 use gopherstore::wire::{Request, annotate};
 
-use crate::{Run, finish, program, run, start, tools};
+use crate::{Run, finish, nodes::tools, program, run, start};
 
 const GOLDEN: &[u8] = b"\x01\0\x07\0\0\0\x06user123active";
 const SHOWN: &str = "\

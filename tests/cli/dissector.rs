@@ -16,7 +16,7 @@ use std::{
 use gopherstore::wire::{Opcode, Status, replication::StreamOpcode};
 use tempfile::TempDir;
 
-use crate::{finish, nodes::node::Node, support::PATIENCE, tools, vectors};
+use crate::{finish, nodes::node::Node, nodes::tools, support::PATIENCE, vectors};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/gbp.lua");
 /// What `tcpdump -i lo -w` wrote of a leader on port 8000 and its follower on 8001: a SET in three segments, a
@@ -364,8 +364,7 @@ impl Capture {
 impl Drop for Capture {
     fn drop(&mut self) {
         // Asked and not killed, so that it ends the process that captures for it.
-        let pid = self.child.id().to_string();
-        let _ = Command::new("kill").args(["-TERM", &pid]).status();
+        tools::signal(self.child.id(), "TERM");
         let _ = self.child.wait();
     }
 }
@@ -393,7 +392,7 @@ fn a_live_capture_of_the_loopback_is_dissected() {
             let errors = capture.errors.take().unwrap().join().unwrap();
             let why = errors.lines().find(|line| line.contains("ermission"));
             let why = why.unwrap_or(&errors);
-            eprintln!("skipped: tshark may not capture from the loopback here: {why}");
+            tools::skip(&format!("tshark may not capture from the loopback: {why}"));
             return;
         }
         assert!(Instant::now() < deadline, "no packet was captured");

@@ -1,6 +1,6 @@
 //! `dump` and `load` against clusters of real nodes.
 
-use std::{fs, io::Write, path::Path, process::Command, time::Duration};
+use std::{fs, io::Write, path::Path, time::Duration};
 
 use gopherstore::wire::Request;
 
@@ -11,6 +11,7 @@ use crate::{
         names::key,
         node::{Node, Options},
         proxy::{Cut, Proxy, Way},
+        tools,
     },
     program, run_at, start,
     support::{Peer, answer, in_time, next_frame, nobody, wait_for_close, wait_until},
@@ -287,13 +288,7 @@ fn ctrl_c_leaves_no_unfinished_file() {
             tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
         names.into_iter().any(|name| name == "signals\n")
     });
-    assert!(
-        Command::new("kill")
-            .args(["-INT", &pid])
-            .status()
-            .unwrap()
-            .success()
-    );
+    assert!(tools::signal(&pid, "INT"));
     let output = in_time(move || child.wait_with_output().unwrap());
     assert_eq!(output.status.code(), Some(130), "{output:?}");
     assert_eq!(output.stderr, b"");

@@ -1,6 +1,6 @@
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Command};
 
-use crate::{Run, finish, nodes::node::Node, run, run_at, tools};
+use crate::{Run, finish, nodes::node::Node, nodes::tools, run, run_at};
 
 /// Lines as they are typed line by line, the value that `k` has in each where it is a SET of it, and the answer.
 const LINES: [(&str, &[u8]); 9] = [
@@ -43,8 +43,9 @@ fn unhex(out: &[u8]) -> Vec<u8> {
 
 /// The shells of this machine, `sh` at least.
 fn shells() -> impl Iterator<Item = &'static str> {
-    let has = |name: &&str| Command::new(name).args(["-c", "true"]).output().is_ok();
-    ["sh", "bash", "dash", "zsh"].into_iter().filter(has)
+    ["sh", "bash", "dash", "zsh"]
+        .into_iter()
+        .filter(|name| tools::is_there(name))
 }
 
 #[test]

@@ -27,13 +27,13 @@ mod nodes {
     pub(crate) mod names;
     pub(crate) mod node;
     pub(crate) mod proxy;
+    pub(crate) mod tools;
 }
 mod race;
 mod status;
 #[path = "../support/mod.rs"]
 mod support;
 mod tail;
-mod tools;
 #[path = "../protocol/vectors.rs"]
 mod vectors;
 

@@ -7,6 +7,7 @@ use crate::{
         cluster::{Cluster, Options},
         node::{PATIENCE, wait_for},
         proxy::Way,
+        tools,
     },
     program, run, run_at, start,
     status::ConfigFile,
@@ -187,10 +188,7 @@ fn ctrl_c_ends_it_with_what_there_is_and_leaves_nothing() {
     wait_for("some writes", || {
         (cluster.number(0, "index") > 20).then_some(())
     });
-    let status = std::process::Command::new("kill")
-        .args(["-s", "INT", &child.id().to_string()])
-        .status();
-    assert!(status.unwrap().success());
+    assert!(tools::signal(child.id(), "INT"));
     let output = child.wait_with_output().unwrap();
     // As every command that Ctrl-C ends, so that a script around it ends too.
     assert_eq!(

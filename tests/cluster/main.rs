@@ -20,4 +20,5 @@ mod support {
     pub(crate) mod names;
     pub(crate) mod node;
     pub(crate) mod proxy;
+    pub(crate) mod tools;
 }

@@ -6,7 +6,6 @@
 //! cannot have that they say so and do nothing.
 
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,6 +16,7 @@ use tempfile::TempDir;
 use crate::support::cluster::{Status, rounds};
 use crate::support::names::{key, peer, state};
 use crate::support::node::{PATIENCE, wait_at_most};
+use crate::support::tools;
 
 const HEARTBEAT: Duration = Duration::from_millis(200);
 /// What a busy machine adds, and the two programs that it takes to ask a node in its namespace.
@@ -262,15 +262,16 @@ fn log(dir: &Path, name: &str) -> PathBuf {
 
 /// A network of namespaces, or a line that says why there is none.
 fn network(count: usize) -> Option<Network> {
-    match Network::new(count) {
-        Ok(network) => Some(network),
-        Err(error) => {
-            // Not by println, which is not shown of a test that passes.
-            let line = format!("skipped, since it needs root, `ip netns` and bridges: {error}\n");
-            std::io::stderr().write_all(line.as_bytes()).unwrap();
-            None
-        }
+    if !tools::are_there(&["ip"]) {
+        return None;
     }
+    Network::new(count)
+        .inspect_err(|error| {
+            tools::skip(&format!(
+                "needs root, network namespaces and bridges: {error}"
+            ));
+        })
+        .ok()
 }
 
 #[test]

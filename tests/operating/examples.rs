@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::support::cluster::Cluster;
 use crate::support::node::{PATIENCE, wait_for};
+use crate::support::tools;
 use crate::{CLI, SERVER, output, path};
 
 /// A recorded session.
@@ -65,6 +66,23 @@ fn examples(help: &str) -> Vec<String> {
     joined.lines().map(|line| line.trim().to_owned()).collect()
 }
 
+/// The programs in an example's pipeline that are neither ours nor built into the shell.
+fn programs(example: &str) -> Vec<&str> {
+    let stages = example.split('|').map(str::trim);
+    let first_words = stages.filter_map(|stage| stage.split(' ').next());
+    first_words
+        .filter(|name| !name.is_empty() && !name.starts_with("gopherstore-"))
+        .filter(|name| !["echo", "printf"].contains(name))
+        .collect()
+}
+
+#[test]
+fn the_programs_of_an_example_are_those_that_its_pipeline_runs() {
+    let example = "printf x | nc -N 127.0.0.1 8000 | gopherstore-cli decode || echo \"no: $?\"";
+    assert_eq!(programs(example), ["nc"]);
+    assert_eq!(programs("zstd -dc a | gopherstore-cli load -"), ["zstd"]);
+}
+
 fn shell(example: &str, dir: &Path, addr: &str) -> Command {
     let mut command = Command::new("bash");
     command
@@ -78,6 +96,9 @@ fn shell(example: &str, dir: &Path, addr: &str) -> Command {
 
 #[test]
 fn every_example_of_every_command_works() {
+    if !tools::are_there(&["bash"]) {
+        return;
+    }
     let cluster = Cluster::start(3);
     cluster.wait_converged(CONVERGED_WITHIN);
     let dir = tempfile::tempdir().unwrap();
@@ -103,9 +124,7 @@ fn every_example_of_every_command_works() {
     for (name, help) in texts {
         for example in examples(&help) {
             assert!(example.contains("gopherstore-cli"), "{name}: {example}");
-            let program = example.split(' ').next().unwrap_or_default();
-            if program == "tcpdump" && Command::new(program).arg("-h").output().is_err() {
-                eprintln!("passed over, since there is no tcpdump: {example}");
+            if !tools::are_there(&programs(&example)) {
                 continue;
             }
             prepare(dir.path(), &addrs[0]);
@@ -181,8 +200,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let group = format!("-{}", self.0.id());
-        let _ = Command::new("kill").args(["-KILL", "--", &group]).output();
+        tools::signal(format!("-{}", self.0.id()), "KILL");
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -190,6 +208,9 @@ impl Drop for Running {
 
 #[test]
 fn the_servers_examples_start_a_node() {
+    if !tools::are_there(&["bash"]) {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let config =
         "cluster = \"c\"\nleader = \"n1\"\n[[node]]\nname = \"n1\"\naddr = \"127.0.0.1:0\"\n";

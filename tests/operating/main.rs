@@ -1,6 +1,5 @@
 //! What people who run nodes hold in their hands: the unit, the shells' completions, man pages, examples, and the
-//! terminal sessions of the documents. A test that needs a program that is not installed says so in a line and is
-//! passed over.
+//! terminal sessions of the documents.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod examples;
@@ -17,6 +16,7 @@ mod support {
     pub(crate) mod names;
     pub(crate) mod node;
     pub(crate) mod proxy;
+    pub(crate) mod tools;
 }
 
 use std::path::Path;
@@ -30,20 +30,6 @@ const PROGRAMS: [(&str, &str); 2] = [("gopherstore-cli", CLI), ("gopherstore-ser
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// Whether a program is installed; a line says that it is not.
-fn is_installed(program: &str, package: &str) -> bool {
-    let is_there = Command::new("sh")
-        .args(["-c", "command -v \"$0\"", program])
-        .output()
-        .unwrap()
-        .status
-        .success();
-    if !is_there {
-        eprintln!("passed over: {program} is not installed (apt-get install {package})");
-    }
-    is_there
 }
 
 /// Standard output of a program that has to succeed.

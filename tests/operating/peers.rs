@@ -9,7 +9,8 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::support::node::wait_for;
-use crate::{CLI, SERVER, both, is_installed, output, root};
+use crate::support::tools;
+use crate::{CLI, SERVER, both, output, root};
 
 /// An example, as this build of the tests has it.
 fn example(name: &str) -> PathBuf {
@@ -46,7 +47,7 @@ fn working_in(dir: &Path) -> usize {
 }
 
 fn peers_are_installed() -> bool {
-    is_installed("redis-server", "redis-server") && is_installed("memcached", "memcached")
+    tools::are_there(&["bash", "redis-server", "memcached"])
 }
 
 #[test]
@@ -85,7 +86,7 @@ fn every_cell_of_the_measurement_beside_other_servers_works() {
     assert!(of("get-4x128").contains(&"echo"), "{text}");
     assert_eq!(working_in(&dir), 0, "something that it started is left");
 
-    if is_installed("python3", "python3") {
+    if tools::are_there(&["python3"]) {
         let plot = root().join("scripts/plot-performance.py");
         let svg = output(Command::new(plot).arg(dir.join("readings")));
         assert!(
@@ -123,7 +124,7 @@ fn an_interrupted_measurement_leaves_nothing_behind() {
             .unwrap();
         // Itself, three nodes, and three of redis-server.
         wait_for("all servers", || (working_in(&dir) == 7).then_some(()));
-        output(Command::new("kill").args([format!("-{signal}"), child.id().to_string()]));
+        assert!(tools::signal(child.id(), signal));
         let status = wait_for("the end", || child.try_wait().unwrap());
         let mut line = String::new();
         BufReader::new(child.stderr.take().unwrap())
@@ -137,22 +138,17 @@ fn an_interrupted_measurement_leaves_nothing_behind() {
 
 #[test]
 fn a_breakdown_of_requests_has_every_part_and_server() {
-    let tools = [("perf", "linux-perf"), ("addr2line", "binutils")];
-    let tools = [("python3", "python3"), ("taskset", "util-linux")]
-        .into_iter()
-        .chain(tools);
-    let are_installed = tools.filter(|(program, package)| !is_installed(program, package));
-    if are_installed.count() > 0 || !peers_are_installed() {
+    if !tools::are_there(&["python3", "taskset", "perf", "addr2line"]) || !peers_are_installed() {
         return;
     }
     let mut perf = Command::new("perf");
     perf.args(["stat", "-a", "-e", "raw_syscalls:sys_enter", "true"]);
     let looked = perf.output().unwrap();
     if !looked.status.success() {
-        eprintln!(
-            "passed over: perf may not look at other programs: {}",
+        tools::skip(&format!(
+            "perf may not look at other programs: {}",
             both(&looked)
-        );
+        ));
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -181,7 +177,7 @@ fn a_breakdown_of_requests_has_every_part_and_server() {
 
 #[test]
 fn instructions_are_counted_and_compared_with_those_that_were_saved() {
-    if !is_installed("valgrind", "valgrind") {
+    if !tools::are_there(&["bash", "valgrind"]) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -13,7 +13,8 @@ use tempfile::TempDir;
 
 use crate::support::node::{PATIENCE, Process, wait_for};
 use crate::support::proxy::reserve_port;
-use crate::{SERVER, both, is_installed, output, root};
+use crate::support::tools;
+use crate::{SERVER, both, output, root};
 
 /// A folder with a `cluster.toml` of nodes at these addresses, the first of which leads.
 fn folder(addrs: &[SocketAddr]) -> TempDir {
@@ -217,7 +218,7 @@ fn unit() -> (TempDir, String) {
 
 #[test]
 fn the_unit_is_one_that_systemd_understands() {
-    if !is_installed("systemd-analyze", "systemd") {
+    if !tools::are_there(&["systemd-analyze"]) {
         return;
     }
     let (_dir, unit) = unit();
@@ -231,7 +232,7 @@ fn the_unit_is_one_that_systemd_understands() {
 
 #[test]
 fn the_unit_leaves_a_node_little_to_do_harm_with() {
-    if !is_installed("systemd-analyze", "systemd") {
+    if !tools::are_there(&["systemd-analyze"]) {
         return;
     }
     let (_dir, unit) = unit();

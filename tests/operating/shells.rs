@@ -8,7 +8,8 @@ use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 use crate::support::node::PATIENCE;
-use crate::{CLI, PROGRAMS, is_installed, output, path, root};
+use crate::support::tools;
+use crate::{CLI, PROGRAMS, output, path, root};
 
 /// A folder with the scripts of a shell, a `cluster.toml` and a file.
 fn scripts(shell: &str) -> (TempDir, Vec<PathBuf>) {
@@ -72,6 +73,9 @@ fn expectations() -> Vec<(String, Vec<String>)> {
 
 #[test]
 fn bash_completes_commands_options_and_nodes() {
+    if !tools::are_there(&["bash"]) {
+        return;
+    }
     let (dir, paths) = scripts("bash");
     for (line, expected) in expectations() {
         // What readline does at TAB.
@@ -100,6 +104,9 @@ fn bash_completes_commands_options_and_nodes() {
 
 #[test]
 fn bash_completes_only_what_it_took_for_the_last_word() {
+    if !tools::are_there(&["bash"]) {
+        return;
+    }
     let (dir, paths) = scripts("bash");
     let script = "source \"$1\"; COMP_LINE='gopherstore-cli --config=cluster.toml --node=n'\n\
                   COMP_POINT=${#COMP_LINE}; _gopherstore_cli; echo \"${COMPREPLY[@]}\"";
@@ -114,7 +121,7 @@ fn bash_completes_only_what_it_took_for_the_last_word() {
 
 #[test]
 fn bash_completes_at_a_terminal() {
-    if !is_installed("script", "bsdutils") {
+    if !tools::are_there(&["bash", "script"]) {
         return;
     }
     let (dir, paths) = scripts("bash");
@@ -158,7 +165,7 @@ fn bash_completes_at_a_terminal() {
 
 #[test]
 fn fish_completes_commands_options_nodes_and_files() {
-    if !is_installed("fish", "fish") {
+    if !tools::are_there(&["fish"]) {
         return;
     }
     let (dir, paths) = scripts("fish");
@@ -192,7 +199,7 @@ fn fish_completes_commands_options_nodes_and_files() {
 
 #[test]
 fn zsh_completes_at_a_terminal() {
-    if !is_installed("zsh", "zsh") {
+    if !tools::are_there(&["zsh", "timeout"]) {
         return;
     }
     let (dir, paths) = scripts("zsh");
@@ -260,11 +267,11 @@ fn man_pages_have_all_that_the_help_has_and_no_faults() {
                 assert!(page.contains(&format!("\n.SS {command}\n")), "no {command}");
             }
         }
-        if is_installed("groff", "groff") {
+        if tools::are_there(&["groff"]) {
             let faults = filter("groff", &["-man", "-Tutf8", "-ww", "-z"], &page);
             assert_eq!(faults, "", "{name}");
         }
-        if is_installed("mandoc", "mandoc") {
+        if tools::are_there(&["mandoc"]) {
             let faults = filter("mandoc", &["-Tlint", "-Wwarning"], &page);
             // The page bears no date, so that a program always makes the same.
             let faults: Vec<&str> = faults
@@ -273,7 +280,7 @@ fn man_pages_have_all_that_the_help_has_and_no_faults() {
                 .collect();
             assert!(faults.is_empty(), "{name}: {faults:?}");
         }
-        if is_installed("man", "man-db") {
+        if tools::are_there(&["man"]) {
             let shown = filter("man", &["-l", "-"], &page);
             assert!(
                 shown.contains("SYNOPSIS") && shown.contains(name),

@@ -20,6 +20,7 @@ mod support {
     pub(crate) mod names;
     pub(crate) mod node;
     pub(crate) mod proxy;
+    pub(crate) mod tools;
 }
 
 #[path = "../support/mod.rs"]

@@ -16,6 +16,7 @@ use pty_process::{
 use rustix::termios::{LocalModes, tcgetattr};
 
 use crate::support::node::wait_for;
+use crate::support::tools;
 
 pub(crate) const CTRL_C: &str = "\x03";
 pub(crate) const CTRL_D: &str = "\x04";
@@ -177,11 +178,7 @@ impl Terminal {
 
     /// Sends the program a signal.
     pub(crate) fn signal(&self, name: &str) {
-        let id = self.child.id().to_string();
-        let status = std::process::Command::new("kill")
-            .args(["-s", name, &id])
-            .status();
-        assert!(status.unwrap().success());
+        assert!(tools::signal(self.child.id(), name));
     }
 
     /// Waits until a signal ends the program, and gives its number.

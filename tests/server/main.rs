@@ -9,6 +9,9 @@ mod node;
 mod process;
 mod requests;
 mod sharing;
+#[path = "../support/tools.rs"]
+#[allow(dead_code)] // the rest is for other tests
+mod tools;
 #[path = "../protocol/vectors.rs"]
 mod vectors;
 

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::tools;
+
 /// How long a test waits for anything that must come. Long, since it is waited for in full only by a test that fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -251,12 +253,7 @@ impl Process {
     }
 
     pub(crate) fn signal(&self, name: &str) {
-        let pid = self.pid().to_string();
-        let status = Command::new("kill")
-            .args(["-s", name, &pid])
-            .status()
-            .unwrap();
-        assert!(status.success());
+        assert!(tools::signal(self.pid(), name), "no process to signal");
     }
 
     /// Ends the process with SIGKILL.
