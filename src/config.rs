@@ -10,6 +10,7 @@
 //! | `leader`                            | required | the name of a node                         |
 //! | `node.name`                         | required | as `cluster`, each once                    |
 //! | `node.addr`                         | required | `host:port`, each once                     |
+//! | `node.listen`                       | `addr`   | `host:port`                                |
 //! | `replication.heartbeat_interval_ms` | 500      | 10..=60,000                                |
 //! | `replication.leader_timeout_ms`     | 5,000    | above the heartbeat interval, ..=3,600,000 |
 //! | `replication.backlog_bytes`         | 64 MiB   | 1 MiB..=1 TiB                              |
@@ -18,10 +19,9 @@
 //! | `limits.request_timeout_ms`         | 30,000   | 1..=86,400,000 (a day)                     |
 //! | `limits.idle_timeout_ms`            | 0: never | 0..=2,592,000,000 (30 days)                |
 //!
-//! Known limit: two spellings of one host, such as `localhost` and `127.0.0.1`, are not seen to be one address; the
-//! second node that binds it reports that it is in use.
+//! Known limit: two names of one host, such as `localhost` and `127.0.0.1`, are not seen to be one address; the second
+//! node that binds it reports that it is in use.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 use std::{fmt, fs};
@@ -30,8 +30,10 @@ use serde::de::{self, Deserialize, Deserializer, Visitor};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+mod address;
 mod error;
 
+use address::Address;
 use error::Place;
 pub use error::{AddrFault, ConfigError, Problem};
 
@@ -86,9 +88,13 @@ pub struct Config {
 pub struct NodeConfig {
     /// Its name; no other node has it.
     pub name: String,
-    /// Where it listens and is reached: `host:port`, as the file says it. The host is a name, an IPv4 address or an
-    /// IPv6 address in brackets; the port is 1..=65535, or 0 in a cluster of one node, for one that the system chooses.
+    /// Where clients and the other nodes reach it: `host:port`, as the file says it. The host is a name, an IPv4
+    /// address or an IPv6 address in brackets; the port is 1..=65535, or 0 in a cluster of one node, for one that the
+    /// system chooses. In a cluster of several nodes the host is no wildcard (`0.0.0.0`, `[::]`).
     pub addr: String,
+    /// Where it listens, by default at `addr`. It may be a wildcard, and several nodes, on machines of their own, may
+    /// have the same one.
+    pub listen: String,
 }
 
 /// How followers keep up with the leader.
@@ -195,6 +201,30 @@ impl Config {
         self.nodes.iter().find(|node| node.name == name)
     }
 
+    /// What is valid and most likely a mistake: addresses that other machines cannot reach. A line for each.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let is_loopback = |text: &str| Address::parse(text).is_ok_and(|addr| addr.is_loopback());
+        let Some(other) = self.nodes.iter().find(|node| !is_loopback(&node.addr)) else {
+            return Vec::new();
+        };
+        let mut warnings = Vec::new();
+        for NodeConfig { name, addr, listen } in &self.nodes {
+            if is_loopback(addr) {
+                warnings.push(format!(
+                    "node {name:?}: addr: only its own machine reaches it at {addr}, and {:?} at {} may be on \
+                     another one",
+                    other.name, other.addr
+                ));
+            } else if is_loopback(listen) {
+                warnings.push(format!(
+                    "node {name:?}: listen: only its own machine reaches it at {listen}, and others are told {addr}"
+                ));
+            }
+        }
+        warnings
+    }
+
     /// The node that leads at the start.
     #[must_use]
     pub fn leader(&self) -> &NodeConfig {
@@ -222,6 +252,7 @@ struct RawConfig {
 struct RawNode {
     name: Spanned<String>,
     addr: Spanned<String>,
+    listen: Option<Spanned<String>>,
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -348,7 +379,8 @@ impl Source<'_> {
             return Err(self.error(&raw.leader, Problem::NoNodes));
         }
         let mut nodes = Vec::with_capacity(raw.node.len());
-        let mut addrs: Vec<(String, u16)> = Vec::with_capacity(raw.node.len());
+        let mut addrs: Vec<Address> = Vec::with_capacity(raw.node.len());
+        let is_alone = raw.node.len() == 1;
         for node in &raw.node {
             let name = self.name("node.name", &node.name)?;
             let earlier = &raw.node[..nodes.len()];
@@ -359,37 +391,65 @@ impl Source<'_> {
                 let first_line = self.line(&first.name);
                 return Err(self.error(&node.name, Problem::DuplicateName { name, first_line }));
             }
-
-            let text = node.addr.get_ref();
-            let addr = match split_addr(text) {
-                Ok(addr) => addr,
-                Err(fault) => {
-                    let addr = text.clone();
-                    return Err(self.error(&node.addr, Problem::BadAddr { name, addr, fault }));
-                }
-            };
-            if addr.1 == 0 && raw.node.len() > 1 {
-                let (addr, fault) = (text.clone(), AddrFault::PortZero);
-                return Err(self.error(&node.addr, Problem::BadAddr { name, addr, fault }));
+            let addr = self.address(&name, "addr", &node.addr, is_alone)?;
+            if addr.is_wildcard() && !is_alone {
+                return Err(self.bad_addr(&name, "addr", &node.addr, AddrFault::Wildcard));
             }
             if let Some(first) = addrs.iter().position(|first| *first == addr) {
                 return Err(self.error(
                     &node.addr,
                     Problem::DuplicateAddr {
                         name,
-                        addr: text.clone(),
+                        addr: node.addr.get_ref().clone(),
                         first_name: earlier[first].name.get_ref().clone(),
                         first_line: self.line(&earlier[first].addr),
                     },
                 ));
             }
             addrs.push(addr);
+            if let Some(listen) = &node.listen {
+                self.address(&name, "listen", listen, is_alone)?;
+            }
             nodes.push(NodeConfig {
                 name,
-                addr: text.clone(),
+                addr: node.addr.get_ref().clone(),
+                listen: node.listen.as_ref().unwrap_or(&node.addr).get_ref().clone(),
             });
         }
         Ok(nodes)
+    }
+
+    /// Judges an address of the node `name`. A node that `is_alone` may leave its port to the system.
+    fn address(
+        self,
+        name: &str,
+        key: &'static str,
+        text: &Spanned<String>,
+        is_alone: bool,
+    ) -> Result<Address, ConfigError> {
+        match Address::parse(text.get_ref()) {
+            Ok(addr) if addr.port == 0 && !is_alone => {
+                Err(self.bad_addr(name, key, text, AddrFault::PortZero))
+            }
+            Ok(addr) => Ok(addr),
+            Err(fault) => Err(self.bad_addr(name, key, text, fault)),
+        }
+    }
+
+    fn bad_addr(
+        self,
+        name: &str,
+        key: &'static str,
+        text: &Spanned<String>,
+        fault: AddrFault,
+    ) -> ConfigError {
+        let problem = Problem::BadAddr {
+            name: name.to_owned(),
+            key,
+            addr: text.get_ref().clone(),
+            fault,
+        };
+        self.error(text, problem)
     }
 
     fn replication(self, raw: &RawReplication) -> Result<ReplicationConfig, ConfigError> {
@@ -523,43 +583,6 @@ fn key_at(table: &DeTable<'_>, offset: usize) -> Option<String> {
         })?;
     let key = key.get_ref().escape_debug();
     Some(value.map_or_else(|| key.to_string(), |below| format!("{key}.{below}")))
-}
-
-/// Host and port of an address, in a form in which two spellings of one address are equal.
-fn split_addr(addr: &str) -> Result<(String, u16), AddrFault> {
-    let Some((host, port)) = addr.rsplit_once(':') else {
-        return Err(AddrFault::NoPort);
-    };
-    let host = if let Some(inner) = host.strip_prefix('[') {
-        inner
-            .strip_suffix(']')
-            .and_then(|inner| inner.parse::<Ipv6Addr>().ok())
-            .map(|ip| ip.to_string())
-            .ok_or(AddrFault::Host)?
-    } else if host.contains(':') {
-        return Err(AddrFault::Brackets);
-    } else if host
-        .bytes()
-        .all(|byte| byte.is_ascii_digit() || byte == b'.')
-    {
-        host.parse::<Ipv4Addr>()
-            .map_err(|_| AddrFault::Host)?
-            .to_string()
-    } else if host.len() <= 253
-        && host
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
-    {
-        host.to_ascii_lowercase()
-    } else {
-        return Err(AddrFault::Host);
-    };
-    // `parse` alone would take "+80".
-    if port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(AddrFault::NoPort);
-    }
-    let port = port.parse().map_err(|_| AddrFault::PortTooHigh)?;
-    Ok((host, port))
 }
 
 #[cfg(test)]
@@ -725,7 +748,8 @@ addr = "127.0.0.1:8001"
         check(
             "addr = \"127.0.0.1:8001\"",
             "address = \"127.0.0.1:8001\"",
-            "cluster.toml:8:1: node.address: unknown key `address`, expected `name` or `addr`",
+            "cluster.toml:8:1: node.address: unknown key `address`, expected one of `name`, `addr`, \
+             `listen`",
         );
         check_with(
             "[limits]\nmax_conns = 1\n",
@@ -922,6 +946,101 @@ addr = "127.0.0.1:8001"
             let config = Config::parse(&GOOD.replacen("127.0.0.1:8001", addr, 1), "x").unwrap();
             assert_eq!(config.nodes[1].addr, addr);
         }
+    }
+
+    #[test]
+    fn a_node_that_nobody_could_reach_is_refused_and_may_listen_everywhere() {
+        for (addr, port) in [
+            ("0.0.0.0:8001", 8001),
+            ("[::]:8001", 8001),
+            ("[0::0]:1", 1),
+            ("[::ffff:0.0.0.0]:8001", 8001),
+        ] {
+            check(
+                "127.0.0.1:8001",
+                addr,
+                &format!(
+                    "cluster.toml:8: node \"n2\": addr: {addr:?} stands for every address of a machine, so other \
+                     nodes and clients cannot reach this node by it; set addr = \"HOST:{port}\" as they reach it, and \
+                     listen = {addr:?}"
+                ),
+            );
+            let listen = format!("127.0.0.1:8001\"\nlisten = \"{addr}");
+            let text = GOOD.replacen("127.0.0.1:8001", &listen, 1);
+            let config = Config::parse(&text, "cluster.toml").unwrap();
+            assert_eq!(config.nodes[1].addr, "127.0.0.1:8001");
+            assert_eq!(config.nodes[1].listen, addr);
+            assert_eq!(config.nodes[0].listen, config.nodes[0].addr);
+            let alone = format!(
+                "cluster = \"a\"\nleader = \"n\"\nnode = [{{ name = \"n\", addr = \"{addr}\" }}]\n"
+            );
+            Config::parse(&alone, "cluster.toml").unwrap();
+        }
+        for addr in ["224.0.0.1:8001", "[ff02::1]:8001", "255.255.255.255:8001"] {
+            let why = "is a multicast or broadcast address, which no connection can be made to";
+            check(
+                "127.0.0.1:8001",
+                addr,
+                &format!("cluster.toml:8: node \"n2\": addr: {addr:?} {why}"),
+            );
+        }
+    }
+
+    #[test]
+    fn where_a_node_listens_is_judged_as_its_address_is() {
+        let with = |listen: &str| format!("127.0.0.1:8001\"\nlisten = \"{listen}");
+        for (listen, why) in [
+            (
+                "::",
+                "\"::\" is not host:port; an IPv6 address stands in brackets, such as [::1]:8000",
+            ),
+            ("x", "\"x\" is not host:port, such as 127.0.0.1:8000"),
+            (
+                "0.0.0.0:0",
+                "port 0 of \"0.0.0.0:0\" is out of range 1..=65535; only a cluster of one node may leave the choice to \
+                 the system",
+            ),
+        ] {
+            check(
+                "127.0.0.1:8001",
+                &with(listen),
+                &format!("cluster.toml:9: node \"n2\": listen: {why}"),
+            );
+        }
+        // On machines of their own; on one machine the second node says that the port is in use.
+        let text = GOOD
+            .replacen("127.0.0.1:8000", "db1:8000\"\nlisten = \"0.0.0.0:8000", 1)
+            .replacen("127.0.0.1:8001", "db2:8000\"\nlisten = \"0.0.0.0:8000", 1);
+        let config = Config::parse(&text, "cluster.toml").unwrap();
+        assert_eq!(config.nodes[0].listen, config.nodes[1].listen);
+        assert_eq!(config.warnings(), [""; 0]);
+    }
+
+    #[test]
+    fn addresses_that_other_machines_cannot_reach_are_warned_of() {
+        let warnings = |first: &str, second: &str| {
+            let text = GOOD.replacen("127.0.0.1:8000", first, 1);
+            let text = text.replacen("127.0.0.1:8001", second, 1);
+            Config::parse(&text, "cluster.toml").unwrap().warnings()
+        };
+        let none: [&str; 0] = [];
+        assert_eq!(warnings("127.0.0.1:1", "localhost:2"), none);
+        assert_eq!(warnings("10.0.0.1:1", "db2:2"), none);
+        for own in ["127.0.0.1:1", "[::1]:1", "localhost:1", "127.9.9.9:1"] {
+            assert_eq!(
+                warnings(own, "10.0.0.2:2"),
+                [format!(
+                    "node \"n1\": addr: only its own machine reaches it at {own}, and \"n2\" at 10.0.0.2:2 may be on \
+                     another one"
+                )]
+            );
+        }
+        assert_eq!(
+            warnings("db1:1", "db2:2\"\nlisten = \"127.0.0.1:2"),
+            [
+                "node \"n2\": listen: only its own machine reaches it at 127.0.0.1:2, and others are told db2:2"
+            ]
+        );
     }
 
     #[test]

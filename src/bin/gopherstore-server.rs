@@ -78,7 +78,7 @@ fn main() -> ExitCode {
     };
     let is_known = |name| config.node(name).is_some();
     if arguments.check_config && arguments.node.as_deref().is_none_or(is_known) {
-        return check_config(&config);
+        return check_config(&config, &arguments.config.to_string_lossy());
     }
     let Some(name) = arguments.node.as_deref() else {
         return usage(&format!("--node NAME is needed: {}", names()));
@@ -112,6 +112,9 @@ fn main() -> ExitCode {
 }
 
 fn serve(config: &Config, this: &NodeConfig, file: &str) -> Result<(), Box<dyn Error>> {
+    for warning in config.warnings() {
+        warn!("{file}: {warning}");
+    }
     let mut node = Node::of_cluster(config, this);
     let manager = Manager::from_env().unwrap_or_else(|error| {
         warn!("cannot use $NOTIFY_SOCKET, so the service manager is told nothing: {error}");
@@ -119,16 +122,26 @@ fn serve(config: &Config, this: &NodeConfig, file: &str) -> Result<(), Box<dyn E
     });
     let manager = manager.map(Arc::new);
     let phases = manager.is_some().then(|| node.watch());
-    let server = Server::bind(&this.addr, node, config.limits.clone()).map_err(|error| {
+    let server = Server::bind(&this.listen, node, config.limits.clone()).map_err(|error| {
         let remedy = match error.source.kind() {
             io::ErrorKind::AddrInUse => "stop what listens there",
             io::ErrorKind::PermissionDenied => "take a port above 1023",
             _ => "the address has to be one of this machine's",
         };
         let name = &this.name;
-        format!("{error}; {remedy}, or change addr of node {name:?} in {file}")
+        let key = if this.listen == this.addr {
+            "addr"
+        } else {
+            "listen"
+        };
+        format!("{error}; {remedy}, or change {key} of node {name:?} in {file}")
     })?;
-    let addr = server.local_addr();
+    let addrs: Vec<String> = server
+        .local_addrs()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let addr = addrs.join(" and ");
 
     // From here on a signal is kept until the thread below asks for it.
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
@@ -215,14 +228,18 @@ fn tell(manager: &Manager, notices: &[Notice<'_>]) {
     }
 }
 
-fn check_config(config: &Config) -> ExitCode {
+fn check_config(config: &Config, file: &str) -> ExitCode {
+    for warning in config.warnings() {
+        let _ = writeln!(io::stderr(), "{}: warning: {file}: {warning}", PROGRAM.name);
+    }
     for node in &config.nodes {
-        say(&format!(
-            "{} {} {}",
-            node.name,
-            node.addr,
-            role_name(config, node)
-        ));
+        let NodeConfig { name, addr, listen } = node;
+        let role = role_name(config, node);
+        say(&if listen == addr {
+            format!("{name} {addr} {role}")
+        } else {
+            format!("{name} {addr} listen={listen} {role}")
+        });
     }
     ExitCode::SUCCESS
 }

@@ -157,6 +157,8 @@ pub enum Problem {
     BadAddr {
         /// The node.
         name: String,
+        /// The key: `addr` or `listen`.
+        key: &'static str,
         /// The address.
         addr: String,
         /// What is wrong with it.
@@ -177,6 +179,10 @@ pub enum AddrFault {
     PortTooHigh,
     /// The port is 0 in a cluster of several nodes, which could not find one another.
     PortZero,
+    /// The host stands for every address of a machine, in a cluster of several nodes, which could not find one another.
+    Wildcard,
+    /// A multicast or broadcast address, which no connection can be made to.
+    ManyMachines,
 }
 
 impl fmt::Display for Problem {
@@ -237,8 +243,13 @@ impl fmt::Display for Problem {
                 f,
                 "node {name:?}: addr: {addr} is already that of {first_name:?} (line {first_line})"
             ),
-            Problem::BadAddr { name, addr, fault } => {
-                write!(f, "node {name:?}: addr: ")?;
+            Problem::BadAddr {
+                name,
+                key,
+                addr,
+                fault,
+            } => {
+                write!(f, "node {name:?}: {key}: ")?;
                 match fault {
                     AddrFault::NoPort => {
                         write!(f, "{addr:?} is not host:port, such as 127.0.0.1:8000")
@@ -259,6 +270,18 @@ impl fmt::Display for Problem {
                         f,
                         "port 0 of {addr:?} is out of range 1..=65535; only a cluster of one node may leave the \
                          choice to the system"
+                    ),
+                    AddrFault::Wildcard => {
+                        let port = addr.rsplit_once(':').map_or("", |(_, port)| port);
+                        write!(
+                            f,
+                            "{addr:?} stands for every address of a machine, so other nodes and clients cannot reach \
+                             this node by it; set addr = \"HOST:{port}\" as they reach it, and listen = {addr:?}"
+                        )
+                    }
+                    AddrFault::ManyMachines => write!(
+                        f,
+                        "{addr:?} is a multicast or broadcast address, which no connection can be made to"
                     ),
                 }
             }

@@ -806,12 +806,7 @@ mod tests {
             release: Duration::from_millis(20),
         };
         let (housekeeper, _chores) = Housekeeper::new();
-        let peer = Arc::new(Peer {
-            stream,
-            in_frame: AtomicBool::new(false),
-            is_late: AtomicBool::new(false),
-            follows: AtomicBool::new(false),
-        });
+        let peer = Arc::new(Peer::new(stream));
         let stopping = AtomicBool::new(false);
         let context = Context {
             peer,

@@ -2,7 +2,7 @@
 //!
 //! | thread       | one per | owns                      | blocks on          | ends                                 |
 //! |--------------|---------|---------------------------|--------------------|--------------------------------------|
-//! | accept       | server  | the listening socket      | accept             | when [`Stopper::stop`] shuts it down |
+//! | accept       | server  | the listening sockets     | a client at any    | when [`Stopper::stop`] shuts them down |
 //! | connection   | client  | the client's socket       | read, write        | with its client, or at the stop      |
 //! | handover     | leader  | nothing                   | a condition        | when followers have everything       |
 //! | housekeeping | server  | sockets of refused clients | a channel, a timer | when every other thread has ended   |
@@ -19,34 +19,35 @@
 //! * A turned-away client's own requests are not read, only drained, so it is told of the limit and not of anything
 //!   that is wrong with them.
 
+mod accept;
 mod connection;
 mod crowd;
 mod housekeeping;
+mod listener;
 mod system;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use log::{debug, info, warn};
+use log::{debug, warn};
 use parking_lot::{Condvar, Mutex};
-use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{SockRef, TcpKeepalive};
 
 use crate::config::LimitsConfig;
-use crate::node::{Node, Reply};
+use crate::node::Node;
 use crate::replication::{self, Stop};
 use crate::wire::request::Limits;
+use accept::Acceptor;
 use connection::{Connection, Context, End, Timeouts};
 use crowd::{Crowd, Guest};
 use housekeeping::Housekeeper;
-
-/// Connections that the system completes before the server has accepted them. A rush of clients beyond it is slowed by
-/// retransmissions, not refused; the system may cut it to its own limit (`net.core.somaxconn`).
-const BACKLOG: i32 = 4_096;
+pub use listener::BindError;
+use listener::Listeners;
 
 /// Stack of a connection's thread, in bytes. Only pages that are touched cost memory.
 const STACK_BYTES: usize = 128 << 10;
@@ -66,15 +67,9 @@ pub const STOP_MAX: Duration = STOP_GRACE
     .saturating_mul(3)
     .saturating_add(replication::handover::PATIENCE_WHERE_ALONE);
 
-/// Pause after an accept that failed, doubled for each further one.
-const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
-
 /// A client that is silent for so long is asked by the system whether it is still there, so that a machine that
 /// vanished does not keep its connections for ever. As in Redis (`tcp-keepalive 300`).
 const KEEPALIVE: Duration = Duration::from_secs(300);
-
-/// At least so long between two lines in the log that say that clients are turned away.
-const TURN_AWAY_LOG: Duration = Duration::from_secs(10);
 
 /// Descriptors that a server needs beside its connections: the listener, refused sockets, the log and a few more.
 const DESCRIPTORS_BESIDE: u64 = housekeeping::SOCKETS_MAX + 64;
@@ -82,12 +77,11 @@ const DESCRIPTORS_BESIDE: u64 = housekeeping::SOCKETS_MAX + 64;
 /// Between two looks at whether a stopped client has taken its answers.
 const TAKEN_PAUSE: Duration = Duration::from_millis(2);
 
-/// A node with its listening socket.
+/// A node with its listening sockets.
 #[derive(Debug)]
 pub struct Server {
     node: Node,
     limits: LimitsConfig,
-    local_addr: SocketAddr,
     shared: Arc<Shared>,
     /// Of the node's own threads.
     stop: Stop,
@@ -101,7 +95,7 @@ pub struct Stopper {
 
 #[derive(Debug)]
 struct Shared {
-    listener: TcpListener,
+    listeners: Listeners,
     clients: Mutex<Clients>,
     /// A client has left.
     left: Condvar,
@@ -131,60 +125,36 @@ struct Peer {
     follows: AtomicBool,
 }
 
+impl Peer {
+    fn new(stream: TcpStream) -> Peer {
+        Peer {
+            stream,
+            in_frame: AtomicBool::new(false),
+            is_late: AtomicBool::new(false),
+            follows: AtomicBool::new(false),
+        }
+    }
+}
+
 /// Who is connected. Every socket that is served is in here, so that the stop reaches it.
 type Clients = HashMap<u64, Arc<Peer>>;
 
-/// The server cannot listen where it should.
-#[derive(Debug)]
-pub struct BindError {
-    /// The address that it was given.
-    pub addr: String,
-    /// What the system said.
-    pub source: io::Error,
-}
-
-impl std::fmt::Display for BindError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "cannot listen on {}: {}", self.addr, self.source)
-    }
-}
-
-impl std::error::Error for BindError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.source)
-    }
-}
-
 impl Server {
-    /// Listens on `addr` (`host:port`; port 0 has the system choose one). Clients can connect from now on and are
-    /// served once [`run`](Server::run) is called.
+    /// Listens at every address of `addr` (`host:port`; port 0 has the system choose one for all of them). Clients can
+    /// connect from now on and are served once [`run`](Server::run) is called.
     ///
     /// # Errors
     ///
     /// When the name is unknown, or the port is in use or not allowed.
     pub fn bind(addr: &str, node: Node, limits: LimitsConfig) -> Result<Server, BindError> {
-        let listen = || {
-            let mut failed = io::ErrorKind::AddrNotAvailable.into();
-            for addr in addr.to_socket_addrs()? {
-                match listen(addr) {
-                    Ok(listener) => return Ok((listener.local_addr()?, listener)),
-                    Err(error) => failed = error,
-                }
-            }
-            Err(failed)
-        };
-        let (local_addr, listener) = listen().map_err(|source| BindError {
-            addr: addr.to_owned(),
-            source,
-        })?;
+        let listeners = Listeners::bind(addr)?;
         let hands_over = node.journal().is_some() && node.redirects_writes().is_none();
         Ok(Server {
             node,
             limits,
-            local_addr,
             stop: Stop::default(),
             shared: Arc::new(Shared {
-                listener,
+                listeners,
                 clients: Mutex::default(),
                 left: Condvar::new(),
                 stopping: AtomicBool::new(false),
@@ -197,10 +167,16 @@ impl Server {
         })
     }
 
-    /// Where the server listens.
+    /// The first address at which the server listens.
     #[must_use]
-    pub const fn local_addr(&self) -> SocketAddr {
-        self.local_addr
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addrs()[0]
+    }
+
+    /// Where the server listens: every address of the name that it was given, in the resolver's order; at least one.
+    #[must_use]
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        self.shared.listeners.addrs()
     }
 
     /// A handle that stops this server.
@@ -233,7 +209,7 @@ impl Server {
                 started = thread.spawn_scoped(scope, || self.hand_over()).map(drop);
             }
             if started.is_ok() {
-                self.accept(scope, &housekeeper, &crowds);
+                Acceptor::new(&self, scope, housekeeper, &crowds).run();
             }
             self.stop.stop();
             self.wait_for_clients(|peer| !peer.follows.load(Ordering::SeqCst));
@@ -279,78 +255,6 @@ impl Server {
             ),
             Ok(_) => {}
             Err(error) => warn!("cannot tell how many open files the system allows: {error}"),
-        }
-    }
-
-    /// Accepts clients until the server stops.
-    fn accept<'scope, 'a: 'scope>(
-        &'a self,
-        scope: &'scope thread::Scope<'scope, '_>,
-        housekeeper: &Housekeeper,
-        crowds: &'scope [Crowd<Connection<'a>>],
-    ) {
-        let mut pause = ACCEPT_PAUSE.0;
-        let mut turned_away = 0_u64;
-        let mut logged: Option<Instant> = None;
-        for (id, crowd) in (0_u64..).zip(crowds.iter().cycle()) {
-            let (stream, addr) = match self.shared.listener.accept() {
-                Ok(accepted) => accepted,
-                Err(_) if self.shared.closing.load(Ordering::SeqCst) => return,
-                Err(error) if is_about_one_client(&error) => {
-                    debug!("client gone before it was accepted: {error}");
-                    continue;
-                }
-                Err(error) => {
-                    if pause == ACCEPT_PAUSE.0 {
-                        warn!("cannot accept clients: {error}; trying again until it works");
-                    }
-                    thread::sleep(pause);
-                    pause = (pause * 2).min(ACCEPT_PAUSE.1);
-                    continue;
-                }
-            };
-            if pause > ACCEPT_PAUSE.0 {
-                info!("accepting clients again");
-                pause = ACCEPT_PAUSE.0;
-            }
-            let peer = Arc::new(Peer {
-                stream,
-                in_frame: AtomicBool::new(false),
-                is_late: AtomicBool::new(false),
-                follows: AtomicBool::new(false),
-            });
-            let outcome = match self.admit(id, &peer) {
-                Admission::Stopping => return,
-                Admission::Full => Err(format!(
-                    "too many connections, limit {}",
-                    self.limits.max_connections
-                )),
-                Admission::Admitted => self
-                    .spawn(
-                        scope,
-                        crowd,
-                        id,
-                        Arc::clone(&peer),
-                        addr,
-                        housekeeper.clone(),
-                    )
-                    .map_err(|error| {
-                        self.release(id);
-                        format!("cannot start a thread for this connection: {error}")
-                    }),
-            };
-            match outcome {
-                Ok(()) => {}
-                Err(message) => {
-                    turned_away += 1;
-                    let now = Instant::now();
-                    if logged.is_none_or(|logged| now - logged >= TURN_AWAY_LOG) {
-                        logged = Some(now);
-                        warn!("turning clients away, {turned_away} so far: {message}");
-                    }
-                    turn_away(peer, message, housekeeper);
-                }
-            }
         }
     }
 
@@ -503,8 +407,8 @@ impl Shared {
         self.stopping.store(true, Ordering::SeqCst);
         if closes {
             self.closing.store(true, Ordering::SeqCst);
-            // Wakes the accept thread. Both kinds of socket fail here only when they are closed already.
-            let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
+            // Wakes the accept thread.
+            self.listeners.shut_down();
         }
         for peer in clients.values() {
             // A blocked read returns; what the system has already received is still read and answered. A client whose
@@ -533,52 +437,10 @@ enum Admission {
     Stopping,
 }
 
-fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
-    // A restarted server gets its port back although connections of the last one are still in TIME_WAIT.
-    socket.set_reuse_address(true)?;
-    socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
-
 fn keep_alive(stream: &TcpStream) -> io::Result<()> {
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE)
         .with_interval(KEEPALIVE / 3)
         .with_retries(3);
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
-}
-
-/// Whether an accept failed for a reason that ended with that one client (accept(2), "Error handling").
-fn is_about_one_client(error: &io::Error) -> bool {
-    use io::ErrorKind::{
-        ConnectionAborted, ConnectionReset, HostUnreachable, Interrupted, NetworkDown,
-        NetworkUnreachable,
-    };
-    matches!(
-        error.kind(),
-        ConnectionAborted
-            | ConnectionReset
-            | HostUnreachable
-            | Interrupted
-            | NetworkDown
-            | NetworkUnreachable
-    )
-}
-
-/// Tells a client why it is not served.
-fn turn_away(peer: Arc<Peer>, message: String, housekeeper: &Housekeeper) {
-    let reply = Reply::Error(message);
-    let mut answer = reply.header().encode().to_vec();
-    answer.extend_from_slice(reply.value());
-    // A fresh socket's send buffer takes this whole; the accept thread must not wait for anyone all the same.
-    let sent = peer
-        .stream
-        .set_nonblocking(true)
-        .and_then(|()| io::Write::write_all(&mut &peer.stream, &answer));
-    match sent {
-        Ok(()) => housekeeper.drain(peer),
-        Err(error) => debug!("client gone before it was turned away: {error}"),
-    }
 }

@@ -1,6 +1,7 @@
 //! The built server, talked to byte by byte.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod addresses;
 mod bad_input;
 mod clients;
 mod limits;

@@ -142,11 +142,37 @@ impl Process {
         Process::spawn_with(dir, name, descriptors, &[])
     }
 
+    /// The same, by a command that begins with these words and runs those that follow.
+    pub(crate) fn spawn_in(dir: &Path, name: &str, prefix: &[&str]) -> Process {
+        let mut command = Command::new(prefix[0]);
+        command.args(&prefix[1..]);
+        command.arg(env!("CARGO_BIN_EXE_gopherstore-server"));
+        Process::spawn_command(command, dir, name, &[])
+    }
+
     /// The same, with more in its environment.
     pub(crate) fn spawn_with(
         dir: &Path,
         name: &str,
         descriptors: Option<u32>,
+        env: &[(&str, &str)],
+    ) -> Process {
+        let command = match descriptors {
+            Some(count) => {
+                let mut command = Command::new("sh");
+                let script = format!("ulimit -n {count}; exec \"$0\" \"$@\"");
+                command.args(["-c", &script, env!("CARGO_BIN_EXE_gopherstore-server")]);
+                command
+            }
+            None => Command::new(env!("CARGO_BIN_EXE_gopherstore-server")),
+        };
+        Process::spawn_command(command, dir, name, env)
+    }
+
+    fn spawn_command(
+        mut command: Command,
+        dir: &Path,
+        name: &str,
         env: &[(&str, &str)],
     ) -> Process {
         let log_path = dir.join("log");
@@ -156,15 +182,6 @@ impl Process {
             .open(&log_path)
             .unwrap();
         let log_from = usize::try_from(log.metadata().unwrap().len()).unwrap();
-        let mut command = match descriptors {
-            Some(count) => {
-                let mut command = Command::new("sh");
-                let script = format!("ulimit -n {count}; exec \"$0\" \"$@\"");
-                command.args(["-c", &script, env!("CARGO_BIN_EXE_gopherstore-server")]);
-                command
-            }
-            None => Command::new(env!("CARGO_BIN_EXE_gopherstore-server")),
-        };
         let mut child = command
             .args(["--config", "cluster.toml", "--node", name])
             .current_dir(dir)
