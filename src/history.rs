@@ -173,6 +173,28 @@ impl History {
         }
     }
 
+    /// The last index, `index` at most, up to which a data set of this history that ends at `index` is one that `other`
+    /// went through as well; 0 where the two share nothing. What follows it in one of them is not in the other.
+    #[must_use]
+    pub fn shared_with(&self, other: &History, index: u64) -> u64 {
+        // The newest shared era tells: ends never fall from one era to the next.
+        let shared = self.eras.iter().rev().find_map(|era| {
+            let ends = [self, other].map(|history| history.end_of(era.epoch, era.nonce));
+            let [Some(own), Some(theirs)] = ends else {
+                return None;
+            };
+            Some(
+                [own, theirs]
+                    .into_iter()
+                    .fold(index, |last, end| match end {
+                        End::Open => last,
+                        End::At(end) => last.min(end),
+                    }),
+            )
+        });
+        shared.unwrap_or(0)
+    }
+
     /// Adds the newest era.
     ///
     /// # Errors
@@ -321,6 +343,27 @@ mod tests {
             let mut pushed = History::default();
             let results: Vec<_> = eras.into_iter().map(|era| pushed.push(era)).collect();
             assert_eq!(results.last(), Some(&Err(error)));
+        }
+    }
+
+    #[test]
+    fn two_histories_share_what_lies_before_they_part() {
+        let first = History::new(vec![era(1, 7, 1)]).unwrap();
+        let second = History::new(vec![era(1, 7, 1), era(2, 8, 11)]).unwrap();
+        let third = History::new(vec![era(1, 7, 1), era(2, 9, 6), era(3, 1, 21)]).unwrap();
+        let other = History::new(vec![era(1, 6, 1), era(2, 5, 11)]).unwrap();
+        for (own, theirs, index, shared) in [
+            (&first, &first, 15, 15),
+            (&first, &second, 10, 10),
+            (&first, &second, 15, 10),
+            (&second, &first, 15, 10),
+            (&second, &third, 15, 5),
+            (&third, &second, 3, 3),
+            (&second, &other, 15, 0),
+            (&second, &History::default(), 15, 0),
+            (&History::default(), &second, 0, 0),
+        ] {
+            assert_eq!(own.shared_with(theirs, index), shared, "{own:?} {theirs:?}");
         }
     }
 

@@ -101,7 +101,7 @@ pub struct Node {
     connections: AtomicU64,
     full_copies: AtomicU64,
     resumes: AtomicU64,
-    given_up: AtomicU64,
+    dataset_generation: AtomicU64,
     leader_link: Mutex<LeaderLink>,
     started: Instant,
 }
@@ -266,7 +266,7 @@ impl Node {
             connections: AtomicU64::new(0),
             full_copies: AtomicU64::new(0),
             resumes: AtomicU64::new(0),
-            given_up: AtomicU64::new(0),
+            dataset_generation: AtomicU64::new(0),
             leader_link: Mutex::default(),
             started: now,
         };
@@ -351,6 +351,9 @@ impl Node {
             Role::Leader => Phase::Loading(Arc::from("this leader is about to lead")),
         };
         self.change(|standing| {
+            if standing.history != history {
+                self.next_dataset();
+            }
             standing.history = history;
             standing.phase = phase;
             standing.discard = false;
@@ -361,23 +364,32 @@ impl Node {
     /// A full copy begins: what the node holds is given up.
     pub fn give_up(&self, why: &str) {
         self.change(|standing| {
+            self.next_dataset();
             standing.history = History::default();
             standing.phase = Phase::Loading(Arc::from(why));
         });
-        // Before the first entry goes: who reads the store and finds this as it was has read one data set.
-        self.given_up.fetch_add(1, Ordering::SeqCst);
         self.store.clear();
     }
 
-    /// How many data sets it has given up, which tells one that it holds from the next.
+    /// A number that rises whenever the data set or its history becomes another one: before the first entry of the old
+    /// data set is removed, and before the first entry of a new era is applied.
+    ///
+    /// A reader that takes this number, then the history, then reads from the log or the store, and then finds the
+    /// number unchanged, has read entries of that history alone.
     #[must_use]
-    pub fn given_up(&self) -> u64 {
-        self.given_up.load(Ordering::SeqCst)
+    pub fn dataset_generation(&self) -> u64 {
+        self.dataset_generation.load(Ordering::SeqCst)
+    }
+
+    /// To be called in [`change`](Self::change), whose lock keeps readers from the history until it is the new one.
+    fn next_dataset(&self) {
+        self.dataset_generation.fetch_add(1, Ordering::SeqCst);
     }
 
     /// The node has found that its data set is not what it should be: it stops serving and wants a full copy.
     pub fn distrust(&self, why: &str) {
         self.change(|standing| {
+            self.next_dataset();
             standing.phase = Phase::Loading(Arc::from(why));
             standing.distrust = true;
         });
@@ -393,6 +405,7 @@ impl Node {
         self.change(|standing| {
             result = standing.history.push(era);
             if result.is_ok() {
+                self.next_dataset();
                 standing.phase = Phase::Serving;
             }
         });
@@ -902,6 +915,10 @@ impl Node {
         line(
             "backlog_bytes",
             &self.journal.as_ref().map_or(0, Journal::kept_bytes),
+        );
+        line(
+            "backlog_first_index",
+            &self.journal.as_ref().map_or(0, Journal::first_index),
         );
         if let Role::Follower { leader_addr } = &self.role {
             line("leader", leader_addr);

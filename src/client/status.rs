@@ -53,6 +53,8 @@ pub struct NodeStatus {
     pub resumes: Option<u64>,
     /// Bytes of memory that the kept end of its log takes.
     pub backlog_bytes: Option<u64>,
+    /// Index of the oldest entry that its log still holds; one past `index` where it holds none.
+    pub backlog_first_index: Option<u64>,
     /// Of a follower: its leader's `host:port`.
     pub leader: Option<String>,
     /// Of a follower: whether the stream from its leader comes in.
@@ -168,6 +170,7 @@ impl NodeStatus {
             "full_copies" => self.full_copies = number(value),
             "resumes" => self.resumes = number(value),
             "backlog_bytes" => self.backlog_bytes = number(value),
+            "backlog_first_index" => self.backlog_first_index = number(value),
             "leader" => self.leader = word(value),
             "link" => self.is_link_up = up_or_down(value),
             "leader_heard_ms" => self.leader_heard_ms = number(value),
@@ -264,8 +267,8 @@ mod tests {
     fn every_documented_key_is_read() {
         let text = "node: n1\ncluster: demo\nrole: leader\nstate: refused\nreason: it says: no\nepoch: 3\nindex: 17\n\
             digest: 00ff\nkeys: 4\nbytes: 5\nconnections: 6\nuptime_ms: 7\nversion: 0.1.0\nfull_copies: 8\n\
-            resumes: 9\nbacklog_bytes: 10\nleader: 127.0.0.1:8000\nlink: down\nleader_heard_ms: 11\n\
-            peer.a.b.addr: h:1\npeer.a.b.state: up\npeer.a.b.since_ms: 12\nfollower.n3.index: 13\n\
+            resumes: 9\nbacklog_bytes: 10\nbacklog_first_index: 16\nleader: 127.0.0.1:8000\nlink: down\n\
+            leader_heard_ms: 11\npeer.a.b.addr: h:1\npeer.a.b.state: up\npeer.a.b.since_ms: 12\nfollower.n3.index: 13\n\
             follower.n3.lag_entries: 14\nfollower.n3.lag_ms: 15\n";
         let text_of = |text: &str| Some(text.to_owned());
         let peer = PeerStatus {
@@ -295,6 +298,7 @@ mod tests {
             full_copies: Some(8),
             resumes: Some(9),
             backlog_bytes: Some(10),
+            backlog_first_index: Some(16),
             leader: text_of("127.0.0.1:8000"),
             is_link_up: Some(false),
             leader_heard_ms: Some(11),

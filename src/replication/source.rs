@@ -2,8 +2,9 @@
 //!
 //! An observer is sent what a follower is, by the same code and within the same bounds, and counts as nobody's
 //! follower: it is in no table and no figure of the node's, it need not say anything, and the stop does not wait for
-//! it. Unlike a follower's its source may itself be a follower, whose data set can be replaced while it is read; the
-//! stream then ends, and the observer asks again.
+//! it. Unlike a follower's its source may itself be a follower, whose data set can be replaced while it is read, and
+//! whose history grows when its leader restarts. The stream then ends before the first entry of the other data set or
+//! of the new era, and the observer asks again.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -24,7 +25,7 @@ use crate::wire::replication::{
 };
 use crate::wire::request::{self, Limits, Parsed::Whole};
 
-use super::rules::{CopyRule, Position, start_of, start_of_observer};
+use super::rules::{CopyRule, Position, Unwatched, start_of, start_of_observer};
 
 /// After fewer entries than this a sender lets some gather before it looks again: a write to the socket for each few of
 /// them, and a thread woken on the other side, costs the clients more than it wins a follower.
@@ -47,13 +48,16 @@ const CHUNK_BYTES: usize = 64 << 10;
 /// How long a stopping source waits for a follower to say that it has everything.
 const LAST_ACK: Duration = Duration::from_secs(3);
 
+/// Why a stream ends, or does not begin, while a follower takes another data set or another history.
+const OTHER_DATA: &str = "this node's data set is another now";
+
 /// A follower or an observer whose request was accepted.
 #[derive(Debug)]
 pub(crate) struct Accepted {
     name: String,
     pub(crate) is_observer: bool,
-    /// [`Node::given_up`] when the request was judged.
-    given_up: u64,
+    /// [`Node::dataset_generation`] before the request was judged.
+    dataset: u64,
     start: Start,
     history: History,
     cursor: Option<Cursor>,
@@ -98,6 +102,8 @@ pub(crate) fn accept(node: &Node, key: &[u8], value: &[u8]) -> Result<Box<Accept
     if let (Some(refusal), false) = (node.redirects_writes(), peer.name == member.leader) {
         return Err(refusal);
     }
+    // Before phase and history: a change after the first look is then noticed by the sender.
+    let dataset = node.dataset_generation();
     if let Phase::Loading(why) = node.phase() {
         return Err(Reply::Loading(why));
     }
@@ -133,7 +139,7 @@ pub(crate) fn accept(node: &Node, key: &[u8], value: &[u8]) -> Result<Box<Accept
     Ok(Box::new(Accepted {
         name: peer.name.clone(),
         is_observer: false,
-        given_up: node.given_up(),
+        dataset,
         start,
         cursor: cursor.filter(|_| start != Start::FullCopy),
         answer: answer_of(start, &history)?,
@@ -148,8 +154,8 @@ fn accept_observer(
     journal: &Journal,
     follow: &Follow<'_>,
 ) -> Result<Box<Accepted>, Reply> {
-    // In this order: what is given up after the first look is noticed, before it the phase says so.
-    let given_up = node.given_up();
+    // Before phase and history, as above.
+    let dataset = node.dataset_generation();
     if let Phase::Loading(why) = node.phase() {
         return Err(Reply::Loading(why));
     }
@@ -159,30 +165,34 @@ fn accept_observer(
         nonce: follow.nonce,
         index: follow.last_index,
     };
-    let judge = || {
-        let (head, first) = (journal.head(), journal.first_index());
-        start_of_observer(&history, head, first, position, follow.wants_full_copy)
-            .map_err(|why| Reply::Error(why.to_string()))
-    };
-    let mut start = judge()?;
-    let mut cursor = None;
-    if let Start::Resume { from_index } = start {
-        cursor = journal.cursor_after(from_index - 1);
-        if cursor.is_none() {
-            // The log has moved on since; this time it says so.
-            start = judge()?;
-            return Err(match start {
-                Start::Resume { from_index } => {
-                    Reply::Error(format!("the log cannot be read from index {from_index} on"))
-                }
-                Start::FullCopy => Reply::Error("try again".to_owned()),
-            });
+    let (head, first_index) = (journal.head(), journal.first_index());
+    let judged = start_of_observer(
+        &history,
+        head,
+        first_index,
+        position,
+        follow.wants_full_copy,
+    )
+    .and_then(|start| match start {
+        Start::Resume { from_index } => {
+            let cursor = journal.cursor_after(from_index - 1);
+            let gone = || Unwatched::Gone {
+                from_index,
+                first_index: journal.first_index(),
+            };
+            Ok((start, Some(cursor.ok_or_else(gone)?)))
         }
+        Start::FullCopy => Ok((start, None)),
+    });
+    // A refusal says what is so for good, and must not be made up of two data sets.
+    if node.dataset_generation() != dataset {
+        return Err(Reply::Loading(OTHER_DATA.into()));
     }
+    let (start, cursor) = judged.map_err(|why| Reply::Error(why.to_string()))?;
     Ok(Box::new(Accepted {
         name: follow.name.escape_ascii().to_string(),
         is_observer: true,
-        given_up,
+        dataset,
         start,
         cursor,
         answer: answer_of(start, &history)?,
@@ -250,7 +260,7 @@ pub(crate) fn serve(
         stream,
         name,
         number,
-        given_up: accepted.given_up,
+        dataset: accepted.dataset,
         epoch,
         history: &accepted.history,
         cursor: accepted.cursor,
@@ -297,8 +307,9 @@ struct Sender<'a> {
     name: &'a str,
     /// Of this stream among all that the node has had; none of an observer's.
     number: Option<u64>,
-    given_up: u64,
+    dataset: u64,
     epoch: u64,
+    /// The one that the request was judged by.
     history: &'a History,
     /// The place in the log behind what is being written.
     cursor: Option<Cursor>,
@@ -324,7 +335,6 @@ impl Sender<'_> {
         loop {
             let now = Instant::now();
             if beat_at <= now {
-                self.check_source()?;
                 self.beat(cursor)?;
                 beat_at = now + self.interval;
             }
@@ -342,10 +352,11 @@ impl Sender<'_> {
                     ));
                 }
             }
-            match self
+            let found = self
                 .journal
-                .read(&mut cursor, BATCH_BYTES, &mut self.run, beat_at)
-            {
+                .read(&mut cursor, BATCH_BYTES, &mut self.run, beat_at);
+            self.check_source()?;
+            match found {
                 Found::Small(count) => {
                     self.send_entries(count, cursor)?;
                     if count < FEW {
@@ -404,17 +415,17 @@ impl Sender<'_> {
         }
     }
 
-    /// Whether what an observer is sent is still what this node holds: a follower may have given it up for another data
-    /// set, or distrust it, or be in another leader's time.
+    /// Fails where the data set is no longer the one that the request was judged by: a follower has given it up for
+    /// another, distrusts it, or has adopted a history with a newer era.
+    ///
+    /// To be called after each read of the log or the store, and before what was read is sent: what was read is then
+    /// of this stream's history, and no entry of a newer era goes out under the epoch of an older one.
     fn check_source(&self) -> io::Result<()> {
-        if self.number.is_none()
-            && (self.node.given_up() != self.given_up
-                || matches!(self.node.phase(), Phase::Loading(_))
-                || self.node.history().last() != self.history.last())
-        {
-            return Err(io::Error::other("this node's data set is another now"));
+        if self.node.dataset_generation() == self.dataset {
+            Ok(())
+        } else {
+            Err(io::Error::other(OTHER_DATA))
         }
-        Ok(())
     }
 
     fn beat(&mut self, cursor: Cursor) -> io::Result<()> {
@@ -436,6 +447,7 @@ impl Sender<'_> {
             digest_index,
             digest: digest.to_u128(),
         };
+        self.check_source()?;
         beat.encode(&mut self.out).map_err(io::Error::other)?;
         self.write()
     }
@@ -503,17 +515,17 @@ impl Sender<'_> {
         for partition in 0..node.store().partitions() {
             let index = || journal.head().index;
             rule.copied(node.store().copy_partition(partition, &mut copied, index));
-            self.send_copied(&copied, &mut chunks)?;
             self.check_source()?;
+            self.send_copied(&copied, &mut chunks)?;
             while self.send_gained(&mut cursor, &rule, &mut chunks, Instant::now())? {}
         }
         while cursor.next <= rule.exact_from() {
             let deadline = Instant::now() + self.interval;
             self.send_gained(&mut cursor, &rule, &mut chunks, deadline)?;
         }
-        self.check_source()?;
         let index = cursor.next - 1;
         let digest = journal.digest_at(index).ok_or_else(fell_behind)?;
+        self.check_source()?;
         let end = Message::SnapshotEnd {
             epoch: self.epoch,
             index,
@@ -542,6 +554,7 @@ impl Sender<'_> {
         let (journal, store) = (self.journal, self.node.store());
         let mut index = cursor.next;
         let found = journal.read(cursor, BATCH_BYTES, &mut self.run, deadline);
+        self.check_source()?;
         self.cursor = Some(*cursor);
         match found {
             Found::Small(_) => {

@@ -1,8 +1,9 @@
 //! Whoever watches a stream sees what a follower sees, on any node, and counts as nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use gopherstore::client::{Client, ClientOptions, Error, Observer, Watch};
@@ -14,7 +15,7 @@ use gopherstore::wire::{Request, RequestFrame};
 
 use crate::support::cluster::{Cluster, Options, wait_until};
 use crate::support::load::{self, Load};
-use crate::support::names::key;
+use crate::support::names::{key, peer, state};
 use crate::support::node::PATIENCE;
 use crate::support::proxy::{Cut, Proxy, Way};
 
@@ -306,6 +307,10 @@ fn an_observer_that_takes_nothing_is_dropped_and_told_why_when_it_asks_again() {
     let cluster = cluster(2, SMALL);
     let mut idle = observe(&cluster, 0, Watch::New).unwrap();
     let position = idle.position().unwrap();
+    // The other node's probe is one of them, once it is there.
+    cluster.wait_for_status(1, WITHIN, "its probe of n1", |status| {
+        status.get(&key::peer_state("n1")) == Some(peer::UP)
+    });
     let connections = cluster.number(0, "connections");
     let value = vec![b'v'; 100_000];
     let mut client = cluster.client(0);
@@ -430,6 +435,128 @@ fn a_follower_that_takes_another_data_set_ends_the_streams_of_the_old_one() {
         why,
         "entry 2 is no longer in the log, which begins at index 62"
     );
+}
+
+/// Writes one entry after another, each under a key of its own, until it is told to stop. Gives the keys of those that
+/// were acknowledged.
+fn write_until(addr: &str, is_over: &AtomicBool) -> Vec<Vec<u8>> {
+    let options = ClientOptions {
+        timeout: PATIENCE,
+        follow_redirects: false,
+        ..ClientOptions::default()
+    };
+    let mut acknowledged = Vec::new();
+    let mut client = None;
+    for number in 0_u64.. {
+        if is_over.load(Ordering::SeqCst) {
+            break;
+        }
+        let key = number.to_be_bytes();
+        let mut write = || -> Result<(), Error> {
+            let client = match &mut client {
+                Some(client) => client,
+                none => none.insert(Client::connect_with(addr, options.clone())?),
+            };
+            client.set(&key, b"v")
+        };
+        match write() {
+            Ok(()) => acknowledged.push(key.to_vec()),
+            Err(Error::Loading { .. }) => {}
+            Err(_) => client = None,
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    acknowledged
+}
+
+/// What an observer was shown, over all its streams: index, epoch by the history of its stream, and key.
+type Shown = Vec<(u64, u64, Vec<u8>)>;
+
+/// Watches a node until the entry with the key `last`, and goes on after each end of the stream where it was.
+fn watch_until(addr: &str, last: &[u8], shown: &mut Shown) -> u64 {
+    let options = ClientOptions {
+        timeout: PATIENCE,
+        ..ClientOptions::default()
+    };
+    let begin = Instant::now();
+    let (mut watch, mut streams) = (Watch::From(1), 0);
+    while begin.elapsed() < 4 * WITHIN {
+        let mut observer = match Observer::open(addr, &options, watch) {
+            Ok(observer) => observer,
+            Err(Error::Loading { .. } | Error::Connect { .. }) => {
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            }
+            Err(error) => panic!("refused after {:?}: {error}", shown.last()),
+        };
+        streams += 1;
+        let history = observer.history().clone();
+        while let Ok(message) = observer.receive() {
+            let Message::Entries {
+                epoch,
+                first_index,
+                frames,
+            } = message
+            else {
+                continue;
+            };
+            assert_eq!(Some(epoch), history.last().map(|era| era.epoch));
+            for (index, frame) in (first_index..).zip(frames) {
+                let era = history.era_of(index).unwrap();
+                shown.push((index, era.epoch, frame.request().key().to_vec()));
+            }
+            if shown.last().is_some_and(|(_, _, key)| key == last) {
+                return streams;
+            }
+        }
+        watch = observer.position().unwrap();
+    }
+    panic!("{} entries within {:?}", shown.len(), begin.elapsed());
+}
+
+/// A follower's history grows when its leader restarts, and its observers see that before the first entry of the new
+/// era: the follower may adopt the history and apply entries between two heartbeats of the observer's sender.
+#[test]
+fn an_observer_of_a_follower_sees_each_entry_once_and_under_its_epoch_while_leaders_restart() {
+    let mut cluster = cluster(3, QUICK);
+    let (leader, follower) = (cluster.addr(0).to_string(), cluster.addr(1).to_string());
+    let is_over = AtomicBool::new(false);
+    let mut shown = Shown::new();
+    let (acknowledged, streams) = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| write_until(&leader, &is_over));
+        let watcher = scope.spawn(|| watch_until(&follower, b"last", &mut shown));
+        for _ in 0..5 {
+            let before = cluster.number(0, key::INDEX);
+            cluster.wait_for_status(0, WITHIN, "writes", |status| {
+                status.number(key::INDEX) > Some(before + 100)
+            });
+            cluster.kill(2);
+            cluster.stop(0);
+            cluster.restart(2);
+            cluster.restart(0);
+            cluster.wait_for_status(0, WITHIN, "a new era", |status| {
+                status.is_state(state::SERVING)
+            });
+        }
+        is_over.store(true, Ordering::SeqCst);
+        let acknowledged = writer.join().unwrap();
+        cluster.client(0).set(b"last", b"v").unwrap();
+        (acknowledged, watcher.join().unwrap())
+    });
+    assert!(streams > 5, "{streams} streams and 5 new eras");
+    let indexes: Vec<u64> = shown.iter().map(|(index, ..)| *index).collect();
+    let all: Vec<u64> = (1..).take(indexes.len()).collect();
+    assert!(indexes == all, "missed or doubled: {indexes:?}");
+    let history = observe(&cluster, 1, Watch::New).unwrap().history().clone();
+    assert_eq!(history.eras().len(), 6);
+    for (index, epoch, _) in &shown {
+        let era = history.era_of(*index).unwrap();
+        assert_eq!(era.epoch, *epoch, "entry {index}");
+    }
+    let set: BTreeSet<&[u8]> = acknowledged.iter().map(|key| &key[..]).collect();
+    let keys = shown.iter().map(|(_, _, key)| key);
+    let keys: Vec<&Vec<u8>> = keys.filter(|key| set.contains(&key[..])).collect();
+    assert!(keys.into_iter().eq(&acknowledged), "not in their order");
 }
 
 /// What is copied while it is being replaced is one data set or the other, or nothing.

@@ -9,7 +9,7 @@ use std::{
 use argh::{ArgsInfo, FromArgs};
 use gopherstore::{
     arguments,
-    client::{ClientOptions, Error, Observer, Watch},
+    client::{Client, ClientOptions, Error, NodeStatus, Observer, Watch},
     history::History,
     wire::{
         Request,
@@ -40,8 +40,9 @@ const SHOWN_BYTES: usize = 64;
     example = "{command_name} --from 1 --values\n\
         {command_name} --addr 127.0.0.1:8001 -w json | jq .key",
     note = "Each line has index, operation, key and the value's bytes. A lost stream is taken up again\n\
-        where it was; what the node's log no longer holds by then is said to be missed. The node\n\
-        waits for nobody who watches: a reader that the log leaves behind is dropped. Ctrl-C ends it.\n\
+        where it was. Entries that the node's log no longer holds by then are said to be missed, and\n\
+        entries that were shown and are no longer in the node's data are named. The node waits for\n\
+        nobody who watches: a reader that the log leaves behind is dropped. Ctrl-C ends it.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 pub(crate) struct Tail {
@@ -107,8 +108,7 @@ pub(crate) fn run(command: Tail, context: &Context) -> Result<Outcome, Failure> 
             Err(End::Failed(failure)) => return Err(failure),
             Err(End::Lost(error)) => error,
         };
-        let position = observer.position().unwrap_or(Watch::New);
-        let next = from_index_of(position);
+        let next = next_index(&observer);
         say(&format!("{lost}; trying again, from index {next} on"));
         // A stream that brings nothing is not asked for in a tight loop.
         pause = if next > begun {
@@ -117,29 +117,37 @@ pub(crate) fn run(command: Tail, context: &Context) -> Result<Outcome, Failure> 
             PAUSES.1.min(pause * 2)
         };
         thread::sleep(pause);
-        observer = again(&addr, &options, position);
-        let start = from_index(&observer);
-        if start == next {
-            say(&format!("connected again, going on from index {start}"));
-        } else if start > next {
-            let last = start - 1;
-            say(&format!("connected again; missed entries {next} to {last}"));
-        } else {
-            say(&format!(
-                "connected again; the node holds other data than before, going on from index {start}"
-            ));
-        }
+        let (found, shared) = again(&addr, &options, &observer);
+        say(&connected_again(shared, next, from_index(&found)));
+        observer = found;
     }
 }
 
-/// Gets a stream again, however long it takes: from `position` on, or where the node has that no longer, what is new.
-fn again(addr: &str, options: &ClientOptions, position: Watch) -> Observer {
+/// What is said once a stream is back that begins with `start`, where `next` was to come, and the node's data set has
+/// the entries that were shown up to `shared`.
+fn connected_again(shared: u64, next: u64, start: u64) -> String {
+    let mut text = "connected again".to_owned();
+    let first = next.min(shared.saturating_add(1));
+    if first < next {
+        let last = next - 1;
+        text += &format!("; the node's data no longer has entries {first} to {last}");
+    }
+    if first < start {
+        let last = start - 1;
+        text += &format!("; missed entries {first} to {last}");
+    } else {
+        text += &format!(", going on from index {start}");
+    }
+    text
+}
+
+/// Gets a lost stream again, however long it takes, and the last entry shown that the node's data set still has.
+fn again(addr: &str, options: &ClientOptions, lost: &Observer) -> (Observer, u64) {
     let mut pause = PAUSES.0;
-    let mut watch = position;
     let mut said = String::new();
     loop {
-        let error = match Observer::open(addr, options, watch) {
-            Ok(observer) => return observer,
+        let error = match resume(addr, options, lost) {
+            Ok(found) => return found,
             Err(error) => error,
         };
         let text = error.to_string();
@@ -150,13 +158,38 @@ fn again(addr: &str, options: &ClientOptions, position: Watch) -> Observer {
             }
             said = text;
         }
-        if matches!(error, Error::Server { .. }) && watch != Watch::New {
-            watch = Watch::New;
-            continue;
-        }
         thread::sleep(pause);
         pause = PAUSES.1.min(pause * 2);
     }
+}
+
+/// Tries to go on after the last entry shown. Where the node refuses that, goes on with the first entry that its log
+/// holds of those that its data set does not share with what was shown.
+fn resume(addr: &str, options: &ClientOptions, lost: &Observer) -> Result<(Observer, u64), Error> {
+    let shown = next_index(lost).saturating_sub(1);
+    let position = lost.position().unwrap_or(Watch::New);
+    let refused = match Observer::open(addr, options, position) {
+        Err(error @ Error::Server { .. }) => error,
+        result => return result.map(|observer| (observer, shown)),
+    };
+    // A refusal does not tell why in a form to rely on: the node's history and its log do. A node that cannot be asked
+    // for them now is asked again later.
+    let probe = Observer::open(addr, options, Watch::New)?;
+    let status = Client::connect_with(addr, options.clone())?.status()?;
+    let Some(era) = probe.history().last() else {
+        return Err(refused);
+    };
+    let shared = lost.history().shared_with(probe.history(), shown);
+    let oldest = NodeStatus::parse(&status).backlog_first_index;
+    let watch = Watch::After {
+        epoch: era.epoch,
+        nonce: era.nonce,
+        index: oldest
+            .unwrap_or_else(|| from_index(&probe))
+            .saturating_sub(1)
+            .max(shared),
+    };
+    Observer::open(addr, options, watch).map(|observer| (observer, shared))
 }
 
 fn from_index(observer: &Observer) -> u64 {
@@ -166,11 +199,11 @@ fn from_index(observer: &Observer) -> u64 {
     }
 }
 
-fn from_index_of(position: Watch) -> u64 {
-    match position {
-        Watch::After { index, .. } => index.saturating_add(1),
-        Watch::From(index) => index,
-        Watch::New | Watch::Copy => 0,
+/// Index of the entry that comes next.
+fn next_index(observer: &Observer) -> u64 {
+    match observer.position() {
+        Some(Watch::After { index, .. }) => index.saturating_add(1),
+        _ => 0,
     }
 }
 
@@ -343,6 +376,29 @@ mod tests {
         };
         assert_eq!(line(1, &set, false), "1 SET k 1");
         assert_eq!(line(9, &Request::Del { key: b"k" }, true), "9 DEL k -");
+    }
+
+    #[test]
+    fn a_stream_that_is_back_is_compared_with_what_was_shown() {
+        for (shared, next, start, expected) in [
+            (7, 8, 8, ", going on from index 8"),
+            (7, 8, 12, "; missed entries 8 to 11"),
+            (
+                4,
+                8,
+                5,
+                "; the node's data no longer has entries 5 to 7, going on from index 5",
+            ),
+            (
+                0,
+                8,
+                12,
+                "; the node's data no longer has entries 1 to 7; missed entries 1 to 11",
+            ),
+        ] {
+            let text = connected_again(shared, next, start);
+            assert_eq!(text, format!("connected again{expected}"));
+        }
     }
 
     #[test]
