@@ -70,6 +70,7 @@ pub fn connect(addr: &str, deadline: Instant, is_over: &dyn Fn() -> bool) -> io:
 ///   itself (loopback, where the own port happened to be the one that was asked for) counts as refused.
 /// - [`ErrorKind::TimedOut`]: at least one address was silent. Without an inner error where all of them were.
 /// - [`ErrorKind::Interrupted`]: it is over.
+/// - The system's error where it has no room for a socket.
 /// - Otherwise the kind of the first failure that is no refusal.
 ///
 /// Where several addresses were tried, the inner error names each with its failure.
@@ -102,6 +103,9 @@ pub fn connect_any(
                 Some(&addr) => {
                     match begin(addr) {
                         Ok(socket) => pending.push((addr, socket)),
+                        Err(error) if pending.is_empty() && is_shortage(&error) => {
+                            return Err(error);
+                        }
                         Err(error) => {
                             failures.0.push((addr, Some(error)));
                             continue;
@@ -140,6 +144,14 @@ fn begin(addr: SocketAddr) -> io::Result<Socket> {
         }
         _ => Ok(socket),
     }
+}
+
+/// Whether this process or machine has no room for another socket, which says nothing about an address.
+fn is_shortage(error: &io::Error) -> bool {
+    let codes = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    error
+        .raw_os_error()
+        .is_some_and(|code| codes.contains(&code))
 }
 
 /// Waits until a connect has come to its end, for `turn` at most. Returns the positions of those that have, ascending.

@@ -3,15 +3,18 @@
 use std::{
     io::{self, Read, Write},
     mem::MaybeUninit,
-    net::{TcpStream, ToSocketAddrs},
+    net::TcpStream,
     time::{Duration, Instant},
 };
 
 use socket2::SockRef;
 
-use crate::wire::{
-    Buffer, Opcode,
-    response::{self, Parsed},
+use crate::{
+    dial,
+    wire::{
+        Buffer, Opcode,
+        response::{self, Parsed},
+    },
 };
 
 use super::{
@@ -29,8 +32,10 @@ const AT_ONCE: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 /// Below this a read waits for just what is left; above it, for a part, so that the next ones need no new setting.
 const EXACT_WAIT_MAX: Duration = Duration::from_millis(20);
 
+const A_YEAR: Duration = Duration::from_secs(365 * 24 * 3_600);
+
 /// When a wait ends. None where the clock cannot say so large a time, which is as good as never.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Deadline {
     at: Option<Instant>,
 }
@@ -40,6 +45,20 @@ impl Deadline {
         Deadline {
             at: Instant::now().checked_add(timeout),
         }
+    }
+
+    /// The earlier of the two.
+    fn sooner(self, other: Deadline) -> Deadline {
+        let at = match (self.at, other.at) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        Deadline { at }
+    }
+
+    /// A time for code that needs one; a year stands for never.
+    fn instant(self) -> Instant {
+        self.at.unwrap_or_else(|| Instant::now() + A_YEAR)
     }
 
     /// What is left, in the form in which sockets take it (`None` waits for ever); nothing where it has passed.
@@ -63,6 +82,8 @@ impl Deadline {
 pub(super) struct Connection {
     stream: TcpStream,
     addr: String,
+    /// The node that named this one as the leader; none for the client's own node.
+    named_by: Option<String>,
     buffer: Buffer,
     options: ClientOptions,
     /// The socket's timeouts, kept since setting them costs as much as a small write.
@@ -75,61 +96,73 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Connects to the first address of `addr` that takes the connection.
-    pub(super) fn open(addr: &str, options: &ClientOptions) -> Result<Connection> {
-        let failed = |source| Error::Connect {
+    /// Connects to the client's own node, at any address that `addr` has, by `deadline` and within the options' limit.
+    pub(super) fn open(
+        addr: &str,
+        options: &ClientOptions,
+        deadline: Option<Deadline>,
+    ) -> Result<Connection> {
+        Connection::dial(addr, options, deadline).map(|stream| Connection {
+            stream,
             addr: addr.to_owned(),
-            source,
-        };
-        let addresses: Vec<_> = addr.to_socket_addrs().map_err(failed)?.collect();
-        let deadline = Deadline::after(options.connect_timeout);
-        let mut refused = None;
-        let mut count_left = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
-        if addresses.is_empty() {
-            let why = "the name has no address";
-            return Err(failed(io::Error::new(io::ErrorKind::NotFound, why)));
-        }
-        for address in addresses {
-            let Some(left) = deadline.left() else {
-                break;
-            };
-            // Each gets its share of the time, so that a silent first one leaves some for the others.
-            let stream = match left {
-                Some(left) => {
-                    let share = (left / count_left.max(1)).max(Duration::from_millis(1));
-                    TcpStream::connect_timeout(&address, share)
-                }
-                None => TcpStream::connect(address),
-            };
-            count_left = count_left.saturating_sub(1);
-            match stream {
-                Ok(stream) => {
-                    stream.set_nodelay(true).map_err(failed)?;
-                    return Ok(Connection {
-                        stream,
-                        addr: addr.to_owned(),
-                        buffer: Buffer::new(),
-                        options: options.clone(),
-                        read_timeout: None,
-                        write_timeout: None,
-                        read_at: Instant::now(),
-                        is_broken: false,
-                    });
-                }
-                Err(error) if is_timeout(&error) => {}
-                Err(error) => {
-                    refused.get_or_insert(error);
-                }
-            }
-        }
-        Err(match refused {
-            Some(source) => failed(source),
-            None => Error::Timeout {
-                what: Wait::Connection,
-                addr: addr.to_owned(),
-                after: options.connect_timeout,
-            },
+            named_by: None,
+            buffer: Buffer::new(),
+            options: options.clone(),
+            read_timeout: None,
+            write_timeout: None,
+            read_at: Instant::now(),
+            is_broken: false,
         })
+    }
+
+    /// Connects to the node that the one at `named_by` named as the leader.
+    pub(super) fn open_leader(
+        addr: &str,
+        named_by: &str,
+        options: &ClientOptions,
+        deadline: Deadline,
+    ) -> Result<Connection> {
+        match Connection::open(addr, options, Some(deadline)) {
+            Ok(connection) => Ok(Connection {
+                named_by: Some(named_by.to_owned()),
+                ..connection
+            }),
+            Err(source) => Err(Error::Redirect {
+                named_by: named_by.to_owned(),
+                leader: addr.to_owned(),
+                source: Box::new(source),
+            }),
+        }
+    }
+
+    fn dial(addr: &str, options: &ClientOptions, deadline: Option<Deadline>) -> Result<TcpStream> {
+        let own = Deadline::after(options.connect_timeout);
+        let limit = deadline.map_or(own, |deadline| own.sooner(deadline));
+        let until = limit.instant();
+        let failed = |what, source: io::Error| {
+            // Details say that some addresses were not silent, which is more than the time.
+            let has_details = what == Wait::Connection && source.get_ref().is_some();
+            if source.kind() != io::ErrorKind::TimedOut || has_details || Instant::now() < until {
+                return Error::Connect {
+                    addr: addr.to_owned(),
+                    source,
+                };
+            }
+            Error::Timeout {
+                what,
+                addr: addr.to_owned(),
+                after: if limit == own {
+                    options.connect_timeout
+                } else {
+                    options.timeout
+                },
+            }
+        };
+        let never = || false;
+        let addresses =
+            dial::resolve(addr, until, &never).map_err(|error| failed(Wait::Resolution, error))?;
+        dial::connect_any(&addresses, until, &never)
+            .map_err(|error| failed(Wait::Connection, error))
     }
 
     /// Whether something came while nothing was asked for: the peer's goodbye, or bytes that belong to no request. Then
@@ -154,13 +187,22 @@ impl Connection {
         !self.is_broken
     }
 
+    /// `host:port` of the node.
+    pub(super) fn addr(&self) -> &str {
+        &self.addr
+    }
+
     pub(super) fn deadline(&self) -> Deadline {
         Deadline::after(self.options.timeout)
     }
 
     /// Sends one request and waits for its answer. The outer error is a fault, the inner one an answer.
-    pub(super) fn exchange(&mut self, opcode: Opcode, frame: &[u8]) -> Result<Result<Answer>> {
-        let deadline = self.deadline();
+    pub(super) fn exchange(
+        &mut self,
+        opcode: Opcode,
+        frame: &[u8],
+        deadline: Deadline,
+    ) -> Result<Result<Answer>> {
         self.show(Direction::Sent, frame);
         if let Err(fault) = self.write_all(frame, deadline) {
             return match self.last_words(opcode, &fault, deadline) {
@@ -182,7 +224,7 @@ impl Connection {
         deadline: Deadline,
     ) -> Option<Error> {
         self.is_broken = true;
-        if !matches!(fault, Error::Connection { .. }) {
+        if !matches!(fault.innermost(), Error::Connection { .. }) {
             return None;
         }
         self.receive(opcode, deadline).ok()?.err()
@@ -327,24 +369,36 @@ impl Connection {
     }
 
     fn timeout(&self, what: Wait) -> Error {
-        Error::Timeout {
+        self.fault(Error::Timeout {
             what,
             addr: self.addr.clone(),
             after: self.options.timeout,
-        }
+        })
     }
 
     fn lost(&self, source: io::Error) -> Error {
-        Error::Connection {
+        self.fault(Error::Connection {
             addr: self.addr.clone(),
             source,
-        }
+        })
     }
 
     pub(super) fn protocol(&self, source: ProtocolError) -> Error {
-        Error::Protocol {
+        self.fault(Error::Protocol {
             addr: self.addr.clone(),
             source,
+        })
+    }
+
+    /// A fault of this connection, with how the client came to this node.
+    fn fault(&self, source: Error) -> Error {
+        match &self.named_by {
+            None => source,
+            Some(named_by) => Error::Redirect {
+                named_by: named_by.clone(),
+                leader: self.addr.clone(),
+                source: Box::new(source),
+            },
         }
     }
 

@@ -2,10 +2,13 @@
 
 use std::{error, fmt, io, time::Duration};
 
-use crate::wire::{
-    EncodeError, Opcode, ResponseError,
-    census::CensusError,
-    replication::{FollowAnswerError, ReplicationError, Start, StreamOpcode},
+use crate::{
+    dial::system_text,
+    wire::{
+        EncodeError, Opcode, ResponseError,
+        census::CensusError,
+        replication::{FollowAnswerError, ReplicationError, Start, StreamOpcode},
+    },
 };
 
 /// Why a call has no answer to give.
@@ -15,6 +18,11 @@ use crate::wire::{
 /// | `NotLeader`, `Loading`, `Server`, `UnknownStatus` | no; unknown for `UnknownStatus` | goes on |
 /// | `TooLong`, `Connect` | no, nothing was sent | – |
 /// | `Timeout`, `Connection`, `Protocol` | unknown, unless it failed while connecting | dropped, and made anew |
+/// | `Redirect` | as for its source | dropped, and made anew |
+///
+/// [`is_outcome_unknown`](Error::is_outcome_unknown) tells the two apart. The client repeats no request whose outcome
+/// is unknown. A caller may repeat a SET or DEL, which then has the effect of the last one that was carried out: it
+/// may undo what another client has written in between.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -53,7 +61,7 @@ pub enum Error {
     Connect {
         /// `host:port` of the node.
         addr: String,
-        /// The first refusal, or why the name has no address.
+        /// Why. Where several addresses were tried, its text names each with its failure.
         source: io::Error,
     },
     /// The connection broke. Its end before an answer's last byte is an [`io::ErrorKind::UnexpectedEof`].
@@ -70,8 +78,38 @@ pub enum Error {
         /// What is wrong with it.
         source: ProtocolError,
     },
+    /// The request was redirected to the node that was named as the leader, and failed there.
+    Redirect {
+        /// `host:port` of the node that named it.
+        named_by: String,
+        /// `host:port` of the leader, as that node has it.
+        leader: String,
+        /// What failed there: `Connect`, `Timeout`, `Connection` or `Protocol`.
+        source: Box<Error>,
+    },
     /// The key or the value is longer than a frame can carry.
     TooLong(EncodeError),
+}
+
+impl Error {
+    /// The error without the redirect on the way to it.
+    #[must_use]
+    pub fn innermost(&self) -> &Error {
+        match self {
+            Error::Redirect { source, .. } => source.innermost(),
+            error => error,
+        }
+    }
+
+    /// Whether a write that failed with this may have been carried out.
+    #[must_use]
+    pub fn is_outcome_unknown(&self) -> bool {
+        match self.innermost() {
+            Error::UnknownStatus { .. } | Error::Connection { .. } | Error::Protocol { .. } => true,
+            Error::Timeout { what, .. } => matches!(what, Wait::Request | Wait::Answer),
+            _ => false,
+        }
+    }
 }
 
 /// A client's result.
@@ -81,6 +119,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Wait {
+    /// For the addresses of a name; nothing was sent.
+    Resolution,
     /// For a connection; nothing was sent.
     Connection,
     /// For the peer to take a request's bytes.
@@ -164,6 +204,7 @@ impl fmt::Display for Error {
             }
             Error::Timeout { what, addr, after } => {
                 let what = match what {
+                    Wait::Resolution => "no answer from the resolver for",
                     Wait::Connection => "no connection to",
                     Wait::Request => "request not taken by",
                     Wait::Answer => "no answer from",
@@ -171,13 +212,23 @@ impl fmt::Display for Error {
                 write!(f, "{what} {addr} within {after:?}")
             }
             Error::Connect { addr, source } => {
-                write!(f, "cannot connect to {addr}: {}", IoText(source))
+                write!(f, "cannot connect to {addr}: {}", system_text(source))
             }
             Error::Connection { addr, source } => {
-                write!(f, "connection to {addr} lost: {}", IoText(source))
+                write!(f, "connection to {addr} lost: {}", system_text(source))
             }
             Error::Protocol { addr, source } => {
                 write!(f, "{addr} does not keep to the protocol: {source}")
+            }
+            Error::Redirect {
+                named_by,
+                leader,
+                source,
+            } => {
+                write!(
+                    f,
+                    "the node at {named_by} named {leader} as the leader, and that address failed: {source}"
+                )
             }
             Error::TooLong(source) => source.fmt(f),
         }
@@ -189,6 +240,7 @@ impl error::Error for Error {
         match self {
             Error::Connect { source, .. } | Error::Connection { source, .. } => Some(source),
             Error::Protocol { source, .. } => Some(source),
+            Error::Redirect { source, .. } => Some(source),
             Error::TooLong(source) => Some(source),
             _ => None,
         }
@@ -198,24 +250,6 @@ impl error::Error for Error {
 impl From<EncodeError> for Error {
     fn from(error: EncodeError) -> Error {
         Error::TooLong(error)
-    }
-}
-
-/// The system's words in our form: lower case, and without the number behind them.
-struct IoText<'a>(&'a io::Error);
-
-impl fmt::Display for IoText<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = self.0.to_string();
-        let text = text.split(" (os error").next().unwrap_or_default();
-        let mut letters = text.chars();
-        match letters.next() {
-            // Only a first word that is a word: `I/O error` stays.
-            Some(first) if letters.clone().next().is_some_and(char::is_lowercase) => {
-                write!(f, "{}{}", first.to_lowercase(), letters.as_str())
-            }
-            _ => f.write_str(text),
-        }
     }
 }
 
@@ -329,6 +363,16 @@ mod tests {
             after: Duration::from_millis(1_500),
         };
         assert_eq!(error.to_string(), "no answer from h:1 within 1.5s");
+        let error = Error::Redirect {
+            named_by: "f:2".to_owned(),
+            leader: "h:1".to_owned(),
+            source: Box::new(error),
+        };
+        assert_eq!(
+            error.to_string(),
+            "the node at f:2 named h:1 as the leader, and that address failed: no answer from h:1 within 1.5s"
+        );
+        assert!(error.is_outcome_unknown());
         let error = Error::from(EncodeError::KeyTooLong { len: 70_000 });
         assert_eq!(error.to_string(), "key of 70000 bytes, limit 65535");
     }

@@ -34,7 +34,8 @@
 //!
 //! # Known limits
 //!
-//! Resolving a host name is the system's work and has no timeout.
+//! A look-up of a host name cannot be cancelled. A call that ends at its timeout before the name is resolved leaves a
+//! thread behind, one for each name, which ends when the system's resolver gives up.
 
 use std::{fmt, mem, sync::Arc, time::Duration};
 
@@ -56,7 +57,7 @@ pub use observer::{Observer, Watch};
 pub use pipeline::{Pipeline, Timed};
 pub use status::{FollowerStatus, NodeRole, NodeState, NodeStatus, PeerStatus};
 
-use connection::Connection;
+use connection::{Connection, Deadline};
 use pipeline::is_write;
 
 /// How many redirects one call follows. One is enough while leaders stay; two nodes that each take the other for the
@@ -78,9 +79,10 @@ pub const REDIRECTS_MAX: u32 = 3;
 /// ```
 #[derive(Clone, Debug)]
 pub struct ClientOptions {
-    /// For making a connection, over all addresses that the name has. Default 5 s.
+    /// For making a connection, from the look-up of the name on and over all of its addresses. Default 5 s.
     pub connect_timeout: Duration,
-    /// From a request's first byte, or from the answer before it in a pipeline, to its answer's last byte. Default 5 s.
+    /// For a whole call, connecting and redirects included, up to the last byte of its answer. In a pipeline it starts
+    /// anew with each answer. Default 5 s.
     pub timeout: Duration,
     /// Whether a write that is refused with the leader's address goes there. Default true.
     pub follow_redirects: bool,
@@ -203,7 +205,7 @@ impl Client {
     /// As [`connect`](Self::connect).
     pub fn connect_with(addr: &str, options: ClientOptions) -> Result<Client> {
         let mut client = Client::unconnected(addr, options);
-        client.home = Some(Connection::open(addr, &client.options)?);
+        client.home = Some(Connection::open(addr, &client.options, None)?);
         Ok(client)
     }
 
@@ -388,12 +390,14 @@ impl Client {
 
     fn call_encoded(&mut self, request: Request<'_>, frame: &[u8]) -> Result<Answer> {
         let opcode = request.opcode();
+        let deadline = Deadline::after(self.options.timeout);
         let mut route = self.route(is_write(opcode));
         let mut redirects = 0;
         loop {
-            let mut connection = self.open(route)?;
-            let answer = connection.exchange(opcode, frame)?;
+            let mut connection = self.open(route, deadline)?;
+            let answer = connection.exchange(opcode, frame, deadline)?;
             let refused = matches!(answer, Err(Error::NotLeader { .. }));
+            let asked = refused.then(|| connection.addr().to_owned());
             // A remembered leader that leads no more is forgotten, so that the next write asks at home again.
             if connection.is_usable() && !(refused && route == Route::Leader) {
                 self.put_back(route, connection);
@@ -406,7 +410,7 @@ impl Client {
                     && !is_of_one_node(opcode) =>
                 {
                     redirects += 1;
-                    route = self.follow(&leader)?;
+                    route = self.follow(&leader, &asked.unwrap_or_default(), deadline)?;
                 }
                 answer => return answer,
             }
@@ -429,7 +433,7 @@ impl Client {
     }
 
     /// Takes the connection out, so that a fault on the way loses it, or makes a new one.
-    fn open(&mut self, route: Route) -> Result<Connection> {
+    fn open(&mut self, route: Route, deadline: Deadline) -> Result<Connection> {
         if route == Route::Leader
             && let Some(connection) = self.leader.take()
         {
@@ -437,7 +441,7 @@ impl Client {
         }
         match self.home.take().filter(|home| !home.is_stale()) {
             Some(home) => Ok(home),
-            None => Connection::open(&self.addr, &self.options),
+            None => Connection::open(&self.addr, &self.options, Some(deadline)),
         }
     }
 
@@ -449,13 +453,14 @@ impl Client {
         }
     }
 
-    /// Makes the way to the node that was named as the leader.
-    fn follow(&mut self, leader: &str) -> Result<Route> {
+    /// Connects to `leader`, which the node at `named_by` named as the leader.
+    fn follow(&mut self, leader: &str, named_by: &str, deadline: Deadline) -> Result<Route> {
         self.leader = None;
         if leader == self.addr {
             return Ok(Route::Home);
         }
-        self.leader = Some(Connection::open(leader, &self.options)?);
+        let connection = Connection::open_leader(leader, named_by, &self.options, deadline)?;
+        self.leader = Some(connection);
         Ok(Route::Leader)
     }
 }

@@ -12,7 +12,7 @@ use crate::{
 
 use super::{
     Answer, ClientOptions, Direction,
-    connection::Connection,
+    connection::{Connection, Deadline},
     error::{ProtocolError, Result},
 };
 
@@ -88,16 +88,17 @@ enum Expected {
 impl Observer {
     /// Asks the node at `addr`, a `host:port`, for its stream.
     ///
-    /// Of the options, the [timeout](ClientOptions::timeout) is for the answer, and afterwards for the node's silence:
-    /// it sends a heartbeat every half second, or as its cluster.toml says. Redirects do not matter, since any node
-    /// will do.
+    /// Of the options, the [timeout](ClientOptions::timeout) is for the answer, connecting included, and afterwards for
+    /// the node's silence: it sends a heartbeat every half second, or as its cluster.toml says. Redirects do not
+    /// matter, since any node will do.
     ///
     /// # Errors
     ///
     /// [`Error::Server`](super::Error::Server) where the node has nothing to be watched from there on, with what it has
     /// in its message; [`Error::Loading`](super::Error::Loading) where it holds no complete data set; any other.
     pub fn open(addr: &str, options: &ClientOptions, watch: Watch) -> Result<Observer> {
-        let mut connection = Connection::open(addr, options)?;
+        let deadline = Deadline::after(options.timeout);
+        let mut connection = Connection::open(addr, options, Some(deadline))?;
         let (epoch, nonce, last_index) = match watch {
             Watch::New => (0, 0, u64::MAX),
             Watch::From(index) => (0, 0, index.saturating_sub(1)),
@@ -121,7 +122,6 @@ impl Observer {
         // Its name and its cluster id are as short as they must be.
         let _ = follow.encode(&mut frame);
         connection.show(Direction::Sent, &frame);
-        let deadline = connection.deadline();
         connection.write_all(&frame, deadline)?;
         let value = match connection.receive(Opcode::Follow, deadline)?? {
             Answer::Value(value) => value,

@@ -119,7 +119,7 @@ impl<'a> Pipeline<'a> {
     /// Sends what is queued and gives an answer for each, in order; the queue is then empty.
     ///
     /// An answer that says no (ERROR, LOADING) is an `Err` in its place, and the others go on. The
-    /// [timeout](super::ClientOptions::timeout) starts anew with each answer.
+    /// [timeout](super::ClientOptions::timeout) starts anew with each answer; the first one's includes connecting.
     ///
     /// All of them run on one connection, so that each sees the effects of those before it: on the one to the leader if
     /// it is known and there is a write among them. When a write is refused with the leader's address, the pipeline is
@@ -217,12 +217,14 @@ impl Client {
         } else {
             0
         };
+        let mut deadline = Deadline::after(self.options.timeout);
         while answers.len() < queue.len() {
-            let mut connection = self.open(route)?;
+            let mut connection = self.open(route, deadline)?;
             let refused = Run {
                 connection: &mut connection,
                 queue,
                 answers: &mut *answers,
+                deadline: Some(deadline),
             }
             .run(redirects_left > 0)?;
             let Some(leader) = refused else {
@@ -234,10 +236,12 @@ impl Client {
                 return Ok(());
             };
             redirects_left -= 1;
+            let asked = connection.addr().to_owned();
             if route == Route::Home {
                 self.put_back(route, connection);
             }
-            route = self.follow(&leader)?;
+            deadline = Deadline::after(self.options.timeout);
+            route = self.follow(&leader, &asked, deadline)?;
         }
         Ok(())
     }
@@ -249,6 +253,8 @@ struct Run<'a> {
     queue: &'a Queue,
     /// `answers.len()` is the number of the request whose answer comes next.
     answers: &'a mut Vec<Timed>,
+    /// For the next answer, where it began with connecting.
+    deadline: Option<Deadline>,
 }
 
 impl Run<'_> {
@@ -281,7 +287,9 @@ impl Run<'_> {
                 self.connection.expect_quiet()?;
                 return Ok(Some(leader));
             }
-            let deadline = self.connection.deadline();
+            let connection = &self.connection;
+            let deadline = self.deadline.take();
+            let deadline = deadline.unwrap_or_else(|| connection.deadline());
             let written = self.send(&mut sent, admitted, &mut shown, deadline);
             if let Err(fault) = written {
                 return Err(self.gather(sent, fault, deadline));
@@ -353,7 +361,7 @@ impl Run<'_> {
 
     /// After a write has failed: takes the answers that came before it did, and gives the error that says most.
     fn gather(&mut self, sent: usize, fault: Error, deadline: Deadline) -> Error {
-        if !matches!(fault, Error::Connection { .. }) {
+        if !matches!(fault.innermost(), Error::Connection { .. }) {
             return fault;
         }
         while self.queue.end(self.answers.len()) <= sent {
@@ -372,10 +380,14 @@ impl Run<'_> {
         fault
     }
 
-    /// Whether a write after the one at `at` was carried out.
+    /// Whether a write after the one at `at` was carried out, or may have been.
     fn was_written_since(&self, at: usize) -> bool {
+        let may_be_done = |answer: &Result<Answer>| match answer {
+            Ok(_) => true,
+            Err(error) => error.is_outcome_unknown(),
+        };
         (at + 1..self.answers.len())
-            .any(|after| is_write(self.queue.opcode(after)) && self.answers[after].0.is_ok())
+            .any(|after| is_write(self.queue.opcode(after)) && may_be_done(&self.answers[after].0))
     }
 }
 

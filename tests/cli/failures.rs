@@ -2,7 +2,7 @@ use std::io::Write;
 
 use crate::{
     run_at,
-    support::{Peer, StubNode, answer, next_frame, nobody, wait_for_close},
+    support::{Peer, StubNode, answer, next_frame, nobody, silent::Silent, wait_for_close},
 };
 
 /// A peer that answers the first request of each connection with `bytes`, and closes.
@@ -28,6 +28,8 @@ fn what_the_node_refuses_is_exit_code_3() {
     let peer = answering(answer(0x99, b"from\nthe future\x1b[31m"));
     let run = run_at(&peer.addr, &["ping"], b"");
     run.expect_failure(3, &["unknown status 0x99", r"from\nthe future\u{1b}[31m"]);
+    let run = run_at(&peer.addr, &["del", "k"], b"");
+    run.expect_failure(3, &["unknown status 0x99", "not known whether the write"]);
 }
 
 #[test]
@@ -38,9 +40,50 @@ fn nobody_there_is_exit_code_5() {
         5,
         &[
             &format!("cannot connect to {addr}: connection refused"),
-            "is the node running? start it with scripts/start-node.sh n1, or name another with --addr",
+            "is the node running? start it, or name another with --addr",
         ],
     );
+}
+
+#[test]
+fn a_redirect_that_fails_names_both_nodes() {
+    let gone = nobody();
+    let follower = StubNode::follower(&gone);
+    let addr = follower.addr();
+    let run = run_at(addr, &["set", "k", "v"], b"");
+    let said = format!(
+        "the node at {addr} named {gone} as the leader, and that address failed: cannot connect to {gone}: connection \
+         refused; nothing was written"
+    );
+    run.expect_failure(5, &[&said, "--addr"]);
+
+    let silent = Silent::start();
+    follower.follow(Some(&silent.addr.to_string()));
+    let run = run_at(addr, &["set", "k", "v", "--timeout", "200ms"], b"");
+    let said = format!(
+        "no connection to {} within 200ms; nothing was written",
+        silent.addr
+    );
+    run.expect_failure(6, &[addr, &said]);
+
+    let closing = answering(Vec::new());
+    follower.follow(Some(&closing.addr));
+    let run = run_at(addr, &["set", "k", "v"], b"");
+    run.expect_failure(
+        5,
+        &[addr, &closing.addr, "lost", "not known whether the write"],
+    );
+}
+
+#[test]
+fn the_timeout_is_for_connecting_too() {
+    let silent = Silent::start();
+    let addr = silent.addr.to_string();
+    let said = format!("no connection to {addr} within 200ms");
+    for command in [&["ping"][..], &["dump", "-"], &["tail"], &["bench"]] {
+        let run = run_at(&addr, &[command, &["--timeout", "200ms"]].concat(), b"");
+        run.expect_failure(6, &[&said, "allow more with --timeout"]);
+    }
 }
 
 #[test]
@@ -69,7 +112,10 @@ fn silence_is_exit_code_6() {
 fn another_protocol_is_exit_code_7() {
     let peer = answering(answer(0, b"value"));
     let run = run_at(&peer.addr, &["set", "k", "v"], b"");
-    run.expect_failure(7, &["value of 5 bytes, limit 0"]);
+    run.expect_failure(
+        7,
+        &["value of 5 bytes, limit 0", "not known whether the write"],
+    );
     let peer = answering(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec());
     let run = run_at(&peer.addr, &["ping"], b"");
     run.expect_failure(7, &["'H', which is text", "is it a GopherStore node?"]);

@@ -8,7 +8,9 @@ use std::{
 };
 
 use gopherstore::{
-    client::{Client, ClientOptions, Direction, Error, FrameHook, ProtocolError, Wait},
+    client::{
+        Client, ClientOptions, Direction, Error, FrameHook, Observer, ProtocolError, Wait, Watch,
+    },
     wire::{
         EncodeError,
         census::{Buckets, CensusError, List, Place, Sums},
@@ -17,7 +19,10 @@ use gopherstore::{
 
 use crate::{
     patient,
-    support::{PATIENCE, Peer, StubNode, answer, next_frame, nobody, wait_for_close, wait_until},
+    support::{
+        PATIENCE, Peer, StubNode, answer, next_frame, nobody, silent::Silent, wait_for_close,
+        wait_until,
+    },
     with_timeout,
 };
 
@@ -117,6 +122,41 @@ fn silence_ends_at_the_timeout() {
             ),
             "{error:?}"
         );
+    }
+}
+
+#[test]
+fn the_timeout_is_for_connecting_too() {
+    let silent = Silent::start();
+    let addr = silent.addr.to_string();
+    let options = |connect_timeout, timeout| ClientOptions {
+        connect_timeout,
+        timeout,
+        ..ClientOptions::default()
+    };
+    let whole = options(PATIENCE, SHORT);
+    let one = options(SHORT, PATIENCE);
+    let mut client = Client::unconnected(&addr, whole.clone());
+    let start = Instant::now();
+    let failures = [
+        client.get(b"k").unwrap_err(),
+        client.pipeline().set(b"k", b"v").run().unwrap_err().error,
+        Observer::open(&addr, &whole, Watch::New).unwrap_err(),
+        Client::connect_with(&addr, one.clone()).unwrap_err(),
+        Client::unconnected(&addr, one).ping().unwrap_err(),
+    ];
+    assert!(start.elapsed() < PATIENCE / 2, "{:?}", start.elapsed());
+    for error in failures {
+        let Error::Timeout {
+            what: Wait::Connection,
+            addr: named,
+            after: SHORT,
+        } = &error
+        else {
+            panic!("{error:?}");
+        };
+        assert_eq!(*named, addr);
+        assert!(!error.is_outcome_unknown());
     }
 }
 

@@ -1,13 +1,19 @@
 use std::{
     io::Write,
     sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
 };
 
-use gopherstore::client::{Answer, Client, ClientOptions, Error, REDIRECTS_MAX};
+use gopherstore::client::{Answer, Client, ClientOptions, Error, REDIRECTS_MAX, Wait};
 
 use crate::{
     patient,
-    support::{Peer, StubNode, answer, next_frame, nobody, request, wait_until},
+    support::{
+        Peer, StubNode, answer, next_frame, nobody, request, silent::Silent, wait_for_close,
+        wait_until,
+    },
+    with_timeout,
 };
 
 fn stubborn(addr: &str) -> Client {
@@ -127,18 +133,103 @@ fn a_leader_that_has_gone_is_asked_for_at_home_again() {
     assert_eq!(new.value(b"k"), Some(b"2".to_vec()));
 }
 
+/// The failure at the leader, where the error says that `home` named it.
+fn at_leader<'a>(error: &'a Error, home: &str, named: &str) -> &'a Error {
+    let Error::Redirect {
+        named_by,
+        leader,
+        source,
+    } = error
+    else {
+        panic!("{error:?}");
+    };
+    assert_eq!((&**named_by, &**leader), (home, named));
+    let text = error.to_string();
+    let begin =
+        format!("the node at {home} named {named} as the leader, and that address failed: ");
+    assert_eq!(text, format!("{begin}{source}"));
+    source
+}
+
 #[test]
 fn a_leader_that_cannot_be_reached_is_named_in_the_error() {
     let gone = nobody();
     let home = StubNode::follower(&gone);
     let mut client = patient(home.addr());
-    let error = client.set(b"k", b"v").unwrap_err();
-    assert!(
-        matches!(&error, Error::Connect { addr, .. } if *addr == gone),
-        "{error:?}"
-    );
+    let failures = [
+        client.set(b"k", b"v").unwrap_err(),
+        client.pipeline().set(b"k", b"v").run().unwrap_err().error,
+    ];
+    for error in &failures {
+        let source = at_leader(error, home.addr(), &gone);
+        assert!(
+            matches!(source, Error::Connect { addr, .. } if *addr == gone),
+            "{error:?}"
+        );
+        assert!(!error.is_outcome_unknown());
+    }
     client.ping().unwrap();
     assert_eq!(home.peer.connections(), 1);
+}
+
+#[test]
+fn a_leader_that_fails_is_told_from_the_node_that_was_named() {
+    type Is = fn(&Error) -> bool;
+    let cases: [(Vec<u8>, Is); 2] = [
+        (Vec::new(), |error| {
+            matches!(error, Error::Connection { .. })
+        }),
+        (answer(0, b"v"), |error| {
+            matches!(error, Error::Protocol { .. })
+        }),
+    ];
+    for (bytes, is_expected) in cases {
+        let leader = Peer::start(move |_, mut stream| {
+            next_frame(&mut stream).unwrap();
+            stream.write_all(&answer(0, b"")).unwrap();
+            next_frame(&mut stream).unwrap();
+            stream.write_all(&bytes).unwrap();
+        });
+        let home = StubNode::follower(&leader.addr);
+        let mut client = patient(home.addr());
+        client.set(b"k", b"1").unwrap();
+        // On the connection that was made for the write before, too.
+        let error = client.set(b"k", b"2").unwrap_err();
+        assert!(is_expected(at_leader(&error, home.addr(), &leader.addr)));
+        assert!(error.is_outcome_unknown());
+        assert_eq!(leader.connections(), 1, "it was sent again");
+    }
+}
+
+#[test]
+fn a_redirect_has_what_is_left_of_the_calls_time() {
+    let time = Duration::from_secs(2);
+    let silent = Silent::start();
+    let accepting = Peer::start(|_, mut stream| wait_for_close(&mut stream));
+    for (leader, expected) in [
+        (silent.addr.to_string(), Wait::Connection),
+        (accepting.addr.clone(), Wait::Answer),
+    ] {
+        let home = Peer::start({
+            let leader = leader.clone();
+            move |_, mut stream| {
+                next_frame(&mut stream).unwrap();
+                thread::sleep(time * 3 / 4);
+                stream.write_all(&answer(2, leader.as_bytes())).unwrap();
+            }
+        });
+        let mut client = with_timeout(&home.addr, time);
+        let begin = Instant::now();
+        let error = client.set(b"k", b"v").unwrap_err();
+        let took = begin.elapsed();
+        assert!(took >= time && took < time * 3 / 2, "{took:?}");
+        match at_leader(&error, &home.addr, &leader) {
+            Error::Timeout { what, addr, after } => {
+                assert_eq!((*what, addr, *after), (expected, &leader, time));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 #[test]
@@ -208,11 +299,16 @@ fn a_long_pipeline_at_a_follower_writes_each_key_once_and_in_order() {
 fn a_write_that_was_carried_out_is_not_repeated_at_the_leader() {
     // The whole pipeline in one window, and more than one.
     for count in [2, 5_000] {
-        becomes_leader_after_the_first_of(count);
+        becomes_leader_after_the_first_of(count, 0);
     }
 }
 
-fn becomes_leader_after_the_first_of(count: usize) {
+#[test]
+fn a_write_whose_outcome_is_unknown_is_not_repeated_at_the_leader() {
+    becomes_leader_after_the_first_of(2, 0x99);
+}
+
+fn becomes_leader_after_the_first_of(count: usize, status: u8) {
     let leader = StubNode::start();
     let seen = Arc::new(Mutex::new(0));
     // Becomes the leader between the first write and the second.
@@ -225,7 +321,7 @@ fn becomes_leader_after_the_first_of(count: usize) {
                 *seen.lock().unwrap() += 1;
                 let out = match *seen.lock().unwrap() {
                     1 => answer(2, leader.as_bytes()),
-                    _ => answer(0, b""),
+                    _ => answer(status, b""),
                 };
                 stream.write_all(&out).unwrap();
             }
@@ -241,7 +337,11 @@ fn becomes_leader_after_the_first_of(count: usize) {
         leader_of(answers[0].as_ref().unwrap_err()),
         Some(leader.addr())
     );
-    assert!(answers[1..].iter().all(Result::is_ok));
+    assert!(
+        answers[1..]
+            .iter()
+            .all(|answer| answer.is_ok() == (status == 0))
+    );
     wait_until("all of them", || *seen.lock().unwrap() == count);
     assert_eq!(leader.writes(), 0);
 }

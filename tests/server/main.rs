@@ -10,6 +10,9 @@ mod node;
 mod process;
 mod requests;
 mod sharing;
+#[path = "../support/silent.rs"]
+#[allow(unreachable_pub)]
+mod silent;
 #[path = "../support/tools.rs"]
 #[allow(dead_code)] // the rest is for other tests
 mod tools;

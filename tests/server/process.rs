@@ -4,10 +4,12 @@ use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use gopherstore::wire::Request;
 
-use crate::node::{Node, wait_for};
+use crate::node::{Node, Options, wait_for};
+use crate::silent::Silent;
 use crate::{answer, closed, done, frames, pong};
 
 fn server(arguments: &[&str]) -> Output {
@@ -49,6 +51,24 @@ fn a_signal_stops_the_node_in_good_order() {
         assert!(node.log().contains("has stopped"));
         assert!(!node.log().contains("cutting off"));
     }
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_connect() {
+    let silent = Silent::start();
+    let mut node = Node::start_with(&Options {
+        leader: Some(silent.addr),
+        limits: "[replication]\nheartbeat_interval_ms = 20000\nleader_timeout_ms = 60000",
+        ..Options::default()
+    });
+    // Both threads that connect do by now, or will find the node stopped.
+    wait_for("its threads", || (node.threads("probe") > 0).then_some(()));
+    let begin = Instant::now();
+    node.signal("TERM");
+    let status = node.wait();
+    assert_eq!(status.code(), Some(0), "{status}");
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
 }
 
 #[test]

@@ -459,7 +459,7 @@ impl Shared {
             Ok(answers) => (answers, None),
             Err(error) => (error.answers, Some(error.error)),
         };
-        let was_sent = !matches!(fault, Some(Error::Connect { .. }));
+        let was_sent = fault.as_ref().is_none_or(Error::is_outcome_unknown);
         let mut state = self.state();
         let mut has_failed = fault.is_some();
         let mut answers = answers.into_iter();

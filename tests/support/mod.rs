@@ -4,6 +4,8 @@
 
 #![allow(dead_code)]
 
+pub mod silent;
+
 use std::{
     collections::HashMap,
     io::{Read, Write},

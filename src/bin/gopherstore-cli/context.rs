@@ -32,7 +32,7 @@ pub(crate) struct Context {
     pub(crate) addr: Option<String>,
     pub(crate) config: Option<PathBuf>,
     pub(crate) node: Option<String>,
-    /// For connecting, and for each answer.
+    /// For each answer, connecting and redirects included.
     pub(crate) timeout: Duration,
     pub(crate) follow_redirects: bool,
     /// Dump every frame to standard error.

@@ -77,7 +77,7 @@ struct Arguments {
     /// name of the node in that file
     #[argh(option, from_str_fn(arguments::text), arg_name = "NAME")]
     node: Option<String>,
-    /// limit for connecting, and for each answer, such as 200ms; by default 5s
+    /// limit for each answer, such as 200ms, connecting and redirects included; by default 5s
     #[argh(
         option,
         from_str_fn(timeout),

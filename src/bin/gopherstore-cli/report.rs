@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use gopherstore::client::{Error, REDIRECTS_MAX, Wait};
+use gopherstore::client::{Error, REDIRECTS_MAX};
 
 use crate::{command::Command, quote};
 
@@ -66,17 +66,8 @@ impl Failure {
 /// What a node's ERROR begins with where it does not know the operation. Source: docs/GBP.md, section 8.
 pub(crate) const UNKNOWN_OPCODE: &str = "unknown opcode";
 
-/// What the error means to someone who typed `command`. `node` is the name to start the node with, where it is known.
+/// What the error means to someone who typed `command`. `node` is the name that the node was called by, if any.
 pub(crate) fn failure(error: &Error, command: &Command, node: Option<&str>) -> Failure {
-    let unknown = match command {
-        Command::Resync => {
-            "it is not known whether the node took the order, so look with status before repeating it"
-        }
-        command if command.is_write() => {
-            "it is not known whether the write was carried out, so look with get before repeating it"
-        }
-        _ => "try again",
-    };
     let (outcome, next) = match error {
         Error::NotLeader { leader: Some(addr) } => (
             Outcome::NotLeader,
@@ -112,37 +103,71 @@ pub(crate) fn failure(error: &Error, command: &Command, node: Option<&str>) -> F
                 ),
             );
         }
-        Error::UnknownStatus { .. } => (
-            Outcome::ServerError,
-            "the node speaks a later version of the protocol; use its gopherstore-cli".to_owned(),
-        ),
-        Error::Timeout {
-            what: Wait::Connection,
-            ..
-        } => (
-            Outcome::Timeout,
-            "is the address right? name another with --addr, or allow more with --timeout"
-                .to_owned(),
-        ),
-        Error::Timeout { .. } => (
-            Outcome::Timeout,
-            format!("{unknown}; allow more with --timeout"),
-        ),
-        Error::Connect { .. } => (
-            Outcome::NoConnection,
-            format!(
-                "is the node running? start it with scripts/start-node.sh {}, or name another with --addr",
-                node.unwrap_or("n1")
-            ),
-        ),
-        Error::Connection { .. } => (Outcome::NoConnection, unknown.to_owned()),
-        Error::Protocol { .. } => (
-            Outcome::Protocol,
-            "is it a GopherStore node? --hex shows what it sends".to_owned(),
-        ),
+        Error::UnknownStatus { .. } => {
+            let unknown = if command.is_write() {
+                "it is not known whether the write was carried out; "
+            } else {
+                ""
+            };
+            (
+                Outcome::ServerError,
+                format!("{unknown}the node speaks a later version of the protocol; use its gopherstore-cli"),
+            )
+        }
         Error::TooLong(_) => (Outcome::Usage, "store less at once".to_owned()),
-        // The library may come to tell more apart.
-        _ => (Outcome::Protocol, "see --hex".to_owned()),
+        error => (fault(error), after_fault(error, command, node)),
     };
     Failure::new(outcome, format!("{error}; {next}"))
+}
+
+/// How a command ends where no answer came.
+fn fault(error: &Error) -> Outcome {
+    match error.innermost() {
+        Error::Timeout { .. } => Outcome::Timeout,
+        Error::Connect { .. } | Error::Connection { .. } => Outcome::NoConnection,
+        // The library may come to tell more apart.
+        _ => Outcome::Protocol,
+    }
+}
+
+/// What to do where no answer came.
+fn after_fault(error: &Error, command: &Command, node: Option<&str>) -> String {
+    let unknown = match command {
+        Command::Resync => {
+            "it is not known whether the node took the order, so look with status before repeating it"
+        }
+        command if command.is_write() => {
+            "it is not known whether the write was carried out, so look with get before repeating it"
+        }
+        _ => "try again",
+    };
+    let is_redirect = matches!(error, Error::Redirect { .. });
+    match error.innermost() {
+        Error::Connect { .. } if is_redirect => {
+            "nothing was written; is the leader running, and does that address lead to it from here? if not, name it \
+             by one that does, with --addr"
+                .to_owned()
+        }
+        Error::Timeout { .. } if is_redirect && !error.is_outcome_unknown() => {
+            "nothing was written; does that address lead to the leader from here? if not, name it by one that does, \
+             with --addr; or allow more with --timeout"
+                .to_owned()
+        }
+        Error::Timeout { .. } if error.is_outcome_unknown() => {
+            format!("{unknown}; allow more with --timeout")
+        }
+        Error::Timeout { .. } => {
+            "is the address right? name another with --addr, or allow more with --timeout".to_owned()
+        }
+        Error::Connect { .. } => match node {
+            Some(name) => format!("is {name} running? start it, or name another node"),
+            None => "is the node running? start it, or name another with --addr".to_owned(),
+        },
+        Error::Connection { .. } => unknown.to_owned(),
+        Error::Protocol { .. } if error.is_outcome_unknown() && command.is_write() => {
+            format!("{unknown}; is it a GopherStore node? --hex shows what it sends")
+        }
+        Error::Protocol { .. } => "is it a GopherStore node? --hex shows what it sends".to_owned(),
+        _ => "see --hex".to_owned(),
+    }
 }

@@ -13,10 +13,7 @@ use std::{
     io::{self, IsTerminal, Write},
 };
 
-use gopherstore::{
-    client::{Error, Wait},
-    config::Config,
-};
+use gopherstore::{client::Error, config::Config};
 
 use crate::{
     command::{Answer, Command},
@@ -226,13 +223,7 @@ impl<'a> Session<'a> {
         let name = node.or(self.context.node.as_deref());
         let name = name.filter(|name| !context::is_address(name));
         let mut failure = report::failure(error, command, name);
-        // What else could have happened is that nothing was sent.
-        let is_unknown = match error {
-            Error::Connection { .. } | Error::Protocol { .. } => true,
-            Error::Timeout { what, .. } => *what != Wait::Connection,
-            _ => false,
-        };
-        if is_unknown && command.is_write() {
+        if error.is_outcome_unknown() && command.is_write() {
             failure.message.push_str("; it was not sent again");
         }
         failure

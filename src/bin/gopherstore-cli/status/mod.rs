@@ -282,8 +282,9 @@ impl Run<'_> {
             && rows.sum::<usize>() < height
     }
 
-    /// Asks all nodes at once, each for `limit` at most.
+    /// Asks all nodes at once, for `limit` at most; where one has to tell of the others, they have what is left of it.
     fn look(&self, limit: Duration) -> Result<Look, Blind> {
+        let began = Instant::now();
         let (scope, asked) = match &self.source {
             Source::Node(addr) => {
                 let name = self.context.node.clone().unwrap_or_else(|| "-".to_owned());
@@ -303,7 +304,7 @@ impl Run<'_> {
                 let name = status.node.clone().unwrap_or_else(|| "-".to_owned());
                 let peers = peers(addr, &status).map_err(Blind::Other)?;
                 let scope = Scope::Cluster(status.cluster.clone());
-                let mut asked = self.ask_all(peers, limit);
+                let mut asked = self.ask_all(peers, limit.saturating_sub(began.elapsed()));
                 asked.push((name, addr.clone(), Ok((text, status))));
                 asked.sort_by(|one, other| one.0.cmp(&other.0));
                 (scope, asked)
