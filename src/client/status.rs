@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, str::FromStr};
 
 /// What a node says of itself: the lines of [`Client::status`](super::Client::status), read (GBP §4).
 ///
-/// Reading never fails. A key that this version does not know is passed over, and one that the node does not say, or
-/// that has no value of its kind, is `None`: nodes of other versions say more or less. Where a node says `-`, for a
-/// name or a figure that it does not have, that is `None` too.
+/// Reading never fails. A key that the node does not say, or that has no value of its kind, is `None`: nodes of other
+/// versions say more or less. `-`, which a node says for a name or a figure that it does not have, is `None` too. A key
+/// that this version does not know stands in [`lines`](NodeStatus::lines) alone, which has every line.
 ///
 /// ```
 /// use gopherstore::client::{NodeState, NodeStatus};
@@ -17,13 +17,16 @@ use std::{collections::BTreeMap, str::FromStr};
 /// assert_eq!(status.index, Some(7));
 /// assert_eq!(status.peers["n1"].is_up, Some(true));
 /// assert_eq!(status.epoch, None);
+/// assert_eq!(status.lines["later"], "x");
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeStatus {
-    /// Its name in `cluster.toml`; none in a cluster of one node.
+    /// Every line, by its key, with the value as the node says it.
+    pub lines: BTreeMap<String, String>,
+    /// Its name in `cluster.toml`; none where it was started without that file.
     pub node: Option<String>,
-    /// The cluster's name; none in a cluster of one node.
+    /// The cluster's name; none where the node was started without `cluster.toml`.
     pub cluster: Option<String>,
     /// Whether it leads.
     pub role: Option<NodeRole>,
@@ -47,6 +50,14 @@ pub struct NodeStatus {
     pub uptime_ms: Option<u64>,
     /// Version of its program.
     pub version: Option<String>,
+    /// Number of its process, which no other start has.
+    pub process: Option<String>,
+    /// Milliseconds between two heartbeats.
+    pub heartbeat_interval_ms: Option<u64>,
+    /// Milliseconds of silence after which a follower gives a leader up.
+    pub leader_timeout_ms: Option<u64>,
+    /// Bytes of the longest value that it takes.
+    pub max_value_bytes: Option<u64>,
     /// Streams that began with a full copy, sent and taken.
     pub full_copies: Option<u64>,
     /// Streams that went on after the follower's last entry, sent and taken.
@@ -61,6 +72,10 @@ pub struct NodeStatus {
     pub is_link_up: Option<bool>,
     /// Of a follower: milliseconds since anything came by that stream; none before the first.
     pub leader_heard_ms: Option<u64>,
+    /// Of a follower: entries of its leader's that it lacks, as far as it knows.
+    pub lag_entries: Option<u64>,
+    /// Of a follower: age of the oldest entry that it lacks, by its own clock; 0 where it lacks none.
+    pub lag_ms: Option<u64>,
     /// The other nodes, by their names in `cluster.toml`.
     pub peers: BTreeMap<String, PeerStatus>,
     /// Of a source: the followers that it streams to, by the names that they gave.
@@ -99,10 +114,16 @@ pub enum NodeState {
 pub struct PeerStatus {
     /// Its `host:port`, as in the `cluster.toml` of the node that says it.
     pub addr: Option<String>,
-    /// Whether it was heard lately.
+    /// `up`, `down`, or another word for what it is, as the node says it.
+    pub state: Option<String>,
+    /// Whether it was heard lately; none where `state` is another word than `up` and `down`.
     pub is_up: Option<bool>,
     /// Milliseconds for which it has been so.
     pub since_ms: Option<u64>,
+    /// Why it is not up.
+    pub reason: Option<String>,
+    /// The groups of settings in which its `cluster.toml` differs from the node's.
+    pub differs: Option<String>,
 }
 
 /// What a source says of a follower that it streams to.
@@ -113,7 +134,7 @@ pub struct FollowerStatus {
     pub index: Option<u64>,
     /// Entries that it lacks of the source's.
     pub lag_entries: Option<u64>,
-    /// Milliseconds for which the oldest batch that it was sent has been unacknowledged; 0 where none is.
+    /// Milliseconds by which it is behind; 0 where it lacks nothing.
     pub lag_ms: Option<u64>,
 }
 
@@ -128,6 +149,7 @@ impl NodeStatus {
                 continue;
             };
             let value = value.trim();
+            status.lines.insert(key.to_owned(), value.to_owned());
             if let Some((name, field)) = named(key, "peer.") {
                 status.read_peer(name, field, value);
             } else if let Some((name, field)) = named(key, "follower.") {
@@ -167,6 +189,12 @@ impl NodeStatus {
             "connections" => self.connections = number(value),
             "uptime_ms" => self.uptime_ms = number(value),
             "version" => self.version = word(value),
+            "process" => self.process = word(value),
+            "heartbeat_interval_ms" => self.heartbeat_interval_ms = number(value),
+            "leader_timeout_ms" => self.leader_timeout_ms = number(value),
+            "max_value_bytes" => self.max_value_bytes = number(value),
+            "lag_entries" => self.lag_entries = number(value),
+            "lag_ms" => self.lag_ms = number(value),
             "full_copies" => self.full_copies = number(value),
             "resumes" => self.resumes = number(value),
             "backlog_bytes" => self.backlog_bytes = number(value),
@@ -182,8 +210,13 @@ impl NodeStatus {
         let peer = self.peers.entry(name.to_owned()).or_default();
         match field {
             "addr" => peer.addr = word(value),
-            "state" => peer.is_up = up_or_down(value),
+            "state" => {
+                peer.state = word(value);
+                peer.is_up = up_or_down(value);
+            }
             "since_ms" => peer.since_ms = number(value),
+            "reason" => peer.reason = word(value),
+            "differs" => peer.differs = word(value),
             _ => {}
         }
     }
@@ -267,21 +300,50 @@ mod tests {
     fn every_documented_key_is_read() {
         let text = "node: n1\ncluster: demo\nrole: leader\nstate: refused\nreason: it says: no\nepoch: 3\nindex: 17\n\
             digest: 00ff\nkeys: 4\nbytes: 5\nconnections: 6\nuptime_ms: 7\nversion: 0.1.0\nfull_copies: 8\n\
-            resumes: 9\nbacklog_bytes: 10\nbacklog_first_index: 16\nleader: 127.0.0.1:8000\nlink: down\n\
-            leader_heard_ms: 11\npeer.a.b.addr: h:1\npeer.a.b.state: up\npeer.a.b.since_ms: 12\nfollower.n3.index: 13\n\
-            follower.n3.lag_entries: 14\nfollower.n3.lag_ms: 15\n";
+            resumes: 9
+backlog_bytes: 10
+backlog_first_index: 16
+leader: 127.0.0.1:8000
+link: down
+\
+            leader_heard_ms: 11
+peer.a.b.addr: h:1
+peer.a.b.state: up
+peer.a.b.since_ms: 12
+peer.a.b.reason: why
+\
+            peer.a.b.differs: leader
+follower.n3.index: 13
+follower.n3.lag_entries: 14
+follower.n3.lag_ms: 15
+\
+            process: 16
+heartbeat_interval_ms: 17
+leader_timeout_ms: 18
+max_value_bytes: 19
+lag_entries: 20
+\
+            lag_ms: 21
+";
         let text_of = |text: &str| Some(text.to_owned());
         let peer = PeerStatus {
             addr: text_of("h:1"),
+            state: text_of("up"),
             is_up: Some(true),
             since_ms: Some(12),
+            reason: text_of("why"),
+            differs: text_of("leader"),
         };
         let follower = FollowerStatus {
             index: Some(13),
             lag_entries: Some(14),
             lag_ms: Some(15),
         };
+        let pairs = text.lines().filter_map(|line| line.split_once(": "));
         let expected = NodeStatus {
+            lines: pairs
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect(),
             node: text_of("n1"),
             cluster: text_of("demo"),
             role: Some(NodeRole::Leader),
@@ -302,10 +364,23 @@ mod tests {
             leader: text_of("127.0.0.1:8000"),
             is_link_up: Some(false),
             leader_heard_ms: Some(11),
+            process: text_of("16"),
+            heartbeat_interval_ms: Some(17),
+            leader_timeout_ms: Some(18),
+            max_value_bytes: Some(19),
+            lag_entries: Some(20),
+            lag_ms: Some(21),
             peers: BTreeMap::from([("a.b".to_owned(), peer)]),
             followers: BTreeMap::from([("n3".to_owned(), follower)]),
         };
         assert_eq!(NodeStatus::parse(text), expected);
+    }
+
+    /// What is understood of the lines.
+    fn read(text: &str) -> NodeStatus {
+        let mut status = NodeStatus::parse(text);
+        status.lines.clear();
+        status
     }
 
     #[test]
@@ -328,7 +403,7 @@ mod tests {
             "Node: n1",
             "follower: x",
         ] {
-            assert_eq!(NodeStatus::parse(text), NodeStatus::default(), "{text:?}");
+            assert_eq!(read(text), NodeStatus::default(), "{text:?}");
         }
         let status = NodeStatus::parse("role: witness\r\nstate: dozing\nstate: asleep");
         assert_eq!(
@@ -338,6 +413,14 @@ mod tests {
         assert_eq!(status.state, Some(NodeState::Other("asleep".to_owned())));
         let status = NodeStatus::parse("peer..x: y\npeer.n1.colour: red\n");
         assert_eq!(status.peers.len(), 2);
+        assert_eq!(status.lines["peer.n1.colour"], "red");
+        let status = NodeStatus::parse("later: a: b\npeer.n1.state: stranger\n");
+        assert_eq!(status.lines["later"], "a: b");
+        let peer = &status.peers["n1"];
+        assert_eq!(
+            (peer.state.as_deref(), peer.is_up),
+            (Some("stranger"), None)
+        );
     }
 
     #[test]
@@ -350,7 +433,7 @@ mod tests {
         assert!(keys.len() > 20, "{keys:?}");
         for key in keys {
             // A value that is a word and a figure, and one that is up.
-            let read = ["7", "up"].map(|value| NodeStatus::parse(&format!("{key}: {value}\n")));
+            let read = ["7", "up"].map(|value| read(&format!("{key}: {value}\n")));
             let is_read = |status: &NodeStatus| {
                 let peer = status
                     .peers

@@ -83,13 +83,19 @@ impl Run {
         );
     }
 
-    /// That something is wrong, and the last line says so with each of `parts` in it.
+    /// What stands below a table; everything where there is none.
+    fn verdict(&self) -> &str {
+        let text = self.text();
+        text.rsplit_once("\n\n").map_or(text, |(_, below)| below)
+    }
+
+    /// That something is wrong, and that a line for each fault says so: each of `parts` is in one of them.
     #[track_caller]
     fn expect_fault(&self, parts: &[&str]) {
         assert_eq!((self.code, &*self.err), (3, ""), "{}", self.text());
         for part in parts {
             assert!(
-                self.last_line().contains(part),
+                self.verdict().contains(part),
                 "no {part:?} in {}",
                 self.text()
             );
@@ -210,7 +216,70 @@ fn a_cluster_in_sync_is_shown_in_every_form() {
             if at == 0 { Value::Null } else { 0.into() }
         );
         assert_eq!(node["leader_heard_ms"].is_u64(), at > 0, "{node}");
+        for figure in ["full_copies", "resumes", "backlog_bytes", "uptime_ms"] {
+            assert!(node[figure].is_u64(), "{figure}: {node}");
+        }
+        for other in (0..3).filter(|&other| other != at) {
+            let peer = &node["peers"][cluster.name(other)];
+            assert_eq!(peer["addr"], cluster.addr(other).to_string(), "{node}");
+            assert!(
+                peer["state"].is_string() && peer["since_ms"].is_u64(),
+                "{node}"
+            );
+            let follower = &node["followers"][cluster.name(other)];
+            let is_told = follower["index"].is_u64() && follower["lag_entries"].is_u64();
+            assert_eq!(is_told, at == 0, "{node}");
+        }
     }
+}
+
+#[test]
+fn each_fault_is_a_line_of_its_own_and_an_element_of_the_list() {
+    let full = answering(answer(1, b"too many connections; try again"));
+    let gone = nobody();
+    let nodes = [("n1", full.addr.clone()), ("n2", gone.clone())];
+    let config = ConfigFile::new("test", &nodes);
+    let expected = [
+        format!(
+            "n1 at {} gives no status: too many connections; try again",
+            full.addr
+        ),
+        format!("n2 is unreachable: cannot connect to {gone}: connection refused"),
+    ];
+    let text = config.status("-w table");
+    assert_eq!(
+        text.verdict().lines().collect::<Vec<_>>(),
+        expected,
+        "{text:?}"
+    );
+    let json = config.status("-w json");
+    assert_eq!((json.code, &*json.err), (3, ""), "{json:?}");
+    let value: Value = serde_json::from_slice(&json.out).unwrap();
+    assert_eq!(value["faults"], Value::from(expected.to_vec()));
+    let verdict = value["verdict"].as_str().unwrap();
+    assert_eq!(verdict.lines().collect::<Vec<_>>(), expected);
+    let wait = config.status("--wait --timeout 200ms");
+    assert_eq!(wait.code, 6, "{wait:?}");
+    let said = "gopherstore-cli: not healthy within 200ms: 2 faults, as above; ";
+    assert!(wait.err.starts_with(said), "{wait:?}");
+    assert_eq!(wait.err.matches('\n').count(), 1, "{wait:?}");
+}
+
+#[test]
+fn a_follower_that_is_longer_behind_than_the_leader_timeout_is_a_fault() {
+    let says = |text: &str| answering(answer(0, text.as_bytes()));
+    let leader =
+        says("node: n1\nrole: leader\nstate: serving\nindex: 9\nfollower.n2.lag_ms: 800\n");
+    let follower = says("node: n2\nrole: follower\nstate: serving\nlink: up\nindex: 9\n");
+    let nodes = [("n1", leader.addr.clone()), ("n2", follower.addr.clone())];
+    let config = ConfigFile::new("test", &nodes);
+    config.status("").expect_sync("in sync: 2/2");
+    let mut text = fs::read_to_string(config.path()).unwrap();
+    text.push_str("[replication]\nheartbeat_interval_ms = 100\nleader_timeout_ms = 700\n");
+    fs::write(config.path(), text).unwrap();
+    config
+        .status("-w table")
+        .expect_fault(&["n2 is 800 ms behind its leader, limit 700 (leader_timeout_ms)\n"]);
 }
 
 #[test]
@@ -284,9 +353,7 @@ fn a_leader_that_is_gone_is_told_and_so_is_who_misses_it() {
     assert_eq!(alone.code, 3, "{alone:?}");
     assert!(alone.text().starts_with("node: n2\n"), "{alone:?}");
     assert!(
-        alone
-            .err
-            .starts_with("gopherstore-cli: n2 does not follow its leader"),
+        alone.err.starts_with("gopherstore-cli: n2 ") && alone.err.contains("its leader at"),
         "{alone:?}"
     );
     let wait = run_at(&addr, &["status", "--wait", "--timeout", "200ms"], b"");
@@ -303,7 +370,7 @@ fn a_node_that_stands_still_holds_nothing_up() {
     let took = began.elapsed();
     cluster.resume(1);
     run.expect_fault(&["n2 is unreachable: no answer from", "within 2s"]);
-    assert!(!run.last_line().contains("n3"), "{}", run.text());
+    assert!(!run.verdict().contains("n3"), "{}", run.text());
     // One wait and not three; generous, since the machine may be busy.
     assert!(took < Duration::from_secs(5), "{took:?}");
 }

@@ -1,6 +1,13 @@
 //! What is wrong with a cluster, in words: a function of what its nodes said.
 
-use gopherstore::client::{Error, NodeRole, NodeState, NodeStatus};
+use std::collections::BTreeSet;
+
+use gopherstore::client::{Error, NodeRole, NodeState, NodeStatus, PeerStatus};
+
+use crate::report::UNKNOWN_OPCODE;
+
+/// `leader_timeout_ms` where neither a file nor a node says it. Source: docs/operating.md.
+const LEADER_TIMEOUT_MS: u64 = 5_000;
 
 /// A node as it was asked for, and what came of it.
 #[derive(Clone, Debug)]
@@ -17,8 +24,19 @@ pub(super) struct Asked {
 pub(super) enum Silence {
     /// No connection, or no answer in time; why.
     Unreachable(String),
-    /// Something else came; what.
+    /// The node refuses the request, such as one that has no room; in its words.
+    Refused(String),
+    /// Something else came, of a node that is too old to have a status, or of no node; what.
     NoStatus(String),
+}
+
+impl Silence {
+    /// What came instead of a status.
+    pub(super) fn why(&self) -> &str {
+        match self {
+            Silence::Unreachable(why) | Silence::Refused(why) | Silence::NoStatus(why) => why,
+        }
+    }
 }
 
 /// What is looked at.
@@ -28,6 +46,23 @@ pub(super) enum Scope {
     Node,
     /// All nodes of a cluster, and its name where it is known.
     Cluster(Option<String>),
+}
+
+/// How far behind a follower may be and be healthy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// Entries; any number where nothing is said.
+    pub(super) lag_entries: Option<u64>,
+    /// `leader_timeout_ms` of the file that was read, if one was.
+    pub(super) leader_timeout_ms: Option<u64>,
+}
+
+impl Limits {
+    /// The leader timeout that holds for a node: the file's, or else the one that the node tells.
+    pub(super) fn timeout_ms(&self, status: &NodeStatus) -> u64 {
+        let told = self.leader_timeout_ms.or(status.leader_timeout_ms);
+        told.unwrap_or(LEADER_TIMEOUT_MS)
+    }
 }
 
 /// How things are.
@@ -49,7 +84,10 @@ impl From<&Error> for Silence {
             Error::Connect { .. } | Error::Connection { .. } | Error::Timeout { .. } => {
                 Silence::Unreachable(error.to_string())
             }
-            // A node that does not know the operation says so, and so does one that has no room.
+            Error::Server { message } if !message.starts_with(UNKNOWN_OPCODE) => {
+                Silence::Refused(message.clone())
+            }
+            Error::Loading { .. } | Error::NotLeader { .. } => Silence::Refused(error.to_string()),
             _ => Silence::NoStatus(error.to_string()),
         }
     }
@@ -60,20 +98,20 @@ impl Verdict {
         self.faults.is_empty()
     }
 
-    /// In words, on one line.
-    pub(super) fn words(&self, scope: &Scope) -> String {
+    /// In words: what is wrong, a phrase each, or that nothing is.
+    pub(super) fn words(&self, scope: &Scope) -> Vec<String> {
         if !self.is_healthy() {
-            return self.faults.join("; ");
+            return self.faults.clone();
         }
         if *scope == Scope::Node {
-            return "serving".to_owned();
+            return vec!["serving".to_owned()];
         }
         let sync = format!("in sync: {}/{}", self.healthy, self.total);
-        match self.lag_max {
+        vec![match self.lag_max {
             0 => sync,
             1 => format!("{sync}, at most 1 entry behind"),
             lag => format!("{sync}, at most {lag} entries behind"),
-        }
+        }]
     }
 }
 
@@ -83,11 +121,25 @@ pub(super) fn lag_entries(leader: Option<&NodeStatus>, node: &NodeStatus) -> Opt
     (node.role != Some(NodeRole::Leader)).then(|| ends.saturating_sub(has))
 }
 
-/// The one node that leads, if there is just one.
+/// The one node that leads: the one that takes writes, or where none does, that is to. None where there are two.
 pub(super) fn leader<'a>(nodes: &'a [Asked], scope: &Scope) -> Option<&'a Asked> {
-    let mut leaders = members(nodes, scope).filter(|(_, status)| leads(status));
-    let (leader, _) = leaders.next()?;
-    leaders.next().is_none().then_some(leader)
+    let leaders: Vec<_> = members(nodes, scope)
+        .filter(|(_, status)| leads(status))
+        .collect();
+    let serving: Vec<_> = leaders
+        .iter()
+        .filter(|(_, status)| is_serving(status))
+        .collect();
+    match (leaders.as_slice(), serving.as_slice()) {
+        (_, [(leader, _)]) | ([(leader, _)], []) => Some(leader),
+        _ => None,
+    }
+}
+
+/// For how long the leader says that a follower is behind, or where it says nothing, for how long the follower does.
+pub(super) fn lag_ms(leader: Option<&NodeStatus>, name: &str, node: &NodeStatus) -> Option<u64> {
+    let seen = leader.and_then(|leader| leader.followers.get(name)?.lag_ms);
+    seen.or(node.lag_ms)
 }
 
 /// Whether a node that answered is another one than was asked for, in words.
@@ -117,29 +169,27 @@ pub(super) fn stranger(
 }
 
 /// Judges what the nodes said. Healthy is: every node answers and serves, they are the ones that were asked for, one
-/// of them leads, all are of one epoch, every follower's stream comes in, and none lacks more than `max_lag` entries
-/// of the leader's; followers at the leader's very index have its digest. Where the scope is one node, it is judged on
-/// its own.
-pub(super) fn judge(nodes: &[Asked], scope: &Scope, max_lag: Option<u64>) -> Verdict {
+/// of them leads, all are of one epoch, every follower's stream comes in, and none is further behind the leader than
+/// the limits say; followers at the leader's very index have its digest; the nodes find one another, with equal
+/// settings. Where the scope is one node, it is judged on its own.
+pub(super) fn judge(nodes: &[Asked], scope: &Scope, limits: Limits) -> Verdict {
     let mut faults = Vec::new();
     let mut lag_max = 0;
     let leader = leader(nodes, scope);
-    let leads_here = members(nodes, scope).filter(|(_, status)| leads(status));
-    let leaders: Vec<&str> = leads_here.map(|(node, _)| &*node.name).collect();
     let mut healthy = 0;
     for node in nodes {
         let before = faults.len();
+        let (name, addr) = (&node.name, &node.addr);
         let status = match &node.answer {
             Ok(status) => status,
-            Err(Silence::Unreachable(why)) => {
-                faults.push(format!("{} is unreachable: {why}", node.name));
-                continue;
-            }
-            Err(Silence::NoStatus(why)) => {
-                faults.push(format!(
-                    "{} at {} gives no status, so it is of another version or no GopherStore: {why}",
-                    node.name, node.addr
-                ));
+            Err(silence) => {
+                faults.push(match silence {
+                    Silence::Unreachable(why) => format!("{name} is unreachable: {why}"),
+                    Silence::Refused(why) => format!("{name} at {addr} gives no status: {why}"),
+                    Silence::NoStatus(why) => format!(
+                        "{name} at {addr} gives no status, so it is of another version or no GopherStore: {why}"
+                    ),
+                });
                 continue;
             }
         };
@@ -147,28 +197,29 @@ pub(super) fn judge(nodes: &[Asked], scope: &Scope, max_lag: Option<u64>) -> Ver
             faults.push(fault);
             continue;
         }
-        faults.extend(own_fault(shown_name(node, status), status));
-        if let Some(leader) = leader
-            && let Ok(leads) = &leader.answer
-            && leader.name != node.name
-        {
-            faults.extend(difference(node, status, leader, leads, max_lag));
-            if is_serving(status) {
+        let timeout_ms = limits.timeout_ms(status);
+        faults.extend(own_fault(shown_name(node, status), status, timeout_ms));
+        match leader {
+            Some(leader) if leader.name == *name => {}
+            Some(Asked {
+                answer: Ok(leads),
+                name: of,
+                ..
+            }) if faults.len() == before => {
+                faults.extend(difference(name, status, of, leads, limits));
                 lag_max = lag_max.max(lag_entries(Some(leads), status).unwrap_or(0));
             }
+            _ if faults.len() == before => {
+                let lag = lag_ms(None, name, status);
+                faults.extend(too_late(shown_name(node, status), lag, timeout_ms));
+            }
+            _ => {}
         }
         healthy += usize::from(faults.len() == before);
     }
     if matches!(scope, Scope::Cluster(_)) {
-        match leaders.as_slice() {
-            [_] => {}
-            // Where one node is away, that is the fault, and it may well be the leader.
-            [] if nodes.iter().all(|node| node.answer.is_ok()) => {
-                faults.push("no node leads".to_owned())
-            }
-            [] => {}
-            names => faults.push(format!("{} lead at once", names.join(" and "))),
-        }
+        faults.extend(leaders_fault(nodes, scope));
+        faults.extend(peer_faults(nodes, scope, limits));
     }
     Verdict {
         faults,
@@ -179,7 +230,7 @@ pub(super) fn judge(nodes: &[Asked], scope: &Scope, max_lag: Option<u64>) -> Ver
 }
 
 /// What is wrong with a node on its own.
-pub(super) fn own_fault(name: &str, status: &NodeStatus) -> Option<String> {
+pub(super) fn own_fault(name: &str, status: &NodeStatus, timeout_ms: u64) -> Option<String> {
     let reason = status.reason.as_deref().unwrap_or("it does not say why");
     match &status.state {
         Some(NodeState::Serving) => {}
@@ -188,47 +239,140 @@ pub(super) fn own_fault(name: &str, status: &NodeStatus) -> Option<String> {
         Some(state) => return Some(format!("{name} is in state {}: {reason}", state.as_str())),
         None => return Some(format!("{name} does not say whether it serves")),
     }
-    if status.is_link_up != Some(false) {
-        return None;
-    }
     let leader = status.leader.as_deref().unwrap_or("-");
-    Some(match status.leader_heard_ms {
-        Some(ms) => {
-            format!("{name} does not follow its leader at {leader}, last heard {ms} ms ago")
-        }
-        None => {
-            format!("{name} does not follow its leader at {leader}, and has not since its start")
-        }
-    })
+    match (
+        status.lines.get("link").map(String::as_str),
+        status.leader_heard_ms,
+    ) {
+        // A leader has none, and older nodes do not say.
+        (None | Some("" | "-"), _) => None,
+        (_, Some(ms)) if ms > timeout_ms => Some(format!(
+            "{name} has a leader timeout: its leader at {leader} was last heard {ms} ms ago, limit {timeout_ms}"
+        )),
+        (Some("up"), _) => None,
+        (Some("down"), Some(ms)) => Some(format!(
+            "{name} does not follow its leader at {leader}, last heard {ms} ms ago"
+        )),
+        (Some("down"), None) => Some(format!(
+            "{name} does not follow its leader at {leader}, and has not since its start"
+        )),
+        (Some(word), _) => Some(format!("{name} says that its link to {leader} is {word}")),
+    }
 }
 
-/// What is wrong with a node beside its leader.
+/// What is wrong with a node beside the leader, whose name is `of`.
 fn difference(
-    node: &Asked,
+    name: &str,
     status: &NodeStatus,
-    leader: &Asked,
+    of: &str,
     leads: &NodeStatus,
-    max_lag: Option<u64>,
+    limits: Limits,
 ) -> Option<String> {
-    if !is_serving(status) || status.role == Some(NodeRole::Leader) {
+    if status.role == Some(NodeRole::Leader) {
         return None;
     }
-    let (name, of) = (&node.name, &leader.name);
     if let (Some(theirs), Some(ours)) = (leads.epoch, status.epoch)
         && theirs != ours
     {
         return Some(format!("{name} is in epoch {ours}, {of} in {theirs}"));
     }
-    let lag = lag_entries(Some(leads), status)?;
-    if max_lag.is_some_and(|max| lag > max) {
-        let max = max_lag.unwrap_or_default();
+    let lag = lag_entries(Some(leads), status);
+    if let (Some(lag), Some(max)) = (lag, limits.lag_entries)
+        && lag > max
+    {
         return Some(format!("{name} lacks {lag} entries of {of}, limit {max}"));
+    }
+    let late = lag_ms(Some(leads), name, status);
+    if let Some(fault) = too_late(name, late, limits.timeout_ms(leads)) {
+        return Some(fault);
     }
     let differs = status.index == leads.index && status.digest != leads.digest;
     (differs && status.digest.is_some() && leads.digest.is_some()).then(|| {
         let index = status.index.unwrap_or_default();
         format!("{name} holds other data than {of} at index {index}: their digests differ")
     })
+}
+
+/// That a follower is further behind than a leader may be silent.
+fn too_late(name: &str, lag_ms: Option<u64>, timeout_ms: u64) -> Option<String> {
+    let lag = lag_ms.filter(|&lag| lag > timeout_ms)?;
+    Some(format!(
+        "{name} is {lag} ms behind its leader, limit {timeout_ms} (leader_timeout_ms)"
+    ))
+}
+
+/// That there is not just one leader.
+fn leaders_fault(nodes: &[Asked], scope: &Scope) -> Option<String> {
+    let leaders = || members(nodes, scope).filter(|(_, status)| leads(status));
+    let names: Vec<&str> = leaders().map(|(node, _)| &*node.name).collect();
+    let serving = leaders().filter(|(_, status)| is_serving(status)).count();
+    match names.as_slice() {
+        [_] => None,
+        // Where one node is away, that is the fault, and it may well be the leader.
+        [] if nodes.iter().any(|node| node.answer.is_err()) => None,
+        [] => Some("no node leads".to_owned()),
+        names if serving > 1 => Some(format!("{} lead at once", names.join(" and "))),
+        names => Some(format!("{} are both to lead", names.join(" and "))),
+    }
+}
+
+/// What the nodes say of one another: another node at a peer's address, other settings, and one that answers here and
+/// not there.
+fn peer_faults(nodes: &[Asked], scope: &Scope, limits: Limits) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut differing = BTreeSet::new();
+    for (node, status) in members(nodes, scope) {
+        let name = shown_name(node, status);
+        for (peer, said) in &status.peers {
+            let answers = || members(nodes, scope).any(|(node, _)| node.name == *peer);
+            faults.extend(peer_fault(
+                name,
+                peer,
+                said,
+                answers,
+                limits.timeout_ms(status),
+            ));
+            if let Some(groups) = &said.differs {
+                // Both say it, each of the other.
+                let (one, other) = if *name < **peer {
+                    (name, &**peer)
+                } else {
+                    (&**peer, name)
+                };
+                differing.insert((one.to_owned(), other.to_owned(), groups));
+            }
+        }
+    }
+    faults.extend(differing.iter().map(|(one, other, groups)| {
+        format!("the cluster.toml of {one} and that of {other} differ: {groups}")
+    }));
+    faults
+}
+
+/// What is wrong with a peer, by what the node `name` says of it.
+fn peer_fault(
+    name: &str,
+    peer: &str,
+    said: &PeerStatus,
+    answers: impl Fn() -> bool,
+    timeout_ms: u64,
+) -> Option<String> {
+    let reason = said.reason.as_ref().map(|reason| format!(": {reason}"));
+    let reason = reason.unwrap_or_default();
+    match said.state.as_deref()? {
+        "up" => None,
+        // A node that starts is down for its peers until their next heartbeat.
+        "down" => {
+            let ms = said.since_ms.filter(|&ms| ms > timeout_ms && answers())?;
+            Some(format!("{name} has not heard {peer} for {ms} ms{reason}"))
+        }
+        word => {
+            let addr = said.addr.as_deref().unwrap_or("its address");
+            Some(format!(
+                "{name} finds a {word} at {addr}, where {peer} should be{reason}"
+            ))
+        }
+    }
 }
 
 /// The nodes that answered and are of the cluster.
@@ -291,8 +435,17 @@ pub(super) mod tests {
         Scope::Cluster(Some("demo".to_owned()))
     }
 
+    pub(in super::super) fn limits(lag_entries: Option<u64>) -> Limits {
+        Limits {
+            lag_entries,
+            leader_timeout_ms: None,
+        }
+    }
+
+    /// The faults, or that there are none, one a line.
     fn words(nodes: &[Asked], max_lag: Option<u64>) -> String {
-        judge(nodes, &demo(), max_lag).words(&demo())
+        let verdict = judge(nodes, &demo(), limits(max_lag));
+        verdict.words(&demo()).join("\n")
     }
 
     const LEADER: &str = "role=leader";
@@ -338,7 +491,28 @@ pub(super) mod tests {
                 "role=follower link=down leader=h:1 leader_heard_ms=1",
                 "n2 does not follow its leader at h:1, last heard 1 ms ago",
             ),
+            (
+                "role=follower link=sideways leader=h:1",
+                "n2 says that its link to h:1 is sideways",
+            ),
+            (
+                "role=follower link=down leader=h:1 leader_heard_ms=5001",
+                "n2 has a leader timeout: its leader at h:1 was last heard 5001 ms ago, limit 5000",
+            ),
+            (
+                "role=follower link=up leader=h:1 leader_heard_ms=701 leader_timeout_ms=700",
+                "n2 has a leader timeout: its leader at h:1 was last heard 701 ms ago, limit 700",
+            ),
+            ("role=follower link=up lag_ms=5000", "in sync: 2/2"),
+            (
+                "role=follower link=up lag_ms=5001",
+                "n2 is 5001 ms behind its leader, limit 5000 (leader_timeout_ms)",
+            ),
             (LEADER, "n1 and n2 lead at once"),
+            (
+                "role=leader state=loading reason=n1_leads",
+                "n2 is loading: n1 leads\nn1 and n2 are both to lead",
+            ),
             (
                 "role=follower cluster=other",
                 "n2 at n2:80 is a node of cluster other, not of demo",
@@ -355,13 +529,91 @@ pub(super) mod tests {
         ] {
             let nodes = [said("n1", LEADER), said("n2", second)];
             assert_eq!(words(&nodes, None), expected, "{second}");
-            let verdict = judge(&nodes, &demo(), None);
+            let verdict = judge(&nodes, &demo(), limits(None));
             assert_eq!(
                 verdict.is_healthy(),
                 expected.starts_with("in sync"),
                 "{second}"
             );
         }
+    }
+
+    #[test]
+    fn what_the_leader_sees_of_a_lag_counts_and_the_files_limit_first() {
+        let nodes = [
+            said(
+                "n1",
+                "role=leader follower.n2.lag_ms=800 leader_timeout_ms=900",
+            ),
+            said("n2", "role=follower link=up lag_ms=7000"),
+        ];
+        let words = |leader_timeout_ms| {
+            let limits = Limits {
+                lag_entries: None,
+                leader_timeout_ms,
+            };
+            judge(&nodes, &demo(), limits).words(&demo()).join("\n")
+        };
+        assert_eq!(words(None), "in sync: 2/2");
+        assert_eq!(
+            words(Some(700)),
+            "n2 is 800 ms behind its leader, limit 700 (leader_timeout_ms)"
+        );
+        // Without a leader, and for one node, it is the follower's own.
+        let own = "n2 is 7000 ms behind its leader, limit 5000 (leader_timeout_ms)";
+        let alone = judge(&nodes[1..], &Scope::Node, Limits::default());
+        assert_eq!(alone.words(&Scope::Node), [own]);
+    }
+
+    #[test]
+    fn what_nodes_say_of_one_another_is_told_once() {
+        let nodes = [
+            said(
+                "n1",
+                "role=leader peer.n2.state=up peer.n2.differs=leader,_limits peer.n3.state=stranger \
+                 peer.n3.addr=h:3 peer.n3.reason=a_node_of_cluster_x;_not_demo",
+            ),
+            said(
+                "n2",
+                "role=follower link=up peer.n1.state=up peer.n1.differs=leader,_limits peer.n3.state=down \
+                 peer.n3.since_ms=5001 peer.n3.reason=refused peer.n1.since_ms=9000",
+            ),
+            said(
+                "n3",
+                "role=follower link=up peer.n1.state=down peer.n1.since_ms=5000",
+            ),
+        ];
+        assert_eq!(
+            words(&nodes, None),
+            "n1 finds a stranger at h:3, where n3 should be: a node of cluster x; not demo\n\
+             n2 has not heard n3 for 5001 ms: refused\n\
+             the cluster.toml of n1 and that of n2 differ: leader, limits"
+        );
+        // One that is not there is told as that alone.
+        let nodes = [
+            said(
+                "n1",
+                "role=leader peer.n3.state=down peer.n3.since_ms=99999",
+            ),
+            silent("n3", Silence::Unreachable("refused".to_owned())),
+        ];
+        assert_eq!(words(&nodes, None), "n3 is unreachable: refused");
+    }
+
+    #[test]
+    fn a_node_that_refuses_to_say_is_not_taken_for_another_program() {
+        let error = Error::Server {
+            message: "too many connections".to_owned(),
+        };
+        let nodes = [said("n1", LEADER), silent("n2", Silence::from(&error))];
+        assert_eq!(
+            words(&nodes, None),
+            "n2 at n2:80 gives no status: too many connections"
+        );
+        let error = Error::Server {
+            message: "unknown opcode 0x40".to_owned(),
+        };
+        assert!(matches!(Silence::from(&error), Silence::NoStatus(_)));
     }
 
     #[test]
@@ -383,7 +635,7 @@ pub(super) mod tests {
             words(&nodes, Some(11)),
             "n2 lacks 12 entries of n1, limit 11"
         );
-        assert_eq!(judge(&nodes, &demo(), Some(0)).healthy, 2);
+        assert_eq!(judge(&nodes, &demo(), limits(Some(0))).healthy, 2);
     }
 
     #[test]
@@ -398,11 +650,11 @@ pub(super) mod tests {
         ];
         assert_eq!(
             words(&nodes, None),
-            "n1 is unreachable: cannot connect to n1:80: refused; n2 does not follow its leader at n1:80, and has not \
-             since its start; n3 at n3:80 gives no status, so it is of another version or no GopherStore: unknown \
+            "n1 is unreachable: cannot connect to n1:80: refused\nn2 does not follow its leader at n1:80, and has not \
+             since its start\nn3 at n3:80 gives no status, so it is of another version or no GopherStore: unknown \
              opcode 0x40"
         );
-        assert_eq!(judge(&nodes, &demo(), None).healthy, 0);
+        assert_eq!(judge(&nodes, &demo(), limits(None)).healthy, 0);
         let nodes = [said("n1", FOLLOWER), said("n2", FOLLOWER)];
         assert_eq!(words(&nodes, None), "no node leads");
     }
@@ -414,7 +666,9 @@ pub(super) mod tests {
                 name: name.to_owned(),
                 ..said("n2", words)
             };
-            judge(&[node], &Scope::Node, Some(0)).words(&Scope::Node)
+            judge(&[node], &Scope::Node, limits(Some(0)))
+                .words(&Scope::Node)
+                .join("\n")
         };
         assert_eq!(judge(FOLLOWER, "-"), "serving");
         assert_eq!(judge("", "-"), "serving", "a node that says little");
@@ -445,8 +699,8 @@ pub(super) mod tests {
         };
         let scope = Scope::Cluster(None);
         assert_eq!(
-            judge(&[node], &scope, Some(0)).words(&scope),
-            "in sync: 1/1"
+            judge(&[node], &scope, limits(Some(0))).words(&scope),
+            ["in sync: 1/1"]
         );
         let named = said("n1", "node=- cluster=- role=leader epoch=0 index=0");
         assert_eq!(words(&[named], None), "in sync: 1/1");

@@ -24,7 +24,7 @@ use crate::{
     quote,
     report::{self, Failure, Outcome},
 };
-use health::{Asked, Scope, Silence, Verdict};
+use health::{Asked, Limits, Scope, Silence, Verdict};
 
 /// Between two looks of --watch.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -45,10 +45,13 @@ const ROUND_LIMIT: Duration = Duration::from_secs(1);
         gopherstore-cli status --config cluster.toml --wait --max-lag 0 --timeout 10s",
     note = "Of one node it prints what the node says, a line for each fact; docs/GBP.md explains them.\n\
         With --config and no --node, with --cluster or with --max-lag it is about the whole cluster:\n\
-        a table on a terminal, lines into a pipe, and a last line that says what is wrong, or\n\
-        'in sync: 3/3'. Lags are in entries, and in milliseconds as the leader sees them.\n\
+        a table on a terminal, lines into a pipe, and then a line for each fault, or 'in sync: 3/3'.\n\
+        Lags are in entries, and in milliseconds as the leader sees them.\n\
         Healthy is: all nodes answer and serve, one leads, they are in one epoch, every follower's\n\
-        stream comes in and lacks --max-lag entries at most, and equal indexes have equal digests.\n\
+        stream comes in, it lacks --max-lag entries at most and is no longer behind than\n\
+        leader_timeout_ms, equal indexes have equal digests, and the nodes find one another with\n\
+        equal settings. json has faults as a list, and of each node every line of its status: a\n\
+        number or a string by the line's key, null for '-', and objects 'peers' and 'followers'.\n\
         Exit code 0 is healthy, 3 is not; with --wait 6 is not within --timeout.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
@@ -56,7 +59,7 @@ pub(crate) struct Status {
     /// all nodes of the cluster that the node is in, as it lists them
     #[argh(switch)]
     cluster: bool,
-    /// form: table, json (a line for each look), or lines
+    /// form: table, json (an object on a line for each look), or lines
     #[argh(
         option,
         short = 'w',
@@ -103,7 +106,7 @@ enum Source {
     /// What that node says.
     Peers(String),
     /// The file.
-    Config(Config),
+    Config(Box<Config>),
 }
 
 /// Why there is nothing to look at.
@@ -133,7 +136,8 @@ pub(crate) fn run(command: Status, context: &Context) -> Result<Outcome, Failure
     let source = match (&context.addr, &context.config, &context.node) {
         (None, Some(file), None) => {
             let config = Config::load(file);
-            Source::Config(config.map_err(|error| Failure::new(Outcome::Usage, error.to_string()))?)
+            let config = config.map_err(|error| Failure::new(Outcome::Usage, error.to_string()));
+            Source::Config(Box::new(config?))
         }
         _ if is_cluster => Source::Peers(context.addr()?),
         _ => Source::Node(context.addr()?),
@@ -155,7 +159,8 @@ pub(crate) fn run(command: Status, context: &Context) -> Result<Outcome, Failure
 
 /// What is wrong with the node at `addr` on its own, in words, by what it says of itself.
 pub(crate) fn fault_of(addr: &str, status: &NodeStatus) -> Option<String> {
-    health::own_fault(status.node.as_deref().unwrap_or(addr), status)
+    let timeout_ms = Limits::default().timeout_ms(status);
+    health::own_fault(status.node.as_deref().unwrap_or(addr), status, timeout_ms)
 }
 
 struct Run<'a> {
@@ -175,20 +180,14 @@ impl Run<'_> {
                 }
                 Blind::Other(failure) => failure,
             })?;
-        let (text, words) = self.shown(&look);
-        if !crate::write_out(text.as_bytes())? {
+        let (text, said) = self.shown(&look);
+        if !crate::write_out(text.as_bytes())? || look.verdict.is_healthy() {
             return Ok(Outcome::Done);
         }
-        if look.verdict.is_healthy() {
-            return Ok(Outcome::Done);
+        if matches!(said, Said::Not) {
+            look.print_faults();
         }
-        match words {
-            Said::InText => Ok(Outcome::ServerError),
-            Said::Not => Err(Failure::new(
-                Outcome::ServerError,
-                look.verdict.words(&look.scope),
-            )),
-        }
+        Ok(Outcome::ServerError)
     }
 
     fn wait(&self) -> Result<Outcome, Failure> {
@@ -218,8 +217,16 @@ impl Run<'_> {
             }
             let words = match last {
                 Ok(look) => {
-                    crate::write_out(self.shown(&look).0.as_bytes())?;
-                    look.verdict.words(&look.scope)
+                    let (text, said) = self.shown(&look);
+                    crate::write_out(text.as_bytes())?;
+                    match (look.verdict.faults.as_slice(), said) {
+                        ([fault], _) => fault.clone(),
+                        (faults, Said::InText) => format!("{} faults, as above", faults.len()),
+                        (faults, Said::Not) => {
+                            look.print_faults();
+                            format!("{} faults, as above", faults.len())
+                        }
+                    }
                 }
                 Err(blind) => blind.to_string(),
             };
@@ -240,10 +247,7 @@ impl Run<'_> {
             let text = match self.look(self.context.timeout.min(ROUND_LIMIT)) {
                 Ok(look) => match self.shown(&look) {
                     (text, Said::Not) if !look.verdict.is_healthy() => {
-                        format!(
-                            "{text}{}\n",
-                            quote::one_line(&look.verdict.words(&look.scope))
-                        )
+                        text + &look.words().join("\n") + "\n"
                     }
                     (text, _) => text,
                 },
@@ -319,7 +323,14 @@ impl Run<'_> {
             texts.push(text);
             nodes.push(Asked { name, addr, answer });
         }
-        let verdict = health::judge(&nodes, &scope, self.max_lag);
+        let limits = Limits {
+            lag_entries: self.max_lag,
+            leader_timeout_ms: match &self.source {
+                Source::Config(config) => Some(milliseconds(config.replication.leader_timeout)),
+                Source::Node(_) | Source::Peers(_) => None,
+            },
+        };
+        let verdict = health::judge(&nodes, &scope, limits);
         Ok(Look {
             scope,
             nodes,
@@ -388,7 +399,6 @@ impl Run<'_> {
                 view::table(&look.nodes, &look.scope, width)
             }
         };
-        let words = quote::one_line(&look.verdict.words(&look.scope));
         let (begin, end) = match AutoStream::choice(&io::stdout()) {
             ColorChoice::Never => ("", ""),
             _ if look.verdict.is_healthy() => ("\x1b[32m", "\x1b[0m"),
@@ -397,8 +407,25 @@ impl Run<'_> {
         if form == Form::Table {
             text.push('\n');
         }
-        text.push_str(&format!("{begin}{words}{end}\n"));
+        for words in look.words() {
+            text.push_str(&format!("{begin}{words}{end}\n"));
+        }
         (text, Said::InText)
+    }
+}
+
+impl Look {
+    /// The verdict, a line for each phrase.
+    fn words(&self) -> Vec<String> {
+        let words = self.verdict.words(&self.scope).into_iter();
+        words.map(|words| quote::one_line(&words)).collect()
+    }
+
+    /// Prints what is wrong on standard error.
+    fn print_faults(&self) {
+        for fault in &self.verdict.faults {
+            Failure::new(Outcome::ServerError, fault.as_str()).print(None);
+        }
     }
 }
 
@@ -424,6 +451,10 @@ fn peers(addr: &str, status: &NodeStatus) -> Result<Vec<(String, String)>, Failu
             ),
         )
     })
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Columns and rows of the terminal, where standard output is one.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use gopherstore::client::{NodeRole, NodeStatus};
 use indicatif::BinaryBytes;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::health::{self, Asked, Scope, Silence, Verdict};
 use crate::quote;
@@ -176,22 +176,26 @@ fn name(node: &Asked) -> &str {
 const fn said_nothing(silence: &Silence) -> &'static str {
     match silence {
         Silence::Unreachable(_) => "unreachable",
+        Silence::Refused(_) => "error",
         Silence::NoStatus(_) => "no status",
     }
 }
 
-/// How far a follower is behind its leader: in entries, and in milliseconds as the leader sees it.
+/// How far a follower is behind its leader, in entries and in milliseconds: by what the leader says, or where there is
+/// none, by what the follower does.
 fn lag(
     node: &Asked,
     status: &NodeStatus,
     nodes: &[Asked],
     scope: &Scope,
 ) -> (Option<u64>, Option<u64>) {
+    if status.role == Some(NodeRole::Leader) {
+        return (None, None);
+    }
     let leader = health::leader(nodes, scope).and_then(|leader| leader.answer.as_ref().ok());
-    let seen = leader.and_then(|leader| leader.followers.get(&node.name));
     (
-        health::lag_entries(leader, status),
-        seen.and_then(|seen| seen.lag_ms),
+        health::lag_entries(leader, status).or(status.lag_entries),
+        health::lag_ms(leader, &node.name, status),
     )
 }
 
@@ -217,43 +221,139 @@ pub(super) fn json(nodes: &[Asked], scope: &Scope, verdict: &Verdict) -> String 
     let value = json!({
         "cluster": cluster,
         "healthy": verdict.is_healthy(),
-        "verdict": verdict.words(scope),
+        "verdict": verdict.words(scope).join("\n"),
         "faults": verdict.faults,
         "nodes": list,
     });
     format!("{value}\n")
 }
 
+/// What a key of STATUS holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Text,
+    Number,
+}
+
+/// The keys of STATUS that every node of the JSON has, null where it does not say them. Source: docs/GBP.md, section 4.
+const KEYS: [(&str, Kind); 25] = [
+    ("cluster", Kind::Text),
+    ("role", Kind::Text),
+    ("state", Kind::Text),
+    ("reason", Kind::Text),
+    ("epoch", Kind::Number),
+    ("index", Kind::Number),
+    ("digest", Kind::Text),
+    ("keys", Kind::Number),
+    ("bytes", Kind::Number),
+    ("connections", Kind::Number),
+    ("uptime_ms", Kind::Number),
+    ("version", Kind::Text),
+    // No figure: it may need more digits than a number of JSON keeps.
+    ("process", Kind::Text),
+    ("heartbeat_interval_ms", Kind::Number),
+    ("leader_timeout_ms", Kind::Number),
+    ("max_value_bytes", Kind::Number),
+    ("full_copies", Kind::Number),
+    ("resumes", Kind::Number),
+    ("backlog_bytes", Kind::Number),
+    ("backlog_first_index", Kind::Number),
+    ("leader", Kind::Text),
+    ("link", Kind::Text),
+    ("leader_heard_ms", Kind::Number),
+    ("lag_entries", Kind::Number),
+    ("lag_ms", Kind::Number),
+];
+
+/// The same of each of its peers.
+const PEER_KEYS: [(&str, Kind); 5] = [
+    ("addr", Kind::Text),
+    ("state", Kind::Text),
+    ("since_ms", Kind::Number),
+    ("reason", Kind::Text),
+    ("differs", Kind::Text),
+];
+
+/// The same of each of its followers.
+const FOLLOWER_KEYS: [(&str, Kind); 3] = [
+    ("index", Kind::Number),
+    ("lag_entries", Kind::Number),
+    ("lag_ms", Kind::Number),
+];
+
+/// A node, with every line that it says, those of later versions too.
 fn json_of(node: &Asked, nodes: &[Asked], scope: &Scope) -> Value {
-    let status = match &node.answer {
-        Ok(status) => status,
-        Err(Silence::Unreachable(why) | Silence::NoStatus(why)) => {
-            return json!({ "node": node.name, "addr": node.addr, "error": why });
+    let mut object = Map::new();
+    object.insert("node".to_owned(), json!(name(node)));
+    object.insert("addr".to_owned(), json!(node.addr));
+    let mut families = [("peer.", Map::new()), ("follower.", Map::new())];
+    let error = match &node.answer {
+        Err(silence) => Some(silence.why().to_owned()),
+        Ok(status) => {
+            let (lag_entries, lag_ms) = lag(node, status, nodes, scope);
+            object.insert("lag_entries".to_owned(), json!(lag_entries));
+            object.insert("lag_ms".to_owned(), json!(lag_ms));
+            for (key, value) in &status.lines {
+                let family = families.iter_mut().find_map(|(prefix, names)| {
+                    let (name, field) = key.strip_prefix(*prefix)?.rsplit_once('.')?;
+                    let fields = names.entry(name).or_insert_with(|| json!({}));
+                    Some((fields.as_object_mut()?, field, family_keys(prefix)))
+                });
+                match family {
+                    Some((fields, field, keys)) => {
+                        fields.insert(field.to_owned(), json_value(keys, field, value));
+                    }
+                    // Not what a node of a later version may say by one of our own names.
+                    None if !object.contains_key(key) && !RESERVED.contains(&&**key) => {
+                        object.insert(key.clone(), json_value(&KEYS, key, value));
+                    }
+                    None => {}
+                }
+            }
+            health::stranger(node, status, scope, nodes.len())
         }
     };
-    let (lag_entries, lag_ms) = lag(node, status, nodes, scope);
-    let is_leader = status.role == Some(NodeRole::Leader);
-    json!({
-        "node": name(node),
-        "addr": node.addr,
-        "error": health::stranger(node, status, scope, nodes.len()),
-        "cluster": status.cluster,
-        "role": status.role.as_ref().map(NodeRole::as_str),
-        "state": status.state.as_ref().map(|state| state.as_str()),
-        "reason": status.reason,
-        "epoch": status.epoch,
-        "index": status.index,
-        "lag_entries": lag_entries,
-        "lag_ms": if is_leader { None } else { lag_ms },
-        "link": status.is_link_up.map(|is_up| if is_up { "up" } else { "down" }),
-        "leader_heard_ms": status.leader_heard_ms,
-        "keys": status.keys,
-        "bytes": status.bytes,
-        "digest": status.digest,
-        "connections": status.connections,
-        "uptime_ms": status.uptime_ms,
-        "version": status.version,
-    })
+    object.insert("error".to_owned(), json!(error));
+    complete(&mut object, &KEYS);
+    for (name, (prefix, mut members)) in ["peers", "followers"].into_iter().zip(families) {
+        for member in members.values_mut().filter_map(Value::as_object_mut) {
+            complete(member, family_keys(prefix));
+        }
+        object.insert(name.to_owned(), Value::Object(members));
+    }
+    Value::Object(object)
+}
+
+/// Names of a node in JSON that are none of STATUS.
+const RESERVED: [&str; 4] = ["addr", "error", "peers", "followers"];
+
+fn family_keys(prefix: &str) -> &'static [(&'static str, Kind)] {
+    match prefix {
+        "peer." => &PEER_KEYS,
+        _ => &FOLLOWER_KEYS,
+    }
+}
+
+/// Adds the keys that are not there.
+fn complete(object: &mut Map<String, Value>, keys: &[(&str, Kind)]) {
+    for (key, _) in keys {
+        object.entry(*key).or_insert(Value::Null);
+    }
+}
+
+/// A value of STATUS. One of a key that is not known is a number where it looks like one that JSON keeps exactly.
+fn json_value(keys: &[(&str, Kind)], key: &str, value: &str) -> Value {
+    const EXACT_MAX: u64 = 1 << 53;
+    let number = value.parse::<u64>().ok();
+    match keys.iter().find(|(known, _)| *known == key) {
+        _ if value.is_empty() || value == "-" => Value::Null,
+        Some((_, Kind::Text)) => json!(value),
+        Some((_, Kind::Number)) => json!(number),
+        None => match number.filter(|&number| number <= EXACT_MAX && number.to_string() == value) {
+            Some(number) => json!(number),
+            None => json!(value),
+        },
+    }
 }
 
 /// What every node said, each line with the node's name in front; `error` where one said nothing.
@@ -261,8 +361,8 @@ pub(super) fn lines(nodes: &[Asked], texts: &[String]) -> String {
     let mut all = String::new();
     for (node, text) in nodes.iter().zip(texts) {
         let name = quote::one_line(name(node));
-        if let Err(Silence::Unreachable(why) | Silence::NoStatus(why)) = &node.answer {
-            let _ = writeln!(all, "{name} error: {}", quote::one_line(why));
+        if let Err(silence) = &node.answer {
+            let _ = writeln!(all, "{name} error: {}", quote::one_line(silence.why()));
         }
         for line in text.lines() {
             let _ = writeln!(all, "{name} {}", quote::one_line(line));
@@ -273,7 +373,7 @@ pub(super) fn lines(nodes: &[Asked], texts: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::health::tests::{demo, said, silent};
+    use super::super::health::tests::{demo, limits, said, silent};
     use super::*;
 
     fn cluster() -> Vec<Asked> {
@@ -364,7 +464,7 @@ n3           -  -
         nodes[1] = said("n2", "role=\x1b[31m state=\x07 digest=\x1b[2J");
         nodes[2].addr = "\x1b]0;x".to_owned();
         let texts = vec!["node: \x1b[31m".to_owned(), String::new(), String::new()];
-        let verdict = health::judge(&nodes, &demo(), None);
+        let verdict = health::judge(&nodes, &demo(), limits(None));
         for text in [
             table(&nodes, &demo(), None),
             table(&nodes, &demo(), Some(40)),
@@ -382,7 +482,7 @@ n3           -  -
     fn json_has_every_node_and_null_for_what_is_not_known() {
         let mut nodes = cluster();
         nodes.push(said("n4", "cluster=other role=leader"));
-        let verdict = health::judge(&nodes, &demo(), Some(0));
+        let verdict = health::judge(&nodes, &demo(), limits(Some(0)));
         let text = json(&nodes, &demo(), &verdict);
         assert_eq!(text.matches('\n').count(), 1);
         let value: Value = serde_json::from_str(&text).unwrap_or_default();
@@ -408,6 +508,77 @@ n3           -  -
             other["error"],
             "n4 at n4:80 is a node of cluster other, not of demo"
         );
+    }
+
+    #[test]
+    fn json_has_all_that_a_status_says_under_stable_names() {
+        let document = include_str!("../../../../docs/GBP.md");
+        let (_, section) = document.split_once("\n**STATUS**").unwrap_or_default();
+        let (section, _) = section.split_once("\n**DISCARD**").unwrap_or_default();
+        let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+        let keys: Vec<&str> = rows.filter_map(|row| row.split('`').next()).collect();
+        assert!(keys.len() > 20, "{keys:?}");
+        let words: Vec<String> = keys
+            .iter()
+            .filter(|key| !["node", "role", "state", "lag_entries", "lag_ms"].contains(key))
+            .map(|key| format!("{key}=7"))
+            .collect();
+        let said_all = said("n1", &format!("role=leader {}", words.join(" ")));
+        let nodes = [
+            said_all,
+            silent("n2", Silence::Refused("no room".to_owned())),
+        ];
+        let verdict = health::judge(&nodes, &demo(), limits(None));
+        let value: Value =
+            serde_json::from_str(&json(&nodes, &demo(), &verdict)).unwrap_or_default();
+        for key in keys {
+            let node = &value["nodes"][0];
+            let found = match key.split('.').collect::<Vec<_>>().as_slice() {
+                ["peer", name, field] => node["peers"][name].get(field),
+                ["follower", name, field] => node["followers"][name].get(field),
+                _ => node.get(key),
+            };
+            assert!(found.is_some(), "{key} is missing: {node}");
+            let is_family = key.contains('.');
+            assert!(is_family || value["nodes"][1].get(key).is_some(), "{key}");
+        }
+        assert_eq!(value["nodes"][1]["error"], "no room");
+        assert_eq!(value["nodes"][1]["peers"], json!({}));
+    }
+
+    #[test]
+    fn json_passes_on_what_it_does_not_know() {
+        let nodes = [said(
+            "n1",
+            "role=leader later=7 named=007 large=18446744073709551615 none=- addr=x error=x peers=x \
+             peer.a.b.state=up peer.a.b.colour=red follower.n2.lag_ms=3 follower.n2.queued=9 peer.odd=1 \
+             process=18446744073709551615 digest=00000000000000000000000000000007 keys=few",
+        )];
+        let verdict = health::judge(&nodes, &demo(), limits(None));
+        let value: Value =
+            serde_json::from_str(&json(&nodes, &demo(), &verdict)).unwrap_or_default();
+        let node = &value["nodes"][0];
+        for (key, expected) in [
+            ("later", json!(7)),
+            ("named", json!("007")),
+            ("large", json!("18446744073709551615")),
+            ("none", Value::Null),
+            ("addr", json!("n1:80")),
+            ("error", Value::Null),
+            ("peer.odd", json!(1)),
+            ("process", json!("18446744073709551615")),
+            ("digest", json!("00000000000000000000000000000007")),
+            ("keys", Value::Null),
+            ("max_value_bytes", Value::Null),
+        ] {
+            assert_eq!(node[key], expected, "{key}");
+        }
+        let mut peer = json!({ "addr": null, "state": "up", "since_ms": null, "reason": null });
+        peer["differs"] = Value::Null;
+        peer["colour"] = json!("red");
+        assert_eq!(node["peers"], json!({ "a.b": peer }));
+        let follower = json!({ "index": null, "lag_entries": null, "lag_ms": 3, "queued": 9 });
+        assert_eq!(node["followers"], json!({ "n2": follower }));
     }
 
     #[test]
