@@ -312,6 +312,37 @@ fn a_rate_is_kept_and_all_is_sent() {
 }
 
 #[test]
+fn a_run_too_short_for_anything_prints_its_figures_and_fails() {
+    let node = Node::start();
+    let addr = addr(&node);
+    let options = "--duration 1ns --keys 10 --connections 2";
+    let run = bench(&addr, &format!("{options} -w json"));
+    assert_eq!(run.code, 6, "{run:?}");
+    assert!(run.err.contains("before anything was measured") && run.err.contains("--duration"));
+    assert_eq!(run.err.matches('\n').count(), 1, "{run:?}");
+    let results = json(&run.out);
+    assert_eq!(figure(&results, "all", "count"), 0.0);
+    assert_eq!(figure(&results, "all", "per_s"), 0.0);
+    let run = bench(&addr, options);
+    assert_eq!(run.code, 6, "{run:?}");
+    assert!(run.out.starts_with(b"seed "), "{run:?}");
+    assert_eq!(keys(&addr), 0);
+}
+
+#[test]
+fn a_slow_rate_is_not_reported_as_a_fast_one() {
+    let node = Node::start();
+    let addr = addr(&node);
+    for options in ["--rate 1 --count 1", "--rate 1 --duration 20ms"] {
+        let run = bench(&addr, &format!("{options} --keys 10 -w json"));
+        assert_eq!((run.code, &*run.err), (0, ""), "{options}");
+        let results = json(&run.out);
+        assert_eq!(figure(&results, "all", "count"), 1.0, "{options}");
+        assert_eq!(figure(&results, "all", "per_s"), 1.0, "{results}");
+    }
+}
+
+#[test]
 fn with_a_rate_a_node_that_stands_still_shows_up_in_the_percentiles() {
     let options = "--count 200 --get 0 --connections 1 --keys 10 -w json";
     let stall = Duration::from_millis(500);

@@ -151,6 +151,37 @@ fn a_write_that_is_never_seen_is_a_timeout_and_leaves_nothing() {
 }
 
 #[test]
+fn what_was_measured_before_a_failure_is_printed() {
+    let cluster = cluster(true);
+    let config = ConfigFile::of(&cluster);
+    let line = "race --on n2 --timeout 500ms --count 1000000 --interval 1ms -w json --config";
+    let line = line.split(' ').chain([config.path()]);
+    let child = start(program().args(line.collect::<Vec<_>>()));
+    wait_for("some writes", || {
+        (cluster.number(0, "index") > 20).then_some(())
+    });
+    cluster.link(1, 0).hold(Way::Down);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(6), "{output:?}");
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(value["is_partial"], true);
+    assert!(value["writes"].as_u64() > Some(0), "{value}");
+    expect_clean(&cluster);
+    // Nothing was.
+    let line = "race --on n2 --timeout 300ms -w json --config";
+    let run = run(
+        &line.split(' ').chain([config.path()]).collect::<Vec<_>>(),
+        b"",
+    );
+    assert_eq!(run.code, 6, "{run:?}");
+    let value: Value = serde_json::from_slice(&run.out).unwrap();
+    assert_eq!(
+        (&value["writes"], &value["p50_us"]),
+        (&0.into(), &Value::Null)
+    );
+}
+
+#[test]
 fn a_duration_ends_it_however_long_the_pause_is() {
     let cluster = cluster(false);
     let follower = cluster.addr(1).to_string();

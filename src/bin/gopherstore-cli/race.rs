@@ -184,6 +184,22 @@ fn race(
     let measured = racing.measured;
     // However it went. Not there is as good as removed.
     let removed = leader.client.del(key.as_bytes());
+    let is_empty = measured.windows.is_empty();
+    let printed = match command.form {
+        // It has nothing to show, and why is told.
+        Form::Table if is_empty => Ok(()),
+        form => {
+            let (leader, follower) = (&leader.addr, &follower.addr);
+            let text = match form {
+                Form::Table => table(&measured, leader, follower, name),
+                Form::Json => {
+                    let is_partial = result.is_err() || stop.is_set();
+                    json(&measured, leader, follower, name, is_partial)
+                }
+            };
+            crate::write_out(text.as_bytes()).map(|_| ())
+        }
+    };
     match (result, removed) {
         (result, Ok(_)) => result?,
         (result, Err(error)) => {
@@ -199,20 +215,13 @@ fn race(
             ));
         }
     }
-    if measured.windows.is_empty() {
-        if stop.is_set() {
-            return Ok(());
-        }
+    if is_empty && !stop.is_set() {
         return Err(Failure::new(
             Outcome::Timeout,
             "ended before anything was measured; give it more time",
         ));
     }
-    let text = match command.form {
-        Form::Table => table(&measured, &leader.addr, &follower.addr, name),
-        Form::Json => json(&measured, &leader.addr, &follower.addr, name),
-    };
-    crate::write_out(text.as_bytes()).map(|_| ())
+    printed
 }
 
 fn node(context: &Context, addr: String) -> Node {
@@ -401,7 +410,8 @@ fn table(measured: &Measured, leader: &str, follower: &str, name: Option<&str>) 
     };
     let title = format!("from {leader}'s answer to a write until {follower} shows it");
     let _ = writeln!(text, "{}", quote::one_line(&title));
-    let mut line = |name: &str, ns: u64| {
+    let mut line = |name: &str, ns: Option<u64>| {
+        let Some(ns) = ns else { return };
         // Thousandths of a millisecond, from nanoseconds.
         let _ = writeln!(
             text,
@@ -428,16 +438,24 @@ fn table(measured: &Measured, leader: &str, follower: &str, name: Option<&str>) 
     text
 }
 
-/// The least and the most exactly as they were recorded, as far as the digits go.
-fn at(histogram: &Histogram<u64>, quantile: f64) -> u64 {
-    if quantile == 0.0 {
-        histogram.min()
+/// The least and the most exactly as they were recorded, as far as the digits go; none where nothing was.
+fn at(histogram: &Histogram<u64>, quantile: f64) -> Option<u64> {
+    if histogram.is_empty() {
+        None
+    } else if quantile == 0.0 {
+        Some(histogram.min())
     } else {
-        histogram.value_at_quantile(quantile).min(histogram.max())
+        Some(histogram.value_at_quantile(quantile).min(histogram.max()))
     }
 }
 
-fn json(measured: &Measured, leader: &str, follower: &str, name: Option<&str>) -> String {
+fn json(
+    measured: &Measured,
+    leader: &str,
+    follower: &str,
+    name: Option<&str>,
+    is_partial: bool,
+) -> String {
     let mut times = Map::new();
     for (name, quantile) in QUANTILES {
         let name = format!("{}_us", name.replace('.', "_"));
@@ -447,6 +465,7 @@ fn json(measured: &Measured, leader: &str, follower: &str, name: Option<&str>) -
         "leader": leader,
         "follower": follower,
         "node": name,
+        "is_partial": is_partial,
         "writes": measured.windows.len(),
         "stale_writes": measured.stale_writes,
         "reads": measured.reads.len(),
@@ -459,8 +478,8 @@ fn json(measured: &Measured, leader: &str, follower: &str, name: Option<&str>) -
     format!("{value}\n")
 }
 
-fn microseconds(ns: u64) -> Value {
-    json!(ns / 1_000)
+fn microseconds(ns: Option<u64>) -> Value {
+    json!(ns.map(|ns| ns / 1_000))
 }
 
 #[cfg(test)]
@@ -515,7 +534,7 @@ mod tests {
 
     #[test]
     fn json_has_the_same_figures_in_microseconds() {
-        let text = json(&measured(&[2_000_000]), "h:1", "h:2", None);
+        let text = json(&measured(&[2_000_000]), "h:1", "h:2", None, false);
         let value: Value = serde_json::from_str(&text).unwrap_or_default();
         for name in ["min_us", "p50_us", "p90_us", "p99_us", "p99_9_us", "max_us"] {
             let us = value[name].as_u64().unwrap_or(0);
@@ -526,5 +545,14 @@ mod tests {
             (&json!(1), &json!(3))
         );
         assert_eq!(value["node"], Value::Null);
+        let text = json(&measured(&[]), "h:1", "h:2", None, true);
+        let value: Value = serde_json::from_str(&text).unwrap_or_default();
+        assert_eq!(
+            (&value["writes"], &value["is_partial"]),
+            (&json!(0), &json!(true))
+        );
+        for name in ["min_us", "p99_9_us", "max_us", "read_us"] {
+            assert_eq!(value.get(name), Some(&Value::Null), "{text}");
+        }
     }
 }

@@ -75,7 +75,8 @@ const IN_FLIGHT_MAX: u64 = 1 << 30;
         that one left. Two runs at a time need prefixes of their own.\n\
         \n\
         The first error, such as a lost connection or a loading node, ends the run. What was\n\
-        measured up to there is printed, and the exit code is the error's.\n\
+        measured up to there is printed, and the exit code is the error's. Where the time was too\n\
+        short to measure anything it is 6. 'per s' of a run with --rate is never more than that.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 pub(crate) struct Bench {
@@ -293,23 +294,23 @@ fn run_at(
 ) -> Result<(), Failure> {
     let progress = Progress::new(context);
     let Some(claim) = target.claim(stop, &progress)? else {
-        return Ok(());
+        drop(progress);
+        return print(form, &target, &run::nothing()?, stop);
     };
     let measured = target
         .load(stop, &progress)
         .and_then(|()| run::measure(&target, stop, &progress));
-    let (measured, failure) = match measured {
-        Ok((measured, failure)) => (Some(measured), failure),
-        Err(failure) => (None, Some(failure)),
-    };
     drop(progress);
-    let printed = match measured.filter(|measured| !measured.is_empty()) {
-        Some(measured) => {
-            let is_partial = stop.is_set();
-            let text = results::shown(form, &target.conditions(), &measured, is_partial);
-            write_out(text.as_bytes()).map(|_| ())
+    let (printed, failure) = match measured {
+        Ok((measured, None)) if measured.is_empty() && !stop.is_set() => {
+            let failure = Failure::new(
+                Outcome::Timeout,
+                "ended before anything was measured; give it more time with --duration",
+            );
+            (print(form, &target, &measured, stop), Some(failure))
         }
-        None => Ok(()),
+        Ok((measured, failure)) => (print(form, &target, &measured, stop), failure),
+        Err(failure) => (Ok(()), Some(failure)),
     };
     let progress = Progress::new(context);
     let removed = if target.plan.keep {
@@ -326,4 +327,9 @@ fn run_at(
         (Some(failure), Ok(())) | (None, Err(failure)) => Err(failure),
         (None, Ok(())) => printed,
     }
+}
+
+fn print(form: Form, target: &Target<'_>, measured: &Measured, stop: &Stop) -> Result<(), Failure> {
+    let text = results::shown(form, &target.conditions(), measured, stop.is_set());
+    write_out(text.as_bytes()).map(|_| ())
 }

@@ -194,22 +194,47 @@ impl Latencies {
 }
 
 impl Row {
-    fn of(operation: &'static str, series: &Series, elapsed: Duration) -> Row {
+    fn of(operation: &'static str, series: &Series, span: Duration) -> Row {
         let count = series.latencies.len();
-        let seconds = elapsed.as_secs_f64();
         Row {
             operation,
             count,
             missed: series.missed,
             errors: series.errors,
-            per_s: if seconds > 0.0 {
-                rounded(float(count) / seconds)
-            } else {
-                0.0
-            },
+            per_s: rounded(per_second(count, span)),
             latencies: Latencies::of(&series.latencies),
         }
     }
+}
+
+/// The time that so many operations stand for. With a rate that is what the rate gives them, if it is longer: the last
+/// one is sent at the beginning of its own share of the time.
+pub(super) fn span(count: u64, rate: Option<u64>, elapsed: Duration) -> Duration {
+    let share = rate.filter(|&rate| rate > 0).map(|rate| {
+        let nanos = u128::from(count) * 1_000_000_000 / u128::from(rate);
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    });
+    share.map_or(elapsed, |share| share.max(elapsed))
+}
+
+/// Operations a second; 0 of none.
+pub(super) fn per_second(count: u64, span: Duration) -> f64 {
+    if count == 0 || span.is_zero() {
+        return 0.0;
+    }
+    float(count) / span.as_secs_f64()
+}
+
+/// A number of operations a second for people: that of a slow node is not 0.
+pub(super) fn shown_rate(per_second: f64) -> String {
+    let digits = match per_second {
+        0.0 | 100.0.. => 0,
+        10.0.. => 1,
+        1.0.. => 2,
+        0.01.. => 4,
+        _ => 6,
+    };
+    format!("{per_second:.digits$}")
 }
 
 /// What was measured, as text that ends with a line feed.
@@ -221,7 +246,12 @@ pub(super) fn shown(
 ) -> String {
     let mut all = measured.gets.clone();
     all.add(&measured.sets);
-    let row = |name, series| Row::of(name, series, measured.elapsed);
+    let span = span(
+        all.latencies.len().saturating_add(all.errors),
+        conditions.rate,
+        measured.elapsed,
+    );
+    let row = |name, series| Row::of(name, series, span);
     let results = Results {
         conditions,
         elapsed_s: rounded(measured.elapsed.as_secs_f64()),
@@ -258,7 +288,7 @@ fn table(results: &Results<'_>) -> String {
     let cells = |cell: &dyn Fn(&Row) -> String| results.operations.each_ref().map(cell);
     line("", cells(&|row| row.operation.to_uppercase()));
     line("count", cells(&|row| row.count.to_string()));
-    line("per s", cells(&|row| format!("{:.0}", row.per_s)));
+    line("per s", cells(&|row| shown_rate(row.per_s)));
     line("missed", cells(&|row| row.missed.to_string()));
     line("errors", cells(&|row| row.errors.to_string()));
     let names = PERCENTILES.iter().map(|(name, _)| *name).chain(["max"]);
@@ -328,9 +358,9 @@ const fn float(number: u64) -> f64 {
     number as f64
 }
 
-/// To three digits behind the point.
+/// To six digits behind the point.
 fn rounded(value: f64) -> f64 {
-    (value * 1e3).round() / 1e3
+    (value * 1e6).round() / 1e6
 }
 
 #[cfg(test)]
@@ -424,6 +454,75 @@ max        10.0 ms          -    10.0 ms
             );
         }
         assert_eq!(value["operations"][1].get("p50_us"), None);
+    }
+
+    /// Every number in a JSON value.
+    fn numbers(value: &serde_json::Value) -> Vec<f64> {
+        match value {
+            serde_json::Value::Array(all) => all.iter().flat_map(numbers).collect(),
+            serde_json::Value::Object(all) => all.values().flat_map(numbers).collect(),
+            value => value.as_f64().into_iter().collect(),
+        }
+    }
+
+    #[test]
+    fn a_rate_is_never_exceeded_in_the_figures() {
+        for (count, rate, elapsed, expected) in [
+            (1, 1, Duration::from_micros(1_600), 1.0),
+            (3, 1, Duration::from_secs(2), 1.0),
+            (100, 500, Duration::from_millis(198), 500.0),
+            (100, 500, Duration::from_secs(1), 100.0),
+            (1, 1_000_000_000, Duration::ZERO, 1e9),
+        ] {
+            let found = per_second(count, span(count, Some(rate), elapsed));
+            assert!(
+                (found - expected).abs() < expected / 1e3,
+                "{count} at {rate}: {found}"
+            );
+        }
+        assert_eq!(
+            span(1, None, Duration::from_micros(7)),
+            Duration::from_micros(7)
+        );
+    }
+
+    #[test]
+    fn a_run_that_measured_nothing_has_figures_all_the_same() {
+        let Ok(mut empty) = Measured::new() else {
+            unreachable!("no histogram")
+        };
+        for elapsed in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
+            empty.elapsed = elapsed;
+            for rate in [None, Some(1)] {
+                let conditions = Conditions {
+                    rate,
+                    ..conditions()
+                };
+                let json = shown(Form::Json, &conditions, &empty, true);
+                let value: serde_json::Value = serde_json::from_str(&json).unwrap_or_default();
+                assert_eq!(value["operations"][2]["count"], 0, "{json}");
+                assert_eq!(value["operations"][2]["per_s"], 0.0, "{json}");
+                for form in [Form::Table, Form::Csv, Form::Json] {
+                    let text = shown(form, &conditions, &empty, true);
+                    assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
+                }
+                assert!(numbers(&value).iter().all(|number| number.is_finite()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_slow_run_is_not_shown_as_none() {
+        for (rate, expected) in [
+            (0.0, "0"),
+            (0.000_278, "0.000278"),
+            (0.2, "0.2000"),
+            (1.0, "1.00"),
+            (12.34, "12.3"),
+            (599.6, "600"),
+        ] {
+            assert_eq!(shown_rate(rate), expected);
+        }
     }
 
     #[test]

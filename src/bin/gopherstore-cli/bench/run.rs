@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    num::NonZeroU64,
     sync::{
         atomic::{AtomicU64, Ordering},
         mpsc::{self, RecvTimeoutError},
@@ -22,6 +23,7 @@ use crate::{
 
 use super::{
     Measured, Plan, Progress,
+    results::{per_second, shown_rate, span},
     schedule::{End, Schedule, Turn},
     target::Target,
     workload::{Kind, Operations, Stream},
@@ -74,7 +76,7 @@ pub(super) fn measure(
         done: AtomicU64::new(0),
         start: Instant::now() + START_BASE + START_EACH.saturating_mul(each),
     };
-    let mut total = Measured::new().map_err(|error| no_room(&error.to_string()))?;
+    let mut total = nothing()?;
     let mut failure = None;
     thread::scope(|scope| {
         let (sender, reports) = mpsc::channel();
@@ -120,9 +122,12 @@ fn no_thread(error: &io::Error) -> Failure {
     Failure::new(Outcome::LocalInput, message)
 }
 
-fn no_room(error: &str) -> Failure {
-    let message = format!("no room to measure: {error}; ask for fewer --connections");
-    Failure::new(Outcome::LocalInput, message)
+/// The figures of a run before it begins.
+pub(super) fn nothing() -> Result<Measured, Failure> {
+    Measured::new().map_err(|error| {
+        let message = format!("no room to measure: {error}; ask for fewer --connections");
+        Failure::new(Outcome::LocalInput, message)
+    })
 }
 
 impl Shared<'_> {
@@ -134,13 +139,14 @@ impl Shared<'_> {
             return;
         };
         let done = self.done.load(Ordering::Relaxed);
-        let per_second = u128::from(done) * 1_000 / elapsed.as_millis().max(1);
+        let rate = self.plan.rate.map(NonZeroU64::get);
+        let per_second = per_second(done, span(done, rate, elapsed));
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let (at, len) = match self.plan.end {
             End::Count(count) => (done, count),
             End::Duration(end) => (millis(elapsed), millis(end)),
         };
-        progress.show(&format!("{per_second}/s"), at, len);
+        progress.show(&format!("{}/s", shown_rate(per_second)), at, len);
     }
 }
 
@@ -212,7 +218,7 @@ impl Connection<'_> {
         mut writes: Option<Client>,
     ) -> Result<(Measured, Option<Error>), Failure> {
         let plan = shared.plan;
-        let mut measured = Measured::new().map_err(|error| no_room(&error.to_string()))?;
+        let mut measured = nothing()?;
         let mut connection = Connection {
             shared,
             number,

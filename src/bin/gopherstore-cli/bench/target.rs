@@ -173,7 +173,11 @@ impl<'a> Target<'a> {
         let set = self
             .client
             .set(marker.as_bytes(), format!("{keys} keys").as_bytes());
-        set.map_err(|error| self.failure(&error))?;
+        if let Err(error) = set {
+            // Whether it was carried out may not be known, and what is left would stop the next run.
+            let _ = self.client.del(marker.as_bytes());
+            return Err(self.failure(&error));
+        }
         Ok(Some(Claim { keys }))
     }
 
