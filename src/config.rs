@@ -122,7 +122,8 @@ impl Default for ReplicationConfig {
 /// What a node accepts from its clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LimitsConfig {
-    /// Connections at once: 1 to 1,000,000, by default 10,000. One more is answered with ERROR and closed.
+    /// Connections at once: 1 to 1,000,000, by default 10,000. One more is answered with ERROR and closed,
+    /// unless it asks FOLLOW or STATUS, for which there are 64 places more.
     pub max_connections: u32,
     /// Longest value in bytes: 1 to [`VALUE_BYTES_MAX`], by default 64 MiB.
     pub max_value_bytes: u32,

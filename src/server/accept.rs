@@ -1,18 +1,23 @@
 //! The accept thread: takes clients in, as far as there is room, and tells the others why not.
 
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use super::connection::Connection;
 use super::crowd::Crowd;
+use super::door::Door;
 use super::housekeeping::Housekeeper;
-use super::{Admission, Peer, Server};
+use super::registry::Peer;
+use super::{Admission, Client, Server};
 use crate::node::Reply;
 
 /// Pause after an accept that failed, doubled for each further one.
@@ -29,6 +34,8 @@ pub(super) struct Acceptor<'scope, 'env, 'a> {
     crowds: &'scope [Crowd<Connection<'a>>],
     /// Of the next client.
     id: u64,
+    /// Those that there was no room for, until it is known what they want.
+    door: Door,
     /// After the next accept that fails.
     pause: Duration,
     turned_away: u64,
@@ -51,6 +58,7 @@ impl<'scope, 'env, 'a: 'scope> Acceptor<'scope, 'env, 'a> {
             housekeeper,
             crowds,
             id: 0,
+            door: Door::default(),
             pause: PAUSE.0,
             turned_away: 0,
             logged: None,
@@ -59,18 +67,53 @@ impl<'scope, 'env, 'a: 'scope> Acceptor<'scope, 'env, 'a> {
 
     /// Accepts clients until the server stops.
     pub(super) fn run(mut self) {
+        while self.turn().is_ok() {}
+    }
+
+    /// Waits for clients, and does what can be done for those that have come.
+    fn turn(&mut self) -> Result<(), Closing> {
+        let listeners = self.server.shared.listeners.sockets();
         let mut ready = Vec::new();
-        loop {
-            let waited = self.server.shared.listeners.wait(None, &mut ready);
-            let result = match waited {
-                // One of each, so that none has to wait for the clients of another.
-                Ok(()) => ready.iter().try_for_each(|listener| self.accept(listener)),
-                Err(error) => self.cannot_accept(&error),
-            };
-            if let Err(Closing) = result {
-                return;
-            }
+        if let Err(error) = self.wait(listeners, &mut ready) {
+            return self.cannot_accept(&error);
         }
+        let (at_listeners, at_door) = ready.split_at(listeners.len());
+        let (let_in, turned_away) = self.door.look(at_door);
+        for client in let_in {
+            self.take_in(client.id, client.peer, client.addr, Some(client.first))?;
+        }
+        for client in turned_away {
+            self.turn_away(client.peer, self.server.shared.registry.refusal());
+        }
+        // One of each, so that none has to wait for the clients of another.
+        for (listener, _) in listeners
+            .iter()
+            .zip(at_listeners)
+            .filter(|(_, ready)| **ready)
+        {
+            self.accept(listener)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until there is something to do. `ready` then says of each listener, and after those of each client at the
+    /// door, whether it is to be asked.
+    fn wait(&self, listeners: &[TcpListener], ready: &mut Vec<bool>) -> io::Result<()> {
+        let sockets = listeners.iter().map(AsFd::as_fd).chain(self.door.sockets());
+        let mut polled: Vec<PollFd<'_>> = sockets
+            .map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN))
+            .collect();
+        let timeout = self
+            .door
+            .until()
+            .map(|until| until.saturating_duration_since(Instant::now()))
+            .and_then(|timeout| Timespec::try_from(timeout).ok());
+        match poll(&mut polled, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        ready.extend(polled.iter().map(|polled| !polled.revents().is_empty()));
+        Ok(())
     }
 
     /// Accepts one client.
@@ -88,7 +131,9 @@ impl<'scope, 'env, 'a: 'scope> Acceptor<'scope, 'env, 'a> {
             info!("accepting clients again");
             self.pause = PAUSE.0;
         }
-        self.take_in(stream, addr)
+        let id = self.id;
+        self.id += 1;
+        self.take_in(id, Arc::new(Peer::new(stream)), addr, None)
     }
 
     /// Pauses after a failure that is not about one client, such as too few descriptors; the stop ends the pause.
@@ -97,7 +142,7 @@ impl<'scope, 'env, 'a: 'scope> Acceptor<'scope, 'env, 'a> {
             warn!("cannot accept clients: {error}; trying again until it works");
         }
         let shared = &self.server.shared;
-        let mut clients = shared.clients.lock();
+        let mut clients = shared.registry.lock();
         if !shared.closing.load(Ordering::SeqCst) {
             shared.advanced.wait_for(&mut clients, self.pause);
         }
@@ -108,35 +153,41 @@ impl<'scope, 'env, 'a: 'scope> Acceptor<'scope, 'env, 'a> {
         Ok(())
     }
 
-    /// Has a client served, or tells it why not.
-    fn take_in(&mut self, stream: TcpStream, addr: SocketAddr) -> Result<(), Closing> {
-        let id = self.id;
-        self.id += 1;
-        let at = usize::try_from(id).unwrap_or(0) % self.crowds.len();
-        let peer = Arc::new(Peer::new(stream));
-        let outcome = match self.server.admit(id, &peer) {
+    /// Has a client served, or wait at the door, or tells it why not. `first` is what has come of one at the door.
+    fn take_in(
+        &mut self,
+        id: u64,
+        peer: Arc<Peer>,
+        addr: SocketAddr,
+        first: Option<Vec<u8>>,
+    ) -> Result<(), Closing> {
+        let was_at_door = first.is_some();
+        match self.server.admit(id, &peer, was_at_door) {
             Admission::Stopping => return Err(Closing),
-            Admission::Full => Err(format!(
-                "too many connections, limit {}",
-                self.server.limits.max_connections
-            )),
-            Admission::Admitted => self
-                .server
-                .spawn(
-                    self.scope,
-                    &self.crowds[at],
+            Admission::Full if was_at_door => {
+                self.turn_away(peer, self.server.shared.registry.refusal());
+            }
+            Admission::Full => {
+                if let Some(oldest) = self.door.push(id, peer, addr) {
+                    self.turn_away(oldest.peer, self.server.shared.registry.refusal());
+                }
+            }
+            Admission::Admitted => {
+                let at = usize::try_from(id).unwrap_or(0) % self.crowds.len();
+                let client = Client {
                     id,
-                    Arc::clone(&peer),
+                    peer: Arc::clone(&peer),
                     addr,
-                    self.housekeeper.clone(),
-                )
-                .map_err(|error| {
+                    first: first.unwrap_or_default(),
+                };
+                let (scope, crowd) = (self.scope, &self.crowds[at]);
+                let housekeeper = self.housekeeper.clone();
+                if let Err(error) = self.server.spawn(scope, crowd, client, housekeeper) {
                     self.server.release(id);
-                    format!("cannot start a thread for this connection: {error}")
-                }),
-        };
-        if let Err(message) = outcome {
-            self.turn_away(peer, message);
+                    let message = format!("cannot start a thread for this connection: {error}");
+                    self.turn_away(peer, message);
+                }
+            }
         }
         Ok(())
     }

@@ -14,15 +14,15 @@ use parking_lot::MutexGuard;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
-use super::Peer;
 use super::crowd::{Crowd, Guest, Place, Seat};
 use super::housekeeping::Housekeeper;
+use super::registry::{Peer, Registry};
 use crate::entry::{Entry, EntryBuilder};
 use crate::node::{Node, Reply};
 use crate::replication::source::{self, Accepted};
 use crate::wire::request::{self, Disposition, HEADER_LEN, Limits, Parsed, RequestError};
 use crate::wire::run::RUN_MAX;
-use crate::wire::{Buffer, Request, Run};
+use crate::wire::{Buffer, Opcode, Request, Run};
 
 /// Answers are written once this many bytes have gathered, even though more requests are at hand. It bounds what a
 /// connection holds of answers, and what its client waits for.
@@ -95,6 +95,8 @@ pub(super) enum Refusal {
     Request(RequestError),
     /// A request was not whole in time.
     TooSlow(Duration),
+    /// A connection of the reserve asked for what is not for there.
+    NoRoom(String),
 }
 
 impl fmt::Display for Refusal {
@@ -106,6 +108,7 @@ impl fmt::Display for Refusal {
                 "request not whole after {} ms, the limit",
                 limit.as_millis()
             ),
+            Refusal::NoRoom(text) => f.write_str(text),
         }
     }
 }
@@ -118,12 +121,13 @@ pub(super) struct Context<'a> {
     pub(super) timeouts: Timeouts,
     /// The server is to stop.
     pub(super) stopping: &'a AtomicBool,
+    pub(super) registry: &'a Registry,
     pub(super) housekeeper: Housekeeper,
 }
 
-/// Serves one client until it leaves or has to.
-pub(super) fn serve<'a>(context: Context<'a>, crowd: &Crowd<Connection<'a>>) -> End {
-    let seat = Connection::seat(context);
+/// Serves one client until it leaves or has to. `first` is what has come of it already.
+pub(super) fn serve<'a>(context: Context<'a>, first: &[u8], crowd: &Crowd<Connection<'a>>) -> End {
+    let seat = Connection::seat(context, first);
     let mut place = seat.lock();
     crowd.wake();
     let end = run(&seat, &mut place, crowd);
@@ -141,7 +145,7 @@ fn run<'a>(
         let connection = &mut place.guest;
         let needed = match connection.answer_whole_requests(true)? {
             Next::Wait(needed) => needed,
-            Next::Refuse(error) => return connection.refuse(Refusal::Request(error)),
+            Next::Refuse(refusal) => return connection.refuse(refusal),
             Next::Stream(mut accepted) => {
                 crowd.stream(true);
                 let end = connection.stream(&mut accepted);
@@ -199,6 +203,8 @@ pub(super) struct Connection<'a> {
     skip: usize,
     /// The first byte has come and was not text.
     spoke: bool,
+    /// It is in the reserve, which is not for all requests.
+    is_reserved: bool,
     /// By when the frame at the start of `input` has to be whole; `None` between frames.
     deadline: Option<Instant>,
     /// What the socket's read timeout is set to.
@@ -246,7 +252,7 @@ enum Next {
     /// More input, for a frame that is so long as far as is known.
     Wait(usize),
     /// The end, after the ERROR for this.
-    Refuse(RequestError),
+    Refuse(Refusal),
     /// The stream of a follower, in place of answers.
     Stream(Box<Accepted>),
     /// More answers, which its own thread has to give: they may have to wait for the client, or take long.
@@ -262,11 +268,14 @@ enum Wait {
 }
 
 impl<'a> Connection<'a> {
-    fn new(context: Context<'a>) -> Connection<'a> {
+    fn new(context: Context<'a>, first: &[u8]) -> Connection<'a> {
         let peer = Arc::clone(&context.peer);
+        let mut input = Buffer::new();
+        input.extend(first);
         Connection {
+            is_reserved: peer.is_reserved(),
             context,
-            input: Buffer::new(),
+            input,
             large: None,
             room: None,
             output: Output {
@@ -287,8 +296,8 @@ impl<'a> Connection<'a> {
     }
 
     /// Apart from [`serve`], on whose stack what is moved here would stay.
-    fn seat(context: Context<'a>) -> Arc<Seat<Connection<'a>>> {
-        Seat::new(Connection::new(context))
+    fn seat(context: Context<'a>, first: &[u8]) -> Arc<Seat<Connection<'a>>> {
+        Seat::new(Connection::new(context, first))
     }
 
     fn prepare(&self) -> io::Result<()> {
@@ -356,7 +365,7 @@ impl<'a> Connection<'a> {
             && let Some(&first) = self.input.bytes().first()
         {
             if let Err(error) = request::reject_text(first) {
-                return Ok(Next::Refuse(error));
+                return Ok(Next::Refuse(Refusal::Request(error)));
             }
             self.spoke = true;
         }
@@ -396,6 +405,11 @@ impl<'a> Connection<'a> {
                     return Ok(Next::Wait(HEADER_LEN));
                 }
                 self.deadline = None;
+            }
+            if self.is_reserved
+                && let Some(refusal) = self.refuses_in_reserve()
+            {
+                return Ok(Next::Refuse(refusal));
             }
             if self.answer_run() {
                 continue;
@@ -441,7 +455,7 @@ impl<'a> Connection<'a> {
                     return Ok(Next::Wait(needed));
                 }
                 Err(error) => match error.disposition() {
-                    Disposition::Close => return Ok(Next::Refuse(error)),
+                    Disposition::Close => return Ok(Next::Refuse(Refusal::Request(error))),
                     Disposition::Skip(frame_len) => {
                         self.output.push(Reply::Error(error.to_string()));
                         self.skip = frame_len;
@@ -449,6 +463,22 @@ impl<'a> Connection<'a> {
                 },
             }
         }
+    }
+
+    /// Why the next request is not answered in the reserve. The connection leaves that where there is room elsewhere.
+    fn refuses_in_reserve(&mut self) -> Option<Refusal> {
+        let (registry, peer) = (self.context.registry, &self.context.peer);
+        let &opcode = self.input.bytes().first()?;
+        let is_for_reserve = [Opcode::Status, Opcode::Follow, Opcode::Ping]
+            .iter()
+            .any(|&allowed| allowed as u8 == opcode);
+        if is_for_reserve {
+            registry.note_request(peer);
+            return None;
+        }
+        self.is_reserved = !registry.leave_reserve(peer);
+        self.is_reserved
+            .then(|| Refusal::NoRoom(registry.refusal()))
     }
 
     /// Carries out together what stands at the start of the input and can be; says whether there was anything.
@@ -808,15 +838,17 @@ mod tests {
         let (housekeeper, _chores) = Housekeeper::new();
         let peer = Arc::new(Peer::new(stream));
         let stopping = AtomicBool::new(false);
+        let registry = Registry::new(1);
         let context = Context {
             peer,
             node: &node,
             limits: Limits::default(),
             timeouts,
             stopping: &stopping,
+            registry: &registry,
             housekeeper,
         };
-        test(&mut Connection::new(context), client, &stopping);
+        test(&mut Connection::new(context, &[]), client, &stopping);
     }
 
     /// Waits alone.

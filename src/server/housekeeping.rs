@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 
-use super::{Peer, system};
+use super::registry::Peer;
+use super::system;
 
 /// Sockets held at the most; beyond it the oldest is closed, whatever its client still sends.
-pub(super) const SOCKETS_MAX: u64 = 1_024;
+pub(super) const SOCKETS_MAX: usize = 1_024;
 
 /// Chores that wait for the thread at the most.
 const QUEUE_MAX: usize = 1_024;
@@ -124,7 +125,7 @@ impl Chores {
                         // Where either fails the client is gone, which the first read will show.
                         let _ = peer.stream.shutdown(Shutdown::Write);
                         let _ = peer.stream.set_nonblocking(true);
-                        if u64::try_from(held.len()).is_ok_and(|count| count >= SOCKETS_MAX) {
+                        if held.len() >= SOCKETS_MAX {
                             held.pop_front();
                         }
                         held.push_back(Held {

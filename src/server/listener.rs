@@ -6,8 +6,6 @@ use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
 use log::info;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::dial;
@@ -122,33 +120,12 @@ impl Listeners {
         &self.addrs
     }
 
-    /// Waits until a client has come to any of them, for `timeout` at most; then `ready` holds those that are to be
-    /// asked.
-    pub(super) fn wait<'a>(
-        &'a self,
-        timeout: Option<Duration>,
-        ready: &mut Vec<&'a TcpListener>,
-    ) -> io::Result<()> {
-        ready.clear();
-        let polled = self.sockets.iter();
-        let mut polled: Vec<PollFd<'_>> = polled
-            .map(|socket| PollFd::new(socket, PollFlags::IN))
-            .collect();
-        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        match poll(&mut polled, timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let found = self.sockets.iter().zip(&polled);
-        ready.extend(
-            found
-                .filter(|(_, polled)| !polled.revents().is_empty())
-                .map(|(socket, _)| socket),
-        );
-        Ok(())
+    /// The sockets, for whoever waits for clients.
+    pub(super) fn sockets(&self) -> &[TcpListener] {
+        &self.sockets
     }
 
-    /// Ends them: [`wait`](Listeners::wait) returns, and nobody is accepted any more.
+    /// Ends them, which makes them readable: nobody is accepted any more.
     pub(super) fn shut_down(&self) {
         for socket in &self.sockets {
             // Fails only for one that is shut down already.
@@ -239,25 +216,5 @@ mod tests {
         };
         let port = listeners.addrs()[0].port();
         TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-    }
-
-    #[test]
-    fn a_client_at_any_address_ends_the_wait_and_so_does_shutting_down() {
-        let listeners = bind_all(&[("127.0.0.1", 0), ("127.0.0.2", 0)]).unwrap();
-        let mut ready = Vec::new();
-        listeners.wait(Some(Duration::ZERO), &mut ready).unwrap();
-        assert!(ready.is_empty());
-        for addr in listeners.addrs() {
-            let client = TcpStream::connect(addr).unwrap();
-            listeners.wait(None, &mut ready).unwrap();
-            assert_eq!(ready.len(), 1);
-            let (_, from) = ready[0].accept().unwrap();
-            assert_eq!(from, client.local_addr().unwrap());
-        }
-        std::thread::scope(|scope| {
-            scope.spawn(|| listeners.shut_down());
-            listeners.wait(None, &mut ready).unwrap();
-        });
-        assert!(ready[0].accept().is_err());
     }
 }

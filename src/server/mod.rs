@@ -22,11 +22,12 @@
 mod accept;
 mod connection;
 mod crowd;
+mod door;
 mod housekeeping;
 mod listener;
+mod registry;
 mod system;
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -35,7 +36,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{debug, warn};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Condvar;
 use socket2::{SockRef, TcpKeepalive};
 
 use crate::config::LimitsConfig;
@@ -48,6 +49,7 @@ use crowd::{Crowd, Guest};
 use housekeeping::Housekeeper;
 pub use listener::BindError;
 use listener::Listeners;
+use registry::{Peer, Registry};
 
 /// Stack of a connection's thread, in bytes. Only pages that are touched cost memory.
 const STACK_BYTES: usize = 128 << 10;
@@ -71,8 +73,10 @@ pub const STOP_MAX: Duration = STOP_GRACE
 /// vanished does not keep its connections for ever. As in Redis (`tcp-keepalive 300`).
 const KEEPALIVE: Duration = Duration::from_secs(300);
 
-/// Descriptors that a server needs beside its connections: the listener, refused sockets, the log and a few more.
-const DESCRIPTORS_BESIDE: u64 = housekeeping::SOCKETS_MAX + 64;
+/// Descriptors that a server needs beside `max_connections`: those of the reserve, of clients at the door, refused
+/// sockets, the listeners, the log and a few more.
+const DESCRIPTORS_BESIDE: u64 =
+    (registry::RESERVE + door::WAITING_MAX + housekeeping::SOCKETS_MAX + 64) as u64;
 
 /// Between two looks at whether a stopped client has taken its answers.
 const TAKEN_PAUSE: Duration = Duration::from_millis(2);
@@ -96,10 +100,10 @@ pub struct Stopper {
 #[derive(Debug)]
 struct Shared {
     listeners: Listeners,
-    clients: Mutex<Clients>,
+    registry: Registry,
     /// A client has left.
     left: Condvar,
-    /// The server is to stop: set under the lock of `clients`, so that whoever is admitted later sees it.
+    /// The server is to stop: set under the lock of `registry`, so that whoever is admitted later sees it.
     stopping: AtomicBool,
     /// Whether this node leads others, and lets clients in behind the stop until they have everything.
     hands_over: bool,
@@ -109,35 +113,16 @@ struct Shared {
     closing: AtomicBool,
     /// One of these has changed.
     advanced: Condvar,
-    /// The time for requests in flight is over.
-    cut: AtomicBool,
 }
 
-/// A client's socket, and what the stop has to know of it.
-#[derive(Debug)]
-struct Peer {
-    stream: TcpStream,
-    /// Whether a request has begun to arrive and is not whole. The stop leaves such a client its time.
-    in_frame: AtomicBool,
-    /// Whether the client came behind the stop of a leader, which refuses its writes.
-    is_late: AtomicBool,
-    /// Whether the client has become a follower, which the stop sends what it lacks before it goes.
-    follows: AtomicBool,
+/// A client that is let in.
+struct Client {
+    id: u64,
+    peer: Arc<Peer>,
+    addr: SocketAddr,
+    /// What has come already.
+    first: Vec<u8>,
 }
-
-impl Peer {
-    fn new(stream: TcpStream) -> Peer {
-        Peer {
-            stream,
-            in_frame: AtomicBool::new(false),
-            is_late: AtomicBool::new(false),
-            follows: AtomicBool::new(false),
-        }
-    }
-}
-
-/// Who is connected. Every socket that is served is in here, so that the stop reaches it.
-type Clients = HashMap<u64, Arc<Peer>>;
 
 impl Server {
     /// Listens at every address of `addr` (`host:port`; port 0 has the system choose one for all of them). Clients can
@@ -148,6 +133,7 @@ impl Server {
     /// When the name is unknown, or the port is in use or not allowed.
     pub fn bind(addr: &str, node: Node, limits: LimitsConfig) -> Result<Server, BindError> {
         let listeners = Listeners::bind(addr)?;
+        let registry = Registry::new(limits.max_connections);
         let hands_over = node.journal().is_some() && node.redirects_writes().is_none();
         Ok(Server {
             node,
@@ -155,14 +141,13 @@ impl Server {
             stop: Stop::default(),
             shared: Arc::new(Shared {
                 listeners,
-                clients: Mutex::default(),
+                registry,
                 left: Condvar::new(),
                 stopping: AtomicBool::new(false),
                 hands_over,
                 handing_over: AtomicBool::new(false),
                 closing: AtomicBool::new(false),
                 advanced: Condvar::new(),
-                cut: AtomicBool::new(false),
             }),
         })
     }
@@ -225,7 +210,7 @@ impl Server {
     /// What a leader does once it is to stop: when nobody writes any more it lets followers in until they have
     /// everything, and then nobody.
     fn hand_over(&self) {
-        let mut clients = self.shared.clients.lock();
+        let mut clients = self.shared.registry.lock();
         while !self.shared.stopping.load(Ordering::SeqCst) {
             self.shared.advanced.wait(&mut clients);
         }
@@ -233,9 +218,7 @@ impl Server {
         self.wait_for_clients(|peer| !peer.follows.load(Ordering::SeqCst));
         // A leader that has not begun to serve has nothing that others lack.
         if self.node.end_writes() {
-            let clients = self.shared.clients.lock();
-            // Those who come now have their own time.
-            self.shared.cut.store(false, Ordering::SeqCst);
+            let clients = self.shared.registry.lock();
             self.shared.handing_over.store(true, Ordering::SeqCst);
             drop(clients);
             self.shared.advanced.notify_all();
@@ -260,9 +243,9 @@ impl Server {
 
     /// Counts a client in, if there is room. Only the accept thread admits, and it does so under the lock under which
     /// clients leave, so the limit is exact. A client that comes behind the stop waits until the last write is made.
-    fn admit(&self, id: u64, peer: &Arc<Peer>) -> Admission {
+    fn admit(&self, id: u64, peer: &Arc<Peer>, may_use_reserve: bool) -> Admission {
         let shared = &self.shared;
-        let mut clients = shared.clients.lock();
+        let mut clients = shared.registry.lock();
         while shared.stopping.load(Ordering::SeqCst)
             && !shared.handing_over.load(Ordering::SeqCst)
             && !shared.closing.load(Ordering::SeqCst)
@@ -274,17 +257,19 @@ impl Server {
         }
         let is_late = shared.stopping.load(Ordering::SeqCst);
         peer.is_late.store(is_late, Ordering::SeqCst);
-        let limit = usize::try_from(self.limits.max_connections).unwrap_or(usize::MAX);
-        if clients.len() >= limit {
-            return Admission::Full;
+        if shared
+            .registry
+            .admit(&mut clients, id, peer, may_use_reserve)
+        {
+            Admission::Admitted
+        } else {
+            Admission::Full
         }
-        clients.insert(id, Arc::clone(peer));
-        Admission::Admitted
     }
 
     /// Counts a client out.
     fn release(&self, id: u64) {
-        self.shared.clients.lock().remove(&id);
+        self.shared.registry.release(id);
         self.shared.left.notify_all();
     }
 
@@ -292,12 +277,14 @@ impl Server {
         &'a self,
         scope: &'scope thread::Scope<'scope, '_>,
         crowd: &'scope Crowd<Connection<'a>>,
-        id: u64,
-        peer: Arc<Peer>,
-        addr: SocketAddr,
+        client: Client,
         housekeeper: Housekeeper,
     ) -> io::Result<()> {
+        let id = client.id;
         let body = move || {
+            let Client {
+                peer, addr, first, ..
+            } = client;
             if let Err(error) = keep_alive(&peer.stream) {
                 debug!("client {addr}: no keepalive: {error}");
             }
@@ -322,13 +309,15 @@ impl Server {
                     limits,
                     timeouts,
                     stopping,
+                    registry: &self.shared.registry,
                     housekeeper: housekeeper.clone(),
                 },
+                &first,
                 crowd,
             );
             let is_waited_for = !matches!(end, End::Observed);
             if is_waited_for && self.shared.stopping.load(Ordering::SeqCst) {
-                self.wait_until_taken(&peer.stream);
+                wait_until_taken(&peer);
             }
             self.node.count_connection(false);
             // The place is free before the client can see that its connection is closed.
@@ -353,34 +342,24 @@ impl Server {
             .map(drop)
     }
 
-    /// Waits until the client's system has all that was written. The stop has shut down the reading side, so whatever
-    /// the client sends after the socket is closed resets the connection, and answers on their way would be lost.
-    fn wait_until_taken(&self, stream: &TcpStream) {
-        while system::unacknowledged_bytes(stream).is_ok_and(|count| count > 0)
-            && !self.shared.cut.load(Ordering::SeqCst)
-        {
-            thread::sleep(TAKEN_PAUSE);
-        }
-    }
-
     /// Waits until all clients that are meant have left; those that have not after [`STOP_GRACE`] are cut off.
     fn wait_for_clients(&self, is_meant: impl Fn(&Peer) -> bool) {
         let deadline = Instant::now() + STOP_GRACE;
-        let mut clients = self.shared.clients.lock();
-        while clients.values().any(|peer| is_meant(peer)) {
+        let mut clients = self.shared.registry.lock();
+        while clients.peers().any(|peer| is_meant(peer)) {
             let timed_out = self
                 .shared
                 .left
                 .wait_until(&mut clients, deadline)
                 .timed_out();
-            let late: Vec<&Arc<Peer>> = clients.values().filter(|peer| is_meant(peer)).collect();
+            let late: Vec<&Arc<Peer>> = clients.peers().filter(|peer| is_meant(peer)).collect();
             if timed_out && !late.is_empty() {
                 warn!(
                     "cutting off clients whose requests did not finish in time: {}",
                     late.len()
                 );
-                self.shared.cut.store(true, Ordering::SeqCst);
                 for peer in late {
+                    peer.is_cut.store(true, Ordering::SeqCst);
                     // Fails only for a client that has gone by itself.
                     let _ = peer.stream.shutdown(Shutdown::Both);
                 }
@@ -403,14 +382,14 @@ impl Stopper {
 impl Shared {
     /// Has all clients end, and where it `closes`, admits no more.
     fn end(&self, closes: bool) {
-        let clients = self.clients.lock();
+        let clients = self.registry.lock();
         self.stopping.store(true, Ordering::SeqCst);
         if closes {
             self.closing.store(true, Ordering::SeqCst);
             // Wakes the accept thread.
             self.listeners.shut_down();
         }
-        for peer in clients.values() {
+        for peer in clients.peers() {
             // A blocked read returns; what the system has already received is still read and answered. A client whose
             // request is not whole goes on, and its thread does this when it is.
             if !peer.in_frame.load(Ordering::SeqCst) && !peer.follows.load(Ordering::SeqCst) {
@@ -419,6 +398,16 @@ impl Shared {
         }
         drop(clients);
         self.advanced.notify_all();
+    }
+}
+
+/// Waits until the client's system has all that was written. The stop has shut down the reading side, so whatever the
+/// client sends after the socket is closed resets the connection, and answers on their way would be lost.
+fn wait_until_taken(peer: &Peer) {
+    while system::unacknowledged_bytes(&peer.stream).is_ok_and(|count| count > 0)
+        && !peer.is_cut.load(Ordering::SeqCst)
+    {
+        thread::sleep(TAKEN_PAUSE);
     }
 }
 

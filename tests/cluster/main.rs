@@ -9,6 +9,7 @@ mod harness;
 mod namespaces;
 mod observers;
 mod proxy;
+mod reserve;
 mod status;
 
 /// What these tests are made of.

@@ -1,8 +1,11 @@
 //! Connections: how many, how long, and what they cost.
 
 use std::io::Write;
+use std::net::TcpStream;
+use std::process::Command;
 use std::sync::Barrier;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use gopherstore::wire::{Request, Status};
 
@@ -186,7 +189,7 @@ fn too_few_descriptors_for_the_limit_are_told_at_the_start() {
     });
     wait_for("the warning", || {
         let log = node.log();
-        let warned = log.contains("which needs 11088 open files, and the system allows 200");
+        let warned = log.contains("which needs 11408 open files, and the system allows 200");
         warned.then_some(())
     });
 }
@@ -203,4 +206,154 @@ fn a_turned_away_client_is_told_without_asking() {
     let second = node.connect();
     assert_eq!(error(&second), "too many connections, limit 1");
     closed(&second);
+}
+
+/// Asks one thing.
+fn ask(mut stream: &TcpStream, request: Request<'_>) -> (Status, Vec<u8>) {
+    stream.write_all(&frames(&[request])).unwrap();
+    answer(stream)
+}
+
+/// A node all of whose `max_connections`, 3, are taken.
+fn full() -> (Node, Vec<TcpStream>) {
+    let node = Node::start_with(&Options {
+        limits: "max_connections = 3",
+        ..Options::default()
+    });
+    let clients: Vec<_> = (0..3).map(|_| node.connect()).collect();
+    for client in &clients {
+        assert_eq!(ask(client, Request::Ping), pong());
+    }
+    (node, clients)
+}
+
+const FULL: &str = "too many connections, limit 3";
+
+#[test]
+fn a_status_is_answered_beyond_the_limit_and_nothing_else_is_before_it() {
+    let (node, clients) = full();
+    for first in [
+        Request::Ping,
+        Request::Get { key: b"k" },
+        Request::Discard,
+        Request::Set {
+            key: b"k",
+            value: &[b'x'; 100_000],
+        },
+    ] {
+        let refused = node.connect();
+        // The node may refuse before it has taken all of it.
+        let _ = (&refused).write_all(&frames(&[first]));
+        assert_eq!(error(&refused), FULL, "{first:?}");
+        closed(&refused);
+    }
+    let operator = node.connect();
+    for _ in 0..3 {
+        let (status, text) = ask(&operator, Request::Status);
+        assert_eq!(status, Status::Ok);
+        // Those of the reserve count.
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains("\nconnections: 4\n"), "{text}");
+        assert_eq!(ask(&operator, Request::Ping), pong());
+    }
+    let get = Request::Get { key: b"k" };
+    (&operator).write_all(&frames(&[get])).unwrap();
+    assert_eq!(error(&operator), FULL);
+    closed(&operator);
+    // All at once, of which the first part is answered.
+    let operator = node.connect();
+    let requests = [Request::Status, Request::Ping, get, Request::Ping];
+    (&operator).write_all(&frames(&requests)).unwrap();
+    assert_eq!(answer(&operator).0, Status::Ok);
+    assert_eq!(answer(&operator), pong());
+    assert_eq!(error(&operator), FULL);
+    closed(&operator);
+    assert_eq!(ask(&clients[0], get).0, Status::NotFound);
+}
+
+#[test]
+fn a_connection_leaves_the_reserve_for_a_place_that_has_become_free() {
+    let (node, mut clients) = full();
+    let operator = node.connect();
+    assert_eq!(ask(&operator, Request::Status).0, Status::Ok);
+    drop(clients.pop());
+    wait_for("a free place", || {
+        let (_, text) = ask(&operator, Request::Status);
+        let text = String::from_utf8(text).unwrap();
+        text.contains("\nconnections: 3\n").then_some(())
+    });
+    let get = Request::Get { key: b"k" };
+    assert_eq!(ask(&operator, get).0, Status::NotFound);
+    // It holds that place now.
+    let refused = node.connect();
+    (&refused).write_all(&frames(&[get])).unwrap();
+    assert_eq!(error(&refused), FULL);
+    assert_eq!(ask(&operator, get).0, Status::NotFound);
+}
+
+#[test]
+fn a_first_request_in_pieces_has_a_second() {
+    let (node, _clients) = full();
+    let status = frames(&[Request::Status]);
+    let mut patient = node.connect();
+    for byte in &status {
+        patient.write_all(&[*byte]).unwrap();
+    }
+    assert_eq!(answer(&patient).0, Status::Ok);
+    let begin = Instant::now();
+    let (silent, mut slow) = (node.connect(), node.connect());
+    slow.write_all(&status[..6]).unwrap();
+    assert_eq!(error(&silent), FULL);
+    assert_eq!(error(&slow), FULL);
+    let took = begin.elapsed();
+    assert!(took >= Duration::from_millis(900), "{took:?}");
+    closed(&silent);
+    closed(&slow);
+}
+
+#[test]
+fn nobody_shuts_out_those_who_ask_for_a_status() {
+    let (node, _clients) = full();
+    // More of each kind than there is room for: silent ones, ones that have sent a part, and ones that hold a place of
+    // the reserve.
+    let silent: Vec<_> = (0..300).map(|_| node.connect()).collect();
+    for mut stream in silent.iter().step_by(2) {
+        stream.write_all(&[0x40]).unwrap();
+    }
+    let holders: Vec<_> = (0..100).map(|_| node.connect()).collect();
+    for holder in &holders {
+        assert_eq!(ask(holder, Request::Status).0, Status::Ok);
+    }
+    for _ in 0..20 {
+        let begin = Instant::now();
+        let operator = node.connect();
+        assert_eq!(ask(&operator, Request::Status).0, Status::Ok);
+        let took = begin.elapsed();
+        assert!(took < Duration::from_millis(900), "{took:?}");
+    }
+    // Those that hold places are no more than the reserve has.
+    wait_for("the closed ones to be gone", || {
+        (node.threads("client-") <= 3 + 64).then_some(())
+    });
+    // The idlest was closed, the newest was not.
+    closed(&holders[0]);
+}
+
+#[test]
+fn the_command_line_says_that_there_are_too_many_connections() {
+    let (node, _clients) = full();
+    let addr = node.addr.to_string();
+    let run = |words: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_gopherstore-cli"))
+            .args(["--addr", &addr])
+            .args(words)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), said)
+    };
+    assert_eq!(run(&["status"]).0, Some(0));
+    let (code, said) = run(&["get", "k"]);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains(FULL), "{said}");
 }
