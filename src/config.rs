@@ -32,6 +32,7 @@ use toml::de::{DeTable, DeValue};
 
 mod address;
 mod error;
+mod settings;
 
 use address::Address;
 use error::Place;

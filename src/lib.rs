@@ -16,6 +16,7 @@
 //! | [`census`]      | what a store holds, in figures: sums and lists, a bounded piece at a time         |
 //! | [`oplog`]       | the newest part of the log; pure                                                  |
 //! | [`journal`]     | the one order of all writes, and the thread that keeps the log                    |
+//! | [`report`]       | what a node says of itself to its peers, and who is meant by an address; pure         |
 //! | [`progress`], [`liveness`] | how far a follower is, and which peers live; time is passed in         |
 //! | [`node`]        | what a node is and holds, and what it answers to a request                        |
 //! | [`replication`] | following, being followed, and what a leader does before it serves                |
@@ -46,6 +47,7 @@ pub mod node;
 pub mod oplog;
 pub mod progress;
 pub mod replication;
+pub mod report;
 pub mod server;
 pub mod service;
 pub mod signals;

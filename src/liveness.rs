@@ -1,17 +1,32 @@
-//! Which peers live, by when they were last heard. Plain data, time passed in.
+//! Table of a node's peers: which are up, by when they were last heard, and what they last said. Plain data, time
+//! passed in.
 
 use std::time::{Duration, Instant};
 
-/// What is known of one peer.
+use crate::report::{Contact, Report};
+
+/// State of one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// Its name in `cluster.toml`.
     pub name: String,
-    /// Whether it lives, as far as is known; a peer is down until it is heard.
+    /// Whether it is up, as far as is known; a peer is down until it is heard.
     pub is_up: bool,
     /// Since when it has been up or down.
     pub since: Instant,
     heard: Option<Instant>,
+    /// Result of the last attempt to ask it.
+    contact: Option<Asked>,
+    /// When an attempt last came to anything but silence.
+    answered: Option<Instant>,
+}
+
+/// Result of one attempt to ask a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Asked {
+    /// When the attempt began.
+    began: Instant,
+    contact: Contact,
 }
 
 /// A peer that has come up or gone down.
@@ -46,6 +61,8 @@ impl Liveness {
             is_up: false,
             since: now,
             heard: None,
+            contact: None,
+            answered: None,
         });
         Liveness {
             peers: peers.collect(),
@@ -64,6 +81,32 @@ impl Liveness {
     pub fn refused(&mut self, name: &str, now: Instant) -> Option<Change> {
         let peer = self.peers.iter_mut().find(|peer| peer.name == name)?;
         peer.is_up.then(|| peer.turn(false, now))
+    }
+
+    /// Notes the result of an attempt to ask a peer, which began at `began`, and what it says about whether the peer is
+    /// up: a report and an unclear answer are signs of life, a refused connection and a stranger are none. Silence is
+    /// judged by [`check`](Self::check).
+    pub fn record(
+        &mut self,
+        name: &str,
+        contact: Contact,
+        began: Instant,
+        now: Instant,
+    ) -> Option<Change> {
+        let peer = self.peers.iter_mut().find(|peer| peer.name == name)?;
+        let is_silent = matches!(contact, Contact::Silent(_));
+        let is_alive = matches!(contact, Contact::Report(_) | Contact::Unclear(_));
+        if !is_silent {
+            peer.answered = Some(now);
+        }
+        peer.contact = Some(Asked { began, contact });
+        if is_alive {
+            self.observe(name, now)
+        } else if is_silent {
+            None
+        } else {
+            self.refused(name, now)
+        }
     }
 
     /// Peers that have gone down since the last look, by their silence.
@@ -87,6 +130,44 @@ impl Liveness {
 }
 
 impl Peer {
+    /// Result of the last attempt to ask it, where that attempt began at `since` or later.
+    #[must_use]
+    pub fn contact_since(&self, since: Instant) -> Option<&Contact> {
+        let asked = self.contact.as_ref().filter(|asked| asked.began >= since)?;
+        Some(&asked.contact)
+    }
+
+    /// Result of the last attempt to ask it, whenever that was.
+    #[must_use]
+    pub fn contact(&self) -> Option<&Contact> {
+        self.contact.as_ref().map(|asked| &asked.contact)
+    }
+
+    /// The last report, where the last attempt to ask it came to one.
+    #[must_use]
+    pub fn report(&self) -> Option<&Report> {
+        match self.contact()? {
+            Contact::Report(report) => Some(report),
+            Contact::NoProcess
+            | Contact::Stranger(_)
+            | Contact::Unclear(_)
+            | Contact::Silent(_) => None,
+        }
+    }
+
+    /// When the peer was last heard.
+    #[must_use]
+    pub const fn heard(&self) -> Option<Instant> {
+        self.heard
+    }
+
+    /// How long no attempt has come to anything but silence, counted from `since` at the earliest.
+    #[must_use]
+    pub fn silence(&self, since: Instant, now: Instant) -> Duration {
+        let from = self.answered.map_or(since, |answered| answered.max(since));
+        now.saturating_duration_since(from)
+    }
+
     fn turn(&mut self, is_up: bool, now: Instant) -> Change {
         let after = now.saturating_duration_since(self.since);
         self.is_up = is_up;
@@ -96,6 +177,68 @@ impl Peer {
             is_up,
             after,
         }
+    }
+}
+
+/// Watches how long a follower's leader has been silent, however it is silent.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaderWatch {
+    timeout: Duration,
+    heard: Option<Instant>,
+    /// When the watch began, or the leader was last heard.
+    since: Instant,
+    is_timed_out: bool,
+}
+
+/// A change that a [`LeaderWatch`] reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaderChange {
+    /// The leader has been silent for this long, the timeout at least.
+    TimedOut(Duration),
+    /// The leader was heard again, after this long.
+    Back(Duration),
+}
+
+impl LeaderWatch {
+    /// A watch that begins at `now` with a leader that has not been heard.
+    #[must_use]
+    pub const fn new(timeout: Duration, now: Instant) -> LeaderWatch {
+        LeaderWatch {
+            timeout,
+            heard: None,
+            since: now,
+            is_timed_out: false,
+        }
+    }
+
+    /// The leader was heard. Returns [`LeaderChange::Back`] after a timeout.
+    pub fn heard(&mut self, now: Instant) -> Option<LeaderChange> {
+        let silence = now.saturating_duration_since(self.since);
+        self.heard = Some(now);
+        self.since = now;
+        std::mem::take(&mut self.is_timed_out).then_some(LeaderChange::Back(silence))
+    }
+
+    /// Returns [`LeaderChange::TimedOut`] once in each silence that lasts for the timeout.
+    pub fn check(&mut self, now: Instant) -> Option<LeaderChange> {
+        let silence = now.saturating_duration_since(self.since);
+        if self.is_timed_out || silence < self.timeout {
+            return None;
+        }
+        self.is_timed_out = true;
+        Some(LeaderChange::TimedOut(silence))
+    }
+
+    /// When the leader was last heard.
+    #[must_use]
+    pub const fn last_heard(&self) -> Option<Instant> {
+        self.heard
+    }
+
+    /// Whether the leader has been silent for the timeout, and has not been heard since.
+    #[must_use]
+    pub const fn is_timed_out(&self) -> bool {
+        self.is_timed_out
     }
 }
 
@@ -149,5 +292,70 @@ mod tests {
             Some(change("n2", false, 10))
         );
         assert_eq!(table.observe("stranger", at(start, 30)), None);
+    }
+
+    #[test]
+    fn only_a_report_or_an_unclear_answer_of_a_peer_counts_as_up() {
+        let start = Instant::now();
+        let mut table = Liveness::new(["n2".to_owned()], TIMEOUT, start);
+        let cases = [
+            (Contact::Silent("timed out".to_owned()), None),
+            (Contact::Unclear("answers ERROR".to_owned()), Some(true)),
+            (Contact::Silent("timed out".to_owned()), None),
+            (Contact::Stranger("node m1".to_owned()), Some(false)),
+            (Contact::NoProcess, None),
+        ];
+        for (contact, change) in cases {
+            let changed = table.record("n2", contact.clone(), start, at(start, 10));
+            assert_eq!(changed.map(|change| change.is_up), change, "{contact:?}");
+        }
+    }
+
+    #[test]
+    fn silence_counts_from_the_last_answer_and_an_older_answer_is_not_taken_for_a_new_one() {
+        let start = Instant::now();
+        let mut table = Liveness::new(["n2".to_owned()], TIMEOUT, start);
+        table.record("n2", Contact::NoProcess, start, at(start, 100));
+        let peer = &table.peers()[0];
+        assert_eq!(peer.contact_since(start), Some(&Contact::NoProcess));
+        assert_eq!(peer.contact_since(at(start, 1)), None);
+        assert_eq!(
+            peer.silence(start, at(start, 400)),
+            Duration::from_millis(300)
+        );
+        assert_eq!(
+            peer.silence(at(start, 200), at(start, 400)),
+            Duration::from_millis(200)
+        );
+        table.record(
+            "n2",
+            Contact::Silent(String::new()),
+            at(start, 100),
+            at(start, 300),
+        );
+        assert_eq!(
+            table.peers()[0].silence(start, at(start, 400)),
+            Duration::from_millis(300)
+        );
+    }
+
+    #[test]
+    fn each_silence_of_the_leader_is_one_timeout_and_one_return() {
+        let start = Instant::now();
+        let mut watch = LeaderWatch::new(TIMEOUT, start);
+        assert_eq!(watch.check(at(start, 4_999)), None);
+        assert_eq!(
+            watch.check(at(start, 5_000)),
+            Some(LeaderChange::TimedOut(TIMEOUT))
+        );
+        assert_eq!(watch.check(at(start, 9_000)), None);
+        assert!(watch.is_timed_out());
+        assert_eq!(
+            watch.heard(at(start, 9_500)),
+            Some(LeaderChange::Back(Duration::from_millis(9_500)))
+        );
+        assert_eq!(watch.heard(at(start, 9_600)), None);
+        assert_eq!(watch.check(at(start, 14_599)), None);
+        assert!(watch.check(at(start, 14_600)).is_some());
     }
 }

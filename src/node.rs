@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,14 +12,15 @@ use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Condvar, Mutex};
 
 use crate::census::{self, Budget};
-use crate::config::{Config, NodeConfig, ReplicationConfig};
+use crate::config::{Config, LimitsConfig, NodeConfig, ReplicationConfig};
 use crate::digest::Digest;
 use crate::entry::{Entry, SHORT_BYTES};
 use crate::history::{Era, History};
 use crate::journal::{Head, Journal};
-use crate::liveness::Liveness;
+use crate::liveness::{LeaderChange, LeaderWatch, Liveness};
 use crate::oplog::Frames;
 use crate::progress::{Copies, Progress};
+use crate::report::{Contact, Settings, Stopping};
 use crate::store::{Contended, Store};
 use crate::wire::census::{CensusError, List, Sums};
 use crate::wire::response::ResponseHeader;
@@ -62,7 +64,7 @@ pub enum Phase {
     Refusing(Arc<str>),
 }
 
-/// Who a node is, from `cluster.toml`.
+/// Identity and settings of a node, from `cluster.toml`.
 #[derive(Clone, Debug)]
 pub struct Member {
     /// The cluster's name.
@@ -73,8 +75,14 @@ pub struct Member {
     pub leader: String,
     /// All other nodes.
     pub peers: Vec<NodeConfig>,
-    /// Intervals and limits.
+    /// Intervals and sizes of replication.
     pub replication: ReplicationConfig,
+    /// What the node accepts from clients.
+    pub limits: LimitsConfig,
+    /// Digests of the settings that all nodes share.
+    pub settings: Settings,
+    /// Number of this process, drawn at its start.
+    pub process: u64,
 }
 
 /// One node: its role and its data. Knows no socket, so every rule about answers is tested without one.
@@ -103,15 +111,18 @@ pub struct Node {
     resumes: AtomicU64,
     dataset_generation: AtomicU64,
     leader_link: Mutex<LeaderLink>,
+    stopping: Mutex<Stopping>,
     started: Instant,
 }
 
 /// A follower's stream from its leader.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct LeaderLink {
     is_up: bool,
     /// When anything last came by it.
     heard: Option<Instant>,
+    /// Judges silence, by the stream and by the answers to probes.
+    watch: LeaderWatch,
 }
 
 #[derive(Debug)]
@@ -212,13 +223,6 @@ impl Node {
                 leader_addr: Arc::from(leader.addr.as_str()),
             }
         };
-        if config.nodes.len() == 1 {
-            return Node::new(role);
-        }
-        let why = match role {
-            Role::Leader => "this leader is asking the other nodes for data",
-            Role::Follower { .. } => "this follower holds no complete data set yet; ask the leader",
-        };
         let peers = config.nodes.iter().filter(|node| node.name != this.name);
         let member = Member {
             cluster: config.cluster.clone(),
@@ -226,6 +230,16 @@ impl Node {
             leader: leader.name.clone(),
             peers: peers.cloned().collect(),
             replication: config.replication.clone(),
+            limits: config.limits.clone(),
+            settings: config.settings(),
+            process: RandomState::new().build_hasher().finish(),
+        };
+        if member.peers.is_empty() {
+            return Node::with(role, None, Some(member), Phase::Serving);
+        }
+        let why = match role {
+            Role::Leader => "this leader is asking the other nodes for data",
+            Role::Follower { .. } => "this follower holds no complete data set yet; ask the leader",
         };
         let journal = Journal::new(config.replication.backlog_bytes);
         Node::with(
@@ -243,6 +257,9 @@ impl Node {
         let timeout = member.as_ref().map_or(Duration::MAX, |member| {
             member.replication.heartbeat_interval * SILENT_HEARTBEATS
         });
+        let leader_timeout = member
+            .as_ref()
+            .map_or(Duration::MAX, |member| member.replication.leader_timeout);
         let node = Node {
             role,
             store: Store::new(),
@@ -267,7 +284,12 @@ impl Node {
             full_copies: AtomicU64::new(0),
             resumes: AtomicU64::new(0),
             dataset_generation: AtomicU64::new(0),
-            leader_link: Mutex::default(),
+            leader_link: Mutex::new(LeaderLink {
+                is_up: false,
+                heard: None,
+                watch: LeaderWatch::new(leader_timeout, now),
+            }),
+            stopping: Mutex::default(),
             started: now,
         };
         node.enter(phase);
@@ -286,7 +308,7 @@ impl Node {
         self.journal.as_ref()
     }
 
-    /// Who the node is, where it has peers.
+    /// Identity and settings of the node, where it has a `cluster.toml`.
     #[must_use]
     pub const fn member(&self) -> Option<&Member> {
         self.member.as_ref()
@@ -410,6 +432,32 @@ impl Node {
             }
         });
         result
+    }
+
+    /// Whether the node takes writes.
+    #[must_use]
+    pub fn takes_writes(&self) -> bool {
+        self.takes_writes.load(Ordering::Acquire)
+    }
+
+    /// Another node leads in a later epoch: this leader keeps its data, takes no more writes, and says why.
+    pub fn yield_to_other_leader(&self, why: &str) {
+        self.change(|standing| {
+            if standing.phase == Phase::Serving {
+                standing.phase = Phase::Refusing(Arc::from(why));
+            }
+        });
+    }
+
+    /// Whether the node holds a complete data set, served or not.
+    #[must_use]
+    pub fn holds_data(&self) -> bool {
+        self.standing.lock().history.last().is_some()
+    }
+
+    /// Notes how far the node's stop has come, for its peers.
+    pub fn set_stopping(&self, stopping: Stopping) {
+        *self.stopping.lock() = stopping;
     }
 
     /// A leader that stops takes no more writes, so that its followers can get everything before it goes. Says whether
@@ -743,8 +791,14 @@ impl Node {
     fn discard(&self) -> Reply {
         let mut done = Reply::Done;
         self.change(|standing| match &standing.phase {
-            Phase::Refusing(_) => standing.discard = true,
-            _ => {
+            Phase::Refusing(_) if self.role != Role::Leader => standing.discard = true,
+            Phase::Refusing(_) => {
+                done = Reply::Error(
+                    "this node is to lead by its own cluster.toml: correct that and restart it"
+                        .to_owned(),
+                );
+            }
+            Phase::Loading(_) | Phase::Serving => {
                 done = Reply::Error(
                     "nothing to discard: this node refuses no data set of its leader's".to_owned(),
                 );
@@ -774,10 +828,29 @@ impl Node {
 
     /// Something has come by the stream from the leader, be it the first of it.
     pub fn leader_heard(&self, now: Instant) {
-        *self.leader_link.lock() = LeaderLink {
-            is_up: true,
-            heard: Some(now),
+        let mut link = self.leader_link.lock();
+        link.is_up = true;
+        link.heard = Some(now);
+    }
+
+    /// Judges how long a follower has heard nothing of its leader, by the stream or by the answers to probes. Reports
+    /// the leader timeout, and its end, once each.
+    pub fn check_leader(&self, now: Instant) -> Option<LeaderChange> {
+        let Role::Follower { .. } = self.role else {
+            return None;
         };
+        let leader = self.member.as_ref().map(|member| member.leader.as_str())?;
+        let probed = {
+            let liveness = self.liveness.lock();
+            let peer = liveness.peers().iter().find(|peer| peer.name == leader);
+            peer.and_then(|peer| peer.heard())
+        };
+        let mut link = self.leader_link.lock();
+        let heard = link.heard.max(probed);
+        match heard {
+            Some(heard) if link.watch.last_heard() < Some(heard) => link.watch.heard(heard),
+            Some(_) | None => link.watch.check(now),
+        }
     }
 
     /// The stream from the leader has ended.
@@ -883,6 +956,7 @@ impl Node {
             Role::Leader => "leader",
             Role::Follower { .. } => "follower",
         };
+        let stopping = *self.stopping.lock();
         let (state, why) = match &phase {
             Phase::Loading(why) => ("loading", why.as_ref()),
             Phase::Serving => ("serving", "-"),
@@ -898,7 +972,8 @@ impl Node {
         line("cluster", &cluster);
         line("role", &role);
         line("state", &state);
-        line("reason", &why);
+        line("reason", &one_line(why));
+        line("stopping", &stopping.name());
         line("epoch", &epoch);
         line("index", &head.index);
         line("digest", &head.digest);
@@ -910,6 +985,19 @@ impl Node {
             &now.saturating_duration_since(self.started).as_millis(),
         );
         line("version", &env!("CARGO_PKG_VERSION"));
+        if let Some(member) = &self.member {
+            let (replication, settings) = (&member.replication, &member.settings);
+            line("process", &format_args!("{:016x}", member.process));
+            line("max_value_bytes", &member.limits.max_value_bytes);
+            line(
+                "heartbeat_interval_ms",
+                &replication.heartbeat_interval.as_millis(),
+            );
+            line("leader_timeout_ms", &replication.leader_timeout.as_millis());
+            for (group, digest) in settings.groups() {
+                line(&format!("settings.{group}"), &format_args!("{digest:016x}"));
+            }
+        }
         line("full_copies", &self.full_copies.load(Ordering::Relaxed));
         line("resumes", &self.resumes.load(Ordering::Relaxed));
         line(
@@ -922,8 +1010,17 @@ impl Node {
         );
         if let Role::Follower { leader_addr } = &self.role {
             line("leader", leader_addr);
-            let LeaderLink { is_up, heard } = *self.leader_link.lock();
-            line("link", &if is_up { "up" } else { "down" });
+            let LeaderLink {
+                is_up,
+                heard,
+                watch,
+            } = *self.leader_link.lock();
+            let link = match (is_up, watch.is_timed_out()) {
+                (_, true) => "timeout",
+                (true, false) => "up",
+                (false, false) => "down",
+            };
+            line("link", &link);
             match heard.map(|heard| now.saturating_duration_since(heard).as_millis()) {
                 Some(heard_ms) => line("leader_heard_ms", &heard_ms),
                 None => line("leader_heard_ms", &"-"),
@@ -939,6 +1036,24 @@ impl Node {
                 &if peer.is_up { "up" } else { "down" },
             );
             line(&format!("peer.{}.since_ms", peer.name), &since);
+            let reason = match peer.contact() {
+                None | Some(Contact::Report(_)) => "-",
+                Some(Contact::NoProcess) => "connection refused",
+                Some(Contact::Stranger(text) | Contact::Unclear(text) | Contact::Silent(text)) => {
+                    text
+                }
+            };
+            line(&format!("peer.{}.reason", peer.name), &one_line(reason));
+            let differences = match (&self.member, peer.report()) {
+                (Some(member), Some(report)) => member.settings.differences(&report.settings),
+                (None, _) | (_, None) => Vec::new(),
+            };
+            let differences = if differences.is_empty() {
+                "-".to_owned()
+            } else {
+                differences.join(",")
+            };
+            line(&format!("peer.{}.differs", peer.name), &differences);
         }
         for (name, (_, follower)) in self.followers.lock().iter() {
             line(&format!("follower.{name}.index"), &follower.applied_index());
@@ -994,6 +1109,11 @@ impl Reply {
     pub fn header(&self) -> ResponseHeader {
         header(self.status(), self.value())
     }
+}
+
+/// A text of other origin as the value of one line.
+fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 /// Whether a request changes the data, where its key has this entry: a SET does, and a DEL of what is there.

@@ -1,7 +1,8 @@
 //! The server: arguments, configuration, listen, serve until told to stop.
 //!
-//! Exit codes: 0 stopped in good order · 1 cannot listen or run · 2 wrong arguments or configuration · 130 and 143
-//! ended at once by a second SIGINT or SIGTERM · 134 (SIGABRT) a bug of our own, whose message is on standard error.
+//! Exit codes: 0 stopped in good order · 1 cannot listen or run · 2 wrong arguments or configuration · 3 stopped in
+//! good order as the last node that held the cluster's data · 130 and 143 ended at once by a second SIGINT or SIGTERM ·
+//! 134 (SIGABRT) a bug of our own, whose message is on standard error.
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -15,6 +16,7 @@ use argh::{ArgsInfo, FromArgs};
 use gopherstore::arguments::{self, Program, USAGE};
 use gopherstore::config::{Config, NodeConfig};
 use gopherstore::node::{Node, Phase};
+use gopherstore::replication::Ending;
 use gopherstore::server::Server;
 use gopherstore::service::{self, Manager, Notice};
 use log::{Level, error, info, warn};
@@ -27,6 +29,9 @@ const PROGRAM: Program = Program {
     name: "gopherstore-server",
 };
 
+/// Exit code of a node that was the last one to hold the cluster's data.
+const LAST_HOLDER: u8 = 3;
+
 /// One node of a GopherStore cluster: an in-memory key-value store that speaks GBP over TCP.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(
@@ -36,7 +41,11 @@ const PROGRAM: Program = Program {
             RUST_LOG sets what is logged: error, warn, info (the default), debug.\n\
             SIGINT or SIGTERM stops it in good order, a second one at once.",
     error_code(1, "It cannot listen, or cannot run."),
-    error_code(2, "Wrong arguments or configuration; nothing was started.")
+    error_code(2, "Wrong arguments or configuration; nothing was started."),
+    error_code(
+        3,
+        "Stopped in good order, and no other node of the cluster held the data."
+    )
 )]
 struct Arguments {
     /// the cluster's file; by default cluster.toml
@@ -106,12 +115,13 @@ fn main() -> ExitCode {
         std::process::abort();
     }));
     match serve(&config, node, &arguments.config.to_string_lossy()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Ending::Kept) => ExitCode::SUCCESS,
+        Ok(Ending::Lost { .. }) => ExitCode::from(LAST_HOLDER),
         Err(error) => fail(1, &error.to_string()),
     }
 }
 
-fn serve(config: &Config, this: &NodeConfig, file: &str) -> Result<(), Box<dyn Error>> {
+fn serve(config: &Config, this: &NodeConfig, file: &str) -> Result<Ending, Box<dyn Error>> {
     for warning in config.warnings() {
         warn!("{file}: {warning}");
     }
@@ -199,9 +209,9 @@ fn serve(config: &Config, this: &NodeConfig, file: &str) -> Result<(), Box<dyn E
     if waiter.join().is_err() {
         error!("the thread that waits for signals has died");
     }
-    served.map_err(|error| format!("cannot run: {error}"))?;
+    let ending = served.map_err(|error| format!("cannot run: {error}"))?;
     info!("node {name} has stopped");
-    Ok(())
+    Ok(ending)
 }
 
 /// Tells the service manager how the node stands, and that it has started.

@@ -113,6 +113,7 @@ impl Observer {
             name: NAME,
             is_observer: true,
             wants_full_copy: watch == Watch::Copy,
+            is_to_lead: false,
             epoch,
             nonce,
             last_index,

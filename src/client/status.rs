@@ -50,6 +50,8 @@ pub struct NodeStatus {
     pub uptime_ms: Option<u64>,
     /// Version of its program.
     pub version: Option<String>,
+    /// How far its stop has come: `no`, `waiting` or `ending`.
+    pub stopping: Option<String>,
     /// Number of its process, which no other start has.
     pub process: Option<String>,
     /// Milliseconds between two heartbeats.
@@ -58,6 +60,8 @@ pub struct NodeStatus {
     pub leader_timeout_ms: Option<u64>,
     /// Bytes of the longest value that it takes.
     pub max_value_bytes: Option<u64>,
+    /// Digests of its settings, by group.
+    pub settings: BTreeMap<String, String>,
     /// Streams that began with a full copy, sent and taken.
     pub full_copies: Option<u64>,
     /// Streams that went on after the follower's last entry, sent and taken.
@@ -189,6 +193,7 @@ impl NodeStatus {
             "connections" => self.connections = number(value),
             "uptime_ms" => self.uptime_ms = number(value),
             "version" => self.version = word(value),
+            "stopping" => self.stopping = word(value),
             "process" => self.process = word(value),
             "heartbeat_interval_ms" => self.heartbeat_interval_ms = number(value),
             "leader_timeout_ms" => self.leader_timeout_ms = number(value),
@@ -202,7 +207,11 @@ impl NodeStatus {
             "leader" => self.leader = word(value),
             "link" => self.is_link_up = up_or_down(value),
             "leader_heard_ms" => self.leader_heard_ms = number(value),
-            _ => {}
+            _ => {
+                if let (Some(group), Some(digest)) = (key.strip_prefix("settings."), word(value)) {
+                    self.settings.insert(group.to_owned(), digest);
+                }
+            }
         }
     }
 
@@ -273,7 +282,7 @@ fn number<T: FromStr>(value: &str) -> Option<T> {
 fn up_or_down(value: &str) -> Option<bool> {
     match value {
         "up" => Some(true),
-        "down" => Some(false),
+        "down" | "timeout" => Some(false),
         _ => None,
     }
 }
@@ -323,7 +332,7 @@ leader_timeout_ms: 18
 max_value_bytes: 19
 lag_entries: 20
 \
-            lag_ms: 21
+            lag_ms: 21\nstopping: no\nsettings.leader: 22
 ";
         let text_of = |text: &str| Some(text.to_owned());
         let peer = PeerStatus {
@@ -368,6 +377,8 @@ lag_entries: 20
             heartbeat_interval_ms: Some(17),
             leader_timeout_ms: Some(18),
             max_value_bytes: Some(19),
+            stopping: text_of("no"),
+            settings: BTreeMap::from([("leader".to_owned(), "22".to_owned())]),
             lag_entries: Some(20),
             lag_ms: Some(21),
             peers: BTreeMap::from([("a.b".to_owned(), peer)]),

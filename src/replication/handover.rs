@@ -1,17 +1,24 @@
-//! What a stopping leader does between its last write and its end: it waits until its followers have everything.
+//! What a stopping node waits for before it ends: that its data stays in the cluster.
 //!
-//! It goes on accepting FOLLOW meanwhile, since a follower may be on its way back: a leader that is stopped right after
-//! its start has taken writes that nobody else has.
+//! A leader waits until its followers have everything, and goes on accepting FOLLOW meanwhile, since a follower may be
+//! on its way back: a leader that is stopped right after its start has taken writes that nobody else has. Any node then
+//! asks its peers whether one of them holds its data and stays ([`keeps_data`]). One that alone holds data waits a
+//! little for a peer, and ends all the same.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use log::{info, warn};
+use log::{error, info, warn};
 
-use crate::node::{Lacking, Node};
+use super::Stop;
+use crate::node::{Lacking, Node, Phase};
+use crate::report::{Contact, Role, Stopping, keeps_data};
 
 /// How long a peer that lives is waited for. A follower pauses for 5 seconds at most before it asks again.
 const PATIENCE: Duration = Duration::from_secs(6);
+
+/// How long a node that alone holds data waits for a peer.
+const PATIENCE_FOR_ANYBODY: Duration = Duration::from_secs(5);
 
 /// How long, where no follower has everything and one is being sent it: until then the data would go with this node.
 pub(crate) const PATIENCE_WHERE_ALONE: Duration = Duration::from_secs(60);
@@ -19,78 +26,226 @@ pub(crate) const PATIENCE_WHERE_ALONE: Duration = Duration::from_secs(60);
 /// A stream that is as old as this sends. One that refuses what it is offered ends at once.
 const SENDS: Duration = Duration::from_millis(500);
 
-/// Between two looks at which peers live.
+/// Between two looks at the peers.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Waits until every peer that lives follows and has applied everything, for a bounded time. Nobody may write any more.
-pub(crate) fn run(node: &Node) {
-    let index = node.head().index;
-    let begin = Instant::now();
-    let mut end = begin + PATIENCE;
-    // Nothing is written any more, so whoever had everything has it as long as it lives, though its link be gone.
-    let mut have_all = BTreeSet::new();
-    let mut sending_since = None;
-    let mut is_said = false;
-    loop {
-        let mut lacking = Vec::new();
-        for peer in node.peers_at(index) {
-            // What a dead one had is gone, though its stream may not have ended yet.
-            if !peer.is_up {
-                have_all.remove(&peer.name);
-            }
-            match peer.lacks {
-                None if peer.is_up => drop(have_all.insert(peer.name)),
-                None => {}
-                // It says itself what it lacks, whatever it had before. Whoever follows lives, though a busy machine
-                // may have kept it from saying so to the probe.
-                Some(lacks @ Lacking::At(_)) => {
-                    have_all.remove(&peer.name);
-                    lacking.push((peer.name, lacks));
-                }
-                Some(lacks) if peer.is_up && !have_all.contains(&peer.name) => {
-                    lacking.push((peer.name, lacks));
-                }
-                Some(_) => {}
-            }
-        }
-        let now = Instant::now();
-        if lacking.is_empty() {
-            let names: Vec<_> = have_all.into_iter().collect();
-            info!(
-                "handed over up to index {index} in {} ms, to {}",
-                (now - begin).as_millis(),
-                list(&names)
-            );
-            return;
-        }
-        if lacking.iter().all(|(_, lacks)| *lacks == Lacking::Absent) {
-            sending_since = None;
-        } else if now - *sending_since.get_or_insert(now) >= SENDS && have_all.is_empty() {
-            // Where the stream is lost it may come back.
-            end = (now + PATIENCE).min(begin + PATIENCE_WHERE_ALONE);
-        }
-        if now >= end {
-            for (name, lacks) in lacking {
-                warn!("stopping though {name} {lacks}, and the log ends at index {index}");
-            }
-            return;
-        }
-        if !is_said {
-            let names: Vec<_> = lacking.into_iter().map(|(name, _)| name).collect();
-            info!(
-                "no writes from here on; handing over to {} up to index {index}",
-                list(&names)
-            );
-            is_said = true;
-        }
-        node.wait_for_progress(LOOK);
-    }
+/// How long peers have for one answer to whether they keep the data.
+const ANSWER: Duration = Duration::from_millis(200);
+
+/// How a stop in good order ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Another node holds the data, or there is none, or there is no other node.
+    Kept,
+    /// The node was the only one that is known to hold data, which ends with it.
+    Lost {
+        /// Keys that it held.
+        keys: usize,
+        /// Index of its last entry.
+        index: u64,
+    },
 }
 
-fn list(names: &[String]) -> String {
-    if names.is_empty() {
-        "nobody".to_owned()
-    } else {
-        names.join(", ")
+/// Waits until the node can end; nobody may write any more. `took_writes` says that it led until now.
+pub(crate) fn run(node: &Node, stop: &Stop, took_writes: bool) -> Ending {
+    node.set_stopping(Stopping::Waiting);
+    if !node.holds_data() || node.store().is_empty() {
+        node.set_stopping(Stopping::Ending);
+        return Ending::Kept;
+    }
+    if let Phase::Refusing(why) = node.phase() {
+        warn!("the data set of this node, which was kept though {why}, ends with it");
+        return Ending::Kept;
+    }
+    stop.hurry(true);
+    Handover::new(node, stop, took_writes).run()
+}
+
+struct Handover<'a> {
+    node: &'a Node,
+    stop: &'a Stop,
+    took_writes: bool,
+    index: u64,
+    begin: Instant,
+    /// By when a peer that lives has to have everything.
+    end: Instant,
+    /// Peers that had everything and have lived since.
+    have_all: BTreeSet<String>,
+    sending_since: Option<Instant>,
+    is_said: bool,
+}
+
+impl<'a> Handover<'a> {
+    fn new(node: &'a Node, stop: &'a Stop, took_writes: bool) -> Handover<'a> {
+        let begin = Instant::now();
+        Handover {
+            node,
+            stop,
+            took_writes,
+            index: node.head().index,
+            begin,
+            end: begin + PATIENCE,
+            have_all: BTreeSet::new(),
+            sending_since: None,
+            is_said: false,
+        }
+    }
+
+    fn run(mut self) -> Ending {
+        loop {
+            let lacking = self.lacking();
+            let now = Instant::now();
+            if lacking.is_empty() {
+                if let Some(peer) = self.keeper() {
+                    self.log_end(&peer);
+                    return Ending::Kept;
+                }
+                if now >= self.begin + PATIENCE_FOR_ANYBODY {
+                    return self.end_without_keeper();
+                }
+                self.say(&["a peer".to_owned()]);
+            } else {
+                self.extend(&lacking, now);
+                if now >= self.end {
+                    for (name, lacks) in lacking {
+                        let index = self.index;
+                        warn!("stopping though {name} {lacks}, and the log ends at index {index}");
+                    }
+                    return self.end_without_keeper();
+                }
+                let names: Vec<_> = lacking.into_iter().map(|(name, _)| name).collect();
+                self.say(&names);
+            }
+            self.node.wait_for_progress(LOOK);
+        }
+    }
+
+    /// Peers that are to have everything and have not: of a leader those that live, of a follower those that it streams
+    /// to.
+    fn lacking(&mut self) -> Vec<(String, Lacking)> {
+        let mut lacking = Vec::new();
+        for peer in self.node.peers_at(self.index) {
+            // What a dead one had is gone, though its stream may not have ended yet.
+            if !peer.is_up {
+                self.have_all.remove(&peer.name);
+            }
+            match peer.lacks {
+                None if peer.is_up => drop(self.have_all.insert(peer.name)),
+                None => {}
+                // It says itself what it lacks, whatever it had before. One that follows lives, though a busy machine
+                // may have kept it from saying so to the probe.
+                Some(lacks @ Lacking::At(_)) => {
+                    self.have_all.remove(&peer.name);
+                    lacking.push((peer.name, lacks));
+                }
+                Some(lacks @ Lacking::Absent)
+                    if self.took_writes && peer.is_up && !self.have_all.contains(&peer.name) =>
+                {
+                    lacking.push((peer.name, lacks));
+                }
+                Some(Lacking::Absent) => {}
+            }
+        }
+        lacking
+    }
+
+    /// Gives a peer that is being sent the data more time, where no other has it.
+    fn extend(&mut self, lacking: &[(String, Lacking)], now: Instant) {
+        if lacking.iter().all(|(_, lacks)| *lacks == Lacking::Absent) {
+            self.sending_since = None;
+        } else if now - *self.sending_since.get_or_insert(now) >= SENDS && self.have_all.is_empty()
+        {
+            // Where the stream is lost it may come back.
+            self.end = (now + PATIENCE).min(self.begin + PATIENCE_WHERE_ALONE);
+        }
+    }
+
+    /// Marks the node as ending and asks the peers who keeps its data. Where nobody does, it takes the mark back.
+    fn keeper(&self) -> Option<String> {
+        let node = self.node;
+        node.set_stopping(Stopping::Ending);
+        let asked = Instant::now();
+        self.stop.hurry(true);
+        let own_name = node.member().map_or("", |member| member.name.as_str());
+        let own_role = if super::source::leads(node) {
+            Role::Leader
+        } else {
+            Role::Follower
+        };
+        loop {
+            let (keeper, is_complete) = {
+                let liveness = node.liveness().lock();
+                let contacts = || {
+                    liveness
+                        .peers()
+                        .iter()
+                        .map(|peer| peer.contact_since(asked))
+                };
+                let mut reports = contacts().filter_map(|contact| match contact? {
+                    Contact::Report(report) => Some(report),
+                    Contact::NoProcess
+                    | Contact::Stranger(_)
+                    | Contact::Unclear(_)
+                    | Contact::Silent(_) => None,
+                });
+                let keeper =
+                    reports.find(|report| keeps_data((own_role, own_name), self.index, report));
+                let keeper = keeper.map(|report| report.node.clone());
+                (keeper, contacts().all(|contact| contact.is_some()))
+            };
+            if keeper.is_some() {
+                return keeper;
+            }
+            if is_complete || asked.elapsed() >= ANSWER {
+                node.set_stopping(Stopping::Waiting);
+                return None;
+            }
+            node.wait_for_progress(LOOK / 4);
+        }
+    }
+
+    fn end_without_keeper(&self) -> Ending {
+        // With less than everything the data set is not gone: the lines before say what is missing.
+        let some = {
+            let liveness = self.node.liveness().lock();
+            let mut peers = liveness.peers().iter();
+            peers.any(|peer| {
+                let report = peer.report();
+                report.is_some_and(|report| report.stopping == Stopping::No && report.holds_data())
+            })
+        };
+        self.node.set_stopping(Stopping::Ending);
+        let (keys, index) = (self.node.store().len(), self.index);
+        if some {
+            warn!("stopping, and no other node is known to hold everything up to index {index}");
+            return Ending::Kept;
+        }
+        error!(
+            "no other node holds the data: {keys} keys, up to index {index}, are lost with this node"
+        );
+        Ending::Lost { keys, index }
+    }
+
+    fn log_end(&self, keeper: &str) {
+        let (index, ms) = (self.index, self.begin.elapsed().as_millis());
+        if self.took_writes {
+            let names: Vec<_> = self.have_all.iter().map(String::as_str).collect();
+            let names = if names.is_empty() {
+                keeper.to_owned()
+            } else {
+                names.join(", ")
+            };
+            info!("handed over up to index {index} in {ms} ms, to {names}");
+        } else {
+            info!("{keeper} holds the data up to index {index}");
+        }
+    }
+
+    fn say(&mut self, names: &[String]) {
+        if !self.is_said && (self.took_writes || self.begin.elapsed() >= ANSWER * 2) {
+            let (index, names) = (self.index, names.join(", "));
+            info!("no writes from here on; handing over to {names} up to index {index}");
+            self.is_said = true;
+        }
     }
 }

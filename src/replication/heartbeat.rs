@@ -1,78 +1,148 @@
-//! Which peers live: a thread that asks each, and one that looks at the table.
+//! Asks each peer for STATUS at every heartbeat, and judges what the answers mean for this node.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use log::{info, warn};
+use log::{error, info, warn};
 
-use super::{Stop, connect};
+use super::Stop;
+use super::ask::Inquiry;
 use crate::config::NodeConfig;
-use crate::liveness::Change;
+use crate::liveness::{Change, LeaderChange};
 use crate::node::{Member, Node};
-use crate::wire::Request;
+use crate::report::{Contact, Report};
 
-/// PING's answer.
-const PONG: &[u8; 9] = b"\x00\x00\x00\x00\x04PONG";
+/// How long one question may take at least, however short the heartbeat interval is.
+const ASK_MIN: Duration = Duration::from_secs(1);
+
+/// How long it may take at the most, while a node that starts or stops depends on the answer.
+const ASK_MAX: Duration = Duration::from_secs(5);
+
+/// Pause between two questions while a node that starts or stops depends on the answers.
+const HURRIED_PAUSE: Duration = Duration::from_millis(20);
 
 /// Looks at the table of peers at every interval.
 pub(super) fn run(node: &Node, member: &Member, stop: &Stop) {
     while !stop.wait(member.replication.heartbeat_interval) {
-        let changes = node.liveness().lock().check(Instant::now());
-        changes.into_iter().for_each(report);
+        let now = Instant::now();
+        let changes = node.liveness().lock().check(now);
+        changes.into_iter().for_each(report_change);
+        match node.check_leader(now) {
+            None => {}
+            Some(LeaderChange::TimedOut(silence)) => error!(
+                "leader timeout: nothing heard from leader {} for {} ms",
+                member.leader,
+                silence.as_millis()
+            ),
+            Some(LeaderChange::Back(silence)) => info!(
+                "leader {} is heard again, after {} ms",
+                member.leader,
+                silence.as_millis()
+            ),
+        }
     }
 }
 
-/// Asks one peer at every interval whether it is there.
+/// Asks one peer at every interval.
 pub(super) fn probe(node: &Node, member: &Member, peer: &NodeConfig, stop: &Stop) {
-    let mut connection = None;
+    let interval = member.replication.heartbeat_interval;
+    let mut inquiry = Inquiry::new(member, &peer.name, &peer.addr);
+    let mut notes = Notes::default();
     loop {
-        let change = match ask(&mut connection, member, peer, stop) {
-            Ok(()) => node.liveness().lock().observe(&peer.name, Instant::now()),
-            Err(error) => {
-                connection = None;
-                let is_gone = error.kind() == ErrorKind::ConnectionRefused;
-                is_gone
-                    .then(|| node.liveness().lock().refused(&peer.name, Instant::now()))
-                    .flatten()
-            }
+        let patience = if stop.is_hurried() {
+            member.replication.leader_timeout.min(ASK_MAX)
+        } else {
+            interval
         };
-        change.into_iter().for_each(report);
-        if stop.wait(member.replication.heartbeat_interval) {
+        let began = Instant::now();
+        let contact = inquiry.ask(began + patience.max(ASK_MIN), stop);
+        if stop.is_stopped() {
+            return;
+        }
+        notes.note(node, member, &peer.name, &contact);
+        if let Contact::Report(report) = &contact {
+            judge_leaders(node, member, report);
+        }
+        let now = Instant::now();
+        let change = node
+            .liveness()
+            .lock()
+            .record(&peer.name, contact, began, now);
+        change.into_iter().for_each(report_change);
+        if stop.wait_for_turn(interval, HURRIED_PAUSE.min(interval)) {
             return;
         }
     }
 }
 
-fn ask(
-    connection: &mut Option<TcpStream>,
-    member: &Member,
-    peer: &NodeConfig,
-    stop: &Stop,
-) -> io::Result<()> {
-    let interval = member.replication.heartbeat_interval;
-    let stream = match connection {
-        Some(stream) => stream,
-        None => {
-            let stream = connect(&peer.addr, Instant::now() + interval, stop)?;
-            // Short, so that the stop of this node does not wait for a silent peer.
-            stream.set_read_timeout(Some(interval))?;
-            stream.set_write_timeout(Some(interval))?;
-            connection.insert(stream)
-        }
-    };
-    let mut ping = Vec::new();
-    Request::Ping.encode(&mut ping).map_err(io::Error::other)?;
-    stream.write_all(&ping)?;
-    let mut answer = [0; PONG.len()];
-    stream.read_exact(&mut answer)?;
-    if answer != *PONG {
-        return Err(ErrorKind::InvalidData.into());
-    }
-    Ok(())
+/// What was logged about a peer, so that each state of affairs is one line.
+#[derive(Default)]
+struct Notes {
+    stranger: String,
+    differences: Vec<&'static str>,
+    two_leaders: bool,
 }
 
-pub(super) fn report(change: Change) {
+impl Notes {
+    fn note(&mut self, node: &Node, member: &Member, peer: &str, contact: &Contact) {
+        match contact {
+            Contact::Stranger(text) => {
+                if *text != self.stranger {
+                    error!(
+                        "{text}, and not {peer}: it is passed over; correct addr in cluster.toml"
+                    );
+                    self.stranger.clone_from(text);
+                }
+            }
+            Contact::Report(report) => {
+                self.stranger.clear();
+                self.note_report(node, member, peer, report);
+            }
+            Contact::NoProcess | Contact::Unclear(_) | Contact::Silent(_) => {}
+        }
+    }
+
+    fn note_report(&mut self, node: &Node, member: &Member, peer: &str, report: &Report) {
+        let differences = member.settings.differences(&report.settings);
+        if differences != self.differences {
+            if differences.is_empty() {
+                info!("{peer} has the same settings as this node again");
+            } else {
+                let groups = differences.join(", ");
+                error!("cluster.toml of {peer} and of this node differ in: {groups}");
+            }
+            self.differences = differences;
+        }
+        let two_leaders = node.takes_writes() && report.leads();
+        if two_leaders && !self.two_leaders {
+            error!(
+                "two leaders: {peer} leads as well, in epoch {}; writes that they have taken apart cannot be joined",
+                report.epoch
+            );
+        }
+        self.two_leaders = two_leaders;
+    }
+}
+
+/// Where this node and the peer both lead, the one with the older epoch takes no more writes. Equal epochs are told
+/// apart by the number of the process.
+fn judge_leaders(node: &Node, member: &Member, report: &Report) {
+    if !node.takes_writes() || !report.leads() {
+        return;
+    }
+    let epoch = node.history().last().map_or(0, |era| era.epoch);
+    if (report.epoch, report.process) > (epoch, member.process) {
+        let peer = &report.node;
+        let text = format!(
+            "{peer} leads in epoch {}, this node in epoch {epoch}: this one takes no more writes; compare their data \
+             (gopherstore-cli diff), correct leader in cluster.toml, and restart this node",
+            report.epoch
+        );
+        error!("{text}");
+        node.yield_to_other_leader(&text);
+    }
+}
+
+fn report_change(change: Change) {
     let (name, after) = (change.name, change.after.as_millis());
     if change.is_up {
         info!("{name} is up, after {after} ms");

@@ -8,18 +8,21 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use log::{info, warn};
+use log::{error, info, warn};
 use parking_lot::{Condvar, Mutex};
 
-use super::rules::{Position, Standing, Verdict, furthest, next_epoch, takes};
+use super::ask::identify;
+use super::rules::{Position, Verdict, takes};
 use super::source::leads;
-use super::{Stop, connect, heartbeat};
+use super::start::{self, Next, Own};
+use super::{Stop, connect};
 use crate::config::NodeConfig;
 use crate::digest::Digest;
 use crate::entry::Entry;
 use crate::history::{Era, History};
 use crate::journal::Head;
 use crate::node::{Diverged, Member, Node, Phase, digest};
+use crate::report::{Contact, Expected};
 use crate::store::Staged;
 use crate::wire::replication::{Follow, FollowAnswer, Frames, Message, Parsed, Start, parse};
 use crate::wire::response::{self, Response};
@@ -27,6 +30,15 @@ use crate::wire::{Buffer, Request, Status};
 
 /// Pause before the link is tried again: doubled each time, from the first to the second.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// Pause, and for how long, while the leader may be starting.
+const EAGER: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// Between two looks at what the peers have said.
+const DECISION_PAUSE: Duration = Duration::from_millis(5);
+
+/// A leader that starts logs what it waits for once it has waited for so long.
+const NOTABLE_WAIT: Duration = Duration::from_millis(500);
 
 /// Entries that a copy's announcement makes room for at the most, whatever it says: half a gigabyte of empty table.
 const EXPECTED_MAX: usize = 1 << 26;
@@ -54,6 +66,8 @@ enum Fault {
     Answer(String),
     /// The peer cannot be followed yet: it has no data set, or another follower is being copied to.
     NotYet(String),
+    /// Another node than the expected one answers.
+    Stranger(String),
     /// The stream is not what it should be.
     Stream(String),
     /// The data set is not what the leader's is.
@@ -78,11 +92,11 @@ pub(super) fn run(node: &Node, member: &Member, stop: &Stop) {
 }
 
 fn follow(node: &Node, member: &Member, leader: &NodeConfig, stop: &Stop) {
-    let mut back_off = BackOff::new();
-    let mut last = String::new();
+    let mut pauses = Pauses::new();
+    let mut said = Said::default();
     while !stop.is_stopped() {
-        let mut link = Link::new(node, member, &leader.name);
-        let fault = match link.run(&leader.addr, stop, false) {
+        let mut link = Link::new(node, member, &leader.name, Goal::Follow);
+        let fault = match link.run(&leader.addr, stop) {
             Ok(()) => return,
             Err(fault) => fault,
         };
@@ -90,36 +104,65 @@ fn follow(node: &Node, member: &Member, leader: &NodeConfig, stop: &Stop) {
             return;
         }
         if link.has_followed {
-            back_off = BackOff::new();
+            pauses = Pauses::new();
+            said = Said::default();
         }
-        let mut pause = back_off.next();
-        let text = match fault {
-            Fault::NotYet(text) => {
-                // It is there and asking costs little, so that it is followed soon after it can be.
-                pause = pause.min(member.replication.heartbeat_interval);
-                text
-            }
-            Fault::Diverged(text) => {
-                node.distrust(&text);
-                text
-            }
-            Fault::Refused(text) => {
-                node.enter(Phase::Refusing(Arc::from(text.as_str())));
-                text
-            }
-            fault => describe(&fault, member),
+        let text = describe(&fault, member);
+        match &fault {
+            Fault::Diverged(_) => node.distrust(&text),
+            Fault::Refused(_) => node.enter(Phase::Refusing(Arc::from(text.as_str()))),
+            Fault::Io(_)
+            | Fault::Answer(_)
+            | Fault::NotYet(_)
+            | Fault::Stranger(_)
+            | Fault::Stream(_) => {}
+        }
+        said.say(&fault, format!("not following {}: {text}", leader.name));
+        let longest = match fault {
+            // Asking costs little, and the leader is followed soon after it can be.
+            Fault::NotYet(_) => member.replication.heartbeat_interval,
+            _ => BACK_OFF.1,
         };
-        // A leader that is away for an hour is one line, not one for each try.
-        if text != last {
-            warn!("not following {}: {text}", leader.name);
-            last = text;
-        }
-        if link.has_followed {
-            last.clear();
-        }
+        let pause = pauses.next(is_eager(&fault), longest, Instant::now());
         if pause_for(node, &leader.name, stop, pause) {
             return;
         }
+    }
+}
+
+/// Whether the leader may be followed at any moment: it is starting.
+fn is_eager(fault: &Fault) -> bool {
+    match fault {
+        Fault::NotYet(_) => true,
+        Fault::Io(error) => error.kind() == ErrorKind::ConnectionRefused,
+        Fault::Answer(_)
+        | Fault::Stranger(_)
+        | Fault::Stream(_)
+        | Fault::Diverged(_)
+        | Fault::Refused(_) => false,
+    }
+}
+
+/// Logs why the leader is not followed: one line for a state of affairs, not one for each attempt.
+#[derive(Default)]
+struct Said {
+    last: String,
+    waits: bool,
+}
+
+impl Said {
+    fn say(&mut self, fault: &Fault, text: String) {
+        // What a starting leader waits for may change; that is its own log's matter.
+        let waits = matches!(fault, Fault::NotYet(_));
+        if text == self.last || (waits && self.waits) {
+            return;
+        }
+        match fault {
+            Fault::Stranger(_) => error!("{text}"),
+            _ => warn!("{text}"),
+        }
+        self.last = text;
+        self.waits = waits;
     }
 }
 
@@ -146,136 +189,139 @@ fn describe(fault: &Fault, member: &Member) -> String {
     match fault {
         Fault::Io(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
             let limit = member.replication.leader_timeout.as_millis();
-            format!("leader timeout: it said nothing for {limit} ms")
+            format!("it said nothing for {limit} ms")
         }
         Fault::Io(error) => error.to_string(),
         Fault::Answer(text)
         | Fault::NotYet(text)
+        | Fault::Stranger(text)
         | Fault::Stream(text)
         | Fault::Diverged(text)
         | Fault::Refused(text) => text.clone(),
     }
 }
 
-/// What became of asking a peer.
-enum Asked {
-    /// It is there, or its machine says that it is not.
-    Answered(Option<Standing>),
-    Silent,
-}
-
-/// What a leader does before it serves: it asks its peers where they stand, copies the one furthest ahead, and opens a
-/// new era. Only where none has data does it start with nothing.
+/// What a node that is to lead does before it serves: it asks its peers where they stand, follows one that leads
+/// already, catches up with the one furthest ahead, and opens a new era. The decisions are [`start::next`]'s.
 fn recover(node: &Node, member: &Member, stop: &Stop) {
-    let mut back_off = BackOff::new();
-    loop {
-        let (peers, found): (Vec<_>, Vec<_>) = ask_all(node, member, stop).into_iter().unzip();
+    let mut pauses = Pauses::new();
+    stop.hurry(true);
+    while let Some(next) = decide(node, member, stop) {
+        let (peer, goal, reason) = match next {
+            // `decide` waits itself.
+            Next::Wait { .. } => continue,
+            Next::Lead { epoch, passed_over } => {
+                report_passed_over(&passed_over);
+                lead(node, epoch);
+                stop.hurry(false);
+                return;
+            }
+            Next::Follow { peer, reason } => {
+                error!("{reason}");
+                (peer, Goal::Follow, reason)
+            }
+            Next::CatchUp {
+                peer,
+                epoch,
+                index,
+                passed_over,
+            } => {
+                report_passed_over(&passed_over);
+                info!("{peer} is furthest ahead, at index {index} of epoch {epoch}; copying it");
+                let reason = format!("this leader is copying its data from {peer}");
+                (peer, Goal::CatchUp(index), reason)
+            }
+        };
+        let Some(peer) = member.peers.iter().find(|found| found.name == peer) else {
+            continue;
+        };
+        node.enter(Phase::Loading(Arc::from(reason.as_str())));
+        let mut link = Link::new(node, member, &peer.name, goal);
+        link.reason = Some(Arc::from(reason));
+        stop.hurry(false);
+        let result = link.run(&peer.addr, stop);
         if stop.is_stopped() {
             return;
         }
-        if let Some(at) = furthest(&found) {
-            let (source, Standing { epoch, index, .. }) = (peers[at], found[at]);
-            let name = &source.name;
-            info!("{name} is furthest ahead, at index {index} of epoch {epoch}; copying it");
-            node.enter(Phase::Loading(Arc::from(format!(
-                "this leader is copying its data from {name}"
-            ))));
-            let mut link = Link::new(node, member, name);
-            if let Err(fault) = link.run(&source.addr, stop, true) {
-                warn!("cannot copy {name}: {}", describe(&fault, member));
-                // Part of a copy is no data set: where nobody is left to copy, the leader starts with nothing.
+        stop.hurry(true);
+        if let Err(fault) = result {
+            let text = describe(&fault, member);
+            warn!("no longer copying {}: {text}", peer.name);
+            if link.copy.is_some() {
+                // A part of a copy is no data set.
                 node.give_up("this leader is asking the other nodes for data");
-                if stop.wait(back_off.next()) {
-                    return;
-                }
-                continue;
+            }
+            if link.has_followed {
+                pauses = Pauses::new();
+            }
+            let reason = format!("this leader cannot copy {}: {text}", peer.name);
+            node.enter(Phase::Loading(Arc::from(reason)));
+            let pause = pauses.next(is_eager(&fault), BACK_OFF.1, Instant::now());
+            if stop.wait(pause) {
+                return;
             }
         }
-        let head = node.head();
-        let era = Era {
-            epoch: next_epoch(&node.history(), &found),
-            nonce: random(),
-            start_index: head.index + 1,
-        };
-        match node.open_era(era) {
-            Ok(()) => info!(
-                "leading from index {} on, in epoch {}",
-                era.start_index, era.epoch
-            ),
-            Err(error) => warn!("cannot lead: {error}"),
-        }
-        return;
     }
 }
 
-/// Asks all peers at once, until each has answered or `leader_timeout` is over.
-fn ask_all<'a>(node: &Node, member: &'a Member, stop: &Stop) -> Vec<(&'a NodeConfig, Standing)> {
-    let deadline = Instant::now() + member.replication.leader_timeout;
-    thread::scope(|scope| {
-        let ask_peer = |peer: &'a NodeConfig| {
-            move || {
-                loop {
-                    match ask(peer, deadline, stop) {
-                        Asked::Answered(None) => return None,
-                        Asked::Answered(Some(found)) => {
-                            // A leader that is stopped right after its start has to know who lives.
-                            let change = node.liveness().lock().observe(&peer.name, Instant::now());
-                            change.into_iter().for_each(heartbeat::report);
-                            return Some((peer, found));
-                        }
-                        Asked::Silent if Instant::now() >= deadline => {
-                            warn!("{} does not answer; going on without it", peer.name);
-                            return None;
-                        }
-                        Asked::Silent if stop.wait(BACK_OFF.0) => return None,
-                        Asked::Silent => {}
-                    }
-                }
-            }
+/// Waits until the peers have said enough to do something, and returns what; `None` at the stop.
+fn decide(node: &Node, member: &Member, stop: &Stop) -> Option<Next> {
+    let began = Instant::now();
+    let timeout = member.replication.leader_timeout;
+    let mut said = String::new();
+    loop {
+        let history = node.history();
+        let own = Own {
+            position: Position::of(&history, node.head().index),
+            last_epoch: history.last().map_or(0, |era| era.epoch),
         };
-        let asked: Vec<_> = member
-            .peers
-            .iter()
-            .map(|peer| scope.spawn(ask_peer(peer)))
-            .collect();
-        asked
-            .into_iter()
-            .filter_map(|thread| thread.join().ok().flatten())
-            .collect()
-    })
+        let now = Instant::now();
+        let next = start::next(own, node.liveness().lock().peers(), began, timeout, now);
+        let Next::Wait {
+            reason,
+            is_conflict,
+        } = next
+        else {
+            return Some(next);
+        };
+        if reason != said {
+            node.enter(Phase::Loading(Arc::from(reason.as_str())));
+            if is_conflict {
+                error!("not leading: {reason}");
+            } else if now - began >= NOTABLE_WAIT {
+                warn!("not leading yet: {reason}");
+            }
+            // Logged again once it has lasted.
+            if is_conflict || now - began >= NOTABLE_WAIT {
+                said = reason;
+            }
+        }
+        if stop.wait(DECISION_PAUSE) {
+            return None;
+        }
+    }
 }
 
-fn ask(peer: &NodeConfig, deadline: Instant, stop: &Stop) -> Asked {
-    let status = || -> io::Result<String> {
-        let mut stream = connect(&peer.addr, deadline, stop)?;
-        let mut request = Vec::new();
-        Request::Status
-            .encode(&mut request)
-            .map_err(io::Error::other)?;
-        stream.set_write_timeout(Some(Duration::from_secs(1)))?;
-        stream.write_all(&request)?;
-        let mut buffer = Buffer::new();
-        read_answer(&stream, &mut buffer, deadline, |answer| {
-            String::from_utf8_lossy(answer.value).into_owned()
-        })
+fn report_passed_over(peers: &[(String, String)]) {
+    for (name, how) in peers {
+        error!(
+            "{name} does not answer, and is passed over ({how}); what it alone holds is not taken"
+        );
+    }
+}
+
+fn lead(node: &Node, epoch: u64) {
+    let era = Era {
+        epoch,
+        nonce: random(),
+        start_index: node.head().index + 1,
     };
-    match status() {
-        Ok(text) => {
-            let field = |key: &str| {
-                let mut lines = text.lines().filter_map(|line| line.split_once(": "));
-                lines
-                    .find(|(name, _)| *name == key)
-                    .map_or("", |(_, value)| value)
-            };
-            let number = |key: &str| field(key).parse().unwrap_or(0);
-            Asked::Answered(Some(Standing {
-                epoch: number("epoch"),
-                index: number("index"),
-                has_data: matches!(field("state"), "serving" | "refused"),
-            }))
-        }
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Asked::Answered(None),
-        Err(_) => Asked::Silent,
+    match node.open_era(era) {
+        Ok(()) => info!(
+            "leading from index {} on, in epoch {epoch}",
+            era.start_index
+        ),
+        Err(error) => error!("cannot lead: {error}"),
     }
 }
 
@@ -308,11 +354,23 @@ fn read_answer<T>(
     }
 }
 
+/// What a link is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Goal {
+    /// To follow the node until the stream ends.
+    Follow,
+    /// To have everything up to this index.
+    CatchUp(u64),
+}
+
 /// One connection to the node that is copied.
 struct Link<'a> {
     node: &'a Node,
     member: &'a Member,
     source: &'a str,
+    goal: Goal,
+    /// Why the node does not serve while it follows; none of a follower, which serves.
+    reason: Option<Arc<str>>,
     /// The stream has come to where the node follows it.
     has_followed: bool,
     /// A full copy was agreed on, and has not begun.
@@ -350,11 +408,13 @@ struct AckState {
 }
 
 impl<'a> Link<'a> {
-    const fn new(node: &'a Node, member: &'a Member, source: &'a str) -> Link<'a> {
+    const fn new(node: &'a Node, member: &'a Member, source: &'a str, goal: Goal) -> Link<'a> {
         Link {
             node,
             member,
             source,
+            goal,
+            reason: None,
             has_followed: false,
             awaits_copy: false,
             copy: None,
@@ -362,25 +422,52 @@ impl<'a> Link<'a> {
         }
     }
 
-    /// Asks for the stream and applies it until it ends; with `only_copy` until a full copy is complete. `Ok` means
-    /// that it has what it came for.
-    fn run(&mut self, addr: &str, stop: &Stop, only_copy: bool) -> Result<(), Fault> {
+    /// Asks for the stream and applies it until it ends, or until the goal is reached, which is `Ok`.
+    fn run(&mut self, addr: &str, stop: &Stop) -> Result<(), Fault> {
         let timeout = self.member.replication.leader_timeout;
         let deadline = Instant::now() + timeout;
         let stream = Arc::new(connect(addr, deadline, stop)?);
         stop.watch(Some(&stream))?;
-        let result = self.run_on(&stream, deadline, only_copy);
+        let result = self
+            .check_identity(&stream, addr, deadline, stop)
+            .and_then(|()| self.run_on(&stream, deadline));
         self.node.leader_lost();
         stop.watch(None)?;
         result
     }
 
-    fn run_on(
-        &mut self,
+    /// Asks for STATUS first, so that no other node is taken for the one that is meant.
+    fn check_identity(
+        &self,
         stream: &TcpStream,
+        addr: &str,
         deadline: Instant,
-        only_copy: bool,
+        stop: &Stop,
     ) -> Result<(), Fault> {
+        let expected = Expected {
+            cluster: &self.member.cluster,
+            own: &self.member.name,
+            peer: self.source,
+        };
+        match identify(stream, expected, addr, deadline, stop).0 {
+            Contact::Report(_) => Ok(()),
+            Contact::Stranger(text) => Err(Fault::Stranger(text)),
+            Contact::Unclear(text) => Err(Fault::NotYet(text)),
+            Contact::Silent(text) => Err(Fault::Answer(text)),
+            Contact::NoProcess => Err(Fault::Io(ErrorKind::ConnectionRefused.into())),
+        }
+    }
+
+    /// Whether the goal is reached.
+    fn is_done(&self) -> bool {
+        let is_whole = self.copy.is_none() && !self.awaits_copy;
+        match self.goal {
+            Goal::Follow => false,
+            Goal::CatchUp(index) => is_whole && self.node.head().index >= index,
+        }
+    }
+
+    fn run_on(&mut self, stream: &TcpStream, deadline: Instant) -> Result<(), Fault> {
         let node = self.node;
         let timeout = self.member.replication.leader_timeout;
         stream.set_write_timeout(Some(timeout))?;
@@ -390,7 +477,8 @@ impl<'a> Link<'a> {
         let follow = Follow {
             name: self.member.name.as_bytes(),
             is_observer: false,
-            wants_full_copy: node.wants_full_copy() || only_copy,
+            wants_full_copy: node.wants_full_copy(),
+            is_to_lead: leads(node),
             epoch: own.epoch,
             nonce: own.nonce,
             last_index: own.index,
@@ -400,7 +488,7 @@ impl<'a> Link<'a> {
         let mut writing = stream;
         writing.write_all(&request)?;
         let mut buffer = Buffer::new();
-        let judge = |answer: &Response<'_>| self.judge(answer, own, discards || only_copy);
+        let judge = |answer: &Response<'_>| self.judge(answer, own, discards);
         let (verdict, history) = read_answer(stream, &mut buffer, deadline, judge)??;
         self.epoch = history.last().map_or(0, |era| era.epoch);
         match verdict {
@@ -419,8 +507,7 @@ impl<'a> Link<'a> {
             }
             Verdict::Resume => {
                 node.count_stream(false);
-                node.adopt(history);
-                self.has_followed = true;
+                self.adopt(history);
                 info!("following {} from index {}", self.source, own.index + 1);
             }
             Verdict::TakeCopy => {
@@ -438,7 +525,7 @@ impl<'a> Link<'a> {
             let writer = thread::Builder::new().name("link-acks".to_owned());
             let acks = &acks;
             writer.spawn_scoped(scope, move || acknowledge(stream, acks, interval, epoch))?;
-            let result = self.receive(stream, &mut buffer, acks, only_copy);
+            let result = self.receive(stream, &mut buffer, acks);
             acks.state.lock().is_over = true;
             acks.changed.notify_all();
             result
@@ -473,22 +560,17 @@ impl<'a> Link<'a> {
         mut stream: &TcpStream,
         buffer: &mut Buffer,
         acks: &Acks,
-        only_copy: bool,
     ) -> Result<(), Fault> {
-        loop {
+        while !self.is_done() {
             let needed =
                 match parse(buffer.bytes()).map_err(|error| Fault::Stream(error.to_string()))? {
                     Parsed::Incomplete { needed } => needed,
                     Parsed::Whole { message, frame_len } => {
-                        let is_end = matches!(message, Message::SnapshotEnd { .. });
                         self.take(&message)?;
                         buffer.consume(frame_len);
                         if self.copy.is_none() {
                             acks.state.lock().applied = self.node.head().index;
                             acks.changed.notify_all();
-                        }
-                        if is_end && only_copy {
-                            return Ok(());
                         }
                         continue;
                     }
@@ -503,6 +585,16 @@ impl<'a> Link<'a> {
                 Err(error) => return Err(error.into()),
             }
         }
+        Ok(())
+    }
+
+    /// The node holds a data set of this history. A follower serves it.
+    fn adopt(&mut self, history: History) {
+        self.node.adopt(history);
+        if let Some(reason) = &self.reason {
+            self.node.enter(Phase::Loading(Arc::clone(reason)));
+        }
+        self.has_followed = true;
     }
 
     fn take(&mut self, message: &Message<'_>) -> Result<(), Fault> {
@@ -626,9 +718,9 @@ impl<'a> Link<'a> {
                     self.source,
                     copy.started.elapsed().as_millis()
                 );
-                node.adopt(std::mem::take(&mut copy.history));
+                let history = std::mem::take(&mut copy.history);
                 self.copy = None;
-                self.has_followed = true;
+                self.adopt(history);
             }
             (message, _) => {
                 return stream_fault(format!(
@@ -714,17 +806,27 @@ fn acknowledge(mut stream: &TcpStream, acks: &Acks, interval: Duration, epoch: u
     }
 }
 
-/// Pauses that double, with jitter, so that followers of one leader do not come back all at once.
-struct BackOff(Duration);
+/// Pauses between attempts: short ones at first where the peer may be starting, then such that double, with jitter, so
+/// that followers of one leader do not come back all at once.
+struct Pauses {
+    eager_since: Option<Instant>,
+    next: Duration,
+}
 
-impl BackOff {
-    const fn new() -> BackOff {
-        BackOff(BACK_OFF.0)
+impl Pauses {
+    const fn new() -> Pauses {
+        Pauses {
+            eager_since: None,
+            next: BACK_OFF.0,
+        }
     }
 
-    fn next(&mut self) -> Duration {
-        let pause = self.0;
-        self.0 = (pause * 2).min(BACK_OFF.1);
+    fn next(&mut self, is_eager: bool, longest: Duration, now: Instant) -> Duration {
+        if is_eager && now - *self.eager_since.get_or_insert(now) < EAGER.1 {
+            return EAGER.0.min(longest);
+        }
+        let pause = self.next.min(longest);
+        self.next = (self.next * 2).min(BACK_OFF.1);
         let jitter = u32::try_from(random() % 256).unwrap_or(0);
         pause * (768 + jitter) / 1_024
     }

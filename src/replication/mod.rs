@@ -14,11 +14,13 @@
 //! takes, are in [`rules`]. A leader that starts copies the node furthest ahead before it serves (`link`), and one that
 //! stops waits until the others have everything (`handover`).
 
+mod ask;
 pub(crate) mod handover;
 pub(crate) mod heartbeat;
 pub(crate) mod link;
 pub mod rules;
 pub(crate) mod source;
+pub mod start;
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
@@ -30,6 +32,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::dial;
 use crate::node::Node;
+pub use handover::Ending;
 
 /// What stops a node's own threads: whoever sleeps wakes, and the connection that is open is shut down.
 #[derive(Debug, Default)]
@@ -41,6 +44,8 @@ pub struct Stop {
 #[derive(Debug, Default)]
 struct StopState {
     is_stopped: bool,
+    /// Somebody waits for what the peers say.
+    is_hurried: bool,
     link: Option<Arc<TcpStream>>,
 }
 
@@ -60,6 +65,33 @@ impl Stop {
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.state.lock().is_stopped
+    }
+
+    /// Whether the peers are to be asked at once and often, as a node that starts to lead or stops needs it. Wakes the
+    /// threads that [wait for their turn](Self::wait_for_turn).
+    pub fn hurry(&self, is_hurried: bool) {
+        self.state.lock().is_hurried = is_hurried;
+        self.changed.notify_all();
+    }
+
+    /// Whether [`hurry`](Self::hurry) is in force.
+    #[must_use]
+    pub fn is_hurried(&self) -> bool {
+        self.state.lock().is_hurried
+    }
+
+    /// Waits for `time`, or for no longer than `hurried` while the peers are to be asked often. Returns whether it is
+    /// over.
+    fn wait_for_turn(&self, time: Duration, hurried: Duration) -> bool {
+        let begin = Instant::now();
+        let mut state = self.state.lock();
+        loop {
+            let time = if state.is_hurried { hurried } else { time };
+            if state.is_stopped || begin.elapsed() >= time {
+                return state.is_stopped;
+            }
+            let _ = self.changed.wait_until(&mut state, begin + time);
+        }
     }
 
     /// Waits, and says whether it is over.

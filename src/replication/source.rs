@@ -98,8 +98,9 @@ pub(crate) fn accept(node: &Node, key: &[u8], value: &[u8]) -> Result<Box<Accept
             follow.name.escape_ascii()
         ));
     };
-    // A follower is a source for one node alone: its leader, which has to find its data again.
-    if let (Some(refusal), false) = (node.redirects_writes(), peer.name == member.leader) {
+    // A follower is a source only for a node that is to lead, which has to find the data again.
+    let is_to_lead = follow.is_to_lead || peer.name == member.leader;
+    if let (Some(refusal), false) = (node.redirects_writes(), is_to_lead) {
         return Err(refusal);
     }
     // Before phase and history: a change after the first look is then noticed by the sender.

@@ -36,12 +36,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{debug, warn};
-use parking_lot::Condvar;
+use parking_lot::{Condvar, Mutex};
 use socket2::{SockRef, TcpKeepalive};
 
 use crate::config::LimitsConfig;
 use crate::node::Node;
-use crate::replication::{self, Stop};
+use crate::replication::{self, Ending, Stop};
 use crate::wire::request::Limits;
 use accept::Acceptor;
 use connection::{Connection, Context, End, Timeouts};
@@ -105,7 +105,7 @@ struct Shared {
     left: Condvar,
     /// The server is to stop: set under the lock of `registry`, so that whoever is admitted later sees it.
     stopping: AtomicBool,
-    /// Whether this node leads others, and lets clients in behind the stop until they have everything.
+    /// Whether this node has peers, and lets connections in behind the stop until the data stays with another node.
     hands_over: bool,
     /// Nobody writes any more, so clients behind the stop are let in. Set under that lock too.
     handing_over: AtomicBool,
@@ -134,7 +134,7 @@ impl Server {
     pub fn bind(addr: &str, node: Node, limits: LimitsConfig) -> Result<Server, BindError> {
         let listeners = Listeners::bind(addr)?;
         let registry = Registry::new(limits.max_connections);
-        let hands_over = node.journal().is_some() && node.redirects_writes().is_none();
+        let hands_over = node.journal().is_some();
         Ok(Server {
             node,
             limits,
@@ -178,10 +178,11 @@ impl Server {
     /// # Errors
     ///
     /// When a thread that the server needs cannot be started.
-    pub fn run(self) -> io::Result<()> {
+    pub fn run(self) -> io::Result<Ending> {
         self.raise_descriptor_limit();
         let (housekeeper, chores) = Housekeeper::new();
         let crowds = crowds()?;
+        let ending = Mutex::new(Ending::Kept);
         thread::scope(|scope| {
             // Dropped before the scope waits for its threads: this one ends once no one can ask it for anything.
             let housekeeper = housekeeper;
@@ -191,7 +192,9 @@ impl Server {
             let mut started = replication::start(scope, &self.node, &self.stop);
             if started.is_ok() && self.shared.hands_over {
                 let thread = thread::Builder::new().name("handover".to_owned());
-                started = thread.spawn_scoped(scope, || self.hand_over()).map(drop);
+                started = thread
+                    .spawn_scoped(scope, || *ending.lock() = self.hand_over())
+                    .map(drop);
             }
             if started.is_ok() {
                 Acceptor::new(&self, scope, housekeeper, &crowds).run();
@@ -204,27 +207,27 @@ impl Server {
             }
             self.wait_for_clients(|_| true);
             started
-        })
+        })?;
+        Ok(ending.into_inner())
     }
 
-    /// What a leader does once it is to stop: when nobody writes any more it lets followers in until they have
-    /// everything, and then nobody.
-    fn hand_over(&self) {
+    /// What a node with peers does once it is to stop: when nobody writes any more it lets connections in until its
+    /// data stays with another node, and then nobody.
+    fn hand_over(&self) -> Ending {
         let mut clients = self.shared.registry.lock();
         while !self.shared.stopping.load(Ordering::SeqCst) {
             self.shared.advanced.wait(&mut clients);
         }
         drop(clients);
         self.wait_for_clients(|peer| !peer.follows.load(Ordering::SeqCst));
-        // A leader that has not begun to serve has nothing that others lack.
-        if self.node.end_writes() {
-            let clients = self.shared.registry.lock();
-            self.shared.handing_over.store(true, Ordering::SeqCst);
-            drop(clients);
-            self.shared.advanced.notify_all();
-            replication::handover::run(&self.node);
-        }
+        let took_writes = self.node.end_writes();
+        let clients = self.shared.registry.lock();
+        self.shared.handing_over.store(true, Ordering::SeqCst);
+        drop(clients);
+        self.shared.advanced.notify_all();
+        let ending = replication::handover::run(&self.node, &self.stop, took_writes);
         self.shared.end(true);
+        ending
     }
 
     /// Has the system allow as many open files as the configuration needs, or says that it will not do.

@@ -883,6 +883,7 @@ mod tests {
             name: b"n2",
             is_observer: true,
             wants_full_copy: true,
+            is_to_lead: false,
             epoch: 1,
             nonce: 0xABC,
             last_index: 1_000,

@@ -705,10 +705,13 @@ fn a_stopping_leader_does_not_wait_for_the_dead() {
         });
     }
     cluster.client(0).set(b"k", b"w").unwrap();
-    cluster.stop(0);
+    let begin = Instant::now();
+    cluster.begin_stop(0);
+    cluster.wait_stopped_with(0, 3);
+    assert!(begin.elapsed() < Duration::from_secs(15), "{begin:?}");
     let log = cluster.folder_log(0);
     assert!(
-        log.contains("handed over up to index 2 in 0 ms, to nobody"),
+        log.contains("no other node holds the data: 1 keys, up to index 2, are lost"),
         "{log}"
     );
     cluster.resume(2);

@@ -227,6 +227,7 @@ fn an_observer_is_told_what_there_is_where_that_is_not_what_it_wants() {
                 name: b"anybody",
                 is_observer: true,
                 wants_full_copy: false,
+                is_to_lead: false,
                 epoch: 0,
                 nonce: 0,
                 last_index: 60,

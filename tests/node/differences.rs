@@ -11,7 +11,7 @@ use gopherstore::history::{Era, History};
 use gopherstore::node::Node;
 use gopherstore::server::{Server, Stopper};
 use gopherstore::wire::replication::{Eras, FollowAnswer, Message, Start};
-use gopherstore::wire::request::Limits;
+use gopherstore::wire::request::{Limits, Opcode};
 use gopherstore::wire::response::Response;
 use gopherstore::wire::{Request, Run, Status};
 use socket2::{Domain, Socket, Type};
@@ -77,7 +77,9 @@ impl Pair {
     fn run(&mut self, name: &str, node: Node) {
         let server = Server::bind(self.addr(name), node, self.config.limits.clone()).unwrap();
         let stopper = server.stopper();
-        let thread = thread::spawn(move || server.run().unwrap());
+        let thread = thread::spawn(move || {
+            server.run().unwrap();
+        });
         self.running.push((stopper, thread));
     }
 
@@ -221,8 +223,12 @@ fn a_leader_that_knows_nothing_of_it_does_not_empty_a_follower_that_found_a_diff
     assert_eq!(pair.status("n2", "full_copies"), "0");
 }
 
-/// A leader that lets everybody resume after the third entry and then sends `message`, for as long as the test runs.
-fn lead_wrongly(addr: &str, message: Vec<u8>) {
+/// A leader that answers STATUS as `node` does, lets every follower resume after the third entry and then sends
+/// `message`, for as long as the test runs.
+fn lead_wrongly(addr: &str, node: &Node, message: Vec<u8>) {
+    let report = with_frame(&Request::Status, |frame| node.execute(frame));
+    let mut report_bytes = report.header().encode().to_vec();
+    report_bytes.extend_from_slice(report.value());
     let listener = TcpListener::bind(addr).unwrap();
     let mut answer = Vec::new();
     let history = History::new(vec![ERA]).unwrap();
@@ -237,17 +243,27 @@ fn lead_wrongly(addr: &str, message: Vec<u8>) {
     bytes.extend(message);
     thread::spawn(move || {
         for stream in listener.incoming().map(Result::unwrap) {
-            let bytes = bytes.clone();
-            thread::spawn(move || serve_wrongly(stream, &bytes));
+            let (report, bytes) = (report_bytes.clone(), bytes.clone());
+            thread::spawn(move || serve_wrongly(stream, &report, &bytes));
         }
     });
 }
 
-fn serve_wrongly(mut stream: TcpStream, bytes: &[u8]) {
-    let mut begin = [0; 512];
-    // A PING, of 7 bytes, goes unanswered.
-    if stream.read(&mut begin).is_ok_and(|count| count > 7) && stream.write_all(bytes).is_ok() {
-        while stream.read(&mut begin).is_ok_and(|count| count > 0) {}
+fn serve_wrongly(mut stream: TcpStream, report: &[u8], bytes: &[u8]) {
+    let mut header = [0; 7];
+    while stream.read_exact(&mut header).is_ok() {
+        let answer = if header[0] == Opcode::Status.byte() {
+            report
+        } else {
+            bytes
+        };
+        if stream.write_all(answer).is_err() {
+            return;
+        }
+        if header[0] == Opcode::Follow.byte() {
+            let mut rest = [0; 512];
+            while stream.read(&mut rest).is_ok_and(|count| count > 0) {}
+        }
     }
 }
 
@@ -259,7 +275,7 @@ fn follow_wrongly(message: &Message<'_>) -> Pair {
     follower.adopt(History::new(vec![ERA]).unwrap());
     let mut bytes = Vec::new();
     message.encode(&mut bytes).unwrap();
-    lead_wrongly(pair.addr("n1"), bytes);
+    lead_wrongly(pair.addr("n1"), &pair.node("n1"), bytes);
     pair.run("n2", follower);
     pair.wait("the stream", |pair| pair.status("n2", "resumes") != "0");
     pair

@@ -214,9 +214,14 @@ impl Cluster {
 
     /// Waits for the good end of a node that was told to stop.
     pub(crate) fn wait_stopped(&mut self, node: usize) {
+        self.wait_stopped_with(node, 0);
+    }
+
+    /// Waits for the end of a node that was told to stop, with this exit code.
+    pub(crate) fn wait_stopped_with(&mut self, node: usize, code: i32) {
         let process = self.nodes[node].process.as_mut().expect("a running node");
         let status = process.wait();
-        assert_eq!(status.code(), Some(0), "{}: {status}", self.name(node));
+        assert_eq!(status.code(), Some(code), "{}: {status}", self.name(node));
         self.nodes[node].process = None;
         self.gone(node);
     }

@@ -19,7 +19,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -62,7 +62,7 @@ pub(crate) enum Cut {
 pub(crate) struct Counts {
     /// Connections accepted.
     pub(crate) accepted: u64,
-    /// Those of them whose first request was what [`Proxy::watch`] names, or any.
+    /// Those of them with a request that [`Proxy::watch`] names, or any.
     pub(crate) watched: u64,
     /// Connections that are open now.
     pub(crate) open: u64,
@@ -139,8 +139,8 @@ struct Connection {
     client: TcpStream,
     node: OnceLock<TcpStream>,
     cut: OnceLock<Cut>,
-    /// Opcode of the first request.
-    first_opcode: OnceLock<u8>,
+    /// Whether a request has begun that [`Proxy::watch`] names, or any.
+    is_watched: AtomicBool,
     /// Number of the answer after which the node's side speaks in requests, as the leader does after FOLLOW.
     stream_begins_after: AtomicU64,
 }
@@ -275,7 +275,8 @@ impl Proxy {
         });
     }
 
-    /// From now on [`cut_after`](Self::cut_after) counts only bytes of connections whose first request has `opcode`.
+    /// From now on [`cut_after`](Self::cut_after) counts only bytes of connections on which a request with `opcode`
+    /// has begun.
     pub(crate) fn watch(&self, opcode: u8) {
         self.shared.state().watched_opcode = Some(opcode);
     }
@@ -359,7 +360,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
             client,
             node: OnceLock::new(),
             cut: OnceLock::new(),
-            first_opcode: OnceLock::new(),
+            is_watched: AtomicBool::new(false),
             stream_begins_after: AtomicU64::new(NONE),
         });
         let mut state = shared.state();
@@ -568,8 +569,8 @@ impl<'a> Pump<'a> {
             state = self.shared.changed.wait(state).unwrap();
         }
         let now = Instant::now();
-        let opcode = self.connection.first_opcode.get();
-        let is_watched = state.watched_opcode.is_none() || state.watched_opcode.as_ref() == opcode;
+        let is_watched =
+            state.watched_opcode.is_none() || self.connection.is_watched.load(Ordering::SeqCst);
         let control = state.control(self.way);
         if let (Some((0, how)), true) = (control.cut_after, is_watched) {
             control.cut_after = None;
@@ -672,18 +673,19 @@ impl<'a> Pump<'a> {
             return Ok(());
         }
         bytes.truncate(count);
-        let opcode = bytes[0];
         let mut state = self.shared.state();
+        let watched = state.watched_opcode;
+        let was_watched = self.connection.is_watched.load(Ordering::SeqCst);
         let flips = self.frames.pass(
             &mut bytes,
             self.way,
             self.connection,
+            watched,
             &mut state.control(self.way).flip,
         );
         state.counts.flips += flips;
-        if self.way == Way::Up && self.connection.first_opcode.set(opcode).is_ok() {
-            state.counts.watched += u64::from(state.watched_opcode.is_none_or(|it| it == opcode));
-        }
+        let is_watched = self.connection.is_watched.load(Ordering::SeqCst);
+        state.counts.watched += u64::from(self.way == Way::Up && is_watched && !was_watched);
         drop(state);
         // Never before what is already on its way.
         let due = Instant::now() + delay;
@@ -737,6 +739,7 @@ impl Frames {
         bytes: &mut [u8],
         way: Way,
         connection: &Connection,
+        watched: Option<u8>,
         flip: &mut Option<Flip>,
     ) -> u64 {
         let (mut at, mut flips) = (0, 0);
@@ -745,6 +748,9 @@ impl Frames {
             let header_len = if is_request { 7 } else { 5 };
             if self.offset == 0 && is_request {
                 self.armed = flip.filter(|flip| flip.opcode == bytes[at]);
+                if way == Way::Up && watched.is_none_or(|opcode| opcode == bytes[at]) {
+                    connection.is_watched.store(true, Ordering::SeqCst);
+                }
             }
             // Byte by byte in the header, and what there is of the payload at once.
             let step = match self.len {

@@ -23,13 +23,15 @@ pub const CLUSTER_ID_LEN_MAX: usize = 1_024;
 /// Bits of `flags`.
 const OBSERVER: u8 = 0b0000_0001;
 const FULL_COPY: u8 = 0b0000_0010;
+const TO_LEAD: u8 = 0b0000_0100;
+const FLAGS: u8 = OBSERVER | FULL_COPY | TO_LEAD;
 
 /// What a node says when it asks for the stream. The key is its name; the value:
 ///
 /// | offset | size | field        | meaning                                                              |
 /// |--------|------|--------------|----------------------------------------------------------------------|
 /// | 0      | 1    | `version`    | 1                                                                    |
-/// | 1      | 1    | `flags`      | bit 0 `is_observer`, bit 1 `wants_full_copy`; the others are 0        |
+/// | 1      | 1    | `flags`      | bit 0 `is_observer`, 1 `wants_full_copy`, 2 `is_to_lead`; the others are 0 |
 /// | 2      | 8    | `epoch`      | of the era that the node's last entry belongs to; 0 where it holds nothing |
 /// | 10     | 8    | `nonce`      | of that era; 0 where it holds nothing                                 |
 /// | 18     | 8    | `last_index` | index of the node's last entry; 0 where it holds nothing              |
@@ -46,6 +48,8 @@ pub struct Follow<'a> {
     pub is_observer: bool,
     /// The node wants a full copy, wherever it stands.
     pub wants_full_copy: bool,
+    /// The node is to lead, and looks for data: a follower is to serve it, whatever its own file says.
+    pub is_to_lead: bool,
     /// Epoch of the era that its last entry belongs to.
     pub epoch: u64,
     /// Nonce of that era.
@@ -74,13 +78,14 @@ impl<'a> Follow<'a> {
             return Err(FollowError::TooShort { len: value.len() });
         };
         let flags = fields[1];
-        if flags & !(OBSERVER | FULL_COPY) != 0 {
+        if flags & !FLAGS != 0 {
             return Err(FollowError::Flags { got: flags });
         }
         let follow = Follow {
             name: key,
             is_observer: flags & OBSERVER != 0,
             wants_full_copy: flags & FULL_COPY != 0,
+            is_to_lead: flags & TO_LEAD != 0,
             epoch: BigEndian::read_u64(&fields[2..10]),
             nonce: BigEndian::read_u64(&fields[10..18]),
             last_index: BigEndian::read_u64(&fields[18..26]),
@@ -100,7 +105,8 @@ impl<'a> Follow<'a> {
         let mut value = vec![0; FOLLOW_FIELDS_LEN];
         value[0] = FOLLOW_VERSION;
         value[1] = if self.is_observer { OBSERVER } else { 0 }
-            | if self.wants_full_copy { FULL_COPY } else { 0 };
+            | if self.wants_full_copy { FULL_COPY } else { 0 }
+            | if self.is_to_lead { TO_LEAD } else { 0 };
         BigEndian::write_u64(&mut value[2..10], self.epoch);
         BigEndian::write_u64(&mut value[10..18], self.nonce);
         BigEndian::write_u64(&mut value[18..26], self.last_index);
@@ -171,7 +177,7 @@ impl fmt::Display for FollowError {
             FollowError::Flags { got } => write!(
                 f,
                 "flags 0x{got:02x}, version {FOLLOW_VERSION} knows 0x{:02x}",
-                OBSERVER | FULL_COPY
+                FLAGS
             ),
             FollowError::NameLen { len } => {
                 write!(f, "node name of {len} bytes, must have 1 to {NAME_LEN_MAX}")

@@ -1,0 +1,321 @@
+//! Decides what a node does that is to lead and has not begun to: plain rules over what its peers say, time passed in.
+
+use std::time::{Duration, Instant};
+
+use crate::liveness::Peer;
+use crate::report::{Contact, Report, Role, State, Stopping};
+
+use super::rules::{Position, Standing, furthest};
+
+/// What a node that is to lead does next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It asks again; the text says what it waits for.
+    Wait {
+        /// What it waits for.
+        reason: String,
+        /// Two nodes are to lead: an operator has to decide.
+        is_conflict: bool,
+    },
+    /// The peer leads: the node copies and follows it, and decides anew when that has ended.
+    Follow {
+        /// The peer's name.
+        peer: String,
+        /// Why, for the log and STATUS.
+        reason: String,
+    },
+    /// The peer holds the newest data: the node catches up with it.
+    CatchUp {
+        /// The peer's name.
+        peer: String,
+        /// Epoch of the peer's data set.
+        epoch: u64,
+        /// Index of its last entry.
+        index: u64,
+        /// Peers that were silent for too long: name and how.
+        passed_over: Vec<(String, String)>,
+    },
+    /// Nobody holds newer data: the node leads, in this epoch.
+    Lead {
+        /// The epoch that it opens.
+        epoch: u64,
+        /// Peers that were silent for too long: name and how.
+        passed_over: Vec<(String, String)>,
+    },
+}
+
+/// What a peer means for the decision.
+enum Answer<'a> {
+    Report(&'a Report),
+    /// It has no data as far as can be known: no process, or a stranger at its address.
+    Absent,
+    /// It was silent for the timeout.
+    PassedOver(String),
+    /// It may have data: ask again.
+    Unknown(String),
+}
+
+/// Decides what the node `own` does that is to lead and began to ask at `began`. Only what was asked since then counts.
+///
+/// * A peer that leads is followed, whatever the files say.
+/// * A peer that is to lead as well, and one whose answer is unclear, are waited for without limit.
+/// * A silent peer is waited for until `timeout` is over.
+/// * Then the peer that is furthest ahead is caught up with, and at last the node leads.
+#[must_use]
+pub fn next(own: Own, peers: &[Peer], began: Instant, timeout: Duration, now: Instant) -> Next {
+    let answers: Vec<(&str, Answer<'_>)> = peers
+        .iter()
+        .map(|peer| (peer.name.as_str(), answer(peer, began, timeout, now)))
+        .collect();
+    let reports = || {
+        answers.iter().filter_map(|(name, answer)| match answer {
+            Answer::Report(report) => Some((*name, *report)),
+            Answer::Absent | Answer::PassedOver(_) | Answer::Unknown(_) => None,
+        })
+    };
+    let claims = || reports().filter(|(_, report)| report.role == Role::Leader);
+    // One that serves first: two claimants both follow it.
+    for state in [State::Serving, State::Loading, State::Refused] {
+        let in_state = claims().filter(|(_, report)| report.state == state);
+        if let Some(next) = in_state
+            .filter_map(|(name, report)| beside_leader(name, report))
+            .next()
+        {
+            return next;
+        }
+    }
+    for (_, answer) in &answers {
+        if let Answer::Unknown(reason) = answer {
+            let (reason, is_conflict) = (reason.clone(), false);
+            return Next::Wait {
+                reason,
+                is_conflict,
+            };
+        }
+    }
+    let passed_over = answers.iter().filter_map(|(name, answer)| match answer {
+        Answer::PassedOver(how) => Some(((*name).to_owned(), how.clone())),
+        Answer::Report(_) | Answer::Absent | Answer::Unknown(_) => None,
+    });
+    let passed_over = passed_over.collect();
+    let standings: Vec<Standing> = reports()
+        .map(|(_, report)| Standing {
+            epoch: report.epoch,
+            index: report.index,
+            has_data: report.holds_data(),
+        })
+        .collect();
+    let best = furthest(&standings).and_then(|at| Some((reports().nth(at)?.0, standings[at])));
+    match best {
+        Some((peer, Standing { epoch, index, .. }))
+            if (epoch, index) > (own.position.epoch, own.position.index) =>
+        {
+            Next::CatchUp {
+                peer: peer.to_owned(),
+                epoch,
+                index,
+                passed_over,
+            }
+        }
+        Some(_) | None => {
+            let heard = standings.iter().map(|standing| standing.epoch);
+            let epoch = heard.max().unwrap_or(0).max(own.last_epoch) + 1;
+            Next::Lead { epoch, passed_over }
+        }
+    }
+}
+
+/// Where the deciding node stands.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Own {
+    /// Its position; index 0 where it holds nothing.
+    pub position: Position,
+    /// The newest epoch that it has heard of.
+    pub last_epoch: u64,
+}
+
+fn answer<'a>(peer: &'a Peer, began: Instant, timeout: Duration, now: Instant) -> Answer<'a> {
+    let name = &peer.name;
+    let how = match peer.contact_since(began) {
+        Some(Contact::Report(report)) => return Answer::Report(report),
+        Some(Contact::NoProcess | Contact::Stranger(_)) => return Answer::Absent,
+        Some(Contact::Unclear(text)) => {
+            let reason = format!("{name} may hold data and cannot be asked: {text}");
+            return Answer::Unknown(reason);
+        }
+        Some(Contact::Silent(how)) => how.as_str(),
+        None => "no answer yet",
+    };
+    if peer.silence(began, now) >= timeout {
+        return Answer::PassedOver(how.to_owned());
+    }
+    Answer::Unknown(format!("this leader is asking {name} for data: {how}"))
+}
+
+/// What to do beside a peer that is to lead by its own file. `None` where it takes no writes and will not: it has
+/// yielded to another leader, and counts as any holder of data.
+fn beside_leader(name: &str, report: &Report) -> Option<Next> {
+    let wait = |reason: String, is_conflict| {
+        Some(Next::Wait {
+            reason,
+            is_conflict,
+        })
+    };
+    match (report.state, report.stopping) {
+        (State::Refused, _) => None,
+        (State::Serving | State::Loading, Stopping::Ending)
+        | (State::Loading, Stopping::Waiting) => wait(format!("{name} is stopping"), false),
+        (State::Serving, Stopping::No | Stopping::Waiting) => Some(Next::Follow {
+            peer: name.to_owned(),
+            reason: format!(
+                "{name} leads, by its own cluster.toml; this node follows it and leads when it has stopped"
+            ),
+        }),
+        (State::Loading, Stopping::No) => wait(
+            format!(
+                "{name} is to lead as well, by its own cluster.toml; correct leader in one of the files and restart \
+                 that node"
+            ),
+            true,
+        ),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::liveness::Liveness;
+    use crate::report::Settings;
+
+    const TIMEOUT: Duration = Duration::from_secs(5);
+
+    fn report(name: &str, role: Role, state: State, epoch: u64, index: u64) -> Contact {
+        Contact::Report(Box::new(Report {
+            node: name.to_owned(),
+            cluster: "demo".to_owned(),
+            role,
+            state,
+            stopping: Stopping::No,
+            epoch,
+            index,
+            process: 1,
+            settings: Settings::default(),
+            peers: vec!["n1".to_owned()],
+        }))
+    }
+
+    fn follower(name: &str, state: State, epoch: u64, index: u64) -> Contact {
+        report(name, Role::Follower, state, epoch, index)
+    }
+
+    /// What n1 does after these contacts of n2 and n3, `ms` after it began to ask.
+    fn decide(own: Own, contacts: [Option<Contact>; 2], ms: u64) -> Next {
+        let began = Instant::now();
+        let mut table = Liveness::new(["n2", "n3"].map(str::to_owned), TIMEOUT, began);
+        for (name, contact) in ["n2", "n3"].into_iter().zip(contacts) {
+            if let Some(contact) = contact {
+                table.record(name, contact, began, began);
+            }
+        }
+        let now = began + Duration::from_millis(ms);
+        next(own, table.peers(), began, TIMEOUT, now)
+    }
+
+    fn lead(epoch: u64, passed_over: &[(&str, &str)]) -> Next {
+        let own = |&(name, how): &(&str, &str)| (name.to_owned(), how.to_owned());
+        Next::Lead {
+            epoch,
+            passed_over: passed_over.iter().map(own).collect(),
+        }
+    }
+
+    #[test]
+    fn only_peers_that_say_so_have_no_data() {
+        let none = || Some(Contact::NoProcess);
+        assert_eq!(decide(Own::default(), [none(), none()], 0), lead(1, &[]));
+        let stranger = Some(Contact::Stranger("node m1 of cluster other".to_owned()));
+        assert_eq!(decide(Own::default(), [stranger, none()], 0), lead(1, &[]));
+        let empty = Some(follower("n2", State::Loading, 0, 0));
+        assert_eq!(decide(Own::default(), [empty, none()], 0), lead(1, &[]));
+        // However long it lasts.
+        let unclear = || Some(Contact::Unclear("it answers ERROR: too many".to_owned()));
+        for ms in [0, 4_999, 3_600_000] {
+            let next = decide(Own::default(), [none(), unclear()], ms);
+            let Next::Wait { reason, .. } = next else {
+                panic!("{next:?}");
+            };
+            assert!(
+                reason.contains("n3") && reason.contains("too many"),
+                "{reason}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_silent_peer_is_waited_for_until_the_timeout() {
+        let silent = || Some(Contact::Silent("timed out".to_owned()));
+        let data = || Some(follower("n3", State::Serving, 4, 9));
+        for contact in [None, silent()] {
+            let next = decide(Own::default(), [contact, data()], 4_999);
+            assert!(matches!(next, Next::Wait { .. }), "{next:?}");
+        }
+        let next = decide(Own::default(), [silent(), data()], 5_000);
+        let expected = Next::CatchUp {
+            peer: "n3".to_owned(),
+            epoch: 4,
+            index: 9,
+            passed_over: vec![("n2".to_owned(), "timed out".to_owned())],
+        };
+        assert_eq!(next, expected);
+    }
+
+    #[test]
+    fn the_furthest_is_caught_up_with_unless_the_own_data_is_as_new() {
+        let peers = || {
+            let behind = follower("n2", State::Serving, 4, 7);
+            [Some(behind), Some(follower("n3", State::Serving, 4, 9))]
+        };
+        let own = |epoch, index| Own {
+            position: Position {
+                epoch,
+                nonce: 0,
+                index,
+            },
+            last_epoch: epoch,
+        };
+        for behind in [Own::default(), own(4, 8), own(3, 12)] {
+            let next = decide(behind, peers(), 0);
+            assert!(
+                matches!(&next, Next::CatchUp { peer, .. } if peer == "n3"),
+                "{next:?}"
+            );
+        }
+        assert_eq!(decide(own(4, 9), peers(), 0), lead(5, &[]));
+        assert_eq!(decide(own(5, 1), peers(), 0), lead(6, &[]));
+    }
+
+    #[test]
+    fn a_peer_that_leads_is_followed_and_one_that_is_to_lead_is_waited_for() {
+        let silent = || Some(Contact::Silent("timed out".to_owned()));
+        let leads = Some(report("n3", Role::Leader, State::Serving, 2, 5));
+        let next = decide(Own::default(), [silent(), leads], 0);
+        assert!(
+            matches!(&next, Next::Follow { peer, .. } if peer == "n3"),
+            "{next:?}"
+        );
+        let claims = Some(report("n2", Role::Leader, State::Loading, 0, 0));
+        let data = Some(follower("n3", State::Serving, 4, 9));
+        let next = decide(Own::default(), [claims, data], 3_600_000);
+        assert!(
+            matches!(
+                &next,
+                Next::Wait {
+                    is_conflict: true,
+                    ..
+                }
+            ),
+            "{next:?}"
+        );
+    }
+}
