@@ -75,6 +75,17 @@ fn the_manager_waits_for_the_longest_stop() {
 }
 
 #[test]
+fn the_manager_takes_the_last_nodes_stop_for_a_success() {
+    let unit = fs::read_to_string(root().join("scripts/gopherstore@.service")).unwrap();
+    let has = |line: &str| unit.lines().any(|own| own == line);
+    // A success is not restarted.
+    assert!(
+        has("SuccessExitStatus=3") && has("Restart=on-failure"),
+        "{unit}"
+    );
+}
+
+#[test]
 fn a_leader_is_ready_and_stops_with_a_word_at_either_kind_of_socket() {
     let abstract_name = format!("gopherstore-test-{}", std::process::id());
     let addr = std::os::unix::net::SocketAddr::from_abstract_name(&abstract_name).unwrap();
