@@ -5,7 +5,7 @@
 # Usage: scripts/bench-peers.sh [--cells NAMES] [--rounds N] [--seconds S] [--json FILE] [--list] [--smoke]
 # GOPHERSTORE_SERVER and GOPHERSTORE_PEERS name binaries to use instead of building them.
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
+. "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/lib/common.sh"
 
 if [[ -n ${GOPHERSTORE_SERVER:-} && -n ${GOPHERSTORE_PEERS:-} ]]; then
     server=$GOPHERSTORE_SERVER

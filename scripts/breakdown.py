@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 
-SCRIPTS = os.path.dirname(os.path.abspath(__file__))
+SCRIPTS = os.path.dirname(os.path.realpath(__file__))
 # Title of a column, cell, server.
 COLUMNS = [
     ("GET 4×128", "get-4x128", "gopherstore"),

@@ -3,7 +3,7 @@
 #
 # Usage: scripts/check.sh
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
 step() {
     printf '\n== %s\n' "$*"

@@ -8,7 +8,7 @@
 #   --smoke          calls everything a few times only, to see that it works
 # GOPHERSTORE_COUNT names the program that is counted (benches/count) instead of building it.
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
+. "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/lib/common.sh"
 
 usage() {
     sed -n '/^# Usage:/,/^# GOPH/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"

@@ -7,13 +7,13 @@
 # Each answer that is shown is compared with what it has to be; the exit status is 0 only if all of them were right,
 # and 3 where another program listens on the port of a node.
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
+. "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/lib/nodes.sh"
 
-if (($# > 1)) || [[ ${1:-} == -* ]]; then
-    say "usage: scripts/demo.sh [CONFIG]"
-    exit 2
+if (($# > 1)) || [[ ${1-} == -* ]]; then
+    misused "usage: scripts/demo.sh [CONFIG]"
 fi
-config=${1:-$config_default}
+use_config "$@"
+file=$(typed "$config")
 
 binaries
 members=$("$server" --check-config --config "$config")
@@ -22,7 +22,7 @@ names=()
 pids=()
 addrs=()
 read -r leader leader_addr _ < <(grep ' leader$' <<<"$members") || true
-[[ -n $leader ]] || fail "$server --check-config names no leader of $config"
+[[ -n $leader ]] || fail "$server --check-config names no leader of $file"
 names+=("$leader")
 while read -r name _; do
     [[ $name == "$leader" ]] || names+=("$name")
@@ -131,10 +131,10 @@ fact() {
 
 client() { printf '%q --addr %q' "$cli" "${addrs[$1]}"; }
 
-launch() {
+start() {
     local name=${names[$1]}
     : >"$work/$name.ready"
-    echo "\$ $server --config $config --node $name &"
+    echo "\$ $server --config $file --node $name &"
     "$server" --config "$config" --node "$name" </dev/null >"$work/$name.ready" 2>>"$work/$name.log" &
     pids[$1]=$!
 }
@@ -152,8 +152,9 @@ ready_at() {
         cat "$work/$name.log" >&2
         say "$name has not started (exit status $result)"
         if grep -q 'in use' "$work/$name.log"; then
-            say "another program listens on its port: if that is a node of yours, stop it (scripts/stop-cluster.sh, or" \
-                "Ctrl-C where it runs); else run scripts/demo.sh with a copy of $config that names another port"
+            say "another program listens on its port: run scripts/demo.sh with a copy of $file that names other ports"
+            say_running
+            for_others say_running
             exit 3
         fi
         exit 1
@@ -169,7 +170,7 @@ if ((count == 1)); then
 else
     title "Start $count nodes: $leader leads, ${names[*]:1} follow."
 fi
-for ((at = 0; at < count; at++)); do launch "$at"; done
+for ((at = 0; at < count; at++)); do start "$at"; done
 for ((at = 0; at < count; at++)); do ready_at "$at"; done
 soon 30 "state: serving" "$(client 0) status | grep '^state'"
 leads=$(client 0)
@@ -248,7 +249,7 @@ if ((count > 1)); then
     [[ $out =~ ^\ *1000\ OK$ ]] || wrong "1000 times OK"
     clock
     since=$now
-    launch 1
+    start 1
     ready_at 1
     soon 30 value1000 "$follows get more1000"
     shown 0 "$follows get user456"
@@ -281,7 +282,8 @@ for ((at = 0; at < count; at++)); do
     status=0
     wait "${pids[at]}" || status=$?
     pids[at]=
-    ((status == 0)) || wrong "exit status $status of ${names[at]}, expected 0"
+    # With the last node of a cluster its data is gone, which it says by its exit status.
+    ((status == 0 || (status == 3 && count > 1))) || wrong "exit status $status of ${names[at]}, expected 0 or 3"
 done
 clock
 echo "($((now - begin)) ms)"
@@ -290,10 +292,12 @@ cat <<END
 
 All answers were right, and nothing is left running. What to try next:
 
-  scripts/start-cluster.sh${1:+ $1}
-      every node of $config, in the background; scripts/stop-cluster.sh stops them
+  $(command_for start-cluster.sh)
+      every node of $file, in the background
+  $(command_for stop-cluster.sh)
+      stops them
   $cli --addr HOST:PORT
       commands at a prompt, in another terminal
-  scripts/start-node.sh $leader${1:+ $1}
+  $(command_for start-node.sh "$leader")
       a node in this terminal, until Ctrl-C
 END

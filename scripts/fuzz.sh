@@ -14,7 +14,7 @@ case $seconds in
         exit 2
         ;;
 esac
-cd "$(dirname "$0")/../fuzz"
+cd "$(dirname "$(readlink -f "$0")")/../fuzz"
 command -v xxd >/dev/null || { echo "fuzz.sh: xxd is needed for the seeds: apt-get install xxd" >&2; exit 1; }
 
 mkdir -p corpus/decode artifacts/decode target/seeds

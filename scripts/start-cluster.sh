@@ -1,74 +1,62 @@
 #!/usr/bin/env bash
-# Starts every node of a cluster in the background, and returns once all of them are ready.
+# Starts every node of a cluster in the background, and returns once all of them serve.
 #
 # Usage: scripts/start-cluster.sh [CONFIG]          CONFIG is cluster.toml where none is given
 #
-# Process ids and logs lie in run/ (or where GOPHERSTORE_RUN says): NAME.pid, NAME.log, NAME.out.
-# scripts/stop-cluster.sh stops them.
+# Process ids and logs lie in a folder of their own for each CONFIG, run/cluster for cluster.toml: NAME.pid, NAME.log,
+# NAME.out. GOPHERSTORE_RUN names another folder than run/. GOPHERSTORE_READY_SECONDS limits the wait, to 30 seconds by
+# default; nodes that do not serve then are left running. scripts/stop-cluster.sh stops them.
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
+. "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/lib/nodes.sh"
 
-if (($# > 1)) || [[ ${1:-} == -* ]]; then
-    say "usage: scripts/start-cluster.sh [CONFIG]"
-    exit 2
+if (($# > 1)) || [[ ${1-} == -* ]]; then
+    misused "usage: scripts/start-cluster.sh [CONFIG]"
 fi
-config=${1:-$config_default}
-ready_seconds=${GOPHERSTORE_READY_SECONDS:-30}
-
+use_config "$@"
 binaries
 # Says itself what is wrong with the file, and exits with 2.
 members=$("$server" --check-config --config "$config")
-mkdir -p "$run"
+claim_folder
+lock
 
-names=()
+names=() already=() missing=()
 while read -r name _; do
     names+=("$name")
-    if running "$name"; then
-        fail "$name is already running (process $pid); stop it with scripts/stop-cluster.sh"
-    fi
+    if running "$name"; then already+=("$name"); else missing+=("$name"); fi
 done <<<"$members"
+if ((${#missing[@]} == 0)); then
+    fail "all ${#names[@]} nodes of $(typed "$config") are already running; to stop them: $(command_for stop-cluster.sh)"
+elif ((${#already[@]} > 0)); then
+    say "already running: ${already[*]}. Nothing was started. To start the others:"
+    for name in "${missing[@]}"; do echo "  $(command_for start-node.sh --background "$name")" >&2; done
+    exit 1
+fi
+refuse_taken "${names[@]}"
 
-started=()
-# Whatever ends this script before every node is ready, Ctrl-C too, leaves none of them behind.
+# What ends this script before every node serves, Ctrl-C too, leaves none behind. One that holds data by then stays.
 abandon() {
-    ((${#started[@]} > 0)) || return 0
-    say "stopping what it started: ${started[*]}"
-    stop_nodes "${started[@]}" || true
+    trap '' INT TERM HUP
+    [[ -n $locked ]] || lock
+    assess "${names[@]}"
+    if [[ -n $at_risk ]]; then
+        say "leaving the nodes running, since clients have written already; to stop them: $(command_for stop-cluster.sh)"
+        return 0
+    fi
+    say "stopping what it started"
+    stop_nodes "${names[@]}" || true
 }
 trap abandon EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
+launch "${names[@]}"
+unlock
 
-for name in "${names[@]}"; do
-    : >"$run/$name.out"
-    # Closing the terminal later is not meant for the nodes.
-    (
-        trap '' HUP
-        exec "$server" --config "$config" --node "$name"
-    ) </dev/null >"$run/$name.out" 2>"$run/$name.log" &
-    echo "$!" >"$run/$name.pid"
-    started+=("$name")
-done
-
-# Ready, or gone for good. Whether it is gone is asked first: one that printed its line and ended is not ready.
-ready_or_gone() {
-    kill -0 "$2" 2>/dev/null || return 0
-    grep -q "^gopherstore-server: $1 ready on " "$run/$1.out"
-}
-
-for name in "${names[@]}"; do
-    read -r pid <"$run/$name.pid"
-    waited "$ready_seconds" ready_or_gone "$name" "$pid" || true
-    if ! running "$name" || ! grep "^gopherstore-server: $name ready on " "$run/$name.out"; then
-        if running "$name"; then
-            say "$name is not ready after $ready_seconds seconds; the end of ${run#"$PWD"/}/$name.log:"
-        else
-            say "$name has not started; the end of ${run#"$PWD"/}/$name.log:"
-        fi
-        tail -n 10 "$run/$name.log" >&2
-        exit 1
-    fi
-done
-
+wait_serving "${names[@]}"
+if ! report_start; then
+    ((${#ended[@]} == 0)) || exit 1
+    trap - EXIT
+    fail "the nodes go on running; to stop them: $(command_for stop-cluster.sh)"
+fi
 trap - EXIT INT TERM HUP
-echo "All ${#names[@]} nodes are ready. Logs: ${run#"$PWD"/}/*.log. To stop them: scripts/stop-cluster.sh"
+for name in "${names[@]}"; do cat "$dir/$name.out"; done
+echo "All ${#names[@]} nodes serve. Logs: $(typed "$dir")/*.log. To stop them: $(command_for stop-cluster.sh)"

@@ -1,33 +1,54 @@
 #!/usr/bin/env bash
-# Stops the nodes that scripts/start-cluster.sh started; those that no longer run are no fault.
+# Stops the nodes of a cluster that run in the background; those that no longer run are no fault.
 #
-# Usage: scripts/stop-cluster.sh
+# Usage: scripts/stop-cluster.sh [--yes] [CONFIG]   CONFIG is cluster.toml where none is given
+#
+# Stops nodes that were started for this file, and no others. At a terminal it asks first where data is lost with them;
+# --yes answers. A node that does not stop within 90 seconds is killed.
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
+. "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/lib/nodes.sh"
 
-if (($# > 0)); then
-    say "usage: scripts/stop-cluster.sh, without arguments"
-    exit 2
-fi
-
-names=()
-alive=()
-for file in "$run"/*.pid; do
-    [[ -e $file ]] || continue # nothing matched
-    name=$(basename "$file" .pid)
-    names+=("$name")
-    if running "$name"; then alive+=("$name"); fi
+arguments=()
+for argument in "$@"; do
+    case $argument in
+    --yes) assume_yes=1 ;;
+    -*) misused "usage: scripts/stop-cluster.sh [--yes] [CONFIG]" ;;
+    *) arguments+=("$argument") ;;
+    esac
 done
+((${#arguments[@]} <= 1)) || misused "usage: scripts/stop-cluster.sh [--yes] [CONFIG]"
+use_config "${arguments[@]}"
 
+find_alive
+if ((${#alive[@]} == 0)); then
+    [[ -e $config || -d $dir ]] || misused "cannot read $config: no such file"
+    echo "No node of $(typed "$config") was running."
+    for_others say_running
+    exit 0
+fi
+read_record "$dir"
+members=$recorded_members
+cli=${GOPHERSTORE_CLI:-$recorded_cli}
+assess "${alive[@]}"
+confirmed "Stopping ${alive[*]}" || fail "nothing was stopped"
+
+lock
+find_alive
 result=0
-if ((${#names[@]} > 0)); then stop_nodes "${names[@]}" || result=1; fi
+stop_nodes "${alive[@]}" || result=1
 stopped=0
 for name in "${alive[@]}"; do
-    running "$name" || stopped=$((stopped + 1))
+    if running "$name"; then
+        kill -KILL "$pid" 2>/dev/null || true
+        waited 5 stopped "$name" || { say "$name (process $pid) is still there"; continue; }
+        say "$name was killed"
+        rm -f "$dir/$name.pid"
+    fi
+    stopped=$((stopped + 1))
 done
 case ${#alive[@]}/$stopped in
-    0/0) echo "No node was running." ;;
-    1/1) echo "Stopped 1 node." ;;
-    *) echo "Stopped $stopped of ${#alive[@]} nodes." ;;
+0/0) echo "No node was running any more." ;;
+1/1) echo "Stopped 1 node." ;;
+*) echo "Stopped $stopped of ${#alive[@]} nodes." ;;
 esac
 exit "$result"

@@ -1,19 +1,36 @@
 # shellcheck shell=bash
-# What the scripts share. Sourced by them, never run.
+# Functions that the scripts share. Sourced, never run.
 # GOPHERSTORE_SERVER and GOPHERSTORE_CLI name binaries to use instead of building them.
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-# As people would type it where they are.
-# shellcheck disable=SC2034 # used by the scripts that source this one
-config_default=$([[ $PWD == "$root" ]] || printf '%s/' "$root")cluster.toml
-# Process ids and logs of the nodes that start-cluster.sh starts.
-run=${GOPHERSTORE_RUN:-$root/run}
+# The next file that is opened would take the place of a descriptor that the caller closed.
+true 3>&2 || exec 2>/dev/null
+{ true 3>&1; } 2>/dev/null || exec >/dev/null
+{ true 3<&0; } 2>/dev/null || exec </dev/null
+# cd would look for relative paths there, and print where it went.
+unset CDPATH
+# Without symbolic links, as the paths that are compared with it. A folder that was deleted stays as it is.
+cd -P . 2>/dev/null || true
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 
 fail() {
     say "$@"
     exit 1
+}
+
+# Ends the script because of its arguments.
+misused() {
+    say "$@"
+    exit 2
+}
+
+# Prints a path as a user types it in this folder.
+typed() {
+    local path=$1
+    [[ $path != "$PWD"/[!-]* ]] || path=${path#"$PWD"/}
+    printf '%q' "$path"
 }
 
 # Where cargo puts what it builds.
@@ -36,8 +53,17 @@ binaries() {
         server=${server:-$target/release/gopherstore-server}
         cli=${cli:-$target/release/gopherstore-cli}
     fi
-    server=${server#"$PWD"/}
-    cli=${cli#"$PWD"/}
+    # As a user types them here.
+    [[ ${server#"$PWD"/} != */* ]] || server=${server#"$PWD"/}
+    [[ ${cli#"$PWD"/} != */* ]] || cli=${cli#"$PWD"/}
+}
+
+# Prints the absolute path of a program, which is named by a path or found in $PATH.
+program() {
+    local path
+    path=$(command -v -- "$1") || fail "there is no program $1"
+    [[ $path == /* ]] || path=$PWD/$path
+    printf '%s\n' "$path"
 }
 
 # Waits until a command succeeds: waited SECONDS COMMAND...; fails once the time is over.
@@ -48,44 +74,4 @@ waited() {
         ((SECONDS < deadline)) || return 1
         sleep 0.05
     done
-}
-
-# The command line of a process, with a blank before each word; nothing where there is no such process.
-command_line() {
-    if [[ -d /proc/self ]]; then
-        # A process may end while it is looked at.
-        { printf ' '; tr '\0' ' ' <"/proc/$1/cmdline"; } 2>/dev/null || true
-    else
-        printf ' %s ' "$(ps -p "$1" -o args= 2>/dev/null || true)"
-    fi
-}
-
-# Sets pid to the process id of the node NAME that start-cluster.sh started; fails where it does not run. A number
-# alone proves nothing: after a crash or a restart of the machine it may be that of another program.
-running() {
-    pid=
-    [[ -r $run/$1.pid ]] && read -r pid <"$run/$1.pid" && [[ $pid =~ ^[1-9][0-9]*$ ]] || return 1
-    [[ $(command_line "$pid") == *gopherstore*" --node $1 "* ]]
-}
-
-stopped() { ! running "$1"; }
-
-# Stops the named nodes, those that do not run included, and fails if one had to be killed.
-stop_nodes() {
-    local name result=0
-    for name in "$@"; do
-        if running "$name"; then kill -TERM "$pid" 2>/dev/null || true; fi
-    done
-    for name in "$@"; do
-        if running "$name"; then
-            if ! waited 90 stopped "$name"; then
-                say "$name has not stopped within 90 seconds and is killed; see $run/$name.log"
-                running "$name" && kill -KILL "$pid" 2>/dev/null
-                waited 5 stopped "$name" || say "$name (process $pid) is still there"
-                result=1
-            fi
-        fi
-        rm -f "$run/$name.pid"
-    done
-    return "$result"
 }

@@ -1,12 +1,15 @@
-//! What people who run nodes hold in their hands: the unit, the shells' completions, man pages, examples, and the
-//! terminal sessions of the documents.
+//! What people who run nodes hold in their hands: the scripts, the unit, the shells' completions, man pages, examples,
+//! and the terminal sessions of the documents.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod checkout;
 mod examples;
 mod peers;
 mod service;
 mod sessions;
 mod shells;
+mod starting;
+mod stopping;
 
 /// What these tests are made of.
 #[path = "../support"]
