@@ -1,6 +1,6 @@
 //! Connects to `host:port`: looks up the name, and tries all of its addresses, by one deadline.
 //!
-//! Nothing here waits longer than [`TURN`] without a look at the deadline and at the caller's `is_over`. A connect uses
+//! Nothing here waits longer than 50 ms without a look at the deadline and at the caller's `is_over`. A connect uses
 //! non-blocking sockets and is given up by closing them. A look-up (`getaddrinfo`) cannot be cancelled, so it runs in a
 //! thread of its own, which may outlive its caller: the one exception to the rule that all threads are joined. There is
 //! at most one such thread per name, so a resolver that is silent for hours holds one for each name. Literal IP

@@ -97,6 +97,21 @@ impl Network {
         format!("{}-n{}", self.id, node + 1)
     }
 
+    /// Has the processes that are started in a node's namespace read `text` as `/etc/FILE`.
+    fn set_etc(&self, node: usize, file: &str, text: &str) {
+        let dir = etc(&self.name(node));
+        std::fs::create_dir_all(&dir).unwrap();
+        // What is there is overwritten in place: processes that run have it mounted.
+        std::fs::write(dir.join(file), text).unwrap();
+    }
+
+    /// Has packets from a node to `host` vanish.
+    fn silence(&self, node: usize, host: &str) {
+        let name = self.name(node);
+        let words = format!("-n {name} neigh replace {host} lladdr 02:00:00:00:00:03 dev eth0");
+        ip(&words).unwrap();
+    }
+
     /// Has every packet from and to a node vanish, or lets them through again.
     fn set_cut(&self, node: usize, is_cut: bool) {
         let (bridge, port) = (self.bridge(), port(node));
@@ -111,8 +126,17 @@ impl Drop for Network {
             if let Err(error) = ip(&format!("netns del {name}")) {
                 eprintln!("a namespace is left behind: {error}");
             }
+            // Most namespaces have none.
+            let _ = std::fs::remove_dir_all(etc(name));
         }
+        // Stays where another process has files there.
+        let _ = std::fs::remove_dir("/etc/netns");
     }
+}
+
+/// Where `ip netns exec` looks for files that stand in for those of `/etc`.
+fn etc(name: &str) -> PathBuf {
+    Path::new("/etc/netns").join(name)
 }
 
 /// The bridge's end of a node's link.
@@ -145,10 +169,15 @@ struct Nodes {
 
 impl Nodes {
     fn start(network: Network, count: usize) -> Nodes {
+        let hosts: Vec<String> = (0..count).map(host).collect();
+        Nodes::start_at(network, &hosts)
+    }
+
+    /// The same, by other names than those of their addresses.
+    fn start_at(network: Network, hosts: &[String]) -> Nodes {
         let dir = tempfile::tempdir().unwrap();
         let mut config = "cluster = \"test\"\nleader = \"n1\"\n".to_owned();
-        for node in 0..count {
-            let (name, host) = (node + 1, host(node));
+        for (name, host) in (1..).zip(hosts) {
             config += &format!("[[node]]\nname = \"n{name}\"\naddr = \"{host}:{PORT}\"\n");
         }
         config += &format!(
@@ -157,7 +186,7 @@ impl Nodes {
             LEADER_TIMEOUT.as_millis()
         );
         std::fs::write(dir.path().join("cluster.toml"), config).unwrap();
-        let nodes = (0..count)
+        let nodes = (0..hosts.len())
             .map(|node| Nodes::spawn(&network, dir.path(), node))
             .collect();
         Nodes {
@@ -186,16 +215,19 @@ impl Nodes {
 
     /// A command to a node, from within its namespace, whose own link it does not need.
     fn gs(&self, node: usize, arguments: &[&str]) -> Result<String, String> {
-        let (name, addr) = (self.network.name(node), format!("{}:{PORT}", host(node)));
-        let mut all = vec![
-            "netns",
-            "exec",
-            &name,
-            env!("CARGO_BIN_EXE_gopherstore-cli"),
-        ];
-        all.extend(["--addr", &addr, "--no-redirect"]);
-        all.extend(arguments);
-        run("ip", &all)
+        let addr = format!("{}:{PORT}", host(node));
+        let all = [&["--addr", &addr, "--no-redirect"], arguments].concat();
+        self.gs_at(node, &all)
+    }
+
+    /// The program with just these arguments, in a node's namespace.
+    fn gs_at(&self, node: usize, arguments: &[&str]) -> Result<String, String> {
+        let name = self.network.name(node);
+        let program = env!("CARGO_BIN_EXE_gopherstore-cli");
+        run(
+            "ip",
+            &[&["netns", "exec", &name, program], arguments].concat(),
+        )
     }
 
     fn status(&self, node: usize) -> Option<Status> {
@@ -356,4 +388,88 @@ fn namespaces_of_a_failing_test_are_removed() {
         panic!("as a failing test would");
     }));
     assert!(failed.is_err() && !is_there());
+}
+
+/// An address of the network that no node has.
+const NOBODY: &str = "10.77.0.3";
+
+/// Two nodes by names, of which each finds the other's at an address that is silent, too, and there first.
+fn named_nodes(network: Network) -> Nodes {
+    let hosts = [host(0), host(1)];
+    for node in 0..2 {
+        let (own, other) = (node + 1, 2 - node);
+        network.silence(node, NOBODY);
+        let text = format!(
+            "{} n{own}.test\n{NOBODY} n{other}.test\n{} n{other}.test\n",
+            hosts[node],
+            hosts[1 - node]
+        );
+        network.set_etc(node, "hosts", &text);
+    }
+    Nodes::start_at(network, &["n1.test".to_owned(), "n2.test".to_owned()])
+}
+
+#[test]
+fn every_address_of_a_name_is_tried_by_followers_probes_and_a_leader_that_starts() {
+    let Some(network) = network(2) else {
+        return;
+    };
+    let mut nodes = named_nodes(network);
+    nodes.wait_converged(PATIENCE);
+    nodes.gs(0, &["set", "k", "v"]).unwrap();
+    nodes.wait_converged(HEALED_WITHIN);
+    for (node, other) in [(0, "n2"), (1, "n1")] {
+        nodes.wait_for(node, PATIENCE, "its peer", |status| {
+            status.get(&key::peer_state(other)) == Some(peer::UP)
+        });
+    }
+    // A leader that cannot reach its follower starts with nothing.
+    drop(nodes.nodes.remove(0));
+    let again = Nodes::spawn(&nodes.network, nodes.dir.path(), 0);
+    nodes.nodes.insert(0, again);
+    nodes.wait_converged(HEALED_WITHIN);
+    for node in 0..2 {
+        assert_eq!(nodes.gs(node, &["get", "k"]).as_deref(), Ok("v"));
+    }
+}
+
+#[test]
+fn a_silent_resolver_holds_no_command_and_no_stop_and_one_thread() {
+    let Some(network) = network(2) else {
+        return;
+    };
+    network.set_etc(1, "resolv.conf", &format!("nameserver {NOBODY}\n"));
+    let mut nodes = named_nodes(network);
+    nodes.wait_converged(PATIENCE);
+    // The follower knows its own name from here on, and has to look for its leader again.
+    let own = format!("{} n2.test\n", host(1));
+    nodes.network.set_etc(1, "hosts", &own);
+    drop(nodes.nodes.remove(0));
+    let follower = nodes.nodes[0].0.id();
+    let look_ups = || {
+        let tasks = std::fs::read_dir(format!("/proc/{follower}/task")).unwrap();
+        let names =
+            tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        names.filter(|name| name == "look-up\n").count()
+    };
+    wait_at_most(PATIENCE, "a look-up", || (look_ups() > 0).then_some(()));
+
+    let begin = Instant::now();
+    let arguments = ["--timeout", "1s", "--addr", "n1.test:8000", "ping"];
+    let error = nodes.gs_at(1, &arguments).unwrap_err();
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(1) + 2 * SLACK, "{took:?}");
+    assert!(
+        error.contains("no answer from the resolver for n1.test"),
+        "{error}"
+    );
+    // Both the link and the probe have been asking for a second.
+    assert_eq!(look_ups(), 1);
+
+    let begin = Instant::now();
+    assert!(tools::signal(follower, "TERM"));
+    let status = nodes.nodes[0].0.wait().unwrap();
+    let took = begin.elapsed();
+    assert!(took < 3 * SLACK, "{took:?}");
+    assert_eq!(status.code(), Some(0), "{status}");
 }
