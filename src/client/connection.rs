@@ -187,6 +187,14 @@ impl Connection {
         !self.is_broken
     }
 
+    /// The same connection as one to the client's own node.
+    pub(super) fn into_home(self) -> Connection {
+        Connection {
+            named_by: None,
+            ..self
+        }
+    }
+
     /// `host:port` of the node.
     pub(super) fn addr(&self) -> &str {
         &self.addr

@@ -29,8 +29,9 @@
 //!
 //! A follower answers reads and refuses writes with the leader's address. The client then sends the write to the
 //! leader, on a second connection that it keeps for later writes; reads go on being answered by the node it was made
-//! for. So a read does not always see the write before it: followers lag. [`ClientOptions::follow_redirects`] turns
-//! it off, and at most [`REDIRECTS_MAX`] redirects are followed in one call.
+//! for. So a read does not always see the write before it: followers lag. After [`Client::stay_with_leader`] reads go
+//! to the leader too. [`ClientOptions::follow_redirects`] turns redirects off, and at most [`REDIRECTS_MAX`] of them
+//! are followed in one call.
 //!
 //! # Known limits
 //!
@@ -225,6 +226,23 @@ impl Client {
     #[must_use]
     pub fn addr(&self) -> &str {
         &self.addr
+    }
+
+    /// The `host:port` of the leader that the last write was redirected to, while there is a connection to it.
+    #[must_use]
+    pub fn redirected_to(&self) -> Option<&str> {
+        self.leader.as_ref().map(Connection::addr)
+    }
+
+    /// Makes the leader that the last write was redirected to the client's node, for reads as well, so that they see
+    /// the write. Says whether a write was redirected.
+    pub fn stay_with_leader(&mut self) -> bool {
+        let Some(leader) = self.leader.take() else {
+            return false;
+        };
+        leader.addr().clone_into(&mut self.addr);
+        self.home = Some(leader.into_home());
+        true
     }
 
     /// Whether there is a connection to the client's node, and the node has not closed it. Where there is none the next

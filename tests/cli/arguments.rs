@@ -1,4 +1,15 @@
-use crate::{finish, program, run, run_at, support::StubNode};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    finish,
+    nodes::{cluster::Cluster, node::PATIENCE},
+    program, run, run_at,
+    status::ConfigFile,
+    support::{Peer, StubNode, answer, next_frame, nobody, wait_for_close},
+};
 
 #[test]
 fn values_that_look_like_options_or_commands_are_values() {
@@ -60,7 +71,16 @@ fn mistakes_are_one_line_and_exit_code_2() {
         ("ping --addr nowhere", &["nowhere", "HOST:PORT"]),
         ("ping --addr h:99999", &["h:99999", "HOST:PORT"]),
         ("ping --addr", &["no value after --addr"]),
-        ("ping --config c.toml", &["--config without --node"]),
+        ("ping --addr h:1,nowhere", &["nowhere", "HOST:PORT"]),
+        ("ping --addr h:1 --addr=", &["\"\"", "HOST:PORT"]),
+        (
+            "resync --discard --addr h:1 --addr h:2",
+            &["to one node", "one --addr"],
+        ),
+        (
+            "resync --discard --config c.toml",
+            &["to one node", "--config and --node"],
+        ),
         ("ping --node n1", &["--node without --config"]),
         ("ping --addr h:1 --node n1", &["--addr together with"]),
         ("ping --hex=1", &["--hex takes no value"]),
@@ -73,6 +93,138 @@ fn mistakes_are_one_line_and_exit_code_2() {
     let mut command = program();
     command.arg("ping").env("GOPHERSTORE_ADDR", "nowhere");
     finish(&mut command, b"").expect_failure(2, &["GOPHERSTORE_ADDR \"nowhere\""]);
+    run(&["ping", "--config", "/none"], b"").expect_failure(2, &["/none"]);
+}
+
+#[test]
+fn an_empty_variable_counts_as_not_set() {
+    // Whether a node is at the default address or not: it is the one that was asked.
+    let ask = |command: &mut Command| {
+        let run = finish(command.arg("ping").args(["--timeout", "2s"]), b"");
+        (run.code, run.err.contains("127.0.0.1:8000"))
+    };
+    let unset = ask(&mut program());
+    assert!(unset == (0, false) || unset.1, "{unset:?}");
+    assert_eq!(ask(program().env("GOPHERSTORE_ADDR", "")), unset);
+    // --addr stands above it, whatever it holds.
+    let node = StubNode::start();
+    let mut command = program();
+    command.env("GOPHERSTORE_ADDR", "nowhere");
+    finish(command.args(["ping", "--addr", node.addr()]), b"").expect(0, "PONG\n", "");
+    // Without a home, a terminal or colours there is nothing that a command lacks.
+    let mut command = program();
+    for name in ["HOME", "TERM", "NO_COLOR", "XDG_STATE_HOME"] {
+        command.env(name, "");
+    }
+    finish(command.args(["ping", "--addr", node.addr()]), b"").expect(0, "PONG\n", "");
+}
+
+#[test]
+fn the_first_of_several_addresses_that_answers_is_taken() {
+    let node = StubNode::start();
+    node.insert(b"k", b"v");
+    let other = StubNode::start();
+    other.insert(b"k", b"other");
+    let gone = nobody();
+    let full = Peer::start(|_, mut stream| {
+        use std::io::Write;
+        while next_frame(&mut stream).is_some()
+            && stream
+                .write_all(&answer(1, b"too many connections"))
+                .is_ok()
+        {}
+    });
+    let list = format!("{gone},{},{},{}", full.addr, node.addr(), other.addr());
+    run(&["get", "k", "--addr", &list], b"").expect(0, "v", "");
+    let repeated = [
+        "get",
+        "--addr",
+        &gone,
+        "k",
+        "--addr",
+        other.addr(),
+        "--addr",
+        node.addr(),
+    ];
+    run(&repeated, b"").expect(0, "other", "");
+    let mut command = program();
+    command.env("GOPHERSTORE_ADDR", &list);
+    finish(command.args(["get", "k"]), b"").expect(0, "v", "");
+    // Lines go on where they began.
+    run::<&str>(&["--addr", &list], b"get k\nset k w\nget k\n").expect(0, "v\nOK\nw\n", "");
+    let none = format!("{gone},{}", full.addr);
+    run(&["get", "k", "--addr", &none], b"").expect_failure(
+        5,
+        &[
+            &format!("no node answers at {gone} (cannot connect to"),
+            &format!("{} (too many connections)", full.addr),
+        ],
+    );
+}
+
+#[test]
+fn a_file_without_a_name_finds_the_leader() {
+    let cluster = Cluster::start(3);
+    cluster.wait_converged(PATIENCE);
+    let at = |node: usize| cluster.addr(node).to_string();
+    let config = ConfigFile::of(&cluster);
+    let with = |config: &ConfigFile, words: &[&str]| {
+        run(&[words, &["--config", config.path()]].concat(), b"")
+    };
+    with(&config, &["set", "k", "v", "--no-redirect"]).expect(0, "", "");
+    with(&config, &["get", "k"]).expect(0, "v", "");
+    // The file may be wrong about who leads, and its leader may be gone, or be somebody else.
+    let gone = nobody();
+    let nodes = [("n2", at(1)), ("n3", at(2)), ("n1", at(0))];
+    let wrong = ConfigFile::new("test", &nodes);
+    with(&wrong, &["set", "k", "w", "--no-redirect"]).expect(0, "", "");
+    with(&wrong, &["get", "k"]).expect(0, "w", "");
+    let dead = ConfigFile::new("test", &[("n9", gone.clone()), ("n1", at(0))]);
+    with(&dead, &["del", "k", "--no-redirect"]).expect(0, "", "");
+    let alone = StubNode::start();
+    let stranger = ConfigFile::new("test", &[("n2", alone.addr().to_owned()), ("n1", at(0))]);
+    with(&stranger, &["set", "k", "x", "--no-redirect"]).expect(0, "", "");
+    assert_eq!(alone.writes(), 0);
+    // Nobody leads: what each says, and what the leader's fault is.
+    let none = ConfigFile::new(
+        "test",
+        &[("n1", gone.clone()), ("n2", at(1)), ("n3", at(0))],
+    );
+    with(&none, &["get", "k"]).expect_failure(
+        5,
+        &[
+            &format!("n1 gives no answer (cannot connect to {gone}"),
+            "n2 is a follower",
+            "n3 is n1",
+            "--node",
+        ],
+    );
+    let node = ["get", "k", "--node", "n2"];
+    cluster.wait_converged(PATIENCE);
+    with(&none, &node).expect(0, "x", "");
+}
+
+#[test]
+fn a_leader_that_is_silent_does_not_keep_another_one_waiting() {
+    let silent = Peer::start(|_, mut stream| wait_for_close(&mut stream));
+    let says = |text: &'static str| {
+        Peer::start(move |_, mut stream| {
+            use std::io::Write;
+            while next_frame(&mut stream).is_some()
+                && stream.write_all(&answer(0, text.as_bytes())).is_ok()
+            {}
+        })
+    };
+    let leads = says("node: n2\ncluster: test\nrole: leader\nstate: serving\n");
+    let nodes = [("n1", silent.addr.clone()), ("n2", leads.addr.clone())];
+    let config = ConfigFile::new("test", &nodes);
+    let began = Instant::now();
+    let found = run(&["status", "--node", "n2", "--config", config.path()], b"");
+    assert_eq!(found.code, 0, "{found:?}");
+    let line = ["ping", "--timeout", "60s", "--config", config.path()];
+    // It is no node that knows PING, which shows that it was asked.
+    run(&line, b"").expect_failure(7, &[&leads.addr]);
+    assert!(began.elapsed() < Duration::from_secs(30));
 }
 
 #[test]

@@ -108,6 +108,25 @@ fn the_exit_code_is_the_first_failing_lines() {
 }
 
 #[test]
+fn lines_read_what_they_wrote() {
+    // The follower never gets what its leader takes.
+    let (leader, follower) = (StubNode::start(), StubNode::start());
+    follower.follow(Some(leader.addr()));
+    let input = b"get k\nset k v\nget k\nset k w\nget k\ndel k\nget k\n";
+    let run = run_at::<&str>(follower.addr(), &[], input);
+    let expected = b"(not found)\nOK\nv\nOK\nw\nOK\n(not found)\n";
+    assert_eq!((run.code, &*run.out), (1, expected.as_slice()), "{run:?}");
+    let said = format!(
+        "gopherstore-cli: {} follows and may not show a write at once; this session goes on with the leader at {}\n",
+        follower.addr(),
+        leader.addr()
+    );
+    assert_eq!(run.err, said, "once");
+    // One command is no session.
+    run_at(follower.addr(), &["set", "k", "v"], b"").expect(0, "", "");
+}
+
+#[test]
 fn a_connection_that_fails_ends_it() {
     let peer = Peer::start(|_, mut stream| {
         for _ in 0..2 {

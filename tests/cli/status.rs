@@ -29,7 +29,7 @@ pub(crate) struct ConfigFile {
 }
 
 impl ConfigFile {
-    fn new(cluster: &str, nodes: &[(&str, String)]) -> ConfigFile {
+    pub(crate) fn new(cluster: &str, nodes: &[(&str, String)]) -> ConfigFile {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cluster.toml");
         let mut text = format!("cluster = \"{cluster}\"\nleader = \"{}\"\n", nodes[0].0);

@@ -17,7 +17,11 @@ fn it_shows_node_role_and_address_and_talks_to_the_others() {
     let dir = tempfile::tempdir().unwrap();
     let config = config(&cluster, dir.path());
     let arguments = ["--config", &config, "--node", "n1"];
-    let terminal = Terminal::start(dir.path(), &arguments, Options::default());
+    let wide = || Options {
+        columns: 200,
+        ..Options::default()
+    };
+    let terminal = Terminal::start(dir.path(), &arguments, wide());
     let (leader, follower) = (cluster.addr(0), cluster.addr(1));
     let prompt = format!("n1 leader {leader}>");
     terminal.ask(&prompt, r#"set k "two words\x00""#, "OK");
@@ -29,7 +33,12 @@ fn it_shows_node_role_and_address_and_talks_to_the_others() {
         &format!(":on {follower} get k"),
         r#""two words\x00""#,
     );
-    // A write goes on to the leader.
+    // A write goes on to the leader, which is said once, and the node stays the one that was named.
+    let passed = format!(
+        "gopherstore-cli: n2 follower {follower} passed the write to the leader at {leader}, and may not show it yet\n\
+         OK"
+    );
+    terminal.ask(&prompt, ":on n2 set k u", &passed);
     terminal.ask(&prompt, ":on n2 set k v", "OK");
     terminal.ask(&prompt, ":on n1 get k", "v");
     terminal.ask(&prompt, "get none", "(not found)");
@@ -44,6 +53,40 @@ fn it_shows_node_role_and_address_and_talks_to_the_others() {
     );
     let prompt = format!("n2 follower {follower}>");
     terminal.ask(&prompt, ":on n1 ping", "PONG");
+    terminal.leave();
+
+    // Without a name it is the leader.
+    let terminal = Terminal::start(dir.path(), &["--config", &config], Options::default());
+    terminal.ask(&format!("n1 leader {leader}>"), "get k", "v");
+    terminal.leave();
+}
+
+#[test]
+fn a_session_reads_what_it_wrote() {
+    // The follower never gets what its leader takes.
+    let (leader, follower) = (StubNode::start(), StubNode::start());
+    follower.follow(Some(leader.addr()));
+    let dir = tempfile::tempdir().unwrap();
+    let wide = Options {
+        columns: 200,
+        ..Options::default()
+    };
+    let (leader_addr, addr) = (leader.addr(), follower.addr());
+    let terminal = Terminal::start(dir.path(), &["--addr", addr], wide);
+    let prompt = format!("n1 {addr}>");
+    terminal.ask(&prompt, "get k", "(not found)");
+    terminal.press("set k v");
+    terminal.press(ENTER);
+    let moved = format!(
+        "gopherstore-cli: {addr} follows and may not show a write at once; this session goes on with the leader at \
+         {leader_addr}\nOK"
+    );
+    let prompt = format!("n1 {leader_addr}>");
+    terminal.wait_for_end(&format!("{moved}\n{prompt}"));
+    terminal.ask(&prompt, "get k", "v");
+    terminal.ask(&prompt, "set k w", "OK");
+    terminal.ask(&prompt, "get k", "w");
+    terminal.ask(&prompt, &format!(":on {addr} get k"), "(not found)");
     terminal.leave();
 }
 
@@ -85,10 +128,12 @@ fn it_reconnects_after_a_restart_and_says_so() {
     cluster.wait_converged(PATIENCE);
     terminal.press("set k v");
     terminal.press(ENTER);
+    let leader = cluster.addr(0);
+    let moved = format!("session goes on with the leader at {leader}OKn1 leader {leader}>");
     terminal.wait_until("the answer", |screen| {
-        screen
-            .replace('\n', "")
-            .ends_with(&format!("{restarted}OK{node}>"))
+        let screen = screen.replace('\n', "");
+        screen.contains(&format!("{restarted}gopherstore-cli: {addr} follows"))
+            && screen.ends_with(&moved)
     });
     terminal.leave();
 }

@@ -6,7 +6,7 @@ use gopherstore::{Client, client::Error};
 
 use crate::{
     quote,
-    report::{Failure, Outcome},
+    report::{self, Failure, Outcome},
 };
 
 /// What a user asks for.
@@ -89,6 +89,21 @@ impl Command {
             Command::Set { key, .. } | Command::Get { key } | Command::Del { key } => key,
             Command::Ping | Command::Status | Command::Resync => &[],
         }
+    }
+
+    /// Runs it as one of several, which may read what those before it wrote. A write that a follower refuses goes to
+    /// the leader, and the follower may not have it yet when it is read; so the client stays with the leader from then
+    /// on.
+    pub(crate) fn run_in_session(&self, client: &mut Client) -> Result<Answer, Error> {
+        let follower = client.addr().to_owned();
+        let answer = self.run(client)?;
+        if self.is_write() && client.stay_with_leader() {
+            report::note(&format!(
+                "{follower} follows and may not show a write at once; this session goes on with the leader at {}",
+                client.addr()
+            ));
+        }
+        Ok(answer)
     }
 
     pub(crate) fn run(&self, client: &mut Client) -> Result<Answer, Error> {

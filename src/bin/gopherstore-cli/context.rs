@@ -1,11 +1,14 @@
 //! What every command has at hand: which node to talk to, and how.
 
+mod search;
+
 use std::{
     collections::VecDeque,
     env,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -27,8 +30,9 @@ const ADDR_DEFAULT: &str = "127.0.0.1:8000";
 const ADDR_VARIABLE: &str = "GOPHERSTORE_ADDR";
 
 /// The options that every command understands, as they were typed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Context {
+    /// One address, or several with commas between them.
     pub(crate) addr: Option<String>,
     pub(crate) config: Option<PathBuf>,
     pub(crate) node: Option<String>,
@@ -37,6 +41,8 @@ pub(crate) struct Context {
     pub(crate) follow_redirects: bool,
     /// Dump every frame to standard error.
     pub(crate) hex: bool,
+    /// The node's address, where it was looked for among several.
+    pub(crate) found: OnceLock<String>,
 }
 
 impl Context {
@@ -62,8 +68,7 @@ impl Context {
     /// What a person at a terminal sees of work that takes long: none elsewhere, on a terminal that cannot erase a
     /// line, and together with --hex, since the two would spoil each other. The template is indicatif's.
     pub(crate) fn progress(&self, len: Option<u64>, template: &str) -> ProgressBar {
-        let is_dumb = env::var_os("TERM").is_some_and(|name| name == "dumb");
-        let target = if self.hex || is_dumb {
+        let target = if self.hex || is_dumb_terminal() {
             ProgressDrawTarget::hidden()
         } else {
             // Hidden where standard error is no terminal.
@@ -102,44 +107,79 @@ impl Context {
         }
     }
 
-    /// The node to talk to.
+    /// The node to talk to. Of several addresses it is the first that answers, and of a file without a node's name it
+    /// is the leader; that is found out once.
     pub(crate) fn addr(&self) -> Result<String, Failure> {
-        let usage = |message: String| crate::mistake(&message);
-        let (addr, origin) = match (&self.addr, &self.config, &self.node) {
-            (Some(addr), None, None) => (addr.clone(), "--addr"),
+        if let Some(found) = self.found.get() {
+            return Ok(found.clone());
+        }
+        let found = match (&self.addr, &self.config, &self.node) {
+            (Some(addrs), None, None) => self.first_of(addrs, "--addr")?,
             (Some(_), _, _) => {
-                let message = "--addr together with --config or --node; leave one of them out";
-                return Err(usage(message.to_owned()));
+                return Err(crate::mistake(
+                    "--addr together with --config or --node; leave one of them out",
+                ));
             }
             (None, Some(file), Some(node)) => return configured(file, node),
-            (None, Some(_), None) => {
-                return Err(usage(
-                    "--config without --node; name a node of it".to_owned(),
-                ));
-            }
+            (None, Some(file), None) => search::leader(self, file)?,
             (None, None, Some(_)) => {
-                return Err(usage(
-                    "--node without --config; name the cluster.toml".to_owned(),
+                return Err(crate::mistake(
+                    "--node without --config; name the cluster.toml",
                 ));
             }
-            (None, None, None) => match env::var(ADDR_VARIABLE) {
-                Ok(addr) => (addr, ADDR_VARIABLE),
-                Err(env::VarError::NotPresent) => return Ok(ADDR_DEFAULT.to_owned()),
-                Err(env::VarError::NotUnicode(_)) => {
-                    return Err(usage(format!(
-                        "{ADDR_VARIABLE} is not UTF-8; write HOST:PORT"
-                    )));
+            (None, None, None) => match variable(ADDR_VARIABLE).map(OsString::into_string) {
+                None => return Ok(ADDR_DEFAULT.to_owned()),
+                Some(Ok(addrs)) => self.first_of(&addrs, ADDR_VARIABLE)?,
+                Some(Err(_)) => {
+                    let message = format!("{ADDR_VARIABLE} is not UTF-8; write HOST:PORT");
+                    return Err(crate::mistake(&message));
                 }
             },
         };
-        if is_address(&addr) {
-            Ok(addr)
-        } else {
-            Err(usage(format!(
-                "{origin} {addr:?} is no address; write HOST:PORT, such as {ADDR_DEFAULT}"
-            )))
+        Ok(self.found.get_or_init(|| found).clone())
+    }
+
+    /// Makes sure that the options name one node: for an order that must not go to another one.
+    pub(crate) fn name_one(&self, command: &str) -> Result<(), Failure> {
+        let is_one = match (&self.addr, &self.config, &self.node) {
+            (Some(addrs), _, _) => !addrs.contains(','),
+            (None, Some(_), None) => false,
+            (None, None, None) => variable(ADDR_VARIABLE)
+                .is_none_or(|addrs| !addrs.as_encoded_bytes().contains(&b',')),
+            _ => true,
+        };
+        if is_one {
+            return Ok(());
+        }
+        Err(crate::mistake(&format!(
+            "{command} is an order to one node; name it with one --addr, or with --config and --node"
+        )))
+    }
+
+    /// The first of some addresses, with commas between them, that answers.
+    fn first_of(&self, addrs: &str, origin: &str) -> Result<String, Failure> {
+        let addrs: Vec<&str> = addrs.split(',').map(str::trim).collect();
+        if let Some(odd) = addrs.iter().find(|addr| !is_address(addr)) {
+            return Err(crate::mistake(&format!(
+                "{origin} {odd:?} is no address; write HOST:PORT, such as {ADDR_DEFAULT}"
+            )));
+        }
+        match addrs.as_slice() {
+            // What it is asked for shows whether it answers.
+            [addr] => Ok((*addr).to_owned()),
+            addrs => search::first_that_answers(self, addrs),
         }
     }
+}
+
+/// An environment variable. One that is empty counts as not set, as it does for other programs.
+pub(crate) fn variable(name: &str) -> Option<OsString> {
+    env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// Whether the terminal cannot move its cursor: nothing is known of one without a name.
+pub(crate) fn is_dumb_terminal() -> bool {
+    variable("TERM").is_none_or(|name| name == "dumb")
 }
 
 /// Whether a text is a `HOST:PORT` that one can connect to.

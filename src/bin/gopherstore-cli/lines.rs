@@ -98,7 +98,7 @@ fn step(client: &mut Client, node: Option<&str>, line: &[u8]) -> Result<Option<O
         Line::Command(command) => command,
     };
     let answer = command
-        .run(client)
+        .run_in_session(client)
         .map_err(|error| report::failure(&error, &command, node))?;
     let (text, outcome) = shown(answer);
     Ok(print(format!("{text}\n").as_bytes())?.map(|_| outcome))

@@ -68,10 +68,11 @@ const PROGRAM: Program = Program {
     )
 )]
 struct Arguments {
-    /// address of the node, HOST:PORT; by default $GOPHERSTORE_ADDR, or else 127.0.0.1:8000
+    /// address of the node, HOST:PORT; of several, with commas between them or as further options, the first that
+    /// answers; by default $GOPHERSTORE_ADDR, or else 127.0.0.1:8000
     #[argh(option, from_str_fn(arguments::text), arg_name = "HOST:PORT")]
-    addr: Option<String>,
-    /// a cluster.toml that has the node's address; goes with --node, which status, diff and race do without
+    addr: Vec<String>,
+    /// a cluster.toml that has the nodes' addresses; without --node the leader is asked, and by status all nodes
     #[argh(option, from_str_fn(arguments::path), arg_name = "FILE")]
     config: Option<PathBuf>,
     /// name of the node in that file
@@ -224,12 +225,13 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<Outcome, Failure> {
     let context = Context {
-        addr: arguments.addr,
+        addr: (!arguments.addr.is_empty()).then(|| arguments.addr.join(",")),
         config: arguments.config,
         node: arguments.node,
         timeout: arguments.timeout,
         follow_redirects: !arguments.no_redirect,
         hex: arguments.hex,
+        ..Context::default()
     };
     match arguments.command {
         None if io::stdin().is_terminal() => prompt::run(&context),
@@ -259,7 +261,10 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Some(Subcommand::Decode(command)) => decode::run(&command),
         Some(Subcommand::Encode(command)) => encode::run(command, &context),
         Some(Subcommand::Bench(command)) => bench::run(&command, &context),
-        Some(Subcommand::Resync(Resync { discard: true })) => once(&context, &Command::Resync),
+        Some(Subcommand::Resync(Resync { discard: true })) => {
+            context.name_one("resync")?;
+            once(&context, &Command::Resync)
+        }
         Some(Subcommand::Resync(Resync { discard: false })) => Err(mistake(
             "resync gives up all data of a follower, and what its leader lacks of it is lost for good; nothing is done \
              without --discard, which is the order",

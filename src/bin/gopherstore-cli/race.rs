@@ -239,7 +239,7 @@ fn follower_addr(on: &str, context: &Context) -> Result<String, Failure> {
             addr: None,
             config: context.config.clone(),
             node: Some(on.to_owned()),
-            ..*context
+            ..Context::default()
         };
         return context.addr();
     }

@@ -63,6 +63,11 @@ impl Failure {
     }
 }
 
+/// Prints a line on standard error about the session itself, beside all answers.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "gopherstore-cli: {}", quote::one_line(text));
+}
+
 /// What a node's ERROR begins with where it does not know the operation. Source: docs/GBP.md, section 8.
 pub(crate) const UNKNOWN_OPCODE: &str = "unknown opcode";
 

@@ -31,11 +31,11 @@ use signal_hook::{consts::SIGINT, iterator::Signals, low_level};
 
 use crate::{
     lines,
-    report::{Failure, Outcome},
+    report::{Failure, Outcome, note},
     stop,
 };
 
-use super::{line, note};
+use super::line;
 
 /// Lines that the history keeps.
 const HISTORY_LINES_MAX: usize = 1000;

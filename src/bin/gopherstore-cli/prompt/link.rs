@@ -17,9 +17,8 @@ use crate::{
     command::{Answer, Command},
     context::{self, Context},
     quote,
+    report::note,
 };
-
-use super::note;
 
 /// Characters of a name or a role that are shown; a node's own are shorter.
 const WORD_LEN_MAX: usize = 64;
@@ -27,6 +26,8 @@ const WORD_LEN_MAX: usize = 64;
 #[derive(Debug)]
 pub(super) struct Link {
     client: Client,
+    /// The node's `host:port`.
+    addr: String,
     /// What the user calls the node; empty where that is its address.
     called: String,
     /// Whether frames are dumped now.
@@ -39,6 +40,17 @@ pub(super) struct Link {
     started_by: Option<Instant>,
     /// Whether the node was there when it was last needed.
     is_reachable: bool,
+    /// Whether it was told that the node passes writes to its leader.
+    has_passed: bool,
+}
+
+/// What a write that the node passes to its leader means for the link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Writes {
+    /// From then on the link is to the leader.
+    MoveSession,
+    /// Nothing: the link stays at this node, which may not show the write at once.
+    Pass,
 }
 
 /// What the prompt takes from a STATUS. Empty where a node says less.
@@ -116,17 +128,19 @@ impl Link {
         });
         Link {
             client: context.client_seen_by(addr, Some(hook)),
+            addr: addr.to_owned(),
             called: called.to_owned(),
             is_dumping,
             identity: Identity::default(),
             has_connected: false,
             started_by: None,
             is_reachable: true,
+            has_passed: false,
         }
     }
 
     pub(super) fn addr(&self) -> &str {
-        self.client.addr()
+        &self.addr
     }
 
     pub(super) fn identity(&self) -> &Identity {
@@ -190,26 +204,62 @@ impl Link {
 
     /// Runs a command. A read is asked once more where the connection breaks on it; a write never, since it may have
     /// been carried out.
-    pub(super) fn run(&mut self, command: &Command, is_dumping: bool) -> Result<Answer, Error> {
+    pub(super) fn run(
+        &mut self,
+        command: &Command,
+        is_dumping: bool,
+        writes: Writes,
+    ) -> Result<Answer, Error> {
         self.connect()?;
-        match self.run_once(command, is_dumping) {
+        match self.run_once(command, is_dumping, writes) {
             Err(Error::Connection { addr, source }) if is_read(command) => {
                 note(&format!(
                     "the connection to {addr} broke ({source}), so it is asked again"
                 ));
                 self.connect()?;
-                self.run_once(command, is_dumping)
+                self.run_once(command, is_dumping, writes)
             }
             answer => answer,
         }
     }
 
-    fn run_once(&mut self, command: &Command, is_dumping: bool) -> Result<Answer, Error> {
+    fn run_once(
+        &mut self,
+        command: &Command,
+        is_dumping: bool,
+        writes: Writes,
+    ) -> Result<Answer, Error> {
         self.is_dumping.store(is_dumping, Ordering::Relaxed);
-        let answer = command.run(&mut self.client);
+        let answer = match writes {
+            Writes::MoveSession => command.run_in_session(&mut self.client),
+            Writes::Pass => command.run(&mut self.client),
+        };
         self.is_dumping.store(false, Ordering::Relaxed);
         self.is_reachable = self.client.is_connected();
+        match (&answer, writes) {
+            (Ok(_), Writes::MoveSession) if self.client.addr() != self.addr => {
+                self.move_to_leader();
+            }
+            (Ok(_), Writes::Pass) if command.is_write() && !self.has_passed => {
+                if let Some(leader) = self.client.redirected_to() {
+                    self.has_passed = true;
+                    note(&format!(
+                        "{} passed the write to the leader at {leader}, and may not show it yet",
+                        self.shown()
+                    ));
+                }
+            }
+            _ => {}
+        }
         answer
+    }
+
+    /// Takes note that the client has moved to the leader, of which nothing is known yet.
+    fn move_to_leader(&mut self) {
+        self.client.addr().clone_into(&mut self.addr);
+        self.called.clear();
+        self.identity = Identity::default();
+        self.started_by = None;
     }
 
     /// What the node calls itself, or else what the user calls it; empty where there is neither.

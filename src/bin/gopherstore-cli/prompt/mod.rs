@@ -10,7 +10,7 @@ mod value;
 
 use std::{
     collections::BTreeMap,
-    io::{self, IsTerminal, Write},
+    io::{self, IsTerminal},
 };
 
 use gopherstore::{client::Error, config::Config};
@@ -19,12 +19,12 @@ use crate::{
     command::{Answer, Command},
     context::{self, Context},
     lines, quote,
-    report::{self, Failure, Outcome},
+    report::{self, Failure, Outcome, note},
 };
 
 use editor::{Input, Reader};
 use line::{Entry, Job};
-use link::Link;
+use link::{Link, Writes};
 
 /// Takes lines until Ctrl-D or `:quit`. Done then, since whoever made a mistake has seen it.
 pub(crate) fn run(context: &Context) -> Result<Outcome, Failure> {
@@ -69,12 +69,6 @@ pub(crate) fn run(context: &Context) -> Result<Outcome, Failure> {
         }
         session.home.refresh();
     }
-}
-
-/// A line about the session itself, beside all answers.
-fn note(text: &str) {
-    let text = quote::one_line(text);
-    let _ = writeln!(io::stderr(), "gopherstore-cli: {text}");
 }
 
 /// What is said of a switch.
@@ -164,8 +158,12 @@ impl<'a> Session<'a> {
     fn execute(&mut self, job: &Job, columns: usize) -> Result<Vec<u8>, Failure> {
         let is_dumping = self.is_dumping;
         let answer = match &job.node {
-            None => self.home.run(&job.command, is_dumping),
-            Some(node) => self.link(node)?.run(&job.command, is_dumping),
+            None => self.home.run(&job.command, is_dumping, Writes::MoveSession),
+            // The user names the node.
+            Some(node) => {
+                let link = self.link(node)?;
+                link.run(&job.command, is_dumping, Writes::Pass)
+            }
         };
         let mut text = match answer
             .map_err(|error| self.failure(&error, &job.command, job.node.as_deref()))?

@@ -20,7 +20,7 @@ use gopherstore::{
 
 use crate::{
     command::{self, Command},
-    context::Context,
+    context::{self, Context},
     quote,
     report::{self, Failure, Outcome},
 };
@@ -273,7 +273,6 @@ impl Run<'_> {
 
     /// Whether a look takes the place of the one before it: on a terminal that can do that and is large enough.
     fn is_drawn_in_place(&self, text: &str) -> bool {
-        let term = std::env::var_os("TERM").unwrap_or_default();
         let Some((width, height)) = terminal() else {
             return false;
         };
@@ -281,8 +280,7 @@ impl Run<'_> {
             .lines()
             .map(|line| line.chars().count().max(1).div_ceil(width.max(1)));
         self.form != Some(Form::Json)
-            && !term.is_empty()
-            && term != "dumb"
+            && !context::is_dumb_terminal()
             && rows.sum::<usize>() < height
     }
 
@@ -362,12 +360,10 @@ impl Run<'_> {
         // Whole milliseconds where it is short, since messages tell it.
         let short = u64::try_from(limit.as_millis()).map(Duration::from_millis);
         let context = Context {
-            addr: None,
-            config: None,
-            node: None,
             timeout: short.unwrap_or(limit).max(Duration::from_millis(1)),
             follow_redirects: self.context.follow_redirects,
             hex: self.context.hex,
+            ..Context::default()
         };
         let text = context.client_of(addr).status()?;
         let status = NodeStatus::parse(&text);
