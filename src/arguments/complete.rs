@@ -256,7 +256,7 @@ _FUNCTION() {
         fi
         word=${word%%$'\t'*}
         COMPREPLY+=("${word#"$kept"}")
-    done < <("${words[0]/#\~/$HOME}" --complete "${words[@]:1}" 2>/dev/null)
+    done < <("${words[0]/#\~/${HOME-}}" --complete "${words[@]:1}" 2>/dev/null)
 }
 complete -F _FUNCTION PROGRAM
 "#;

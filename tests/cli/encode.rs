@@ -32,7 +32,8 @@ fn encoded(addr: &str, line: &str, form: &str) -> String {
 
 /// Pastes lines into a shell.
 fn paste(shell: &str, lines: &str) -> Run {
-    finish(&mut Command::new(shell), lines.as_bytes())
+    // A shell complains of a locale that the machine lacks.
+    finish(Command::new(shell).env("LC_ALL", "C"), lines.as_bytes())
 }
 
 fn unhex(out: &[u8]) -> Vec<u8> {

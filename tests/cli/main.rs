@@ -76,7 +76,8 @@ fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gopherstore-cli"));
     command
         .env_remove("GOPHERSTORE_ADDR")
-        .env_remove("RUST_LOG");
+        .env_remove("RUST_LOG")
+        .env_remove("CLICOLOR_FORCE");
     command
 }
 

@@ -146,6 +146,7 @@ fn start_on_terminal(
         .args(arguments)
         .env_remove("GOPHERSTORE_ADDR")
         .env_remove("NO_COLOR")
+        .env_remove("CLICOLOR_FORCE")
         .env("TERM", "xterm")
         .envs(variables.iter().copied());
     (command.spawn(end).unwrap(), terminal)

@@ -125,6 +125,9 @@ impl Sandbox {
             .command("script")
             .args(["--quiet", "--return", "--command", &command, "/dev/null"])
             .env("GOPHERSTORE_ADDR", format!("127.0.0.1:{}", self.addrs[0].0))
+            .env_remove("CLICOLOR_FORCE")
+            // A shell complains of a locale that the machine lacks.
+            .env("LC_ALL", "C")
             .env("NO_COLOR", "1")
             .env("TERM", "xterm")
             // One that does not leave its place to its last command by itself.

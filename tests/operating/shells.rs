@@ -88,7 +88,7 @@ fn bash_completes_commands_options_and_nodes() {
              printf '%s\\n' \"${{COMPREPLY[@]}}\"",
             paths
                 .iter()
-                .map(|path| path.display().to_string())
+                .map(|path| format!("'{}'", path.display()))
                 .collect::<Vec<_>>()
                 .join(" ")
         );
@@ -114,6 +114,8 @@ fn bash_completes_only_what_it_took_for_the_last_word() {
         Command::new("bash")
             .args(["--norc", "-uc", script, "bash", paths[0].to_str().unwrap()])
             .current_dir(dir.path())
+            // A service's shell may have none, and -u makes that an error.
+            .env_remove("HOME")
             .env("PATH", path()),
     );
     assert_eq!(offered, "n1 n2 n3\n");
@@ -127,7 +129,7 @@ fn bash_completes_at_a_terminal() {
     let (dir, paths) = scripts("bash");
     let sourced = paths
         .iter()
-        .map(|path| format!("source {}\n", path.display()));
+        .map(|path| format!("source '{}'\n", path.display()));
     // ^B, once the line is complete, shows it and ends the shell.
     let start = format!(
         "{}bind -x '\"\\C-b\": printf \"[[[%s]]]\" \"$READLINE_LINE\"; exit'\n",
@@ -135,7 +137,7 @@ fn bash_completes_at_a_terminal() {
     );
     let file = dir.path().join("rc");
     fs::write(&file, start).unwrap();
-    let command = format!("bash --noprofile --rcfile {} -i", file.display());
+    let command = format!("bash --noprofile --rcfile '{}' -i", file.display());
     for (typed, expected) in [
         ("gopherstore-cli stat", "gopherstore-cli status "),
         ("gopherstore-cli --config clus", "--config cluster.toml "),
@@ -205,7 +207,7 @@ fn zsh_completes_at_a_terminal() {
     let (dir, paths) = scripts("zsh");
     let sourced = paths
         .iter()
-        .map(|path| format!("source {}\n", path.display()));
+        .map(|path| format!("source '{}'\n", path.display()));
     let start = format!(
         "unset zle_bracketed_paste; PS1='(ready)'; autoload -Uz compinit; compinit -u -D\n{}\
          show() {{ print -r -- \"[[[$BUFFER]]]\"; }}; zle -N show; bindkey '^B' show\n",

@@ -72,6 +72,7 @@ impl Terminal {
             .args(["--timeout", options.timeout])
             .env_remove("GOPHERSTORE_ADDR")
             .env_remove("NO_COLOR")
+            .env_remove("CLICOLOR_FORCE")
             .env("TERM", "xterm-256color")
             .env("XDG_STATE_HOME", state)
             .env("HOME", state);

@@ -186,6 +186,8 @@ impl Process {
             .args(["--config", "cluster.toml", "--node", name])
             .current_dir(dir)
             .env("RUST_LOG", "debug")
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("JOURNAL_STREAM")
             .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
