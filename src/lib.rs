@@ -28,6 +28,7 @@
 //! | [`arguments`]   | command lines, and completions and man pages of the same                          |
 //! | [`service`]     | what a service manager and its journal are told                                   |
 //! | [`signals`]     | signals that a process is started with                                            |
+//! | [`logging`]     | the server's log, which no thread waits for                                       |
 //!
 //! Data flows one way, wire → entry → store → journal → node → replication → server, and `use` lines point only
 //! backwards along it (`tests/tidy.rs`).
@@ -43,6 +44,7 @@ pub mod hexdump;
 pub mod history;
 pub mod journal;
 pub mod liveness;
+pub mod logging;
 pub mod node;
 pub mod oplog;
 pub mod progress;

@@ -72,11 +72,11 @@ fn a_name_is_listened_at_by_all_of_its_addresses_that_the_machine_has() {
         count += 1;
     }
     assert!(count >= 2);
+    node.signal("TERM");
+    assert_eq!(node.wait().code(), Some(0));
     let log = node.log();
     let listening = log.lines().filter(|line| line.contains("not listening on"));
     assert_eq!(listening.count(), 4 - count, "{log}");
-    node.signal("TERM");
-    assert_eq!(node.wait().code(), Some(0));
 }
 
 #[test]

@@ -108,6 +108,7 @@ fn running_out_of_descriptors_stops_nobody_who_is_served() {
     last.write_all(&frames(&[Request::Ping])).unwrap();
     assert_eq!(answer(&last), pong());
     // One line each time that it runs out, not one a try. While descriptors come back one by one that may be twice.
+    node.wait_for_log("accepting clients again");
     let log = node.log();
     let told: Vec<bool> = log
         .lines()

@@ -7,9 +7,11 @@ mod clients;
 mod limits;
 #[path = "../support/node.rs"]
 mod node;
+mod outputs;
 mod process;
 mod requests;
 mod sharing;
+mod signals;
 #[path = "../support/silent.rs"]
 #[allow(unreachable_pub)]
 mod silent;

@@ -1,15 +1,16 @@
 //! Start, stop, arguments.
 
-use std::io::Write;
-use std::net::TcpListener;
-use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Output};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use gopherstore::wire::Request;
 
 use crate::node::{Node, Options, wait_for};
 use crate::silent::Silent;
+use crate::tools;
 use crate::{answer, closed, done, frames, pong};
 
 fn server(arguments: &[&str]) -> Output {
@@ -27,30 +28,6 @@ fn outcome(output: &Output) -> (i32, String, String) {
         text(&output.stdout),
         text(&output.stderr),
     )
-}
-
-#[test]
-fn a_signal_stops_the_node_in_good_order() {
-    for signal in ["INT", "TERM"] {
-        let mut node = Node::start();
-        let idle = node.connect();
-        let mut busy = node.connect();
-        busy.write_all(&frames(&[Request::Ping])).unwrap();
-        assert_eq!(answer(&busy), pong());
-        let set = frames(&[Request::Set {
-            key: b"k",
-            value: b"v",
-        }]);
-        busy.write_all(&set).unwrap();
-        assert_eq!(answer(&busy), done());
-        node.signal(signal);
-        closed(&idle);
-        closed(&busy);
-        let status = node.wait();
-        assert_eq!(status.code(), Some(0), "{signal}: {status}");
-        assert!(node.log().contains("has stopped"));
-        assert!(!node.log().contains("cutting off"));
-    }
 }
 
 #[test]
@@ -151,38 +128,6 @@ fn a_request_that_has_begun_to_arrive_is_finished_before_the_node_stops() {
 }
 
 #[test]
-fn a_second_signal_ends_the_node_at_once() {
-    let mut node = Node::start();
-    let value = vec![b'x'; 1 << 20];
-    let mut stream = node.connect();
-    stream
-        .write_all(&frames(&[Request::Set {
-            key: b"k",
-            value: &value,
-        }]))
-        .unwrap();
-    assert_eq!(answer(&stream), done());
-    // Answers that nobody takes: the first signal waits for them.
-    stream
-        .write_all(&frames(&[Request::Get { key: b"k" }; 100]))
-        .unwrap();
-    answer(&stream);
-    node.signal("TERM");
-    wait_for("the node to stop", || {
-        node.log().contains("stopping").then_some(())
-    });
-    node.signal("TERM");
-    let status = node.wait();
-    assert_eq!(
-        status.code(),
-        Some(128 + 15),
-        "{status} {:?}",
-        status.signal()
-    );
-    assert!(!node.log().contains("cutting off"));
-}
-
-#[test]
 fn a_client_that_does_not_let_go_is_cut_off_in_the_end() {
     let mut node = Node::start();
     let value = vec![b'x'; 1 << 20];
@@ -244,6 +189,16 @@ fn wrong_arguments_and_files_are_one_clear_line_and_exit_2() {
             &["--config", "/nowhere/cluster.toml", "--node", "n1"],
             "/nowhere/cluster.toml",
         ),
+        (
+            &["--addr", "127.0.0.1:0", "--node", "n1"],
+            "--addr is for a single node",
+        ),
+        (
+            &["--addr", "127.0.0.1"],
+            "--addr: \"127.0.0.1\" is not host:port, such as ",
+        ),
+        (&["--addr", "h:70000"], "--addr: port 70000 of"),
+        (&["--addr", "\"'\n"], "--addr: "),
         (&["--config"], "--config"),
         (&["--what"], "--what"),
         (&["stray"], "stray"),
@@ -268,6 +223,86 @@ fn wrong_arguments_and_files_are_one_clear_line_and_exit_2() {
     assert_eq!(
         (code, out.as_str(), err.as_str()),
         (0, "n1 127.0.0.1:0 leader\n", "")
+    );
+}
+
+/// Port 8000 may be taken, by whatever else runs here. The message of that says which port it was, and what to do.
+#[test]
+fn without_arguments_it_is_a_single_node_on_port_8000_and_reads_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    // Reading this would be an error.
+    std::fs::write(dir.path().join("cluster.toml"), "nonsense").unwrap();
+    let log = dir.path().join("log");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_gopherstore-server"))
+        .current_dir(dir.path())
+        .env_remove("RUST_LOG")
+        .stdout(Stdio::null())
+        .stderr(File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let said = || std::fs::read_to_string(&log).unwrap();
+    let status = wait_for("the node or an error", || {
+        let is_up = said().contains("cluster.toml is here");
+        let ended = child.try_wait().unwrap();
+        (is_up || ended.is_some()).then_some(ended)
+    });
+    if status.is_none() {
+        assert!(tools::signal(child.id(), "TERM"));
+    }
+    let code = child.wait().unwrap().code();
+    let said = said();
+    if status.is_none() {
+        assert_eq!(code, Some(0), "{said}");
+        for part in [
+            "a single node on 127.0.0.1:8000: no file was read",
+            "It is in no cluster",
+            "nothing is on disk",
+            "cluster.toml is here and was not read; to start a node of it: gopherstore-server --node NAME",
+        ] {
+            assert!(said.contains(part), "{said}");
+        }
+    } else {
+        assert_eq!(code, Some(1), "{said}");
+        assert_eq!(
+            said,
+            "gopherstore-server: cannot listen on 127.0.0.1:8000: Address already in use (os error 98); \
+             stop what listens there, or give another address with --addr HOST:PORT\n"
+        );
+    }
+}
+
+#[test]
+fn a_single_node_listens_where_it_is_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = |addr: &str| {
+        Command::new(env!("CARGO_BIN_EXE_gopherstore-server"))
+            .args(["--addr", addr])
+            .current_dir(dir.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let mut node = start("127.0.0.1:0");
+    let mut line = String::new();
+    let mut stdout = BufReader::new(node.stdout.take().unwrap());
+    stdout.read_line(&mut line).unwrap();
+    let rest = line.strip_prefix("gopherstore-server: single ready on ");
+    let addr = rest.and_then(|rest| rest.strip_suffix(" (leader)\n"));
+    let addr = addr.unwrap_or_else(|| panic!("{line}"));
+    let second = start(addr).wait_with_output().unwrap();
+    let stream = TcpStream::connect(addr).unwrap();
+    (&stream).write_all(&frames(&[Request::Ping])).unwrap();
+    assert_eq!(answer(&stream), pong());
+    assert!(tools::signal(node.id(), "TERM"));
+    let (code, _, err) = outcome(&node.wait_with_output().unwrap());
+    assert_eq!(code, 0, "{err}");
+    assert!(!err.contains("cluster.toml"), "{err}");
+    let (code, _, err) = outcome(&second);
+    assert_eq!(code, 1);
+    assert!(
+        err.contains("stop what listens there, or give another address with --addr HOST:PORT"),
+        "{err}"
     );
 }
 

@@ -13,7 +13,7 @@ use std::process::Command;
 const REQUIRED: &str = "GOPHERSTORE_REQUIRE_TOOLS";
 
 /// Debian's packages, for programs that are not in one of their own name.
-const PACKAGES: [(&str, &str); 13] = [
+const PACKAGES: [(&str, &str); 15] = [
     ("addr2line", "binutils"),
     ("hexdump", "bsdextrautils"),
     ("ip", "iproute2"),
@@ -25,6 +25,8 @@ const PACKAGES: [(&str, &str); 13] = [
     ("systemd-analyze", "systemd"),
     ("taskset", "util-linux"),
     ("text2pcap", "tshark"),
+    ("prlimit", "util-linux"),
+    ("setpriv", "util-linux"),
     ("timeout", "coreutils"),
     ("xxd", "xxd"),
 ];

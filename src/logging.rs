@@ -1,0 +1,650 @@
+//! The server's log: a bounded queue between the threads that log and the thread that writes to standard error.
+//!
+//! Standard error may be a pipe that nobody reads, a terminal held by Ctrl-S, or a file on a full disk. A thread that
+//! logs copies its line into the queue and never waits for a reader. When the queue is full, new lines are dropped and
+//! counted; the writer reports the count in a line of its own as soon as standard error takes bytes again.
+//!
+//! | thread | one per | owns                                | blocks on              | ends             |
+//! |--------|---------|-------------------------------------|------------------------|------------------|
+//! | log    | process | the writing end of standard error   | the queue, write       | with the process |
+//!
+//! # Known limits
+//!
+//! * A message that the standard library itself prints as it aborts the process ("memory allocation failed", a stack
+//!   overflow) goes to standard error directly.
+//! * `SIGKILL`, an abort and a second signal lose the lines that are in the queue.
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::borrow::Cow;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Write};
+use std::panic::{self, PanicHookInfo};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use std::{env, process, thread};
+
+use env_logger::{Target, WriteStyle};
+use log::{Level, LevelFilter};
+use parking_lot::{Condvar, Mutex};
+
+use crate::service;
+
+const RUST_LOG: &str = "RUST_LOG";
+const RUST_LOG_STYLE: &str = "RUST_LOG_STYLE";
+
+/// What is logged where `$RUST_LOG` does not say otherwise.
+const FILTER_DEFAULT: &str = "info";
+
+/// Bytes of lines that wait for the writer, at most. The writer holds as many again.
+const QUEUE_BYTES_MAX: usize = 256 << 10;
+
+/// Bytes that one write takes where a line is not longer: a pipe takes so many as a whole (`PIPE_BUF`), so lines of
+/// several processes that share it are not mixed.
+const WRITE_BYTES_MAX: usize = 4_096;
+
+/// Pause before a write is tried again on a descriptor that another process made non-blocking.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long the end of the process waits until the log is written.
+pub const END_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The process's log. All clones and the logger of the `log` macros share one queue.
+#[derive(Clone, Debug)]
+pub struct Log {
+    queue: Arc<Queue>,
+}
+
+impl Log {
+    /// Installs the logger that `$RUST_LOG` and `$RUST_LOG_STYLE` describe, starts its writer, and has a panic abort
+    /// the process with a message in the log. A value of a variable that is not understood is reported in the log, and
+    /// the default is used.
+    ///
+    /// # Errors
+    ///
+    /// When the system gives no thread, or the process has a logger already.
+    pub fn start() -> io::Result<Log> {
+        let queue = Arc::new(Queue::default());
+        let log = Log {
+            queue: Arc::clone(&queue),
+        };
+        let is_journal = service::is_journal(io::stderr());
+        let writer = Writer::new(queue, io::stderr(), is_journal);
+        thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || writer.run())?;
+        let remarks = log.install(is_journal).map_err(io::Error::other)?;
+        for remark in remarks {
+            log.say(&line(is_journal, Level::Warn, &remark));
+        }
+        let hook = log.clone();
+        panic::set_hook(Box::new(move |panic| {
+            hook.say(&panic_message(is_journal, panic));
+            hook.end(Instant::now() + END_PATIENCE);
+            process::abort();
+        }));
+        Ok(log)
+    }
+
+    /// Has the `log` macros use the queue, and returns what has to be said of the environment.
+    fn install(&self, is_journal: bool) -> Result<Vec<String>, log::SetLoggerError> {
+        let filter = Choice::of_filter(env::var_os(RUST_LOG));
+        let (style, style_remark) = style(env::var_os(RUST_LOG_STYLE));
+        let mut builder = env_logger::Builder::new();
+        builder
+            .parse_filters(&filter.value)
+            .write_style(style)
+            .target(Target::Pipe(Box::new(Sink(Arc::clone(&self.queue)))));
+        if is_journal {
+            builder.format(|out, record| {
+                let line = service::prefixed(record.level(), &record.args().to_string());
+                out.write_all(line.as_bytes())
+            });
+        }
+        builder.try_init()?;
+        Ok(filter.remark.into_iter().chain(style_remark).collect())
+    }
+
+    /// Writes a text that no filter and no limit of the queue holds back. Returns at once.
+    pub fn say(&self, text: &str) {
+        self.queue.push(text.as_bytes());
+    }
+
+    /// Waits until everything is written, or that time has come.
+    pub fn end(&self, until: Instant) {
+        self.queue.wait_until_written(until);
+    }
+}
+
+/// A line as the logger writes it, without its colours.
+fn line(is_journal: bool, level: Level, text: &str) -> String {
+    if is_journal {
+        service::prefixed(level, text)
+    } else {
+        let time = humantime::format_rfc3339_seconds(SystemTime::now());
+        format!("[{time} {level:<5} {}] {text}\n", module_path!())
+    }
+}
+
+/// What the standard library prints of a panic; for the journal each line is critical.
+fn panic_message(is_journal: bool, panic: &PanicHookInfo<'_>) -> String {
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("<unnamed>");
+    let backtrace = Backtrace::capture();
+    let trace = match backtrace.status() {
+        BacktraceStatus::Captured => backtrace.to_string(),
+        _ => "note: RUST_BACKTRACE=1 in the environment adds a backtrace\n".to_owned(),
+    };
+    let text = format!("thread '{name}' {panic}\n{trace}");
+    if is_journal {
+        let lines = text.lines().map(|line| format!("<2>{line}\n"));
+        lines.collect()
+    } else {
+        text
+    }
+}
+
+/// A setting from the environment, and what has to be said of it.
+#[derive(Debug, PartialEq, Eq)]
+struct Choice {
+    value: Cow<'static, str>,
+    remark: Option<String>,
+}
+
+impl Choice {
+    fn of_filter(value: Option<OsString>) -> Choice {
+        let default = Cow::Borrowed(FILTER_DEFAULT);
+        let Some(value) = value else {
+            return Choice {
+                value: default,
+                remark: None,
+            };
+        };
+        let judged = value.to_str().ok_or("it is not UTF-8".to_owned());
+        match judged.and_then(|text| Ok((text.to_owned(), judge_filter(text)?))) {
+            Ok((_, Scope::Empty)) => Choice {
+                value: default,
+                remark: None,
+            },
+            Ok((text, scope)) => {
+                let remark = (scope == Scope::Modules)
+                    .then(|| format!("{RUST_LOG}={text}: nothing but what it names is logged"));
+                Choice {
+                    value: text.into(),
+                    remark,
+                }
+            }
+            Err(fault) => {
+                let remark = format!(
+                    "{}: {fault}; using {FILTER_DEFAULT}. Write a level (off, error, warn, info, debug, trace), or \
+                     MODULE=LEVEL, with commas between them",
+                    shown(RUST_LOG, &value)
+                );
+                Choice {
+                    value: default,
+                    remark: Some(remark),
+                }
+            }
+        }
+    }
+}
+
+/// What a filter lets through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    /// It says nothing.
+    Empty,
+    /// Lines of some modules.
+    Modules,
+    /// Lines of all modules.
+    All,
+}
+
+/// Judges a filter by env_logger's grammar, `directive,…/text`. env_logger takes an unknown word for the name of a
+/// module, and then logs nothing.
+fn judge_filter(filter: &str) -> Result<Scope, String> {
+    let (directives, text) = filter.split_once('/').unwrap_or((filter, ""));
+    if text.contains('/') {
+        return Err("it has more than one '/'".to_owned());
+    }
+    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+    let mut scope = Scope::Empty;
+    let mut others = None;
+    for directive in directives.split(',').map(str::trim) {
+        let (module, level) = match directive.split_once('=') {
+            _ if directive.is_empty() => continue,
+            Some((module, level)) => (module, Some(level.trim())),
+            None if is_level(directive) => ("", None),
+            None if is_own(directive) => (directive, None),
+            None => {
+                return Err(format!(
+                    "{directive:?} is neither a level nor a module of this program"
+                ));
+            }
+        };
+        if let Some(level) = level.filter(|level| !level.is_empty() && !is_level(level)) {
+            return Err(format!("{level:?} is no level"));
+        }
+        if "gopherstore".starts_with(module) {
+            scope = Scope::All;
+        } else if !is_own(module) {
+            others = Some(module);
+        } else if scope == Scope::Empty {
+            scope = Scope::Modules;
+        }
+    }
+    match others {
+        Some(module) if scope == Scope::Empty => {
+            Err(format!("{module:?} is no module of this program"))
+        }
+        _ => Ok(scope),
+    }
+}
+
+/// Whether lines of this library or the server can come from a module of this name, or one that begins so.
+fn is_own(module: &str) -> bool {
+    "gopherstore_server".starts_with(module) || module.starts_with("gopherstore::")
+}
+
+/// Whether lines have colours, and what has to be said of it.
+fn style(value: Option<OsString>) -> (WriteStyle, Option<String>) {
+    let value = value.unwrap_or_default();
+    let remark = match value.to_str() {
+        Some("always") => return (WriteStyle::Always, None),
+        Some("never") => return (WriteStyle::Never, None),
+        Some("auto" | "") => None,
+        _ => Some(format!(
+            "{}: write auto, always or never; using auto",
+            shown(RUST_LOG_STYLE, &value)
+        )),
+    };
+    // The logger does not write to standard error itself, so it cannot look.
+    let style = match anstream::AutoStream::choice(&io::stderr()) {
+        anstream::ColorChoice::Never => WriteStyle::Never,
+        _ => WriteStyle::Always,
+    };
+    (style, remark)
+}
+
+/// A variable as it stands in the environment, on one line.
+fn shown(name: &str, value: &OsStr) -> String {
+    format!("{name}={}", value.as_encoded_bytes().escape_ascii())
+}
+
+/// Lines on their way to the writer.
+#[derive(Debug, Default)]
+struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Whole lines, one behind the other.
+    lines: Vec<u8>,
+    /// Lines that came after these and found no room.
+    dropped: u64,
+    /// The writer holds lines that are not written yet.
+    is_writing: bool,
+}
+
+impl Queue {
+    /// Adds a line if there is room, and else counts it as dropped.
+    fn offer(&self, line: &[u8]) {
+        let mut state = self.state.lock();
+        let has_room = state.lines.len().saturating_add(line.len()) <= QUEUE_BYTES_MAX;
+        // Once a line is dropped, shorter ones are too, so that the count stands where the lines are missing.
+        if has_room && state.dropped == 0 {
+            state.lines.extend_from_slice(line);
+        } else {
+            state.dropped += 1;
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Adds lines, whether there is room or not.
+    fn push(&self, lines: &[u8]) {
+        self.state.lock().lines.extend_from_slice(lines);
+        self.changed.notify_all();
+    }
+
+    /// Waits for lines, and takes them and the number of those that were dropped behind them.
+    fn take(&self) -> (Vec<u8>, u64) {
+        let mut state = self.state.lock();
+        state.is_writing = false;
+        self.changed.notify_all();
+        while state.lines.is_empty() && state.dropped == 0 {
+            self.changed.wait(&mut state);
+        }
+        state.is_writing = true;
+        (
+            std::mem::take(&mut state.lines),
+            std::mem::take(&mut state.dropped),
+        )
+    }
+
+    fn wait_until_written(&self, until: Instant) {
+        let mut state = self.state.lock();
+        while state.is_writing || !state.lines.is_empty() || state.dropped > 0 {
+            if self.changed.wait_until(&mut state, until).timed_out() {
+                return;
+            }
+        }
+    }
+}
+
+/// What env_logger writes to: one whole record at a time.
+struct Sink(Arc<Queue>);
+
+impl Write for Sink {
+    fn write(&mut self, record: &[u8]) -> io::Result<usize> {
+        self.0.offer(record);
+        Ok(record.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The thread that writes.
+struct Writer<W> {
+    queue: Arc<Queue>,
+    out: W,
+    is_journal: bool,
+    /// Lines that were dropped or could not be written since the last report of such.
+    lost: u64,
+    /// The last write failed within a line.
+    is_in_line: bool,
+}
+
+impl<W: Write> Writer<W> {
+    fn new(queue: Arc<Queue>, out: W, is_journal: bool) -> Writer<W> {
+        Writer {
+            queue,
+            out,
+            is_journal,
+            lost: 0,
+            is_in_line: false,
+        }
+    }
+
+    fn run(mut self) {
+        loop {
+            let (lines, dropped) = self.queue.take();
+            self.write(&lines);
+            self.lost += dropped;
+            self.report();
+        }
+    }
+
+    /// Writes lines; those that cannot be written are lost.
+    fn write(&mut self, lines: &[u8]) {
+        self.report();
+        let mut rest = lines;
+        while self.lost == 0 && !rest.is_empty() {
+            let (piece, behind) = rest.split_at(piece_len(rest));
+            let unwritten = self.put(piece);
+            self.lost += count_lines(unwritten);
+            rest = behind;
+        }
+        self.lost += count_lines(rest);
+    }
+
+    /// Says how many lines are lost, if any are.
+    fn report(&mut self) {
+        if self.lost == 0 {
+            return;
+        }
+        let lines = if self.lost == 1 { "line" } else { "lines" };
+        let text = format!(
+            "{} {lines} dropped: the log could not be written as fast as it grew, or not at all",
+            self.lost
+        );
+        let report = line(self.is_journal, Level::Warn, &text);
+        if self.put(report.as_bytes()).is_empty() {
+            self.lost = 0;
+        }
+    }
+
+    /// Writes whole lines, and returns what could not be written.
+    ///
+    /// The descriptor may not block: it can be one open file with another process, which set that.
+    fn put<'a>(&mut self, lines: &'a [u8]) -> &'a [u8] {
+        if self.is_in_line {
+            self.is_in_line = self.out.write(b"\n").is_err();
+        }
+        let mut rest = lines;
+        while !rest.is_empty() {
+            match self.out.write(rest) {
+                Ok(0) => break,
+                Ok(len) => {
+                    let (written, behind) = rest.split_at(len.min(rest.len()));
+                    self.is_in_line = !written.ends_with(b"\n");
+                    rest = behind;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    thread::sleep(RETRY_PAUSE);
+                }
+                Err(_) => break,
+            }
+        }
+        rest
+    }
+}
+
+/// As many whole lines as one write takes, or one line.
+fn piece_len(lines: &[u8]) -> usize {
+    let end = |bytes: &[u8]| bytes.iter().rposition(|&byte| byte == b'\n');
+    let first = lines.get(..WRITE_BYTES_MAX).and_then(end);
+    let first = first.or_else(|| lines.iter().position(|&byte| byte == b'\n'));
+    match first {
+        Some(at) if lines.len() > WRITE_BYTES_MAX => at + 1,
+        _ => lines.len(),
+    }
+}
+
+fn count_lines(lines: &[u8]) -> u64 {
+    lines.iter().map(|&byte| u64::from(byte == b'\n')).sum()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::os::unix::process::ExitStatusExt;
+    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+    use super::*;
+
+    /// A pipe that takes one write at a time, and only when its reader asks for one.
+    struct Pipe(SyncSender<Vec<u8>>);
+
+    impl Write for Pipe {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            // The reader is gone only once its test is over.
+            let _ = self.0.send(bytes.to_vec());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn start() -> (Arc<Queue>, Receiver<Vec<u8>>) {
+        let queue = Arc::new(Queue::default());
+        let (sender, pipe) = sync_channel(0);
+        let writer = Writer::new(Arc::clone(&queue), Pipe(sender), true);
+        thread::spawn(move || writer.run());
+        (queue, pipe)
+    }
+
+    fn next(pipe: &Receiver<Vec<u8>>) -> String {
+        let bytes = pipe.recv_timeout(Duration::from_secs(30)).unwrap();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn lines_of_a_log_that_nobody_reads_are_dropped_and_counted_where_they_are_missing() {
+        let (queue, pipe) = start();
+        // The writer takes this one, and stands in its write.
+        queue.offer(b"first\n");
+        while !queue.state.lock().lines.is_empty() {
+            thread::yield_now();
+        }
+        let long = format!("{}\n", "x".repeat(QUEUE_BYTES_MAX - 7));
+        queue.offer(long.as_bytes());
+        queue.offer(b"second\n");
+        for _ in 0..3 {
+            queue.offer(b"\n");
+        }
+        // The end does not wait for it either.
+        let begun = Instant::now();
+        queue.wait_until_written(begun + Duration::from_millis(20));
+        assert!(queue.state.lock().is_writing);
+
+        assert_eq!(next(&pipe), "first\n");
+        assert_eq!(next(&pipe), long);
+        assert_eq!(
+            next(&pipe),
+            "<4>4 lines dropped: the log could not be written as fast as it grew, or not at all\n"
+        );
+        queue.offer(b"after\n");
+        assert_eq!(next(&pipe), "after\n");
+        queue.wait_until_written(Instant::now() + Duration::from_secs(30));
+        let state = queue.state.lock();
+        assert!(state.lines.is_empty() && state.dropped == 0);
+    }
+
+    /// A disk that is full after some bytes, until it has room again.
+    struct Disk {
+        room: usize,
+        written: Vec<u8>,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let len = bytes.len().min(self.room);
+            if len == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.written.extend_from_slice(&bytes[..len]);
+            self.room -= len;
+            Ok(len)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_that_a_full_disk_does_not_take_are_counted_and_the_next_ones_are_whole() {
+        let disk = Disk {
+            room: 7,
+            written: Vec::new(),
+        };
+        let mut writer = Writer::new(Arc::default(), disk, true);
+        writer.write(b"abcd\nefgh\nij\n");
+        assert_eq!(writer.lost, 2);
+        writer.write(b"kl\n");
+        assert_eq!(writer.lost, 3);
+        writer.out.room = 1_000;
+        writer.write(b"mn\n");
+        let written = String::from_utf8(writer.out.written).unwrap();
+        assert_eq!(
+            written,
+            "abcd\nef\n<4>3 lines dropped: the log could not be written as fast as it grew, or not at all\nmn\n"
+        );
+    }
+
+    #[test]
+    fn one_write_has_whole_lines_and_no_more_than_a_pipe_takes_as_a_whole() {
+        let line = |len: usize| format!("{}\n", "x".repeat(len - 1));
+        let lines = line(4_000) + &line(96) + &line(1) + &line(5_000) + &line(7);
+        let mut rest = lines.as_bytes();
+        let mut pieces = Vec::new();
+        while !rest.is_empty() {
+            let len = piece_len(rest);
+            pieces.push(len);
+            rest = &rest[len..];
+        }
+        assert_eq!(pieces, [4_096, 1, 5_000, 7]);
+    }
+
+    /// Set for the process in which the test below panics.
+    const CHILD: &str = "GOPHERSTORE_TEST_PANICS";
+
+    #[test]
+    fn a_panic_is_logged_and_ends_the_process_though_nobody_reads() {
+        if env::var_os(CHILD).is_some() {
+            let log = Log::start().unwrap();
+            log::info!("a line before");
+            let bug = thread::Builder::new().name("buggy".to_owned());
+            let _ = bug.spawn(|| panic!("a bug")).unwrap().join();
+            unreachable!("{log:?} has lost a panic");
+        }
+        for is_read in [true, false] {
+            let (stderr, reader) = UnixStream::pair().unwrap();
+            stderr.set_nonblocking(true).unwrap();
+            while !is_read && (&stderr).write(b"\n").is_ok() {}
+            stderr.set_nonblocking(false).unwrap();
+            let name = "logging::tests::a_panic_is_logged_and_ends_the_process_though_nobody_reads";
+            let status = process::Command::new(env::current_exe().unwrap())
+                .args(["--exact", name, "--nocapture"])
+                .env(CHILD, "1")
+                .env_remove(RUST_LOG)
+                .stdout(process::Stdio::null())
+                .stderr(OwnedFd::from(stderr))
+                .status()
+                .unwrap();
+            assert_eq!(status.signal(), Some(6), "{status}");
+            if is_read {
+                let said = io::read_to_string(reader).unwrap();
+                let (before, panic) = said.split_once("thread 'buggy' panicked at ").unwrap();
+                assert!(before.contains("a line before"), "{said}");
+                assert!(panic.contains("\na bug\n"), "{said}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_filter_that_would_log_nothing_is_not_used() {
+        for (filter, scope) in [
+            ("", Scope::Empty),
+            (" , ", Scope::Empty),
+            ("debug", Scope::All),
+            ("OFF", Scope::All),
+            (" warn ,gopherstore::node=debug", Scope::All),
+            ("gopherstore", Scope::All),
+            ("gopherstore=trace", Scope::All),
+            ("hyper=debug,info", Scope::All),
+            ("info/node", Scope::All),
+            ("gopherstore::server", Scope::Modules),
+            ("hyper=off,gopherstore_server=info", Scope::Modules),
+        ] {
+            assert_eq!(judge_filter(filter), Ok(scope), "{filter}");
+        }
+        for (filter, fault) in [
+            ("nonsense", "\"nonsense\" is neither a level nor a module"),
+            ("info,debgu", "\"debgu\" is neither a level nor a module"),
+            ("gopherstore=loud", "\"loud\" is no level"),
+            ("gopherstore=info=debug", "\"info=debug\" is no level"),
+            ("nonsense=debug", "\"nonsense\" is no module"),
+            ("info/a/b", "more than one '/'"),
+        ] {
+            let said = judge_filter(filter).unwrap_err();
+            assert!(said.contains(fault), "{filter}: {said}");
+            let choice = Choice::of_filter(Some(filter.into()));
+            assert_eq!(choice.value, FILTER_DEFAULT);
+            let remark = choice.remark.unwrap();
+            assert!(
+                remark.starts_with(&format!("RUST_LOG={filter}: ")),
+                "{remark}"
+            );
+        }
+    }
+}
