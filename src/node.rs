@@ -460,6 +460,11 @@ impl Node {
         *self.stopping.lock() = stopping;
     }
 
+    /// Returns whether the node's stop has begun.
+    pub fn is_stopping(&self) -> bool {
+        *self.stopping.lock() != Stopping::No
+    }
+
     /// A leader that stops takes no more writes, so that its followers can get everything before it goes. Says whether
     /// it took any until now.
     pub fn end_writes(&self) -> bool {

@@ -28,6 +28,8 @@ pub(super) fn run(node: &Node, member: &Member, stop: &Stop) {
         changes.into_iter().for_each(report_change);
         match node.check_leader(now) {
             None => {}
+            // A cluster that is stopped as a whole loses its leader first.
+            Some(LeaderChange::TimedOut(_)) if node.is_stopping() => {}
             Some(LeaderChange::TimedOut(silence)) => error!(
                 "leader timeout: nothing heard from leader {} for {} ms",
                 member.leader,
