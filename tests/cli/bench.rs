@@ -79,7 +79,7 @@ fn signal(child: &Child, names: &[&str]) {
 }
 
 /// Whether this process, and so each that it starts, ignores the signal; the tests may run under `nohup`.
-fn cannot_receive(name: &str) -> bool {
+pub(crate) fn cannot_receive(name: &str) -> bool {
     let is_ignored = name == "HUP" && gopherstore::signals::is_ignored(1);
     if is_ignored {
         tools::skip("SIGHUP is ignored, as under nohup");

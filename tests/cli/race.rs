@@ -3,6 +3,7 @@ use std::{os::unix::process::ExitStatusExt, time::Duration};
 use serde_json::Value;
 
 use crate::{
+    bench::cannot_receive,
     nodes::{
         cluster::{Cluster, Options},
         node::{PATIENCE, wait_for},
@@ -204,30 +205,29 @@ fn a_duration_ends_it_however_long_the_pause_is() {
 }
 
 #[test]
-fn ctrl_c_ends_it_with_what_there_is_and_leaves_nothing() {
+fn a_signal_ends_it_with_what_there_is_and_leaves_nothing() {
     let cluster = cluster(false);
     let follower = cluster.addr(1).to_string();
-    let child = start(program().args([
-        "race",
-        "--on",
-        &follower,
-        "--count",
-        "1000000",
-        "--interval",
-        "1ms",
-    ]));
-    wait_for("some writes", || {
-        (cluster.number(0, "index") > 20).then_some(())
-    });
-    assert!(tools::signal(child.id(), "INT"));
-    let output = child.wait_with_output().unwrap();
-    // As every command that Ctrl-C ends, so that a script around it ends too.
-    assert_eq!(
-        (output.status.signal(), &*output.stderr),
-        (Some(2), b"".as_slice())
-    );
-    assert!(output.stdout.starts_with(b"from "), "{output:?}");
-    expect_clean(&cluster);
+    for (name, number) in [("INT", 2), ("TERM", 15), ("HUP", 1), ("QUIT", 3)] {
+        if cannot_receive(name) {
+            continue;
+        }
+        let line = ["race", "--on", &follower, "--count", "1000000"];
+        let child = start(program().args(line).args(["--interval", "1ms"]));
+        let before = cluster.number(0, "index");
+        wait_for("some writes", || {
+            (cluster.number(0, "index") > before + 20).then_some(())
+        });
+        assert!(tools::signal(child.id(), name));
+        let output = child.wait_with_output().unwrap();
+        // By the signal, so that a script around it sees what ended it.
+        assert_eq!(
+            (output.status.signal(), &*output.stderr),
+            (Some(number), b"".as_slice())
+        );
+        assert!(output.stdout.starts_with(b"from "), "{output:?}");
+        expect_clean(&cluster);
+    }
 }
 
 #[test]

@@ -452,7 +452,7 @@ fn nodes_that_do_not_belong_there_are_told() {
     let mixed = ConfigFile::new("test", &[("n1", at(0)), ("n2", alone.addr.to_string())]);
     mixed
         .status("-w table")
-        .expect_fault(&[&format!("n2 at {} is a node on its own", alone.addr)]);
+        .expect_fault(&[&format!("n2 at {} is n1, not n2", alone.addr)]);
 }
 
 #[test]
@@ -462,9 +462,12 @@ fn a_node_on_its_own_is_in_sync_with_itself() {
     run_at(&addr, &["status", "--cluster"], b"").expect_sync("in sync: 1/1");
     run_at(&addr, &["status", "--wait", "--max-lag", "0"], b"").expect_sync("in sync: 1/1");
     run_at(&addr, &["status", "-w", "table"], b"").expect_sync("serving");
-    ConfigFile::new("solo", &[("n1", addr)])
-        .status("")
-        .expect_sync("in sync: 1/1");
+    let config = ConfigFile::new("test", &[("n1", addr.clone())]);
+    config.status("").expect_sync("in sync: 1/1");
+    // It is shown by the name that its file gives it.
+    let run = run_at(&addr, &["status", "-w", "json"], b"");
+    let value: Value = serde_json::from_slice(&run.out).unwrap();
+    assert_eq!(value["nodes"][0]["node"], "n1", "{value}");
 }
 
 /// A peer that answers every request so.

@@ -11,11 +11,11 @@ use crate::support::node::{Node, PATIENCE};
 use crate::support::tools;
 use crate::terminal::{CTRL_C, CTRL_D, ENTER, Options, TAB, Terminal, UP};
 
-/// A node of its own, which has no name, and the prompt that it gets.
+/// A node of its own, and the prompt that it gets.
 fn node() -> (Node, String, String) {
     let node = Node::start();
     let addr = node.addr.to_string();
-    let prompt = format!("leader {addr}>");
+    let prompt = format!("n1 leader {addr}>");
     (node, addr, prompt)
 }
 
@@ -460,6 +460,6 @@ fn forty_columns_are_enough() {
         ..Options::default()
     };
     let terminal = Terminal::start(dir.path(), &["--addr", &addr], narrower);
-    terminal.ask(">", "get none", "(not found)");
+    terminal.ask("n1>", "get none", "(not found)");
     terminal.leave();
 }

@@ -62,6 +62,29 @@ fn it_shows_node_role_and_address_and_talks_to_the_others() {
 }
 
 #[test]
+fn what_goes_on_for_ever_ends_by_a_signal_and_leaves_the_terminal_as_it_was() {
+    let cluster = Cluster::start(2);
+    cluster.wait_converged(PATIENCE);
+    let dir = tempfile::tempdir().unwrap();
+    let addr = cluster.addr(0).to_string();
+    for (command, shown) in [("status --watch", "serving"), ("tail", "watching")] {
+        for (name, number) in [("INT", 2), ("TERM", 15), ("HUP", 1), ("QUIT", 3)] {
+            if name == "HUP" && gopherstore::signals::is_ignored(number) {
+                continue; // as under nohup
+            }
+            let words = command.split(' ').chain(["--addr", &addr]);
+            let words: Vec<&str> = words.collect();
+            let mut terminal = Terminal::start(dir.path(), &words, Options::default());
+            let before = terminal.modes();
+            terminal.wait_until(command, |screen| screen.contains(shown));
+            terminal.signal(name);
+            assert_eq!(terminal.wait_killed(), number, "{command}");
+            assert_eq!(terminal.modes(), before, "{command} after {name}");
+        }
+    }
+}
+
+#[test]
 fn a_session_reads_what_it_wrote() {
     // The follower never gets what its leader takes.
     let (leader, follower) = (StubNode::start(), StubNode::start());
@@ -159,11 +182,11 @@ fn a_node_that_is_not_there_is_told_and_waited_for() {
     );
     cluster.restart(0);
     terminal.press(ENTER);
-    let connected = format!("gopherstore-cli: connected to leader {addr}\nleader {addr}>");
+    let connected = format!("gopherstore-cli: connected to n1 leader {addr}\nn1 leader {addr}>");
     terminal.wait_for_end(&connected);
     terminal.leave();
 
-    // A node that has no peers has no name of its own, and the one that it was asked for by.
+    // The same by its name.
     let config = config(&cluster, dir.path());
     let arguments = ["--config", &config, "--node", "n1"];
     let terminal = Terminal::start(dir.path(), &arguments, Options::default());
@@ -194,7 +217,7 @@ fn a_node_that_stands_still_costs_its_timeout_and_no_more() {
         ..Options::default()
     };
     let terminal = Terminal::start(dir.path(), &["--addr", &addr], wide);
-    terminal.ask(&format!("leader {addr}>"), "ping", "PONG");
+    terminal.ask(&format!("n1 leader {addr}>"), "ping", "PONG");
     cluster.pause(0);
     // The signal comes to a process, and its threads go on for a moment.
     wait_for("the node to stand still", || {
@@ -202,7 +225,7 @@ fn a_node_that_stands_still_costs_its_timeout_and_no_more() {
     });
     terminal.press("set k v");
     terminal.press(ENTER);
-    terminal.wait_for_end(&format!("\nunreachable {addr}>"));
+    terminal.wait_for_end(&format!("\nn1 unreachable {addr}>"));
     let screen = terminal.screen();
     let said = [
         format!("gopherstore-cli: no answer from {addr} within 2s; it is not known whether"),
@@ -213,7 +236,8 @@ fn a_node_that_stands_still_costs_its_timeout_and_no_more() {
     terminal.press("ping");
     terminal.press(ENTER);
     // It is the process that it was.
-    let answer = format!("gopherstore-cli: reconnected to leader {addr}\nPONG\nleader {addr}>");
+    let answer =
+        format!("gopherstore-cli: reconnected to n1 leader {addr}\nPONG\nn1 leader {addr}>");
     terminal.wait_for_end(&answer);
     terminal.leave();
 }
@@ -333,7 +357,7 @@ fn a_value_of_64_mib_is_a_line() {
     client.set(b"big", &vec![b'x'; 64 << 20]).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let terminal = Terminal::start(dir.path(), &["--addr", &addr], Options::default());
-    let prompt = format!("leader {addr}>");
+    let prompt = format!("n1 leader {addr}>");
     terminal.wait_for_end(&prompt);
     terminal.press("get big");
     terminal.press(ENTER);

@@ -1,6 +1,6 @@
 //! What is wrong with a cluster, in words: a function of what its nodes said.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use gopherstore::client::{Error, NodeRole, NodeState, NodeStatus, PeerStatus};
 
@@ -239,6 +239,9 @@ pub(super) fn own_fault(name: &str, status: &NodeStatus, timeout_ms: u64) -> Opt
         Some(state) => return Some(format!("{name} is in state {}: {reason}", state.as_str())),
         None => return Some(format!("{name} does not say whether it serves")),
     }
+    if let Some(stopping) = status.stopping.as_deref().filter(|word| *word != "no") {
+        return Some(format!("{name} is stopping: {stopping}"));
+    }
     let leader = status.leader.as_deref().unwrap_or("-");
     match (
         status.lines.get("link").map(String::as_str),
@@ -246,6 +249,13 @@ pub(super) fn own_fault(name: &str, status: &NodeStatus, timeout_ms: u64) -> Opt
     ) {
         // A leader has none, and older nodes do not say.
         (None | Some("" | "-"), _) => None,
+        (Some("timeout"), Some(ms)) => Some(format!(
+            "{name} has a leader timeout: its leader at {leader} was last heard {ms} ms ago"
+        )),
+        (Some("timeout"), None) => Some(format!(
+            "{name} has a leader timeout: its leader at {leader} was not heard since its start"
+        )),
+        // Nodes of older versions do not say so.
         (_, Some(ms)) if ms > timeout_ms => Some(format!(
             "{name} has a leader timeout: its leader at {leader} was last heard {ms} ms ago, limit {timeout_ms}"
         )),
@@ -320,31 +330,39 @@ fn leaders_fault(nodes: &[Asked], scope: &Scope) -> Option<String> {
 /// not there.
 fn peer_faults(nodes: &[Asked], scope: &Scope, limits: Limits) -> Vec<String> {
     let mut faults = Vec::new();
-    let mut differing = BTreeSet::new();
+    // Both say it, each of the other.
+    let mut differing = BTreeMap::new();
+    let mut differ = |one: &str, other: &str, groups: String| {
+        let pair = [one.min(other).to_owned(), one.max(other).to_owned()];
+        differing.insert(pair, groups);
+    };
+    let first = members(nodes, scope).next();
     for (node, status) in members(nodes, scope) {
         let name = shown_name(node, status);
         for (peer, said) in &status.peers {
             let answers = || members(nodes, scope).any(|(node, _)| node.name == *peer);
-            faults.extend(peer_fault(
-                name,
-                peer,
-                said,
-                answers,
-                limits.timeout_ms(status),
-            ));
+            let timeout_ms = limits.timeout_ms(status);
+            faults.extend(peer_fault(name, peer, said, answers, timeout_ms));
             if let Some(groups) = &said.differs {
-                // Both say it, each of the other.
-                let (one, other) = if *name < **peer {
-                    (name, &**peer)
-                } else {
-                    (&**peer, name)
-                };
-                differing.insert((one.to_owned(), other.to_owned(), groups));
+                differ(name, peer, groups.replace(',', ", "));
+            }
+        }
+        // They may not have asked one another yet.
+        if let Some((node, first)) = first {
+            let own = status.settings.iter();
+            let groups: Vec<&str> = own
+                .filter(|(group, digest)| {
+                    first.settings.get(*group).is_some_and(|it| it != *digest)
+                })
+                .map(|(group, _)| group.as_str())
+                .collect();
+            if !groups.is_empty() {
+                differ(shown_name(node, first), name, groups.join(", "));
             }
         }
     }
-    faults.extend(differing.iter().map(|(one, other, groups)| {
-        format!("the cluster.toml of {one} and that of {other} differ: {groups}")
+    faults.extend(differing.iter().map(|([one, other], groups)| {
+        format!("the cluster.toml of {one} and that of {other} differ in: {groups}")
     }));
     faults
 }
@@ -496,6 +514,19 @@ pub(super) mod tests {
                 "n2 says that its link to h:1 is sideways",
             ),
             (
+                "role=follower link=timeout leader=h:1 leader_heard_ms=900",
+                "n2 has a leader timeout: its leader at h:1 was last heard 900 ms ago",
+            ),
+            (
+                "role=follower link=timeout leader=h:1 leader_heard_ms=-",
+                "n2 has a leader timeout: its leader at h:1 was not heard since its start",
+            ),
+            ("role=follower link=up stopping=no", "in sync: 2/2"),
+            (
+                "role=follower link=up stopping=waiting",
+                "n2 is stopping: waiting",
+            ),
+            (
                 "role=follower link=down leader=h:1 leader_heard_ms=5001",
                 "n2 has a leader timeout: its leader at h:1 was last heard 5001 ms ago, limit 5000",
             ),
@@ -570,12 +601,12 @@ pub(super) mod tests {
         let nodes = [
             said(
                 "n1",
-                "role=leader peer.n2.state=up peer.n2.differs=leader,_limits peer.n3.state=stranger \
+                "role=leader peer.n2.state=up peer.n2.differs=leader,limits peer.n3.state=stranger \
                  peer.n3.addr=h:3 peer.n3.reason=a_node_of_cluster_x;_not_demo",
             ),
             said(
                 "n2",
-                "role=follower link=up peer.n1.state=up peer.n1.differs=leader,_limits peer.n3.state=down \
+                "role=follower link=up peer.n1.state=up peer.n1.differs=leader,limits peer.n3.state=down \
                  peer.n3.since_ms=5001 peer.n3.reason=refused peer.n1.since_ms=9000",
             ),
             said(
@@ -587,7 +618,26 @@ pub(super) mod tests {
             words(&nodes, None),
             "n1 finds a stranger at h:3, where n3 should be: a node of cluster x; not demo\n\
              n2 has not heard n3 for 5001 ms: refused\n\
-             the cluster.toml of n1 and that of n2 differ: leader, limits"
+             the cluster.toml of n1 and that of n2 differ in: leader, limits"
+        );
+        let nodes = [
+            said(
+                "n1",
+                "role=leader settings.leader=1 settings.limits=1 settings.members=1",
+            ),
+            said(
+                "n2",
+                "role=follower link=up settings.leader=1 settings.limits=2 settings.later=1",
+            ),
+            said(
+                "n3",
+                "role=follower link=up settings.leader=2 settings.limits=2 settings.members=1",
+            ),
+        ];
+        assert_eq!(
+            words(&nodes, None),
+            "the cluster.toml of n1 and that of n2 differ in: limits\n\
+             the cluster.toml of n1 and that of n3 differ in: leader, limits"
         );
         // One that is not there is told as that alone.
         let nodes = [

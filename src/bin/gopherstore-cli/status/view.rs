@@ -236,11 +236,12 @@ enum Kind {
 }
 
 /// The keys of STATUS that every node of the JSON has, null where it does not say them. Source: docs/GBP.md, section 4.
-const KEYS: [(&str, Kind); 25] = [
+const KEYS: [(&str, Kind); 26] = [
     ("cluster", Kind::Text),
     ("role", Kind::Text),
     ("state", Kind::Text),
     ("reason", Kind::Text),
+    ("stopping", Kind::Text),
     ("epoch", Kind::Number),
     ("index", Kind::Number),
     ("digest", Kind::Text),
@@ -249,7 +250,7 @@ const KEYS: [(&str, Kind); 25] = [
     ("connections", Kind::Number),
     ("uptime_ms", Kind::Number),
     ("version", Kind::Text),
-    // No figure: it may need more digits than a number of JSON keeps.
+    // Hexadecimal, and some of them look like figures.
     ("process", Kind::Text),
     ("heartbeat_interval_ms", Kind::Number),
     ("leader_timeout_ms", Kind::Number),
@@ -287,6 +288,7 @@ fn json_of(node: &Asked, nodes: &[Asked], scope: &Scope) -> Value {
     object.insert("node".to_owned(), json!(name(node)));
     object.insert("addr".to_owned(), json!(node.addr));
     let mut families = [("peer.", Map::new()), ("follower.", Map::new())];
+    let mut settings = Map::new();
     let error = match &node.answer {
         Err(silence) => Some(silence.why().to_owned()),
         Ok(status) => {
@@ -294,6 +296,12 @@ fn json_of(node: &Asked, nodes: &[Asked], scope: &Scope) -> Value {
             object.insert("lag_entries".to_owned(), json!(lag_entries));
             object.insert("lag_ms".to_owned(), json!(lag_ms));
             for (key, value) in &status.lines {
+                if let Some(group) = key.strip_prefix("settings.") {
+                    // A digest, which may look like a figure.
+                    let digest = status.settings.get(group);
+                    settings.insert(group.to_owned(), json!(digest));
+                    continue;
+                }
                 let family = families.iter_mut().find_map(|(prefix, names)| {
                     let (name, field) = key.strip_prefix(*prefix)?.rsplit_once('.')?;
                     let fields = names.entry(name).or_insert_with(|| json!({}));
@@ -314,6 +322,7 @@ fn json_of(node: &Asked, nodes: &[Asked], scope: &Scope) -> Value {
         }
     };
     object.insert("error".to_owned(), json!(error));
+    object.insert("settings".to_owned(), Value::Object(settings));
     complete(&mut object, &KEYS);
     for (name, (prefix, mut members)) in ["peers", "followers"].into_iter().zip(families) {
         for member in members.values_mut().filter_map(Value::as_object_mut) {
@@ -325,7 +334,7 @@ fn json_of(node: &Asked, nodes: &[Asked], scope: &Scope) -> Value {
 }
 
 /// Names of a node in JSON that are none of STATUS.
-const RESERVED: [&str; 4] = ["addr", "error", "peers", "followers"];
+const RESERVED: [&str; 5] = ["addr", "error", "settings", "peers", "followers"];
 
 fn family_keys(prefix: &str) -> &'static [(&'static str, Kind)] {
     match prefix {
@@ -536,6 +545,7 @@ n3           -  -
             let found = match key.split('.').collect::<Vec<_>>().as_slice() {
                 ["peer", name, field] => node["peers"][name].get(field),
                 ["follower", name, field] => node["followers"][name].get(field),
+                ["settings", group] => node["settings"].get(group),
                 _ => node.get(key),
             };
             assert!(found.is_some(), "{key} is missing: {node}");
@@ -550,7 +560,8 @@ n3           -  -
     fn json_passes_on_what_it_does_not_know() {
         let nodes = [said(
             "n1",
-            "role=leader later=7 named=007 large=18446744073709551615 none=- addr=x error=x peers=x \
+            "role=leader later=7 named=007 large=18446744073709551615 none=- addr=x error=x peers=x settings=x \
+             settings.leader=1234567890123456 \
              peer.a.b.state=up peer.a.b.colour=red follower.n2.lag_ms=3 follower.n2.queued=9 peer.odd=1 \
              process=18446744073709551615 digest=00000000000000000000000000000007 keys=few",
         )];
@@ -566,6 +577,7 @@ n3           -  -
             ("addr", json!("n1:80")),
             ("error", Value::Null),
             ("peer.odd", json!(1)),
+            ("settings", json!({ "leader": "1234567890123456" })),
             ("process", json!("18446744073709551615")),
             ("digest", json!("00000000000000000000000000000007")),
             ("keys", Value::Null),
