@@ -24,7 +24,7 @@ use log::Level;
 const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 const JOURNAL_STREAM: &str = "JOURNAL_STREAM";
 
-/// How long a manager that does not read may keep us waiting; what it was to be told is lost then.
+/// How long sending to a manager that does not read may take. The message is lost then.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What there is to tell a service manager.
@@ -74,7 +74,7 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// When it does not listen, or does not read for a second.
+    /// When it does not listen, or does not read for a second (`WouldBlock`).
     pub fn tell(&self, notices: &[Notice<'_>]) -> io::Result<()> {
         let datagram = datagram(notices);
         loop {

@@ -239,7 +239,7 @@ fn serve(plan: &Plan, ends: &mut Vec<Receiver<()>>) -> Result<Ending, String> {
     ends.push(spawn("ready", move || say(&ready))?);
     let ending = server
         .run()
-        .map_err(|error| format!("cannot run: {error}"))?;
+        .map_err(|error| format!("cannot run: {}", no_thread(&error)))?;
     info!("node {name} has stopped");
     Ok(ending)
 }
@@ -420,11 +420,15 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<Receiver<()
     Ok(end)
 }
 
-/// Why there is no thread, and what to do.
+/// Why a thread cannot be started, and what to do.
 fn no_thread(error: &io::Error) -> String {
-    format!(
-        "{error}; allow more processes and threads (ulimit -u, TasksMax, pids.max), or free memory"
-    )
+    match error.kind() {
+        // EAGAIN of clone(2).
+        io::ErrorKind::WouldBlock => {
+            format!("{error}; allow more processes and threads (ulimit -u, TasksMax, pids.max)")
+        }
+        _ => error.to_string(),
+    }
 }
 
 /// Prints a line on standard output. If its reader has closed it, nobody wants the line.

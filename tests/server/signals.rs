@@ -159,15 +159,17 @@ fn a_terminal_that_closes_stops_its_node_in_good_order() {
         tools::skip("SIGHUP is ignored here, and so by every node");
         return;
     }
-    if !tools::are_there(&["bash"]) {
+    if !tools::are_there(&["bash", "sleep"]) {
         return;
     }
     let server = env!("CARGO_BIN_EXE_gopherstore-server");
     for end in ["", " &"] {
         let dir = folder();
+        // Two signals that come at once are one; with this they do not.
+        std::fs::write(dir.path().join("rc"), "trap 'sleep 0.3' EXIT\n").unwrap();
         let (mut pty, pts) = blocking::open().unwrap();
         let shell = blocking::Command::new("bash")
-            .args(["--norc", "--noprofile", "-i"])
+            .args(["--noprofile", "--rcfile", "rc", "-i"])
             .env("HISTFILE", "")
             .env("RUST_LOG", "info")
             .current_dir(dir.path())
