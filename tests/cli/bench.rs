@@ -68,7 +68,7 @@ fn json(out: &[u8]) -> Value {
 }
 
 /// Sends signals to a program, one right behind the other.
-fn signal(child: &Child, names: &[&str]) {
+pub(crate) fn signal(child: &Child, names: &[&str]) {
     let kills = names
         .iter()
         .map(|name| format!("kill -s {name} {};", child.id()));

@@ -11,10 +11,9 @@ use crate::{
         names::key,
         node::{Node, Options},
         proxy::{Cut, Proxy, Way},
-        tools,
     },
-    program, run_at, start,
-    support::{Peer, answer, in_time, next_frame, nobody, wait_for_close, wait_until},
+    program, run_at,
+    support::{Peer, answer, next_frame, nobody},
     tail::cluster,
 };
 
@@ -58,7 +57,6 @@ fn what_is_dumped_on_any_node_is_loaded_into_another_cluster_and_is_the_same() {
     fill(&from, 2_000);
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("copy.gbp");
-    fs::write(&file, b"older").unwrap();
     let addr = from.addr(1).to_string();
     run_at(&addr, &["dump", text(&file)], b"").expect(0, "", "");
     let written = fs::read(&file).unwrap();
@@ -182,16 +180,19 @@ fn an_entry_that_is_not_taken_ends_it_there_and_it_goes_on_behind() {
         )
     };
     let at = frames[0].len();
+    let behind = at + frames[1].len();
+    // To begin with the same entry again would end there again.
     load(0).expect_failure(
         3,
         &[
-            "value of 15 bytes, limit 10",
-            "1 entry is written",
-            &format!("--from {at}\n"),
+            &format!("the entry at byte {at} is refused: value of 15 bytes, limit 10"),
+            "1 entry is written before it",
+            &format!("go on without it with: gopherstore-cli --addr {addr} load "),
+            &format!(" --no-end-mark --from {behind}\n"),
         ],
     );
     run_at(&addr, &["get", "a"], b"").expect(0, "1", "");
-    load(at + frames[1].len()).expect(0, "", "");
+    load(behind).expect(0, "", "");
     run_at(&addr, &["get", "c"], b"").expect(0, "3", "");
 }
 
@@ -259,43 +260,6 @@ fn accepted() -> Vec<u8> {
 }
 
 #[test]
-fn ctrl_c_leaves_no_unfinished_file() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("copy.gbp");
-    let accepted = accepted();
-    let endless = Peer::start(move |_, mut stream| {
-        if next_frame(&mut stream).is_some() && stream.write_all(&accepted).is_ok() {
-            wait_for_close(&mut stream);
-        }
-    });
-    let child = start(program().args([
-        "--addr",
-        &endless.addr,
-        "--timeout",
-        "60s",
-        "dump",
-        text(&file),
-    ]));
-    wait_until("the unfinished file", || {
-        fs::read_dir(dir.path()).unwrap().count() == 1
-    });
-    assert!(!file.exists());
-    let pid = child.id().to_string();
-    // The signal may come before it is listened for, and then ends the program the plain way.
-    wait_until("the signal thread", || {
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-        let names =
-            tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
-        names.into_iter().any(|name| name == "signals\n")
-    });
-    assert!(tools::signal(&pid, "INT"));
-    let output = in_time(move || child.wait_with_output().unwrap());
-    assert_eq!(output.status.code(), Some(130), "{output:?}");
-    assert_eq!(output.stderr, b"");
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-}
-
-#[test]
 fn a_copy_that_is_not_whole_is_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("copy.gbp");
@@ -306,13 +270,13 @@ fn a_copy_that_is_not_whole_is_no_file() {
             let _ = stream.write_all(&accepted);
         }
     });
-    let run = run_at(&half.addr, &["dump", text(&file)], b"");
-    run.expect_failure(5, &["lost", "no file was made"]);
+    let run = run_at(&half.addr, &["dump", text(&file), "--force"], b"");
+    run.expect_failure(5, &["lost", "copy.gbp is as it was"]);
     assert_eq!(fs::read(&file).unwrap(), b"older");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else");
 
     let addr = nobody();
-    run_at(&addr, &["dump", text(&file)], b"").expect_failure(5, &["cannot connect"]);
+    run_at(&addr, &["dump", text(&file), "--force"], b"").expect_failure(5, &["cannot connect"]);
     let cluster = cluster(2, "");
     let addr = cluster.addr(1).to_string();
     let nowhere = dir.path().join("no/such/folder");

@@ -15,9 +15,11 @@ mod decode;
 mod diff;
 mod dissector;
 mod dump;
+mod dump_target;
 mod encode;
 mod failures;
 mod lines;
+mod load;
 /// Real nodes.
 #[path = "../support"]
 #[allow(dead_code)] // some of it serves only `cluster`
@@ -99,6 +101,27 @@ fn finish(command: &mut Command, input: &[u8]) -> Run {
     let writing = thread::spawn(move || drop(stdin.write_all(&input)));
     let output = child.wait_with_output().expect("the program's end");
     writing.join().expect("the writer");
+    Run {
+        code: output.status.code().expect("an exit code and no signal"),
+        out: output.stdout,
+        err: String::from_utf8(output.stderr).expect("UTF-8 on standard error"),
+    }
+}
+
+/// Runs the program on input without an end: `begin`, and then `part` until nobody reads any more.
+fn finish_endless(command: &mut Command, begin: &[u8], part: Vec<u8>) -> Run {
+    let mut child = start(command);
+    let mut stdin = child.stdin.take().expect("standard input");
+    stdin.write_all(begin).expect("a reader");
+    let writing = thread::spawn(move || while stdin.write_all(&part).is_ok() {});
+    let run = ended(child);
+    writing.join().expect("the writer");
+    run
+}
+
+/// How a program ends that was started, and does end.
+fn ended(child: Child) -> Run {
+    let output = support::in_time(move || child.wait_with_output().expect("the program's end"));
     Run {
         code: output.status.code().expect("an exit code and no signal"),
         out: output.stdout,

@@ -6,6 +6,7 @@ use std::{
     collections::VecDeque,
     env,
     ffi::{OsStr, OsString},
+    fmt,
     io::{self, Write},
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -18,7 +19,10 @@ use gopherstore::{
     config::Config,
     wire::{Opcode, annotate},
 };
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{
+    BinaryBytes, HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState,
+    ProgressStyle,
+};
 use parking_lot::Mutex;
 
 use crate::{
@@ -27,6 +31,9 @@ use crate::{
 };
 
 const ADDR_DEFAULT: &str = "127.0.0.1:8000";
+/// A rate over less time says little.
+const RATE_AFTER: Duration = Duration::from_millis(500);
+
 const ADDR_VARIABLE: &str = "GOPHERSTORE_ADDR";
 
 /// The options that every command understands, as they were typed.
@@ -66,7 +73,8 @@ impl Context {
     }
 
     /// What a person at a terminal sees of work that takes long: none elsewhere, on a terminal that cannot erase a
-    /// line, and together with --hex, since the two would spoil each other. The template is indicatif's.
+    /// line, and together with --hex, since the two would spoil each other. The template is indicatif's, with the keys
+    /// `rate`, `byte_rate` and `left`, which are `-` before there is enough to tell.
     pub(crate) fn progress(&self, len: Option<u64>, template: &str) -> ProgressBar {
         let target = if self.hex || is_dumb_terminal() {
             ProgressDrawTarget::hidden()
@@ -77,7 +85,30 @@ impl Context {
         let bar = ProgressBar::with_draw_target(len, target);
         let style = ProgressStyle::with_template(template);
         let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-        bar.with_style(style.progress_chars("=> "))
+        let style = style
+            .progress_chars("=> ")
+            .with_key("rate", |state: &ProgressState, out: &mut dyn fmt::Write| {
+                let _ = match rate(state) {
+                    Some(rate) => write!(out, "{}/s", HumanCount(rate)),
+                    None => out.write_str("-"),
+                };
+            })
+            .with_key(
+                "byte_rate",
+                |state: &ProgressState, out: &mut dyn fmt::Write| {
+                    let _ = match rate(state) {
+                        Some(rate) => write!(out, "{}/s", BinaryBytes(rate)),
+                        None => out.write_str("-"),
+                    };
+                },
+            )
+            .with_key("left", |state: &ProgressState, out: &mut dyn fmt::Write| {
+                let _ = match rate(state) {
+                    Some(1..) => write!(out, "{:#}", HumanDuration(state.eta())),
+                    _ => out.write_str("-"),
+                };
+            });
+        bar.with_style(style)
     }
 
     /// The options that name the node again, for a line to paste, each with a space behind it.
@@ -180,6 +211,15 @@ pub(crate) fn variable(name: &str) -> Option<OsString> {
 /// Whether the terminal cannot move its cursor: nothing is known of one without a name.
 pub(crate) fn is_dumb_terminal() -> bool {
     variable("TERM").is_none_or(|name| name == "dumb")
+}
+
+/// How much a second of some work gets done, once it has gone on for long enough to tell.
+fn rate(state: &ProgressState) -> Option<u64> {
+    let elapsed = state.elapsed();
+    (elapsed >= RATE_AFTER).then(|| {
+        let per_second = u128::from(state.pos()) * 1_000 / elapsed.as_millis();
+        u64::try_from(per_second).unwrap_or(u64::MAX)
+    })
 }
 
 /// Whether a text is a `HOST:PORT` that one can connect to.

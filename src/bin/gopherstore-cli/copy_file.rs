@@ -3,6 +3,7 @@
 use std::{
     fmt,
     io::{self, ErrorKind, Read},
+    time::Duration,
 };
 
 use gopherstore::wire::{
@@ -31,6 +32,15 @@ pub(crate) struct Sum {
 pub(crate) fn entries(count: u64) -> String {
     let noun = if count == 1 { "entry" } else { "entries" };
     format!("{} {noun}", HumanCount(count))
+}
+
+/// A time that something took, in words.
+pub(crate) fn duration(took: Duration) -> String {
+    match took.as_millis() {
+        0 => "less than 1 ms".to_owned(),
+        ms @ 1..1_000 => format!("{ms} ms"),
+        _ => format!("{:.1} s", took.as_secs_f64()),
+    }
 }
 
 impl Sum {

@@ -1,18 +1,16 @@
 //! `dump`: a full copy of a node's data set, as a file.
 
 use std::{
-    env, fs,
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, BufWriter, ErrorKind, IsTerminal, Write},
-    path::{Path, PathBuf},
-    process, thread,
-    time::Instant,
+    path::PathBuf,
+    time::{Duration, Instant},
 };
 
 use argh::{ArgsInfo, FromArgs};
 use gopherstore::{
     Client, arguments,
-    client::{Answer, Error, NodeStatus, Observer, Watch},
+    client::{Answer, ClientOptions, Error, NodeState, NodeStatus, Observer, Watch},
     wire::{
         Request,
         census::{Buckets, Item, List, Place},
@@ -20,16 +18,13 @@ use gopherstore::{
     },
 };
 use indicatif::{HumanBytes, ProgressBar};
-use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
-    iterator::Signals,
-};
 
 use crate::{
     command::Command,
     context::Context,
     copy_file::{self, Sum},
     mistake,
+    new_file::{Output, unwritable},
     report::{self, Failure, Outcome, UNKNOWN_OPCODE},
 };
 
@@ -37,11 +32,14 @@ use crate::{
 const GATHERED_BYTES: usize = 1 << 20;
 
 const PROGRESS: &str =
-    "{percent:>3}%  {human_pos} of about {human_len} entries, {per_sec}, {eta} left";
+    "{percent:>3}%  {human_pos} of about {human_len} entries, {rate}, {left} left";
 
 /// Bytes of values that are asked for in one go where keys are read one by one, and what each counts for beside.
 const ASKED_BYTES: u64 = 4 << 20;
 const ITEM_BYTES: u64 = 1 << 10;
+
+/// How long a node may take to say how it is, which is only used to explain the end of a stream.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Write all data of a node, leader or follower, into a file that load reads.
 #[derive(ArgsInfo, FromArgs)]
@@ -51,14 +49,19 @@ const ITEM_BYTES: u64 = 1 << 10;
         {command_name} --addr 127.0.0.1:8001 | zstd > monday.gbp.zst",
     note = "The copy is consistent: all that was written up to one entry of the log, and nothing\n\
         after it; but for a node in a cluster of one, which keeps no log. The node goes on\n\
-        meanwhile. The file gets its name once it is whole and on the disk; it is a sequence of\n\
-        SET frames with an end mark (docs/GBP.md, section 11).\n\
+        meanwhile. A pipe may be read as slowly as the node's log allows (backlog_bytes).\n\
+        The file gets its name once it is whole and on the disk; it is a sequence of SET frames\n\
+        with an end mark (docs/GBP.md, section 11). A new file is for its owner alone (mode\n\
+        0600); one that replaces another gets its mode.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 pub(crate) struct Dump {
     /// where to; by default, or for -, standard output, but not to a terminal
     #[argh(positional, from_str_fn(arguments::path), arg_name = "file")]
     file: Option<PathBuf>,
+    /// replace the file if it exists
+    #[argh(switch)]
+    force: bool,
 }
 
 pub(crate) fn run(command: Dump, context: &Context) -> Result<Outcome, Failure> {
@@ -69,6 +72,8 @@ pub(crate) fn run(command: Dump, context: &Context) -> Result<Outcome, Failure> 
             "a dump is binary and would garble the terminal; name a file, or direct standard output into one",
         ));
     }
+    // Before the node is asked for anything.
+    let output = Output::open(file.as_deref(), command.force)?;
     let started = Instant::now();
     let mut source = Source::open(&addr, context).map_err(|error| failure(&error, context))?;
     if let Source::Alone(_) = source {
@@ -77,49 +82,44 @@ pub(crate) fn run(command: Dump, context: &Context) -> Result<Outcome, Failure> 
             "gopherstore-cli: a node on its own keeps no log, so what is written meanwhile is in the copy or is not"
         );
     }
-    let copied = match &file {
-        None => source
-            .copy(io::stdout().lock(), context)
-            .map(|(copied, _)| copied),
-        Some(file) => into_file(&mut source, file, context),
-    };
-    let copied = match copied {
-        Ok(copied) => copied,
-        Err(Fault::Node(error)) => return Err(failure(&error, context)),
-        // That is how a reader says 'enough'.
-        Err(Fault::Output(error)) if file.is_none() && error.kind() == ErrorKind::BrokenPipe => {
-            return Ok(Outcome::Done);
+    let mut copy = Copy::new(output.file());
+    let before = status(&addr, context).unwrap_or_default();
+    let end = source.copy(&mut copy, context);
+    copy.bar.finish_and_clear();
+    let end = match end {
+        Ok(end) => end,
+        Err(Fault::Node(error)) => {
+            return Err(copy.incomplete(&error, &addr, &before, &output, context));
         }
-        Err(Fault::Output(error)) => {
-            let name = file
-                .as_deref()
-                .map_or("standard output".to_owned(), |file| {
-                    file.display().to_string()
-                });
+        Err(Fault::Output(error)) if error.kind() == ErrorKind::BrokenPipe => {
+            let name = output.name();
             return Err(Failure::new(
                 Outcome::LocalInput,
-                format!("cannot write to {name}: {error}; make room there, or name another file"),
+                format!("the copy is not complete: {name} is not read any more"),
             ));
         }
+        Err(Fault::Output(error)) => return Err(unwritable(output.name(), &error)),
     };
+    let (sum, bytes) = (copy.sum, copy.bytes);
+    drop(copy);
+    output.finish()?;
     if io::stderr().is_terminal() {
-        let seconds = started.elapsed().as_secs_f64();
         let _ = writeln!(
             io::stderr(),
-            "{}, {} in {seconds:.1} s, at index {}, digest {:032x}",
-            copy_file::entries(copied.sum.frames),
-            HumanBytes(copied.bytes),
-            copied.index,
-            copied.digest
+            "{} in {}, {} of file, at index {}, digest {:032x}",
+            copy_file::entries(sum.frames),
+            copy_file::duration(started.elapsed()),
+            HumanBytes(bytes),
+            end.index,
+            end.digest
         );
     }
     Ok(Outcome::Done)
 }
 
-/// What was written.
-struct Copied {
-    sum: Sum,
-    bytes: u64,
+/// Where a copy ends.
+struct End {
+    epoch: u64,
     index: u64,
     /// Of the data set at that index, as the node has it.
     digest: u128,
@@ -136,6 +136,7 @@ impl From<io::Error> for Fault {
     }
 }
 
+/// Why there is no copy at all.
 fn failure(error: &Error, context: &Context) -> Failure {
     if let Error::Server { message } = error
         && !message.starts_with(UNKNOWN_OPCODE)
@@ -145,68 +146,19 @@ fn failure(error: &Error, context: &Context) -> Failure {
             format!("nothing to copy: {message}; name another node with --addr"),
         );
     }
-    if let Error::Connection { .. } = error {
-        return Failure::new(
-            Outcome::NoConnection,
-            format!(
-                "{error}: the copy is not complete, so no file was made; the node stopped, or its log did not reach \
-                 back as far as the copy took, in which case its own log says so; try again"
-            ),
-        );
-    }
     report::failure(error, &Command::Status, context.node.as_deref())
 }
 
-/// Writes a file under another name, which it has until it is whole and on the disk.
-fn into_file(source: &mut Source, file: &Path, context: &Context) -> Result<Copied, Fault> {
-    // A link stays one, and what is no plain file, such as /dev/null, is written as it is.
-    let target = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
-    if fs::metadata(&target).is_ok_and(|metadata| !metadata.is_file()) {
-        let output = OpenOptions::new().write(true).open(&target)?;
-        return source.copy(output, context).map(|(copied, _)| copied);
-    }
-    let name = target
-        .file_name()
-        .ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "no name of a file"))?;
-    let mut part = name.to_owned();
-    part.push(format!(".{}.part", process::id()));
-    let part = target.with_file_name(part);
-    let output = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(&part)?;
-    remove_when_stopped(&part)?;
-    let result = source.copy(output, context).and_then(|(copied, output)| {
-        output.sync_all()?;
-        fs::rename(&part, &target)?;
-        let folder = match target.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
-            _ => env::current_dir()?,
-        };
-        // So that the name survives a loss of power as well as the bytes.
-        File::open(folder)?.sync_all()?;
-        Ok(copied)
-    });
-    if result.is_err() {
-        let _ = fs::remove_file(&part);
-    }
-    result
-}
-
-/// Leaves no unfinished file behind where somebody ends the program.
-fn remove_when_stopped(part: &Path) -> io::Result<()> {
-    let part = part.to_owned();
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
-    thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            if let Some(signal) = signals.forever().next() {
-                let _ = fs::remove_file(part);
-                // As a shell has it.
-                process::exit(128 + signal);
-            }
-        })
-        .map(drop)
+/// How the node is, as far as it says so soon.
+fn status(addr: &str, context: &Context) -> Result<NodeStatus, Error> {
+    let timeout = context.timeout.min(STATUS_TIMEOUT);
+    let options = ClientOptions {
+        connect_timeout: timeout,
+        timeout,
+        ..context.options()
+    };
+    let text = Client::unconnected(addr, options).status()?;
+    Ok(NodeStatus::parse(&text))
 }
 
 /// Where the data comes from.
@@ -224,7 +176,7 @@ impl Source {
             Err(error @ Error::Server { .. }) => {
                 let mut client = context.client_of(addr);
                 let status = NodeStatus::parse(&client.status()?);
-                if status.peers.is_empty() && status.epoch.unwrap_or(0) == 0 {
+                if status.peers.is_empty() && status.epoch == Some(0) {
                     Ok(Source::Alone(Box::new(client)))
                 } else {
                     Err(error)
@@ -235,50 +187,55 @@ impl Source {
     }
 
     /// Writes all of it, with an end mark.
-    fn copy<W: Write>(&mut self, output: W, context: &Context) -> Result<(Copied, W), Fault> {
-        let mut copy = Copy {
-            output: BufWriter::with_capacity(GATHERED_BYTES, output),
-            bar: ProgressBar::hidden(),
-            sum: Sum::default(),
-            bytes: 0,
-        };
-        let (epoch, index, digest) = match self {
+    fn copy(&mut self, copy: &mut Copy<'_>, context: &Context) -> Result<End, Fault> {
+        let end = match self {
             Source::Stream(observer) => copy.stream(observer, context)?,
             Source::Alone(client) => copy.keys(client, context)?,
         };
-        copy.output.write_all(&copy.sum.end_mark(epoch, index))?;
-        copy.bar.finish_and_clear();
-        let output = copy.output.into_inner();
-        let output = output.map_err(|error| Fault::Output(error.into_error()))?;
-        let copied = Copied {
-            sum: copy.sum,
-            bytes: copy.bytes,
-            index,
-            digest: digest.unwrap_or(copy.sum.digest),
-        };
-        Ok((copied, output))
+        copy.put(&copy.sum.end_mark(end.epoch, end.index))?;
+        copy.output.flush()?;
+        Ok(end)
     }
 }
 
 /// A copy in the making.
-struct Copy<W: Write> {
-    output: BufWriter<W>,
+struct Copy<'a> {
+    output: BufWriter<&'a File>,
     bar: ProgressBar,
     sum: Sum,
     bytes: u64,
+    started: Instant,
+    /// How much of the time the output took.
+    waited: Duration,
 }
 
-impl<W: Write> Copy<W> {
+impl Copy<'_> {
+    fn new(output: &File) -> Copy<'_> {
+        Copy {
+            output: BufWriter::with_capacity(GATHERED_BYTES, output),
+            bar: ProgressBar::hidden(),
+            sum: Sum::default(),
+            bytes: 0,
+            started: Instant::now(),
+            waited: Duration::ZERO,
+        }
+    }
+
     fn begin(&mut self, keys: u64, context: &Context) {
         self.bar = context.progress(Some(keys), PROGRESS);
     }
 
-    /// The copy that a stream begins with: its epoch, index and digest.
-    fn stream(
-        &mut self,
-        observer: &mut Observer,
-        context: &Context,
-    ) -> Result<(u64, u64, Option<u128>), Fault> {
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let begin = Instant::now();
+        self.output.write_all(bytes)?;
+        self.waited += begin.elapsed();
+        self.bytes += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.bar.set_position(self.sum.frames);
+        Ok(())
+    }
+
+    /// The copy that a stream begins with.
+    fn stream(&mut self, observer: &mut Observer, context: &Context) -> Result<End, Fault> {
         loop {
             match observer.receive().map_err(Fault::Node)? {
                 Message::SnapshotBegin { keys, .. } => self.begin(keys, context),
@@ -286,27 +243,27 @@ impl<W: Write> Copy<W> {
                     for frame in frames {
                         self.sum.add(frame.bytes());
                     }
-                    self.output.write_all(frames.bytes())?;
-                    self.bytes += u64::try_from(frames.bytes().len()).unwrap_or(u64::MAX);
-                    self.bar.set_position(self.sum.frames);
+                    self.put(frames.bytes())?;
                 }
                 Message::SnapshotEnd {
                     epoch,
                     index,
                     digest,
                     ..
-                } => return Ok((epoch, index, Some(digest))),
+                } => {
+                    return Ok(End {
+                        epoch,
+                        index,
+                        digest,
+                    });
+                }
                 Message::Heartbeat { .. } | Message::Entries { .. } | Message::Ack { .. } => {}
             }
         }
     }
 
     /// Every key that is listed, with the value that it has when it is read.
-    fn keys(
-        &mut self,
-        client: &mut Client,
-        context: &Context,
-    ) -> Result<(u64, u64, Option<u128>), Fault> {
+    fn keys(&mut self, client: &mut Client, context: &Context) -> Result<End, Fault> {
         let status = NodeStatus::parse(&client.status().map_err(Fault::Node)?);
         self.begin(status.keys.unwrap_or(0), context);
         let mut buckets = Buckets::none(0);
@@ -327,14 +284,30 @@ impl<W: Write> Copy<W> {
                 }
             }
             if answer.next.is_end(answer.partitions) {
-                return Ok((0, 0, None));
+                return self.end_of_keys(client, answer.next.run);
             }
             place = answer.next;
         }
     }
-}
 
-impl<W: Write> Copy<W> {
+    /// Makes sure that the node is still the one whose keys were listed. Keys that were read after a restart are not
+    /// there, as if they had been removed; the node refuses a place of its earlier run.
+    fn end_of_keys(&self, client: &mut Client, run: u64) -> Result<End, Fault> {
+        let request = List::Some {
+            place: Place {
+                run,
+                ..Place::default()
+            },
+            buckets: Buckets::none(0),
+        };
+        client.list(&request).map_err(Fault::Node)?;
+        Ok(End {
+            epoch: 0,
+            index: 0,
+            digest: self.sum.digest,
+        })
+    }
+
     /// Reads these keys in one pipeline. One that is not there any more was removed meanwhile.
     fn read(&mut self, client: &mut Client, items: &[Item]) -> Result<(), Fault> {
         let mut pipeline = client.pipeline();
@@ -351,10 +324,67 @@ impl<W: Write> Copy<W> {
             let encoded = Request::Set { key, value }.encode(&mut frame);
             encoded.map_err(|error| Fault::Node(error.into()))?;
             self.sum.add(&frame);
-            self.output.write_all(&frame)?;
-            self.bytes += u64::try_from(frame.len()).unwrap_or(u64::MAX);
+            self.put(&frame)?;
         }
-        self.bar.set_position(self.sum.frames);
         Ok(())
+    }
+
+    /// What it means that the node does not send the rest. `before` is how it was when the copy began.
+    fn incomplete(
+        &self,
+        error: &Error,
+        addr: &str,
+        before: &NodeStatus,
+        output: &Output,
+        context: &Context,
+    ) -> Failure {
+        let next = match error {
+            Error::Connection { .. } => self.why_lost(addr, before, output.name(), context),
+            Error::Timeout { .. } => {
+                "the node may stand still; try again, or allow more with --timeout".to_owned()
+            }
+            _ => "try again".to_owned(),
+        };
+        let outcome = report::failure(error, &Command::Status, None).outcome;
+        let unfinished = output.unfinished();
+        Failure::new(
+            outcome,
+            format!("{error}: the copy is not complete, {unfinished}; {next}"),
+        )
+    }
+
+    /// Why the node has ended the stream, by what it says now: the stream itself has no word for it.
+    fn why_lost(&self, addr: &str, before: &NodeStatus, name: &str, context: &Context) -> String {
+        let now = match status(addr, context) {
+            Ok(now) => now,
+            Err(error) => {
+                return format!("the node does not say why ({error}); try again once it serves");
+            }
+        };
+        if now.state == Some(NodeState::Loading) {
+            let reason = now.reason.unwrap_or_default();
+            return format!("the node is loading: {reason}; try again once it serves");
+        }
+        let epochs = before.epoch.zip(now.epoch);
+        let uptimes = before.uptime_ms.zip(now.uptime_ms);
+        if epochs.is_some_and(|(before, now)| before != now)
+            || uptimes.is_some_and(|(before, now)| now < before)
+        {
+            return "the node was restarted, or follows a leader that was; try again".to_owned();
+        }
+        let (index, first) = (before.index, now.backlog_first_index);
+        let Some((index, first)) = index
+            .zip(first)
+            .filter(|(index, first)| *first > index.saturating_add(1))
+        else {
+            return "the node's log says why; try again".to_owned();
+        };
+        let took = copy_file::duration(self.started.elapsed());
+        let waited = copy_file::duration(self.waited);
+        format!(
+            "the copy fell behind the node's log: it began at about index {index} and took {took}, {waited} of it to \
+             write to {name}, and the log begins at index {first} now; read faster, dump into a file, or raise \
+             backlog_bytes"
+        )
     }
 }

@@ -2,13 +2,9 @@
 
 use std::{
     fs::File,
-    io::{self, IsTerminal, Read, Write},
+    io::{self, IsTerminal, Read, Seek, Write},
     path::{Path, PathBuf},
-    process,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Instant,
 };
 
@@ -16,10 +12,10 @@ use argh::{ArgsInfo, FromArgs};
 use gopherstore::{
     Client, arguments,
     client::{Error, Pipeline},
-    wire::Request,
+    wire::{Request, RequestFrame},
 };
 use indicatif::{HumanBytes, ProgressBar};
-use signal_hook::{consts::SIGINT, flag};
+use parking_lot::Mutex;
 
 use crate::{
     command::Command,
@@ -27,14 +23,15 @@ use crate::{
     copy_file::{self, Fault, Reader},
     quote,
     report::{self, Failure, Outcome},
+    stop,
 };
 
 /// What is sent before its answers are judged, in bytes but for a single larger entry, and in entries.
 const BATCH_BYTES: u64 = 4 << 20;
 const BATCH_ENTRIES: usize = 32 << 10;
 
-/// The shell's exit code for a program that Ctrl-C ended.
-const INTERRUPTED: i32 = 130;
+/// What a node's ERROR begins with where it refuses an entry for what the entry is. Source: docs/GBP.md, section 8.
+const VALUE_TOO_LONG: &str = "value of ";
 
 /// Write all entries of a file that dump made, or of any sequence of SET and DEL frames.
 #[derive(ArgsInfo, FromArgs)]
@@ -45,7 +42,9 @@ const INTERRUPTED: i32 = 130;
     note = "A file is judged whole before its first entry is written: one that is cut off or damaged\n\
         changes nothing. Of standard input that shows only at its end. What was there before under\n\
         other keys stays. Where it fails, it says from which byte to go on: all entries before that\n\
-        are written, and to write one twice does no harm.\n\
+        are written, and to write one twice does no harm. An entry that the node refuses, since its\n\
+        value is too long for it, is the exception: to go on from the byte that is then said leaves\n\
+        that one entry out.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 pub(crate) struct Load {
@@ -70,25 +69,21 @@ pub(crate) fn run(command: Load, context: &Context) -> Result<Outcome, Failure> 
         file: &command.file,
         from: command.from,
         needs_end_mark: !command.no_end_mark,
-        has_tested: command.file.as_os_str() != "-",
         context,
     };
-    if !loading.has_tested {
+    if command.file.as_os_str() == "-" {
         return loading.load(&mut client, io::stdin().lock(), None);
     }
-    let unreadable = |error| loading.fault(&Fault::Read(error));
-    let file = File::open(&command.file).map_err(unreadable)?;
+    let unreadable = |error| loading.nothing_written(&Fault::Read(error));
+    let mut file = File::open(&command.file).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     if !metadata.is_file() {
         // A pipe with a name can be read once only.
-        let loading = Loading {
-            has_tested: false,
-            ..loading
-        };
         return loading.load(&mut client, file, None);
     }
-    loading.test(file)?;
-    let file = File::open(&command.file).map_err(unreadable)?;
+    loading.test(&file)?;
+    // The same file, whatever has its name by now.
+    file.rewind().map_err(unreadable)?;
     loading.load(&mut client, file, Some(metadata.len()))
 }
 
@@ -96,14 +91,19 @@ struct Loading<'a> {
     file: &'a Path,
     from: u64,
     needs_end_mark: bool,
-    /// The file was read to its end before.
-    has_tested: bool,
     context: &'a Context,
+}
+
+/// How far a load is: entries that are written, and the byte behind the last of them.
+#[derive(Clone, Copy, Debug)]
+struct Written {
+    count: u64,
+    to: u64,
 }
 
 impl Loading<'_> {
     /// Reads the file to its end, and writes nothing.
-    fn test(&self, file: File) -> Result<(), Failure> {
+    fn test(&self, file: &File) -> Result<(), Failure> {
         let mut reader = Reader::new(file, self.needs_end_mark);
         let mut from = None;
         loop {
@@ -111,7 +111,11 @@ impl Loading<'_> {
             if at >= self.from {
                 from.get_or_insert(at);
             }
-            if reader.next().map_err(|fault| self.fault(&fault))?.is_none() {
+            let next = reader.next();
+            if next
+                .map_err(|fault| self.nothing_written(&fault))?
+                .is_none()
+            {
                 break;
             }
         }
@@ -139,80 +143,82 @@ impl Loading<'_> {
         len: Option<u64>,
     ) -> Result<Outcome, Failure> {
         let started = Instant::now();
-        let stop = interrupted();
         let bar = self.bar(len);
+        let written = self.tell_when_stopped(&bar)?;
         let mut reader = Reader::new(input, self.needs_end_mark);
         let mut batch = Batch {
             pipeline: client.pipeline(),
-            starts: Vec::new(),
-            loaded: 0,
+            spans: Vec::new(),
+            written: *written.lock(),
         };
         let mut has_begun = false;
         loop {
             let next = reader.next();
-            let is_full = match &next {
-                Ok(Some((at, _))) if *at < self.from => continue,
-                Ok(Some((at, frame))) => {
-                    if !has_begun {
-                        self.check_start(Some(*at))?;
-                        has_begun = true;
-                    }
-                    batch.push(*at, &frame.request());
-                    batch.is_full(*at)
+            if let Ok(Some((at, frame))) = &next {
+                if *at < self.from {
+                    continue;
                 }
-                _ => true,
-            };
-            if !is_full {
-                continue;
+                if !has_begun {
+                    self.check_start(Some(*at))?;
+                    has_begun = true;
+                }
+                batch.push(*at, frame);
+                if !batch.is_full() {
+                    continue;
+                }
             }
             // Before a fault is told of, what stands before it is written, so that it can be said what is.
-            batch.run().map_err(|(at, error)| {
+            let result = batch.run();
+            *written.lock() = batch.written;
+            if result.is_err() || !matches!(next, Ok(Some(_))) {
                 bar.finish_and_clear();
-                self.stopped(at, batch.loaded, &error)
-            })?;
+            }
+            result.map_err(|refused| self.stopped(&refused, batch.written))?;
             match next {
-                Ok(Some((at, _))) => bar.set_position(at),
+                Ok(Some(_)) => bar.set_position(batch.written.to),
                 Ok(None) => break,
+                Err(fault) if batch.written.count == 0 => return Err(self.nothing_written(&fault)),
                 Err(fault) => {
-                    bar.finish_and_clear();
-                    let mut failure = self.fault(&fault);
-                    let before = match batch.loaded {
-                        // Said already of a file that was read to its end before.
-                        0 if self.has_tested => String::new(),
-                        0 => "; nothing was written".to_owned(),
-                        loaded => format!("; before that, {} written", written(loaded)),
-                    };
-                    failure.message += &before;
-                    return Err(failure);
+                    let count = written_entries(batch.written.count);
+                    let message = format!("{} {fault}; before that, {count}", self.name());
+                    return Err(Failure::new(Outcome::LocalInput, message));
                 }
             }
-            if stop.load(Ordering::SeqCst) {
-                bar.finish_and_clear();
-                let at = reader.offset();
-                Failure::new(
-                    Outcome::Done,
-                    format!("interrupted; {}", self.go_on(at, batch.loaded)),
-                )
-                .print(None);
-                process::exit(INTERRUPTED);
-            }
         }
-        bar.finish_and_clear();
         if !has_begun && self.from > reader.offset() {
-            return Err(self.check_start(None).err().unwrap_or_else(|| {
-                Failure::new(Outcome::Usage, format!("{} is shorter", self.name()))
-            }));
+            self.check_start(None)?;
         }
         if io::stderr().is_terminal() {
-            let seconds = started.elapsed().as_secs_f64();
             let _ = writeln!(
                 io::stderr(),
-                "{}, {} in {seconds:.1} s",
-                copy_file::entries(batch.loaded),
-                HumanBytes(reader.offset() - self.from)
+                "{} in {}, {} of file",
+                copy_file::entries(batch.written.count),
+                copy_file::duration(started.elapsed()),
+                HumanBytes(reader.offset().saturating_sub(self.from))
             );
         }
         Ok(Outcome::Done)
+    }
+
+    /// Makes a signal that ends the program say first from where to go on: from what is returned, which is to be kept
+    /// up to date. What is on its way to the node then may be written as well.
+    fn tell_when_stopped(&self, bar: &ProgressBar) -> Result<Arc<Mutex<Written>>, Failure> {
+        let written = Arc::new(Mutex::new(Written {
+            count: 0,
+            to: self.from,
+        }));
+        let (shared, bar, again) = (Arc::clone(&written), bar.clone(), self.again());
+        stop::before_end(move || {
+            let written = *shared.lock();
+            bar.finish_and_clear();
+            let message = format!("interrupted; {}", go_on(&again, written));
+            Failure::new(Outcome::Done, message).print(None);
+        })
+        .map_err(|error| {
+            let message = format!("cannot handle signals: {error}; try again");
+            Failure::new(Outcome::LocalInput, message)
+        })?;
+        Ok(written)
     }
 
     fn name(&self) -> String {
@@ -222,29 +228,33 @@ impl Loading<'_> {
         self.file.display().to_string()
     }
 
-    fn fault(&self, fault: &Fault) -> Failure {
-        let nothing = if self.has_tested {
-            "; nothing was written"
-        } else {
-            ""
-        };
-        Failure::new(
-            Outcome::LocalInput,
-            format!("{} {fault}{nothing}", self.name()),
-        )
+    /// What is wrong with a file of which nothing was written.
+    fn nothing_written(&self, fault: &Fault) -> Failure {
+        let message = format!("{} {fault}; nothing was written", self.name());
+        Failure::new(Outcome::LocalInput, message)
     }
 
-    /// The node did not take the entry at this byte.
-    fn stopped(&self, at: u64, loaded: u64, error: &Error) -> Failure {
+    /// The node did not take an entry.
+    fn stopped(&self, refused: &Refused, written: Written) -> Failure {
+        let (error, again) = (&refused.error, self.again());
         let node = self.context.node.as_deref();
         let outcome = report::failure(error, &Command::Status, node).outcome;
-        Failure::new(outcome, format!("{error}; {}", self.go_on(at, loaded)))
+        let message = match error {
+            Error::Server { message } if message.starts_with(VALUE_TOO_LONG) => format!(
+                "the entry at byte {} is refused: {message}; {} before it; go on without it with: {again} --from {}",
+                refused.at,
+                written_entries(written.count),
+                refused.end
+            ),
+            _ => format!("{error}; {}", go_on(&again, written)),
+        };
+        Failure::new(outcome, message)
     }
 
-    fn go_on(&self, at: u64, loaded: u64) -> String {
+    /// The command line for another try, but for where to begin.
+    fn again(&self) -> String {
         format!(
-            "{} written; go on with: gopherstore-cli {}load {}{} --from {at}",
-            written(loaded),
+            "gopherstore-cli {}load {}{}",
             self.context.place(),
             quote::shell_word(self.file.as_os_str().as_encoded_bytes()),
             if self.needs_end_mark {
@@ -258,73 +268,80 @@ impl Loading<'_> {
     fn bar(&self, len: Option<u64>) -> ProgressBar {
         let template = match len {
             Some(_) => {
-                "{percent:>3}%  {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left"
+                "{percent:>3}%  {binary_bytes} of {binary_total_bytes}, {byte_rate}, {left} left"
             }
-            None => "{binary_bytes}, {binary_bytes_per_sec}",
+            None => "{binary_bytes}, {byte_rate}",
         };
         self.context.progress(len, template)
     }
 }
 
-fn written(count: u64) -> String {
-    let verb = if count == 1 { "is" } else { "are" };
-    format!("{} {verb}", copy_file::entries(count))
+fn go_on(again: &str, written: Written) -> String {
+    format!(
+        "{}; go on with: {again} --from {}",
+        written_entries(written.count),
+        written.to
+    )
 }
 
-/// Becomes true at the first Ctrl-C; the second ends the program where it is.
-fn interrupted() -> Arc<AtomicBool> {
-    let stop = Arc::new(AtomicBool::new(false));
-    // Without them Ctrl-C just ends the program.
-    let _ = flag::register_conditional_shutdown(SIGINT, INTERRUPTED, Arc::clone(&stop));
-    let _ = flag::register(SIGINT, Arc::clone(&stop));
-    stop
+fn written_entries(count: u64) -> String {
+    let verb = if count == 1 { "is" } else { "are" };
+    format!("{} {verb} written", copy_file::entries(count))
 }
 
 /// Entries that are sent together.
 struct Batch<'a> {
     pipeline: Pipeline<'a>,
-    /// Where each of them begins.
-    starts: Vec<u64>,
-    /// Entries of earlier batches, and of this one those that were written.
-    loaded: u64,
+    /// Where each of them begins and ends.
+    spans: Vec<(u64, u64)>,
+    /// Of all batches so far. Before it every entry is written.
+    written: Written,
+}
+
+/// An entry that was not written, though all before it were.
+struct Refused {
+    at: u64,
+    end: u64,
+    error: Error,
 }
 
 impl Batch<'_> {
-    fn push(&mut self, at: u64, request: &Request<'_>) {
-        match request {
+    fn push(&mut self, at: u64, frame: &RequestFrame<'_>) {
+        match frame.request() {
             Request::Set { key, value } => self.pipeline.set(key, value),
             request => self.pipeline.del(request.key()),
         };
-        self.starts.push(at);
+        let len = u64::try_from(frame.bytes().len()).unwrap_or(u64::MAX);
+        self.spans.push((at, at.saturating_add(len)));
     }
 
-    fn is_full(&self, at: u64) -> bool {
-        let first = self.starts.first().copied().unwrap_or(at);
-        self.starts.len() >= BATCH_ENTRIES || at - first >= BATCH_BYTES
+    fn is_full(&self) -> bool {
+        let (Some((first, _)), Some((last, _))) = (self.spans.first(), self.spans.last()) else {
+            return false;
+        };
+        self.spans.len() >= BATCH_ENTRIES || last - first >= BATCH_BYTES
     }
 
-    /// Writes them. Where one is not written, where it begins and why; all before it are.
-    fn run(&mut self) -> Result<(), (u64, Error)> {
-        if self.starts.is_empty() {
+    /// Writes them, up to the first one that is not written.
+    fn run(&mut self) -> Result<(), Refused> {
+        if self.spans.is_empty() {
             return Ok(());
         }
         let (answers, fault) = match self.pipeline.run() {
             Ok(answers) => (answers, None),
             Err(fault) => (fault.answers, Some(fault.error)),
         };
-        let mut starts = std::mem::take(&mut self.starts).into_iter();
-        for answer in answers {
-            let start = starts.next();
-            match (answer, start) {
-                // A DEL of a key that is not there is as good as one of a key that is.
-                (Ok(_), _) => self.loaded += 1,
-                (Err(error), Some(at)) => return Err((at, error)),
-                (Err(_), None) => {}
+        let spans = std::mem::take(&mut self.spans);
+        // The fault is in the place of the first answer that did not come.
+        let answers = answers.into_iter().chain(fault.map(Err));
+        for ((at, end), answer) in spans.into_iter().zip(answers) {
+            // A DEL of a key that is not there is as good as one of a key that is.
+            if let Err(error) = answer {
+                return Err(Refused { at, end, error });
             }
+            self.written.count += 1;
+            self.written.to = end;
         }
-        match (fault, starts.next()) {
-            (Some(error), Some(at)) => Err((at, error)),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 }

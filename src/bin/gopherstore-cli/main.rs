@@ -10,6 +10,7 @@ mod dump;
 mod encode;
 mod lines;
 mod load;
+mod new_file;
 mod prompt;
 mod quote;
 mod race;

@@ -157,14 +157,26 @@ fn push_hex(out: &mut String, bytes: &[u8]) {
     }
 }
 
-/// A word for a shell to read, whatever it holds.
+/// A word for a shell to read, whatever it holds. What cannot be seen is written in a form that bash, zsh and ksh know.
 pub(crate) fn shell_word(word: &[u8]) -> String {
-    let word = String::from_utf8_lossy(word);
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:=@%+,".contains(c);
-    if !word.is_empty() && word.chars().all(is_plain) {
-        return word.into_owned();
+    match str::from_utf8(word) {
+        Ok(text) if !text.is_empty() && text.chars().all(is_plain) => text.to_owned(),
+        Ok(text) if text.chars().all(is_visible) => format!("'{}'", text.replace('\'', r"'\''")),
+        _ => {
+            let mut out = String::from("$'");
+            for &byte in word {
+                match byte {
+                    b'\'' | b'\\' => out.extend(['\\', char::from(byte)]),
+                    b' '..=b'~' => out.push(char::from(byte)),
+                    // Octal, which ends after three digits whatever follows.
+                    _ => out.push_str(&format!("\\{byte:03o}")),
+                }
+            }
+            out.push('\'');
+            out
+        }
     }
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// A message of a node, or anything else that may hold more than one line, as part of one line.
@@ -268,6 +280,22 @@ mod tests {
                 assert_eq!(words(quoted(&value).as_bytes()), Ok(vec![value.clone()]));
                 assert!(!shown(&value).contains(['\n', '\r', '\x1b']));
             }
+        }
+    }
+
+    #[test]
+    fn a_word_for_a_shell_is_one_line_and_says_all() {
+        for (word, expected) in [
+            (&b"plain/file-1.gbp"[..], "plain/file-1.gbp"),
+            (b"", "''"),
+            (b"two words", "'two words'"),
+            (b"it's", r"'it'\''s'"),
+            ("gr\u{fc}n".as_bytes(), "'gr\u{fc}n'"),
+            (b"a\n1", r"$'a\0121'"),
+            (b"\xff'\\b", r"$'\377\'\\b'"),
+        ] {
+            assert_eq!(shell_word(word), expected);
+            assert_eq!(one_line(expected), expected, "as a part of a message");
         }
     }
 
