@@ -127,6 +127,12 @@ pub fn read(input: &[u8]) -> Result<Contents<'_>, TextError> {
     Ok(Contents { form, flows })
 }
 
+/// Whether an input is raw bytes, which [`read`] takes as they are.
+#[must_use]
+pub fn is_raw(input: &[u8]) -> bool {
+    as_text(input).is_none()
+}
+
 fn flow(bytes: Cow<'_, [u8]>) -> Flow<'_> {
     Flow {
         name: None,
@@ -135,13 +141,14 @@ fn flow(bytes: Cow<'_, [u8]>) -> Flow<'_> {
     }
 }
 
-/// The input, where it is text.
+/// The input, where it is text, without the byte order mark that may stand before it.
 fn as_text(input: &[u8]) -> Option<&str> {
     let is_control = |byte: &u8| byte.is_ascii_control() && !matches!(byte, b'\t' | b'\n' | b'\r');
     if input.iter().any(is_control) {
         return None;
     }
-    str::from_utf8(input).ok()
+    let text = str::from_utf8(input).ok()?;
+    Some(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
 
 fn recognise(text: &str) -> Form {

@@ -7,7 +7,7 @@ use std::{
 
 use gopherstore::wire::{Request, annotate};
 
-use crate::{Run, finish, nodes::tools, program, run, start};
+use crate::{Run, finish, finish_endless, nodes::tools, program, run, start};
 
 const GOLDEN: &[u8] = b"\x01\0\x07\0\0\0\x06user123active";
 const SHOWN: &str = "\
@@ -47,6 +47,40 @@ fn every_form_of_the_same_bytes_shows_the_same_frames() {
         r"printf '\001\000\007\000\000\000\006user123active' | nc -N 127.0.0.1 8000 | xxd   # SET";
     decode(&[line], b"").expect(0, SHOWN, "");
     decode(&[], format!("{line}\n").as_bytes()).expect(0, SHOWN, "");
+}
+
+#[test]
+fn marks_and_ends_of_other_systems_are_no_part_of_a_text() {
+    let xxd = "00000000: 0100 0700 0000 0675 7365 7231 3233 6163  .......user123ac\r\n\
+               00000010: 7469 7665                                tive\r\n";
+    let digits = "01 0007 00000006\r\n75736572313233 616374697665\r\n";
+    let printf = "printf '\\001\\000\\007\\000\\000\\000\\006user123active'\r\n";
+    let canonical = "00000000  01 00 07 00 00 00 06 75  73 65 72 31 32 33 61 63  |.......user123ac|\r\n\
+                     00000010  74 69 76 65                                       |tive|\r\n\
+                     00000014\r\n";
+    for text in [xxd, digits, printf, canonical] {
+        decode(&[], text.as_bytes()).expect(0, SHOWN, "");
+        decode(&[], format!("\u{feff}{text}").as_bytes()).expect(0, SHOWN, "");
+    }
+}
+
+#[test]
+fn input_without_an_end_is_decoded_up_to_a_limit() {
+    let mut frame = Vec::new();
+    let (key, value) = (b"k", vec![b'v'; 3_000_000]);
+    let value = &value[..];
+    Request::Set { key, value }.encode(&mut frame).unwrap();
+    let run = finish_endless(program().arg("decode"), b"", frame.clone());
+    assert_eq!(run.code, 8);
+    let expected = "gopherstore-cli: standard input is longer than 256 MiB, and nothing beyond that is decoded; give a \
+                    part of it, such as tail -c +OFFSET makes\n";
+    assert_eq!(run.err, expected);
+    let count = (256 << 20) / frame.len();
+    let out = String::from_utf8(run.out).unwrap();
+    assert_eq!(out.matches("request SET").count(), count);
+    assert!(!out.contains("no whole"));
+    let run = finish_endless(program().arg("decode"), b"", vec![b'0'; 1 << 20]);
+    assert_eq!((run.code, &*run.err, run.out.len()), (8, expected, 0));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 use std::io::Write;
 
 use crate::{
-    run_at,
+    finish_endless, program, run_at,
     support::{Peer, StubNode, answer, next_frame, nobody},
 };
 
@@ -15,6 +15,38 @@ fn each_answer_is_a_line() {
         "",
     );
     assert_eq!(node.peer.connections(), 1);
+}
+
+/// As editors and shells of other systems write it.
+#[test]
+fn marks_and_ends_of_other_systems_are_no_part_of_a_line() {
+    let node = StubNode::start();
+    let input = b"\xef\xbb\xbfset k v\r\nget k\r\n\xef\xbb\xbf# another file\r\n\xef\xbb\xbfget \"k\"\r\n\r\nget 'k'";
+    run_at::<&str>(node.addr(), &[], input).expect(0, "OK\nv\nv\nv\n", "");
+    assert_eq!(node.value(b"k"), Some(b"v".to_vec()));
+    // Elsewhere it is bytes like any others, as are zeros.
+    let input = b"set \xef\xbb\xbf a\0b\0\nget \xef\xbb\xbf\n";
+    run_at::<&str>(node.addr(), &[], input).expect(0, "OK\n\"a\\x00b\\x00\"\n", "");
+    assert_eq!(node.value(b"\xef\xbb\xbf"), Some(b"a\0b\0".to_vec()));
+}
+
+#[test]
+fn a_line_without_an_end_is_refused_at_the_limit_that_the_help_names() {
+    let node = StubNode::start();
+    let mut command = program();
+    command.args(["--addr", node.addr()]);
+    let run = finish_endless(&mut command, b"ping\nset k ", vec![b'v'; 1 << 20]);
+    assert_eq!((run.code, &*run.out), (2, &b"PONG\n"[..]), "{run:?}");
+    let expected = "gopherstore-cli: line 2: longer than 128 MiB, so it and all behind it is left out; a long value is \
+                    for set KEY - < FILE\n";
+    assert_eq!(run.err, expected);
+    assert_eq!(node.writes(), 0);
+    let help = run_at::<&str>(node.addr(), &[], b"help\n").out;
+    assert!(
+        String::from_utf8(help)
+            .unwrap()
+            .contains("A line has 128 MiB at most")
+    );
 }
 
 #[test]

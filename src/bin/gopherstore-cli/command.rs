@@ -151,10 +151,20 @@ pub(crate) fn shown_status(text: &str, is_terminal: bool) -> String {
     shown
 }
 
+/// Bytes of the longest value that a frame can carry. Source: docs/GBP.md, section 2.
+const VALUE_LEN_MAX: u64 = 0xFFFF_FFFF;
+
 /// All of standard input, as a value.
 pub(crate) fn standard_input() -> Result<Vec<u8>, Failure> {
     let mut value = Vec::new();
-    match io::stdin().lock().read_to_end(&mut value) {
+    let mut input = io::stdin().lock().take(VALUE_LEN_MAX + 1);
+    match input.read_to_end(&mut value) {
+        Ok(_) if input.limit() == 0 => Err(Failure::new(
+            Outcome::Usage,
+            format!(
+                "the value on standard input is longer than {VALUE_LEN_MAX} bytes, and no frame carries it"
+            ),
+        )),
         Ok(_) => Ok(value),
         Err(error) => Err(Failure::new(
             Outcome::LocalInput,

@@ -22,9 +22,9 @@ use crate::report::{Failure, Outcome};
         gopherstore-cli decode '\\x04\\0\\0\\0\\0\\0\\0'\n\
         printf '\\004\\0\\0\\0\\0\\0\\0' | nc -N 127.0.0.1 8000 | gopherstore-cli decode --as answer\n\
         tcpdump -r capture.pcap -x 'tcp port 8000' | gopherstore-cli decode",
-    note = "Without TEXT it reads standard input, to its end. It takes raw bytes, lines of xxd, hexdump -C or\n\
-        tcpdump -x (-X, -xx, -XX), hexadecimal digits, and a printf string or command, and sees by itself\n\
-        which. Of packets it puts each direction of each connection together.\n\
+    note = "Without TEXT it reads standard input, to its end or 256 MiB of it. It takes raw bytes, lines of xxd,\n\
+        hexdump -C or tcpdump -x (-X, -xx, -XX), hexadecimal digits, and a printf string or command, and sees\n\
+        by itself which. Of packets it puts each direction of each connection together.\n\
         With auto, frames are of the side from which they parse whole; where that is more than one, or\n\
         none, it is the likeliest, and --as says it for certain. No node is asked, so options such as\n\
         --addr change nothing.\n\
@@ -56,6 +56,9 @@ fn side(encoded: &str) -> Result<Option<Side>, String> {
     arguments::one_of(encoded, &sides)
 }
 
+/// Bytes of standard input that are held. Of raw bytes beyond it, the frames before are decoded.
+const INPUT_LEN_MAX: usize = 256 << 20;
+
 /// Text that is printed at once, rather than one frame at a time.
 const BATCH_LEN: usize = 64 << 10;
 
@@ -65,8 +68,13 @@ pub(crate) fn run(command: &Decode) -> Result<Outcome, Failure> {
     } else {
         command.text.join(&b' ')
     };
+    let is_cut = input.len() > INPUT_LEN_MAX;
+    let input = &input[..input.len().min(INPUT_LEN_MAX)];
     let usage = |message: String| Failure::new(Outcome::Usage, message);
-    let contents = hexdump::read(&input).map_err(|error| {
+    if is_cut && !hexdump::is_raw(input) {
+        return Err(too_long());
+    }
+    let contents = hexdump::read(input).map_err(|error| {
         usage(format!(
             "{error}; decode takes raw bytes, an xxd or tcpdump -x dump, hexadecimal digits, or a printf string"
         ))
@@ -82,7 +90,7 @@ pub(crate) fn run(command: &Decode) -> Result<Outcome, Failure> {
     let mut more = 0_u32;
     let mut out = Out::default();
     for flow in &contents.flows {
-        let result = print(flow, command.side, &mut out);
+        let result = print(flow, command.side, is_cut, &mut out);
         match result {
             Ok(()) => {}
             // Flows do not depend on each other: one that began before the capture did leaves the others whole.
@@ -105,16 +113,29 @@ pub(crate) fn run(command: &Decode) -> Result<Outcome, Failure> {
     }
 }
 
-/// All of standard input.
+/// All of standard input, or one byte more than is decoded.
 fn standard_input() -> Result<Vec<u8>, Failure> {
     let mut input = Vec::new();
-    match io::stdin().lock().read_to_end(&mut input) {
+    let len_max = u64::try_from(INPUT_LEN_MAX).unwrap_or(u64::MAX);
+    match io::stdin().lock().take(len_max + 1).read_to_end(&mut input) {
         Ok(_) => Ok(input),
         Err(error) => Err(Failure::new(
             Outcome::LocalInput,
             format!("cannot read standard input: {error}; redirect a file into it"),
         )),
     }
+}
+
+/// There is more on standard input than is decoded.
+fn too_long() -> Failure {
+    Failure::new(
+        Outcome::LocalInput,
+        format!(
+            "standard input is longer than {} MiB, and nothing beyond that is decoded; give a part of it, such as \
+             tail -c +OFFSET makes",
+            INPUT_LEN_MAX >> 20
+        ),
+    )
 }
 
 /// Why there is no more to print of a flow.
@@ -148,7 +169,8 @@ impl Out {
     }
 }
 
-fn print(flow: &Flow, side: Option<Side>, out: &mut Out) -> Result<(), Stop> {
+/// Prints the frames of a flow, whose bytes go on beyond what is held where `is_cut`.
+fn print(flow: &Flow, side: Option<Side>, is_cut: bool, out: &mut Out) -> Result<(), Stop> {
     let bytes = &*flow.bytes;
     let guessed = side.is_none();
     let side = side.unwrap_or_else(|| Side::guess(bytes));
@@ -172,6 +194,7 @@ fn print(flow: &Flow, side: Option<Side>, out: &mut Out) -> Result<(), Stop> {
                     noun(kind)
                 ))?;
             }
+            Err(fault) if is_cut && fault.needed.is_some() => break,
             Err(fault) => {
                 let rows = annotate::frame(fault.kind, &bytes[fault.frame_at..], fault.frame_at);
                 out.print(&format!(
@@ -182,6 +205,9 @@ fn print(flow: &Flow, side: Option<Side>, out: &mut Out) -> Result<(), Stop> {
                 return Err(failed(flow, out, &explained(&fault, flow.missing, guessed)));
             }
         }
+    }
+    if is_cut {
+        return out.flush().and(Err(Stop::Failure(too_long())));
     }
     if flow.missing > 0 {
         let message = format!("behind offset {:#x}: {}", bytes.len(), lost(flow.missing));

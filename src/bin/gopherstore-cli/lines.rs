@@ -1,7 +1,7 @@
 //! Commands line by line from a pipe or a file, and what the prompt shares with it: how a line is read, and what an
 //! answer looks like on one.
 
-use std::io::{self, BufRead, IsTerminal};
+use std::io::{self, BufRead, IsTerminal, Read};
 
 use gopherstore::Client;
 
@@ -15,8 +15,16 @@ use crate::{
 pub(crate) const QUOTING: &str = "\
 A word with spaces stands in quotes. In double quotes \\n \\r \\t \\\\ \\\" \\xHH are escapes, in single
 quotes every byte stands for itself. Lines that begin with # are skipped. A value prints in double quotes
-where it is empty, begins with ( or \", or could not be read plain.
+where it is empty, begins with ( or \", or could not be read plain. A line has 128 MiB at most; a longer
+value is for gopherstore-cli set KEY - < FILE.
 ";
+
+/// Bytes of the longest line, its end included: room for a value of 64 MiB, the default limit of nodes, and for
+/// escapes.
+const LINE_LEN_MAX: usize = 128 << 20;
+
+/// What some editors and shells put before text in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// What a line asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,8 +35,10 @@ pub(crate) enum Line {
     Command(Command),
 }
 
-/// The words of a line; a comment has none.
+/// The words of a line; a comment has none. A byte order mark before the first word is no part of it; files that are
+/// put together have one at other lines than the first.
 pub(crate) fn words(line: &[u8]) -> Result<Vec<Vec<u8>>, String> {
+    let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
     if line.trim_ascii_start().starts_with(b"#") {
         return Ok(Vec::new());
     }
@@ -55,31 +65,47 @@ pub(crate) fn run(client: &mut Client, node: Option<&str>) -> Outcome {
     let mut number = 0_u64;
     let mut line = Vec::new();
     loop {
-        line.clear();
         number += 1;
-        let outcome = match input.read_until(b'\n', &mut line) {
-            Ok(0) => break,
-            Ok(_) => match step(client, node, &line) {
+        let (outcome, is_over) = match read_line(&mut input, &mut line) {
+            Ok(false) => break,
+            Ok(true) => match step(client, node, &line) {
                 Ok(None) => break,
-                Ok(Some(outcome)) => outcome,
+                Ok(Some(outcome)) => (outcome, false),
                 Err(failure) => {
                     failure.print(Some(number));
-                    failure.outcome
+                    (failure.outcome, false)
                 }
             },
-            Err(error) => {
-                unreadable(&error).print(Some(number));
-                Outcome::LocalInput
+            Err(failure) => {
+                failure.print(Some(number));
+                (failure.outcome, true)
             }
         };
         if first_failure == Outcome::Done {
             first_failure = outcome;
         }
-        if outcome.is_connection_failure() || outcome == Outcome::LocalInput {
+        if is_over || outcome.is_connection_failure() || outcome == Outcome::LocalInput {
             break;
         }
     }
     first_failure
+}
+
+/// Reads a line with its end; false where there is none any more. Behind a line that is too long there is nothing to
+/// read: its end may never come.
+fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> Result<bool, Failure> {
+    line.clear();
+    let len_max = u64::try_from(LINE_LEN_MAX).unwrap_or(u64::MAX);
+    let result = input.take(len_max).read_until(b'\n', line);
+    result.map_err(|error| unreadable(&error))?;
+    if line.len() == LINE_LEN_MAX && !line.ends_with(b"\n") {
+        let message = format!(
+            "longer than {} MiB, so it and all behind it is left out; a long value is for set KEY - < FILE",
+            LINE_LEN_MAX >> 20
+        );
+        return Err(Failure::new(Outcome::Usage, message));
+    }
+    Ok(!line.is_empty())
 }
 
 /// No line can be read any more.
