@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use gopherstore::client::{Client, ClientOptions};
+use gopherstore::{
+    client::{Client, ClientOptions},
+    wire::{Request, Status},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -23,7 +26,7 @@ use crate::{
         proxy::{Proxy, Way},
     },
     program, start,
-    support::{Peer, StubNode, nobody},
+    support::{Peer, StubNode, answer, next_frame, nobody, request},
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -375,6 +378,33 @@ fn nodes_that_cannot_be_compared_are_named_in_one_line() {
     });
     let run = diff(&[&a, &other.addr]);
     run.expect_failure(7, &[&other.addr, "which is text and not GBP"]);
+}
+
+/// Not to know is not to be the same.
+#[test]
+fn nodes_that_do_not_answer_are_not_the_same() {
+    let saying = |status: Status, text: &'static [u8]| {
+        Peer::start(move |_, mut stream| {
+            while let Some(frame) = next_frame(&mut stream) {
+                let out = match request(&frame) {
+                    Request::Status => answer(status.byte(), text),
+                    _ => answer(Status::Error.byte(), b"unknown opcode 0x42"),
+                };
+                if stream.write_all(&out).is_err() {
+                    return;
+                }
+            }
+        })
+    };
+    let text = b"state: serving\nepoch: 1\nindex: 7\n";
+    let [a, b] = [saying(Status::Ok, text), saying(Status::Ok, text)];
+    let run = diff(&[&a.addr, &b.addr]);
+    run.expect_failure(3, &["unknown opcode 0x42"]);
+    let full = saying(Status::Error, b"too many connections");
+    diff(&[&a.addr, &full.addr]).expect_failure(3, &[&full.addr, "too many connections"]);
+    diff(&[&full.addr, &a.addr]).expect_failure(3, &[&full.addr, "too many connections"]);
+    let loading = saying(Status::Loading, b"it copies n1");
+    diff(&[&a.addr, &loading.addr]).expect_failure(3, &[&loading.addr, "it copies n1"]);
 }
 
 #[test]

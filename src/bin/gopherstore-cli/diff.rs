@@ -169,9 +169,9 @@ pub(crate) fn run(command: &Diff, context: &Context) -> Result<Outcome, Failure>
     conclude(command, &nodes, &standings, &tally, context)
 }
 
-/// Whether the digests already say that both hold the same.
+/// Whether the digests already say that both hold the same. A node that shows none says nothing.
 fn are_equal([a, b]: &[Standing; 2]) -> bool {
-    a.epoch > 0 && b.epoch > 0 && a.digest == b.digest
+    a.epoch > 0 && b.epoch > 0 && !a.digest.is_empty() && a.digest == b.digest
 }
 
 /// Whether one may be a copy of the other that is on its way: they are in the same era, as far as they say.
@@ -333,7 +333,11 @@ fn both<T: Send>(
 ) -> Result<[T; 2], Failure> {
     let [a, b] = nodes;
     thread::scope(|scope| {
-        let other = scope.spawn(|| work(b));
+        let other = thread::Builder::new().spawn_scoped(scope, || work(b));
+        let other = other.map_err(|error| {
+            let message = format!("cannot start a thread: {error}; try again");
+            Failure::new(Outcome::LocalInput, message)
+        })?;
         let first = work(a);
         let second = match other.join() {
             Ok(second) => second,
@@ -437,7 +441,7 @@ impl Node {
                         .map_err(|error| self.broken(&error.to_string()))?
                         .items
                         .pop(),
-                    _ => None,
+                    _ => return Err(self.broken("a LIST is answered without a list")),
                 };
                 if item.as_ref().is_some_and(|item| item.key != *key) {
                     return Err(self.broken("a LIST of one key is answered with another"));
