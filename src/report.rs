@@ -173,12 +173,13 @@ impl Report {
         })
     }
 
-    /// Whether it holds a whole data set that it trusts.
+    /// Whether it holds a whole data set that it trusts. A node that is to lead holds one before it serves it: the copy
+    /// of another one's that still leads.
     #[must_use]
-    pub const fn holds_data(&self) -> bool {
+    pub fn holds_data(&self) -> bool {
         match self.state {
             State::Serving | State::Refused => true,
-            State::Loading => false,
+            State::Loading => self.role == Role::Leader && self.epoch > 0,
         }
     }
 
@@ -262,7 +263,7 @@ pub fn keeps_data(own: (Role, &str), index: u64, peer: &Report) -> bool {
         Stopping::Waiting => stays_before((peer.role, &peer.node), own),
         Stopping::Ending => false,
     };
-    stays && peer.state == State::Serving && peer.index >= index
+    stays && peer.state != State::Refused && peer.holds_data() && peer.index >= index
 }
 
 #[cfg(test)]
@@ -367,5 +368,10 @@ mod tests {
             ..stays
         };
         assert!(!keeps_data((Role::Leader, "n1"), 7, &loading));
+        let about_to_lead = Report {
+            role: Role::Leader,
+            ..loading
+        };
+        assert!(keeps_data((Role::Leader, "n1"), 7, &about_to_lead));
     }
 }

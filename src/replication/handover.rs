@@ -221,7 +221,7 @@ impl<'a> Handover<'a> {
             return Ending::Kept;
         }
         error!(
-            "no other node holds the data: {keys} keys, up to index {index}, are lost with this node"
+            "no other node is known to hold the data: {keys} keys, up to index {index}, are lost with this node"
         );
         Ending::Lost { keys, index }
     }

@@ -10,6 +10,7 @@ mod namespaces;
 mod observers;
 mod proxy;
 mod reserve;
+mod roles;
 mod status;
 
 /// What these tests are made of.

@@ -44,6 +44,8 @@ pub(crate) struct Options {
 pub(crate) struct Cluster {
     nodes: Vec<Member>,
     links: HashMap<(usize, usize), Proxy>,
+    /// Old and new addresses of nodes that were moved.
+    moved: Vec<(SocketAddr, SocketAddr)>,
     /// Goes after all processes.
     _dir: TempDir,
 }
@@ -145,6 +147,7 @@ impl Cluster {
         let mut cluster = Cluster {
             nodes,
             links,
+            moved: Vec::new(),
             _dir: dir,
         };
         // All before the first is waited for, since one may need another to become ready.
@@ -224,6 +227,55 @@ impl Cluster {
         assert_eq!(status.code(), Some(code), "{}: {status}", self.name(node));
         self.nodes[node].process = None;
         self.gone(node);
+    }
+
+    /// Waits for the end of a node that was told to stop, and returns its exit code.
+    pub(crate) fn wait_ended(&mut self, node: usize) -> Option<i32> {
+        let process = self.nodes[node].process.as_mut().expect("a running node");
+        let code = process.wait().code();
+        self.nodes[node].process = None;
+        self.gone(node);
+        code
+    }
+
+    /// Changes the file of a node that does not run.
+    pub(crate) fn change_config(&self, node: usize, change: impl FnOnce(&str) -> String) {
+        let path = self.nodes[node].dir.join("cluster.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let changed = change(&text);
+        assert_ne!(text, changed, "nothing to change");
+        std::fs::write(path, changed).unwrap();
+    }
+
+    /// Names another leader in the file of a node.
+    pub(crate) fn set_leader(&self, node: usize, leader: &str) {
+        self.change_config(node, |text| {
+            let (_, rest) = text.split_once("leader = ").unwrap();
+            let (old, _) = rest.split_once('\n').unwrap();
+            text.replace(
+                &format!("leader = {old}"),
+                &format!("leader = \"{leader}\""),
+            )
+        });
+    }
+
+    /// Gives a node that does not run another port, in its own file.
+    pub(crate) fn move_node(&mut self, node: usize) {
+        let (reserved, addr) = reserve_port();
+        let old = std::mem::replace(&mut self.nodes[node].addr, addr);
+        self.nodes[node]._reserved = reserved;
+        self.moved.push((old, addr));
+        self.update_addresses(node);
+    }
+
+    /// Writes the addresses of moved nodes into the file of a node.
+    pub(crate) fn update_addresses(&self, node: usize) {
+        self.change_config(node, |text| {
+            let moved = self.moved.iter();
+            moved.fold(text.to_owned(), |text, (old, new)| {
+                text.replace(&old.to_string(), &new.to_string())
+            })
+        });
     }
 
     fn gone(&mut self, node: usize) {
