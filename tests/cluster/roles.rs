@@ -254,8 +254,8 @@ fn a_silent_peer_is_passed_over_after_the_leader_timeout_and_an_error_names_it()
     cluster.wait_converged(PATIENCE);
 }
 
-/// The file names another leader and the nodes are restarted one by one: at no time do two take writes, and nothing that
-/// was acknowledged is gone.
+/// The file names another leader and the nodes are restarted one by one: at no time do two take writes, and nothing
+/// that was acknowledged is gone.
 #[test]
 fn a_change_of_the_leader_in_the_file_loses_nothing() {
     for order in [[2, 1, 0], [1, 2, 0], [0, 1, 2]] {
