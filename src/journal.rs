@@ -23,6 +23,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::digest::Digest;
 use crate::entry::Entry;
 use crate::oplog::{After, Frames, Logged, OpLog};
+use crate::progress::AppendTimes;
 
 /// What may be on its way to the log, in bytes as [`Frames::cost`] counts them, or half of it and one write. Writers
 /// wait beyond it.
@@ -70,6 +71,7 @@ enum Step {
 #[derive(Debug)]
 struct Kept {
     log: OpLog,
+    times: AppendTimes,
     /// Rises when the log is reset: positions of before mean nothing afterwards.
     generation: u64,
     ended: bool,
@@ -113,6 +115,7 @@ impl Journal {
             freed: Condvar::new(),
             kept: Mutex::new(Kept {
                 log: OpLog::new(backlog_bytes),
+                times: AppendTimes::default(),
                 generation: 0,
                 ended: false,
             }),
@@ -201,6 +204,8 @@ impl Journal {
             };
             let mut cost = 0;
             let mut kept = self.kept.lock();
+            let now = Instant::now();
+            let mut first_index = kept.log.last_index() + 1;
             for step in std::iter::once(first).chain(self.receiver.try_iter().take(MOVED_MAX)) {
                 match step {
                     Step::Append(logged) => {
@@ -210,10 +215,16 @@ impl Journal {
                     }
                     Step::Reset(head) => {
                         kept.log.reset(head.index, head.digest);
+                        kept.times.reset(head.index, now);
                         kept.generation += 1;
+                        first_index = head.index + 1;
                     }
                     Step::End => kept.ended = true,
                 }
+            }
+            let last_index = kept.log.last_index();
+            if last_index >= first_index {
+                kept.times.note(first_index, last_index, now);
             }
             let ended = kept.ended;
             drop(kept);
@@ -251,16 +262,21 @@ impl Journal {
         self.kept.lock().log.first_index()
     }
 
-    /// The next entries from the cursor on ([`OpLog::read`]). Waits for them until `deadline`.
+    /// The next entries from the cursor on ([`OpLog::read`]). Waits for them until `deadline`, or until `is_over`,
+    /// which is asked again at each [`wake_readers`](Self::wake_readers).
     pub fn read(
         &self,
         cursor: &mut Cursor,
         bytes_max: usize,
         buffer: &mut Vec<u8>,
         deadline: Instant,
+        is_over: impl Fn() -> bool,
     ) -> Found {
         let mut kept = self.kept.lock();
         loop {
+            if is_over() {
+                return Found::Nothing;
+            }
             if kept.generation != cursor.generation {
                 return Found::Gone;
             }
@@ -282,6 +298,26 @@ impl Journal {
                 }
             }
         }
+    }
+
+    /// Has every reader that waits look whether it is over.
+    pub fn wake_readers(&self) {
+        // With the lock, so that none is between its look and its wait.
+        drop(self.kept.lock());
+        self.grown.notify_all();
+    }
+
+    /// Whether the journal has [ended](Self::end), and all that was appended before is in the log.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.kept.lock().ended
+    }
+
+    /// When the entry with this index was appended, to 10 ms or a thousandth of its age; `None` where it is not in
+    /// the log yet.
+    #[must_use]
+    pub fn appended_at(&self, index: u64) -> Option<Instant> {
+        self.kept.lock().times.of(index)
     }
 
     /// Index and digest of the newest entry in the log, which may be a little behind [`head`](Self::head).

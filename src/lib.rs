@@ -17,7 +17,7 @@
 //! | [`oplog`]       | the newest part of the log; pure                                                  |
 //! | [`journal`]     | the one order of all writes, and the thread that keeps the log                    |
 //! | [`report`]       | what a node says of itself to its peers, and who is meant by an address; pure         |
-//! | [`progress`], [`liveness`] | how far a follower is, and which peers live; time is passed in         |
+//! | [`progress`], [`followers`], [`liveness`] | how far followers are, and which peers live; time is passed in |
 //! | [`node`]        | what a node is and holds, and what it answers to a request                        |
 //! | [`replication`] | following, being followed, and what a leader does before it serves                |
 //! | [`server`]      | listener, a thread per connection, limits, shutdown                               |
@@ -40,6 +40,7 @@ pub mod config;
 pub mod dial;
 pub mod digest;
 pub mod entry;
+pub mod followers;
 pub mod hexdump;
 pub mod history;
 pub mod journal;

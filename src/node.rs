@@ -1,6 +1,5 @@
 //! What a node is, what it holds, and what it answers to a request, whatever the request came in by.
 
-use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
@@ -15,11 +14,12 @@ use crate::census::{self, Budget};
 use crate::config::{Config, LimitsConfig, NodeConfig, ReplicationConfig};
 use crate::digest::Digest;
 use crate::entry::{Entry, SHORT_BYTES};
+use crate::followers::Followers;
 use crate::history::{Era, History};
 use crate::journal::{Head, Journal};
 use crate::liveness::{LeaderChange, LeaderWatch, Liveness};
 use crate::oplog::Frames;
-use crate::progress::{Copies, Progress};
+use crate::progress::{Behind, Copies, Progress};
 use crate::report::{Contact, Settings, Stopping};
 use crate::store::{Contended, Store};
 use crate::wire::census::{CensusError, List, Sums};
@@ -97,9 +97,7 @@ pub struct Node {
     /// What `standing` allows, for the way of every request.
     serves_reads: AtomicBool,
     takes_writes: AtomicBool,
-    /// By name, with the number of the stream that the progress is of.
-    followers: Mutex<BTreeMap<String, (u64, Progress)>>,
-    streams: AtomicU64,
+    followers: Mutex<Followers>,
     /// A follower's progress has changed, or it has gone.
     progressed: Condvar,
     copies: Copies,
@@ -111,6 +109,9 @@ pub struct Node {
     resumes: AtomicU64,
     dataset_generation: AtomicU64,
     leader_link: Mutex<LeaderLink>,
+    behind: Mutex<Behind>,
+    /// Why a follower does not follow its leader.
+    not_following: Mutex<Option<Arc<str>>>,
     stopping: Mutex<Stopping>,
     started: Instant,
 }
@@ -275,7 +276,6 @@ impl Node {
             serves_reads: AtomicBool::new(false),
             takes_writes: AtomicBool::new(false),
             followers: Mutex::default(),
-            streams: AtomicU64::new(0),
             progressed: Condvar::new(),
             copies: Copies::default(),
             watcher: None,
@@ -290,6 +290,8 @@ impl Node {
                 watch: LeaderWatch::new(leader_timeout, now),
             }),
             stopping: Mutex::default(),
+            behind: Mutex::new(Behind::new(now)),
+            not_following: Mutex::default(),
             started: now,
         };
         node.enter(phase);
@@ -858,30 +860,81 @@ impl Node {
         }
     }
 
+    /// The leader said, in a heartbeat or in its STATUS, that its last index is `last_index`.
+    pub fn leader_told(&self, last_index: u64, now: Instant) {
+        let head = self.head().index;
+        self.behind.lock().heard(last_index, head, now);
+    }
+
     /// The stream from the leader has ended.
     pub fn leader_lost(&self) {
+        let head = self.head().index;
         self.leader_link.lock().is_up = false;
+        self.behind.lock().lost(head);
     }
 
-    /// Takes a follower in, whose connection has become a stream; returns the stream's number. An older stream of the
-    /// same follower, whose end has not been noticed yet, is its stream no longer.
-    pub fn follower_came(&self, name: &str, progress: Progress) -> u64 {
-        let stream = self.streams.fetch_add(1, Ordering::Relaxed);
-        self.followers
-            .lock()
-            .insert(name.to_owned(), (stream, progress));
-        stream
+    /// Notes why this follower does not follow its leader; nothing where it does.
+    pub fn set_not_following(&self, why: Option<&str>) {
+        *self.not_following.lock() = why.map(Arc::from);
     }
 
-    /// A follower's stream has ended.
-    pub fn follower_left(&self, name: &str, stream: u64) {
+    /// How many entries this follower lacks of its leader's, where that is known, and for how long it has lacked any.
+    fn lag_behind_leader(&self, now: Instant) -> (Option<u64>, Duration) {
+        let is_loading = matches!(self.phase(), Phase::Loading(_));
+        // While it loads it holds nothing that counts.
+        let head = if is_loading { 0 } else { self.head().index };
+        let follows = self.leader_link.lock().is_up && !is_loading;
+        let silence_max = self.silence_max();
+        let mut behind = self.behind.lock();
+        let age = behind.age(head, follows, silence_max, now);
+        (behind.entries(head), age)
+    }
+
+    /// Takes a follower in, whose connection from `addr` becomes a stream; gives the stream's number. A stream of the
+    /// same name that has been silent for three heartbeats is its stream no longer.
+    ///
+    /// # Errors
+    ///
+    /// The address of the older stream of the same name, where that is alive.
+    pub fn follower_came(
+        &self,
+        name: &str,
+        progress: Progress,
+        addr: String,
+        now: Instant,
+    ) -> Result<u64, String> {
+        let silence_max = self.silence_max();
         let mut followers = self.followers.lock();
-        if followers
-            .get(name)
-            .is_some_and(|(number, _)| *number == stream)
-        {
-            followers.remove(name);
+        followers.come(name, progress, addr, silence_max, now)
+    }
+
+    /// The address of the stream that has this name, where one is alive and does not end within `time`: a follower that
+    /// comes back may do so before the end of its last connection is noticed.
+    #[must_use]
+    pub fn stream_of(&self, name: &str, time: Duration) -> Option<String> {
+        let (silence_max, deadline) = (self.silence_max(), Instant::now() + time);
+        let mut followers = self.followers.lock();
+        loop {
+            let older = followers.stream_of(name, silence_max, Instant::now())?;
+            let older = older.to_owned();
+            let wait = self.progressed.wait_until(&mut followers, deadline);
+            if wait.timed_out() {
+                return Some(older);
+            }
         }
+    }
+
+    /// Notes that a node at `host` was refused a name whose stream is another node's. Says whether it is the first time
+    /// since that stream began.
+    pub fn refuse_follower(&self, name: &str, host: &str) -> bool {
+        self.followers.lock().refuse(name, host)
+    }
+
+    /// A follower's stream has ended. A leader remembers it: its figures stay in STATUS.
+    pub fn follower_left(&self, name: &str, stream: u64) {
+        let keeps = self.role == Role::Leader;
+        let mut followers = self.followers.lock();
+        followers.leave(name, stream, keeps, Instant::now());
         self.progressed.notify_all();
     }
 
@@ -893,27 +946,40 @@ impl Node {
         f: impl FnOnce(&mut Progress) -> T,
     ) -> Option<T> {
         let mut followers = self.followers.lock();
-        let follower = followers
-            .get_mut(name)
-            .filter(|(number, _)| *number == stream);
-        let result = follower.map(|(_, progress)| f(progress));
+        let result = followers.progress_mut(name, stream).map(f);
         self.progressed.notify_all();
         result
     }
 
-    /// Waits until the follower has applied `index`, has left, or the time is over.
-    pub fn wait_for_follower(&self, name: &str, index: u64, deadline: Instant) {
+    /// Waits until the follower has applied `index`, has left, or the time is over. Says whether it has applied it.
+    #[must_use]
+    pub fn wait_for_follower(
+        &self,
+        name: &str,
+        stream: u64,
+        index: u64,
+        deadline: Instant,
+    ) -> bool {
         let mut followers = self.followers.lock();
-        let lacks = |(_, progress): &(u64, Progress)| progress.applied_index() < index;
-        while followers.get(name).is_some_and(lacks) {
-            if self
-                .progressed
-                .wait_until(&mut followers, deadline)
-                .timed_out()
-            {
-                return;
+        loop {
+            let Some(progress) = followers.progress_mut(name, stream) else {
+                return false;
+            };
+            if progress.applied_index() >= index {
+                return true;
+            }
+            let wait = self.progressed.wait_until(&mut followers, deadline);
+            if wait.timed_out() {
+                return false;
             }
         }
+    }
+
+    /// Silence after which a follower counts as gone.
+    fn silence_max(&self) -> Duration {
+        self.member.as_ref().map_or(Duration::MAX, |member| {
+            member.replication.heartbeat_interval * SILENT_HEARTBEATS
+        })
     }
 
     /// How far each peer is with a log that ends at `index`.
@@ -922,8 +988,8 @@ impl Node {
         let peers: Vec<_> = self.liveness.lock().peers().to_vec();
         let followers = self.followers.lock();
         let peers = peers.into_iter().map(|peer| {
-            let follower = followers.get(&peer.name);
-            let lacks = match follower.map(|(_, progress)| progress.applied_index()) {
+            let follower = followers.attached(&peer.name);
+            let lacks = match follower.map(Progress::applied_index) {
                 Some(applied) if applied >= index => None,
                 Some(applied) => Some(Lacking::At(applied)),
                 None => Some(Lacking::Absent),
@@ -962,9 +1028,10 @@ impl Node {
             Role::Follower { .. } => "follower",
         };
         let stopping = *self.stopping.lock();
+        let not_following = self.not_following.lock().clone();
         let (state, why) = match &phase {
-            Phase::Loading(why) => ("loading", why.as_ref()),
-            Phase::Serving => ("serving", "-"),
+            Phase::Loading(why) => ("loading", not_following.as_ref().unwrap_or(why).as_ref()),
+            Phase::Serving => ("serving", not_following.as_deref().unwrap_or("-")),
             Phase::Refusing(why) => ("refused", why.as_ref()),
         };
         let mut text = String::new();
@@ -1030,6 +1097,12 @@ impl Node {
                 Some(heard_ms) => line("leader_heard_ms", &heard_ms),
                 None => line("leader_heard_ms", &"-"),
             }
+            let (entries, lag) = self.lag_behind_leader(now);
+            match entries {
+                Some(entries) => line("lag_entries", &entries),
+                None => line("lag_entries", &"-"),
+            }
+            line("lag_ms", &lag.as_millis());
         }
         for peer in self.member.iter().flat_map(|member| &member.peers) {
             line(&format!("peer.{}.addr", peer.name), &peer.addr);
@@ -1060,16 +1133,21 @@ impl Node {
             };
             line(&format!("peer.{}.differs", peer.name), &differences);
         }
-        for (name, (_, follower)) in self.followers.lock().iter() {
-            line(&format!("follower.{name}.index"), &follower.applied_index());
-            line(
-                &format!("follower.{name}.lag_entries"),
-                &follower.lag_entries(head.index),
+        let followers = self.followers.lock().clone();
+        for (name, follower) in followers.iter() {
+            let appended_at = |index| self.journal.as_ref()?.appended_at(index);
+            let (progress, lag) = (
+                follower.progress(),
+                follower.lag(head.index, appended_at, now),
             );
-            line(
-                &format!("follower.{name}.lag_ms"),
-                &follower.lag(now).as_millis(),
-            );
+            line(&format!("follower.{name}.state"), &follower.state().name());
+            line(&format!("follower.{name}.index"), &progress.applied_index());
+            let key = format!("follower.{name}.lag_entries");
+            match follower.lag_entries(head.index) {
+                Some(entries) => line(&key, &entries),
+                None => line(&key, &"-"),
+            }
+            line(&format!("follower.{name}.lag_ms"), &lag.as_millis());
         }
         text
     }

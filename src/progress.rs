@@ -1,4 +1,4 @@
-//! How far one follower has come, as its source knows it. Plain data, time passed in.
+//! How far a follower has come: what its source knows of it, and what it knows itself. Plain data, time passed in.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -6,8 +6,21 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// Marks kept for telling how long a follower lags. Beyond it the newest one is moved, so the lag is told as longer.
-const MARKS_MAX: usize = 1_024;
+/// Entries that were appended within this time of each other share one slot of [`AppendTimes`].
+const SLOT: Duration = Duration::from_millis(10);
+
+/// Slots are merged up to this length, and up to a thousandth of their age.
+const MERGED: Duration = Duration::from_millis(100);
+
+/// Slots that are kept before any are merged.
+const SLOTS_MIN: usize = 1_024;
+
+/// Indexes told by the leader that a follower keeps in mind until it has reached them. Beyond it the newest one is
+/// replaced.
+const TOLD_MAX: usize = 1_024;
+
+/// The least that is said of an entry that is lacking: 0 stands for none.
+const LAG_MIN: Duration = Duration::from_millis(1);
 
 /// How long a full copy keeps others waiting. One over a slow link takes longer, and must not cost them more.
 const TURN: Duration = Duration::from_secs(30);
@@ -52,15 +65,86 @@ impl Drop for Turn {
     }
 }
 
-/// How far one follower has come.
+/// When the entries of a log were appended, with a resolution of 10 ms for new entries and of a thousandth of their age
+/// for old ones.
+///
+/// Memory is bounded: with writes all the time there are some 12,000 slots after a month.
+#[derive(Clone, Debug, Default)]
+pub struct AppendTimes {
+    /// The first index of each slot, and when it was appended; both rise.
+    slots: Vec<(u64, Instant)>,
+    /// The last index that was noted.
+    last_index: u64,
+    /// How many slots there may be before old ones are merged.
+    merge_at: usize,
+}
+
+impl AppendTimes {
+    /// Entries from `first_index` to `last_index` were appended just now.
+    pub fn note(&mut self, first_index: u64, last_index: u64, now: Instant) {
+        self.last_index = last_index;
+        let last = self.slots.last();
+        if last.is_some_and(|(_, begun)| now.saturating_duration_since(*begun) < SLOT) {
+            return;
+        }
+        self.slots.push((first_index, now));
+        if self.slots.len() > self.merge_at.max(SLOTS_MIN) {
+            self.merge(now);
+            self.merge_at = 2 * self.slots.len();
+        }
+    }
+
+    /// The log begins anew after `index`. When the entries up to there were appended is not known; they count as
+    /// appended now.
+    pub fn reset(&mut self, index: u64, now: Instant) {
+        *self = AppendTimes {
+            slots: vec![(0, now)],
+            last_index: index,
+            merge_at: 0,
+        };
+    }
+
+    /// When the entry with this index was appended, or a little before; `None` where it has not been noted yet.
+    #[must_use]
+    pub fn of(&self, index: u64) -> Option<Instant> {
+        let count = self.slots.partition_point(|(first, _)| *first <= index);
+        let (_, begun) = self.slots.get(count.checked_sub(1)?)?;
+        (index <= self.last_index).then_some(*begun)
+    }
+
+    /// Merges each slot into the one before it where that makes none too long. The first and the last one stay.
+    fn merge(&mut self, now: Instant) {
+        let old = std::mem::take(&mut self.slots);
+        for (at, slot) in old.iter().enumerate() {
+            let merges = match (self.slots.last(), old.get(at + 1)) {
+                (Some((_, begun)), Some((_, end))) => {
+                    let longest = MERGED.max(now.saturating_duration_since(*begun) / 1_000);
+                    end.saturating_duration_since(*begun) <= longest
+                }
+                _ => false,
+            };
+            if !merges {
+                self.slots.push(*slot);
+            }
+        }
+    }
+}
+
+/// How far one follower has come, by its own word.
 #[derive(Clone, Debug)]
 pub struct Progress {
     /// Index that the follower said it has applied.
     applied_index: u64,
     /// When it last said anything.
     heard: Instant,
-    /// What was sent and not yet acknowledged: the last index of a batch, and when it was sent; rising in both.
-    marks: VecDeque<(u64, Instant)>,
+    copy: Option<Copying>,
+}
+
+/// A full copy that the follower has not confirmed yet.
+#[derive(Clone, Copy, Debug)]
+struct Copying {
+    /// Index at which the copy ends, once all of it is sent.
+    ends_at: Option<u64>,
 }
 
 impl Progress {
@@ -70,18 +154,24 @@ impl Progress {
         Progress {
             applied_index,
             heard: now,
-            marks: VecDeque::new(),
+            copy: None,
         }
     }
 
-    /// Entries up to `last_index` are being sent.
-    pub fn sent(&mut self, last_index: u64, now: Instant) {
-        if self.marks.len() == MARKS_MAX {
-            if let Some((index, _)) = self.marks.back_mut() {
-                *index = last_index;
-            }
-        } else {
-            self.marks.push_back((last_index, now));
+    /// Of a follower that is about to take a full copy, and holds nothing until it has all of it.
+    #[must_use]
+    pub const fn copying(now: Instant) -> Progress {
+        Progress {
+            applied_index: 0,
+            heard: now,
+            copy: Some(Copying { ends_at: None }),
+        }
+    }
+
+    /// All of the full copy was sent, and ends at this index.
+    pub const fn copy_ends_at(&mut self, index: u64) {
+        if let Some(copy) = &mut self.copy {
+            copy.ends_at = Some(index);
         }
     }
 
@@ -90,9 +180,16 @@ impl Progress {
     pub fn acknowledged(&mut self, index: u64, now: Instant) {
         self.applied_index = index;
         self.heard = now;
-        while self.marks.front().is_some_and(|(sent, _)| *sent <= index) {
-            self.marks.pop_front();
+        let ends_at = self.copy.and_then(|copy| copy.ends_at);
+        if ends_at.is_some_and(|ends_at| ends_at <= index) {
+            self.copy = None;
         }
+    }
+
+    /// Whether the follower takes a full copy that it has not confirmed yet.
+    #[must_use]
+    pub const fn is_copying(&self) -> bool {
+        self.copy.is_some()
     }
 
     /// Index that the follower said it has applied.
@@ -107,14 +204,6 @@ impl Progress {
         last_index.saturating_sub(self.applied_index)
     }
 
-    /// How long the oldest entry that was sent has been unacknowledged.
-    #[must_use]
-    pub fn lag(&self, now: Instant) -> Duration {
-        self.marks.front().map_or(Duration::ZERO, |(_, sent)| {
-            now.saturating_duration_since(*sent)
-        })
-    }
-
     /// How long the follower has said nothing.
     #[must_use]
     pub fn silence(&self, now: Instant) -> Duration {
@@ -122,7 +211,97 @@ impl Progress {
     }
 }
 
+/// The age of the oldest entry that is lacking, `since` its append; never 0.
+#[must_use]
+pub fn lag_since(since: Instant, now: Instant) -> Duration {
+    now.saturating_duration_since(since).max(LAG_MIN)
+}
+
+/// How far a follower is behind its leader, by what the leader tells of its last index, and by its own clock.
+///
+/// The leader tells it in heartbeats and in its answers to probes. A heartbeat comes behind the entries that were sent
+/// before it, so over a slow link it is late; an answer is not.
+#[derive(Clone, Debug)]
+pub struct Behind {
+    /// When it was last known to have all that its leader had.
+    level: Instant,
+    /// What the leader told of its last index, and when, as far as it is not reached yet; rises.
+    told: VecDeque<(u64, Instant)>,
+    /// The highest index told.
+    last_index: Option<u64>,
+    /// That was told before the last stream ended.
+    is_old: bool,
+}
+
+impl Behind {
+    /// Of a follower that starts.
+    #[must_use]
+    pub const fn new(now: Instant) -> Behind {
+        Behind {
+            level: now,
+            told: VecDeque::new(),
+            last_index: None,
+            is_old: false,
+        }
+    }
+
+    /// The leader says that its last index is `last_index`; this follower's is `head`. What is less than was told
+    /// before was delayed on its way, and does not count.
+    pub fn heard(&mut self, last_index: u64, head: u64, now: Instant) {
+        if !self.is_old && self.last_index.is_some_and(|last| last_index < last) {
+            return;
+        }
+        self.last_index = Some(last_index);
+        self.is_old = false;
+        if self.told.len() == TOLD_MAX {
+            self.told.pop_back();
+        }
+        self.told.push_back((last_index, now));
+        self.reach(head);
+    }
+
+    /// The stream has ended. What the leader told says nothing about the next stream, which may be another leader's.
+    pub fn lost(&mut self, head: u64) {
+        self.reach(head);
+        self.told.clear();
+        self.is_old = true;
+    }
+
+    /// The follower has come to `head`.
+    fn reach(&mut self, head: u64) {
+        while let Some((_, at)) = self.told.pop_front_if(|(index, _)| *index <= head) {
+            self.level = at;
+        }
+    }
+
+    /// Entries that it lacks of those that the leader told of; `None` before it told of any.
+    #[must_use]
+    pub fn entries(&self, head: u64) -> Option<u64> {
+        self.last_index.map(|last| last.saturating_sub(head))
+    }
+
+    /// How long ago the leader had no entry that this follower, at `head`, lacks now. 0 only where it `follows`, and
+    /// lacks nothing of what the leader told within `silence_max`.
+    #[must_use]
+    pub fn age(
+        &mut self,
+        head: u64,
+        follows: bool,
+        silence_max: Duration,
+        now: Instant,
+    ) -> Duration {
+        self.reach(head);
+        let age = now.saturating_duration_since(self.level);
+        if follows && self.told.is_empty() && age <= silence_max {
+            Duration::ZERO
+        } else {
+            age.max(LAG_MIN)
+        }
+    }
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -131,20 +310,47 @@ mod tests {
     }
 
     #[test]
-    fn lag_is_the_age_of_the_oldest_entry_that_is_not_acknowledged() {
+    fn the_time_of_an_entry_is_that_of_its_slot() {
         let start = Instant::now();
-        let mut follower = Progress::new(10, start);
-        assert_eq!(follower.lag(start + ms(900)), Duration::ZERO);
-        follower.sent(12, start + ms(100));
-        follower.sent(15, start + ms(200));
-        assert_eq!(follower.lag(start + ms(300)), ms(200));
-        follower.acknowledged(11, start + ms(300));
-        assert_eq!(follower.lag(start + ms(300)), ms(200), "12 is missing");
-        follower.acknowledged(14, start + ms(400));
-        assert_eq!(follower.lag(start + ms(400)), ms(200), "15 is missing");
-        follower.acknowledged(15, start + ms(500));
-        assert_eq!(follower.lag(start + ms(500)), Duration::ZERO);
-        assert_eq!(follower.applied_index(), 15);
+        let mut times = AppendTimes::default();
+        assert_eq!(times.of(1), None);
+        times.note(1, 3, start);
+        times.note(4, 4, start + ms(9));
+        times.note(5, 9, start + ms(10));
+        // After an hour without writes.
+        times.note(10, 10, start + ms(3_600_000));
+        for (index, at) in [(1, 0), (4, 0), (5, 10), (9, 10), (10, 3_600_000)] {
+            assert_eq!(times.of(index), Some(start + ms(at)), "{index}");
+        }
+        assert_eq!(times.of(11), None, "it is on its way to the log");
+        times.reset(20, start + ms(4_000_000));
+        assert_eq!(times.of(7), Some(start + ms(4_000_000)));
+        assert_eq!(times.of(20), Some(start + ms(4_000_000)));
+        assert_eq!(times.of(21), None);
+    }
+
+    #[test]
+    fn times_are_exact_to_a_thousandth_of_their_age_and_bounded() {
+        let start = Instant::now();
+        let mut times = AppendTimes::default();
+        // 12 hours of a write each 10 ms.
+        let count = 12 * 360_000;
+        for index in 1..=count {
+            times.note(index, index, start + ms(10 * index));
+        }
+        assert!(times.slots.len() < 20_000, "{}", times.slots.len());
+        let now = start + ms(10 * count);
+        for index in (1..=count).step_by(997) {
+            let at = start + ms(10 * index);
+            let told = times.of(index).unwrap();
+            let age = now - at;
+            assert!(told <= at, "{index}");
+            assert!(
+                at - told <= ms(100).max(age / 900),
+                "{index}: {:?} of {age:?}",
+                at - told
+            );
+        }
     }
 
     #[test]
@@ -176,12 +382,7 @@ mod tests {
     fn silence_begins_with_the_last_word() {
         let start = Instant::now();
         let mut follower = Progress::new(0, start);
-        follower.sent(1, start + ms(100));
-        assert_eq!(
-            follower.silence(start + ms(300)),
-            ms(300),
-            "what it was sent is no word"
-        );
+        assert_eq!(follower.silence(start + ms(300)), ms(300));
         follower.acknowledged(0, start + ms(300));
         assert_eq!(follower.silence(start + ms(700)), ms(400));
         assert_eq!(follower.silence(start), Duration::ZERO, "a clock of before");
@@ -196,17 +397,84 @@ mod tests {
     }
 
     #[test]
-    fn marks_are_bounded_and_what_is_beyond_them_counts_as_older() {
+    fn a_copy_ends_with_the_word_that_all_of_it_is_there() {
+        let now = Instant::now();
+        let mut follower = Progress::copying(now);
+        follower.acknowledged(0, now);
+        assert!(follower.is_copying(), "nothing says yet where it ends");
+        follower.copy_ends_at(7);
+        follower.acknowledged(0, now);
+        assert!(follower.is_copying());
+        follower.acknowledged(7, now);
+        assert!(!follower.is_copying());
+        let mut empty = Progress::copying(now);
+        empty.copy_ends_at(0);
+        assert!(empty.is_copying(), "it has not said so");
+        empty.acknowledged(0, now);
+        assert!(!empty.is_copying());
+    }
+
+    #[test]
+    fn a_follower_is_behind_since_it_was_last_level() {
         let start = Instant::now();
-        let mut follower = Progress::new(0, start);
+        let age = |behind: &mut Behind, head, at| behind.age(head, true, ms(1_500), start + ms(at));
+        let mut behind = Behind::new(start);
+        assert_eq!(behind.entries(0), None);
+        assert_eq!(age(&mut behind, 0, 0), Duration::ZERO);
+        behind.heard(10, 10, start + ms(500));
+        assert_eq!(age(&mut behind, 10, 900), Duration::ZERO);
+        behind.heard(14, 11, start + ms(1_000));
+        behind.heard(20, 12, start + ms(1_500));
+        assert_eq!(behind.entries(12), Some(8));
+        assert_eq!(age(&mut behind, 12, 1_600), ms(1_100), "level at 500 ms");
+        assert_eq!(
+            age(&mut behind, 14, 1_600),
+            ms(600),
+            "it has what there was at 1,000 ms"
+        );
+        assert_eq!(age(&mut behind, 20, 1_600), Duration::ZERO);
+        assert_eq!(
+            age(&mut behind, 20, 3_001),
+            ms(1_501),
+            "nothing was told since"
+        );
+        behind.heard(17, 20, start + ms(1_600));
+        assert_eq!(behind.entries(18), Some(2), "a delayed heartbeat");
+        assert_eq!(
+            age(&mut behind, 20, 3_100),
+            ms(1_600),
+            "a delayed heartbeat"
+        );
+        behind.lost(20);
+        assert_eq!(behind.entries(18), Some(2));
+        assert_eq!(
+            behind.age(20, false, ms(1_500), start + ms(1_600)),
+            ms(100),
+            "it does not follow"
+        );
+        assert_eq!(
+            behind.age(20, false, ms(1_500), start + ms(1_500)),
+            LAG_MIN,
+            "never 0 then"
+        );
+        behind.heard(5, 5, start + ms(4_000));
+        assert_eq!(behind.entries(5), Some(0), "another leader's index");
+        assert_eq!(age(&mut behind, 5, 4_100), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_a_leader_told_is_kept_within_a_bound() {
+        let start = Instant::now();
+        let mut behind = Behind::new(start);
         for index in 1..=5_000 {
-            follower.sent(index, start + ms(index));
+            behind.heard(index, 0, start + ms(index));
         }
-        assert_eq!(follower.marks.len(), MARKS_MAX);
-        follower.acknowledged(4_999, start + ms(5_000));
-        // Sent at 5,000 ms, under a mark of 1,024 ms.
-        assert_eq!(follower.lag(start + ms(5_000)), ms(5_000 - 1_024));
-        follower.acknowledged(5_000, start + ms(5_000));
-        assert_eq!(follower.lag(start + ms(6_000)), Duration::ZERO);
+        assert_eq!(behind.told.len(), TOLD_MAX);
+        assert_eq!(behind.entries(0), Some(5_000));
+        assert_eq!(behind.age(1_000, true, ms(1), start + ms(5_000)), ms(4_000));
+        assert_eq!(
+            behind.age(5_000, true, ms(1), start + ms(5_000)),
+            Duration::ZERO
+        );
     }
 }

@@ -23,14 +23,26 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("census", &["digest", "entry", "store", "wire"]),
     ("oplog", &["digest", "entry", "wire"]),
     ("progress", &[]),
+    ("followers", &["progress"]),
     ("report", &[]),
     ("liveness", &["report"]),
-    ("journal", &["oplog", "digest", "entry"]),
+    ("journal", &["oplog", "digest", "entry", "progress"]),
     (
         "node",
         &[
-            "journal", "oplog", "census", "digest", "store", "entry", "history", "progress",
-            "liveness", "report", "wire", "config",
+            "journal",
+            "oplog",
+            "census",
+            "digest",
+            "store",
+            "entry",
+            "history",
+            "progress",
+            "followers",
+            "liveness",
+            "report",
+            "wire",
+            "config",
         ],
     ),
     (
@@ -56,8 +68,17 @@ const MAY_USE: &[(&str, &[&str])] = &[
 
 /// Modules that are pure: what they do follows from their arguments alone, so they are tested without waiting, and can
 /// run anywhere.
-const PURE: [&str; 10] = [
-    "history", "hexdump", "wire", "entry", "digest", "census", "oplog", "progress", "liveness",
+const PURE: [&str; 11] = [
+    "history",
+    "hexdump",
+    "wire",
+    "entry",
+    "digest",
+    "census",
+    "oplog",
+    "progress",
+    "followers",
+    "liveness",
     "report",
 ];
 

@@ -32,7 +32,7 @@ pub struct NodeStatus {
     pub role: Option<NodeRole>,
     /// Where it stands with its data set.
     pub state: Option<NodeState>,
-    /// Why it is loading or refused; none while it serves.
+    /// Why it is loading or refused, or does not follow its leader; none where all is well.
     pub reason: Option<String>,
     /// Epoch of its newest era; 0 without one.
     pub epoch: Option<u64>,
@@ -76,9 +76,9 @@ pub struct NodeStatus {
     pub is_link_up: Option<bool>,
     /// Of a follower: milliseconds since anything came by that stream; none before the first.
     pub leader_heard_ms: Option<u64>,
-    /// Of a follower: entries of its leader's that it lacks, as far as it knows.
+    /// Of a follower: entries of its leader's that it lacks, as far as the leader has told.
     pub lag_entries: Option<u64>,
-    /// Of a follower: age of the oldest entry that it lacks, by its own clock; 0 where it lacks none.
+    /// Of a follower: milliseconds since it last had all that its leader had, by its own clock; 0 where it has.
     pub lag_ms: Option<u64>,
     /// The other nodes, by their names in `cluster.toml`.
     pub peers: BTreeMap<String, PeerStatus>,
@@ -130,15 +130,17 @@ pub struct PeerStatus {
     pub differs: Option<String>,
 }
 
-/// What a source says of a follower that it streams to.
+/// What a source says of a follower that it streams to, or as a leader has streamed to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FollowerStatus {
+    /// What it does: `following`, `copying` or `away`, or a word of a later version.
+    pub state: Option<String>,
     /// Index that it said it has applied.
     pub index: Option<u64>,
     /// Entries that it lacks of the source's.
     pub lag_entries: Option<u64>,
-    /// Milliseconds by which it is behind; 0 where it lacks nothing.
+    /// Age in milliseconds of the oldest entry that it lacks; 0 where it follows and lacks none.
     pub lag_ms: Option<u64>,
 }
 
@@ -233,6 +235,7 @@ impl NodeStatus {
     fn read_follower(&mut self, name: &str, field: &str, value: &str) {
         let follower = self.followers.entry(name.to_owned()).or_default();
         match field {
+            "state" => follower.state = word(value),
             "index" => follower.index = number(value),
             "lag_entries" => follower.lag_entries = number(value),
             "lag_ms" => follower.lag_ms = number(value),
@@ -322,6 +325,7 @@ peer.a.b.since_ms: 12
 peer.a.b.reason: why
 \
             peer.a.b.differs: leader
+follower.n3.state: away
 follower.n3.index: 13
 follower.n3.lag_entries: 14
 follower.n3.lag_ms: 15
@@ -344,6 +348,7 @@ lag_entries: 20
             differs: text_of("leader"),
         };
         let follower = FollowerStatus {
+            state: text_of("away"),
             index: Some(13),
             lag_entries: Some(14),
             lag_ms: Some(15),

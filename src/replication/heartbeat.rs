@@ -63,6 +63,10 @@ pub(super) fn probe(node: &Node, member: &Member, peer: &NodeConfig, stop: &Stop
         notes.note(node, member, &peer.name, &contact);
         if let Contact::Report(report) = &contact {
             judge_leaders(node, member, report);
+            if peer.name == member.leader && report.leads() {
+                // Not when it was answered, since the leader may have looked at its index long before.
+                node.leader_told(report.index, began);
+            }
         }
         let now = Instant::now();
         let change = node

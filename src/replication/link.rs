@@ -117,10 +117,12 @@ fn follow(node: &Node, member: &Member, leader: &NodeConfig, stop: &Stop) {
             | Fault::Stranger(_)
             | Fault::Stream(_) => {}
         }
-        said.say(&fault, format!("not following {}: {text}", leader.name));
+        let text = format!("not following {}: {text}", leader.name);
+        node.set_not_following(Some(&text));
+        said.say(&fault, text);
         let longest = match fault {
             // Asking costs little, and the leader is followed soon after it can be.
-            Fault::NotYet(_) => member.replication.heartbeat_interval,
+            Fault::NotYet(_) | Fault::Answer(_) => member.replication.heartbeat_interval,
             _ => BACK_OFF.1,
         };
         let pause = pauses.next(is_eager(&fault), longest, Instant::now());
@@ -143,7 +145,8 @@ fn is_eager(fault: &Fault) -> bool {
     }
 }
 
-/// Logs why the leader is not followed: one line for a state of affairs, not one for each attempt.
+/// Logs why the leader is not followed: one line for a state of affairs, not one for each attempt. Texts that differ in
+/// numbers alone, such as ports, are about the same state.
 #[derive(Default)]
 struct Said {
     last: String,
@@ -154,7 +157,11 @@ impl Said {
     fn say(&mut self, fault: &Fault, text: String) {
         // What a starting leader waits for may change; that is its own log's matter.
         let waits = matches!(fault, Fault::NotYet(_));
-        if text == self.last || (waits && self.waits) {
+        let is_same = {
+            let words = |text: &str| text.replace(|c: char| c.is_ascii_digit(), "");
+            words(&text) == words(&self.last)
+        };
+        if is_same || (waits && self.waits) {
             return;
         }
         match fault {
@@ -516,6 +523,7 @@ impl<'a> Link<'a> {
             }
         }
         node.leader_heard(Instant::now());
+        node.set_not_following(None);
         stream.set_read_timeout(Some(timeout))?;
         let acks = Acks::default();
         // Of what is given up for a copy, nothing counts.
@@ -629,12 +637,14 @@ impl<'a> Link<'a> {
             }
             (
                 Message::Heartbeat {
+                    last_index,
                     digest_index,
                     digest,
                     ..
                 },
                 None,
             ) if !self.awaits_copy => {
+                node.leader_told(last_index, Instant::now());
                 let head = node.head();
                 if digest_index != head.index {
                     // Whatever was sent before it is applied, so this node has entries of another origin.

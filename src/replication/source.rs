@@ -7,7 +7,8 @@
 //! of the new era, and the observer asks again.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -51,11 +52,19 @@ const LAST_ACK: Duration = Duration::from_secs(3);
 /// Why a stream ends, or does not begin, while a follower takes another data set or another history.
 const OTHER_DATA: &str = "this node's data set is another now";
 
+/// How long a follower that comes back waits for the end of its last stream to be noticed. The stream of another node
+/// under its name does not end, and it is refused then.
+const OLDER_ENDS: Duration = Duration::from_millis(100);
+
+/// How long an observer of a node that stops may take nothing.
+const PAUSE_AT_STOP: Duration = Duration::from_millis(500);
+
 /// A follower or an observer whose request was accepted.
 #[derive(Debug)]
-pub(crate) struct Accepted {
+pub(crate) struct Accepted<'a> {
     name: String,
-    pub(crate) is_observer: bool,
+    /// None of an observer's.
+    place: Option<Place<'a>>,
     /// [`Node::dataset_generation`] before the request was judged.
     dataset: u64,
     start: Start,
@@ -67,12 +76,51 @@ pub(crate) struct Accepted {
     pub(crate) answer: Vec<u8>,
 }
 
-/// Judges a FOLLOW request. Boxed, since every connection's stack would have room for what few of them need.
+impl Accepted<'_> {
+    pub(crate) const fn is_observer(&self) -> bool {
+        self.place.is_none()
+    }
+}
+
+/// A follower's place in the node's table, until it is dropped.
+#[derive(Debug)]
+struct Place<'a> {
+    node: &'a Node,
+    name: String,
+    /// Of the stream among all that the node has had.
+    number: u64,
+}
+
+impl Place<'_> {
+    /// Looks at or changes the follower's progress; `None` where it has left, or has another stream by now.
+    fn progress<T>(&self, f: impl FnOnce(&mut Progress) -> T) -> Option<T> {
+        self.node.with_follower(&self.name, self.number, f)
+    }
+
+    /// The stream has ended: the follower may come again. Whoever drops the place later changes nothing.
+    fn leave(&self) {
+        self.node.follower_left(&self.name, self.number);
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// Judges a FOLLOW request from `addr`. Boxed, since every connection's stack would have room for what few of them
+/// need.
 ///
 /// # Errors
 ///
 /// The answer that refuses it.
-pub(crate) fn accept(node: &Node, key: &[u8], value: &[u8]) -> Result<Box<Accepted>, Reply> {
+pub(crate) fn accept<'a>(
+    node: &'a Node,
+    addr: SocketAddr,
+    key: &[u8],
+    value: &[u8],
+) -> Result<Box<Accepted<'a>>, Reply> {
     let error = |message: String| Err(Reply::Error(message));
     let follow = match Follow::decode(key, value) {
         Ok(follow) => follow,
@@ -102,6 +150,9 @@ pub(crate) fn accept(node: &Node, key: &[u8], value: &[u8]) -> Result<Box<Accept
     let is_to_lead = follow.is_to_lead || peer.name == member.leader;
     if let (Some(refusal), false) = (node.redirects_writes(), is_to_lead) {
         return Err(refusal);
+    }
+    if let Some(older) = node.stream_of(&peer.name, OLDER_ENDS) {
+        return Err(refuse_second(node, &peer.name, &older, addr));
     }
     // Before phase and history: a change after the first look is then noticed by the sender.
     let dataset = node.dataset_generation();
@@ -137,24 +188,48 @@ pub(crate) fn accept(node: &Node, key: &[u8], value: &[u8]) -> Result<Box<Accept
             ));
         }
     }
+    let answer = answer_of(start, &history)?;
+    let now = Instant::now();
+    let progress = match start {
+        Start::Resume { from_index } => Progress::new(from_index - 1, now),
+        Start::FullCopy => Progress::copying(now),
+    };
+    let number = node
+        .follower_came(&peer.name, progress, addr.to_string(), now)
+        .map_err(|older| refuse_second(node, &peer.name, &older, addr))?;
     Ok(Box::new(Accepted {
         name: peer.name.clone(),
-        is_observer: false,
+        place: Some(Place {
+            node,
+            name: peer.name.clone(),
+            number,
+        }),
         dataset,
         start,
         cursor: cursor.filter(|_| start != Start::FullCopy),
-        answer: answer_of(start, &history)?,
+        answer,
         history,
         turn,
     }))
 }
 
+/// Refuses a node at `addr` whose name already has a stream, and logs it once for each such node.
+fn refuse_second(node: &Node, name: &str, older: &str, addr: SocketAddr) -> Reply {
+    let text = format!(
+        "two nodes are called {name}: the one at {older} follows and stays, the one at {addr} is refused"
+    );
+    if node.refuse_follower(name, &addr.ip().to_string()) {
+        warn!("{text}");
+    }
+    Reply::Error(text)
+}
+
 /// Judges the FOLLOW of an observer: any name will do, and any node that serves.
-fn accept_observer(
-    node: &Node,
+fn accept_observer<'a>(
+    node: &'a Node,
     journal: &Journal,
     follow: &Follow<'_>,
-) -> Result<Box<Accepted>, Reply> {
+) -> Result<Box<Accepted<'a>>, Reply> {
     // Before phase and history, as above.
     let dataset = node.dataset_generation();
     if let Phase::Loading(why) = node.phase() {
@@ -192,7 +267,7 @@ fn accept_observer(
     let (start, cursor) = judged.map_err(|why| Reply::Error(why.to_string()))?;
     Ok(Box::new(Accepted {
         name: follow.name.escape_ascii().to_string(),
-        is_observer: true,
+        place: None,
         dataset,
         start,
         cursor,
@@ -217,7 +292,7 @@ fn answer_of(start: Start, history: &History) -> Result<Vec<u8>, Reply> {
 pub(crate) fn serve(
     node: &Node,
     stream: &TcpStream,
-    accepted: &mut Accepted,
+    accepted: &mut Accepted<'_>,
     early: &[u8],
 ) -> io::Result<()> {
     let (Some(journal), Some(member)) = (node.journal(), node.member()) else {
@@ -225,80 +300,82 @@ pub(crate) fn serve(
     };
     let interval = member.replication.heartbeat_interval;
     let silence = interval * SILENT_HEARTBEATS;
-    // An observer may pause for longer; each interval the sender looks whether it may pause on.
-    let write_timeout = if accepted.is_observer {
-        interval
-    } else {
-        silence
+    let place = accepted.place.as_ref();
+    // An observer may pause for longer; in between the sender looks whether it may pause on.
+    let write_timeout = match place {
+        Some(_) => silence,
+        None => interval.min(PAUSE_AT_STOP),
     };
     stream.set_write_timeout(Some(write_timeout))?;
     // An observer may be silent. TCP's retransmissions or its keepalive end one that has vanished.
-    stream.set_read_timeout((!accepted.is_observer).then_some(silence))?;
-    let epoch = accepted.history.last().map_or(0, |era| era.epoch);
+    stream.set_read_timeout(place.map(|_| silence))?;
     let name = accepted.name.as_str();
-    let is_full_copy = accepted.start == Start::FullCopy;
-    let applied = accepted.cursor.map_or(0, |cursor| cursor.next - 1);
-    let number = (!accepted.is_observer).then(|| {
-        node.count_stream(is_full_copy);
-        node.follower_came(name, Progress::new(applied, Instant::now()))
-    });
-    let verb = if accepted.is_observer {
-        "observe"
-    } else {
-        "follow"
+    let (verb, thread) = match place {
+        Some(_) => ("follow", name),
+        None => ("observe", "observer"),
     };
-    info!(
-        "{name} {verb}s: {}",
-        if is_full_copy {
-            "full copy".to_owned()
-        } else {
-            format!("from index {}", applied + 1)
-        }
-    );
+    match accepted.start {
+        Start::FullCopy => info!("{name} {verb}s: full copy"),
+        Start::Resume { from_index } => info!("{name} {verb}s: from index {from_index}"),
+    }
+    if place.is_some() {
+        node.count_stream(accepted.start == Start::FullCopy);
+    }
+    let end = OnceLock::new();
     let mut sender = Sender {
         node,
         journal,
         stream,
         name,
-        number,
+        place,
+        end: &end,
         dataset: accepted.dataset,
-        epoch,
+        epoch: accepted.history.last().map_or(0, |era| era.epoch),
         history: &accepted.history,
         cursor: accepted.cursor,
         interval,
-        silence,
         turn: accepted.turn.take(),
-        copied_to: 0,
         out: Vec::new(),
         run: Vec::new(),
     };
     let result = thread::scope(|scope| {
-        let thread = if accepted.is_observer {
-            "observer"
-        } else {
-            name
-        };
         thread::Builder::new()
             .name(format!("acks-{thread}"))
             .spawn_scoped(scope, || {
-                read_acks(node, stream, (name, number), early);
-                // Wakes the sender out of a write.
+                let why = read_acks(name, place, stream, early);
+                let _ = end.set(why);
+                // At once, so that the follower is let in again.
+                if let Some(place) = place {
+                    place.leave();
+                }
+                // Both wake the sender, out of a write or out of its wait for entries.
                 let _ = stream.shutdown(Shutdown::Both);
-            })?;
+                journal.wake_readers();
+            })
+            .map_err(|error| io::Error::new(error.kind(), format!("no thread for it: {error}")))?;
         let result = sender.run(accepted.cursor);
+        // Where the other side ended the stream, that is why the sender failed.
+        let result = result.map_err(|error| end.get().map_or(error, StreamEnd::to_error));
         let _ = stream.shutdown(Shutdown::Both);
         result
     });
-    if let Some(number) = number {
-        node.follower_left(name, number);
-    }
     match &result {
         Ok(()) => info!("{name} no longer {verb}s"),
         // Observers come and go as they like.
-        Err(error) if accepted.is_observer => info!("{name} no longer {verb}s: {error}"),
+        Err(error) if place.is_none() => info!("{name} no longer {verb}s: {error}"),
         Err(error) => warn!("{name} no longer {verb}s: {error}"),
     }
     result
+}
+
+/// Why nothing more comes from a follower.
+#[derive(Debug)]
+struct StreamEnd(ErrorKind, String);
+
+impl StreamEnd {
+    fn to_error(&self) -> io::Error {
+        io::Error::new(self.0, self.1.clone())
+    }
 }
 
 struct Sender<'a> {
@@ -306,8 +383,10 @@ struct Sender<'a> {
     journal: &'a Journal,
     stream: &'a TcpStream,
     name: &'a str,
-    /// Of this stream among all that the node has had; none of an observer's.
-    number: Option<u64>,
+    /// None of an observer's.
+    place: Option<&'a Place<'a>>,
+    /// Set once nothing more comes from the other side.
+    end: &'a OnceLock<StreamEnd>,
     dataset: u64,
     epoch: u64,
     /// The one that the request was judged by.
@@ -315,11 +394,8 @@ struct Sender<'a> {
     /// The place in the log behind what is being written.
     cursor: Option<Cursor>,
     interval: Duration,
-    silence: Duration,
     /// Held until the follower has said that it has the whole copy.
     turn: Option<Turn>,
-    /// Where that ends.
-    copied_to: u64,
     /// What is about to be written.
     out: Vec<u8>,
     /// Frames read from the log.
@@ -339,23 +415,17 @@ impl Sender<'_> {
                 self.beat(cursor)?;
                 beat_at = now + self.interval;
             }
-            if let Some(number) = self.number {
-                let said = self.node.with_follower(self.name, number, |follower| {
-                    (follower.silence(now), follower.applied_index())
-                });
-                if said.is_some_and(|(_, applied)| applied >= self.copied_to) {
-                    self.turn = None;
-                }
-                if said.is_none_or(|(quiet, _)| quiet > self.silence) {
-                    return Err(io::Error::new(
-                        ErrorKind::TimedOut,
-                        "it said nothing for three heartbeats",
-                    ));
+            if let Some(place) = self.place {
+                match place.progress(|follower| follower.is_copying()) {
+                    None => return Err(silent()),
+                    Some(true) => {}
+                    Some(false) => self.turn = None,
                 }
             }
-            let found = self
-                .journal
-                .read(&mut cursor, BATCH_BYTES, &mut self.run, beat_at);
+            let (end, journal) = (self.end, self.journal);
+            let found = journal.read(&mut cursor, BATCH_BYTES, &mut self.run, beat_at, || {
+                end.get().is_some()
+            });
             self.check_source()?;
             match found {
                 Found::Small(count) => {
@@ -367,18 +437,24 @@ impl Sender<'_> {
                 Found::Large(entry) => self.send_large(&entry, cursor)?,
                 Found::Nothing => {}
                 Found::Gone => return Err(fell_behind()),
-                Found::Ended => {
-                    let Some(_) = self.number else {
-                        return Ok(());
-                    };
-                    self.beat(cursor)?;
-                    let deadline = Instant::now() + LAST_ACK;
-                    self.node
-                        .wait_for_follower(self.name, cursor.next - 1, deadline);
-                    return Ok(());
-                }
+                Found::Ended => return self.last(cursor),
             }
         }
+    }
+
+    /// What comes last where the node stops and all of the log is sent: a follower says that it has it.
+    fn last(&mut self, cursor: Cursor) -> io::Result<()> {
+        let Some(place) = self.place else {
+            return Ok(());
+        };
+        self.beat(cursor)?;
+        let (index, deadline) = (cursor.next - 1, Instant::now() + LAST_ACK);
+        let (name, number) = (&place.name, place.number);
+        if self.node.wait_for_follower(name, number, index, deadline) {
+            return Ok(());
+        }
+        let text = format!("it has not said that it has everything up to index {index}");
+        Err(io::Error::new(ErrorKind::TimedOut, text))
     }
 
     fn write(&mut self) -> io::Result<()> {
@@ -397,7 +473,7 @@ impl Sender<'_> {
                 Ok(count) => bytes = &bytes[count..],
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if !is_timeout(&error) => return Err(error),
-                Err(_) if self.number.is_some() => {
+                Err(_) if self.place.is_some() => {
                     let why = "it took nothing for three heartbeats";
                     return Err(io::Error::new(ErrorKind::TimedOut, why));
                 }
@@ -410,19 +486,25 @@ impl Sender<'_> {
     /// Whether an observer that takes nothing can still be sent what comes next.
     fn check_pause(&self) -> io::Result<()> {
         self.check_source()?;
+        if self.journal.has_ended() {
+            return Err(stops());
+        }
         match self.cursor {
             Some(cursor) if !self.journal.holds(&cursor) => Err(fell_behind()),
             _ => Ok(()),
         }
     }
 
-    /// Fails where the data set is no longer the one that the request was judged by: a follower has given it up for
-    /// another, distrusts it, or has adopted a history with a newer era.
+    /// Fails where nothing more comes from the other side, or where the data set is no longer the one that the
+    /// request was judged by: a follower has given it up for another, distrusts it, or has adopted a history with a
+    /// newer era.
     ///
     /// To be called after each read of the log or the store, and before what was read is sent: what was read is then
     /// of this stream's history, and no entry of a newer era goes out under the epoch of an older one.
     fn check_source(&self) -> io::Result<()> {
-        if self.node.dataset_generation() == self.dataset {
+        if let Some(end) = self.end.get() {
+            Err(end.to_error())
+        } else if self.node.dataset_generation() == self.dataset {
             Ok(())
         } else {
             Err(io::Error::other(OTHER_DATA))
@@ -435,7 +517,7 @@ impl Sender<'_> {
         let digest = match self.journal.digest_at(digest_index) {
             Some(digest) => digest,
             // A sign of life all the same, with another digest: an observer may stand where the log knows none.
-            None if self.number.is_none() => {
+            None if self.place.is_none() => {
                 let kept = self.journal.kept_head();
                 digest_index = kept.index;
                 kept.digest
@@ -455,7 +537,7 @@ impl Sender<'_> {
 
     /// Sends the entries whose frames are in `run`. `cursor` stands behind them.
     fn send_entries(&mut self, count: u32, cursor: Cursor) -> io::Result<()> {
-        self.mark(cursor);
+        self.cursor = Some(cursor);
         let first_index = cursor.next - u64::from(count);
         let mut batch = BatchEncoder::entries(&mut self.out, self.epoch, first_index);
         if !batch.push_run(&self.run, count) {
@@ -467,7 +549,7 @@ impl Sender<'_> {
 
     /// Sends a large entry from where it lies. `cursor` stands behind it.
     fn send_large(&mut self, entry: &Entry, cursor: Cursor) -> io::Result<()> {
-        self.mark(cursor);
+        self.cursor = Some(cursor);
         let fields = Fields::Entries {
             epoch: self.epoch,
             first_index: cursor.next - 1,
@@ -481,17 +563,6 @@ impl Sender<'_> {
         head.encode(&mut self.out);
         self.write()?;
         self.write_all(entry.frame())
-    }
-
-    /// Takes note of the place in the log behind entries that are sent now, and of the time, for telling how long they
-    /// take.
-    fn mark(&mut self, cursor: Cursor) {
-        self.cursor = Some(cursor);
-        if let Some(number) = self.number {
-            let (last, now) = (cursor.next - 1, Instant::now());
-            self.node
-                .with_follower(self.name, number, |follower| follower.sent(last, now));
-        }
     }
 
     /// Sends a full copy, and returns where the log goes on after it.
@@ -535,7 +606,9 @@ impl Sender<'_> {
         };
         end.encode(&mut self.out).map_err(io::Error::other)?;
         self.write()?;
-        self.copied_to = index;
+        if let Some(place) = self.place {
+            place.progress(|follower| follower.copy_ends_at(index));
+        }
         info!(
             "{} was sent a full copy up to index {index} in {} ms",
             self.name,
@@ -554,7 +627,10 @@ impl Sender<'_> {
     ) -> io::Result<bool> {
         let (journal, store) = (self.journal, self.node.store());
         let mut index = cursor.next;
-        let found = journal.read(cursor, BATCH_BYTES, &mut self.run, deadline);
+        let end = self.end;
+        let found = journal.read(cursor, BATCH_BYTES, &mut self.run, deadline, || {
+            end.get().is_some()
+        });
         self.check_source()?;
         self.cursor = Some(*cursor);
         match found {
@@ -583,7 +659,7 @@ impl Sender<'_> {
             }
             Found::Nothing => Ok(false),
             Found::Gone => Err(fell_behind()),
-            Found::Ended => Err(io::Error::new(ErrorKind::Interrupted, "this node stops")),
+            Found::Ended => Err(stops()),
         }
     }
 
@@ -654,13 +730,22 @@ fn too_long() -> io::Error {
     io::Error::other("an entry is longer than a batch can carry")
 }
 
-/// Reads what the follower says until it is gone. What an observer says changes nothing.
+fn silent() -> io::Error {
+    io::Error::new(ErrorKind::TimedOut, "it said nothing for three heartbeats")
+}
+
+fn stops() -> io::Error {
+    io::Error::new(ErrorKind::Interrupted, "this node stops")
+}
+
+/// Reads what the follower says until it is gone, and says why nothing more comes. What an observer says changes
+/// nothing.
 fn read_acks(
-    node: &Node,
+    name: &str,
+    place: Option<&Place<'_>>,
     mut stream: &TcpStream,
-    (name, number): (&str, Option<u64>),
     early: &[u8],
-) {
+) -> StreamEnd {
     let mut buffer = Buffer::new();
     let space = buffer.space(early.len());
     let count = space.len().min(early.len());
@@ -670,34 +755,43 @@ fn read_acks(
         let needed = match parse(buffer.bytes()) {
             Ok(Parsed::Whole { message, frame_len }) => {
                 let Message::Ack { applied_index, .. } = message else {
-                    debug!(
-                        "{name} sent {}, which a follower does not",
-                        message.opcode().name()
-                    );
-                    return;
+                    let what = message.opcode().name();
+                    let text = format!("it sent {what}, which a follower does not");
+                    return StreamEnd(ErrorKind::InvalidData, text);
                 };
-                if let Some(number) = number {
-                    let now = Instant::now();
-                    node.with_follower(name, number, |follower| {
-                        follower.acknowledged(applied_index, now)
-                    });
+                let now = Instant::now();
+                if let Some(place) = place
+                    && place
+                        .progress(|follower| follower.acknowledged(applied_index, now))
+                        .is_none()
+                {
+                    return StreamEnd(
+                        ErrorKind::TimedOut,
+                        "a newer stream of it is there".to_owned(),
+                    );
                 }
                 buffer.consume(frame_len);
                 continue;
             }
             Ok(Parsed::Incomplete { needed }) => needed,
             Err(error) => {
-                debug!("{name}: {error}");
-                return;
+                return StreamEnd(ErrorKind::InvalidData, format!("it sent no frame: {error}"));
             }
         };
         match stream.read(buffer.space(needed)) {
-            Ok(0) => return,
+            Ok(0) => {
+                let text = "it closed the connection".to_owned();
+                return StreamEnd(ErrorKind::UnexpectedEof, text);
+            }
             Ok(count) => buffer.filled(count),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if is_timeout(&error) => {
+                let error = silent();
+                return StreamEnd(error.kind(), error.to_string());
+            }
             Err(error) => {
                 debug!("{name}: {error}");
-                return;
+                return StreamEnd(error.kind(), error.to_string());
             }
         }
     }

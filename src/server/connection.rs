@@ -248,13 +248,13 @@ impl Try {
 }
 
 /// What comes once every whole request is answered.
-enum Next {
+enum Next<'a> {
     /// More input, for a frame that is so long as far as is known.
     Wait(usize),
     /// The end, after the ERROR for this.
     Refuse(Refusal),
     /// The stream of a follower, in place of answers.
-    Stream(Box<Accepted>),
+    Stream(Box<Accepted<'a>>),
     /// More answers, which its own thread has to give: they may have to wait for the client, or take long.
     Own,
 }
@@ -307,32 +307,19 @@ impl<'a> Connection<'a> {
     }
 
     /// Becomes the sender of a follower's stream, until that ends.
-    fn stream(&mut self, accepted: &mut Accepted) -> io::Result<End> {
+    fn stream(&mut self, accepted: &mut Accepted<'_>) -> io::Result<End> {
         self.output.flush()?;
         let early = self.input.bytes();
-        if accepted.is_observer {
-            // The stop shuts its reading side, as any client's between two requests, and that ends the stream.
-            self.context.peer.in_frame.store(false, Ordering::SeqCst);
-            if self.context.stopping.load(Ordering::SeqCst) {
-                let _ = self.context.peer.stream.shutdown(Shutdown::Read);
-            }
-            // It logs by itself how the stream ends.
-            let _ = source::serve(
-                self.context.node,
-                &self.context.peer.stream,
-                accepted,
-                early,
-            );
+        let peer = &self.context.peer;
+        let is_observer = accepted.is_observer();
+        peer.observes.store(is_observer, Ordering::SeqCst);
+        peer.follows.store(true, Ordering::SeqCst);
+        let result = source::serve(self.context.node, &peer.stream, accepted, early);
+        if is_observer {
+            // It is logged there how the stream ends.
             return Ok(End::Observed);
         }
-        self.context.peer.follows.store(true, Ordering::SeqCst);
-        source::serve(
-            self.context.node,
-            &self.context.peer.stream,
-            accepted,
-            early,
-        )?;
-        Ok(End::Followed)
+        result.map(|()| End::Followed)
     }
 
     /// Tells the stop whether a request has begun to arrive, and between requests ends the reading side where the
@@ -360,7 +347,7 @@ impl<'a> Connection<'a> {
     /// Answers every whole request in the input; returns how many bytes the frame that follows them needs, as far as
     /// is known, or the fault after which the connection cannot go on. Where it must not wait it stops before whatever
     /// may have to.
-    fn answer_whole_requests(&mut self, may_wait: bool) -> io::Result<Next> {
+    fn answer_whole_requests(&mut self, may_wait: bool) -> io::Result<Next<'a>> {
         if !self.spoke
             && let Some(&first) = self.input.bytes().first()
         {
@@ -420,7 +407,8 @@ impl<'a> Connection<'a> {
                 }
                 Ok(Parsed::Whole(frame)) if matches!(frame.request(), Request::Follow { .. }) => {
                     let (key, value) = (frame.request().key(), frame.request().value());
-                    let accepted = source::accept(self.context.node, key, value);
+                    let addr = self.context.peer.stream.peer_addr()?;
+                    let accepted = source::accept(self.context.node, addr, key, value);
                     self.input.consume(frame.bytes().len());
                     self.deadline = None;
                     match accepted {

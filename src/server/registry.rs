@@ -25,8 +25,10 @@ pub(super) struct Peer {
     pub(super) in_frame: AtomicBool,
     /// Whether the client came behind the stop of a leader, which refuses its writes.
     pub(super) is_late: AtomicBool,
-    /// Whether the client has become a follower, which the stop sends what it lacks before it goes.
+    /// Whether the client has become a follower or an observer, which the stop sends what it lacks before it goes.
     pub(super) follows: AtomicBool,
+    /// Whether it is an observer, which the reserve may close.
+    pub(super) observes: AtomicBool,
     /// Whether the stop has given up waiting for it.
     pub(super) is_cut: AtomicBool,
     /// Whether it holds a place of the reserve. Changed under the registry's lock.
@@ -42,6 +44,7 @@ impl Peer {
             in_frame: AtomicBool::new(false),
             is_late: AtomicBool::new(false),
             follows: AtomicBool::new(false),
+            observes: AtomicBool::new(false),
             is_cut: AtomicBool::new(false),
             is_reserved: AtomicBool::new(false),
             asked: AtomicU64::new(0),
@@ -155,7 +158,9 @@ impl Clients {
     /// Closes the connection of the reserve whose last request is the oldest; says whether there was one.
     fn close_idlest(&mut self) -> bool {
         let reserved = self.by_id.iter().filter(|(_, peer)| peer.is_reserved());
-        let closable = reserved.filter(|(_, peer)| !peer.follows.load(Ordering::SeqCst));
+        let closable = reserved.filter(|(_, peer)| {
+            !peer.follows.load(Ordering::SeqCst) || peer.observes.load(Ordering::SeqCst)
+        });
         let idlest = closable.min_by_key(|(_, peer)| peer.asked.load(Ordering::Relaxed));
         let Some((&id, peer)) = idlest else {
             return false;
@@ -233,5 +238,9 @@ mod tests {
         }
         newest.follows.store(true, Ordering::SeqCst);
         assert!(!admit(&registry, 1_001, &peer().1, true));
+        // An observer has a stream as well, and must not keep others out.
+        pairs[5].1.observes.store(true, Ordering::SeqCst);
+        assert!(admit(&registry, 1_002, &peer().1, true));
+        assert!(pairs[5].1.is_cut.load(Ordering::SeqCst));
     }
 }

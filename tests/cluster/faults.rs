@@ -701,7 +701,7 @@ fn a_stopping_leader_does_not_wait_for_the_dead() {
     for name in ["n2", "n3"] {
         cluster.wait_for_status(0, FOUND_WITHIN, "nobody", |status| {
             status.get(&key::peer_state(name)) == Some(peer::DOWN)
-                && status.get(&key::follower_index(name)).is_none()
+                && status.get(&key::follower_state(name)) == Some("away")
         });
     }
     cluster.client(0).set(b"k", b"w").unwrap();

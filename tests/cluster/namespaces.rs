@@ -342,7 +342,7 @@ fn a_real_partition_is_noticed_by_both_sides_and_healed() {
             let name = format!("n{}", follower + 1);
             let is_reached = at != 0 && at != follower;
             nodes.wait_for(0, LEADER_TIMEOUT + SLACK, "its streams", |status| {
-                status.get(&key::follower_index(&name)).is_some() == is_reached
+                (status.get(&key::follower_state(&name)) == Some("following")) == is_reached
             });
         }
         // Whoever is cut off serves what it has; who is not goes on.

@@ -127,11 +127,9 @@ fn any_node_shows_the_same_entries_and_counts_nobody_who_watches() {
         )
     };
     cluster.wait_for_status(0, WITHIN, "both followers", |status| {
-        [1, 2].iter().all(|&at| {
-            status
-                .get(&key::follower_lag_ms(cluster.name(at)))
-                .is_some()
-        })
+        [1, 2]
+            .iter()
+            .all(|&at| status.get(&key::follower_state(cluster.name(at))) == Some("following"))
     });
     let before: Vec<_> = (0..3).map(counts).collect();
     let mut observers: Vec<Observer> = (0..3)
@@ -402,6 +400,31 @@ fn the_stop_does_not_wait_for_an_observer() {
     drop(stuck);
 }
 
+/// All that was acknowledged before the stop is shown, to an observer that reads on, though it is behind.
+#[test]
+fn a_node_that_stops_sends_its_observers_what_its_log_holds() {
+    for node in [0, 1] {
+        let mut cluster = cluster(2, QUICK);
+        let mut observer = observe(&cluster, node, Watch::New).unwrap();
+        // More than the sockets take.
+        let (count, value) = (1_000, vec![b'v'; 20_000]);
+        let keys: Vec<_> = (0_u32..count).map(u32::to_be_bytes).collect();
+        cluster.write_all(keys.iter().map(|key| (&key[..], &value[..])));
+        cluster.wait_converged(WITHIN);
+        cluster.begin_stop(node);
+        let shown = entries(&mut observer, u64::from(count));
+        assert_eq!(shown.len(), keys.len());
+        let lost = loop {
+            match observer.receive() {
+                Ok(message) => assert!(matches!(message, Message::Heartbeat { .. }), "{message:?}"),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(lost, Error::Connection { .. }), "{lost}");
+        cluster.wait_stopped(node);
+    }
+}
+
 #[test]
 fn a_follower_that_takes_another_data_set_ends_the_streams_of_the_old_one() {
     let options = Options {
@@ -519,13 +542,26 @@ fn watch_until(addr: &str, last: &[u8], shown: &mut Shown) -> u64 {
 /// era: the follower may adopt the history and apply entries between two heartbeats of the observer's sender.
 #[test]
 fn an_observer_of_a_follower_sees_each_entry_once_and_under_its_epoch_while_leaders_restart() {
+    watch_while_leaders_restart(1);
+}
+
+/// What was acknowledged just before a leader stops is in no log once it is back, so observers are sent it first.
+#[test]
+fn an_observer_of_a_leader_sees_each_entry_once_while_that_stops_and_starts() {
+    watch_while_leaders_restart(0);
+}
+
+fn watch_while_leaders_restart(watched: usize) {
     let mut cluster = cluster(3, QUICK);
-    let (leader, follower) = (cluster.addr(0).to_string(), cluster.addr(1).to_string());
+    let (leader, watched_addr) = (
+        cluster.addr(0).to_string(),
+        cluster.addr(watched).to_string(),
+    );
     let is_over = AtomicBool::new(false);
     let mut shown = Shown::new();
     let (acknowledged, streams) = std::thread::scope(|scope| {
         let writer = scope.spawn(|| write_until(&leader, &is_over));
-        let watcher = scope.spawn(|| watch_until(&follower, b"last", &mut shown));
+        let watcher = scope.spawn(|| watch_until(&watched_addr, b"last", &mut shown));
         for _ in 0..5 {
             let before = cluster.number(0, key::INDEX);
             cluster.wait_for_status(0, WITHIN, "writes", |status| {
@@ -548,7 +584,8 @@ fn an_observer_of_a_follower_sees_each_entry_once_and_under_its_epoch_while_lead
     let indexes: Vec<u64> = shown.iter().map(|(index, ..)| *index).collect();
     let all: Vec<u64> = (1..).take(indexes.len()).collect();
     assert!(indexes == all, "missed or doubled: {indexes:?}");
-    let history = observe(&cluster, 1, Watch::New).unwrap().history().clone();
+    let observer = observe(&cluster, watched, Watch::New).unwrap();
+    let history = observer.history();
     assert_eq!(history.eras().len(), 6);
     for (index, epoch, _) in &shown {
         let era = history.era_of(*index).unwrap();

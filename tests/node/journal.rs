@@ -32,7 +32,7 @@ fn append(journal: &Journal, entry: &Entry) {
 
 fn read(journal: &Journal, cursor: &mut Cursor, deadline: Instant) -> (Found, Vec<u8>) {
     let mut frames = Vec::new();
-    let found = journal.read(cursor, 0, &mut frames, deadline);
+    let found = journal.read(cursor, 0, &mut frames, deadline, || false);
     (found, frames)
 }
 

@@ -242,7 +242,7 @@ proptest! {
                 let (mut log, mut part) = (Vec::new(), Vec::new());
                 let mut cursor = journal.cursor_after(0).unwrap();
                 loop {
-                    match journal.read(&mut cursor, 100, &mut part, Instant::now()) {
+                    match journal.read(&mut cursor, 100, &mut part, Instant::now(), || false) {
                         Found::Small(_) => log.extend_from_slice(&part),
                         Found::Large(entry) => log.extend_from_slice(entry.frame()),
                         _ => break,

@@ -22,6 +22,6 @@ mod journal;
 #[allow(dead_code)]
 mod store;
 
-pub use gopherstore::{digest, entry, oplog, wire};
+pub use gopherstore::{digest, entry, oplog, progress, wire};
 pub use primitives::{Condvar, Mutex, Receiver, RwLock, Sender, unbounded};
 pub use shuttle::sync::{RwLockReadGuard, RwLockWriteGuard};

@@ -177,7 +177,7 @@ fn digest_of(entries: &[Entry]) -> Digest {
 fn next(journal: &Journal, cursor: &mut Cursor) -> Option<Vec<Entry>> {
     let never = Instant::now() + Duration::from_secs(3_600);
     let mut frames = Vec::new();
-    match journal.read(cursor, 1 << 20, &mut frames, never) {
+    match journal.read(cursor, 1 << 20, &mut frames, never, || false) {
         Found::Small(_) => Some(entries(&frames)),
         Found::Ended => None,
         found => panic!("{found:?}"),

@@ -31,7 +31,7 @@ use gopherstore::journal::Head;
 use gopherstore::liveness::{Change, Liveness};
 use gopherstore::node::{Phase, SILENT_HEARTBEATS};
 use gopherstore::oplog::{After, Frames, Logged, OpLog};
-use gopherstore::progress::{Copies, Progress, Turn};
+use gopherstore::progress::{AppendTimes, Copies, Progress, Turn, lag_since};
 use gopherstore::replication::rules::{
     CopyRule, Position, Standing, Verdict, furthest, next_epoch, start_of, takes,
 };
@@ -70,6 +70,7 @@ struct Node {
     map: BTreeMap<Vec<u8>, Entry>,
     head: Head,
     log: OpLog,
+    times: AppendTimes,
     liveness: Liveness,
     /// Of a follower: its connection to the leader.
     link: Option<Link>,
@@ -173,6 +174,7 @@ impl Node {
             map: BTreeMap::new(),
             head: Head::default(),
             log: OpLog::new(backlog),
+            times: AppendTimes::default(),
             link: None,
             followers: BTreeMap::new(),
             copies: Copies::default(),
@@ -194,7 +196,7 @@ impl Node {
         digest.changed(old.as_ref().map(Digest::of).unwrap_or_default(), new)
     }
 
-    fn apply(&mut self, entry: &Entry) {
+    fn apply(&mut self, entry: &Entry, now: Instant) {
         self.head.digest = self.change(entry, self.head.digest);
         self.head.index += 1;
         self.log.push(&Logged {
@@ -202,6 +204,7 @@ impl Node {
             count: 1,
             digest: self.head.digest,
         });
+        self.times.note(self.head.index, self.head.index, now);
     }
 
     fn serves(&self) -> bool {
@@ -224,8 +227,9 @@ impl Node {
         self.head.digest = Digest::EMPTY;
     }
 
-    fn reset_log(&mut self, index: u64) {
+    fn reset_log(&mut self, index: u64, now: Instant) {
         self.head.index = index;
+        self.times.reset(index, now);
         self.log.reset(index, self.head.digest);
     }
 }
@@ -341,6 +345,7 @@ impl World {
     }
 
     fn write(&mut self, at: usize, entry: &Entry) {
+        let now = self.now;
         let node = &mut self.nodes[at];
         assert!(node.is_running, "{} does not run", node.name);
         if at > 0 {
@@ -350,7 +355,7 @@ impl World {
         } else if is_del(entry) && !node.map.contains_key(entry.key()) {
             self.say("NOT_FOUND");
         } else {
-            node.apply(entry);
+            node.apply(entry, now);
         }
     }
 
@@ -387,11 +392,12 @@ impl World {
             let text = format!("n1 copies {}: index {index} of epoch {epoch}", source.name);
             let (map, head, history) = (source.map.clone(), source.head, source.history.clone());
             self.say(&text);
+            let now = self.now;
             let leader = &mut self.nodes[0];
             leader.map = map;
             leader.history = history;
             leader.head = head;
-            leader.reset_log(head.index);
+            leader.reset_log(head.index, now);
         }
         self.nonce += 1;
         let leader = &mut self.nodes[0];
@@ -540,9 +546,6 @@ impl World {
                 Next::Nothing => return,
                 Next::Gone => return self.drop_link(at, "fell behind the log"),
                 Next::Entry(entry) => {
-                    let now = self.now;
-                    let progress = self.nodes[0].followers.get_mut(&at).unwrap();
-                    progress.sent(next, now);
                     let link = self.link(at).unwrap();
                     link.on_its_way.push_back(entry);
                     link.next += 1;
@@ -553,7 +556,7 @@ impl World {
 
     fn apply_sent(&mut self, at: usize) {
         while let Some(entry) = self.link(at).and_then(|link| link.on_its_way.pop_front()) {
-            self.nodes[at].apply(&entry);
+            self.nodes[at].apply(&entry, self.now);
             self.acknowledge(at);
         }
     }
@@ -631,7 +634,7 @@ impl World {
             assert!(is_exact, "{name}: the copy is not what was sent");
             let history = copy.history.clone();
             link.copy = None;
-            self.nodes[at].reset_log(index);
+            self.nodes[at].reset_log(index, self.now);
             self.nodes[at].adopt(history);
             self.say(&format!("{name}: copied up to index {index}"));
         }
@@ -751,13 +754,19 @@ impl World {
             let _ = write!(out, "{name} {state} {epoch}:{index} {digest} [{pairs}]");
             let _ = writeln!(out, "{}{why}", if why.is_empty() { "" } else { " " });
             for (follower, progress) in &node.followers {
-                let _ = writeln!(
-                    out,
-                    "  n{} applied {}, lacks {}, for {} ms",
-                    follower + 1,
+                let (applied, lacks) = (
                     progress.applied_index(),
                     progress.lag_entries(node.head.index),
-                    progress.lag(self.now).as_millis()
+                );
+                let lag = match node.times.of(applied + 1) {
+                    Some(since) if lacks > 0 => lag_since(since, self.now),
+                    _ => Duration::ZERO,
+                };
+                let lag = lag.as_millis();
+                let _ = writeln!(
+                    out,
+                    "  n{} applied {applied}, lacks {lacks}, for {lag} ms",
+                    follower + 1
                 );
             }
             // One name, one data set: what all of it rests on.

@@ -26,9 +26,9 @@ pub(crate) mod key {
         format!("peer.{name}.state")
     }
 
-    /// On a source: the last index that a follower has acknowledged.
-    pub(crate) fn follower_index(name: &str) -> String {
-        format!("follower.{name}.index")
+    /// On a source: what a follower does.
+    pub(crate) fn follower_state(name: &str) -> String {
+        format!("follower.{name}.state")
     }
 
     /// On a source: how far behind a follower is.
