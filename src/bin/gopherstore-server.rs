@@ -56,7 +56,7 @@ const TELL_AGAIN: Duration = Duration::from_secs(1);
 #[derive(ArgsInfo, FromArgs)]
 #[argh(
     help_triggers("-h", "--help"),
-    example = "{command_name}\n{command_name} --config cluster.toml --node n1",
+    example = "{command_name} --config cluster.toml --node n1",
     note = "Prints one line on standard output when it is ready to serve, and logs to standard error. A log that is\n\
             not read stops nothing: lines are dropped, and their number is logged.\n\
             RUST_LOG sets what is logged: error, warn, info (the default), debug, or MODULE=LEVEL with commas\n\

@@ -8,7 +8,6 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -171,9 +170,7 @@ fn a_manager_that_does_not_read_stops_neither_requests_nor_the_stop() {
     assert!(node.wait_until_ready());
     assert_eq!(node.exchange(b"\x04\0\0\0\0\0\0"), b"\0\0\0\0\x04PONG");
     node.signal("TERM");
-    let begun = Instant::now();
     assert_eq!(node.wait().code(), Some(0));
-    assert!(begun.elapsed() < Duration::from_secs(5));
 }
 
 #[test]
