@@ -99,12 +99,24 @@ pub(crate) fn before_end(clean_up: impl FnOnce() + Send + 'static) -> io::Result
     })
 }
 
-/// Calls `act` with each signal that would end the program, in a thread of its own.
-fn on_each_signal(mut act: impl FnMut(i32) + Send + 'static) -> io::Result<()> {
+/// Calls `act` with each signal that would end the program, but for a SIGHUP that is ignored.
+fn on_each_signal(act: impl FnMut(i32) + Send + 'static) -> io::Result<()> {
     let mut handled = vec![SIGINT, SIGTERM, SIGQUIT];
     if !signals::is_ignored(SIGHUP) {
         handled.push(SIGHUP);
     }
+    on_each(&handled, act)
+}
+
+/// Calls `act` with each of these signals, in a thread of its own.
+///
+/// # Errors
+///
+/// When the system starts no thread; the signals then do what they did before.
+pub(crate) fn on_each(
+    handled: &[i32],
+    mut act: impl FnMut(i32) + Send + 'static,
+) -> io::Result<()> {
     // The thread first: a signal that is handled and has no thread to act on it would do nothing.
     let (sender, receiver) = mpsc::channel::<Signals>();
     thread::Builder::new()
@@ -120,7 +132,7 @@ fn on_each_signal(mut act: impl FnMut(i32) + Send + 'static) -> io::Result<()> {
 }
 
 /// Ends the program by `signal`, as if it had not been handled.
-fn end_by(signal: i32) {
+pub(crate) fn end_by(signal: i32) {
     // It fails for signals alone that have no default.
     let _ = low_level::emulate_default_handler(signal);
 }

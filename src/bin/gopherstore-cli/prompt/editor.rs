@@ -9,7 +9,6 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::PathBuf,
     sync::Arc,
-    thread,
 };
 
 use parking_lot::Mutex;
@@ -27,7 +26,7 @@ use rustyline::{
     history::FileHistory,
     validate::Validator,
 };
-use signal_hook::{consts::SIGINT, iterator::Signals, low_level};
+use signal_hook::consts::SIGINT;
 
 use crate::{
     lines,
@@ -308,25 +307,14 @@ pub(super) struct Plain {
 impl Plain {
     fn new() -> Plain {
         let awaited = Arc::new(Mutex::new(None::<String>));
+        let handled = Arc::clone(&awaited);
         // Where there can be no such thread, Ctrl-C ends the program as it ends others.
-        if let Ok(mut signals) = Signals::new([SIGINT]) {
-            let awaited = Arc::clone(&awaited);
-            let handle = move || {
-                for signal in signals.forever() {
-                    match &*awaited.lock() {
-                        // The terminal has thrown away what was typed.
-                        Some(prompt) => show(&format!("\n{prompt}")),
-                        // A command runs, which Ctrl-C ends as it does elsewhere.
-                        None => drop(low_level::emulate_default_handler(signal)),
-                    }
-                }
-            };
-            drop(
-                thread::Builder::new()
-                    .name("interrupts".to_owned())
-                    .spawn(handle),
-            );
-        }
+        let _ = stop::on_each(&[SIGINT], move |signal| match &*handled.lock() {
+            // The terminal has thrown away what was typed.
+            Some(prompt) => show(&format!("\n{prompt}")),
+            // A command runs, which Ctrl-C ends as it does elsewhere.
+            None => stop::end_by(signal),
+        });
         Plain { awaited }
     }
 
