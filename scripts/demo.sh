@@ -272,21 +272,34 @@ else
     [[ $out == *"role: leader"* && $out == *"state: serving"* ]] || wrong "a leader that serves"
 fi
 
-title "Stop everything."
-echo "\$ kill -TERM ${pids[*]}"
-clock
-begin=$now
-kill -TERM "${pids[@]}" || wrong "a node is gone already"
-waited 15 all_ended || wrong "a node has not stopped within 15 seconds"
-for ((at = 0; at < count; at++)); do
-    status=0
-    wait "${pids[at]}" || status=$?
-    pids[at]=
-    # With the last node of a cluster its data is gone, which it says by its exit status.
-    ((status == 0 || (status == 3 && count > 1))) || wrong "exit status $status of ${names[at]}, expected 0 or 3"
-done
-clock
-echo "($((now - begin)) ms)"
+# Stops nodes by their numbers, each of which must end with this exit status: stop EXIT_STATUS NUMBER...
+stop() {
+    local expected=$1 at status numbers=("${@:2}") targets=()
+    for at in "${numbers[@]}"; do targets+=("${pids[at]}"); done
+    echo "\$ kill -TERM ${targets[*]}"
+    clock
+    begin=$now
+    kill -TERM "${targets[@]}" || wrong "a node is gone already"
+    for at in "${numbers[@]}"; do
+        waited 15 ended "$at" || wrong "${names[at]} has not stopped within 15 seconds"
+        status=0
+        wait "${pids[at]}" || status=$?
+        pids[at]=
+        ((status == expected)) || wrong "exit status $status of ${names[at]}, expected $expected"
+    done
+    clock
+    echo "(exit status $expected, $((now - begin)) ms)"
+}
+
+if ((count > 1)); then
+    title "Stop the followers, and then the leader. It is the last with the data: it waits for a peer, and exits with 3."
+    stop 0 $(seq "$((count - 1))")
+    stop 3 0
+    grep ' ERROR ' "$work/$leader.log" | tail -n 1
+else
+    title "Stop it."
+    stop 0 0
+fi
 
 cat <<END
 

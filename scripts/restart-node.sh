@@ -29,7 +29,7 @@ claim_folder
 if running "$name"; then
     assess "$name"
     if [[ -n $at_risk && -z $assume_yes && ! (-t 0 && -t 2) ]]; then
-        fail "$name was not restarted: $at_risk, and it is lost; --yes restarts it all the same"
+        fail "$name was not restarted, since that loses data ($at_risk); --yes restarts it all the same"
     fi
     confirmed "Restarting $name" || fail "$name was not restarted"
 fi

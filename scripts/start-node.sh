@@ -23,8 +23,8 @@ use_config "${arguments[@]:1}"
 
 binaries
 if [[ -z $background ]]; then
-    # The path as it was given, which is what messages name.
-    exec "$server" --config "${arguments[1]-$(typed "$config")}" --node "$name"
+    # The path as a user types it, which is what messages name.
+    exec "$server" --config "${arguments[1]-${config#"$PWD"/}}" --node "$name"
 fi
 members=$("$server" --check-config --config "$config" --node "$name")
 claim_folder

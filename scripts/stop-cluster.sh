@@ -34,8 +34,14 @@ confirmed "Stopping ${alive[*]}" || fail "nothing was stopped"
 
 lock
 find_alive
+# The leader is last: it has all data, and says what is lost with it.
+last=() first=()
+for name in "${alive[@]}"; do
+    if is_leader "$name"; then last+=("$name"); else first+=("$name"); fi
+done
 result=0
-stop_nodes "${alive[@]}" || result=1
+stop_nodes "${first[@]}" || result=1
+stop_nodes "${last[@]}" || result=1
 stopped=0
 for name in "${alive[@]}"; do
     if running "$name"; then

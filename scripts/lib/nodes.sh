@@ -111,6 +111,15 @@ running() {
 
 stopped() { ! running "$1"; }
 
+# Whether a node is to lead, by $members.
+is_leader() {
+    local name role
+    while read -r name _ role _; do
+        if [[ $name == "$1" && $role == leader ]]; then return 0; fi
+    done <<<"$members"
+    return 1
+}
+
 # Sets alive to the names of this cluster's nodes that run.
 find_alive() {
     local file name
@@ -279,7 +288,7 @@ report_start() {
     done
     if ((${#ended[@]} == 0)); then
         for name in "${late[@]}"; do
-            say "$name does not serve after $ready_seconds seconds: ${words[$name]}"
+            say "$name does not serve after $ready_seconds s: ${words[$name]}"
         done
     fi
     ((${#ended[@]} + ${#late[@]} == 0))
@@ -310,8 +319,8 @@ assess() {
     if ((${#refused[@]} > 0)); then
         at_risk="${refused[*]} refuses its leader and holds entries that the leader lacks"
     elif [[ $leader != stays && ! ($leader == goes && -n $follower) ]]; then
-        at_risk="no other node is known to hold the data"
-        if ((keys > 0)); then at_risk+=" of $keys keys"; fi
+        at_risk='no other node is known to hold the data'
+        if ((keys > 0)); then at_risk+=", keys: $keys"; fi
     fi
 }
 
@@ -319,12 +328,12 @@ assess() {
 confirmed() {
     local answer=''
     [[ -n $at_risk && -z $assume_yes && -t 0 && -t 2 ]] || return 0
-    read -r -p "$1: $at_risk, and it is lost. Go on? [y/N] " answer || true
+    read -r -p "$1 loses data ($at_risk). Go on? [y/N] " answer || true
     [[ $answer == [yY] || $answer == [yY][eE][sS] ]]
 }
 
 # Stops the named nodes in good order, and fails if one does not stop within 90 seconds. Needs the lock. A node's exit
-# status is its parent's to know; errors that it logs meanwhile, such as data that is lost with it, are shown.
+# status is its parent's to know; what it logs as lost, or as a fault of its own, is shown.
 stop_nodes() {
     local name result=0
     for name in "$@"; do
@@ -340,7 +349,7 @@ stop_nodes() {
         fi
         rm -f "$dir/$name.pid"
         [[ ! -e $dir/$name.log ]] ||
-            { new_log "$name" | grep -E '^\[[^]]* ERROR |panicked at' | sed "s/^/$name: /" >&2; } || true
+            new_log "$name" | sed -n "/ ERROR .* lost /s/^[^]]*\] /$name: /p; /panicked at/s/^/$name: /p" >&2
     done
     return "$result"
 }

@@ -1,11 +1,14 @@
 //! The scripts that start nodes in the background.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use crate::checkout::{Checkout, assert_serves, at_terminal, cli, ends, pid, spawn, stop_command};
+use crate::checkout::{
+    Checkout, assert_serves, at_terminal, cli, end, ends, pid, spawn, stop_command,
+};
 use crate::support::node::wait_for;
 use crate::support::tools;
 use crate::{CLI, both, output, root};
@@ -84,8 +87,8 @@ fn nodes_that_do_not_serve_in_time_are_named_with_their_reasons_and_go_on() {
             .env("GOPHERSTORE_READY_SECONDS", "1"),
     );
     for words in [
-        "n1 does not serve after 1 seconds: it has not said that it is ready\n",
-        "n2 does not serve after 1 seconds: state loading: ",
+        "n1 does not serve after 1 s: it has not said that it is ready\n",
+        "n2 does not serve after 1 s: state loading: ",
         "the nodes go on running; to stop them: scripts/stop-cluster.sh\n",
     ] {
         assert!(printed.contains(words), "{words}: {printed}");
@@ -250,6 +253,35 @@ fn an_interrupted_start_leaves_no_node_behind_but_one_that_holds_data() {
             // The fake server leaves a sleep that ends by itself.
             checkout.wait_for_processes(0);
         }
+    }
+}
+
+#[test]
+fn a_node_in_the_foreground_reads_the_shipped_file_from_anywhere() {
+    if !tools::are_there(&["bash"]) {
+        return;
+    }
+    let mut checkout = Checkout::new();
+    let addrs = checkout.configure("cluster.toml", "demo", 1);
+    let folders = [checkout.path(), &checkout.path().join("target")];
+    for folder in folders {
+        let mut start = checkout.script("start-node.sh");
+        start.arg("n1").current_dir(folder);
+        for (variable, name) in [("SERVER", "server"), ("CLI", "cli")] {
+            let program = format!("target/release/gopherstore-{name}");
+            start.env(
+                format!("GOPHERSTORE_{variable}"),
+                checkout.path().join(program),
+            );
+        }
+        let mut node = spawn(&mut start);
+        let mut line = String::new();
+        let mut stdout = BufReader::new(node.stdout.take().unwrap());
+        stdout.read_line(&mut line).unwrap();
+        tools::signal(node.id(), "TERM");
+        let (code, printed) = end(node);
+        let ready = format!("gopherstore-server: n1 ready on {} (leader)\n", addrs[0]);
+        assert_eq!((code, line), (0, ready), "{printed}");
     }
 }
 
