@@ -109,7 +109,19 @@ running() {
     [[ $(command_line "$pid") == *" --config $config --node $1 " ]]
 }
 
-stopped() { ! running "$1"; }
+# Whether the process of a node is still ending. Its memory goes first, which takes the longer the more it is, and its
+# arguments with that; then its sockets are closed.
+ending() {
+    local stat fields
+    pid=''
+    [[ -r $dir/$1.pid ]] && read -r pid <"$dir/$1.pid" && [[ $pid =~ ^[1-9][0-9]{0,9}$ ]] || return 1
+    { read -r stat <"/proc/$pid/stat"; } 2>/dev/null || return 1
+    # From the process's state on: flags are the seventh, of which 4 is "exiting", and threads the eighteenth.
+    read -r -a fields <<<"${stat##*) }"
+    ((fields[6] & 4)) && [[ ${fields[0]} != [ZX] || ${fields[17]} -gt 1 ]]
+}
+
+stopped() { ! running "$1" && ! ending "$1"; }
 
 # Whether a node is to lead, by $members.
 is_leader() {
@@ -146,7 +158,8 @@ for_others() {
 say_running() {
     local alive
     find_alive
-    ((${#alive[@]} == 0)) || say "running from $(typed "$config"): ${alive[*]}; to stop them: $(command_for stop-cluster.sh)"
+    ((${#alive[@]} == 0)) ||
+        say "running from $(typed "$config"): ${alive[*]}; to stop them: $(command_for stop-cluster.sh)"
 }
 
 # Fails where a node that runs has the address of another cluster's node: refuse_address NAME ADDR.
@@ -181,6 +194,7 @@ launch() {
     trap 'signal=130' INT
     trap 'signal=143' TERM HUP
     for name in "$@"; do
+        waited 60 stopped "$name" || true
         : >>"$dir/$name.log"
         log_len[$name]=$(wc -c <"$dir/$name.log")
         : >"$dir/$name.out"

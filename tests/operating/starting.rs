@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::checkout::{
     Checkout, assert_serves, at_terminal, cli, end, ends, pid, spawn, stop_command,
@@ -254,6 +254,56 @@ fn an_interrupted_start_leaves_no_node_behind_but_one_that_holds_data() {
             checkout.wait_for_processes(0);
         }
     }
+}
+
+/// A process as a killed node is while the system takes its memory back: no arguments any more, but still its port.
+/// Here its main thread has ended. It is over half a second after its input.
+const ENDING: &str = "\
+import ctypes, platform, socket, sys, threading, time
+host, port = sys.argv[1].rsplit(':', 1)
+listener = socket.create_server((host, int(port)))
+def rest():
+    sys.stdin.read()
+    time.sleep(0.5)
+threading.Thread(target=rest).start()
+print('listening', flush=True)
+ctypes.CDLL(None).syscall({'x86_64': 60, 'aarch64': 93}[platform.machine()], 0)
+";
+
+#[test]
+fn a_start_waits_until_the_nodes_last_process_has_closed_its_port() {
+    if !tools::are_there(&["bash", "python3"]) {
+        return;
+    }
+    let mut checkout = Checkout::new();
+    let addrs = checkout.configure("cluster.toml", "demo", 1);
+    let mut python = checkout.command("python3");
+    python.args(["-c", ENDING, &addrs[0].to_string()]);
+    let mut last = spawn(python.stdin(Stdio::piped()));
+    let mut line = String::new();
+    let mut stdout = BufReader::new(last.stdout.take().unwrap());
+    stdout.read_line(&mut line).unwrap();
+    assert_eq!(line, "listening\n");
+    let arguments = Path::new("/proc").join(last.id().to_string());
+    wait_for("the end of its main thread", || {
+        let line = fs::read(arguments.join("cmdline")).unwrap();
+        line.is_empty().then_some(())
+    });
+    let run = checkout.path().join("run/cluster");
+    fs::create_dir_all(&run).unwrap();
+    fs::write(run.join("n1.pid"), format!("{}\n", last.id())).unwrap();
+    let start = spawn(
+        checkout
+            .script("start-node.sh")
+            .args(["--background", "n1"]),
+    );
+    // What is written right before the node is started.
+    wait_for("the start", || run.join("cluster").exists().then_some(()));
+    drop(last.stdin.take());
+    last.wait().unwrap();
+    let (code, printed) = end(start);
+    assert_eq!(code, 0, "{printed}");
+    assert_serves(addrs[0]);
 }
 
 #[test]
