@@ -279,8 +279,8 @@ fn decide(node: &Node, member: &Member, stop: &Stop) -> Option<Next> {
     loop {
         let history = node.history();
         let own = Own {
-            position: Position::of(&history, node.head().index),
-            last_epoch: history.last().map_or(0, |era| era.epoch),
+            history: &history,
+            index: node.head().index,
         };
         let now = Instant::now();
         let next = start::next(own, node.liveness().lock().peers(), began, timeout, now);

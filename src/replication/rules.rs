@@ -196,7 +196,8 @@ pub fn furthest(peers: &[Standing]) -> Option<usize> {
         .map(|(at, _)| at)
 }
 
-/// The epoch of the era that a leader opens: above its own, whose history it has copied, and all that it has heard of.
+/// Returns the epoch of the era that a leader opens: above its own, whose history it has copied, and all that it has
+/// heard of.
 #[must_use]
 pub fn next_epoch(own: &History, peers: &[Standing]) -> u64 {
     let heard = peers.iter().map(|peer| peer.epoch);

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use crate::history::History;
 use crate::liveness::Peer;
 use crate::report::{Contact, Report, Role, State, Stopping};
 
-use super::rules::{Position, Standing, furthest};
+use super::rules::{Position, Standing, furthest, next_epoch};
 
 /// What a node that is to lead does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +63,7 @@ enum Answer<'a> {
 /// * A silent peer is waited for until `timeout` is over.
 /// * Then the peer that is furthest ahead is caught up with, and at last the node leads.
 #[must_use]
-pub fn next(own: Own, peers: &[Peer], began: Instant, timeout: Duration, now: Instant) -> Next {
+pub fn next(own: Own<'_>, peers: &[Peer], began: Instant, timeout: Duration, now: Instant) -> Next {
     let answers: Vec<(&str, Answer<'_>)> = peers
         .iter()
         .map(|peer| (peer.name.as_str(), answer(peer, began, timeout, now)))
@@ -105,10 +106,11 @@ pub fn next(own: Own, peers: &[Peer], began: Instant, timeout: Duration, now: In
             has_data: report.holds_data(),
         })
         .collect();
+    let position = Position::of(own.history, own.index);
     let best = furthest(&standings).and_then(|at| Some((reports().nth(at)?.0, standings[at])));
     match best {
         Some((peer, Standing { epoch, index, .. }))
-            if (epoch, index) > (own.position.epoch, own.position.index) =>
+            if (epoch, index) > (position.epoch, position.index) =>
         {
             Next::CatchUp {
                 peer: peer.to_owned(),
@@ -118,20 +120,19 @@ pub fn next(own: Own, peers: &[Peer], began: Instant, timeout: Duration, now: In
             }
         }
         Some(_) | None => {
-            let heard = standings.iter().map(|standing| standing.epoch);
-            let epoch = heard.max().unwrap_or(0).max(own.last_epoch) + 1;
+            let epoch = next_epoch(own.history, &standings);
             Next::Lead { epoch, passed_over }
         }
     }
 }
 
 /// Where the deciding node stands.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Own {
-    /// Its position; index 0 where it holds nothing.
-    pub position: Position,
-    /// The newest epoch that it has heard of.
-    pub last_epoch: u64,
+#[derive(Clone, Copy, Debug)]
+pub struct Own<'a> {
+    /// What its data set went through; empty where it holds nothing.
+    pub history: &'a History,
+    /// Index of its last entry.
+    pub index: u64,
 }
 
 fn answer<'a>(peer: &'a Peer, began: Instant, timeout: Duration, now: Instant) -> Answer<'a> {
@@ -182,9 +183,10 @@ fn beside_leader(name: &str, report: &Report) -> Option<Next> {
 }
 
 #[cfg(test)]
-#[allow(clippy::panic)]
+#[allow(clippy::panic, clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::history::Era;
     use crate::liveness::Liveness;
     use crate::report::Settings;
 
@@ -209,8 +211,21 @@ mod tests {
         report(name, Role::Follower, state, epoch, index)
     }
 
+    /// Epoch and index of n1's data.
+    type Place = (u64, u64);
+    const NOTHING: Place = (0, 0);
+
+    fn history(epoch: u64) -> History {
+        let era = Era {
+            epoch,
+            nonce: 7,
+            start_index: 1,
+        };
+        History::new(Vec::from_iter((epoch > 0).then_some(era))).unwrap()
+    }
+
     /// What n1 does after these contacts of n2 and n3, `ms` after it began to ask.
-    fn decide(own: Own, contacts: [Option<Contact>; 2], ms: u64) -> Next {
+    fn decide((epoch, index): Place, contacts: [Option<Contact>; 2], ms: u64) -> Next {
         let began = Instant::now();
         let mut table = Liveness::new(["n2", "n3"].map(str::to_owned), TIMEOUT, began);
         for (name, contact) in ["n2", "n3"].into_iter().zip(contacts) {
@@ -219,6 +234,11 @@ mod tests {
             }
         }
         let now = began + Duration::from_millis(ms);
+        let history = history(epoch);
+        let own = Own {
+            history: &history,
+            index,
+        };
         next(own, table.peers(), began, TIMEOUT, now)
     }
 
@@ -233,15 +253,15 @@ mod tests {
     #[test]
     fn only_peers_that_say_so_have_no_data() {
         let none = || Some(Contact::NoProcess);
-        assert_eq!(decide(Own::default(), [none(), none()], 0), lead(1, &[]));
+        assert_eq!(decide(NOTHING, [none(), none()], 0), lead(1, &[]));
         let stranger = Some(Contact::Stranger("node m1 of cluster other".to_owned()));
-        assert_eq!(decide(Own::default(), [stranger, none()], 0), lead(1, &[]));
+        assert_eq!(decide(NOTHING, [stranger, none()], 0), lead(1, &[]));
         let empty = Some(follower("n2", State::Loading, 0, 0));
-        assert_eq!(decide(Own::default(), [empty, none()], 0), lead(1, &[]));
+        assert_eq!(decide(NOTHING, [empty, none()], 0), lead(1, &[]));
         // However long it lasts.
         let unclear = || Some(Contact::Unclear("it answers ERROR: too many".to_owned()));
         for ms in [0, 4_999, 3_600_000] {
-            let next = decide(Own::default(), [none(), unclear()], ms);
+            let next = decide(NOTHING, [none(), unclear()], ms);
             let Next::Wait { reason, .. } = next else {
                 panic!("{next:?}");
             };
@@ -257,10 +277,10 @@ mod tests {
         let silent = || Some(Contact::Silent("timed out".to_owned()));
         let data = || Some(follower("n3", State::Serving, 4, 9));
         for contact in [None, silent()] {
-            let next = decide(Own::default(), [contact, data()], 4_999);
+            let next = decide(NOTHING, [contact, data()], 4_999);
             assert!(matches!(next, Next::Wait { .. }), "{next:?}");
         }
-        let next = decide(Own::default(), [silent(), data()], 5_000);
+        let next = decide(NOTHING, [silent(), data()], 5_000);
         let expected = Next::CatchUp {
             peer: "n3".to_owned(),
             epoch: 4,
@@ -276,37 +296,29 @@ mod tests {
             let behind = follower("n2", State::Serving, 4, 7);
             [Some(behind), Some(follower("n3", State::Serving, 4, 9))]
         };
-        let own = |epoch, index| Own {
-            position: Position {
-                epoch,
-                nonce: 0,
-                index,
-            },
-            last_epoch: epoch,
-        };
-        for behind in [Own::default(), own(4, 8), own(3, 12)] {
+        for behind in [NOTHING, (4, 8), (3, 12)] {
             let next = decide(behind, peers(), 0);
             assert!(
                 matches!(&next, Next::CatchUp { peer, .. } if peer == "n3"),
                 "{next:?}"
             );
         }
-        assert_eq!(decide(own(4, 9), peers(), 0), lead(5, &[]));
-        assert_eq!(decide(own(5, 1), peers(), 0), lead(6, &[]));
+        assert_eq!(decide((4, 9), peers(), 0), lead(5, &[]));
+        assert_eq!(decide((5, 1), peers(), 0), lead(6, &[]));
     }
 
     #[test]
     fn a_peer_that_leads_is_followed_and_one_that_is_to_lead_is_waited_for() {
         let silent = || Some(Contact::Silent("timed out".to_owned()));
         let leads = Some(report("n3", Role::Leader, State::Serving, 2, 5));
-        let next = decide(Own::default(), [silent(), leads], 0);
+        let next = decide(NOTHING, [silent(), leads], 0);
         assert!(
             matches!(&next, Next::Follow { peer, .. } if peer == "n3"),
             "{next:?}"
         );
         let claims = Some(report("n2", Role::Leader, State::Loading, 0, 0));
         let data = Some(follower("n3", State::Serving, 4, 9));
-        let next = decide(Own::default(), [claims, data], 3_600_000);
+        let next = decide(NOTHING, [claims, data], 3_600_000);
         assert!(
             matches!(
                 &next,
