@@ -132,6 +132,9 @@ pub(super) fn serve<'a>(context: Context<'a>, first: &[u8], crowd: &Crowd<Connec
     crowd.wake();
     let end = run(&seat, &mut place, crowd);
     crowd.rest();
+    if place.guest.is_grown() || place.guest.large.is_some() {
+        place.guest.context.housekeeper.trim();
+    }
     end.unwrap_or_else(End::Failed)
 }
 

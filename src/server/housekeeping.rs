@@ -1,9 +1,14 @@
-//! What has to be done later, by one thread for all connections: draining refused sockets, and giving memory back.
+//! What one thread does for all connections, later: it drains refused sockets, and gives memory back to the system.
 //!
 //! Closing a socket with unread input resets the connection, and the reset can overtake the answer. So the socket of a
 //! client that was refused first has its writing side shut down, which tells the client that this was all, and is then
 //! read until the client has closed, for a bounded time. A refused client so costs neither a thread nor one of the
 //! `max_connections`.
+//!
+//! The allocator keeps most of what is freed, unless it is told to give it back ([`system::trim_memory`]). Two things
+//! have it told so: a connection that has freed buffers asks for it; and once a second the thread looks at how much the
+//! node holds, and acts when that has fallen by much, whatever freed it: writes of clients or of the leader, a data set
+//! that is given up, the log's end.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read};
@@ -16,6 +21,7 @@ use log::debug;
 
 use super::registry::Peer;
 use super::system;
+use crate::node::Node;
 
 /// Sockets held at the most; beyond it the oldest is closed, whatever its client still sends.
 pub(super) const SOCKETS_MAX: usize = 1_024;
@@ -30,10 +36,19 @@ const HOLD: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(2);
 
 /// How long the sockets that are left are held once the server stops.
-const HOLD_AT_STOP: Duration = Duration::from_millis(200);
+const HOLD_AT_STOP: Duration = Duration::from_millis(60);
 
 /// Between two looks at the sockets: while bytes come, and while none do.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
+
+/// Between two looks at how much the node holds.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// So much has to be freed, and a sixteenth of what was held, before the allocator is told to give it back.
+const FREED_MIN: u64 = 4 << 20;
+
+/// Bytes that an entry takes beside its key and value, about: its header, its place in a table, the allocator's.
+const ENTRY_BYTES: u64 = 32;
 
 /// From the first connection that gave memory back to when the allocator is asked to; others join in meanwhile.
 const TRIM_AFTER: Duration = Duration::from_secs(1);
@@ -81,13 +96,50 @@ struct Held {
     heard: Instant,
 }
 
+/// What the node has held.
+#[derive(Debug, Default)]
+struct Holdings {
+    /// At the most since memory was last given back.
+    peak: u64,
+    /// At the last look.
+    last: u64,
+}
+
+impl Holdings {
+    /// Whether memory is to be given back: much has been freed since this was last true, and either no more is being
+    /// freed, or it is half already. The allocator takes time for each freed block, and its locks with it.
+    fn look(&mut self, held: u64) -> bool {
+        let freed = self.peak.saturating_sub(held);
+        let is_much = freed >= FREED_MIN && freed >= self.peak / 16;
+        let is_falling = self.last.saturating_sub(held) >= FREED_MIN;
+        let is_due = is_much && (!is_falling || freed >= self.peak / 2);
+        self.last = held;
+        if is_due || freed == 0 {
+            self.peak = held;
+        }
+        is_due
+    }
+}
+
+/// Bytes that the node's data and log take, about.
+fn held_bytes(node: &Node) -> u64 {
+    let entries = u64::try_from(node.store().len()).unwrap_or(u64::MAX);
+    let log = node.journal().map_or(0, |journal| journal.kept_bytes());
+    let store = node.store().bytes();
+    store
+        .saturating_add(entries.saturating_mul(ENTRY_BYTES))
+        .saturating_add(log)
+}
+
 impl Chores {
-    /// Does what is asked until every handle is gone.
-    pub(super) fn run(&self) {
+    /// Does what is asked until every handle is gone, and looks after the memory of `node`.
+    pub(super) fn run(&self, node: &Node) {
         let mut held: VecDeque<Held> = VecDeque::new();
         let mut scratch = vec![0; 64 << 10];
         let mut pause = PAUSE.1;
         let mut trim_at: Option<Instant> = None;
+        let mut holdings = Holdings::default();
+        let mut look_at = Instant::now() + LOOK;
         let mut stop_at: Option<Instant> = None;
         loop {
             let now = Instant::now();
@@ -95,18 +147,14 @@ impl Chores {
                 return;
             }
             let sweep_in = (!held.is_empty()).then_some(pause);
-            let trim_in = trim_at.map(|at| at.saturating_duration_since(now));
-            let wait = match (sweep_in, trim_in) {
-                (Some(sweep), Some(trim)) => Some(sweep.min(trim)),
-                (some, None) | (None, some) => some,
-            };
-            let first = match wait {
-                _ if stop_at.is_some() => {
-                    std::thread::sleep(pause);
-                    Err(RecvTimeoutError::Timeout)
-                }
-                None => self.incoming.recv().map_err(RecvTimeoutError::from),
-                Some(wait) => self.incoming.recv_timeout(wait),
+            let next_at = trim_at.map_or(look_at, |at| at.min(look_at));
+            let next_in = next_at.saturating_duration_since(now);
+            let first = if stop_at.is_some() {
+                std::thread::sleep(pause);
+                Err(RecvTimeoutError::Timeout)
+            } else {
+                let wait = sweep_in.map_or(next_in, |sweep| sweep.min(next_in));
+                self.incoming.recv_timeout(wait)
             };
             let now = Instant::now();
             if matches!(first, Err(RecvTimeoutError::Disconnected)) {
@@ -146,9 +194,19 @@ impl Chores {
                 !gone && now < held.until && now < held.heard + SILENCE
             });
             pause = if came { PAUSE.0 } else { PAUSE.1 };
-            if trim_at.is_some_and(|at| at <= now) {
+            let mut is_trim_due = trim_at.is_some_and(|at| at <= now);
+            if look_at <= now {
+                look_at = now + LOOK;
+                is_trim_due |= holdings.look(held_bytes(node));
+            }
+            // The memory of a node that stops goes with it.
+            if is_trim_due && stop_at.is_none() {
                 trim_at = None;
                 system::trim_memory();
+                debug!(
+                    "gave memory back to the system in {} us",
+                    now.elapsed().as_micros()
+                );
             }
         }
     }
@@ -167,4 +225,39 @@ fn drain(mut stream: &TcpStream, scratch: &mut [u8]) -> (bool, bool) {
         }
     }
     (false, came)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_given_back_when_much_is_freed_and_no_more_is_being_freed() {
+        const MIB: u64 = 1 << 20;
+        let mut holdings = Holdings::default();
+        let mut look = |held: u64| holdings.look(held * MIB);
+        for held in [0, 100, 1_600] {
+            assert!(!look(held), "{held}");
+        }
+        // A sixteenth, however slowly, and then a sixteenth of what is left.
+        for held in (1_501..1_600).rev() {
+            assert!(!look(held), "{held}");
+        }
+        assert!(look(1_500));
+        assert!(!look(1_499));
+        // While more and more is freed it is half first.
+        assert!(!look(1_300));
+        assert!(!look(900));
+        assert!(look(700));
+        assert!(!look(400));
+        assert!(look(398));
+        // What grows again has freed nothing.
+        assert!(!look(2_000));
+        assert!(look(0));
+        assert!(!look(0));
+        // Of little it has to be more than a sixteenth.
+        assert!(!look(5));
+        assert!(!look(2));
+        assert!(look(1));
+    }
 }

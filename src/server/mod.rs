@@ -188,7 +188,10 @@ impl Server {
             let housekeeper = housekeeper;
             thread::Builder::new()
                 .name("housekeeping".to_owned())
-                .spawn_scoped(scope, move || chores.run())?;
+                .spawn_scoped(scope, {
+                    let node = &self.node;
+                    move || chores.run(node)
+                })?;
             let mut started = replication::start(scope, &self.node, &self.stop);
             if started.is_ok() && self.shared.hands_over {
                 let thread = thread::Builder::new().name("handover".to_owned());

@@ -7,6 +7,7 @@
 mod faults;
 mod followers;
 mod harness;
+mod memory;
 mod namespaces;
 mod observers;
 mod proxy;

@@ -182,6 +182,38 @@ fn connections_that_were_busy_cost_no_more_than_idle_ones_in_the_end() {
     }
 }
 
+/// The same of clients that leave in the middle of a large value.
+#[test]
+fn what_a_client_that_leaves_has_sent_is_given_back() {
+    const COUNT: u64 = 300;
+    const HALF: usize = 60_000;
+    let node = Node::start();
+    let value = vec![b'x'; 2 * HALF];
+    let set = frames(&[Request::Set {
+        key: b"k",
+        value: &value,
+    }]);
+    let before = node.memory_kib("VmRSS");
+    let mut clients: Vec<_> = (0..COUNT).map(|_| node.connect()).collect();
+    for stream in &mut clients {
+        stream.write_all(&set[..HALF]).unwrap();
+    }
+    let held = before + COUNT * 60;
+    wait_for("the values' halves", || {
+        (node.memory_kib("VmRSS") > held).then_some(())
+    });
+    // All but a few, between which what the others had lies.
+    let mut count = 0;
+    clients.retain(|_| {
+        count += 1;
+        count % 6 == 0
+    });
+    wait_for("the memory of those that have left", || {
+        (node.memory_kib("VmRSS") < before + COUNT * 40).then_some(())
+    });
+    drop(clients);
+}
+
 #[test]
 fn too_few_descriptors_for_the_limit_are_told_at_the_start() {
     let node = Node::start_with(&Options {
