@@ -58,7 +58,7 @@ impl<'scope, 'env, 'a: 'scope> Acceptor<'scope, 'env, 'a> {
             housekeeper,
             crowds,
             id: 0,
-            door: Door::default(),
+            door: Door::new(server.allowance.waiting),
             pause: PAUSE.0,
             turned_away: 0,
             logged: None,

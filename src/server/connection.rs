@@ -826,7 +826,7 @@ mod tests {
             idle: Some(Duration::from_millis(60)),
             release: Duration::from_millis(20),
         };
-        let (housekeeper, _chores) = Housekeeper::new();
+        let (housekeeper, _chores) = Housekeeper::new(1);
         let peer = Arc::new(Peer::new(stream));
         let stopping = AtomicBool::new(false);
         let registry = Registry::new(1);

@@ -19,7 +19,8 @@ use crate::wire::{Opcode, Request};
 /// How long a client has for its first request.
 const FIRST_WITHIN: Duration = Duration::from_secs(1);
 
-/// Clients that wait at the most. Beyond it the oldest is told of the limit, however much time it has left.
+/// Clients that wait at the most, or fewer where descriptors are few. Beyond it the oldest is told of the limit,
+/// however much time it has left.
 pub(super) const WAITING_MAX: usize = 256;
 
 /// Longest first request in bytes: a FOLLOW with the longest names has 161.
@@ -51,12 +52,21 @@ enum Verdict {
 }
 
 /// The clients that wait, in the order in which they came.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Door {
     waiting: VecDeque<Waiting>,
+    waiting_max: usize,
 }
 
 impl Door {
+    /// A door at which at most so many wait.
+    pub(super) const fn new(waiting_max: usize) -> Door {
+        Door {
+            waiting: VecDeque::new(),
+            waiting_max,
+        }
+    }
+
     /// Has a client wait. Gives the one that has to go for it.
     pub(super) fn push(&mut self, id: u64, peer: Arc<Peer>, addr: SocketAddr) -> Option<Waiting> {
         self.waiting.push_back(Waiting {
@@ -66,7 +76,7 @@ impl Door {
             first: Vec::new(),
             until: Instant::now() + FIRST_WITHIN,
         });
-        (self.waiting.len() > WAITING_MAX)
+        (self.waiting.len() > self.waiting_max)
             .then(|| self.waiting.pop_front())
             .flatten()
     }

@@ -65,10 +65,14 @@ pub(super) struct Housekeeper {
 }
 
 impl Housekeeper {
-    /// A handle, and what the thread has to [`run`](Chores::run).
-    pub(super) fn new() -> (Housekeeper, Chores) {
+    /// A handle, and what the thread has to [`run`](Chores::run), with at most `sockets_max` sockets held.
+    pub(super) fn new(sockets_max: usize) -> (Housekeeper, Chores) {
         let (chores, incoming) = sync_channel(QUEUE_MAX);
-        (Housekeeper { chores }, Chores { incoming })
+        let chores_to_do = Chores {
+            incoming,
+            sockets_max,
+        };
+        (Housekeeper { chores }, chores_to_do)
     }
 
     /// Has a socket drained and closed; closes it at once where too many are waiting for that.
@@ -88,6 +92,7 @@ impl Housekeeper {
 /// The receiving end.
 pub(super) struct Chores {
     incoming: Receiver<Chore>,
+    sockets_max: usize,
 }
 
 struct Held {
@@ -173,7 +178,7 @@ impl Chores {
                         // Where either fails the client is gone, which the first read will show.
                         let _ = peer.stream.shutdown(Shutdown::Write);
                         let _ = peer.stream.set_nonblocking(true);
-                        if held.len() >= SOCKETS_MAX {
+                        if held.len() >= self.sockets_max {
                             held.pop_front();
                         }
                         held.push_back(Held {

@@ -20,6 +20,7 @@
 //!   that is wrong with them.
 
 mod accept;
+mod allowance;
 mod connection;
 mod crowd;
 mod door;
@@ -44,6 +45,7 @@ use crate::node::Node;
 use crate::replication::{self, Ending, Stop};
 use crate::wire::request::Limits;
 use accept::Acceptor;
+use allowance::Allowance;
 use connection::{Connection, Context, End, Timeouts};
 use crowd::{Crowd, Guest};
 use housekeeping::Housekeeper;
@@ -73,11 +75,6 @@ pub const STOP_MAX: Duration = STOP_GRACE
 /// vanished does not keep its connections for ever. As in Redis (`tcp-keepalive 300`).
 const KEEPALIVE: Duration = Duration::from_secs(300);
 
-/// Descriptors that a server needs beside `max_connections`: those of the reserve, of clients at the door, refused
-/// sockets, the listeners, the log and a few more.
-const DESCRIPTORS_BESIDE: u64 =
-    (registry::RESERVE + door::WAITING_MAX + housekeeping::SOCKETS_MAX + 64) as u64;
-
 /// Between two looks at whether a stopped client has taken its answers.
 const TAKEN_PAUSE: Duration = Duration::from_millis(2);
 
@@ -86,6 +83,7 @@ const TAKEN_PAUSE: Duration = Duration::from_millis(2);
 pub struct Server {
     node: Node,
     limits: LimitsConfig,
+    allowance: Allowance,
     shared: Arc<Shared>,
     /// Of the node's own threads.
     stop: Stop,
@@ -133,11 +131,13 @@ impl Server {
     /// When the name is unknown, or the port is in use or not allowed.
     pub fn bind(addr: &str, node: Node, limits: LimitsConfig) -> Result<Server, BindError> {
         let listeners = Listeners::bind(addr)?;
-        let registry = Registry::new(limits.max_connections);
+        let allowance = Allowance::new(limits.max_connections);
+        let registry = Registry::new(allowance.connections);
         let hands_over = node.journal().is_some();
         Ok(Server {
             node,
             limits,
+            allowance,
             stop: Stop::default(),
             shared: Arc::new(Shared {
                 listeners,
@@ -179,25 +179,19 @@ impl Server {
     ///
     /// When a thread that the server needs cannot be started.
     pub fn run(self) -> io::Result<Ending> {
-        self.raise_descriptor_limit();
-        let (housekeeper, chores) = Housekeeper::new();
-        let crowds = crowds()?;
+        let (housekeeper, chores) = Housekeeper::new(self.allowance.refused);
+        let crowds = crowds()
+            .map_err(|error| io::Error::new(error.kind(), format!("cannot use epoll: {error}")))?;
         let ending = Mutex::new(Ending::Kept);
         thread::scope(|scope| {
             // Dropped before the scope waits for its threads: this one ends once no one can ask it for anything.
             let housekeeper = housekeeper;
-            thread::Builder::new()
-                .name("housekeeping".to_owned())
-                .spawn_scoped(scope, {
-                    let node = &self.node;
-                    move || chores.run(node)
-                })?;
-            let mut started = replication::start(scope, &self.node, &self.stop);
+            let node = &self.node;
+            start(scope, "housekeeping", move || chores.run(node))?;
+            let mut started = replication::start(scope, node, &self.stop)
+                .map_err(|error| cannot_start("the threads of replication", &error));
             if started.is_ok() && self.shared.hands_over {
-                let thread = thread::Builder::new().name("handover".to_owned());
-                started = thread
-                    .spawn_scoped(scope, || *ending.lock() = self.hand_over())
-                    .map(drop);
+                started = start(scope, "handover", || *ending.lock() = self.hand_over());
             }
             if started.is_ok() {
                 Acceptor::new(&self, scope, housekeeper, &crowds).run();
@@ -231,20 +225,6 @@ impl Server {
         let ending = replication::handover::run(&self.node, &self.stop, took_writes);
         self.shared.end(true);
         ending
-    }
-
-    /// Has the system allow as many open files as the configuration needs, or says that it will not do.
-    fn raise_descriptor_limit(&self) {
-        let needed = u64::from(self.limits.max_connections) + DESCRIPTORS_BESIDE;
-        match rlimit::increase_nofile_limit(needed) {
-            Ok(limit) if limit < needed => warn!(
-                "max_connections is {}, which needs {needed} open files, and the system allows {limit}; \
-                 raise it (ulimit -n, LimitNOFILE) or lower max_connections",
-                self.limits.max_connections
-            ),
-            Ok(_) => {}
-            Err(error) => warn!("cannot tell how many open files the system allows: {error}"),
-        }
     }
 
     /// Counts a client in, if there is room. Only the accept thread admits, and it does so under the lock under which
@@ -405,6 +385,24 @@ impl Shared {
         drop(clients);
         self.advanced.notify_all();
     }
+}
+
+/// Starts a thread that the server needs.
+fn start<'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    name: &str,
+    body: impl FnOnce() + Send + 'scope,
+) -> io::Result<()> {
+    let thread = thread::Builder::new().name(name.to_owned());
+    let started = thread.spawn_scoped(scope, body).map(drop);
+    started.map_err(|error| cannot_start(&format!("the thread {name:?}"), &error))
+}
+
+fn cannot_start(what: &str, error: &io::Error) -> io::Error {
+    let text = format!(
+        "cannot start {what}: {error}; allow more processes and threads (ulimit -u, TasksMax, pids.max), or free memory"
+    );
+    io::Error::new(error.kind(), text)
 }
 
 /// Waits until the client's system has all that was written. The stop has shut down the reading side, so whatever the

@@ -96,17 +96,17 @@ fn running_out_of_descriptors_stops_nobody_who_is_served() {
         ..Options::default()
     });
     let mut first = node.connect();
-    let mut rest: Vec<_> = (0..60).map(|_| node.connect()).collect();
+    let rest: Vec<_> = (0..60).map(|_| node.connect()).collect();
     wait_for("the node to run out", || {
         node.log().contains("cannot accept clients").then_some(())
     });
     first.write_all(&frames(&[Request::Ping])).unwrap();
     assert_eq!(answer(&first), pong());
-    let mut last = rest.pop().unwrap();
     drop(rest);
-    // It was connected by the system and is served once there are descriptors again.
-    last.write_all(&frames(&[Request::Ping])).unwrap();
-    assert_eq!(answer(&last), pong());
+    wait_for("the node to serve others again", || {
+        let last = node.connect();
+        (ask(&last, Request::Ping) == pong()).then_some(())
+    });
     // One line each time that it runs out, not one a try. While descriptors come back one by one that may be twice.
     node.wait_for_log("accepting clients again");
     let log = node.log();
@@ -370,6 +370,29 @@ fn nobody_shuts_out_those_who_ask_for_a_status() {
     });
     // The idlest was closed, the newest was not.
     closed(&holders[0]);
+}
+
+#[test]
+fn few_descriptors_leave_the_reserve_its_part() {
+    let node = Node::start_with(&Options {
+        descriptors: Some(400),
+        ..Options::default()
+    });
+    // Half of them are for connections.
+    let clients: Vec<_> = (0..200).map(|_| node.connect()).collect();
+    for client in &clients {
+        assert_eq!(ask(client, Request::Ping), pong());
+    }
+    let _silent: Vec<_> = (0..200).map(|_| node.connect()).collect();
+    let refused = node.connect();
+    (&refused).write_all(&frames(&[Request::Ping])).unwrap();
+    assert_eq!(error(&refused), "too many connections, limit 200");
+    let begin = Instant::now();
+    let operator = node.connect();
+    assert_eq!(ask(&operator, Request::Status).0, Status::Ok);
+    assert!(begin.elapsed() < Duration::from_millis(900));
+    let log = node.log();
+    assert!(log.contains("allows 400; serving 200 at once"), "{log}");
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod signals;
 #[path = "../support/silent.rs"]
 #[allow(unreachable_pub)]
 mod silent;
+mod threads;
 #[path = "../support/tools.rs"]
 #[allow(dead_code)] // the rest is for other tests
 mod tools;

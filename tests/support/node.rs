@@ -144,9 +144,14 @@ impl Process {
 
     /// The same, by a command that begins with these words and runs those that follow.
     pub(crate) fn spawn_in(dir: &Path, name: &str, prefix: &[&str]) -> Process {
-        let mut command = Command::new(prefix[0]);
-        command.args(&prefix[1..]);
-        command.arg(env!("CARGO_BIN_EXE_gopherstore-server"));
+        let words = [prefix, &[env!("CARGO_BIN_EXE_gopherstore-server")]].concat();
+        Process::spawn_by(dir, name, &words)
+    }
+
+    /// The same, by these words in place of the server's path.
+    pub(crate) fn spawn_by(dir: &Path, name: &str, words: &[&str]) -> Process {
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]);
         Process::spawn_command(command, dir, name, &[])
     }
 
@@ -281,6 +286,11 @@ impl Process {
         self.child.wait().unwrap();
     }
 
+    /// How the process has ended, if it has.
+    pub(crate) fn try_wait(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
     /// Waits until the process ends by itself.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let child = &mut self.child;
@@ -321,7 +331,7 @@ impl Drop for Process {
 }
 
 /// A port that was free a moment ago.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     listener.local_addr().unwrap().port()
 }

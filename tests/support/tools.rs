@@ -13,7 +13,7 @@ use std::process::Command;
 const REQUIRED: &str = "GOPHERSTORE_REQUIRE_TOOLS";
 
 /// Debian's packages, for programs that are not in one of their own name.
-const PACKAGES: [(&str, &str); 15] = [
+const PACKAGES: [(&str, &str); 16] = [
     ("addr2line", "binutils"),
     ("hexdump", "bsdextrautils"),
     ("ip", "iproute2"),
@@ -28,6 +28,7 @@ const PACKAGES: [(&str, &str); 15] = [
     ("prlimit", "util-linux"),
     ("setpriv", "util-linux"),
     ("timeout", "coreutils"),
+    ("unshare", "util-linux"),
     ("xxd", "xxd"),
 ];
 

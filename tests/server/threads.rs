@@ -1,0 +1,108 @@
+//! A system that gives few threads: a node that starts says what is missing, and one that runs goes on.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use gopherstore::wire::{Request, Status};
+
+use crate::node::{Process, free_port, wait_for};
+use crate::{answer, frames, pong, tools};
+
+/// Threads that surely suffice for a node of a cluster of two and a few clients.
+const MANY: u32 = 40;
+
+/// Starts the node n1 of a cluster of two as a user who may have so many threads.
+fn start(dir: &Path, limit: u32) -> Process {
+    // A user of this test alone, since all processes of a user count.
+    let user = format!("--reuid={}", 2_000_000 + std::process::id());
+    let limit = format!("--nproc={limit}");
+    let words = [
+        "prlimit",
+        &limit,
+        "setpriv",
+        &user,
+        "--clear-groups",
+        "./server",
+    ];
+    let _ = std::fs::remove_file(dir.join("log"));
+    Process::spawn_by(dir, "n1", &words)
+}
+
+#[test]
+fn a_node_without_threads_ends_with_an_error_or_turns_clients_away_and_goes_on() {
+    if !tools::are_there(&["prlimit", "setpriv"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    // Where another user can run it.
+    let server = env!("CARGO_BIN_EXE_gopherstore-server");
+    std::fs::copy(server, dir.path().join("server")).unwrap();
+    let config = format!(
+        "cluster = \"c\"\nleader = \"n1\"\n[[node]]\nname = \"n1\"\naddr = \"127.0.0.1:{}\"\n\
+         [[node]]\nname = \"n2\"\naddr = \"127.0.0.1:{}\"\n",
+        free_port(),
+        free_port(),
+    );
+    std::fs::write(dir.path().join("cluster.toml"), config).unwrap();
+    let mut ended = 0;
+    for limit in 1..MANY {
+        let mut node = start(dir.path(), limit);
+        let has_ended = wait_for("the end, or the start", || {
+            if let Some(status) = node.try_wait() {
+                assert_eq!(status.code(), Some(1), "{limit}: {}", node.log());
+                return Some(true);
+            }
+            node.log().contains("leading from index").then_some(false)
+        });
+        let log = node.log();
+        if log.contains("setpriv: ") {
+            tools::skip("a process of another user needs root");
+            return;
+        }
+        if has_ended {
+            let last = log.lines().last().unwrap_or_default();
+            assert!(
+                last.contains("cannot start the ") && last.contains("allow more processes"),
+                "{limit}: {log}"
+            );
+            ended += 1;
+            continue;
+        }
+        assert!(ended > 3, "{limit}: {log}");
+        assert!(node.wait_until_ready());
+        turns_clients_away(&node);
+        node.signal("TERM");
+        let status = node.wait();
+        assert_eq!(status.code(), Some(0), "{}", node.log());
+        if node.log().contains("cannot start a thread for this") {
+            return;
+        }
+    }
+    panic!("no client was turned away");
+}
+
+/// Connects clients until one is turned away; those before it go on being served.
+fn turns_clients_away(node: &Process) {
+    let ask = |mut stream: &TcpStream| {
+        stream.write_all(&frames(&[Request::Ping])).unwrap();
+        answer(stream)
+    };
+    let mut served = Vec::new();
+    while served.len() < usize::try_from(MANY).unwrap() {
+        let stream = node.connect();
+        let (status, value) = ask(&stream);
+        if status == Status::Ok {
+            served.push(stream);
+            continue;
+        }
+        let message = String::from_utf8(value).unwrap();
+        assert!(message.starts_with("cannot start a thread"), "{message}");
+        for stream in &served {
+            assert_eq!(ask(stream), pong());
+        }
+        return;
+    }
+}
