@@ -89,7 +89,7 @@ local f = {
     observer = ProtoField.bool("gbp.follow.observer", "Observer", 8, nil, 0x01),
     full_copy = ProtoField.bool("gbp.follow.full_copy", "Wants a full copy", 8, nil, 0x02),
     cluster_id = ProtoField.bytes("gbp.follow.cluster_id", "Cluster id"),
-    mode = ProtoField.uint8("gbp.follow.mode", "Mode", base.DEC, { [0] = "resume", [1] = "full copy" }),
+    mode = ProtoField.uint8("gbp.follow.mode", "Mode", base.DEC, { [0] = "resume", [1] = "full copy", [2] = "unknown data set" }),
     from_index = ProtoField.uint64("gbp.follow.from_index", "From index"),
     eras = ProtoField.uint16("gbp.history.count", "Eras"),
     start_index = ProtoField.uint64("gbp.history.start_index", "Start index"),

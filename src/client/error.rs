@@ -287,6 +287,7 @@ impl fmt::Display for ProtocolError {
                     )
                 }
                 Start::FullCopy => f.write_str("a full copy, which was not asked for"),
+                Start::Unknown => f.write_str("nothing, as to a follower of other data"),
             },
             ProtocolError::Stream(error) => error.fmt(f),
             ProtocolError::OutOfPlace { what } => {

@@ -478,8 +478,12 @@ impl<'a> Link<'a> {
         let node = self.node;
         let timeout = self.member.replication.leader_timeout;
         stream.set_write_timeout(Some(timeout))?;
-        let own = Position::of(&node.history(), node.head().index);
-        let discards = node.is_to_discard();
+        // What it was ordered to discard does not count.
+        let own = if node.is_to_discard() {
+            Position::default()
+        } else {
+            Position::of(&node.history(), node.head().index)
+        };
         let mut request = Vec::new();
         let follow = Follow {
             name: self.member.name.as_bytes(),
@@ -495,7 +499,7 @@ impl<'a> Link<'a> {
         let mut writing = stream;
         writing.write_all(&request)?;
         let mut buffer = Buffer::new();
-        let judge = |answer: &Response<'_>| self.judge(answer, own, discards);
+        let judge = |answer: &Response<'_>| self.judge(answer, own);
         let (verdict, history) = read_answer(stream, &mut buffer, deadline, judge)??;
         self.epoch = history.last().map_or(0, |era| era.epoch);
         match verdict {
@@ -509,7 +513,7 @@ impl<'a> Link<'a> {
             }
             Verdict::Misfit => {
                 return Err(Fault::Stream(
-                    "it offers to resume at another index".to_owned(),
+                    "its offer does not fit this node's position".to_owned(),
                 ));
             }
             Verdict::Resume => {
@@ -540,12 +544,7 @@ impl<'a> Link<'a> {
         })
     }
 
-    fn judge(
-        &self,
-        answer: &Response<'_>,
-        own: Position,
-        discards: bool,
-    ) -> Result<(Verdict, History), Fault> {
+    fn judge(&self, answer: &Response<'_>, own: Position) -> Result<(Verdict, History), Fault> {
         if answer.status != Status::Ok.byte() {
             let name = Status::try_from(answer.status).map_or("an unknown status", Status::name);
             let text = String::from_utf8_lossy(answer.value);
@@ -560,7 +559,7 @@ impl<'a> Link<'a> {
             FollowAnswer::decode(answer.value).map_err(|error| Fault::Stream(error.to_string()))?;
         let history = offer.history.to_history();
         let start: Start = offer.start;
-        Ok((takes(own, discards, start, &history), history))
+        Ok((takes(own, start, &history), history))
     }
 
     fn receive(

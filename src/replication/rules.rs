@@ -32,9 +32,10 @@ impl Position {
     }
 }
 
-/// How a source starts the stream for a follower: it resumes where the follower's data set is one that the source's own
-/// went through and the log still holds what comes next, and sends a full copy otherwise. It is for the follower to
-/// refuse that ([`takes`]).
+/// How a source starts the stream for a follower: it resumes where the follower's data set is one that the source's
+/// own went through and the log still holds what comes next. It sends a full copy where the log does not, where the
+/// follower wants one, and where it holds nothing; but nothing where the follower holds a data set that the source
+/// does not know, since a copy would replace entries that the source lacks.
 #[must_use]
 pub fn start_of(
     own: &History,
@@ -44,7 +45,13 @@ pub fn start_of(
     wants_full_copy: bool,
 ) -> Start {
     let is_known = own.holds(follower.epoch, follower.nonce, follower.index);
-    if !wants_full_copy && is_known && follower.index <= head.index && is_held(follower.index) {
+    if !is_known && follower.index > 0 {
+        Start::Unknown
+    } else if !wants_full_copy
+        && is_known
+        && follower.index <= head.index
+        && is_held(follower.index)
+    {
         Start::Resume {
             from_index: follower.index + 1,
         }
@@ -161,17 +168,18 @@ pub enum Verdict {
     Misfit,
 }
 
-/// What a follower at `own` makes of a start offered by a leader with the history `theirs`. `discards` says that it was
-/// ordered to give up its data. Nothing but an order does that: a node that distrusts its data asks for a copy, and
-/// refuses that of a leader that does not know it.
+/// What a follower at `own` makes of a start offered by a leader with the history `theirs`. A follower that was ordered
+/// to give up its data asks as one that holds nothing. Nothing but an order does that: a node that distrusts its data
+/// asks for a copy, and keeps what it holds where the leader does not know that.
 #[must_use]
-pub fn takes(own: Position, discards: bool, start: Start, theirs: &History) -> Verdict {
+pub fn takes(own: Position, start: Start, theirs: &History) -> Verdict {
     let is_known = theirs.holds(own.epoch, own.nonce, own.index);
     match start {
         Start::Resume { from_index } if is_known && from_index == own.index + 1 => Verdict::Resume,
         Start::Resume { .. } => Verdict::Misfit,
-        Start::FullCopy if own.index == 0 || is_known || discards => Verdict::TakeCopy,
-        Start::FullCopy => Verdict::Refuse,
+        Start::FullCopy if own.index == 0 || is_known => Verdict::TakeCopy,
+        Start::Unknown if own.index == 0 || is_known => Verdict::Misfit,
+        Start::FullCopy | Start::Unknown => Verdict::Refuse,
     }
 }
 
@@ -302,20 +310,32 @@ mod tests {
         }
         for (position, why) in [
             (at(1, 2), "its log begins later"),
-            (at(1, 8), "that epoch ended at 7"),
-            (at(4, 8), "that epoch ended at 7"),
             (at(5, 10), "beyond its end"),
             (at(5, u64::MAX), "beyond its end"),
-            (at(2, 3), "an epoch that it does not know"),
-            (at(6, 9), "an epoch that it does not know"),
-            (STRANGER, "another nonce"),
             (at(0, 0), "nothing to resume"),
+            (at(9, 0), "nothing to resume"),
         ] {
             assert_eq!(
                 start(position, false),
                 Start::FullCopy,
                 "{position:?}: {why}"
             );
+        }
+    }
+
+    #[test]
+    fn a_follower_whose_data_the_source_does_not_know_is_sent_nothing() {
+        for (position, why) in [
+            (at(1, 8), "that epoch ended at 7"),
+            (at(4, 8), "that epoch ended at 7"),
+            (at(2, 3), "an epoch that it does not know"),
+            (at(6, 9), "an epoch that it does not know"),
+            (STRANGER, "another nonce"),
+        ] {
+            for wants_full_copy in [false, true] {
+                let start = start(position, wants_full_copy);
+                assert_eq!(start, Start::Unknown, "{position:?}: {why}");
+            }
         }
     }
 
@@ -362,20 +382,21 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_is_taken_where_nothing_is_lost_by_it_or_somebody_ordered_it() {
-        let verdict = |own, discards| takes(own, discards, Start::FullCopy, &history());
+    fn a_copy_is_taken_where_nothing_is_lost_by_it() {
+        let verdict = |own, start| takes(own, start, &history());
         for own in [at(0, 0), at(1, 2), at(1, 7), at(5, 9), at(9, 0)] {
-            assert_eq!(verdict(own, false), Verdict::TakeCopy, "{own:?}");
+            assert_eq!(verdict(own, Start::FullCopy), Verdict::TakeCopy, "{own:?}");
+            assert_eq!(verdict(own, Start::Unknown), Verdict::Misfit, "{own:?}");
         }
         for own in [at(1, 8), at(4, 8), at(2, 1), at(6, 9), STRANGER] {
-            assert_eq!(verdict(own, false), Verdict::Refuse, "{own:?}");
-            assert_eq!(verdict(own, true), Verdict::TakeCopy, "{own:?}, ordered");
+            assert_eq!(verdict(own, Start::FullCopy), Verdict::Refuse, "{own:?}");
+            assert_eq!(verdict(own, Start::Unknown), Verdict::Refuse, "{own:?}");
         }
     }
 
     #[test]
     fn an_offer_to_resume_must_fit() {
-        let verdict = |own, from_index| takes(own, false, resume(from_index), &history());
+        let verdict = |own, from_index| takes(own, resume(from_index), &history());
         assert_eq!(verdict(at(1, 7), 8), Verdict::Resume);
         assert_eq!(verdict(at(1, 7), 7), Verdict::Misfit, "twice");
         assert_eq!(verdict(at(1, 7), 9), Verdict::Misfit, "a gap");

@@ -176,6 +176,10 @@ pub(crate) fn accept<'a>(
         position,
         follow.wants_full_copy,
     );
+    let answer = answer_of(start, &history)?;
+    if start == Start::Unknown {
+        return Err(Reply::Answer(answer));
+    }
     let mut turn = None;
     if start == Start::FullCopy {
         // What somebody wants to be replaced is nothing to keep.
@@ -188,11 +192,10 @@ pub(crate) fn accept<'a>(
             ));
         }
     }
-    let answer = answer_of(start, &history)?;
     let now = Instant::now();
     let progress = match start {
         Start::Resume { from_index } => Progress::new(from_index - 1, now),
-        Start::FullCopy => Progress::copying(now),
+        Start::FullCopy | Start::Unknown => Progress::copying(now),
     };
     let number = node
         .follower_came(&peer.name, progress, addr.to_string(), now)
@@ -258,7 +261,7 @@ fn accept_observer<'a>(
             };
             Ok((start, Some(cursor.ok_or_else(gone)?)))
         }
-        Start::FullCopy => Ok((start, None)),
+        Start::FullCopy | Start::Unknown => Ok((start, None)),
     });
     // A refusal says what is so for good, and must not be made up of two data sets.
     if node.dataset_generation() != dataset {
@@ -315,7 +318,7 @@ pub(crate) fn serve(
         None => ("observe", "observer"),
     };
     match accepted.start {
-        Start::FullCopy => info!("{name} {verb}s: full copy"),
+        Start::FullCopy | Start::Unknown => info!("{name} {verb}s: full copy"),
         Start::Resume { from_index } => info!("{name} {verb}s: from index {from_index}"),
     }
     if place.is_some() {

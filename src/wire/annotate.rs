@@ -78,7 +78,7 @@ pub fn stream(bytes: &[u8]) -> String {
     dump.finish()
 }
 
-/// Describes what a node sent to one that sent FOLLOW and nothing before it: the answer, and where that is OK the
+/// Describes what a node sent to one that sent FOLLOW and nothing before it: the answer, and where that begins one the
 /// replication stream.
 #[must_use]
 pub fn answer_to_follow(bytes: &[u8]) -> String {
@@ -87,7 +87,10 @@ pub fn answer_to_follow(bytes: &[u8]) -> String {
     }
     let mut dump = Dump::new(bytes);
     dump.answer_to_follow_frame();
-    dump.stream();
+    // No stream comes behind an unknown data set.
+    if bytes.get(response::HEADER_LEN) != Some(&2) {
+        dump.stream();
+    }
     dump.finish()
 }
 
@@ -607,6 +610,7 @@ impl<'a> Dump<'a> {
                 match mode[0] {
                     0 => "resume",
                     1 => "full copy",
+                    2 => "unknown data set",
                     _ => "unknown",
                 }
                 .to_owned()
@@ -991,7 +995,7 @@ mod tests {
         bytes[5] = 9;
         let dump = answer_to_follow(&bytes);
         assert!(
-            dump.ends_with("! mode 9, must be 0 (resume) or 1 (full copy)\n"),
+            dump.ends_with("! mode 9, must be 0 (resume), 1 (full copy) or 2 (unknown data set)\n"),
             "{dump}"
         );
     }

@@ -358,7 +358,7 @@ fn judge_answer(bytes: &[u8]) -> (Kind, Result<usize, Wrong>) {
 }
 
 /// Whether an answer is what FOLLOW is answered with. A value that somebody stored can look so, but not by accident: it
-/// begins with 0 or 1, and holds rising epochs, as many as it says.
+/// begins with 0, 1 or 2, and holds rising epochs, as many as it says.
 fn is_answer_to_follow(answer: &Response) -> bool {
     answer.status == Status::Ok.byte() && FollowAnswer::decode(answer.value).is_ok()
 }

@@ -128,12 +128,17 @@ fn a_refusing_follower_is_healed_by_the_order_and_by_nothing_less() {
     });
     let serving = gs(&cluster, behind, &["resync", "--discard"]);
     assert_eq!(serving.status.code(), Some(3), "{serving:?}");
+    let copies = cluster.number(0, key::FULL_COPIES);
     for link in cluster.links_of(ahead) {
         link.pass();
     }
     cluster.wait_for_status(ahead, WITHIN, "a refusal", |status| {
         status.is_state(state::REFUSED) && status.get("reason").is_some_and(|why| why != "-")
     });
+    // The leader knows that as well, and begins nothing.
+    assert_eq!(cluster.number(0, key::FULL_COPIES), copies);
+    let log = cluster.process(0).log();
+    assert!(!log.contains("n3 follows"), "{log}");
     let half = gs(&cluster, ahead, &["resync"]);
     assert_eq!(half.status.code(), Some(2), "{half:?}");
     let status = cluster.status(ahead).unwrap();

@@ -233,6 +233,7 @@ fn answer_meaning(value: &[u8]) -> String {
                     format!("OK resume from_index={from_index} {history}")
                 }
                 Start::FullCopy => format!("OK full_copy {history}"),
+                Start::Unknown => format!("OK unknown {history}"),
             }
         }
         Err(error) => format!("refused, close: {error}"),

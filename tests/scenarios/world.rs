@@ -464,11 +464,15 @@ impl World {
             return false;
         }
         let (leader, node) = (&self.nodes[0], &self.nodes[at]);
-        let own = node.position();
+        let own = if node.discards {
+            Position::default()
+        } else {
+            node.position()
+        };
         let wants_full_copy = node.discards || node.distrusts;
         let is_held = |index| index + 1 >= leader.log.first_index();
         let start = start_of(&leader.history, leader.head, is_held, own, wants_full_copy);
-        let verdict = takes(own, node.discards, start, &leader.history);
+        let verdict = takes(own, start, &leader.history);
         let history = leader.history.clone();
         let mut copy = None;
         let (text, next) = match verdict {

@@ -195,7 +195,7 @@ fn resume(addr: &str, options: &ClientOptions, lost: &Observer) -> Result<(Obser
 fn from_index(observer: &Observer) -> u64 {
     match observer.start() {
         Start::Resume { from_index } => from_index,
-        Start::FullCopy => 0,
+        Start::FullCopy | Start::Unknown => 0,
     }
 }
 

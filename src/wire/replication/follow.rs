@@ -209,14 +209,17 @@ pub enum Start {
     },
     /// With a SNAPSHOT_BEGIN.
     FullCopy,
+    /// Not at all: the source does not know the follower's data set, which a full copy would replace. The connection
+    /// goes on as it was.
+    Unknown,
 }
 
 /// The value of the OK that a FOLLOW is answered with.
 ///
 /// | offset | size | field        | meaning                                                       |
 /// |--------|------|--------------|---------------------------------------------------------------|
-/// | 0      | 1    | `mode`       | 0 resume, 1 full copy                                         |
-/// | 1      | 8    | `from_index` | index of the first entry to come; 0 in a full copy, else 1 at least |
+/// | 0      | 1    | `mode`       | 0 resume, 1 full copy, 2 unknown data set                     |
+/// | 1      | 8    | `from_index` | index of the first entry to come, 1 at least; 0 where it does not resume |
 /// | 9      | rest | `history`    | the leader's: [`Eras`]                                         |
 ///
 /// # Source
@@ -234,6 +237,7 @@ pub struct FollowAnswer<'a> {
 const ANSWER_FIELDS_LEN: usize = 9;
 const RESUME: u8 = 0;
 const FULL: u8 = 1;
+const UNKNOWN: u8 = 2;
 
 impl<'a> FollowAnswer<'a> {
     /// Reads the value of an OK.
@@ -249,7 +253,10 @@ impl<'a> FollowAnswer<'a> {
         let start = match (mode, from_index) {
             (RESUME, 1..) => Start::Resume { from_index },
             (FULL, 0) => Start::FullCopy,
-            (RESUME | FULL, _) => return Err(FollowAnswerError::FromIndex { mode, from_index }),
+            (UNKNOWN, 0) => Start::Unknown,
+            (RESUME | FULL | UNKNOWN, _) => {
+                return Err(FollowAnswerError::FromIndex { mode, from_index });
+            }
             _ => return Err(FollowAnswerError::Mode { got: mode }),
         };
         let history = Eras::decode(history).map_err(FollowAnswerError::History)?;
@@ -261,6 +268,7 @@ impl<'a> FollowAnswer<'a> {
         let (mode, from_index) = match self.start {
             Start::Resume { from_index } => (RESUME, from_index),
             Start::FullCopy => (FULL, 0),
+            Start::Unknown => (UNKNOWN, 0),
         };
         out.push(mode);
         out.extend_from_slice(&from_index.to_be_bytes());
@@ -300,11 +308,14 @@ impl fmt::Display for FollowAnswerError {
                 "value of {len} bytes, the answer to FOLLOW has {ANSWER_FIELDS_LEN} and a history"
             ),
             FollowAnswerError::Mode { got } => {
-                write!(f, "mode {got}, must be 0 (resume) or 1 (full copy)")
+                write!(
+                    f,
+                    "mode {got}, must be 0 (resume), 1 (full copy) or 2 (unknown data set)"
+                )
             }
             FollowAnswerError::FromIndex { mode, from_index } => write!(
                 f,
-                "from_index {from_index} with mode {mode}, must be 0 for a full copy and 1 at least for resuming"
+                "from_index {from_index} with mode {mode}, must be 1 at least for resuming and 0 else"
             ),
             FollowAnswerError::History(error) => error.fmt(f),
         }
