@@ -31,19 +31,28 @@ fn gs(cluster: &Cluster, node: usize, arguments: &[&str]) -> Output {
         .expect("the built client")
 }
 
-/// The keys of GBP.md's table of STATUS, and which nodes have them.
-fn documented() -> BTreeMap<String, String> {
+/// The keys of GBP.md's tables of STATUS, and which nodes have them.
+fn documented() -> BTreeMap<String, &'static str> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/GBP.md");
     let text = std::fs::read_to_string(path).unwrap();
     let (_, text) = text.split_once("\n**STATUS**").expect("its section");
     let (text, _) = text.split_once("\n**DISCARD**").expect("its end");
-    let rows = text.lines().filter_map(|line| line.strip_prefix("| `"));
-    rows.map(|row| {
-        let (key, row) = row.split_once('`').expect("the key's end");
-        let of = row.split('|').nth(1).expect("whose it is").trim();
-        (key.to_owned(), of.to_owned())
-    })
-    .collect()
+    // A line above each table says whose keys these are.
+    let mut of = "";
+    let mut keys = BTreeMap::new();
+    for line in text.lines() {
+        of = match line {
+            "Every node has these lines:" | "Every node has, for each other node:" => "any",
+            "A follower also has:" => "follower",
+            "A node that sends its log to followers has, for each of them:" => "source",
+            _ => of,
+        };
+        if let Some(row) = line.strip_prefix("| `") {
+            let (key, _) = row.split_once('`').expect("the key's end");
+            assert_eq!(keys.insert(key.to_owned(), of), None, "twice: {key}");
+        }
+    }
+    keys
 }
 
 #[test]
@@ -73,11 +82,11 @@ fn every_key_of_a_status_is_in_the_document_and_the_other_way_round() {
             assert_ne!(key, format!("peer.{}.state", cluster.name(node)));
         }
         let own = if node == 0 { "source" } else { "follower" };
-        let expected = table.iter().filter(|(_, of)| *of == "any" || *of == own);
+        let expected = table.iter().filter(|(_, of)| **of == "any" || **of == own);
         let expected: BTreeSet<String> = expected.map(|(key, _)| key.clone()).collect();
         assert_eq!(said, expected, "{}", cluster.name(node));
     }
-    let own = BTreeSet::from(["any", "source", "follower"].map(str::to_owned));
+    let own = BTreeSet::from(["any", "source", "follower"]);
     assert_eq!(table.into_values().collect::<BTreeSet<_>>(), own);
 }
 

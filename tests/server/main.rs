@@ -4,6 +4,7 @@
 mod addresses;
 mod bad_input;
 mod clients;
+mod dispositions;
 mod limits;
 #[path = "../support/node.rs"]
 mod node;
