@@ -80,7 +80,7 @@ struct Arguments {
     /// a single node of no cluster on host:port, for which no file is read; port 0 has the system choose one
     #[argh(option, arg_name = "host:port", from_str_fn(arguments::text))]
     addr: Option<String>,
-    /// only judge the file, and print a line for each node: name, address, role
+    /// only judge the file, and print a line for each node: name, address, listen=ADDRESS where it differs, role
     #[argh(switch)]
     check_config: bool,
     /// print the man page (man), or a shell's script for completions (complete-bash, complete-zsh, complete-fish)

@@ -123,6 +123,30 @@ fn running_out_of_descriptors_stops_nobody_who_is_served() {
 }
 
 #[test]
+fn the_stop_ends_the_pause_after_a_failed_accept() {
+    let mut node = Node::start_with(&Options {
+        descriptors: Some(40),
+        ..Options::default()
+    });
+    // Until no descriptor is left: 20 for connections, the others for the reserve.
+    let mut held = Vec::new();
+    wait_for("the node to run out", || {
+        let stream = node.connect();
+        (&stream).write_all(&frames(&[Request::Status])).unwrap();
+        held.push(stream);
+        node.log().contains("cannot accept clients").then_some(())
+    });
+    // The pause is doubled up to a second; nothing shows when it has come to that.
+    thread::sleep(Duration::from_millis(2_500));
+    assert!(!node.log().contains("accepting clients again"));
+    let begin = Instant::now();
+    node.signal("TERM");
+    assert_eq!(node.wait().code(), Some(0));
+    let took = begin.elapsed();
+    assert!(took < Duration::from_millis(500), "{took:?}");
+}
+
+#[test]
 fn an_idle_connection_costs_at_most_20_kib() {
     const COUNT: u64 = 1_000;
     let node = Node::start();
