@@ -28,9 +28,8 @@ use gopherstore::signals::is_ignored;
 use log::{Level, info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
 use signal_hook::flag;
-use signal_hook::iterator::SignalsInfo;
-use signal_hook::iterator::exfiltrator::raw::WithRawSiginfo;
-use signal_hook::low_level::{self, signal_name};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::signal_name;
 
 const PROGRAM: Program = Program {
     name: "gopherstore-server",
@@ -61,8 +60,9 @@ const TELL_AGAIN: Duration = Duration::from_secs(1);
             not read stops nothing: lines are dropped, and their number is logged.\n\
             RUST_LOG sets what is logged: error, warn, info (the default), debug, or MODULE=LEVEL with commas\n\
             between. A value that is not understood is reported, and info is used.\n\
-            SIGINT, SIGTERM, SIGQUIT or SIGHUP stops it in good order, a second one of them at once. SIGHUP stays\n\
-            ignored if it was ignored at the start, as by nohup. SIGUSR1 and SIGUSR2 have no effect.",
+            SIGINT, SIGTERM, SIGQUIT or SIGHUP stops it in good order. A second signal ends it at once, unless it is\n\
+            SIGHUP. SIGHUP stays ignored if it was ignored at the start, as by nohup. SIGUSR1 and SIGUSR2 have no\n\
+            effect.",
     error_code(1, "It cannot listen, or cannot run."),
     error_code(2, "Wrong arguments or configuration; nothing was started."),
     error_code(
@@ -287,11 +287,12 @@ fn stop_on_signals(stopper: Stopper, stops: Sender<()>) -> Result<(), String> {
         asked_by.push(SIGHUP);
     }
     // From here on a signal is kept until the thread below asks for it.
-    let mut signals = SignalsInfo::<WithRawSiginfo>::new(&asked_by).map_err(no_signals)?;
+    let mut signals = Signals::new(&asked_by).map_err(no_signals)?;
     // The order matters: the first signal finds `stopping` still unset and then sets it, so only a second one exits.
     let stopping = Arc::new(AtomicBool::new(false));
     for signal in asked_by {
-        // The thread below judges a second SIGHUP.
+        // Not SIGHUP: a terminal that closes sends it twice, by its shell and by the kernel, and systemd-logind sends
+        // it right behind SIGTERM. Neither asks for an end without a hand-over.
         if signal != SIGHUP {
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stopping))
                 .map_err(no_signals)?;
@@ -299,20 +300,13 @@ fn stop_on_signals(stopper: Stopper, stops: Sender<()>) -> Result<(), String> {
         flag::register(signal, Arc::clone(&stopping)).map_err(no_signals)?;
     }
     let body = move || {
-        let mut is_stopping = false;
-        for signal in &mut signals {
-            let number = signal.si_signo;
-            if !is_stopping {
-                is_stopping = true;
-                info!("{}: stopping", signal_name(number).unwrap_or("signal"));
-                // Before the node can have ended, so that the service manager is told of the stop.
-                let _ = stops.send(());
-                stopper.stop();
-            } else if number == SIGHUP && signal.si_code != libc::SI_KERNEL {
-                low_level::exit(128 + number);
-            }
-            // A terminal that closes sends SIGHUP twice: its shell does, and then the kernel once the shell has ended.
-        }
+        let Some(signal) = signals.forever().next() else {
+            return;
+        };
+        info!("{}: stopping", signal_name(signal).unwrap_or("signal"));
+        // Before the node can have ended, so that the service manager is told of the stop.
+        let _ = stops.send(());
+        stopper.stop();
     };
     spawn("signals", body).map(drop)
 }
