@@ -107,8 +107,9 @@ fn end() -> Vec<u8> {
 
 /// A node that begins a copy for each FOLLOW, and ends it when it is told to.
 struct Halting {
-    peer: Peer,
+    /// Goes before the peer, whose threads wait for it.
     go_on: mpsc::Sender<()>,
+    peer: Peer,
 }
 
 impl Halting {
@@ -129,7 +130,7 @@ impl Halting {
             }
             wait_for_close(&mut stream);
         });
-        Halting { peer, go_on }
+        Halting { go_on, peer }
     }
 
     /// Starts a dump and waits until it has begun the file.
