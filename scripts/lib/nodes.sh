@@ -246,6 +246,7 @@ address_of() {
 ask_status() {
     local key value
     status_cluster='' status_role='' status_state='' status_reason='' status_keys=''
+    status_epoch='' status_index='' status_digest=''
     while IFS=' ' read -r key value; do
         case $key in
         cluster:) status_cluster=$value ;;
@@ -253,6 +254,9 @@ ask_status() {
         state:) status_state=$value ;;
         reason:) status_reason=$value ;;
         keys:) status_keys=$value ;;
+        epoch:) status_epoch=$value ;;
+        index:) status_index=$value ;;
+        digest:) status_digest=$value ;;
         esac
     done < <("$cli" --addr "$1" --timeout 2s status 2>/dev/null </dev/null)
     [[ -n $status_state ]]
@@ -308,33 +312,41 @@ report_start() {
     ((${#ended[@]} + ${#late[@]} == 0))
 }
 
-# Sets at_risk to what is lost if the named nodes stop, in words; empty where other nodes hold all of it. A leader hands
-# its data to a follower that lives as it stops. What a follower holds is safe while its leader serves.
+# Sets at_risk to what is lost if the named nodes stop, in words; empty where other nodes hold all of it. What a follower
+# holds is safe while its leader serves, and a leader hands its data to a follower as it stops. Without a leader, nodes at
+# the same position with the same digest hold the same.
 assess() {
-    local name addr cluster='' keys=0 unknown=() refused=() leader='' follower=''
+    local name addr position cluster='' keys=0 leader='' follower='' positions='' others=' ' silent=() refused=()
     at_risk=''
     for name in "$@"; do
         if ! running "$name" || ! addr=$(address_of "$name"); then continue; fi # it serves nobody
         if ! ask_status "$addr"; then
-            unknown+=("$name")
+            silent+=("$name")
             continue
         fi
         cluster=$status_cluster
         ((${status_keys:-0} <= keys)) || keys=$status_keys
         [[ $status_state != refused ]] || refused+=("$name")
         [[ $status_role/$status_state != leader/serving ]] || leader=goes
+        positions+=" $status_epoch/$status_index/$status_digest"
     done
-    if ((keys == 0 && ${#unknown[@]} == 0)); then return 0; fi
+    if ((keys == 0 && ${#silent[@]} == 0)); then return 0; fi
     while read -r name addr _; do
         [[ -n $name && " $* " != *" $name "* ]] || continue
         if ! ask_status "$addr" || [[ $status_cluster != "$cluster" || $status_state != serving ]]; then continue; fi
         if [[ $status_role == leader ]]; then leader=stays; else follower=$name; fi
+        others+="$status_epoch/$status_index/$status_digest "
     done <<<"$members"
     if ((${#refused[@]} > 0)); then
-        at_risk="${refused[*]} refuses its leader and holds entries that the leader lacks"
-    elif [[ $leader != stays && ! ($leader == goes && -n $follower) ]]; then
-        at_risk='no other node is known to hold the data'
-        if ((keys > 0)); then at_risk+=", keys: $keys"; fi
+        at_risk="${refused[*]}: state refused, with entries that other nodes lack"
+    elif [[ $leader == stays ]]; then
+        return 0
+    elif ((${#silent[@]} > 0)); then
+        at_risk="${silent[*]}: no answer, and no leader serves"
+    elif [[ $leader != goes || -z $follower ]]; then
+        for position in $positions; do
+            [[ $others == *" $position "* ]] || at_risk="no other node is known to hold the data, keys: $keys"
+        done
     fi
 }
 

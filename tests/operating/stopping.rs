@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 
 use crate::checkout::{
     Checkout, assert_serves, at_terminal, cli, end, ends, pid, spawn, stop_command,
 };
 use crate::support::node::wait_for;
 use crate::support::tools;
+use crate::{CLI, both};
 
 #[test]
 fn clusters_of_one_name_on_one_host_are_kept_apart() {
@@ -210,6 +212,63 @@ fn a_restart_that_would_lose_data_is_refused() {
             && printed.ends_with("it goes on running\n"),
         "{printed}"
     );
+}
+
+#[test]
+fn without_a_leader_a_node_is_restarted_if_another_one_holds_the_same() {
+    if !tools::are_there(&["bash"]) {
+        return;
+    }
+    let mut checkout = Checkout::new();
+    let addrs = checkout.configure("cluster.toml", "demo", 3);
+    let pid = |name| pid(&checkout, &format!("run/cluster/{name}.pid"));
+    let client = |addr: SocketAddr, command: &str| {
+        let mut client = checkout.command(CLI);
+        client.args(["--addr", &addr.to_string()]);
+        client.args(command.split(' '));
+        client
+    };
+    let wait_for_index = |addr, index: u32| {
+        let line = format!("\nindex: {index}\n");
+        wait_for(&line, || {
+            // Its exit code also tells how the other nodes are.
+            let status = client(addr, "status").output().unwrap();
+            both(&status).contains(&line).then_some(())
+        });
+    };
+    ends(0, &mut checkout.script("start-cluster.sh"));
+    cli(0, addrs[0], &["set", "k", "v"]);
+    wait_for_index(addrs[1], 1);
+    wait_for_index(addrs[2], 1);
+    tools::signal(pid("n1"), "KILL");
+    checkout.wait_for_processes(2);
+    let file = checkout.path().join("cluster.toml");
+    let config = fs::read_to_string(&file).unwrap();
+    fs::write(&file, config.replace("leader = \"n1\"", "leader = \"n2\"")).unwrap();
+    ends(0, checkout.script("restart-node.sh").arg("n2"));
+    assert_eq!(cli(0, addrs[1], &["get", "k"]), "v");
+    ends(0, checkout.script("restart-node.sh").arg("n3"));
+    ends(
+        0,
+        checkout
+            .script("start-node.sh")
+            .args(["--background", "n1"]),
+    );
+
+    // n3 stands still while more is written than fits between the two, so it is behind n1 when the leader dies.
+    tools::signal(pid("n3"), "STOP");
+    let value = checkout.path().join("value");
+    fs::write(&value, vec![b'v'; 30 << 20]).unwrap();
+    let mut set = client(addrs[1], "set more -");
+    ends(0, set.stdin(fs::File::open(value).unwrap()));
+    wait_for_index(addrs[0], 2);
+    tools::signal(pid("n2"), "KILL");
+    checkout.wait_for_processes(2);
+    tools::signal(pid("n3"), "CONT");
+    let before = pid("n1");
+    let printed = ends(1, checkout.script("restart-node.sh").arg("n1"));
+    assert!(printed.contains("n1 was not restarted"), "{printed}");
+    assert_eq!(pid("n1"), before);
 }
 
 #[test]
