@@ -20,9 +20,18 @@ fn a_cluster_serves_when_its_start_returns() {
     }
     let mut checkout = Checkout::new();
     let addrs = checkout.configure("cluster.toml", "demo", 3);
-    // The followers are there first, and look for their leader again after a heartbeat.
+    // The followers are there first. They have tried in vain for so long that they wait for more than a second until
+    // they try again.
+    let file = checkout.path().join("cluster.toml");
+    let config = fs::read_to_string(&file).unwrap();
+    let config = config.replace("interval_ms = 100", "interval_ms = 10000");
+    fs::write(
+        &file,
+        config.replace("timeout_ms = 1000", "timeout_ms = 30000"),
+    )
+    .unwrap();
     let slow =
-        checkout.fake_server("case $* in *'--node n1') sleep 0.7 ;; esac\nexec \"$SERVER\" \"$@\"");
+        checkout.fake_server("case $* in *'--node n1') sleep 2.5 ;; esac\nexec \"$SERVER\" \"$@\"");
     let started = ends(
         0,
         checkout
@@ -370,6 +379,15 @@ fn scripts_work_by_links_from_other_folders_and_with_closed_streams() {
         run("./stop-cluster.sh ../cluster.toml"),
         "Stopped 1 node.\n"
     );
+
+    // A folder of this name is in CDPATH too.
+    fs::create_dir(checkout.path().join("etc")).unwrap();
+    fs::create_dir(elsewhere.join("etc")).unwrap();
+    let config = checkout.path().join("cluster.toml");
+    fs::copy(config, elsewhere.join("etc/two.toml")).unwrap();
+    run("./start-cluster.sh etc/two.toml");
+    let stopped = run("cd ./etc && ../stop-cluster.sh two.toml");
+    assert!(stopped.ends_with("Stopped 1 node.\n"), "{stopped}");
 
     // A folder for the run files by a relative name, and the command that was printed.
     let printed = run("GOPHERSTORE_RUN=r ./start-cluster.sh");
