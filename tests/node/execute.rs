@@ -120,6 +120,70 @@ fn a_follower_without_a_complete_data_set_does_not_say_not_found() {
     );
 }
 
+/// A node in the role and state that a row of GBP §7 names.
+fn in_state(row: &str) -> Node {
+    let node = if row.starts_with("leader, ") {
+        Node::new(Role::Leader)
+    } else {
+        follower()
+    };
+    let why = || Arc::from("why");
+    match row.split_once(", ").expect("role and state").1 {
+        "`serving`" | "`serving` or `refused`" => node.enter(Phase::Serving),
+        "`serving`, that stops" => assert!(node.end_writes()),
+        "`refused`" => node.yield_to_other_leader("why"),
+        "`loading`" => node.enter(Phase::Loading(why())),
+        other => panic!("no such state: {other}"),
+    }
+    node
+}
+
+#[test]
+fn each_request_gets_the_status_that_the_document_says_for_role_and_state() {
+    let document = include_str!("../../docs/GBP.md");
+    let (_, table) = document
+        .split_once("GET, SUMS, LIST | SET, DEL")
+        .expect("the table");
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .map(|line| line.split('|').map(str::trim).collect())
+        .collect();
+    assert_eq!(rows.len(), 6);
+    let key = &b"k"[..];
+    let reads = [
+        Request::Get { key },
+        Request::Sums {
+            key: b"",
+            value: &[0; 13],
+        },
+        Request::List { key, value: b"" },
+    ];
+    let writes = [Request::Set { key, value: b"v" }, Request::Del { key }];
+    for row in &rows {
+        let mut nodes = vec![in_state(row[1])];
+        if row[1].ends_with("or `refused`") {
+            let refused = follower();
+            refused.enter(Phase::Refusing(Arc::from("why")));
+            nodes.push(refused);
+        }
+        for (requests, expected) in [(&reads[..], row[2]), (&writes[..], row[3])] {
+            for (node, request) in nodes
+                .iter()
+                .flat_map(|node| requests.iter().map(move |request| (node, request)))
+            {
+                let (status, _) = ask(node, request);
+                let is_as_said = match expected {
+                    "carried out" => matches!(status, Status::Ok | Status::NotFound),
+                    name => status.name() == name,
+                };
+                assert!(is_as_said, "{}: {request:?}: {status:?}", row[1]);
+            }
+        }
+    }
+}
+
 #[test]
 fn any_node_answers_ping() {
     for node in [Node::new(Role::Leader), follower()] {
