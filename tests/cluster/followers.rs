@@ -254,3 +254,25 @@ fn a_follower_that_is_away_or_loads_lags_since_its_oldest_missing_entry() {
         lag_ms(status, "n2") == 0 && is_following(status, "n2")
     });
 }
+
+/// The thread that reads ACKs sees the end, and wakes the sender out of its wait for the next entry or heartbeat.
+#[test]
+fn the_end_of_an_idle_stream_is_noticed_before_the_next_heartbeat() {
+    let mut cluster = cluster(
+        2,
+        "heartbeat_interval_ms = 10000\nleader_timeout_ms = 40000",
+    );
+    let begin = Instant::now();
+    cluster.kill(1);
+    cluster.wait_for_status(0, WITHIN, "its end", |status| {
+        status.get(&key::follower_state("n2")) == Some("away")
+    });
+    cluster
+        .process(0)
+        .wait_for_log("n2 no longer follows: it closed the connection");
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begin.elapsed()
+    );
+}

@@ -1,6 +1,7 @@
 //! The journal under real threads. Its order is tested in `tests/order`, against a scheduler; these tests are not in
 //! `src/journal.rs` because that file is compiled there too.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -211,4 +212,44 @@ fn a_reset_takes_readers_their_place_and_begins_after_the_new_head() {
     });
     assert_eq!(journal.digest_at(2), Some(head.digest));
     assert_eq!(journal.digest_at(1), None);
+}
+
+/// A sender whose follower is gone waits for no further entry, and no heartbeat.
+#[test]
+fn a_reader_that_is_woken_looks_whether_it_is_over() {
+    let journal = Journal::new(1 << 20);
+    let mut cursor = journal.cursor_after(0).unwrap();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (done, found) = mpsc::channel();
+        scope.spawn({
+            let (journal, is_over) = (&journal, &is_over);
+            move || {
+                let over = || is_over.load(Ordering::SeqCst);
+                let found = journal.read(&mut cursor, 0, &mut Vec::new(), later(), over);
+                done.send(matches!(found, Found::Nothing)).unwrap();
+            }
+        });
+        journal.wake_readers();
+        assert!(found.recv_timeout(BLOCKED).is_err(), "it is not over");
+        is_over.store(true, Ordering::SeqCst);
+        journal.wake_readers();
+        assert_eq!(found.recv_timeout(PATIENCE), Ok(true));
+    });
+}
+
+#[test]
+fn the_log_knows_when_its_entries_were_appended() {
+    let journal = Journal::new(1 << 20);
+    let one = entry(b"k", b"v");
+    let begin = Instant::now();
+    kept(&journal, || {
+        append(&journal, &one);
+        let mut cursor = journal.cursor_after(0).unwrap();
+        let (found, _) = read(&journal, &mut cursor, later());
+        assert!(matches!(found, Found::Small(1)), "{found:?}");
+        let at = journal.appended_at(1).unwrap();
+        assert!(begin <= at && at <= Instant::now());
+        assert_eq!(journal.appended_at(2), None);
+    });
 }

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use gopherstore::wire::replication::Follow;
 use gopherstore::wire::{Request, Status};
 
 use crate::node::{Process, free_port, wait_for};
@@ -84,6 +85,23 @@ fn a_node_without_threads_ends_with_an_error_or_turns_clients_away_and_goes_on()
     panic!("no client was turned away");
 }
 
+/// A FOLLOW of a node that holds nothing, or of an observer.
+fn follow(name: &str, is_observer: bool) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let follow = Follow {
+        name: name.as_bytes(),
+        is_observer,
+        wants_full_copy: true,
+        is_to_lead: false,
+        epoch: 0,
+        nonce: 0,
+        last_index: 0,
+        cluster_id: b"c",
+    };
+    follow.encode(&mut frame).unwrap();
+    frame
+}
+
 /// Connects clients until one is turned away; those before it go on being served.
 fn turns_clients_away(node: &Process) {
     let ask = |mut stream: &TcpStream| {
@@ -100,6 +118,24 @@ fn turns_clients_away(node: &Process) {
         }
         let message = String::from_utf8(value).unwrap();
         assert!(message.starts_with("cannot start a thread"), "{message}");
+        // A stream needs one more thread than a client: it ends, and nothing else does.
+        for (name, is_observer) in [("n2", false), ("observer", true)] {
+            let mut stream = served.pop().unwrap();
+            stream.write_all(&follow(name, is_observer)).unwrap();
+            assert_eq!(answer(&stream).0, Status::Ok, "{name}");
+            // Whatever it was sent before.
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+            let fault = format!("{name} no longer ");
+            node.wait_for_log(&fault);
+            let log = node.log();
+            let line = log.lines().find(|line| line.contains(&fault)).unwrap();
+            assert!(line.contains("no thread for it: "), "{line}");
+            // So that the next one finds none either.
+            served.push(wait_for("its thread", || {
+                let stream = node.connect();
+                (ask(&stream) == pong()).then_some(stream)
+            }));
+        }
         for stream in &served {
             assert_eq!(ask(stream), pong());
         }
