@@ -411,6 +411,8 @@ struct Acks {
 #[derive(Default)]
 struct AckState {
     applied: u64,
+    /// A copy is complete, which the source is to know though its index be the one that was said before.
+    is_due: bool,
     is_over: bool,
 }
 
@@ -573,10 +575,14 @@ impl<'a> Link<'a> {
                 match parse(buffer.bytes()).map_err(|error| Fault::Stream(error.to_string()))? {
                     Parsed::Incomplete { needed } => needed,
                     Parsed::Whole { message, frame_len } => {
+                        let had_copy = self.copy.is_some();
                         self.take(&message)?;
                         buffer.consume(frame_len);
                         if self.copy.is_none() {
-                            acks.state.lock().applied = self.node.head().index;
+                            let mut state = acks.state.lock();
+                            state.applied = self.node.head().index;
+                            state.is_due |= had_copy;
+                            drop(state);
                             acks.changed.notify_all();
                         }
                         continue;
@@ -791,7 +797,7 @@ fn acknowledge(mut stream: &TcpStream, acks: &Acks, interval: Duration, epoch: u
     loop {
         let deadline = Instant::now() + interval;
         let mut state = acks.state.lock();
-        while !state.is_over && said == Some(state.applied) {
+        while !state.is_over && !state.is_due && said == Some(state.applied) {
             if acks.changed.wait_until(&mut state, deadline).timed_out() {
                 break;
             }
@@ -800,6 +806,7 @@ fn acknowledge(mut stream: &TcpStream, acks: &Acks, interval: Duration, epoch: u
             return;
         }
         let applied_index = state.applied;
+        state.is_due = false;
         drop(state);
         said = Some(applied_index);
         out.clear();

@@ -608,10 +608,11 @@ impl Sender<'_> {
             chunks,
         };
         end.encode(&mut self.out).map_err(io::Error::other)?;
-        self.write()?;
+        // Before the follower can say that it has all of it.
         if let Some(place) = self.place {
             place.progress(|follower| follower.copy_ends_at(index));
         }
+        self.write()?;
         info!(
             "{} was sent a full copy up to index {index} in {} ms",
             self.name,
