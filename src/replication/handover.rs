@@ -167,7 +167,7 @@ impl<'a> Handover<'a> {
         let asked = Instant::now();
         self.stop.hurry(true);
         let own_name = node.member().map_or("", |member| member.name.as_str());
-        let own_role = if super::source::leads(node) {
+        let own_role = if super::accept::leads(node) {
             Role::Leader
         } else {
             Role::Follower

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use log::{error, info, warn};
 use parking_lot::{Condvar, Mutex};
 
+use super::accept::leads;
 use super::ask::identify;
 use super::rules::{Position, Verdict, takes};
-use super::source::leads;
 use super::start::{self, Next, Own};
 use super::{Stop, connect};
 use crate::config::NodeConfig;

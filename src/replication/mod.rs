@@ -10,10 +10,11 @@
 //! | heartbeat   | node                  | the table of peers                      | a timer               |
 //! | probe-NAME  | peer                  | a connection to that peer               | a timer, read         |
 //!
-//! A follower asks for the stream on an ordinary connection (`source`); the rules of what it is given, and of what it
-//! takes, are in [`rules`]. A leader that starts copies the node furthest ahead before it serves (`link`), and one that
-//! stops waits until the others have everything (`handover`).
+//! A follower asks for the stream on an ordinary connection (`accept`, `source`); the rules of what it is given, and
+//! of what it takes, are in [`rules`]. A leader that starts copies the node furthest ahead before it serves (`link`),
+//! and one that stops waits until the others have everything (`handover`).
 
+pub(crate) mod accept;
 mod ask;
 pub(crate) mod handover;
 pub(crate) mod heartbeat;

@@ -7,7 +7,7 @@
 //! of the new era, and the observer asks again.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,16 +17,15 @@ use log::{debug, info, warn};
 use crate::entry::Entry;
 use crate::history::History;
 use crate::journal::{Cursor, Found, Journal};
-use crate::node::{Node, Phase, Reply, SILENT_HEARTBEATS};
-use crate::progress::{Progress, Turn};
+use crate::node::{Node, SILENT_HEARTBEATS};
+use crate::progress::Turn;
 use crate::store::Copied;
 use crate::wire::Buffer;
-use crate::wire::replication::{
-    BatchEncoder, Eras, Fields, Follow, FollowAnswer, Head, Message, Parsed, Start, parse,
-};
+use crate::wire::replication::{BatchEncoder, Eras, Fields, Head, Message, Parsed, Start, parse};
 use crate::wire::request::{self, Limits, Parsed::Whole};
 
-use super::rules::{CopyRule, Position, Unwatched, start_of, start_of_observer};
+use super::accept::{Accepted, OTHER_DATA, Place};
+use super::rules::CopyRule;
 
 /// After fewer entries than this a sender lets some gather before it looks again: a write to the socket for each few of
 /// them, and a thread woken on the other side, costs the clients more than it wins a follower.
@@ -49,246 +48,8 @@ const CHUNK_BYTES: usize = 64 << 10;
 /// How long a stopping source waits for a follower to say that it has everything.
 const LAST_ACK: Duration = Duration::from_secs(3);
 
-/// Why a stream ends, or does not begin, while a follower takes another data set or another history.
-const OTHER_DATA: &str = "this node's data set is another now";
-
-/// How long a follower that comes back waits for the end of its last stream to be noticed. The stream of another node
-/// under its name does not end, and it is refused then.
-const OLDER_ENDS: Duration = Duration::from_millis(100);
-
 /// How long an observer of a node that stops may take nothing.
 const PAUSE_AT_STOP: Duration = Duration::from_millis(500);
-
-/// A follower or an observer whose request was accepted.
-#[derive(Debug)]
-pub(crate) struct Accepted<'a> {
-    name: String,
-    /// None of an observer's.
-    place: Option<Place<'a>>,
-    /// [`Node::dataset_generation`] before the request was judged.
-    dataset: u64,
-    start: Start,
-    history: History,
-    cursor: Option<Cursor>,
-    /// Of a full copy.
-    turn: Option<Turn>,
-    /// The answer's value.
-    pub(crate) answer: Vec<u8>,
-}
-
-impl Accepted<'_> {
-    pub(crate) const fn is_observer(&self) -> bool {
-        self.place.is_none()
-    }
-}
-
-/// A follower's place in the node's table, until it is dropped.
-#[derive(Debug)]
-struct Place<'a> {
-    node: &'a Node,
-    name: String,
-    /// Of the stream among all that the node has had.
-    number: u64,
-}
-
-impl Place<'_> {
-    /// Looks at or changes the follower's progress; `None` where it has left, or has another stream by now.
-    fn progress<T>(&self, f: impl FnOnce(&mut Progress) -> T) -> Option<T> {
-        self.node.with_follower(&self.name, self.number, f)
-    }
-
-    /// The stream has ended: the follower may come again. Whoever drops the place later changes nothing.
-    fn leave(&self) {
-        self.node.follower_left(&self.name, self.number);
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.leave();
-    }
-}
-
-/// Judges a FOLLOW request from `addr`. Boxed, since every connection's stack would have room for what few of them
-/// need.
-///
-/// # Errors
-///
-/// The answer that refuses it.
-pub(crate) fn accept<'a>(
-    node: &'a Node,
-    addr: SocketAddr,
-    key: &[u8],
-    value: &[u8],
-) -> Result<Box<Accepted<'a>>, Reply> {
-    let error = |message: String| Err(Reply::Error(message));
-    let follow = match Follow::decode(key, value) {
-        Ok(follow) => follow,
-        Err(fault) => return error(fault.to_string()),
-    };
-    let (Some(journal), Some(member)) = (node.journal(), node.member()) else {
-        return error("a cluster of one node keeps no log and has no followers".to_owned());
-    };
-    let names_no_cluster = follow.is_observer && follow.cluster_id.is_empty();
-    if follow.cluster_id != member.cluster.as_bytes() && !names_no_cluster {
-        return error(format!("this node is of cluster {}", member.cluster));
-    }
-    if follow.is_observer {
-        return accept_observer(node, journal, &follow);
-    }
-    let Some(peer) = member
-        .peers
-        .iter()
-        .find(|peer| peer.name.as_bytes() == follow.name)
-    else {
-        return error(format!(
-            "no other node is called {}; compare the cluster.toml of both",
-            follow.name.escape_ascii()
-        ));
-    };
-    // A follower is a source only for a node that is to lead, which has to find the data again.
-    let is_to_lead = follow.is_to_lead || peer.name == member.leader;
-    if let (Some(refusal), false) = (node.redirects_writes(), is_to_lead) {
-        return Err(refusal);
-    }
-    if let Some(older) = node.stream_of(&peer.name, OLDER_ENDS) {
-        return Err(refuse_second(node, &peer.name, &older, addr));
-    }
-    // Before phase and history: a change after the first look is then noticed by the sender.
-    let dataset = node.dataset_generation();
-    if let Phase::Loading(why) = node.phase() {
-        return Err(Reply::Loading(why));
-    }
-    let history = node.history();
-    let position = Position {
-        epoch: follow.epoch,
-        nonce: follow.nonce,
-        index: follow.last_index,
-    };
-    let mut cursor = None;
-    let start = start_of(
-        &history,
-        journal.head(),
-        |index| {
-            cursor = journal.cursor_after(index);
-            cursor.is_some()
-        },
-        position,
-        follow.wants_full_copy,
-    );
-    let answer = answer_of(start, &history)?;
-    if start == Start::Unknown {
-        return Err(Reply::Answer(answer));
-    }
-    let mut turn = None;
-    if start == Start::FullCopy {
-        // What somebody wants to be replaced is nothing to keep.
-        let holds_data = follow.last_index > 0 && !follow.wants_full_copy;
-        turn = node.copies().begin(holds_data, Instant::now());
-        if turn.is_none() {
-            return Err(Reply::Loading(
-                "another follower is taking a full copy; one that holds data waits for its turn"
-                    .into(),
-            ));
-        }
-    }
-    let now = Instant::now();
-    let progress = match start {
-        Start::Resume { from_index } => Progress::new(from_index - 1, now),
-        Start::FullCopy | Start::Unknown => Progress::copying(now),
-    };
-    let number = node
-        .follower_came(&peer.name, progress, addr.to_string(), now)
-        .map_err(|older| refuse_second(node, &peer.name, &older, addr))?;
-    Ok(Box::new(Accepted {
-        name: peer.name.clone(),
-        place: Some(Place {
-            node,
-            name: peer.name.clone(),
-            number,
-        }),
-        dataset,
-        start,
-        cursor: cursor.filter(|_| start != Start::FullCopy),
-        answer,
-        history,
-        turn,
-    }))
-}
-
-/// Refuses a node at `addr` whose name already has a stream, and logs it once for each such node.
-fn refuse_second(node: &Node, name: &str, older: &str, addr: SocketAddr) -> Reply {
-    let text = format!(
-        "two nodes are called {name}: the one at {older} follows and stays, the one at {addr} is refused"
-    );
-    if node.refuse_follower(name, &addr.ip().to_string()) {
-        warn!("{text}");
-    }
-    Reply::Error(text)
-}
-
-/// Judges the FOLLOW of an observer: any name will do, and any node that serves.
-fn accept_observer<'a>(
-    node: &'a Node,
-    journal: &Journal,
-    follow: &Follow<'_>,
-) -> Result<Box<Accepted<'a>>, Reply> {
-    // Before phase and history, as above.
-    let dataset = node.dataset_generation();
-    if let Phase::Loading(why) = node.phase() {
-        return Err(Reply::Loading(why));
-    }
-    let history = node.history();
-    let position = Position {
-        epoch: follow.epoch,
-        nonce: follow.nonce,
-        index: follow.last_index,
-    };
-    let (head, first_index) = (journal.head(), journal.first_index());
-    let judged = start_of_observer(
-        &history,
-        head,
-        first_index,
-        position,
-        follow.wants_full_copy,
-    )
-    .and_then(|start| match start {
-        Start::Resume { from_index } => {
-            let cursor = journal.cursor_after(from_index - 1);
-            let gone = || Unwatched::Gone {
-                from_index,
-                first_index: journal.first_index(),
-            };
-            Ok((start, Some(cursor.ok_or_else(gone)?)))
-        }
-        Start::FullCopy | Start::Unknown => Ok((start, None)),
-    });
-    // A refusal says what is so for good, and must not be made up of two data sets.
-    if node.dataset_generation() != dataset {
-        return Err(Reply::Loading(OTHER_DATA.into()));
-    }
-    let (start, cursor) = judged.map_err(|why| Reply::Error(why.to_string()))?;
-    Ok(Box::new(Accepted {
-        name: follow.name.escape_ascii().to_string(),
-        place: None,
-        dataset,
-        start,
-        cursor,
-        answer: answer_of(start, &history)?,
-        history,
-        turn: None,
-    }))
-}
-
-/// The value of the OK.
-fn answer_of(start: Start, history: &History) -> Result<Vec<u8>, Reply> {
-    let Some(history) = Eras::of(history) else {
-        return Err(Reply::Loading("this node has no history yet".into()));
-    };
-    let mut answer = Vec::new();
-    FollowAnswer { start, history }.encode(&mut answer);
-    Ok(answer)
-}
 
 /// Sends the stream until the follower is gone, falls too far behind, or the node stops. `early` are bytes that came
 /// behind the request.
@@ -799,9 +560,4 @@ fn read_acks(
             }
         }
     }
-}
-
-/// Whether this node leads, as its configuration has it.
-pub(crate) fn leads(node: &Node) -> bool {
-    node.redirects_writes().is_none()
 }

@@ -19,7 +19,8 @@ use super::housekeeping::Housekeeper;
 use super::registry::{Peer, Registry};
 use crate::entry::{Entry, EntryBuilder};
 use crate::node::{Node, Reply};
-use crate::replication::source::{self, Accepted};
+use crate::replication::accept::{self, Accepted};
+use crate::replication::source;
 use crate::wire::request::{self, Disposition, HEADER_LEN, Limits, Parsed, RequestError};
 use crate::wire::run::RUN_MAX;
 use crate::wire::{Buffer, Opcode, Request, Run};
@@ -411,7 +412,7 @@ impl<'a> Connection<'a> {
                 Ok(Parsed::Whole(frame)) if matches!(frame.request(), Request::Follow { .. }) => {
                     let (key, value) = (frame.request().key(), frame.request().value());
                     let addr = self.context.peer.stream.peer_addr()?;
-                    let accepted = source::accept(self.context.node, addr, key, value);
+                    let accepted = accept::accept(self.context.node, addr, key, value);
                     self.input.consume(frame.bytes().len());
                     self.deadline = None;
                     match accepted {

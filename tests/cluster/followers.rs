@@ -207,7 +207,9 @@ fn a_follower_that_is_away_or_loads_lags_since_its_oldest_missing_entry() {
         client.set(&at.to_be_bytes(), &value).unwrap();
     }
     let first_write = Instant::now();
-    cluster.wait_converged(WITHIN);
+    cluster.wait_for_status(0, WITHIN, "its last acknowledgement", |status| {
+        status.number("follower.n2.lag_entries") == Some(0)
+    });
     cluster.kill(1);
     cluster.wait_for_status(0, WITHIN, "its end", |status| {
         status.get(&key::follower_state("n2")) == Some("away")
