@@ -51,19 +51,19 @@ fn a_node_without_threads_ends_with_an_error_or_turns_clients_away_and_goes_on()
     let mut ended = 0;
     for limit in 1..MANY {
         let mut node = start(dir.path(), limit);
-        let has_ended = wait_for("the end, or the start", || {
+        let ended_with = wait_for("the end, or the start", || {
             if let Some(status) = node.try_wait() {
-                assert_eq!(status.code(), Some(1), "{limit}: {}", node.log());
-                return Some(true);
+                return Some(Some(status));
             }
-            node.log().contains("leading from index").then_some(false)
+            node.log().contains("leading from index").then_some(None)
         });
         let log = node.log();
         if log.contains("setpriv: ") {
             tools::skip("a process of another user needs root");
             return;
         }
-        if has_ended {
+        if let Some(status) = ended_with {
+            assert_eq!(status.code(), Some(1), "{limit}: {log}");
             let last = log.lines().last().unwrap_or_default();
             assert!(
                 last.contains("cannot start the ") && last.contains("allow more processes"),
