@@ -69,7 +69,7 @@ impl Stop {
     }
 
     /// Whether the peers are to be asked at once and often, as a node that starts to lead or stops needs it. Wakes the
-    /// threads that [wait for their turn](Self::wait_for_turn).
+    /// threads that wait for their turn.
     pub fn hurry(&self, is_hurried: bool) {
         self.state.lock().is_hurried = is_hurried;
         self.changed.notify_all();
