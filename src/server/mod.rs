@@ -30,7 +30,7 @@ mod registry;
 mod system;
 
 use std::io;
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -120,6 +120,19 @@ struct Client {
     addr: SocketAddr,
     /// What has come already.
     first: Vec<u8>,
+}
+
+impl Client {
+    /// Has the system ask a client that is silent for long whether it is still there.
+    fn keep_alive(&self) {
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE)
+            .with_interval(KEEPALIVE / 3)
+            .with_retries(3);
+        if let Err(error) = SockRef::from(&self.peer.stream).set_tcp_keepalive(&keepalive) {
+            debug!("client {}: no keepalive: {error}", self.addr);
+        }
+    }
 }
 
 impl Server {
@@ -268,64 +281,72 @@ impl Server {
     ) -> io::Result<()> {
         let id = client.id;
         let body = move || {
-            let Client {
-                peer, addr, first, ..
-            } = client;
-            if let Err(error) = keep_alive(&peer.stream) {
-                debug!("client {addr}: no keepalive: {error}");
-            }
-            self.node.count_connection(true);
-            let limits = Limits {
-                value_len_max: self.limits.max_value_bytes,
-            };
-            let timeouts = Timeouts {
-                request: self.limits.request_timeout,
-                idle: self.limits.idle_timeout,
-                release: RELEASE_AFTER,
-            };
-            let stopping = if peer.is_late.load(Ordering::SeqCst) {
-                &self.shared.closing
-            } else {
-                &self.shared.stopping
-            };
-            let end = connection::serve(
-                Context {
-                    peer: Arc::clone(&peer),
-                    node: &self.node,
-                    limits,
-                    timeouts,
-                    stopping,
-                    registry: &self.shared.registry,
-                    housekeeper: housekeeper.clone(),
-                },
-                &first,
-                crowd,
-            );
-            let is_waited_for = !matches!(end, End::Observed);
-            if is_waited_for && self.shared.stopping.load(Ordering::SeqCst) {
-                wait_until_taken(&peer);
-            }
-            self.node.count_connection(false);
-            // The place is free before the client can see that its connection is closed.
-            self.release(id);
-            match end {
-                End::Done | End::Followed | End::Observed => {}
-                End::Truncated { len, needed } => {
-                    debug!("client {addr}: end of stream inside a frame, {len} of {needed} bytes");
-                }
-                End::Idle => debug!("client {addr}: closed, idle"),
-                End::Failed(error) => debug!("client {addr}: {error}"),
-                End::Refused(refusal) => {
-                    debug!("client {addr}: {refusal}");
-                    housekeeper.drain(peer);
-                }
-            }
+            let end = self.serve(&client, crowd, &housekeeper);
+            self.part(client, end, &housekeeper);
         };
         thread::Builder::new()
             .name(format!("client-{id}"))
             .stack_size(STACK_BYTES)
             .spawn_scoped(scope, body)
             .map(drop)
+    }
+
+    /// Serves a client until it leaves or has to. Apart from what follows, so that an idle connection's stack does not
+    /// have room for that.
+    fn serve<'a>(
+        &'a self,
+        client: &Client,
+        crowd: &Crowd<Connection<'a>>,
+        housekeeper: &Housekeeper,
+    ) -> End {
+        client.keep_alive();
+        self.node.count_connection(true);
+        let peer = Arc::clone(&client.peer);
+        let stopping = if peer.is_late.load(Ordering::SeqCst) {
+            &self.shared.closing
+        } else {
+            &self.shared.stopping
+        };
+        let context = Context {
+            peer,
+            node: &self.node,
+            limits: Limits {
+                value_len_max: self.limits.max_value_bytes,
+            },
+            timeouts: Timeouts {
+                request: self.limits.request_timeout,
+                idle: self.limits.idle_timeout,
+                release: RELEASE_AFTER,
+            },
+            stopping,
+            registry: &self.shared.registry,
+            housekeeper: housekeeper.clone(),
+        };
+        connection::serve(context, &client.first, crowd)
+    }
+
+    /// Counts a client out whose connection has ended.
+    fn part(&self, client: Client, end: End, housekeeper: &Housekeeper) {
+        let Client { id, peer, addr, .. } = client;
+        let is_waited_for = !matches!(end, End::Observed);
+        if is_waited_for && self.shared.stopping.load(Ordering::SeqCst) {
+            wait_until_taken(&peer);
+        }
+        self.node.count_connection(false);
+        // The place is free before the client can see that its connection is closed.
+        self.release(id);
+        match end {
+            End::Done | End::Followed | End::Observed => {}
+            End::Truncated { len, needed } => {
+                debug!("client {addr}: end of stream inside a frame, {len} of {needed} bytes");
+            }
+            End::Idle => debug!("client {addr}: closed, idle"),
+            End::Failed(error) => debug!("client {addr}: {error}"),
+            End::Refused(refusal) => {
+                debug!("client {addr}: {refusal}");
+                housekeeper.drain(peer);
+            }
+        }
     }
 
     /// Waits until all clients that are meant have left; those that have not after [`STOP_GRACE`] are cut off.
@@ -428,12 +449,4 @@ enum Admission {
     Admitted,
     Full,
     Stopping,
-}
-
-fn keep_alive(stream: &TcpStream) -> io::Result<()> {
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE)
-        .with_interval(KEEPALIVE / 3)
-        .with_retries(3);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }

@@ -89,6 +89,18 @@ fn an_idle_client_is_closed_and_a_busy_one_is_not() {
     assert_eq!(answer(&busy), pong());
 }
 
+/// Connections that are held until the node has no descriptor left: some in ordinary places, the others in the reserve.
+fn run_out_of_descriptors(node: &Node) -> Vec<std::net::TcpStream> {
+    let mut held = Vec::new();
+    wait_for("the node to run out", || {
+        let stream = node.connect();
+        (&stream).write_all(&frames(&[Request::Status])).unwrap();
+        held.push(stream);
+        node.log().contains("cannot accept clients").then_some(())
+    });
+    held
+}
+
 #[test]
 fn running_out_of_descriptors_stops_nobody_who_is_served() {
     let node = Node::start_with(&Options {
@@ -96,10 +108,7 @@ fn running_out_of_descriptors_stops_nobody_who_is_served() {
         ..Options::default()
     });
     let mut first = node.connect();
-    let rest: Vec<_> = (0..60).map(|_| node.connect()).collect();
-    wait_for("the node to run out", || {
-        node.log().contains("cannot accept clients").then_some(())
-    });
+    let rest = run_out_of_descriptors(&node);
     first.write_all(&frames(&[Request::Ping])).unwrap();
     assert_eq!(answer(&first), pong());
     drop(rest);
@@ -128,14 +137,7 @@ fn the_stop_ends_the_pause_after_a_failed_accept() {
         descriptors: Some(40),
         ..Options::default()
     });
-    // Until no descriptor is left: 20 for connections, the others for the reserve.
-    let mut held = Vec::new();
-    wait_for("the node to run out", || {
-        let stream = node.connect();
-        (&stream).write_all(&frames(&[Request::Status])).unwrap();
-        held.push(stream);
-        node.log().contains("cannot accept clients").then_some(())
-    });
+    let _held = run_out_of_descriptors(&node);
     // The pause is doubled up to a second; nothing shows when it has come to that.
     thread::sleep(Duration::from_millis(2_500));
     assert!(!node.log().contains("accepting clients again"));

@@ -337,21 +337,29 @@ impl Run<'_> {
         })
     }
 
+    /// Asks all nodes at once; one after another where the system gives no threads.
     fn ask_all(&self, nodes: Vec<(String, String)>, limit: Duration) -> Vec<Answered> {
+        let ask = |(name, addr): (String, String)| {
+            let answer = self.ask(&addr, limit);
+            (name, addr, answer)
+        };
+        let ask = &ask;
         thread::scope(|scope| {
             let asking: Vec<_> = nodes
                 .into_iter()
-                .map(|(name, addr)| {
-                    scope.spawn(move || {
-                        let answer = self.ask(&addr, limit);
-                        (name, addr, answer)
-                    })
+                .map(|node| {
+                    let asked = node.clone();
+                    let thread = thread::Builder::new().spawn_scoped(scope, move || ask(asked));
+                    thread.map_err(|_| node)
                 })
                 .collect();
-            // A thread that panics is a bug of ours, and has said so.
             asking
                 .into_iter()
-                .filter_map(|thread| thread.join().ok())
+                .filter_map(|asking| match asking {
+                    // A thread that panics is a bug of ours, and has said so.
+                    Ok(thread) => thread.join().ok(),
+                    Err(node) => Some(ask(node)),
+                })
                 .collect()
         })
     }
