@@ -26,6 +26,8 @@ use_config "${arguments[@]:1}"
 binaries
 members=$("$server" --check-config --config "$config" --node "$name")
 claim_folder
+# Before it is judged what is lost: another restart may be under way, and this node the last that holds the data.
+lock
 if running "$name"; then
     assess "$name"
     if [[ -n $at_risk && -z $assume_yes && ! (-t 0 && -t 2) ]]; then
@@ -33,7 +35,6 @@ if running "$name"; then
     fi
     confirmed "Restarting $name" || fail "$name was not restarted"
 fi
-lock
 refuse_taken "$name"
 if running "$name"; then
     trap 'say "$name stops and is not started; to start it: $(command_for start-node.sh --background "$name")"' EXIT

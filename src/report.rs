@@ -105,6 +105,8 @@ pub struct Report {
     pub settings: Settings,
     /// Names of its peers.
     pub peers: Vec<String>,
+    /// Of a follower whose stream comes in: the address of the leader that sends it.
+    pub follows: Option<String>,
 }
 
 /// A STATUS that is not a node's of this version.
@@ -170,6 +172,10 @@ impl Report {
                 limits: hex("settings.limits")?,
             },
             peers: peers.map(str::to_owned).collect(),
+            follows: match (field("link"), field("leader")) {
+                (Ok("up"), Ok(leader)) => Some(leader.to_owned()),
+                _ => None,
+            },
         })
     }
 
@@ -226,10 +232,13 @@ impl Expected<'_> {
             found.map_or("-", |(_, value)| value)
         };
         let (node, cluster) = (named("node"), named("cluster"));
-        if node != self.peer || cluster != self.cluster {
-            return Contact::Stranger(format!(
-                "node {node} of cluster {cluster} answers at {addr}"
-            ));
+        let who = format!("node {node} of cluster {cluster} answers at {addr}");
+        if cluster != self.cluster {
+            return Contact::Stranger(who);
+        }
+        if node != self.peer {
+            // The addresses are mixed up, so the expected node may be anywhere.
+            return Contact::Unclear(format!("{who}; correct addr in cluster.toml"));
         }
         match Report::parse(text) {
             Err(error) => Contact::Unclear(format!("{error}; is it of another version?")),
@@ -253,9 +262,9 @@ fn stays_before(a: (Role, &str), b: (Role, &str)) -> bool {
 
 /// Whether a node that stops, at `index`, can end without loss: the reported peer holds all of its data and stays.
 ///
-/// Two nodes that stop at the same time must not each rely on the other. A node sets its own [`Stopping::Ending`]
-/// before it asks, and goes back to `Waiting` where the answer is no, so of two nodes one at least sees the other's
-/// mark.
+/// Two nodes that stop at the same time must not each rely on the other. Of two that stop, only the one that is to end
+/// first relies on the other: the leader ends last, and of two followers the one whose name comes first. A node that relies on one that does not stop sets its own
+/// [`Stopping::Ending`] and asks once more, so that one at least sees the other's mark.
 #[must_use]
 pub fn keeps_data(own: (Role, &str), index: u64, peer: &Report) -> bool {
     let stays = match peer.stopping {
@@ -290,6 +299,11 @@ mod tests {
         let report = report();
         assert_eq!((report.epoch, report.index, report.process), (3, 7, 255));
         assert_eq!(report.peers, ["n1", "n3"]);
+        assert_eq!(report.follows, None);
+        for (link, follows) in [("up", Some("h:1")), ("down", None), ("timeout", None)] {
+            let text = format!("{TEXT}leader: h:1\nlink: {link}\n");
+            assert_eq!(Report::parse(&text).unwrap().follows.as_deref(), follows);
+        }
         for line in TEXT.lines().take(12).filter(|line| *line != "reason: -") {
             let (key, _) = line.split_once(": ").unwrap();
             let without = TEXT.replace(&format!("{line}\n"), "");
@@ -307,15 +321,20 @@ mod tests {
         assert_eq!(judge(TEXT), Contact::Report(Box::new(report())));
         let strangers = [
             ("cluster: demo", "cluster: other"),
-            ("node: n2", "node: n3"),
-            ("node: n2", "node: -"),
-            ("node: n2\n", ""),
+            ("cluster: demo", "cluster: -"),
+            ("cluster: demo\n", ""),
         ];
         for (from, to) in strangers {
             let contact = judge(&TEXT.replace(from, to));
             assert!(matches!(contact, Contact::Stranger(_)), "{to}: {contact:?}");
         }
-        for (from, to) in [("peer.n1.addr", "peer.n4.addr"), ("epoch: 3", "epoch: x")] {
+        for (from, to) in [
+            ("peer.n1.addr", "peer.n4.addr"),
+            ("epoch: 3", "epoch: x"),
+            // Addresses of one cluster that are mixed up.
+            ("node: n2", "node: n3"),
+            ("node: n2", "node: n1"),
+        ] {
             let contact = judge(&TEXT.replace(from, to));
             assert!(matches!(contact, Contact::Unclear(_)), "{to}: {contact:?}");
         }

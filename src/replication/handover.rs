@@ -12,7 +12,7 @@ use log::{error, info, warn};
 
 use super::Stop;
 use crate::node::{Lacking, Node, Phase};
-use crate::report::{Contact, Role, Stopping, keeps_data};
+use crate::report::{Contact, Report, Role, Stopping, keeps_data};
 
 /// How long a peer that lives is waited for. A follower pauses for 5 seconds at most before it asks again.
 const PATIENCE: Duration = Duration::from_secs(6);
@@ -37,7 +37,7 @@ const ANSWER: Duration = Duration::from_millis(200);
 pub enum Ending {
     /// Another node holds the data, or there is none, or there is no other node.
     Kept,
-    /// The node was the only one that is known to hold data, which ends with it.
+    /// The node was the only one that is known to hold all of its data, which ends with it.
     Lost {
         /// Keys that it held.
         keys: usize,
@@ -54,8 +54,10 @@ pub(crate) fn run(node: &Node, stop: &Stop, took_writes: bool) -> Ending {
         return Ending::Kept;
     }
     if let Phase::Refusing(why) = node.phase() {
-        warn!("the data set of this node, which was kept though {why}, ends with it");
-        return Ending::Kept;
+        let (keys, index) = (node.store().len(), node.head().index);
+        node.set_stopping(Stopping::Ending);
+        error!("the data of this node, {keys} keys, is on no other one and lost with it: {why}");
+        return Ending::Lost { keys, index };
     }
     stop.hurry(true);
     Handover::new(node, stop, took_writes).run()
@@ -111,7 +113,11 @@ impl<'a> Handover<'a> {
                         let index = self.index;
                         warn!("stopping though {name} {lacks}, and the log ends at index {index}");
                     }
-                    return self.end_without_keeper();
+                    let Some(peer) = self.keeper() else {
+                        return self.end_without_keeper();
+                    };
+                    self.log_end(&peer);
+                    return Ending::Kept;
                 }
                 let names: Vec<_> = lacking.into_iter().map(|(name, _)| name).collect();
                 self.say(&names);
@@ -160,10 +166,24 @@ impl<'a> Handover<'a> {
         }
     }
 
-    /// Marks the node as ending and asks the peers who keeps its data. Where nobody does, it takes the mark back.
+    /// Asks the peers who keeps this node's data, and leaves the node marked as ending where one does. A peer that does
+    /// not stop may begin to, and then rely on this node: so it is asked again once the mark is set.
     fn keeper(&self) -> Option<String> {
+        let found = self.ask()?;
+        self.node.set_stopping(Stopping::Ending);
+        if found.stopping != Stopping::No {
+            return Some(found.node);
+        }
+        let confirmed = self.ask();
+        if confirmed.is_none() {
+            self.node.set_stopping(Stopping::Waiting);
+        }
+        confirmed.map(|report| report.node)
+    }
+
+    /// Asks the peers, and returns the report of one that keeps this node's data.
+    fn ask(&self) -> Option<Report> {
         let node = self.node;
-        node.set_stopping(Stopping::Ending);
         let asked = Instant::now();
         self.stop.hurry(true);
         let own_name = node.member().map_or("", |member| member.name.as_str());
@@ -190,23 +210,18 @@ impl<'a> Handover<'a> {
                 });
                 let keeper =
                     reports.find(|report| keeps_data((own_role, own_name), self.index, report));
-                let keeper = keeper.map(|report| report.node.clone());
+                let keeper = keeper.map(|report| Report::clone(report));
                 (keeper, contacts().all(|contact| contact.is_some()))
             };
-            if keeper.is_some() {
+            if keeper.is_some() || is_complete || asked.elapsed() >= ANSWER {
                 return keeper;
-            }
-            if is_complete || asked.elapsed() >= ANSWER {
-                node.set_stopping(Stopping::Waiting);
-                return None;
             }
             node.wait_for_progress(LOOK / 4);
         }
     }
 
     fn end_without_keeper(&self) -> Ending {
-        // With less than everything the data set is not gone: the lines before say what is missing.
-        let some = {
+        let has_some = {
             let liveness = self.node.liveness().lock();
             let mut peers = liveness.peers().iter();
             peers.any(|peer| {
@@ -216,13 +231,16 @@ impl<'a> Handover<'a> {
         };
         self.node.set_stopping(Stopping::Ending);
         let (keys, index) = (self.node.store().len(), self.index);
-        if some {
-            warn!("stopping, and no other node is known to hold everything up to index {index}");
-            return Ending::Kept;
+        if has_some {
+            error!(
+                "no other node is known to hold all of the data: {keys} keys, up to index {index}; what the others \
+                 lack of it is lost with this node"
+            );
+        } else {
+            error!(
+                "no other node is known to hold the data: {keys} keys, up to index {index}, are lost with this node"
+            );
         }
-        error!(
-            "no other node is known to hold the data: {keys} keys, up to index {index}, are lost with this node"
-        );
         Ending::Lost { keys, index }
     }
 

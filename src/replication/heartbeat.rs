@@ -84,6 +84,7 @@ pub(super) fn probe(node: &Node, member: &Member, peer: &NodeConfig, stop: &Stop
 #[derive(Default)]
 struct Notes {
     stranger: String,
+    unclear: String,
     differences: Vec<&'static str>,
     two_leaders: bool,
 }
@@ -101,9 +102,16 @@ impl Notes {
             }
             Contact::Report(report) => {
                 self.stranger.clear();
+                self.unclear.clear();
                 self.note_report(node, member, peer, report);
             }
-            Contact::NoProcess | Contact::Unclear(_) | Contact::Silent(_) => {}
+            Contact::Unclear(text) => {
+                if *text != self.unclear {
+                    warn!("{peer} gives no usable answer: {text}");
+                    self.unclear.clone_from(text);
+                }
+            }
+            Contact::NoProcess | Contact::Silent(_) => {}
         }
     }
 

@@ -293,13 +293,13 @@ fn decide(node: &Node, member: &Member, stop: &Stop) -> Option<Next> {
         };
         if reason != said {
             node.enter(Phase::Loading(Arc::from(reason.as_str())));
-            if is_conflict {
-                error!("not leading: {reason}");
-            } else if now - began >= NOTABLE_WAIT {
-                warn!("not leading yet: {reason}");
-            }
-            // Logged again once it has lasted.
-            if is_conflict || now - began >= NOTABLE_WAIT {
+            // What is over at once is not worth a line.
+            if now - began >= NOTABLE_WAIT {
+                if is_conflict {
+                    error!("not leading: {reason}");
+                } else {
+                    warn!("not leading yet: {reason}");
+                }
                 said = reason;
             }
         }

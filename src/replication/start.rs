@@ -59,6 +59,8 @@ enum Answer<'a> {
 /// Decides what the node `own` does that is to lead and began to ask at `began`. Only what was asked since then counts.
 ///
 /// * A peer that leads is followed, whatever the files say.
+/// * While a peer still follows some other leader, it is waited for: that leader may have the node's own name, at an
+///   address of before. A stream whose leader is gone ends within the peer's leader timeout.
 /// * A peer that is to lead as well, and one whose answer is unclear, are waited for without limit.
 /// * A silent peer is waited for until `timeout` is over.
 /// * Then the peer that is furthest ahead is caught up with, and at last the node leads.
@@ -83,6 +85,16 @@ pub fn next(own: Own<'_>, peers: &[Peer], began: Instant, timeout: Duration, now
             .next()
         {
             return next;
+        }
+    }
+    for (name, report) in reports() {
+        if let Some(leader) = &report.follows {
+            return Next::Wait {
+                reason: format!(
+                    "{name} follows a leader at {leader}, and this node is to lead; stop one of the two"
+                ),
+                is_conflict: true,
+            };
         }
     }
     for (_, answer) in &answers {
@@ -204,6 +216,7 @@ mod tests {
             process: 1,
             settings: Settings::default(),
             peers: vec!["n1".to_owned()],
+            follows: None,
         }))
     }
 
@@ -305,6 +318,27 @@ mod tests {
         }
         assert_eq!(decide((4, 9), peers(), 0), lead(5, &[]));
         assert_eq!(decide((5, 1), peers(), 0), lead(6, &[]));
+    }
+
+    #[test]
+    fn a_peer_that_follows_another_leader_is_waited_for() {
+        let mut follows = follower("n2", State::Serving, 4, 9);
+        if let Contact::Report(report) = &mut follows {
+            report.follows = Some("h:1".to_owned());
+        }
+        let next = decide(
+            NOTHING,
+            [Some(follows), Some(Contact::NoProcess)],
+            3_600_000,
+        );
+        let Next::Wait {
+            reason,
+            is_conflict: true,
+        } = next
+        else {
+            panic!("{next:?}");
+        };
+        assert!(reason.contains("n2 follows a leader at h:1"), "{reason}");
     }
 
     #[test]

@@ -749,7 +749,10 @@ fn random_restarts_and_cuts_of_all_nodes_end_in_equal_nodes() {
                     cluster.restart(node);
                 }
                 _ => {
-                    cluster.stop(node);
+                    cluster.begin_stop(node);
+                    // Where no other node had everything it says so.
+                    let code = cluster.wait_ended(node);
+                    assert!(matches!(code, Some(0 | 3)), "{code:?}");
                     cluster.restart(node);
                 }
             }

@@ -20,7 +20,11 @@ fn keys() -> impl Iterator<Item = [u8; 4]> {
     (0..COUNT).map(u32::to_be_bytes)
 }
 
-/// Writes all keys with values of that length, and gives what a node's memory is then, in KiB.
+/// The node looks at what it holds so often.
+const LOOK_MS: u64 = 1_000;
+
+/// Writes all keys with values of that length, and gives what a node's memory is then, in KiB. Returns once the node has
+/// had the time to look at what it holds: less than that it does not notice.
 fn fill(cluster: &Cluster, value_bytes: usize, node: usize) -> u64 {
     let value = vec![b'v'; value_bytes];
     let mut client = cluster.client(LEADER);
@@ -28,6 +32,11 @@ fn fill(cluster: &Cluster, value_bytes: usize, node: usize) -> u64 {
         client.set(&key, &value).unwrap();
     }
     cluster.wait_converged(WITHIN);
+    let begin = cluster.number(node, "uptime_ms");
+    cluster.wait_for_status(node, WITHIN, "its look", |status| {
+        let uptime = status.number("uptime_ms").unwrap_or(0);
+        uptime > begin + LOOK_MS * 3 / 2
+    });
     cluster.process(node).memory_kib("VmRSS")
 }
 

@@ -351,6 +351,73 @@ fn the_leaders_name_starts_elsewhere_with_its_followers_data() {
     assert_holds(&cluster, 1, &keys);
 }
 
+/// The machine of a leader that was thought to be gone is alive: its followers say so to the node that has taken its name.
+#[test]
+fn a_second_leader_of_one_name_does_not_lead_while_the_first_one_is_followed() {
+    let mut cluster = cluster(3);
+    let keys = write(&cluster, 0, "k");
+    cluster.wait_converged(PATIENCE);
+    let mut first = cluster.move_running(0);
+    cluster.restart(0);
+    cluster.wait_for_status(0, PATIENCE, "the first one", |status| {
+        is_loading_for(status, &["follows a leader at"])
+    });
+    wait_until(PATIENCE, "the error", || {
+        let log = cluster.folder_log(0);
+        log.contains("ERROR") && log.contains("not leading: n2 follows a leader at")
+            || log.contains("not leading: n3 follows a leader at")
+    });
+    first.kill();
+    cluster.wait_for_status(0, PATIENCE, "to lead", |status| {
+        status.is_state(state::SERVING)
+    });
+    assert_holds(&cluster, 0, &keys);
+}
+
+/// The wrong follower was restarted first, and knows a leader that has the data and does not lead. That one hands its
+/// data over as it stops.
+#[test]
+fn a_follower_that_stops_hands_its_data_to_any_peer() {
+    let mut cluster = cluster(3);
+    let keys = write(&cluster, 0, "k");
+    cluster.wait_converged(PATIENCE);
+    cluster.kill(0);
+    for node in [2, 1] {
+        cluster.stop(node);
+        cluster.set_leader(node, "n2");
+        cluster.restart(node);
+    }
+    cluster.wait_for_status(1, PATIENCE, "to lead", |status| {
+        status.is_state(state::SERVING)
+    });
+    assert_holds(&cluster, 1, &keys);
+}
+
+#[test]
+fn a_node_that_refuses_its_leader_says_what_is_lost_as_it_stops() {
+    let mut cluster = cluster(2);
+    write(&cluster, 0, "k");
+    cluster.wait_converged(PATIENCE);
+    cluster.pause(1);
+    cluster.kill(0);
+    cluster.restart(0);
+    cluster.wait_for_status(0, PATIENCE, "to lead", |status| {
+        status.is_state(state::SERVING)
+    });
+    cluster.resume(1);
+    cluster.wait_for_status(1, PATIENCE, "to refuse", |status| {
+        status.is_state(state::REFUSED)
+    });
+    cluster.client(0).set(b"fresh", b"v").unwrap();
+    // Neither has what the other has.
+    for node in [0, 1] {
+        cluster.begin_stop(node);
+        cluster.wait_stopped_with(node, 3);
+        let log = cluster.folder_log(node);
+        assert!(log.contains("ERROR") && log.contains("lost with"), "{log}");
+    }
+}
+
 #[test]
 fn two_nodes_that_are_both_to_lead_wait_until_one_file_is_corrected() {
     let mut cluster = cluster(3);
@@ -368,11 +435,10 @@ fn two_nodes_that_are_both_to_lead_wait_until_one_file_is_corrected() {
         cluster.wait_for_status(node, PATIENCE, "the conflict", |status| {
             is_loading_for(status, &[other, "is to lead as well"])
         });
-        let log = cluster.folder_log(node);
-        assert!(
-            log.contains("ERROR") && log.contains("is to lead as well"),
-            "{log}"
-        );
+        wait_until(PATIENCE, "the error", || {
+            let log = cluster.folder_log(node);
+            log.contains("ERROR") && log.contains("is to lead as well")
+        });
     }
     cluster.resume(2);
     let begin = Instant::now();
@@ -399,7 +465,7 @@ fn of_two_leaders_the_one_with_the_older_epoch_yields() {
     cluster.wait_converged(PATIENCE);
     cluster.stop(1);
     cluster.set_leader(1, "n2");
-    let links = [(0, 1), (1, 0)];
+    let links = [(0, 1), (1, 0), (0, 2), (2, 0)];
     for (from, to) in links {
         cluster.link(from, to).hold_both();
     }

@@ -268,6 +268,13 @@ impl Cluster {
         self.update_addresses(node);
     }
 
+    /// Leaves a running node where it is, out of the cluster's hands, and gives its name another port.
+    pub(crate) fn move_running(&mut self, node: usize) -> Process {
+        let process = self.nodes[node].process.take().expect("a running node");
+        self.move_node(node);
+        process
+    }
+
     /// Writes the addresses of moved nodes into the file of a node.
     pub(crate) fn update_addresses(&self, node: usize) {
         self.change_config(node, |text| {
