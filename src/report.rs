@@ -263,8 +263,9 @@ fn stays_before(a: (Role, &str), b: (Role, &str)) -> bool {
 /// Whether a node that stops, at `index`, can end without loss: the reported peer holds all of its data and stays.
 ///
 /// Two nodes that stop at the same time must not each rely on the other. Of two that stop, only the one that is to end
-/// first relies on the other: the leader ends last, and of two followers the one whose name comes first. A node that relies on one that does not stop sets its own
-/// [`Stopping::Ending`] and asks once more, so that one at least sees the other's mark.
+/// first relies on the other: the leader ends last, and of two followers the one whose name comes first. A node that
+/// relies on one that does not stop sets its own [`Stopping::Ending`] and asks once more, so that one at least sees the
+/// other's mark.
 #[must_use]
 pub fn keeps_data(own: (Role, &str), index: u64, peer: &Report) -> bool {
     let stays = match peer.stopping {

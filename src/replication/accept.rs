@@ -118,8 +118,8 @@ fn accept_follower<'a>(
             follow.name.escape_ascii()
         )));
     };
-    // A follower is a source only for a node that is to lead, which has to find the data again, and, while it stops, for
-    // any peer that can keep the data.
+    // A follower is a source only for a node that is to lead, which has to find the data again, and, while it stops,
+    // for any peer that can keep the data.
     let is_source = follow.is_to_lead || peer.name == member.leader || node.is_stopping();
     if let (Some(refusal), false) = (node.redirects_writes(), is_source) {
         return Err(refusal);

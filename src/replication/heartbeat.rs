@@ -9,7 +9,7 @@ use super::ask::Inquiry;
 use crate::config::NodeConfig;
 use crate::liveness::{Change, LeaderChange};
 use crate::node::{Member, Node};
-use crate::report::{Contact, Report};
+use crate::report::{Contact, Report, Role, State};
 
 /// How long one question may take at least, however short the heartbeat interval is.
 const ASK_MIN: Duration = Duration::from_secs(1);
@@ -126,7 +126,9 @@ impl Notes {
             }
             self.differences = differences;
         }
-        let two_leaders = node.takes_writes() && report.leads();
+        // One that has yielded already has led all the same.
+        let has_led = report.role == Role::Leader && report.state != State::Loading;
+        let two_leaders = node.takes_writes() && has_led;
         if two_leaders && !self.two_leaders {
             error!(
                 "two leaders: {peer} leads as well, in epoch {}; writes that they have taken apart cannot be joined",

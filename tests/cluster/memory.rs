@@ -23,8 +23,8 @@ fn keys() -> impl Iterator<Item = [u8; 4]> {
 /// The node looks at what it holds so often.
 const LOOK_MS: u64 = 1_000;
 
-/// Writes all keys with values of that length, and gives what a node's memory is then, in KiB. Returns once the node has
-/// had the time to look at what it holds: less than that it does not notice.
+/// Writes all keys with values of that length, and gives what a node's memory is then, in KiB. Returns once the node
+/// has had the time to look at what it holds: less than that it does not notice.
 fn fill(cluster: &Cluster, value_bytes: usize, node: usize) -> u64 {
     let value = vec![b'v'; value_bytes];
     let mut client = cluster.client(LEADER);

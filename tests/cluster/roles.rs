@@ -351,7 +351,8 @@ fn the_leaders_name_starts_elsewhere_with_its_followers_data() {
     assert_holds(&cluster, 1, &keys);
 }
 
-/// The machine of a leader that was thought to be gone is alive: its followers say so to the node that has taken its name.
+/// The machine of a leader that was thought to be gone is alive: its followers say so to the node that has taken its
+/// name.
 #[test]
 fn a_second_leader_of_one_name_does_not_lead_while_the_first_one_is_followed() {
     let mut cluster = cluster(3);
