@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use gopherstore::entry::Entry;
-use gopherstore::store::{PARTITIONS, Store};
+use gopherstore::engine::entry::Entry;
+use gopherstore::engine::store::{PARTITIONS, Store};
 use gopherstore::wire::Request;
 use gopherstore::wire::request::{Limits, Parsed, parse};
 

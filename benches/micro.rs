@@ -13,10 +13,10 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use gopherstore::digest::Digest;
-use gopherstore::entry::Entry;
-use gopherstore::oplog::{Frames, Logged, OpLog};
-use gopherstore::store::{Copied, Store};
+use gopherstore::engine::digest::Digest;
+use gopherstore::engine::entry::Entry;
+use gopherstore::engine::store::{Copied, Store};
+use gopherstore::log::backlog::{Backlog, Frames, Logged};
 use gopherstore::wire::request::{Limits, Parsed, parse};
 use gopherstore::wire::response::{self, Response};
 use gopherstore::wire::run::{RUN_MAX, Run};
@@ -216,11 +216,11 @@ fn log(criterion: &mut Criterion) {
         digest: Digest::EMPTY,
     };
     group.throughput(Throughput::Elements(u64::from(count)));
-    let mut log = OpLog::new(64 << 20);
+    let mut log = Backlog::new(64 << 20);
     group.bench_function("push a run of 16", |bencher| {
         bencher.iter(|| log.push(black_box(&run)));
     });
-    let mut log = OpLog::new(64 << 20);
+    let mut log = Backlog::new(64 << 20);
     while log.bytes() < 32 << 20 {
         log.push(&run);
     }

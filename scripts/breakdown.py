@@ -54,7 +54,7 @@ LIBRARIES = [
 # named here is its caller's.
 SOURCES = [
     ("hashing", r"/hash/sip\.rs|/store\.rs hash(es)?\b|siphash"),
-    ("log and digest", r"xxhash|src/(digest|journal|oplog)\.rs|crossbeam"),
+    ("log and digest", r"xxhash|src/(engine/digest|log/[a-z_]+)\.rs|crossbeam"),
     ("locks", r"parking_lot|lock_api|slice/sort|src/store\.rs (lock|spin)\b"),
     ("copying values and frames", r"src/entry\.rs (overwrite|copy_of|write)"),
     ("looking keys up", r"hashbrown|src/(store|entry)\.rs"),
@@ -180,7 +180,7 @@ def profile(file):
         elif place in sources:
             chain = sources[place].get(int(offset, 16), [])
             # How an entry is read is no business of whoever asks it for its key.
-            chain = next((chain[at:] for at, text in enumerate(chain) if "src/entry.rs" in text), chain)
+            chain = next((chain[at:] for at, text in enumerate(chain) if "src/engine/entry.rs" in text), chain)
             part = first(SOURCES, chain) or first(SOURCES, [symbol])
         elif place == "[vdso]":
             part = "connection"

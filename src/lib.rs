@@ -10,12 +10,8 @@
 //! |-----------------|-----------------------------------------------------------------------------------|
 //! | [`wire`]        | GBP: bytes to requests, answers and stream frames, and back; pure                 |
 //! | [`history`]     | eras, and which data set a position names; pure                                   |
-//! | [`entry`]       | a client's frame as it is kept: one allocation, reference-counted                 |
-//! | [`digest`]      | a figure that equal data sets share; pure                                         |
-//! | [`store`]       | the map from keys to entries, in partitions with a lock each                      |
-//! | [`census`]      | what a store holds, in figures: sums and lists, a bounded piece at a time         |
-//! | [`oplog`]       | the newest part of the log; pure                                                  |
-//! | [`journal`]     | the one order of all writes, and the thread that keeps the log                    |
+//! | [`engine`]      | the data set: store, entries, digest, comparison of nodes                         |
+//! | [`log`]         | the order of all writes, and the newest part of the log                           |
 //! | [`report`]       | what a node says of itself to its peers, and who is meant by an address; pure         |
 //! | [`progress`], [`followers`], [`liveness`] | how far followers are, and which peers live; time is passed in |
 //! | [`node`]        | what a node is and holds, and what it answers to a request                        |
@@ -30,31 +26,27 @@
 //! | [`signals`]     | signals that a process is started with                                            |
 //! | [`logging`]     | the server's log, which no thread waits for                                       |
 //!
-//! Data flows one way, wire → entry → store → journal → node → replication → server, and `use` lines point only
+//! Data flows one way, wire → engine → log → node → replication → server, and `use` lines point only
 //! backwards along it (`tests/tidy.rs`).
 
 pub mod arguments;
-pub mod census;
 pub mod client;
 pub mod config;
 pub mod dial;
-pub mod digest;
-pub mod entry;
+pub mod engine;
 pub mod followers;
 pub mod hexdump;
 pub mod history;
-pub mod journal;
 pub mod liveness;
+pub mod log;
 pub mod logging;
 pub mod node;
-pub mod oplog;
 pub mod progress;
 pub mod replication;
 pub mod report;
 pub mod server;
 pub mod service;
 pub mod signals;
-pub mod store;
 pub mod wire;
 
 pub use client::Client;

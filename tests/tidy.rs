@@ -4,8 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What each module of `src/` may use of ours, beside itself. Arrows point one way, so that each module can be read,
-/// tested and changed with no knowledge of those above it.
+/// The modules of ours that each module of `src/` may use. A path such as `engine::entry` is a module of its own. Arrows
+/// point one way, so each module can be read, tested and changed without knowledge of those above it.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("history", &[]),
     ("wire", &["history"]),
@@ -15,27 +15,26 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("service", &[]),
     ("signals", &[]),
     ("logging", &["service"]),
-    ("entry", &["wire"]),
     ("dial", &[]),
     ("client", &["dial", "wire", "history"]),
-    ("store", &["entry", "wire"]),
-    ("digest", &["entry"]),
-    ("census", &["digest", "entry", "store", "wire"]),
-    ("oplog", &["digest", "entry", "wire"]),
+    ("engine::entry", &["wire"]),
+    ("engine::digest", &["engine::entry"]),
+    ("log", &["engine::entry", "engine::digest", "wire"]),
+    (
+        "engine",
+        &["engine::entry", "engine::digest", "log", "wire", "history"],
+    ),
     ("progress", &[]),
     ("followers", &["progress"]),
     ("report", &[]),
     ("liveness", &["report"]),
-    ("journal", &["oplog", "digest", "entry", "progress"]),
     (
         "node",
         &[
-            "journal",
-            "oplog",
-            "census",
-            "digest",
-            "store",
-            "entry",
+            "engine",
+            "engine::entry",
+            "engine::digest",
+            "log",
             "history",
             "progress",
             "followers",
@@ -48,8 +47,18 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "replication",
         &[
-            "node", "journal", "digest", "store", "entry", "history", "progress", "liveness",
-            "report", "dial", "wire", "config",
+            "node",
+            "engine",
+            "engine::entry",
+            "engine::digest",
+            "log",
+            "history",
+            "progress",
+            "liveness",
+            "report",
+            "dial",
+            "wire",
+            "config",
         ],
     ),
     (
@@ -57,8 +66,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "replication",
             "node",
-            "store",
-            "entry",
+            "engine",
+            "engine::entry",
+            "log",
             "dial",
             "wire",
             "config",
@@ -68,14 +78,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
 
 /// Modules that are pure: what they do follows from their arguments alone, so they are tested without waiting, and can
 /// run anywhere.
-const PURE: [&str; 11] = [
+const PURE: &[&str] = &[
     "history",
     "hexdump",
     "wire",
-    "entry",
-    "digest",
-    "census",
-    "oplog",
+    "engine::entry",
+    "engine::digest",
+    "engine",
     "progress",
     "followers",
     "liveness",
@@ -287,11 +296,26 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
     found
 }
 
-/// The top-level module that a file of `src/` belongs to; none for the library's root and the binaries.
+/// The module of [`MAY_USE`] that a file of `src/` belongs to; none for the library's root and the binaries.
 fn module(path: &Path) -> Option<String> {
-    let first = path.strip_prefix("src").ok()?.iter().next()?.to_str()?;
-    let name = first.strip_suffix(".rs").unwrap_or(first);
-    (name != "lib" && name != "bin").then(|| name.to_owned())
+    let parts = path.strip_prefix("src").ok()?.iter();
+    let parts = parts
+        .map(|part| part.to_str())
+        .collect::<Option<Vec<_>>>()?;
+    let path = parts.join("::");
+    let path = path.strip_suffix(".rs").unwrap_or(&path);
+    let first = path.split("::").next()?;
+    (first != "lib" && first != "bin").then(|| room(path).to_owned())
+}
+
+/// The longest beginning of a path such as `engine::entry::Entry` that is a module of [`MAY_USE`]; the first part of
+/// the path where none is.
+fn room(path: &str) -> &str {
+    let ends = path.match_indices("::").map(|(at, _)| at);
+    let ends: Vec<usize> = ends.chain([path.len()]).collect();
+    let known = |end: &&usize| MAY_USE.iter().any(|(name, _)| *name == &path[..**end]);
+    let end = ends.iter().rev().find(known).unwrap_or(&ends[0]);
+    &path[..*end]
 }
 
 /// Numbered lines of code: no comments, and no item at the margin that is for tests alone.
@@ -326,7 +350,7 @@ fn statements(text: &str) -> Vec<(usize, String)> {
     statements
 }
 
-/// The top-level modules that come after each `crate::` of `code`, singly or in braces, over several lines too.
+/// The modules that come after each `crate::` of `code`, singly or in braces, over several lines too.
 fn modules_used(code: &str) -> Vec<&str> {
     let mut used = Vec::new();
     for (at, found) in code.match_indices("crate::") {
@@ -355,15 +379,14 @@ fn modules_used(code: &str) -> Vec<&str> {
     used
 }
 
-/// The module that a path from the library's root begins with.
+/// The module of [`MAY_USE`] that a path from the library's root begins with.
 fn module_of(path: &str) -> Option<&str> {
-    let name = path
-        .split(|char: char| !char.is_alphanumeric() && char != '_')
-        .next()?;
-    match name {
+    let end = path.find(|char: char| !char.is_alphanumeric() && char != '_' && char != ':');
+    let path = path[..end.unwrap_or(path.len())].trim_end_matches(':');
+    match path.split("::").next()? {
         // The one item that the root re-exports.
         "Client" => Some("client"),
-        _ => name.starts_with(char::is_lowercase).then_some(name),
+        name => name.starts_with(char::is_lowercase).then(|| room(path)),
     }
 }
 
@@ -377,12 +400,12 @@ fn mentions(code: &str, text: &str) -> bool {
 fn modules_are_found_where_they_are_used() {
     assert_eq!(modules_used("use crate::wire::Request;"), ["wire"]);
     assert_eq!(
-        modules_used("    crate::store::f(crate::node::X)"),
-        ["store", "node"]
+        modules_used("    crate::engine::store::f(crate::node::X)"),
+        ["engine", "node"]
     );
     assert_eq!(
-        modules_used("use crate::{wire::Request, store};"),
-        ["wire", "store"]
+        modules_used("use crate::{wire::Request, engine::entry::Entry};"),
+        ["wire", "engine::entry"]
     );
     assert_eq!(modules_used("pub(crate) use crate::Client;"), ["client"]);
     assert!(mentions("log::info!()", "log::"));

@@ -11,9 +11,9 @@
 use std::hint::black_box;
 
 use gopherstore::config::Config;
+use gopherstore::engine::store::Store;
 use gopherstore::history::Era;
 use gopherstore::node::{Node, Role};
-use gopherstore::store::Store;
 use gopherstore::wire::replication::{self, BatchEncoder, Message};
 use gopherstore::wire::request::{Limits, Parsed, parse};
 use gopherstore::wire::response::Response;

@@ -6,7 +6,7 @@ use crate::{
     dial::system_text,
     wire::{
         EncodeError, Opcode, ResponseError,
-        census::CensusError,
+        comparison::ComparisonError,
         replication::{FollowAnswerError, ReplicationError, Start, StreamOpcode},
     },
 };
@@ -180,7 +180,7 @@ pub enum ProtocolError {
         what: StreamOpcode,
     },
     /// OK to a SUMS or LIST, with a value that is no answer to it.
-    Census(CensusError),
+    Comparison(ComparisonError),
     /// More bytes after the last answer that was asked for.
     Unrequested {
         /// How many had come.
@@ -293,7 +293,7 @@ impl fmt::Display for ProtocolError {
             ProtocolError::OutOfPlace { what } => {
                 write!(f, "{} where another message belongs", what.name())
             }
-            ProtocolError::Census(error) => error.fmt(f),
+            ProtocolError::Comparison(error) => error.fmt(f),
             ProtocolError::Unrequested { len } => {
                 write!(f, "{len} bytes came after the last answer")
             }
@@ -307,7 +307,7 @@ impl error::Error for ProtocolError {
             ProtocolError::Response(error) => Some(error),
             ProtocolError::FollowAnswer(error) => Some(error),
             ProtocolError::Stream(error) => Some(error),
-            ProtocolError::Census(error) => Some(error),
+            ProtocolError::Comparison(error) => Some(error),
             _ => None,
         }
     }

@@ -42,7 +42,7 @@ use std::{fmt, mem, sync::Arc, time::Duration};
 
 use crate::wire::{
     Opcode, Request,
-    census::{CensusError, List, ListAnswer, Place, Sums, SumsAnswer},
+    comparison::{ComparisonError, List, ListAnswer, Place, Sums, SumsAnswer},
 };
 
 mod answer;
@@ -349,7 +349,7 @@ impl Client {
             let answer = SumsAnswer::decode(bytes, request.bits)?;
             moves_on(&request.place, &answer.next).map(|()| answer)
         };
-        self.census(&answer, decode)
+        self.comparison(&answer, decode)
     }
 
     /// The keys of some of what the node holds, with hashes, from a place on and as far as the node goes in one
@@ -368,14 +368,14 @@ impl Client {
                 List::One(_) => Ok(answer),
             }
         };
-        self.census(&answer, decode)
+        self.comparison(&answer, decode)
     }
 
     /// Reads the answer to a SUMS or LIST; after one that is none, nothing that comes from there is to be trusted.
-    fn census<T>(
+    fn comparison<T>(
         &mut self,
         answer: &Answer,
-        decode: impl FnOnce(&[u8]) -> std::result::Result<T, CensusError>,
+        decode: impl FnOnce(&[u8]) -> std::result::Result<T, ComparisonError>,
     ) -> Result<T> {
         let bytes = match answer {
             Answer::Value(bytes) => bytes.as_slice(),
@@ -385,7 +385,7 @@ impl Client {
             self.home = None;
             Error::Protocol {
                 addr: self.addr.clone(),
-                source: ProtocolError::Census(error),
+                source: ProtocolError::Comparison(error),
             }
         })
     }
@@ -492,10 +492,10 @@ const fn is_of_one_node(opcode: Opcode) -> bool {
 }
 
 /// Whether a walk through a node's entries comes to an end, whatever the node answers.
-fn moves_on(from: &Place, to: &Place) -> std::result::Result<(), CensusError> {
+fn moves_on(from: &Place, to: &Place) -> std::result::Result<(), ComparisonError> {
     if to.is_after(from) {
         Ok(())
     } else {
-        Err(CensusError::Standstill)
+        Err(ComparisonError::Standstill)
     }
 }

@@ -87,7 +87,7 @@ impl<'a> Pipeline<'a> {
 
     /// Queues a LIST of one key; its answer's value is for [`ListAnswer::decode`].
     ///
-    /// [`ListAnswer::decode`]: crate::wire::census::ListAnswer::decode
+    /// [`ListAnswer::decode`]: crate::wire::comparison::ListAnswer::decode
     pub fn list(&mut self, key: &[u8]) -> &mut Self {
         self.push(&Request::List { key, value: b"" })
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use log::warn;
 
 use crate::history::History;
-use crate::journal::{Cursor, Journal};
+use crate::log::{Cursor, Log};
 use crate::node::{Member, Node, Phase, Reply};
 use crate::progress::{Progress, Turn};
 use crate::wire::replication::{Eras, Follow, FollowAnswer, Start};
@@ -87,7 +87,7 @@ pub(crate) fn accept<'a>(
         Ok(follow) => follow,
         Err(fault) => return error(fault.to_string()),
     };
-    let (Some(journal), Some(member)) = (node.journal(), node.member()) else {
+    let (Some(log), Some(member)) = (node.log(), node.member()) else {
         return error("a cluster of one node keeps no log and has no followers".to_owned());
     };
     let names_no_cluster = follow.is_observer && follow.cluster_id.is_empty();
@@ -95,15 +95,15 @@ pub(crate) fn accept<'a>(
         return error(format!("this node is of cluster {}", member.cluster));
     }
     if follow.is_observer {
-        return accept_observer(node, journal, &follow);
+        return accept_observer(node, log, &follow);
     }
-    accept_follower(node, journal, member, &follow, addr)
+    accept_follower(node, log, member, &follow, addr)
 }
 
 /// Judges the FOLLOW of a node of the cluster.
 fn accept_follower<'a>(
     node: &'a Node,
-    journal: &Journal,
+    log: &Log,
     member: &Member,
     follow: &Follow<'_>,
     addr: SocketAddr,
@@ -141,9 +141,9 @@ fn accept_follower<'a>(
     let mut cursor = None;
     let start = start_of(
         &history,
-        journal.head(),
+        log.head(),
         |index| {
-            cursor = journal.cursor_after(index);
+            cursor = log.cursor_after(index);
             cursor.is_some()
         },
         position,
@@ -204,7 +204,7 @@ fn refuse_second(node: &Node, name: &str, older: &str, addr: SocketAddr) -> Repl
 /// Judges the FOLLOW of an observer: any name will do, and any node that serves.
 fn accept_observer<'a>(
     node: &'a Node,
-    journal: &Journal,
+    log: &Log,
     follow: &Follow<'_>,
 ) -> Result<Box<Accepted<'a>>, Reply> {
     // Before phase and history, as above.
@@ -218,7 +218,7 @@ fn accept_observer<'a>(
         nonce: follow.nonce,
         index: follow.last_index,
     };
-    let (head, first_index) = (journal.head(), journal.first_index());
+    let (head, first_index) = (log.head(), log.first_index());
     let judged = start_of_observer(
         &history,
         head,
@@ -228,10 +228,10 @@ fn accept_observer<'a>(
     )
     .and_then(|start| match start {
         Start::Resume { from_index } => {
-            let cursor = journal.cursor_after(from_index - 1);
+            let cursor = log.cursor_after(from_index - 1);
             let gone = || Unwatched::Gone {
                 from_index,
-                first_index: journal.first_index(),
+                first_index: log.first_index(),
             };
             Ok((start, Some(cursor.ok_or_else(gone)?)))
         }

@@ -17,13 +17,13 @@ use super::rules::{Position, Verdict, takes};
 use super::start::{self, Next, Own};
 use super::{Stop, connect};
 use crate::config::NodeConfig;
-use crate::digest::Digest;
-use crate::entry::Entry;
+use crate::engine::digest::Digest;
+use crate::engine::entry::Entry;
+use crate::engine::store::Staged;
 use crate::history::{Era, History};
-use crate::journal::Head;
+use crate::log::Head;
 use crate::node::{Diverged, Member, Node, Phase, digest};
 use crate::report::{Contact, Expected};
-use crate::store::Staged;
 use crate::wire::replication::{Follow, FollowAnswer, Frames, Message, Parsed, Start, parse};
 use crate::wire::response::{self, Response};
 use crate::wire::{Buffer, Request, Status};
@@ -722,8 +722,8 @@ impl<'a> Link<'a> {
                 if chunks != copy.chunks || digest != copy.digest.to_u128() {
                     return Err(Fault::Diverged("the copy is not what was sent".to_owned()));
                 }
-                if let Some(journal) = node.journal() {
-                    journal.reset(Head {
+                if let Some(log) = node.log() {
+                    log.reset(Head {
                         index,
                         digest: copy.digest,
                     });

@@ -115,7 +115,7 @@ impl Stop {
 }
 
 /// Starts the node's own threads; they end with [`Stop::stop`], the replication thread with
-/// [`Journal::end`](crate::journal::Journal::end).
+/// [`Log::end`](crate::log::Log::end).
 ///
 /// # Errors
 ///
@@ -125,7 +125,7 @@ pub(crate) fn start<'scope>(
     node: &'scope Node,
     stop: &'scope Stop,
 ) -> io::Result<()> {
-    let (Some(journal), Some(member)) = (node.journal(), node.member()) else {
+    let (Some(log), Some(member)) = (node.log(), node.member()) else {
         return Ok(());
     };
     let spawn = |name: String, body: Box<dyn FnOnce() + Send + 'scope>| {
@@ -134,7 +134,7 @@ pub(crate) fn start<'scope>(
             .spawn_scoped(scope, body)
             .map(drop)
     };
-    spawn("replication".to_owned(), Box::new(|| journal.keep()))?;
+    spawn("replication".to_owned(), Box::new(|| log.keep()))?;
     spawn(
         "link".to_owned(),
         Box::new(move || link::run(node, member, stop)),

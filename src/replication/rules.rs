@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::history::History;
-use crate::journal::Head;
+use crate::log::Head;
 use crate::wire::replication::Start;
 
 /// Where a node says it stands.
@@ -247,7 +247,7 @@ impl CopyRule {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::digest::Digest;
+    use crate::engine::digest::Digest;
     use crate::history::Era;
 
     /// Epoch 4 wrote nothing; epoch 5 goes on after index 7.

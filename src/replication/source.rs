@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
 
-use crate::entry::Entry;
+use crate::engine::entry::Entry;
+use crate::engine::store::Copied;
 use crate::history::History;
-use crate::journal::{Cursor, Found, Journal};
+use crate::log::{Cursor, Found, Log};
 use crate::node::{Node, SILENT_HEARTBEATS};
 use crate::progress::Turn;
-use crate::store::Copied;
 use crate::wire::Buffer;
 use crate::wire::replication::{BatchEncoder, Eras, Fields, Head, Message, Parsed, Start, parse};
 use crate::wire::request::{self, Limits, Parsed::Whole};
@@ -59,7 +59,7 @@ pub(crate) fn serve(
     accepted: &mut Accepted<'_>,
     early: &[u8],
 ) -> io::Result<()> {
-    let (Some(journal), Some(member)) = (node.journal(), node.member()) else {
+    let (Some(log), Some(member)) = (node.log(), node.member()) else {
         return Ok(());
     };
     let interval = member.replication.heartbeat_interval;
@@ -88,7 +88,7 @@ pub(crate) fn serve(
     let end = OnceLock::new();
     let mut sender = Sender {
         node,
-        journal,
+        log,
         stream,
         name,
         place,
@@ -114,7 +114,7 @@ pub(crate) fn serve(
                 }
                 // Both wake the sender, out of a write or out of its wait for entries.
                 let _ = stream.shutdown(Shutdown::Both);
-                journal.wake_readers();
+                log.wake_readers();
             })
             .map_err(|error| io::Error::new(error.kind(), format!("no thread for it: {error}")))?;
         let result = sender.run(accepted.cursor);
@@ -144,7 +144,7 @@ impl StreamEnd {
 
 struct Sender<'a> {
     node: &'a Node,
-    journal: &'a Journal,
+    log: &'a Log,
     stream: &'a TcpStream,
     name: &'a str,
     /// None of an observer's.
@@ -186,8 +186,8 @@ impl Sender<'_> {
                     Some(false) => self.turn = None,
                 }
             }
-            let (end, journal) = (self.end, self.journal);
-            let found = journal.read(&mut cursor, BATCH_BYTES, &mut self.run, beat_at, || {
+            let (end, log) = (self.end, self.log);
+            let found = log.read(&mut cursor, BATCH_BYTES, &mut self.run, beat_at, || {
                 end.get().is_some()
             });
             self.check_source()?;
@@ -250,11 +250,11 @@ impl Sender<'_> {
     /// Whether an observer that takes nothing can still be sent what comes next.
     fn check_pause(&self) -> io::Result<()> {
         self.check_source()?;
-        if self.journal.has_ended() {
+        if self.log.has_ended() {
             return Err(stops());
         }
         match self.cursor {
-            Some(cursor) if !self.journal.holds(&cursor) => Err(fell_behind()),
+            Some(cursor) if !self.log.holds(&cursor) => Err(fell_behind()),
             _ => Ok(()),
         }
     }
@@ -278,11 +278,11 @@ impl Sender<'_> {
     fn beat(&mut self, cursor: Cursor) -> io::Result<()> {
         self.cursor = Some(cursor);
         let mut digest_index = cursor.next - 1;
-        let digest = match self.journal.digest_at(digest_index) {
+        let digest = match self.log.digest_at(digest_index) {
             Some(digest) => digest,
             // A sign of life all the same, with another digest: an observer may stand where the log knows none.
             None if self.place.is_none() => {
-                let kept = self.journal.kept_head();
+                let kept = self.log.kept_head();
                 digest_index = kept.index;
                 kept.digest
             }
@@ -290,7 +290,7 @@ impl Sender<'_> {
         };
         let beat = Message::Heartbeat {
             epoch: self.epoch,
-            last_index: self.journal.head().index,
+            last_index: self.log.head().index,
             digest_index,
             digest: digest.to_u128(),
         };
@@ -331,11 +331,9 @@ impl Sender<'_> {
 
     /// Sends a full copy, and returns where the log goes on after it.
     fn copy(&mut self) -> io::Result<Cursor> {
-        let (node, journal) = (self.node, self.journal);
+        let (node, log) = (self.node, self.log);
         let started = Instant::now();
-        let mut cursor = journal
-            .cursor_after(journal.head().index)
-            .ok_or_else(fell_behind)?;
+        let mut cursor = log.cursor_after(log.head().index).ok_or_else(fell_behind)?;
         self.cursor = Some(cursor);
         let begin = Message::SnapshotBegin {
             epoch: self.epoch,
@@ -349,7 +347,7 @@ impl Sender<'_> {
         let mut chunks = 0;
         let mut copied = Copied::default();
         for partition in 0..node.store().partitions() {
-            let index = || journal.head().index;
+            let index = || log.head().index;
             rule.copied(node.store().copy_partition(partition, &mut copied, index));
             self.check_source()?;
             self.send_copied(&copied, &mut chunks)?;
@@ -360,7 +358,7 @@ impl Sender<'_> {
             self.send_gained(&mut cursor, &rule, &mut chunks, deadline)?;
         }
         let index = cursor.next - 1;
-        let digest = journal.digest_at(index).ok_or_else(fell_behind)?;
+        let digest = log.digest_at(index).ok_or_else(fell_behind)?;
         self.check_source()?;
         let end = Message::SnapshotEnd {
             epoch: self.epoch,
@@ -390,10 +388,10 @@ impl Sender<'_> {
         chunks: &mut u64,
         deadline: Instant,
     ) -> io::Result<bool> {
-        let (journal, store) = (self.journal, self.node.store());
+        let (log, store) = (self.log, self.node.store());
         let mut index = cursor.next;
         let end = self.end;
-        let found = journal.read(cursor, BATCH_BYTES, &mut self.run, deadline, || {
+        let found = log.read(cursor, BATCH_BYTES, &mut self.run, deadline, || {
             end.get().is_some()
         });
         self.check_source()?;

@@ -17,7 +17,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use super::crowd::{Crowd, Guest, Place, Seat};
 use super::housekeeping::Housekeeper;
 use super::registry::{Peer, Registry};
-use crate::entry::{Entry, EntryBuilder};
+use crate::engine::entry::{Entry, EntryBuilder};
 use crate::node::{Node, Reply};
 use crate::replication::accept::{self, Accepted};
 use crate::replication::source;

@@ -129,7 +129,7 @@ impl Holdings {
 /// Bytes that the node's data and log take, about.
 fn held_bytes(node: &Node) -> u64 {
     let entries = u64::try_from(node.store().len()).unwrap_or(u64::MAX);
-    let log = node.journal().map_or(0, |journal| journal.kept_bytes());
+    let log = node.log().map_or(0, |log| log.kept_bytes());
     let store = node.store().bytes();
     store
         .saturating_add(entries.saturating_mul(ENTRY_BYTES))

@@ -146,7 +146,7 @@ impl Server {
         let listeners = Listeners::bind(addr)?;
         let allowance = Allowance::new(limits.max_connections);
         let registry = Registry::new(allowance.connections);
-        let hands_over = node.journal().is_some();
+        let hands_over = node.log().is_some();
         Ok(Server {
             node,
             limits,
@@ -211,9 +211,9 @@ impl Server {
             }
             self.stop.stop();
             self.wait_for_clients(|peer| !peer.follows.load(Ordering::SeqCst));
-            if let Some(journal) = self.node.journal() {
+            if let Some(log) = self.node.log() {
                 // Clients write no more, so followers have everything once they have all that is in the log.
-                journal.end();
+                log.end();
             }
             self.wait_for_clients(|_| true);
             started

@@ -28,7 +28,7 @@
 use std::fmt::Write;
 
 use super::{
-    census::{CENSUS_FIELDS_LEN, List, Sums},
+    comparison::{COMPARISON_FIELDS_LEN, List, Sums},
     is_text,
     replication::{
         self, ERA_LEN, FOLLOW_FIELDS_LEN, Follow, FollowAnswer, ReplicationError, StreamOpcode,
@@ -97,7 +97,7 @@ pub fn answer_to_follow(bytes: &[u8]) -> String {
 /// Describes what a node answered to a SUMS alone.
 #[must_use]
 pub fn answer_to_sums(bytes: &[u8]) -> String {
-    answer_to_census(bytes, |dump| {
+    answer_to_comparison(bytes, |dump| {
         for _ in 0..ITEMS_MAX {
             if dump.has_more() {
                 dump.wide_field("sum", 16, hexadecimal);
@@ -109,7 +109,7 @@ pub fn answer_to_sums(bytes: &[u8]) -> String {
 /// Describes what a node answered to a LIST alone.
 #[must_use]
 pub fn answer_to_list(bytes: &[u8]) -> String {
-    answer_to_census(bytes, |dump| {
+    answer_to_comparison(bytes, |dump| {
         for _ in 0..ITEMS_MAX {
             if dump.has_more() {
                 let key_len = dump.len_field("key_len");
@@ -122,7 +122,7 @@ pub fn answer_to_list(bytes: &[u8]) -> String {
 }
 
 /// Describes an answer to SUMS or LIST, with `rest` for what stands behind the fields that both have.
-fn answer_to_census(bytes: &[u8], rest: impl FnOnce(&mut Dump<'_>)) -> String {
+fn answer_to_comparison(bytes: &[u8], rest: impl FnOnce(&mut Dump<'_>)) -> String {
     let (Some((header, _)), Some(0)) = (
         bytes.split_first_chunk::<{ response::HEADER_LEN }>(),
         bytes.first(),
@@ -442,10 +442,10 @@ impl<'a> Dump<'a> {
     }
 
     /// The value of a SUMS or LIST.
-    fn census(&mut self, value_len: usize) {
+    fn comparison(&mut self, value_len: usize) {
         let end = self.at.saturating_add(value_len);
         self.within(end, |dump| {
-            if value_len < CENSUS_FIELDS_LEN {
+            if value_len < COMPARISON_FIELDS_LEN {
                 dump.rows("value", value_len);
                 return;
             }
@@ -524,7 +524,7 @@ impl<'a> Dump<'a> {
         if first == Opcode::Follow.byte() {
             self.follow(value_len);
         } else if [Opcode::Sums.byte(), Opcode::List.byte()].contains(&first) {
-            self.census(value_len);
+            self.comparison(value_len);
         } else {
             self.rows("value", value_len);
         }

@@ -7,7 +7,7 @@
 //! * [`response`]: what a node answers. [`response::parse`] turns received bytes into a [`Response`].
 //! * [`replication`]: how a follower asks for its leader's log, and the frames that it is sent then.
 //! * [`run`]: requests that are carried out together.
-//! * [`census`]: SUMS and LIST, with which two nodes are compared.
+//! * [`comparison`]: SUMS and LIST, with which two nodes are compared.
 //! * [`Buffer`]: the received bytes themselves, and the bound on how far memory may run ahead of them.
 //! * [`annotate`]: a frame as an annotated hex dump, for people.
 //! * [`transcript`]: what one side sent, frame by frame, up to the first byte that is wrong.
@@ -28,7 +28,7 @@
 
 pub mod annotate;
 mod buffer;
-pub mod census;
+pub mod comparison;
 pub mod replication;
 pub mod request;
 pub mod response;

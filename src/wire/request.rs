@@ -14,11 +14,11 @@ pub const HEADER_LEN: usize = 7;
 pub const FOLLOW_VALUE_LEN_MAX: u32 = 26 + 1_024;
 
 /// Longest value of a SUMS in bytes, whatever the node's limit on values: its fields
-/// ([`Sums`](super::census::Sums)).
+/// ([`Sums`](super::comparison::Sums)).
 pub const SUMS_VALUE_LEN_MAX: u32 = 13;
 
 /// Longest value of a LIST in bytes, whatever the node's limit on values: its fields
-/// ([`List`](super::census::List)) and a bit for each of 4,096 buckets.
+/// ([`List`](super::comparison::List)) and a bit for each of 4,096 buckets.
 pub const LIST_VALUE_LEN_MAX: u32 = 13 + 512;
 
 /// What a request asks for: byte 0 of its frame (GBP §3).
@@ -192,7 +192,7 @@ pub enum Request<'a> {
     Discard,
     /// Ask for sums over what the node holds. The operands are as they came; [`Sums::decode`] judges them.
     ///
-    /// [`Sums::decode`]: super::census::Sums::decode
+    /// [`Sums::decode`]: super::comparison::Sums::decode
     Sums {
         /// Where to begin within a partition, 0 to [`KEY_LEN_MAX`] bytes.
         key: &'a [u8],
@@ -201,7 +201,7 @@ pub enum Request<'a> {
     },
     /// Ask for the keys of some of it, with hashes. The operands are as they came; [`List::decode`] judges them.
     ///
-    /// [`List::decode`]: super::census::List::decode
+    /// [`List::decode`]: super::comparison::List::decode
     List {
         /// Where to begin within a partition, or the one key, 0 to [`KEY_LEN_MAX`] bytes.
         key: &'a [u8],

@@ -13,7 +13,7 @@ use gopherstore::{
     },
     wire::{
         EncodeError,
-        census::{Buckets, CensusError, List, Place, Sums},
+        comparison::{Buckets, ComparisonError, List, Place, Sums},
     },
 };
 
@@ -491,22 +491,22 @@ fn an_answer_to_sums_or_list_that_is_none_or_leads_nowhere_is_a_broken_protocol(
     let sums_of = |partition| [fields(partition), vec![0; 16]].concat();
     let fault = |result: Result<(), Error>| match result.unwrap_err() {
         Error::Protocol {
-            source: ProtocolError::Census(error),
+            source: ProtocolError::Comparison(error),
             ..
         } => error,
         error => panic!("{error:?}"),
     };
     for (value, expected) in [
-        (sums_of(2), CensusError::Standstill),
-        (sums_of(1), CensusError::Standstill),
+        (sums_of(2), ComparisonError::Standstill),
+        (sums_of(1), ComparisonError::Standstill),
         (
             fields(3),
-            CensusError::Cut {
+            ComparisonError::Cut {
                 len: 18,
                 needed: 34,
             },
         ),
-        (vec![], CensusError::Cut { len: 0, needed: 18 }),
+        (vec![], ComparisonError::Cut { len: 0, needed: 18 }),
     ] {
         let (value, good) = (answer(0, &value), answer(0, &sums_of(3)));
         let peer = Peer::start(move |number, stream| {
@@ -532,6 +532,6 @@ fn an_answer_to_sums_or_list_that_is_none_or_leads_nowhere_is_a_broken_protocol(
         buckets: Buckets::none(0),
     };
     let standstill = fault(client.list(&request).map(drop));
-    assert_eq!(standstill, CensusError::Standstill);
+    assert_eq!(standstill, ComparisonError::Standstill);
     assert_eq!(client.list(&List::One(b"k".to_vec())).unwrap().items, []);
 }

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use gopherstore::client::{Client, ClientOptions, Error, Observer, Watch};
-use gopherstore::digest::Digest;
-use gopherstore::entry::Entry;
+use gopherstore::engine::digest::Digest;
+use gopherstore::engine::entry::Entry;
 use gopherstore::node::SILENT_HEARTBEATS;
 use gopherstore::wire::replication::{Follow, Frames, Message, Start};
 use gopherstore::wire::{Request, RequestFrame};

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use gopherstore::digest::Digest;
+use gopherstore::engine::digest::Digest;
 use gopherstore::history::{Era, History};
 use gopherstore::node::{COPIED_BYTES, Node, Phase, Reply, Role};
-use gopherstore::wire::census::{ListAnswer, SumsAnswer};
+use gopherstore::wire::comparison::{ListAnswer, SumsAnswer};
 use gopherstore::wire::request::Limits;
 use gopherstore::wire::response::Response;
 use gopherstore::wire::{Request, Run, Status};

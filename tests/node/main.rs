@@ -1,14 +1,14 @@
-//! The store, the journal and the node, without sockets but for two nodes with different data.
+//! The store, the log and the node, without sockets but for two nodes with different data.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-mod census;
+mod comparison;
 mod differences;
 mod execute;
-mod journal;
+mod log;
 mod model;
 mod threads;
 
-use gopherstore::entry::Entry;
+use gopherstore::engine::entry::Entry;
 use gopherstore::wire::Request;
 use gopherstore::wire::request::{Limits, Parsed, parse};
 

@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use gopherstore::config::Config;
-use gopherstore::digest::Digest;
+use gopherstore::engine::digest::Digest;
+use gopherstore::engine::store::{Copied, Staged, Store};
 use gopherstore::history::Era;
-use gopherstore::journal::Found;
+use gopherstore::log::Found;
 use gopherstore::node::{COPIED_BYTES, Node};
-use gopherstore::store::{Copied, Staged, Store};
 use gopherstore::wire::request::Limits;
 use gopherstore::wire::response::Response;
 use gopherstore::wire::run::RUN_FRAME_BYTES_MAX;
@@ -98,7 +98,7 @@ proptest! {
     ) {
         let store = Store::with_partitions(partitions);
         let mut model: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
-        let value = |entry: gopherstore::entry::Entry| entry.value().to_vec();
+        let value = |entry: gopherstore::engine::entry::Entry| entry.value().to_vec();
         for operation in operations {
             match operation {
                 Operation::Set(key, bytes) => {
@@ -128,7 +128,7 @@ proptest! {
     }
 }
 
-/// A node in a cluster of one, and one of three that leads, whose journal is kept meanwhile.
+/// A node in a cluster of one, and one of three that leads, whose log is kept meanwhile.
 fn nodes() -> [Node; 2] {
     let config = |count: usize| {
         let mut text = "cluster = \"c\"\nleader = \"n1\"\n".to_owned();
@@ -178,7 +178,7 @@ fn ask(
 }
 
 proptest! {
-    /// Requests of all kinds as they come, cut anywhere, with and without a journal: byte for byte the answers of a map
+    /// Requests of all kinds as they come, cut anywhere, with and without a log: byte for byte the answers of a map
     /// that does one after the other, the log is what was done, and the digest is the data's.
     #[test]
     fn runs_are_their_requests_one_after_another(
@@ -234,22 +234,22 @@ proptest! {
                 prop_assert_eq!(entry.value(), &value[..]);
                 digest = digest.changed(Digest::EMPTY, Digest::of(&entry));
             }
-            if let Some(journal) = node.journal() {
-                journal.end();
-                journal.keep();
+            if let Some(log) = node.log() {
+                log.end();
+                log.keep();
                 prop_assert_eq!(node.head().digest, digest);
-                prop_assert_eq!(journal.kept_head(), node.head());
-                let (mut log, mut part) = (Vec::new(), Vec::new());
-                let mut cursor = journal.cursor_after(0).unwrap();
+                prop_assert_eq!(log.kept_head(), node.head());
+                let (mut frames, mut part) = (Vec::new(), Vec::new());
+                let mut cursor = log.cursor_after(0).unwrap();
                 loop {
-                    match journal.read(&mut cursor, 100, &mut part, Instant::now(), || false) {
-                        Found::Small(_) => log.extend_from_slice(&part),
-                        Found::Large(entry) => log.extend_from_slice(entry.frame()),
+                    match log.read(&mut cursor, 100, &mut part, Instant::now(), || false) {
+                        Found::Small(_) => frames.extend_from_slice(&part),
+                        Found::Large(entry) => frames.extend_from_slice(entry.frame()),
                         _ => break,
                     }
                 }
                 prop_assert_eq!(cursor.next, node.head().index + 1);
-                prop_assert!(log == done);
+                prop_assert!(frames == done);
             }
         }
     }

@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use gopherstore::entry::Entry;
-use gopherstore::store::{Contended, Store};
+use gopherstore::engine::entry::Entry;
+use gopherstore::engine::store::{Contended, Store};
 use gopherstore::wire::request::Limits;
 use gopherstore::wire::{Request, RequestFrame, Run};
 

@@ -1,9 +1,9 @@
 //! The one order of writes under every interleaving that a random scheduler finds.
 //!
-//! What runs here is the text of `src/store.rs` and `src/journal.rs` itself, compiled a second time: in this crate
+//! These tests compile the text of `src/engine/store.rs` and `src/log/mod.rs` a second time: in this crate
 //! `parking_lot` and `crossbeam_channel` are the crate itself, whose root offers the same names made of `shuttle`'s
 //! locks ([`primitives`]). Tests inside those two files would run here as well, without a scheduler, and fail; those
-//! of the journal are in `tests/node/journal.rs`.
+//! of the log are in `tests/node/log.rs`.
 //!
 //! A failure prints a seed and a schedule, which `shuttle::replay` runs again.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
@@ -15,13 +15,13 @@ extern crate self as parking_lot;
 mod model;
 mod primitives;
 
-#[path = "../../src/journal.rs"]
+#[path = "../../src/log/mod.rs"]
 #[allow(dead_code)]
-mod journal;
-#[path = "../../src/store.rs"]
+mod log;
+#[path = "../../src/engine/store.rs"]
 #[allow(dead_code)]
 mod store;
 
-pub use gopherstore::{digest, entry, oplog, progress, wire};
+pub use gopherstore::{engine, wire};
 pub use primitives::{Condvar, Mutex, Receiver, RwLock, Sender, unbounded};
 pub use shuttle::sync::{RwLockReadGuard, RwLockWriteGuard};

@@ -1,20 +1,20 @@
-//! Writers, the replication thread, a follower and a full copy, as `Node::make`, `Journal::keep`, `source` and `link`
+//! Writers, the replication thread, a follower and a full copy, as `Node::make`, `Log::keep`, `source` and `link`
 //! have them, and the same with one thing wrong.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gopherstore::digest::Digest;
-use gopherstore::entry::Entry;
-use gopherstore::oplog::Frames;
+use crate::log::backlog::Frames;
+use gopherstore::engine::digest::Digest;
+use gopherstore::engine::entry::Entry;
 use gopherstore::wire::request::{Limits, Parsed, parse};
 use gopherstore::wire::{Request, RequestFrame, Run};
 use shuttle::Runner;
 use shuttle::scheduler::RandomScheduler;
 use shuttle::thread;
 
-use crate::journal::{Cursor, Found, Journal};
+use crate::log::{Cursor, Found, Log};
 use crate::store::{Contended, Copied, Store};
 
 /// Schedules that the protocol has to pass.
@@ -43,7 +43,7 @@ type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 /// One node's data and its order.
 struct Node {
     store: Store,
-    journal: Journal,
+    log: Log,
 }
 
 /// A SET frame.
@@ -65,15 +65,15 @@ impl Node {
     fn new(partitions: usize) -> Node {
         Node {
             store: Store::with_partitions(partitions),
-            journal: Journal::new(1 << 20),
+            log: Log::new(1 << 20),
         }
     }
 
-    /// `Node::make` of `src/node.rs`: SETs and GETs, one frame behind the other, together.
+    /// `Node::make` of `src/node/mod.rs`: SETs and GETs, one frame behind the other, together.
     fn make(&self, frames: &[u8], planted: Planted) {
         let run = Run::of(frames, &Limits::default());
         assert_eq!(run.bytes(), frames);
-        let (store, journal) = (&self.store, &self.journal);
+        let (store, journal) = (&self.store, &self.log);
         let is_get = |frame: &RequestFrame<'_>| matches!(frame.request(), Request::Get { .. });
         let changed = |sum: Digest, frame: &RequestFrame<'_>, old: Option<&Entry>| {
             let new = Digest::of_frame(frame.bytes());
@@ -127,7 +127,7 @@ impl Node {
     }
 
     fn copy_partition(&self, partition: usize, planted: Planted) -> (Map, u64) {
-        let index = || self.journal.head().index;
+        let index = || self.log.head().index;
         let mut copied = Copied::default();
         let copied_at = if planted == Planted::CopiedAtAfterUnlock {
             self.store.copy_partition(partition, &mut copied, || ());
@@ -174,10 +174,10 @@ fn digest_of(entries: &[Entry]) -> Digest {
 }
 
 /// Entries of the log from the cursor on, waiting for them; `None` at the log's end.
-fn next(journal: &Journal, cursor: &mut Cursor) -> Option<Vec<Entry>> {
+fn next(log: &Log, cursor: &mut Cursor) -> Option<Vec<Entry>> {
     let never = Instant::now() + Duration::from_secs(3_600);
     let mut frames = Vec::new();
-    match journal.read(cursor, 1 << 20, &mut frames, never, || false) {
+    match log.read(cursor, 1 << 20, &mut frames, never, || false) {
         Found::Small(_) => Some(entries(&frames)),
         Found::Ended => None,
         found => panic!("{found:?}"),
@@ -218,14 +218,14 @@ fn run(
         let leader = Arc::clone(&leader);
         thread::spawn(move || work(&leader))
     };
-    let keeper = spawn(Box::new(|leader| leader.journal.keep()));
+    let keeper = spawn(Box::new(|leader| leader.log.keep()));
 
     let follower = Arc::new(Node::new(partitions));
     let following = spawn(Box::new({
         let follower = Arc::clone(&follower);
         move |leader| {
-            let mut cursor = leader.journal.cursor_after(0).unwrap();
-            while let Some(entries) = next(&leader.journal, &mut cursor) {
+            let mut cursor = leader.log.cursor_after(0).unwrap();
+            while let Some(entries) = next(&leader.log, &mut cursor) {
                 let frames: Vec<u8> = entries.iter().flat_map(|e| e.frame()).copied().collect();
                 follower.make(&frames, Planted::Nothing);
             }
@@ -262,7 +262,7 @@ fn run(
         writer.join().unwrap();
     }
     let copies = copying.join().unwrap();
-    leader.journal.end();
+    leader.log.end();
     keeper.join().unwrap();
     following.join().unwrap();
 
@@ -274,16 +274,16 @@ fn run(
         }
     };
     let (own, theirs) = (leader.contents(), follower.contents());
-    let head = leader.journal.head();
+    let head = leader.log.head();
     assert_eq!(head.index, count);
-    assert_eq!(head, leader.journal.kept_head());
+    assert_eq!(head, leader.log.kept_head());
     check(ORDER, map(&own) == map(&theirs));
     check(DIGEST, head.digest == digest_of(&own));
-    check(DIGEST, head == follower.journal.head());
+    check(DIGEST, head == follower.log.head());
 
     // Along the log: the digest at each index, and each partition as it was where it was copied.
-    let mut cursor = leader.journal.cursor_after(0).unwrap();
-    let log = next(&leader.journal, &mut cursor).unwrap();
+    let mut cursor = leader.log.cursor_after(0).unwrap();
+    let log = next(&leader.log, &mut cursor).unwrap();
     let mut data: BTreeMap<Vec<u8>, Entry> = BTreeMap::new();
     for index in 0..=count {
         if let Some(at) = index.checked_sub(1) {
@@ -291,7 +291,7 @@ fn run(
             data.insert(entry.key().to_vec(), entry.clone());
         }
         let entries: Vec<_> = data.values().cloned().collect();
-        let digest = leader.journal.digest_at(index);
+        let digest = leader.log.digest_at(index);
         // Of writes made together, only the last has one.
         check(DIGEST, digest.map_or(in_runs, |d| d == digest_of(&entries)));
         for (partition, (copy, copied_at)) in copies.iter().enumerate() {

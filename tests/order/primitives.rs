@@ -1,4 +1,4 @@
-//! What `src/store.rs` and `src/journal.rs` use of `parking_lot` and `crossbeam_channel`, made of `shuttle`'s locks.
+//! What `src/engine/store.rs` and `src/log/mod.rs` use of `parking_lot` and `crossbeam_channel`, made of `shuttle`'s locks.
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
@@ -99,7 +99,7 @@ impl Condvar {
         WaitTimeoutResult(is_over)
     }
 
-    /// No run fills the journal's room, so nobody comes here.
+    /// No run fills the log's room, so nobody comes here.
     pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, _: Duration) -> WaitTimeoutResult {
         self.wait(guard);
         WaitTimeoutResult(false)
@@ -122,7 +122,7 @@ pub struct Sender<T>(Arc<Channel<T>>);
 #[derive(Debug)]
 pub struct Receiver<T>(Arc<Channel<T>>);
 
-/// Never comes: the journal holds both ends of its channel.
+/// Never comes: the log holds both ends of its channel.
 #[derive(Debug)]
 pub struct Closed;
 

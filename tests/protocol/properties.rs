@@ -4,7 +4,7 @@
 //! replayed first at the next run.
 
 use gopherstore::history::{Era, History};
-use gopherstore::wire::census::{BITS_MAX, List, ListAnswer, Sums, SumsAnswer};
+use gopherstore::wire::comparison::{BITS_MAX, List, ListAnswer, Sums, SumsAnswer};
 use gopherstore::wire::replication::{
     self, BatchEncoder, Eras, Fields, Follow, FollowAnswer, Head, Message, Start,
 };
@@ -250,7 +250,7 @@ proptest! {
 
     /// Fields of SUMS and LIST and of their answers: those that are taken are written just so again.
     #[test]
-    fn any_census_gets_a_verdict(
+    fn any_comparison_gets_a_verdict(
         key in bytes(5), bits in 0..=BITS_MAX, small in 0_u8..4, lens in vec(0_u8..4, 0..4), mut value in bytes(120),
     ) {
         // Mostly zeros where lengths stand, so that more than a few are taken.

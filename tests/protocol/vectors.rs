@@ -1,6 +1,6 @@
 //! The vectors of `docs/GBP.md`, read from the document itself and checked both ways.
 
-use gopherstore::wire::census::{self, List, ListAnswer, Sums, SumsAnswer};
+use gopherstore::wire::comparison::{self, List, ListAnswer, Sums, SumsAnswer};
 use gopherstore::wire::replication::{
     self, BatchEncoder, Eras, Follow, FollowAnswer, Frames, Message, Start, StreamOpcode,
 };
@@ -163,7 +163,7 @@ fn request_meaning(request: &Request) -> String {
     }
 }
 
-fn place_meaning(place: &census::Place) -> String {
+fn place_meaning(place: &comparison::Place) -> String {
     let (run, partition) = (place.run, place.partition);
     format!(
         "run={run:#018x} partition={partition} from={}",
@@ -172,8 +172,8 @@ fn place_meaning(place: &census::Place) -> String {
 }
 
 /// Of the value of an OK to a SUMS or LIST.
-fn census_meaning(to: Opcode, value: &[u8]) -> String {
-    let meaning = |partitions: u32, next: &census::Place, rest: String| {
+fn comparison_meaning(to: Opcode, value: &[u8]) -> String {
+    let meaning = |partitions: u32, next: &comparison::Place, rest: String| {
         format!("OK partitions={partitions} {}{rest}", place_meaning(next))
     };
     let answer = if to == Opcode::Sums {
@@ -332,7 +332,7 @@ fn every_answer_means_what_the_document_says() {
                 let name = Status::try_from(status).unwrap().name();
                 match value {
                     _ if to == Some(Opcode::Follow) && name == "OK" => answer_meaning(value),
-                    _ if name == "OK" && to.is_some() => census_meaning(to.unwrap(), value),
+                    _ if name == "OK" && to.is_some() => comparison_meaning(to.unwrap(), value),
                     b"" => name.to_owned(),
                     _ => format!("{name} {}", quoted(value)),
                 }
@@ -426,7 +426,7 @@ fn every_good_follow_and_its_answer_are_written_just_as_they_are_read() {
 }
 
 #[test]
-fn every_good_census_and_its_answer_are_written_just_as_they_are_read() {
+fn every_good_comparison_and_its_answer_are_written_just_as_they_are_read() {
     let mut count = 0;
     for vector in requests() {
         let Ok(request::Parsed::Whole(frame)) = request::parse(&vector.bytes, &Limits::default())

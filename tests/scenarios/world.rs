@@ -24,14 +24,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use gopherstore::digest::Digest;
-use gopherstore::entry::Entry;
+use gopherstore::engine::digest::Digest;
+use gopherstore::engine::entry::Entry;
 use gopherstore::history::{Era, History};
-use gopherstore::journal::Head;
 use gopherstore::liveness::{Change, Liveness};
+use gopherstore::log::Head;
+use gopherstore::log::append_times::AppendTimes;
+use gopherstore::log::backlog::{After, Backlog, Frames, Logged};
 use gopherstore::node::{Phase, SILENT_HEARTBEATS};
-use gopherstore::oplog::{After, Frames, Logged, OpLog};
-use gopherstore::progress::{AppendTimes, Copies, Progress, Turn, lag_since};
+use gopherstore::progress::{Copies, Progress, Turn, lag_since};
 use gopherstore::replication::rules::{
     CopyRule, Position, Standing, Verdict, furthest, next_epoch, start_of, takes,
 };
@@ -69,7 +70,7 @@ struct Node {
     distrusts: bool,
     map: BTreeMap<Vec<u8>, Entry>,
     head: Head,
-    log: OpLog,
+    log: Backlog,
     times: AppendTimes,
     liveness: Liveness,
     /// Of a follower: its connection to the leader.
@@ -127,7 +128,7 @@ enum Next {
     Gone,
 }
 
-fn entry_at(log: &OpLog, index: u64) -> Next {
+fn entry_at(log: &Backlog, index: u64) -> Next {
     let mut frame = Vec::new();
     match log.read(index, 0, &mut frame) {
         After::Large(entry) => Next::Entry(entry),
@@ -173,7 +174,7 @@ impl Node {
             distrusts: false,
             map: BTreeMap::new(),
             head: Head::default(),
-            log: OpLog::new(backlog),
+            log: Backlog::new(backlog),
             times: AppendTimes::default(),
             link: None,
             followers: BTreeMap::new(),

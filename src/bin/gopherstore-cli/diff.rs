@@ -17,7 +17,7 @@ use argh::{ArgsInfo, FromArgs};
 use gopherstore::{
     Client, arguments,
     client::{Answer, Error, NodeState, NodeStatus, Result as ClientResult},
-    wire::census::{BITS_MAX, Buckets, List, ListAnswer, Place, Sums},
+    wire::comparison::{BITS_MAX, Buckets, List, ListAnswer, Place, Sums},
 };
 use serde_json::json;
 

@@ -13,7 +13,7 @@ use gopherstore::{
     client::{Answer, ClientOptions, Error, NodeState, NodeStatus, Observer, Watch},
     wire::{
         Request,
-        census::{Buckets, Item, List, Place},
+        comparison::{Buckets, Item, List, Place},
         replication::Message,
     },
 };

@@ -4,7 +4,7 @@ use std::fmt;
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::entry::Entry;
+use crate::engine::entry::Entry;
 
 /// The sum, modulo 2^128, of a hash over each entry of a data set: XXH3-128 of its SET frame.
 ///

@@ -14,7 +14,7 @@ use super::request::Request;
 pub const BITS_MAX: u8 = 12;
 
 /// Bytes of a SUMS's value, and of a LIST's before its set of buckets.
-pub const CENSUS_FIELDS_LEN: usize = 13;
+pub const COMPARISON_FIELDS_LEN: usize = 13;
 
 /// Bytes of an answer before `from`.
 const ANSWER_FIELDS_LEN: usize = 18;
@@ -187,14 +187,18 @@ const fn set_len(bits: u8) -> usize {
 }
 
 /// Reads the fields that SUMS and LIST share.
-fn fields(name: &'static str, key: &[u8], value: &[u8]) -> Result<(Place, u8, usize), CensusError> {
-    let wrong_len = |needed| CensusError::ValueLen {
+fn fields(
+    name: &'static str,
+    key: &[u8],
+    value: &[u8],
+) -> Result<(Place, u8, usize), ComparisonError> {
+    let wrong_len = |needed| ComparisonError::ValueLen {
         name,
         len: value.len(),
         needed,
     };
-    let Some(fields) = value.first_chunk::<CENSUS_FIELDS_LEN>() else {
-        return Err(wrong_len(CENSUS_FIELDS_LEN));
+    let Some(fields) = value.first_chunk::<COMPARISON_FIELDS_LEN>() else {
+        return Err(wrong_len(COMPARISON_FIELDS_LEN));
     };
     let place = Place {
         run: BigEndian::read_u64(&fields[..8]),
@@ -203,7 +207,7 @@ fn fields(name: &'static str, key: &[u8], value: &[u8]) -> Result<(Place, u8, us
     };
     let bits = fields[12];
     if bits > BITS_MAX {
-        return Err(CensusError::Bits { bits });
+        return Err(ComparisonError::Bits { bits });
     }
     Ok((place, bits, value.len()))
 }
@@ -214,13 +218,13 @@ impl Sums {
     /// # Errors
     ///
     /// What is wrong with them; the request is answered with ERROR, and the connection goes on.
-    pub fn decode(key: &[u8], value: &[u8]) -> Result<Sums, CensusError> {
+    pub fn decode(key: &[u8], value: &[u8]) -> Result<Sums, ComparisonError> {
         let (place, bits, len) = fields("SUMS", key, value)?;
-        if len != CENSUS_FIELDS_LEN {
-            return Err(CensusError::ValueLen {
+        if len != COMPARISON_FIELDS_LEN {
+            return Err(ComparisonError::ValueLen {
                 name: "SUMS",
                 len,
-                needed: CENSUS_FIELDS_LEN,
+                needed: COMPARISON_FIELDS_LEN,
             });
         }
         Ok(Sums { place, bits })
@@ -240,7 +244,7 @@ impl Sums {
     /// The request's value.
     #[must_use]
     pub fn value(&self) -> Vec<u8> {
-        let mut value = Vec::with_capacity(CENSUS_FIELDS_LEN);
+        let mut value = Vec::with_capacity(COMPARISON_FIELDS_LEN);
         self.place.encode(&mut value);
         value.push(self.bits);
         value
@@ -253,20 +257,20 @@ impl List {
     /// # Errors
     ///
     /// What is wrong with them; the request is answered with ERROR, and the connection goes on.
-    pub fn decode(key: &[u8], value: &[u8]) -> Result<List, CensusError> {
+    pub fn decode(key: &[u8], value: &[u8]) -> Result<List, ComparisonError> {
         if value.is_empty() {
             return Ok(List::One(key.to_vec()));
         }
         let (place, bits, len) = fields("LIST", key, value)?;
-        let needed = CENSUS_FIELDS_LEN + set_len(bits);
+        let needed = COMPARISON_FIELDS_LEN + set_len(bits);
         if len != needed {
-            return Err(CensusError::ValueLen {
+            return Err(ComparisonError::ValueLen {
                 name: "LIST",
                 len,
                 needed,
             });
         }
-        let set = value[CENSUS_FIELDS_LEN..].to_vec();
+        let set = value[COMPARISON_FIELDS_LEN..].to_vec();
         let buckets = Buckets { bits, set };
         Ok(List::Some { place, buckets })
     }
@@ -318,9 +322,9 @@ fn encode_next(partitions: u32, next: &Place, out: &mut Vec<u8>) {
 }
 
 /// Reads the fields with which both answers begin, and gives what stands behind them.
-fn decode_next(value: &[u8]) -> Result<(u32, Place, &[u8]), CensusError> {
+fn decode_next(value: &[u8]) -> Result<(u32, Place, &[u8]), ComparisonError> {
     let len = value.len();
-    let cut = |needed| CensusError::Cut { len, needed };
+    let cut = |needed| ComparisonError::Cut { len, needed };
     let Some((fields, rest)) = value.split_first_chunk::<ANSWER_FIELDS_LEN>() else {
         return Err(cut(ANSWER_FIELDS_LEN));
     };
@@ -335,7 +339,7 @@ fn decode_next(value: &[u8]) -> Result<(u32, Place, &[u8]), CensusError> {
         from: from.to_vec(),
     };
     if partitions == 0 || next.partition > partitions {
-        return Err(CensusError::Partition {
+        return Err(ComparisonError::Partition {
             partition: next.partition,
             partitions,
         });
@@ -349,12 +353,12 @@ impl SumsAnswer {
     /// # Errors
     ///
     /// When it is none.
-    pub fn decode(value: &[u8], bits: u8) -> Result<SumsAnswer, CensusError> {
+    pub fn decode(value: &[u8], bits: u8) -> Result<SumsAnswer, ComparisonError> {
         let (partitions, next, rest) = decode_next(value)?;
         let needed = (value.len() - rest.len()) + (SUM_LEN << bits.min(BITS_MAX));
         if value.len() != needed {
             let len = value.len();
-            return Err(CensusError::Cut { len, needed });
+            return Err(ComparisonError::Cut { len, needed });
         }
         let (sums, _) = rest.as_chunks();
         let sums = sums.iter().map(|sum| u128::from_be_bytes(*sum)).collect();
@@ -380,12 +384,12 @@ impl ListAnswer {
     /// # Errors
     ///
     /// When it is none.
-    pub fn decode(value: &[u8]) -> Result<ListAnswer, CensusError> {
+    pub fn decode(value: &[u8]) -> Result<ListAnswer, ComparisonError> {
         let (partitions, next, mut rest) = decode_next(value)?;
         let mut items = Vec::new();
         while !rest.is_empty() {
             let at = value.len() - rest.len();
-            let cut = |needed| CensusError::Cut {
+            let cut = |needed| ComparisonError::Cut {
                 len: value.len(),
                 needed: at + needed,
             };
@@ -425,7 +429,7 @@ impl ListAnswer {
 
 /// A SUMS, a LIST, or an answer to one, whose fields are not acceptable.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CensusError {
+pub enum ComparisonError {
     /// A request's value is not as long as its fields say.
     ValueLen {
         /// The operation.
@@ -460,31 +464,31 @@ pub enum CensusError {
     Standstill,
 }
 
-impl fmt::Display for CensusError {
+impl fmt::Display for ComparisonError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            CensusError::ValueLen { name, len, needed } => {
+            ComparisonError::ValueLen { name, len, needed } => {
                 write!(f, "value of {len} bytes in {name}, must have {needed}")
             }
-            CensusError::Bits { bits } => write!(f, "bits {bits}, limit {BITS_MAX}"),
-            CensusError::Partition {
+            ComparisonError::Bits { bits } => write!(f, "bits {bits}, limit {BITS_MAX}"),
+            ComparisonError::Partition {
                 partition,
                 partitions,
             } => write!(f, "partition {partition}, limit {partitions}"),
-            CensusError::Run => {
+            ComparisonError::Run => {
                 f.write_str("the place is of an earlier run of this node; begin again")
             }
-            CensusError::Cut { len, needed } => {
+            ComparisonError::Cut { len, needed } => {
                 write!(f, "value of {len} bytes, its fields say {needed}")
             }
-            CensusError::Standstill => {
+            ComparisonError::Standstill => {
                 f.write_str("the answer goes on where the request began, or before it")
             }
         }
     }
 }
 
-impl std::error::Error for CensusError {}
+impl std::error::Error for ComparisonError {}
 
 #[cfg(test)]
 mod tests {
@@ -493,8 +497,11 @@ mod tests {
 
     #[test]
     fn the_limits_that_a_header_is_judged_by_are_those_of_the_fields() {
-        assert_eq!(usize::try_from(SUMS_VALUE_LEN_MAX), Ok(CENSUS_FIELDS_LEN));
-        let longest = CENSUS_FIELDS_LEN + set_len(BITS_MAX);
+        assert_eq!(
+            usize::try_from(SUMS_VALUE_LEN_MAX),
+            Ok(COMPARISON_FIELDS_LEN)
+        );
+        let longest = COMPARISON_FIELDS_LEN + set_len(BITS_MAX);
         assert_eq!(usize::try_from(LIST_VALUE_LEN_MAX), Ok(longest));
     }
 

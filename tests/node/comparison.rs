@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use gopherstore::census::{self, Budget, bucket_of};
-use gopherstore::digest::Digest;
-use gopherstore::store::Store;
-use gopherstore::wire::census::{
-    BITS_MAX, Buckets, CensusError, Item, List, ListAnswer, Place, Sums,
+use gopherstore::engine::comparison::{self, Budget, bucket_of};
+use gopherstore::engine::digest::Digest;
+use gopherstore::engine::store::Store;
+use gopherstore::wire::comparison::{
+    BITS_MAX, Buckets, ComparisonError, Item, List, ListAnswer, Place, Sums,
 };
 use proptest::prelude::*;
 
@@ -29,7 +29,7 @@ fn sums(store: &Store, bits: u8, budget: Budget) -> (Vec<u128>, usize) {
             place: place.clone(),
             bits,
         };
-        let answer = census::sums(store, &request, budget).unwrap();
+        let answer = comparison::sums(store, &request, budget).unwrap();
         assert_eq!(answer.sums.len(), 1 << bits);
         assert!(answer.next.is_after(&place), "{place:?} {:?}", answer.next);
         for (total, sum) in total.iter_mut().zip(answer.sums) {
@@ -57,7 +57,7 @@ fn list(
             place: place.clone(),
             buckets: buckets.clone(),
         };
-        let answer: ListAnswer = census::list(store, &request, budget).unwrap();
+        let answer: ListAnswer = comparison::list(store, &request, budget).unwrap();
         assert!(answer.next.is_after(&place), "{place:?} {:?}", answer.next);
         let mut bytes = Vec::new();
         answer.encode(&mut bytes);
@@ -227,7 +227,7 @@ fn answers_to_list_are_bounded_and_a_walk_stays_exact_while_it_is_written_to() {
 fn one_key_is_listed_or_nothing() {
     let store = store(16, [(&b"a"[..], &b"xyz"[..]), (b"", b"empty")]);
     for (key, value_len) in [(&b"a"[..], 3), (b"", 5)] {
-        let answer = census::list(&store, &List::One(key.to_vec()), Budget::default()).unwrap();
+        let answer = comparison::list(&store, &List::One(key.to_vec()), Budget::default()).unwrap();
         assert!(answer.next.is_end(answer.partitions));
         let hash = Digest::of(&store.get(key).unwrap()).to_u128();
         let key = key.to_vec();
@@ -240,7 +240,7 @@ fn one_key_is_listed_or_nothing() {
             }]
         );
     }
-    let nothing = census::list(&store, &List::One(b"b".to_vec()), Budget::default()).unwrap();
+    let nothing = comparison::list(&store, &List::One(b"b".to_vec()), Budget::default()).unwrap();
     assert_eq!(nothing.items, []);
 }
 
@@ -255,15 +255,15 @@ fn places_of_another_run_and_beyond_the_end_are_refused() {
             partition,
             from,
         };
-        census::sums(&store, &Sums { place, bits: 0 }, Budget::default())
+        comparison::sums(&store, &Sums { place, bits: 0 }, Budget::default())
             .map(|answer| answer.next.partition)
     };
     assert_eq!(ask(0, 0, b""), Ok(4));
     assert_eq!(ask(store.run(), 1, b"k"), Ok(4));
     assert_eq!(ask(store.run(), 4, b""), Ok(4));
-    assert_eq!(ask(other.run(), 1, b""), Err(CensusError::Run));
-    assert_eq!(ask(0, 0, b"k"), Err(CensusError::Run));
-    let beyond = CensusError::Partition {
+    assert_eq!(ask(other.run(), 1, b""), Err(ComparisonError::Run));
+    assert_eq!(ask(0, 0, b"k"), Err(ComparisonError::Run));
+    let beyond = ComparisonError::Partition {
         partition: 5,
         partitions: 4,
     };

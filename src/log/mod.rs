@@ -1,10 +1,10 @@
 //! Where every write gets its place in the one order, and the thread that keeps the log.
 //!
-//! Writes, with their keys' partitions locked, call [`Journal::append`]: that gives them the next indexes and puts them
-//! into a channel, under a mutex that is held for nothing else. The replication thread ([`Journal::keep`]) moves what
-//! comes through the channel to the [`OpLog`], where the senders of all followers read it. It never waits for a
+//! Writes, with their keys' partitions locked, call [`Log::append`]: that gives them the next indexes and puts them
+//! into a channel, under a mutex that is held for nothing else. The replication thread ([`Log::keep`]) moves what
+//! comes through the channel to the [`Backlog`], where the senders of all followers read it. It never waits for a
 //! socket, so the channel empties as fast as a pointer moves; and since room in it is reserved before any lock is taken
-//! ([`Journal::reserve`]), nothing that holds a lock ever waits.
+//! ([`Log::reserve`]), nothing that holds a lock ever waits.
 //!
 //! # Invariants
 //!
@@ -14,16 +14,19 @@
 //! 3. While a partition is locked for reading, no writer is between taking an index and changing that partition.
 //!    A full copy rests on it.
 
+pub mod append_times;
+pub mod backlog;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::{Condvar, Mutex};
 
-use crate::digest::Digest;
-use crate::entry::Entry;
-use crate::oplog::{After, Frames, Logged, OpLog};
-use crate::progress::AppendTimes;
+use crate::engine::digest::Digest;
+use crate::engine::entry::Entry;
+use append_times::AppendTimes;
+use backlog::{After, Backlog, Frames, Logged};
 
 /// What may be on its way to the log, in bytes as [`Frames::cost`] counts them, or half of it and one write. Writers
 /// wait beyond it.
@@ -46,7 +49,7 @@ pub struct Head {
 
 /// The order of all writes of a node, and the log as far as it is kept.
 #[derive(Debug)]
-pub struct Journal {
+pub struct Log {
     head: Mutex<Head>,
     sender: Sender<Step>,
     receiver: Receiver<Step>,
@@ -70,7 +73,7 @@ enum Step {
 
 #[derive(Debug)]
 struct Kept {
-    log: OpLog,
+    log: Backlog,
     times: AppendTimes,
     /// Rises when the log is reset: positions of before mean nothing afterwards.
     generation: u64,
@@ -100,12 +103,12 @@ pub enum Found {
     Gone,
 }
 
-impl Journal {
-    /// A journal that keeps `backlog_bytes` of log.
+impl Log {
+    /// A log that keeps `backlog_bytes` of log.
     #[must_use]
-    pub fn new(backlog_bytes: u64) -> Journal {
+    pub fn new(backlog_bytes: u64) -> Log {
         let (sender, receiver) = unbounded();
-        Journal {
+        Log {
             head: Mutex::default(),
             sender,
             receiver,
@@ -114,7 +117,7 @@ impl Journal {
             waiting: Mutex::default(),
             freed: Condvar::new(),
             kept: Mutex::new(Kept {
-                log: OpLog::new(backlog_bytes),
+                log: Backlog::new(backlog_bytes),
                 times: AppendTimes::default(),
                 generation: 0,
                 ended: false,
@@ -125,7 +128,7 @@ impl Journal {
 
     /// Waits until the channel has room for writes of this cost, and takes it. To be called before any lock is taken.
     /// What is larger than half of the room waits until the other half is free: to wait for all of it, beside writers
-    /// of little, could take for ever. Once the journal has [ended](Self::end) nobody waits.
+    /// of little, could take for ever. Once the log has [ended](Self::end) nobody waits.
     pub fn reserve(&self, cost: u64) {
         if self.try_reserve(cost) {
             return;
@@ -170,7 +173,7 @@ impl Journal {
             count,
             digest,
         };
-        // The journal holds a receiver itself, so the channel is never closed.
+        // The log holds a receiver itself, so the channel is never closed.
         let _ = self.sender.send(Step::Append(logged));
     }
 
@@ -262,7 +265,7 @@ impl Journal {
         self.kept.lock().log.first_index()
     }
 
-    /// The next entries from the cursor on ([`OpLog::read`]). Waits for them until `deadline`, or until `is_over`,
+    /// The next entries from the cursor on ([`Backlog::read`]). Waits for them until `deadline`, or until `is_over`,
     /// which is asked again at each [`wake_readers`](Self::wake_readers).
     pub fn read(
         &self,
@@ -307,7 +310,7 @@ impl Journal {
         self.grown.notify_all();
     }
 
-    /// Whether the journal has [ended](Self::end), and all that was appended before is in the log.
+    /// Whether the log has [ended](Self::end), and all that was appended before is in the log.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.kept.lock().ended

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use crate::digest::Digest;
-use crate::entry::Entry;
+use crate::engine::digest::Digest;
+use crate::engine::entry::Entry;
 use crate::wire::request::RequestHeader;
 
 /// Bytes of frames in one segment.
@@ -67,7 +67,7 @@ impl Frames {
 /// 3. Nobody pins an entry: who reads too slowly finds it gone.
 /// 4. What was added in one go goes in one go, and the digest is known at its end alone.
 #[derive(Debug)]
-pub struct OpLog {
+pub struct Backlog {
     /// Index before the first that is held.
     base_index: u64,
     /// Digest of the data set at `base_index`.
@@ -119,11 +119,11 @@ pub enum After {
     Gone,
 }
 
-impl OpLog {
+impl Backlog {
     /// An empty log of at most `bytes_max` bytes that begins after index 0.
     #[must_use]
-    pub const fn new(bytes_max: u64) -> OpLog {
-        OpLog {
+    pub const fn new(bytes_max: u64) -> Backlog {
+        Backlog {
             base_index: 0,
             base_digest: Digest::EMPTY,
             segments: VecDeque::new(),
@@ -136,11 +136,11 @@ impl OpLog {
 
     /// Forgets everything and begins after `index`, where the data set has this digest.
     pub fn reset(&mut self, index: u64, digest: Digest) {
-        *self = OpLog {
+        *self = Backlog {
             base_index: index,
             base_digest: digest,
             last_index: index,
-            ..OpLog::new(self.bytes_max)
+            ..Backlog::new(self.bytes_max)
         };
     }
 
@@ -355,8 +355,8 @@ mod tests {
         Digest::from_u128(u128::from(number))
     }
 
-    fn log(entries: u8, len: usize, bytes_max: u64) -> OpLog {
-        let mut log = OpLog::new(bytes_max);
+    fn log(entries: u8, len: usize, bytes_max: u64) -> Backlog {
+        let mut log = Backlog::new(bytes_max);
         for number in 1..=entries {
             log.push(&logged(number, len));
         }
@@ -365,7 +365,7 @@ mod tests {
 
     #[test]
     fn an_empty_log_holds_its_start_and_nothing_else() {
-        let log = OpLog::new(100);
+        let log = Backlog::new(100);
         assert_eq!(
             (log.first_index(), log.last_index(), log.bytes()),
             (1, 0, 0)
@@ -449,7 +449,7 @@ mod tests {
 
     #[test]
     fn what_was_added_in_one_go_is_read_to_its_end_from_any_of_its_entries() {
-        let mut log = OpLog::new(10_000);
+        let mut log = Backlog::new(10_000);
         log.push(&run(1..=2, 1));
         log.push(&run(3..=7, 1));
         log.push(&run(8..=8, 1));
@@ -488,7 +488,7 @@ mod tests {
     fn what_was_added_in_one_go_goes_in_one_go() {
         let in_one_go = run(1..=32, 4_000);
         let cost = Frames::cost(in_one_go.frames.bytes().len());
-        let mut log = OpLog::new(3 * cost);
+        let mut log = Backlog::new(3 * cost);
         for _ in 0..10 {
             log.push(&in_one_go);
         }

@@ -16,11 +16,11 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::digest::Digest;
-use crate::store::{Copied, Store};
+use crate::engine::digest::Digest;
+use crate::engine::store::{Copied, Store};
 use crate::wire::RequestFrame;
-use crate::wire::census::{
-    BITS_MAX, CensusError, ITEM_FIELDS_LEN, Item, List, ListAnswer, Place, Sums, SumsAnswer,
+use crate::wire::comparison::{
+    BITS_MAX, ComparisonError, ITEM_FIELDS_LEN, Item, List, ListAnswer, Place, Sums, SumsAnswer,
 };
 use crate::wire::request::frames;
 
@@ -61,7 +61,7 @@ pub fn bucket_of(key: &[u8], bits: u8) -> usize {
 /// # Errors
 ///
 /// When its fields are not acceptable, or its place is none of this store.
-pub fn sums(store: &Store, request: &Sums, budget: Budget) -> Result<SumsAnswer, CensusError> {
+pub fn sums(store: &Store, request: &Sums, budget: Budget) -> Result<SumsAnswer, ComparisonError> {
     let mut sums = vec![Digest::EMPTY; 1 << request.bits.min(BITS_MAX)];
     let walk = Walk {
         store,
@@ -85,7 +85,7 @@ pub fn sums(store: &Store, request: &Sums, budget: Budget) -> Result<SumsAnswer,
 /// # Errors
 ///
 /// When its fields are not acceptable, or its place is none of this store.
-pub fn list(store: &Store, request: &List, budget: Budget) -> Result<ListAnswer, CensusError> {
+pub fn list(store: &Store, request: &List, budget: Budget) -> Result<ListAnswer, ComparisonError> {
     let mut items = Vec::new();
     let mut take = |entry: &RequestFrame<'_>| {
         items.push(Item {
@@ -157,17 +157,17 @@ impl<W: Fn(&[u8]) -> bool, L: Fn(&RequestFrame<'_>) -> usize> Walk<'_, W, L> {
         &self,
         place: &Place,
         mut take: impl FnMut(&RequestFrame<'_>),
-    ) -> Result<Place, CensusError> {
+    ) -> Result<Place, ComparisonError> {
         let (partitions, run) = (partitions(self.store), self.store.run());
         if place.partition > partitions {
             let partition = place.partition;
-            return Err(CensusError::Partition {
+            return Err(ComparisonError::Partition {
                 partition,
                 partitions,
             });
         }
         if *place != Place::default() && place.run != run {
-            return Err(CensusError::Run);
+            return Err(ComparisonError::Run);
         }
         let mut next = Place {
             run,

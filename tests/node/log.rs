@@ -1,15 +1,15 @@
-//! The journal under real threads. Its order is tested in `tests/order`, against a scheduler; these tests are not in
-//! `src/journal.rs` because that file is compiled there too.
+//! The log under real threads. Its order is tested in `tests/order`, against a scheduler; these tests are not in
+//! `src/log.rs` because that file is compiled there too.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use gopherstore::digest::Digest;
-use gopherstore::entry::Entry;
-use gopherstore::journal::{Cursor, Found, Head, Journal};
-use gopherstore::oplog::Frames;
+use gopherstore::engine::digest::Digest;
+use gopherstore::engine::entry::Entry;
+use gopherstore::log::backlog::Frames;
+use gopherstore::log::{Cursor, Found, Head, Log};
 
 use crate::entry;
 
@@ -26,14 +26,14 @@ fn cost(entry: &Entry) -> u64 {
     Frames::cost(entry.frame().len())
 }
 
-fn append(journal: &Journal, entry: &Entry) {
-    journal.reserve(cost(entry));
-    journal.append(Frames::Entry(entry.clone()), 1, Digest::of(entry));
+fn append(log: &Log, entry: &Entry) {
+    log.reserve(cost(entry));
+    log.append(Frames::Entry(entry.clone()), 1, Digest::of(entry));
 }
 
-fn read(journal: &Journal, cursor: &mut Cursor, deadline: Instant) -> (Found, Vec<u8>) {
+fn read(log: &Log, cursor: &mut Cursor, deadline: Instant) -> (Found, Vec<u8>) {
     let mut frames = Vec::new();
-    let found = journal.read(cursor, 0, &mut frames, deadline, || false);
+    let found = log.read(cursor, 0, &mut frames, deadline, || false);
     (found, frames)
 }
 
@@ -41,47 +41,47 @@ fn later() -> Instant {
     Instant::now() + PATIENCE
 }
 
-/// Calls `f` while the replication thread runs, ends the journal, and waits for that thread.
-fn kept(journal: &Journal, f: impl FnOnce()) {
+/// Calls `f` while the replication thread runs, ends the log, and waits for that thread.
+fn kept(log: &Log, f: impl FnOnce()) {
     thread::scope(|scope| {
-        scope.spawn(|| journal.keep());
+        scope.spawn(|| log.keep());
         f();
-        journal.end();
+        log.end();
     });
 }
 
 #[test]
 fn room_is_taken_up_to_a_bound_and_given_back() {
-    let journal = Journal::new(1 << 20);
-    journal.reserve(ROOM - 10);
-    journal.reserve(10);
+    let log = Log::new(1 << 20);
+    log.reserve(ROOM - 10);
+    log.reserve(10);
     thread::scope(|scope| {
         let (done, taken) = mpsc::channel();
         scope.spawn({
-            let journal = &journal;
+            let log = &log;
             move || {
-                journal.reserve(20);
+                log.reserve(20);
                 done.send(()).unwrap();
             }
         });
         assert!(taken.recv_timeout(BLOCKED).is_err(), "no room for 20");
-        journal.release(19);
+        log.release(19);
         assert!(taken.recv_timeout(BLOCKED).is_err(), "19 of 20");
-        journal.release(1);
+        log.release(1);
         taken.recv_timeout(PATIENCE).unwrap();
     });
 }
 
 #[test]
 fn what_is_larger_than_all_room_waits_until_half_of_it_is_free() {
-    let journal = Journal::new(1 << 20);
-    journal.reserve(ROOM / 2 + 1);
+    let log = Log::new(1 << 20);
+    log.reserve(ROOM / 2 + 1);
     thread::scope(|scope| {
         let (done, taken) = mpsc::channel();
         scope.spawn({
-            let journal = &journal;
+            let log = &log;
             move || {
-                journal.reserve(2 * ROOM);
+                log.reserve(2 * ROOM);
                 done.send(()).unwrap();
             }
         });
@@ -89,7 +89,7 @@ fn what_is_larger_than_all_room_waits_until_half_of_it_is_free() {
             taken.recv_timeout(BLOCKED).is_err(),
             "half of it is taken, and one"
         );
-        journal.release(1);
+        log.release(1);
         taken.recv_timeout(PATIENCE).unwrap();
     });
 }
@@ -97,81 +97,81 @@ fn what_is_larger_than_all_room_waits_until_half_of_it_is_free() {
 /// A follower's link may be in the middle of a batch when its node stops.
 #[test]
 fn nobody_waits_for_room_once_the_journal_has_ended() {
-    let journal = Journal::new(1 << 20);
-    journal.reserve(2 * ROOM);
+    let log = Log::new(1 << 20);
+    log.reserve(2 * ROOM);
     thread::scope(|scope| {
         let (done, taken) = mpsc::channel();
         scope.spawn({
-            let journal = &journal;
+            let log = &log;
             move || {
-                journal.reserve(1);
+                log.reserve(1);
                 done.send(()).unwrap();
             }
         });
         assert!(taken.recv_timeout(BLOCKED).is_err(), "no room");
-        journal.end();
-        journal.keep();
+        log.end();
+        log.keep();
         taken.recv_timeout(PATIENCE).unwrap();
     });
-    journal.reserve(ROOM);
+    log.reserve(ROOM);
 }
 
 #[test]
 fn the_replication_thread_gives_back_the_room_of_what_it_moves() {
-    let journal = Journal::new(1 << 20);
+    let log = Log::new(1 << 20);
     let large = entry(b"key", &vec![7; 1 << 20]);
-    kept(&journal, || {
+    kept(&log, || {
         // Four times what the channel takes.
         for _ in 0..32 {
-            append(&journal, &large);
+            append(&log, &large);
         }
     });
-    assert_eq!(journal.kept_head(), journal.head());
-    assert_eq!(journal.head().index, 32);
+    assert_eq!(log.kept_head(), log.head());
+    assert_eq!(log.head().index, 32);
     assert!(
-        journal.kept_bytes() <= cost(&large),
+        log.kept_bytes() <= cost(&large),
         "the newest entry, which is larger than the log, and no other"
     );
 }
 
 #[test]
 fn a_reader_gets_entries_in_their_order_then_nothing_and_then_the_end() {
-    let journal = Journal::new(1 << 20);
+    let log = Log::new(1 << 20);
     let entries = [b"1", b"2", b"3"].map(|value| entry(b"key", value));
-    kept(&journal, || {
-        let mut cursor = journal.cursor_after(0).unwrap();
-        let (nothing, _) = read(&journal, &mut cursor, Instant::now());
+    kept(&log, || {
+        let mut cursor = log.cursor_after(0).unwrap();
+        let (nothing, _) = read(&log, &mut cursor, Instant::now());
         assert!(matches!(nothing, Found::Nothing), "{nothing:?}");
         for (index, entry) in (1..).zip(&entries) {
-            append(&journal, entry);
-            let (found, frames) = read(&journal, &mut cursor, later());
+            append(&log, entry);
+            let (found, frames) = read(&log, &mut cursor, later());
             assert!(matches!(found, Found::Small(1)), "{found:?}");
             assert_eq!(frames, entry.frame());
             assert_eq!(cursor.next, index + 1);
         }
-        assert!(journal.cursor_after(3).is_some());
-        assert!(journal.cursor_after(4).is_none(), "beyond the head");
+        assert!(log.cursor_after(3).is_some());
+        assert!(log.cursor_after(4).is_none(), "beyond the head");
     });
     // Ended, but what is in the log can still be read.
-    let mut cursor = journal.cursor_after(1).unwrap();
+    let mut cursor = log.cursor_after(1).unwrap();
     for _ in 0..2 {
-        let (found, _) = read(&journal, &mut cursor, later());
+        let (found, _) = read(&log, &mut cursor, later());
         assert!(matches!(found, Found::Small(1)), "{found:?}");
     }
-    let (end, _) = read(&journal, &mut cursor, later());
+    let (end, _) = read(&log, &mut cursor, later());
     assert!(matches!(end, Found::Ended), "{end:?}");
 }
 
 #[test]
 fn the_end_wakes_a_reader_that_waits() {
-    let journal = Journal::new(1 << 20);
+    let log = Log::new(1 << 20);
     thread::scope(|scope| {
         let reader = scope.spawn(|| {
-            let mut cursor = journal.cursor_after(0).unwrap();
-            read(&journal, &mut cursor, later()).0
+            let mut cursor = log.cursor_after(0).unwrap();
+            read(&log, &mut cursor, later()).0
         });
-        scope.spawn(|| journal.keep());
-        journal.end();
+        scope.spawn(|| log.keep());
+        log.end();
         let found = reader.join().unwrap();
         assert!(matches!(found, Found::Ended), "{found:?}");
     });
@@ -179,77 +179,74 @@ fn the_end_wakes_a_reader_that_waits() {
 
 #[test]
 fn a_reset_takes_readers_their_place_and_begins_after_the_new_head() {
-    let journal = Journal::new(1 << 20);
+    let log = Log::new(1 << 20);
     let head = Head {
         index: 2,
         digest: Digest::from_u128(77),
     };
-    kept(&journal, || {
+    kept(&log, || {
         for value in [b"1", b"2", b"3"] {
-            append(&journal, &entry(b"key", value));
+            append(&log, &entry(b"key", value));
         }
-        let mut old = journal.cursor_after(1).unwrap();
-        assert!(matches!(
-            read(&journal, &mut old, later()).0,
-            Found::Small(1)
-        ));
-        journal.reset(head);
-        assert_eq!(journal.head(), head);
+        let mut old = log.cursor_after(1).unwrap();
+        assert!(matches!(read(&log, &mut old, later()).0, Found::Small(1)));
+        log.reset(head);
+        assert_eq!(log.head(), head);
         let deadline = later();
-        while journal.kept_head() != head {
+        while log.kept_head() != head {
             assert!(Instant::now() < deadline, "the reset does not come");
             thread::yield_now();
         }
         // The log has entry 3 again before the old reader looks: it is not the one that it waits for.
-        append(&journal, &entry(b"key", b"another"));
-        let (found, _) = read(&journal, &mut old, later());
+        append(&log, &entry(b"key", b"another"));
+        let (found, _) = read(&log, &mut old, later());
         assert!(matches!(found, Found::Gone), "{found:?}");
-        assert!(journal.cursor_after(1).is_none(), "before the log begins");
-        let mut new = journal.cursor_after(2).unwrap();
-        let (found, frames) = read(&journal, &mut new, later());
+        assert!(log.cursor_after(1).is_none(), "before the log begins");
+        let mut new = log.cursor_after(2).unwrap();
+        let (found, frames) = read(&log, &mut new, later());
         assert!(matches!(found, Found::Small(1)), "{found:?}");
         assert_eq!(frames, entry(b"key", b"another").frame());
     });
-    assert_eq!(journal.digest_at(2), Some(head.digest));
-    assert_eq!(journal.digest_at(1), None);
+    assert_eq!(log.digest_at(2), Some(head.digest));
+    assert_eq!(log.digest_at(1), None);
 }
 
 /// A sender whose follower is gone waits for no further entry, and no heartbeat.
 #[test]
 fn a_reader_that_is_woken_looks_whether_it_is_over() {
-    let journal = Journal::new(1 << 20);
-    let mut cursor = journal.cursor_after(0).unwrap();
+    let log = Log::new(1 << 20);
+    let mut cursor = log.cursor_after(0).unwrap();
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         let (done, found) = mpsc::channel();
         scope.spawn({
-            let (journal, is_over) = (&journal, &is_over);
+            let (log, is_over) = (&log, &is_over);
             move || {
                 let over = || is_over.load(Ordering::SeqCst);
-                let found = journal.read(&mut cursor, 0, &mut Vec::new(), later(), over);
+                let found = log.read(&mut cursor, 0, &mut Vec::new(), later(), over);
                 done.send(matches!(found, Found::Nothing)).unwrap();
             }
         });
-        journal.wake_readers();
+        log.wake_readers();
         assert!(found.recv_timeout(BLOCKED).is_err(), "it is not over");
         is_over.store(true, Ordering::SeqCst);
-        journal.wake_readers();
+        log.wake_readers();
         assert_eq!(found.recv_timeout(PATIENCE), Ok(true));
     });
 }
 
 #[test]
 fn the_log_knows_when_its_entries_were_appended() {
-    let journal = Journal::new(1 << 20);
+    let log = Log::new(1 << 20);
     let one = entry(b"k", b"v");
     let begin = Instant::now();
-    kept(&journal, || {
-        append(&journal, &one);
-        let mut cursor = journal.cursor_after(0).unwrap();
-        let (found, _) = read(&journal, &mut cursor, later());
+    kept(&log, || {
+        append(&log, &one);
+        let mut cursor = log.cursor_after(0).unwrap();
+        let (found, _) = read(&log, &mut cursor, later());
         assert!(matches!(found, Found::Small(1)), "{found:?}");
-        let at = journal.appended_at(1).unwrap();
+        let at = log.appended_at(1).unwrap();
         assert!(begin <= at && at <= Instant::now());
-        assert_eq!(journal.appended_at(2), None);
+        assert_eq!(log.appended_at(2), None);
     });
 }

@@ -9,7 +9,7 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Slot;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::entry::{Entry, SHORT_BYTES};
+use crate::engine::entry::{Entry, SHORT_BYTES};
 use crate::wire::request::{HEADER_LEN, frames};
 use crate::wire::run::{RUN_FRAME_BYTES_MAX, RUN_MAX, Run};
 use crate::wire::{Request, RequestFrame};
