@@ -4,8 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The modules of ours that each module of `src/` may use. A path such as `engine::entry` is a module of its own. Arrows
-/// point one way, so each module can be read, tested and changed without knowledge of those above it.
+/// The modules of ours that each module of `src/` may use. A path such as `engine::entry` is a module of its own.
+/// Arrows point one way, so each module can be read, tested and changed without knowledge of those above it.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("history", &[]),
     ("wire", &["history"]),

@@ -1,4 +1,5 @@
-//! What `src/engine/store.rs` and `src/log/mod.rs` use of `parking_lot` and `crossbeam_channel`, made of `shuttle`'s locks.
+//! The parts of `parking_lot` and `crossbeam_channel` that `src/engine/store.rs` and `src/log/mod.rs` use, made of
+//! locks of `shuttle`.
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
