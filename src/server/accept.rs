@@ -13,9 +13,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::connection::Connection;
-use super::crowd::Crowd;
 use super::door::Door;
 use super::housekeeping::Housekeeper;
+use super::poller::Poller;
 use super::registry::Peer;
 use super::{Admission, Client, Server};
 use crate::node::Reply;
@@ -31,7 +31,7 @@ pub(super) struct Acceptor<'scope, 'env, 'a> {
     server: &'a Server,
     scope: &'scope Scope<'scope, 'env>,
     housekeeper: Housekeeper,
-    crowds: &'scope [Crowd<Connection<'a>>],
+    pollers: &'scope [Poller<Connection<'a>>],
     /// Of the next client.
     id: u64,
     /// Those that there was no room for, until it is known what they want.
@@ -50,13 +50,13 @@ impl<'scope, 'env, 'a: 'scope> Acceptor<'scope, 'env, 'a> {
         server: &'a Server,
         scope: &'scope Scope<'scope, 'env>,
         housekeeper: Housekeeper,
-        crowds: &'scope [Crowd<Connection<'a>>],
+        pollers: &'scope [Poller<Connection<'a>>],
     ) -> Acceptor<'scope, 'env, 'a> {
         Acceptor {
             server,
             scope,
             housekeeper,
-            crowds,
+            pollers,
             id: 0,
             door: Door::new(server.allowance.waiting),
             pause: PAUSE.0,
@@ -173,16 +173,16 @@ impl<'scope, 'env, 'a: 'scope> Acceptor<'scope, 'env, 'a> {
                 }
             }
             Admission::Admitted => {
-                let at = usize::try_from(id).unwrap_or(0) % self.crowds.len();
+                let at = usize::try_from(id).unwrap_or(0) % self.pollers.len();
                 let client = Client {
                     id,
                     peer: Arc::clone(&peer),
                     addr,
                     first: first.unwrap_or_default(),
                 };
-                let (scope, crowd) = (self.scope, &self.crowds[at]);
+                let (scope, poller) = (self.scope, &self.pollers[at]);
                 let housekeeper = self.housekeeper.clone();
-                if let Err(error) = self.server.spawn(scope, crowd, client, housekeeper) {
+                if let Err(error) = self.server.spawn(scope, poller, client, housekeeper) {
                     self.server.release(id);
                     let message = format!("cannot start a thread for this connection: {error}");
                     self.turn_away(peer, message);

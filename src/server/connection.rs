@@ -1,5 +1,5 @@
 //! One client: read what has come, answer every whole request, write all the answers at once, wait, alone or
-//! [with others](super::crowd).
+//! [with others](super::poller).
 
 use std::fmt;
 use std::io::{self, ErrorKind, IoSlice, Write};
@@ -14,8 +14,8 @@ use parking_lot::MutexGuard;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
-use super::crowd::{Crowd, Guest, Place, Seat};
 use super::housekeeping::Housekeeper;
+use super::poller::{Handle, Polled, Poller, State};
 use super::registry::{Peer, Registry};
 use crate::engine::entry::{Entry, EntryBuilder};
 use crate::node::{Node, Reply};
@@ -43,7 +43,7 @@ const ROOM_BYTES_MAX: usize = 128 << 10;
 /// little beside such work, and there may be a core for each.
 const SHALLOW_MAX: usize = RUN_MAX;
 
-/// A stay among those who share has been worth it from so many requests on: taking a seat and leaving it cost as much
+/// A stay among those who share has been worth it from so many requests on: taking a slot and leaving it cost as much
 /// as it saves for two or three.
 const STAY_MIN: u32 = 4;
 
@@ -127,49 +127,53 @@ pub(super) struct Context<'a> {
 }
 
 /// Serves one client until it leaves or has to. `first` is what has come of it already.
-pub(super) fn serve<'a>(context: Context<'a>, first: &[u8], crowd: &Crowd<Connection<'a>>) -> End {
-    let seat = Connection::seat(context, first);
-    let mut place = seat.lock();
-    crowd.wake();
-    let end = run(&seat, &mut place, crowd);
-    crowd.rest();
-    if place.guest.is_grown() || place.guest.large.is_some() {
-        place.guest.context.housekeeper.trim();
+pub(super) fn serve<'a>(
+    context: Context<'a>,
+    first: &[u8],
+    poller: &Poller<Connection<'a>>,
+) -> End {
+    let handle = Connection::shared(context, first);
+    let mut state = handle.lock();
+    poller.enter();
+    let end = run(&handle, &mut state, poller);
+    poller.leave();
+    if state.connection.is_grown() || state.connection.large.is_some() {
+        state.connection.context.housekeeper.trim();
     }
     end.unwrap_or_else(End::Failed)
 }
 
 fn run<'a>(
-    seat: &Arc<Seat<Connection<'a>>>,
-    place: &mut MutexGuard<'_, Place<Connection<'a>>>,
-    crowd: &Crowd<Connection<'a>>,
+    handle: &Arc<Handle<Connection<'a>>>,
+    state: &mut MutexGuard<'_, State<Connection<'a>>>,
+    poller: &Poller<Connection<'a>>,
 ) -> io::Result<End> {
-    place.guest.prepare()?;
+    state.connection.prepare()?;
     loop {
-        let connection = &mut place.guest;
+        let connection = &mut state.connection;
         let needed = match connection.answer_whole_requests(true)? {
             Next::Wait(needed) => needed,
             Next::Refuse(refusal) => return connection.refuse(refusal),
             Next::Stream(mut accepted) => {
-                crowd.stream(true);
+                poller.count_stream(true);
                 let end = connection.stream(&mut accepted);
-                crowd.stream(false);
+                poller.count_stream(false);
                 return end;
             }
             Next::Own => continue,
         };
         connection.output.flush()?;
         connection.heed_stop();
-        let shared = if connection.would_share(crowd) {
-            crowd.share(seat, place);
-            place.guest.after_sharing()
+        let shared = if connection.would_share(poller) {
+            poller.share(handle, state);
+            state.connection.after_sharing()
         } else {
             None
         };
-        let connection = &mut place.guest;
+        let connection = &mut state.connection;
         let wait = match shared {
             Some(found) => found?,
-            None => connection.wait(needed, crowd)?,
+            None => connection.wait(needed, poller)?,
         };
         match wait {
             Wait::Bytes => {}
@@ -215,7 +219,7 @@ pub(super) struct Connection<'a> {
     read_timeout: Option<Duration>,
     /// Requests answered since the last wait.
     answered: usize,
-    /// Times that another thread, or this one as the host, has served this client since it took its seat.
+    /// Times that a polling thread has served this client since it took its slot.
     served: u32,
     /// What its own thread was called for, if not for quiet.
     found: Option<io::Result<Wait>>,
@@ -300,8 +304,8 @@ impl<'a> Connection<'a> {
     }
 
     /// Apart from [`serve`], on whose stack what is moved here would stay.
-    fn seat(context: Context<'a>, first: &[u8]) -> Arc<Seat<Connection<'a>>> {
-        Seat::new(Connection::new(context, first))
+    fn shared(context: Context<'a>, first: &[u8]) -> Arc<Handle<Connection<'a>>> {
+        Handle::new(Connection::new(context, first))
     }
 
     fn prepare(&self) -> io::Result<()> {
@@ -514,9 +518,9 @@ impl<'a> Connection<'a> {
 
     /// Whether it waits for its client together with others. Says so only where nothing of a request has come, and
     /// every answer is sent.
-    fn would_share(&mut self, crowd: &Crowd<Connection<'a>>) -> bool {
+    fn would_share(&mut self, poller: &Poller<Connection<'a>>) -> bool {
         self.served = 0;
-        crowd.is_there()
+        poller.has_enough()
             && self.answered <= SHALLOW_MAX
             && self.is_between_frames()
             && self.sharing.is_due()
@@ -542,7 +546,7 @@ impl<'a> Connection<'a> {
     }
 
     /// Waits for input until something else has to happen. `needed` is the length of the frame that is expected.
-    fn wait(&mut self, needed: usize, crowd: &Crowd<Connection<'a>>) -> io::Result<Wait> {
+    fn wait(&mut self, needed: usize, poller: &Poller<Connection<'a>>) -> io::Result<Wait> {
         self.answered = 0;
         let is_grown = self.is_grown();
         let since = (is_grown || self.context.timeouts.idle.is_some() || !self.is_between_frames())
@@ -558,15 +562,15 @@ impl<'a> Connection<'a> {
             }
         }
         // Who has just shared has been quiet for longer.
-        let may_be_soon = self.served == 0 && crowd.has_others() && self.yielding.is_due();
+        let may_be_soon = self.served == 0 && poller.has_others() && self.yielding.is_due();
         if may_be_soon && self.read_soon(needed)? {
             return Ok(Wait::Bytes);
         }
         self.set_read_timeout(self.remaining(since, since), false)?;
         loop {
-            crowd.rest();
+            poller.leave();
             let read = self.receive(needed, RecvFlags::empty());
-            crowd.wake();
+            poller.enter();
             match read {
                 Ok(0) => return Ok(Wait::EndOfStream),
                 Ok(_) => return Ok(Wait::Bytes),
@@ -702,7 +706,7 @@ impl AsFd for Connection<'_> {
     }
 }
 
-impl Guest for Connection<'_> {
+impl Polled for Connection<'_> {
     fn serve(&mut self) -> bool {
         let found = match self.receive(HEADER_LEN, RecvFlags::DONTWAIT) {
             Ok(0) => Ok(Wait::EndOfStream),
@@ -845,8 +849,8 @@ mod tests {
 
     /// Waits alone.
     fn wait<'a>(connection: &mut Connection<'a>, needed: usize) -> Wait {
-        let crowd: Crowd<Connection<'a>> = Crowd::new(Duration::from_secs(1)).unwrap();
-        connection.wait(needed, &crowd).unwrap()
+        let poller: Poller<Connection<'a>> = Poller::new(Duration::from_secs(1)).unwrap();
+        connection.wait(needed, &poller).unwrap()
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! | handover     | leader  | nothing                   | a condition        | when followers have everything       |
 //! | housekeeping | server  | sockets of refused clients | a channel, a timer | when every other thread has ended   |
 //!
-//! Connections that are asked for little and often share a thread (`crowd.rs`).
+//! Connections with small, frequent requests share a thread (`poller.rs`).
 //!
 //! The accept thread is the one that calls [`Server::run`]. All others are scoped to that call, so when it returns they
 //! are joined.
@@ -22,10 +22,10 @@
 mod accept;
 mod allowance;
 mod connection;
-mod crowd;
 mod door;
 mod housekeeping;
 mod listener;
+mod poller;
 mod registry;
 mod system;
 
@@ -47,10 +47,10 @@ use crate::wire::request::Limits;
 use accept::Acceptor;
 use allowance::Allowance;
 use connection::{Connection, Context, End, Timeouts};
-use crowd::{Crowd, Guest};
 use housekeeping::Housekeeper;
 pub use listener::BindError;
 use listener::Listeners;
+use poller::{Polled, Poller};
 use registry::{Peer, Registry};
 
 /// Stack of a connection's thread, in bytes. Only pages that are touched cost memory.
@@ -59,8 +59,8 @@ const STACK_BYTES: usize = 128 << 10;
 /// How long a connection that has nothing to do keeps the memory that a busier time gave it.
 const RELEASE_AFTER: Duration = Duration::from_secs(1);
 
-/// How long a connection that shares a thread with others may be quiet.
-const PATIENCE: Duration = Duration::from_millis(10);
+/// Interval at which a poller looks for connections that have become idle and gives them back to their own threads.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How long requests in flight may take once the server stops.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -193,7 +193,7 @@ impl Server {
     /// When a thread that the server needs cannot be started.
     pub fn run(self) -> io::Result<Ending> {
         let (housekeeper, chores) = Housekeeper::new(self.allowance.refused);
-        let crowds = crowds()
+        let pollers = pollers()
             .map_err(|error| io::Error::new(error.kind(), format!("cannot use epoll: {error}")))?;
         let ending = Mutex::new(Ending::Kept);
         thread::scope(|scope| {
@@ -207,7 +207,7 @@ impl Server {
                 started = start(scope, "handover", || *ending.lock() = self.hand_over());
             }
             if started.is_ok() {
-                Acceptor::new(&self, scope, housekeeper, &crowds).run();
+                Acceptor::new(&self, scope, housekeeper, &pollers).run();
             }
             self.stop.stop();
             self.wait_for_clients(|peer| !peer.follows.load(Ordering::SeqCst));
@@ -275,13 +275,13 @@ impl Server {
     fn spawn<'scope, 'a: 'scope>(
         &'a self,
         scope: &'scope thread::Scope<'scope, '_>,
-        crowd: &'scope Crowd<Connection<'a>>,
+        poller: &'scope Poller<Connection<'a>>,
         client: Client,
         housekeeper: Housekeeper,
     ) -> io::Result<()> {
         let id = client.id;
         let body = move || {
-            let end = self.serve(&client, crowd, &housekeeper);
+            let end = self.serve(&client, poller, &housekeeper);
             self.part(client, end, &housekeeper);
         };
         thread::Builder::new()
@@ -296,7 +296,7 @@ impl Server {
     fn serve<'a>(
         &'a self,
         client: &Client,
-        crowd: &Crowd<Connection<'a>>,
+        poller: &Poller<Connection<'a>>,
         housekeeper: &Housekeeper,
     ) -> End {
         client.keep_alive();
@@ -322,7 +322,7 @@ impl Server {
             registry: &self.shared.registry,
             housekeeper: housekeeper.clone(),
         };
-        connection::serve(context, &client.first, crowd)
+        connection::serve(context, &client.first, poller)
     }
 
     /// Counts a client out whose connection has ended.
@@ -436,12 +436,12 @@ fn wait_until_taken(peer: &Peer) {
     }
 }
 
-/// As many crowds as half the cores: each has one thread that serves, and who asks, the system's part of the network
-/// and the node's other threads need some too.
-fn crowds<G: Guest>() -> io::Result<Vec<Crowd<G>>> {
+/// A poller for every two cores. Each has one polling thread; clients, the network stack and the node's other threads
+/// need cores too.
+fn pollers<C: Polled>() -> io::Result<Vec<Poller<C>>> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     (0..cores.div_ceil(2))
-        .map(|_| Crowd::new(PATIENCE))
+        .map(|_| Poller::new(SWEEP_INTERVAL))
         .collect()
 }
 

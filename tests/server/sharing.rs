@@ -29,7 +29,7 @@ fn times(node: &Node) -> Vec<u64> {
 fn while_many_ask_the_threads_of_most_sleep() {
     const ROUNDS: u64 = 200;
     let node = Node::start();
-    // There are half as many crowds as cores.
+    // There are half as many pollers as cores.
     let count = 4 * std::thread::available_parallelism().unwrap().get();
     let mut clients: Vec<TcpStream> = (0..count).map(|_| node.connect()).collect();
     let ping = frames(&[Request::Ping]);
