@@ -1,5 +1,6 @@
 //! What an answer's status and value mean to the request that it belongs to. Pure.
 
+use crate::wire::command::OkValue;
 use crate::wire::{Opcode, Response, Status};
 
 use super::error::{Error, ProtocolError, Result};
@@ -47,29 +48,20 @@ pub(super) fn read(
             })
         }
     };
+    let spec = opcode.spec();
     match Status::try_from(status) {
-        Ok(Status::Ok) => match opcode {
-            Opcode::Get | Opcode::Sums | Opcode::List | Opcode::Follow => {
+        Ok(Status::Ok) => match spec.ok {
+            OkValue::Empty => empty(Answer::Done),
+            OkValue::Bytes | OkValue::Structured | OkValue::Stream => {
                 Ok(Ok(Answer::Value(value.to_vec())))
             }
-            Opcode::Status if str::from_utf8(value).is_ok() => {
-                Ok(Ok(Answer::Value(value.to_vec())))
-            }
-            Opcode::Status => Err(ProtocolError::NotText { value: sample() }),
-            Opcode::Ping if value == PONG => Ok(Ok(Answer::Pong)),
-            Opcode::Ping => Err(ProtocolError::NotPong { value: sample() }),
-            Opcode::Set | Opcode::Del | Opcode::Discard => empty(Answer::Done),
+            OkValue::Text if str::from_utf8(value).is_ok() => Ok(Ok(Answer::Value(value.to_vec()))),
+            OkValue::Text => Err(ProtocolError::NotText { value: sample() }),
+            OkValue::Pong if value == PONG => Ok(Ok(Answer::Pong)),
+            OkValue::Pong => Err(ProtocolError::NotPong { value: sample() }),
         },
-        Ok(Status::NotFound) => match opcode {
-            Opcode::Get | Opcode::Del => empty(Answer::NotFound),
-            Opcode::Set
-            | Opcode::Ping
-            | Opcode::Status
-            | Opcode::Discard
-            | Opcode::Sums
-            | Opcode::List
-            | Opcode::Follow => Err(ProtocolError::NothingToFind { opcode }),
-        },
+        Ok(Status::NotFound) if spec.answers(Status::NotFound) => empty(Answer::NotFound),
+        Ok(Status::NotFound) => Err(ProtocolError::NothingToFind { opcode }),
         Ok(Status::NotLeader) => match leader(value) {
             Some(leader) => Ok(Err(Error::NotLeader { leader })),
             None => Err(ProtocolError::LeaderAddress { value: sample() }),

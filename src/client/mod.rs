@@ -41,7 +41,7 @@
 use std::{fmt, mem, sync::Arc, time::Duration};
 
 use crate::wire::{
-    Opcode, Request,
+    Access, Opcode, Request,
     comparison::{ComparisonError, List, ListAnswer, Place, Sums, SumsAnswer},
 };
 
@@ -59,7 +59,6 @@ pub use pipeline::{Pipeline, Timed};
 pub use status::{FollowerStatus, NodeRole, NodeState, NodeStatus, PeerStatus};
 
 use connection::{Connection, Deadline};
-use pipeline::is_write;
 
 /// How many redirects one call follows. One is enough while leaders stay; two nodes that each take the other for the
 /// leader end here.
@@ -409,7 +408,7 @@ impl Client {
     fn call_encoded(&mut self, request: Request<'_>, frame: &[u8]) -> Result<Answer> {
         let opcode = request.opcode();
         let deadline = Deadline::after(self.options.timeout);
-        let mut route = self.route(is_write(opcode));
+        let mut route = self.route(opcode.spec().writes);
         let mut redirects = 0;
         loop {
             let mut connection = self.open(route, deadline)?;
@@ -425,7 +424,7 @@ impl Client {
                     leader: Some(leader),
                 }) if self.options.follow_redirects
                     && redirects < REDIRECTS_MAX
-                    && !is_of_one_node(opcode) =>
+                    && may_be_redirected(opcode) =>
                 {
                     redirects += 1;
                     route = self.follow(&leader, &asked.unwrap_or_default(), deadline)?;
@@ -483,12 +482,12 @@ impl Client {
     }
 }
 
-/// Whether it means just the node that it is sent to, so that another's answer would be wrong.
-const fn is_of_one_node(opcode: Opcode) -> bool {
-    matches!(
-        opcode,
-        Opcode::Status | Opcode::Discard | Opcode::Sums | Opcode::List
-    )
+/// Whether a request with this opcode may go to another node than it was meant for.
+const fn may_be_redirected(opcode: Opcode) -> bool {
+    match opcode.spec().access {
+        Access::Read | Access::Write => true,
+        Access::Admin | Access::Peer => false,
+    }
 }
 
 /// Whether a walk through a node's entries comes to an end, whatever the node answers.

@@ -200,13 +200,10 @@ impl Queue {
     }
 
     fn has_write(&self) -> bool {
-        self.requests.iter().any(|&(opcode, _)| is_write(opcode))
+        self.requests
+            .iter()
+            .any(|&(opcode, _)| opcode.spec().writes)
     }
-}
-
-/// Whether the leader alone does it.
-pub(super) const fn is_write(opcode: Opcode) -> bool {
-    matches!(opcode, Opcode::Set | Opcode::Del)
 }
 
 impl Client {
@@ -386,8 +383,9 @@ impl Run<'_> {
             Ok(_) => true,
             Err(error) => error.is_outcome_unknown(),
         };
-        (at + 1..self.answers.len())
-            .any(|after| is_write(self.queue.opcode(after)) && may_be_done(&self.answers[after].0))
+        (at + 1..self.answers.len()).any(|after| {
+            self.queue.opcode(after).spec().writes && may_be_done(&self.answers[after].0)
+        })
     }
 }
 

@@ -28,14 +28,11 @@
 use std::fmt::Write;
 
 use super::{
-    comparison::{COMPARISON_FIELDS_LEN, List, Sums},
-    is_text,
-    replication::{
-        self, ERA_LEN, FOLLOW_FIELDS_LEN, Follow, FollowAnswer, ReplicationError, StreamOpcode,
-    },
-    request::{self, Limits, Opcode, Request, RequestHeader},
+    CommandSpec, Field, Form, Opcode, is_text,
+    replication::{self, ERA_LEN, FollowAnswer, ReplicationError, StreamOpcode},
+    request::{self, ANY_VALUE, RequestHeader},
     response::{self, ResponseHeader, Status},
-    transcript::{Kind, Side, Transcript},
+    transcript::{Kind, Side, Transcript, opens_stream},
 };
 
 /// The names of the columns, aligned with the rows.
@@ -62,7 +59,7 @@ pub fn request(bytes: &[u8]) -> String {
             dump.stream();
             break;
         }
-        follows |= bytes[dump.at] == Opcode::Follow.byte();
+        follows |= opens_stream(bytes[dump.at]);
         if !dump.request_frame() {
             break;
         }
@@ -201,11 +198,6 @@ pub fn frame(kind: Kind, bytes: &[u8], offset: usize) -> String {
     dump.out
 }
 
-/// Whatever the node's own limit is: it is not known here.
-const ANY_VALUE: Limits = Limits {
-    value_len_max: u32::MAX,
-};
-
 /// A number that tells nothing by its size.
 fn hexadecimal(bytes: &[u8]) -> String {
     let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -218,6 +210,19 @@ fn number(bytes: &[u8]) -> String {
         .iter()
         .fold(0_u64, |number, &byte| number << 8 | u64::from(byte));
     grouped(number)
+}
+
+/// A number in two's complement.
+fn signed(bytes: &[u8]) -> String {
+    let is_negative = bytes.first().is_some_and(|&first| first & 0x80 != 0);
+    if !is_negative {
+        return number(bytes);
+    }
+    let magnitude = bytes
+        .iter()
+        .fold(0_u64, |number, &byte| number << 8 | u64::from(!byte));
+    // The two's complement of the field's own size: all bits turned, and one more.
+    format!("-{}", grouped(magnitude.saturating_add(1)))
 }
 
 /// `1234567` as `1,234,567`.
@@ -416,44 +421,34 @@ impl<'a> Dump<'a> {
         }
     }
 
-    /// The value of a FOLLOW.
-    fn follow(&mut self, value_len: usize) {
+    /// The value of a request: its operands, and what is behind them.
+    fn value(&mut self, spec: &CommandSpec, value_len: usize) {
         let end = self.at.saturating_add(value_len);
         self.within(end, |dump| {
-            if value_len < FOLLOW_FIELDS_LEN {
+            if value_len < spec.operands_len() {
                 dump.rows("value", value_len);
                 return;
             }
-            dump.field("version", 1, number);
-            dump.field("flags", 1, |flags| {
-                let mut names = Vec::new();
-                for (bit, name) in [(1, "observer"), (2, "full copy")] {
-                    if flags[0] & bit != 0 {
-                        names.push(name);
-                    }
-                }
-                names.join(", ")
-            });
-            dump.field("epoch", 8, number);
-            dump.field("nonce", 8, hexadecimal);
-            dump.field("last_index", 8, number);
-            dump.rows("cluster_id", dump.rest());
+            for field in spec.operands {
+                dump.operand(field);
+            }
+            dump.rows(spec.rest, dump.rest());
         });
     }
 
-    /// The value of a SUMS or LIST.
-    fn comparison(&mut self, value_len: usize) {
-        let end = self.at.saturating_add(value_len);
-        self.within(end, |dump| {
-            if value_len < COMPARISON_FIELDS_LEN {
-                dump.rows("value", value_len);
-                return;
-            }
-            dump.field("run", 8, hexadecimal);
-            dump.field("partition", 4, number);
-            dump.field("bits", 1, number);
-            dump.rows("buckets", dump.rest());
-        });
+    /// A field of the command table.
+    fn operand(&mut self, field: &Field) {
+        match field.form {
+            Form::Number => self.wide_field(field.name, field.size, number),
+            Form::Signed => self.wide_field(field.name, field.size, signed),
+            Form::Hex => self.wide_field(field.name, field.size, hexadecimal),
+            Form::Flags(bits) => self.wide_field(field.name, field.size, |flags| {
+                let flags = flags.first().copied().unwrap_or_default();
+                let set = bits.iter().filter(|(bit, _)| flags & bit != 0);
+                let names: Vec<&str> = set.map(|&(_, name)| name).collect();
+                names.join(", ")
+            }),
+        }
     }
 
     /// A length of two bytes, as far as it is there.
@@ -521,30 +516,17 @@ impl<'a> Dump<'a> {
         let value_len = header
             .frame_len()
             .saturating_sub(request::HEADER_LEN + usize::from(header.key_len));
-        if first == Opcode::Follow.byte() {
-            self.follow(value_len);
-        } else if [Opcode::Sums.byte(), Opcode::List.byte()].contains(&first) {
-            self.comparison(value_len);
-        } else {
-            self.rows("value", value_len);
+        match Opcode::try_from(first) {
+            Ok(opcode) => self.value(opcode.spec(), value_len),
+            Err(_) => self.rows("value", value_len),
         }
         match request::parse(frame, &ANY_VALUE) {
             Err(error) => self.note(&error.to_string()),
             Ok(request::Parsed::Whole(frame)) => {
-                let fault = match frame.request() {
-                    Request::Follow { key, value } => {
-                        Follow::decode(key, value).err().map(|e| e.to_string())
-                    }
-                    Request::Sums { key, value } => {
-                        Sums::decode(key, value).err().map(|e| e.to_string())
-                    }
-                    Request::List { key, value } => {
-                        List::decode(key, value).err().map(|e| e.to_string())
-                    }
-                    _ => None,
-                };
-                if let Some(fault) = fault {
-                    self.note(&fault);
+                let request = frame.request();
+                let judged = frame.opcode().spec().check(request.key(), request.value());
+                if let Err(error) = judged {
+                    self.note(&error.reason);
                 }
             }
             Ok(request::Parsed::Incomplete { .. }) => {}
@@ -705,7 +687,7 @@ impl<'a> Dump<'a> {
 mod tests {
     use super::*;
     use crate::history::{Era, History};
-    use crate::wire::replication::{BatchEncoder, Eras, Message, Start};
+    use crate::wire::replication::{BatchEncoder, Eras, Follow, Message, Start};
     use crate::wire::{Request, Response};
 
     const SET: &[u8] = b"\x01\x00\x07\x00\x00\x00\x06user123active";

@@ -7,8 +7,9 @@ use std::fmt;
 
 use byteorder::{BigEndian, ByteOrder};
 
-use super::EncodeError;
-use super::request::Request;
+use super::command::OperandError;
+use super::request::VALUE_LEN_AT;
+use super::{EncodeError, Opcode, Request};
 
 /// Most bits of a bucket's number: 4,096 buckets, whose sums are 64 KiB.
 pub const BITS_MAX: u8 = 12;
@@ -187,13 +188,9 @@ const fn set_len(bits: u8) -> usize {
 }
 
 /// Reads the fields that SUMS and LIST share.
-fn fields(
-    name: &'static str,
-    key: &[u8],
-    value: &[u8],
-) -> Result<(Place, u8, usize), ComparisonError> {
+fn fields(opcode: Opcode, key: &[u8], value: &[u8]) -> Result<(Place, u8, usize), ComparisonError> {
     let wrong_len = |needed| ComparisonError::ValueLen {
-        name,
+        name: opcode.name(),
         len: value.len(),
         needed,
     };
@@ -212,6 +209,14 @@ fn fields(
     Ok((place, bits, value.len()))
 }
 
+/// What the command table says of a request that is not acceptable.
+fn operand_error(error: ComparisonError) -> OperandError {
+    OperandError {
+        at: VALUE_LEN_AT,
+        reason: error.to_string(),
+    }
+}
+
 impl Sums {
     /// Reads the key and the value of a [`Request::Sums`].
     ///
@@ -219,15 +224,20 @@ impl Sums {
     ///
     /// What is wrong with them; the request is answered with ERROR, and the connection goes on.
     pub fn decode(key: &[u8], value: &[u8]) -> Result<Sums, ComparisonError> {
-        let (place, bits, len) = fields("SUMS", key, value)?;
+        let (place, bits, len) = fields(Opcode::Sums, key, value)?;
         if len != COMPARISON_FIELDS_LEN {
             return Err(ComparisonError::ValueLen {
-                name: "SUMS",
+                name: Opcode::Sums.name(),
                 len,
                 needed: COMPARISON_FIELDS_LEN,
             });
         }
         Ok(Sums { place, bits })
+    }
+
+    /// Judges the key and the value for the command table.
+    pub(super) fn check(key: &[u8], value: &[u8]) -> Result<(), OperandError> {
+        Sums::decode(key, value).map(drop).map_err(operand_error)
     }
 
     /// Appends the request's frame to `out`.
@@ -261,11 +271,11 @@ impl List {
         if value.is_empty() {
             return Ok(List::One(key.to_vec()));
         }
-        let (place, bits, len) = fields("LIST", key, value)?;
+        let (place, bits, len) = fields(Opcode::List, key, value)?;
         let needed = COMPARISON_FIELDS_LEN + set_len(bits);
         if len != needed {
             return Err(ComparisonError::ValueLen {
-                name: "LIST",
+                name: Opcode::List.name(),
                 len,
                 needed,
             });
@@ -273,6 +283,11 @@ impl List {
         let set = value[COMPARISON_FIELDS_LEN..].to_vec();
         let buckets = Buckets { bits, set };
         Ok(List::Some { place, buckets })
+    }
+
+    /// Judges the key and the value for the command table.
+    pub(super) fn check(key: &[u8], value: &[u8]) -> Result<(), OperandError> {
+        List::decode(key, value).map(drop).map_err(operand_error)
     }
 
     /// Appends the request's frame to `out`.
@@ -493,16 +508,18 @@ impl std::error::Error for ComparisonError {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::request::{LIST_VALUE_LEN_MAX, SUMS_VALUE_LEN_MAX};
+    use crate::wire::request::Limits;
 
     #[test]
     fn the_limits_that_a_header_is_judged_by_are_those_of_the_fields() {
+        let len_max = |opcode: Opcode| opcode.spec().value_len_max(&Limits { value_len_max: 0 });
+        assert_eq!(Opcode::Sums.spec().operands_len(), COMPARISON_FIELDS_LEN);
         assert_eq!(
-            usize::try_from(SUMS_VALUE_LEN_MAX),
+            usize::try_from(len_max(Opcode::Sums)),
             Ok(COMPARISON_FIELDS_LEN)
         );
         let longest = COMPARISON_FIELDS_LEN + set_len(BITS_MAX);
-        assert_eq!(usize::try_from(LIST_VALUE_LEN_MAX), Ok(longest));
+        assert_eq!(usize::try_from(len_max(Opcode::List)), Ok(longest));
     }
 
     #[test]

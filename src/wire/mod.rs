@@ -3,6 +3,7 @@
 //! Nothing here knows a socket, a thread, a clock or a log. The byte-exact specification is `docs/GBP.md`; its
 //! vectors are read by `tests/protocol/vectors.rs`, so the text and this code cannot drift apart.
 //!
+//! * [`command`]: the command table, which says of every operation what the rest of the code has to know.
 //! * [`request`]: what a client sends. [`request::parse`] turns received bytes into a [`RequestFrame`].
 //! * [`response`]: what a node answers. [`response::parse`] turns received bytes into a [`Response`].
 //! * [`replication`]: how a follower asks for its leader's log, and the frames that it is sent then.
@@ -28,7 +29,9 @@
 
 pub mod annotate;
 mod buffer;
+pub mod command;
 pub mod comparison;
+mod field;
 pub mod replication;
 pub mod request;
 pub mod response;
@@ -36,7 +39,9 @@ pub mod run;
 pub mod transcript;
 
 pub use buffer::{Buffer, GROWTH_BYTES_MAX};
-pub use request::{EncodeError, Opcode, Request, RequestError, RequestFrame};
+pub use command::{Access, CommandSpec, Opcode, Request};
+pub use field::{Field, Form};
+pub use request::{EncodeError, RequestError, RequestFrame};
 pub use response::{Response, ResponseError, Status};
 pub use run::Run;
 

@@ -1,117 +1,26 @@
-//! Requests: opcode, header, the operations, and what is wrong with a bad one.
+//! Requests: header, limits, and what is wrong with a bad one.
 
 use std::fmt;
 
 use byteorder::{BigEndian, ByteOrder};
 
-use super::{KEY_LEN_MAX, VALUE_LEN_MAX, is_text, size};
+use super::command::Traits;
+use super::{KEY_LEN_MAX, Opcode, Request, VALUE_LEN_MAX, is_text, size};
 
 /// Bytes of a request's header.
 pub const HEADER_LEN: usize = 7;
 
-/// Longest value of a FOLLOW in bytes, whatever the node's limit on values: its fields
-/// ([`Follow`](super::replication::Follow)) and a cluster id of 1,024 bytes.
-pub const FOLLOW_VALUE_LEN_MAX: u32 = 26 + 1_024;
+/// Offset of `key_len` in the header.
+pub(super) const KEY_LEN_AT: usize = 1;
 
-/// Longest value of a SUMS in bytes, whatever the node's limit on values: its fields
-/// ([`Sums`](super::comparison::Sums)).
-pub const SUMS_VALUE_LEN_MAX: u32 = 13;
+/// Offset of `value_len` in the header.
+pub(super) const VALUE_LEN_AT: usize = 3;
 
-/// Longest value of a LIST in bytes, whatever the node's limit on values: its fields
-/// ([`List`](super::comparison::List)) and a bit for each of 4,096 buckets.
-pub const LIST_VALUE_LEN_MAX: u32 = 13 + 512;
-
-/// What a request asks for: byte 0 of its frame (GBP §3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Opcode {
-    /// Stores a value under a key.
-    Set = 0x01,
-    /// Reads the value of a key.
-    Get = 0x02,
-    /// Removes a key.
-    Del = 0x03,
-    /// Asks whether the node is there.
-    Ping = 0x04,
-    /// Asks how the node is.
-    Status = 0x40,
-    /// Orders a follower that refuses its leader's data set to give up its own.
-    Discard = 0x41,
-    /// Asks for sums over what the node holds.
-    Sums = 0x42,
-    /// Asks for the keys of some of it, with hashes.
-    List = 0x43,
-    /// Asks a leader for the replication stream.
-    Follow = 0x60,
-}
-
-impl Opcode {
-    /// Every opcode of this version, for tables and tests.
-    pub const ALL: [Opcode; 9] = [
-        Opcode::Set,
-        Opcode::Get,
-        Opcode::Del,
-        Opcode::Ping,
-        Opcode::Status,
-        Opcode::Discard,
-        Opcode::Sums,
-        Opcode::List,
-        Opcode::Follow,
-    ];
-
-    /// The byte on the wire.
-    #[must_use]
-    pub const fn byte(self) -> u8 {
-        // The discriminants are the protocol's numbers, so this is the definition and not a conversion that can lose.
-        self as u8
-    }
-
-    /// The operation's name as people write it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Opcode::Set => "SET",
-            Opcode::Get => "GET",
-            Opcode::Del => "DEL",
-            Opcode::Ping => "PING",
-            Opcode::Status => "STATUS",
-            Opcode::Discard => "DISCARD",
-            Opcode::Sums => "SUMS",
-            Opcode::List => "LIST",
-            Opcode::Follow => "FOLLOW",
-        }
-    }
-
-    /// Whether a request with this opcode carries a key.
-    #[must_use]
-    pub const fn uses_key(self) -> bool {
-        matches!(
-            self,
-            Opcode::Set | Opcode::Get | Opcode::Del | Opcode::Sums | Opcode::List | Opcode::Follow
-        )
-    }
-
-    /// Whether a request with this opcode carries a value.
-    #[must_use]
-    pub const fn uses_value(self) -> bool {
-        matches!(
-            self,
-            Opcode::Set | Opcode::Sums | Opcode::List | Opcode::Follow
-        )
-    }
-}
-
-impl TryFrom<u8> for Opcode {
-    /// The byte that is no opcode of this version.
-    type Error = u8;
-
-    fn try_from(byte: u8) -> Result<Opcode, u8> {
-        Opcode::ALL
-            .into_iter()
-            .find(|opcode| opcode.byte() == byte)
-            .ok_or(byte)
-    }
-}
+/// Limits that accept a value of any length, for bytes that are read where the node's own limit does not apply: frames
+/// of the log, which another node has accepted, and frames that people look at.
+pub const ANY_VALUE: Limits = Limits {
+    value_len_max: u32::MAX,
+};
 
 /// Request header: 7 bytes, integers big-endian.
 ///
@@ -164,105 +73,7 @@ impl RequestHeader {
     }
 }
 
-/// One operation with its operands, borrowed from wherever they lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request<'a> {
-    /// Store `value` under `key`, whatever was there before.
-    Set {
-        /// 0 to [`KEY_LEN_MAX`] bytes.
-        key: &'a [u8],
-        /// 0 to [`VALUE_LEN_MAX`] bytes, and no more than the node allows.
-        value: &'a [u8],
-    },
-    /// Read the value of `key`.
-    Get {
-        /// 0 to [`KEY_LEN_MAX`] bytes.
-        key: &'a [u8],
-    },
-    /// Remove `key`.
-    Del {
-        /// 0 to [`KEY_LEN_MAX`] bytes.
-        key: &'a [u8],
-    },
-    /// Ask whether the node is there.
-    Ping,
-    /// Ask how the node is.
-    Status,
-    /// Order a follower that refuses its leader's data set to give up its own and to take a full copy.
-    Discard,
-    /// Ask for sums over what the node holds. The operands are as they came; [`Sums::decode`] judges them.
-    ///
-    /// [`Sums::decode`]: super::comparison::Sums::decode
-    Sums {
-        /// Where to begin within a partition, 0 to [`KEY_LEN_MAX`] bytes.
-        key: &'a [u8],
-        /// The other fields, 0 to [`SUMS_VALUE_LEN_MAX`] bytes.
-        value: &'a [u8],
-    },
-    /// Ask for the keys of some of it, with hashes. The operands are as they came; [`List::decode`] judges them.
-    ///
-    /// [`List::decode`]: super::comparison::List::decode
-    List {
-        /// Where to begin within a partition, or the one key, 0 to [`KEY_LEN_MAX`] bytes.
-        key: &'a [u8],
-        /// The other fields, 0 to [`LIST_VALUE_LEN_MAX`] bytes.
-        value: &'a [u8],
-    },
-    /// Ask a leader for the replication stream. The operands are as they came; [`Follow::decode`] judges them, since a
-    /// FOLLOW whose fields are wrong is still a frame whose end is known.
-    ///
-    /// [`Follow::decode`]: super::replication::Follow::decode
-    Follow {
-        /// The follower's name, 0 to [`KEY_LEN_MAX`] bytes.
-        key: &'a [u8],
-        /// The other fields, 0 to [`FOLLOW_VALUE_LEN_MAX`] bytes.
-        value: &'a [u8],
-    },
-}
-
-impl<'a> Request<'a> {
-    /// The operation's opcode.
-    #[must_use]
-    pub const fn opcode(&self) -> Opcode {
-        match self {
-            Request::Set { .. } => Opcode::Set,
-            Request::Get { .. } => Opcode::Get,
-            Request::Del { .. } => Opcode::Del,
-            Request::Ping => Opcode::Ping,
-            Request::Status => Opcode::Status,
-            Request::Discard => Opcode::Discard,
-            Request::Sums { .. } => Opcode::Sums,
-            Request::List { .. } => Opcode::List,
-            Request::Follow { .. } => Opcode::Follow,
-        }
-    }
-
-    /// The key, empty for an operation without one.
-    #[must_use]
-    pub const fn key(&self) -> &'a [u8] {
-        match *self {
-            Request::Set { key, .. }
-            | Request::Get { key }
-            | Request::Del { key }
-            | Request::Sums { key, .. }
-            | Request::List { key, .. }
-            | Request::Follow { key, .. } => key,
-            Request::Ping | Request::Status | Request::Discard => &[],
-        }
-    }
-
-    /// The value, empty for an operation without one.
-    #[must_use]
-    pub const fn value(&self) -> &'a [u8] {
-        match *self {
-            Request::Set { value, .. }
-            | Request::Sums { value, .. }
-            | Request::List { value, .. }
-            | Request::Follow { value, .. } => value,
-            _ => &[],
-        }
-    }
-
+impl Request<'_> {
     /// Appends the request's frame to `out`.
     ///
     /// # Errors
@@ -346,17 +157,18 @@ impl<'a> RequestFrame<'a> {
     pub fn request(&self) -> Request<'a> {
         let operands = &self.bytes[HEADER_LEN..];
         let (key, value) = operands.split_at(usize::from(self.key_len));
-        match self.opcode {
-            Opcode::Set => Request::Set { key, value },
-            Opcode::Get => Request::Get { key },
-            Opcode::Del => Request::Del { key },
-            Opcode::Ping => Request::Ping,
-            Opcode::Status => Request::Status,
-            Opcode::Discard => Request::Discard,
-            Opcode::Sums => Request::Sums { key, value },
-            Opcode::List => Request::List { key, value },
-            Opcode::Follow => Request::Follow { key, value },
-        }
+        Request::new(self.opcode, key, value)
+    }
+
+    /// The operation.
+    #[must_use]
+    pub const fn opcode(&self) -> Opcode {
+        self.opcode
+    }
+
+    /// The traits of the operation.
+    pub(super) fn traits(&self) -> Traits {
+        Traits::of(self.opcode.byte())
     }
 
     /// The frame, byte for byte.
@@ -371,22 +183,6 @@ impl<'a> RequestFrame<'a> {
 pub struct Limits {
     /// Longest value in bytes; `max_value_bytes` in `cluster.toml`.
     pub value_len_max: u32,
-}
-
-impl Limits {
-    /// Longest value in bytes of a request with this opcode, known or not.
-    const fn value_len_max(&self, opcode: u8) -> u32 {
-        // These must get in where values are short, and need no more where they are long.
-        if opcode == Opcode::Follow.byte() {
-            FOLLOW_VALUE_LEN_MAX
-        } else if opcode == Opcode::Sums.byte() {
-            SUMS_VALUE_LEN_MAX
-        } else if opcode == Opcode::List.byte() {
-            LIST_VALUE_LEN_MAX
-        } else {
-            self.value_len_max
-        }
-    }
 }
 
 impl Default for Limits {
@@ -475,7 +271,11 @@ impl RequestError {
             | RequestError::UnusedValue {
                 skip: Some(len), ..
             } => Disposition::Skip(len),
-            _ => Disposition::Close,
+            RequestError::Text { .. }
+            | RequestError::ValueTooLong { .. }
+            | RequestError::UnknownOpcode { skip: None, .. }
+            | RequestError::UnusedKey { skip: None, .. }
+            | RequestError::UnusedValue { skip: None, .. } => Disposition::Close,
         }
     }
 }
@@ -540,20 +340,25 @@ pub fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, Request
     };
     let header = RequestHeader::decode(*header);
     let frame_len = header.frame_len();
-    let max = limits.value_len_max(header.opcode);
+    let traits = Traits::of(header.opcode);
+    let max = if traits.has_own_limit() {
+        own_value_len_max(header.opcode, limits)
+    } else {
+        limits.value_len_max
+    };
     let is_too_long = header.value_len > max;
     // Only a frame whose length the node would accept is worth waiting for.
     let skip = (!is_too_long).then_some(frame_len);
     let opcode = Opcode::try_from(header.opcode)
         .map_err(|opcode| RequestError::UnknownOpcode { opcode, skip })?;
-    if header.key_len > 0 && !opcode.uses_key() {
+    if header.key_len > 0 && !traits.has_key() {
         return Err(RequestError::UnusedKey {
             opcode,
             key_len: header.key_len,
             skip,
         });
     }
-    if header.value_len > 0 && !opcode.uses_value() {
+    if header.value_len > 0 && !traits.has_value() {
         return Err(RequestError::UnusedValue {
             opcode,
             value_len: header.value_len,
@@ -576,12 +381,17 @@ pub fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, Request
     }))
 }
 
+/// The limit on the value of an operation whose limit is not just the node's.
+#[cold]
+fn own_value_len_max(opcode: u8, limits: &Limits) -> u32 {
+    Opcode::try_from(opcode).map_or(limits.value_len_max, |opcode| {
+        opcode.spec().value_len_max(limits)
+    })
+}
+
 /// The requests that `bytes` begin with, one after another, with values of any length: up to their end, or up to what
 /// [`parse`] does not take for a whole request.
 pub fn frames(bytes: &[u8]) -> impl Iterator<Item = RequestFrame<'_>> {
-    const ANY_VALUE: Limits = Limits {
-        value_len_max: u32::MAX,
-    };
     let mut rest = bytes;
     std::iter::from_fn(move || match parse(rest, &ANY_VALUE) {
         Ok(Parsed::Whole(frame)) => {

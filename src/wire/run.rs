@@ -1,58 +1,57 @@
-//! Requests that came one behind the other and are carried out together.
+//! Runs: pipelined requests that are executed together.
 
 use arrayvec::ArrayVec;
 
+use super::command::Traits;
 use super::request::{Limits, Parsed, parse};
-use super::{Opcode, Request, RequestFrame, size};
+use super::{RequestFrame, size};
 
-/// Most requests of a run. What is done once for all of them is then cheap enough, and what a run keeps locked is still
-/// a small part of the store.
+/// Most requests in a run. The cost of a run is then small for each of them, and a run still locks a small part of the
+/// store.
 pub const RUN_MAX: usize = 16;
 
-/// Longest SET frame in bytes that shares a run with others; a longer one is worth the cost of going alone.
+/// Longest frame in bytes of a SET that shares a run with others. A longer one is a run of its own.
 pub const RUN_FRAME_BYTES_MAX: usize = 4 << 10;
 
-/// Most bytes of a run: as many as there are of SETs, and enough for any one GET or DEL.
+/// Most bytes in a run: room for the most SETs, and for any one GET or DEL.
 const RUN_BYTES_MAX: usize = RUN_MAX * RUN_FRAME_BYTES_MAX;
 
-/// GETs, SETs and DELs, whole and acceptable, that lie one behind the other; [`RUN_MAX`] of them at the most.
+/// Whole, acceptable requests that lie one behind the other and may be executed together, at most [`RUN_MAX`].
 ///
-/// Small, since it lies on the stack of every connection: where each frame ends, and not the frames.
+/// Every connection keeps one on its stack, so it holds the ends of the frames and not the frames.
 #[derive(Clone, Debug)]
 pub struct Run<'a> {
     bytes: &'a [u8],
     ends: ArrayVec<u32, RUN_MAX>,
     writes: u16,
+    has_computed: bool,
 }
 
 impl<'a> Run<'a> {
-    /// Whether requests of this opcode go into runs.
+    /// Whether the command table puts requests of this opcode into runs.
     #[must_use]
     pub fn takes(opcode: u8) -> bool {
-        [Opcode::Get, Opcode::Set, Opcode::Del]
-            .map(Opcode::byte)
-            .contains(&opcode)
+        Traits::of(opcode).is_batchable()
     }
 
-    /// Requests at the start of `bytes`, as many as there are before one of another kind; a SET of more than
+    /// The batchable requests at the start of `bytes`, up to the first other one; a SET of more than
     /// [`RUN_FRAME_BYTES_MAX`] bytes alone.
     #[must_use]
     pub fn of(bytes: &'a [u8], limits: &Limits) -> Run<'a> {
         let (mut ends, mut len, mut writes) = (ArrayVec::new(), 0, 0);
+        let mut has_computed = false;
         while !ends.is_full()
             && let Ok(Parsed::Whole(frame)) = parse(&bytes[len..], limits)
         {
-            let is_write = match frame.request() {
-                Request::Get { .. } => false,
-                Request::Set { .. } | Request::Del { .. } => true,
-                _ => break,
-            };
-            let is_large = is_large(&frame);
-            if len > 0 && (is_large || len + frame.bytes().len() > RUN_BYTES_MAX) {
+            let traits = frame.traits();
+            let is_large = is_large(&frame, traits);
+            let is_too_much = len > 0 && (is_large || len + frame.bytes().len() > RUN_BYTES_MAX);
+            if !traits.is_batchable() || is_too_much {
                 break;
             }
             len += frame.bytes().len();
-            writes |= u16::from(is_write) << ends.len();
+            writes |= u16::from(traits.writes()) << ends.len();
+            has_computed |= traits.is_computed();
             ends.push(u32::try_from(len).unwrap_or(u32::MAX));
             if is_large {
                 break;
@@ -63,10 +62,11 @@ impl<'a> Run<'a> {
             bytes,
             ends,
             writes,
+            has_computed,
         }
     }
 
-    /// All of it, byte for byte.
+    /// The frames, one behind the other.
     #[must_use]
     pub const fn bytes(&self) -> &'a [u8] {
         self.bytes
@@ -75,16 +75,24 @@ impl<'a> Run<'a> {
     /// The SET of more than [`RUN_FRAME_BYTES_MAX`] bytes that is the whole run, where it is one.
     #[must_use]
     pub fn large(&self) -> Option<RequestFrame<'a>> {
-        self.frames().next().filter(is_large)
+        let first = self.frames().next();
+        first.filter(|frame| is_large(frame, frame.traits()))
     }
 
-    /// A bit for each request, the lowest for the first: whether it is a SET or a DEL.
+    /// A bit for each request, the lowest for the first: 1 for a write.
     #[must_use]
     pub const fn writes(&self) -> u16 {
         self.writes
     }
 
-    /// The frames of the requests whose bits are set, one behind the other.
+    /// Whether the effect of a write in the run is computed from old values. Where it is false, the frames of the
+    /// writes are their effects, byte for byte.
+    #[must_use]
+    pub const fn has_computed(&self) -> bool {
+        self.has_computed
+    }
+
+    /// Copies the frames of the requests whose bits are set, one behind the other.
     #[must_use]
     pub fn copy_of(&self, requests: u16) -> Vec<u8> {
         if usize::try_from(requests.count_ones()) == Ok(self.len()) {
@@ -126,14 +134,16 @@ impl<'a> Run<'a> {
     }
 }
 
-fn is_large(frame: &RequestFrame<'_>) -> bool {
-    matches!(frame.request(), Request::Set { .. }) && frame.bytes().len() > RUN_FRAME_BYTES_MAX
+/// Whether the frame becomes an entry as it is, and is long.
+fn is_large(frame: &RequestFrame<'_>, traits: Traits) -> bool {
+    traits.is_own_effect() && traits.has_value() && frame.bytes().len() > RUN_FRAME_BYTES_MAX
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::wire::Request;
 
     /// A frame of each request, one behind the other.
     fn frames(requests: &[Request<'_>]) -> Vec<u8> {

@@ -18,13 +18,11 @@
 
 use std::fmt;
 
-use super::replication::{
-    self, FOLLOW_FIELDS_LEN, Follow, FollowAnswer, FollowError, Head, ReplicationError,
-    StreamOpcode,
-};
-use super::request::{self, Limits, Opcode, Request, RequestError, RequestHeader};
+use super::command::OkValue;
+use super::replication::{self, FollowAnswer, Head, ReplicationError, StreamOpcode};
+use super::request::{self, ANY_VALUE, KEY_LEN_AT, RequestError, RequestHeader, VALUE_LEN_AT};
 use super::response::{self, Response, Status};
-use super::{is_text, size};
+use super::{Opcode, is_text, size};
 
 /// Who sent the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,8 +211,8 @@ impl<'a> Iterator for Transcript<'a> {
         Some(match judged {
             Ok(len) => {
                 self.at += len;
-                self.follows |= kind == Kind::AnswerToFollow
-                    || (kind == Kind::Request && first == Opcode::Follow.byte());
+                self.follows |=
+                    kind == Kind::AnswerToFollow || (kind == Kind::Request && opens_stream(first));
                 Ok(Frame {
                     number: self.number,
                     at,
@@ -275,15 +273,6 @@ impl Wrong {
     }
 }
 
-/// Whatever the node's own limit is: it is not known here.
-const ANY_VALUE: Limits = Limits {
-    value_len_max: u32::MAX,
-};
-
-/// Where the fields of a request's header lie.
-const KEY_LEN_AT: usize = 1;
-const VALUE_LEN_AT: usize = 3;
-
 /// The length of the request at the start of `bytes`.
 fn judge_request(bytes: &[u8], is_first: bool) -> Result<usize, Wrong> {
     let first = bytes.first().copied().unwrap_or_default();
@@ -302,22 +291,20 @@ fn judge_request(bytes: &[u8], is_first: bool) -> Result<usize, Wrong> {
             Err(Wrong::at(at, &error))
         }
         Ok(request::Parsed::Whole(frame)) => {
-            if let Request::Follow { key, value } = frame.request()
-                && let Err(error) = Follow::decode(key, value)
-            {
-                let value_at = request::HEADER_LEN + key.len();
-                let at = match error {
-                    FollowError::Version { .. } => value_at,
-                    FollowError::Flags { .. } => value_at + 1,
-                    FollowError::ClusterIdLen { .. } => value_at + FOLLOW_FIELDS_LEN,
-                    FollowError::NameLen { .. } => KEY_LEN_AT,
-                    FollowError::TooShort { .. } | FollowError::Encode(_) => VALUE_LEN_AT,
-                };
-                return Err(Wrong::at(at, &error));
+            let (spec, request) = (frame.opcode().spec(), frame.request());
+            // The fields of a request for a stream decide what the bytes behind it are.
+            if spec.ok == OkValue::Stream {
+                let judged = spec.check(request.key(), request.value());
+                judged.map_err(|error| Wrong::at(error.at, &error.reason))?;
             }
             Ok(frame.bytes().len())
         }
     }
+}
+
+/// Whether a stream may follow the response to a request with this opcode.
+pub(super) fn opens_stream(opcode: u8) -> bool {
+    Opcode::try_from(opcode).is_ok_and(|opcode| opcode.spec().ok == OkValue::Stream)
 }
 
 /// Where in a request the field is that an error speaks of.

@@ -11,9 +11,9 @@ use gopherstore::history::{Era, History};
 use gopherstore::node::Node;
 use gopherstore::server::{Server, Stopper};
 use gopherstore::wire::replication::{Eras, FollowAnswer, Message, Start};
-use gopherstore::wire::request::{Limits, Opcode};
+use gopherstore::wire::request::Limits;
 use gopherstore::wire::response::Response;
-use gopherstore::wire::{Request, Run, Status};
+use gopherstore::wire::{Opcode, Request, Run, Status};
 use socket2::{Domain, Socket, Type};
 
 use crate::with_frame;

@@ -516,7 +516,7 @@ fn the_published_examples_stand() {
 #[test]
 fn the_tables_of_opcodes_and_statuses_are_those_of_the_code() {
     let text = include_str!("../../docs/GBP.md");
-    for opcode in request::Opcode::ALL {
+    for opcode in Opcode::ALL {
         let cell = |used| if used { "yes" } else { "no" };
         let row = format!(
             "| 0x{:02X} | {} | {} | {} |",

@@ -1,17 +1,11 @@
 //! Client frames one after another: the value of ENTRIES and SNAPSHOT_CHUNK.
 
 use super::{Fields, Head, ReplicationError, StreamOpcode};
-use crate::wire::request::{self, Limits, Parsed};
-use crate::wire::{Opcode, RequestFrame, Run, size};
+use crate::wire::request::{self, ANY_VALUE, Parsed};
+use crate::wire::{RequestFrame, Run, size};
 
 /// Longest value in bytes of a batch of more than one frame. A batch of one has whatever length its frame has.
 pub const BATCH_LEN_MAX: u32 = 1 << 20;
-
-/// A frame that the leader took in is taken, whatever the limit of the node that it is sent to: an entry cannot be left
-/// out, and a follower that refused it would never get past it.
-const ANY_VALUE: Limits = Limits {
-    value_len_max: u32::MAX,
-};
 
 /// The client frames of a batch: SET and DEL, whole, one after another.
 ///
@@ -33,8 +27,8 @@ impl<'a> Frames<'a> {
         while !rest.is_empty() {
             match request::parse(rest, &ANY_VALUE) {
                 Ok(Parsed::Whole(frame)) => {
-                    let operation = frame.request().opcode();
-                    if !matches!(operation, Opcode::Set | Opcode::Del) {
+                    let operation = frame.opcode();
+                    if !frame.traits().is_own_effect() {
                         return Err(ReplicationError::NotAWrite { at, operation });
                     }
                     rest = &rest[frame.bytes().len()..];

@@ -5,8 +5,9 @@ use std::fmt;
 use byteorder::{BigEndian, ByteOrder};
 
 use super::{Eras, ErasError};
-use crate::wire::EncodeError;
-use crate::wire::request::Request;
+use crate::wire::command::OperandError;
+use crate::wire::request::{HEADER_LEN, KEY_LEN_AT, VALUE_LEN_AT};
+use crate::wire::{EncodeError, Request};
 
 /// The version of the stream that this code speaks.
 pub const FOLLOW_VERSION: u8 = 1;
@@ -116,6 +117,23 @@ impl<'a> Follow<'a> {
             value: &value,
         };
         request.encode(out).map_err(FollowError::Encode)
+    }
+
+    /// Judges the key and the value for the command table.
+    pub(in crate::wire) fn check_operands(key: &[u8], value: &[u8]) -> Result<(), OperandError> {
+        let Err(error) = Follow::decode(key, value) else {
+            return Ok(());
+        };
+        let value_at = HEADER_LEN + key.len();
+        let at = match error {
+            FollowError::Version { .. } => value_at,
+            FollowError::Flags { .. } => value_at + 1,
+            FollowError::ClusterIdLen { .. } => value_at + FOLLOW_FIELDS_LEN,
+            FollowError::NameLen { .. } => KEY_LEN_AT,
+            FollowError::TooShort { .. } | FollowError::Encode(_) => VALUE_LEN_AT,
+        };
+        let reason = error.to_string();
+        Err(OperandError { at, reason })
     }
 
     fn check(&self) -> Result<(), FollowError> {
@@ -334,12 +352,16 @@ impl std::error::Error for FollowAnswerError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::request::FOLLOW_VALUE_LEN_MAX;
+    use crate::wire::Opcode;
+    use crate::wire::request::Limits;
 
     #[test]
     fn the_limit_that_a_header_is_judged_by_is_that_of_the_fields() {
+        let spec = Opcode::Follow.spec();
+        assert_eq!(spec.operands_len(), FOLLOW_FIELDS_LEN);
+        let len_max = spec.value_len_max(&Limits { value_len_max: 0 });
         assert_eq!(
-            usize::try_from(FOLLOW_VALUE_LEN_MAX),
+            usize::try_from(len_max),
             Ok(FOLLOW_FIELDS_LEN + CLUSTER_ID_LEN_MAX)
         );
     }

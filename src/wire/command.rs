@@ -1,0 +1,668 @@
+//! The command table: what this version of GBP says of every operation.
+//!
+//! A row of the `commands!` table below gives an operation its opcode, its name, its fields and their limits, and
+//! what the parser, the batching, the admission, the client and the annotation have to know of it. They read
+//! [`CommandSpec`] and do not name operations. [`Opcode`] and [`Request`] are made from the rows. A new operation is a
+//! row here, a function in the engine, its documentation in docs/GBP.md, and its vectors there.
+//!
+//! # Example
+//!
+//! ```
+//! use gopherstore::wire::{Access, Opcode};
+//!
+//! let list = Opcode::List.spec();
+//! assert_eq!((list.name, list.access, list.writes), ("LIST", Access::Admin, false));
+//! assert_eq!(list.operands.iter().map(|field| field.name).collect::<Vec<_>>(), ["run", "partition", "bits"]);
+//! ```
+//!
+//! # Source
+//!
+//! GBP §3 "Opcodes", §4 "Operations".
+
+use super::comparison::{List, Sums};
+use super::replication::Follow;
+use super::request::Limits;
+use super::{Field, Status};
+
+/// What the protocol says of one operation: a row of the command table.
+#[derive(Clone, Copy, Debug)]
+pub struct CommandSpec {
+    /// Byte 0 of the request.
+    pub opcode: Opcode,
+    /// Name, as people write it.
+    pub name: &'static str,
+    /// Whether the request carries a key.
+    pub has_key: bool,
+    /// Fields at the start of the value, in their order.
+    pub operands: &'static [Field],
+    /// Name of what follows the operands.
+    pub rest: &'static str,
+    /// Longest rest of the value.
+    pub rest_max: Limit,
+    /// What is wrong with key and value, where lengths are not all that must hold.
+    pub check: Option<Check>,
+    /// Right that a client needs.
+    pub access: Access,
+    /// Whether it changes the data set, so that only the leader executes it.
+    pub writes: bool,
+    /// Whether the request is its own effect: the log and the followers take its frame as it is. The effect of another
+    /// write is computed from the old value.
+    pub is_own_effect: bool,
+    /// Bytes by which the frame of its effect may be longer than that of the request.
+    pub effect_extra: usize,
+    /// Whether it may share a [`Run`](super::Run) with other requests.
+    pub batchable: bool,
+    /// Whether a connection beyond `max_connections` may send it.
+    pub reserve: Reserve,
+    /// Statuses that it answers.
+    pub statuses: &'static [Status],
+    /// Value of its OK.
+    pub ok: OkValue,
+}
+
+/// Judges the key and the value of a request.
+pub type Check = fn(key: &[u8], value: &[u8]) -> Result<(), OperandError>;
+
+/// Right that a client needs for an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reads data of the cluster; any node that holds it may answer.
+    Read,
+    /// Changes data of the cluster.
+    Write,
+    /// Reads or changes the state of the very node that it is sent to.
+    Admin,
+    /// Belongs to other nodes of the cluster.
+    Peer,
+}
+
+/// What a connection beyond `max_connections` may do with an operation (GBP §8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reserve {
+    /// Nothing: it gets the ERROR of the limit.
+    Refused,
+    /// Send it, but not as the first request.
+    Answered,
+    /// Send it as the first request, which lets the connection in.
+    Admitted,
+}
+
+/// Limit on the length of the rest of a value, behind the operands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// The node's `max_value_bytes`.
+    Node,
+    /// So many bytes, whatever the node's limit is.
+    Bytes(u32),
+}
+
+/// Value of an operation's OK.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OkValue {
+    /// Empty.
+    Empty,
+    /// The value of a key: any bytes.
+    Bytes,
+    /// Text in UTF-8.
+    Text,
+    /// The four bytes `PONG`.
+    Pong,
+    /// Fields of the operation's own.
+    Structured,
+    /// Fields of the operation's own; frames of the replication stream may follow the response.
+    Stream,
+}
+
+/// A key or value whose fields are not acceptable, though the frame's lengths are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OperandError {
+    /// Offset in the frame of the field that is wrong.
+    pub at: usize,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+const NO_VALUE: Limit = Limit::Bytes(0);
+
+/// Where a scan for SUMS or LIST goes on.
+const SCAN: &[Field] = &[
+    Field::hex("run", 8),
+    Field::number("partition", 4),
+    Field::number("bits", 1),
+];
+
+/// Statuses of an operation that every node executes in every state.
+const ALWAYS: &[Status] = &[Status::Ok, Status::Error];
+
+/// Statuses of an operation that needs a complete data set.
+const READ: &[Status] = &[Status::Ok, Status::Error, Status::Loading];
+
+/// Statuses of a GET.
+const READ_KEY: &[Status] = &[Status::Ok, Status::Error, Status::NotFound, Status::Loading];
+
+/// Statuses of a write.
+const WRITE: &[Status] = &[
+    Status::Ok,
+    Status::Error,
+    Status::NotLeader,
+    Status::Loading,
+];
+
+/// Statuses of a write to a key that must exist.
+const WRITE_KEY: &[Status] = &[
+    Status::Ok,
+    Status::Error,
+    Status::NotLeader,
+    Status::NotFound,
+    Status::Loading,
+];
+
+/// True where a name is given.
+macro_rules! is_given {
+    () => {
+        false
+    };
+    ($name:ident) => {
+        true
+    };
+}
+
+/// The named slice, or an empty one.
+macro_rules! or_empty {
+    () => {
+        &[]
+    };
+    ($name:ident) => {
+        $name
+    };
+}
+
+/// Makes [`Opcode`], [`Request`] and the specs from the table. The braces behind a variant hold `key`, where the
+/// request carries one, and `, value`, where it carries operands or anything behind them.
+macro_rules! commands {
+    ($(
+        $(#[$doc:meta])*
+        $variant:ident $({ $($key:ident)? $(, $value:ident)? })? = $byte:literal { $($spec:tt)* }
+    )+) => {
+        /// What a request asks for: byte 0 of its frame (GBP §3).
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum Opcode {
+            $($(#[$doc])* $variant = $byte,)+
+        }
+
+        impl Opcode {
+            /// Every opcode of this version, in the order of their bytes.
+            pub const ALL: [Opcode; [$($byte),+].len()] = [$(Opcode::$variant),+];
+
+            /// The operation's row of the command table.
+            #[must_use]
+            pub const fn spec(self) -> &'static CommandSpec {
+                match self {
+                    $(Opcode::$variant => {
+                        const SPEC: CommandSpec = CommandSpec {
+                            opcode: Opcode::$variant,
+                            has_key: is_given!($($($key)?)?),
+                            $($spec)*
+                        };
+                        const _: () = SPEC.assert_consistent(is_given!($($($value)?)?));
+                        &SPEC
+                    })+
+                }
+            }
+        }
+
+        impl TryFrom<u8> for Opcode {
+            /// The byte that is no opcode of this version.
+            type Error = u8;
+
+            fn try_from(byte: u8) -> Result<Opcode, u8> {
+                match byte {
+                    $($byte => Ok(Opcode::$variant),)+
+                    _ => Err(byte),
+                }
+            }
+        }
+
+        /// One operation with its key and value, borrowed from wherever they lie.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Request<'a> {
+            $($(#[$doc])* $variant $({
+                $(
+                    /// 0 to [`KEY_LEN_MAX`](super::KEY_LEN_MAX) bytes.
+                    $key: &'a [u8],
+                )?
+                $(
+                    /// The [operands](CommandSpec::operands) and the rest of the value, as they came.
+                    $value: &'a [u8],
+                )?
+            })?,)+
+        }
+
+        impl<'a> Request<'a> {
+            /// The operation with this key and value. One that it does not carry is ignored.
+            pub(super) const fn new(opcode: Opcode, key: &'a [u8], value: &'a [u8]) -> Request<'a> {
+                match opcode {
+                    $(Opcode::$variant => Request::$variant $({ $($key: key,)? $($value: value,)? })?,)+
+                }
+            }
+
+            /// The operation's opcode.
+            #[must_use]
+            pub const fn opcode(&self) -> Opcode {
+                match self {
+                    $(Request::$variant $({ $($key: _,)? .. })? => Opcode::$variant,)+
+                }
+            }
+
+            /// The key, empty for an operation without one.
+            #[must_use]
+            pub const fn key(&self) -> &'a [u8] {
+                match *self {
+                    $(Request::$variant $({ $($key,)? .. })? => or_empty!($($($key)?)?),)+
+                }
+            }
+
+            /// The value, empty for an operation without one.
+            #[must_use]
+            pub const fn value(&self) -> &'a [u8] {
+                match *self {
+                    $(Request::$variant $({ $($value,)? .. })? => or_empty!($($($value)?)?),)+
+                }
+            }
+        }
+    };
+}
+
+commands! {
+    /// Stores `value` under `key` and replaces an earlier value.
+    Set { key, value } = 0x01 {
+        name: "SET",
+        operands: &[],
+        rest: "value",
+        rest_max: Limit::Node,
+        check: None,
+        access: Access::Write,
+        writes: true,
+        is_own_effect: true,
+        effect_extra: 0,
+        batchable: true,
+        reserve: Reserve::Refused,
+        statuses: WRITE,
+        ok: OkValue::Empty,
+    }
+    /// Reads the value of `key`.
+    Get { key } = 0x02 {
+        name: "GET",
+        operands: &[],
+        rest: "value",
+        rest_max: NO_VALUE,
+        check: None,
+        access: Access::Read,
+        writes: false,
+        is_own_effect: false,
+        effect_extra: 0,
+        batchable: true,
+        reserve: Reserve::Refused,
+        statuses: READ_KEY,
+        ok: OkValue::Bytes,
+    }
+    /// Removes `key`.
+    Del { key } = 0x03 {
+        name: "DEL",
+        operands: &[],
+        rest: "value",
+        rest_max: NO_VALUE,
+        check: None,
+        access: Access::Write,
+        writes: true,
+        is_own_effect: true,
+        effect_extra: 0,
+        batchable: true,
+        reserve: Reserve::Refused,
+        statuses: WRITE_KEY,
+        ok: OkValue::Empty,
+    }
+    /// Checks that the node responds.
+    Ping = 0x04 {
+        name: "PING",
+        operands: &[],
+        rest: "value",
+        rest_max: NO_VALUE,
+        check: None,
+        access: Access::Read,
+        writes: false,
+        is_own_effect: false,
+        effect_extra: 0,
+        batchable: false,
+        reserve: Reserve::Answered,
+        statuses: ALWAYS,
+        ok: OkValue::Pong,
+    }
+    /// Reads the node's state.
+    Status = 0x40 {
+        name: "STATUS",
+        operands: &[],
+        rest: "value",
+        rest_max: NO_VALUE,
+        check: None,
+        access: Access::Admin,
+        writes: false,
+        is_own_effect: false,
+        effect_extra: 0,
+        batchable: false,
+        reserve: Reserve::Admitted,
+        statuses: ALWAYS,
+        ok: OkValue::Text,
+    }
+    /// Orders a follower that refuses its leader's data set to discard its own and to take a full copy.
+    Discard = 0x41 {
+        name: "DISCARD",
+        operands: &[],
+        rest: "value",
+        rest_max: NO_VALUE,
+        check: None,
+        access: Access::Admin,
+        writes: false,
+        is_own_effect: false,
+        effect_extra: 0,
+        batchable: false,
+        reserve: Reserve::Refused,
+        statuses: ALWAYS,
+        ok: OkValue::Empty,
+    }
+    /// Reads checksums of the node's data; [`Sums::decode`] judges key and value.
+    Sums { key, value } = 0x42 {
+        name: "SUMS",
+        operands: SCAN,
+        rest: "value",
+        rest_max: NO_VALUE,
+        check: Some(Sums::check),
+        access: Access::Admin,
+        writes: false,
+        is_own_effect: false,
+        effect_extra: 0,
+        batchable: false,
+        reserve: Reserve::Refused,
+        statuses: READ,
+        ok: OkValue::Structured,
+    }
+    /// Lists some of the node's keys, with hashes; [`List::decode`] judges key and value.
+    List { key, value } = 0x43 {
+        name: "LIST",
+        operands: SCAN,
+        rest: "buckets",
+        // A bit for each of 4,096 buckets.
+        rest_max: Limit::Bytes(512),
+        check: Some(List::check),
+        access: Access::Admin,
+        writes: false,
+        is_own_effect: false,
+        effect_extra: 0,
+        batchable: false,
+        reserve: Reserve::Refused,
+        statuses: READ,
+        ok: OkValue::Structured,
+    }
+    /// Requests the replication stream; [`Follow::decode`] judges key and value.
+    Follow { key, value } = 0x60 {
+        name: "FOLLOW",
+        operands: &[
+            Field::number("version", 1),
+            Field::flags("flags", &[(1, "observer"), (2, "full copy"), (4, "to lead")]),
+            Field::number("epoch", 8),
+            Field::hex("nonce", 8),
+            Field::number("last_index", 8),
+        ],
+        rest: "cluster_id",
+        rest_max: Limit::Bytes(1_024),
+        check: Some(Follow::check_operands),
+        access: Access::Peer,
+        writes: false,
+        is_own_effect: false,
+        effect_extra: 0,
+        batchable: false,
+        reserve: Reserve::Admitted,
+        statuses: WRITE,
+        ok: OkValue::Stream,
+    }
+}
+
+impl Opcode {
+    /// The byte on the wire.
+    #[must_use]
+    pub const fn byte(self) -> u8 {
+        // The discriminants are the protocol's numbers, so this is the definition and not a conversion that can lose.
+        self as u8
+    }
+
+    /// The operation's name as people write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        self.spec().name
+    }
+
+    /// Whether a request with this opcode carries a key.
+    #[must_use]
+    pub const fn uses_key(self) -> bool {
+        self.spec().has_key
+    }
+
+    /// Whether a request with this opcode carries a value.
+    #[must_use]
+    pub const fn uses_value(self) -> bool {
+        self.spec().uses_value()
+    }
+}
+
+impl CommandSpec {
+    /// Whether the request carries a value: operands, or anything behind them.
+    #[must_use]
+    pub const fn uses_value(&self) -> bool {
+        !self.operands.is_empty() || !matches!(self.rest_max, Limit::Bytes(0))
+    }
+
+    /// Bytes of the operands.
+    #[must_use]
+    pub const fn operands_len(&self) -> usize {
+        Field::total(self.operands)
+    }
+
+    /// Longest value in bytes, operands included, on a node with these limits.
+    #[must_use]
+    pub const fn value_len_max(&self, limits: &Limits) -> u32 {
+        let rest_max = match self.rest_max {
+            Limit::Node => limits.value_len_max,
+            Limit::Bytes(len) => len,
+        };
+        // `assert_consistent` bounds the operands, so that the conversion loses nothing.
+        #[allow(clippy::cast_possible_truncation)]
+        let operands_len = self.operands_len() as u32;
+        rest_max.saturating_add(operands_len)
+    }
+
+    /// Whether the operation answers with this status.
+    #[must_use]
+    pub fn answers(&self, status: Status) -> bool {
+        self.statuses.contains(&status)
+    }
+
+    /// Judges the key and the value of a request whose lengths are within their limits.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is wrong. The request is answered with ERROR, and the connection goes on.
+    pub fn check(&self, key: &[u8], value: &[u8]) -> Result<(), OperandError> {
+        if let Some(check) = self.check {
+            return check(key, value);
+        }
+        let (name, len, needed) = (self.name, value.len(), self.operands_len());
+        if len >= needed {
+            return Ok(());
+        }
+        Err(OperandError {
+            at: super::request::VALUE_LEN_AT,
+            reason: format!("value of {len} bytes in {name}, must have {needed}"),
+        })
+    }
+
+    /// Rejects a row that contradicts itself, while the program is built.
+    const fn assert_consistent(&self, has_value: bool) {
+        assert!(has_value == self.uses_value(), "the shape says otherwise");
+        assert!(self.operands_len() <= 1_024, "operands are few");
+        assert!(self.writes || !self.is_own_effect, "an effect is a write's");
+        assert!(
+            self.writes == matches!(self.access, Access::Write),
+            "a write needs the right to write"
+        );
+        assert!(
+            self.effect_extra == 0 || (self.writes && !self.is_own_effect),
+            "the request is its own effect"
+        );
+        assert!(self.has_key || !self.batchable, "runs are sorted by key");
+    }
+}
+
+/// What the hot path asks of an opcode's byte, one bit each. A byte that is no opcode has none of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Traits(u8);
+
+impl Traits {
+    const HAS_KEY: u8 = 1 << 0;
+    const HAS_VALUE: u8 = 1 << 1;
+    const WRITES: u8 = 1 << 2;
+    const OWN_EFFECT: u8 = 1 << 3;
+    const BATCHABLE: u8 = 1 << 4;
+    /// The limit on its value is another one than the node's.
+    const OWN_LIMIT: u8 = 1 << 5;
+
+    /// The traits of an opcode's byte.
+    #[inline]
+    pub(super) fn of(opcode: u8) -> Traits {
+        static TABLE: [Traits; 256] = Traits::table();
+        TABLE[usize::from(opcode)]
+    }
+
+    const fn table() -> [Traits; 256] {
+        let (mut table, mut at) = ([Traits(0); 256], 0);
+        while at < Opcode::ALL.len() {
+            let opcode = Opcode::ALL[at];
+            table[opcode as usize] = Traits::of_spec(opcode.spec());
+            at += 1;
+        }
+        table
+    }
+
+    const fn of_spec(spec: &CommandSpec) -> Traits {
+        let has_own_limit = match spec.rest_max {
+            Limit::Node => !spec.operands.is_empty(),
+            Limit::Bytes(_) => spec.uses_value(),
+        };
+        let bits = [
+            (spec.has_key, Traits::HAS_KEY),
+            (spec.uses_value(), Traits::HAS_VALUE),
+            (spec.writes, Traits::WRITES),
+            (spec.is_own_effect, Traits::OWN_EFFECT),
+            (spec.batchable, Traits::BATCHABLE),
+            (has_own_limit, Traits::OWN_LIMIT),
+        ];
+        let (mut traits, mut at) = (0, 0);
+        while at < bits.len() {
+            if bits[at].0 {
+                traits |= bits[at].1;
+            }
+            at += 1;
+        }
+        Traits(traits)
+    }
+
+    const fn has(self, bit: u8) -> bool {
+        self.0 & bit != 0
+    }
+
+    /// Whether a request carries a key.
+    pub(super) const fn has_key(self) -> bool {
+        self.has(Traits::HAS_KEY)
+    }
+
+    /// Whether a request carries a value.
+    pub(super) const fn has_value(self) -> bool {
+        self.has(Traits::HAS_VALUE)
+    }
+
+    /// Whether the operation changes the data set.
+    pub(super) const fn writes(self) -> bool {
+        self.has(Traits::WRITES)
+    }
+
+    /// Whether the operation is a write and its request is not its effect.
+    pub(super) const fn is_computed(self) -> bool {
+        self.0 & (Traits::WRITES | Traits::OWN_EFFECT) == Traits::WRITES
+    }
+
+    /// Whether the request's frame may stand in the log.
+    pub(super) const fn is_own_effect(self) -> bool {
+        self.has(Traits::OWN_EFFECT)
+    }
+
+    /// Whether a request may share a run with others.
+    pub(super) const fn is_batchable(self) -> bool {
+        self.has(Traits::BATCHABLE)
+    }
+
+    /// Whether the limit on its value is another one than the node's.
+    pub(super) const fn has_own_limit(self) -> bool {
+        self.has(Traits::OWN_LIMIT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_traits_of_a_byte_are_those_of_its_row() {
+        for byte in 0..=u8::MAX {
+            let traits = Traits::of(byte);
+            let Ok(opcode) = Opcode::try_from(byte) else {
+                assert_eq!(traits, Traits(0), "{byte:#04x}");
+                continue;
+            };
+            let spec = opcode.spec();
+            assert_eq!((opcode.byte(), spec.opcode), (byte, opcode));
+            assert_eq!(traits.has_key(), spec.has_key);
+            assert_eq!(traits.has_value(), spec.uses_value());
+            assert_eq!(traits.writes(), spec.writes);
+            assert_eq!(traits.is_own_effect(), spec.is_own_effect);
+            assert_eq!(traits.is_computed(), spec.writes && !spec.is_own_effect);
+            assert_eq!(traits.is_batchable(), spec.batchable);
+            for value_len_max in [0, 1, 5_000] {
+                let limits = Limits { value_len_max };
+                let is_node_limit = spec.value_len_max(&limits) == value_len_max;
+                assert!(traits.has_own_limit() || is_node_limit || !spec.uses_value());
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_is_made_of_its_opcode_key_and_value() {
+        for opcode in Opcode::ALL {
+            let request = Request::new(opcode, b"key", b"value");
+            let part = |is_there: bool, part: &'static [u8]| if is_there { part } else { b"" };
+            assert_eq!(request.opcode(), opcode);
+            assert_eq!(request.key(), part(opcode.uses_key(), b"key"));
+            assert_eq!(request.value(), part(opcode.uses_value(), b"value"));
+        }
+    }
+
+    #[test]
+    fn opcodes_are_in_the_order_of_their_bytes_and_none_is_given_twice() {
+        let bytes = Opcode::ALL.map(Opcode::byte);
+        assert!(bytes.is_sorted_by(|a, b| a < b), "{bytes:x?}");
+        let names = Opcode::ALL.map(Opcode::name);
+        for (at, name) in names.iter().enumerate() {
+            assert!(!names[..at].contains(name), "{name}");
+            assert_eq!(*name, name.to_ascii_uppercase());
+        }
+    }
+}

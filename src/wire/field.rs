@@ -1,0 +1,56 @@
+//! Fields of a fixed size, as the tables of commands and of stream messages list them.
+
+/// A field of a fixed size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// Name, as docs/GBP.md writes it.
+    pub name: &'static str,
+    /// Size in bytes.
+    pub size: usize,
+    /// How people read it.
+    pub form: Form,
+}
+
+/// How a field's bytes are written for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// An unsigned number, in decimal.
+    Number,
+    /// A signed number in two's complement, in decimal.
+    Signed,
+    /// A number whose size says nothing, such as a hash, in hexadecimal.
+    Hex,
+    /// One byte of flags: the name of each bit that has one, by its mask.
+    Flags(&'static [(u8, &'static str)]),
+}
+
+impl Field {
+    /// An unsigned number of `size` bytes.
+    pub(super) const fn number(name: &'static str, size: usize) -> Field {
+        let form = Form::Number;
+        Field { name, size, form }
+    }
+
+    /// A number of `size` bytes that is written in hexadecimal.
+    pub(super) const fn hex(name: &'static str, size: usize) -> Field {
+        let form = Form::Hex;
+        Field { name, size, form }
+    }
+
+    /// A byte of flags.
+    pub(super) const fn flags(name: &'static str, bits: &'static [(u8, &'static str)]) -> Field {
+        let (size, form) = (1, Form::Flags(bits));
+        Field { name, size, form }
+    }
+
+    /// Bytes of all of `fields`.
+    #[must_use]
+    pub const fn total(fields: &[Field]) -> usize {
+        let (mut at, mut total) = (0, 0);
+        while at < fields.len() {
+            total += fields[at].size;
+            at += 1;
+        }
+        total
+    }
+}
