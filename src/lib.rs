@@ -12,8 +12,7 @@
 //! | [`history`]     | eras, and which data set a position names; pure                                   |
 //! | [`engine`]      | the data set: store, entries, digest, comparison of nodes                         |
 //! | [`log`]         | the order of all writes, and the newest part of the log                           |
-//! | [`report`]       | what a node says of itself to its peers, and who is meant by an address; pure         |
-//! | [`progress`], [`followers`], [`liveness`] | how far followers are, and which peers live; time is passed in |
+//! | [`replication::core`] | the decisions of replication: who follows whom, and how far; pure            |
 //! | [`node`]        | what a node is and holds, and what it answers to a request                        |
 //! | [`replication`] | following, being followed, and what a leader does before it serves                |
 //! | [`server`]      | listener, a thread per connection, limits, shutdown                               |
@@ -34,16 +33,12 @@ pub mod client;
 pub mod config;
 pub mod dial;
 pub mod engine;
-pub mod followers;
 pub mod hexdump;
 pub mod history;
-pub mod liveness;
 pub mod log;
 pub mod logging;
 pub mod node;
-pub mod progress;
 pub mod replication;
-pub mod report;
 pub mod server;
 pub mod service;
 pub mod signals;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("history", &[]),
     ("wire", &["history"]),
-    ("config", &["report"]),
+    ("config", &["replication::core"]),
     ("arguments", &["config"]),
     ("hexdump", &[]),
     ("service", &[]),
@@ -24,10 +24,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "engine",
         &["engine::entry", "engine::digest", "log", "wire", "history"],
     ),
-    ("progress", &[]),
-    ("followers", &["progress"]),
-    ("report", &[]),
-    ("liveness", &["report"]),
+    ("replication::core", &["history", "wire"]),
     (
         "node",
         &[
@@ -36,10 +33,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "engine::digest",
             "log",
             "history",
-            "progress",
-            "followers",
-            "liveness",
-            "report",
+            "replication::core",
             "wire",
             "config",
         ],
@@ -53,9 +47,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "engine::digest",
             "log",
             "history",
-            "progress",
-            "liveness",
-            "report",
+            "replication::core",
             "dial",
             "wire",
             "config",
@@ -85,10 +77,7 @@ const PURE: &[&str] = &[
     "engine::entry",
     "engine::digest",
     "engine",
-    "progress",
-    "followers",
-    "liveness",
-    "report",
+    "replication::core",
 ];
 
 /// What a pure module does not touch.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Config;
-use crate::report::Settings;
+use crate::replication::core::report::Settings;
 
 impl Config {
     /// Digests of the groups of settings in which the files of all nodes must agree. Equal settings have equal digests,

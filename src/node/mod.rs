@@ -21,13 +21,14 @@ use crate::engine::comparison::{self, Budget};
 use crate::engine::digest::Digest;
 use crate::engine::entry::{Entry, SHORT_BYTES};
 use crate::engine::store::{Contended, Store};
-use crate::followers::Followers;
 use crate::history::{Era, History};
-use crate::liveness::{LeaderChange, LeaderWatch, Liveness};
 use crate::log::backlog::Frames;
 use crate::log::{Head, Log};
-use crate::progress::{Behind, Copies, Progress};
-use crate::report::{Contact, Settings, Stopping};
+use crate::replication::core::followers::Followers;
+use crate::replication::core::liveness::{LeaderChange, LeaderWatch, Liveness};
+use crate::replication::core::progress::{Behind, Progress};
+use crate::replication::core::report::{Contact, Settings, Stopping};
+use crate::replication::core::snapshot_permits::SnapshotPermits;
 use crate::wire::comparison::{ComparisonError, List, Sums};
 use crate::wire::response::ResponseHeader;
 use crate::wire::run::{RUN_FRAME_BYTES_MAX, RUN_MAX};
@@ -106,7 +107,7 @@ pub struct Node {
     followers: Mutex<Followers>,
     /// A follower's progress has changed, or it has gone.
     progressed: Condvar,
-    copies: Copies,
+    snapshot_permits: SnapshotPermits,
     /// Whoever wants to know of each phase.
     watcher: Option<Sender<Phase>>,
     liveness: Mutex<Liveness>,
@@ -283,7 +284,7 @@ impl Node {
             takes_writes: AtomicBool::new(false),
             followers: Mutex::default(),
             progressed: Condvar::new(),
-            copies: Copies::default(),
+            snapshot_permits: SnapshotPermits::default(),
             watcher: None,
             liveness: Mutex::new(Liveness::new(names, timeout, now)),
             connections: AtomicU64::new(0),
@@ -330,8 +331,8 @@ impl Node {
 
     /// The full copies that it sends.
     #[must_use]
-    pub const fn copies(&self) -> &Copies {
-        &self.copies
+    pub const fn snapshot_permits(&self) -> &SnapshotPermits {
+        &self.snapshot_permits
     }
 
     /// Where the node stands.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Stop, connect};
 use crate::node::Member;
-use crate::report::{Contact, Expected};
+use crate::replication::core::report::{Contact, Expected};
 use crate::wire::response::{self, Parsed};
 use crate::wire::{Buffer, Request, Status, is_text};
 

@@ -12,7 +12,7 @@ use log::{error, info, warn};
 
 use super::Stop;
 use crate::node::{Lacking, Node, Phase};
-use crate::report::{Contact, Report, Role, Stopping, keeps_data};
+use crate::replication::core::report::{Contact, Report, Role, Stopping, keeps_data};
 
 /// How long a peer that lives is waited for. A follower pauses for 5 seconds at most before it asks again.
 const PATIENCE: Duration = Duration::from_secs(6);
@@ -187,7 +187,7 @@ impl<'a> Handover<'a> {
         let asked = Instant::now();
         self.stop.hurry(true);
         let own_name = node.member().map_or("", |member| member.name.as_str());
-        let own_role = if super::accept::leads(node) {
+        let own_role = if super::leader_side::accept::leads(node) {
             Role::Leader
         } else {
             Role::Follower

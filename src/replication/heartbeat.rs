@@ -7,9 +7,9 @@ use log::{error, info, warn};
 use super::Stop;
 use super::ask::Inquiry;
 use crate::config::NodeConfig;
-use crate::liveness::{Change, LeaderChange};
 use crate::node::{Member, Node};
-use crate::report::{Contact, Report, Role, State};
+use crate::replication::core::liveness::{Change, LeaderChange};
+use crate::replication::core::report::{Contact, Report, Role, State};
 
 /// How long one question may take at least, however short the heartbeat interval is.
 const ASK_MIN: Duration = Duration::from_secs(1);

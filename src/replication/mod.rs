@@ -10,18 +10,16 @@
 //! | heartbeat   | node                  | the table of peers                      | a timer               |
 //! | probe-NAME  | peer                  | a connection to that peer               | a timer, read         |
 //!
-//! A follower asks for the stream on an ordinary connection (`accept`, `source`); the rules of what it is given, and
-//! of what it takes, are in [`rules`]. A leader that starts copies the node furthest ahead before it serves (`link`),
-//! and one that stops waits until the others have everything (`handover`).
+//! A follower asks for the stream on an ordinary connection (`follower_side`), and the node that it follows sends it
+//! (`leader_side`). [`core`] makes the decisions of both. A leader that starts first copies the peer that is most up to
+//! date (`follower_side::recover`). One that stops waits until the others have everything (`handover`).
 
-pub(crate) mod accept;
 mod ask;
+pub mod core;
+mod follower_side;
 pub(crate) mod handover;
-pub(crate) mod heartbeat;
-pub(crate) mod link;
-pub mod rules;
-pub(crate) mod source;
-pub mod start;
+mod heartbeat;
+pub(crate) mod leader_side;
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
@@ -137,7 +135,7 @@ pub(crate) fn start<'scope>(
     spawn("replication".to_owned(), Box::new(|| log.keep()))?;
     spawn(
         "link".to_owned(),
-        Box::new(move || link::run(node, member, stop)),
+        Box::new(move || follower_side::run(node, member, stop)),
     )?;
     spawn(
         "heartbeat".to_owned(),

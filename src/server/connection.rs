@@ -19,8 +19,8 @@ use super::poller::{Handle, Polled, Poller, State};
 use super::registry::{Peer, Registry};
 use crate::engine::entry::{Entry, EntryBuilder};
 use crate::node::{Node, Reply};
-use crate::replication::accept::{self, Accepted};
-use crate::replication::source;
+use crate::replication::leader_side;
+use crate::replication::leader_side::accept::{self, Accepted};
 use crate::wire::request::{self, Disposition, HEADER_LEN, Limits, Parsed, RequestError};
 use crate::wire::run::RUN_MAX;
 use crate::wire::{Buffer, Opcode, Request, Run};
@@ -322,7 +322,7 @@ impl<'a> Connection<'a> {
         let is_observer = accepted.is_observer();
         peer.observes.store(is_observer, Ordering::SeqCst);
         peer.follows.store(true, Ordering::SeqCst);
-        let result = source::serve(self.context.node, &peer.stream, accepted, early);
+        let result = leader_side::serve(self.context.node, &peer.stream, accepted, early);
         if is_observer {
             // It is logged there how the stream ends.
             return Ok(End::Observed);

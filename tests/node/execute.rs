@@ -214,7 +214,7 @@ fn the_header_of_a_reply_is_that_of_its_value() {
 /// Two nodes of one name: the older one stays, and its end lets the newer one in at once.
 #[test]
 fn the_older_stream_of_a_name_stays_until_it_ends() {
-    use gopherstore::progress::Progress;
+    use gopherstore::replication::core::progress::Progress;
     use std::time::{Duration, Instant};
     let node = Node::new(Role::Leader);
     let come = |index, addr: &str| {
@@ -248,7 +248,7 @@ fn the_older_stream_of_a_name_stays_until_it_ends() {
 /// Where a follower's stream ends before it has said that it has everything, nothing is known of it.
 #[test]
 fn a_follower_that_leaves_has_not_applied_what_it_has_not_acknowledged() {
-    use gopherstore::progress::Progress;
+    use gopherstore::replication::core::progress::Progress;
     use std::time::{Duration, Instant};
     let node = Node::new(Role::Leader);
     let now = Instant::now();

@@ -18,7 +18,7 @@
 //! A value that ends with `+` makes an entry of 40 KB, so that a few fill a log.
 //!
 //! What a node does is in the rules and values of the library; what stands here is only what moves them, as
-//! `replication::source` and `replication::link` do with sockets.
+//! `replication::leader_side` and `replication::follower_side` do with sockets.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
@@ -27,15 +27,16 @@ use std::time::{Duration, Instant};
 use gopherstore::engine::digest::Digest;
 use gopherstore::engine::entry::Entry;
 use gopherstore::history::{Era, History};
-use gopherstore::liveness::{Change, Liveness};
 use gopherstore::log::Head;
 use gopherstore::log::append_times::AppendTimes;
 use gopherstore::log::backlog::{After, Backlog, Frames, Logged};
 use gopherstore::node::{Phase, SILENT_HEARTBEATS};
-use gopherstore::progress::{Copies, Progress, Turn, lag_since};
-use gopherstore::replication::rules::{
+use gopherstore::replication::core::liveness::{Change, Liveness};
+use gopherstore::replication::core::progress::{Progress, lag_since};
+use gopherstore::replication::core::rules::{
     CopyRule, Position, Standing, Verdict, furthest, next_epoch, start_of, takes,
 };
+use gopherstore::replication::core::snapshot_permits::{Permit, SnapshotPermits};
 use gopherstore::wire::Request;
 use gopherstore::wire::request::{Limits, Parsed, parse};
 
@@ -77,7 +78,7 @@ struct Node {
     link: Option<Link>,
     /// Of the leader.
     followers: BTreeMap<usize, Progress>,
-    copies: Copies,
+    permits: SnapshotPermits,
 }
 
 struct Link {
@@ -93,7 +94,7 @@ struct Copy {
     rule: CopyRule,
     partition: usize,
     history: History,
-    _turn: Turn,
+    _permit: Permit,
 }
 
 /// A SET, or without a value a DEL.
@@ -178,7 +179,7 @@ impl Node {
             times: AppendTimes::default(),
             link: None,
             followers: BTreeMap::new(),
-            copies: Copies::default(),
+            permits: SnapshotPermits::default(),
         }
     }
 
@@ -370,7 +371,7 @@ impl World {
         self.say(&answer);
     }
 
-    /// What a starting leader does, as `link::recover`.
+    /// What a starting leader does, as `follower_side::recover`.
     fn lead(&mut self) {
         let (mut found, mut found_at) = (Vec::new(), Vec::new());
         for at in 1..self.nodes.len() {
@@ -472,7 +473,13 @@ impl World {
         };
         let wants_full_copy = node.discards || node.distrusts;
         let is_held = |index| index + 1 >= leader.log.first_index();
-        let start = start_of(&leader.history, leader.head, is_held, own, wants_full_copy);
+        let start = start_of(
+            &leader.history,
+            leader.head.index,
+            is_held,
+            own,
+            wants_full_copy,
+        );
         let verdict = takes(own, start, &leader.history);
         let history = leader.history.clone();
         let mut copy = None;
@@ -480,7 +487,7 @@ impl World {
             Verdict::Resume => (format!("resumes from {}", own.index + 1), own.index + 1),
             Verdict::TakeCopy => {
                 let holds_data = own.index > 0 && !wants_full_copy;
-                let Some(turn) = leader.copies.begin(holds_data, self.now) else {
+                let Some(permit) = leader.permits.begin(holds_data, self.now) else {
                     self.say(&format!(
                         "{name}: n1 answers LOADING until another's copy has ended"
                     ));
@@ -490,7 +497,7 @@ impl World {
                     rule: CopyRule::default(),
                     partition: 0,
                     history: history.clone(),
-                    _turn: turn,
+                    _permit: permit,
                 });
                 ("takes a full copy".to_owned(), leader.head.index + 1)
             }

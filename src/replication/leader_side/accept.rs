@@ -8,10 +8,10 @@ use log::warn;
 use crate::history::History;
 use crate::log::{Cursor, Log};
 use crate::node::{Member, Node, Phase, Reply};
-use crate::progress::{Progress, Turn};
+use crate::replication::core::progress::Progress;
+use crate::replication::core::rules::{Position, Unwatched, start_of, start_of_observer};
+use crate::replication::core::snapshot_permits::Permit;
 use crate::wire::replication::{Eras, Follow, FollowAnswer, Start};
-
-use super::rules::{Position, Unwatched, start_of, start_of_observer};
 
 /// Why a stream ends, or does not begin, while a follower takes another data set or another history.
 pub(super) const OTHER_DATA: &str = "this node's data set is another now";
@@ -32,7 +32,7 @@ pub(crate) struct Accepted<'a> {
     pub(super) history: History,
     pub(super) cursor: Option<Cursor>,
     /// Of a full copy.
-    pub(super) turn: Option<Turn>,
+    pub(super) permit: Option<Permit>,
     /// The answer's value.
     pub(crate) answer: Vec<u8>,
 }
@@ -141,7 +141,7 @@ fn accept_follower<'a>(
     let mut cursor = None;
     let start = start_of(
         &history,
-        log.head(),
+        log.head().index,
         |index| {
             cursor = log.cursor_after(index);
             cursor.is_some()
@@ -153,7 +153,7 @@ fn accept_follower<'a>(
     if start == Start::Unknown {
         return Err(Reply::Answer(answer));
     }
-    let turn = turn_of(node, follow, start)?;
+    let permit = permit_of(node, follow, start)?;
     let now = Instant::now();
     let progress = match start {
         Start::Resume { from_index } => Progress::new(from_index - 1, now),
@@ -174,20 +174,20 @@ fn accept_follower<'a>(
         cursor: cursor.filter(|_| start != Start::FullCopy),
         answer,
         history,
-        turn,
+        permit,
     }))
 }
 
 /// Begins a full copy, where the stream starts with one.
-fn turn_of(node: &Node, follow: &Follow<'_>, start: Start) -> Result<Option<Turn>, Reply> {
+fn permit_of(node: &Node, follow: &Follow<'_>, start: Start) -> Result<Option<Permit>, Reply> {
     if start != Start::FullCopy {
         return Ok(None);
     }
     // What somebody wants to be replaced is nothing to keep.
     let holds_data = follow.last_index > 0 && !follow.wants_full_copy;
-    let turn = node.copies().begin(holds_data, Instant::now());
+    let permit = node.snapshot_permits().begin(holds_data, Instant::now());
     let why = "another follower is taking a full copy; one that holds data waits for its turn";
-    turn.map(Some).ok_or_else(|| Reply::Loading(why.into()))
+    permit.map(Some).ok_or_else(|| Reply::Loading(why.into()))
 }
 
 /// Refuses a node at `addr` whose name already has a stream, and logs it once for each such node.
@@ -218,10 +218,10 @@ fn accept_observer<'a>(
         nonce: follow.nonce,
         index: follow.last_index,
     };
-    let (head, first_index) = (log.head(), log.first_index());
+    let (last_index, first_index) = (log.head().index, log.first_index());
     let judged = start_of_observer(
         &history,
-        head,
+        last_index,
         first_index,
         position,
         follow.wants_full_copy,
@@ -250,7 +250,7 @@ fn accept_observer<'a>(
         cursor,
         answer: answer_of(start, &history)?,
         history,
-        turn: None,
+        permit: None,
     }))
 }
 

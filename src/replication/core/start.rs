@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::liveness::Peer;
+use super::report::{Contact, Report, Role, State, Stopping};
 use crate::history::History;
-use crate::liveness::Peer;
-use crate::report::{Contact, Report, Role, State, Stopping};
 
 use super::rules::{Position, Standing, furthest, next_epoch};
 
@@ -199,8 +199,8 @@ fn beside_leader(name: &str, report: &Report) -> Option<Next> {
 mod tests {
     use super::*;
     use crate::history::Era;
-    use crate::liveness::Liveness;
-    use crate::report::Settings;
+    use crate::replication::core::liveness::Liveness;
+    use crate::replication::core::report::Settings;
 
     const TIMEOUT: Duration = Duration::from_secs(5);
 

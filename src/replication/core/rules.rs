@@ -3,7 +3,6 @@
 use std::fmt;
 
 use crate::history::History;
-use crate::log::Head;
 use crate::wire::replication::Start;
 
 /// Where a node says it stands.
@@ -39,7 +38,7 @@ impl Position {
 #[must_use]
 pub fn start_of(
     own: &History,
-    head: Head,
+    last_index: u64,
     is_held: impl FnOnce(u64) -> bool,
     follower: Position,
     wants_full_copy: bool,
@@ -49,7 +48,7 @@ pub fn start_of(
         Start::Unknown
     } else if !wants_full_copy
         && is_known
-        && follower.index <= head.index
+        && follower.index <= last_index
         && is_held(follower.index)
     {
         Start::Resume {
@@ -72,7 +71,7 @@ pub const FROM_THE_END: u64 = u64::MAX;
 /// Why there is nothing to be watched from there on.
 pub fn start_of_observer(
     own: &History,
-    head: Head,
+    last_index: u64,
     first_index: u64,
     observer: Position,
     wants_full_copy: bool,
@@ -87,14 +86,13 @@ pub fn start_of_observer(
     }
     let names_a_history = (epoch, nonce) != (0, 0);
     if !names_a_history && index == FROM_THE_END {
-        let from_index = head.index + 1;
+        let from_index = last_index + 1;
         return Ok(Start::Resume { from_index });
     }
     if names_a_history && !own.holds(epoch, nonce, index) {
         return Err(Unwatched::Unknown { epoch, index });
     }
-    if index > head.index {
-        let last_index = head.index;
+    if index > last_index {
         return Err(Unwatched::Beyond { index, last_index });
     }
     let from_index = index + 1;
@@ -247,7 +245,6 @@ impl CopyRule {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::engine::digest::Digest;
     use crate::history::Era;
 
     /// Epoch 4 wrote nothing; epoch 5 goes on after index 7.
@@ -280,17 +277,7 @@ mod tests {
 
     /// Of a leader at index 9 whose log begins with entry 4.
     fn start(follower: Position, wants_full_copy: bool) -> Start {
-        let head = Head {
-            index: 9,
-            digest: Digest::EMPTY,
-        };
-        start_of(
-            &history(),
-            head,
-            |index| index >= 3,
-            follower,
-            wants_full_copy,
-        )
+        start_of(&history(), 9, |index| index >= 3, follower, wants_full_copy)
     }
 
     #[test]
@@ -341,11 +328,7 @@ mod tests {
 
     /// Of a source at index 9 whose log begins with entry 4.
     fn watched(observer: Position, wants_full_copy: bool) -> Result<Start, String> {
-        let head = Head {
-            index: 9,
-            digest: Digest::EMPTY,
-        };
-        start_of_observer(&history(), head, 4, observer, wants_full_copy)
+        start_of_observer(&history(), 9, 4, observer, wants_full_copy)
             .map_err(|why| why.to_string())
     }
 

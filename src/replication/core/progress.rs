@@ -1,10 +1,7 @@
 //! How far a follower has come: what its source knows of it, and what it knows itself. Plain data, time passed in.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
 
 /// Indexes told by the leader that a follower keeps in mind until it has reached them. Beyond it the newest one is
 /// replaced.
@@ -12,49 +9,6 @@ const TOLD_MAX: usize = 1_024;
 
 /// The least that is said of an entry that is lacking: 0 stands for none.
 const LAG_MIN: Duration = Duration::from_millis(1);
-
-/// How long a full copy keeps others waiting. One over a slow link takes longer, and must not cost them more.
-const TURN: Duration = Duration::from_secs(30);
-
-/// The full copies that a source is sending.
-///
-/// A follower gives up what it holds as its copy begins. Where all did that at once, a leader that dies would take all
-/// data with it; so one that holds data waits until no other copy is under way.
-#[derive(Debug, Default)]
-pub struct Copies(Arc<Mutex<UnderWay>>);
-
-#[derive(Debug, Default)]
-struct UnderWay {
-    count: usize,
-    /// When the last of them began.
-    began: Option<Instant>,
-}
-
-/// A full copy that is under way, until it is dropped.
-#[derive(Debug)]
-pub struct Turn(Arc<Mutex<UnderWay>>);
-
-impl Copies {
-    /// Begins a copy, for a follower that holds data, or none; `None` where it has to wait.
-    #[must_use]
-    pub fn begin(&self, holds_data: bool, now: Instant) -> Option<Turn> {
-        let mut under_way = self.0.lock();
-        let is_recent =
-            |began: Instant| under_way.count > 0 && now.saturating_duration_since(began) < TURN;
-        if holds_data && under_way.began.is_some_and(is_recent) {
-            return None;
-        }
-        under_way.count += 1;
-        under_way.began = Some(now);
-        Some(Turn(Arc::clone(&self.0)))
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.0.lock().count -= 1;
-    }
-}
 
 /// How far one follower has come, by its own word.
 #[derive(Clone, Debug)]
@@ -233,24 +187,6 @@ mod tests {
 
     const fn ms(count: u64) -> Duration {
         Duration::from_millis(count)
-    }
-
-    #[test]
-    fn a_follower_that_holds_data_waits_for_the_copy_of_another_but_not_for_a_slow_one() {
-        let start = Instant::now();
-        let copies = Copies::default();
-        let first = copies.begin(true, start);
-        assert!(first.is_some(), "none is under way");
-        assert!(copies.begin(true, start).is_none());
-        let empty = copies.begin(false, start + ms(10));
-        assert!(empty.is_some(), "it has nothing to lose");
-        drop(first);
-        assert!(copies.begin(true, start + ms(20)).is_none());
-        drop(empty);
-        let slow = copies.begin(true, start + ms(30));
-        assert!(slow.is_some(), "the others have ended");
-        assert!(copies.begin(true, start + TURN).is_none());
-        assert!(copies.begin(true, start + TURN + ms(30)).is_some());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::report::{Contact, Report};
+use super::report::{Contact, Report};
 
 /// State of one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::progress::{Progress, lag_since};
+use super::progress::{Progress, lag_since};
 
 /// Hosts of refused nodes that are remembered for one name. Beyond it the oldest one is forgotten.
 const REFUSED_MAX: usize = 16;

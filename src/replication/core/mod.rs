@@ -1,0 +1,19 @@
+//! The decisions of replication as plain values: no sockets, threads, clocks or files. The caller passes the time in.
+//!
+//! | module               | answers                                                                          |
+//! |----------------------|----------------------------------------------------------------------------------|
+//! | [`rules`]            | does a follower resume, take a snapshot or keep its data; which peer is ahead    |
+//! | [`start`]            | what a node that is to lead does next                                            |
+//! | [`snapshot_permits`] | may another snapshot begin                                                       |
+//! | [`progress`]         | how far a follower has applied the log, and how far it lags behind               |
+//! | [`followers`]        | which followers a node has, and which stream each of them uses                   |
+//! | [`liveness`]         | which peers are up, and whether the leader is silent                             |
+//! | [`report`]           | what a peer's STATUS says, and whether a stopping node can rely on that peer     |
+
+pub mod followers;
+pub mod liveness;
+pub mod progress;
+pub mod report;
+pub mod rules;
+pub mod snapshot_permits;
+pub mod start;

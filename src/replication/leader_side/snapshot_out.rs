@@ -1,0 +1,175 @@
+//! Sending a snapshot: the whole data set, partition by partition, with what the log gains meanwhile.
+
+use std::io;
+use std::thread;
+use std::time::Instant;
+
+use log::info;
+
+use super::send::{BATCH_BYTES, Sender, fell_behind, stops, too_long};
+use crate::engine::entry::Entry;
+use crate::engine::store::Copied;
+use crate::log::{Cursor, Found};
+use crate::replication::core::rules::CopyRule;
+use crate::wire::replication::{BatchEncoder, Eras, Fields, Message};
+use crate::wire::request::{self, Limits, Parsed::Whole};
+
+/// Bytes of frames after which a chunk is sent.
+const CHUNK_BYTES: usize = 64 << 10;
+
+/// For reading frames that this node has accepted.
+const ANY_VALUE: Limits = Limits {
+    value_len_max: u32::MAX,
+};
+
+impl Sender<'_> {
+    /// Sends a full copy, and returns where the log goes on after it.
+    pub(super) fn copy(&mut self) -> io::Result<Cursor> {
+        let (node, log) = (self.node, self.log);
+        let started = Instant::now();
+        let mut cursor = log.cursor_after(log.head().index).ok_or_else(fell_behind)?;
+        self.cursor = Some(cursor);
+        let begin = Message::SnapshotBegin {
+            epoch: self.epoch,
+            keys: u64::try_from(node.store().len()).unwrap_or(u64::MAX),
+            bytes: node.store().bytes(),
+            history: Eras::of(self.history).ok_or_else(too_long)?,
+        };
+        begin.encode(&mut self.out).map_err(io::Error::other)?;
+        self.write()?;
+        let mut rule = CopyRule::default();
+        let mut chunks = 0;
+        let mut copied = Copied::default();
+        for partition in 0..node.store().partitions() {
+            let index = || log.head().index;
+            rule.copied(node.store().copy_partition(partition, &mut copied, index));
+            self.check_source()?;
+            self.send_copied(&copied, &mut chunks)?;
+            while self.send_gained(&mut cursor, &rule, &mut chunks, Instant::now())? {}
+        }
+        while cursor.next <= rule.exact_from() {
+            let deadline = Instant::now() + self.interval;
+            self.send_gained(&mut cursor, &rule, &mut chunks, deadline)?;
+        }
+        let index = cursor.next - 1;
+        let digest = log.digest_at(index).ok_or_else(fell_behind)?;
+        self.check_source()?;
+        let end = Message::SnapshotEnd {
+            epoch: self.epoch,
+            index,
+            digest: digest.to_u128(),
+            chunks,
+        };
+        end.encode(&mut self.out).map_err(io::Error::other)?;
+        // Before the follower can say that it has all of it.
+        if let Some(place) = self.place {
+            place.progress(|follower| follower.copy_ends_at(index));
+        }
+        self.write()?;
+        info!(
+            "{} was sent a full copy up to index {index} in {} ms",
+            self.name,
+            started.elapsed().as_millis()
+        );
+        Ok(cursor)
+    }
+
+    /// Sends what the log has gained and the copy needs; says whether there was anything.
+    fn send_gained(
+        &mut self,
+        cursor: &mut Cursor,
+        rule: &CopyRule,
+        chunks: &mut u64,
+        deadline: Instant,
+    ) -> io::Result<bool> {
+        let (log, store) = (self.log, self.node.store());
+        let mut index = cursor.next;
+        let end = self.end;
+        let found = log.read(cursor, BATCH_BYTES, &mut self.run, deadline, || {
+            end.get().is_some()
+        });
+        self.check_source()?;
+        self.cursor = Some(*cursor);
+        match found {
+            Found::Small(_) => {
+                let run = std::mem::take(&mut self.run);
+                let mut rest = &run[..];
+                let mut batch = BatchEncoder::chunk(&mut self.out, self.epoch, *chunks);
+                while let Ok(Whole(frame)) = request::parse(rest, &ANY_VALUE) {
+                    rest = &rest[frame.bytes().len()..];
+                    let partition = store.partition_of(frame.request().key());
+                    if rule.sends(partition, index) && !batch.push(frame.bytes()) {
+                        return Err(too_long());
+                    }
+                    index += 1;
+                }
+                *chunks += u64::from(batch.finish() > 0);
+                self.run = run;
+                self.write()?;
+                Ok(true)
+            }
+            Found::Large(entry) => {
+                if rule.sends(store.partition_of(entry.key()), index) {
+                    self.send_large_chunk(&entry, chunks)?;
+                }
+                Ok(true)
+            }
+            Found::Nothing => Ok(false),
+            Found::Gone => Err(fell_behind()),
+            Found::Ended => Err(stops()),
+        }
+    }
+
+    fn send_copied(&mut self, copied: &Copied, chunks: &mut u64) -> io::Result<()> {
+        let mut rest = copied.short();
+        while !rest.is_empty() {
+            let (mut len, mut count) = (0, 0);
+            for frame in request::frames(rest) {
+                len += frame.bytes().len();
+                count += 1;
+                if len >= CHUNK_BYTES {
+                    break;
+                }
+            }
+            let (chunk, after) = rest.split_at(len);
+            let mut batch = BatchEncoder::chunk(&mut self.out, self.epoch, *chunks);
+            if !batch.push_run(chunk, count) {
+                return Err(too_long());
+            }
+            batch.finish();
+            rest = after;
+            *chunks += 1;
+            self.write()?;
+            thread::yield_now();
+        }
+        let mut rest = copied.long();
+        while let Some(first) = rest.first() {
+            if first.frame().len() > BATCH_BYTES {
+                self.send_large_chunk(first, chunks)?;
+                rest = &rest[1..];
+                continue;
+            }
+            let mut batch = BatchEncoder::chunk(&mut self.out, self.epoch, *chunks);
+            let count = rest
+                .iter()
+                .take_while(|entry| batch.value_len() < CHUNK_BYTES && batch.push(entry.frame()))
+                .count();
+            batch.finish();
+            rest = &rest[count..];
+            *chunks += 1;
+            self.write()?;
+            thread::yield_now();
+        }
+        Ok(())
+    }
+
+    fn send_large_chunk(&mut self, entry: &Entry, chunks: &mut u64) -> io::Result<()> {
+        let fields = Fields::SnapshotChunk {
+            epoch: self.epoch,
+            sequence: *chunks,
+            count: 1,
+        };
+        *chunks += 1;
+        self.write_large(fields, entry)
+    }
+}
