@@ -36,6 +36,7 @@ local STATUSES = {
     [0x02] = "NOT_LEADER",
     [0x03] = "NOT_FOUND",
     [0x04] = "LOADING",
+    [0x07] = "TIMEOUT",
 }
 
 local STREAM_OPCODES = {
@@ -115,7 +116,7 @@ end
 
 local e = {
     error = ProtoExpert.new(
-        "gbp.answer.error", "The node answered ERROR", expert.group.RESPONSE_CODE, expert.severity.ERROR
+        "gbp.answer.error", "The node answered ERROR or TIMEOUT", expert.group.RESPONSE_CODE, expert.severity.ERROR
     ),
     elsewhere = ProtoExpert.new(
         "gbp.answer.elsewhere", "The node cannot answer now", expert.group.RESPONSE_CODE, expert.severity.WARN
@@ -345,7 +346,7 @@ local function add_answer(tree, tvb, offset, pinfo, stream, place)
             tree:add(f.value, tvb(at, value_len)):append_text(" " .. value)
         end
     end
-    if status == 0x01 then
+    if status == 0x01 or status == 0x07 then
         tree:add_proto_expert_info(e.error, text)
     elseif status == 0x02 or status == 0x04 then
         tree:add_proto_expert_info(e.elsewhere, text)

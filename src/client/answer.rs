@@ -68,6 +68,7 @@ pub(super) fn read(
         },
         Ok(Status::Error) => Ok(Err(Error::Server { message: message() })),
         Ok(Status::Loading) => Ok(Err(Error::Loading { message: message() })),
+        Ok(Status::Timeout) => Ok(Err(Error::OutcomeUnknown { message: message() })),
         Err(status) => Ok(Err(Error::UnknownStatus {
             status,
             message: message(),
@@ -135,6 +136,7 @@ mod tests {
         for opcode in Opcode::ALL {
             assert_eq!(judge(opcode, 1, b"no"), "no: no");
             assert_eq!(judge(opcode, 4, b"m"), "no: the node is loading: m");
+            assert_eq!(judge(opcode, 7, b"m"), "no: outcome unknown: m");
             assert_eq!(judge(opcode, 9 + 128, b"m"), "no: unknown status 0x89: m");
             assert_eq!(
                 judge(opcode, 2, b"h:1"),

@@ -15,7 +15,8 @@ use crate::{
 ///
 /// | variant | was a write carried out? | the connection |
 /// |---|---|---|
-/// | `NotLeader`, `Loading`, `Server`, `UnknownStatus` | no; unknown for `UnknownStatus` | goes on |
+/// | `NotLeader`, `Loading`, `Server` | no | goes on |
+/// | `OutcomeUnknown`, `UnknownStatus` | unknown | goes on |
 /// | `TooLong`, `Connect` | no, nothing was sent | – |
 /// | `Timeout`, `Connection`, `Protocol` | unknown, unless it failed while connecting | dropped, and made anew |
 /// | `Redirect` | as for its source | dropped, and made anew |
@@ -38,6 +39,11 @@ pub enum Error {
     },
     /// The node refused the request.
     Server {
+        /// Why.
+        message: String,
+    },
+    /// The node cannot tell the outcome: a write was executed or will be, or it is lost.
+    OutcomeUnknown {
         /// Why.
         message: String,
     },
@@ -105,9 +111,20 @@ impl Error {
     #[must_use]
     pub fn is_outcome_unknown(&self) -> bool {
         match self.innermost() {
-            Error::UnknownStatus { .. } | Error::Connection { .. } | Error::Protocol { .. } => true,
-            Error::Timeout { what, .. } => matches!(what, Wait::Request | Wait::Answer),
-            _ => false,
+            Error::OutcomeUnknown { .. }
+            | Error::UnknownStatus { .. }
+            | Error::Connection { .. }
+            | Error::Protocol { .. } => true,
+            Error::Timeout { what, .. } => match what {
+                Wait::Request | Wait::Answer => true,
+                Wait::Resolution | Wait::Connection => false,
+            },
+            Error::NotLeader { .. }
+            | Error::Loading { .. }
+            | Error::Server { .. }
+            | Error::Connect { .. }
+            | Error::Redirect { .. }
+            | Error::TooLong(_) => false,
         }
     }
 }
@@ -199,6 +216,7 @@ impl fmt::Display for Error {
             }
             Error::Loading { message } => write!(f, "the node is loading: {message}"),
             Error::Server { message } => f.write_str(message),
+            Error::OutcomeUnknown { message } => write!(f, "outcome unknown: {message}"),
             Error::UnknownStatus { status, message } => {
                 write!(f, "unknown status 0x{status:02x}: {message}")
             }
@@ -242,7 +260,12 @@ impl error::Error for Error {
             Error::Protocol { source, .. } => Some(source),
             Error::Redirect { source, .. } => Some(source),
             Error::TooLong(source) => Some(source),
-            _ => None,
+            Error::NotLeader { .. }
+            | Error::Loading { .. }
+            | Error::Server { .. }
+            | Error::OutcomeUnknown { .. }
+            | Error::UnknownStatus { .. }
+            | Error::Timeout { .. } => None,
         }
     }
 }
@@ -308,7 +331,14 @@ impl error::Error for ProtocolError {
             ProtocolError::FollowAnswer(error) => Some(error),
             ProtocolError::Stream(error) => Some(error),
             ProtocolError::Comparison(error) => Some(error),
-            _ => None,
+            ProtocolError::NothingToFind { .. }
+            | ProtocolError::UnexpectedValue { .. }
+            | ProtocolError::NotPong { .. }
+            | ProtocolError::NotText { .. }
+            | ProtocolError::LeaderAddress { .. }
+            | ProtocolError::OtherStart { .. }
+            | ProtocolError::OutOfPlace { .. }
+            | ProtocolError::Unrequested { .. } => None,
         }
     }
 }

@@ -28,11 +28,11 @@
 use std::fmt::Write;
 
 use super::{
-    CommandSpec, Field, Form, Opcode, is_text,
-    replication::{self, ERA_LEN, FollowAnswer, ReplicationError, StreamOpcode},
+    CommandSpec, Field, Form, Opcode, Status, is_text,
+    replication::{self, ERA_LEN, FollowAnswer, MessageValue, ReplicationError, StreamOpcode},
     request::{self, ANY_VALUE, RequestHeader},
-    response::{self, ResponseHeader, Status},
-    transcript::{Kind, Side, Transcript, opens_stream},
+    response::{self, ResponseHeader},
+    transcript::{Kind, Side, Transcript, opens_stream, value_fault},
 };
 
 /// The names of the columns, aligned with the rows.
@@ -565,10 +565,10 @@ impl<'a> Dump<'a> {
         let header = ResponseHeader::decode(*header);
         let value_len = header.frame_len().saturating_sub(response::HEADER_LEN);
         self.rows("value", value_len);
-        if status == Ok(Status::NotFound) && value_len > 0 {
-            self.note(&format!(
-                "value of {value_len} bytes, limit 0: NOT_FOUND has no value"
-            ));
+        if let Ok(status) = status
+            && let Some(fault) = value_fault(status, value_len)
+        {
+            self.note(&fault);
         }
         self.missing(start, header.frame_len(), "");
         true
@@ -640,12 +640,8 @@ impl<'a> Dump<'a> {
             }
             (Ok(opcode), _) => opcode,
         };
-        for &(name, len) in opcode.layout() {
-            let meaning = match name {
-                "value_crc" | "head_crc" | "digest" => hexadecimal,
-                _ => number,
-            };
-            self.wide_field(name, usize::from(len), meaning);
+        for field in opcode.fields() {
+            self.operand(field);
         }
         if let Err(ReplicationError::HeadChecksum { .. }) = verdict {
             // The value's length is not to be believed.
@@ -653,10 +649,11 @@ impl<'a> Dump<'a> {
             return false;
         }
         let frame_len = header.frame_len();
-        self.within(start.saturating_add(frame_len), |dump| match opcode {
-            StreamOpcode::Entries | StreamOpcode::SnapshotChunk => dump.frames(),
-            StreamOpcode::SnapshotBegin if header.value_len > 0 => dump.history(),
-            _ => dump.rows("value", dump.rest()),
+        let value = opcode.spec().value;
+        self.within(start.saturating_add(frame_len), |dump| match value {
+            MessageValue::Frames => dump.frames(),
+            MessageValue::History if header.value_len > 0 => dump.history(),
+            MessageValue::History | MessageValue::Empty => dump.rows("value", dump.rest()),
         });
         self.missing(start, frame_len, "");
         true

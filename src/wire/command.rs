@@ -146,6 +146,15 @@ const WRITE: &[Status] = &[
     Status::Error,
     Status::NotLeader,
     Status::Loading,
+    Status::Timeout,
+];
+
+/// Statuses of a FOLLOW.
+const FOLLOW: &[Status] = &[
+    Status::Ok,
+    Status::Error,
+    Status::NotLeader,
+    Status::Loading,
 ];
 
 /// Statuses of a write to a key that must exist.
@@ -155,6 +164,7 @@ const WRITE_KEY: &[Status] = &[
     Status::NotLeader,
     Status::NotFound,
     Status::Loading,
+    Status::Timeout,
 ];
 
 /// True where a name is given.
@@ -423,7 +433,7 @@ commands! {
         effect_extra: 0,
         batchable: false,
         reserve: Reserve::Admitted,
-        statuses: WRITE,
+        statuses: FOLLOW,
         ok: OkValue::Stream,
     }
 }

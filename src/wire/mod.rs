@@ -27,6 +27,8 @@
 //! # Ok::<(), gopherstore::wire::EncodeError>(())
 //! ```
 
+#![deny(clippy::wildcard_enum_match_arm)]
+
 pub mod annotate;
 mod buffer;
 pub mod command;
@@ -36,14 +38,16 @@ pub mod replication;
 pub mod request;
 pub mod response;
 pub mod run;
+mod status;
 pub mod transcript;
 
 pub use buffer::{Buffer, GROWTH_BYTES_MAX};
 pub use command::{Access, CommandSpec, Opcode, Request};
 pub use field::{Field, Form};
 pub use request::{EncodeError, RequestError, RequestFrame};
-pub use response::{Response, ResponseError, Status};
+pub use response::{Response, ResponseError};
 pub use run::Run;
+pub use status::{Status, StatusSpec, StatusValue};
 
 /// Longest key in bytes: what the header's 16-bit length can say.
 pub const KEY_LEN_MAX: usize = 65_535;

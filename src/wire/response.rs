@@ -1,78 +1,20 @@
-//! Responses: status, header, and what a client makes of bytes that are not one.
+//! Responses: header, and how bytes that are no response are refused.
 
 use std::fmt;
 
 use byteorder::{BigEndian, ByteOrder};
 
-use super::{is_text, request::EncodeError, size};
+use super::{EncodeError, Status, is_text, size};
 
 /// Bytes of a response's header.
 pub const HEADER_LEN: usize = 5;
 
-/// How a request went: byte 0 of its answer (GBP §7).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Status {
-    /// Done; the value is the operation's answer.
-    Ok = 0x00,
-    /// Refused; the value is a message in UTF-8.
-    Error = 0x01,
-    /// This node takes no writes; the value is the leader's address, or empty where none is known.
-    NotLeader = 0x02,
-    /// There is no such key; the value is empty.
-    NotFound = 0x03,
-    /// This node holds no complete data set yet; the value is a message in UTF-8.
-    Loading = 0x04,
-}
-
-impl Status {
-    /// Every status of this version, for tables and tests.
-    pub const ALL: [Status; 5] = [
-        Status::Ok,
-        Status::Error,
-        Status::NotLeader,
-        Status::NotFound,
-        Status::Loading,
-    ];
-
-    /// The byte on the wire.
-    #[must_use]
-    pub const fn byte(self) -> u8 {
-        // The discriminants are the protocol's numbers, so this is the definition and not a conversion that can lose.
-        self as u8
-    }
-
-    /// The status's name as the documents write it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Status::Ok => "OK",
-            Status::Error => "ERROR",
-            Status::NotLeader => "NOT_LEADER",
-            Status::NotFound => "NOT_FOUND",
-            Status::Loading => "LOADING",
-        }
-    }
-}
-
-impl TryFrom<u8> for Status {
-    /// The byte that is no status of this version. A client treats it as an error that carries a message.
-    type Error = u8;
-
-    fn try_from(byte: u8) -> Result<Status, u8> {
-        Status::ALL
-            .into_iter()
-            .find(|status| status.byte() == byte)
-            .ok_or(byte)
-    }
-}
-
 /// Response header: 5 bytes, integers big-endian.
 ///
-/// | offset | size | field       | meaning                                                       |
-/// |--------|------|-------------|---------------------------------------------------------------|
-/// | 0      | 1    | `status`    | 0x00 OK, 0x01 ERROR, 0x02 NOT_LEADER, 0x03 NOT_FOUND, 0x04 LOADING |
-/// | 1      | 4    | `value_len` | bytes of value that follow, 0..=4,294,967,295                 |
+/// | offset | size | field       | meaning                                       |
+/// |--------|------|-------------|-----------------------------------------------|
+/// | 0      | 1    | `status`    | the outcome: [`Status`]                       |
+/// | 1      | 4    | `value_len` | bytes of value that follow, 0..=4,294,967,295 |
 ///
 /// The status is kept as the byte that came, since a later version may add one.
 ///

@@ -21,8 +21,8 @@ use std::fmt;
 use super::command::OkValue;
 use super::replication::{self, FollowAnswer, Head, ReplicationError, StreamOpcode};
 use super::request::{self, ANY_VALUE, KEY_LEN_AT, RequestError, RequestHeader, VALUE_LEN_AT};
-use super::response::{self, Response, Status};
-use super::{Opcode, is_text, size};
+use super::response::{self, Response};
+use super::{Opcode, Status, StatusValue, is_text, size};
 
 /// Who sent the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -329,9 +329,9 @@ fn judge_answer(bytes: &[u8]) -> (Kind, Result<usize, Wrong>) {
         Ok(response::Parsed::Incomplete { needed }) => (Kind::Answer, Err(Wrong::Cut { needed })),
         Ok(response::Parsed::Whole(answer)) => {
             let len = answer.frame_len();
-            if status == Ok(Status::NotFound) && !answer.value.is_empty() {
-                let len = answer.value.len();
-                let reason = format!("value of {len} bytes, limit 0: NOT_FOUND has no value");
+            if let Ok(status) = status
+                && let Some(reason) = value_fault(status, answer.value.len())
+            {
                 return (Kind::Answer, Err(Wrong::at(1, &reason)));
             }
             let kind = if is_answer_to_follow(&answer) {
@@ -342,6 +342,17 @@ fn judge_answer(bytes: &[u8]) -> (Kind, Result<usize, Wrong>) {
             (kind, Ok(len))
         }
     }
+}
+
+/// Says what is wrong with a value of this length in a response with this status.
+pub(super) fn value_fault(status: Status, len: usize) -> Option<String> {
+    let spec = status.spec();
+    let must_be_empty = match spec.value {
+        StatusValue::Empty => true,
+        StatusValue::Result | StatusValue::Message | StatusValue::Address => false,
+    };
+    (must_be_empty && len > 0)
+        .then(|| format!("value of {len} bytes, limit 0: {} has no value", spec.name))
 }
 
 /// Whether an answer is what FOLLOW is answered with. A value that somebody stored can look so, but not by accident: it
@@ -363,12 +374,9 @@ fn judge_stream(bytes: &[u8]) -> Result<usize, Wrong> {
         Err(error) => error,
     };
     let field = |wanted: &str| {
-        let before = opcode
-            .layout()
-            .iter()
-            .take_while(|(name, _)| *name != wanted);
-        let len: usize = before.map(|&(_, len)| usize::from(len)).sum();
-        request::HEADER_LEN + len
+        let fields = opcode.fields().iter();
+        let before = fields.take_while(|field| field.name != wanted);
+        request::HEADER_LEN + before.map(|field| field.size).sum::<usize>()
     };
     let value_at = Head::len_of(opcode);
     let at = match error {

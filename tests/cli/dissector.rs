@@ -91,7 +91,8 @@ fn the_tables_of_the_script_are_those_of_the_server() {
     let mut expected = String::new();
     for opcode in StreamOpcode::ALL {
         write!(expected, "[0x{:02x}]={{", opcode.byte()).unwrap();
-        for (name, len) in opcode.layout() {
+        for field in opcode.fields() {
+            let (name, len) = (field.name, field.size);
             write!(expected, "{{\"{name}\",{len}}},").unwrap();
         }
         expected.push_str("},");

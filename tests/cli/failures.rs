@@ -33,6 +33,16 @@ fn what_the_node_refuses_is_exit_code_3() {
 }
 
 #[test]
+fn a_timeout_of_the_node_says_that_the_outcome_is_unknown() {
+    let peer = answering(answer(0x07, b"it leads no more"));
+    let said = "outcome unknown: it leads no more";
+    let run = run_at(&peer.addr, &["set", "k", "v"], b"");
+    run.expect_failure(3, &[said, "look with get before repeating it"]);
+    let run = run_at(&peer.addr, &["get", "k"], b"");
+    run.expect_failure(3, &[said, "try again"]);
+}
+
+#[test]
 fn nobody_there_is_exit_code_5() {
     let addr = nobody();
     let run = run_at(&addr, &["ping"], b"");

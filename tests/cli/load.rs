@@ -86,6 +86,7 @@ fn an_entry_that_is_refused_for_another_reason_is_sent_again() {
         (Status::Error, "too many connections"),
         (Status::Loading, "it copies n1"),
         (Status::NotLeader, ""),
+        (Status::Timeout, "it leads no more"),
     ] {
         let peer = Peer::start(move |_, mut stream| {
             let mut count = 0;

@@ -294,7 +294,12 @@ fn bytes_that_nobody_asked_for_do_not_become_an_answer() {
 #[test]
 fn answers_that_say_no_keep_the_connection() {
     let peer = Peer::start(|_, mut stream| {
-        for (status, value) in [(1, "too large"), (4, "wait"), (0x77 + 0x80, "later")] {
+        for (status, value) in [
+            (1, "too large"),
+            (4, "wait"),
+            (7, "it leads no more"),
+            (0x77 + 0x80, "later"),
+        ] {
             next_frame(&mut stream).unwrap();
             stream.write_all(&answer(status, value.as_bytes())).unwrap();
         }
@@ -304,6 +309,9 @@ fn answers_that_say_no_keep_the_connection() {
     let mut fail = || client.set(b"k", b"v").unwrap_err();
     assert!(matches!(fail(), Error::Server { message } if message == "too large"));
     assert!(matches!(fail(), Error::Loading { message } if message == "wait"));
+    let timeout = fail();
+    assert!(timeout.is_outcome_unknown());
+    assert!(matches!(timeout, Error::OutcomeUnknown { message } if message == "it leads no more"));
     assert!(matches!(fail(), Error::UnknownStatus { status: 0xf7, message } if message == "later"));
     client.set(b"k", b"v").unwrap();
     assert_eq!(peer.connections(), 1);

@@ -534,10 +534,11 @@ fn the_tables_of_opcodes_and_statuses_are_those_of_the_code() {
         let row = format!("| 0x{byte:02X} | {name} | {from} | {key_len} | {value}");
         assert!(has_row(text, &row), "no row {row}");
         // The fields of its own, between the epoch that all have and the checksums.
-        let fields = opcode.layout();
+        let fields = opcode.fields();
         let mut at = 8;
-        for (number, (field, len)) in fields[1..fields.len() - 2].iter().enumerate() {
+        for (number, field) in fields[1..fields.len() - 2].iter().enumerate() {
             let name = if number == 0 { name } else { "" };
+            let (field, len) = (field.name, field.size);
             let row = format!("| {name} | {at} | {len} | `{field}` |").replace("|  |", "| |");
             assert!(has_row(text, &row), "no row {row}");
             at += len;

@@ -108,6 +108,10 @@ pub(crate) fn failure(error: &Error, command: &Command, node: Option<&str>) -> F
                 ),
             );
         }
+        Error::OutcomeUnknown { .. } if command.is_write() => {
+            (Outcome::ServerError, "look with get before repeating it".to_owned())
+        }
+        Error::OutcomeUnknown { .. } => (Outcome::ServerError, "try again".to_owned()),
         Error::UnknownStatus { .. } => {
             let unknown = if command.is_write() {
                 "it is not known whether the write was carried out; "

@@ -194,7 +194,10 @@ impl<'a> BatchEncoder<'a> {
     pub const fn count(&self) -> u32 {
         match self.fields {
             Fields::Entries { count, .. } | Fields::SnapshotChunk { count, .. } => count,
-            _ => 0,
+            Fields::SnapshotBegin { .. }
+            | Fields::SnapshotEnd { .. }
+            | Fields::Heartbeat { .. }
+            | Fields::Ack { .. } => 0,
         }
     }
 

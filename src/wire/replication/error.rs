@@ -190,7 +190,17 @@ impl std::error::Error for ReplicationError {
         match self {
             ReplicationError::BadFrame { error, .. } => Some(error),
             ReplicationError::History(error) => Some(error),
-            _ => None,
+            ReplicationError::UnknownOpcode { .. }
+            | ReplicationError::KeyLen { .. }
+            | ReplicationError::HeadChecksum { .. }
+            | ReplicationError::NoFrames { .. }
+            | ReplicationError::Index { .. }
+            | ReplicationError::ValueTooLong { .. }
+            | ReplicationError::ValueLen { .. }
+            | ReplicationError::ValueChecksum { .. }
+            | ReplicationError::Count { .. }
+            | ReplicationError::CutFrame { .. }
+            | ReplicationError::NotAWrite { .. } => None,
         }
     }
 }

@@ -212,7 +212,11 @@ impl std::error::Error for FollowError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             FollowError::Encode(error) => Some(error),
-            _ => None,
+            FollowError::Version { .. }
+            | FollowError::TooShort { .. }
+            | FollowError::Flags { .. }
+            | FollowError::NameLen { .. }
+            | FollowError::ClusterIdLen { .. } => None,
         }
     }
 }
@@ -344,7 +348,9 @@ impl std::error::Error for FollowAnswerError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             FollowAnswerError::History(error) => Some(error),
-            _ => None,
+            FollowAnswerError::TooShort { .. }
+            | FollowAnswerError::Mode { .. }
+            | FollowAnswerError::FromIndex { .. } => None,
         }
     }
 }
