@@ -53,6 +53,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "config",
         ],
     ),
+    ("server::session", &["node", "engine::entry", "wire"]),
     (
         "server",
         &[
@@ -78,6 +79,7 @@ const PURE: &[&str] = &[
     "engine::digest",
     "engine",
     "replication::core",
+    "server::session",
 ];
 
 /// What a pure module does not touch.

@@ -1,6 +1,6 @@
 //! The accept thread: takes clients in, as far as there is room, and tells the others why not.
 
-use std::io::{self, Write};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use super::door::Door;
 use super::housekeeping::Housekeeper;
 use super::poller::Poller;
 use super::registry::Peer;
+use super::transport::Mode;
 use super::{Admission, Client, Server};
 use crate::node::Reply;
 
@@ -208,12 +209,9 @@ impl<'scope, 'env, 'a: 'scope> Acceptor<'scope, 'env, 'a> {
         let mut answer = reply.header().encode().to_vec();
         answer.extend_from_slice(reply.value());
         // A fresh socket's send buffer takes this whole; the accept thread must not wait for anyone all the same.
-        let sent = peer
-            .stream
-            .set_nonblocking(true)
-            .and_then(|()| (&peer.stream).write_all(&answer));
+        let sent = peer.stream.send(&answer, &[], Mode::Now);
         match sent {
-            Ok(()) => self.housekeeper.drain(peer),
+            Ok(_) => self.housekeeper.drain(peer),
             Err(error) => debug!("client gone before it was turned away: {error}"),
         }
     }

@@ -1,9 +1,9 @@
-//! One client: read what has come, answer every whole request, write all the answers at once, wait, alone or
-//! [with others](super::poller).
+//! Serves one client: reads what has arrived, has the [session](super::session) carry it out, sends the answers, and
+//! waits, alone or on a [poller](super::poller). Deadlines and the stop are minded here.
 
 use std::fmt;
-use std::io::{self, ErrorKind, IoSlice, Write};
-use std::net::{Shutdown, TcpStream};
+use std::io::{self, ErrorKind};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,57 +11,41 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
 
 use super::housekeeping::Housekeeper;
 use super::poller::{Handle, Polled, Poller, State};
 use super::registry::{Peer, Registry};
-use crate::engine::entry::{Entry, EntryBuilder};
+use super::session::{Session, Step, Thread};
+use super::transport::Mode;
 use crate::node::{Node, Reply};
 use crate::replication::leader_side;
 use crate::replication::leader_side::accept::{self, Accepted};
-use crate::wire::request::{self, Disposition, HEADER_LEN, Limits, Parsed, RequestError};
+use crate::wire::RequestError;
+use crate::wire::request::Limits;
 use crate::wire::run::RUN_MAX;
-use crate::wire::{Buffer, Opcode, Request, Run};
 
-/// Answers are written once this many bytes have gathered, even though more requests are at hand. It bounds what a
-/// connection holds of answers, and what its client waits for.
-const FLUSH_BYTES: usize = 64 << 10;
+/// Most requests at a time for which a client shares a poller. With more, a context switch costs little beside the
+/// work, and there may be a core for each thread.
+const SHARED_MAX: usize = RUN_MAX;
 
-/// A value at least this long is written from its entry and not copied to the other answers first.
-const DIRECT_BYTES: usize = 16 << 10;
-
-/// A SET frame longer than this is read straight into the entry that it becomes. For shorter ones a copy costs less
-/// than the call to the system that reading each of several in a row on its own takes.
-const LARGE_FRAME_BYTES: usize = 48 << 10;
-
-/// Longest frame in bytes whose room is kept for the next one: as much as a busy connection's input may take.
-const ROOM_BYTES_MAX: usize = 128 << 10;
-
-/// A client that asks for more than this at a time is served by its own thread. What a switch of threads costs is
-/// little beside such work, and there may be a core for each.
-const SHALLOW_MAX: usize = RUN_MAX;
-
-/// A stay among those who share has been worth it from so many requests on: taking a slot and leaving it cost as much
-/// as it saves for two or three.
+/// Fewest times that a connection is served on a poller for the stay to have paid: taking a slot and leaving it cost as
+/// much as two or three requests save.
 const STAY_MIN: u32 = 4;
 
-/// How often a connection that waits alone lets others have their turn before it sleeps, where its client may ask again
-/// at once.
-const TURNS: u32 = 2;
+/// How often a thread that waits alone yields before it sleeps, where its client may send the next request at once.
+const YIELDS: u32 = 2;
 
-/// How many waits in a row something is not tried that has failed again and again.
-const RESTS_MAX: u8 = 127;
+/// Most waits in a row for which something that has failed again and again is not tried.
+const PAUSES_MAX: u8 = 127;
 
 /// The timeouts of one connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timeouts {
-    /// From a request's first byte to its last, and for the client to take any byte of what it is being sent.
+    /// From a request's first byte to its last, and for the client to take any byte of its answers.
     pub(super) request: Duration,
     /// Between requests; `None` for ever.
     pub(super) idle: Option<Duration>,
-    /// How long a connection that has nothing to do keeps the memory that a busier time gave it.
+    /// How long an idle connection keeps grown buffers.
     pub(super) release: Duration,
 }
 
@@ -74,7 +58,7 @@ pub(super) enum End {
     Truncated {
         /// Bytes of the frame that came.
         len: usize,
-        /// Bytes that were wanted.
+        /// Bytes that were needed.
         needed: usize,
     },
     /// The last answer is sent and the client may still be sending: its input has to be drained before the socket is
@@ -96,7 +80,7 @@ pub(super) enum Refusal {
     Request(RequestError),
     /// A request was not whole in time.
     TooSlow(Duration),
-    /// A connection of the reserve asked for what is not for there.
+    /// A connection of the reserve sent a request that is not allowed there.
     NoRoom(String),
 }
 
@@ -126,7 +110,7 @@ pub(super) struct Context<'a> {
     pub(super) housekeeper: Housekeeper,
 }
 
-/// Serves one client until it leaves or has to. `first` is what has come of it already.
+/// Serves one client until the connection ends. `first` has arrived already.
 pub(super) fn serve<'a>(
     context: Context<'a>,
     first: &[u8],
@@ -137,7 +121,7 @@ pub(super) fn serve<'a>(
     poller.enter();
     let end = run(&handle, &mut state, poller);
     poller.leave();
-    if state.connection.is_grown() || state.connection.large.is_some() {
+    if state.connection.session.is_large() {
         state.connection.context.housekeeper.trim();
     }
     end.unwrap_or_else(End::Failed)
@@ -148,156 +132,112 @@ fn run<'a>(
     state: &mut MutexGuard<'_, State<Connection<'a>>>,
     poller: &Poller<Connection<'a>>,
 ) -> io::Result<End> {
-    state.connection.prepare()?;
+    let connection = &mut state.connection;
+    let request_timeout = connection.context.timeouts.request;
+    connection.context.peer.stream.prepare(request_timeout)?;
     loop {
         let connection = &mut state.connection;
-        let needed = match connection.answer_whole_requests(true)? {
-            Next::Wait(needed) => needed,
-            Next::Refuse(refusal) => return connection.refuse(refusal),
-            Next::Stream(mut accepted) => {
-                poller.count_stream(true);
-                let end = connection.stream(&mut accepted);
-                poller.count_stream(false);
-                return end;
+        match connection.step(Thread::Own) {
+            Step::Read => {}
+            Step::Send => {
+                connection.send_all()?;
+                continue;
             }
-            Next::Own => continue,
-        };
-        connection.output.flush()?;
+            Step::Own => continue,
+            Step::Follow => match connection.follow(poller)? {
+                Some(end) => return Ok(end),
+                None => continue,
+            },
+            Step::LeaveReserve => {
+                let refusal = Refusal::NoRoom(connection.context.registry.refusal());
+                return connection.refuse(refusal);
+            }
+            Step::Refuse(error) => return connection.refuse(Refusal::Request(error)),
+        }
+        connection.send_all()?;
         connection.heed_stop();
-        let shared = if connection.would_share(poller) {
+        let event = if connection.would_share(poller) {
             poller.share(handle, state);
             state.connection.after_sharing()
         } else {
             None
         };
         let connection = &mut state.connection;
-        let wait = match shared {
-            Some(found) => found?,
-            None => connection.wait(needed, poller)?,
+        let event = match event {
+            Some(event) => event?,
+            None => connection.wait(poller)?,
         };
-        match wait {
-            Wait::Bytes => {}
-            Wait::EndOfStream if connection.is_between_frames() => return Ok(End::Done),
-            Wait::EndOfStream => {
-                let large = connection.large.as_ref().map(EntryBuilder::arrived);
-                let len = large.unwrap_or(connection.input.bytes().len());
-                let needed = needed.max(len + connection.skip);
-                return Ok(End::Truncated { len, needed });
-            }
-            Wait::TooSlow => {
-                let refusal = Refusal::TooSlow(connection.context.timeouts.request);
-                // A frame that is being skipped has its answer; a second one would be taken for the next request's.
-                if connection.skip > 0 {
-                    return Ok(End::Refused(refusal));
-                }
-                return connection.refuse(refusal);
-            }
-            Wait::Idle => return Ok(End::Idle),
+        if let Some(end) = connection.end_after(event)? {
+            return Ok(end);
         }
     }
 }
 
-/// A client and what has come of it, whichever thread serves it.
+/// A client, its session and its deadlines. One thread at a time serves it.
 pub(super) struct Connection<'a> {
     context: Context<'a>,
-    input: Buffer,
-    /// A large SET frame that is arriving; `input` is empty meanwhile.
-    large: Option<EntryBuilder>,
-    /// Where the next frame goes while nothing of it is there: the block of the entry that the last request, a large
-    /// SET, has replaced. It is as long as that, as the next is where a client sends one such after another.
-    room: Option<EntryBuilder>,
-    output: Output,
-    /// Bytes of a refused frame that are still to be thrown away.
-    skip: usize,
-    /// The first byte has come and was not text.
-    spoke: bool,
-    /// It is in the reserve, which is not for all requests.
-    is_reserved: bool,
-    /// By when the frame at the start of `input` has to be whole; `None` between frames.
+    session: Session<'a>,
+    /// By when the frame that is arriving has to be whole; `None` between frames.
     deadline: Option<Instant>,
-    /// What the socket's read timeout is set to.
-    read_timeout: Option<Duration>,
-    /// Requests answered since the last wait.
-    answered: usize,
+    /// The socket's receive timeout.
+    receive_timeout: Option<Duration>,
     /// Times that a polling thread has served this client since it took its slot.
     served: u32,
-    /// What its own thread was called for, if not for quiet.
-    found: Option<io::Result<Wait>>,
+    /// Why a polling thread has woken the connection's own thread; `None` for an idle connection.
+    event: Option<io::Result<Event>>,
     /// Whether to share.
     sharing: Try,
-    /// Whether to let others have their turn before it sleeps.
+    /// Whether to yield before sleeping.
     yielding: Try,
 }
 
-/// Something that is tried less and less often where it fails.
+/// Something that is tried less and less often while it fails.
 #[derive(Default)]
 struct Try {
-    /// How many times to let it be, and how many after that.
-    rests: u8,
-    rests_next: u8,
+    /// How many times not to try it, and how many after the next failure.
+    pauses: u8,
+    pauses_next: u8,
 }
 
 impl Try {
     /// Whether to try it this time.
     const fn is_due(&mut self) -> bool {
-        let is_due = self.rests == 0;
-        self.rests = self.rests.saturating_sub(1);
+        let is_due = self.pauses == 0;
+        self.pauses = self.pauses.saturating_sub(1);
         is_due
     }
 
     fn has_gone(&mut self, well: bool) {
-        self.rests_next = if well {
+        self.pauses_next = if well {
             0
         } else {
-            (2 * self.rests_next + 1).min(RESTS_MAX)
+            (2 * self.pauses_next + 1).min(PAUSES_MAX)
         };
-        self.rests = self.rests_next;
+        self.pauses = self.pauses_next;
     }
 }
 
-/// What comes once every whole request is answered.
-enum Next<'a> {
-    /// More input, for a frame that is so long as far as is known.
-    Wait(usize),
-    /// The end, after the ERROR for this.
-    Refuse(Refusal),
-    /// The stream of a follower, in place of answers.
-    Stream(Box<Accepted<'a>>),
-    /// More answers, which its own thread has to give: they may have to wait for the client, or take long.
-    Own,
-}
-
-/// What a wait for input came to.
-enum Wait {
+/// What ends a wait for input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
     Bytes,
     EndOfStream,
+    /// The frame that is arriving is not whole in time.
     TooSlow,
+    /// No request has come for the idle timeout.
     Idle,
 }
 
 impl<'a> Connection<'a> {
     fn new(context: Context<'a>, first: &[u8]) -> Connection<'a> {
-        let peer = Arc::clone(&context.peer);
-        let mut input = Buffer::new();
-        input.extend(first);
+        let is_reserved = context.peer.is_reserved();
         Connection {
-            is_reserved: peer.is_reserved(),
+            session: Session::new(context.node, context.limits, first, is_reserved),
             context,
-            input,
-            large: None,
-            room: None,
-            output: Output {
-                peer,
-                pending: Vec::new(),
-                held: None,
-            },
-            skip: 0,
-            spoke: false,
             deadline: None,
-            read_timeout: None,
-            answered: 0,
+            receive_timeout: None,
             served: 0,
-            found: None,
+            event: None,
             sharing: Try::default(),
             yielding: Try::default(),
         }
@@ -308,21 +248,88 @@ impl<'a> Connection<'a> {
         Handle::new(Connection::new(context, first))
     }
 
-    fn prepare(&self) -> io::Result<()> {
-        let stream = &self.context.peer.stream;
-        stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(self.context.timeouts.request))
+    /// Has the session carry out what has arrived, and minds what that means for deadline and reserve.
+    fn step(&mut self, thread: Thread) -> Step {
+        loop {
+            if self.session.is_reserved() && !self.session.input().is_empty() {
+                self.context.registry.note_request(&self.context.peer);
+            }
+            let step = self.session.step(thread);
+            if self.session.completed() > 0 {
+                self.deadline = None;
+            }
+            if matches!(step, Step::LeaveReserve)
+                && self.context.registry.leave_reserve(&self.context.peer)
+            {
+                self.session.leave_reserve();
+                continue;
+            }
+            return step;
+        }
     }
 
-    /// Becomes the sender of a follower's stream, until that ends.
+    /// Sends all output, and waits for the client to take it.
+    fn send_all(&mut self) -> io::Result<()> {
+        loop {
+            let [first, second] = self.session.output();
+            if first.is_empty() && second.is_empty() {
+                return Ok(());
+            }
+            match self.context.peer.stream.send(first, second, Mode::Wait) {
+                Ok(count) => self.session.sent(count),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Sends the output that the system takes at once; returns whether that was all. Long output is left to a thread
+    /// that may wait.
+    fn send_now(&mut self) -> io::Result<bool> {
+        let [first, long] = self.session.output();
+        if !first.is_empty() && !self.session.has_long_output() {
+            match self.context.peer.stream.send(first, long, Mode::Now) {
+                Ok(count) => self.session.sent(count),
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(!self.session.has_output())
+    }
+
+    /// Answers a FOLLOW. Sends the stream where it is accepted, and returns how that ended.
+    fn follow(&mut self, poller: &Poller<Connection<'a>>) -> io::Result<Option<End>> {
+        let addr = self.context.peer.stream.peer_addr()?;
+        let Some(frame) = self.session.frame() else {
+            return Ok(None);
+        };
+        let (key, value) = (frame.request().key(), frame.request().value());
+        let accepted = accept::accept(self.context.node, addr, key, value);
+        match accepted {
+            Ok(mut accepted) => {
+                self.session.answer(Reply::Answer(accepted.answer.clone()));
+                poller.count_stream(true);
+                let end = self.stream(&mut accepted);
+                poller.count_stream(false);
+                end.map(Some)
+            }
+            Err(reply) => {
+                self.session.answer(reply);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Sends the stream of a follower or an observer, until that ends.
     fn stream(&mut self, accepted: &mut Accepted<'_>) -> io::Result<End> {
-        self.output.flush()?;
-        let early = self.input.bytes();
+        self.send_all()?;
+        let early = self.session.input();
         let peer = &self.context.peer;
         let is_observer = accepted.is_observer();
         peer.observes.store(is_observer, Ordering::SeqCst);
         peer.follows.store(true, Ordering::SeqCst);
-        let result = leader_side::serve(self.context.node, &peer.stream, accepted, early);
+        let result = leader_side::serve(self.context.node, peer.stream.tcp(), accepted, early);
         if is_observer {
             // It is logged there how the stream ends.
             return Ok(End::Observed);
@@ -333,170 +340,35 @@ impl<'a> Connection<'a> {
     /// Tells the stop whether a request has begun to arrive, and between requests ends the reading side where the
     /// server is to stop. Each side writes its flag before it reads the other's, so one of them does it.
     fn heed_stop(&self) {
-        let (peer, in_frame) = (&self.context.peer, !self.is_between_frames());
+        let (peer, in_frame) = (&self.context.peer, !self.session.is_between_frames());
         if peer.in_frame.load(Ordering::Relaxed) != in_frame {
             peer.in_frame.store(in_frame, Ordering::SeqCst);
         }
         if !in_frame && self.context.stopping.load(Ordering::SeqCst) {
-            // Fails only where the client is gone, which the next read will show.
-            let _ = self.context.peer.stream.shutdown(Shutdown::Read);
+            peer.stream.shut_down(Shutdown::Read);
         }
     }
 
-    const fn is_between_frames(&self) -> bool {
-        self.input.is_empty() && self.large.is_none() && self.skip == 0
-    }
-
-    /// Whether the connection holds more memory than an idle one is to.
-    fn is_grown(&self) -> bool {
-        self.input.is_grown() || self.output.is_grown() || self.room.is_some()
-    }
-
-    /// Answers every whole request in the input; returns how many bytes the frame that follows them needs, as far as
-    /// is known, or the fault after which the connection cannot go on. Where it must not wait it stops before whatever
-    /// may have to.
-    fn answer_whole_requests(&mut self, may_wait: bool) -> io::Result<Next<'a>> {
-        if !self.spoke
-            && let Some(&first) = self.input.bytes().first()
-        {
-            if let Err(error) = request::reject_text(first) {
-                return Ok(Next::Refuse(Refusal::Request(error)));
+    /// How the connection ends after `event`; `None` where it goes on.
+    fn end_after(&mut self, event: Event) -> io::Result<Option<End>> {
+        let end = match event {
+            Event::Bytes => return Ok(None),
+            Event::EndOfStream if self.session.is_between_frames() => End::Done,
+            Event::EndOfStream => {
+                let (len, needed) = self.session.progress();
+                End::Truncated { len, needed }
             }
-            self.spoke = true;
-        }
-        if let Some(builder) = self.large.take() {
-            match builder.finish() {
-                Ok(entry) => {
-                    self.deadline = None;
-                    match self.context.node.set(entry) {
-                        Ok(replaced) => {
-                            self.room = replaced
-                                .filter(|entry| entry.frame().len() <= ROOM_BYTES_MAX)
-                                .and_then(Entry::into_room);
-                            self.output.push(Reply::Done);
-                        }
-                        Err(reply) => self.output.push(reply),
-                    }
-                }
-                Err(builder) => {
-                    let needed = builder.needed();
-                    self.large = Some(builder);
-                    return Ok(Next::Wait(needed));
+            Event::TooSlow => {
+                let refusal = Refusal::TooSlow(self.context.timeouts.request);
+                if self.session.is_skipping() {
+                    End::Refused(refusal)
+                } else {
+                    self.refuse(refusal)?
                 }
             }
-        }
-        loop {
-            if self.output.is_full() {
-                if !may_wait {
-                    return Ok(Next::Own);
-                }
-                self.output.flush()?;
-            }
-            if self.skip > 0 {
-                let count = self.skip.min(self.input.bytes().len());
-                self.input.consume(count);
-                self.skip -= count;
-                if self.skip > 0 {
-                    return Ok(Next::Wait(HEADER_LEN));
-                }
-                self.deadline = None;
-            }
-            if self.is_reserved
-                && let Some(refusal) = self.refuses_in_reserve()
-            {
-                return Ok(Next::Refuse(refusal));
-            }
-            if self.answer_run() {
-                continue;
-            }
-            match request::parse(self.input.bytes(), &self.context.limits) {
-                Ok(Parsed::Whole(frame)) if !may_wait && takes_long(&frame.request()) => {
-                    return Ok(Next::Own);
-                }
-                Ok(Parsed::Whole(frame)) if matches!(frame.request(), Request::Follow { .. }) => {
-                    let (key, value) = (frame.request().key(), frame.request().value());
-                    let addr = self.context.peer.stream.peer_addr()?;
-                    let accepted = accept::accept(self.context.node, addr, key, value);
-                    self.input.consume(frame.bytes().len());
-                    self.deadline = None;
-                    match accepted {
-                        Ok(accepted) => {
-                            self.output.push(Reply::Answer(accepted.answer.clone()));
-                            return Ok(Next::Stream(accepted));
-                        }
-                        Err(reply) => self.output.push(reply),
-                    }
-                }
-                Ok(Parsed::Whole(frame)) => {
-                    let len = frame.bytes().len();
-                    let reply = self.context.node.execute(&frame);
-                    self.answered += 1;
-                    self.input.consume(len);
-                    self.deadline = None;
-                    self.output.push(reply);
-                }
-                Ok(Parsed::Incomplete { needed }) => {
-                    if needed > LARGE_FRAME_BYTES
-                        && let Some(builder) = EntryBuilder::new(self.input.bytes())
-                    {
-                        if let Some(reply) = self.context.node.refuses_writes() {
-                            // Without taking the value in first.
-                            self.output.push(reply);
-                            self.skip = needed;
-                            continue;
-                        }
-                        self.large = Some(builder);
-                        self.input.consume(needed);
-                    }
-                    return Ok(Next::Wait(needed));
-                }
-                Err(error) => match error.disposition() {
-                    Disposition::Close => return Ok(Next::Refuse(Refusal::Request(error))),
-                    Disposition::Skip(frame_len) => {
-                        self.output.push(Reply::Error(error.to_string()));
-                        self.skip = frame_len;
-                    }
-                },
-            }
-        }
-    }
-
-    /// Why the next request is not answered in the reserve. The connection leaves that where there is room elsewhere.
-    fn refuses_in_reserve(&mut self) -> Option<Refusal> {
-        let (registry, peer) = (self.context.registry, &self.context.peer);
-        let &opcode = self.input.bytes().first()?;
-        let is_for_reserve = [Opcode::Status, Opcode::Follow, Opcode::Ping]
-            .iter()
-            .any(|&allowed| allowed as u8 == opcode);
-        if is_for_reserve {
-            registry.note_request(peer);
-            return None;
-        }
-        self.is_reserved = !registry.leave_reserve(peer);
-        self.is_reserved
-            .then(|| Refusal::NoRoom(registry.refusal()))
-    }
-
-    /// Carries out together what stands at the start of the input and can be; says whether there was anything.
-    fn answer_run(&mut self) -> bool {
-        let (context, output) = (&self.context, &mut self.output);
-        let bytes = self.input.bytes();
-        if !bytes.first().is_some_and(|&opcode| Run::takes(opcode)) {
-            return false;
-        }
-        let run = Run::of(bytes, &context.limits);
-        if run.is_empty() {
-            return false;
-        }
-        let (count, next) = context.node.carry_out(&run, &mut output.pending);
-        let len = run.bytes_of(count + usize::from(next.is_some()));
-        self.answered += count;
-        if let Some(reply) = next {
-            output.push(reply);
-        }
-        self.input.consume(len);
-        self.deadline = None;
-        true
+            Event::Idle => End::Idle,
+        };
+        Ok(Some(end))
     }
 
     /// Sends the last answer of this connection.
@@ -504,116 +376,119 @@ impl<'a> Connection<'a> {
         let mut message = refusal.to_string();
         if let Refusal::Request(RequestError::Text { .. }) = refusal {
             let addr = self.context.peer.stream.local_addr()?;
-            // In octal, which every printf knows; the line feed is for whoever reads this in a terminal.
+            // In octal, which every printf knows; the line feed is for a person at a terminal.
             message += &format!(
                 "; try: printf '\\004\\000\\000\\000\\000\\000\\000' | nc -N {} {} | xxd\n",
                 addr.ip(),
                 addr.port()
             );
         }
-        self.output.push(Reply::Error(message));
-        self.output.flush()?;
+        self.session.refuse(message);
+        self.send_all()?;
         Ok(End::Refused(refusal))
     }
 
-    /// Whether it waits for its client together with others. Says so only where nothing of a request has come, and
-    /// every answer is sent.
+    /// Whether to wait on the poller. Says so only where nothing of a request has come, and every answer is sent.
     fn would_share(&mut self, poller: &Poller<Connection<'a>>) -> bool {
         self.served = 0;
         poller.has_enough()
-            && self.answered <= SHALLOW_MAX
-            && self.is_between_frames()
+            && self.session.completed() <= SHARED_MAX
+            && self.session.is_between_frames()
             && self.sharing.is_due()
     }
 
-    /// Answers what has come, as far as that needs no waiting; says whether all is answered and sent.
+    /// Answers what has come, as far as that needs no waiting; returns whether all is answered and sent.
     fn serve_now(&mut self) -> io::Result<bool> {
         self.served += 1;
-        self.answered = 0;
-        let is_all = matches!(self.answer_whole_requests(false)?, Next::Wait(_))
-            && self.is_between_frames()
-            && self.output.flush_now()?;
+        self.session.begin_wait();
+        let is_all = matches!(self.step(Thread::Polling), Step::Read)
+            && self.session.is_between_frames()
+            && self.send_now()?;
         if is_all {
             self.heed_stop();
         }
         Ok(is_all)
     }
 
-    /// Why its own thread was called; `None` where its client was quiet.
-    fn after_sharing(&mut self) -> Option<io::Result<Wait>> {
+    /// Why the connection's own thread was woken; `None` where its client was idle.
+    fn after_sharing(&mut self) -> Option<io::Result<Event>> {
         self.sharing.has_gone(self.served >= STAY_MIN);
-        self.found.take()
+        self.event.take()
     }
 
-    /// Waits for input until something else has to happen. `needed` is the length of the frame that is expected.
-    fn wait(&mut self, needed: usize, poller: &Poller<Connection<'a>>) -> io::Result<Wait> {
-        self.answered = 0;
-        let is_grown = self.is_grown();
-        let since = (is_grown || self.context.timeouts.idle.is_some() || !self.is_between_frames())
-            .then(Instant::now);
+    /// Waits for input until something else has to happen.
+    fn wait(&mut self, poller: &Poller<Connection<'a>>) -> io::Result<Event> {
+        self.session.begin_wait();
+        let is_between_frames = self.session.is_between_frames();
+        let is_timed =
+            self.session.is_grown() || self.context.timeouts.idle.is_some() || !is_between_frames;
+        let since = is_timed.then(Instant::now);
         if let Some(now) = since
-            && !self.is_between_frames()
+            && !is_between_frames
         {
             let deadline = *self
                 .deadline
                 .get_or_insert(now + self.context.timeouts.request);
             if deadline <= now {
-                return Ok(Wait::TooSlow);
+                return Ok(Event::TooSlow);
             }
         }
-        // Who has just shared has been quiet for longer.
+        // A connection that has just left the poller has been idle for longer.
         let may_be_soon = self.served == 0 && poller.has_others() && self.yielding.is_due();
-        if may_be_soon && self.read_soon(needed)? {
-            return Ok(Wait::Bytes);
+        if may_be_soon && self.read_soon()? {
+            return Ok(Event::Bytes);
         }
-        self.set_read_timeout(self.remaining(since, since), false)?;
+        self.set_receive_timeout(self.remaining(since, since), false)?;
         loop {
             poller.leave();
-            let read = self.receive(needed, RecvFlags::empty());
+            let read = self.receive(Mode::Wait);
             poller.enter();
             match read {
-                Ok(0) => return Ok(Wait::EndOfStream),
-                Ok(_) => return Ok(Wait::Bytes),
+                Ok(0) => return Ok(Event::EndOfStream),
+                Ok(_) => return Ok(Event::Bytes),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error)
                     if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
                 {
                     let now = Instant::now();
-                    if self.deadline.is_some_and(|deadline| deadline <= now) {
-                        return Ok(Wait::TooSlow);
+                    if let Some(event) = self.after_timeout(since, now) {
+                        return Ok(event);
                     }
-                    let waited = since.map_or(Duration::ZERO, |since| now - since);
-                    if self.is_between_frames() {
-                        if self
-                            .context
-                            .timeouts
-                            .idle
-                            .is_some_and(|idle| idle <= waited)
-                        {
-                            return Ok(Wait::Idle);
-                        }
-                        if is_grown && waited >= self.context.timeouts.release {
-                            self.input.release();
-                            self.room = None;
-                            self.output.release();
-                            self.context.housekeeper.trim();
-                        }
-                    }
-                    self.set_read_timeout(self.remaining(since, Some(now)), true)?;
+                    self.set_receive_timeout(self.remaining(since, Some(now)), true)?;
                 }
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Reads what comes while other threads have their turn. A client that asks again at once is so met awake, which
-    /// saves putting the thread to sleep and waking it.
-    fn read_soon(&mut self, needed: usize) -> io::Result<bool> {
-        for _ in 0..TURNS {
-            // Before the first look too: hardly ever has the client asked again by then, and whoever has waited longer
-            // goes first.
+    /// What happens `now`, when nothing has come in a wait that began at `since`; `None` where the wait goes on.
+    fn after_timeout(&mut self, since: Option<Instant>, now: Instant) -> Option<Event> {
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            return Some(Event::TooSlow);
+        }
+        if !self.session.is_between_frames() {
+            return None;
+        }
+        let waited = since.map_or(Duration::ZERO, |since| now - since);
+        let timeouts = &self.context.timeouts;
+        if timeouts.idle.is_some_and(|idle| idle <= waited) {
+            return Some(Event::Idle);
+        }
+        if self.session.is_grown() && waited >= timeouts.release {
+            self.session.release();
+            self.context.housekeeper.trim();
+        }
+        None
+    }
+
+    /// Reads the input that arrives while other threads run. A client that sends its next request at once finds the
+    /// thread awake, which saves a sleep and a wake-up.
+    fn read_soon(&mut self) -> io::Result<bool> {
+        for _ in 0..YIELDS {
+            // Before the first look too: the client has hardly ever sent its next request by then, and threads that
+            // have waited longer run first.
             thread::yield_now();
-            match self.receive(needed, RecvFlags::DONTWAIT) {
+            match self.receive(Mode::Now) {
                 // The end of the stream is for a read that waits.
                 Ok(0) => return Ok(false),
                 Ok(_) => {
@@ -629,48 +504,19 @@ impl<'a> Connection<'a> {
         Ok(false)
     }
 
-    /// Reads from the socket to where the bytes belong, and returns how many came.
-    fn receive(&mut self, needed: usize, flags: RecvFlags) -> io::Result<usize> {
-        let stream = &self.context.peer.stream;
-        match &mut self.large {
-            Some(builder) => Ok(builder.read_with(|room| {
-                let ((filled, _), _) = rustix::net::recv(stream, room, flags)?;
-                Ok::<_, Errno>(filled)
-            })?),
-            None => {
-                if self.input.is_empty()
-                    && let Some(mut room) = self.room.take()
-                {
-                    let read = room.read_with(|room| {
-                        let ((filled, _), _) = rustix::net::recv(stream, room, flags)?;
-                        Ok::<_, Errno>(filled)
-                    });
-                    if room.is_of_its_header() {
-                        self.large = Some(room);
-                    } else if room.arrived() > 0 {
-                        self.input.extend(room.bytes());
-                    } else {
-                        self.room = Some(room);
-                    }
-                    return Ok(read?);
-                }
-                let (_, count) = rustix::net::recv(stream, self.input.space(needed), flags)?;
-                self.input.filled(count);
-                Ok(count)
-            }
-        }
+    /// Reads from the socket, and returns how many bytes came.
+    fn receive(&mut self, mode: Mode) -> io::Result<usize> {
+        self.session
+            .read(&mut self.context.peer.stream.source(mode))
     }
 
     /// How long the socket may be left alone, `now`, in a wait that began at `since`; `None` for ever.
     fn remaining(&self, since: Option<Instant>, now: Option<Instant>) -> Option<Duration> {
         let (since, now) = (since?, now?);
-        let idle = self
-            .context
-            .timeouts
-            .idle
-            .filter(|_| self.is_between_frames());
-        let release =
-            (self.is_between_frames() && self.is_grown()).then_some(self.context.timeouts.release);
+        let timeouts = &self.context.timeouts;
+        let is_between_frames = self.session.is_between_frames();
+        let idle = timeouts.idle.filter(|_| is_between_frames);
+        let release = (is_between_frames && self.session.is_grown()).then_some(timeouts.release);
         [
             self.deadline,
             idle.map(|idle| since + idle),
@@ -683,18 +529,18 @@ impl<'a> Connection<'a> {
     }
 
     /// Has the next read return after `wanted` at the latest. A timeout that is shorter already does, so it is left as
-    /// it is unless `exact`: a busy connection then sets it once and not once a request.
-    fn set_read_timeout(&mut self, wanted: Option<Duration>, exact: bool) -> io::Result<()> {
+    /// it is unless `exact`: a connection under load then sets it once and not once a request.
+    fn set_receive_timeout(&mut self, wanted: Option<Duration>, exact: bool) -> io::Result<()> {
         // The system takes a timeout of 0 for none.
         let wanted = wanted.map(|wanted| wanted.max(Duration::from_millis(1)));
-        let suffices = match (self.read_timeout, wanted) {
+        let suffices = match (self.receive_timeout, wanted) {
             (Some(current), Some(wanted)) => current <= wanted,
             (None, Some(_)) => false,
             (_, None) => true,
         };
-        if self.read_timeout != wanted && (exact || !suffices) {
-            self.context.peer.stream.set_read_timeout(wanted)?;
-            self.read_timeout = wanted;
+        if self.receive_timeout != wanted && (exact || !suffices) {
+            self.context.peer.stream.set_receive_timeout(wanted)?;
+            self.receive_timeout = wanted;
         }
         Ok(())
     }
@@ -708,11 +554,11 @@ impl AsFd for Connection<'_> {
 
 impl Polled for Connection<'_> {
     fn serve(&mut self) -> bool {
-        let found = match self.receive(HEADER_LEN, RecvFlags::DONTWAIT) {
-            Ok(0) => Ok(Wait::EndOfStream),
+        let event = match self.receive(Mode::Now) {
+            Ok(0) => Ok(Event::EndOfStream),
             Ok(_) => match self.serve_now() {
-                Ok(true) => return self.answered <= SHALLOW_MAX,
-                Ok(false) => Ok(Wait::Bytes),
+                Ok(true) => return self.session.completed() <= SHARED_MAX,
+                Ok(false) => Ok(Event::Bytes),
                 Err(error) => Err(error),
             },
             Err(error)
@@ -722,98 +568,21 @@ impl Polled for Connection<'_> {
             }
             Err(error) => Err(error),
         };
-        self.found = Some(found);
+        self.event = Some(event);
         false
     }
-}
-
-/// Whether an operation may take longer than others like to wait for. Data operations never do.
-const fn takes_long(request: &Request<'_>) -> bool {
-    !matches!(
-        request,
-        Request::Get { .. } | Request::Set { .. } | Request::Del { .. } | Request::Ping
-    )
-}
-
-/// Answers on their way out.
-struct Output {
-    peer: Arc<Peer>,
-    pending: Vec<u8>,
-    /// A long answer that comes after those, and that nobody has begun to send.
-    held: Option<Reply>,
-}
-
-impl Output {
-    fn push(&mut self, reply: Reply) {
-        self.pending.extend_from_slice(&reply.header().encode());
-        if reply.value().len() < DIRECT_BYTES {
-            self.pending.extend_from_slice(reply.value());
-        } else {
-            self.held = Some(reply);
-        }
-    }
-
-    /// Whether there has to be a [`flush`](Output::flush) before anything more is added.
-    const fn is_full(&self) -> bool {
-        self.held.is_some() || self.pending.len() >= FLUSH_BYTES
-    }
-
-    /// Sends everything, and waits for the client to take it.
-    fn flush(&mut self) -> io::Result<()> {
-        let mut stream = &self.peer.stream;
-        match self.held.take() {
-            Some(reply) => write_all_of_two(stream, &self.pending, reply.value())?,
-            None if self.pending.is_empty() => {}
-            None => stream.write_all(&self.pending)?,
-        }
-        self.pending.clear();
-        Ok(())
-    }
-
-    /// Sends what the system takes at once; says whether that was all.
-    fn flush_now(&mut self) -> io::Result<bool> {
-        if !self.pending.is_empty() {
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            match rustix::net::send(&self.peer.stream, &self.pending, flags) {
-                Ok(count) => drop(self.pending.drain(..count)),
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(self.pending.is_empty() && self.held.is_none())
-    }
-
-    fn is_grown(&self) -> bool {
-        self.pending.capacity() > DIRECT_BYTES
-    }
-
-    fn release(&mut self) {
-        self.pending = Vec::new();
-    }
-}
-
-/// Writes `first` and `second` as one, without joining them in memory.
-fn write_all_of_two(mut stream: &TcpStream, first: &[u8], second: &[u8]) -> io::Result<()> {
-    let mut slices = [IoSlice::new(first), IoSlice::new(second)];
-    let mut rest = &mut slices[..];
-    while !rest.is_empty() {
-        match stream.write_vectored(rest) {
-            Ok(0) => return Err(ErrorKind::WriteZero.into()),
-            Ok(count) => IoSlice::advance_slices(&mut rest, count),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
-    use std::net::TcpListener;
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
 
     use super::*;
+    use crate::engine::entry::EntryBuilder;
     use crate::node::Role;
+    use crate::wire::Request;
 
     fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
@@ -848,17 +617,17 @@ mod tests {
     }
 
     /// Waits alone.
-    fn wait<'a>(connection: &mut Connection<'a>, needed: usize) -> Wait {
+    fn wait<'a>(connection: &mut Connection<'a>) -> Event {
         let poller: Poller<Connection<'a>> = Poller::new(Duration::from_secs(1)).unwrap();
-        connection.wait(needed, &poller).unwrap()
+        connection.wait(&poller).unwrap()
     }
 
     #[test]
-    fn memory_of_a_busy_time_is_given_back_when_there_is_nothing_to_do() {
-        drive(|connection, client, _| give_back(connection, client));
+    fn an_idle_connection_frees_grown_buffers() {
+        drive(|connection, client, _| frees_buffers(connection, client));
     }
 
-    fn give_back(connection: &mut Connection<'_>, mut client: TcpStream) {
+    fn frees_buffers(connection: &mut Connection<'_>, mut client: TcpStream) {
         let mut frames = Vec::new();
         let value = [b'x'; 15_000];
         Request::Set {
@@ -871,23 +640,21 @@ mod tests {
             Request::Get { key: b"k" }.encode(&mut frames).unwrap();
         }
         client.write_all(&frames).unwrap();
-        while connection.output.pending.len() < 45_000 {
-            let Next::Wait(needed) = connection.answer_whole_requests(true).unwrap() else {
-                panic!("nothing is refused")
-            };
-            if connection.output.pending.len() < 45_000 {
-                assert!(matches!(wait(connection, needed), Wait::Bytes));
+        while connection.session.output()[0].len() < 45_000 {
+            assert!(matches!(connection.step(Thread::Own), Step::Read));
+            if connection.session.output()[0].len() < 45_000 {
+                assert_eq!(wait(connection), Event::Bytes);
             }
         }
-        connection.output.flush().unwrap();
-        assert!(connection.input.is_grown() && connection.output.is_grown());
+        connection.send_all().unwrap();
+        assert!(connection.session.is_grown());
         // The idle timeout is the longer one, so when it is over the memory has to be gone.
-        assert!(matches!(wait(connection, HEADER_LEN), Wait::Idle));
-        assert!(!connection.input.is_grown() && !connection.output.is_grown());
+        assert_eq!(wait(connection), Event::Idle);
+        assert!(!connection.session.is_grown());
     }
 
     #[test]
-    fn a_large_value_comes_to_lie_where_another_was_and_has_begun_with_its_first_piece() {
+    fn a_large_value_goes_to_the_block_of_the_one_before_and_the_stop_waits_for_it() {
         drive(|connection, mut client, stopping| {
             let mut sets = Vec::new();
             for byte in [1, 2] {
@@ -896,47 +663,48 @@ mod tests {
                 Request::Set { key, value }.encode(&mut sets).unwrap();
             }
             let half = sets.len() / 4;
-            let read = |connection: &mut Connection<'_>,
-                        until: fn(&Connection<'_>) -> usize,
-                        count| {
-                loop {
-                    let Next::Wait(needed) = connection.answer_whole_requests(true).unwrap() else {
-                        panic!("nothing is refused")
-                    };
-                    connection.output.flush().unwrap();
-                    connection.heed_stop();
-                    if until(connection) == count {
-                        return needed;
+            let read =
+                |connection: &mut Connection<'_>, until: fn(&Connection<'_>) -> usize, count| {
+                    loop {
+                        assert!(matches!(connection.step(Thread::Own), Step::Read));
+                        connection.send_all().unwrap();
+                        connection.heed_stop();
+                        if until(connection) == count {
+                            return;
+                        }
+                        assert_eq!(wait(connection), Event::Bytes);
                     }
-                    assert!(matches!(wait(connection, needed), Wait::Bytes));
-                }
-            };
-            let has_room = |connection: &Connection<'_>| usize::from(connection.room.is_some());
+                };
+            let has_spare =
+                |connection: &Connection<'_>| usize::from(connection.session.spare().is_some());
             let arrived = |connection: &Connection<'_>| {
-                connection.large.as_ref().map_or(0, EntryBuilder::arrived)
+                connection.session.large().map_or(0, EntryBuilder::arrived)
             };
             client.write_all(&sets).unwrap();
-            let needed = read(connection, has_room, 1);
+            read(connection, has_spare, 1);
             // Kept for no longer than other memory.
-            assert!(matches!(wait(connection, needed), Wait::Idle));
-            assert!(!connection.is_grown());
+            assert_eq!(wait(connection), Event::Idle);
+            assert!(!connection.session.is_grown());
             client.write_all(&sets[..2 * half]).unwrap();
-            read(connection, has_room, 1);
-            let room = connection.room.as_ref().map(|room| room.bytes().as_ptr());
+            read(connection, has_spare, 1);
+            let spare = connection
+                .session
+                .spare()
+                .map(|spare| spare.bytes().as_ptr());
             client.write_all(&sets[..half]).unwrap();
             read(connection, arrived, half);
             let large = connection
-                .large
-                .as_ref()
+                .session
+                .large()
                 .map(|large| large.bytes().as_ptr());
-            assert_eq!(large, room);
+            assert_eq!(large, spare);
             assert!(connection.context.peer.in_frame.load(Ordering::SeqCst));
             stopping.store(true, Ordering::SeqCst);
             connection.heed_stop();
             client.write_all(&sets[half..2 * half]).unwrap();
-            let needed = read(connection, has_room, 1);
-            let end = wait(connection, needed);
-            assert!(matches!(end, Wait::EndOfStream) && connection.is_between_frames());
+            read(connection, has_spare, 1);
+            assert_eq!(wait(connection), Event::EndOfStream);
+            assert!(connection.session.is_between_frames());
             let value = connection.context.node.store().get(b"k").unwrap();
             assert_eq!(value.value(), &[1; 60_000]);
         });

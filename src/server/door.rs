@@ -4,15 +4,14 @@
 //! in; anything else, or silence, gets them the ERROR of the limit.
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-use rustix::net::RecvFlags;
-
 use super::registry::Peer;
+use super::transport::Mode;
 use crate::wire::request::{self, Limits, Parsed};
 use crate::wire::{Opcode, Request};
 
@@ -121,15 +120,18 @@ impl Waiting {
     fn read(&mut self) -> Verdict {
         let mut bytes = [0; FIRST_BYTES_MAX];
         let room = FIRST_BYTES_MAX - self.first.len();
-        let read = rustix::net::recv(&self.peer.stream, &mut bytes[..room], RecvFlags::DONTWAIT);
-        match read {
+        match self.peer.stream.receive(&mut bytes[..room], Mode::Now) {
             // It may be reading still.
-            Ok((_, 0)) => Verdict::TurnAway,
-            Ok((_, count)) => {
+            Ok(0) => Verdict::TurnAway,
+            Ok(count) => {
                 self.first.extend_from_slice(&bytes[..count.min(room)]);
                 judge(&self.first)
             }
-            Err(Errno::AGAIN | Errno::INTR) => Verdict::Wait,
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
+                Verdict::Wait
+            }
             Err(_) => Verdict::Gone,
         }
     }

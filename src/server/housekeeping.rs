@@ -11,8 +11,8 @@
 //! that is given up, the log's end.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Read};
-use std::net::{Shutdown, TcpStream};
+use std::io::ErrorKind;
+use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ use log::debug;
 
 use super::registry::Peer;
 use super::system;
+use super::transport::{Mode, Transport};
 use crate::node::Node;
 
 /// Sockets held at the most; beyond it the oldest is closed, whatever its client still sends.
@@ -175,9 +176,7 @@ impl Chores {
                         trim_at.get_or_insert(now + TRIM_AFTER);
                     }
                     Chore::Drain(peer) => {
-                        // Where either fails the client is gone, which the first read will show.
-                        let _ = peer.stream.shutdown(Shutdown::Write);
-                        let _ = peer.stream.set_nonblocking(true);
+                        peer.stream.shut_down(Shutdown::Write);
                         if held.len() >= self.sockets_max {
                             held.pop_front();
                         }
@@ -219,10 +218,10 @@ impl Chores {
 
 /// Reads what is there, up to a few buffers so that one client cannot keep the others waiting. Returns whether the
 /// client is gone, and whether anything came.
-fn drain(mut stream: &TcpStream, scratch: &mut [u8]) -> (bool, bool) {
+fn drain(stream: &Transport, scratch: &mut [u8]) -> (bool, bool) {
     let mut came = false;
     for _ in 0..16 {
-        match stream.read(scratch) {
+        match stream.receive(scratch, Mode::Now) {
             Ok(0) => return (true, came),
             Ok(_) => came = true,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}

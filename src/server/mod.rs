@@ -27,7 +27,9 @@ mod housekeeping;
 mod listener;
 mod poller;
 mod registry;
+mod session;
 mod system;
+mod transport;
 
 use std::io;
 use std::net::{Shutdown, SocketAddr};
@@ -129,7 +131,7 @@ impl Client {
             .with_time(KEEPALIVE)
             .with_interval(KEEPALIVE / 3)
             .with_retries(3);
-        if let Err(error) = SockRef::from(&self.peer.stream).set_tcp_keepalive(&keepalive) {
+        if let Err(error) = SockRef::from(self.peer.stream.tcp()).set_tcp_keepalive(&keepalive) {
             debug!("client {}: no keepalive: {error}", self.addr);
         }
     }
@@ -367,8 +369,7 @@ impl Server {
                 );
                 for peer in late {
                     peer.is_cut.store(true, Ordering::SeqCst);
-                    // Fails only for a client that has gone by itself.
-                    let _ = peer.stream.shutdown(Shutdown::Both);
+                    peer.stream.shut_down(Shutdown::Both);
                 }
                 return;
             }
@@ -400,7 +401,7 @@ impl Shared {
             // A blocked read returns; what the system has already received is still read and answered. A client whose
             // request is not whole goes on, and its thread does this when it is.
             if !peer.in_frame.load(Ordering::SeqCst) && !peer.follows.load(Ordering::SeqCst) {
-                let _ = peer.stream.shutdown(Shutdown::Read);
+                peer.stream.shut_down(Shutdown::Read);
             }
         }
         drop(clients);
@@ -429,7 +430,10 @@ fn cannot_start(what: &str, error: &io::Error) -> io::Error {
 /// Waits until the client's system has all that was written. The stop has shut down the reading side, so whatever the
 /// client sends after the socket is closed resets the connection, and answers on their way would be lost.
 fn wait_until_taken(peer: &Peer) {
-    while system::unacknowledged_bytes(&peer.stream).is_ok_and(|count| count > 0)
+    while peer
+        .stream
+        .unacknowledged_bytes()
+        .is_ok_and(|count| count > 0)
         && !peer.is_cut.load(Ordering::SeqCst)
     {
         thread::sleep(TAKEN_PAUSE);

@@ -1,8 +1,8 @@
 //! Connections with small, frequent requests, served by the thread of one of them while the other threads sleep.
 //!
 //! A thread for each connection costs a context switch for each request; one thread that waits for many sockets with
-//! epoll has none. So while several connections are active they share a *poller*: each takes a *slot*, and all of their
 //! epoll has none. So while several connections are active they share a *poller*: each takes a *slot*, and all their
+//! threads sleep but one, the *polling thread*, which waits for all sockets and answers the requests that arrive.
 //! The polling thread never waits for a client and never does long work: it wakes that connection's own thread, which
 //! continues. It also wakes the thread of a connection that has become idle, which then waits for its client alone. A
 //! polling thread whose own connection leaves makes another thread the polling thread. The pattern is Leader/Followers

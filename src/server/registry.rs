@@ -14,13 +14,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::transport::Transport;
+
 /// Connections beyond `max_connections`.
 pub(super) const RESERVE: usize = 64;
 
 /// A client's socket, and what others than its thread have to know of it.
 #[derive(Debug)]
 pub(super) struct Peer {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Transport,
     /// Whether a request has begun to arrive and is not whole. The stop leaves such a client its time.
     pub(super) in_frame: AtomicBool,
     /// Whether the client came behind the stop of a leader, which refuses its writes.
@@ -40,7 +42,7 @@ pub(super) struct Peer {
 impl Peer {
     pub(super) fn new(stream: TcpStream) -> Peer {
         Peer {
-            stream,
+            stream: Transport::new(stream),
             in_frame: AtomicBool::new(false),
             is_late: AtomicBool::new(false),
             follows: AtomicBool::new(false),
@@ -166,8 +168,8 @@ impl Clients {
             return false;
         };
         peer.is_cut.store(true, Ordering::SeqCst);
-        // Its thread finds out at its next read or write. Fails only for a client that has gone by itself.
-        let _ = peer.stream.shutdown(Shutdown::Both);
+        // Its thread finds out at its next read or write.
+        peer.stream.shut_down(Shutdown::Both);
         self.remove(id);
         true
     }
@@ -196,11 +198,11 @@ mod tests {
         let registry = Registry::new(2);
         let (_client, peer) = peer();
         assert!(admit(&registry, 0, &peer, false));
-        let first = Arc::new(Peer::new(peer.stream.try_clone().unwrap()));
+        let first = Arc::new(Peer::new(peer.stream.tcp().try_clone().unwrap()));
         assert!(admit(&registry, 1, &first, true));
         assert!(!first.is_reserved());
         assert!(!admit(&registry, 2, &peer, false));
-        let reserved = Arc::new(Peer::new(peer.stream.try_clone().unwrap()));
+        let reserved = Arc::new(Peer::new(peer.stream.tcp().try_clone().unwrap()));
         assert!(admit(&registry, 3, &reserved, true));
         assert!(reserved.is_reserved());
         // It counts as ordinary only where there is room.

@@ -1,0 +1,502 @@
+//! Sessions without sockets: bytes in, bytes out.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use super::*;
+use crate::node::Role;
+use crate::wire::Status;
+
+/// Input that has arrived, and of which each read gives at most `piece` bytes.
+struct Arrived<'b> {
+    bytes: &'b [u8],
+    piece: usize,
+}
+
+impl Arrived<'_> {
+    fn take(&mut self, room: usize) -> &[u8] {
+        let count = room.min(self.piece).min(self.bytes.len());
+        let (taken, rest) = self.bytes.split_at(count);
+        self.bytes = rest;
+        taken
+    }
+}
+
+impl Source for Arrived<'_> {
+    type Error = ();
+
+    fn read(&mut self, room: &mut [u8]) -> Result<usize, ()> {
+        let taken = self.take(room.len());
+        room[..taken.len()].copy_from_slice(taken);
+        Ok(taken.len())
+    }
+
+    fn read_uninit<'r>(&mut self, room: &'r mut [MaybeUninit<u8>]) -> Result<&'r mut [u8], ()> {
+        let taken = self.take(room.len());
+        Ok(room[..taken.len()].write_copy_of_slice(taken))
+    }
+}
+
+/// A session, and what its client has received.
+struct Client<'a> {
+    session: Session<'a>,
+    received: Vec<u8>,
+    /// Why the session ended.
+    refused: Option<RequestError>,
+    /// The thread that runs it; the connection's own goes on where a polling thread may not.
+    thread: Thread,
+}
+
+impl<'a> Client<'a> {
+    fn new(node: &'a Node) -> Client<'a> {
+        Client {
+            session: Session::new(node, Limits::default(), &[], false),
+            received: Vec::new(),
+            refused: None,
+            thread: Thread::Own,
+        }
+    }
+
+    /// Takes everything that is to be sent.
+    fn receive(&mut self) {
+        let [first, second] = self.session.output();
+        let count = first.len() + second.len();
+        self.received.extend_from_slice(first);
+        self.received.extend_from_slice(second);
+        self.session.sent(count);
+        assert!(!self.session.has_output());
+    }
+
+    /// Sends `bytes`, in pieces of at most so many, and receives the answers.
+    fn send_in(&mut self, bytes: &[u8], piece: usize) {
+        let mut arrived = Arrived { bytes, piece };
+        let mut thread = self.thread;
+        while self.refused.is_none() {
+            match self.session.step(thread) {
+                Step::Read if arrived.bytes.is_empty() => break,
+                Step::Read => assert!(self.session.read(&mut arrived).unwrap() > 0),
+                Step::Send => self.receive(),
+                Step::Own => {
+                    assert_eq!(thread, Thread::Polling);
+                    thread = Thread::Own;
+                    continue;
+                }
+                Step::Follow => self.session.answer(Reply::Error("not here".to_owned())),
+                Step::LeaveReserve => panic!("it has no place of the reserve"),
+                Step::Refuse(error) => {
+                    self.session.refuse(error.to_string());
+                    self.refused = Some(error);
+                }
+            }
+            thread = self.thread;
+        }
+        self.receive();
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        self.send_in(bytes, usize::MAX);
+    }
+}
+
+fn leader() -> Node {
+    Node::new(Role::Leader)
+}
+
+fn follower() -> Node {
+    Node::new(Role::Follower {
+        leader_addr: "leader:1".into(),
+    })
+}
+
+fn frame(request: Request<'_>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    request.encode(&mut bytes).unwrap();
+    bytes
+}
+
+fn set(key: &[u8], value: &[u8]) -> Vec<u8> {
+    frame(Request::Set { key, value })
+}
+
+fn get(key: &[u8]) -> Vec<u8> {
+    frame(Request::Get { key })
+}
+
+fn answer(status: Status, value: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(value.len()).unwrap();
+    [&[status.byte()][..], &len.to_be_bytes(), value].concat()
+}
+
+fn error(text: &str) -> Vec<u8> {
+    answer(Status::Error, text.as_bytes())
+}
+
+/// A request and its answer.
+type Exchange = (Vec<u8>, Vec<u8>);
+
+/// Requests of every kind that go on, with their answers.
+fn exchanges(large: usize) -> Vec<Exchange> {
+    let ok = |value: &[u8]| answer(Status::Ok, value);
+    let large = vec![b'l'; large];
+    vec![
+        (set(b"k", b"v"), ok(b"")),
+        (get(b"k"), ok(b"v")),
+        (get(b"none"), answer(Status::NotFound, b"")),
+        (frame(Request::Ping), ok(b"PONG")),
+        // Of an opcode that does not exist, and with a key that PING has not: both are skipped.
+        (
+            b"\x99\0\x01\0\0\0\x02abb".to_vec(),
+            error("unknown opcode 0x99"),
+        ),
+        (
+            b"\x04\0\x01\0\0\0\0a".to_vec(),
+            error("key of 1 bytes, limit 0: PING has no key"),
+        ),
+        (set(b"k", &large), ok(b"")),
+        (get(b"k"), ok(&large)),
+        (set(b"k", &large), ok(b"")),
+        (frame(Request::Del { key: b"k" }), ok(b"")),
+        (
+            frame(Request::Del { key: b"k" }),
+            answer(Status::NotFound, b""),
+        ),
+        (
+            frame(Request::Follow {
+                key: b"n",
+                value: b"",
+            }),
+            error("not here"),
+        ),
+        (get(b"k"), answer(Status::NotFound, b"")),
+    ]
+}
+
+fn joined(exchanges: &[Exchange]) -> Exchange {
+    let (requests, answers): (Vec<_>, Vec<_>) = exchanges.iter().cloned().unzip();
+    (requests.concat(), answers.concat())
+}
+
+#[test]
+fn every_split_of_a_stream_gets_the_same_answers() {
+    for thread in [Thread::Own, Thread::Polling] {
+        let (requests, answers) = joined(&exchanges(40));
+        for at in 0..=requests.len() {
+            let node = leader();
+            let mut client = Client::new(&node);
+            client.thread = thread;
+            client.send(&requests[..at]);
+            client.send(&requests[at..]);
+            assert_eq!(client.received, answers, "{at}");
+        }
+        for piece in [1, 2, 3, 7, 16] {
+            let node = leader();
+            let mut client = Client::new(&node);
+            client.thread = thread;
+            client.send_in(&requests, piece);
+            assert_eq!(client.received, answers, "{piece}");
+        }
+    }
+}
+
+#[test]
+fn every_split_around_a_large_value_gets_the_same_answers() {
+    let (requests, answers) = joined(&exchanges(60_000));
+    let len = requests.len();
+    let begin = joined(&exchanges(60_000)[..6]).0.len();
+    // Around both ends of both large frames, and now and then within them.
+    let near = |at: &usize| {
+        let ends = [begin, begin + 60_008, begin + 60_016, begin + 120_024];
+        at.is_multiple_of(9_001) || ends.iter().any(|end| at.abs_diff(*end) < 9)
+    };
+    for at in (0..=len).filter(near) {
+        let node = leader();
+        let mut client = Client::new(&node);
+        client.send(&requests[..at]);
+        client.send(&requests[at..]);
+        assert!(client.received == answers, "{at}");
+    }
+    for piece in [1_000, 4_096, 65_536] {
+        let node = leader();
+        let mut client = Client::new(&node);
+        client.send_in(&requests, piece);
+        assert!(client.received == answers, "{piece}");
+    }
+}
+
+/// A bad frame of GBP.md §8.
+struct Bad {
+    bytes: Vec<u8>,
+    /// Bytes to be skipped; `None` where the connection ends.
+    skip: Option<usize>,
+    message: String,
+}
+
+/// The bad frames of GBP.md §8.
+fn bad_frames() -> Vec<Bad> {
+    let text = include_str!("../../../docs/GBP.md");
+    let (_, section) = text.split_once("\n## 8. ").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let lines = section.lines().filter_map(|line| line.strip_prefix("> "));
+    let bad = lines.map(|line| {
+        let (hex, meaning) = line.split_once('#').unwrap();
+        let digits: Vec<u8> = hex.bytes().filter(|byte| *byte != b' ').collect();
+        let bytes = digits.chunks(2).map(|pair| {
+            let pair = std::str::from_utf8(pair).unwrap();
+            u8::from_str_radix(pair, 16).unwrap()
+        });
+        let (verdict, message) = meaning.split_once(": ").unwrap();
+        let skip = verdict.trim().strip_prefix("refused, skip ");
+        assert!(skip.is_some() || verdict.trim() == "refused, close");
+        Bad {
+            bytes: bytes.collect(),
+            skip: skip.map(|skip| skip.parse().unwrap()),
+            message: message.to_owned(),
+        }
+    });
+    bad.collect()
+}
+
+#[test]
+fn every_bad_input_of_the_specification_gets_its_error_however_it_arrives() {
+    let bad_frames = bad_frames();
+    assert!(bad_frames.len() >= 20);
+    let ping = frame(Request::Ping);
+    for bad in &bad_frames {
+        for piece in 1..=bad.bytes.len() {
+            let node = leader();
+            let mut client = Client::new(&node);
+            client.send_in(&[&bad.bytes[..], &ping].concat(), piece);
+            let mut expected = error(&bad.message);
+            if bad.skip.is_some() {
+                expected.extend(answer(Status::Ok, b"PONG"));
+            }
+            assert_eq!(client.received, expected, "{}", bad.message);
+            assert_eq!(client.refused.is_none(), bad.skip.is_some());
+        }
+    }
+}
+
+#[test]
+fn text_is_refused_only_as_the_first_byte_of_a_connection() {
+    let node = leader();
+    let mut client = Client::new(&node);
+    client.send(b"G");
+    assert!(matches!(client.refused, Some(RequestError::Text { .. })));
+    let mut client = Client::new(&node);
+    client.send(&[&frame(Request::Ping)[..], b"G\0\0\0\0\0\0"].concat());
+    assert!(client.refused.is_none());
+    let expected = [answer(Status::Ok, b"PONG"), error("unknown opcode 0x47")];
+    assert_eq!(client.received, expected.concat());
+}
+
+#[test]
+fn the_end_of_input_is_between_frames_or_inside_one() {
+    let exchanges = exchanges(60_000);
+    let mut ends = vec![0];
+    for (request, _) in &exchanges {
+        ends.push(ends[ends.len() - 1] + request.len());
+    }
+    let (requests, _) = joined(&exchanges);
+    for at in
+        (0..=requests.len()).filter(|at| at.is_multiple_of(997) || *at < 200 || ends.contains(at))
+    {
+        let node = leader();
+        let mut client = Client::new(&node);
+        client.send(&requests[..at]);
+        let whole = ends.iter().filter(|end| **end <= at).count() - 1;
+        let is_end = ends[whole] == at;
+        assert_eq!(client.session.is_between_frames(), is_end, "{at}");
+        if client.session.is_skipping() || is_end {
+            continue;
+        }
+        let (len, needed) = client.session.progress();
+        assert_eq!(len, at - ends[whole], "{at}");
+        let known = if len < HEADER_LEN {
+            HEADER_LEN
+        } else {
+            exchanges[whole].0.len()
+        };
+        assert_eq!(needed, known, "{at}");
+        // Nothing of that frame is carried out.
+        let answers = joined(&exchanges[..whole]).1;
+        assert!(client.received == answers, "{at}");
+    }
+}
+
+#[test]
+fn a_refused_frame_is_answered_at_its_header_and_discarded_to_its_end() {
+    let mut refused = b"\x99\0\x01\0\x01\0\0k".to_vec();
+    refused.resize(HEADER_LEN + 1 + (1 << 16), b'x');
+    let node = leader();
+    let mut client = Client::new(&node);
+    client.send(&refused[..HEADER_LEN]);
+    assert_eq!(client.received, error("unknown opcode 0x99"));
+    assert!(client.session.is_skipping() && !client.session.is_between_frames());
+    client.send_in(&refused[HEADER_LEN..refused.len() - 1], 1_000);
+    assert!(client.session.is_skipping());
+    client.send(&[&refused[refused.len() - 1..], &frame(Request::Ping)].concat());
+    assert!(client.session.is_between_frames());
+    let expected = [error("unknown opcode 0x99"), answer(Status::Ok, b"PONG")];
+    assert_eq!(client.received, expected.concat());
+}
+
+#[test]
+fn a_follower_refuses_a_large_value_before_it_has_arrived() {
+    let node = follower();
+    let mut client = Client::new(&node);
+    let large = set(b"k", &[b'v'; 100_000]);
+    client.send(&large[..LARGE_FRAME_BYTES]);
+    assert_eq!(client.received, answer(Status::NotLeader, b"leader:1"));
+    assert!(client.session.is_skipping());
+    client.send_in(&large[LARGE_FRAME_BYTES..], 4_096);
+    assert!(client.session.is_between_frames());
+    assert_eq!(client.received, answer(Status::NotLeader, b"leader:1"));
+}
+
+#[test]
+fn a_spare_block_takes_the_next_frame_whatever_that_is() {
+    let large = |byte: u8, len: usize| set(b"k", &vec![byte; len]);
+    let ok = answer(Status::Ok, b"");
+    let node = leader();
+    let mut client = Client::new(&node);
+    client.send(&[large(1, 60_000), large(2, 60_000)].concat());
+    assert!(client.session.spare.is_some() && client.session.is_grown());
+    // One that fits, one that begins as that does, others that do not, and a longer one.
+    let next = [
+        large(3, 60_000),
+        large(4, 60_001),
+        get(b"none"),
+        large(5, 1 << 20),
+    ];
+    for (at, next) in next.iter().enumerate() {
+        for piece in [1, 5, 70_000] {
+            for byte in 0..3 {
+                client.send_in(&large(byte, 60_000), 10_000);
+            }
+            assert!(client.session.spare.is_some());
+            client.received.clear();
+            client.send_in(next, if at == 3 { 70_000 } else { piece });
+            let expected = if at == 2 {
+                answer(Status::NotFound, b"")
+            } else {
+                ok.clone()
+            };
+            assert_eq!(client.received, expected, "{at}, {piece}");
+            if at != 2 {
+                let entry = node.store().get(b"k").unwrap();
+                assert_eq!(entry.frame(), next, "{at}, {piece}");
+            }
+        }
+    }
+    client.session.release();
+    assert!(!client.session.is_grown());
+}
+
+#[test]
+fn nothing_is_carried_out_while_a_slow_reader_has_not_taken_its_answers() {
+    let node = leader();
+    let mut client = Client::new(&node);
+    let value = [b'v'; 4_000];
+    client.send(&set(b"k", &value));
+    client.received.clear();
+    let requests = [get(b"k").repeat(100), set(b"after", b"")].concat();
+    let bytes = &requests[..];
+    let piece = usize::MAX;
+    let mut arrived = Arrived { bytes, piece };
+    client.session.read(&mut arrived).unwrap();
+    let mut sends = 0;
+    while matches!(client.session.step(Thread::Own), Step::Send) {
+        // As long as the client takes nothing, and while it has taken a part.
+        let len = client.session.output()[0].len();
+        assert!((OUTPUT_BYTES_MAX..OUTPUT_BYTES_MAX + (64 << 10)).contains(&len));
+        for count in [0, 1, len / 2] {
+            client
+                .received
+                .extend_from_slice(&client.session.output()[0][..count]);
+            client.session.sent(count);
+            assert!(matches!(client.session.step(Thread::Own), Step::Send));
+        }
+        assert!(node.store().get(b"after").is_none());
+        client.receive();
+        sends += 1;
+    }
+    client.receive();
+    assert!(sends >= 5 && node.store().get(b"after").is_some());
+    let expected = [
+        answer(Status::Ok, &value).repeat(100),
+        answer(Status::Ok, b""),
+    ];
+    assert!(client.received == expected.concat());
+}
+
+#[test]
+fn a_long_value_is_sent_from_its_entry_before_anything_else_is_carried_out() {
+    let node = leader();
+    let mut client = Client::new(&node);
+    let value = vec![b'v'; DIRECT_BYTES];
+    client.send(&set(b"k", &value));
+    client.received.clear();
+    let requests = [get(b"none"), get(b"k"), get(b"k")].concat();
+    let bytes = &requests[..];
+    let piece = usize::MAX;
+    client.session.read(&mut Arrived { bytes, piece }).unwrap();
+    assert!(matches!(client.session.step(Thread::Own), Step::Send));
+    let [first, long] = client.session.output();
+    assert_eq!((first.len(), long.len()), (10, DIRECT_BYTES));
+    assert!(client.session.has_long_output());
+    // In pieces that end before, at and after the border of both parts.
+    for count in [3, 7, 1, DIRECT_BYTES - 2] {
+        let output = client.session.output().concat();
+        client.received.extend_from_slice(&output[..count]);
+        client.session.sent(count);
+    }
+    assert_eq!(client.session.output().concat(), b"v");
+    client.send(b"");
+    let value = answer(Status::Ok, &value);
+    let expected = [answer(Status::NotFound, b""), value.clone(), value];
+    assert!(client.received == expected.concat());
+}
+
+#[test]
+fn a_polling_thread_leaves_long_work_to_the_own_thread() {
+    let node = leader();
+    for request in [
+        Request::Status,
+        Request::Discard,
+        Request::Sums {
+            key: b"",
+            value: b"",
+        },
+        Request::List {
+            key: b"",
+            value: b"",
+        },
+        Request::Follow {
+            key: b"",
+            value: b"",
+        },
+    ] {
+        let bytes = &[set(b"k", b"v"), frame(request)].concat()[..];
+        let piece = usize::MAX;
+        let mut client = Client::new(&node);
+        client.session.read(&mut Arrived { bytes, piece }).unwrap();
+        let step = client.session.step(Thread::Polling);
+        assert!(matches!(step, Step::Own), "{request:?}");
+        assert_eq!(client.session.completed(), 1);
+        client.receive();
+        assert_eq!(client.received, answer(Status::Ok, b""));
+        let step = client.session.step(Thread::Own);
+        assert!(!matches!(step, Step::Own), "{request:?}");
+    }
+}
+
+#[test]
+fn a_place_of_the_reserve_is_for_status_follow_and_ping() {
+    let node = leader();
+    let requests = [frame(Request::Ping), get(b"k")].concat();
+    let mut session = Session::new(&node, Limits::default(), &requests, true);
+    assert!(matches!(session.step(Thread::Own), Step::LeaveReserve));
+    assert_eq!(session.output()[0], answer(Status::Ok, b"PONG"));
+    session.leave_reserve();
+    assert!(matches!(session.step(Thread::Own), Step::Read));
+    assert!(!session.is_reserved() && session.is_between_frames());
+}
