@@ -65,8 +65,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "dial",
             "wire",
             "config",
+            "server::lifecycle",
         ],
     ),
+    ("server::lifecycle", &[]),
 ];
 
 /// Modules that are pure: what they do follows from their arguments alone, so they are tested without waiting, and can
@@ -80,6 +82,7 @@ const PURE: &[&str] = &[
     "engine",
     "replication::core",
     "server::session",
+    "server::lifecycle",
 ];
 
 /// What a pure module does not touch.

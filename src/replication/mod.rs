@@ -12,14 +12,14 @@
 //!
 //! A follower asks for the stream on an ordinary connection (`follower_side`), and the node that it follows sends it
 //! (`leader_side`). [`core`] makes the decisions of both. A leader that starts first copies the peer that is most up to
-//! date (`follower_side::recover`). One that stops waits until the others have everything (`handover`).
+//! date (`follower_side::recover`). One that stops waits until the others have everything (`shutdown_sync`).
 
 mod ask;
 pub mod core;
 mod follower_side;
-pub(crate) mod handover;
 mod heartbeat;
 pub(crate) mod leader_side;
+pub(crate) mod shutdown_sync;
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
@@ -31,7 +31,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::dial;
 use crate::node::Node;
-pub use handover::Ending;
+pub use shutdown_sync::Ending;
 
 /// What stops a node's own threads: whoever sleeps wakes, and the connection that is open is shut down.
 #[derive(Debug, Default)]

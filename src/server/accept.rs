@@ -1,10 +1,9 @@
-//! The accept thread: takes clients in, as far as there is room, and tells the others why not.
+//! The accept thread: admits clients while there are places, and tells the others why it rejects them.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
@@ -12,20 +11,22 @@ use log::{debug, info, warn};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::Server;
+use super::client::Client;
 use super::connection::Connection;
-use super::door::Door;
 use super::housekeeping::Housekeeper;
+use super::lifecycle::State;
+use super::pending::PendingConnections;
 use super::poller::Poller;
 use super::registry::Peer;
 use super::transport::Mode;
-use super::{Admission, Client, Server};
 use crate::node::Reply;
 
-/// Pause after an accept that failed, doubled for each further one.
+/// Shortest and longest pause after an accept that failed. It doubles with each further failure.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 
-/// At least so long between two lines in the log that say that clients are turned away.
-const TURN_AWAY_LOG: Duration = Duration::from_secs(10);
+/// Shortest time between two lines of the log that say that clients are rejected.
+const REJECTION_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The accept thread's state.
 pub(super) struct Acceptor<'scope, 'env, 'a> {
@@ -33,18 +34,27 @@ pub(super) struct Acceptor<'scope, 'env, 'a> {
     scope: &'scope Scope<'scope, 'env>,
     housekeeper: Housekeeper,
     pollers: &'scope [Poller<Connection<'a>>],
-    /// Of the next client.
-    id: u64,
-    /// Those that there was no room for, until it is known what they want.
-    door: Door,
-    /// After the next accept that fails.
+    /// Number of the next client.
+    next_id: u64,
+    pending: PendingConnections,
+    /// Pause after the next accept that fails.
     pause: Duration,
-    turned_away: u64,
+    /// Clients rejected so far.
+    rejected: u64,
+    /// When a rejection was last logged.
     logged: Option<Instant>,
 }
 
-/// The server has stopped accepting.
+/// The server is closing, and accepts no client any more.
 struct Closing;
+
+/// What became of a client that asked to be admitted.
+enum Admission {
+    /// It holds a place, which it got in this state of the server.
+    Admitted(State),
+    /// No place that it may have is free.
+    Full,
+}
 
 impl<'scope, 'env, 'a: 'scope> Acceptor<'scope, 'env, 'a> {
     pub(super) fn new(
@@ -58,127 +68,136 @@ impl<'scope, 'env, 'a: 'scope> Acceptor<'scope, 'env, 'a> {
             scope,
             housekeeper,
             pollers,
-            id: 0,
-            door: Door::new(server.allowance.waiting),
+            next_id: 0,
+            pending: PendingConnections::new(server.allowance.pending),
             pause: PAUSE.0,
-            turned_away: 0,
+            rejected: 0,
             logged: None,
         }
     }
 
-    /// Accepts clients until the server stops.
+    /// Accepts clients until the server closes.
     pub(super) fn run(mut self) {
-        while self.turn().is_ok() {}
+        while self.step().is_ok() {}
     }
 
-    /// Waits for clients, and does what can be done for those that have come.
-    fn turn(&mut self) -> Result<(), Closing> {
+    /// Waits until a socket is ready, then serves each ready socket once.
+    fn step(&mut self) -> Result<(), Closing> {
         let listeners = self.server.shared.listeners.sockets();
-        let mut ready = Vec::new();
-        if let Err(error) = self.wait(listeners, &mut ready) {
-            return self.cannot_accept(&error);
+        let ready = match self.wait(listeners) {
+            Ok(ready) => ready,
+            Err(error) => return self.pause_after(&error),
+        };
+        let (ready_listeners, ready_pending) = ready.split_at(listeners.len());
+        let decided = self.pending.read(ready_pending);
+        for client in decided.to_admit {
+            self.admit(client.id, client.peer, client.addr, Some(client.first))?;
         }
-        let (at_listeners, at_door) = ready.split_at(listeners.len());
-        let (let_in, turned_away) = self.door.look(at_door);
-        for client in let_in {
-            self.take_in(client.id, client.peer, client.addr, Some(client.first))?;
+        for client in decided.to_reject {
+            self.reject(client.peer, self.server.shared.registry.refusal());
         }
-        for client in turned_away {
-            self.turn_away(client.peer, self.server.shared.registry.refusal());
-        }
-        // One of each, so that none has to wait for the clients of another.
+        // One client of each listener, so that none has to wait for the clients of another.
         for (listener, _) in listeners
             .iter()
-            .zip(at_listeners)
-            .filter(|(_, ready)| **ready)
+            .zip(ready_listeners)
+            .filter(|(_, is_ready)| **is_ready)
         {
             self.accept(listener)?;
         }
         Ok(())
     }
 
-    /// Waits until there is something to do. `ready` then says of each listener, and after those of each client at the
-    /// door, whether it is to be asked.
-    fn wait(&self, listeners: &[TcpListener], ready: &mut Vec<bool>) -> io::Result<()> {
-        let sockets = listeners.iter().map(AsFd::as_fd).chain(self.door.sockets());
-        let mut polled: Vec<PollFd<'_>> = sockets
+    /// Waits until a socket is ready, or the time of a pending connection is over. Returns for each listener, and then
+    /// for each pending connection, whether it is ready.
+    fn wait(&self, listeners: &[TcpListener]) -> io::Result<Vec<bool>> {
+        let pending = self.pending.sockets();
+        let mut polled: Vec<PollFd<'_>> = listeners
+            .iter()
+            .map(AsFd::as_fd)
+            .chain(pending)
             .map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN))
             .collect();
         let timeout = self
-            .door
-            .until()
-            .map(|until| until.saturating_duration_since(Instant::now()))
+            .pending
+            .deadline()
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()))
             .and_then(|timeout| Timespec::try_from(timeout).ok());
         match poll(&mut polled, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        ready.extend(polled.iter().map(|polled| !polled.revents().is_empty()));
-        Ok(())
+        let is_ready = |polled: &PollFd<'_>| !polled.revents().is_empty();
+        Ok(polled.iter().map(is_ready).collect())
     }
 
     /// Accepts one client.
     fn accept(&mut self, listener: &TcpListener) -> Result<(), Closing> {
         let (stream, addr) = match listener.accept() {
             Ok(accepted) => accepted,
-            Err(_) if self.server.shared.closing.load(Ordering::SeqCst) => return Err(Closing),
+            Err(_) if self.is_closing() => return Err(Closing),
             Err(error) if is_about_one_client(&error) => {
                 debug!("client gone before it was accepted: {error}");
                 return Ok(());
             }
-            Err(error) => return self.cannot_accept(&error),
+            Err(error) => return self.pause_after(&error),
         };
         if self.pause > PAUSE.0 {
             info!("accepting clients again");
             self.pause = PAUSE.0;
         }
-        let id = self.id;
-        self.id += 1;
-        self.take_in(id, Arc::new(Peer::new(stream)), addr, None)
+        let id = self.next_id;
+        self.next_id += 1;
+        self.admit(id, Arc::new(Peer::new(stream)), addr, None)
     }
 
-    /// Pauses after a failure that is not about one client, such as too few descriptors; the stop ends the pause.
-    fn cannot_accept(&mut self, error: &io::Error) -> Result<(), Closing> {
+    fn is_closing(&self) -> bool {
+        self.server.shared.lifecycle.state() == State::Closing
+    }
+
+    /// Pauses after a failure that is not about one client, such as too few descriptors. Closing ends the pause.
+    fn pause_after(&mut self, error: &io::Error) -> Result<(), Closing> {
         if self.pause == PAUSE.0 {
             warn!("cannot accept clients: {error}; trying again until it works");
         }
         let shared = &self.server.shared;
         let mut clients = shared.registry.lock();
-        if !shared.closing.load(Ordering::SeqCst) {
-            shared.advanced.wait_for(&mut clients, self.pause);
+        if !self.is_closing() {
+            shared.state_changed.wait_for(&mut clients, self.pause);
         }
+        drop(clients);
         self.pause = (self.pause * 2).min(PAUSE.1);
-        if shared.closing.load(Ordering::SeqCst) {
+        if self.is_closing() {
             return Err(Closing);
         }
         Ok(())
     }
 
-    /// Has a client served, or wait at the door, or tells it why not. `first` is what has come of one at the door.
-    fn take_in(
+    /// Starts a client's thread where it gets a place. Otherwise it becomes pending, or is rejected where it was:
+    /// `first` holds the bytes that were read of a pending connection.
+    fn admit(
         &mut self,
         id: u64,
         peer: Arc<Peer>,
         addr: SocketAddr,
         first: Option<Vec<u8>>,
     ) -> Result<(), Closing> {
-        let was_at_door = first.is_some();
-        match self.server.admit(id, &peer, was_at_door) {
-            Admission::Stopping => return Err(Closing),
-            Admission::Full if was_at_door => {
-                self.turn_away(peer, self.server.shared.registry.refusal());
+        let was_pending = first.is_some();
+        match self.server.admit(id, &peer, was_pending)? {
+            Admission::Full if was_pending => {
+                self.reject(peer, self.server.shared.registry.refusal());
             }
             Admission::Full => {
-                if let Some(oldest) = self.door.push(id, peer, addr) {
-                    self.turn_away(oldest.peer, self.server.shared.registry.refusal());
+                if let Some(oldest) = self.pending.push(id, peer, addr) {
+                    self.reject(oldest.peer, self.server.shared.registry.refusal());
                 }
             }
-            Admission::Admitted => {
+            Admission::Admitted(admitted_in) => {
                 let at = usize::try_from(id).unwrap_or(0) % self.pollers.len();
                 let client = Client {
                     id,
                     peer: Arc::clone(&peer),
                     addr,
+                    admitted_in,
                     first: first.unwrap_or_default(),
                 };
                 let (scope, poller) = (self.scope, &self.pollers[at]);
@@ -186,34 +205,62 @@ impl<'scope, 'env, 'a: 'scope> Acceptor<'scope, 'env, 'a> {
                 if let Err(error) = self.server.spawn(scope, poller, client, housekeeper) {
                     self.server.release(id);
                     let message = format!("cannot start a thread for this connection: {error}");
-                    self.turn_away(peer, message);
+                    self.reject(peer, message);
                 }
             }
         }
         Ok(())
     }
 
-    /// Tells a client why it is not served.
-    fn turn_away(&mut self, peer: Arc<Peer>, message: String) {
-        self.turned_away += 1;
+    /// Sends a client the reason why it is not served.
+    fn reject(&mut self, peer: Arc<Peer>, message: String) {
+        self.rejected += 1;
         let now = Instant::now();
-        if self
+        let is_log_due = self
             .logged
-            .is_none_or(|logged| now - logged >= TURN_AWAY_LOG)
-        {
+            .is_none_or(|logged| now - logged >= REJECTION_LOG_INTERVAL);
+        if is_log_due {
             self.logged = Some(now);
-            let count = self.turned_away;
-            warn!("turning clients away, {count} so far: {message}");
+            warn!("rejecting clients, {} so far: {message}", self.rejected);
         }
         let reply = Reply::Error(message);
         let mut answer = reply.header().encode().to_vec();
         answer.extend_from_slice(reply.value());
-        // A fresh socket's send buffer takes this whole; the accept thread must not wait for anyone all the same.
-        let sent = peer.stream.send(&answer, &[], Mode::Now);
-        match sent {
+        // The send buffer of a new socket takes this whole. The accept thread must never wait for a client, so where it
+        // does not, the rest is not sent.
+        match peer.stream.send(&answer, &[], Mode::Now) {
             Ok(_) => self.housekeeper.drain(peer),
-            Err(error) => debug!("client gone before it was turned away: {error}"),
+            Err(error) => debug!("client gone before it was rejected: {error}"),
         }
+    }
+}
+
+impl Server {
+    /// Adds a client to the registry, if there is a place. Only the accept thread does so, under the lock under which
+    /// clients leave, so the limit is exact. While the server drains, clients wait here for the end of the writes.
+    fn admit(
+        &self,
+        id: u64,
+        peer: &Arc<Peer>,
+        may_use_reserve: bool,
+    ) -> Result<Admission, Closing> {
+        let shared = &self.shared;
+        let mut clients = shared.registry.lock();
+        let state = loop {
+            match shared.lifecycle.state() {
+                State::Draining => shared.state_changed.wait(&mut clients),
+                State::Closing => return Err(Closing),
+                state @ (State::Running | State::Synchronizing) => break state,
+            }
+        };
+        let is_admitted = shared
+            .registry
+            .admit(&mut clients, id, peer, may_use_reserve);
+        Ok(if is_admitted {
+            Admission::Admitted(state)
+        } else {
+            Admission::Full
+        })
     }
 }
 

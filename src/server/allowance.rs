@@ -1,42 +1,43 @@
-//! How many connections the system allows: its limits may be below `max_connections`, and a server that runs into them
-//! shuts out those for whom the reserve is, or ends.
+//! How many connections the operating system allows. Its limits may be below what `max_connections` needs. A server
+//! that ran into them could not use its reserve, or would end.
 
 use std::fs;
 
 use log::warn;
 
-use super::{door, housekeeping, registry};
+use super::{housekeeping, pending, registry};
 
 /// Descriptors of the listeners, the log, epoll and a few more.
 const OTHERS: usize = 64;
 
 /// Descriptors beside those of `max_connections`.
 const DESCRIPTORS_BESIDE: usize =
-    registry::RESERVE + door::WAITING_MAX + housekeeping::SOCKETS_MAX + OTHERS;
+    registry::RESERVE + pending::PENDING_MAX + housekeeping::SOCKETS_MAX + OTHERS;
 
-/// Memory maps that a thread takes: its stack, the stack for signals that the standard library gives it, and a guard
-/// page for each. Where the second is not to be had the standard library panics, which ends the node.
+/// Memory maps of a thread: its stack, its alternate stack for signals, and a guard page for each. Where the system
+/// refuses the second, the standard library panics, which ends the process.
 const MAPS_PER_THREAD: u64 = 4;
 
 /// Memory maps for everything else: 3 for each 64 MiB of data, about.
 const MAPS_BESIDE: u64 = 8_192;
 
-/// Memory maps where the system does not say how many it allows: what Linux does by default.
+/// Memory maps that are allowed where the limit cannot be read: the default of Linux.
 const MAPS_BY_DEFAULT: u64 = 65_530;
 
-/// What the server may have at once.
+/// How many connections of each kind the server may have at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Allowance {
     /// Connections beside the reserve.
     pub(super) connections: u32,
-    /// Clients at the door.
-    pub(super) waiting: usize,
+    /// Pending connections.
+    pub(super) pending: usize,
     /// Sockets of refused clients that are drained.
     pub(super) refused: usize,
 }
 
 impl Allowance {
-    /// Has the system allow what `max_connections` needs, or says that it will not do, and takes what there is.
+    /// Raises the limit of open files to what `max_connections` needs. Where the system allows less, logs a warning and
+    /// returns what it allows.
     pub(super) fn new(max_connections: u32) -> Allowance {
         let mut connections = max_connections;
         let maps = maps_max();
@@ -67,12 +68,13 @@ impl Allowance {
         }
         Allowance {
             connections,
-            waiting: door::WAITING_MAX,
+            pending: pending::PENDING_MAX,
             refused: housekeeping::SOCKETS_MAX,
         }
     }
 
-    /// Shares out too few descriptors: what is beside connections gets its part, but half are for connections.
+    /// Divides too few descriptors: half of them are for connections at the least, and the reserve, pending connections
+    /// and refused sockets get a part each.
     fn of_descriptors(allowed: u64) -> Allowance {
         let connections = allowed
             .saturating_sub(DESCRIPTORS_BESIDE as u64)
@@ -80,11 +82,11 @@ impl Allowance {
             .max(1);
         let taken = connections + (registry::RESERVE + OTHERS) as u64;
         let left = usize::try_from(allowed.saturating_sub(taken)).unwrap_or(usize::MAX);
-        let waiting = (left / 2).clamp(1, door::WAITING_MAX);
-        let refused = left.saturating_sub(waiting);
+        let pending = (left / 2).clamp(1, pending::PENDING_MAX);
+        let refused = left.saturating_sub(pending);
         Allowance {
             connections: u32::try_from(connections).unwrap_or(u32::MAX),
-            waiting,
+            pending,
             refused: refused.clamp(1, housekeeping::SOCKETS_MAX),
         }
     }
@@ -92,7 +94,7 @@ impl Allowance {
 
 /// Memory maps that the system allows a process.
 fn maps_max() -> u64 {
-    // A service may not be allowed to look.
+    // A service may not be allowed to read it.
     let text = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap_or_default();
     text.trim().parse().unwrap_or(MAPS_BY_DEFAULT)
 }
@@ -102,8 +104,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn few_descriptors_are_shared_out_so_that_the_reserve_gets_its_part() {
-        for (allowed, connections, waiting, refused) in [
+    fn few_descriptors_are_divided_so_that_the_reserve_gets_its_part() {
+        for (allowed, connections, pending, refused) in [
             (65_536, 64_128, 256, 1_024),
             (4_096, 2_688, 256, 1_024),
             (2_000, 1_000, 256, 616),
@@ -113,7 +115,7 @@ mod tests {
         ] {
             let expected = Allowance {
                 connections,
-                waiting,
+                pending,
                 refused,
             };
             assert_eq!(Allowance::of_descriptors(allowed), expected, "{allowed}");

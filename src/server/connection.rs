@@ -6,15 +6,15 @@ use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
 use super::housekeeping::Housekeeper;
+use super::lifecycle::StopSignal;
 use super::poller::{Handle, Polled, Poller, State};
-use super::registry::{Peer, Registry};
+use super::registry::{Activity, Peer, Registry};
 use super::session::{Session, Step, Thread};
 use super::transport::Mode;
 use crate::node::{Node, Reply};
@@ -104,8 +104,8 @@ pub(super) struct Context<'a> {
     pub(super) node: &'a Node,
     pub(super) limits: Limits,
     pub(super) timeouts: Timeouts,
-    /// The server is to stop.
-    pub(super) stopping: &'a AtomicBool,
+    /// Says that the client is to leave.
+    pub(super) stop: StopSignal<'a>,
     pub(super) registry: &'a Registry,
     pub(super) housekeeper: Housekeeper,
 }
@@ -327,8 +327,11 @@ impl<'a> Connection<'a> {
         let early = self.session.input();
         let peer = &self.context.peer;
         let is_observer = accepted.is_observer();
-        peer.observes.store(is_observer, Ordering::SeqCst);
-        peer.follows.store(true, Ordering::SeqCst);
+        peer.set_activity(if is_observer {
+            Activity::Observing
+        } else {
+            Activity::Following
+        });
         let result = leader_side::serve(self.context.node, peer.stream.tcp(), accepted, early);
         if is_observer {
             // It is logged there how the stream ends.
@@ -340,11 +343,13 @@ impl<'a> Connection<'a> {
     /// Tells the stop whether a request has begun to arrive, and between requests ends the reading side where the
     /// server is to stop. Each side writes its flag before it reads the other's, so one of them does it.
     fn heed_stop(&self) {
-        let (peer, in_frame) = (&self.context.peer, !self.session.is_between_frames());
-        if peer.in_frame.load(Ordering::Relaxed) != in_frame {
-            peer.in_frame.store(in_frame, Ordering::SeqCst);
+        let peer = &self.context.peer;
+        if !self.session.is_between_frames() {
+            peer.set_activity(Activity::Receiving);
+            return;
         }
-        if !in_frame && self.context.stopping.load(Ordering::SeqCst) {
+        peer.set_activity(Activity::BetweenRequests);
+        if self.context.stop.is_raised() {
             peer.stream.shut_down(Shutdown::Read);
         }
     }
@@ -579,6 +584,7 @@ mod tests {
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
 
+    use super::super::lifecycle::{self, Lifecycle};
     use super::*;
     use crate::engine::entry::EntryBuilder;
     use crate::node::Role;
@@ -592,7 +598,7 @@ mod tests {
 
     /// Has `test` drive a connection whose idle timeout is longer than its memory's time, with its client and the
     /// server's stop.
-    fn drive(test: impl FnOnce(&mut Connection<'_>, TcpStream, &AtomicBool)) {
+    fn drive(test: impl FnOnce(&mut Connection<'_>, TcpStream, &Lifecycle)) {
         let (client, stream) = pair();
         let node = Node::new(Role::Leader);
         let timeouts = Timeouts {
@@ -602,18 +608,18 @@ mod tests {
         };
         let (housekeeper, _chores) = Housekeeper::new(1);
         let peer = Arc::new(Peer::new(stream));
-        let stopping = AtomicBool::new(false);
+        let lifecycle = Lifecycle::new();
         let registry = Registry::new(1);
         let context = Context {
             peer,
             node: &node,
             limits: Limits::default(),
             timeouts,
-            stopping: &stopping,
+            stop: lifecycle.signal(lifecycle.state()),
             registry: &registry,
             housekeeper,
         };
-        test(&mut Connection::new(context, &[]), client, &stopping);
+        test(&mut Connection::new(context, &[]), client, &lifecycle);
     }
 
     /// Waits alone.
@@ -655,7 +661,7 @@ mod tests {
 
     #[test]
     fn a_large_value_goes_to_the_block_of_the_one_before_and_the_stop_waits_for_it() {
-        drive(|connection, mut client, stopping| {
+        drive(|connection, mut client, lifecycle| {
             let mut sets = Vec::new();
             for byte in [1, 2] {
                 let value = &[byte; 60_000];
@@ -698,8 +704,8 @@ mod tests {
                 .large()
                 .map(|large| large.bytes().as_ptr());
             assert_eq!(large, spare);
-            assert!(connection.context.peer.in_frame.load(Ordering::SeqCst));
-            stopping.store(true, Ordering::SeqCst);
+            assert_eq!(connection.context.peer.activity(), Activity::Receiving);
+            lifecycle.advance(lifecycle::Event::StopRequested { has_peers: false });
             connection.heed_stop();
             client.write_all(&sets[half..2 * half]).unwrap();
             read(connection, has_spare, 1);

@@ -1,20 +1,21 @@
-//! What one thread does for all connections, later: it drains refused sockets, and gives memory back to the system.
+//! The housekeeping thread: drains the sockets of refused clients, and returns freed memory to the system.
 //!
-//! Closing a socket with unread input resets the connection, and the reset can overtake the answer. So the socket of a
-//! client that was refused first has its writing side shut down, which tells the client that this was all, and is then
-//! read until the client has closed, for a bounded time. A refused client so costs neither a thread nor one of the
-//! `max_connections`.
+//! Closing a socket with unread input resets the connection, and the reset can overtake the last answer. So the writing
+//! side of a refused client's socket is shut down first, which tells the client that no more comes, and the socket is
+//! read until the client has closed, for a bounded time. A refused client costs neither a thread nor one of
+//! `max_connections` meanwhile.
 //!
-//! The allocator keeps most of what is freed, unless it is told to give it back ([`system::trim_memory`]). Two things
-//! have it told so: a connection that has freed buffers asks for it; and once a second the thread looks at how much the
-//! node holds, and acts when that has fallen by much, whatever freed it: writes of clients or of the leader, a data set
-//! that is given up, the log's end.
+//! The allocator keeps most freed memory unless it is told to return it ([`system::trim_memory`]). It is told so when a
+//! connection that has freed buffers asks for it, and when a check, made once a second, finds that the node holds much
+//! less than before. The check covers every cause: writes of clients or of the leader, a data set that is discarded,
+//! the end of the log.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use log::debug;
@@ -24,97 +25,118 @@ use super::system;
 use super::transport::{Mode, Transport};
 use crate::node::Node;
 
-/// Sockets held at the most; beyond it the oldest is closed, whatever its client still sends.
+/// Most sockets that are drained at a time. Beyond it the oldest is closed, whatever its client still sends.
 pub(super) const SOCKETS_MAX: usize = 1_024;
 
-/// Chores that wait for the thread at the most.
+/// Most tasks that are queued.
 const QUEUE_MAX: usize = 1_024;
 
-/// How long a socket is held while its client goes on sending.
-const HOLD: Duration = Duration::from_secs(30);
+/// How long a socket is drained while its client goes on sending.
+const DRAIN_MAX: Duration = Duration::from_secs(30);
 
-/// How long a socket is held while its client says nothing.
-const SILENCE: Duration = Duration::from_secs(2);
+/// How long a socket is drained while its client sends nothing.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
 
-/// How long the sockets that are left are held once the server stops.
-const HOLD_AT_STOP: Duration = Duration::from_millis(60);
+/// How long the remaining sockets are drained once the server has stopped.
+const DRAIN_AT_STOP: Duration = Duration::from_millis(60);
 
-/// Between two looks at the sockets: while bytes come, and while none do.
+/// Pause between two reads of the sockets: where the last ones gave bytes, and where they did not.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
-/// Between two looks at how much the node holds.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval of the check how much the node holds.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// So much has to be freed, and a sixteenth of what was held, before the allocator is told to give it back.
+/// Bytes that must have been freed, together with a sixteenth of what was held, before the allocator is told to return
+/// them.
 const FREED_MIN: u64 = 4 << 20;
 
-/// Bytes that an entry takes beside its key and value, about: its header, its place in a table, the allocator's.
+/// Estimate of an entry's bytes beside its key and value: its header, its place in a table, the allocator's overhead.
 const ENTRY_BYTES: u64 = 32;
 
-/// From the first connection that gave memory back to when the allocator is asked to; others join in meanwhile.
+/// Time between the first request of a connection to return memory and the call of the allocator, which serves all
+/// requests that come meanwhile.
 const TRIM_AFTER: Duration = Duration::from_secs(1);
 
-enum Chore {
+enum Task {
     Drain(Arc<Peer>),
     Trim,
 }
 
-/// Where chores are handed in. The thread ends once every handle is gone.
+/// Queues tasks for the thread. That ends once every handle is dropped.
 #[derive(Clone, Debug)]
 pub(super) struct Housekeeper {
-    chores: SyncSender<Chore>,
+    tasks: SyncSender<Task>,
 }
 
 impl Housekeeper {
-    /// A handle, and what the thread has to [`run`](Chores::run), with at most `sockets_max` sockets held.
-    pub(super) fn new(sockets_max: usize) -> (Housekeeper, Chores) {
-        let (chores, incoming) = sync_channel(QUEUE_MAX);
-        let chores_to_do = Chores {
+    /// A handle, and the body of the thread, which drains at most `sockets_max` sockets at a time.
+    pub(super) fn new(sockets_max: usize) -> (Housekeeper, Maintenance) {
+        let (tasks, incoming) = sync_channel(QUEUE_MAX);
+        let maintenance = Maintenance {
             incoming,
-            sockets_max,
+            draining: Draining {
+                sockets: VecDeque::new(),
+                len_max: sockets_max,
+                scratch: Vec::new(),
+                pause: PAUSE.1,
+            },
+            trim_at: None,
         };
-        (Housekeeper { chores }, chores_to_do)
+        (Housekeeper { tasks }, maintenance)
     }
 
-    /// Has a socket drained and closed; closes it at once where too many are waiting for that.
+    /// Has a socket drained and closed. Closes it at once where too many tasks are queued.
     pub(super) fn drain(&self, peer: Arc<Peer>) {
-        if self.chores.try_send(Chore::Drain(peer)).is_err() {
+        if self.tasks.try_send(Task::Drain(peer)).is_err() {
             debug!("too many refused clients at once; closing one without draining it");
         }
     }
 
-    /// Has freed memory given back to the system before long.
+    /// Has freed memory returned to the system soon.
     pub(super) fn trim(&self) {
         // Where the queue is full, others have asked.
-        let _ = self.chores.try_send(Chore::Trim);
+        let _ = self.tasks.try_send(Task::Trim);
     }
 }
 
-/// The receiving end.
-pub(super) struct Chores {
-    incoming: Receiver<Chore>,
-    sockets_max: usize,
+/// The body of the thread.
+pub(super) struct Maintenance {
+    incoming: Receiver<Task>,
+    draining: Draining,
+    /// When to return memory that connections have freed.
+    trim_at: Option<Instant>,
 }
 
-struct Held {
+/// Sockets that are drained, the oldest first.
+struct Draining {
+    sockets: VecDeque<DrainedSocket>,
+    len_max: usize,
+    scratch: Vec<u8>,
+    /// Until the next read.
+    pause: Duration,
+}
+
+struct DrainedSocket {
     peer: Arc<Peer>,
-    until: Instant,
+    deadline: Instant,
+    /// When the last bytes came.
     heard: Instant,
 }
 
-/// What the node has held.
+/// How many bytes the node has held.
 #[derive(Debug, Default)]
 struct Holdings {
-    /// At the most since memory was last given back.
+    /// Most since memory was last returned.
     peak: u64,
-    /// At the last look.
+    /// At the last check.
     last: u64,
 }
 
 impl Holdings {
-    /// Whether memory is to be given back: much has been freed since this was last true, and either no more is being
-    /// freed, or it is half already. The allocator takes time for each freed block, and its locks with it.
-    fn look(&mut self, held: u64) -> bool {
+    /// Notes how much is held now. Returns whether memory is to be returned: much was freed since this was last true,
+    /// and either freeing has ended, or half is free. While an allocator returns memory others wait for its locks, so
+    /// it is not asked all along.
+    fn is_trim_due(&mut self, held: u64) -> bool {
         let freed = self.peak.saturating_sub(held);
         let is_much = freed >= FREED_MIN && freed >= self.peak / 16;
         let is_falling = self.last.saturating_sub(held) >= FREED_MIN;
@@ -127,7 +149,7 @@ impl Holdings {
     }
 }
 
-/// Bytes that the node's data and log take, about.
+/// Estimate of the bytes of the node's data and log.
 fn held_bytes(node: &Node) -> u64 {
     let entries = u64::try_from(node.store().len()).unwrap_or(u64::MAX);
     let log = node.log().map_or(0, |log| log.kept_bytes());
@@ -137,87 +159,109 @@ fn held_bytes(node: &Node) -> u64 {
         .saturating_add(log)
 }
 
-impl Chores {
-    /// Does what is asked until every handle is gone, and looks after the memory of `node`.
-    pub(super) fn run(&self, node: &Node) {
-        let mut held: VecDeque<Held> = VecDeque::new();
-        let mut scratch = vec![0; 64 << 10];
-        let mut pause = PAUSE.1;
-        let mut trim_at: Option<Instant> = None;
+impl Maintenance {
+    /// Carries out tasks until every handle is dropped, and checks once a second how much `node` holds.
+    pub(super) fn run(mut self, node: &Node) {
         let mut holdings = Holdings::default();
-        let mut look_at = Instant::now() + LOOK;
-        let mut stop_at: Option<Instant> = None;
+        let mut check_at = Instant::now() + CHECK_INTERVAL;
         loop {
+            let wake_at = self.trim_at.map_or(check_at, |at| at.min(check_at));
+            let received = self
+                .incoming
+                .recv_timeout(self.draining.time_until(wake_at));
             let now = Instant::now();
-            if stop_at.is_some_and(|at| at <= now || held.is_empty()) {
-                return;
+            match received {
+                Ok(task) => self.start(task, now),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
             }
-            let sweep_in = (!held.is_empty()).then_some(pause);
-            let next_at = trim_at.map_or(look_at, |at| at.min(look_at));
-            let next_in = next_at.saturating_duration_since(now);
-            let first = if stop_at.is_some() {
-                std::thread::sleep(pause);
-                Err(RecvTimeoutError::Timeout)
-            } else {
-                let wait = sweep_in.map_or(next_in, |sweep| sweep.min(next_in));
-                self.incoming.recv_timeout(wait)
-            };
-            let now = Instant::now();
-            if matches!(first, Err(RecvTimeoutError::Disconnected)) {
-                stop_at = Some(now + HOLD_AT_STOP);
+            self.draining.read(now);
+            let mut is_trim_due = self.trim_at.is_some_and(|at| at <= now);
+            if check_at <= now {
+                check_at = now + CHECK_INTERVAL;
+                is_trim_due |= holdings.is_trim_due(held_bytes(node));
             }
-            // All that have come, before the sockets are looked at again: a rush must not wait for that each time.
-            for chore in first
-                .into_iter()
-                .chain(self.incoming.try_iter().take(QUEUE_MAX))
-            {
-                match chore {
-                    Chore::Trim => {
-                        trim_at.get_or_insert(now + TRIM_AFTER);
-                    }
-                    Chore::Drain(peer) => {
-                        peer.stream.shut_down(Shutdown::Write);
-                        if held.len() >= self.sockets_max {
-                            held.pop_front();
-                        }
-                        held.push_back(Held {
-                            peer,
-                            until: now + HOLD,
-                            heard: now,
-                        });
-                    }
-                }
-            }
-            let mut came = false;
-            held.retain_mut(|held| {
-                let (gone, bytes) = drain(&held.peer.stream, &mut scratch);
-                if bytes {
-                    held.heard = now;
-                    came = true;
-                }
-                !gone && now < held.until && now < held.heard + SILENCE
-            });
-            pause = if came { PAUSE.0 } else { PAUSE.1 };
-            let mut is_trim_due = trim_at.is_some_and(|at| at <= now);
-            if look_at <= now {
-                look_at = now + LOOK;
-                is_trim_due |= holdings.look(held_bytes(node));
-            }
-            // The memory of a node that stops goes with it.
-            if is_trim_due && stop_at.is_none() {
-                trim_at = None;
+            if is_trim_due {
+                self.trim_at = None;
                 system::trim_memory();
-                debug!(
-                    "gave memory back to the system in {} us",
-                    now.elapsed().as_micros()
-                );
+                let micros = now.elapsed().as_micros();
+                debug!("gave memory back to the system in {micros} us");
+            }
+        }
+        self.draining.finish();
+    }
+
+    /// Starts a task, and all others that have come: a rush of them must not wait for the sockets each time.
+    fn start(&mut self, first: Task, now: Instant) {
+        let others = self.incoming.try_iter().take(QUEUE_MAX);
+        for task in std::iter::once(first).chain(others) {
+            match task {
+                Task::Trim => {
+                    self.trim_at.get_or_insert(now + TRIM_AFTER);
+                }
+                Task::Drain(peer) => self.draining.push(peer, now),
             }
         }
     }
 }
 
-/// Reads what is there, up to a few buffers so that one client cannot keep the others waiting. Returns whether the
-/// client is gone, and whether anything came.
+impl Draining {
+    fn push(&mut self, peer: Arc<Peer>, now: Instant) {
+        peer.stream.shut_down(Shutdown::Write);
+        if self.sockets.len() >= self.len_max {
+            self.sockets.pop_front();
+        }
+        self.sockets.push_back(DrainedSocket {
+            peer,
+            deadline: now + DRAIN_MAX,
+            heard: now,
+        });
+    }
+
+    /// How long the thread may wait: until `wake_at`, or the next read of the sockets.
+    fn time_until(&self, wake_at: Instant) -> Duration {
+        let wait = wake_at.saturating_duration_since(Instant::now());
+        if self.sockets.is_empty() {
+            wait
+        } else {
+            wait.min(self.pause)
+        }
+    }
+
+    /// Reads from every socket, and closes those whose client has closed or whose time is over.
+    fn read(&mut self, now: Instant) {
+        if self.sockets.is_empty() {
+            return;
+        }
+        self.scratch.resize(64 << 10, 0);
+        let mut came = false;
+        self.sockets.retain_mut(|socket| {
+            let (is_over, bytes_came) = drain(&socket.peer.stream, &mut self.scratch);
+            if bytes_came {
+                socket.heard = now;
+                came = true;
+            }
+            !is_over && now < socket.deadline && now < socket.heard + SILENCE_MAX
+        });
+        self.pause = if came { PAUSE.0 } else { PAUSE.1 };
+    }
+
+    /// Drains the remaining sockets of a server that has stopped, for [`DRAIN_AT_STOP`] at most.
+    fn finish(&mut self) {
+        let end = Instant::now() + DRAIN_AT_STOP;
+        loop {
+            let now = Instant::now();
+            self.read(now);
+            if self.sockets.is_empty() || now >= end {
+                return;
+            }
+            thread::sleep(self.pause);
+        }
+    }
+}
+
+/// Reads what has come, up to a few buffers, so that one client cannot keep the others waiting. Returns whether the
+/// stream is over, and whether any bytes came.
 fn drain(stream: &Transport, scratch: &mut [u8]) -> (bool, bool) {
     let mut came = false;
     for _ in 0..16 {
@@ -239,7 +283,7 @@ mod tests {
     fn memory_is_given_back_when_much_is_freed_and_no_more_is_being_freed() {
         const MIB: u64 = 1 << 20;
         let mut holdings = Holdings::default();
-        let mut look = |held: u64| holdings.look(held * MIB);
+        let mut look = |held: u64| holdings.is_trim_due(held * MIB);
         for held in [0, 100, 1_600] {
             assert!(!look(held), "{held}");
         }

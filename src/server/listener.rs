@@ -14,20 +14,20 @@ use crate::dial;
 /// retransmissions, not refused; the system may cut it to its own limit (`net.core.somaxconn`).
 const BACKLOG: i32 = 4_096;
 
-/// How long looking up the name may take. A service manager starts the node again where a resolver is silent.
+/// How long the look-up of the name may take. A service manager starts the node again where a resolver is silent.
 const RESOLVED_WITHIN: Duration = Duration::from_secs(10);
 
-/// Ports of the system's choice that are tried until one is free at every address.
+/// How many ports of the system's choice are tried until one is free at every address.
 const PORTS_TRIED: u32 = 64;
 
 /// The server cannot listen where it should.
 #[derive(Debug)]
 pub struct BindError {
-    /// The address that it was given.
+    /// The address that the server was given.
     pub addr: String,
     /// The one of its addresses that failed; `None` where the name was not resolved.
     pub at: Option<SocketAddr>,
-    /// What the system said.
+    /// The system's error.
     pub source: io::Error,
 }
 
@@ -36,7 +36,7 @@ impl fmt::Display for BindError {
         write!(f, "cannot listen on {}", self.addr)?;
         match self.at.map(|at| at.to_string()) {
             Some(at) if at != self.addr => write!(f, ", which is {at}: {}", self.source),
-            _ => write!(f, ": {}", self.source),
+            Some(_) | None => write!(f, ": {}", self.source),
         }
     }
 }
@@ -56,7 +56,7 @@ pub(super) struct Listeners {
 
 impl Listeners {
     /// Listens at every address of `addr` (`host:port`). For port 0 the system chooses one, the same for all of them.
-    /// An address that this machine does not have, such as `::1` without IPv6, is passed over where another one is had.
+    /// An address that this machine does not have, such as `::1` without IPv6, is skipped where another one works.
     pub(super) fn bind(addr: &str) -> Result<Listeners, BindError> {
         let failed = |at, source| BindError {
             addr: addr.to_owned(),
@@ -86,7 +86,7 @@ impl Listeners {
             sockets: Vec::new(),
             addrs: Vec::new(),
         };
-        let mut passed_over = Vec::new();
+        let mut skipped = Vec::new();
         for &wanted in addrs {
             let mut at = wanted;
             if let (0, Some(first)) = (at.port(), listeners.addrs.first()) {
@@ -98,34 +98,34 @@ impl Listeners {
                     listeners.addrs.push(addr);
                     listeners.sockets.push(socket);
                 }
-                Err(error) if is_not_here(&error) => passed_over.push((at, error)),
+                Err(error) if is_not_here(&error) => skipped.push((at, error)),
                 Err(error) => return Err((Some(at), error)),
             }
         }
         if listeners.sockets.is_empty() {
             let no_address = || io::Error::new(ErrorKind::NotFound, "the name has no address");
-            let mut passed_over = passed_over.into_iter();
-            return Err(passed_over
+            let mut skipped = skipped.into_iter();
+            return Err(skipped
                 .next()
                 .map_or_else(|| (None, no_address()), |(at, error)| (Some(at), error)));
         }
-        for (at, error) in passed_over {
+        for (at, error) in skipped {
             info!("not listening on {at}, which this machine does not have: {error}");
         }
         Ok(listeners)
     }
 
-    /// Where they listen, in the resolver's order.
+    /// The addresses, in the resolver's order.
     pub(super) fn addrs(&self) -> &[SocketAddr] {
         &self.addrs
     }
 
-    /// The sockets, for whoever waits for clients.
+    /// The sockets, in the same order.
     pub(super) fn sockets(&self) -> &[TcpListener] {
         &self.sockets
     }
 
-    /// Ends them, which makes them readable: nobody is accepted any more.
+    /// Shuts the sockets down, so that they accept no client any more. This makes them readable, which wakes a poll.
     pub(super) fn shut_down(&self) {
         for socket in &self.sockets {
             // Fails only for one that is shut down already.
@@ -136,20 +136,20 @@ impl Listeners {
 
 fn listen(addr: SocketAddr, is_one_of_several: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
-    // A restarted server gets its port back although connections of the last one are still in TIME_WAIT.
+    // A restarted server gets its port back while connections of the last one are in TIME_WAIT.
     socket.set_reuse_address(true)?;
     if addr.is_ipv6() && is_one_of_several {
-        // `[::]` would take IPv4 too, and so what another socket is for.
+        // `[::]` would take IPv4 too, which another socket is for.
         socket.set_only_v6(true)?;
     }
-    // The client that is waited for may have left.
+    // A client may leave between the poll that reports it and the accept.
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
-/// Whether a machine fails so that does not have the address, or its family.
+/// Whether the error says that the machine does not have the address, or its family.
 fn is_not_here(error: &io::Error) -> bool {
     error.kind() == ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
 }
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_in_use_is_an_error_that_names_it_and_one_that_is_not_here_is_passed_over() {
+    fn an_address_in_use_is_an_error_that_names_it_and_one_that_is_not_here_is_skipped() {
         let taken = TcpListener::bind((Ipv4Addr::new(127, 0, 0, 2), 0)).unwrap();
         let at = taken.local_addr().unwrap();
         let (failed, error) = bind_all(&[("127.0.0.1", at.port()), ("127.0.0.2", at.port())])

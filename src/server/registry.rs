@@ -1,16 +1,15 @@
-//! Who is connected: how many may be, and the reserve beyond that.
+//! The connections that are served: how many there may be, and the reserve beyond that.
 //!
 //! Followers, probes and operators must not be shut out by clients that take all of `max_connections`. So there are
-//! [`RESERVE`] places more, for connections whose first request is FOLLOW or STATUS ([`super::door`]). In the reserve
-//! a connection may ask FOLLOW, STATUS and PING; with any other request it becomes one of the ordinary connections
-//! where there is room by then, and is refused where not. Where the reserve is full, the connection of it that has
-//! been idle for longest is closed for the new one, but never a follower's stream: so nobody who asks is shut out by
-//! those who hold a place and are silent.
+//! [`RESERVE`] places more, for connections whose first request is FOLLOW or STATUS ([`super::pending`]). A connection
+//! of the reserve may send FOLLOW, STATUS and PING. With any other request it takes an ordinary place where one is
+//! free, and is refused where none is. Where the reserve is full, a new connection evicts the one whose last request is
+//! the oldest, but never a follower's stream. So silent connections keep nobody out.
 
 use std::collections::HashMap;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -19,43 +18,107 @@ use super::transport::Transport;
 /// Connections beyond `max_connections`.
 pub(super) const RESERVE: usize = 64;
 
-/// A client's socket, and what others than its thread have to know of it.
+/// A client's socket, and the state of its connection that other threads read.
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) stream: Transport,
-    /// Whether a request has begun to arrive and is not whole. The stop leaves such a client its time.
-    pub(super) in_frame: AtomicBool,
-    /// Whether the client came behind the stop of a leader, which refuses its writes.
-    pub(super) is_late: AtomicBool,
-    /// Whether the client has become a follower or an observer, which the stop sends what it lacks before it goes.
-    pub(super) follows: AtomicBool,
-    /// Whether it is an observer, which the reserve may close.
-    pub(super) observes: AtomicBool,
-    /// Whether the stop has given up waiting for it.
-    pub(super) is_cut: AtomicBool,
-    /// Whether it holds a place of the reserve. Changed under the registry's lock.
-    is_reserved: AtomicBool,
-    /// Of a connection in the reserve: the number of its last request among all that came there.
-    asked: AtomicU64,
+    /// Code of the [`Activity`]; written by the thread that serves the connection.
+    activity: AtomicU8,
+    /// Code of the [`Place`]; written under the registry's lock.
+    place: AtomicU8,
+    /// Number of the last request, counted among those of all connections of the reserve. Kept only in the reserve.
+    last_request: AtomicU64,
+}
+
+/// What a connection does, as far as a stop and the reserve have to know.
+///
+/// It changes between the first two any number of times, and from either to one of the others, which are final.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Activity {
+    /// Waits for a request, or answers requests that have arrived whole.
+    BetweenRequests,
+    /// A request has begun to arrive and is not whole.
+    Receiving,
+    /// Sends a follower's stream.
+    Following,
+    /// Sends an observer's stream.
+    Observing,
+}
+
+/// The place that a connection holds.
+///
+/// `Pending` → `Ordinary` | `Reserved` | dropped; `Reserved` → `Ordinary`; `Ordinary` | `Reserved` → `Cut`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Place {
+    /// None: it is not admitted.
+    Pending,
+    /// One of `max_connections`.
+    Ordinary,
+    /// One of the reserve.
+    Reserved,
+    /// None any more: both sides of its socket were shut down, for another connection or by the stop.
+    Cut,
+}
+
+impl Activity {
+    /// Every activity, at the index of its code.
+    const ALL: [Activity; 4] = [
+        Activity::BetweenRequests,
+        Activity::Receiving,
+        Activity::Following,
+        Activity::Observing,
+    ];
+
+    /// Whether the connection sends a stream of log entries in place of answers.
+    pub(super) const fn is_stream(self) -> bool {
+        match self {
+            Activity::BetweenRequests | Activity::Receiving => false,
+            Activity::Following | Activity::Observing => true,
+        }
+    }
 }
 
 impl Peer {
     pub(super) fn new(stream: TcpStream) -> Peer {
         Peer {
             stream: Transport::new(stream),
-            in_frame: AtomicBool::new(false),
-            is_late: AtomicBool::new(false),
-            follows: AtomicBool::new(false),
-            observes: AtomicBool::new(false),
-            is_cut: AtomicBool::new(false),
-            is_reserved: AtomicBool::new(false),
-            asked: AtomicU64::new(0),
+            activity: AtomicU8::new(Activity::BetweenRequests as u8),
+            place: AtomicU8::new(Place::Pending as u8),
+            last_request: AtomicU64::new(0),
         }
     }
 
-    /// Whether it holds a place of the reserve.
+    pub(super) fn activity(&self) -> Activity {
+        let code = usize::from(self.activity.load(Ordering::SeqCst));
+        Activity::ALL[code % Activity::ALL.len()]
+    }
+
+    /// To be called by the thread that serves the connection.
+    pub(super) fn set_activity(&self, activity: Activity) {
+        // Only this thread writes it, so it reads what it wrote; a store is paid for only where something changes.
+        if self.activity.load(Ordering::Relaxed) != activity as u8 {
+            self.activity.store(activity as u8, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether the connection holds a place of the reserve.
     pub(super) fn is_reserved(&self) -> bool {
-        self.is_reserved.load(Ordering::SeqCst)
+        self.has(Place::Reserved)
+    }
+
+    /// Whether both sides of the socket were shut down, for another connection or by the stop.
+    pub(super) fn is_cut(&self) -> bool {
+        self.has(Place::Cut)
+    }
+
+    fn has(&self, place: Place) -> bool {
+        self.place.load(Ordering::SeqCst) == place as u8
+    }
+
+    fn set_place(&self, place: Place) {
+        self.place.store(place as u8, Ordering::SeqCst);
     }
 }
 
@@ -63,16 +126,16 @@ impl Peer {
 #[derive(Debug)]
 pub(super) struct Registry {
     clients: Mutex<Clients>,
-    /// `max_connections`.
+    /// `max_connections`, or less where the system allows less.
     limit: u32,
-    /// Requests that came in the reserve.
-    asked: AtomicU64,
+    /// Requests of connections of the reserve so far.
+    requests: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Clients {
     by_id: HashMap<u64, Arc<Peer>>,
-    /// How many of them hold places of the reserve.
+    /// Connections that hold a place of the reserve.
     reserved: usize,
 }
 
@@ -81,7 +144,7 @@ impl Registry {
         Registry {
             clients: Mutex::default(),
             limit,
-            asked: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
         }
     }
 
@@ -89,7 +152,8 @@ impl Registry {
         self.clients.lock()
     }
 
-    /// Counts a client in, where there is room: an ordinary place, or for one that `may_use_reserve` one of those.
+    /// Adds a client where a place is free: an ordinary one, or for a client that `may_use_reserve` one of those.
+    /// Returns whether it was added.
     pub(super) fn admit(
         &self,
         clients: &mut Clients,
@@ -97,11 +161,13 @@ impl Registry {
         peer: &Arc<Peer>,
         may_use_reserve: bool,
     ) -> bool {
-        if !self.has_room(clients) {
-            if !may_use_reserve || (clients.reserved >= RESERVE && !clients.close_idlest()) {
+        if self.has_room(clients) {
+            peer.set_place(Place::Ordinary);
+        } else {
+            if !may_use_reserve || (clients.reserved >= RESERVE && !clients.evict_idlest()) {
                 return false;
             }
-            peer.is_reserved.store(true, Ordering::SeqCst);
+            peer.set_place(Place::Reserved);
             self.note_request(peer);
             clients.reserved += 1;
         }
@@ -109,25 +175,25 @@ impl Registry {
         true
     }
 
-    /// Counts a client out.
+    /// Removes a client.
     pub(super) fn release(&self, id: u64) {
         self.clients.lock().remove(id);
     }
 
-    /// A request has come in the reserve.
+    /// Notes a request of a connection of the reserve.
     pub(super) fn note_request(&self, peer: &Peer) {
-        let number = self.asked.fetch_add(1, Ordering::Relaxed);
-        peer.asked.store(number, Ordering::Relaxed);
+        let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        peer.last_request.store(number, Ordering::Relaxed);
     }
 
-    /// Gives a connection of the reserve an ordinary place, where there is one by now.
+    /// Moves a connection of the reserve to an ordinary place, where one is free. Returns whether it was moved.
     pub(super) fn leave_reserve(&self, peer: &Peer) -> bool {
         let mut clients = self.clients.lock();
-        // One that was closed for another has no place to give back.
-        if !self.has_room(&clients) || peer.is_cut.load(Ordering::SeqCst) {
+        // One that was cut has no place to give back.
+        if !self.has_room(&clients) || !peer.is_reserved() {
             return false;
         }
-        peer.is_reserved.store(false, Ordering::SeqCst);
+        peer.set_place(Place::Ordinary);
         clients.reserved -= 1;
         true
     }
@@ -137,7 +203,7 @@ impl Registry {
         usize::try_from(self.limit).is_ok_and(|limit| ordinary < limit)
     }
 
-    /// The ERROR to a client that there is no room for.
+    /// The ERROR for a client that there is no place for.
     pub(super) fn refusal(&self) -> String {
         format!("too many connections, limit {}", self.limit)
     }
@@ -148,8 +214,22 @@ impl Clients {
         self.by_id.values()
     }
 
+    /// Cuts off the clients that `is_meant` selects: shuts down both sides of their sockets, so that their threads end
+    /// at the next read or write. They stay in the registry until then. Returns how many there were.
+    pub(super) fn cut(&mut self, is_meant: impl Fn(&Peer) -> bool) -> usize {
+        let mut count = 0;
+        for peer in self.by_id.values().filter(|peer| is_meant(peer)) {
+            if peer.is_reserved() {
+                self.reserved -= 1;
+            }
+            cut(peer);
+            count += 1;
+        }
+        count
+    }
+
     fn remove(&mut self, id: u64) {
-        // One that was closed for another is not in here any more.
+        // One that was evicted is not here any more.
         if let Some(peer) = self.by_id.remove(&id)
             && peer.is_reserved()
         {
@@ -157,22 +237,26 @@ impl Clients {
         }
     }
 
-    /// Closes the connection of the reserve whose last request is the oldest; says whether there was one.
-    fn close_idlest(&mut self) -> bool {
+    /// Evicts the connection of the reserve whose last request is the oldest; says whether there was one.
+    fn evict_idlest(&mut self) -> bool {
         let reserved = self.by_id.iter().filter(|(_, peer)| peer.is_reserved());
-        let closable = reserved.filter(|(_, peer)| {
-            !peer.follows.load(Ordering::SeqCst) || peer.observes.load(Ordering::SeqCst)
-        });
-        let idlest = closable.min_by_key(|(_, peer)| peer.asked.load(Ordering::Relaxed));
-        let Some((&id, peer)) = idlest else {
+        let evictable = reserved.filter(|(_, peer)| peer.activity() != Activity::Following);
+        let idlest = evictable.min_by_key(|(_, peer)| peer.last_request.load(Ordering::Relaxed));
+        let Some(id) = idlest.map(|(&id, _)| id) else {
             return false;
         };
-        peer.is_cut.store(true, Ordering::SeqCst);
-        // Its thread finds out at its next read or write.
-        peer.stream.shut_down(Shutdown::Both);
-        self.remove(id);
+        if let Some(peer) = self.by_id.remove(&id) {
+            self.reserved -= 1;
+            cut(&peer);
+        }
         true
     }
+}
+
+/// Ends a connection from another thread. To be called under the registry's lock.
+fn cut(peer: &Peer) {
+    peer.set_place(Place::Cut);
+    peer.stream.shut_down(Shutdown::Both);
 }
 
 #[cfg(test)]
@@ -222,13 +306,11 @@ mod tests {
         for (id, (_, peer)) in (0..).zip(&pairs) {
             assert!(admit(&registry, id, peer, true));
         }
-        pairs[0].1.follows.store(true, Ordering::SeqCst);
+        pairs[0].1.set_activity(Activity::Following);
         registry.note_request(&pairs[1].1);
         let (_client, newest) = peer();
         assert!(admit(&registry, 1_000, &newest, true));
-        let closed: Vec<usize> = (0..RESERVE)
-            .filter(|&at| pairs[at].1.is_cut.load(Ordering::SeqCst))
-            .collect();
+        let closed: Vec<usize> = (0..RESERVE).filter(|&at| pairs[at].1.is_cut()).collect();
         assert_eq!(closed, [2]);
         assert_eq!(registry.lock().reserved, RESERVE);
         // Its thread leaves later, which frees nobody's place.
@@ -236,13 +318,43 @@ mod tests {
         assert!(!registry.leave_reserve(&pairs[2].1));
         assert_eq!(registry.lock().reserved, RESERVE);
         for (_, peer) in &pairs {
-            peer.follows.store(true, Ordering::SeqCst);
+            peer.set_activity(Activity::Following);
         }
-        newest.follows.store(true, Ordering::SeqCst);
+        newest.set_activity(Activity::Following);
         assert!(!admit(&registry, 1_001, &peer().1, true));
         // An observer has a stream as well, and must not keep others out.
-        pairs[5].1.observes.store(true, Ordering::SeqCst);
+        pairs[5].1.set_activity(Activity::Observing);
         assert!(admit(&registry, 1_002, &peer().1, true));
-        assert!(pairs[5].1.is_cut.load(Ordering::SeqCst));
+        assert!(pairs[5].1.is_cut());
+    }
+
+    #[test]
+    fn those_who_are_cut_give_their_place_of_the_reserve_back_once() {
+        let registry = Registry::new(1);
+        let pairs: Vec<_> = (0..3).map(|_| peer()).collect();
+        for (id, (_, peer)) in (0..).zip(&pairs) {
+            assert!(admit(&registry, id, peer, true));
+        }
+        pairs[2].1.set_activity(Activity::Following);
+        let is_client = |peer: &Peer| !peer.activity().is_stream();
+        assert_eq!(registry.lock().cut(is_client), 2);
+        assert!(pairs[0].1.is_cut() && pairs[1].1.is_cut() && !pairs[2].1.is_cut());
+        assert_eq!(registry.lock().reserved, 1);
+        assert!(!registry.leave_reserve(&pairs[1].1));
+        // They are waited for until their threads end.
+        assert_eq!(registry.lock().peers().count(), 3);
+        for id in 0..3 {
+            registry.release(id);
+        }
+        assert_eq!(registry.lock().reserved, 0);
+    }
+
+    #[test]
+    fn a_code_is_the_index_of_its_activity() {
+        let (_client, peer) = peer();
+        for activity in Activity::ALL {
+            peer.set_activity(activity);
+            assert_eq!(peer.activity(), activity);
+        }
     }
 }
