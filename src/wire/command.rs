@@ -107,10 +107,14 @@ pub enum OkValue {
     Text,
     /// The four bytes `PONG`.
     Pong,
-    /// Fields of the operation's own.
-    Structured,
-    /// Fields of the operation's own; frames of the replication stream may follow the response.
+    /// Sums of buckets: a [`SumsAnswer`](super::comparison::SumsAnswer).
+    Sums,
+    /// Items of buckets: a [`ListAnswer`](super::comparison::ListAnswer).
+    Items,
+    /// A [`FollowAnswer`](super::replication::FollowAnswer), and behind the response frames of the replication stream.
     Stream,
+    /// Other fields.
+    Structured,
 }
 
 /// A key or value whose fields are not acceptable, though the frame's lengths are.
@@ -395,7 +399,7 @@ commands! {
         batchable: false,
         reserve: Reserve::Refused,
         statuses: READ,
-        ok: OkValue::Structured,
+        ok: OkValue::Sums,
     }
     /// Lists some of the node's keys, with hashes; [`List::decode`] judges key and value.
     List { key, value } = 0x43 {
@@ -412,7 +416,7 @@ commands! {
         batchable: false,
         reserve: Reserve::Refused,
         statuses: READ,
-        ok: OkValue::Structured,
+        ok: OkValue::Items,
     }
     /// Requests the replication stream; [`Follow::decode`] judges key and value.
     Follow { key, value } = 0x60 {

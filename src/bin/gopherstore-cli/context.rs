@@ -259,9 +259,8 @@ fn dumping() -> FrameHook {
                 annotate::sent(frame.bytes)
             }
             Direction::Received => match asked.lock().pop_front() {
-                Some(Opcode::Sums) => annotate::answer_to_sums(frame.bytes),
-                Some(Opcode::List) => annotate::answer_to_list(frame.bytes),
-                _ => annotate::received(frame.bytes),
+                Some(opcode) => annotate::response_to(opcode, frame.bytes),
+                None => annotate::received(frame.bytes),
             },
         };
         print(frame, &rows);
