@@ -15,6 +15,8 @@ use std::os::fd::AsRawFd;
 ///
 /// When the socket is no longer connected.
 pub(super) fn unacknowledged_bytes(stream: &TcpStream) -> io::Result<usize> {
+    // After a reset the count stays as it was, though nothing is acknowledged any more.
+    stream.peer_addr()?;
     let mut count: libc::c_int = 0;
     // SAFETY: the descriptor is open as long as `stream` lives, and this request writes one `int` to where it is told.
     let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };

@@ -16,6 +16,7 @@ mod signals;
 #[path = "../support/silent.rs"]
 #[allow(unreachable_pub)]
 mod silent;
+mod stops;
 mod threads;
 #[path = "../support/tools.rs"]
 #[allow(dead_code)] // the rest is for other tests
