@@ -1,9 +1,9 @@
-//! What a stopping node waits for before it ends: that its data stays in the cluster.
+//! The shutdown synchronization: before a node ends, its data has to be on another node.
 //!
-//! A leader waits until its followers have everything, and goes on accepting FOLLOW meanwhile, since a follower may be
-//! on its way back: a leader that is stopped right after its start has taken writes that nobody else has. Any node then
-//! asks its peers whether one of them holds its data and stays ([`keeps_data`]). One that alone holds data waits a
-//! little for a peer, and ends all the same.
+//! A leader waits until its followers have all entries. It accepts FOLLOW meanwhile, since a follower may be about to
+//! reconnect: a leader that is stopped right after its start has accepted writes that no other node has. Then any node
+//! asks its peers whether one of them holds its data and does not stop ([`keeps_data`]). A node that alone holds data
+//! waits for a peer for [`ALONE_TIMEOUT`], and then ends without one.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -14,39 +14,41 @@ use super::Stop;
 use crate::node::{Lacking, Node, Phase};
 use crate::replication::core::report::{Contact, Report, Role, Stopping, keeps_data};
 
-/// How long a peer that lives is waited for. A follower pauses for 5 seconds at most before it asks again.
-const PATIENCE: Duration = Duration::from_secs(6);
+/// How long a peer that is up is waited for. A follower pauses for 5 seconds at most before it asks again.
+const PEER_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// How long a node that alone holds data waits for a peer.
-const PATIENCE_FOR_ANYBODY: Duration = Duration::from_secs(5);
+/// How long a node that alone holds its data waits for a peer.
+const ALONE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long, where no follower has everything and one is being sent it: until then the data would go with this node.
-pub(crate) const PATIENCE_WHERE_ALONE: Duration = Duration::from_secs(60);
+/// How long a peer is waited for that is being sent the data, where no other peer has all of it. Longest time that the
+/// synchronization takes.
+pub(crate) const SENDING_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A stream that is as old as this sends. One that refuses what it is offered ends at once.
-const SENDS: Duration = Duration::from_millis(500);
+/// Age of a stream from which on it counts as sending. A stream whose offer is refused ends before.
+const SENDING_AFTER: Duration = Duration::from_millis(500);
 
-/// Between two looks at the peers.
-const LOOK: Duration = Duration::from_millis(20);
+/// Interval at which the peers' progress is checked.
+const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How long peers have for one answer to whether they keep the data.
-const ANSWER: Duration = Duration::from_millis(200);
+/// How long the peers have to answer one question.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// How a stop in good order ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// Another node holds the data, or there is none, or there is no other node.
     Kept,
-    /// The node was the only one that is known to hold all of its data, which ends with it.
+    /// No other node is known to hold all of this node's data, which is lost with it.
     Lost {
-        /// Keys that it held.
+        /// Number of keys that it held.
         keys: usize,
         /// Index of its last entry.
         index: u64,
     },
 }
 
-/// Waits until the node can end; nobody may write any more. `took_writes` says that it led until now.
+/// Waits until the node can end. To be called once writes have ended; `took_writes` says that the node accepted them
+/// until then.
 pub(crate) fn run(node: &Node, stop: &Stop, took_writes: bool) -> Ending {
     node.set_stopping(Stopping::Waiting);
     if !node.holds_data() || node.store().is_empty() {
@@ -60,92 +62,95 @@ pub(crate) fn run(node: &Node, stop: &Stop, took_writes: bool) -> Ending {
         return Ending::Lost { keys, index };
     }
     stop.hurry(true);
-    Handover::new(node, stop, took_writes).run()
+    ShutdownSync::new(node, stop, took_writes).run()
 }
 
-struct Handover<'a> {
+struct ShutdownSync<'a> {
     node: &'a Node,
     stop: &'a Stop,
     took_writes: bool,
+    /// Index of the last entry.
     index: u64,
     begin: Instant,
-    /// By when a peer that lives has to have everything.
-    end: Instant,
-    /// Peers that had everything and have lived since.
-    have_all: BTreeSet<String>,
+    /// By when a peer that is up has to have all entries.
+    deadline: Instant,
+    /// Peers that had all entries, and have been up since.
+    complete: BTreeSet<String>,
+    /// Since when a peer is being sent what it lacks.
     sending_since: Option<Instant>,
-    is_said: bool,
+    /// Whether the begin is logged.
+    is_begin_logged: bool,
 }
 
-impl<'a> Handover<'a> {
-    fn new(node: &'a Node, stop: &'a Stop, took_writes: bool) -> Handover<'a> {
+impl<'a> ShutdownSync<'a> {
+    fn new(node: &'a Node, stop: &'a Stop, took_writes: bool) -> ShutdownSync<'a> {
         let begin = Instant::now();
-        Handover {
+        ShutdownSync {
             node,
             stop,
             took_writes,
             index: node.head().index,
             begin,
-            end: begin + PATIENCE,
-            have_all: BTreeSet::new(),
+            deadline: begin + PEER_TIMEOUT,
+            complete: BTreeSet::new(),
             sending_since: None,
-            is_said: false,
+            is_begin_logged: false,
         }
     }
 
     fn run(mut self) -> Ending {
         loop {
-            let lacking = self.lacking();
+            let lacking = self.incomplete_peers();
             let now = Instant::now();
             if lacking.is_empty() {
-                if let Some(peer) = self.keeper() {
+                if let Some(peer) = self.find_keeper() {
                     self.log_end(&peer);
                     return Ending::Kept;
                 }
-                if now >= self.begin + PATIENCE_FOR_ANYBODY {
+                if now >= self.begin + ALONE_TIMEOUT {
                     return self.end_without_keeper();
                 }
-                self.say(&["a peer".to_owned()]);
+                self.log_begin(&["a peer".to_owned()]);
             } else {
-                self.extend(&lacking, now);
-                if now >= self.end {
+                self.extend_deadline(&lacking, now);
+                if now >= self.deadline {
                     for (name, lacks) in lacking {
                         let index = self.index;
                         warn!("stopping though {name} {lacks}, and the log ends at index {index}");
                     }
-                    let Some(peer) = self.keeper() else {
+                    let Some(peer) = self.find_keeper() else {
                         return self.end_without_keeper();
                     };
                     self.log_end(&peer);
                     return Ending::Kept;
                 }
                 let names: Vec<_> = lacking.into_iter().map(|(name, _)| name).collect();
-                self.say(&names);
+                self.log_begin(&names);
             }
-            self.node.wait_for_progress(LOOK);
+            self.node.wait_for_progress(CHECK_INTERVAL);
         }
     }
 
-    /// Peers that are to have everything and have not: of a leader those that live, of a follower those that it streams
-    /// to.
-    fn lacking(&mut self) -> Vec<(String, Lacking)> {
+    /// The peers that are waited for: those that lack entries, and are up or follow this node. A follower waits only
+    /// for the peers that follow it.
+    fn incomplete_peers(&mut self) -> Vec<(String, Lacking)> {
         let mut lacking = Vec::new();
         for peer in self.node.peers_at(self.index) {
-            // What a dead one had is gone, though its stream may not have ended yet.
+            // The data of a peer that is down is gone, though its stream may not have ended yet.
             if !peer.is_up {
-                self.have_all.remove(&peer.name);
+                self.complete.remove(&peer.name);
             }
             match peer.lacks {
-                None if peer.is_up => drop(self.have_all.insert(peer.name)),
+                None if peer.is_up => drop(self.complete.insert(peer.name)),
                 None => {}
-                // It says itself what it lacks, whatever it had before. One that follows lives, though a busy machine
-                // may have kept it from saying so to the probe.
+                // The peer itself says what it lacks, so it counts whatever the peer had before. A peer that follows
+                // is up, though it may be too busy to answer the probe.
                 Some(lacks @ Lacking::At(_)) => {
-                    self.have_all.remove(&peer.name);
+                    self.complete.remove(&peer.name);
                     lacking.push((peer.name, lacks));
                 }
                 Some(lacks @ Lacking::Absent)
-                    if self.took_writes && peer.is_up && !self.have_all.contains(&peer.name) =>
+                    if self.took_writes && peer.is_up && !self.complete.contains(&peer.name) =>
                 {
                     lacking.push((peer.name, lacks));
                 }
@@ -155,34 +160,35 @@ impl<'a> Handover<'a> {
         lacking
     }
 
-    /// Gives a peer that is being sent the data more time, where no other has it.
-    fn extend(&mut self, lacking: &[(String, Lacking)], now: Instant) {
+    /// Extends the deadline where a peer is being sent what it lacks, and no other peer has all entries.
+    fn extend_deadline(&mut self, lacking: &[(String, Lacking)], now: Instant) {
         if lacking.iter().all(|(_, lacks)| *lacks == Lacking::Absent) {
             self.sending_since = None;
-        } else if now - *self.sending_since.get_or_insert(now) >= SENDS && self.have_all.is_empty()
+        } else if now - *self.sending_since.get_or_insert(now) >= SENDING_AFTER
+            && self.complete.is_empty()
         {
-            // Where the stream is lost it may come back.
-            self.end = (now + PATIENCE).min(self.begin + PATIENCE_WHERE_ALONE);
+            // A stream that is lost may be resumed.
+            self.deadline = (now + PEER_TIMEOUT).min(self.begin + SENDING_TIMEOUT);
         }
     }
 
-    /// Asks the peers who keeps this node's data, and leaves the node marked as ending where one does. A peer that does
-    /// not stop may begin to, and then rely on this node: so it is asked again once the mark is set.
-    fn keeper(&self) -> Option<String> {
-        let found = self.ask()?;
+    /// Looks for a peer that keeps this node's data, and returns its name. The node is then marked as ending. A peer
+    /// that does not stop may begin to, and rely on this node, so the peers are asked again once the mark is set.
+    fn find_keeper(&self) -> Option<String> {
+        let found = self.ask_peers()?;
         self.node.set_stopping(Stopping::Ending);
         if found.stopping != Stopping::No {
             return Some(found.node);
         }
-        let confirmed = self.ask();
+        let confirmed = self.ask_peers();
         if confirmed.is_none() {
             self.node.set_stopping(Stopping::Waiting);
         }
         confirmed.map(|report| report.node)
     }
 
-    /// Asks the peers, and returns the report of one that keeps this node's data.
-    fn ask(&self) -> Option<Report> {
+    /// Asks the peers, and returns the report of one that keeps this node's data, if there is one.
+    fn ask_peers(&self) -> Option<Report> {
         let node = self.node;
         let asked = Instant::now();
         self.stop.hurry(true);
@@ -213,10 +219,10 @@ impl<'a> Handover<'a> {
                 let keeper = keeper.map(|report| Report::clone(report));
                 (keeper, contacts().all(|contact| contact.is_some()))
             };
-            if keeper.is_some() || is_complete || asked.elapsed() >= ANSWER {
+            if keeper.is_some() || is_complete || asked.elapsed() >= ANSWER_TIMEOUT {
                 return keeper;
             }
-            node.wait_for_progress(LOOK / 4);
+            node.wait_for_progress(CHECK_INTERVAL / 4);
         }
     }
 
@@ -247,7 +253,7 @@ impl<'a> Handover<'a> {
     fn log_end(&self, keeper: &str) {
         let (index, ms) = (self.index, self.begin.elapsed().as_millis());
         if self.took_writes {
-            let names: Vec<_> = self.have_all.iter().map(String::as_str).collect();
+            let names: Vec<_> = self.complete.iter().map(String::as_str).collect();
             let names = if names.is_empty() {
                 keeper.to_owned()
             } else {
@@ -259,11 +265,12 @@ impl<'a> Handover<'a> {
         }
     }
 
-    fn say(&mut self, names: &[String]) {
-        if !self.is_said && (self.took_writes || self.begin.elapsed() >= ANSWER * 2) {
+    fn log_begin(&mut self, names: &[String]) {
+        if !self.is_begin_logged && (self.took_writes || self.begin.elapsed() >= ANSWER_TIMEOUT * 2)
+        {
             let (index, names) = (self.index, names.join(", "));
             info!("no writes from here on; handing over to {names} up to index {index}");
-            self.is_said = true;
+            self.is_begin_logged = true;
         }
     }
 }

@@ -18,6 +18,8 @@
 //!   limit. Its cost stays bounded: one connection, one answer and 64 KiB of others.
 //! * The requests of a rejected client are not parsed, only drained. It is told of the limit, and of no other error.
 
+#![deny(clippy::wildcard_enum_match_arm)]
+
 mod accept;
 mod allowance;
 mod client;

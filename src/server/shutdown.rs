@@ -29,7 +29,7 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 /// streams that came during that. A service manager has to wait longer before it kills the process.
 pub const STOP_MAX: Duration = STOP_GRACE
     .saturating_mul(2)
-    .saturating_add(shutdown_sync::PATIENCE_WHERE_ALONE);
+    .saturating_add(shutdown_sync::SENDING_TIMEOUT);
 
 /// Pause between two checks whether a client's system has acknowledged the answers.
 const TAKEN_PAUSE: Duration = Duration::from_millis(2);

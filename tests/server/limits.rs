@@ -20,7 +20,7 @@ fn the_limit_of_connections_is_exact_under_a_rush() {
     });
     for round in 0..5 {
         let rush = Barrier::new(100);
-        let (mut served, mut turned_away) = (Vec::new(), 0);
+        let (mut served, mut rejected) = (Vec::new(), 0);
         thread::scope(|scope| {
             let clients: Vec<_> = (0..100)
                 .map(|_| {
@@ -41,11 +41,11 @@ fn the_limit_of_connections_is_exact_under_a_rush() {
                 } else {
                     assert_eq!(value, b"too many connections, limit 20");
                     closed(&stream);
-                    turned_away += 1;
+                    rejected += 1;
                 }
             }
         });
-        assert_eq!((served.len(), turned_away), (20, 80), "round {round}");
+        assert_eq!((served.len(), rejected), (20, 80), "round {round}");
         // Whoever is served stays served, and a place that becomes free is taken again.
         for stream in &mut served {
             stream.write_all(&frames(&[Request::Ping])).unwrap();
@@ -254,7 +254,7 @@ fn too_few_descriptors_for_the_limit_are_told_at_the_start() {
 }
 
 #[test]
-fn a_turned_away_client_is_told_without_asking() {
+fn a_rejected_client_gets_the_error_without_a_request() {
     let node = Node::start_with(&Options {
         limits: "max_connections = 1",
         ..Options::default()

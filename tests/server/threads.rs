@@ -32,7 +32,7 @@ fn start(dir: &Path, limit: u32) -> Process {
 }
 
 #[test]
-fn a_node_without_threads_ends_with_an_error_or_turns_clients_away_and_goes_on() {
+fn a_node_without_threads_ends_with_an_error_or_rejects_clients_and_goes_on() {
     if !tools::are_there(&["prlimit", "setpriv"]) {
         return;
     }
@@ -74,7 +74,7 @@ fn a_node_without_threads_ends_with_an_error_or_turns_clients_away_and_goes_on()
         }
         assert!(ended > 3, "{limit}: {log}");
         assert!(node.wait_until_ready());
-        turns_clients_away(&node);
+        rejects_clients(&node);
         node.signal("TERM");
         let status = node.wait();
         assert_eq!(status.code(), Some(0), "{}", node.log());
@@ -82,7 +82,7 @@ fn a_node_without_threads_ends_with_an_error_or_turns_clients_away_and_goes_on()
             return;
         }
     }
-    panic!("no client was turned away");
+    panic!("no client was rejected");
 }
 
 /// A FOLLOW of a node that holds nothing, or of an observer.
@@ -102,8 +102,8 @@ fn follow(name: &str, is_observer: bool) -> Vec<u8> {
     frame
 }
 
-/// Connects clients until one is turned away; those before it go on being served.
-fn turns_clients_away(node: &Process) {
+/// Connects clients until one is rejected; those before it go on being served.
+fn rejects_clients(node: &Process) {
     let ask = |mut stream: &TcpStream| {
         stream.write_all(&frames(&[Request::Ping])).unwrap();
         answer(stream)
