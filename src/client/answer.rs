@@ -7,7 +7,6 @@ use super::error::{Error, ProtocolError, Result};
 
 /// A good answer to one request of a [`Pipeline`](super::Pipeline).
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Answer {
     /// A SET or DEL is done.
     Done,

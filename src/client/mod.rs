@@ -269,7 +269,7 @@ impl Client {
     ///
     /// Any [`Error`]; its table says what is then known of the write.
     pub fn set(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
-        self.call(Request::Set { key, value }).map(drop)
+        self.request(Request::Set { key, value }).map(drop)
     }
 
     /// The value of `key`, if there is one.
@@ -278,9 +278,9 @@ impl Client {
     ///
     /// Any [`Error`].
     pub fn get(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        Ok(match self.call(Request::Get { key })? {
+        Ok(match self.request(Request::Get { key })? {
             Answer::Value(value) => Some(value),
-            _ => None,
+            Answer::Done | Answer::NotFound | Answer::Pong => None,
         })
     }
 
@@ -290,7 +290,7 @@ impl Client {
     ///
     /// Any [`Error`]; its table says what is then known of the write.
     pub fn del(&mut self, key: &[u8]) -> Result<bool> {
-        Ok(self.call(Request::Del { key })? == Answer::Done)
+        Ok(self.request(Request::Del { key })? == Answer::Done)
     }
 
     /// Asks whether the node is there.
@@ -299,7 +299,7 @@ impl Client {
     ///
     /// Any [`Error`].
     pub fn ping(&mut self) -> Result<()> {
-        self.call(Request::Ping).map(drop)
+        self.request(Request::Ping).map(drop)
     }
 
     /// How the node is: `key: value` and a line feed each, whatever state it is in. docs/GBP.md §4 lists the keys; a
@@ -319,9 +319,9 @@ impl Client {
     ///
     /// Any [`Error`].
     pub fn status(&mut self) -> Result<String> {
-        match self.call(Request::Status)? {
+        match self.request(Request::Status)? {
             Answer::Value(text) => Ok(String::from_utf8_lossy(&text).into_owned()),
-            _ => Ok(String::new()),
+            Answer::Done | Answer::NotFound | Answer::Pong => Ok(String::new()),
         }
     }
 
@@ -333,7 +333,7 @@ impl Client {
     ///
     /// [`Error::Server`] where the node refuses nothing, so that there is nothing to order; any other [`Error`].
     pub fn discard(&mut self) -> Result<()> {
-        self.call(Request::Discard).map(drop)
+        self.request(Request::Discard).map(drop)
     }
 
     /// Sums over what the node holds, by bucket, from a place on and as far as the node goes in one request.
@@ -343,7 +343,7 @@ impl Client {
     /// [`Error::Server`] where the place is of an earlier run of the node; any other [`Error`].
     pub fn sums(&mut self, request: &Sums) -> Result<SumsAnswer> {
         let (key, value) = (&request.place.from, &request.value());
-        let answer = self.call(Request::Sums { key, value })?;
+        let answer = self.request(Request::Sums { key, value })?;
         let decode = |bytes: &[u8]| {
             let answer = SumsAnswer::decode(bytes, request.bits)?;
             moves_on(&request.place, &answer.next).map(|()| answer)
@@ -359,7 +359,7 @@ impl Client {
     /// [`Error::Server`] where the place is of an earlier run of the node; any other [`Error`].
     pub fn list(&mut self, request: &List) -> Result<ListAnswer> {
         let (key, value) = (request.key(), &request.value());
-        let answer = self.call(Request::List { key, value })?;
+        let answer = self.request(Request::List { key, value })?;
         let decode = |bytes: &[u8]| {
             let answer = ListAnswer::decode(bytes)?;
             match request {
@@ -378,7 +378,7 @@ impl Client {
     ) -> Result<T> {
         let bytes = match answer {
             Answer::Value(bytes) => bytes.as_slice(),
-            _ => &[],
+            Answer::Done | Answer::NotFound | Answer::Pong => &[],
         };
         decode(bytes).map_err(|error| {
             self.home = None;
@@ -394,19 +394,36 @@ impl Client {
         Pipeline::new(self)
     }
 
-    fn call(&mut self, request: Request<'_>) -> Result<Answer> {
+    /// Sends a request of any operation whose response begins no stream. A write that is refused with the leader's
+    /// address goes there, as the [options](ClientOptions::follow_redirects) say.
+    ///
+    /// ```
+    /// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
+    /// # let server = Server::bind("127.0.0.1:0", Node::new(Role::Leader), LimitsConfig::default())?;
+    /// # let addr = &server.local_addr().to_string();
+    /// # std::thread::spawn(|| server.run());
+    /// use gopherstore::{client::{Answer, Client}, wire::Request};
+    ///
+    /// let mut client = Client::connect(addr)?;
+    /// assert_eq!(client.request(Request::Del { key: b"k" })?, Answer::NotFound);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`]; its table says what is then known of a write.
+    pub fn request(&mut self, request: Request<'_>) -> Result<Answer> {
         let mut frame = mem::take(&mut self.frame);
         frame.clear();
         request.encode(&mut frame)?;
-        let answer = self.call_encoded(request, &frame);
+        let answer = self.exchange(request.opcode(), &frame);
         if frame.capacity() <= Client::FRAME_KEPT_MAX {
             self.frame = frame;
         }
         answer
     }
 
-    fn call_encoded(&mut self, request: Request<'_>, frame: &[u8]) -> Result<Answer> {
-        let opcode = request.opcode();
+    fn exchange(&mut self, opcode: Opcode, frame: &[u8]) -> Result<Answer> {
         let deadline = Deadline::after(self.options.timeout);
         let mut route = self.route(opcode.spec().writes);
         let mut redirects = 0;

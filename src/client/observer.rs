@@ -126,7 +126,7 @@ impl Observer {
         connection.write_all(&frame, deadline)?;
         let value = match connection.receive(Opcode::Follow, deadline)?? {
             Answer::Value(value) => value,
-            _ => Vec::new(),
+            Answer::Done | Answer::NotFound | Answer::Pong => Vec::new(),
         };
         let answer = FollowAnswer::decode(&value)
             .map_err(|error| connection.protocol(ProtocolError::FollowAnswer(error)))?;
@@ -250,6 +250,13 @@ fn after(expected: Expected, message: &Message<'_>, history: &History) -> Option
         ) if first_index == next => Some(Expected::Entry(
             next.saturating_add(u64::from(frames.count())),
         )),
-        _ => None,
+        (
+            Message::Entries { .. }
+            | Message::SnapshotBegin { .. }
+            | Message::SnapshotChunk { .. }
+            | Message::SnapshotEnd { .. }
+            | Message::Ack { .. },
+            Expected::Begin | Expected::Chunk(_) | Expected::Entry(_),
+        ) => None,
     }
 }

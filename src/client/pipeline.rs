@@ -72,32 +72,33 @@ impl<'a> Pipeline<'a> {
 
     /// Queues a SET.
     pub fn set(&mut self, key: &[u8], value: &[u8]) -> &mut Self {
-        self.push(&Request::Set { key, value })
+        self.request(&Request::Set { key, value })
     }
 
     /// Queues a GET.
     pub fn get(&mut self, key: &[u8]) -> &mut Self {
-        self.push(&Request::Get { key })
+        self.request(&Request::Get { key })
     }
 
     /// Queues a DEL.
     pub fn del(&mut self, key: &[u8]) -> &mut Self {
-        self.push(&Request::Del { key })
+        self.request(&Request::Del { key })
     }
 
     /// Queues a LIST of one key; its answer's value is for [`ListAnswer::decode`].
     ///
     /// [`ListAnswer::decode`]: crate::wire::comparison::ListAnswer::decode
     pub fn list(&mut self, key: &[u8]) -> &mut Self {
-        self.push(&Request::List { key, value: b"" })
+        self.request(&Request::List { key, value: b"" })
     }
 
     /// Queues a PING.
     pub fn ping(&mut self) -> &mut Self {
-        self.push(&Request::Ping)
+        self.request(&Request::Ping)
     }
 
-    fn push(&mut self, request: &Request<'_>) -> &mut Self {
+    /// Queues a request of any operation whose response begins no stream.
+    pub fn request(&mut self, request: &Request<'_>) -> &mut Self {
         if let Err(error) = self.queue.push(request) {
             self.too_long.get_or_insert(error);
         }

@@ -255,7 +255,8 @@ macro_rules! commands {
 
         impl<'a> Request<'a> {
             /// The operation with this key and value. One that it does not carry is ignored.
-            pub(super) const fn new(opcode: Opcode, key: &'a [u8], value: &'a [u8]) -> Request<'a> {
+            #[must_use]
+            pub const fn new(opcode: Opcode, key: &'a [u8], value: &'a [u8]) -> Request<'a> {
                 match opcode {
                     $(Opcode::$variant => Request::$variant $({ $($key: key,)? $($value: value,)? })?,)+
                 }

@@ -171,6 +171,65 @@ fn several_words_are_taken_as_they_are() {
     );
 }
 
+/// Operations that are no command of lines are written with the fields of the document.
+#[test]
+fn every_operation_of_the_document_is_encoded_by_the_names_of_its_fields() {
+    for (words, digits) in [
+        (&["discard"][..], "41 0000 00000000\n"),
+        (&["LIST", "user123"], "43 0007 00000000 75736572313233\n"),
+        (
+            &["sums", "", "0x1122334455667788", "7", "12"],
+            "42 0000 0000000d 1122334455667788000000070c\n",
+        ),
+        (
+            &[
+                "follow",
+                "n2",
+                "1",
+                "0",
+                "1",
+                "0x1111111111111111",
+                "7",
+                "demo",
+            ],
+            "60 0002 0000001e 6e32 010000000000000000011111111111111111000000000000000764656d6f\n",
+        ),
+    ] {
+        let words = [&["encode"], words].concat();
+        run(&words, b"").expect(0, digits, "");
+    }
+    for (words, parts) in [
+        (
+            &["list"][..],
+            &["0 given after list; write list KEY RUN PARTITION BITS [BUCKETS]"][..],
+        ),
+        (
+            &["sums", "", "1", "2"],
+            &["3 given after sums; write sums KEY RUN PARTITION BITS"],
+        ),
+        (
+            &["sums", "", "-1", "0", "0"],
+            &["-1 is no run from 0 to 18446744073709551615"],
+        ),
+        (
+            &["sums", "", "0", "x", "0"],
+            &["x is no partition from 0 to 4294967295"],
+        ),
+        (
+            &["sums", "", "0", "0", "13"],
+            &["bits 13, limit 12; write sums KEY"],
+        ),
+        (
+            &["follow", "n2", "2", "0", "0", "0", "0"],
+            &["version 2 of the replication stream"],
+        ),
+        (&["discard", "k"], &["1 given after discard; write discard"]),
+    ] {
+        let words = [&["encode"], words].concat();
+        run(&words, b"").expect_failure(2, parts);
+    }
+}
+
 #[test]
 fn what_makes_no_line_is_exit_code_2() {
     for (arguments, parts) in [

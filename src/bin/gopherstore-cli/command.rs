@@ -1,52 +1,94 @@
-//! The commands: what they are, and what they do.
+//! Commands of the command line: an operation of the protocol's table, with key and value.
 
 use std::io::{self, Read};
 
-use gopherstore::{Client, client::Error};
+use gopherstore::wire::{Opcode, Request, command::OkValue};
+use gopherstore::{Client, client, client::Error};
 
 use crate::{
     quote,
     report::{self, Failure, Outcome},
 };
 
-/// What a user asks for.
+/// A request that a user asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Command {
-    Set {
-        key: Vec<u8>,
-        value: Vec<u8>,
-    },
-    Get {
-        key: Vec<u8>,
-    },
-    Del {
-        key: Vec<u8>,
-    },
-    Ping,
-    Status,
-    /// Gives up the node's data.
-    Resync,
+pub(crate) struct Command {
+    opcode: Opcode,
+    key: Vec<u8>,
+    value: Vec<u8>,
 }
 
-/// What came of it.
+/// A good response to a [`Command`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     Done,
     Value(Vec<u8>),
     NotFound,
     Pong,
+    /// The text of a STATUS.
     Status(String),
 }
 
+/// A command that lines offer.
+pub(crate) struct Offer {
+    /// Name and operands.
+    pub(crate) synopsis: &'static str,
+    /// What it does, for the help.
+    pub(crate) meaning: &'static str,
+    /// Makes the command from as many operands as the synopsis has.
+    make: fn(Vec<Vec<u8>>) -> Command,
+}
+
+/// The commands that lines offer. DISCARD is not among them: it removes data.
+pub(crate) const OFFERS: [Offer; 5] = [
+    Offer {
+        synopsis: "set KEY VALUE",
+        meaning: "store VALUE under KEY",
+        make: |operands| Command::plain(Opcode::Set, operands),
+    },
+    Offer {
+        synopsis: "get KEY",
+        meaning: "print the value of KEY",
+        make: |operands| Command::plain(Opcode::Get, operands),
+    },
+    Offer {
+        synopsis: "del KEY",
+        meaning: "remove KEY",
+        make: |operands| Command::plain(Opcode::Del, operands),
+    },
+    Offer {
+        synopsis: "ping",
+        meaning: "ask whether the node is there",
+        make: |operands| Command::plain(Opcode::Ping, operands),
+    },
+    Offer {
+        synopsis: "status",
+        meaning: "print how the node is",
+        make: |operands| Command::plain(Opcode::Status, operands),
+    },
+];
+
+impl Offer {
+    pub(crate) fn name(&self) -> &'static str {
+        self.synopsis.split(' ').next().unwrap_or_default()
+    }
+
+    pub(crate) fn operands(&self) -> impl Iterator<Item = &'static str> + use<> {
+        self.synopsis.split(' ').skip(1)
+    }
+}
+
 impl Command {
-    /// Names, operands and what they do, for the help. An order that gives up data is not for lines.
-    pub(crate) const SYNOPSES: [(&str, &str); 5] = [
-        ("set KEY VALUE", "store VALUE under KEY"),
-        ("get KEY", "print the value of KEY"),
-        ("del KEY", "remove KEY"),
-        ("ping", "ask whether the node is there"),
-        ("status", "print how the node is"),
-    ];
+    pub(crate) const fn new(opcode: Opcode, key: Vec<u8>, value: Vec<u8>) -> Command {
+        Command { opcode, key, value }
+    }
+
+    /// A command whose operands are its key and its value, as far as it has them.
+    fn plain(opcode: Opcode, operands: Vec<Vec<u8>>) -> Command {
+        let mut operands = operands.into_iter();
+        let mut next = || operands.next().unwrap_or_default();
+        Command::new(opcode, next(), next())
+    }
 
     /// The command in the words of a line, if they make one.
     pub(crate) fn from_words(words: Vec<Vec<u8>>) -> Result<Command, String> {
@@ -54,8 +96,7 @@ impl Command {
         let name = words.next().unwrap_or_default();
         let name = String::from_utf8_lossy(&name).to_ascii_lowercase();
         let operands: Vec<Vec<u8>> = words.collect();
-        let known = |(synopsis, _): &&(&str, &str)| synopsis.split(' ').next() == Some(&*name);
-        let Some((synopsis, _)) = Command::SYNOPSES.iter().find(known) else {
+        let Some(offer) = OFFERS.iter().find(|offer| offer.name() == name) else {
             if crate::has_command(&name) {
                 return Err(format!(
                     "{name} is no command for lines; in a shell, write gopherstore-cli {name}"
@@ -65,30 +106,27 @@ impl Command {
                 "unknown command {name}; help lists those that there are"
             ));
         };
-        let count = operands.len();
-        let mut operands = operands.into_iter();
-        match (&*name, operands.next(), operands.next(), count) {
-            ("set", Some(key), Some(value), 2) => Ok(Command::Set { key, value }),
-            ("get", Some(key), None, 1) => Ok(Command::Get { key }),
-            ("del", Some(key), None, 1) => Ok(Command::Del { key }),
-            ("ping", None, None, 0) => Ok(Command::Ping),
-            ("status", None, None, 0) => Ok(Command::Status),
-            _ => Err(format!(
-                "{count} given after {name}; write {synopsis}, with quotes around what holds spaces"
-            )),
+        if operands.len() != offer.operands().count() {
+            return Err(wrong_count(operands.len(), offer.synopsis));
         }
+        Ok((offer.make)(operands))
+    }
+
+    pub(crate) const fn opcode(&self) -> Opcode {
+        self.opcode
+    }
+
+    pub(crate) const fn request(&self) -> Request<'_> {
+        Request::new(self.opcode, self.key.as_slice(), self.value.as_slice())
     }
 
     pub(crate) const fn is_write(&self) -> bool {
-        matches!(self, Command::Set { .. } | Command::Del { .. })
+        self.opcode.spec().writes
     }
 
     /// The key, for messages.
     pub(crate) fn key(&self) -> &[u8] {
-        match self {
-            Command::Set { key, .. } | Command::Get { key } | Command::Del { key } => key,
-            Command::Ping | Command::Status | Command::Resync => &[],
-        }
+        &self.key
     }
 
     /// Runs it as one of several, which may read what those before it wrote. A write that a follower refuses goes to
@@ -107,28 +145,23 @@ impl Command {
     }
 
     pub(crate) fn run(&self, client: &mut Client) -> Result<Answer, Error> {
-        Ok(match self {
-            Command::Set { key, value } => {
-                client.set(key, value)?;
-                Answer::Done
+        let is_text = self.opcode.spec().ok == OkValue::Text;
+        Ok(match client.request(self.request())? {
+            client::Answer::Done => Answer::Done,
+            client::Answer::Value(text) if is_text => {
+                Answer::Status(String::from_utf8_lossy(&text).into_owned())
             }
-            Command::Get { key } => match client.get(key)? {
-                Some(value) => Answer::Value(value),
-                None => Answer::NotFound,
-            },
-            Command::Del { key } if client.del(key)? => Answer::Done,
-            Command::Del { .. } => Answer::NotFound,
-            Command::Ping => {
-                client.ping()?;
-                Answer::Pong
-            }
-            Command::Status => Answer::Status(client.status()?),
-            Command::Resync => {
-                client.discard()?;
-                Answer::Done
-            }
+            client::Answer::Value(value) => Answer::Value(value),
+            client::Answer::NotFound => Answer::NotFound,
+            client::Answer::Pong => Answer::Pong,
         })
     }
+}
+
+/// Says how a command with another number of operands is written.
+pub(crate) fn wrong_count(count: usize, synopsis: &str) -> String {
+    let name = synopsis.split(' ').next().unwrap_or_default();
+    format!("{count} given after {name}; write {synopsis}, with quotes around what holds spaces")
 }
 
 /// A status as it is printed: as it came, and on a terminal with all values in one column.
@@ -183,17 +216,18 @@ mod tests {
 
     #[test]
     fn lines_are_commands_in_any_case() {
-        let set = Command::Set {
-            key: b"k".to_vec(),
-            value: b"-".to_vec(),
-        };
+        let set = Command::new(Opcode::Set, b"k".to_vec(), b"-".to_vec());
         assert_eq!(command("set k -"), Ok(set.clone()));
         assert_eq!(command("SET k \"-\""), Ok(set));
-        assert_eq!(command("ping"), Ok(Command::Ping));
-        assert_eq!(command("Status"), Ok(Command::Status));
-        let help = Command::Get {
-            key: b"help".to_vec(),
-        };
+        assert_eq!(
+            command("ping"),
+            Ok(Command::new(Opcode::Ping, vec![], vec![]))
+        );
+        assert_eq!(
+            command("Status"),
+            Ok(Command::new(Opcode::Status, vec![], vec![]))
+        );
+        let help = Command::new(Opcode::Get, b"help".to_vec(), vec![]);
         assert_eq!(command("get help"), Ok(help));
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use gopherstore::wire::{
-    Buffer, Opcode, RequestFrame,
+    Buffer, RequestFrame,
     replication::{self, Message, StreamOpcode},
     request::{self, Limits, Parsed},
 };
@@ -132,7 +132,11 @@ impl<R: Read> Reader<R> {
                                     frames: chunks,
                                     digest,
                                 },
-                                _ => Sum::default(),
+                                Message::Entries { .. }
+                                | Message::SnapshotBegin { .. }
+                                | Message::SnapshotChunk { .. }
+                                | Message::Heartbeat { .. }
+                                | Message::Ack { .. } => Sum::default(),
                             };
                             return self.end(told, frame_len);
                         }
@@ -141,11 +145,11 @@ impl<R: Read> Reader<R> {
                 _ => match request::parse(bytes, &ANY_VALUE) {
                     Ok(Parsed::Incomplete { needed }) => needed,
                     Ok(Parsed::Whole(frame)) => {
-                        let opcode = frame.request().opcode();
-                        if !matches!(opcode, Opcode::Set | Opcode::Del) {
+                        let spec = frame.opcode().spec();
+                        if !spec.is_own_effect {
                             return Err(bad(format!(
                                 "{}, where only SET and DEL belong",
-                                opcode.name()
+                                spec.name
                             )));
                         }
                         break;

@@ -14,6 +14,7 @@ use std::{
 };
 
 use argh::{ArgsInfo, FromArgs};
+use gopherstore::wire::Opcode;
 use gopherstore::{
     Client, arguments,
     client::{Answer, Error, NodeState, NodeStatus, Result as ClientResult},
@@ -22,7 +23,6 @@ use gopherstore::{
 use serde_json::json;
 
 use crate::{
-    command::Command,
     context::{self, Context},
     mistake, quote,
     report::{self, Failure, Outcome, UNKNOWN_OPCODE},
@@ -441,7 +441,9 @@ impl Node {
                         .map_err(|error| self.broken(&error.to_string()))?
                         .items
                         .pop(),
-                    _ => return Err(self.broken("a LIST is answered without a list")),
+                    Answer::Done | Answer::NotFound | Answer::Pong => {
+                        return Err(self.broken("a LIST is answered without a list"));
+                    }
                 };
                 if item.as_ref().is_some_and(|item| item.key != *key) {
                     return Err(self.broken("a LIST of one key is answered with another"));
@@ -463,7 +465,7 @@ impl Node {
 
     /// What the error means here, with the node that it is of.
     fn failure(&self, error: &Error) -> Failure {
-        let outcome = report::failure(error, &Command::Status, None).outcome;
+        let outcome = report::failure(error, Opcode::Status, None).outcome;
         // The two nodes are named by operands, and not by --addr.
         let next = match error {
             Error::Server { message } if message.starts_with(UNKNOWN_OPCODE) => {

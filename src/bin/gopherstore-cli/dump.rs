@@ -12,7 +12,7 @@ use gopherstore::{
     Client, arguments,
     client::{Answer, ClientOptions, Error, NodeState, NodeStatus, Observer, Watch},
     wire::{
-        Request,
+        Opcode, Request,
         comparison::{Buckets, Item, List, Place},
         replication::Message,
     },
@@ -20,7 +20,6 @@ use gopherstore::{
 use indicatif::{HumanBytes, ProgressBar};
 
 use crate::{
-    command::Command,
     context::Context,
     copy_file::{self, Sum},
     mistake,
@@ -146,7 +145,7 @@ fn failure(error: &Error, context: &Context) -> Failure {
             format!("nothing to copy: {message}; name another node with --addr"),
         );
     }
-    report::failure(error, &Command::Status, context.node.as_deref())
+    report::failure(error, Opcode::Status, context.node.as_deref())
 }
 
 /// How the node is, as far as it says so soon.
@@ -345,7 +344,7 @@ impl Copy<'_> {
             }
             _ => "try again".to_owned(),
         };
-        let outcome = report::failure(error, &Command::Status, None).outcome;
+        let outcome = report::failure(error, Opcode::Status, None).outcome;
         let unfinished = output.unfinished();
         Failure::new(
             outcome,

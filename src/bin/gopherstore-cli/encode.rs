@@ -5,13 +5,14 @@ use gopherstore::{
     arguments::{self, Bytes},
     hexdump::printf,
     wire::{
-        Request,
+        CommandSpec, Field, Form as FieldForm, Opcode,
+        command::Limit,
         request::{HEADER_LEN, RequestHeader},
     },
 };
 
 use crate::{
-    command::{self, Command},
+    command::{self, Command, OFFERS, Offer},
     context::Context,
     quote,
     report::{Failure, Outcome},
@@ -24,8 +25,9 @@ use crate::{
     example = "gopherstore-cli encode set user123 active\n\
         gopherstore-cli encode 'set k \"two words\\x00\"' --as nc\n\
         gopherstore-cli encode get user123 --as python --addr 127.0.0.1:8001",
-    note = "WORDS are a command: set, get, del, ping or status. Several words are taken as they are, and as the\n\
-        value of set, - reads standard input; a single one is a line, with quotes and escapes as line by line.\n\
+    note = "WORDS are a command: set, get, del, ping or status, or another operation of docs/GBP.md with its key and\n\
+        its fields, such as list KEY. Several words are taken as they are, and as the value of set, - reads\n\
+        standard input; a single one is a line, with quotes and escapes as line by line.\n\
         hex is for xxd -r -p and for decode; printf prints the frame's bytes; nc sends them to the node that\n\
         --addr names and shows the answer with xxd, python does it with python3 alone. They are for sh, bash\n\
         and zsh. Nothing is sent before the line is pasted."
@@ -82,51 +84,115 @@ pub(crate) fn run(command: Encode, context: &Context) -> Result<Outcome, Failure
         }
         (Form::Python, Some((host, port))) => python(&frame, &host, &port)?,
         (Form::Printf, _) => format!("printf '{}'", printf::escaped(&frame)),
-        _ => hex(&frame),
+        (Form::Hex | Form::Nc | Form::Python, _) => hex(&frame),
     };
     crate::write_out(format!("{line}\n").as_bytes()).map(|_| Outcome::Done)
 }
 
 /// The command that the words make.
 fn parse(words: Vec<Bytes>) -> Result<Command, Failure> {
-    let mut words = match &words[..] {
+    let command = match &words[..] {
         [] => {
             return Err(crate::mistake(
                 "no command to encode; write one behind encode, such as get KEY",
             ));
         }
-        [line] => {
-            let words = quote::words(line).map_err(|error| crate::mistake(&error.to_string()))?;
-            return Command::from_words(words).map_err(|message| crate::mistake(&message));
+        [line] => quote::words(line)
+            .map_err(|error| error.to_string())
+            .and_then(command),
+        [.., value] => {
+            let reads_input = value == b"-";
+            let command = command(words).map_err(|message| crate::mistake(&message))?;
+            if reads_input && command.opcode().spec().rest_max == Limit::Node {
+                let (opcode, key) = (command.opcode(), command.key().to_vec());
+                return Ok(Command::new(opcode, key, command::standard_input()?));
+            }
+            Ok(command)
         }
-        _ => words,
     };
-    if let [_, _, value] = &mut words[..]
-        && value == b"-"
-    {
-        let command = Command::from_words(words).map_err(|message| crate::mistake(&message))?;
-        return match command {
-            Command::Set { key, .. } => Ok(Command::Set {
-                key,
-                value: command::standard_input()?,
-            }),
-            other => Ok(other),
-        };
+    command.map_err(|message| crate::mistake(&message))
+}
+
+/// A command of a line, or any other operation of the protocol's table, with its fields one by one.
+fn command(words: Vec<Bytes>) -> Result<Command, String> {
+    let name = words.first().map_or(&b""[..], Vec::as_slice);
+    let offered = |offer: &Offer| name.eq_ignore_ascii_case(offer.name().as_bytes());
+    let has_name = |opcode: &Opcode| name.eq_ignore_ascii_case(opcode.name().as_bytes());
+    match Opcode::ALL.into_iter().find(has_name) {
+        Some(opcode) if !OFFERS.iter().any(offered) => with_fields(opcode.spec(), &words[1..]),
+        Some(_) | None => Command::from_words(words),
     }
-    Command::from_words(words).map_err(|message| crate::mistake(&message))
+}
+
+/// The operation with these words: its key, its operands, and the rest of its value. Where it has operands, the rest,
+/// or all of the value, may be left out.
+fn with_fields(spec: &CommandSpec, words: &[Bytes]) -> Result<Command, String> {
+    let (key, words) = match words.split_first() {
+        Some((key, words)) if spec.has_key => (key.clone(), words),
+        Some(_) | None if !spec.has_key => (Vec::new(), words),
+        Some(_) | None => return Err(command::wrong_count(0, &synopsis(spec))),
+    };
+    let (operands, rest) = words
+        .split_at_checked(spec.operands.len())
+        .unwrap_or((words, &[]));
+    let has_rest = spec.rest_max != Limit::Bytes(0);
+    let is_complete = operands.is_empty() || operands.len() == spec.operands.len();
+    if !is_complete || rest.len() > usize::from(has_rest) {
+        let count = usize::from(spec.has_key) + words.len();
+        return Err(command::wrong_count(count, &synopsis(spec)));
+    }
+    let mut value = Vec::new();
+    for (field, word) in spec.operands.iter().zip(operands) {
+        value.extend(number(field, word)?);
+    }
+    value.extend(rest.concat());
+    let judged = spec.check(&key, &value);
+    judged.map_err(|error| format!("{}; write {}", error.reason, synopsis(spec)))?;
+    Ok(Command::new(spec.opcode, key, value))
+}
+
+/// The operation with the names of its fields.
+fn synopsis(spec: &CommandSpec) -> String {
+    let mut words = vec![spec.name.to_ascii_lowercase()];
+    words.extend(spec.has_key.then(|| "KEY".to_owned()));
+    let fields = spec.operands.iter();
+    words.extend(fields.map(|field| field.name.to_ascii_uppercase()));
+    if spec.rest_max != Limit::Bytes(0) {
+        words.push(format!("[{}]", spec.rest.to_ascii_uppercase()));
+    }
+    words.join(" ")
+}
+
+/// The bytes of a field whose number is written in decimal, or behind 0x in hexadecimal.
+fn number(field: &Field, word: &[u8]) -> Result<Vec<u8>, String> {
+    let text = String::from_utf8_lossy(word);
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => i128::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    let end = 1_i128.checked_shl(u32::try_from(8 * field.size).unwrap_or(u32::MAX));
+    let end = end.unwrap_or(i128::MAX);
+    let range = match field.form {
+        FieldForm::Signed => -(end / 2)..end / 2,
+        FieldForm::Number | FieldForm::Hex | FieldForm::Flags(_) => 0..end,
+    };
+    let bytes = number.ok().filter(|number| range.contains(number));
+    let bytes = bytes.map(i128::to_be_bytes);
+    let bytes = bytes.and_then(|bytes| Some(bytes.get(bytes.len() - field.size..)?.to_vec()));
+    bytes.ok_or_else(|| {
+        format!(
+            "{} is no {} from {} to {}",
+            quote::shown(word),
+            field.name,
+            range.start,
+            range.end - 1
+        )
+    })
 }
 
 fn frame(command: &Command) -> Result<Vec<u8>, Failure> {
-    let request = match command {
-        Command::Set { key, value } => Request::Set { key, value },
-        Command::Get { key } => Request::Get { key },
-        Command::Del { key } => Request::Del { key },
-        Command::Ping => Request::Ping,
-        Command::Status => Request::Status,
-        Command::Resync => Request::Discard,
-    };
     let mut frame = Vec::new();
-    match request.encode(&mut frame) {
+    match command.request().encode(&mut frame) {
         Ok(()) => Ok(frame),
         Err(error) => Err(Failure::new(
             Outcome::Usage,

@@ -6,7 +6,7 @@ use std::io::{self, BufRead, IsTerminal, Read};
 use gopherstore::Client;
 
 use crate::{
-    command::{Answer, Command, shown_status},
+    command::{Answer, Command, OFFERS, shown_status},
     quote,
     report::{self, Failure, Outcome},
 };
@@ -125,7 +125,7 @@ fn step(client: &mut Client, node: Option<&str>, line: &[u8]) -> Result<Option<O
     };
     let answer = command
         .run_in_session(client)
-        .map_err(|error| report::failure(&error, &command, node))?;
+        .map_err(|error| report::failure(&error, command.opcode(), node))?;
     let (text, outcome) = shown(answer);
     Ok(print(format!("{text}\n").as_bytes())?.map(|_| outcome))
 }
@@ -159,7 +159,8 @@ fn help() -> String {
         ("help", "print this"),
         ("exit, quit", "leave; so does the end of input"),
     ];
-    for (synopsis, meaning) in Command::SYNOPSES.iter().chain(&more) {
+    let offers = OFFERS.iter().map(|offer| (offer.synopsis, offer.meaning));
+    for (synopsis, meaning) in offers.chain(more) {
         text.push_str(&format!("{synopsis:<15} {meaning}\n"));
     }
     text.push('\n');
@@ -170,6 +171,7 @@ fn help() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gopherstore::wire::Opcode;
 
     fn parse(line: &[u8]) -> Result<Line, String> {
         super::parse(words(line)?)
@@ -184,9 +186,7 @@ mod tests {
         assert_eq!(parse(b"help set\n"), Ok(Line::Help));
         assert_eq!(parse(b"EXIT\r\n"), Ok(Line::Exit));
         assert_eq!(parse(b" quit"), Ok(Line::Exit));
-        let get = Command::Get {
-            key: b"#1".to_vec(),
-        };
+        let get = Command::new(Opcode::Get, b"#1".to_vec(), Vec::new());
         assert_eq!(parse(b"get #1\r\n"), Ok(Line::Command(get)));
         assert!(parse(b"get \"k").is_err());
     }
@@ -194,8 +194,8 @@ mod tests {
     #[test]
     fn the_help_fits_a_terminal_and_names_every_command() {
         let text = help();
-        for (synopsis, _) in Command::SYNOPSES {
-            assert!(text.contains(synopsis));
+        for offer in &OFFERS {
+            assert!(text.contains(offer.synopsis));
         }
         assert!(text.lines().all(|line| line.len() <= 110));
     }

@@ -12,13 +12,12 @@ use argh::{ArgsInfo, FromArgs};
 use gopherstore::{
     Client, arguments,
     client::{Error, Pipeline},
-    wire::{Request, RequestFrame},
+    wire::{Opcode, Request, RequestFrame},
 };
 use indicatif::{HumanBytes, ProgressBar};
 use parking_lot::Mutex;
 
 use crate::{
-    command::Command,
     context::Context,
     copy_file::{self, Fault, Reader},
     quote,
@@ -238,7 +237,7 @@ impl Loading<'_> {
     fn stopped(&self, refused: &Refused, written: Written) -> Failure {
         let (error, again) = (&refused.error, self.again());
         let node = self.context.node.as_deref();
-        let outcome = report::failure(error, &Command::Status, node).outcome;
+        let outcome = report::failure(error, Opcode::Status, node).outcome;
         let message = match error {
             Error::Server { message } if message.starts_with(VALUE_TOO_LONG) => format!(
                 "the entry at byte {} is refused: {message}; {} before it; go on without it with: {again} --from {}",

@@ -29,6 +29,7 @@ use std::{
 
 use argh::{ArgsInfo, FromArgs};
 use gopherstore::arguments::{self, Bytes, Exit, Program};
+use gopherstore::wire::Opcode;
 
 use command::{Answer, Command};
 use context::Context;
@@ -248,11 +249,18 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
             } else {
                 value
             };
-            once(&context, &Command::Set { key, value })
+            once(&context, &Command::new(Opcode::Set, key, value))
         }
-        Some(Subcommand::Get(Get { key })) => once(&context, &Command::Get { key }),
-        Some(Subcommand::Del(Del { key })) => once(&context, &Command::Del { key }),
-        Some(Subcommand::Ping(Ping {})) => once(&context, &Command::Ping),
+        Some(Subcommand::Get(Get { key })) => {
+            once(&context, &Command::new(Opcode::Get, key, Vec::new()))
+        }
+        Some(Subcommand::Del(Del { key })) => {
+            once(&context, &Command::new(Opcode::Del, key, Vec::new()))
+        }
+        Some(Subcommand::Ping(Ping {})) => once(
+            &context,
+            &Command::new(Opcode::Ping, Vec::new(), Vec::new()),
+        ),
         Some(Subcommand::Tail(command)) => tail::run(command, &context),
         Some(Subcommand::Dump(command)) => dump::run(command, &context),
         Some(Subcommand::Load(command)) => load::run(command, &context),
@@ -264,7 +272,10 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Some(Subcommand::Bench(command)) => bench::run(&command, &context),
         Some(Subcommand::Resync(Resync { discard: true })) => {
             context.name_one("resync")?;
-            once(&context, &Command::Resync)
+            once(
+                &context,
+                &Command::new(Opcode::Discard, Vec::new(), Vec::new()),
+            )
         }
         Some(Subcommand::Resync(Resync { discard: false })) => Err(mistake(
             "resync gives up all data of a follower, and what its leader lacks of it is lost for good; nothing is done \
@@ -285,7 +296,7 @@ fn once(context: &Context, command: &Command) -> Result<Outcome, Failure> {
     let node = context.node.as_deref();
     let answer = command
         .run(&mut client)
-        .map_err(|error| report::failure(&error, command, node))?;
+        .map_err(|error| report::failure(&error, command.opcode(), node))?;
     let is_terminal = io::stdout().is_terminal();
     let (mut text, end) = match answer {
         Answer::Value(value) => (value, is_terminal),

@@ -12,12 +12,12 @@ use gopherstore::{
     Client, arguments,
     client::{Error, NodeRole, NodeStatus},
     config::Config,
+    wire::Opcode,
 };
 use hdrhistogram::{CreationError, Histogram};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    command::Command,
     context::{Context, is_address},
     quote,
     report::{self, Failure, Outcome},
@@ -139,7 +139,7 @@ pub(crate) fn run(command: Race, context: &Context) -> Result<Outcome, Failure> 
     let mut follower = node(context, follower_addr(&command.on, context)?);
     let named = (!is_address(&command.on)).then_some(command.on.as_str());
     let status = follower.client.status();
-    let status = status.map_err(|error| report::failure(&error, &Command::Status, named))?;
+    let status = status.map_err(|error| report::failure(&error, Opcode::Status, named))?;
     let status = NodeStatus::parse(&status);
     let mut leader = node(context, leader_addr(&follower.addr, &status, context)?);
     leader.client.ping().map_err(|error| failure(&error))?;
@@ -300,7 +300,7 @@ fn leader_addr(addr: &str, status: &NodeStatus, context: &Context) -> Result<Str
 }
 
 fn failure(error: &Error) -> Failure {
-    report::failure(error, &Command::Status, None)
+    report::failure(error, Opcode::Status, None)
 }
 
 /// A measurement on its way.

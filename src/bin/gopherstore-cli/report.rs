@@ -3,8 +3,9 @@
 use std::io::{self, Write};
 
 use gopherstore::client::{Error, REDIRECTS_MAX};
+use gopherstore::wire::Opcode;
 
-use crate::{command::Command, quote};
+use crate::quote;
 
 /// How a command ended, in the order of the exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,8 +72,9 @@ pub(crate) fn note(text: &str) {
 /// What a node's ERROR begins with where it does not know the operation. Source: docs/GBP.md, section 8.
 pub(crate) const UNKNOWN_OPCODE: &str = "unknown opcode";
 
-/// What the error means to someone who typed `command`. `node` is the name that the node was called by, if any.
-pub(crate) fn failure(error: &Error, command: &Command, node: Option<&str>) -> Failure {
+/// The failure of a request with `opcode`, as text for its user. `node` is the name that the user called the node by.
+pub(crate) fn failure(error: &Error, opcode: Opcode, node: Option<&str>) -> Failure {
+    let is_write = opcode.spec().writes;
     let (outcome, next) = match error {
         Error::NotLeader { leader: Some(addr) } => (
             Outcome::NotLeader,
@@ -92,7 +94,7 @@ pub(crate) fn failure(error: &Error, command: &Command, node: Option<&str>) -> F
             Outcome::ServerError,
             "the node is of another version, which cannot do that; use its gopherstore-cli, or upgrade it".to_owned(),
         ),
-        Error::Server { message } if *command == Command::Resync => {
+        Error::Server { message } if opcode == Opcode::Discard => {
             return Failure::new(
                 Outcome::ServerError,
                 format!(
@@ -108,12 +110,12 @@ pub(crate) fn failure(error: &Error, command: &Command, node: Option<&str>) -> F
                 ),
             );
         }
-        Error::OutcomeUnknown { .. } if command.is_write() => {
+        Error::OutcomeUnknown { .. } if is_write => {
             (Outcome::ServerError, "look with get before repeating it".to_owned())
         }
         Error::OutcomeUnknown { .. } => (Outcome::ServerError, "try again".to_owned()),
         Error::UnknownStatus { .. } => {
-            let unknown = if command.is_write() {
+            let unknown = if is_write {
                 "it is not known whether the write was carried out; "
             } else {
                 ""
@@ -124,7 +126,7 @@ pub(crate) fn failure(error: &Error, command: &Command, node: Option<&str>) -> F
             )
         }
         Error::TooLong(_) => (Outcome::Usage, "store less at once".to_owned()),
-        error => (fault(error), after_fault(error, command, node)),
+        error => (fault(error), after_fault(error, opcode, node)),
     };
     Failure::new(outcome, format!("{error}; {next}"))
 }
@@ -140,15 +142,14 @@ fn fault(error: &Error) -> Outcome {
 }
 
 /// What to do where no answer came.
-fn after_fault(error: &Error, command: &Command, node: Option<&str>) -> String {
-    let unknown = match command {
-        Command::Resync => {
-            "it is not known whether the node took the order, so look with status before repeating it"
-        }
-        command if command.is_write() => {
-            "it is not known whether the write was carried out, so look with get before repeating it"
-        }
-        _ => "try again",
+fn after_fault(error: &Error, opcode: Opcode, node: Option<&str>) -> String {
+    let is_write = opcode.spec().writes;
+    let unknown = if opcode == Opcode::Discard {
+        "it is not known whether the node took the order, so look with status before repeating it"
+    } else if is_write {
+        "it is not known whether the write was carried out, so look with get before repeating it"
+    } else {
+        "try again"
     };
     let is_redirect = matches!(error, Error::Redirect { .. });
     match error.innermost() {
@@ -173,7 +174,7 @@ fn after_fault(error: &Error, command: &Command, node: Option<&str>) -> String {
             None => "is the node running? start it, or name another with --addr".to_owned(),
         },
         Error::Connection { .. } => unknown.to_owned(),
-        Error::Protocol { .. } if error.is_outcome_unknown() && command.is_write() => {
+        Error::Protocol { .. } if error.is_outcome_unknown() && is_write => {
             format!("{unknown}; is it a GopherStore node? --hex shows what it sends")
         }
         Error::Protocol { .. } => "is it a GopherStore node? --hex shows what it sends".to_owned(),

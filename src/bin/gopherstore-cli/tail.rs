@@ -12,7 +12,7 @@ use gopherstore::{
     client::{Client, ClientOptions, Error, NodeStatus, Observer, Watch},
     history::History,
     wire::{
-        Request,
+        Opcode, Request,
         replication::{Frames, Message, Start},
     },
 };
@@ -20,7 +20,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    command::Command,
     context::Context,
     quote,
     report::{self, Failure, Outcome, UNKNOWN_OPCODE},
@@ -203,7 +202,7 @@ fn from_index(observer: &Observer) -> u64 {
 fn next_index(observer: &Observer) -> u64 {
     match observer.position() {
         Some(Watch::After { index, .. }) => index.saturating_add(1),
-        _ => 0,
+        Some(Watch::From(_) | Watch::New | Watch::Copy) | None => 0,
     }
 }
 
@@ -220,7 +219,7 @@ fn failure(error: &Error, asked_from: bool, context: &Context) -> Failure {
                 format!("nothing to watch: {message}; {next}"),
             )
         }
-        error => report::failure(error, &Command::Status, context.node.as_deref()),
+        error => report::failure(error, Opcode::Status, context.node.as_deref()),
     }
 }
 
@@ -255,7 +254,11 @@ impl View {
                     self.out = Vec::new();
                     written?
                 }
-                _ => !is_abandoned(),
+                Message::SnapshotBegin { .. }
+                | Message::SnapshotChunk { .. }
+                | Message::SnapshotEnd { .. }
+                | Message::Heartbeat { .. }
+                | Message::Ack { .. } => !is_abandoned(),
             };
             if !is_read {
                 break;

@@ -8,10 +8,10 @@ use std::{
 use gopherstore::{
     Client,
     client::{Answer, Error, Pipeline},
+    wire::Opcode,
 };
 
 use crate::{
-    command::Command,
     context::Context,
     quote,
     report::{self, Failure, Outcome},
@@ -53,7 +53,7 @@ impl<'a> Target<'a> {
         let mut client = context.client_of(&addr);
         let status = client
             .status()
-            .map_err(|error| report::failure(&error, &Command::Status, context.node.as_deref()))?;
+            .map_err(|error| report::failure(&error, Opcode::Status, context.node.as_deref()))?;
         let mut leader = addr.clone();
         if field(&status, "role") == Some("follower") {
             // An address has a colon; where none is known, a word stands in its place.
@@ -64,7 +64,7 @@ impl<'a> Target<'a> {
                     let error = Error::NotLeader {
                         leader: named.map(str::to_owned),
                     };
-                    return Err(report::failure(&error, &Command::Status, None));
+                    return Err(report::failure(&error, Opcode::Status, None));
                 }
             }
             client = context.client_of(&leader);
@@ -99,7 +99,7 @@ impl<'a> Target<'a> {
 
     /// The line for an error.
     pub(super) fn failure(&self, error: &Error) -> Failure {
-        report::failure(error, &Command::Status, self.context.node.as_deref())
+        report::failure(error, Opcode::Status, self.context.node.as_deref())
     }
 
     pub(super) fn conditions(&self) -> Conditions {

@@ -11,12 +11,10 @@ use gopherstore::{
     Client,
     client::{ClientOptions, Error, NodeRole, NodeState, NodeStatus},
     config::{Config, NodeConfig},
+    wire::Opcode,
 };
 
-use crate::{
-    command::Command,
-    report::{self, Failure, Outcome},
-};
+use crate::report::{self, Failure, Outcome};
 
 use super::Context;
 
@@ -41,7 +39,7 @@ pub(super) fn first_that_answers(context: &Context, addrs: &[&str]) -> Result<St
             Ok(()) => return Ok((*addr).to_owned()),
             Err(error) => {
                 words.push(format!("{addr} ({error})"));
-                let failure = report::failure(&error, &Command::Ping, None);
+                let failure = report::failure(&error, Opcode::Ping, None);
                 first.get_or_insert(failure.outcome);
             }
         }
@@ -164,7 +162,7 @@ fn no_leader(file: &Path, nodes: &[&NodeConfig], standings: &[Option<Standing>])
                 Standing::Unknown(error) => {
                     // That of the leader is the reason.
                     if at == 0 {
-                        outcome = report::failure(error, &Command::Status, None).outcome;
+                        outcome = report::failure(error, Opcode::Status, None).outcome;
                     }
                     format!("gives no answer ({error})")
                 }

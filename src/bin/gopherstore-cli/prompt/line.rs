@@ -1,7 +1,7 @@
 //! What a line of the prompt asks for, and what may still come on one. Pure.
 
 use crate::{
-    command::Command,
+    command::{Command, OFFERS},
     lines::{self, Line},
     quote,
 };
@@ -148,10 +148,8 @@ fn operands_after(words: &[Vec<u8>]) -> Option<Vec<&'static str>> {
         ":raw" => operands_after(rest),
         ":hex" if rest.is_empty() => Some(vec!["on|off"]),
         name => {
-            let synopses = Command::SYNOPSES.iter();
-            let mut operands = synopses
-                .map(|(synopsis, _)| synopsis.split(' '))
-                .find_map(|mut words| (words.next() == Some(name)).then_some(words))?;
+            let offer = OFFERS.iter().find(|offer| offer.name() == name)?;
+            let mut operands = offer.operands();
             // Those that are there already.
             for _ in rest {
                 operands.next()?;
@@ -188,9 +186,7 @@ pub(super) fn completions(line: &str, nodes: &[String]) -> (usize, Vec<String>) 
 
 fn candidates(before: &[Vec<u8>], nodes: &[String]) -> Vec<String> {
     let commands = || {
-        let names = Command::SYNOPSES
-            .iter()
-            .filter_map(|(synopsis, _)| synopsis.split(' ').next());
+        let names = OFFERS.iter().map(|offer| offer.name());
         names.map(str::to_owned).collect::<Vec<_>>()
     };
     let also = |mut words: Vec<String>, more: &[&str]| {
@@ -217,7 +213,10 @@ fn candidates(before: &[Vec<u8>], nodes: &[String]) -> Vec<String> {
 /// The help, for a terminal of so many columns.
 pub(super) fn help(columns: usize) -> String {
     let mut text = String::new();
-    let entries = || Command::SYNOPSES.iter().chain(&DIRECTIVES);
+    let entries = || {
+        let offers = OFFERS.iter().map(|offer| (offer.synopsis, offer.meaning));
+        offers.chain(DIRECTIVES)
+    };
     let indent = entries()
         .map(|(synopsis, _)| synopsis.len() + 2)
         .max()
@@ -262,12 +261,11 @@ fn wrap(text: &mut String, paragraph: &str, indent: &str, columns: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gopherstore::wire::Opcode;
 
     fn get(node: Option<&str>, is_raw: bool) -> Result<Entry, String> {
         Ok(Entry::Run(Job {
-            command: Command::Get {
-                key: b"k v".to_vec(),
-            },
+            command: Command::new(Opcode::Get, b"k v".to_vec(), Vec::new()),
             node: node.map(str::to_owned),
             is_raw,
         }))
@@ -295,10 +293,7 @@ mod tests {
             assert_eq!(parse(line.as_bytes()), expected, "{line}");
         }
         let set = Job {
-            command: Command::Set {
-                key: b":on".to_vec(),
-                value: b":raw".to_vec(),
-            },
+            command: Command::new(Opcode::Set, b":on".to_vec(), b":raw".to_vec()),
             node: Some("n2".to_owned()),
             is_raw: false,
         };
@@ -382,7 +377,8 @@ mod tests {
     fn the_help_names_everything_and_fits_narrow_terminals() {
         for columns in [40, 72, 80, 200] {
             let text = help(columns);
-            for (synopsis, _) in Command::SYNOPSES.iter().chain(&DIRECTIVES) {
+            let offers = OFFERS.iter().map(|offer| offer.synopsis);
+            for synopsis in offers.chain(DIRECTIVES.map(|(synopsis, _)| synopsis)) {
                 assert!(text.contains(synopsis), "{text}");
             }
             let width = text.lines().map(str::len).max();

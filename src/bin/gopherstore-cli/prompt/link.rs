@@ -212,7 +212,7 @@ impl Link {
     ) -> Result<Answer, Error> {
         self.connect()?;
         match self.run_once(command, is_dumping, writes) {
-            Err(Error::Connection { addr, source }) if is_read(command) => {
+            Err(Error::Connection { addr, source }) if !command.is_write() => {
                 note(&format!(
                     "the connection to {addr} broke ({source}), so it is asked again"
                 ));
@@ -281,13 +281,6 @@ impl Link {
         let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
         parts.join(" ")
     }
-}
-
-fn is_read(command: &Command) -> bool {
-    matches!(
-        command,
-        Command::Get { .. } | Command::Ping | Command::Status
-    )
 }
 
 #[cfg(test)]

@@ -13,10 +13,10 @@ use std::{
     io::{self, IsTerminal},
 };
 
-use gopherstore::{client::Error, config::Config};
+use gopherstore::{client::Error, config::Config, wire::Opcode};
 
 use crate::{
-    command::{Answer, Command},
+    command::Answer,
     context::{self, Context},
     lines, quote,
     report::{self, Failure, Outcome, note},
@@ -31,7 +31,7 @@ pub(crate) fn run(context: &Context) -> Result<Outcome, Failure> {
     let mut session = Session::new(context)?;
     let mut reader = Reader::new();
     if let Err(error) = session.home.look() {
-        session.failure(&error, &Command::Status, None).print(None);
+        session.failure(&error, Opcode::Status, None).print(None);
     }
     loop {
         reader.set_nodes(session.node_names());
@@ -44,7 +44,7 @@ pub(crate) fn run(context: &Context) -> Result<Outcome, Failure> {
         if input.is_empty() {
             // Enter alone looks whether a node is back.
             if let Err(error) = session.home.connect() {
-                session.failure(&error, &Command::Status, None).print(None);
+                session.failure(&error, Opcode::Status, None).print(None);
             }
         }
         // More than one where they were pasted.
@@ -166,7 +166,7 @@ impl<'a> Session<'a> {
             }
         };
         let mut text = match answer
-            .map_err(|error| self.failure(&error, &job.command, job.node.as_deref()))?
+            .map_err(|error| self.failure(&error, job.command.opcode(), job.node.as_deref()))?
         {
             Answer::Value(value) if job.is_raw || self.is_raw => value,
             Answer::Value(value) if io::stdout().is_terminal() => {
@@ -217,11 +217,11 @@ impl<'a> Session<'a> {
     }
 
     /// `node` is the other node that was asked, where one was.
-    fn failure(&self, error: &Error, command: &Command, node: Option<&str>) -> Failure {
+    fn failure(&self, error: &Error, opcode: Opcode, node: Option<&str>) -> Failure {
         let name = node.or(self.context.node.as_deref());
         let name = name.filter(|name| !context::is_address(name));
-        let mut failure = report::failure(error, command, name);
-        if error.is_outcome_unknown() && command.is_write() {
+        let mut failure = report::failure(error, opcode, name);
+        if error.is_outcome_unknown() && opcode.spec().writes {
             failure.message.push_str("; it was not sent again");
         }
         failure

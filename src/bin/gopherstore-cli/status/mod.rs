@@ -16,10 +16,11 @@ use gopherstore::{
     arguments,
     client::{Error, NodeStatus},
     config::Config,
+    wire::Opcode,
 };
 
 use crate::{
-    command::{self, Command},
+    command,
     context::{self, Context},
     quote,
     report::{self, Failure, Outcome},
@@ -176,7 +177,7 @@ impl Run<'_> {
             .look(self.context.timeout)
             .map_err(|blind| match blind {
                 Blind::Client(error) => {
-                    report::failure(&error, &Command::Status, self.context.node.as_deref())
+                    report::failure(&error, Opcode::Status, self.context.node.as_deref())
                 }
                 Blind::Other(failure) => failure,
             })?;
