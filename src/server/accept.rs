@@ -48,7 +48,7 @@ pub(super) struct Acceptor<'scope, 'env, 'a> {
 /// The server is closing, and accepts no client any more.
 struct Closing;
 
-/// What became of a client that asked to be admitted.
+/// Outcome of a request to admit a client.
 enum Admission {
     /// It holds a place, which it got in this state of the server.
     Admitted(State),

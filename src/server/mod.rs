@@ -77,7 +77,7 @@ struct Shared {
     registry: Registry,
     /// Changed under the lock of `registry`.
     lifecycle: Lifecycle,
-    /// Whether the node has peers. Where it has none, nobody could take its data at a stop.
+    /// Whether the node has peers to synchronize with at a stop.
     has_peers: bool,
     /// A client has left the registry.
     client_left: Condvar,

@@ -40,7 +40,7 @@ pub(super) struct PendingConnection {
     deadline: Instant,
 }
 
-/// What its bytes decide about a connection.
+/// Decision about a connection by the bytes that it has sent.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     /// It has asked FOLLOW or STATUS.

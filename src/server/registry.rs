@@ -4,7 +4,7 @@
 //! [`RESERVE`] places more, for connections whose first request is FOLLOW or STATUS ([`super::pending`]). A connection
 //! of the reserve may send FOLLOW, STATUS and PING. With any other request it takes an ordinary place where one is
 //! free, and is refused where none is. Where the reserve is full, a new connection evicts the one whose last request is
-//! the oldest, but never a follower's stream. So silent connections keep nobody out.
+//! the oldest, but never a follower's stream. So silent connections keep no other out.
 
 use std::collections::HashMap;
 use std::net::{Shutdown, TcpStream};
@@ -30,7 +30,7 @@ pub(super) struct Peer {
     last_request: AtomicU64,
 }
 
-/// What a connection does, as far as a stop and the reserve have to know.
+/// Activity of a connection, in the detail that a stop and the reserve need.
 ///
 /// It changes between the first two any number of times, and from either to one of the others, which are final.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,7 +152,7 @@ impl Registry {
         self.clients.lock()
     }
 
-    /// Adds a client where a place is free: an ordinary one, or for a client that `may_use_reserve` one of those.
+    /// Adds a client where a place is free: an ordinary one, or one of the reserve for a client that `may_use_reserve`.
     /// Returns whether it was added.
     pub(super) fn admit(
         &self,
@@ -313,7 +313,7 @@ mod tests {
         let closed: Vec<usize> = (0..RESERVE).filter(|&at| pairs[at].1.is_cut()).collect();
         assert_eq!(closed, [2]);
         assert_eq!(registry.lock().reserved, RESERVE);
-        // Its thread leaves later, which frees nobody's place.
+        // Its thread ends later, which frees no place again.
         registry.release(2);
         assert!(!registry.leave_reserve(&pairs[2].1));
         assert_eq!(registry.lock().reserved, RESERVE);

@@ -1,14 +1,14 @@
 //! The stop of a server, in the states of [`super::lifecycle`].
 //!
-//! 1. The reading side of every client's socket is shut down, except where a request has begun to arrive. The system
-//!    still gives out what it has received, so those requests are answered. A node without peers closes at once.
+//! 1. The reading side of every client's socket is shut down, except where a request has begun to arrive. Input that
+//!    the system has received can still be read, so requests in it are answered. A node without peers closes at once.
 //! 2. `Draining`: clients have [`STOP_GRACE`] to finish; the rest is cut off. Then the node takes no more writes.
 //! 3. `Synchronizing`: clients are admitted again, to read and to follow, until another node holds the data.
 //! 4. `Closing`: the port is closed, and the log ends. Clients and streams have [`STOP_GRACE`] to take what they are
 //!    being sent. Clients that were admitted in `Synchronizing` have no write under way, so none of their requests that
 //!    has not arrived whole is waited for.
 //!
-//! So each client is waited for once: those of before the stop in 2 (in 4 where there are no peers), the others in 4.
+//! So each client has one grace period: in 2 if it came before the stop (in 4 where there are no peers), else in 4.
 
 use std::net::Shutdown;
 use std::sync::Arc;

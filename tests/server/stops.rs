@@ -115,7 +115,7 @@ fn a_client_that_resets_its_connection_is_not_waited_for() {
     let begin = Instant::now();
     node.signal("TERM");
     node.wait_for_log("stopping");
-    // With answers that it has not read, so this resets the connection, and nobody acknowledges the answers any more.
+    // The client has not read all answers, so this resets the connection, and the rest is never acknowledged.
     drop(stream);
     assert_eq!(node.wait().code(), Some(0));
     let took = begin.elapsed();
