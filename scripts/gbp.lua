@@ -16,7 +16,7 @@
 
 local gbp = Proto("gbp", "GopherStore Binary Protocol")
 
--- These tables are compared with the server's by tests/cli/dissector.rs.
+-- tests/protocol/tables.rs compares these tables with the server's.
 
 local OPCODES = {
     [0x01] = "SET",
@@ -28,6 +28,13 @@ local OPCODES = {
     [0x42] = "SUMS",
     [0x43] = "LIST",
     [0x60] = "FOLLOW",
+}
+
+-- The fields at the start of a request's value, each with its length.
+local OPERANDS = {
+    [0x42] = { { "incarnation", 8 }, { "partition", 4 }, { "bits", 1 } },
+    [0x43] = { { "incarnation", 8 }, { "partition", 4 }, { "bits", 1 } },
+    [0x60] = { { "version", 1 }, { "flags", 1 }, { "epoch", 8 }, { "nonce", 8 }, { "last_index", 8 } },
 }
 
 local STATUSES = {
@@ -87,8 +94,10 @@ local f = {
     answer_to = ProtoField.uint8("gbp.answer_to", "Answer to", base.HEX, OPCODES),
     time = ProtoField.relative_time("gbp.time", "Time since the request"),
     version = ProtoField.uint8("gbp.follow.version", "Version"),
+    flags = ProtoField.uint8("gbp.follow.flags", "Flags", base.HEX),
     observer = ProtoField.bool("gbp.follow.observer", "Observer", 8, nil, 0x01),
     full_copy = ProtoField.bool("gbp.follow.full_copy", "Wants a full copy", 8, nil, 0x02),
+    to_lead = ProtoField.bool("gbp.follow.to_lead", "Is to lead", 8, nil, 0x04),
     cluster_id = ProtoField.bytes("gbp.follow.cluster_id", "Cluster id"),
     mode = ProtoField.uint8("gbp.follow.mode", "Mode", base.DEC, { [0] = "resume", [1] = "full copy", [2] = "unknown data set" }),
     from_index = ProtoField.uint64("gbp.follow.from_index", "From index"),
@@ -110,6 +119,14 @@ local f = {
     value_crc = ProtoField.uint32("gbp.stream.value_crc", "Checksum of the value", base.HEX),
     head_crc = ProtoField.uint32("gbp.stream.head_crc", "Checksum of the head", base.HEX),
 }
+-- An operand without a field above is a number of its own.
+local NUMBERS = { [1] = ProtoField.uint8, [2] = ProtoField.uint16, [4] = ProtoField.uint32, [8] = ProtoField.uint64 }
+for _, operands in pairs(OPERANDS) do
+    for _, operand in ipairs(operands) do
+        local name, len = operand[1], operand[2]
+        f[name] = f[name] or NUMBERS[len]("gbp.operand." .. name, name, base.DEC_HEX)
+    end
+end
 for _, field in pairs(f) do
     table.insert(gbp.fields, field)
 end
@@ -263,18 +280,33 @@ local function add_stream(tree, tvb, offset, key_len, value_len)
     return STREAM_OPCODES[opcode] .. " " .. table.concat(text, " ")
 end
 
-local function add_follow(tree, tvb, offset, value_len)
-    if value_len < 26 then
-        tree:add_proto_expert_info(e.malformed, "the value of FOLLOW has 26 bytes at least")
+-- Adds the value of a request: its operands, and what is behind them.
+local function add_value(tree, tvb, offset, opcode, value_len)
+    local operands, finish = OPERANDS[opcode] or {}, offset + value_len
+    local needed = 0
+    for _, operand in ipairs(operands) do
+        needed = needed + operand[2]
+    end
+    -- A LIST without a value is one of a single key.
+    if value_len < needed and not (opcode == 0x43 and value_len == 0) then
+        add_bytes(tree, f.value, tvb, offset, value_len)
+        local text = "the value of " .. OPCODES[opcode] .. " has " .. needed .. " bytes at least"
+        tree:add_proto_expert_info(e.malformed, text)
         return
     end
-    tree:add(f.version, tvb(offset, 1))
-    tree:add(f.observer, tvb(offset + 1, 1))
-    tree:add(f.full_copy, tvb(offset + 1, 1))
-    tree:add(f.epoch, tvb(offset + 2, 8))
-    tree:add(f.nonce, tvb(offset + 10, 8))
-    tree:add(f.last_index, tvb(offset + 18, 8))
-    add_bytes(tree, f.cluster_id, tvb, offset + 26, value_len - 26)
+    if value_len > 0 then
+        for _, operand in ipairs(operands) do
+            local name, len = operand[1], operand[2]
+            tree:add(f[name], tvb(offset, len))
+            if name == "flags" then
+                tree:add(f.observer, tvb(offset, len))
+                tree:add(f.full_copy, tvb(offset, len))
+                tree:add(f.to_lead, tvb(offset, len))
+            end
+            offset = offset + len
+        end
+    end
+    add_bytes(tree, opcode == 0x60 and f.cluster_id or f.value, tvb, offset, finish - offset)
 end
 
 -- What the request or answer at this place belongs to; on the first pass it is found out.
@@ -290,11 +322,7 @@ local function add_request(tree, tvb, offset, pinfo, stream, place)
     local name = OPCODES[opcode]
     local at = offset + REQUEST_HEADER_LEN
     local key = add_bytes(tree, f.key, tvb, at, key_len)
-    if opcode == 0x60 then
-        add_follow(tree, tvb, at + key_len, value_len)
-    else
-        add_bytes(tree, f.value, tvb, at + key_len, value_len)
-    end
+    add_value(tree, tvb, at + key_len, opcode, value_len)
     if not name then
         tree:add_proto_expert_info(e.unknown, "unknown opcode " .. hex(opcode))
     end

@@ -340,7 +340,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`Error::Server`] where the place is of an earlier run of the node; any other [`Error`].
+    /// [`Error::Server`] where the place is of an earlier incarnation of the node; any other [`Error`].
     pub fn sums(&mut self, request: &Sums) -> Result<SumsAnswer> {
         let (key, value) = (&request.place.from, &request.value());
         let answer = self.request(Request::Sums { key, value })?;
@@ -356,7 +356,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`Error::Server`] where the place is of an earlier run of the node; any other [`Error`].
+    /// [`Error::Server`] where the place is of an earlier incarnation of the node; any other [`Error`].
     pub fn list(&mut self, request: &List) -> Result<ListAnswer> {
         let (key, value) = (request.key(), &request.value());
         let answer = self.request(Request::List { key, value })?;

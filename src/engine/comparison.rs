@@ -101,7 +101,7 @@ pub fn list(store: &Store, request: &List, budget: Budget) -> Result<ListAnswer,
                 frames(entry.frame()).for_each(|frame| take(&frame));
             }
             Place {
-                run: store.run(),
+                incarnation: store.run(),
                 partition: partitions(store),
                 from: Vec::new(),
             }
@@ -166,11 +166,11 @@ impl<W: Fn(&[u8]) -> bool, L: Fn(&RequestFrame<'_>) -> usize> Walk<'_, W, L> {
                 partitions,
             });
         }
-        if *place != Place::default() && place.run != run {
-            return Err(ComparisonError::Run);
+        if *place != Place::default() && place.incarnation != run {
+            return Err(ComparisonError::Incarnation);
         }
         let mut next = Place {
-            run,
+            incarnation: run,
             ..place.clone()
         };
         let mut left = self.budget;

@@ -12,7 +12,7 @@
 //!
 //! let list = Opcode::List.spec();
 //! assert_eq!((list.name, list.access, list.writes), ("LIST", Access::Admin, false));
-//! assert_eq!(list.operands.iter().map(|field| field.name).collect::<Vec<_>>(), ["run", "partition", "bits"]);
+//! assert_eq!(list.operands.iter().map(|field| field.name).collect::<Vec<_>>(), ["incarnation", "partition", "bits"]);
 //! ```
 //!
 //! # Source
@@ -130,7 +130,7 @@ const NO_VALUE: Limit = Limit::Bytes(0);
 
 /// Where a scan for SUMS or LIST goes on.
 const SCAN: &[Field] = &[
-    Field::hex("run", 8),
+    Field::hex("incarnation", 8),
     Field::number("partition", 4),
     Field::number("bits", 1),
 ];

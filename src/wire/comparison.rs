@@ -1,7 +1,7 @@
-//! SUMS and LIST: what a node holds, without its values, a bounded piece at a time.
+//! SUMS and LIST: checksums and keys of a node's entries, without their values.
 //!
-//! Both walk through the node's entries, partition by partition, as far as one request may go, and answer with the
-//! [`Place`] where the next request goes on. The place is the node's: a client hands it back as it came.
+//! Both scan the node's entries, partition by partition. One request covers a limited part of the scan, and its
+//! response has the [`Place`] where the next request continues. Only the node that made a place can read it.
 
 use std::fmt;
 
@@ -26,18 +26,18 @@ pub const ITEM_FIELDS_LEN: usize = 22;
 /// Bytes of one sum.
 const SUM_LEN: usize = 16;
 
-/// Where a walk through a node's entries stands.
+/// Position of a scan through a node's entries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
-    /// The run of the node that the place is of: partitions are other ones after a restart. 0 at the start.
-    pub run: u64,
-    /// The partition that is next, or that the walk is in; that of the end is the number of partitions.
+    /// Incarnation of the node that made the place, since a node's partitions change with each start. 0 to begin.
+    pub incarnation: u64,
+    /// The partition that the scan is in, counted from 0; the number of partitions at the end.
     pub partition: u32,
-    /// What is left of that partition is its keys from this one on, in the order of their bytes; empty for all.
+    /// First key in that partition that has not been visited, in the order of the keys' bytes; empty for all keys.
     pub from: Vec<u8>,
 }
 
-/// How keys are put into buckets: by the first `bits` bits of a hash that is the same on every node.
+/// A set of buckets. The bucket of a key is the number that the first `bits` bits of its hash form (GBP §4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Buckets {
     bits: u8,
@@ -47,25 +47,25 @@ pub struct Buckets {
 
 /// The value of a [`Request::Sums`]; its key is [`Place::from`].
 ///
-/// | offset | size | field       | meaning                                             |
-/// |--------|------|-------------|-----------------------------------------------------|
-/// | 0      | 8    | `run`       | of the place                                        |
-/// | 8      | 4    | `partition` | of the place                                        |
-/// | 12     | 1    | `bits`      | of a bucket's number, 0..=12; there are 2^`bits`    |
+/// | offset | size | field         | meaning                                             |
+/// |--------|------|---------------|-----------------------------------------------------|
+/// | 0      | 8    | `incarnation` | of the place                                        |
+/// | 8      | 4    | `partition`   | of the place                                        |
+/// | 12     | 1    | `bits`        | of a bucket's number, 0..=12; there are 2^`bits`    |
 ///
 /// # Source
 ///
 /// GBP §4 "SUMS".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sums {
-    /// Where to begin.
+    /// Where the request begins.
     pub place: Place,
     /// Bits of a bucket's number, 0..=[`BITS_MAX`].
     pub bits: u8,
 }
 
-/// What a [`Request::List`] asks for. With an empty value it is the entry of its key alone; else its key is
-/// [`Place::from`], and its value that of a [`Sums`] and then the set of buckets, a bit for each.
+/// Key and value of a [`Request::List`]. With an empty value it requests the entry of its key. Otherwise its key is
+/// [`Place::from`], and its value that of a [`Sums`], followed by a bit for each bucket.
 ///
 /// # Source
 ///
@@ -76,28 +76,28 @@ pub enum List {
     One(Vec<u8>),
     /// The entries of some buckets.
     Some {
-        /// Where to begin.
+        /// Where the request begins.
         place: Place,
-        /// Which ones.
+        /// The buckets.
         buckets: Buckets,
     },
 }
 
 /// The value of the OK to a SUMS.
 ///
-/// | offset          | size          | field        | meaning                                                     |
-/// |-----------------|---------------|--------------|-------------------------------------------------------------|
-/// | 0               | 8             | `run`        | of the place where the next request goes on                 |
-/// | 8               | 4             | `partitions` | how many there are, 1 at least                              |
-/// | 12              | 4             | `partition`  | of that place; `partitions` where everything has been seen  |
-/// | 16              | 2             | `from_len`   | bytes of `from`                                             |
-/// | 18              | `from_len`    | `from`       | of that place                                               |
-/// | 18 + `from_len` | 16 × 2^`bits` | `sums`       | of each bucket, over the entries that were walked through   |
+/// | offset          | size          | field         | meaning                                            |
+/// |-----------------|---------------|---------------|----------------------------------------------------|
+/// | 0               | 8             | `incarnation` | of the next request's place                        |
+/// | 8               | 4             | `partitions`  | partitions of the node, at least 1                 |
+/// | 12              | 4             | `partition`   | of the next request's place; `partitions` at the end |
+/// | 16              | 2             | `from_len`    | bytes of `from`                                    |
+/// | 18              | `from_len`    | `from`        | of the next request's place                        |
+/// | 18 + `from_len` | 16 × 2^`bits` | `sums`        | of each bucket, over the entries that were visited |
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SumsAnswer {
-    /// How many partitions there are.
+    /// Partitions of the node.
     pub partitions: u32,
-    /// Where the next request goes on.
+    /// Where the next request continues.
     pub next: Place,
     /// A sum for each bucket.
     pub sums: Vec<u128>,
@@ -113,9 +113,9 @@ pub struct SumsAnswer {
 /// | 22                | `key_len` | `key`       |                                           |
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListAnswer {
-    /// How many partitions there are.
+    /// Partitions of the node.
     pub partitions: u32,
-    /// Where the next request goes on.
+    /// Where the next request continues.
     pub next: Place,
     /// The entries, in no order.
     pub items: Vec<Item>,
@@ -134,17 +134,17 @@ pub struct Item {
 
 impl Place {
     fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.run.to_be_bytes());
+        out.extend_from_slice(&self.incarnation.to_be_bytes());
         out.extend_from_slice(&self.partition.to_be_bytes());
     }
 
-    /// Whether everything has been walked through.
+    /// Whether the scan is complete.
     #[must_use]
     pub const fn is_end(&self, partitions: u32) -> bool {
         self.partition >= partitions
     }
 
-    /// Whether it lies behind `other`, so that a walk which goes on there comes to an end.
+    /// Whether the place is behind `other`. A scan whose places each are behind the one before it ends.
     #[must_use]
     pub fn is_after(&self, other: &Place) -> bool {
         (self.partition, &self.from) > (other.partition, &other.from)
@@ -152,7 +152,7 @@ impl Place {
 }
 
 impl Buckets {
-    /// None of 2^`bits` buckets; more bits than [`BITS_MAX`] count as so many.
+    /// An empty set of 2^`bits` buckets, at most 2^[`BITS_MAX`].
     #[must_use]
     pub fn none(bits: u8) -> Buckets {
         let bits = bits.min(BITS_MAX);
@@ -168,14 +168,14 @@ impl Buckets {
         self.bits
     }
 
-    /// Puts a bucket in; nothing where there is no such bucket.
+    /// Adds a bucket, if there is such a bucket.
     pub fn insert(&mut self, bucket: usize) {
         if bucket < 1 << self.bits {
             self.set[bucket / 8] |= 0x80 >> (bucket % 8);
         }
     }
 
-    /// Whether a bucket is in.
+    /// Whether the set has the bucket.
     #[must_use]
     pub fn contains(&self, bucket: usize) -> bool {
         let byte = self.set.get(bucket / 8);
@@ -198,7 +198,7 @@ fn fields(opcode: Opcode, key: &[u8], value: &[u8]) -> Result<(Place, u8, usize)
         return Err(wrong_len(COMPARISON_FIELDS_LEN));
     };
     let place = Place {
-        run: BigEndian::read_u64(&fields[..8]),
+        incarnation: BigEndian::read_u64(&fields[..8]),
         partition: BigEndian::read_u32(&fields[8..12]),
         from: key.to_vec(),
     };
@@ -222,7 +222,7 @@ impl Sums {
     ///
     /// # Errors
     ///
-    /// What is wrong with them; the request is answered with ERROR, and the connection goes on.
+    /// The first field that is wrong. The request is answered with ERROR, and the connection goes on.
     pub fn decode(key: &[u8], value: &[u8]) -> Result<Sums, ComparisonError> {
         let (place, bits, len) = fields(Opcode::Sums, key, value)?;
         if len != COMPARISON_FIELDS_LEN {
@@ -266,7 +266,7 @@ impl List {
     ///
     /// # Errors
     ///
-    /// What is wrong with them; the request is answered with ERROR, and the connection goes on.
+    /// The first field that is wrong. The request is answered with ERROR, and the connection goes on.
     pub fn decode(key: &[u8], value: &[u8]) -> Result<List, ComparisonError> {
         if value.is_empty() {
             return Ok(List::One(key.to_vec()));
@@ -326,17 +326,17 @@ impl List {
     }
 }
 
-/// Appends the fields with which both answers begin. A place's key came in a frame, whose length field is as wide.
+/// Appends the fields that both answers begin with. The place's key came in a frame, whose length field is as wide.
 fn encode_next(partitions: u32, next: &Place, out: &mut Vec<u8>) {
     let from_len = u16::try_from(next.from.len()).unwrap_or(u16::MAX);
-    out.extend_from_slice(&next.run.to_be_bytes());
+    out.extend_from_slice(&next.incarnation.to_be_bytes());
     out.extend_from_slice(&partitions.to_be_bytes());
     out.extend_from_slice(&next.partition.to_be_bytes());
     out.extend_from_slice(&from_len.to_be_bytes());
     out.extend_from_slice(&next.from[..usize::from(from_len)]);
 }
 
-/// Reads the fields with which both answers begin, and gives what stands behind them.
+/// Reads the fields that both answers begin with, and returns them with the bytes behind them.
 fn decode_next(value: &[u8]) -> Result<(u32, Place, &[u8]), ComparisonError> {
     let len = value.len();
     let cut = |needed| ComparisonError::Cut { len, needed };
@@ -349,7 +349,7 @@ fn decode_next(value: &[u8]) -> Result<(u32, Place, &[u8]), ComparisonError> {
     };
     let partitions = BigEndian::read_u32(&fields[8..12]);
     let next = Place {
-        run: BigEndian::read_u64(&fields[..8]),
+        incarnation: BigEndian::read_u64(&fields[..8]),
         partition: BigEndian::read_u32(&fields[12..16]),
         from: from.to_vec(),
     };
@@ -367,7 +367,7 @@ impl SumsAnswer {
     ///
     /// # Errors
     ///
-    /// When it is none.
+    /// When the value is not the answer to such a request.
     pub fn decode(value: &[u8], bits: u8) -> Result<SumsAnswer, ComparisonError> {
         let (partitions, next, rest) = decode_next(value)?;
         let needed = (value.len() - rest.len()) + (SUM_LEN << bits.min(BITS_MAX));
@@ -398,7 +398,7 @@ impl ListAnswer {
     ///
     /// # Errors
     ///
-    /// When it is none.
+    /// When the value is not the answer to a LIST.
     pub fn decode(value: &[u8]) -> Result<ListAnswer, ComparisonError> {
         let (partitions, next, mut rest) = decode_next(value)?;
         let mut items = Vec::new();
@@ -442,40 +442,40 @@ impl ListAnswer {
     }
 }
 
-/// A SUMS, a LIST, or an answer to one, whose fields are not acceptable.
+/// Fields of a SUMS, of a LIST or of an answer to one that are not acceptable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ComparisonError {
-    /// A request's value is not as long as its fields say.
+    /// A request's value has another length than its fields say.
     ValueLen {
         /// The operation.
         name: &'static str,
         /// Its length in bytes.
         len: usize,
-        /// What it must be, or be at least.
+        /// The length that it must have, or the shortest that is known to be needed.
         needed: usize,
     },
-    /// More buckets than there may be.
+    /// Too many buckets.
     Bits {
-        /// What was asked for.
+        /// Bits of a bucket's number.
         bits: u8,
     },
-    /// A place beyond the last partition, or an answer from a node that has none.
+    /// A place beyond the last partition, or an answer from a node without partitions.
     Partition {
-        /// The place's.
+        /// The partition.
         partition: u32,
-        /// How many there are.
+        /// Partitions of the node.
         partitions: u32,
     },
-    /// A place that another run of the node gave.
-    Run,
-    /// An answer that is not as long as its fields say.
+    /// A place of another incarnation of the node.
+    Incarnation,
+    /// An answer with another length than its fields say.
     Cut {
         /// Its length in bytes.
         len: usize,
-        /// What it must be, or be at least.
+        /// The length that it must have, or the shortest that is known to be needed.
         needed: usize,
     },
-    /// The answer's place is not behind the request's, so the walk would have no end.
+    /// The answer's place is not behind the request's, so the scan would not end.
     Standstill,
 }
 
@@ -490,8 +490,8 @@ impl fmt::Display for ComparisonError {
                 partition,
                 partitions,
             } => write!(f, "partition {partition}, limit {partitions}"),
-            ComparisonError::Run => {
-                f.write_str("the place is of an earlier run of this node; begin again")
+            ComparisonError::Incarnation => {
+                f.write_str("the place is of an earlier process of this node; begin again")
             }
             ComparisonError::Cut { len, needed } => {
                 write!(f, "value of {len} bytes, its fields say {needed}")
@@ -536,9 +536,9 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_moves_on_by_partitions_and_within_one_by_keys() {
+    fn a_scan_moves_on_by_partitions_and_within_one_by_keys() {
         let place = |partition, from: &[u8]| Place {
-            run: 1,
+            incarnation: 1,
             partition,
             from: from.to_vec(),
         };

@@ -1,9 +1,7 @@
-//! scripts/gbp.lua in tshark: the tables, a recorded session, the document's vectors in pieces, and live.
+//! scripts/gbp.lua in tshark: a recorded session, the document's vectors in pieces, and live.
 
 use std::{
-    collections::BTreeMap,
     fmt::Write as _,
-    fs,
     io::{BufRead, BufReader, Read, Write as _},
     net::TcpStream,
     path::Path,
@@ -13,7 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gopherstore::wire::{Opcode, Status, replication::StreamOpcode};
 use tempfile::TempDir;
 
 use crate::{finish, nodes::node::Node, nodes::tools, support::PATIENCE, vectors};
@@ -56,51 +53,6 @@ fn of_session(filter: &str, fields: &[&str]) -> Vec<String> {
         arguments.extend(["-e", field]);
     }
     lines(&arguments)
-}
-
-/// The lines of a table of the script, from behind its name to its end.
-fn table<'a>(script: &'a str, name: &str) -> &'a str {
-    let begin = format!("\nlocal {name} = {{\n");
-    let (_, rest) = script.split_once(&begin).unwrap();
-    rest.split_once("\n}").unwrap().0
-}
-
-#[test]
-fn the_tables_of_the_script_are_those_of_the_server() {
-    let script = fs::read_to_string(SCRIPT).unwrap();
-    let names = |name: &str| -> BTreeMap<u8, String> {
-        let rows = table(&script, name).lines().map(str::trim);
-        rows.map(|row| {
-            let (byte, name) = row.split_once("] = \"").unwrap();
-            let byte = u8::from_str_radix(byte.strip_prefix("[0x").unwrap(), 16).unwrap();
-            (byte, name.strip_suffix("\",").unwrap().to_owned())
-        })
-        .collect()
-    };
-    let pairs = |pairs: &[(u8, &str)]| -> BTreeMap<u8, String> {
-        let pairs = pairs.iter().copied();
-        pairs.map(|(byte, name)| (byte, name.to_owned())).collect()
-    };
-    let opcodes = Opcode::ALL.map(|opcode| (opcode.byte(), opcode.name()));
-    assert_eq!(names("OPCODES"), pairs(&opcodes));
-    let statuses = Status::ALL.map(|status| (status.byte(), status.name()));
-    assert_eq!(names("STATUSES"), pairs(&statuses));
-    let stream = StreamOpcode::ALL.map(|opcode| (opcode.byte(), opcode.name()));
-    assert_eq!(names("STREAM_OPCODES"), pairs(&stream));
-
-    let mut expected = String::new();
-    for opcode in StreamOpcode::ALL {
-        write!(expected, "[0x{:02x}]={{", opcode.byte()).unwrap();
-        for field in opcode.fields() {
-            let (name, len) = (field.name, field.size);
-            write!(expected, "{{\"{name}\",{len}}},").unwrap();
-        }
-        expected.push_str("},");
-    }
-    let layouts: String = table(&script, "LAYOUTS").split_whitespace().collect();
-    // A comma behind a list's last item is a matter of taste.
-    let plain = |text: &str| text.replace(",}", "}");
-    assert_eq!(plain(&layouts), plain(&expected));
 }
 
 #[test]

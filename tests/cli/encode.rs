@@ -201,15 +201,15 @@ fn every_operation_of_the_document_is_encoded_by_the_names_of_its_fields() {
     for (words, parts) in [
         (
             &["list"][..],
-            &["0 given after list; write list KEY RUN PARTITION BITS [BUCKETS]"][..],
+            &["0 given after list; write list KEY INCARNATION PARTITION BITS [BUCKETS]"][..],
         ),
         (
             &["sums", "", "1", "2"],
-            &["3 given after sums; write sums KEY RUN PARTITION BITS"],
+            &["3 given after sums; write sums KEY INCARNATION PARTITION BITS"],
         ),
         (
             &["sums", "", "-1", "0", "0"],
-            &["-1 is no run from 0 to 18446744073709551615"],
+            &["-1 is no incarnation from 0 to 18446744073709551615"],
         ),
         (
             &["sums", "", "0", "x", "0"],

@@ -522,7 +522,7 @@ fn an_answer_to_sums_or_list_that_is_none_or_leads_nowhere_is_a_broken_protocol(
         });
         let mut client = patient(&peer.addr);
         let place = Place {
-            run: 0,
+            incarnation: 0,
             partition: 2,
             from: b"k".to_vec(),
         };

@@ -251,7 +251,7 @@ fn places_of_another_run_and_beyond_the_end_are_refused() {
     let ask = |run, partition, from: &[u8]| {
         let from = from.to_vec();
         let place = Place {
-            run,
+            incarnation: run,
             partition,
             from,
         };
@@ -261,8 +261,8 @@ fn places_of_another_run_and_beyond_the_end_are_refused() {
     assert_eq!(ask(0, 0, b""), Ok(4));
     assert_eq!(ask(store.run(), 1, b"k"), Ok(4));
     assert_eq!(ask(store.run(), 4, b""), Ok(4));
-    assert_eq!(ask(other.run(), 1, b""), Err(ComparisonError::Run));
-    assert_eq!(ask(0, 0, b"k"), Err(ComparisonError::Run));
+    assert_eq!(ask(other.run(), 1, b""), Err(ComparisonError::Incarnation));
+    assert_eq!(ask(0, 0, b"k"), Err(ComparisonError::Incarnation));
     let beyond = ComparisonError::Partition {
         partition: 5,
         partitions: 4,

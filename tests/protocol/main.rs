@@ -6,5 +6,6 @@ mod dumps;
 mod fuzz;
 mod memory;
 mod properties;
+mod tables;
 mod transcripts;
 mod vectors;

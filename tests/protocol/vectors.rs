@@ -164,9 +164,9 @@ fn request_meaning(request: &Request) -> String {
 }
 
 fn place_meaning(place: &comparison::Place) -> String {
-    let (run, partition) = (place.run, place.partition);
+    let (incarnation, partition) = (place.incarnation, place.partition);
     format!(
-        "run={run:#018x} partition={partition} from={}",
+        "incarnation={incarnation:#018x} partition={partition} from={}",
         quoted(&place.from)
     )
 }
@@ -511,49 +511,4 @@ fn the_published_examples_stand() {
             "{meaning}"
         );
     }
-}
-
-#[test]
-fn the_tables_of_opcodes_and_statuses_are_those_of_the_code() {
-    let text = include_str!("../../docs/GBP.md");
-    for opcode in Opcode::ALL {
-        let cell = |used| if used { "yes" } else { "no" };
-        let row = format!(
-            "| 0x{:02X} | {} | {} | {} |",
-            opcode.byte(),
-            opcode.name(),
-            cell(opcode.uses_key()),
-            cell(opcode.uses_value())
-        );
-        assert!(has_row(text, &row), "no row {row}");
-    }
-    for opcode in StreamOpcode::ALL {
-        let (byte, name, key_len) = (opcode.byte(), opcode.name(), opcode.key_len());
-        let from = if name == "ACK" { "follower" } else { "leader" };
-        let value = if opcode.uses_value() { "" } else { "none |" };
-        let row = format!("| 0x{byte:02X} | {name} | {from} | {key_len} | {value}");
-        assert!(has_row(text, &row), "no row {row}");
-        // The fields of its own, between the epoch that all have and the checksums.
-        let fields = opcode.fields();
-        let mut at = 8;
-        for (number, field) in fields[1..fields.len() - 2].iter().enumerate() {
-            let name = if number == 0 { name } else { "" };
-            let (field, len) = (field.name, field.size);
-            let row = format!("| {name} | {at} | {len} | `{field}` |").replace("|  |", "| |");
-            assert!(has_row(text, &row), "no row {row}");
-            at += len;
-        }
-    }
-    for status in Status::ALL {
-        let row = format!("| 0x{:02X} | {} |", status.byte(), status.name());
-        assert!(has_row(text, &row), "no row {row}");
-    }
-}
-
-/// Whether a line of the document begins with `row`, whatever it is padded with.
-fn has_row(text: &str, row: &str) -> bool {
-    text.lines().any(|line| {
-        let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
-        line.starts_with(row)
-    })
 }

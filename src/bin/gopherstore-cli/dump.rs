@@ -283,18 +283,18 @@ impl Copy<'_> {
                 }
             }
             if answer.next.is_end(answer.partitions) {
-                return self.end_of_keys(client, answer.next.run);
+                return self.end_of_keys(client, answer.next.incarnation);
             }
             place = answer.next;
         }
     }
 
     /// Makes sure that the node is still the one whose keys were listed. Keys that were read after a restart are not
-    /// there, as if they had been removed; the node refuses a place of its earlier run.
-    fn end_of_keys(&self, client: &mut Client, run: u64) -> Result<End, Fault> {
+    /// there, as if they had been removed; the node refuses a place of its earlier incarnation.
+    fn end_of_keys(&self, client: &mut Client, incarnation: u64) -> Result<End, Fault> {
         let request = List::Some {
             place: Place {
-                run,
+                incarnation,
                 ..Place::default()
             },
             buckets: Buckets::none(0),

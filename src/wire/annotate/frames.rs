@@ -202,7 +202,7 @@ impl Dump<'_> {
         };
         let frame_len = ResponseHeader::decode(header).frame_len();
         self.within(start.saturating_add(frame_len), |dump| {
-            dump.field("run", 8, hexadecimal);
+            dump.field("incarnation", 8, hexadecimal);
             dump.field("partitions", 4, number);
             dump.field("partition", 4, number);
             let from_len = dump.len_field("from_len");

@@ -306,7 +306,7 @@ fn a_list_and_its_answer_are_shown_field_by_field() {
         "000001  00 01                    key_len    1",
         "000003  00 00 00 0e              value_len  14",
         "000007  6b                       key        \"k\"",
-        "000008  00 00 00 00 00 00 0a bc  run        0x0000000000000abc",
+        "000008  00 00 00 00 00 00 0a bc  incarnation  0x0000000000000abc",
         "000010  00 00 00 07              partition  7",
         "000014  01                       bits       1",
         "000015  80                       buckets    \"\\x80\"",
@@ -323,7 +323,7 @@ fn a_list_and_its_answer_are_shown_field_by_field() {
     let expected = [
         "000000  00                       status     OK",
         "000001  00 00 00 29              value_len  41",
-        "000005  00 00 00 00 00 00 0a bc  run        0x0000000000000abc",
+        "000005  00 00 00 00 00 00 0a bc  incarnation  0x0000000000000abc",
         "00000d  00 00 01 00              partitions  256",
         "000011  00 00 01 00              partition  256",
         "000015  00 00                    from_len   0",
