@@ -15,8 +15,9 @@ use std::hint::black_box;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use gopherstore::engine::digest::Digest;
 use gopherstore::engine::entry::Entry;
-use gopherstore::engine::store::{Copied, Store};
-use gopherstore::log::backlog::{Backlog, Frames, Logged};
+use gopherstore::engine::store::Store;
+use gopherstore::engine::{Admission, Answers, Engine, PartitionCopy};
+use gopherstore::log::backlog::{Append, Backlog, Records};
 use gopherstore::wire::request::{Limits, Parsed, parse};
 use gopherstore::wire::response::{self, Response};
 use gopherstore::wire::run::{RUN_MAX, Run};
@@ -58,12 +59,26 @@ fn whole(bytes: &[u8]) -> RequestFrame<'_> {
     }
 }
 
-fn filled(entries: u64) -> Store {
+/// An engine without a log that holds so many entries.
+fn filled(entries: u64) -> Engine {
     let store = Store::new();
     for number in 0..entries {
         store.set(Entry::copy_of(&whole(&frames([(true, number)]))));
     }
-    store
+    let engine = Engine::with_store(store, None);
+    engine.admit(Admission {
+        reads: true,
+        writes: true,
+        epoch: 0,
+    });
+    engine
+}
+
+/// Executes the run at the start of `frames`.
+fn execute(engine: &Engine, frames: &[u8], answers: &mut Answers) -> usize {
+    answers.clear();
+    let run = Run::of(frames, &Limits::default());
+    engine.execute(&run, None, answers).unwrap().count
 }
 
 fn codec(criterion: &mut Criterion) {
@@ -112,10 +127,10 @@ fn codec(criterion: &mut Criterion) {
 }
 
 fn store(criterion: &mut Criterion) {
-    let limits = Limits::default();
     let mut group = criterion.benchmark_group("store");
     for entries in ENTRIES {
-        let store = filled(entries);
+        let engine = filled(entries);
+        let mut answers = Answers::new();
         let mut number = 0;
         let mut next = move || {
             number = (number + STRIDE) % entries;
@@ -135,38 +150,29 @@ fn store(criterion: &mut Criterion) {
         group.bench_function(format!("get of {entries}"), |bencher| {
             bencher.iter(|| {
                 let frame = whole(turn.next().unwrap());
-                store.get(frame.request().key()).unwrap().value()[0]
+                engine.get(frame.request().key()).unwrap().value()[0]
             });
         });
         let sets = requests(true, 1, &mut next);
         let mut turn = sets.iter().cycle();
         group.bench_function(format!("set over one of {entries}"), |bencher| {
-            bencher.iter(|| store.write(&whole(turn.next().unwrap()), |_| {}));
+            bencher.iter(|| execute(&engine, turn.next().unwrap(), &mut answers));
         });
         let batch = u64::try_from(RUN_MAX).unwrap();
         group.throughput(Throughput::Elements(batch));
         let gets = requests(false, RUN_MAX, &mut next);
-        let (mut turn, mut values) = (gets.iter().cycle(), Vec::new());
+        let mut turn = gets.iter().cycle();
         group.bench_function(format!("16 gets of {entries} as a run"), |bencher| {
-            bencher.iter(|| {
-                let run = Run::of(turn.next().unwrap(), &limits);
-                values.clear();
-                let copy =
-                    |values: &mut Vec<u8>, _, _: &RequestFrame<'_>, entry: Option<&Entry>| {
-                        values.extend_from_slice(entry.unwrap().value());
-                        true
-                    };
-                store.carry_out(&run, &mut values, copy, |_| {}).unwrap();
-                values.len()
-            });
+            bencher.iter(|| execute(&engine, turn.next().unwrap(), &mut answers));
         });
         // As long as its lock is held.
-        let (mut partitions, mut copied) = ((0..store.partitions()).cycle(), Copied::default());
-        let each = entries / u64::try_from(store.partitions()).unwrap();
+        let (mut partitions, mut copied) =
+            ((0..engine.partitions()).cycle(), PartitionCopy::default());
+        let each = entries / u64::try_from(engine.partitions()).unwrap();
         group.throughput(Throughput::Elements(each.max(1)));
         group.bench_function(format!("copy a partition of {entries}"), |bencher| {
             bencher.iter(|| {
-                store.copy_partition(partitions.next().unwrap(), &mut copied, || ());
+                engine.copy_partition(partitions.next().unwrap(), &mut copied);
                 copied.len()
             });
         });
@@ -176,12 +182,7 @@ fn store(criterion: &mut Criterion) {
         group.bench_function(
             format!("16 sets over those of {entries} as a run"),
             |bencher| {
-                bencher.iter(|| {
-                    let run = Run::of(turn.next().unwrap(), &limits);
-                    store
-                        .carry_out(&run, &mut (), |(), _, _, _| true, |()| {})
-                        .unwrap()
-                });
+                bencher.iter(|| execute(&engine, turn.next().unwrap(), &mut answers));
             },
         );
     }
@@ -194,12 +195,12 @@ fn store(criterion: &mut Criterion) {
     group.sample_size(20);
     group.bench_function(format!("insert {inserted}"), |bencher| {
         bencher.iter_batched(
-            Store::new,
-            |store| {
+            || filled(0),
+            |engine| {
                 for set in &sets {
-                    store.write(&whole(set), |_| {});
+                    execute(&engine, set, &mut Answers::new());
                 }
-                store // freed where it is not measured
+                engine // freed where it is not measured
             },
             BatchSize::PerIteration,
         );
@@ -210,8 +211,8 @@ fn store(criterion: &mut Criterion) {
 fn log(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("log");
     let count = u32::try_from(RUN_MAX).unwrap();
-    let run = Logged {
-        frames: Frames::Run(frames((0..u64::from(count)).map(|number| (true, number)))),
+    let run = Append {
+        records: Records::Frames(frames((0..u64::from(count)).map(|number| (true, number)))),
         count,
         digest: Digest::EMPTY,
     };

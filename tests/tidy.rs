@@ -53,7 +53,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "config",
         ],
     ),
-    ("server::session", &["node", "engine::entry", "wire"]),
+    (
+        "server::session",
+        &["node", "engine", "engine::entry", "log", "wire"],
+    ),
     (
         "server",
         &[
@@ -384,10 +387,12 @@ fn module_of(path: &str) -> Option<&str> {
     }
 }
 
-/// Whether a line holds `text`, and not as the end of a longer name, as `catalog::` ends with `log::`.
+/// Whether a line holds `text`, and not as the end of a longer name or path, as `catalog::` and `crate::log::` end with
+/// `log::`.
 fn mentions(code: &str, text: &str) -> bool {
-    code.match_indices(text)
-        .any(|(at, _)| !code[..at].ends_with(|char: char| char.is_alphanumeric() || char == '_'))
+    code.match_indices(text).any(|(at, _)| {
+        !code[..at].ends_with(|char: char| char.is_alphanumeric() || "_:".contains(char))
+    })
 }
 
 #[test]
@@ -404,4 +409,5 @@ fn modules_are_found_where_they_are_used() {
     assert_eq!(modules_used("pub(crate) use crate::Client;"), ["client"]);
     assert!(mentions("log::info!()", "log::"));
     assert!(!mentions("catalog::info!()", "log::"));
+    assert!(!mentions("use crate::log::Head;", "log::"));
 }

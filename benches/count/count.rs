@@ -1,4 +1,4 @@
-//! Operations of the codec, the store and a node, one after another, for `scripts/count-instructions.sh`, which runs
+//! Operations of the codec and a node, one after another, for `scripts/count-instructions.sh`, which runs
 //! this under callgrind and divides the instructions of each [`measured`] by its requests.
 //!
 //! Prints a line for each operation, in their order: its requests, and its name. Its argument is how often each is
@@ -11,7 +11,7 @@
 use std::hint::black_box;
 
 use gopherstore::config::Config;
-use gopherstore::engine::store::Store;
+use gopherstore::engine::{Answers, Group};
 use gopherstore::history::Era;
 use gopherstore::node::{Node, Role};
 use gopherstore::wire::replication::{self, BatchEncoder, Message};
@@ -95,44 +95,45 @@ fn codec(calls: usize) {
     answer("encode the answer to SET", Status::Ok, &[]);
 }
 
-/// One request at a time, over as many keys as there are calls.
-fn store(calls: usize) {
+/// One request at a time, over as many keys as there are calls, on a node without a log.
+fn single(calls: usize) {
     let of_each = |request: fn(&[u8]) -> Request<'_>| -> Vec<Vec<u8>> {
         (0..calls).map(|key| frames([key], request)).collect()
     };
     let (gets, sets, dels) = (of_each(get), of_each(set), of_each(del));
-    let store = Store::new();
-    let read = |name, frames: &[Vec<u8>]| {
+    let node = Node::new(Role::Leader);
+    let mut answers = Answers::new();
+    let mut one = |name, frames: &[Vec<u8>]| {
         operation(name, 1, calls, |at| {
-            black_box(store.get(whole(&frames[at]).request().key()));
+            execute(&node, &frames[at], &mut answers)
         });
     };
-    let write = |name, frames: &[Vec<u8>]| {
-        operation(name, 1, calls, |at| {
-            black_box(store.write(&whole(&frames[at]), |_| {}));
-        });
-    };
-    read("GET, missed", &gets);
-    write("SET, new", &sets);
-    settle(&store, &sets);
-    write("SET, over another", &sets);
-    read("GET, found", &gets);
-    write("DEL", &dels);
+    one("GET, missed", &gets);
+    one("SET, new", &sets);
+    settle(&node, &sets);
+    one("SET, over another", &sets);
+    one("GET, found", &gets);
+    one("DEL", &dels);
 }
 
-/// Writes all of it twice: a table that is full grows at a second write too, whatever that is for, and how many are
+/// Executes the run at the start of `frames`.
+fn execute(node: &Node, frames: &[u8], answers: &mut Answers) {
+    answers.clear();
+    let run = Run::of(frames, &Limits::default());
+    let _ = black_box(node.execute_run(&run, None, answers));
+}
+
+/// Stores all of it twice: a table that is full grows at a second write too, whatever that is for, and how many are
 /// full is another number in each process.
-fn settle(store: &Store, sets: &[Vec<u8>]) {
+fn settle(node: &Node, sets: &[Vec<u8>]) {
+    let mut answers = Answers::new();
     for set in [sets, sets].into_iter().flatten() {
-        for frame in Run::of(set, &Limits::default()).frames() {
-            store.write(&frame, |_| {});
-        }
+        execute(node, set, &mut answers);
     }
 }
 
 /// Runs of 16 requests, over 16 keys for each call.
 fn runs(calls: usize) {
-    let limits = Limits::default();
     let of_each = |request: fn(&[u8]) -> Request<'_>| -> Vec<Vec<u8>> {
         let keys = |call: usize| (call * RUN_MAX..).take(RUN_MAX);
         (0..calls).map(|call| frames(keys(call), request)).collect()
@@ -154,45 +155,55 @@ fn runs(calls: usize) {
                   [[node]]\nname = \"n1\"\naddr = \"127.0.0.1:1\"\n\
                   [[node]]\nname = \"n2\"\naddr = \"127.0.0.1:2\"\n";
     let config = Config::parse(config, "cluster.toml").unwrap();
-    // Nobody takes anything out of their journals, so these have to have room for all calls. What the replication
+    // Nothing takes anything out of their append queues, so these have to have room for all calls. What the replication
     // thread does is not in the count, nor is waking it.
-    let [leader, follower] = ["n1", "n2"].map(|name| {
-        let node = Node::of_cluster(&config, config.node(name).unwrap());
-        settle(node.store(), &sets);
-        node
-    });
+    let [leader, follower] =
+        ["n1", "n2"].map(|name| Node::of_cluster(&config, config.node(name).unwrap()));
     let era = Era {
         epoch: 1,
         nonce: 1,
         start_index: 1,
     };
     leader.open_era(era).unwrap();
+    settle(&leader, &sets);
+    let batches: Vec<Vec<u8>> = sets.iter().map(|set| batch(set)).collect();
+    for batch in batches.iter().chain(&batches) {
+        apply(&follower, batch);
+    }
     let alone = Node::new(Role::Leader);
-    settle(alone.store(), &sets);
-    let mut out = Vec::with_capacity(4 << 10);
+    settle(&alone, &sets);
+    let mut answers = Answers::new();
     let mut run = |name, node: &Node, requests: &[Vec<u8>]| {
         operation(name, RUN_MAX, calls, |at| {
-            out.clear();
-            let _ = black_box(node.carry_out(&Run::of(&requests[at], &limits), &mut out));
+            execute(node, &requests[at], &mut answers)
         });
     };
     run("16 GETs as a run", &alone, &gets);
     run("16 SETs as a run", &alone, &sets);
     run("14 GETs and 2 SETs as a run", &alone, &mixed);
     run("16 SETs as a run, on a leader", &leader, &sets);
-    let batches: Vec<Vec<u8>> = sets.iter().map(|set| batch(set)).collect();
     operation("16 SETs of a batch, on a follower", RUN_MAX, calls, |at| {
-        let Ok(replication::Parsed::Whole { message, .. }) = replication::parse(&batches[at])
-        else {
-            panic!("a whole batch was written")
-        };
-        let Message::Entries { frames, .. } = message else {
-            panic!("entries were written")
-        };
-        for run in frames.runs() {
-            follower.apply_run(&run).unwrap();
-        }
+        apply(&follower, &batches[at]);
     });
+}
+
+/// Applies what a leader sends, at the next index of the follower, whatever index it was sent with.
+fn apply(follower: &Node, batch: &[u8]) {
+    let Ok(replication::Parsed::Whole { message, .. }) = replication::parse(batch) else {
+        panic!("a whole batch was written")
+    };
+    let Message::Entries {
+        frames: records, ..
+    } = message
+    else {
+        panic!("entries were written")
+    };
+    let first_index = follower.engine().head().index + 1;
+    let group = Group {
+        first_index,
+        records,
+    };
+    follower.engine().apply(&group).unwrap();
 }
 
 /// What a leader sends of a run.
@@ -213,6 +224,6 @@ fn main() {
         std::process::exit(2);
     };
     codec(calls);
-    store(calls);
+    single(calls);
     runs(calls);
 }

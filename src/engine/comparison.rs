@@ -16,8 +16,9 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::engine::PartitionCopy;
 use crate::engine::digest::Digest;
-use crate::engine::store::{Copied, Store};
+use crate::engine::store::Store;
 use crate::wire::RequestFrame;
 use crate::wire::comparison::{
     BITS_MAX, ComparisonError, ITEM_FIELDS_LEN, Item, List, ListAnswer, Place, Sums, SumsAnswer,
@@ -101,7 +102,7 @@ pub fn list(store: &Store, request: &List, budget: Budget) -> Result<ListAnswer,
                 frames(entry.frame()).for_each(|frame| take(&frame));
             }
             Place {
-                incarnation: store.run(),
+                incarnation: store.incarnation(),
                 partition: partitions(store),
                 from: Vec::new(),
             }
@@ -158,7 +159,7 @@ impl<W: Fn(&[u8]) -> bool, L: Fn(&RequestFrame<'_>) -> usize> Walk<'_, W, L> {
         place: &Place,
         mut take: impl FnMut(&RequestFrame<'_>),
     ) -> Result<Place, ComparisonError> {
-        let (partitions, run) = (partitions(self.store), self.store.run());
+        let (partitions, run) = (partitions(self.store), self.store.incarnation());
         if place.partition > partitions {
             let partition = place.partition;
             return Err(ComparisonError::Partition {
@@ -175,7 +176,7 @@ impl<W: Fn(&[u8]) -> bool, L: Fn(&RequestFrame<'_>) -> usize> Walk<'_, W, L> {
         };
         let mut left = self.budget;
         let mut is_first = true;
-        let mut copied = Copied::default();
+        let mut copied = PartitionCopy::default();
         while !next.is_end(partitions) {
             let partition = usize::try_from(next.partition).unwrap_or(usize::MAX);
             self.store.copy_partition(partition, &mut copied, || ());

@@ -228,6 +228,12 @@ impl Entry {
         self.frame().len() > SHORT_BYTES
     }
 
+    /// Whether both are clones of one [long](Self::is_long) entry. While both live, neither's bytes change.
+    #[must_use]
+    pub fn is_same_block(&self, other: &Entry) -> bool {
+        self.block.0 == other.block.0
+    }
+
     /// Puts another frame in the place of this one, where that is as long and no other clone shares the entry's bytes.
     /// False, and nothing done, otherwise.
     ///

@@ -1,6 +1,184 @@
-//! The data set of a node: the store, its entries, its digest and the comparison of nodes.
+//! The data set of a node: the store, the commands that change it, and the order of their writes.
+//!
+//! [`Engine`] is the only thing that writes to the store and to the log. It knows no sockets, threads, roles or files.
+//!
+//! | file            | question                                                            |
+//! |-----------------|---------------------------------------------------------------------|
+//! | `execute.rs`    | how are requests of clients executed?                               |
+//! | `prepared.rs`   | what is done for them before anything is locked?                    |
+//! | `work.rs`       | what is done with all partitions of a run locked?                   |
+//! | `single.rs`     | how is a write executed that goes alone?                            |
+//! | `command/`      | what does an operation answer, and what is its effect?              |
+//! | `apply.rs`      | how are a leader's records applied?                                 |
+//! | `gate.rs`       | which requests are executed now, and under which epoch?             |
+//! | `snapshot.rs`   | how is the data set copied out beside writers, and loaded?          |
+//! | `store.rs`      | which entry has a key, and how are partitions locked?               |
+//! | `entry.rs`      | how does an entry lie in memory?                                    |
+//! | `change.rs`     | how does the digest follow the writes?                              |
+//! | `digest.rs`     | which checksum do equal data sets share?                            |
+//! | `comparison.rs` | how do two nodes find out which entries differ?                     |
+//! | `answers.rs`    | where do answers gather?                                            |
 
+mod answers;
+mod apply;
+mod change;
+mod command;
 pub mod comparison;
 pub mod digest;
 pub mod entry;
+mod execute;
+mod gate;
+#[cfg(test)]
+pub(crate) mod planted;
+mod prepared;
+mod single;
+mod snapshot;
 pub mod store;
+mod work;
+
+pub use answers::{Answers, COPIED_BYTES, DIRECT_BYTES};
+pub use apply::{ApplyError, Group};
+pub use execute::{NotDone, NotTogether, Outcome};
+pub use gate::Admission;
+pub use snapshot::{Load, PartitionCopy, Staged};
+
+use crate::log::{Head, Log, Sequencer};
+use crate::wire::comparison::{ComparisonError, List, ListAnswer, Sums, SumsAnswer};
+use comparison::Budget;
+use gate::Gate;
+use store::Store;
+
+/// A node's data set and the order of its writes.
+///
+/// # Invariants
+///
+/// 1. For each key, the order of the log is the order of the store.
+/// 2. The digest of the log's head is the digest of the store's entries, while no write is under way.
+/// 3. A request is executed under the [`Admission`] that is in force while its partitions are locked.
+#[derive(Debug)]
+pub struct Engine {
+    store: Store,
+    /// `None` of a node without peers, which pays nothing for a log.
+    sequencer: Option<Sequencer>,
+    gate: Gate,
+}
+
+impl Engine {
+    /// An empty data set, which admits nothing. It has a log where `backlog_bytes` says how much of it is kept.
+    #[must_use]
+    pub fn new(backlog_bytes: Option<u64>) -> Engine {
+        Engine::with_store(Store::new(), backlog_bytes)
+    }
+
+    /// The same with this store. For measurements and tests.
+    #[must_use]
+    pub fn with_store(store: Store, backlog_bytes: Option<u64>) -> Engine {
+        Engine {
+            store,
+            sequencer: backlog_bytes.map(Sequencer::new),
+            gate: Gate::default(),
+        }
+    }
+
+    /// Replaces the admission. When it returns, no request is under way that was executed under the one before, unless
+    /// that admitted no more than this one.
+    pub fn admit(&self, admission: Admission) {
+        let begin_epoch = || {
+            if let Some(sequencer) = &self.sequencer {
+                sequencer.begin_epoch(admission.epoch);
+            }
+        };
+        self.gate
+            .change(admission, || self.store.barrier(), begin_epoch);
+    }
+
+    /// Whether requests that read are admitted.
+    #[must_use]
+    pub fn admits_reads(&self) -> bool {
+        self.gate.admits(false).is_some()
+    }
+
+    /// Whether requests that write are admitted.
+    #[must_use]
+    pub fn admits_writes(&self) -> bool {
+        self.gate.admits(true).is_some()
+    }
+
+    /// The log; `None` of a node without peers.
+    #[must_use]
+    pub fn log(&self) -> Option<&Log> {
+        self.sequencer.as_ref().map(Sequencer::log)
+    }
+
+    /// Ends the log: nothing is executed or applied any more.
+    pub fn end_log(&self) {
+        if let Some(sequencer) = &self.sequencer {
+            sequencer.end();
+        }
+    }
+
+    /// The last position of the data set; index 0 without a log.
+    #[must_use]
+    pub fn head(&self) -> Head {
+        self.log().map(Log::head).unwrap_or_default()
+    }
+
+    /// A clone of the entry of `key`, whatever is admitted.
+    #[must_use]
+    pub fn get(&self, key: &[u8]) -> Option<entry::Entry> {
+        self.store.get(key)
+    }
+
+    /// Removes all entries. Nothing is admitted, and nothing loads or applies.
+    pub fn clear(&self) {
+        self.store.clear();
+    }
+
+    /// Number of entries; approximate beside writers.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.store.len()
+    }
+
+    /// Whether there is no entry; as exact as [`len`](Self::len).
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.store.is_empty()
+    }
+
+    /// Bytes of all keys and values; as exact as [`len`](Self::len).
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.store.bytes()
+    }
+
+    /// Number of partitions.
+    #[must_use]
+    pub fn partitions(&self) -> usize {
+        self.store.partitions()
+    }
+
+    /// The partition of `key`.
+    #[must_use]
+    pub fn partition_of(&self, key: &[u8]) -> usize {
+        self.store.partition_of(key)
+    }
+
+    /// Answers a SUMS ([`comparison::sums`]).
+    ///
+    /// # Errors
+    ///
+    /// Where the request is not acceptable.
+    pub fn sums(&self, request: &Sums, budget: Budget) -> Result<SumsAnswer, ComparisonError> {
+        comparison::sums(&self.store, request, budget)
+    }
+
+    /// Answers a LIST ([`comparison::list`]).
+    ///
+    /// # Errors
+    ///
+    /// Where the request is not acceptable.
+    pub fn list(&self, request: &List, budget: Budget) -> Result<ListAnswer, ComparisonError> {
+        comparison::list(&self.store, request, budget)
+    }
+}

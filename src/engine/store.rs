@@ -1,4 +1,4 @@
-//! The map: which entry every key has.
+//! The map from keys to entries, in partitions with a lock each.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::hint::{black_box, spin_loop};
@@ -9,18 +9,18 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Slot;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::engine::entry::{Entry, SHORT_BYTES};
-use crate::wire::request::{HEADER_LEN, frames};
-use crate::wire::run::{RUN_FRAME_BYTES_MAX, RUN_MAX, Run};
-use crate::wire::{Request, RequestFrame};
+use super::change::{Change, LongOld};
+use super::entry::Entry;
+use crate::wire::RequestFrame;
+use crate::wire::run::RUN_MAX;
 
 /// Partitions of a node's store.
 ///
-/// A table that grows moves all that it holds while its lock is held, so what one client can cost another is bounded
-/// by the size of a partition and not of the store. `cargo bench --bench growth` shows the difference.
+/// A table that grows moves all its entries under its lock, so the size of a partition bounds how long one client can
+/// delay another. `cargo bench --bench growth` shows the difference.
 pub const PARTITIONS: usize = 1 << 10;
 
-/// How often a partition of a run is tried.
+/// Attempts to lock a partition of a run.
 const SPINS: u32 = 100;
 
 /// A concurrent map from keys to entries, split into partitions with a lock each.
@@ -28,25 +28,14 @@ const SPINS: u32 = 100;
 /// # Invariants
 ///
 /// 1. A key lives in the partition that its hash names, and in no other.
-/// 2. Nothing is freed or sent while a partition is locked, and no [long](Entry::is_long) entry copied, except that its
-///    own table may grow or shrink: of short entries [`get`](Store::get) and [`copy_partition`](Store::copy_partition)
-///    give copies, of long ones they clone a pointer; GETs copy values up to 1 KiB and clone the entries of longer
-///    ones; [`set`](Store::set) and [`remove`](Store::remove) return what they replaced so that it is dropped
-///    outside, and [`put`](Store::put) keeps it until nothing is locked; [`write`](Store::write) and runs are for
-///    entries of a few KiB at the most and copy them under the lock, for then most can be overwritten where they are.
-///    What is passed to be called under the lock may take the digest of a long entry, but of one alone.
-/// 3. Who takes several partitions takes them in ascending order, and takes no other lock of the store's before.
-///
-/// # Runs
-///
-/// What a client asks for in one breath is carried out together ([`carry_out`](Store::carry_out)): all partitions of
-/// a run are locked, for writing where it writes, then all its places are looked at, and only then is each request
-/// carried out. Where the entries are not in the cache, the processor so waits for many of them
-/// at once and not for one after the other.
+/// 2. While a partition is locked nothing is sent, nothing of more than a few KiB is copied or freed, and no lock is
+///    waited for. Its table may grow or shrink. Replaced entries are returned, so that they are freed after the
+///    unlock.
+/// 3. Partitions are locked in ascending order.
 ///
 /// # Hashing
 ///
-/// SipHash under a key drawn at the start of the process: whoever chooses the keys of the entries cannot choose their
+/// SipHash under a key drawn at the start of the process, so that a client which chooses keys cannot choose their
 /// partition or their place in it.
 #[derive(Debug)]
 pub struct Store {
@@ -54,107 +43,43 @@ pub struct Store {
     hashing: RandomState,
 }
 
-/// One table, on cache lines of its own so that two cores with different partitions do not contend for a line.
+/// One table, on a cache line of its own: two cores with different partitions do not contend for a line.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Partition(RwLock<Entries>);
 
-/// Entries of one partition.
+/// The entries of one partition.
 #[derive(Debug, Default)]
-struct Entries {
-    table: HashTable<Entry>,
+pub(super) struct Entries {
+    pub(super) table: HashTable<Entry>,
     /// Bytes of all keys and values.
-    bytes: u64,
+    pub(super) bytes: u64,
+    /// Index of the last record that changed the partition; 0 without a log. It lies in the cache line of the lock.
+    pub(super) last_index: u64,
 }
 
-/// The entries of a partition as they were at one moment, in no order ([`Store::copy_partition`]).
-#[derive(Debug, Default)]
-pub struct Copied {
-    len: usize,
-    short: Vec<u8>,
-    long: Vec<Entry>,
-}
-
-impl Copied {
-    /// How many there are.
-    #[must_use]
-    pub const fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The frames of the short ones, one after another.
-    #[must_use]
-    pub fn short(&self) -> &[u8] {
-        &self.short
-    }
-
-    /// The [long](Entry::is_long) ones.
-    #[must_use]
-    pub fn long(&self) -> &[Entry] {
-        &self.long
-    }
-
-    /// All of them.
-    pub fn frames(&self) -> impl Iterator<Item = RequestFrame<'_>> {
-        let long = self.long.iter();
-        frames(&self.short).chain(long.flat_map(|entry| frames(entry.frame())))
-    }
-}
-
-/// Entries that are to be put into a store together ([`Store::put`]). Nothing is allocated or locked between two that
-/// go into one partition, so the processor waits for the places of many at once.
-#[derive(Debug, Default)]
-pub struct Staged {
-    /// In the order in which they came.
-    entries: Vec<StagedEntry>,
-    /// Of each partition where the places of its entries end in `order`; one more than there are partitions.
-    ends: Vec<usize>,
-    /// Places in `entries`, by partition, and those of a partition in the order in which they came.
-    order: Vec<usize>,
-}
-
-/// What putting an entry in needs to know of it, beside it: looking it up there would be to wait for it once more.
-#[derive(Debug)]
-struct StagedEntry {
-    hash: u64,
-    size: u64,
-    /// The one that it has replaced, once it is put in.
-    entry: Option<Entry>,
-}
-
-impl Staged {
-    /// How many there are.
-    #[must_use]
-    pub const fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+impl Entries {
+    /// The entry of `key`.
+    #[inline]
+    pub(super) fn find(&self, hash: u64, key: &[u8]) -> Option<&Entry> {
+        self.table.find(hash, |entry| entry.key() == key)
     }
 }
 
 /// Bytes of an entry's key and value.
+#[inline]
 fn size(entry: &Entry) -> u64 {
     u64::try_from(entry.key().len() + entry.value().len()).unwrap_or(u64::MAX)
 }
 
-/// The partitions of a run.
-struct Locked<'a> {
+/// The locked partitions of a run.
+pub(super) struct Locked<'a> {
     guards: ArrayVec<Guard<'a>, RUN_MAX>,
-    /// Which of them each request of the run needs.
+    /// The guard of each request of the run.
     guard_of: [u8; RUN_MAX],
 }
 
-/// A partition that is locked, for what a run needs it for.
+/// A locked partition.
 enum Guard<'a> {
     Read(RwLockReadGuard<'a, Entries>),
     Write(RwLockWriteGuard<'a, Entries>),
@@ -163,6 +88,7 @@ enum Guard<'a> {
 impl Deref for Guard<'_> {
     type Target = Entries;
 
+    #[inline]
     fn deref(&self) -> &Entries {
         match self {
             Guard::Read(entries) => entries,
@@ -171,12 +97,19 @@ impl Deref for Guard<'_> {
     }
 }
 
-/// A run that was not carried out, none of it: another thread holds a partition of it and seems not to run. Its
-/// requests are to be carried out one by one.
+/// A partition of the run is locked by another thread, which holds it for longer than a running thread would.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Contended;
+pub(super) struct Contended;
 
-/// Tries for as long as a run takes somebody who is running, about.
+/// The entries that a run is about to use.
+pub(super) struct Touched {
+    /// Length in bytes of the longest frame that a write of the run may replace.
+    pub(super) longest: usize,
+    /// A bit for each request whose key has no entry.
+    pub(super) vacant: u16,
+}
+
+/// Tries for about as long as a running thread holds the partitions of a run.
 fn spin<G>(mut lock: impl FnMut() -> Option<G>) -> Option<G> {
     for _ in 0..SPINS {
         if let Some(guard) = lock() {
@@ -188,24 +121,42 @@ fn spin<G>(mut lock: impl FnMut() -> Option<G>) -> Option<G> {
 }
 
 impl Locked<'_> {
-    fn of(&self, at: usize) -> &Entries {
+    /// The partition of the run's request with this number.
+    #[inline]
+    pub(super) fn of(&self, at: usize) -> &Entries {
         &self.guards[usize::from(self.guard_of[at])]
     }
 
-    fn of_mut(&mut self, at: usize) -> &mut Entries {
+    /// The partition of the run's write with this number.
+    #[inline]
+    pub(super) fn of_mut(&mut self, at: usize) -> &mut Entries {
         match &mut self.guards[usize::from(self.guard_of[at])] {
             Guard::Write(entries) => entries,
             Guard::Read(_) => {
-                unreachable!("locked for writing, as a request of the run writes there")
+                unreachable!("a partition that the run writes is locked for writing")
             }
         }
     }
 
-    /// Has all that the run needs brought into the cache at once: two short loops whose rounds do not depend on each
-    /// other, so the processor runs ahead of the misses.
-    /// Gives the length of the longest frame among what the writes of the run seem to touch, and a bit for each request
-    /// whose key has no entry.
-    fn touch(&self, hashes: &ArrayVec<u64, RUN_MAX>, writes: u16) -> (usize, u16) {
+    /// The greatest index of a record that changed one of the partitions.
+    pub(super) fn last_index(&self) -> u64 {
+        let indexes = self.guards.iter().map(|entries| entries.last_index);
+        indexes.max().unwrap_or(0)
+    }
+
+    /// Notes the last index of the run in the partitions that are locked for writing.
+    pub(super) fn set_last_index(&mut self, index: u64) {
+        for guard in &mut self.guards {
+            match guard {
+                Guard::Write(entries) => entries.last_index = index,
+                Guard::Read(_) => {}
+            }
+        }
+    }
+
+    /// Reads everything that the run needs into the cache: two short loops whose rounds do not depend on each other,
+    /// so the processor overlaps the misses.
+    pub(super) fn touch(&self, hashes: &ArrayVec<u64, RUN_MAX>, writes: u16) -> Touched {
         let places = hashes.iter().enumerate();
         let found: ArrayVec<Option<&Entry>, RUN_MAX> = places
             .map(|(at, &hash)| self.of(at).table.iter_hash(hash).next())
@@ -222,23 +173,8 @@ impl Locked<'_> {
             sum ^= entry.touch();
         }
         black_box(sum);
-        (longest, vacant)
+        Touched { longest, vacant }
     }
-}
-
-/// Entries for those SETs of a run whose bit in `vacant` is set.
-///
-/// All before the first is put in: the allocator's lock waits for all stores before it, and one into a table's place
-/// mostly misses the cache.
-fn new_entries(run: &Run<'_>, vacant: u16) -> ArrayVec<Option<Entry>, RUN_MAX> {
-    if vacant & run.writes() == 0 {
-        return ArrayVec::new();
-    }
-    let entry = |(at, frame): (usize, RequestFrame<'_>)| {
-        let is_set = matches!(frame.request(), Request::Set { .. });
-        (is_set && vacant >> at & 1 == 1).then(|| Entry::copy_of(&frame))
-    };
-    run.frames().enumerate().map(entry).collect()
 }
 
 impl Default for Store {
@@ -264,272 +200,156 @@ impl Store {
         }
     }
 
-    /// A clone of the entry of `key`, which is a copy of a short one; [`look`](Self::look) makes none.
+    /// A clone of the entry of `key`. A clone copies a short entry and shares a [long](Entry::is_long) one.
     #[must_use]
     pub fn get(&self, key: &[u8]) -> Option<Entry> {
-        self.look(key, |entry| entry.cloned())
-    }
-
-    /// What `at` makes of the entry of `key`, whose partition is locked for reading meanwhile.
-    pub fn look<T>(&self, key: &[u8], at: impl FnOnce(Option<&Entry>) -> T) -> T {
         let hash = self.hash(key);
-        let entries = self.partition(hash).read();
-        at(entries.table.find(hash, |entry| entry.key() == key))
+        self.read(hash).find(hash, key).cloned()
     }
 
-    /// Carries out one SET or DEL, and returns the entry that it replaced. `before` is called with the entry that its
-    /// key has, except for a DEL that finds none: that does nothing. The partition is then locked for writing, so
-    /// what is done there has the same order for each key as the changes of the map.
-    pub fn write(
-        &self,
-        frame: &RequestFrame<'_>,
-        before: impl FnOnce(Option<&Entry>),
-    ) -> Option<Entry> {
-        let key = frame.request().key();
-        let hash = self.hash(key);
-        let entries = &mut *self.partition(hash).write();
-        match frame.request() {
-            Request::Del { .. } => self.take(entries, hash, key, |old| before(Some(old))),
-            _ => self.overwrite(entries, hash, frame, || Entry::copy_of(frame), before),
-        }
-    }
-
-    /// Carries out the requests of `run` in their order; nobody sees a part of it. Returns entries that were replaced.
-    ///
-    /// `each` is called for each request before it is carried out, with its place in the run and the entry that its key
-    /// has. Where it gives false for a GET, that and what follows is left. `done` is called once all are carried out
-    /// and while everything is still locked: what is done there has the same order for each key as the changes of the
-    /// map. Both are given `state`.
-    ///
-    /// # Errors
-    ///
-    /// [`Contended`], where a partition is not to be had soon, or a long entry may be replaced; nothing is done then.
-    pub fn carry_out<S>(
-        &self,
-        run: &Run<'_>,
-        state: &mut S,
-        mut each: impl FnMut(&mut S, usize, &RequestFrame<'_>, Option<&Entry>) -> bool,
-        done: impl FnOnce(&mut S),
-    ) -> Result<Vec<Entry>, Contended> {
-        let keys = run.frames().map(|frame| frame.request().key());
-        let hashes = keys.map(|key| self.hash(key)).collect();
-        let mut locked = self.lock(&hashes, run.writes())?;
-        let (longest, vacant) = locked.touch(&hashes, run.writes());
-        if longest > RUN_FRAME_BYTES_MAX {
-            return Err(Contended);
-        }
-        let mut new = new_entries(run, vacant);
-        let mut replaced = Vec::new();
-        for (at, (frame, &hash)) in run.frames().zip(&hashes).enumerate() {
-            let key = frame.request().key();
-            let mut each = |old: Option<&Entry>| each(state, at, &frame, old);
-            match frame.request() {
-                Request::Set { .. } => {
-                    let before = |old: Option<&Entry>| _ = each(old);
-                    let make = || {
-                        let made = new.get_mut(at).and_then(Option::take);
-                        made.unwrap_or_else(|| Entry::copy_of(&frame))
-                    };
-                    replaced.extend(self.overwrite(locked.of_mut(at), hash, &frame, make, before));
-                }
-                Request::Del { .. } => {
-                    let before = |old: &Entry| _ = each(Some(old));
-                    let removed = self.take(locked.of_mut(at), hash, key, before);
-                    if removed.is_none() {
-                        each(None);
-                    }
-                    replaced.extend(removed);
-                }
-                _ => {
-                    if !each(locked.of(at).table.find(hash, |entry| entry.key() == key)) {
-                        break;
-                    }
-                }
-            }
-        }
-        done(state);
-        drop(locked);
-        Ok(replaced)
-    }
-
-    /// Puts the entry of a SET frame under its key: in the place of the old one if it fits there, else the one that
-    /// `make` makes.
-    fn overwrite(
-        &self,
-        entries: &mut Entries,
-        hash: u64,
-        frame: &RequestFrame<'_>,
-        make: impl FnOnce() -> Entry,
-        before: impl FnOnce(Option<&Entry>),
-    ) -> Option<Entry> {
-        let (key, value) = (frame.request().key(), frame.request().value());
-        entries.bytes += u64::try_from(key.len() + value.len()).unwrap_or(u64::MAX);
-        match self.slot(&mut entries.table, hash, |entry| entry.key() == key) {
-            Slot::Occupied(mut slot) => {
-                let entry = slot.get_mut();
-                before(Some(entry));
-                entries.bytes -= size(entry);
-                let fits = entry.overwrite(frame);
-                (!fits).then(|| std::mem::replace(entry, make()))
-            }
-            Slot::Vacant(slot) => {
-                before(None);
-                slot.insert(make());
-                None
-            }
-        }
-    }
-
-    /// The place of the entry that `is_it` in a table, or one for it.
-    fn slot<'t>(
-        &self,
-        table: &'t mut HashTable<Entry>,
-        hash: u64,
-        is_it: impl FnMut(&Entry) -> bool,
-    ) -> Slot<'t, Entry> {
-        if table.len() == table.capacity() {
-            // It grows now, and looks at each key that it holds. They lie all over memory: one after the other, each is
-            // waited for, with its hashing between; here the processor waits for many at once.
-            let ends = table.iter().filter_map(|entry| entry.key().last());
-            black_box(ends.fold(0, |sum, byte| sum ^ byte));
-        }
-        table.entry(hash, is_it, |entry| self.hash(entry.key()))
-    }
-
-    /// Puts `entry` under its key and returns the one that it replaced.
+    /// Stores `entry` under its key and returns the entry that it replaced.
     pub fn set(&self, entry: Entry) -> Option<Entry> {
-        self.set_with(entry, |_, _| {})
+        let hash = self.hash(entry.key());
+        let entries = &mut *self.write(hash);
+        let put = self.put_entry(entries, hash, entry, &mut Change::unlogged());
+        put.unwrap_or_else(|_| unreachable!("only a change that is logged asks for old digests"))
     }
 
     /// Removes `key` and returns its entry.
     pub fn remove(&self, key: &[u8]) -> Option<Entry> {
         let hash = self.hash(key);
-        self.take(&mut self.partition(hash).write(), hash, key, |_| {})
+        let entries = &mut *self.write(hash);
+        let taken = self.take(entries, hash, key, &mut Change::unlogged());
+        taken.unwrap_or_else(|_| unreachable!("only a change that is logged asks for old digests"))
     }
 
-    /// Puts `entry` under its key and returns the one that it replaced. Calls `before` with the new entry and the old
-    /// one while the partition is locked for writing and the change is not made yet: what is done there has the same
-    /// order for each key as the changes of the map.
-    pub fn set_with(
+    /// Stores the entry of a SET frame in a locked partition: in the memory of the old entry where it fits there, else
+    /// as `new`, or as a copy where there is none. Returns the entry that it replaced.
+    ///
+    /// # Errors
+    ///
+    /// [`LongOld`], where `change` needs the digest of the old entry first. Nothing is changed then.
+    #[inline]
+    pub(super) fn put_frame(
         &self,
-        entry: Entry,
-        before: impl FnOnce(&Entry, Option<&Entry>),
-    ) -> Option<Entry> {
-        let hash = self.hash(entry.key());
-        let entries = &mut *self.partition(hash).write();
-        entries.bytes += size(&entry);
-        let key = entry.key();
-        match self.slot(&mut entries.table, hash, |old| old.key() == key) {
+        entries: &mut Entries,
+        hash: u64,
+        frame: &RequestFrame<'_>,
+        new: Option<Entry>,
+        change: &mut Change,
+    ) -> Result<Option<Entry>, LongOld> {
+        let (key, value) = (frame.request().key(), frame.request().value());
+        let len = u64::try_from(key.len() + value.len()).unwrap_or(u64::MAX);
+        let replaced = match self.slot(&mut entries.table, hash, key) {
             Slot::Occupied(mut slot) => {
-                before(&entry, Some(slot.get()));
+                let entry = slot.get_mut();
+                change.replaces(entry)?;
+                entries.bytes -= size(entry);
+                let fits = entry.overwrite(frame);
+                let new = || new.unwrap_or_else(|| Entry::copy_of(frame));
+                (!fits).then(|| std::mem::replace(entry, new()))
+            }
+            Slot::Vacant(slot) => {
+                slot.insert(new.unwrap_or_else(|| Entry::copy_of(frame)));
+                None
+            }
+        };
+        entries.bytes += len;
+        Ok(replaced)
+    }
+
+    /// Stores `entry` in a locked partition and returns the entry that it replaced.
+    ///
+    /// # Errors
+    ///
+    /// [`LongOld`] and the entry, as for [`put_frame`](Self::put_frame).
+    pub(super) fn put_entry(
+        &self,
+        entries: &mut Entries,
+        hash: u64,
+        entry: Entry,
+        change: &mut Change,
+    ) -> Result<Option<Entry>, (LongOld, Entry)> {
+        let len = size(&entry);
+        let replaced = match self.slot(&mut entries.table, hash, entry.key()) {
+            Slot::Occupied(mut slot) => {
+                if let Err(long) = change.replaces(slot.get()) {
+                    return Err((long, entry));
+                }
                 entries.bytes -= size(slot.get());
                 Some(std::mem::replace(slot.get_mut(), entry))
             }
             Slot::Vacant(slot) => {
-                before(&entry, None);
                 slot.insert(entry);
                 None
             }
-        }
+        };
+        entries.bytes += len;
+        Ok(replaced)
     }
 
-    /// Keeps `entry` to be put in with others.
-    pub fn stage(&self, staged: &mut Staged, entry: Entry) {
-        staged.entries.push(StagedEntry {
-            hash: self.hash(entry.key()),
-            size: size(&entry),
-            entry: Some(entry),
-        });
-    }
-
-    /// Puts in all that is staged, as [`set`](Self::set) does with one after another in the order in which they came.
-    /// `replaced` is called with those that were replaced, while nothing is locked.
-    pub fn put(&self, staged: &mut Staged, mut replaced: impl FnMut(&Entry)) {
-        let Staged {
-            entries: all,
-            ends,
-            order,
-        } = staged;
-        ends.clear();
-        ends.resize(self.partitions.len() + 1, 0);
-        for entry in &*all {
-            ends[usize::from(self.place(entry.hash)) + 1] += 1;
-        }
-        for at in 1..ends.len() {
-            ends[at] += ends[at - 1];
-        }
-        order.clear();
-        order.resize(all.len(), 0);
-        for (at, entry) in all.iter().enumerate() {
-            // What was the end of the partition before it becomes its own.
-            let end = &mut ends[usize::from(self.place(entry.hash))];
-            order[*end] = at;
-            *end += 1;
-        }
-        let mut start = 0;
-        for (partition, &end) in self.partitions.iter().zip(&*ends) {
-            if start == end {
-                continue;
-            }
-            let entries = &mut *partition.0.write();
-            for &at in &order[start..end] {
-                let StagedEntry {
-                    hash,
-                    size: bytes,
-                    entry,
-                } = &mut all[at];
-                let Some(new) = entry.take() else { continue };
-                entries.bytes += *bytes;
-                let is_it = |old: &Entry| old.key() == new.key();
-                match self.slot(&mut entries.table, *hash, is_it) {
-                    Slot::Occupied(mut slot) => {
-                        entries.bytes -= size(slot.get());
-                        *entry = Some(std::mem::replace(slot.get_mut(), new));
-                    }
-                    Slot::Vacant(slot) => {
-                        slot.insert(new);
-                    }
-                }
-            }
-            start = end;
-        }
-        for entry in all.drain(..) {
-            entry.entry.iter().for_each(&mut replaced);
-        }
-    }
-
-    fn take(
+    /// Removes `key` from a locked partition and returns its entry.
+    ///
+    /// # Errors
+    ///
+    /// [`LongOld`], as for [`put_frame`](Self::put_frame).
+    #[inline]
+    pub(super) fn take(
         &self,
         entries: &mut Entries,
         hash: u64,
         key: &[u8],
-        before: impl FnOnce(&Entry),
-    ) -> Option<Entry> {
+        change: &mut Change,
+    ) -> Result<Option<Entry>, LongOld> {
         let table = &mut entries.table;
-        let slot = table.find_entry(hash, |entry| entry.key() == key).ok()?;
-        before(slot.get());
+        let Ok(slot) = table.find_entry(hash, |entry| entry.key() == key) else {
+            return Ok(None);
+        };
+        change.replaces(slot.get())?;
         entries.bytes -= size(slot.get());
         let (removed, _) = slot.remove();
-        // An eighth: far enough from where a table grows that a client cannot make it do both in turn.
+        // An eighth: far enough below the point of growth that a client cannot cause both in turn.
         if table.len() < table.capacity() / 8 {
             let twice = table.len() * 2;
             table.shrink_to(twice, |entry| self.hash(entry.key()));
         }
-        Some(removed)
+        Ok(Some(removed))
     }
 
-    /// Removes everything, a partition at a time.
+    /// The place of `key` in a table, or one for it.
+    #[inline]
+    fn slot<'t>(&self, table: &'t mut HashTable<Entry>, hash: u64, key: &[u8]) -> Slot<'t, Entry> {
+        if table.len() == table.capacity() {
+            // The table grows now and hashes each of its keys. They lie all over memory; this loop overlaps the misses.
+            let ends = table.iter().filter_map(|entry| entry.key().last());
+            black_box(ends.fold(0, |sum, byte| sum ^ byte));
+        }
+        table.entry(
+            hash,
+            |entry| entry.key() == key,
+            |entry| self.hash(entry.key()),
+        )
+    }
+
+    /// Removes everything, one partition at a time.
     pub fn clear(&self) {
         for partition in &self.partitions {
-            // Freed after the lock is let go.
+            // Freed after the unlock.
             let entries = std::mem::take(&mut *partition.0.write());
             drop(entries);
         }
     }
 
-    /// Makes room for `count` entries in all, so that putting them in does not grow one table after the other.
+    /// Locks and unlocks every partition once: afterwards no request is under way that held one before.
+    pub(super) fn barrier(&self) {
+        for partition in &self.partitions {
+            drop(partition.0.write());
+        }
+    }
+
+    /// Makes room for `count` entries in all, so that no table grows while they are stored.
     pub fn reserve(&self, count: usize) {
-        // Keys spread evenly but not exactly; an eighth more than the mean is enough for any but the smallest shares.
+        // Keys spread evenly but not exactly; an eighth more than the mean suffices for nearly all partitions.
         let each = count / self.partitions.len();
         for partition in &self.partitions {
             let entries = &mut *partition.0.write();
@@ -544,55 +364,21 @@ impl Store {
         self.partitions.len()
     }
 
-    /// A number that is another one in every run of the program, as the partitions of keys are.
+    /// A number that differs between incarnations of the store, as the partitions of keys do: places in it that
+    /// were given out by another incarnation mean nothing.
     #[must_use]
-    pub fn run(&self) -> u64 {
-        // One value of SipHash tells nothing of the others.
+    pub fn incarnation(&self) -> u64 {
+        // One value of SipHash reveals nothing of the others.
         self.hashing.hash_one(0_u64)
     }
 
-    /// Which partition `key` lives in.
+    /// The partition of `key`.
     #[must_use]
     pub fn partition_of(&self, key: &[u8]) -> usize {
         usize::from(self.place(self.hash(key)))
     }
 
-    /// Puts copies of all entries of one partition in the place of what `copied` has, and gives what `at` gives while
-    /// no one writes there. Whoever copies one partition after another does it with the same `copied`: to have memory
-    /// of the system takes longer than to fill it, and the partition is locked meanwhile.
-    pub fn copy_partition<T>(
-        &self,
-        partition: usize,
-        copied: &mut Copied,
-        at: impl FnOnce() -> T,
-    ) -> T {
-        let Copied { len, short, long } = copied;
-        short.clear();
-        long.clear();
-        let entries = self.partitions[partition].0.read();
-        *len = entries.table.len();
-        let bytes = usize::try_from(entries.bytes).unwrap_or(usize::MAX);
-        // All that short ones can take.
-        short.reserve(bytes.min(*len * SHORT_BYTES) + *len * HEADER_LEN);
-        let mut rest = entries.table.iter();
-        loop {
-            // As in a run, so that the processor waits for many of them at once.
-            let some: ArrayVec<&Entry, RUN_MAX> = rest.by_ref().take(RUN_MAX).collect();
-            if some.is_empty() {
-                return at();
-            }
-            black_box(some.iter().fold(0, |sum, entry| sum ^ entry.touch()));
-            for entry in some {
-                if entry.is_long() {
-                    long.push(entry.clone());
-                } else {
-                    short.extend_from_slice(entry.frame());
-                }
-            }
-        }
-    }
-
-    /// Number of entries. Partitions are counted one after another, so while others write it is near the truth.
+    /// Number of entries. Partitions are counted one after another, so beside writers it is approximate.
     #[must_use]
     pub fn len(&self) -> usize {
         let len = |part: &Partition| part.0.read().table.len();
@@ -611,18 +397,25 @@ impl Store {
         self.len() == 0
     }
 
-    /// Locks the partitions of these hashes, each once and in ascending order.
+    /// Locks the partitions of these hashes, each once and in ascending order: for writing where the bit of one of its
+    /// requests is set in `writes`.
     ///
-    /// Who holds a partition and is not running, since there are more threads than cores, keeps all others out for as
-    /// long as that lasts. Whoever waited for it with a part of a run locked would do the same to the rest, and soon
-    /// every thread would wait for another one. So that is waited for only as long as one that runs may take.
-    fn lock(&self, hashes: &ArrayVec<u64, RUN_MAX>, writes: u16) -> Result<Locked<'_>, Contended> {
+    /// # Errors
+    ///
+    /// [`Contended`], where a partition is not free soon. With more threads than cores, a thread that holds a partition
+    /// may not be running. A thread that waited for it with other partitions locked would delay their users as well,
+    /// and soon every thread would wait for another one.
+    pub(super) fn lock(
+        &self,
+        hashes: &ArrayVec<u64, RUN_MAX>,
+        writes: u16,
+    ) -> Result<Locked<'_>, Contended> {
         // Of the requests of one partition a write comes first, and decides how it is locked.
         let places = (0..).zip(hashes);
         let mut order: ArrayVec<(u16, bool, u8), RUN_MAX> = places
             .map(|(at, &hash)| (self.place(hash), writes >> at & 1 == 0, at))
             .collect();
-        // Taking a lock waits for its line of the cache alone; looking at them all before waits for all at once.
+        // Taking a lock waits for its cache line alone; looking at all of them before overlaps the misses.
         let held = order.iter().filter(|(place, ..)| {
             let partition = &self.partitions[usize::from(*place)];
             partition.0.is_locked()
@@ -652,18 +445,39 @@ impl Store {
         Ok(locked)
     }
 
+    /// Locks the partition of a hash for reading.
     #[inline]
-    fn hash(&self, key: &[u8]) -> u64 {
+    pub(super) fn read(&self, hash: u64) -> RwLockReadGuard<'_, Entries> {
+        self.partitions[usize::from(self.place(hash))].0.read()
+    }
+
+    /// Locks the partition of a hash for writing.
+    #[inline]
+    pub(super) fn write(&self, hash: u64) -> RwLockWriteGuard<'_, Entries> {
+        self.partitions[usize::from(self.place(hash))].0.write()
+    }
+
+    /// Locks the partition with this number for reading.
+    pub(super) fn read_partition(&self, partition: usize) -> RwLockReadGuard<'_, Entries> {
+        self.partitions[partition].0.read()
+    }
+
+    /// Locks the partition with this number for writing.
+    pub(super) fn write_partition(&self, partition: usize) -> RwLockWriteGuard<'_, Entries> {
+        self.partitions[partition].0.write()
+    }
+
+    /// The hash of a key.
+    #[inline]
+    pub(super) fn hash(&self, key: &[u8]) -> u64 {
         let mut hasher = self.hashing.build_hasher();
         hasher.write(key);
         hasher.finish()
     }
 
-    fn partition(&self, hash: u64) -> &RwLock<Entries> {
-        &self.partitions[usize::from(self.place(hash))].0
-    }
-
-    fn place(&self, hash: u64) -> u16 {
+    /// The partition of a hash.
+    #[inline]
+    pub(super) fn place(&self, hash: u64) -> u16 {
         // A table takes its bucket from the lowest bits and a tag from the top seven; these lie between, so that the
         // entries of one partition still differ in both. Their number is at most 2^16 and fits every usize.
         #[allow(clippy::cast_possible_truncation)]

@@ -1,4 +1,4 @@
-//! The operation log as far as it is kept: plain data, no lock, no thread, no clock.
+//! The newest part of the log in memory: plain data, no lock, no thread, no clock.
 
 use std::collections::VecDeque;
 
@@ -9,43 +9,43 @@ use crate::wire::request::RequestHeader;
 /// Bytes of frames in one segment.
 const SEGMENT_BYTES: usize = 256 << 10;
 
-/// A frame longer than this is kept as the entry that it is, and not copied.
+/// A frame longer than this is kept as its entry and not copied.
 const LARGE_BYTES: usize = 32 << 10;
 
-/// What a run of entries costs beside its frames: where it ends in its segment, and the digest after it.
+/// Bytes that an append costs beside its frames: its end within the segment, and the digest after it.
 const OVERHEAD_BYTES: u64 = 24;
 
-/// What is added to the log in one go: one write, or several that were made together.
+/// One append: the record of one write, or those of several that were executed together.
 #[derive(Clone, Debug)]
-pub struct Logged {
-    /// The frames.
-    pub frames: Frames,
-    /// Number of frames, 1 at least.
+pub struct Append {
+    /// The records.
+    pub records: Records,
+    /// Number of records, at least 1.
     pub count: u32,
-    /// Of the data set once these entries and all before them are applied.
+    /// Digest of the data set after the last of them.
     pub digest: Digest,
 }
 
-/// SET and DEL frames as the client sent them.
+/// Records: SET and DEL frames that state the effects of writes. A record has one index.
 #[derive(Clone, Debug)]
-pub enum Frames {
-    /// One after another.
-    Run(Vec<u8>),
-    /// A single one.
+pub enum Records {
+    /// Frames one after another.
+    Frames(Vec<u8>),
+    /// A single frame, shared with the store.
     Entry(Entry),
 }
 
-impl Frames {
-    /// All of them, byte for byte.
+impl Records {
+    /// The frames, byte for byte.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         match self {
-            Frames::Run(bytes) => bytes,
-            Frames::Entry(entry) => entry.frame(),
+            Records::Frames(bytes) => bytes,
+            Records::Entry(entry) => entry.frame(),
         }
     }
 
-    /// Bytes that frames of this length count for in a log, added in one go.
+    /// Bytes that an append of frames of this length counts for.
     #[must_use]
     pub fn cost(len: usize) -> u64 {
         u64::try_from(len)
@@ -54,18 +54,18 @@ impl Frames {
     }
 }
 
-/// The newest entries of the log, a ring of segments that is bounded in bytes.
+/// The newest records of the log: a ring of segments, bounded in bytes.
 ///
-/// Frames lie one after another in a segment, just as followers are sent them. They are copies: a log that held on to
-/// the store's own entries would keep replaced ones alive all over the memory, and nearly every access of the store was
-/// then a miss of the cache.
+/// Frames lie one after another in a segment, in the form in which followers are sent them. They are copies: a backlog
+/// that kept the store's own entries alive would scatter replaced ones all over the memory, and nearly every access of
+/// the store would then miss the cache.
 ///
 /// # Invariants
 ///
-/// 1. Indexes are without gaps: the entries held are `first_index()..=last_index()`.
-/// 2. What is held counts for `bytes_max` at the most, and a segment; but the newest entry always stays.
-/// 3. Nobody pins an entry: who reads too slowly finds it gone.
-/// 4. What was added in one go goes in one go, and the digest is known at its end alone.
+/// 1. Indexes have no gaps: the records held are `first_index()..=last_index()`.
+/// 2. The records held count for at most `bytes_max` plus one segment, but the newest record is always held.
+/// 3. Readers pin nothing: a reader that is too slow finds its record [gone](After::Gone).
+/// 4. An append is evicted as a whole, and the digest is known at its end alone.
 #[derive(Debug)]
 pub struct Backlog {
     /// Index before the first that is held.
@@ -85,7 +85,7 @@ pub struct Backlog {
 struct Segment {
     first_index: u64,
     held: Held,
-    /// Ends of what was added in one go, none of it empty.
+    /// The ends of its appends, at least one.
     ends: Vec<End>,
 }
 
@@ -99,28 +99,28 @@ enum Held {
 
 #[derive(Clone, Copy, Debug)]
 struct End {
-    /// Bytes of the segment up to here.
+    /// Bytes of the segment up to this end.
     bytes: u32,
-    /// Entries of the segment up to here.
+    /// Records of the segment up to this end.
     entries: u32,
     digest: [u8; 16],
 }
 
-/// What follows an index in the log.
+/// The result of [`Backlog::read`].
 #[derive(Debug)]
 pub enum After {
-    /// So many entries, the first with the index asked for; their frames are in the buffer.
+    /// So many records, the first with the index asked for; their frames are in the buffer.
     Small(u32),
-    /// The entry with the index asked for, which is a large one.
+    /// The record with the index asked for, a large one.
     Large(Entry),
-    /// Nothing yet.
+    /// There is no such record yet.
     Nothing,
-    /// Entries that the log no longer holds.
+    /// The backlog no longer holds the record.
     Gone,
 }
 
 impl Backlog {
-    /// An empty log of at most `bytes_max` bytes that begins after index 0.
+    /// An empty backlog of at most `bytes_max` bytes that begins after index 0.
     #[must_use]
     pub const fn new(bytes_max: u64) -> Backlog {
         Backlog {
@@ -134,7 +134,7 @@ impl Backlog {
         }
     }
 
-    /// Forgets everything and begins after `index`, where the data set has this digest.
+    /// Removes everything and begins after `index`, where the data set has this digest.
     pub fn reset(&mut self, index: u64, digest: Digest) {
         *self = Backlog {
             base_index: index,
@@ -144,36 +144,36 @@ impl Backlog {
         };
     }
 
-    /// Index of the oldest entry that is held; one past the last where none is.
+    /// Index of the oldest record held; one past the last where none is.
     #[must_use]
     pub const fn first_index(&self) -> u64 {
         self.base_index + 1
     }
 
-    /// Index of the newest entry; 0 where there never was one.
+    /// Index of the newest record; 0 where there never was one.
     #[must_use]
     pub const fn last_index(&self) -> u64 {
         self.last_index
     }
 
-    /// Bytes that the entries held count for.
+    /// Bytes that the records held count for.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Adds the next entries; what has to go for them goes.
-    pub fn push(&mut self, logged: &Logged) {
-        let new = logged.frames.bytes();
-        self.last_index += u64::from(logged.count);
-        self.bytes = self.bytes.saturating_add(Frames::cost(new.len()));
+    /// Adds the next records. Evicts the oldest segments for them.
+    pub fn push(&mut self, append: &Append) {
+        let new = append.records.bytes();
+        self.last_index += u64::from(append.count);
+        self.bytes = self.bytes.saturating_add(Records::cost(new.len()));
         let end = |bytes: usize, entries: u32| End {
             bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
             entries,
-            digest: logged.digest.to_u128().to_be_bytes(),
+            digest: append.digest.to_u128().to_be_bytes(),
         };
-        let large = match &logged.frames {
-            Frames::Entry(entry) if new.len() > LARGE_BYTES => Some(entry),
+        let large = match &append.records {
+            Records::Entry(entry) if new.len() > LARGE_BYTES => Some(entry),
             _ => None,
         };
         if large.is_none()
@@ -183,7 +183,7 @@ impl Backlog {
         {
             let before = segment.ends.last().map_or(0, |end| end.entries);
             bytes.extend_from_slice(new);
-            segment.ends.push(end(bytes.len(), before + logged.count));
+            segment.ends.push(end(bytes.len(), before + append.count));
             return;
         }
         self.evict();
@@ -196,13 +196,13 @@ impl Backlog {
             Held::Small(bytes)
         };
         self.segments.push_back(Segment {
-            first_index: self.last_index + 1 - u64::from(logged.count),
+            first_index: self.last_index + 1 - u64::from(append.count),
             held,
-            ends: vec![end(new.len(), logged.count)],
+            ends: vec![end(new.len(), append.count)],
         });
     }
 
-    /// Gives up the oldest segments until what is held is within its bound.
+    /// Evicts the oldest segments until the records held are within the bound.
     fn evict(&mut self) {
         while self.bytes > self.bytes_max
             && let Some(oldest) = self.segments.pop_front()
@@ -219,7 +219,7 @@ impl Backlog {
         }
     }
 
-    /// The digest of the data set at `index`, where the log reaches back so far and something ended there.
+    /// The digest of the data set at `index`, where the backlog reaches back so far and an append ended there.
     #[must_use]
     pub fn digest_at(&self, index: u64) -> Option<Digest> {
         if index == self.base_index {
@@ -232,9 +232,9 @@ impl Backlog {
         at.ok().map(|at| ends[at].digest())
     }
 
-    /// Reads from the entry with this index on: large ones alone, of small ones all that `bytes_max` allows and one
-    /// segment holds, but at least one, and always to where something ended that was added in one go, into `buffer` in
-    /// place of what was there.
+    /// Reads the record with this index and those behind it, up to the end of an append. A large record comes alone. Of
+    /// small ones the frames replace the contents of `buffer`: as many as `bytes_max` allows and one segment holds, but
+    /// at least one append.
     pub fn read(&self, index: u64, bytes_max: usize, buffer: &mut Vec<u8>) -> After {
         if index > self.last_index {
             return After::Nothing;
@@ -247,7 +247,7 @@ impl Backlog {
             Held::Small(bytes) => bytes,
         };
         let before = index - segment.first_index;
-        // The first end behind the entry, and the last one that there is room for.
+        // The first end behind the record, and the last one that there is room for.
         let ends = &segment.ends;
         let first = ends.partition_point(|end| u64::from(end.entries) <= before);
         let (mut start, mut skipped) = match first.checked_sub(1) {
@@ -303,7 +303,7 @@ impl End {
     }
 }
 
-/// The length of the frame that `bytes` begin with; what is in the log are whole frames.
+/// The length of the frame that `bytes` begin with; the backlog holds whole frames.
 fn frame_len(bytes: &[u8]) -> usize {
     let header = bytes.first_chunk().copied().map(RequestHeader::decode);
     header.map_or(bytes.len(), RequestHeader::frame_len)
@@ -326,10 +326,10 @@ mod tests {
     }
 
     /// An entry of that frame, and a digest that names it.
-    fn logged(number: u8, len: usize) -> Logged {
+    fn logged(number: u8, len: usize) -> Append {
         match parse(&set(number, len), &Limits::default()).unwrap() {
-            Parsed::Whole(frame) => Logged {
-                frames: Frames::Entry(Entry::copy_of(&frame)),
+            Parsed::Whole(frame) => Append {
+                records: Records::Entry(Entry::copy_of(&frame)),
                 count: 1,
                 digest: digest(number),
             },
@@ -338,9 +338,9 @@ mod tests {
     }
 
     /// Entries with these numbers, added in one go.
-    fn run(numbers: std::ops::RangeInclusive<u8>, len: usize) -> Logged {
-        Logged {
-            frames: Frames::Run(
+    fn run(numbers: std::ops::RangeInclusive<u8>, len: usize) -> Append {
+        Append {
+            records: Records::Frames(
                 numbers
                     .clone()
                     .flat_map(|number| set(number, len))
@@ -382,7 +382,7 @@ mod tests {
 
     #[test]
     fn the_oldest_large_ones_go_for_the_newest_and_the_digest_before_them_stays_known() {
-        let cost = Frames::cost(set(1, 40_000).len());
+        let cost = Records::cost(set(1, 40_000).len());
         let log = log(4, 40_000, 3 * cost);
         assert_eq!((log.first_index(), log.last_index()), (2, 4));
         assert_eq!(log.bytes(), 3 * cost);
@@ -480,14 +480,14 @@ mod tests {
                 "{index}: {after:?}"
             );
             let numbers = u8::try_from(index).unwrap()..=u8::try_from(last).unwrap();
-            assert_eq!(buffer, run(numbers, 1).frames.bytes(), "from {index}");
+            assert_eq!(buffer, run(numbers, 1).records.bytes(), "from {index}");
         }
     }
 
     #[test]
     fn what_was_added_in_one_go_goes_in_one_go() {
         let in_one_go = run(1..=32, 4_000);
-        let cost = Frames::cost(in_one_go.frames.bytes().len());
+        let cost = Records::cost(in_one_go.records.bytes().len());
         let mut log = Backlog::new(3 * cost);
         for _ in 0..10 {
             log.push(&in_one_go);

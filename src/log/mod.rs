@@ -1,24 +1,20 @@
-//! Where every write gets its place in the one order, and the thread that keeps the log.
+//! The log: the order of all writes, and the newest part of it in memory.
 //!
-//! Writes, with their keys' partitions locked, call [`Log::append`]: that gives them the next indexes and puts them
-//! into a channel, under a mutex that is held for nothing else. The replication thread ([`Log::keep`]) moves what
-//! comes through the channel to the [`Backlog`], where the senders of all followers read it. It never waits for a
-//! socket, so the channel empties as fast as a pointer moves; and since room in it is reserved before any lock is taken
-//! ([`Log::reserve`]), nothing that holds a lock ever waits.
+//! ```text
+//! engine ─→ Sequencer::append ─→ append queue ─→ replication thread ─→ Backlog ─→ followers, observers
+//!            (index, epoch)      (Room bounds it)  (Log::keep)
+//! ```
 //!
-//! # Invariants
-//!
-//! 1. For each key, the order in the log is the order in the map: the index is taken, and the channel filled, while the
-//!    key's partition is locked for the write.
-//! 2. The channel's order is the order of indexes, as both are under one mutex.
-//! 3. While a partition is locked for reading, no writer is between taking an index and changing that partition.
-//!    A full copy rests on it.
+//! [`Sequencer`] is the writing side, which the engine owns; [`Log`] is the reading side, which everything else sees.
+//! [`Watermarks`] say how far the log has come, for answers that wait for a position.
 
 pub mod append_times;
 pub mod backlog;
+mod room;
+mod sequencer;
+mod watermarks;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::{Condvar, Mutex};
@@ -26,56 +22,57 @@ use parking_lot::{Condvar, Mutex};
 use crate::engine::digest::Digest;
 use crate::engine::entry::Entry;
 use append_times::AppendTimes;
-use backlog::{After, Backlog, Frames, Logged};
+use backlog::{After, Append, Backlog, Records};
+use room::Room;
+pub use room::{ROOM_BYTES, Reservation};
+pub use sequencer::Sequencer;
+pub use watermarks::{Mark, Position, Reached, SubscriptionId, Wake, Watermarks};
 
-/// What may be on its way to the log, in bytes as [`Frames::cost`] counts them, or half of it and one write. Writers
-/// wait beyond it.
-const ROOM_BYTES: u64 = 8 << 20;
-
-/// How long a writer waits for room before it looks again by itself.
-const REST: Duration = Duration::from_millis(1);
-
-/// Most that the replication thread takes out of the channel at a time, so that readers of the log get their turn.
+/// Appends that the replication thread moves to the backlog at a time, so that readers of the backlog get their turn.
 const MOVED_MAX: usize = 128;
 
-/// How far a node's data set has come: its index, and its digest there.
+/// The last position of a data set, and its digest there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Head {
-    /// Index of the last entry.
+    /// Index of the last record.
     pub index: u64,
-    /// Of the data set after it.
+    /// Digest of the data set after it.
     pub digest: Digest,
 }
 
-/// The order of all writes of a node, and the log as far as it is kept.
+/// The reading side of the log of one node.
 #[derive(Debug)]
 pub struct Log {
-    head: Mutex<Head>,
+    order: Mutex<Order>,
     sender: Sender<Step>,
     receiver: Receiver<Step>,
-    /// Bytes reserved of the room.
-    reserved: AtomicU64,
-    /// Nobody takes anything out of the channel any more, or soon.
-    is_over: AtomicBool,
-    /// For waiting for room; taken only where there is none.
-    waiting: Mutex<()>,
-    freed: Condvar,
+    room: Room,
     kept: Mutex<Kept>,
     grown: Condvar,
+    watermarks: Watermarks,
 }
 
+/// The end of the order of writes.
+#[derive(Debug, Default)]
+struct Order {
+    head: Head,
+    epoch: u64,
+}
+
+/// An element of the append queue.
 #[derive(Debug)]
 enum Step {
-    Append(Logged),
+    Append(Append),
     Reset(Head),
     End,
 }
 
+/// The part of the log that is in memory.
 #[derive(Debug)]
 struct Kept {
-    log: Backlog,
+    backlog: Backlog,
     times: AppendTimes,
-    /// Rises when the log is reset: positions of before mean nothing afterwards.
+    /// Rises when the log is reset: a cursor of before is invalid afterwards.
     generation: u64,
     ended: bool,
 }
@@ -84,123 +81,60 @@ struct Kept {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
     generation: u64,
-    /// Index of the next entry to read.
+    /// Index of the next record to read.
     pub next: u64,
 }
 
-/// What a reader of the log finds.
+/// The result of [`Log::read`].
 #[derive(Debug)]
 pub enum Found {
-    /// So many entries, whose frames are in the buffer; the cursor stands behind them.
+    /// So many records, whose frames are in the buffer; the cursor is behind them.
     Small(u32),
-    /// A large entry; the cursor stands behind it.
+    /// A large record; the cursor is behind it.
     Large(Entry),
-    /// None yet, and the time is over.
+    /// No record came before the deadline.
     Nothing,
-    /// None, and none will come.
+    /// The log has ended and holds no further record.
     Ended,
-    /// The log no longer holds what comes next, or was reset.
+    /// The backlog no longer holds the next record, or the log was reset.
     Gone,
 }
 
 impl Log {
-    /// A log that keeps `backlog_bytes` of log.
-    #[must_use]
-    pub fn new(backlog_bytes: u64) -> Log {
+    fn new(backlog_bytes: u64) -> Log {
         let (sender, receiver) = unbounded();
         Log {
-            head: Mutex::default(),
+            order: Mutex::default(),
             sender,
             receiver,
-            reserved: AtomicU64::new(0),
-            is_over: AtomicBool::new(false),
-            waiting: Mutex::default(),
-            freed: Condvar::new(),
+            room: Room::new(),
             kept: Mutex::new(Kept {
-                log: Backlog::new(backlog_bytes),
+                backlog: Backlog::new(backlog_bytes),
                 times: AppendTimes::default(),
                 generation: 0,
                 ended: false,
             }),
             grown: Condvar::new(),
+            watermarks: Watermarks::default(),
         }
     }
 
-    /// Waits until the channel has room for writes of this cost, and takes it. To be called before any lock is taken.
-    /// What is larger than half of the room waits until the other half is free: to wait for all of it, beside writers
-    /// of little, could take for ever. Once the log has [ended](Self::end) nobody waits.
-    pub fn reserve(&self, cost: u64) {
-        if self.try_reserve(cost) {
-            return;
-        }
-        let mut waiting = self.waiting.lock();
-        while !self.try_reserve(cost) {
-            // Not for ever: who releases does not take the lock, and may so miss one that has just come.
-            self.freed.wait_for(&mut waiting, REST);
-        }
+    /// How far the log has come, for answers that wait for a position.
+    #[must_use]
+    pub const fn watermarks(&self) -> &Watermarks {
+        &self.watermarks
     }
 
-    fn try_reserve(&self, cost: u64) -> bool {
-        let is_over = self.is_over.load(Ordering::Acquire);
-        let room = |reserved: u64| {
-            let after = reserved.saturating_add(cost);
-            let fits = after <= ROOM_BYTES || reserved <= ROOM_BYTES / 2;
-            (fits || is_over).then_some(after)
-        };
-        let order = (Ordering::AcqRel, Ordering::Acquire);
-        self.reserved.fetch_update(order.0, order.1, room).is_ok()
-    }
-
-    /// Gives back what was reserved and is not needed, or no longer.
-    pub fn release(&self, cost: u64) {
-        let was = self.reserved.fetch_sub(cost, Ordering::AcqRel);
-        debug_assert!(was >= cost, "what is released was reserved");
-        // Writers wait only where there was little room.
-        if was > ROOM_BYTES / 2 {
-            self.freed.notify_all();
-        }
-    }
-
-    /// Gives writes that were made together their indexes and their place in the log, `change` being what they changed
-    /// the digest by. To be called with the partitions of all their keys locked for the write, and with room reserved.
-    pub fn append(&self, frames: Frames, count: u32, change: Digest) {
-        let mut head = self.head.lock();
-        head.index += u64::from(count);
-        head.digest = head.digest.plus(change);
-        let digest = head.digest;
-        let logged = Logged {
-            frames,
-            count,
-            digest,
-        };
-        // The log holds a receiver itself, so the channel is never closed.
-        let _ = self.sender.send(Step::Append(logged));
-    }
-
-    /// Where the data set stands.
+    /// The last position of the data set.
     #[must_use]
     pub fn head(&self) -> Head {
-        *self.head.lock()
+        self.order.lock().head
     }
 
-    /// Begins anew after `head`: the data set was replaced by another. Nobody may write meanwhile.
-    pub fn reset(&self, head: Head) {
-        let mut own = self.head.lock();
-        *own = head;
-        let _ = self.sender.send(Step::Reset(head));
-    }
-
-    /// Says that nothing that is appended from here on matters. Ends [`keep`](Self::keep) once all that was before is
-    /// in the log.
-    pub fn end(&self) {
-        // A follower's link may still be writing, and must not wait for room that nobody frees.
-        self.is_over.store(true, Ordering::Release);
-        let _ = self.sender.send(Step::End);
-    }
-
-    /// The replication thread: moves entries from the channel to the log until [`end`](Self::end).
+    /// Moves records from the append queue to the backlog until the log [ends](Sequencer::end). The replication thread
+    /// runs this.
     pub fn keep(&self) {
-        let mut moved: Vec<Logged> = Vec::new();
+        let mut moved: Vec<Append> = Vec::new();
         loop {
             let Ok(first) = self.receiver.recv() else {
                 return;
@@ -208,16 +142,16 @@ impl Log {
             let mut cost = 0;
             let mut kept = self.kept.lock();
             let now = Instant::now();
-            let mut first_index = kept.log.last_index() + 1;
+            let mut first_index = kept.backlog.last_index() + 1;
             for step in std::iter::once(first).chain(self.receiver.try_iter().take(MOVED_MAX)) {
                 match step {
-                    Step::Append(logged) => {
-                        cost += Frames::cost(logged.frames.bytes().len());
-                        kept.log.push(&logged);
-                        moved.push(logged);
+                    Step::Append(append) => {
+                        cost += Records::cost(append.records.bytes().len());
+                        kept.backlog.push(&append);
+                        moved.push(append);
                     }
                     Step::Reset(head) => {
-                        kept.log.reset(head.index, head.digest);
+                        kept.backlog.reset(head.index, head.digest);
                         kept.times.reset(head.index, now);
                         kept.generation += 1;
                         first_index = head.index + 1;
@@ -225,15 +159,15 @@ impl Log {
                     Step::End => kept.ended = true,
                 }
             }
-            let last_index = kept.log.last_index();
+            let last_index = kept.backlog.last_index();
             if last_index >= first_index {
                 kept.times.note(first_index, last_index, now);
             }
             let ended = kept.ended;
             drop(kept);
             self.grown.notify_all();
-            self.release(cost);
-            // Where the store has given an entry up already, this frees it; no lock is held meanwhile.
+            self.room.release(cost);
+            // Frees entries that the store has replaced; no lock is held meanwhile.
             moved.clear();
             if ended {
                 return;
@@ -241,31 +175,31 @@ impl Log {
         }
     }
 
-    /// A place in the log: after `index`, if the log still holds what comes next.
+    /// A cursor after `index`, if the backlog still holds the next record.
     #[must_use]
     pub fn cursor_after(&self, index: u64) -> Option<Cursor> {
         let kept = self.kept.lock();
-        let held = index + 1 >= kept.log.first_index() && index <= self.head.lock().index;
+        let held = index + 1 >= kept.backlog.first_index() && index <= self.head().index;
         held.then_some(Cursor {
             generation: kept.generation,
             next: index + 1,
         })
     }
 
-    /// Whether the log still holds what comes next at `cursor`.
+    /// Whether the backlog still holds the next record of `cursor`.
     #[must_use]
     pub fn holds(&self, cursor: &Cursor) -> bool {
         let kept = self.kept.lock();
-        kept.generation == cursor.generation && cursor.next >= kept.log.first_index()
+        kept.generation == cursor.generation && cursor.next >= kept.backlog.first_index()
     }
 
-    /// Index of the oldest entry that the log still holds; one past the last where it holds none.
+    /// Index of the oldest record in the backlog; one past the last where it holds none.
     #[must_use]
     pub fn first_index(&self) -> u64 {
-        self.kept.lock().log.first_index()
+        self.kept.lock().backlog.first_index()
     }
 
-    /// The next entries from the cursor on ([`Backlog::read`]). Waits for them until `deadline`, or until `is_over`,
+    /// Reads the next records of the cursor ([`Backlog::read`]). Waits for them until `deadline`, or until `is_over`,
     /// which is asked again at each [`wake_readers`](Self::wake_readers).
     pub fn read(
         &self,
@@ -283,7 +217,7 @@ impl Log {
             if kept.generation != cursor.generation {
                 return Found::Gone;
             }
-            match kept.log.read(cursor.next, bytes_max, buffer) {
+            match kept.backlog.read(cursor.next, bytes_max, buffer) {
                 After::Small(count) => {
                     cursor.next += u64::from(count);
                     return Found::Small(count);
@@ -303,46 +237,46 @@ impl Log {
         }
     }
 
-    /// Has every reader that waits look whether it is over.
+    /// Has every reader that waits ask again whether it is over.
     pub fn wake_readers(&self) {
-        // With the lock, so that none is between its look and its wait.
+        // With the lock, so that no reader is between asking and waiting.
         drop(self.kept.lock());
         self.grown.notify_all();
     }
 
-    /// Whether the log has [ended](Self::end), and all that was appended before is in the log.
+    /// Whether the log has [ended](Sequencer::end) and everything appended before is in the backlog.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.kept.lock().ended
     }
 
-    /// When the entry with this index was appended, to 10 ms or a thousandth of its age; `None` where it is not in
-    /// the log yet.
+    /// When the record with this index was appended, to 10 ms or a thousandth of its age; `None` where it is not in
+    /// the backlog yet.
     #[must_use]
     pub fn appended_at(&self, index: u64) -> Option<Instant> {
         self.kept.lock().times.of(index)
     }
 
-    /// Index and digest of the newest entry in the log, which may be a little behind [`head`](Self::head).
+    /// Index and digest of the newest record in the backlog, which may be a little behind [`head`](Self::head).
     #[must_use]
     pub fn kept_head(&self) -> Head {
         let kept = self.kept.lock();
-        let index = kept.log.last_index();
+        let index = kept.backlog.last_index();
         Head {
             index,
-            digest: kept.log.digest_at(index).unwrap_or_default(),
+            digest: kept.backlog.digest_at(index).unwrap_or_default(),
         }
     }
 
-    /// The digest at `index`, where the log reaches back so far.
+    /// The digest at `index`, where the backlog reaches back so far and an append ended there.
     #[must_use]
     pub fn digest_at(&self, index: u64) -> Option<Digest> {
-        self.kept.lock().log.digest_at(index)
+        self.kept.lock().backlog.digest_at(index)
     }
 
-    /// Bytes that the log counts for.
+    /// Bytes that the backlog counts for.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
-        self.kept.lock().log.bytes()
+        self.kept.lock().backlog.bytes()
     }
 }

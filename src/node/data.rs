@@ -1,256 +1,140 @@
-//! How a node carries out SET, GET and DEL, for clients and on behalf of its leader.
+//! Runs of clients, and the answers to those that are not admitted.
 
-use super::*;
+use super::{Node, Reply, Role};
+use crate::engine::entry::Entry;
+use crate::engine::{Answers, NotDone, Outcome};
+use crate::log::{Position, Reservation};
+use crate::wire::Run;
+
+/// The append queue has no room for a request's records. Nothing was done;
+/// [`Engine::wait_for_room`](crate::engine::Engine::wait_for_room) waits for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoRoom {
+    /// Bytes to reserve.
+    pub cost: u64,
+}
+
+/// Why a large SET was not executed.
+#[derive(Debug)]
+pub enum NotSet {
+    /// The append queue has no room for it. The entry is given back.
+    NoRoom(NoRoom, Entry),
+    /// This node takes no writes; the answer to the client.
+    Refused(Reply),
+}
 
 impl Node {
-    /// Carries out a SET, and returns the entry that it replaced.
+    /// Executes requests of `run` in their order, or refuses them, and adds their answers. Returns how many, and the
+    /// position that their answers wait for. `room` is what
+    /// [`Engine::wait_for_room`](crate::engine::Engine::wait_for_room) returned after [`NoRoom`].
     ///
     /// # Errors
     ///
-    /// The answer to the client, where this node takes no writes.
-    pub fn set(&self, entry: Entry) -> Result<Option<Entry>, Reply> {
-        match self.refuses_writes() {
-            Some(reply) => Err(reply),
-            None => Ok(self.put(entry)),
+    /// [`NoRoom`], where not even the first request could be executed.
+    pub fn execute_run<'n>(
+        &'n self,
+        run: &Run<'_>,
+        room: Option<Reservation<'n>>,
+        answers: &mut Answers,
+    ) -> Result<Outcome, NoRoom> {
+        let (outcome, is_refused) = match self.engine.execute(run, room, answers) {
+            Ok(outcome) => (outcome, false),
+            Err(NotDone::NoRoom { cost }) => return Err(NoRoom { cost }),
+            Err(NotDone::Refused) => (self.refuse(run, answers), true),
+        };
+        if outcome.count == run.len() {
+            return Ok(outcome);
         }
+        Ok(self.execute_rest(run, outcome, is_refused, answers))
     }
 
-    /// Carries out the requests of `run` in their order. The answers to the first ones are added to `out`, frame by
-    /// frame, and how many these are is returned, with the answer to the next one where its value is long; what comes
-    /// after that is not carried out.
-    pub fn carry_out(&self, run: &Run<'_>, out: &mut Vec<u8>) -> (usize, Option<Reply>) {
-        if run.len() > 1
-            && let Ok(carried_out) = self.carry_out_together(run, out)
-        {
-            return carried_out;
-        }
-        for (at, frame) in run.frames().enumerate() {
-            let reply = match frame.request() {
-                Request::Get { key } => self.read_to(key, out),
-                _ => Some(self.write(&frame)),
-            };
-            match reply {
-                None => {}
-                Some(reply) if reply.value().len() > COPIED_BYTES => return (at, Some(reply)),
-                Some(reply) => answer(out, reply.status(), reply.value()),
-            }
-        }
-        (run.len(), None)
-    }
-
-    /// As [`carry_out`](Self::carry_out), where all of it can be done together and nothing is refused. Apart from it,
-    /// since what this needs of the stack a connection that asks for one thing at a time is not to pay for.
-    #[inline(never)]
-    fn carry_out_together(
+    /// Goes on behind the requests of `outcome`, if there is one that is refused. The others, as those behind a long
+    /// value, are the next run.
+    fn execute_rest(
         &self,
         run: &Run<'_>,
-        out: &mut Vec<u8>,
-    ) -> Result<(usize, Option<Reply>), Contended> {
-        let (writes, before) = (run.writes() != 0, out.len());
-        let allows = if writes {
-            &self.takes_writes
+        mut outcome: Outcome,
+        mut was_refused: bool,
+        answers: &mut Answers,
+    ) -> Outcome {
+        while outcome.count < run.len() {
+            let rest = run.after(outcome.count);
+            let is_admitted = match rest.writes() & 1 {
+                0 => self.engine.admits_reads(),
+                _ => self.engine.admits_writes(),
+            };
+            let next = match (is_admitted, was_refused) {
+                (false, _) => self.refuse(&rest, answers),
+                (true, false) => break,
+                (true, true) => self
+                    .engine
+                    .execute(&rest, None, answers)
+                    .unwrap_or_default(),
+            };
+            if next.count == 0 {
+                break;
+            }
+            was_refused = !is_admitted;
+            outcome.count += next.count;
+            outcome.position = outcome.position.max(next.position);
+        }
+        outcome
+    }
+
+    /// Executes a SET whose entry is already made. Returns the position that its answer waits for, and the entry that
+    /// it replaced.
+    ///
+    /// # Errors
+    ///
+    /// Where nothing was done.
+    pub fn set<'n>(
+        &'n self,
+        entry: Entry,
+        room: Option<Reservation<'n>>,
+    ) -> Result<(Position, Option<Entry>), NotSet> {
+        self.engine
+            .set(entry, room)
+            .map_err(|(not_done, entry)| match not_done {
+                NotDone::NoRoom { cost } => NotSet::NoRoom(NoRoom { cost }, entry),
+                NotDone::Refused => NotSet::Refused(self.refusal_of_write()),
+            })
+    }
+
+    /// Refuses the first request of a run, and those behind it that are refused for the same reason.
+    fn refuse(&self, run: &Run<'_>, answers: &mut Answers) -> Outcome {
+        let (is_write, len) = (run.writes() & 1 == 1, run.len());
+        let (reply, same) = if is_write {
+            (self.refusal_of_write(), run.writes().trailing_ones())
         } else {
-            &self.serves_reads
+            (self.refusal_of_read(), run.writes().trailing_zeros())
         };
-        if !allows.load(Ordering::Acquire) {
-            return Err(Contended);
+        let count = usize::try_from(same).unwrap_or(len).min(len);
+        for _ in 0..count {
+            answers.push(reply.status(), reply.value());
         }
-        let (mut count, mut next) = (0, None);
-        self.make(run, |frame, old| {
-            let (status, value) = match (frame.request(), old) {
-                (Request::Get { .. }, Some(entry)) if entry.value().len() > COPIED_BYTES => {
-                    next = Some(entry.clone());
-                    return false;
-                }
-                (Request::Get { .. }, Some(entry)) => (Status::Ok, entry.value()),
-                (Request::Set { .. }, _) | (_, Some(_)) => (Status::Ok, &[][..]),
-                (_, None) => (Status::NotFound, &[][..]),
-            };
-            answer(out, status, value);
-            count += 1;
-            true
-        })?;
-        // Asked again, since the store may have been given up meanwhile; but not by a leader that takes writes, which
-        // keeps what it has for good.
-        if !writes && !self.serves_reads.load(Ordering::Acquire) {
-            out.truncate(before);
-            return Err(Contended);
-        }
-        Ok((count, next.map(Reply::Value)))
+        let position = Position::default();
+        Outcome { count, position }
     }
 
-    pub(super) fn write(&self, frame: &RequestFrame<'_>) -> Reply {
-        match self.refuses_writes() {
+    /// The answer to every write, where this node takes none.
+    #[must_use]
+    pub fn refuses_writes(&self) -> Option<Reply> {
+        (!self.takes_writes()).then(|| self.refusal_of_write())
+    }
+
+    fn refusal_of_write(&self) -> Reply {
+        match self.redirects_writes() {
             Some(reply) => reply,
-            None if self.make_one(frame) => Reply::Done,
-            None => Reply::NotFound,
+            None => self.refusal_of_read(),
         }
     }
 
-    /// Adds the answer to a GET to `out`, or returns it where its value is long or nothing is read here.
-    fn read_to(&self, key: &[u8], out: &mut Vec<u8>) -> Option<Reply> {
-        let serves = || self.serves_reads.load(Ordering::Acquire);
-        if !serves() {
-            return Some(self.refuses_reads());
+    /// The address that a follower sends writers to, in whatever state it is; `None` of a leader.
+    #[must_use]
+    pub fn redirects_writes(&self) -> Option<Reply> {
+        match &self.role {
+            Role::Leader => None,
+            Role::Follower { leader_addr } => Some(Reply::NotLeader(leader_addr.clone())),
         }
-        let before = out.len();
-        let long = self.store.look(key, |entry| match entry {
-            Some(entry) if entry.value().len() > COPIED_BYTES => Some(entry.clone()),
-            Some(entry) => {
-                answer(out, Status::Ok, entry.value());
-                None
-            }
-            None => {
-                answer(out, Status::NotFound, b"");
-                None
-            }
-        });
-        // Asked again, since the store may have been given up meanwhile.
-        if !serves() {
-            out.truncate(before);
-            return Some(self.refuses_reads());
-        }
-        long.map(Reply::Value)
-    }
-
-    pub(super) fn read(&self, key: &[u8]) -> Reply {
-        let serves = || self.serves_reads.load(Ordering::Acquire);
-        if !serves() {
-            return self.refuses_reads();
-        }
-        match self.store.get(key) {
-            Some(entry) => Reply::Value(entry),
-            // Asked again, since the store may have been given up between the first look and this one.
-            None if !serves() => self.refuses_reads(),
-            None => Reply::NotFound,
-        }
-    }
-
-    /// Makes writes of the log, on a follower, where they come from the leader and in its order.
-    ///
-    /// # Errors
-    ///
-    /// [`Diverged`], where a DEL finds nothing; the others are made all the same.
-    pub fn apply_run(&self, run: &Run<'_>) -> Result<(), Diverged> {
-        let mut missing = None;
-        let mut check = |frame: &RequestFrame<'_>, is_made: bool| {
-            if !is_made && missing.is_none() {
-                missing = Some(frame.request().key().to_vec());
-            }
-        };
-        let together = |frame: &RequestFrame<'_>, old: Option<&Entry>| {
-            check(frame, is_made(frame, old));
-            true
-        };
-        if run.len() == 1 || self.make(run, together).is_err() {
-            run.frames()
-                .for_each(|frame| check(&frame, self.make_one(&frame)));
-        }
-        missing.map_or(Ok(()), |key| Err(Diverged { key }))
-    }
-
-    /// Carries out a run in the store, and logs what it changes there. `each` is as in [`Store::carry_out`].
-    fn make(
-        &self,
-        run: &Run<'_>,
-        mut each: impl FnMut(&RequestFrame<'_>, Option<&Entry>) -> bool,
-    ) -> Result<(), Contended> {
-        let journal = self.log.as_ref().filter(|_| run.writes() != 0);
-        let Some(journal) = journal else {
-            let each =
-                |(): &mut (), _, frame: &RequestFrame<'_>, old: Option<&Entry>| each(frame, old);
-            return self.store.carry_out(run, &mut (), each, |()| {}).map(drop);
-        };
-        // All that can be done is done before anything is locked.
-        let digests: ArrayVec<Digest, RUN_MAX> = run.frames().map(digest).collect();
-        let log = run.copy_of(run.writes());
-        let cost = Frames::cost(log.len());
-        journal.reserve(cost);
-        let mut state = (0_u16, Digest::EMPTY, cost);
-        let replaced = self.store.carry_out(
-            run,
-            &mut state,
-            |(made, change, _), at, frame, old| {
-                if is_made(frame, old) {
-                    *made |= 1 << at;
-                    let old = old.map(Digest::of).unwrap_or_default();
-                    *change = change.changed(old, digests[at]);
-                }
-                each(frame, old)
-            },
-            |(made, change, unused)| {
-                if *made == 0 {
-                    return;
-                }
-                let all = *made == run.writes();
-                let log = if all { log } else { run.copy_of(*made) };
-                *unused -= Frames::cost(log.len());
-                journal.append(Frames::Run(log), made.count_ones(), *change);
-            },
-        );
-        let (_, _, unused) = state;
-        if unused > 0 {
-            journal.release(unused);
-        }
-        replaced.map(drop)
-    }
-
-    /// Makes one write, and says whether it did anything.
-    fn make_one(&self, frame: &RequestFrame<'_>) -> bool {
-        let is_del = matches!(frame.request(), Request::Del { .. });
-        if !is_del && frame.bytes().len() > RUN_FRAME_BYTES_MAX {
-            // Copied before anything is locked, and the same copy goes to the log.
-            self.put(Entry::copy_of(frame));
-            return true;
-        }
-        let mut made = false;
-        let Some(journal) = &self.log else {
-            self.store.write(frame, |_| made = true);
-            return made;
-        };
-        let new = digest(*frame);
-        let log = frame.bytes().to_vec();
-        let cost = Frames::cost(log.len());
-        journal.reserve(cost);
-        self.store.write(frame, |old| {
-            made = true;
-            let old = old.map(Digest::of).unwrap_or_default();
-            journal.append(Frames::Run(log), 1, Digest::EMPTY.changed(old, new));
-        });
-        if !made {
-            journal.release(cost);
-        }
-        made
-    }
-
-    /// Makes one SET, and returns the entry that it replaced.
-    fn put(&self, entry: Entry) -> Option<Entry> {
-        let Some(journal) = &self.log else {
-            return self.store.set(entry);
-        };
-        let new = Digest::of(&entry);
-        journal.reserve(Frames::cost(entry.frame().len()));
-        self.store.set_with(entry, |entry, old| {
-            let old = old.map(Digest::of).unwrap_or_default();
-            let change = Digest::EMPTY.changed(old, new);
-            journal.append(Frames::Entry(entry.clone()), 1, change);
-        })
-    }
-}
-
-/// Whether a request changes the data, where its key has this entry: a SET does, and a DEL of what is there.
-fn is_made(frame: &RequestFrame<'_>, old: Option<&Entry>) -> bool {
-    match frame.request() {
-        Request::Set { .. } => true,
-        Request::Del { .. } => old.is_some(),
-        _ => false,
-    }
-}
-
-/// What a write makes of the digest, beside what it replaces.
-pub(crate) fn digest(frame: RequestFrame<'_>) -> Digest {
-    match frame.request() {
-        Request::Set { .. } => Digest::of_frame(frame.bytes()),
-        _ => Digest::EMPTY,
     }
 }

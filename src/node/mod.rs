@@ -4,25 +4,21 @@ mod data;
 mod replica;
 mod status;
 
-pub(crate) use data::digest;
+pub use data::{NoRoom, NotSet};
 
 use std::fmt::{self, Write as _};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use arrayvec::ArrayVec;
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Condvar, Mutex};
 
 use crate::config::{Config, LimitsConfig, NodeConfig, ReplicationConfig};
-use crate::engine::comparison::{self, Budget};
-use crate::engine::digest::Digest;
-use crate::engine::entry::{Entry, SHORT_BYTES};
-use crate::engine::store::{Contended, Store};
+use crate::engine::comparison::Budget;
+use crate::engine::{Admission, Answers, Engine};
 use crate::history::{Era, History};
-use crate::log::backlog::Frames;
 use crate::log::{Head, Log};
 use crate::replication::core::followers::Followers;
 use crate::replication::core::liveness::{LeaderChange, LeaderWatch, Liveness};
@@ -31,21 +27,13 @@ use crate::replication::core::report::{Contact, Settings, Stopping};
 use crate::replication::core::snapshot_permits::SnapshotPermits;
 use crate::wire::comparison::{ComparisonError, List, Sums};
 use crate::wire::response::ResponseHeader;
-use crate::wire::run::{RUN_FRAME_BYTES_MAX, RUN_MAX};
-use crate::wire::{Request, RequestFrame, Run, Status};
+use crate::wire::{Request, RequestFrame, Status};
 
 /// A peer that says nothing for so many heartbeats counts as down, and a follower as gone.
 pub const SILENT_HEARTBEATS: u32 = 3;
 
 /// The answer to a write once a leader stops.
 const STOPS: &str = "this leader is stopping and takes no more writes; try again when it is back";
-
-/// Longest value in bytes that is copied to the answers while its partition is locked: so many are sooner copied than
-/// their count is raised and lowered. A longer one is copied, or sent from where it lies, when nothing is locked.
-pub const COPIED_BYTES: usize = 1 << 10;
-
-// What is not copied so is cloned under the lock, and must have a count.
-const _: () = assert!(COPIED_BYTES >= SHORT_BYTES);
 
 /// What a node is in its cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,14 +84,10 @@ pub struct Member {
 #[derive(Debug)]
 pub struct Node {
     role: Role,
-    store: Store,
-    /// The order of all writes; none in a cluster of one, which pays nothing for replication.
-    log: Option<Log>,
+    /// The data set and the order of its writes.
+    engine: Engine,
     member: Option<Member>,
     standing: Mutex<Standing>,
-    /// What `standing` allows, for the way of every request.
-    serves_reads: AtomicBool,
-    takes_writes: AtomicBool,
     followers: Mutex<Followers>,
     /// A follower's progress has changed, or it has gone.
     progressed: Condvar,
@@ -149,18 +133,14 @@ struct Standing {
 /// The answer to one request.
 #[derive(Clone, Debug)]
 pub enum Reply {
-    /// OK, empty: the answer to SET, and to DEL of a key that was there.
+    /// OK, empty.
     Done,
     /// OK and `PONG`.
     Pong,
-    /// OK and the entry's value.
-    Value(Entry),
     /// OK and a text.
     Text(String),
     /// OK and bytes.
     Answer(Vec<u8>),
-    /// NOT_FOUND.
-    NotFound,
     /// NOT_LEADER and the leader's address.
     NotLeader(Arc<str>),
     /// LOADING and a message.
@@ -197,13 +177,6 @@ impl fmt::Display for Lacking {
             Lacking::At(index) => write!(f, "has applied no more than index {index}"),
         }
     }
-}
-
-/// A write from the leader that cannot have been made to this data set: a DEL of a key that is not there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Diverged {
-    /// That key.
-    pub key: Vec<u8>,
 }
 
 impl Node {
@@ -249,16 +222,15 @@ impl Node {
             Role::Leader => "this leader is asking the other nodes for data",
             Role::Follower { .. } => "this follower holds no complete data set yet; ask the leader",
         };
-        let journal = Log::new(config.replication.backlog_bytes);
         Node::with(
             role,
-            Some(journal),
+            Some(config.replication.backlog_bytes),
             Some(member),
             Phase::Loading(Arc::from(why)),
         )
     }
 
-    fn with(role: Role, journal: Option<Log>, member: Option<Member>, phase: Phase) -> Node {
+    fn with(role: Role, backlog_bytes: Option<u64>, member: Option<Member>, phase: Phase) -> Node {
         let now = Instant::now();
         let names = member.iter().flat_map(|member| &member.peers);
         let names: Vec<String> = names.map(|peer| peer.name.clone()).collect();
@@ -270,8 +242,7 @@ impl Node {
             .map_or(Duration::MAX, |member| member.replication.leader_timeout);
         let node = Node {
             role,
-            store: Store::new(),
-            log: journal,
+            engine: Engine::new(backlog_bytes),
             member,
             standing: Mutex::new(Standing {
                 phase: Phase::Serving,
@@ -280,8 +251,6 @@ impl Node {
                 distrust: false,
                 stops: false,
             }),
-            serves_reads: AtomicBool::new(false),
-            takes_writes: AtomicBool::new(false),
             followers: Mutex::default(),
             progressed: Condvar::new(),
             snapshot_permits: SnapshotPermits::default(),
@@ -305,16 +274,10 @@ impl Node {
         node
     }
 
-    /// The node's data.
+    /// The node's data set.
     #[must_use]
-    pub const fn store(&self) -> &Store {
-        &self.store
-    }
-
-    /// The order of all writes, where the node has peers.
-    #[must_use]
-    pub const fn log(&self) -> Option<&Log> {
-        self.log.as_ref()
+    pub const fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     /// Identity and settings of the node, where it has a `cluster.toml`.
@@ -399,7 +362,7 @@ impl Node {
             standing.history = History::default();
             standing.phase = Phase::Loading(Arc::from(why));
         });
-        self.store.clear();
+        self.engine.clear();
     }
 
     /// A number that rises whenever the data set or its history becomes another one: before the first entry of the old
@@ -446,7 +409,7 @@ impl Node {
     /// Whether the node takes writes.
     #[must_use]
     pub fn takes_writes(&self) -> bool {
-        self.takes_writes.load(Ordering::Acquire)
+        self.engine.admits_writes()
     }
 
     /// Another node leads in a later epoch: this leader keeps its data, takes no more writes, and says why.
@@ -477,7 +440,7 @@ impl Node {
     /// A leader that stops takes no more writes, so that its followers can get everything before it goes. Says whether
     /// it took any until now.
     pub fn end_writes(&self) -> bool {
-        let took = self.takes_writes.load(Ordering::Acquire);
+        let took = self.engine.admits_writes();
         self.change(|standing| standing.stops = true);
         took
     }
@@ -495,8 +458,11 @@ impl Node {
         let serves = !matches!(standing.phase, Phase::Loading(_));
         let leads =
             self.role == Role::Leader && standing.phase == Phase::Serving && !standing.stops;
-        self.serves_reads.store(serves, Ordering::SeqCst);
-        self.takes_writes.store(leads, Ordering::SeqCst);
+        self.engine.admit(Admission {
+            reads: serves,
+            writes: leads,
+            epoch: standing.history.last().map_or(0, |era| era.epoch),
+        });
     }
 
     /// Carries out one request (GBP §4).
@@ -504,55 +470,35 @@ impl Node {
     pub fn execute(&self, frame: &RequestFrame<'_>) -> Reply {
         match frame.request() {
             Request::Ping => Reply::Pong,
-            Request::Get { key } => self.read(key),
-            Request::Set { .. } | Request::Del { .. } => self.write(frame),
+            Request::Get { .. } | Request::Set { .. } | Request::Del { .. } => {
+                Reply::Error(format!("{} is executed in runs", frame.opcode().name()))
+            }
             Request::Status => Reply::Text(self.status(Instant::now())),
             Request::Discard => self.discard(),
             Request::Sums { key, value } => self.comparison(|out| {
                 let request = Sums::decode(key, value)?;
-                comparison::sums(&self.store, &request, Budget::default())?.encode(out);
+                (self.engine.sums(&request, Budget::default())?).encode(out);
                 Ok(())
             }),
             Request::List { key, value } => self.comparison(|out| {
                 let request = List::decode(key, value)?;
-                comparison::list(&self.store, &request, Budget::default())?.encode(out);
+                (self.engine.list(&request, Budget::default())?).encode(out);
                 Ok(())
             }),
             Request::Follow { .. } => Reply::Error("this node has no followers".to_owned()),
         }
     }
 
-    /// The answer to every write, where this node takes none.
-    #[must_use]
-    pub fn refuses_writes(&self) -> Option<Reply> {
-        if self.takes_writes.load(Ordering::Acquire) {
-            return None;
-        }
-        Some(
-            self.redirects_writes()
-                .unwrap_or_else(|| self.refuses_reads()),
-        )
-    }
-
-    /// Where a follower sends writers, whatever state it is in; `None` of a leader.
-    #[must_use]
-    pub fn redirects_writes(&self) -> Option<Reply> {
-        match &self.role {
-            Role::Leader => None,
-            Role::Follower { leader_addr } => Some(Reply::NotLeader(Arc::clone(leader_addr))),
-        }
-    }
-
     /// Answers about what the store holds, with what `write` makes of it.
     fn comparison(&self, write: impl FnOnce(&mut Vec<u8>) -> Result<(), ComparisonError>) -> Reply {
-        if !self.serves_reads.load(Ordering::Acquire) {
-            return self.refuses_reads();
+        if !self.engine.admits_reads() {
+            return self.refusal_of_read();
         }
         let mut answer = Vec::new();
         let result = write(&mut answer);
         // Asked again, since the store may have been given up meanwhile.
-        if !self.serves_reads.load(Ordering::Acquire) {
-            return self.refuses_reads();
+        if !self.engine.admits_reads() {
+            return self.refusal_of_read();
         }
         match result {
             Ok(()) => Reply::Answer(answer),
@@ -560,7 +506,7 @@ impl Node {
         }
     }
 
-    fn refuses_reads(&self) -> Reply {
+    fn refusal_of_read(&self) -> Reply {
         match self.phase() {
             Phase::Loading(why) | Phase::Refusing(why) => Reply::Loading(why),
             Phase::Serving if self.standing.lock().stops => Reply::Loading(Arc::from(STOPS)),
@@ -609,7 +555,7 @@ impl Node {
     /// Where the data set stands; index 0 in a cluster of one.
     #[must_use]
     pub fn head(&self) -> Head {
-        self.log.as_ref().map(Log::head).unwrap_or_default()
+        self.engine.head()
     }
 }
 
@@ -618,10 +564,7 @@ impl Reply {
     #[must_use]
     pub const fn status(&self) -> Status {
         match self {
-            Reply::Done | Reply::Pong | Reply::Value(_) | Reply::Text(_) | Reply::Answer(_) => {
-                Status::Ok
-            }
-            Reply::NotFound => Status::NotFound,
+            Reply::Done | Reply::Pong | Reply::Text(_) | Reply::Answer(_) => Status::Ok,
             Reply::NotLeader(_) => Status::NotLeader,
             Reply::Loading(_) => Status::Loading,
             Reply::Error(_) => Status::Error,
@@ -632,12 +575,23 @@ impl Reply {
     #[must_use]
     pub fn value(&self) -> &[u8] {
         match self {
-            Reply::Done | Reply::NotFound => b"",
+            Reply::Done => b"",
             Reply::Pong => b"PONG",
-            Reply::Value(entry) => entry.value(),
             Reply::Answer(bytes) => bytes,
             Reply::NotLeader(text) | Reply::Loading(text) => text.as_bytes(),
             Reply::Text(text) | Reply::Error(text) => text.as_bytes(),
+        }
+    }
+
+    /// Adds the answer's frame.
+    pub fn push_to(self, answers: &mut Answers) {
+        let status = self.status();
+        match self {
+            Reply::Text(text) | Reply::Error(text) => answers.push_bytes(status, text.into_bytes()),
+            Reply::Answer(bytes) => answers.push_bytes(status, bytes),
+            Reply::Done | Reply::Pong | Reply::NotLeader(_) | Reply::Loading(_) => {
+                answers.push(status, self.value());
+            }
         }
     }
 
@@ -646,12 +600,6 @@ impl Reply {
     pub fn header(&self) -> ResponseHeader {
         header(self.status(), self.value())
     }
-}
-
-/// Adds an answer's frame.
-fn answer(out: &mut Vec<u8>, status: Status, value: &[u8]) {
-    out.extend_from_slice(&header(status, value).encode());
-    out.extend_from_slice(value);
 }
 
 fn header(status: Status, value: &[u8]) -> ResponseHeader {

@@ -5,7 +5,7 @@ use super::*;
 impl Node {
     /// The answer to STATUS: `key: value` lines (GBP §4).
     pub(super) fn status(&self, now: Instant) -> String {
-        let head = self.log.as_ref().map(Log::head).unwrap_or_default();
+        let head = self.engine.head();
         let (phase, epoch) = {
             let standing = self.standing.lock();
             // Not of an era whose first entry is further on: epoch and index together say what the node holds.
@@ -43,8 +43,8 @@ impl Node {
         line("epoch", &epoch);
         line("index", &head.index);
         line("digest", &head.digest);
-        line("keys", &self.store.len());
-        line("bytes", &self.store.bytes());
+        line("keys", &self.engine.len());
+        line("bytes", &self.engine.bytes());
         line("connections", &self.connections.load(Ordering::Relaxed));
         line(
             "uptime_ms",
@@ -68,11 +68,11 @@ impl Node {
         line("resumes", &self.resumes.load(Ordering::Relaxed));
         line(
             "backlog_bytes",
-            &self.log.as_ref().map_or(0, Log::kept_bytes),
+            &self.engine.log().map_or(0, Log::kept_bytes),
         );
         line(
             "backlog_first_index",
-            &self.log.as_ref().map_or(0, Log::first_index),
+            &self.engine.log().map_or(0, Log::first_index),
         );
         if let Role::Follower { leader_addr } = &self.role {
             line("leader", leader_addr);
@@ -129,7 +129,7 @@ impl Node {
         }
         let followers = self.followers.lock().clone();
         for (name, follower) in followers.iter() {
-            let appended_at = |index| self.log.as_ref()?.appended_at(index);
+            let appended_at = |index| self.engine.log()?.appended_at(index);
             let (progress, lag) = (
                 follower.progress(),
                 follower.lag(head.index, appended_at, now),

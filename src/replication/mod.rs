@@ -123,7 +123,7 @@ pub(crate) fn start<'scope>(
     node: &'scope Node,
     stop: &'scope Stop,
 ) -> io::Result<()> {
-    let (Some(log), Some(member)) = (node.log(), node.member()) else {
+    let (Some(log), Some(member)) = (node.engine().log(), node.member()) else {
         return Ok(());
     };
     let spawn = |name: String, body: Box<dyn FnOnce() + Send + 'scope>| {

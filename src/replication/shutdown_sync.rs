@@ -51,12 +51,12 @@ pub enum Ending {
 /// until then.
 pub(crate) fn run(node: &Node, stop: &Stop, took_writes: bool) -> Ending {
     node.set_stopping(Stopping::Waiting);
-    if !node.holds_data() || node.store().is_empty() {
+    if !node.holds_data() || node.engine().is_empty() {
         node.set_stopping(Stopping::Ending);
         return Ending::Kept;
     }
     if let Phase::Refusing(why) = node.phase() {
-        let (keys, index) = (node.store().len(), node.head().index);
+        let (keys, index) = (node.engine().len(), node.head().index);
         node.set_stopping(Stopping::Ending);
         error!("the data of this node, {keys} keys, is on no other one and lost with it: {why}");
         return Ending::Lost { keys, index };
@@ -236,7 +236,7 @@ impl<'a> ShutdownSync<'a> {
             })
         };
         self.node.set_stopping(Stopping::Ending);
-        let (keys, index) = (self.node.store().len(), self.index);
+        let (keys, index) = (self.node.engine().len(), self.index);
         if has_some {
             error!(
                 "no other node is known to hold all of the data: {keys} keys, up to index {index}; what the others \

@@ -711,7 +711,7 @@ mod tests {
             read(connection, has_spare, 1);
             assert_eq!(wait(connection), Event::EndOfStream);
             assert!(connection.session.is_between_frames());
-            let value = connection.context.node.store().get(b"k").unwrap();
+            let value = connection.context.node.engine().get(b"k").unwrap();
             assert_eq!(value.value(), &[1; 60_000]);
         });
     }

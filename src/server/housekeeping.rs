@@ -151,9 +151,9 @@ impl Holdings {
 
 /// Estimate of the bytes of the node's data and log.
 fn held_bytes(node: &Node) -> u64 {
-    let entries = u64::try_from(node.store().len()).unwrap_or(u64::MAX);
-    let log = node.log().map_or(0, |log| log.kept_bytes());
-    let store = node.store().bytes();
+    let entries = u64::try_from(node.engine().len()).unwrap_or(u64::MAX);
+    let log = node.engine().log().map_or(0, |log| log.kept_bytes());
+    let store = node.engine().bytes();
     store
         .saturating_add(entries.saturating_mul(ENTRY_BYTES))
         .saturating_add(log)

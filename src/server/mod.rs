@@ -96,7 +96,7 @@ impl Server {
         let listeners = Listeners::bind(addr)?;
         let allowance = Allowance::new(limits.max_connections);
         let registry = Registry::new(allowance.connections);
-        let has_peers = node.log().is_some();
+        let has_peers = node.engine().log().is_some();
         Ok(Server {
             node,
             limits,

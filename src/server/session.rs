@@ -7,16 +7,15 @@
 use std::mem::MaybeUninit;
 
 use crate::engine::entry::{Entry, EntryBuilder};
-use crate::node::{Node, Reply};
+use crate::engine::{Answers, DIRECT_BYTES};
+use crate::log::Reservation;
+use crate::node::{NoRoom, Node, NotSet, Reply};
 use crate::wire::request::{self, Disposition, HEADER_LEN, Limits, Parsed, RequestError};
 use crate::wire::{Buffer, Opcode, Request, RequestFrame, Run};
 
 /// Bytes of answers from which on nothing more is carried out until some are sent. It bounds the memory that answers
 /// take, and the time that a client waits for the first of them.
 const OUTPUT_BYTES_MAX: usize = 64 << 10;
-
-/// Shortest value in bytes that is sent from its entry, and not copied behind the other answers first.
-const DIRECT_BYTES: usize = 16 << 10;
 
 /// A SET frame longer than this is read straight into the entry that it becomes. For shorter ones a copy costs less
 /// than the system call that reading each of several frames on its own takes.
@@ -78,6 +77,8 @@ pub(super) struct Session<'a> {
     /// it has arrived: it is as long where a client sends one such SET after another.
     spare: Option<EntryBuilder>,
     output: Output,
+    /// Room in the append queue for the next run, where it had to be waited for.
+    room: Option<Reservation<'a>>,
     /// Bytes of a refused frame that are still to be discarded.
     skip: usize,
     /// The first byte has come and was not text.
@@ -106,6 +107,7 @@ impl<'a> Session<'a> {
             large: None,
             spare: None,
             output: Output::default(),
+            room: None,
             skip: 0,
             has_spoken: false,
             is_reserved,
@@ -188,7 +190,7 @@ impl<'a> Session<'a> {
             None => return true,
         };
         self.completed += 1;
-        match self.node.set(entry) {
+        match self.set(entry) {
             Ok(replaced) => {
                 self.spare = replaced
                     .filter(|entry| entry.frame().len() <= SPARE_BYTES_MAX)
@@ -198,6 +200,21 @@ impl<'a> Session<'a> {
             Err(reply) => self.output.push(reply),
         }
         true
+    }
+
+    /// Executes a large SET, and returns the entry that it replaced.
+    fn set(&self, mut entry: Entry) -> Result<Option<Entry>, Reply> {
+        let mut room = None;
+        loop {
+            match self.node.set(entry, room) {
+                Ok((_, replaced)) => return Ok(replaced),
+                Err(NotSet::Refused(reply)) => return Err(reply),
+                Err(NotSet::NoRoom(NoRoom { cost }, given_back)) => {
+                    room = self.node.engine().wait_for_room(cost);
+                    entry = given_back;
+                }
+            }
+        }
     }
 
     /// Discards what has arrived of a refused frame; false where some of it is missing.
@@ -230,12 +247,14 @@ impl<'a> Session<'a> {
         if run.is_empty() {
             return false;
         }
-        let (count, next) = self.node.carry_out(&run, &mut self.output.pending);
-        let count = count + usize::from(next.is_some());
+        let count = loop {
+            let answers = &mut self.output.answers;
+            match self.node.execute_run(&run, self.room.take(), answers) {
+                Ok(outcome) => break outcome.count,
+                Err(NoRoom { cost }) => self.room = self.node.engine().wait_for_room(cost),
+            }
+        };
         let len = run.bytes_of(count);
-        if let Some(reply) = next {
-            self.output.push(reply);
-        }
         self.completed += count;
         self.input.consume(len);
         true
@@ -357,11 +376,10 @@ impl<'a> Session<'a> {
 
     /// Output that can be sent, in two parts.
     pub(super) fn output(&self) -> [&[u8]; 2] {
-        let output = &self.output;
-        let long = output.long.as_ref().map_or(&[][..], Reply::value);
-        match output.sent.checked_sub(output.pending.len()) {
-            None => [&output.pending[output.sent..], long],
-            Some(of_long) => [&long[of_long..], &[]],
+        let (bytes, apart) = self.output.parts();
+        match self.output.sent.checked_sub(bytes.len()) {
+            None => [&bytes[self.output.sent..], apart],
+            Some(of_apart) => [&apart[of_apart..], &[]],
         }
     }
 
@@ -371,13 +389,13 @@ impl<'a> Session<'a> {
     }
 
     /// Whether there is output that is not sent.
-    pub(super) const fn has_output(&self) -> bool {
-        !self.output.pending.is_empty()
+    pub(super) fn has_output(&self) -> bool {
+        !self.output.answers.is_empty()
     }
 
     /// Whether some of it is a long value, which may take long to send.
-    pub(super) const fn has_long_output(&self) -> bool {
-        self.output.long.is_some()
+    pub(super) fn has_long_output(&self) -> bool {
+        self.output.answers.apart().is_some()
     }
 
     /// Whether more memory is held than an idle connection is to hold.
@@ -413,46 +431,44 @@ const fn takes_long(request: &Request<'_>) -> bool {
 /// Answers that are not sent yet.
 #[derive(Default)]
 struct Output {
-    pending: Vec<u8>,
-    /// A long value that follows those.
-    long: Option<Reply>,
-    /// Bytes of both that are sent.
+    answers: Answers,
+    /// Bytes that are sent.
     sent: usize,
 }
 
 impl Output {
     fn push(&mut self, reply: Reply) {
-        self.pending.extend_from_slice(&reply.header().encode());
-        if reply.value().len() < DIRECT_BYTES {
-            self.pending.extend_from_slice(reply.value());
-        } else {
-            self.long = Some(reply);
-        }
+        reply.push_to(&mut self.answers);
+    }
+
+    /// The answers, and the end of the last one where it is apart.
+    fn parts(&self) -> (&[u8], &[u8]) {
+        (
+            self.answers.bytes(),
+            self.answers.apart().unwrap_or_default(),
+        )
     }
 
     /// Whether something has to be sent before more is added.
-    const fn is_full(&self) -> bool {
-        self.long.is_some() || self.pending.len() >= OUTPUT_BYTES_MAX
+    fn is_full(&self) -> bool {
+        self.answers.apart().is_some() || self.answers.bytes().len() >= OUTPUT_BYTES_MAX
     }
 
     fn sent(&mut self, count: usize) {
         self.sent += count;
-        let long = self.long.as_ref().map_or(0, |reply| reply.value().len());
-        if self.sent >= self.pending.len() + long {
-            self.pending.clear();
-            self.long = None;
+        let (bytes, apart) = self.parts();
+        if self.sent >= bytes.len() + apart.len() {
+            self.answers.clear();
             self.sent = 0;
         }
     }
 
     fn is_grown(&self) -> bool {
-        self.pending.capacity() > DIRECT_BYTES
+        self.answers.capacity() > DIRECT_BYTES
     }
 
     fn release(&mut self) {
-        if self.pending.is_empty() {
-            self.pending = Vec::new();
-        }
+        self.answers.release();
     }
 }
 

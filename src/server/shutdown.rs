@@ -114,10 +114,8 @@ impl Server {
     /// Ends the node's threads and waits for the clients that are left. The server accepts none any more.
     pub(super) fn close(&self) {
         self.stop.stop();
-        if let Some(log) = self.node.log() {
-            // Writes have ended, so followers have everything once they have all that is in the log.
-            log.end();
-        }
+        // Writes have ended, so followers have everything once they have all that is in the log.
+        self.node.engine().end_log();
         self.shared.wait_for_clients(|_| true);
     }
 }

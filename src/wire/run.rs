@@ -66,6 +66,23 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// The run without its first `count` requests.
+    #[must_use]
+    pub fn after(&self, count: usize) -> Run<'a> {
+        let start = self.bytes_of(count);
+        let starts_at = u32::try_from(start).unwrap_or(u32::MAX);
+        let ends = self.ends.iter().skip(count).map(|end| end - starts_at);
+        Run {
+            bytes: &self.bytes[start..],
+            ends: ends.collect(),
+            writes: self
+                .writes
+                .checked_shr(u32::try_from(count).unwrap_or(u32::MAX))
+                .unwrap_or(0),
+            has_computed: self.has_computed,
+        }
+    }
+
     /// The frames, one behind the other.
     #[must_use]
     pub const fn bytes(&self) -> &'a [u8] {
@@ -182,6 +199,12 @@ mod tests {
         some(0b1011, &[set, del, set]);
         some(0b0010, &[del]);
         some(0, &[]);
+        for count in 0..=4 {
+            let rest = run.after(count);
+            assert_eq!(rest.bytes(), &run.bytes()[run.bytes_of(count)..]);
+            assert_eq!((rest.len(), rest.writes()), (4 - count, 0b1011 >> count));
+            assert!(rest.frames().eq(run.frames().skip(count)));
+        }
         assert_eq!(len(&bytes[..33]), 3, "the fourth one is not whole");
         assert_eq!(len(b""), 0);
         assert_eq!(len(&frames(&[Request::Ping])), 0);

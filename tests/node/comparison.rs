@@ -247,7 +247,7 @@ fn one_key_is_listed_or_nothing() {
 #[test]
 fn places_of_another_run_and_beyond_the_end_are_refused() {
     let (store, other) = (Store::with_partitions(4), Store::with_partitions(4));
-    assert_ne!(store.run(), other.run());
+    assert_ne!(store.incarnation(), other.incarnation());
     let ask = |run, partition, from: &[u8]| {
         let from = from.to_vec();
         let place = Place {
@@ -259,15 +259,18 @@ fn places_of_another_run_and_beyond_the_end_are_refused() {
             .map(|answer| answer.next.partition)
     };
     assert_eq!(ask(0, 0, b""), Ok(4));
-    assert_eq!(ask(store.run(), 1, b"k"), Ok(4));
-    assert_eq!(ask(store.run(), 4, b""), Ok(4));
-    assert_eq!(ask(other.run(), 1, b""), Err(ComparisonError::Incarnation));
+    assert_eq!(ask(store.incarnation(), 1, b"k"), Ok(4));
+    assert_eq!(ask(store.incarnation(), 4, b""), Ok(4));
+    assert_eq!(
+        ask(other.incarnation(), 1, b""),
+        Err(ComparisonError::Incarnation)
+    );
     assert_eq!(ask(0, 0, b"k"), Err(ComparisonError::Incarnation));
     let beyond = ComparisonError::Partition {
         partition: 5,
         partitions: 4,
     };
-    assert_eq!(ask(store.run(), 5, b""), Err(beyond));
+    assert_eq!(ask(store.incarnation(), 5, b""), Err(beyond));
 }
 
 /// The figures that GBP §4 shows, so that another implementation can check its hashes.

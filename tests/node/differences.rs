@@ -11,12 +11,11 @@ use gopherstore::history::{Era, History};
 use gopherstore::node::Node;
 use gopherstore::server::{Server, Stopper};
 use gopherstore::wire::replication::{Eras, FollowAnswer, Message, Start};
-use gopherstore::wire::request::Limits;
 use gopherstore::wire::response::Response;
-use gopherstore::wire::{Opcode, Request, Run, Status};
+use gopherstore::wire::{Opcode, Request, Status};
 use socket2::{Domain, Socket, Type};
 
-use crate::with_frame;
+use crate::{apply, ask, entry, with_frame};
 
 const HEARTBEAT: Duration = Duration::from_millis(300);
 
@@ -135,10 +134,7 @@ fn status(stream: &mut TcpStream) -> String {
 /// A data set of these pairs, as the log brings it.
 fn fill(node: &Node, pairs: &[(&[u8], &[u8])]) {
     for (key, value) in pairs {
-        with_frame(&Request::Set { key, value }, |frame| {
-            node.apply_run(&Run::of(frame.bytes(), &Limits::default()))
-        })
-        .unwrap();
+        apply(node.engine(), entry(key, value).frame()).unwrap();
     }
 }
 
@@ -194,11 +190,11 @@ fn a_follower_that_has_found_a_difference_answers_no_reads() {
     let node = pair.node("n2");
     fill(&node, &[(b"a", b"1")]);
     node.adopt(History::new(vec![ERA]).unwrap());
-    let get = |node: &Node| with_frame(&Request::Get { key: b"a" }, |frame| node.execute(frame));
-    assert_eq!(get(&node).status(), Status::Ok);
+    let get = |node: &Node| ask(node, &Request::Get { key: b"a" });
+    assert_eq!(get(&node).0, Status::Ok);
     node.distrust("the digest differs");
-    assert_eq!(get(&node).status(), Status::Loading);
-    assert_eq!(get(&node).value(), b"the digest differs");
+    assert_eq!(get(&node).0, Status::Loading);
+    assert_eq!(get(&node).1, b"the digest differs");
     assert!(node.wants_full_copy());
     assert!(!node.is_to_discard(), "only somebody's order says so");
     node.adopt(History::new(vec![ERA]).unwrap());

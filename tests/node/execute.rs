@@ -2,20 +2,15 @@
 
 use std::sync::Arc;
 
+use gopherstore::engine::COPIED_BYTES;
 use gopherstore::engine::digest::Digest;
 use gopherstore::history::{Era, History};
-use gopherstore::node::{COPIED_BYTES, Node, Phase, Reply, Role};
+use gopherstore::node::{Node, Phase, Reply, Role};
 use gopherstore::wire::comparison::{ListAnswer, SumsAnswer};
-use gopherstore::wire::request::Limits;
 use gopherstore::wire::response::Response;
-use gopherstore::wire::{Request, Run, Status};
+use gopherstore::wire::{Request, Status};
 
-use crate::{entry, with_frame};
-
-fn ask(node: &Node, request: &Request<'_>) -> (Status, Vec<u8>) {
-    let reply = with_frame(request, |frame| node.execute(frame));
-    (reply.status(), reply.value().to_vec())
-}
+use crate::{ask, entry, execute, load};
 
 fn follower() -> Node {
     Node::new(Role::Follower {
@@ -86,7 +81,7 @@ fn the_empty_key_is_a_key_like_any_other() {
         ask(&node, &Request::Get { key: b"\0" }),
         (Status::Ok, b"zero".to_vec())
     );
-    assert_eq!(node.store().len(), 2);
+    assert_eq!(node.engine().len(), 2);
 }
 
 #[test]
@@ -103,10 +98,10 @@ fn a_follower_names_its_leader_and_keeps_its_data_as_it_is() {
         ),
         leader
     );
-    assert!(node.store().is_empty());
-    node.store().set(entry(b"k", b"1"));
+    assert!(node.engine().is_empty());
+    load(&node, [&entry(b"k", b"1")]);
     assert_eq!(ask(&node, &Request::Del { key: b"k" }), leader);
-    assert_eq!(node.store().len(), 1);
+    assert_eq!(node.engine().len(), 1);
 }
 
 #[test]
@@ -196,8 +191,8 @@ fn the_header_of_a_reply_is_that_of_its_value() {
     for reply in [
         Reply::Done,
         Reply::Pong,
-        Reply::Value(entry(b"key", &[7; 100_000])),
-        Reply::NotFound,
+        Reply::Answer(vec![7; 100_000]),
+        Reply::Text("text".to_owned()),
         Reply::NotLeader(Arc::from("n1:1")),
         Reply::Loading(Arc::from("later")),
         Reply::Error("wrong".to_owned()),
@@ -341,23 +336,6 @@ fn whoever_watches_a_node_is_told_of_each_change_of_phase_once() {
     assert_eq!(rest, [Phase::Serving, refusing]);
 }
 
-/// Carries out all of `bytes` as a connection does, and gives the answers and, for each step, how many were answered
-/// together and whether a long one ended it.
-fn carry_out(node: &Node, bytes: &[u8]) -> (Vec<u8>, Vec<(usize, bool)>) {
-    let (mut rest, mut out, mut steps) = (bytes, Vec::new(), Vec::new());
-    while !rest.is_empty() {
-        let run = Run::of(rest, &Limits::default());
-        let (count, next) = node.carry_out(&run, &mut out);
-        steps.push((count, next.is_some()));
-        if let Some(reply) = &next {
-            out.extend_from_slice(&reply.header().encode());
-            out.extend_from_slice(reply.value());
-        }
-        rest = &rest[run.bytes_of(count + usize::from(next.is_some()))..];
-    }
-    (out, steps)
-}
-
 /// The same requests to another node, one by one.
 fn one_by_one(node: &Node, requests: &[Request<'_>]) -> Vec<u8> {
     let mut out = Vec::new();
@@ -397,7 +375,7 @@ fn each_request_of_a_run_sees_what_those_before_it_did() {
         get,
     ];
     let node = Node::new(Role::Leader);
-    let (out, steps) = carry_out(&node, &frames(&requests));
+    let (out, steps) = execute(&node, &frames(&requests));
     assert_eq!(steps, [(requests.len(), false)]);
     assert_eq!(out, one_by_one(&Node::new(Role::Leader), &requests));
     assert_eq!(ask(&node, &get), (Status::Ok, b"4".to_vec()));
@@ -433,8 +411,9 @@ fn a_run_ends_at_a_long_value() {
         ask(&node, &set);
         ask(&other, &set);
     }
-    let (out, steps) = carry_out(&node, &frames(&requests));
-    assert_eq!(steps, [(4, true), (3, true), (0, true), (1, false)]);
+    let (out, steps) = execute(&node, &frames(&requests));
+    // The count of a step includes the long value that ends it.
+    assert_eq!(steps, [(5, false), (4, false), (1, false), (1, false)]);
     assert_eq!(out, one_by_one(&other, &requests));
 }
 
@@ -454,14 +433,14 @@ fn a_follower_answers_each_request_of_a_run_as_it_would_alone() {
     let node = follower();
     let gets = [Request::Get { key: b"k" }; 3];
     for requests in [&requests[..], &gets] {
-        let (out, _) = carry_out(&node, &frames(requests));
+        let (out, _) = execute(&node, &frames(requests));
         assert_eq!(out, one_by_one(&node, requests), "it holds no data set");
         assert_eq!(out[0], Status::Loading.byte());
     }
     node.enter(Phase::Serving);
-    node.store().set(entry(b"k", b"1"));
+    load(&node, [&entry(b"k", b"1")]);
     for requests in [&requests[..], &gets] {
-        let (out, steps) = carry_out(&node, &frames(requests));
+        let (out, steps) = execute(&node, &frames(requests));
         assert_eq!(steps, [(requests.len(), false)]);
         assert_eq!(out, one_by_one(&node, requests));
         assert_eq!(out[..6], *b"\0\0\0\0\x011");
@@ -470,7 +449,7 @@ fn a_follower_answers_each_request_of_a_run_as_it_would_alone() {
     let stopping = Node::new(Role::Leader);
     ask(&stopping, &set);
     assert!(stopping.end_writes());
-    let (out, _) = carry_out(&stopping, &frames(&requests));
+    let (out, _) = execute(&stopping, &frames(&requests));
     assert_eq!(out, one_by_one(&stopping, &requests));
     assert_eq!(out[..6], *b"\0\0\0\0\x012");
     assert_eq!(out[6], Status::Loading.byte());

@@ -1,15 +1,19 @@
 //! The log under real threads. Its order is tested in `tests/order`, against a scheduler; these tests are not in
-//! `src/log.rs` because that file is compiled there too.
+//! `src/log` because its files are compiled there too.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use gopherstore::engine::digest::Digest;
 use gopherstore::engine::entry::Entry;
-use gopherstore::log::backlog::Frames;
-use gopherstore::log::{Cursor, Found, Head, Log};
+use gopherstore::log::backlog::Records;
+use gopherstore::log::{
+    Cursor, Found, Head, Log, Mark, Position, ROOM_BYTES as ROOM, Reached, Reservation, Sequencer,
+    Wake, Watermarks,
+};
 
 use crate::entry;
 
@@ -19,16 +23,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// For what must not come: long enough for a thread that is not stopped to get there.
 const BLOCKED: Duration = Duration::from_millis(50);
 
-/// What the channel to the log takes.
-const ROOM: u64 = 8 << 20;
-
 fn cost(entry: &Entry) -> u64 {
-    Frames::cost(entry.frame().len())
+    Records::cost(entry.frame().len())
 }
 
-fn append(log: &Log, entry: &Entry) {
-    log.reserve(cost(entry));
-    log.append(Frames::Entry(entry.clone()), 1, Digest::of(entry));
+fn append(sequencer: &Sequencer, entry: &Entry) {
+    let reservation = sequencer.reserve(cost(entry));
+    let records = Records::Entry(entry.clone());
+    sequencer.append(0, records, 1, Digest::of(entry), reservation);
 }
 
 fn read(log: &Log, cursor: &mut Cursor, deadline: Instant) -> (Found, Vec<u8>) {
@@ -42,88 +44,122 @@ fn later() -> Instant {
 }
 
 /// Calls `f` while the replication thread runs, ends the log, and waits for that thread.
-fn kept(log: &Log, f: impl FnOnce()) {
+fn kept(sequencer: &Sequencer, f: impl FnOnce()) {
     thread::scope(|scope| {
-        scope.spawn(|| log.keep());
+        scope.spawn(|| sequencer.log().keep());
         f();
-        log.end();
+        sequencer.end();
     });
+}
+
+/// Has a thread reserve room, and says when it has.
+fn reserve<'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    sequencer: &'scope Sequencer,
+    cost: u64,
+) -> mpsc::Receiver<Reservation<'scope>> {
+    let (done, taken) = mpsc::channel();
+    scope.spawn(move || done.send(sequencer.reserve(cost)));
+    taken
 }
 
 #[test]
 fn room_is_taken_up_to_a_bound_and_given_back() {
-    let log = Log::new(1 << 20);
-    log.reserve(ROOM - 10);
-    log.reserve(10);
+    let sequencer = Sequencer::new(1 << 20);
+    let mut most = sequencer.reserve(ROOM - 10);
+    let _rest = sequencer.reserve(10);
+    assert!(sequencer.try_reserve(1).is_none());
     thread::scope(|scope| {
-        let (done, taken) = mpsc::channel();
-        scope.spawn({
-            let log = &log;
-            move || {
-                log.reserve(20);
-                done.send(()).unwrap();
-            }
-        });
+        let taken = reserve(scope, &sequencer, 20);
         assert!(taken.recv_timeout(BLOCKED).is_err(), "no room for 20");
-        log.release(19);
+        drop(most.split(19));
         assert!(taken.recv_timeout(BLOCKED).is_err(), "19 of 20");
-        log.release(1);
+        drop(most.split(1));
         taken.recv_timeout(PATIENCE).unwrap();
     });
 }
 
 #[test]
 fn what_is_larger_than_all_room_waits_until_half_of_it_is_free() {
-    let log = Log::new(1 << 20);
-    log.reserve(ROOM / 2 + 1);
+    let sequencer = Sequencer::new(1 << 20);
+    let mut held = sequencer.reserve(ROOM / 2 + 1);
     thread::scope(|scope| {
-        let (done, taken) = mpsc::channel();
-        scope.spawn({
-            let log = &log;
-            move || {
-                log.reserve(2 * ROOM);
-                done.send(()).unwrap();
-            }
-        });
+        let taken = reserve(scope, &sequencer, 2 * ROOM);
         assert!(
             taken.recv_timeout(BLOCKED).is_err(),
             "half of it is taken, and one"
         );
-        log.release(1);
+        drop(held.split(1));
         taken.recv_timeout(PATIENCE).unwrap();
     });
 }
 
-/// A follower's link may be in the middle of a batch when its node stops.
+/// A writer of little would otherwise get ahead of a writer of much again and again.
 #[test]
-fn nobody_waits_for_room_once_the_journal_has_ended() {
-    let log = Log::new(1 << 20);
-    log.reserve(2 * ROOM);
+fn writers_get_room_in_the_order_in_which_they_came() {
+    let sequencer = Sequencer::new(1 << 20);
+    let mut held = sequencer.reserve(ROOM);
     thread::scope(|scope| {
-        let (done, taken) = mpsc::channel();
-        scope.spawn({
-            let log = &log;
-            move || {
-                log.reserve(1);
-                done.send(()).unwrap();
-            }
-        });
+        let large = reserve(scope, &sequencer, ROOM / 2);
+        assert!(large.recv_timeout(BLOCKED).is_err(), "no room");
+        let small = reserve(scope, &sequencer, 1);
+        drop(held.split(1));
+        assert!(small.recv_timeout(BLOCKED).is_err(), "another is first");
+        assert!(sequencer.try_reserve(1).is_none(), "nor without waiting");
+        drop(held.split(ROOM / 2 - 1));
+        let _large = large.recv_timeout(PATIENCE).unwrap();
+        assert!(
+            small.recv_timeout(BLOCKED).is_err(),
+            "its turn, but no room"
+        );
+        drop(held.split(1));
+        small.recv_timeout(PATIENCE).unwrap();
+    });
+}
+
+#[test]
+fn a_reservation_gives_back_what_is_not_spent() {
+    let sequencer = Sequencer::new(1 << 20);
+    let entry = entry(b"key", b"value");
+    {
+        let mut reservation = sequencer.reserve(ROOM);
+        assert_eq!(reservation.bytes(), ROOM);
+        assert!(reservation.split(ROOM + 1).is_none());
+    }
+    let reservation = sequencer.reserve(ROOM);
+    let records = Records::Entry(entry.clone());
+    sequencer.append(0, records, 1, Digest::of(&entry), reservation);
+    // Beyond half of it, room is granted byte by byte.
+    let _half = sequencer.try_reserve(ROOM / 2).unwrap();
+    let rest = ROOM / 2 - cost(&entry);
+    assert!(sequencer.try_reserve(rest + 1).is_none());
+    assert_eq!(sequencer.try_reserve(rest).unwrap().bytes(), rest);
+}
+
+/// A follower may be in the middle of a group when its node stops.
+#[test]
+fn nobody_waits_for_room_once_the_log_has_ended() {
+    let sequencer = Sequencer::new(1 << 20);
+    let _all = sequencer.reserve(2 * ROOM);
+    thread::scope(|scope| {
+        let taken = reserve(scope, &sequencer, 1);
         assert!(taken.recv_timeout(BLOCKED).is_err(), "no room");
-        log.end();
-        log.keep();
+        sequencer.end();
+        sequencer.log().keep();
         taken.recv_timeout(PATIENCE).unwrap();
     });
-    log.reserve(ROOM);
+    let _more = sequencer.reserve(ROOM);
 }
 
 #[test]
 fn the_replication_thread_gives_back_the_room_of_what_it_moves() {
-    let log = Log::new(1 << 20);
+    let sequencer = Sequencer::new(1 << 20);
+    let log = sequencer.log();
     let large = entry(b"key", &vec![7; 1 << 20]);
-    kept(&log, || {
+    kept(&sequencer, || {
         // Four times what the channel takes.
         for _ in 0..32 {
-            append(&log, &large);
+            append(&sequencer, &large);
         }
     });
     assert_eq!(log.kept_head(), log.head());
@@ -136,15 +172,16 @@ fn the_replication_thread_gives_back_the_room_of_what_it_moves() {
 
 #[test]
 fn a_reader_gets_entries_in_their_order_then_nothing_and_then_the_end() {
-    let log = Log::new(1 << 20);
+    let sequencer = Sequencer::new(1 << 20);
+    let log = sequencer.log();
     let entries = [b"1", b"2", b"3"].map(|value| entry(b"key", value));
-    kept(&log, || {
+    kept(&sequencer, || {
         let mut cursor = log.cursor_after(0).unwrap();
-        let (nothing, _) = read(&log, &mut cursor, Instant::now());
+        let (nothing, _) = read(log, &mut cursor, Instant::now());
         assert!(matches!(nothing, Found::Nothing), "{nothing:?}");
         for (index, entry) in (1..).zip(&entries) {
-            append(&log, entry);
-            let (found, frames) = read(&log, &mut cursor, later());
+            append(&sequencer, entry);
+            let (found, frames) = read(log, &mut cursor, later());
             assert!(matches!(found, Found::Small(1)), "{found:?}");
             assert_eq!(frames, entry.frame());
             assert_eq!(cursor.next, index + 1);
@@ -155,23 +192,24 @@ fn a_reader_gets_entries_in_their_order_then_nothing_and_then_the_end() {
     // Ended, but what is in the log can still be read.
     let mut cursor = log.cursor_after(1).unwrap();
     for _ in 0..2 {
-        let (found, _) = read(&log, &mut cursor, later());
+        let (found, _) = read(log, &mut cursor, later());
         assert!(matches!(found, Found::Small(1)), "{found:?}");
     }
-    let (end, _) = read(&log, &mut cursor, later());
+    let (end, _) = read(log, &mut cursor, later());
     assert!(matches!(end, Found::Ended), "{end:?}");
 }
 
 #[test]
 fn the_end_wakes_a_reader_that_waits() {
-    let log = Log::new(1 << 20);
+    let sequencer = Sequencer::new(1 << 20);
+    let log = sequencer.log();
     thread::scope(|scope| {
         let reader = scope.spawn(|| {
             let mut cursor = log.cursor_after(0).unwrap();
-            read(&log, &mut cursor, later()).0
+            read(log, &mut cursor, later()).0
         });
         scope.spawn(|| log.keep());
-        log.end();
+        sequencer.end();
         let found = reader.join().unwrap();
         assert!(matches!(found, Found::Ended), "{found:?}");
     });
@@ -179,18 +217,19 @@ fn the_end_wakes_a_reader_that_waits() {
 
 #[test]
 fn a_reset_takes_readers_their_place_and_begins_after_the_new_head() {
-    let log = Log::new(1 << 20);
+    let sequencer = Sequencer::new(1 << 20);
+    let log = sequencer.log();
     let head = Head {
         index: 2,
         digest: Digest::from_u128(77),
     };
-    kept(&log, || {
+    kept(&sequencer, || {
         for value in [b"1", b"2", b"3"] {
-            append(&log, &entry(b"key", value));
+            append(&sequencer, &entry(b"key", value));
         }
         let mut old = log.cursor_after(1).unwrap();
-        assert!(matches!(read(&log, &mut old, later()).0, Found::Small(1)));
-        log.reset(head);
+        assert!(matches!(read(log, &mut old, later()).0, Found::Small(1)));
+        sequencer.reset(head);
         assert_eq!(log.head(), head);
         let deadline = later();
         while log.kept_head() != head {
@@ -198,12 +237,12 @@ fn a_reset_takes_readers_their_place_and_begins_after_the_new_head() {
             thread::yield_now();
         }
         // The log has entry 3 again before the old reader looks: it is not the one that it waits for.
-        append(&log, &entry(b"key", b"another"));
-        let (found, _) = read(&log, &mut old, later());
+        append(&sequencer, &entry(b"key", b"another"));
+        let (found, _) = read(log, &mut old, later());
         assert!(matches!(found, Found::Gone), "{found:?}");
         assert!(log.cursor_after(1).is_none(), "before the log begins");
         let mut new = log.cursor_after(2).unwrap();
-        let (found, frames) = read(&log, &mut new, later());
+        let (found, frames) = read(log, &mut new, later());
         assert!(matches!(found, Found::Small(1)), "{found:?}");
         assert_eq!(frames, entry(b"key", b"another").frame());
     });
@@ -214,13 +253,14 @@ fn a_reset_takes_readers_their_place_and_begins_after_the_new_head() {
 /// A sender whose follower is gone waits for no further entry, and no heartbeat.
 #[test]
 fn a_reader_that_is_woken_looks_whether_it_is_over() {
-    let log = Log::new(1 << 20);
+    let sequencer = Sequencer::new(1 << 20);
+    let log = sequencer.log();
     let mut cursor = log.cursor_after(0).unwrap();
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         let (done, found) = mpsc::channel();
         scope.spawn({
-            let (log, is_over) = (&log, &is_over);
+            let is_over = &is_over;
             move || {
                 let over = || is_over.load(Ordering::SeqCst);
                 let found = log.read(&mut cursor, 0, &mut Vec::new(), later(), over);
@@ -237,16 +277,90 @@ fn a_reader_that_is_woken_looks_whether_it_is_over() {
 
 #[test]
 fn the_log_knows_when_its_entries_were_appended() {
-    let log = Log::new(1 << 20);
+    let sequencer = Sequencer::new(1 << 20);
+    let log = sequencer.log();
     let one = entry(b"k", b"v");
     let begin = Instant::now();
-    kept(&log, || {
-        append(&log, &one);
+    kept(&sequencer, || {
+        append(&sequencer, &one);
         let mut cursor = log.cursor_after(0).unwrap();
-        let (found, _) = read(&log, &mut cursor, later());
+        let (found, _) = read(log, &mut cursor, later());
         assert!(matches!(found, Found::Small(1)), "{found:?}");
         let at = log.appended_at(1).unwrap();
         assert!(begin <= at && at <= Instant::now());
         assert_eq!(log.appended_at(2), None);
     });
+}
+
+#[test]
+fn a_watermark_reaches_positions_in_their_order_and_wakes_who_waits_for_one() {
+    let watermarks = Watermarks::default();
+    let woken = Arc::new(AtomicU64::new(0));
+    let wake: Wake = Arc::new({
+        let woken = Arc::clone(&woken);
+        move || {
+            woken.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let id = watermarks.subscribe(wake);
+    let at = |index| Position { epoch: 0, index };
+    assert_eq!(watermarks.reached(Mark::Appended, at(9)), Reached::Yes);
+    for mark in [Mark::Durable, Mark::Committed] {
+        woken.store(0, Ordering::SeqCst);
+        assert_eq!(watermarks.reached(mark, at(0)), Reached::Yes, "no record");
+        assert_eq!(watermarks.await_position(id, mark, at(3)), Reached::NotYet);
+        watermarks.advance(mark, 2);
+        assert_eq!(watermarks.reached(mark, at(2)), Reached::Yes);
+        assert_eq!(watermarks.reached(mark, at(3)), Reached::NotYet);
+        assert_eq!(woken.load(Ordering::SeqCst), 0);
+        watermarks.advance(mark, 5);
+        watermarks.advance(mark, 4);
+        watermarks.advance(mark, 6);
+        assert_eq!(watermarks.reached(mark, at(6)), Reached::Yes);
+        assert_eq!(woken.load(Ordering::SeqCst), 1, "once for each wait");
+        assert_eq!(watermarks.await_position(id, mark, at(6)), Reached::Yes);
+    }
+}
+
+#[test]
+fn positions_of_an_epoch_that_was_given_up_are_never_reached() {
+    let sequencer = Sequencer::new(1 << 20);
+    let watermarks = sequencer.log().watermarks();
+    let woken = Arc::new(AtomicU64::new(0));
+    let wake: Wake = Arc::new({
+        let woken = Arc::clone(&woken);
+        move || {
+            woken.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let (id, mark) = (watermarks.subscribe(wake), Mark::Committed);
+    let at = |epoch, index| Position { epoch, index };
+    sequencer.begin_epoch(1);
+    watermarks.advance(mark, 4);
+    assert_eq!(
+        watermarks.await_position(id, mark, at(1, 5)),
+        Reached::NotYet
+    );
+    watermarks.give_up_epoch();
+    assert_eq!(woken.load(Ordering::SeqCst), 1);
+    assert_eq!(
+        watermarks.await_position(id, mark, at(1, 5)),
+        Reached::Never
+    );
+    sequencer.begin_epoch(2);
+    watermarks.advance(mark, 8);
+    assert_eq!(
+        watermarks.reached(mark, at(1, 5)),
+        Reached::Never,
+        "another record"
+    );
+    assert_eq!(watermarks.reached(mark, at(2, 5)), Reached::Yes);
+    assert_eq!(
+        watermarks.reached(mark, at(1, 0)),
+        Reached::Yes,
+        "no record"
+    );
+    watermarks.unsubscribe(id);
+    watermarks.give_up_epoch();
+    assert_eq!(woken.load(Ordering::SeqCst), 1);
 }

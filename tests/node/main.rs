@@ -9,8 +9,11 @@ mod model;
 mod threads;
 
 use gopherstore::engine::entry::Entry;
-use gopherstore::wire::Request;
-use gopherstore::wire::request::{Limits, Parsed, parse};
+use gopherstore::engine::{Answers, ApplyError, Engine, Group};
+use gopherstore::node::Node;
+use gopherstore::wire::replication::{self, BatchEncoder, Message};
+use gopherstore::wire::request::{Limits, Parsed, frames, parse};
+use gopherstore::wire::{Request, Run, Status, response};
 
 /// An entry as it comes in from a client.
 fn entry(key: &[u8], value: &[u8]) -> Entry {
@@ -28,4 +31,71 @@ fn with_frame<T>(
         Parsed::Whole(frame) => f(&frame),
         Parsed::Incomplete { needed } => panic!("{needed} bytes needed"),
     }
+}
+
+/// Executes requests one behind the other as a connection does. Returns the answers, and of each step how many requests
+/// were executed and whether the value of the last answer is apart.
+fn execute(node: &Node, bytes: &[u8]) -> (Vec<u8>, Vec<(usize, bool)>) {
+    let (mut rest, mut out, mut steps) = (bytes, Vec::new(), Vec::new());
+    let mut answers = Answers::new();
+    while !rest.is_empty() {
+        let run = Run::of(rest, &Limits::default());
+        let outcome = node.execute_run(&run, None, &mut answers).unwrap();
+        steps.push((outcome.count, answers.apart().is_some()));
+        out.extend_from_slice(answers.bytes());
+        out.extend_from_slice(answers.apart().unwrap_or_default());
+        answers.clear();
+        rest = &rest[run.bytes_of(outcome.count)..];
+    }
+    (out, steps)
+}
+
+/// The answer of a node to one request.
+fn ask(node: &Node, request: &Request<'_>) -> (Status, Vec<u8>) {
+    let mut bytes = Vec::new();
+    request.encode(&mut bytes).unwrap();
+    if !Run::takes(bytes[0]) {
+        let reply = with_frame(request, |frame| node.execute(frame));
+        return (reply.status(), reply.value().to_vec());
+    }
+    let (out, _) = execute(node, &bytes);
+    match response::parse(&out).unwrap() {
+        response::Parsed::Whole(answer) => {
+            assert_eq!(answer.frame_len(), out.len(), "one answer");
+            (answer.status.try_into().unwrap(), answer.value.to_vec())
+        }
+        response::Parsed::Incomplete { needed } => panic!("{needed} bytes needed"),
+    }
+}
+
+/// Loads these entries in place of the node's data, whatever it admits.
+fn load<'a>(node: &Node, entries: impl IntoIterator<Item = &'a Entry>) {
+    let mut load = node.engine().load(0);
+    for entry in entries {
+        load.add(frames(entry.frame()));
+    }
+    load.flush();
+}
+
+/// Applies SET and DEL frames as records of a leader.
+fn apply(engine: &Engine, records: &[u8]) -> Result<(), ApplyError> {
+    let (mut bytes, first_index) = (Vec::new(), engine.head().index + 1);
+    let mut batch = BatchEncoder::entries(&mut bytes, 1, first_index);
+    assert!(frames(records).all(|frame| batch.push(frame.bytes())));
+    batch.finish();
+    let replication::Parsed::Whole { message, .. } = replication::parse(&bytes).unwrap() else {
+        panic!("a whole message was written");
+    };
+    let Message::Entries {
+        first_index,
+        frames: records,
+        ..
+    } = message
+    else {
+        panic!("entries were written");
+    };
+    engine.apply(&Group {
+        first_index,
+        records,
+    })
 }

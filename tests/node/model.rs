@@ -8,10 +8,11 @@ use std::time::Instant;
 
 use gopherstore::config::Config;
 use gopherstore::engine::digest::Digest;
-use gopherstore::engine::store::{Copied, Staged, Store};
+use gopherstore::engine::store::Store;
+use gopherstore::engine::{Answers, COPIED_BYTES, PartitionCopy, Staged};
 use gopherstore::history::Era;
 use gopherstore::log::Found;
-use gopherstore::node::{COPIED_BYTES, Node};
+use gopherstore::node::Node;
 use gopherstore::wire::request::Limits;
 use gopherstore::wire::response::Response;
 use gopherstore::wire::run::RUN_FRAME_BYTES_MAX;
@@ -70,7 +71,7 @@ proptest! {
                 }
             }
             prop_assert_eq!((staged.len(), staged.is_empty()), (count, count == 0));
-            store.put(&mut staged, |old| replaced.push(old.frame().to_vec()));
+            store.put_staged(&mut staged, |old| replaced.push(old.frame().to_vec()));
             prop_assert!(staged.is_empty());
             // Those of one key came in one order; of different keys in any.
             replaced.sort_unstable();
@@ -81,7 +82,7 @@ proptest! {
         let of = |store: &Store| {
             let mut all = Vec::new();
             for partition in 0..store.partitions() {
-                let mut copied = Copied::default();
+                let mut copied = PartitionCopy::default();
                 store.copy_partition(partition, &mut copied, || ());
                 all.extend(copied.frames().map(|frame| frame.bytes().to_vec()));
             }
@@ -207,6 +208,7 @@ proptest! {
                 }
             }
             let (mut at, mut came, mut answers) = (0, 0, Vec::new());
+            let mut output = Answers::new();
             for len in pieces.iter().cycle() {
                 came = asked.len().min(came + len);
                 loop {
@@ -214,12 +216,11 @@ proptest! {
                     if run.is_empty() {
                         break;
                     }
-                    let (count, next) = node.carry_out(&run, &mut answers);
-                    if let Some(reply) = &next {
-                        answers.extend_from_slice(&reply.header().encode());
-                        answers.extend_from_slice(reply.value());
-                    }
-                    at += run.bytes_of(count + usize::from(next.is_some()));
+                    let outcome = node.execute_run(&run, None, &mut output).unwrap();
+                    answers.extend_from_slice(output.bytes());
+                    answers.extend_from_slice(output.apart().unwrap_or_default());
+                    output.clear();
+                    at += run.bytes_of(outcome.count);
                 }
                 if came == asked.len() {
                     break;
@@ -227,15 +228,15 @@ proptest! {
             }
             prop_assert_eq!(at, asked.len());
             prop_assert!(answers == expected);
-            prop_assert_eq!(node.store().len(), model.len());
+            prop_assert_eq!(node.engine().len(), model.len());
             let mut digest = Digest::EMPTY;
             for (key, value) in &model {
-                let entry = node.store().get(key).unwrap();
+                let entry = node.engine().get(key).unwrap();
                 prop_assert_eq!(entry.value(), &value[..]);
                 digest = digest.changed(Digest::EMPTY, Digest::of(&entry));
             }
-            if let Some(log) = node.log() {
-                log.end();
+            if let Some(log) = node.engine().log() {
+                node.engine().end_log();
                 log.keep();
                 prop_assert_eq!(node.head().digest, digest);
                 prop_assert_eq!(log.kept_head(), node.head());

@@ -3,10 +3,11 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use gopherstore::engine::entry::Entry;
-use gopherstore::engine::store::{Contended, Store};
+use gopherstore::engine::store::Store;
+use gopherstore::engine::{Admission, Answers, Engine, NotTogether};
 use gopherstore::wire::request::Limits;
-use gopherstore::wire::{Request, RequestFrame, Run};
+use gopherstore::wire::response::{self, Parsed};
+use gopherstore::wire::{Request, Run};
 
 use crate::entry;
 
@@ -116,17 +117,45 @@ fn frames<'a>(requests: impl IntoIterator<Item = Request<'a>>) -> Vec<u8> {
     bytes
 }
 
-/// Values that are as long are written over each other where they lie; nobody who reads may see half of one, and since
-/// a run is carried out as a whole, nobody may see half of a run.
+/// An engine of few partitions without a log, which admits everything.
+fn engine() -> Engine {
+    let engine = Engine::with_store(Store::with_partitions(4), None);
+    engine.admit(Admission {
+        reads: true,
+        writes: true,
+        epoch: 0,
+    });
+    engine
+}
+
+/// Executes all requests of a run at once, and returns the values of its answers.
+fn execute_at_once(engine: &Engine, run: &Run<'_>) -> Vec<Vec<u8>> {
+    let mut answers = Answers::new();
+    while let Err(why) = engine.execute_together(run, None, &mut answers) {
+        assert_eq!(why, NotTogether::Contended);
+        thread::yield_now();
+    }
+    let (mut rest, mut values) = (answers.bytes(), Vec::new());
+    while let Parsed::Whole(answer) = response::parse(rest).unwrap() {
+        rest = &rest[answer.frame_len()..];
+        values.push(answer.value.to_vec());
+    }
+    assert_eq!(values.len(), run.len());
+    values
+}
+
+/// Values of one length are written over each other in place. No reader sees half of one, and since a run takes effect
+/// at once, no reader sees half of a run. A clone of an entry is never written over.
 #[test]
 fn runs_of_writes_are_seen_whole_and_in_order_by_runs_of_reads() {
     const ROUNDS: u64 = 20_000;
     let keys: [[u8; 1]; 6] = [[0], [1], [2], [3], [4], [5]];
-    let store = Store::with_partitions(4);
+    let engine = engine();
     let done = AtomicBool::new(false);
     let reads = AtomicU64::new(0);
+    let word = |value: &[u8], at: usize| u64::from_be_bytes(value[at..at + 8].try_into().unwrap());
     thread::scope(|scope| {
-        let store = &store;
+        let engine = &engine;
         let writer = scope.spawn(|| {
             for round in 1..=ROUNDS {
                 let value = [round.to_be_bytes(), (!round).to_be_bytes()].concat();
@@ -134,11 +163,7 @@ fn runs_of_writes_are_seen_whole_and_in_order_by_runs_of_reads() {
                 let bytes = frames(sets);
                 let run = Run::of(&bytes, &Limits::default());
                 assert_eq!(run.len(), keys.len());
-                while let Err(Contended) =
-                    store.carry_out(&run, &mut (), |(), _, _, _| true, |()| {})
-                {
-                    thread::yield_now();
-                }
+                execute_at_once(engine, &run);
             }
         });
         for _ in 0..3 {
@@ -147,26 +172,17 @@ fn runs_of_writes_are_seen_whole_and_in_order_by_runs_of_reads() {
                 let run = Run::of(&bytes, &Limits::default());
                 let mut last = 0;
                 while !done.load(Ordering::Relaxed) {
-                    let mut found = Vec::new();
-                    let each =
-                        |found: &mut Vec<_>, _, _: &RequestFrame<'_>, entry: Option<&Entry>| {
-                            let value = entry.map(|entry| entry.value().to_vec());
-                            found.push((value, entry.cloned()));
-                            true
-                        };
-                    if store.carry_out(&run, &mut found, each, |_| {}).is_err() {
-                        thread::yield_now();
-                        continue;
-                    }
-                    let rounds = found.iter().map(|(value, entry)| {
-                        let (Some(value), Some(entry)) = (value, entry) else {
+                    let held = engine.get(&keys[0]);
+                    let before = held.as_ref().map(|entry| entry.value().to_vec());
+                    let rounds = execute_at_once(engine, &run);
+                    let after = held.as_ref().map(|entry| entry.value().to_vec());
+                    assert_eq!(before, after, "written over while it was held");
+                    let rounds = rounds.iter().map(|value| {
+                        if value.is_empty() {
                             return 0;
-                        };
-                        assert_eq!(value, entry.value(), "written over while it was held");
-                        let word =
-                            |at: usize| u64::from_be_bytes(value[at..at + 8].try_into().unwrap());
-                        assert_eq!(word(0), !word(8), "torn value");
-                        word(0)
+                        }
+                        assert_eq!(word(value, 0), !word(value, 8), "torn value");
+                        word(value, 0)
                     });
                     let rounds: Vec<u64> = rounds.collect();
                     assert!(rounds.iter().all(|round| *round == rounds[0]), "{rounds:?}");
@@ -181,7 +197,7 @@ fn runs_of_writes_are_seen_whole_and_in_order_by_runs_of_reads() {
     });
     assert!(reads.into_inner() > 0);
     for key in &keys {
-        let entry = store.get(key).unwrap();
+        let entry = engine.get(key).unwrap();
         assert_eq!(entry.value()[..8], ROUNDS.to_be_bytes());
     }
 }

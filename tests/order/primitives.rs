@@ -1,10 +1,10 @@
-//! The parts of `parking_lot` and `crossbeam_channel` that `src/engine/store.rs` and `src/log/mod.rs` use, made of
+//! The parts of `parking_lot` and `crossbeam_channel` that `src/engine` and `src/log` use, made of
 //! locks of `shuttle`.
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use shuttle::sync as inner;
 
@@ -98,12 +98,6 @@ impl Condvar {
             self.wait(guard);
         }
         WaitTimeoutResult(is_over)
-    }
-
-    /// No run fills the log's room, so nobody comes here.
-    pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, _: Duration) -> WaitTimeoutResult {
-        self.wait(guard);
-        WaitTimeoutResult(false)
     }
 
     pub fn notify_all(&self) {

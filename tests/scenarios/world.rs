@@ -29,7 +29,7 @@ use gopherstore::engine::entry::Entry;
 use gopherstore::history::{Era, History};
 use gopherstore::log::Head;
 use gopherstore::log::append_times::AppendTimes;
-use gopherstore::log::backlog::{After, Backlog, Frames, Logged};
+use gopherstore::log::backlog::{After, Append, Backlog, Records};
 use gopherstore::node::{Phase, SILENT_HEARTBEATS};
 use gopherstore::replication::core::liveness::{Change, Liveness};
 use gopherstore::replication::core::progress::{Progress, lag_since};
@@ -201,8 +201,8 @@ impl Node {
     fn apply(&mut self, entry: &Entry, now: Instant) {
         self.head.digest = self.change(entry, self.head.digest);
         self.head.index += 1;
-        self.log.push(&Logged {
-            frames: Frames::Entry(entry.clone()),
+        self.log.push(&Append {
+            records: Records::Entry(entry.clone()),
             count: 1,
             digest: self.head.digest,
         });

@@ -12,8 +12,9 @@ use super::FollowError;
 use super::acks::Acks;
 use super::snapshot_in::SnapshotIn;
 use crate::engine::digest::Digest;
+use crate::engine::{ApplyError, Group};
 use crate::history::History;
-use crate::node::{Diverged, Member, Node, Phase};
+use crate::node::{Member, Node, Phase};
 use crate::replication::ask::identify;
 use crate::replication::core::report::{Contact, Expected};
 use crate::replication::core::rules::{Position, Verdict, takes};
@@ -33,10 +34,10 @@ pub(super) enum Goal {
 }
 
 /// What the stream brings at the moment.
-enum Receiving {
+enum Receiving<'a> {
     /// A snapshot was agreed on, and has not begun.
     NoSnapshotYet,
-    Snapshot(SnapshotIn),
+    Snapshot(SnapshotIn<'a>),
     /// The entries that follow the node's own.
     Entries,
 }
@@ -51,7 +52,7 @@ pub(super) struct Stream<'a> {
     /// Why the node does not serve while it follows. `None` of a follower, which serves.
     reason: Option<Arc<str>>,
     has_followed: bool,
-    receiving: Receiving,
+    receiving: Receiving<'a>,
     epoch: u64,
 }
 
@@ -344,7 +345,7 @@ impl<'a> Stream<'a> {
                     sequence, frames, ..
                 },
                 Receiving::Snapshot(snapshot),
-            ) => snapshot.chunk(self.node, sequence, frames),
+            ) => snapshot.chunk(sequence, frames),
             (
                 Message::SnapshotEnd {
                     index,
@@ -354,7 +355,7 @@ impl<'a> Stream<'a> {
                 },
                 Receiving::Snapshot(snapshot),
             ) => {
-                let (history, took) = snapshot.end(self.node, index, digest, chunks)?;
+                let (history, took) = snapshot.end(index, digest, chunks)?;
                 info!(
                     "copied {} up to index {index} in {} ms",
                     self.peer,
@@ -380,19 +381,18 @@ impl<'a> Stream<'a> {
     }
 
     /// Applies entries, the first of which must be the next one of this node's log.
-    fn entries(&self, first_index: u64, frames: Frames<'_>) -> Result<(), FollowError> {
-        let next = self.node.head().index + 1;
-        if first_index != next {
-            let text = format!("entry {first_index} came, expected {next}");
-            return Err(FollowError::Protocol(text));
-        }
-        for run in frames.runs() {
-            self.node.apply_run(&run).map_err(|Diverged { key }| {
-                let key = key.escape_ascii().to_string();
-                FollowError::Diverged(format!("the leader removed {key:.40}, which is not here"))
-            })?;
-        }
-        Ok(())
+    fn entries(&self, first_index: u64, records: Frames<'_>) -> Result<(), FollowError> {
+        let group = Group {
+            first_index,
+            records,
+        };
+        self.node
+            .engine()
+            .apply(&group)
+            .map_err(|error| match error {
+                ApplyError::Gap { .. } => FollowError::Protocol(error.to_string()),
+                ApplyError::Missing { .. } => FollowError::Diverged(error.to_string()),
+            })
     }
 
     /// Compares the leader's digest with this node's.

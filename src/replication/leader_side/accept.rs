@@ -87,7 +87,7 @@ pub(crate) fn accept<'a>(
         Ok(follow) => follow,
         Err(fault) => return error(fault.to_string()),
     };
-    let (Some(log), Some(member)) = (node.log(), node.member()) else {
+    let (Some(log), Some(member)) = (node.engine().log(), node.member()) else {
         return error("a cluster of one node keeps no log and has no followers".to_owned());
     };
     let names_no_cluster = follow.is_observer && follow.cluster_id.is_empty();

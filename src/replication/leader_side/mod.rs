@@ -37,7 +37,7 @@ pub(crate) fn serve(
     accepted: &mut Accepted<'_>,
     early: &[u8],
 ) -> io::Result<()> {
-    let (Some(log), Some(member)) = (node.log(), node.member()) else {
+    let (Some(log), Some(member)) = (node.engine().log(), node.member()) else {
         return Ok(());
     };
     let interval = member.replication.heartbeat_interval;

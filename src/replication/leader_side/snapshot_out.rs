@@ -7,8 +7,8 @@ use std::time::Instant;
 use log::info;
 
 use super::send::{BATCH_BYTES, Sender, fell_behind, stops, too_long};
+use crate::engine::PartitionCopy;
 use crate::engine::entry::Entry;
-use crate::engine::store::Copied;
 use crate::log::{Cursor, Found};
 use crate::replication::core::rules::CopyRule;
 use crate::wire::replication::{BatchEncoder, Eras, Fields, Message};
@@ -31,18 +31,17 @@ impl Sender<'_> {
         self.cursor = Some(cursor);
         let begin = Message::SnapshotBegin {
             epoch: self.epoch,
-            keys: u64::try_from(node.store().len()).unwrap_or(u64::MAX),
-            bytes: node.store().bytes(),
+            keys: u64::try_from(node.engine().len()).unwrap_or(u64::MAX),
+            bytes: node.engine().bytes(),
             history: Eras::of(self.history).ok_or_else(too_long)?,
         };
         begin.encode(&mut self.out).map_err(io::Error::other)?;
         self.write()?;
         let mut rule = CopyRule::default();
         let mut chunks = 0;
-        let mut copied = Copied::default();
-        for partition in 0..node.store().partitions() {
-            let index = || log.head().index;
-            rule.copied(node.store().copy_partition(partition, &mut copied, index));
+        let mut copied = PartitionCopy::default();
+        for partition in 0..node.engine().partitions() {
+            rule.copied(node.engine().copy_partition(partition, &mut copied));
             self.check_source()?;
             self.send_copied(&copied, &mut chunks)?;
             while self.send_gained(&mut cursor, &rule, &mut chunks, Instant::now())? {}
@@ -82,7 +81,7 @@ impl Sender<'_> {
         chunks: &mut u64,
         deadline: Instant,
     ) -> io::Result<bool> {
-        let (log, store) = (self.log, self.node.store());
+        let (log, engine) = (self.log, self.node.engine());
         let mut index = cursor.next;
         let end = self.end;
         let found = log.read(cursor, BATCH_BYTES, &mut self.run, deadline, || {
@@ -97,7 +96,7 @@ impl Sender<'_> {
                 let mut batch = BatchEncoder::chunk(&mut self.out, self.epoch, *chunks);
                 while let Ok(Whole(frame)) = request::parse(rest, &ANY_VALUE) {
                     rest = &rest[frame.bytes().len()..];
-                    let partition = store.partition_of(frame.request().key());
+                    let partition = engine.partition_of(frame.request().key());
                     if rule.sends(partition, index) && !batch.push(frame.bytes()) {
                         return Err(too_long());
                     }
@@ -109,7 +108,7 @@ impl Sender<'_> {
                 Ok(true)
             }
             Found::Large(entry) => {
-                if rule.sends(store.partition_of(entry.key()), index) {
+                if rule.sends(engine.partition_of(entry.key()), index) {
                     self.send_large_chunk(&entry, chunks)?;
                 }
                 Ok(true)
@@ -120,7 +119,7 @@ impl Sender<'_> {
         }
     }
 
-    fn send_copied(&mut self, copied: &Copied, chunks: &mut u64) -> io::Result<()> {
+    fn send_copied(&mut self, copied: &PartitionCopy, chunks: &mut u64) -> io::Result<()> {
         let mut rest = copied.short();
         while !rest.is_empty() {
             let (mut len, mut count) = (0, 0);

@@ -382,7 +382,7 @@ fn a_spare_block_takes_the_next_frame_whatever_that_is() {
             };
             assert_eq!(client.received, expected, "{at}, {piece}");
             if at != 2 {
-                let entry = node.store().get(b"k").unwrap();
+                let entry = node.engine().get(b"k").unwrap();
                 assert_eq!(entry.frame(), next, "{at}, {piece}");
             }
         }
@@ -415,12 +415,12 @@ fn nothing_is_carried_out_while_a_slow_reader_has_not_taken_its_answers() {
             client.session.sent(count);
             assert!(matches!(client.session.step(Thread::Own), Step::Send));
         }
-        assert!(node.store().get(b"after").is_none());
+        assert!(node.engine().get(b"after").is_none());
         client.receive();
         sends += 1;
     }
     client.receive();
-    assert!(sends >= 5 && node.store().get(b"after").is_some());
+    assert!(sends >= 5 && node.engine().get(b"after").is_some());
     let expected = [
         answer(Status::Ok, &value).repeat(100),
         answer(Status::Ok, b""),

@@ -1,0 +1,153 @@
+//! Answers on their way to a client.
+
+use super::entry::{Entry, SHORT_BYTES};
+use crate::wire::Status;
+use crate::wire::response::ResponseHeader;
+
+/// Longest value in bytes that is copied while its partition is locked: such a copy costs less than raising and
+/// lowering the entry's count. A longer value is cloned under the lock, and copied or sent after it.
+pub const COPIED_BYTES: usize = 1 << 10;
+
+// Cloning an entry beyond this length must not copy it.
+const _: () = assert!(COPIED_BYTES >= SHORT_BYTES);
+
+/// Shortest value in bytes that is sent from its own memory and not copied behind the other answers.
+pub const DIRECT_BYTES: usize = 16 << 10;
+
+/// Answer frames one behind another, the last of which may have its value apart.
+///
+/// Invariant: nothing is added behind a value that is apart.
+#[derive(Debug, Default)]
+pub struct Answers {
+    bytes: Vec<u8>,
+    apart: Option<Apart>,
+}
+
+/// A value that follows [`Answers::bytes`] and is not copied.
+#[derive(Debug)]
+enum Apart {
+    Entry(Entry),
+    Bytes(Vec<u8>),
+}
+
+impl Apart {
+    fn value(&self) -> &[u8] {
+        match self {
+            Apart::Entry(entry) => entry.value(),
+            Apart::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+impl Answers {
+    /// No answers and no memory.
+    #[must_use]
+    pub const fn new() -> Answers {
+        Answers {
+            bytes: Vec::new(),
+            apart: None,
+        }
+    }
+
+    /// Adds an answer.
+    #[inline]
+    pub fn push(&mut self, status: Status, value: &[u8]) {
+        debug_assert!(
+            self.apart.is_none(),
+            "an answer behind a value that is apart"
+        );
+        self.bytes.extend_from_slice(&header(status, value.len()));
+        self.bytes.extend_from_slice(value);
+    }
+
+    /// Adds an answer with a value of any length, which is not copied where it is long.
+    pub fn push_bytes(&mut self, status: Status, value: Vec<u8>) {
+        if value.len() < DIRECT_BYTES {
+            self.push(status, &value);
+        } else {
+            self.bytes.extend_from_slice(&header(status, value.len()));
+            self.apart = Some(Apart::Bytes(value));
+        }
+    }
+
+    /// Adds OK and the value of `entry`, whose partition is locked. Returns false where nothing may be added before
+    /// [`settle`](Self::settle), which is to be called once nothing is locked.
+    #[inline]
+    pub(super) fn push_value(&mut self, entry: &Entry) -> bool {
+        let value = entry.value();
+        if value.len() <= COPIED_BYTES {
+            self.push(Status::Ok, value);
+            return true;
+        }
+        self.bytes
+            .extend_from_slice(&header(Status::Ok, value.len()));
+        self.apart = Some(Apart::Entry(entry.clone()));
+        false
+    }
+
+    /// Copies a value that is apart and shorter than [`DIRECT_BYTES`].
+    #[inline]
+    pub(super) fn settle(&mut self) {
+        if let Some(apart) = self
+            .apart
+            .take_if(|apart| apart.value().len() < DIRECT_BYTES)
+        {
+            self.bytes.extend_from_slice(apart.value());
+        }
+    }
+
+    /// Frames, except for a value that is [apart](Self::apart).
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The end of the last frame, where it is apart from the others.
+    #[must_use]
+    pub fn apart(&self) -> Option<&[u8]> {
+        self.apart.as_ref().map(Apart::value)
+    }
+
+    /// Whether nothing is left to be sent.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.bytes.is_empty() && self.apart.is_none()
+    }
+
+    /// Bytes of memory held for frames.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
+    /// Removes the first `count` of [`bytes`](Self::bytes), which are sent.
+    pub fn consume(&mut self, count: usize) {
+        self.bytes.drain(..count.min(self.bytes.len()));
+    }
+
+    /// Removes everything behind the first `len` of [`bytes`](Self::bytes).
+    pub fn truncate(&mut self, len: usize) {
+        self.bytes.truncate(len);
+        self.apart = None;
+    }
+
+    /// Removes everything and keeps the memory.
+    pub fn clear(&mut self) {
+        self.truncate(0);
+    }
+
+    /// Frees the memory of answers that are sent.
+    pub fn release(&mut self) {
+        if self.is_empty() {
+            self.bytes = Vec::new();
+        }
+    }
+}
+
+#[inline]
+fn header(status: Status, value_len: usize) -> [u8; crate::wire::response::HEADER_LEN] {
+    match ResponseHeader::new(status, value_len) {
+        Ok(header) => header.encode(),
+        Err(_) => unreachable!("a stored value came in a frame whose length field is as wide"),
+    }
+}

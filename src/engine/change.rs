@@ -1,0 +1,107 @@
+//! What writes change, for the log: recorded while their partitions are locked.
+
+use super::digest::Digest;
+use super::entry::Entry;
+use crate::wire::run::RUN_FRAME_BYTES_MAX;
+
+/// The change of a data set's digest by the writes of a run.
+///
+/// The digest of an old entry is taken when it is replaced. Of an entry of more than [`RUN_FRAME_BYTES_MAX`] bytes that
+/// takes too long under a lock; it is then taken of a clone, without the lock ([`LongOld`]), and the write is tried
+/// again.
+#[derive(Debug)]
+pub(super) struct Change {
+    digest: Digest,
+    /// A log needs the digest.
+    is_logged: bool,
+    /// A clone of an old entry, and its digest. While it is here, the entry's bytes cannot change.
+    known: Option<(Entry, Digest)>,
+    /// Digests learned so far.
+    learned: u8,
+}
+
+/// Digests learned for one write. An old entry that is replaced by others more often than this meanwhile is hashed
+/// under the lock.
+const LEARNED_MAX: u8 = 4;
+
+/// The digest of this old entry is to be taken first, without the lock.
+#[derive(Debug)]
+pub(super) struct LongOld(pub(super) Entry);
+
+impl Change {
+    /// For writes that are not logged.
+    #[inline]
+    pub(super) const fn unlogged() -> Change {
+        Change::new(false)
+    }
+
+    /// For writes that are logged where `is_logged`.
+    #[inline]
+    pub(super) const fn new(is_logged: bool) -> Change {
+        Change {
+            digest: Digest::EMPTY,
+            is_logged,
+            known: None,
+            learned: 0,
+        }
+    }
+
+    /// Takes the digest of an old entry. Nothing is locked.
+    pub(super) fn learn(&mut self, LongOld(old): LongOld) {
+        let digest = Digest::of(&old);
+        self.known = Some((old, digest));
+        self.learned = self.learned.saturating_add(1);
+    }
+
+    /// Records that `old` is replaced or removed.
+    ///
+    /// # Errors
+    ///
+    /// [`LongOld`], where its digest has to be [learned](Self::learn) first.
+    #[inline]
+    pub(super) fn replaces(&mut self, old: &Entry) -> Result<(), LongOld> {
+        if self.is_logged {
+            let digest = if old.frame().len() <= RUN_FRAME_BYTES_MAX {
+                Digest::of(old)
+            } else {
+                self.digest_of_long(old)?
+            };
+            self.digest = self.digest.changed(digest, Digest::EMPTY);
+        }
+        Ok(())
+    }
+
+    /// Fails where [`replaces`](Self::replaces) would.
+    #[inline]
+    pub(super) fn knows(&self, old: &Entry) -> Result<(), LongOld> {
+        let needs = self.is_logged
+            && old.frame().len() > RUN_FRAME_BYTES_MAX
+            && self.learned < LEARNED_MAX
+            && !matches!(&self.known, Some((known, _)) if known.is_same_block(old));
+        if needs {
+            return Err(LongOld(old.clone()));
+        }
+        Ok(())
+    }
+
+    fn digest_of_long(&mut self, old: &Entry) -> Result<Digest, LongOld> {
+        match self.known.take() {
+            // The clone is dropped here, before the entry's block is looked at again by its next user.
+            Some((known, digest)) if known.is_same_block(old) => Ok(digest),
+            Some(_) | None if self.learned >= LEARNED_MAX => Ok(Digest::of(old)),
+            Some(_) | None => Err(LongOld(old.clone())),
+        }
+    }
+
+    /// Records a new entry, whose digest was taken before the lock.
+    #[inline]
+    pub(super) const fn adds(&mut self, new: Digest) {
+        self.digest = self.digest.plus(new);
+    }
+
+    /// The sum of all changes.
+    #[inline]
+    pub(super) const fn digest(&self) -> Digest {
+        self.digest
+    }
+}

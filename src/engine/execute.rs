@@ -1,0 +1,233 @@
+//! Executes the requests of clients: the path of a write from its frame to its position in the log.
+//!
+//! 1. Everything that needs no lock is done first: keys are hashed, the records and their digests made, and room in the
+//!    append queue reserved ([`Prepared`]).
+//! 2. The partitions of the run are locked, in ascending order.
+//! 3. The gate is asked. Nothing has changed so far; a request that is not admitted is given back.
+//! 4. Each request is executed: its command adds an answer, its effect changes the partition.
+//! 5. The records are appended: they get their indexes, and the partitions note the last one.
+//! 6. The partitions are unlocked, and replaced entries are freed.
+
+use super::Engine;
+use super::answers::Answers;
+use super::change::Change;
+use super::command::{self, Command, value};
+use super::prepared::Prepared;
+use super::store::Contended;
+use super::work::{Work, new_entries};
+use crate::log::{Position, Reservation, Sequencer};
+use crate::wire::run::RUN_FRAME_BYTES_MAX;
+use crate::wire::{RequestFrame, Run};
+
+/// Requests that were executed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// How many, from the start of the run; their answers are added.
+    pub count: usize,
+    /// The position that their answers wait for: of writes the last record made, of reads the last record that changed
+    /// one of their partitions.
+    pub position: Position,
+}
+
+/// Why nothing was executed. Nothing has changed and no answer was added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotDone {
+    /// The append queue has no room for the run's records. [`Engine::wait_for_room`] waits for it.
+    NoRoom {
+        /// Bytes to reserve.
+        cost: u64,
+    },
+    /// Requests of this kind are not admitted now.
+    Refused,
+}
+
+/// Where requests come from.
+pub(super) enum Origin<'e> {
+    /// A client, which may have waited for room. Its requests need admission, and never wait.
+    Client(Option<Reservation<'e>>),
+    /// The leader. Its records are applied whatever is admitted, and wait for room.
+    Leader,
+}
+
+impl<'e> Origin<'e> {
+    pub(super) fn reserve(
+        &mut self,
+        sequencer: &'e Sequencer,
+        cost: u64,
+    ) -> Result<Reservation<'e>, NotDone> {
+        match self {
+            Origin::Leader => Ok(sequencer.reserve(cost)),
+            Origin::Client(held) => {
+                let held = held.as_mut().and_then(|held| held.split(cost));
+                let reserved = held.or_else(|| sequencer.try_reserve(cost));
+                reserved.ok_or(NotDone::NoRoom { cost })
+            }
+        }
+    }
+
+    /// The epoch under which the requests are executed, with their partitions locked.
+    #[inline]
+    pub(super) fn admit(&self, engine: &Engine, writes: bool) -> Result<u64, NotDone> {
+        match self {
+            Origin::Leader => Ok(engine.gate.epoch()),
+            Origin::Client(_) => engine.gate.admits(writes).ok_or(NotDone::Refused),
+        }
+    }
+}
+
+/// Why a run was not executed at once. Nothing has changed and no answer was added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotTogether {
+    /// Another thread holds a partition for longer than a running thread would.
+    Contended,
+    /// The digest of a long old entry is needed first.
+    LongOld,
+    /// It cannot be executed in another way either.
+    NotDone(NotDone),
+}
+
+impl From<Contended> for NotTogether {
+    fn from(Contended: Contended) -> NotTogether {
+        NotTogether::Contended
+    }
+}
+
+impl From<NotDone> for NotTogether {
+    fn from(not_done: NotDone) -> NotTogether {
+        NotTogether::NotDone(not_done)
+    }
+}
+
+impl Engine {
+    /// Executes requests of `run` in their order and adds their answers. All of them take effect at once where their
+    /// partitions are free; otherwise one after another. A GET of a long value is the last that is executed. Never
+    /// waits for anything but a partition, with none locked. `room` is what [`wait_for_room`](Self::wait_for_room)
+    /// returned after [`NotDone::NoRoom`].
+    ///
+    /// # Errors
+    ///
+    /// Where not even the first request was executed.
+    pub fn execute<'e>(
+        &'e self,
+        run: &Run<'_>,
+        room: Option<Reservation<'e>>,
+        answers: &mut Answers,
+    ) -> Result<Outcome, NotDone> {
+        let mut origin = Origin::Client(room);
+        if run.len() > 1 {
+            match self.together(run, &mut origin, answers) {
+                Ok(outcome) => return Ok(outcome),
+                Err(NotTogether::Contended | NotTogether::LongOld) => {}
+                // Its reads may be admitted where its writes are not.
+                Err(NotTogether::NotDone(NotDone::Refused)) => {}
+                Err(NotTogether::NotDone(no_room @ NotDone::NoRoom { .. })) => return Err(no_room),
+            }
+        }
+        let mut outcome = Outcome::default();
+        for frame in run.frames() {
+            match self.execute_one(&frame, &mut origin, answers) {
+                Ok(position) => {
+                    outcome.count += 1;
+                    outcome.position = outcome.position.max(position);
+                }
+                Err(not_done) if outcome.count == 0 => return Err(not_done),
+                Err(_) => break,
+            }
+            if answers.apart().is_some() {
+                break;
+            }
+        }
+        answers.settle();
+        Ok(outcome)
+    }
+
+    /// Executes all requests of `run` at once, as [`execute`](Self::execute) does where their partitions are free.
+    ///
+    /// # Errors
+    ///
+    /// Where nothing was executed.
+    pub fn execute_together<'e>(
+        &'e self,
+        run: &Run<'_>,
+        room: Option<Reservation<'e>>,
+        answers: &mut Answers,
+    ) -> Result<Outcome, NotTogether> {
+        self.together(run, &mut Origin::Client(room), answers)
+    }
+
+    /// Executes a run with all its partitions locked. Not inlined: a connection that sends one request at a time does
+    /// not pay for the stack that this needs.
+    #[inline(never)]
+    fn together<'e>(
+        &'e self,
+        run: &Run<'_>,
+        origin: &mut Origin<'e>,
+        answers: &mut Answers,
+    ) -> Result<Outcome, NotTogether> {
+        let writes = run.writes();
+        let prepared = Prepared::of_run(self, run, origin)?;
+        let keys = run.frames().map(|frame| frame.request().key());
+        let hashes = keys.map(|key| self.store.hash(key)).collect();
+        let mut locked = self.store.lock(&hashes, writes)?;
+        let epoch = origin.admit(self, writes != 0)?;
+        let touched = locked.touch(&hashes, writes);
+        if touched.longest > RUN_FRAME_BYTES_MAX {
+            return Err(NotTogether::LongOld);
+        }
+        let mut work = Work {
+            engine: self,
+            prepared,
+            made: 0,
+            change: Change::new(self.sequencer.is_some()),
+            new: new_entries(run, touched.vacant),
+            replaced: Vec::new(),
+        };
+        let count = work.execute(run, &hashes, &mut locked, answers);
+        let index = work.append(run, epoch, &mut locked);
+        drop(locked);
+        answers.settle();
+        Ok(Outcome {
+            count,
+            position: Position { epoch, index },
+        })
+    }
+
+    fn execute_one<'e>(
+        &'e self,
+        frame: &RequestFrame<'_>,
+        origin: &mut Origin<'e>,
+        answers: &mut Answers,
+    ) -> Result<Position, NotDone> {
+        let key = frame.request().key();
+        match command::of(frame.opcode()) {
+            Command::Get => {
+                let hash = self.store.hash(key);
+                let entries = self.store.read(hash);
+                let epoch = origin.admit(self, false)?;
+                value::get(entries.find(hash, key), answers);
+                let index = entries.last_index;
+                Ok(Position { epoch, index })
+            }
+            Command::Set => {
+                let position = self.set_one(frame, origin)?;
+                value::set(answers);
+                Ok(position)
+            }
+            Command::Del => {
+                let (position, removed) = self.del_one(frame, key, origin)?;
+                value::del(removed.as_ref(), answers);
+                Ok(position)
+            }
+            Command::Computed(function) => self.compute_one(frame, function, origin, answers),
+            Command::None => unreachable!("no run has such a request"),
+        }
+    }
+
+    /// Waits until the append queue has room for records of this cost, behind the writers that wait already. The
+    /// caller holds no lock. `None` without a log.
+    #[must_use]
+    pub fn wait_for_room(&self, cost: u64) -> Option<Reservation<'_>> {
+        let sequencer = self.sequencer.as_ref()?;
+        Some(sequencer.reserve(cost))
+    }
+}

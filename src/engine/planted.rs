@@ -1,0 +1,119 @@
+//! The path of a write with one step out of order: what the model in `tests/order` has to find.
+#![allow(dead_code)] // used there, where these files are compiled a second time
+
+use super::answers::Answers;
+use super::change::Change;
+use super::digest::Digest;
+use super::execute::{NotDone, NotTogether, Origin, Outcome};
+use super::prepared::Prepared;
+use super::work::{Work, new_entries};
+use super::{Engine, PartitionCopy};
+use crate::log::Position;
+use crate::wire::Run;
+
+/// A step out of order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Planted {
+    /// None: the code as it is.
+    Nothing,
+    /// Records are appended when the partitions are unlocked.
+    AppendAfterUnlock,
+    /// Records are appended before the partitions are locked.
+    AppendBeforeLock,
+    /// The gate is asked before the partitions are locked.
+    AdmitBeforeLock,
+    /// The index of a partition's copy is read when the partition is unlocked.
+    IndexAfterUnlock,
+}
+
+impl Engine {
+    /// Executes all requests of a run at once, with a step out of order.
+    pub(crate) fn execute_planted(
+        &self,
+        run: &Run<'_>,
+        planted: Planted,
+        answers: &mut Answers,
+    ) -> Result<Outcome, NotTogether> {
+        let is_late = match planted {
+            Planted::Nothing | Planted::IndexAfterUnlock => {
+                return self.execute_together(run, None, answers);
+            }
+            Planted::AppendAfterUnlock => true,
+            Planted::AppendBeforeLock | Planted::AdmitBeforeLock => false,
+        };
+        let mut origin = Origin::Client(None);
+        let mut prepared = Prepared::of_run(self, run, &mut origin)?;
+        let early = self.gate.admits(run.writes() != 0);
+        if planted == Planted::AppendBeforeLock {
+            let epoch = early.ok_or(NotTogether::NotDone(NotDone::Refused))?;
+            if let Some(prepared) = prepared.take() {
+                let change = self.change_as_it_seems(run, &prepared);
+                prepared.append(epoch, run, run.writes(), change);
+            }
+        }
+        let keys = run.frames().map(|frame| frame.request().key());
+        let hashes = keys.map(|key| self.store.hash(key)).collect();
+        let mut locked = loop {
+            match self.store.lock(&hashes, run.writes()) {
+                Ok(locked) => break locked,
+                // Its records are in the log already.
+                Err(_) if planted == Planted::AppendBeforeLock => {}
+                Err(contended) => return Err(contended.into()),
+            }
+        };
+        let epoch = match planted {
+            Planted::AdmitBeforeLock => early.ok_or(NotDone::Refused)?,
+            Planted::Nothing
+            | Planted::AppendAfterUnlock
+            | Planted::AppendBeforeLock
+            | Planted::IndexAfterUnlock => origin.admit(self, run.writes() != 0)?,
+        };
+        let touched = locked.touch(&hashes, run.writes());
+        let mut work = Work {
+            engine: self,
+            prepared,
+            made: 0,
+            change: Change::new(true),
+            new: new_entries(run, touched.vacant),
+            replaced: Vec::new(),
+        };
+        let count = work.execute(run, &hashes, &mut locked, answers);
+        let index = if is_late {
+            drop(locked);
+            let prepared = work.prepared.take();
+            prepared.map_or(0, |prepared| {
+                prepared.append(epoch, run, work.made, work.change.digest())
+            })
+        } else {
+            work.append(run, epoch, &mut locked)
+        };
+        let position = Position { epoch, index };
+        Ok(Outcome { count, position })
+    }
+
+    /// The change of the digest by a run of SETs, by the entries that the store has before it is locked.
+    fn change_as_it_seems(&self, run: &Run<'_>, prepared: &Prepared<'_>) -> Digest {
+        let frames = run.frames().enumerate();
+        let writes = frames.filter(|(at, _)| run.writes() >> at & 1 == 1);
+        writes.fold(Digest::EMPTY, |sum, (at, frame)| {
+            let old = self.store.get(frame.request().key());
+            let old = old.as_ref().map(Digest::of).unwrap_or_default();
+            sum.changed(old, prepared.digest(at))
+        })
+    }
+
+    /// Copies a partition, with a step out of order.
+    pub(crate) fn copy_partition_planted(
+        &self,
+        partition: usize,
+        copy: &mut PartitionCopy,
+        planted: Planted,
+    ) -> u64 {
+        if planted == Planted::IndexAfterUnlock {
+            self.store.copy_partition(partition, copy, || ());
+            self.head().index
+        } else {
+            self.copy_partition(partition, copy)
+        }
+    }
+}

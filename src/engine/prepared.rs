@@ -1,0 +1,159 @@
+//! What the log needs of requests: made before anything is locked.
+
+use arrayvec::ArrayVec;
+
+use super::Engine;
+use super::command::{self, Command};
+use super::digest::Digest;
+use super::entry::Entry;
+use super::execute::{NotDone, Origin};
+use crate::log::backlog::Records;
+use crate::log::{Reservation, Sequencer};
+use crate::wire::run::RUN_MAX;
+use crate::wire::{RequestFrame, Run};
+
+/// What the log needs of a run, made before anything is locked.
+pub(super) struct Prepared<'e> {
+    sequencer: &'e Sequencer,
+    records: Records,
+    /// Of each request of the run: the digest of the entry that it makes, where the request is its own effect.
+    digests: ArrayVec<Digest, RUN_MAX>,
+    reservation: Reservation<'e>,
+    /// Effects are computed under the locks. `records` begins empty then, and takes them one by one.
+    pub(super) is_computed: bool,
+}
+
+/// The digest of the entry that a request makes, where it is its own effect.
+#[inline]
+fn digest(frame: &RequestFrame<'_>) -> Digest {
+    match command::of(frame.opcode()) {
+        Command::Set => Digest::of_frame(frame.bytes()),
+        Command::Get | Command::Del | Command::Computed(_) | Command::None => Digest::EMPTY,
+    }
+}
+
+impl<'e> Prepared<'e> {
+    /// For records of at most `len` bytes.
+    fn new(
+        sequencer: &'e Sequencer,
+        (records, len): (Records, usize),
+        digests: ArrayVec<Digest, RUN_MAX>,
+        origin: &mut Origin<'e>,
+    ) -> Result<Prepared<'e>, NotDone> {
+        Ok(Prepared {
+            sequencer,
+            is_computed: records.bytes().len() != len,
+            records,
+            digests,
+            reservation: origin.reserve(sequencer, Records::cost(len))?,
+        })
+    }
+
+    /// For the writes of a run.
+    pub(super) fn of_run(
+        engine: &'e Engine,
+        run: &Run<'_>,
+        origin: &mut Origin<'e>,
+    ) -> Result<Option<Prepared<'e>>, NotDone> {
+        let Some(sequencer) = engine.sequencer.as_ref().filter(|_| run.writes() != 0) else {
+            return Ok(None);
+        };
+        let digests = run.frames().map(|frame| digest(&frame)).collect();
+        let records = records_of(
+            run.has_computed(),
+            || run.copy_of(run.writes()),
+            || run.frames().map(|frame| effect_len_max(&frame)).sum(),
+        );
+        Prepared::new(sequencer, records, digests, origin).map(Some)
+    }
+
+    /// For one write.
+    pub(super) fn of_one(
+        engine: &'e Engine,
+        frame: &RequestFrame<'_>,
+        origin: &mut Origin<'e>,
+    ) -> Result<Option<Prepared<'e>>, NotDone> {
+        let Some(sequencer) = &engine.sequencer else {
+            return Ok(None);
+        };
+        let is_computed = matches!(command::of(frame.opcode()), Command::Computed(_));
+        let records = records_of(
+            is_computed,
+            || frame.bytes().to_vec(),
+            || effect_len_max(frame),
+        );
+        let digests = [digest(frame)].into_iter().collect();
+        Prepared::new(sequencer, records, digests, origin).map(Some)
+    }
+
+    /// For a SET whose entry is already made.
+    pub(super) fn of_entry(
+        engine: &'e Engine,
+        entry: &Entry,
+        origin: &mut Origin<'e>,
+    ) -> Result<Option<Prepared<'e>>, NotDone> {
+        let Some(sequencer) = &engine.sequencer else {
+            return Ok(None);
+        };
+        let digests = [Digest::of(entry)].into_iter().collect();
+        let records = (Records::Entry(entry.clone()), entry.frame().len());
+        Prepared::new(sequencer, records, digests, origin).map(Some)
+    }
+
+    /// Adds the effect of a write to records that are computed.
+    pub(super) fn push(&mut self, effect: &[u8]) {
+        match &mut self.records {
+            Records::Frames(frames) => frames.extend_from_slice(effect),
+            Records::Entry(_) => unreachable!("an entry is its own effect"),
+        }
+    }
+
+    /// The digest of the entry that the run's request with this number makes.
+    #[inline]
+    pub(super) fn digest(&self, at: usize) -> Digest {
+        self.digests[at]
+    }
+
+    /// Appends the records of the requests whose bits are set in `made`. Returns the last index.
+    pub(super) fn append(self, epoch: u64, run: &Run<'_>, made: u16, change: Digest) -> u64 {
+        let records = if self.is_computed || made == run.writes() {
+            self.records
+        } else {
+            Records::Frames(run.copy_of(made))
+        };
+        self.sequencer
+            .append(epoch, records, made.count_ones(), change, self.reservation)
+    }
+
+    /// Appends the one record.
+    pub(super) fn append_one(self, epoch: u64, change: Digest) -> u64 {
+        self.sequencer
+            .append(epoch, self.records, 1, change, self.reservation)
+    }
+}
+
+/// Records for the log, and their length in bytes at most: the requests, or memory for effects that are computed.
+fn records_of(
+    is_computed: bool,
+    requests: impl FnOnce() -> Vec<u8>,
+    effects_len_max: impl FnOnce() -> usize,
+) -> (Records, usize) {
+    if is_computed {
+        let len = effects_len_max();
+        (Records::Frames(Vec::with_capacity(len)), len)
+    } else {
+        let frames = requests();
+        let len = frames.len();
+        (Records::Frames(frames), len)
+    }
+}
+
+/// Longest frame in bytes of the effect of a request; 0 of one that only reads.
+fn effect_len_max(frame: &RequestFrame<'_>) -> usize {
+    let spec = frame.opcode().spec();
+    if spec.writes {
+        frame.bytes().len() + spec.effect_extra
+    } else {
+        0
+    }
+}

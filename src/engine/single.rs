@@ -1,0 +1,177 @@
+//! Writes that are executed one by one: with their own partition locked, for which they wait.
+
+use super::Engine;
+use super::answers::Answers;
+use super::change::{Change, LongOld};
+use super::command::Function;
+use super::entry::Entry;
+use super::execute::{NotDone, Origin};
+use super::prepared::Prepared;
+use super::store::Entries;
+use super::work::Computed;
+use crate::log::{Position, Reservation};
+use crate::wire::RequestFrame;
+use crate::wire::run::RUN_FRAME_BYTES_MAX;
+
+impl Engine {
+    /// Stores the entry of one SET frame.
+    pub(super) fn set_one<'e>(
+        &'e self,
+        frame: &RequestFrame<'_>,
+        origin: &mut Origin<'e>,
+    ) -> Result<Position, NotDone> {
+        if frame.bytes().len() > RUN_FRAME_BYTES_MAX {
+            // Copied before anything is locked; the log shares the copy.
+            let put = self.set_entry(Entry::copy_of(frame), origin);
+            return put.map(|(position, _)| position).map_err(|(why, _)| why);
+        }
+        let prepared = Prepared::of_one(self, frame, origin)?;
+        let hash = self.store.hash(frame.request().key());
+        let mut change = Change::new(prepared.is_some());
+        loop {
+            let mut entries = self.store.write(hash);
+            let epoch = origin.admit(self, true)?;
+            match self
+                .store
+                .put_frame(&mut entries, hash, frame, None, &mut change)
+            {
+                Ok(replaced) => {
+                    let index = append_one(prepared, epoch, &mut entries, &mut change);
+                    drop(entries);
+                    drop(replaced);
+                    return Ok(Position { epoch, index });
+                }
+                Err(long) => learn(entries, &mut change, long),
+            }
+        }
+    }
+
+    /// Removes the key of one DEL frame. Returns its entry.
+    pub(super) fn del_one<'e>(
+        &'e self,
+        frame: &RequestFrame<'_>,
+        key: &[u8],
+        origin: &mut Origin<'e>,
+    ) -> Result<(Position, Option<Entry>), NotDone> {
+        let prepared = Prepared::of_one(self, frame, origin)?;
+        let hash = self.store.hash(key);
+        let mut change = Change::new(prepared.is_some());
+        loop {
+            let mut entries = self.store.write(hash);
+            let epoch = origin.admit(self, true)?;
+            match self.store.take(&mut entries, hash, key, &mut change) {
+                Ok(removed) => {
+                    let index = if removed.is_some() {
+                        append_one(prepared, epoch, &mut entries, &mut change)
+                    } else {
+                        entries.last_index
+                    };
+                    drop(entries);
+                    return Ok((Position { epoch, index }, removed));
+                }
+                Err(long) => learn(entries, &mut change, long),
+            }
+        }
+    }
+
+    /// Executes a SET whose entry is already made. Returns the position that its answer waits for, and the entry that
+    /// it replaced. Adds no answer. `room` is as for [`execute`](Self::execute).
+    ///
+    /// # Errors
+    ///
+    /// Where nothing was done; with the entry.
+    pub fn set<'e>(
+        &'e self,
+        entry: Entry,
+        room: Option<Reservation<'e>>,
+    ) -> Result<(Position, Option<Entry>), (NotDone, Entry)> {
+        self.set_entry(entry, &mut Origin::Client(room))
+    }
+
+    fn set_entry<'e>(
+        &'e self,
+        mut entry: Entry,
+        origin: &mut Origin<'e>,
+    ) -> Result<(Position, Option<Entry>), (NotDone, Entry)> {
+        let prepared = match Prepared::of_entry(self, &entry, origin) {
+            Ok(prepared) => prepared,
+            Err(not_done) => return Err((not_done, entry)),
+        };
+        let hash = self.store.hash(entry.key());
+        let mut change = Change::new(prepared.is_some());
+        loop {
+            let mut entries = self.store.write(hash);
+            let epoch = match origin.admit(self, true) {
+                Ok(epoch) => epoch,
+                Err(not_done) => return Err((not_done, entry)),
+            };
+            match self.store.put_entry(&mut entries, hash, entry, &mut change) {
+                Ok(replaced) => {
+                    let index = append_one(prepared, epoch, &mut entries, &mut change);
+                    drop(entries);
+                    return Ok((Position { epoch, index }, replaced));
+                }
+                Err((long, given_back)) => {
+                    entry = given_back;
+                    learn(entries, &mut change, long);
+                }
+            }
+        }
+    }
+
+    /// Executes one command whose effect follows from the old entry.
+    pub(super) fn compute_one<'e>(
+        &'e self,
+        frame: &RequestFrame<'_>,
+        function: Function,
+        origin: &mut Origin<'e>,
+        answers: &mut Answers,
+    ) -> Result<Position, NotDone> {
+        let mut prepared = Prepared::of_one(self, frame, origin)?;
+        let hash = self.store.hash(frame.request().key());
+        let mut change = Change::new(prepared.is_some());
+        loop {
+            let mut entries = self.store.write(hash);
+            let epoch = origin.admit(self, true)?;
+            let change = &mut change;
+            match self
+                .store
+                .compute(&mut entries, hash, frame, function, change, answers)
+            {
+                Ok(Computed { effect, replaced }) => {
+                    let mut index = entries.last_index;
+                    if let (Some(mut prepared), Some(effect)) = (prepared.take(), effect) {
+                        prepared.push(&effect);
+                        index = prepared.append_one(epoch, change.digest());
+                        entries.last_index = index;
+                    }
+                    drop(entries);
+                    drop(replaced);
+                    return Ok(Position { epoch, index });
+                }
+                Err(long) => learn(entries, change, long),
+            }
+        }
+    }
+}
+
+/// Unlocks a partition and takes the digest of a long old entry.
+fn learn(entries: impl Sized, change: &mut Change, long: LongOld) {
+    drop(entries);
+    change.learn(long);
+}
+
+/// Appends the record of one write. Returns its index; 0 without a log.
+fn append_one(
+    prepared: Option<Prepared<'_>>,
+    epoch: u64,
+    entries: &mut Entries,
+    change: &mut Change,
+) -> u64 {
+    let Some(prepared) = prepared else {
+        return 0;
+    };
+    change.adds(prepared.digest(0));
+    entries.last_index = prepared.append_one(epoch, change.digest());
+    entries.last_index
+}

@@ -1,0 +1,196 @@
+//! The execution of a run whose partitions are locked.
+
+use arrayvec::ArrayVec;
+
+use super::Engine;
+use super::answers::Answers;
+use super::change::{Change, LongOld};
+use super::command::{self, Command, Effect, Function, value};
+use super::digest::Digest;
+use super::entry::Entry;
+use super::prepared::Prepared;
+use super::store::{Entries, Locked, Store};
+use crate::wire::request::frames;
+use crate::wire::run::RUN_MAX;
+use crate::wire::{Opcode, Request, RequestFrame, Run};
+
+/// Entries for the SETs of a run whose bits are set in `vacant`.
+///
+/// All are made before the first is stored: the allocator's lock waits for all stores before it, and a store into a
+/// table mostly misses the cache.
+pub(super) fn new_entries(run: &Run<'_>, vacant: u16) -> ArrayVec<Option<Entry>, RUN_MAX> {
+    if vacant & run.writes() == 0 {
+        return ArrayVec::new();
+    }
+    let entry = |(at, frame): (usize, RequestFrame<'_>)| {
+        let is_set = frame.opcode() == Opcode::Set;
+        (is_set && vacant >> at & 1 == 1).then(|| Entry::copy_of(&frame))
+    };
+    run.frames().enumerate().map(entry).collect()
+}
+
+/// The execution of a run whose partitions are locked.
+pub(super) struct Work<'e> {
+    pub(super) engine: &'e Engine,
+    pub(super) prepared: Option<Prepared<'e>>,
+    /// A bit for each write that had an effect.
+    pub(super) made: u16,
+    pub(super) change: Change,
+    /// Entries for the keys that have none.
+    pub(super) new: ArrayVec<Option<Entry>, RUN_MAX>,
+    /// Entries to be freed after the unlock.
+    pub(super) replaced: Vec<Entry>,
+}
+
+impl Work<'_> {
+    /// Executes the requests in their order, and returns how many.
+    #[inline]
+    pub(super) fn execute(
+        &mut self,
+        run: &Run<'_>,
+        hashes: &ArrayVec<u64, RUN_MAX>,
+        locked: &mut Locked<'_>,
+        answers: &mut Answers,
+    ) -> usize {
+        let store = &self.engine.store;
+        for (at, (frame, &hash)) in run.frames().zip(hashes).enumerate() {
+            let key = frame.request().key();
+            let effect = match command::of(frame.opcode()) {
+                Command::Get => {
+                    if !value::get(locked.of(at).find(hash, key), answers) {
+                        return at + 1;
+                    }
+                    Effect::None
+                }
+                Command::Set => {
+                    let new = self.new.get_mut(at).and_then(Option::take);
+                    let entries = locked.of_mut(at);
+                    let put = store.put_frame(entries, hash, &frame, new, &mut self.change);
+                    self.replaced.extend(short(put));
+                    value::set(answers)
+                }
+                Command::Del => {
+                    let entries = locked.of_mut(at);
+                    let removed = short(store.take(entries, hash, key, &mut self.change));
+                    let effect = value::del(removed.as_ref(), answers);
+                    self.replaced.extend(removed);
+                    effect
+                }
+                Command::Computed(function) => {
+                    let entries = locked.of_mut(at);
+                    let change = &mut self.change;
+                    let done = store.compute(entries, hash, &frame, function, change, answers);
+                    let Computed { effect, replaced } = short(done);
+                    self.replaced.extend(replaced);
+                    if let (Some(prepared), Some(effect)) = (&mut self.prepared, effect) {
+                        prepared.push(&effect);
+                        self.made |= 1 << at;
+                    }
+                    Effect::None
+                }
+                Command::None => unreachable!("no run has such a request"),
+            };
+            match effect {
+                // Removing is what the DEL asks for, so its frame is the effect.
+                Effect::AsSent | Effect::Remove => self.note_as_sent(at, &frame),
+                Effect::None | Effect::Put(_) => {}
+            }
+        }
+        run.len()
+    }
+
+    /// Records a write that is its own effect.
+    #[inline]
+    fn note_as_sent(&mut self, at: usize, frame: &RequestFrame<'_>) {
+        if let Some(prepared) = &mut self.prepared {
+            self.made |= 1 << at;
+            self.change.adds(prepared.digest(at));
+            if prepared.is_computed {
+                prepared.push(frame.bytes());
+            }
+        }
+    }
+
+    /// Appends the records of the run. Returns the index that its answers wait for; 0 without a log.
+    #[inline]
+    pub(super) fn append(&mut self, run: &Run<'_>, epoch: u64, locked: &mut Locked<'_>) -> u64 {
+        if self.engine.sequencer.is_none() {
+            return 0;
+        }
+        match self.prepared.take() {
+            Some(prepared) if self.made != 0 => {
+                let index = prepared.append(epoch, run, self.made, self.change.digest());
+                locked.set_last_index(index);
+                index
+            }
+            Some(_) | None => locked.last_index(),
+        }
+    }
+}
+
+/// The result of a change of a partition from which long old entries were excluded before.
+#[inline]
+pub(super) fn short<T>(result: Result<T, LongOld>) -> T {
+    result.unwrap_or_else(|_| unreachable!("a run with a long old entry is executed one by one"))
+}
+
+/// What a computed command has done to its partition.
+pub(super) struct Computed {
+    /// The frame of its effect, which the log records.
+    pub(super) effect: Option<Vec<u8>>,
+    /// The entry that it replaced.
+    pub(super) replaced: Option<Entry>,
+}
+
+impl Store {
+    /// Executes a command whose effect follows from the old entry, with the key's partition locked for writing.
+    ///
+    /// # Errors
+    ///
+    /// [`LongOld`], where `change` needs the digest of the old entry first. Nothing is done then.
+    pub(super) fn compute(
+        &self,
+        entries: &mut Entries,
+        hash: u64,
+        frame: &RequestFrame<'_>,
+        function: Function,
+        change: &mut Change,
+        answers: &mut Answers,
+    ) -> Result<Computed, LongOld> {
+        let key = frame.request().key();
+        let old = entries.find(hash, key);
+        if let Some(old) = old {
+            change.knows(old)?;
+        }
+        let mut effect = Vec::new();
+        let replaced = match function(frame, old, answers) {
+            Effect::None => {
+                let (effect, replaced) = (None, None);
+                return Ok(Computed { effect, replaced });
+            }
+            Effect::AsSent => unreachable!("a computed command is not its own effect"),
+            Effect::Put(value) => {
+                let value = &value;
+                encode(&Request::Set { key, value }, &mut effect);
+                let mut replaced = None;
+                for put in frames(&effect) {
+                    replaced = self.put_frame(entries, hash, &put, None, change)?;
+                }
+                change.adds(Digest::of_frame(&effect));
+                replaced
+            }
+            Effect::Remove => {
+                encode(&Request::Del { key }, &mut effect);
+                self.take(entries, hash, key, change)?
+            }
+        };
+        let effect = Some(effect);
+        Ok(Computed { effect, replaced })
+    }
+}
+
+/// Adds the frame of an effect.
+fn encode(effect: &Request<'_>, out: &mut Vec<u8>) {
+    let encoded = effect.encode(out);
+    encoded.unwrap_or_else(|_| unreachable!("an effect is little longer than its request"));
+}

@@ -1,0 +1,155 @@
+//! Byte budget of the append queue.
+//!
+//! A writer reserves room for its records before it takes any lock, so nothing that holds a lock ever waits for the
+//! replication thread. The count of reserved bytes and the writers that wait are under one mutex; waiting writers are
+//! served in the order in which they came.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+
+/// Capacity of the append queue in bytes, as [`Records::cost`](super::backlog::Records::cost) counts them. A single
+/// reservation may exceed it: it is granted once half of the capacity is free.
+pub const ROOM_BYTES: u64 = 8 << 20;
+
+/// The budget.
+#[derive(Debug)]
+pub(super) struct Room {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Bytes reserved or queued.
+    used: u64,
+    /// Writers without room, the first of them first.
+    waiting: VecDeque<Arc<Waiter>>,
+    /// Room no longer matters: the log has ended.
+    is_over: bool,
+}
+
+/// A writer that waits.
+#[derive(Debug)]
+struct Waiter {
+    cost: u64,
+    granted: Mutex<bool>,
+    changed: Condvar,
+}
+
+/// Bytes of the budget that a writer holds. Dropping it gives them back.
+#[derive(Debug)]
+pub struct Reservation<'a> {
+    room: &'a Room,
+    bytes: u64,
+}
+
+impl State {
+    fn fits(&self, cost: u64) -> bool {
+        let after = self.used.saturating_add(cost);
+        self.is_over || after <= ROOM_BYTES || self.used <= ROOM_BYTES / 2
+    }
+
+    /// Grants room to waiting writers, in their order, as far as there is any.
+    fn grant(&mut self) {
+        while let Some(first) = self.waiting.front()
+            && self.fits(first.cost)
+        {
+            self.used = self.used.saturating_add(first.cost);
+            *first.granted.lock() = true;
+            first.changed.notify_all();
+            self.waiting.pop_front();
+        }
+    }
+}
+
+impl Room {
+    pub(super) fn new() -> Room {
+        Room {
+            state: Mutex::default(),
+        }
+    }
+
+    /// Reserves `cost` bytes, or returns `None` where there is no room or others wait for some.
+    pub(super) fn try_reserve(&self, cost: u64) -> Option<Reservation<'_>> {
+        let mut state = self.state.lock();
+        if !state.waiting.is_empty() || !state.fits(cost) {
+            return None;
+        }
+        state.used = state.used.saturating_add(cost);
+        Some(Reservation {
+            room: self,
+            bytes: cost,
+        })
+    }
+
+    /// Waits until `cost` bytes are reserved. The caller holds no lock.
+    pub(super) fn reserve(&self, cost: u64) -> Reservation<'_> {
+        let mut state = self.state.lock();
+        let waiter = Arc::new(Waiter {
+            cost,
+            granted: Mutex::new(false),
+            changed: Condvar::new(),
+        });
+        state.waiting.push_back(Arc::clone(&waiter));
+        state.grant();
+        drop(state);
+        let mut granted = waiter.granted.lock();
+        while !*granted {
+            waiter.changed.wait(&mut granted);
+        }
+        Reservation {
+            room: self,
+            bytes: cost,
+        }
+    }
+
+    /// Gives `bytes` back.
+    pub(super) fn release(&self, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        let mut state = self.state.lock();
+        debug_assert!(state.used >= bytes, "more is released than was reserved");
+        state.used = state.used.saturating_sub(bytes);
+        state.grant();
+    }
+
+    /// Grants every reservation from now on.
+    pub(super) fn end(&self) {
+        let mut state = self.state.lock();
+        state.is_over = true;
+        state.grant();
+    }
+}
+
+impl<'a> Reservation<'a> {
+    /// Bytes held.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Takes `bytes` out of this reservation as one of its own; `None` where it holds fewer.
+    #[must_use]
+    pub fn split(&mut self, bytes: u64) -> Option<Reservation<'a>> {
+        self.bytes = self.bytes.checked_sub(bytes)?;
+        Some(Reservation {
+            room: self.room,
+            bytes,
+        })
+    }
+
+    /// Hands `bytes` over to the append queue, which releases them once the backlog holds the records, and gives the
+    /// rest back.
+    pub(super) fn spend(mut self, bytes: u64) {
+        debug_assert!(self.bytes >= bytes, "more is appended than was reserved");
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.room.release(self.bytes);
+    }
+}

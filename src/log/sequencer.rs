@@ -1,0 +1,106 @@
+//! Assigns log indexes to writes.
+//!
+//! Writers call [`Sequencer::append`] while the partitions of their keys are locked: it assigns the next indexes and
+//! puts the records into the append queue, under one mutex that is held for nothing else. The replication thread
+//! ([`Log::keep`]) moves them from the queue to the backlog. It never waits for a socket.
+//!
+//! # Invariants
+//!
+//! 1. For each key, the order of the log is the order of the store: the index is assigned, and the queue filled, while
+//!    the key's partition is locked for writing.
+//! 2. The order of the queue is the order of indexes, since both are under one mutex.
+//! 3. While a partition is locked for reading, no writer is between taking an index and changing that partition.
+//!    Snapshots rely on it.
+//! 4. Records are appended under the epoch in which they were executed: the writer reads the epoch with its partitions
+//!    locked, and an epoch ends only after every partition was locked and unlocked once.
+
+use super::backlog::{Append, Records};
+use super::room::Reservation;
+use super::{Head, Log, Step};
+use crate::engine::digest::Digest;
+
+/// The writing side of a [`Log`]. The engine owns it.
+#[derive(Debug)]
+pub struct Sequencer {
+    log: Log,
+}
+
+impl Sequencer {
+    /// A log without records that keeps at most `backlog_bytes`.
+    #[must_use]
+    pub fn new(backlog_bytes: u64) -> Sequencer {
+        Sequencer {
+            log: Log::new(backlog_bytes),
+        }
+    }
+
+    /// The reading side.
+    #[must_use]
+    pub const fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Reserves room for records of this cost ([`Records::cost`]), or returns `None` where there is none. Never waits.
+    #[must_use]
+    pub fn try_reserve(&self, cost: u64) -> Option<Reservation<'_>> {
+        self.log.room.try_reserve(cost)
+    }
+
+    /// Waits for room for records of this cost, behind the writers that wait already. Once the log has
+    /// [ended](Self::end) nothing waits. The caller holds no lock.
+    #[must_use]
+    pub fn reserve(&self, cost: u64) -> Reservation<'_> {
+        let reserved = self.log.room.try_reserve(cost);
+        reserved.unwrap_or_else(|| self.log.room.reserve(cost))
+    }
+
+    /// Assigns the next indexes to `count` records, which changed the data set's digest by `change`, and queues them
+    /// for the backlog. Returns the last index. The caller has all partitions of their keys locked for writing.
+    ///
+    /// # Panics
+    ///
+    /// In debug builds where `epoch` is not the log's: a write was executed after its epoch had ended.
+    pub fn append(
+        &self,
+        epoch: u64,
+        records: Records,
+        count: u32,
+        change: Digest,
+        reservation: Reservation<'_>,
+    ) -> u64 {
+        reservation.spend(Records::cost(records.bytes().len()));
+        let mut order = self.log.order.lock();
+        debug_assert_eq!(order.epoch, epoch, "a write of another epoch");
+        order.head.index += u64::from(count);
+        order.head.digest = order.head.digest.plus(change);
+        let head = order.head;
+        let append = Append {
+            records,
+            count,
+            digest: head.digest,
+        };
+        // The log holds a receiver itself, so the channel is never closed.
+        let _ = self.log.sender.send(Step::Append(append));
+        head.index
+    }
+
+    /// Begins an epoch. No write of another one is under way.
+    pub fn begin_epoch(&self, epoch: u64) {
+        self.log.order.lock().epoch = epoch;
+        self.log.watermarks.begin_epoch(epoch);
+    }
+
+    /// Begins anew after `head`: another data set has replaced this one. No write is under way.
+    pub fn reset(&self, head: Head) {
+        let mut order = self.log.order.lock();
+        order.head = head;
+        let _ = self.log.sender.send(Step::Reset(head));
+    }
+
+    /// Ends the log: [`Log::keep`] returns once everything appended before is in the backlog, and no writer waits for
+    /// room any more.
+    pub fn end(&self) {
+        self.log.room.end();
+        let _ = self.log.sender.send(Step::End);
+    }
+}

@@ -1,0 +1,200 @@
+//! How far the log has come in each respect that an answer can wait for.
+//!
+//! A watermark is the greatest index of which something holds: that it is appended, durable on this node's disk, or
+//! committed by a majority. Watermarks belong to an epoch: when an epoch is given up, the positions in it that were not
+//! reached never will be, and whatever waits for them learns that at once.
+//!
+//! Only `appended` moves today. `durable` and `committed` have their places here; [`Watermarks::advance`] moves them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+/// A place in the log: no two writes of a cluster have the same one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// Epoch of the leader that wrote there.
+    pub epoch: u64,
+    /// Index of the record; 0 before the first.
+    pub index: u64,
+}
+
+/// A watermark: the state of a record that an answer can wait for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mark {
+    /// The record has its index. Every answer is about records of that state, so this never waits.
+    #[default]
+    Appended,
+    /// This node's disk holds the record.
+    Durable,
+    /// A majority holds the record.
+    Committed,
+}
+
+/// Whether a watermark has reached a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reached {
+    /// It has.
+    Yes,
+    /// It has not yet.
+    NotYet,
+    /// The epoch was given up before: it never will.
+    Never,
+}
+
+/// Identifies a subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SubscriptionId(u64);
+
+/// Called when a watermark has reached an awaited index, or the epoch has ended. It must not block, and must not call
+/// [`Watermarks`].
+pub type Wake = Arc<dyn Fn() + Send + Sync>;
+
+/// The watermarks of a log, and the subscribers that wait for them.
+#[derive(Default)]
+pub struct Watermarks {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    epoch: u64,
+    /// Set when the epoch was given up, until the next one begins.
+    is_given_up: bool,
+    durable: u64,
+    committed: u64,
+    next_id: u64,
+    subscriptions: BTreeMap<SubscriptionId, Subscription>,
+}
+
+struct Subscription {
+    wake: Wake,
+    /// What it waits for; it is woken once and then waits for nothing.
+    awaits: Option<(Mark, u64)>,
+}
+
+impl State {
+    /// `None` of a mark that every record has reached.
+    const fn of(&self, mark: Mark) -> Option<u64> {
+        match mark {
+            Mark::Appended => None,
+            Mark::Durable => Some(self.durable),
+            Mark::Committed => Some(self.committed),
+        }
+    }
+
+    fn reached(&self, mark: Mark, position: Position) -> Reached {
+        let Some(watermark) = self.of(mark) else {
+            return Reached::Yes;
+        };
+        let is_over =
+            position.epoch < self.epoch || (position.epoch == self.epoch && self.is_given_up);
+        match position.index {
+            // Nothing was ever written there.
+            0 => Reached::Yes,
+            _ if is_over => Reached::Never,
+            index if index <= watermark => Reached::Yes,
+            _ => Reached::NotYet,
+        }
+    }
+
+    /// Wakes the subscribers whose index is reached, or all of them.
+    fn wake(&mut self, all: bool) {
+        let (durable, committed) = (self.durable, self.committed);
+        for subscription in self.subscriptions.values_mut() {
+            let is_reached = match subscription.awaits {
+                None => false,
+                Some((Mark::Appended, _)) => true,
+                Some((Mark::Durable, index)) => all || index <= durable,
+                Some((Mark::Committed, index)) => all || index <= committed,
+            };
+            if is_reached {
+                subscription.awaits = None;
+                (subscription.wake)();
+            }
+        }
+    }
+}
+
+impl Watermarks {
+    /// Whether `mark` has reached `position`.
+    #[must_use]
+    pub fn reached(&self, mark: Mark, position: Position) -> Reached {
+        match mark {
+            Mark::Appended => Reached::Yes,
+            Mark::Durable | Mark::Committed => self.state.lock().reached(mark, position),
+        }
+    }
+
+    /// Moves a watermark forward to `index`; an index below it changes nothing. [`Mark::Appended`] moves by itself.
+    pub fn advance(&self, mark: Mark, index: u64) {
+        let mut state = self.state.lock();
+        match mark {
+            Mark::Appended => return,
+            Mark::Durable => state.durable = state.durable.max(index),
+            Mark::Committed => state.committed = state.committed.max(index),
+        }
+        state.wake(false);
+    }
+
+    /// Registers a subscriber, which waits for nothing until [`await_position`](Self::await_position).
+    #[must_use]
+    pub fn subscribe(&self, wake: Wake) -> SubscriptionId {
+        let mut state = self.state.lock();
+        let id = SubscriptionId(state.next_id);
+        state.next_id += 1;
+        let awaits = None;
+        state
+            .subscriptions
+            .insert(id, Subscription { wake, awaits });
+        id
+    }
+
+    /// Ends a subscription.
+    pub fn unsubscribe(&self, id: SubscriptionId) {
+        self.state.lock().subscriptions.remove(&id);
+    }
+
+    /// Has a subscriber woken once `mark` reaches `position`, or the position's epoch ends. Replaces what it waited
+    /// for. Returns how things stand: only for [`Reached::NotYet`] is it going to be woken.
+    pub fn await_position(&self, id: SubscriptionId, mark: Mark, position: Position) -> Reached {
+        let mut state = self.state.lock();
+        let reached = state.reached(mark, position);
+        if let Some(subscription) = state.subscriptions.get_mut(&id) {
+            subscription.awaits = match reached {
+                Reached::NotYet => Some((mark, position.index)),
+                Reached::Yes | Reached::Never => None,
+            };
+        }
+        reached
+    }
+
+    /// Gives up the epoch: no position of it that is not reached by now ever will be. Wakes every subscriber.
+    pub fn give_up_epoch(&self) {
+        let mut state = self.state.lock();
+        state.is_given_up = true;
+        state.wake(true);
+    }
+
+    /// Begins an epoch; the one before is given up.
+    pub(super) fn begin_epoch(&self, epoch: u64) {
+        let mut state = self.state.lock();
+        state.epoch = epoch;
+        state.is_given_up = false;
+        state.wake(true);
+    }
+}
+
+impl fmt::Debug for Watermarks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.lock();
+        f.debug_struct("Watermarks")
+            .field("epoch", &state.epoch)
+            .field("durable", &state.durable)
+            .field("committed", &state.committed)
+            .field("subscriptions", &state.subscriptions.len())
+            .finish()
+    }
+}
