@@ -70,13 +70,41 @@ enum Naive {
     },
 }
 
-/// The limit on values that an operation has of its own, in bytes.
-fn own_value_len_max(opcode: u8) -> Option<u32> {
-    match opcode {
-        0x42 => Some(13),
-        0x43 => Some(525),
-        0x60 => Some(1_050),
-        _ => None,
+/// The operations of GBP §3: opcode, whether there is a key, and what limits the value.
+const OPERATIONS: [(u8, bool, NaiveValue); 9] = [
+    (0x01, true, NaiveValue::OfNode),
+    (0x02, true, NaiveValue::None),
+    (0x03, true, NaiveValue::None),
+    (0x04, false, NaiveValue::None),
+    (0x40, false, NaiveValue::None),
+    (0x41, false, NaiveValue::None),
+    (0x42, true, NaiveValue::UpTo(13)),
+    (0x43, true, NaiveValue::UpTo(525)),
+    (0x60, true, NaiveValue::UpTo(1_050)),
+];
+
+/// What limits an operation's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NaiveValue {
+    /// It has none.
+    None,
+    /// The node's limit.
+    OfNode,
+    /// A limit of its own, in bytes.
+    UpTo(u32),
+}
+
+/// Whether there is a key, and what limits the value; none for an opcode that is unknown.
+fn operation(opcode: u8) -> Option<(bool, NaiveValue)> {
+    let row = OPERATIONS.into_iter().find(|row| row.0 == opcode);
+    row.map(|(_, has_key, value)| (has_key, value))
+}
+
+/// The longest value that a header may declare, in bytes.
+fn longest(opcode: u8, value_len_max: u32) -> u32 {
+    match operation(opcode) {
+        Some((_, NaiveValue::UpTo(max))) => max,
+        Some((_, NaiveValue::None | NaiveValue::OfNode)) | None => value_len_max,
     }
 }
 
@@ -91,14 +119,10 @@ fn naive_request(bytes: &[u8], value_len_max: u32) -> Naive {
     }
     let (opcode, key_len, value_len) = (bytes[0], number(1, 3), number(3, 7));
     let frame_len = 7 + key_len + value_len;
-    let value_len_max = own_value_len_max(opcode).unwrap_or(value_len_max);
-    let is_too_long = value_len > value_len_max.into();
-    let is_allowed = match opcode {
-        1 | 0x42 | 0x43 | 0x60 => true,
-        2 | 3 => value_len == 0,
-        4 | 0x40 | 0x41 => key_len == 0 && value_len == 0,
-        _ => false,
-    };
+    let is_too_long = value_len > longest(opcode, value_len_max).into();
+    let is_allowed = operation(opcode).is_some_and(|(has_key, value)| {
+        (has_key || key_len == 0) && (value != NaiveValue::None || value_len == 0)
+    });
     if is_too_long {
         return Naive::Close;
     }
@@ -177,14 +201,14 @@ fn requests(input: &[u8], limits: &Limits) -> Vec<Outcome> {
                 match error.disposition() {
                     Disposition::Close => {
                         assert_eq!(naive, Naive::Close);
-                        let max = own_value_len_max(header.opcode).unwrap_or(limits.value_len_max);
+                        let max = longest(header.opcode, limits.value_len_max);
                         let len = header.value_len;
                         // Of a frame that has a value it is the length that is wrong, of any other something else in
                         // the first place.
                         let is_length = error == RequestError::ValueTooLong { len, max };
                         assert_eq!(
                             is_length,
-                            matches!(header.opcode, 1 | 0x42 | 0x43 | 0x60),
+                            operation(header.opcode).is_some_and(|row| row.1 != NaiveValue::None),
                             "{error}"
                         );
                         return outcomes;
@@ -334,12 +358,11 @@ fn responses(input: &[u8]) {
 /// Whether a connection is told from its first byte that it speaks text.
 fn first_byte(input: &[u8]) {
     let Some(&first) = input.first() else { return };
-    let expected =
-        if is_naive_text(first) && ![1, 2, 3, 4, 0x40, 0x41, 0x42, 0x43, 0x60].contains(&first) {
-            Err(RequestError::Text { first })
-        } else {
-            Ok(())
-        };
+    let expected = if is_naive_text(first) && operation(first).is_none() {
+        Err(RequestError::Text { first })
+    } else {
+        Ok(())
+    };
     assert_eq!(reject_text(first), expected);
     if let Err(error) = expected {
         assert_eq!(error.disposition(), Disposition::Close);
@@ -361,26 +384,10 @@ fn round_trip(input: &[u8]) {
     let limits = Limits {
         value_len_max: u32::MAX,
     };
-    for request in [
-        Request::Set { key, value },
-        Request::Get { key },
-        Request::Del { key },
-        Request::Ping,
-        Request::Status,
-        Request::Discard,
-        Request::Sums {
-            key,
-            value: &value[..value.len().min(13)],
-        },
-        Request::List {
-            key,
-            value: &value[..value.len().min(525)],
-        },
-        Request::Follow {
-            key,
-            value: &value[..value.len().min(1_050)],
-        },
-    ] {
+    assert_eq!(Opcode::ALL.map(Opcode::byte), OPERATIONS.map(|row| row.0));
+    for opcode in Opcode::ALL {
+        let max = len(longest(opcode.byte(), u32::MAX).into());
+        let request = Request::new(opcode, key, &value[..value.len().min(max)]);
         let mut bytes = Vec::new();
         request.encode(&mut bytes).unwrap();
         assert_eq!(Opcode::try_from(bytes[0]), Ok(request.opcode()));

@@ -26,19 +26,29 @@ pub enum Form {
 
 impl Field {
     /// An unsigned number of `size` bytes.
-    pub(super) const fn number(name: &'static str, size: usize) -> Field {
+    #[must_use]
+    pub const fn number(name: &'static str, size: usize) -> Field {
         let form = Form::Number;
         Field { name, size, form }
     }
 
+    /// A signed number of `size` bytes.
+    #[must_use]
+    pub const fn signed(name: &'static str, size: usize) -> Field {
+        let form = Form::Signed;
+        Field { name, size, form }
+    }
+
     /// A number of `size` bytes that is written in hexadecimal.
-    pub(super) const fn hex(name: &'static str, size: usize) -> Field {
+    #[must_use]
+    pub const fn hex(name: &'static str, size: usize) -> Field {
         let form = Form::Hex;
         Field { name, size, form }
     }
 
     /// A byte of flags.
-    pub(super) const fn flags(name: &'static str, bits: &'static [(u8, &'static str)]) -> Field {
+    #[must_use]
+    pub const fn flags(name: &'static str, bits: &'static [(u8, &'static str)]) -> Field {
         let (size, form) = (1, Form::Flags(bits));
         Field { name, size, form }
     }

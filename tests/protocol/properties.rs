@@ -10,7 +10,7 @@ use gopherstore::wire::replication::{
 };
 use gopherstore::wire::request::{self, Disposition, Limits, RequestHeader};
 use gopherstore::wire::response::{self, ResponseHeader};
-use gopherstore::wire::{Request, Response};
+use gopherstore::wire::{Opcode, Request, Response};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -98,11 +98,10 @@ fn assert_read_back(expected: Message, stream: &[u8], after: usize) {
 
 /// The limit on an operation's value, where the node's is `value_len_max`.
 fn longest_value(opcode: u8, value_len_max: u32) -> u32 {
-    match opcode {
-        0x42 => 13,
-        0x43 => 525,
-        0x60 => 1_050,
-        _ => value_len_max,
+    let limits = Limits { value_len_max };
+    match Opcode::try_from(opcode) {
+        Ok(opcode) if opcode.uses_value() => opcode.spec().value_len_max(&limits),
+        Ok(_) | Err(_) => value_len_max,
     }
 }
 

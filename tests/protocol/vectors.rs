@@ -1,11 +1,12 @@
 //! The vectors of `docs/GBP.md`, read from the document itself and checked both ways.
 
+use gopherstore::wire::command::Limit;
 use gopherstore::wire::comparison::{self, List, ListAnswer, Sums, SumsAnswer};
 use gopherstore::wire::replication::{
     self, BatchEncoder, Eras, Follow, FollowAnswer, Frames, Message, Start, StreamOpcode,
 };
 use gopherstore::wire::request::{self, Disposition, Limits, RequestError};
-use gopherstore::wire::{Opcode, Request, Response, Status, response};
+use gopherstore::wire::{Field, Form, Opcode, Request, Response, Status, response};
 
 /// Whose frame it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,32 +135,53 @@ fn quoted(bytes: &[u8]) -> String {
 }
 
 fn request_meaning(request: &Request) -> String {
-    match request {
-        Request::Set { key, value } => format!("SET {} {}", quoted(key), quoted(value)),
-        Request::Get { key } => format!("GET {}", quoted(key)),
-        Request::Del { key } => format!("DEL {}", quoted(key)),
-        Request::Ping => "PING".to_owned(),
-        Request::Status => "STATUS".to_owned(),
-        Request::Discard => "DISCARD".to_owned(),
-        Request::Sums { key, value } => match Sums::decode(key, value) {
-            Ok(Sums { place, bits }) => format!("SUMS {} bits={bits}", place_meaning(&place)),
-            Err(error) => format!("bad SUMS: {error}"),
-        },
-        Request::List { key, value } => match List::decode(key, value) {
-            Ok(List::One(key)) => format!("LIST {}", quoted(&key)),
-            Ok(List::Some { place, buckets }) => {
-                let bits = buckets.bits();
-                let wanted = (0..1 << bits).filter(|bucket| buckets.contains(*bucket));
-                let wanted: Vec<_> = wanted.map(|bucket| bucket.to_string()).collect();
-                let (place, wanted) = (place_meaning(&place), wanted.join(","));
-                format!("LIST {place} bits={bits} buckets={wanted}")
-            }
-            Err(error) => format!("bad LIST: {error}"),
-        },
-        Request::Follow { key, value } => match Follow::decode(key, value) {
-            Ok(follow) => follow_meaning(&follow),
-            Err(error) => format!("bad FOLLOW: {error}"),
-        },
+    let (spec, key, value) = (request.opcode().spec(), request.key(), request.value());
+    if let Err(error) = spec.check(key, value) {
+        return format!("bad {}: {}", spec.name, error.reason);
+    }
+    if request.opcode() == Opcode::Sums {
+        let Sums { place, bits } = Sums::decode(key, value).unwrap();
+        return format!("SUMS {} bits={bits}", place_meaning(&place));
+    }
+    if request.opcode() == Opcode::List {
+        return list_meaning(&List::decode(key, value).unwrap());
+    }
+    if request.opcode() == Opcode::Follow {
+        return follow_meaning(&Follow::decode(key, value).unwrap());
+    }
+    let mut words = vec![spec.name.to_owned()];
+    words.extend(spec.has_key.then(|| quoted(key)));
+    let mut rest = value;
+    for field in spec.operands {
+        let (bytes, after) = rest.split_at(field.size);
+        words.push(format!("{}={}", field.name, field_meaning(field, bytes)));
+        rest = after;
+    }
+    words.extend((spec.rest_max != Limit::Bytes(0)).then(|| quoted(rest)));
+    words.join(" ")
+}
+
+/// The number in a field of 8 bytes at the most.
+fn field_meaning(field: &Field, bytes: &[u8]) -> String {
+    let number = bytes.iter().fold(0, |n, &byte| n << 8 | i128::from(byte));
+    match field.form {
+        Form::Number | Form::Flags(_) => number.to_string(),
+        Form::Hex => format!("{number:#0width$x}", width = 2 + 2 * field.size),
+        Form::Signed if bytes[0] < 0x80 => number.to_string(),
+        Form::Signed => (number - (1 << (8 * field.size))).to_string(),
+    }
+}
+
+fn list_meaning(list: &List) -> String {
+    match list {
+        List::One(key) => format!("LIST {}", quoted(key)),
+        List::Some { place, buckets } => {
+            let bits = buckets.bits();
+            let wanted = (0..1 << bits).filter(|bucket| buckets.contains(*bucket));
+            let wanted: Vec<_> = wanted.map(|bucket| bucket.to_string()).collect();
+            let (place, wanted) = (place_meaning(place), wanted.join(","));
+            format!("LIST {place} bits={bits} buckets={wanted}")
+        }
     }
 }
 
