@@ -1,5 +1,7 @@
 //! Answers on their way to a client.
 
+use std::ops::Range;
+
 use super::entry::{Entry, SHORT_BYTES};
 use crate::wire::Status;
 use crate::wire::response::ResponseHeader;
@@ -129,6 +131,24 @@ impl Answers {
     pub fn truncate(&mut self, len: usize) {
         self.bytes.truncate(len);
         self.apart = None;
+    }
+
+    /// Adds whole frames.
+    pub fn push_frames(&mut self, frames: &[u8]) {
+        debug_assert!(
+            self.apart.is_none(),
+            "an answer behind a value that is apart"
+        );
+        self.bytes.extend_from_slice(frames);
+    }
+
+    /// Puts `frames` in the place of those at `range` of [`bytes`](Self::bytes). A value that is apart goes with its
+    /// frame.
+    pub fn replace(&mut self, range: Range<usize>, frames: &[u8]) {
+        if range.end == self.bytes.len() {
+            self.apart = None;
+        }
+        self.bytes.splice(range, frames.iter().copied());
     }
 
     /// Removes everything and keeps the memory.

@@ -1,6 +1,7 @@
 //! What a node is, what it holds, and what it answers to a request, whatever the request came in by.
 
 mod data;
+mod positions;
 mod replica;
 mod status;
 
@@ -19,7 +20,7 @@ use crate::config::{Config, LimitsConfig, NodeConfig, ReplicationConfig};
 use crate::engine::comparison::Budget;
 use crate::engine::{Admission, Answers, Engine};
 use crate::history::{Era, History};
-use crate::log::{Head, Log};
+use crate::log::{Head, Log, Mark};
 use crate::replication::core::followers::Followers;
 use crate::replication::core::liveness::{LeaderChange, LeaderWatch, Liveness};
 use crate::replication::core::progress::{Behind, Progress};
@@ -103,6 +104,8 @@ pub struct Node {
     behind: Mutex<Behind>,
     /// Why a follower does not follow its leader.
     not_following: Mutex<Option<Arc<str>>>,
+    /// The watermark that answers wait for.
+    acknowledged_at: Mark,
     stopping: Mutex<Stopping>,
     started: Instant,
 }
@@ -130,6 +133,10 @@ struct Standing {
     stops: bool,
 }
 
+/// The message of TIMEOUT.
+const OUTCOME_UNKNOWN: &str =
+    "outcome unknown: the node gave up its epoch before the write was acknowledged";
+
 /// The answer to one request.
 #[derive(Clone, Debug)]
 pub enum Reply {
@@ -147,6 +154,8 @@ pub enum Reply {
     Loading(Arc<str>),
     /// ERROR and a message.
     Error(String),
+    /// TIMEOUT: it is unknown whether the write is kept.
+    Timeout,
 }
 
 /// A peer, and what it lacks of this node's log.
@@ -268,6 +277,7 @@ impl Node {
             stopping: Mutex::default(),
             behind: Mutex::new(Behind::new(now)),
             not_following: Mutex::default(),
+            acknowledged_at: Mark::default(),
             started: now,
         };
         node.enter(phase);
@@ -568,6 +578,7 @@ impl Reply {
             Reply::NotLeader(_) => Status::NotLeader,
             Reply::Loading(_) => Status::Loading,
             Reply::Error(_) => Status::Error,
+            Reply::Timeout => Status::Timeout,
         }
     }
 
@@ -580,6 +591,7 @@ impl Reply {
             Reply::Answer(bytes) => bytes,
             Reply::NotLeader(text) | Reply::Loading(text) => text.as_bytes(),
             Reply::Text(text) | Reply::Error(text) => text.as_bytes(),
+            Reply::Timeout => OUTCOME_UNKNOWN.as_bytes(),
         }
     }
 
@@ -589,7 +601,11 @@ impl Reply {
         match self {
             Reply::Text(text) | Reply::Error(text) => answers.push_bytes(status, text.into_bytes()),
             Reply::Answer(bytes) => answers.push_bytes(status, bytes),
-            Reply::Done | Reply::Pong | Reply::NotLeader(_) | Reply::Loading(_) => {
+            Reply::Done
+            | Reply::Pong
+            | Reply::NotLeader(_)
+            | Reply::Loading(_)
+            | Reply::Timeout => {
                 answers.push(status, self.value());
             }
         }

@@ -33,7 +33,7 @@ pub(super) struct Acceptor<'scope, 'env, 'a> {
     server: &'a Server,
     scope: &'scope Scope<'scope, 'env>,
     housekeeper: Housekeeper,
-    pollers: &'scope [Poller<Connection<'a>>],
+    pollers: &'scope [Poller<'a, Connection<'a>>],
     /// Number of the next client.
     next_id: u64,
     pending: PendingConnections,
@@ -61,7 +61,7 @@ impl<'scope, 'env, 'a: 'scope> Acceptor<'scope, 'env, 'a> {
         server: &'a Server,
         scope: &'scope Scope<'scope, 'env>,
         housekeeper: Housekeeper,
-        pollers: &'scope [Poller<Connection<'a>>],
+        pollers: &'scope [Poller<'a, Connection<'a>>],
     ) -> Acceptor<'scope, 'env, 'a> {
         Acceptor {
             server,

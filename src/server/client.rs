@@ -9,7 +9,8 @@ use std::time::Duration;
 use log::debug;
 use socket2::{SockRef, TcpKeepalive};
 
-use super::connection::{self, Connection, Context, End, Timeouts};
+use super::connection::{self, Connection, Context, Timeouts};
+use super::end::End;
 use super::housekeeping::Housekeeper;
 use super::lifecycle::State;
 use super::poller::Poller;
@@ -60,7 +61,7 @@ impl Server {
     pub(super) fn spawn<'scope, 'a: 'scope>(
         &'a self,
         scope: &'scope thread::Scope<'scope, '_>,
-        poller: &'scope Poller<Connection<'a>>,
+        poller: &'scope Poller<'a, Connection<'a>>,
         client: Client,
         housekeeper: Housekeeper,
     ) -> io::Result<()> {
@@ -81,7 +82,7 @@ impl Server {
     fn serve<'a>(
         &'a self,
         client: &Client,
-        poller: &Poller<Connection<'a>>,
+        poller: &Poller<'a, Connection<'a>>,
         housekeeper: &Housekeeper,
     ) -> End {
         client.keep_alive();

@@ -1,7 +1,6 @@
 //! Serves one client: reads what has arrived, has the [session](super::session) carry it out, sends the answers, and
 //! waits, alone or on a [poller](super::poller). Deadlines and the stop are minded here.
 
-use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,12 +10,14 @@ use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
+use super::end::{End, Refusal};
 use super::housekeeping::Housekeeper;
 use super::lifecycle::StopSignal;
 use super::poller::{Handle, Polled, Poller, State};
 use super::registry::{Activity, Peer, Registry};
 use super::session::{Session, Step, Thread};
 use super::transport::Mode;
+use crate::log::Position;
 use crate::node::{Node, Reply};
 use crate::replication::leader_side;
 use crate::replication::leader_side::accept::{self, Accepted};
@@ -35,6 +36,9 @@ const STAY_MIN: u32 = 4;
 /// How often a thread that waits alone yields before it sleeps, where its client may send the next request at once.
 const YIELDS: u32 = 2;
 
+/// Pause between two looks at the position of held answers, where the system gives no slot of the poller.
+const NO_SLOT_PAUSE: Duration = Duration::from_millis(10);
+
 /// Most waits in a row for which something that has failed again and again is not tried.
 const PAUSES_MAX: u8 = 127;
 
@@ -47,55 +51,6 @@ pub(super) struct Timeouts {
     pub(super) idle: Option<Duration>,
     /// How long an idle connection keeps grown buffers.
     pub(super) release: Duration,
-}
-
-/// How a connection ended.
-#[derive(Debug)]
-pub(super) enum End {
-    /// The client shut down its side between two requests; every answer is sent.
-    Done,
-    /// The client shut down its side inside a frame, of which nothing was applied; every answer is sent.
-    Truncated {
-        /// Bytes of the frame that came.
-        len: usize,
-        /// Bytes that were needed.
-        needed: usize,
-    },
-    /// The last answer is sent and the client may still be sending: its input has to be drained before the socket is
-    /// closed, since closing with unread input resets the connection and the answer would be lost.
-    Refused(Refusal),
-    /// No request came for the idle timeout.
-    Idle,
-    /// The client was a follower, and its stream has ended.
-    Followed,
-    /// The client was an observer, and its stream has ended, however it did.
-    Observed,
-    /// The socket failed, or the client took no byte of its answers for the request timeout.
-    Failed(io::Error),
-}
-
-/// Why a connection was refused; the text of the ERROR that the client was sent.
-#[derive(Debug)]
-pub(super) enum Refusal {
-    Request(RequestError),
-    /// A request was not whole in time.
-    TooSlow(Duration),
-    /// A connection of the reserve sent a request that is not allowed there.
-    NoRoom(String),
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Refusal::Request(error) => error.fmt(f),
-            Refusal::TooSlow(limit) => write!(
-                f,
-                "request not whole after {} ms, the limit",
-                limit.as_millis()
-            ),
-            Refusal::NoRoom(text) => f.write_str(text),
-        }
-    }
 }
 
 /// What a connection works with.
@@ -114,7 +69,7 @@ pub(super) struct Context<'a> {
 pub(super) fn serve<'a>(
     context: Context<'a>,
     first: &[u8],
-    poller: &Poller<Connection<'a>>,
+    poller: &Poller<'_, Connection<'a>>,
 ) -> End {
     let handle = Connection::shared(context, first);
     let mut state = handle.lock();
@@ -130,33 +85,25 @@ pub(super) fn serve<'a>(
 fn run<'a>(
     handle: &Arc<Handle<Connection<'a>>>,
     state: &mut MutexGuard<'_, State<Connection<'a>>>,
-    poller: &Poller<Connection<'a>>,
+    poller: &Poller<'_, Connection<'a>>,
 ) -> io::Result<End> {
     let connection = &mut state.connection;
     let request_timeout = connection.context.timeouts.request;
     connection.context.peer.stream.prepare(request_timeout)?;
     loop {
         let connection = &mut state.connection;
-        match connection.step(Thread::Own) {
-            Step::Read => {}
-            Step::Send => {
-                connection.send_all()?;
-                continue;
-            }
-            Step::Own => continue,
-            Step::Follow => match connection.follow(poller)? {
-                Some(end) => return Ok(end),
-                None => continue,
-            },
-            Step::LeaveReserve => {
-                let refusal = Refusal::NoRoom(connection.context.registry.refusal());
-                return connection.refuse(refusal);
-            }
-            Step::Refuse(error) => return connection.refuse(Refusal::Request(error)),
+        if let Some(end) = connection.advance(poller)? {
+            return Ok(end);
         }
-        connection.send_all()?;
         connection.heed_stop();
-        let event = if connection.would_share(poller) {
+        let event = if connection.session.awaits().is_some() {
+            connection.begin_deadline();
+            if !poller.share(handle, state) {
+                thread::sleep(NO_SLOT_PAUSE);
+            }
+            let event = state.connection.event.take();
+            Some(event.unwrap_or(Ok(Event::Bytes)))
+        } else if connection.would_share(poller) {
             poller.share(handle, state);
             state.connection.after_sharing()
         } else {
@@ -167,9 +114,7 @@ fn run<'a>(
             Some(event) => event?,
             None => connection.wait(poller)?,
         };
-        if let Some(end) = connection.end_after(event)? {
-            return Ok(end);
-        }
+        connection.note(event)?;
     }
 }
 
@@ -179,6 +124,10 @@ pub(super) struct Connection<'a> {
     session: Session<'a>,
     /// By when the frame that is arriving has to be whole; `None` between frames.
     deadline: Option<Instant>,
+    /// How the connection ends once all output is sent. Nothing more is read.
+    ending: Option<End>,
+    /// Nothing more is read or carried out before the output's position is reached.
+    is_blocked: bool,
     /// The socket's receive timeout.
     receive_timeout: Option<Duration>,
     /// Times that a polling thread has served this client since it took its slot.
@@ -235,6 +184,8 @@ impl<'a> Connection<'a> {
             session: Session::new(context.node, context.limits, first, is_reserved),
             context,
             deadline: None,
+            ending: None,
+            is_blocked: false,
             receive_timeout: None,
             served: 0,
             event: None,
@@ -255,7 +206,9 @@ impl<'a> Connection<'a> {
                 self.context.registry.note_request(&self.context.peer);
             }
             let step = self.session.step(thread);
-            if self.session.completed() > 0 {
+            self.is_blocked = matches!(step, Step::Await);
+            // A client whose input is not read has no deadline.
+            if self.session.completed() > 0 || self.is_blocked {
                 self.deadline = None;
             }
             if matches!(step, Step::LeaveReserve)
@@ -268,8 +221,45 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Sends all output, and waits for the client to take it.
+    /// Carries out what has arrived and sends what can be sent, until more input is needed, or the position that the
+    /// output waits for. Returns how the connection ends, where it does.
+    fn advance(&mut self, poller: &Poller<'_, Connection<'a>>) -> io::Result<Option<End>> {
+        loop {
+            let step = if self.ending.is_some() {
+                Step::Await
+            } else {
+                self.step(Thread::Own)
+            };
+            self.send_all()?;
+            match step {
+                Step::Read => return Ok(None),
+                Step::Await if self.session.awaits().is_some() => return Ok(None),
+                Step::Await => {
+                    if let Some(end) = self.ending.take() {
+                        return Ok(Some(end));
+                    }
+                }
+                Step::Send | Step::Own => {}
+                Step::Room(cost) => {
+                    let room = self.context.node.engine().wait_for_room(cost);
+                    self.session.give_room(room);
+                }
+                Step::Follow => {
+                    if let Some(end) = self.follow(poller)? {
+                        return Ok(Some(end));
+                    }
+                }
+                Step::LeaveReserve => {
+                    self.refuse(Refusal::NoRoom(self.context.registry.refusal()))?;
+                }
+                Step::Refuse(error) => self.refuse(Refusal::Request(error))?,
+            }
+        }
+    }
+
+    /// Sends all output but what waits for a position, and waits for the client to take it.
     fn send_all(&mut self) -> io::Result<()> {
+        self.session.release_answers();
         loop {
             let [first, second] = self.session.output();
             if first.is_empty() && second.is_empty() {
@@ -283,23 +273,30 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Sends the output that the system takes at once; returns whether that was all. Long output is left to a thread
-    /// that may wait.
+    /// Sends the output that the system takes at once; returns whether that was all but what waits for a position. Long
+    /// output is left to a thread that may wait.
     fn send_now(&mut self) -> io::Result<bool> {
         let [first, long] = self.session.output();
-        if !first.is_empty() && !self.session.has_long_output() {
-            match self.context.peer.stream.send(first, long, Mode::Now) {
-                Ok(count) => self.session.sent(count),
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-                Err(error) => return Err(error),
-            }
+        if first.is_empty() || !long.is_empty() {
+            return Ok(long.is_empty());
         }
-        Ok(!self.session.has_output())
+        let len = first.len();
+        match self.context.peer.stream.send(first, &[], Mode::Now) {
+            Ok(count) => {
+                self.session.sent(count);
+                Ok(count == len)
+            }
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Answers a FOLLOW. Sends the stream where it is accepted, and returns how that ended.
-    fn follow(&mut self, poller: &Poller<Connection<'a>>) -> io::Result<Option<End>> {
+    fn follow(&mut self, poller: &Poller<'_, Connection<'a>>) -> io::Result<Option<End>> {
         let addr = self.context.peer.stream.peer_addr()?;
         let Some(frame) = self.session.frame() else {
             return Ok(None);
@@ -354,10 +351,10 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// How the connection ends after `event`; `None` where it goes on.
-    fn end_after(&mut self, event: Event) -> io::Result<Option<End>> {
+    /// Notes what has ended a wait.
+    fn note(&mut self, event: Event) -> io::Result<()> {
         let end = match event {
-            Event::Bytes => return Ok(None),
+            Event::Bytes => return Ok(()),
             Event::EndOfStream if self.session.is_between_frames() => End::Done,
             Event::EndOfStream => {
                 let (len, needed) = self.session.progress();
@@ -365,19 +362,19 @@ impl<'a> Connection<'a> {
             }
             Event::TooSlow => {
                 let refusal = Refusal::TooSlow(self.context.timeouts.request);
-                if self.session.is_skipping() {
-                    End::Refused(refusal)
-                } else {
-                    self.refuse(refusal)?
+                if !self.session.is_skipping() {
+                    return self.refuse(refusal);
                 }
+                End::Refused(refusal)
             }
             Event::Idle => End::Idle,
         };
-        Ok(Some(end))
+        self.ending = Some(end);
+        Ok(())
     }
 
-    /// Sends the last answer of this connection.
-    fn refuse(&mut self, refusal: Refusal) -> io::Result<End> {
+    /// Adds the last answer of this connection, which ends once that is sent.
+    fn refuse(&mut self, refusal: Refusal) -> io::Result<()> {
         let mut message = refusal.to_string();
         if let Refusal::Request(RequestError::Text { .. }) = refusal {
             let addr = self.context.peer.stream.local_addr()?;
@@ -389,12 +386,12 @@ impl<'a> Connection<'a> {
             );
         }
         self.session.refuse(message);
-        self.send_all()?;
-        Ok(End::Refused(refusal))
+        self.ending = Some(End::Refused(refusal));
+        Ok(())
     }
 
     /// Whether to wait on the poller. Says so only where nothing of a request has come, and every answer is sent.
-    fn would_share(&mut self, poller: &Poller<Connection<'a>>) -> bool {
+    fn would_share(&mut self, poller: &Poller<'_, Connection<'a>>) -> bool {
         self.served = 0;
         poller.has_enough()
             && self.session.completed() <= SHARED_MAX
@@ -402,17 +399,56 @@ impl<'a> Connection<'a> {
             && self.sharing.is_due()
     }
 
-    /// Answers what has come, as far as that needs no waiting; returns whether all is answered and sent.
-    fn serve_now(&mut self) -> io::Result<bool> {
+    /// The work of a polling thread for this connection. Returns why its own thread has to continue, where it has to.
+    fn serve_now(&mut self, is_readable: bool) -> io::Result<Option<Event>> {
+        if is_readable {
+            if !self.reads() {
+                // Errors are reported all the same.
+                return Err(ErrorKind::ConnectionReset.into());
+            }
+            match self.receive(Mode::Now) {
+                Ok(0) => return Ok(Some(Event::EndOfStream)),
+                Ok(_) => {}
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+                {
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
+            }
+        }
         self.served += 1;
         self.session.begin_wait();
-        let is_all = matches!(self.step(Thread::Polling), Step::Read)
-            && self.session.is_between_frames()
-            && self.send_now()?;
-        if is_all {
-            self.heed_stop();
+        if self.session.awaits().is_some() {
+            // What is sent makes room for more answers.
+            self.session.release_answers();
+            if !self.send_now()? {
+                return Ok(Some(Event::Bytes));
+            }
         }
-        Ok(is_all)
+        let step = if self.ending.is_some() {
+            Step::Await
+        } else {
+            self.step(Thread::Polling)
+        };
+        let goes_on = matches!(step, Step::Read | Step::Await) && self.send_now()?;
+        let is_held = self.session.awaits().is_some();
+        let is_idle = self.session.is_between_frames() && self.ending.is_none();
+        if !goes_on || !(is_held || is_idle) {
+            return Ok(Some(Event::Bytes));
+        }
+        if is_held {
+            self.begin_deadline();
+        }
+        self.heed_stop();
+        Ok(None)
+    }
+
+    /// Sets the deadline of the frame that is arriving.
+    fn begin_deadline(&mut self) {
+        if !self.session.is_between_frames() && !self.is_blocked && self.deadline.is_none() {
+            self.deadline = Some(Instant::now() + self.context.timeouts.request);
+        }
     }
 
     /// Why the connection's own thread was woken; `None` where its client was idle.
@@ -422,7 +458,7 @@ impl<'a> Connection<'a> {
     }
 
     /// Waits for input until something else has to happen.
-    fn wait(&mut self, poller: &Poller<Connection<'a>>) -> io::Result<Event> {
+    fn wait(&mut self, poller: &Poller<'_, Connection<'a>>) -> io::Result<Event> {
         self.session.begin_wait();
         let is_between_frames = self.session.is_between_frames();
         let is_timed =
@@ -558,23 +594,30 @@ impl AsFd for Connection<'_> {
 }
 
 impl Polled for Connection<'_> {
-    fn serve(&mut self) -> bool {
-        let event = match self.receive(Mode::Now) {
-            Ok(0) => Ok(Event::EndOfStream),
-            Ok(_) => match self.serve_now() {
-                Ok(true) => return self.session.completed() <= SHARED_MAX,
-                Ok(false) => Ok(Event::Bytes),
-                Err(error) => Err(error),
-            },
-            Err(error)
-                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
-            {
-                return true;
-            }
+    fn serve(&mut self, is_readable: bool) -> bool {
+        let event = match self.serve_now(is_readable) {
+            Ok(None) => return self.session.completed() <= SHARED_MAX || self.awaits().is_some(),
+            Ok(Some(event)) => Ok(event),
             Err(error) => Err(error),
         };
         self.event = Some(event);
         false
+    }
+
+    fn awaits(&self) -> Option<Position> {
+        self.session.awaits()
+    }
+
+    fn reads(&self) -> bool {
+        self.ending.is_none() && !self.is_blocked
+    }
+
+    fn is_overdue(&mut self, now: Instant) -> bool {
+        let is_overdue = self.reads() && self.deadline.is_some_and(|deadline| deadline <= now);
+        if is_overdue {
+            self.event = Some(Ok(Event::TooSlow));
+        }
+        is_overdue
     }
 }
 
@@ -624,7 +667,7 @@ mod tests {
 
     /// Waits alone.
     fn wait<'a>(connection: &mut Connection<'a>) -> Event {
-        let poller: Poller<Connection<'a>> = Poller::new(Duration::from_secs(1)).unwrap();
+        let poller: Poller<'_, Connection<'a>> = Poller::new(Duration::from_secs(1), None).unwrap();
         connection.wait(&poller).unwrap()
     }
 

@@ -24,6 +24,7 @@ mod accept;
 mod allowance;
 mod client;
 mod connection;
+mod end;
 mod housekeeping;
 mod lifecycle;
 mod listener;
@@ -33,6 +34,8 @@ mod registry;
 mod session;
 mod shutdown;
 mod system;
+#[cfg(test)]
+mod tests;
 mod transport;
 
 use std::io;
@@ -44,6 +47,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use crate::config::LimitsConfig;
+use crate::log::{Mark, Watermarks};
 use crate::node::Node;
 use crate::replication::{self, Ending, Stop};
 use accept::Acceptor;
@@ -141,8 +145,12 @@ impl Server {
     ///
     /// When a thread that the server needs cannot be started.
     pub fn run(self) -> io::Result<Ending> {
+        self.run_until_stopped()
+    }
+
+    fn run_until_stopped(&self) -> io::Result<Ending> {
         let (housekeeper, maintenance) = Housekeeper::new(self.allowance.refused);
-        let pollers = pollers()
+        let pollers = pollers(self.node.awaited())
             .map_err(|error| io::Error::new(error.kind(), format!("cannot use epoll: {error}")))?;
         let ending = Mutex::new(Ending::Kept);
         thread::scope(|scope| {
@@ -153,7 +161,7 @@ impl Server {
             start(scope, "housekeeping", move || maintenance.run(node))?;
             let started = self.start_replication(scope, &ending);
             match started {
-                Ok(()) => Acceptor::new(&self, scope, housekeeper, &pollers).run(),
+                Ok(()) => Acceptor::new(self, scope, housekeeper, &pollers).run(),
                 Err(_) => self.shared.advance(Event::StartFailed),
             }
             self.close();
@@ -199,9 +207,11 @@ fn cannot_start(what: &str, error: &io::Error) -> io::Error {
 
 /// A poller for every two cores. Each has one polling thread; clients, the network stack and the node's other threads
 /// need cores too.
-fn pollers<C: Polled>() -> io::Result<Vec<Poller<C>>> {
+fn pollers<'a, C: Polled>(
+    watermark: Option<(&'a Watermarks, Mark)>,
+) -> io::Result<Vec<Poller<'a, C>>> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     (0..cores.div_ceil(2))
-        .map(|_| Poller::new(SWEEP_INTERVAL))
+        .map(|_| Poller::new(SWEEP_INTERVAL, watermark))
         .collect()
 }

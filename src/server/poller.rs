@@ -9,6 +9,11 @@
 //! (Schmidt and others, Pattern-Oriented Software Architecture 2) under other names, since those words have a meaning
 //! here already.
 //!
+//! A connection with answers that wait for a [position](Position) of the log has a slot too, however few connections
+//! there are, so that no thread waits for one client's position while others need it. The polling thread keeps such
+//! connections in the order of their positions; the watermark wakes it through an eventfd when it has passed the
+//! lowest.
+//!
 //! # Invariants
 //!
 //! * A connection with a slot is in [`Slots`] and in the epoll set, until its own thread is woken.
@@ -17,6 +22,7 @@
 //! * Only the polling thread frees slots, so a slot that it has looked up stays taken until it frees it.
 //! * The lock of a connection may be held when that of the slots is taken, never the other way round.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,7 +31,9 @@ use std::{io, mem};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::buffer::spare_capacity;
-use rustix::event::{Timespec, epoll};
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+
+use crate::log::{Mark, Position, Reached, SubscriptionId, Watermarks};
 
 /// Connections that must be active before they share a poller. With two, one thread for both is slower than two
 /// threads.
@@ -34,11 +42,23 @@ const ACTIVE_MIN: usize = 3;
 /// Most sockets that one call of epoll reports.
 const READY_MAX: usize = 64;
 
+/// The eventfd's number among the slots.
+const WATERMARK: u64 = u64::MAX;
+
 /// A connection that a poller can serve: its socket, and what serving its client takes.
 pub(super) trait Polled: AsFd {
-    /// Answers the requests that have arrived, without waiting for anything. Returns whether that was all; otherwise
-    /// the connection's own thread has to continue.
-    fn serve(&mut self) -> bool;
+    /// Reads where `is_readable`, answers the requests that have arrived, and sends what can be sent, without waiting
+    /// for anything. Returns whether that was all; otherwise the connection's own thread has to continue.
+    fn serve(&mut self, is_readable: bool) -> bool;
+
+    /// The position that the first answer to be sent waits for.
+    fn awaits(&self) -> Option<Position>;
+
+    /// Whether input is read. Where it is not, the connection waits for a position.
+    fn reads(&self) -> bool;
+
+    /// Whether the connection's own thread has to continue, since a deadline has passed.
+    fn is_overdue(&mut self, now: Instant) -> bool;
 }
 
 /// A connection, shared between its own thread and a polling thread.
@@ -87,8 +107,10 @@ impl<C> Handle<C> {
 }
 
 /// A group of connections that may share a thread.
-pub(super) struct Poller<C> {
+pub(super) struct Poller<'a, C> {
     epoll: OwnedFd,
+    /// `None` where no answer waits for a position.
+    watermark: Option<Watermark<'a>>,
     /// Connections that have a slot, or whose thread is awake.
     active: AtomicUsize,
     /// Those of them that send a stream; they never take a slot.
@@ -98,31 +120,100 @@ pub(super) struct Poller<C> {
     slots: Mutex<Slots<C>>,
 }
 
+/// A watermark that answers wait for, and how it wakes the polling thread.
+struct Watermark<'a> {
+    watermarks: &'a Watermarks,
+    mark: Mark,
+    subscription: SubscriptionId,
+    eventfd: Arc<OwnedFd>,
+}
+
 struct Slots<C> {
     /// A slot's number is its index.
     taken: Vec<Option<Taken<C>>>,
     free: Vec<usize>,
     has_polling_thread: bool,
+    /// Slots of the connections that wait for a position, by that.
+    awaiting: BTreeSet<(Position, usize)>,
 }
 
 struct Taken<C> {
     handle: Arc<Handle<C>>,
     /// Input has arrived since the last sweep, or the slot was taken since.
     was_active: bool,
+    /// Its place in [`Slots::awaiting`].
+    awaits: Option<Position>,
+    /// Whether the epoll set reports its input.
+    reads: bool,
 }
 
 /// A slot that the polling thread has looked up: its number and its connection.
 type Found<C> = (usize, Arc<Handle<C>>);
 
-impl<C: Polled> Poller<C> {
-    /// A poller whose connections leave after they have been idle for one to two times `sweep_interval`.
+impl<'a> Watermark<'a> {
+    fn new(watermarks: &'a Watermarks, mark: Mark, epoll: &OwnedFd) -> io::Result<Watermark<'a>> {
+        let eventfd = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let data = epoll::EventData::new_u64(WATERMARK);
+        epoll::add(epoll, &eventfd, data, epoll::EventFlags::IN)?;
+        let woken = Arc::clone(&eventfd);
+        Ok(Watermark {
+            watermarks,
+            mark,
+            subscription: watermarks.subscribe(Arc::new(move || notify(&woken))),
+            eventfd,
+        })
+    }
+
+    /// Whether a wait for `position` is over.
+    fn is_over(&self, position: Position) -> bool {
+        self.watermarks.reached(self.mark, position) != Reached::NotYet
+    }
+
+    /// Has the polling thread woken once a wait for `position` is over; returns whether it is over already.
+    fn arm(&self, position: Position) -> bool {
+        let reached = self
+            .watermarks
+            .await_position(self.subscription, self.mark, position);
+        reached != Reached::NotYet
+    }
+
+    /// Forgets earlier notifications.
+    fn clear(&self) {
+        let mut count = [0; 8];
+        // Fails only where there was none.
+        let _ = rustix::io::read(&self.eventfd, &mut count);
+    }
+}
+
+impl Drop for Watermark<'_> {
+    fn drop(&mut self) {
+        self.watermarks.unsubscribe(self.subscription);
+    }
+}
+
+/// Wakes the polling thread.
+fn notify(eventfd: &OwnedFd) {
+    // Fails only where 2^64 - 2 notifications are pending.
+    let _ = rustix::io::write(eventfd, &1_u64.to_ne_bytes());
+}
+
+impl<'a, C: Polled> Poller<'a, C> {
+    /// A poller whose connections leave after they have been idle for one to two times `sweep_interval`. `watermark` is
+    /// what their answers wait for, if they do.
     ///
     /// # Errors
     ///
     /// When the system has no descriptor left.
-    pub(super) fn new(sweep_interval: Duration) -> io::Result<Poller<C>> {
+    pub(super) fn new(
+        sweep_interval: Duration,
+        watermark: Option<(&'a Watermarks, Mark)>,
+    ) -> io::Result<Poller<'a, C>> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let watermark =
+            watermark.map(|(watermarks, mark)| Watermark::new(watermarks, mark, &epoll));
         Ok(Poller {
-            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            watermark: watermark.transpose()?,
+            epoll,
             active: AtomicUsize::new(0),
             streams: AtomicUsize::new(0),
             sweep_interval,
@@ -130,6 +221,7 @@ impl<C: Polled> Poller<C> {
                 taken: Vec::new(),
                 free: Vec::new(),
                 has_polling_thread: false,
+                awaiting: BTreeSet::new(),
             }),
         })
     }
@@ -165,29 +257,37 @@ impl<C: Polled> Poller<C> {
         self.active.load(Ordering::Relaxed) >= ACTIVE_MIN + streams
     }
 
-    /// Takes a slot for a connection and returns when its own thread is woken. Every whole request of its client has to
-    /// be answered.
-    pub(super) fn share(&self, handle: &Arc<Handle<C>>, state: &mut MutexGuard<'_, State<C>>) {
+    /// Takes a slot for a connection and returns when its own thread is woken. All that can be done for its client is
+    /// done. False where there is no slot to be had.
+    pub(super) fn share(
+        &self,
+        handle: &Arc<Handle<C>>,
+        state: &mut MutexGuard<'_, State<C>>,
+    ) -> bool {
+        let connection = &state.connection;
+        let (reads, awaits) = (connection.reads(), connection.awaits());
         let mut slots = self.slots.lock();
         let number = slots.next_number();
-        let (data, flags) = (
-            epoll::EventData::new_u64(number as u64),
-            epoll::EventFlags::IN,
-        );
-        if epoll::add(&self.epoll, state.connection.as_fd(), data, flags).is_err() {
+        let data = epoll::EventData::new_u64(number as u64);
+        if epoll::add(&self.epoll, connection.as_fd(), data, interest(reads)).is_err() {
             // No memory, or the user's limit of watched sockets: the thread waits alone.
-            return;
+            return false;
         }
-        slots.take(number, handle);
-        state.duty = if mem::replace(&mut slots.has_polling_thread, true) {
-            Duty::Sleep
-        } else {
-            Duty::Poll
-        };
+        slots.take(number, handle, reads);
+        let is_first = slots.set_awaits(number, awaits);
+        let is_polled = mem::replace(&mut slots.has_polling_thread, true);
         drop(slots);
+        if let Some(watermark) = &self.watermark
+            && is_first
+            && is_polled
+        {
+            // So that the polling thread waits for this position instead.
+            notify(&watermark.eventfd);
+        }
+        state.duty = if is_polled { Duty::Sleep } else { Duty::Poll };
         loop {
             match state.duty {
-                Duty::Serve => return,
+                Duty::Serve => return true,
                 Duty::Sleep => handle.woken.wait(state),
                 Duty::Poll => MutexGuard::unlocked(state, || self.poll(handle)),
             }
@@ -199,27 +299,28 @@ impl<C: Polled> Poller<C> {
         let timeout = Timespec::try_from(self.sweep_interval).unwrap_or_default();
         let mut events: Vec<epoll::Event> = Vec::with_capacity(READY_MAX);
         let mut found: Vec<Found<C>> = Vec::with_capacity(READY_MAX);
-        let mut swept = Instant::now();
+        let (mut swept, mut armed) = (Instant::now(), None);
         loop {
-            events.clear();
-            // After an interruption, or any other error, no socket counts as ready.
-            let _ = epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&timeout));
             let mut own_leaves = false;
+            if let Some(watermark) = &self.watermark {
+                if events.iter().any(|event| event.data.u64() == WATERMARK) {
+                    watermark.clear();
+                    armed = None;
+                }
+                own_leaves |= self.serve_reached(watermark, &mut armed, own, &mut found);
+            }
+            events.clear();
+            if !own_leaves {
+                // After an interruption, or any other error, no socket counts as ready.
+                let _ = epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&timeout));
+            }
             self.slots.lock().find_ready(&events, &mut found);
             for (number, handle) in found.drain(..) {
-                let mut state = handle.lock();
-                if !state.connection.serve() {
-                    own_leaves |= Arc::ptr_eq(&handle, own);
-                    self.dismiss(number, &handle, state);
-                }
+                own_leaves |= self.serve(number, &handle, true) && Arc::ptr_eq(&handle, own);
             }
             if swept.elapsed() >= self.sweep_interval {
                 swept = Instant::now();
-                self.slots.lock().find_idle(&mut found);
-                for (number, handle) in found.drain(..) {
-                    own_leaves |= Arc::ptr_eq(&handle, own);
-                    self.dismiss(number, &handle, handle.lock());
-                }
+                own_leaves |= self.sweep(swept, own, &mut found);
             }
             if own_leaves {
                 break;
@@ -231,12 +332,85 @@ impl<C: Polled> Poller<C> {
         }
     }
 
+    /// Serves a connection, whose slot is freed where its own thread has to continue; returns whether that is so.
+    fn serve(&self, number: usize, handle: &Handle<C>, is_readable: bool) -> bool {
+        let mut state = handle.lock();
+        if !state.connection.serve(is_readable) {
+            self.dismiss(number, handle, state);
+            return true;
+        }
+        if self.watermark.is_some() {
+            let connection = &state.connection;
+            let (reads, awaits) = (connection.reads(), connection.awaits());
+            let mut slots = self.slots.lock();
+            slots.set_awaits(number, awaits);
+            if slots.set_reads(number, reads) {
+                let data = epoll::EventData::new_u64(number as u64);
+                // Fails only for a socket that was not added.
+                let _ = epoll::modify(&self.epoll, connection.as_fd(), data, interest(reads));
+            }
+        }
+        false
+    }
+
+    /// Serves the connections whose wait for a position is over, until the lowest position that is left is `armed`.
+    /// Returns whether `own` leaves.
+    fn serve_reached(
+        &self,
+        watermark: &Watermark<'_>,
+        armed: &mut Option<Position>,
+        own: &Arc<Handle<C>>,
+        found: &mut Vec<Found<C>>,
+    ) -> bool {
+        let mut own_leaves = false;
+        loop {
+            let lowest = self.slots.lock().lowest_awaited();
+            let is_over_already = match lowest {
+                Some(position) if lowest != *armed => watermark.arm(position),
+                Some(_) | None => false,
+            };
+            *armed = lowest;
+            if !is_over_already {
+                return own_leaves;
+            }
+            let is_over = |position| watermark.is_over(position);
+            self.slots.lock().find_reached(is_over, found);
+            for (number, handle) in found.drain(..) {
+                own_leaves |= self.serve(number, &handle, false) && Arc::ptr_eq(&handle, own);
+            }
+        }
+    }
+
+    /// Gives idle connections, and those with a deadline that has passed, back to their threads. Returns whether `own`
+    /// is one of them.
+    fn sweep(&self, now: Instant, own: &Arc<Handle<C>>, found: &mut Vec<Found<C>>) -> bool {
+        let mut own_leaves = false;
+        self.slots.lock().find_idle(found);
+        for (number, handle) in found.drain(..) {
+            let mut state = handle.lock();
+            if state.connection.awaits().is_none() || state.connection.is_overdue(now) {
+                own_leaves |= Arc::ptr_eq(&handle, own);
+                self.dismiss(number, &handle, state);
+            }
+        }
+        own_leaves
+    }
+
     /// Frees a slot and wakes its connection's own thread.
     fn dismiss(&self, number: usize, handle: &Handle<C>, state: MutexGuard<'_, State<C>>) {
         // Fails only for a socket that was not added.
         let _ = epoll::delete(&self.epoll, state.connection.as_fd());
         self.slots.lock().release(number);
         handle.wake(state, Duty::Serve);
+    }
+}
+
+/// What the epoll set reports of a socket, beside errors.
+const fn interest(reads: bool) -> epoll::EventFlags {
+    if reads {
+        epoll::EventFlags::IN
+    } else {
+        epoll::EventFlags::empty()
     }
 }
 
@@ -250,13 +424,59 @@ impl<C> Slots<C> {
         self.free[self.free.len() - 1]
     }
 
-    fn take(&mut self, number: usize, handle: &Arc<Handle<C>>) {
+    fn take(&mut self, number: usize, handle: &Arc<Handle<C>>, reads: bool) {
         self.free.pop();
-        let (handle, was_active) = (Arc::clone(handle), true);
-        self.taken[number] = Some(Taken { handle, was_active });
+        self.taken[number] = Some(Taken {
+            handle: Arc::clone(handle),
+            was_active: true,
+            awaits: None,
+            reads,
+        });
+    }
+
+    /// Notes the position that a connection waits for; returns whether that is the lowest of all.
+    fn set_awaits(&mut self, number: usize, awaits: Option<Position>) -> bool {
+        let Some(Some(taken)) = self.taken.get_mut(number) else {
+            return false;
+        };
+        if taken.awaits != awaits {
+            if let Some(before) = mem::replace(&mut taken.awaits, awaits) {
+                self.awaiting.remove(&(before, number));
+            }
+            if let Some(position) = awaits {
+                self.awaiting.insert((position, number));
+            }
+        }
+        awaits.is_some_and(|awaits| self.awaiting.first() == Some(&(awaits, number)))
+    }
+
+    /// Notes whether a connection's input is read; returns whether that has changed.
+    fn set_reads(&mut self, number: usize, reads: bool) -> bool {
+        let taken = self.taken.get_mut(number).and_then(Option::as_mut);
+        taken.is_some_and(|taken| mem::replace(&mut taken.reads, reads) != reads)
+    }
+
+    /// The lowest position that a connection waits for.
+    fn lowest_awaited(&self) -> Option<Position> {
+        self.awaiting.first().map(|(position, _)| *position)
+    }
+
+    /// Adds the connections to `found` whose wait for a position `is_over`. They wait for none then.
+    fn find_reached(&mut self, is_over: impl Fn(Position) -> bool, found: &mut Vec<Found<C>>) {
+        while let Some(&(position, number)) = self.awaiting.first()
+            && is_over(position)
+        {
+            self.awaiting.pop_first();
+            if let Some(Some(taken)) = self.taken.get_mut(number) {
+                taken.awaits = None;
+                taken.was_active = true;
+                found.push((number, Arc::clone(&taken.handle)));
+            }
+        }
     }
 
     fn release(&mut self, number: usize) {
+        self.set_awaits(number, None);
         self.taken[number] = None;
         self.free.push(number);
     }
@@ -272,15 +492,15 @@ impl<C> Slots<C> {
         }
     }
 
-    /// Adds the connections without input since the last call to `found`; also the only one that is left, which has
-    /// nothing to share.
+    /// Adds the connections without input since the last call to `found`; also those that wait for a position, which
+    /// may have deadlines, and the only one that is left, which has nothing to share.
     fn find_idle(&mut self, found: &mut Vec<Found<C>>) {
         let is_last = self.taken.len() - self.free.len() == 1;
         for (number, taken) in self.taken.iter_mut().enumerate() {
-            if let Some(Taken { handle, was_active }) = taken
-                && (!mem::take(was_active) || is_last)
+            if let Some(taken) = taken
+                && (!mem::take(&mut taken.was_active) || taken.awaits.is_some() || is_last)
             {
-                found.push((number, Arc::clone(handle)));
+                found.push((number, Arc::clone(&taken.handle)));
             }
         }
     }
@@ -296,6 +516,7 @@ impl<C> Slots<C> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::collections::VecDeque;
     use std::io::{Read, Write};
     use std::os::fd::BorrowedFd;
     use std::os::unix::net::UnixStream;
@@ -317,12 +538,24 @@ mod tests {
     }
 
     impl Polled for Mirror {
-        fn serve(&mut self) -> bool {
+        fn serve(&mut self, _is_readable: bool) -> bool {
             let mut byte = [0];
             self.served_by.push(thread::current().id());
             self.stream.read_exact(&mut byte).unwrap();
             self.stream.write_all(&byte).unwrap();
             byte != *b"!"
+        }
+
+        fn awaits(&self) -> Option<Position> {
+            None
+        }
+
+        fn reads(&self) -> bool {
+            true
+        }
+
+        fn is_overdue(&mut self, _now: Instant) -> bool {
+            false
         }
     }
 
@@ -336,14 +569,22 @@ mod tests {
     fn poller_of(
         count: usize,
         sweep_interval: Duration,
-    ) -> (Arc<Poller<Mirror>>, Vec<UnixStream>, mpsc::Receiver<Woken>) {
-        let poller = Arc::new(Poller::new(sweep_interval).unwrap());
+    ) -> (
+        Arc<Poller<'static, Mirror>>,
+        Vec<UnixStream>,
+        mpsc::Receiver<Woken>,
+    ) {
+        let poller = Arc::new(Poller::new(sweep_interval, None).unwrap());
         let (woken, wakes) = mpsc::channel();
         let clients = (0..count).map(|number| join(&poller, number, &woken));
         (Arc::clone(&poller), clients.collect(), wakes)
     }
 
-    fn join(poller: &Arc<Poller<Mirror>>, number: usize, woken: &Sender<Woken>) -> UnixStream {
+    fn join(
+        poller: &Arc<Poller<'static, Mirror>>,
+        number: usize,
+        woken: &Sender<Woken>,
+    ) -> UnixStream {
         let (client, stream) = UnixStream::pair().unwrap();
         client
             .set_read_timeout(Some(Duration::from_secs(30)))
@@ -353,7 +594,7 @@ mod tests {
             let served_by = Vec::new();
             let handle = Handle::new(Mirror { stream, served_by });
             let mut state = handle.lock();
-            poller.share(&handle, &mut state);
+            assert!(poller.share(&handle, &mut state));
             let served_by = mem::take(&mut state.connection.served_by);
             let _ = woken.send((number, thread::current().id(), served_by));
         });
@@ -448,7 +689,7 @@ mod tests {
 
     #[test]
     fn streams_count_as_others_and_not_towards_sharing() {
-        let poller: Poller<Mirror> = Poller::new(NEVER).unwrap();
+        let poller: Poller<'static, Mirror> = Poller::new(NEVER, None).unwrap();
         let seen = || (poller.has_others(), poller.has_enough());
         poller.enter();
         assert_eq!(seen(), (false, false));
@@ -476,5 +717,202 @@ mod tests {
             assert_eq!(more.recv().unwrap().0, number);
         }
         assert_eq!(poller.slots.lock().taken.len(), 1);
+    }
+
+    /// A position of epoch 0.
+    fn at(index: u64) -> Position {
+        Position { epoch: 0, index }
+    }
+
+    /// Sends an answer of one byte for each that it has been sent, once the watermark is there.
+    struct Waiting<'a> {
+        stream: UnixStream,
+        watermarks: &'a Watermarks,
+        positions: VecDeque<Position>,
+        /// Input is read.
+        reads: bool,
+        is_overdue: bool,
+    }
+
+    impl AsFd for Waiting<'_> {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.stream.as_fd()
+        }
+    }
+
+    impl Polled for Waiting<'_> {
+        fn serve(&mut self, is_readable: bool) -> bool {
+            if is_readable {
+                let mut index = [0];
+                self.stream.read_exact(&mut index).unwrap();
+                if index == *b"!" {
+                    return false;
+                }
+                self.positions.push_back(at(index[0].into()));
+            }
+            while let Some(first) = self.positions.front() {
+                let answer = match self.watermarks.reached(Mark::Committed, *first) {
+                    Reached::NotYet => break,
+                    Reached::Yes => u8::try_from(first.index).unwrap(),
+                    Reached::Never => b'?',
+                };
+                self.stream.write_all(&[answer]).unwrap();
+                self.positions.pop_front();
+            }
+            true
+        }
+
+        fn awaits(&self) -> Option<Position> {
+            self.positions.front().copied()
+        }
+
+        fn reads(&self) -> bool {
+            self.reads
+        }
+
+        fn is_overdue(&mut self, _now: Instant) -> bool {
+            self.is_overdue
+        }
+    }
+
+    /// Threads that wait with these positions, on one poller.
+    fn with_waiting(
+        positions: &[&[u64]],
+        change: impl Fn(usize, &mut Waiting<'_>) + Sync,
+        test: impl FnOnce(&Watermarks, &mut [UnixStream], &mpsc::Receiver<usize>),
+    ) {
+        let watermarks = Watermarks::default();
+        let committed = Some((&watermarks, Mark::Committed));
+        let interval = Duration::from_millis(2);
+        let poller: Poller<'_, Waiting<'_>> = Poller::new(interval, committed).unwrap();
+        let (woken, wakes) = mpsc::channel();
+        thread::scope(|scope| {
+            let mut clients = Vec::new();
+            for (number, positions) in positions.iter().enumerate() {
+                let (client, stream) = UnixStream::pair().unwrap();
+                client
+                    .set_read_timeout(Some(Duration::from_secs(30)))
+                    .unwrap();
+                clients.push(client);
+                let mut waiting = Waiting {
+                    stream,
+                    watermarks: &watermarks,
+                    positions: positions.iter().copied().map(at).collect(),
+                    reads: true,
+                    is_overdue: false,
+                };
+                change(number, &mut waiting);
+                let (poller, woken) = (&poller, woken.clone());
+                scope.spawn(move || {
+                    let handle = Handle::new(waiting);
+                    let mut state = handle.lock();
+                    assert!(poller.share(&handle, &mut state));
+                    let _ = woken.send(number);
+                });
+            }
+            test(&watermarks, &mut clients, &wakes);
+            drop(clients);
+        });
+        assert!(poller.slots.lock().awaiting.is_empty());
+    }
+
+    fn receive(client: &mut UnixStream, answers: &[u8]) {
+        let mut received = vec![0; answers.len()];
+        client.read_exact(&mut received).unwrap();
+        assert_eq!(received, answers);
+    }
+
+    /// Whether an answer has come.
+    fn has_answer(client: &UnixStream) -> bool {
+        let flags = rustix::net::RecvFlags::DONTWAIT | rustix::net::RecvFlags::PEEK;
+        rustix::net::recv(client, &mut [0_u8], flags).is_ok()
+    }
+
+    #[test]
+    fn each_connection_is_served_when_its_position_is_reached() {
+        let positions: [&[u64]; 4] = [&[3, 5], &[2], &[9], &[4, 4]];
+        with_waiting(
+            &positions,
+            |_, _| {},
+            |watermarks, clients, wakes| {
+                watermarks.advance(Mark::Committed, 2);
+                receive(&mut clients[1], &[2]);
+                watermarks.advance(Mark::Committed, 4);
+                receive(&mut clients[3], &[4, 4]);
+                receive(&mut clients[0], &[3]);
+                assert!(!has_answer(&clients[0]) && !has_answer(&clients[2]));
+                // A lower position than the one that is armed, and one that is reached already.
+                clients[3].write_all(&[4, 5, 6]).unwrap();
+                receive(&mut clients[3], &[4]);
+                watermarks.advance(Mark::Committed, 6);
+                receive(&mut clients[3], &[5, 6]);
+                receive(&mut clients[0], &[5]);
+                assert!(!has_answer(&clients[2]));
+                watermarks.advance(Mark::Committed, 9);
+                receive(&mut clients[2], &[9]);
+                // Nothing is left to wait for, so all leave as idle.
+                assert_eq!(wakes.iter().take(4).count(), 4);
+            },
+        );
+    }
+
+    #[test]
+    fn a_connection_that_waits_stays_and_its_client_goes_on() {
+        with_waiting(
+            &[&[8]],
+            |_, _| {},
+            |watermarks, clients, wakes| {
+                for index in 9..20 {
+                    clients[0].write_all(&[index]).unwrap();
+                }
+                // Longer than an idle connection, or the only one, keeps its slot.
+                assert!(wakes.recv_timeout(Duration::from_millis(30)).is_err());
+                assert!(!has_answer(&clients[0]));
+                watermarks.advance(Mark::Committed, 10);
+                receive(&mut clients[0], &[8, 9, 10]);
+                watermarks.advance(Mark::Committed, 100);
+                receive(&mut clients[0], &(11..20).collect::<Vec<u8>>());
+                assert_eq!(wakes.recv().unwrap(), 0);
+            },
+        );
+    }
+
+    #[test]
+    fn the_end_of_an_epoch_ends_every_wait() {
+        let positions: [&[u64]; 3] = [&[1, 2], &[3], &[4]];
+        with_waiting(
+            &positions,
+            |_, _| {},
+            |watermarks, clients, wakes| {
+                watermarks.give_up_epoch();
+                receive(&mut clients[0], b"??");
+                receive(&mut clients[1], b"?");
+                receive(&mut clients[2], b"?");
+                assert_eq!(wakes.iter().take(3).count(), 3);
+            },
+        );
+    }
+
+    #[test]
+    fn a_connection_with_a_passed_deadline_leaves_and_others_stay() {
+        let change = |number: usize, waiting: &mut Waiting<'_>| waiting.is_overdue = number == 1;
+        with_waiting(&[&[1], &[2]], change, |watermarks, _, wakes| {
+            assert_eq!(wakes.recv().unwrap(), 1);
+            assert!(wakes.recv_timeout(Duration::from_millis(20)).is_err());
+            watermarks.advance(Mark::Committed, 1);
+            assert_eq!(wakes.recv().unwrap(), 0);
+        });
+    }
+
+    #[test]
+    fn input_that_is_not_read_does_not_wake_the_polling_thread() {
+        let change = |_: usize, waiting: &mut Waiting<'_>| waiting.reads = false;
+        with_waiting(&[&[1]], change, |watermarks, clients, wakes| {
+            clients[0].write_all(b"!").unwrap();
+            assert!(wakes.recv_timeout(Duration::from_millis(20)).is_err());
+            watermarks.advance(Mark::Committed, 1);
+            receive(&mut clients[0], &[1]);
+            assert_eq!(wakes.recv().unwrap(), 0);
+        });
     }
 }

@@ -4,18 +4,16 @@
 //! [step](Session::step), and sends what it has to send. So every rule about frames is tested without sockets, and the
 //! connection's own thread and a polling thread run the same code.
 
+mod output;
+
 use std::mem::MaybeUninit;
 
 use crate::engine::entry::{Entry, EntryBuilder};
-use crate::engine::{Answers, DIRECT_BYTES};
-use crate::log::Reservation;
+use crate::log::{Position, Reservation};
 use crate::node::{NoRoom, Node, NotSet, Reply};
 use crate::wire::request::{self, Disposition, HEADER_LEN, Limits, Parsed, RequestError};
 use crate::wire::{Buffer, Opcode, Request, RequestFrame, Run};
-
-/// Bytes of answers from which on nothing more is carried out until some are sent. It bounds the memory that answers
-/// take, and the time that a client waits for the first of them.
-const OUTPUT_BYTES_MAX: usize = 64 << 10;
+use output::Output;
 
 /// A SET frame longer than this is read straight into the entry that it becomes. For shorter ones a copy costs less
 /// than the system call that reading each of several frames on its own takes.
@@ -50,18 +48,29 @@ pub(super) enum Thread {
 /// What a session needs to go on.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// More input. Every whole request is carried out.
+    /// More input. Every whole request is executed.
     Read,
     /// That output is sent: no more is made before.
     Send,
-    /// The connection's own thread: the next request may take long.
+    /// That the position is reached which the output waits for: none of it can be sent, and no more is made before.
+    Await,
+    /// The connection's own thread: the next request may take long, or has to wait for room in the log.
     Own,
+    /// Room for so many bytes in the append queue, which is waited for: [`Session::give_room`].
+    Room(u64),
     /// The answer to the [frame](Session::frame) at the start of the input, a FOLLOW, by [`Session::answer`].
     Follow,
     /// A place outside the reserve, for the next request: [`Session::leave_reserve`] or [`Session::refuse`].
     LeaveReserve,
     /// The end, after an ERROR for this by [`Session::refuse`].
     Refuse(RequestError),
+}
+
+/// A large SET.
+enum Large {
+    Arriving(EntryBuilder),
+    /// It waits for room in the log.
+    Whole(Entry),
 }
 
 /// One client's requests and answers.
@@ -72,7 +81,7 @@ pub(super) struct Session<'a> {
     /// Length in bytes of the frame at the start of the input, as far as is known.
     needed: usize,
     /// A large SET frame that is arriving; `input` is empty meanwhile.
-    large: Option<EntryBuilder>,
+    large: Option<Large>,
     /// The block of the entry that the last request, a large SET, has replaced. The next frame goes there if nothing of
     /// it has arrived: it is as long where a client sends one such SET after another.
     spare: Option<EntryBuilder>,
@@ -117,7 +126,7 @@ impl<'a> Session<'a> {
 
     /// Reads input to where it belongs, and returns how many bytes. To be called after [`Step::Read`].
     pub(super) fn read<S: Source>(&mut self, source: &mut S) -> Result<usize, S::Error> {
-        if let Some(builder) = &mut self.large {
+        if let Some(Large::Arriving(builder)) = &mut self.large {
             return builder.read_with(|room| source.read_uninit(room));
         }
         if self.input.is_empty()
@@ -138,7 +147,7 @@ impl<'a> Session<'a> {
     ) -> Result<usize, S::Error> {
         let read = spare.read_with(|room| source.read_uninit(room));
         if spare.is_of_its_header() {
-            self.large = Some(spare);
+            self.large = Some(Large::Arriving(spare));
         } else if spare.arrived() > 0 {
             self.input.extend(spare.bytes());
         } else {
@@ -147,7 +156,7 @@ impl<'a> Session<'a> {
         read
     }
 
-    /// Carries out the requests that have arrived, in their order, up to where something else has to happen first.
+    /// Executes the requests that have arrived, in their order, up to where something else has to happen first.
     pub(super) fn step(&mut self, thread: Thread) -> Step {
         if !self.has_spoken
             && let Some(&first) = self.input.bytes().first()
@@ -157,12 +166,12 @@ impl<'a> Session<'a> {
             }
             self.has_spoken = true;
         }
-        if self.large.is_some() && !self.finish_large() {
-            return Step::Read;
+        if let Some(step) = self.execute_large(thread) {
+            return step;
         }
         loop {
             if self.output.is_full() {
-                return Step::Send;
+                return self.relieve_output();
             }
             if self.skip > 0 && !self.finish_skip() {
                 return Step::Read;
@@ -170,51 +179,57 @@ impl<'a> Session<'a> {
             if self.is_reserved && self.needs_place() {
                 return Step::LeaveReserve;
             }
-            if !self.execute_run()
-                && let Some(step) = self.execute_frame(thread)
-            {
-                return step;
+            match self.execute_run(thread) {
+                Ok(true) => {}
+                Ok(false) => {
+                    if let Some(step) = self.execute_frame(thread) {
+                        return step;
+                    }
+                }
+                Err(step) => return step,
             }
         }
     }
 
-    /// Carries out the large SET that has arrived; false where some of it is missing.
-    fn finish_large(&mut self) -> bool {
-        let entry = match self.large.take().map(EntryBuilder::finish) {
-            Some(Ok(entry)) => entry,
-            Some(Err(builder)) => {
-                self.needed = builder.needed();
-                self.large = Some(builder);
-                return false;
-            }
-            None => return true,
+    /// What is needed where the output is full.
+    fn relieve_output(&self) -> Step {
+        if self.output.sendable() == [b"", b""] {
+            Step::Await
+        } else {
+            Step::Send
+        }
+    }
+
+    /// Executes the large SET that is arriving, where there is one; gives what is needed for it.
+    fn execute_large(&mut self, thread: Thread) -> Option<Step> {
+        let entry = match self.large.take()? {
+            Large::Arriving(builder) => match builder.finish() {
+                Ok(entry) => entry,
+                Err(builder) => {
+                    self.needed = builder.needed();
+                    self.large = Some(Large::Arriving(builder));
+                    return Some(Step::Read);
+                }
+            },
+            Large::Whole(entry) => entry,
         };
-        self.completed += 1;
-        match self.set(entry) {
-            Ok(replaced) => {
+        match self.node.set(entry, self.room.take()) {
+            Ok((position, replaced)) => {
                 self.spare = replaced
                     .filter(|entry| entry.frame().len() <= SPARE_BYTES_MAX)
                     .and_then(Entry::into_room);
+                let start = self.output.len();
                 self.output.push(Reply::Done);
+                self.output.hold(self.node, start, position, 1);
             }
-            Err(reply) => self.output.push(reply),
-        }
-        true
-    }
-
-    /// Executes a large SET, and returns the entry that it replaced.
-    fn set(&self, mut entry: Entry) -> Result<Option<Entry>, Reply> {
-        let mut room = None;
-        loop {
-            match self.node.set(entry, room) {
-                Ok((_, replaced)) => return Ok(replaced),
-                Err(NotSet::Refused(reply)) => return Err(reply),
-                Err(NotSet::NoRoom(NoRoom { cost }, given_back)) => {
-                    room = self.node.engine().wait_for_room(cost);
-                    entry = given_back;
-                }
+            Err(NotSet::Refused(reply)) => self.output.push(reply),
+            Err(NotSet::NoRoom(NoRoom { cost }, entry)) => {
+                self.large = Some(Large::Whole(entry));
+                return Some(wait_for_room(thread, cost));
             }
         }
+        self.completed += 1;
+        None
     }
 
     /// Discards what has arrived of a refused frame; false where some of it is missing.
@@ -237,30 +252,31 @@ impl<'a> Session<'a> {
         first.is_some_and(|opcode| !for_reserve.contains(opcode))
     }
 
-    /// Carries out the run at the start of the input; false where there is none.
-    fn execute_run(&mut self) -> bool {
+    /// Executes the run at the start of the input, or as much of it as can be done together; false where there is none.
+    fn execute_run(&mut self, thread: Thread) -> Result<bool, Step> {
         let bytes = self.input.bytes();
         if !bytes.first().is_some_and(|&opcode| Run::takes(opcode)) {
-            return false;
+            return Ok(false);
         }
         let run = Run::of(bytes, &self.limits);
         if run.is_empty() {
-            return false;
+            return Ok(false);
         }
-        let count = loop {
-            let answers = &mut self.output.answers;
-            match self.node.execute_run(&run, self.room.take(), answers) {
-                Ok(outcome) => break outcome.count,
-                Err(NoRoom { cost }) => self.room = self.node.engine().wait_for_room(cost),
-            }
+        let start = self.output.len();
+        let answers = &mut self.output.answers;
+        let outcome = match self.node.execute_run(&run, self.room.take(), answers) {
+            Ok(outcome) => outcome,
+            Err(NoRoom { cost }) => return Err(wait_for_room(thread, cost)),
         };
-        let len = run.bytes_of(count);
+        let (count, len) = (outcome.count, run.bytes_of(outcome.count));
+        self.output
+            .hold(self.node, start, outcome.position, run.writes());
         self.completed += count;
         self.input.consume(len);
-        true
+        Ok(true)
     }
 
-    /// Carries out, or refuses, the frame at the start of the input, which is no run; or gives what is needed for it.
+    /// Executes, or refuses, the frame at the start of the input, which is no run; or gives what is needed for it.
     fn execute_frame(&mut self, thread: Thread) -> Option<Step> {
         match request::parse(self.input.bytes(), &self.limits) {
             Ok(Parsed::Whole(frame)) => {
@@ -269,7 +285,12 @@ impl<'a> Session<'a> {
                     return Some(Step::Own);
                 }
                 if matches!(request, Request::Follow { .. }) {
-                    return Some(Step::Follow);
+                    // A stream replaces answers, so it begins behind them.
+                    return Some(if self.output.is_held() {
+                        Step::Await
+                    } else {
+                        Step::Follow
+                    });
                 }
                 let reply = self.node.execute(&frame);
                 let len = frame.bytes().len();
@@ -299,7 +320,7 @@ impl<'a> Session<'a> {
                 self.skip = needed;
                 return None;
             }
-            self.large = Some(builder);
+            self.large = Some(Large::Arriving(builder));
             self.input.consume(needed);
         }
         self.needed = needed;
@@ -331,6 +352,11 @@ impl<'a> Session<'a> {
         self.output.push(Reply::Error(message));
     }
 
+    /// Gives the room that [`Step::Room`] asked for; `None` where there is no log.
+    pub(super) fn give_room(&mut self, room: Option<Reservation<'a>>) {
+        self.room = room;
+    }
+
     /// Whether the connection has a place of the reserve.
     pub(super) const fn is_reserved(&self) -> bool {
         self.is_reserved
@@ -351,7 +377,7 @@ impl<'a> Session<'a> {
         self.completed = 0;
     }
 
-    /// Whether nothing of a request has arrived that is not carried out.
+    /// Whether nothing of a request has arrived that is not executed.
     pub(super) const fn is_between_frames(&self) -> bool {
         self.input.is_empty() && self.large.is_none() && self.skip == 0
     }
@@ -362,40 +388,39 @@ impl<'a> Session<'a> {
         self.skip > 0
     }
 
-    /// Input that has arrived and is not carried out.
+    /// Input that has arrived and is not executed.
     pub(super) fn input(&self) -> &[u8] {
         self.input.bytes()
     }
 
     /// Of the frame that is arriving: bytes that have come, and bytes that are needed, as far as is known.
     pub(super) fn progress(&self) -> (usize, usize) {
-        let large = self.large.as_ref().map(EntryBuilder::arrived);
-        let len = large.unwrap_or(self.input.bytes().len());
+        let len = match &self.large {
+            Some(Large::Arriving(builder)) => builder.arrived(),
+            Some(Large::Whole(_)) | None => self.input.bytes().len(),
+        };
         (len, self.needed.max(len + self.skip))
+    }
+
+    /// Ends the waits of answers whose position is reached, or never will be. To be called before
+    /// [`output`](Session::output).
+    pub(super) fn release_answers(&mut self) {
+        self.output.release(self.node);
+    }
+
+    /// The position that the first answer to be sent waits for.
+    pub(super) fn awaits(&self) -> Option<Position> {
+        self.output.awaits()
     }
 
     /// Output that can be sent, in two parts.
     pub(super) fn output(&self) -> [&[u8]; 2] {
-        let (bytes, apart) = self.output.parts();
-        match self.output.sent.checked_sub(bytes.len()) {
-            None => [&bytes[self.output.sent..], apart],
-            Some(of_apart) => [&apart[of_apart..], &[]],
-        }
+        self.output.sendable()
     }
 
     /// The first `count` bytes of the output are sent.
     pub(super) fn sent(&mut self, count: usize) {
         self.output.sent(count);
-    }
-
-    /// Whether there is output that is not sent.
-    pub(super) fn has_output(&self) -> bool {
-        !self.output.answers.is_empty()
-    }
-
-    /// Whether some of it is a long value, which may take long to send.
-    pub(super) fn has_long_output(&self) -> bool {
-        self.output.answers.apart().is_some()
     }
 
     /// Whether more memory is held than an idle connection is to hold.
@@ -412,7 +437,15 @@ impl<'a> Session<'a> {
     pub(super) fn release(&mut self) {
         self.input.release();
         self.spare = None;
-        self.output.release();
+        self.output.free();
+    }
+}
+
+/// What is needed for a request whose records have no room in the log. Nothing of it is done.
+const fn wait_for_room(thread: Thread, cost: u64) -> Step {
+    match thread {
+        Thread::Own => Step::Room(cost),
+        Thread::Polling => Step::Own,
     }
 }
 
@@ -428,50 +461,6 @@ const fn takes_long(request: &Request<'_>) -> bool {
     }
 }
 
-/// Answers that are not sent yet.
-#[derive(Default)]
-struct Output {
-    answers: Answers,
-    /// Bytes that are sent.
-    sent: usize,
-}
-
-impl Output {
-    fn push(&mut self, reply: Reply) {
-        reply.push_to(&mut self.answers);
-    }
-
-    /// The answers, and the end of the last one where it is apart.
-    fn parts(&self) -> (&[u8], &[u8]) {
-        (
-            self.answers.bytes(),
-            self.answers.apart().unwrap_or_default(),
-        )
-    }
-
-    /// Whether something has to be sent before more is added.
-    fn is_full(&self) -> bool {
-        self.answers.apart().is_some() || self.answers.bytes().len() >= OUTPUT_BYTES_MAX
-    }
-
-    fn sent(&mut self, count: usize) {
-        self.sent += count;
-        let (bytes, apart) = self.parts();
-        if self.sent >= bytes.len() + apart.len() {
-            self.answers.clear();
-            self.sent = 0;
-        }
-    }
-
-    fn is_grown(&self) -> bool {
-        self.answers.capacity() > DIRECT_BYTES
-    }
-
-    fn release(&mut self) {
-        self.answers.release();
-    }
-}
-
 #[cfg(test)]
 mod tests;
 
@@ -481,7 +470,11 @@ impl Session<'_> {
         self.spare.as_ref()
     }
 
+    /// The large frame that is arriving.
     pub(super) const fn large(&self) -> Option<&EntryBuilder> {
-        self.large.as_ref()
+        match &self.large {
+            Some(Large::Arriving(builder)) => Some(builder),
+            Some(Large::Whole(_)) | None => None,
+        }
     }
 }

@@ -20,10 +20,14 @@ use log::warn;
 use super::lifecycle::{Event, State};
 use super::registry::{Activity, Peer};
 use super::{Server, Shared};
+use crate::node::Node;
 use crate::replication::{Ending, shutdown_sync};
 
 /// How long clients are waited for at a stop.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// How long clients have, of that, to take answers whose wait for a position the stop has ended.
+const LOST_ANSWERS_GRACE: Duration = Duration::from_secs(1);
 
 /// Longest time that a stop takes: for clients of before it, for the synchronization with peers, and for clients and
 /// streams that came during that. A service manager has to wait longer before it kills the process.
@@ -76,14 +80,22 @@ impl Shared {
         self.state_changed.notify_all();
     }
 
-    /// Waits until all clients with such an activity have left; cuts off those that have not after [`STOP_GRACE`].
-    fn wait_for_clients(&self, is_meant: impl Fn(Activity) -> bool) {
-        let deadline = Instant::now() + STOP_GRACE;
+    /// Waits until all clients with such an activity have left; cuts off those that have not after [`STOP_GRACE`]. A
+    /// little earlier it ends the wait of answers for positions that are not reached by then.
+    fn wait_for_clients(&self, node: &Node, is_meant: impl Fn(Activity) -> bool) {
+        let mut deadline = Instant::now() + STOP_GRACE;
+        let mut may_wait_for_positions = node.awaited().is_some();
+        if may_wait_for_positions {
+            deadline -= LOST_ANSWERS_GRACE;
+        }
         let is_meant = |peer: &Peer| is_meant(peer.activity());
         let mut clients = self.registry.lock();
         while clients.peers().any(|peer| is_meant(peer)) {
             let wait = self.client_left.wait_until(&mut clients, deadline);
-            if wait.timed_out() {
+            if wait.timed_out() && std::mem::take(&mut may_wait_for_positions) {
+                node.give_up_positions();
+                deadline += LOST_ANSWERS_GRACE;
+            } else if wait.timed_out() {
                 let count = clients.cut(is_meant);
                 if count > 0 {
                     warn!("cutting off clients whose requests did not finish in time: {count}");
@@ -103,7 +115,7 @@ impl Server {
             shared.state_changed.wait(&mut clients);
         }
         drop(clients);
-        shared.wait_for_clients(|activity| !activity.is_stream());
+        shared.wait_for_clients(&self.node, |activity| !activity.is_stream());
         let took_writes = self.node.end_writes();
         shared.advance(Event::WritesEnded);
         let ending = shutdown_sync::run(&self.node, &self.stop, took_writes);
@@ -116,7 +128,7 @@ impl Server {
         self.stop.stop();
         // Writes have ended, so followers have everything once they have all that is in the log.
         self.node.engine().end_log();
-        self.shared.wait_for_clients(|_| true);
+        self.shared.wait_for_clients(&self.node, |_| true);
     }
 }
 
