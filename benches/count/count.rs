@@ -164,7 +164,7 @@ fn runs(calls: usize) {
         nonce: 1,
         start_index: 1,
     };
-    leader.open_era(era).unwrap();
+    leader.open_epoch(era).unwrap();
     settle(&leader, &sets);
     let batches: Vec<Vec<u8>> = sets.iter().map(|set| batch(set)).collect();
     for batch in batches.iter().chain(&batches) {

@@ -1,6 +1,12 @@
 //! When answers may be sent: once a watermark has reached their position in the log.
 
-use super::*;
+use std::sync::Arc;
+
+use super::{Node, Reply};
+#[cfg(test)]
+use crate::config::Config;
+#[cfg(test)]
+use crate::history::Era;
 use crate::log::{Mark, Position, Reached, Watermarks};
 
 impl Node {
@@ -64,7 +70,7 @@ impl Node {
             nonce: 1,
             start_index: 1,
         };
-        node.open_era(era).unwrap();
+        node.open_epoch(era).unwrap();
         node
     }
 }

@@ -1,153 +1,135 @@
-//! The answer to STATUS (GBP §4).
+//! The answer to STATUS: `key: value` lines (GBP §4). The node writes those about itself; replication adds the others.
 
-use super::*;
+use std::fmt::{self, Display, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::{Node, Phase, Role};
+use crate::log::{Head, Log};
+
+/// The part of STATUS that is about a node's peers.
+pub trait StatusSection: fmt::Debug + Send + Sync {
+    /// The values of lines that stand among the node's own.
+    fn summary(&self) -> Summary;
+
+    /// Adds the lines that follow the node's own. `head` is the position that the lines before it show.
+    fn write(&self, node: &Node, head: Head, now: Instant, lines: &mut Lines);
+}
+
+/// The values that a [`StatusSection`] adds to the node's own lines.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// Why a follower does not follow its leader, for `reason`.
+    pub not_following: Option<Arc<str>>,
+    /// The word for `stopping`.
+    pub stopping: &'static str,
+}
+
+/// The lines of a STATUS.
+#[derive(Debug, Default)]
+pub struct Lines(String);
+
+impl Lines {
+    /// Adds a line.
+    pub fn add(&mut self, key: &str, value: &dyn Display) {
+        // Writing to a string does not fail.
+        let _ = writeln!(self.0, "{key}: {value}");
+    }
+
+    /// Adds a line whose value is `-` where there is none.
+    pub fn add_or_dash(&mut self, key: &str, value: Option<impl Display>) {
+        match value {
+            Some(value) => self.add(key, &value),
+            None => self.add(key, &"-"),
+        }
+    }
+
+    /// Adds a line with a text of other origin, which may have control characters.
+    pub fn add_text(&mut self, key: &str, text: &str) {
+        self.add(key, &text.replace(char::is_control, " "));
+    }
+}
 
 impl Node {
-    /// The answer to STATUS: `key: value` lines (GBP §4).
+    /// Has STATUS show this section too.
+    pub fn add_to_status(&mut self, section: Arc<dyn StatusSection>) {
+        self.status_section = Some(section);
+    }
+
+    /// The answer to STATUS.
     pub(super) fn status(&self, now: Instant) -> String {
-        let head = self.engine.head();
-        let (phase, epoch) = {
-            let standing = self.standing.lock();
-            // Not of an era whose first entry is further on: epoch and index together say what the node holds.
-            let era = standing.history.era_of(head.index.saturating_add(1));
-            let epoch = era.map_or(0, |era| era.epoch);
-            (standing.phase.clone(), epoch)
+        let mut lines = Lines::default();
+        let head = self.head();
+        let summary = match &self.status_section {
+            Some(section) => section.summary(),
+            None => Summary {
+                not_following: None,
+                stopping: "no",
+            },
         };
-        let name = self
-            .member
-            .as_ref()
-            .map_or("-", |member| member.name.as_str());
+        self.write_state(head, &summary, now, &mut lines);
+        self.write_settings(&mut lines);
+        let log = self.engine.log();
+        lines.add("full_copies", &self.full_copies.load(Ordering::Relaxed));
+        lines.add("resumes", &self.resumes.load(Ordering::Relaxed));
+        lines.add("backlog_bytes", &log.map_or(0, Log::kept_bytes));
+        lines.add("backlog_first_index", &log.map_or(0, Log::first_index));
+        if let Some(section) = &self.status_section {
+            section.write(self, head, now, &mut lines);
+        }
+        lines.0
+    }
+
+    /// Identity, role, state and data.
+    fn write_state(&self, head: Head, summary: &Summary, now: Instant, lines: &mut Lines) {
+        let (phase, epoch) = {
+            let state = self.state.lock();
+            // Not an epoch whose first entry is further on: epoch and index together say what the node holds.
+            let epoch = state.history.era_of(head.index.saturating_add(1));
+            (state.phase.clone(), epoch.map_or(0, |era| era.epoch))
+        };
+        let not_following = summary.not_following.as_deref();
+        let (state, reason) = match &phase {
+            Phase::Loading(why) => ("loading", not_following.unwrap_or(why)),
+            Phase::Serving => ("serving", not_following.unwrap_or("-")),
+            Phase::Refusing(why) => ("refused", why.as_ref()),
+        };
         let role = match &self.role {
             Role::Leader => "leader",
             Role::Follower { .. } => "follower",
         };
-        let stopping = *self.stopping.lock();
-        let not_following = self.not_following.lock().clone();
-        let (state, why) = match &phase {
-            Phase::Loading(why) => ("loading", not_following.as_ref().unwrap_or(why).as_ref()),
-            Phase::Serving => ("serving", not_following.as_deref().unwrap_or("-")),
-            Phase::Refusing(why) => ("refused", why.as_ref()),
-        };
-        let mut text = String::new();
-        let mut line = |key: &str, value: &dyn std::fmt::Display| {
-            // Writing to a string does not fail.
-            let _ = writeln!(text, "{key}: {value}");
-        };
-        let cluster = self.member.as_ref().map_or("-", |member| &member.cluster);
-        line("node", &name);
-        line("cluster", &cluster);
-        line("role", &role);
-        line("state", &state);
-        line("reason", &one_line(why));
-        line("stopping", &stopping.name());
-        line("epoch", &epoch);
-        line("index", &head.index);
-        line("digest", &head.digest);
-        line("keys", &self.engine.len());
-        line("bytes", &self.engine.bytes());
-        line("connections", &self.connections.load(Ordering::Relaxed));
-        line(
-            "uptime_ms",
-            &now.saturating_duration_since(self.started).as_millis(),
-        );
-        line("version", &env!("CARGO_PKG_VERSION"));
-        if let Some(member) = &self.member {
-            let (replication, settings) = (&member.replication, &member.settings);
-            line("process", &format_args!("{:016x}", member.process));
-            line("max_value_bytes", &member.limits.max_value_bytes);
-            line(
-                "heartbeat_interval_ms",
-                &replication.heartbeat_interval.as_millis(),
-            );
-            line("leader_timeout_ms", &replication.leader_timeout.as_millis());
-            for (group, digest) in settings.groups() {
-                line(&format!("settings.{group}"), &format_args!("{digest:016x}"));
-            }
-        }
-        line("full_copies", &self.full_copies.load(Ordering::Relaxed));
-        line("resumes", &self.resumes.load(Ordering::Relaxed));
-        line(
-            "backlog_bytes",
-            &self.engine.log().map_or(0, Log::kept_bytes),
-        );
-        line(
-            "backlog_first_index",
-            &self.engine.log().map_or(0, Log::first_index),
-        );
-        if let Role::Follower { leader_addr } = &self.role {
-            line("leader", leader_addr);
-            let LeaderLink {
-                is_up,
-                heard,
-                watch,
-            } = *self.leader_link.lock();
-            let link = match (is_up, watch.is_timed_out()) {
-                (_, true) => "timeout",
-                (true, false) => "up",
-                (false, false) => "down",
-            };
-            line("link", &link);
-            match heard.map(|heard| now.saturating_duration_since(heard).as_millis()) {
-                Some(heard_ms) => line("leader_heard_ms", &heard_ms),
-                None => line("leader_heard_ms", &"-"),
-            }
-            let (entries, lag) = self.lag_behind_leader(now);
-            match entries {
-                Some(entries) => line("lag_entries", &entries),
-                None => line("lag_entries", &"-"),
-            }
-            line("lag_ms", &lag.as_millis());
-        }
-        for peer in self.member.iter().flat_map(|member| &member.peers) {
-            line(&format!("peer.{}.addr", peer.name), &peer.addr);
-        }
-        for peer in self.liveness.lock().peers() {
-            let since = now.saturating_duration_since(peer.since).as_millis();
-            line(
-                &format!("peer.{}.state", peer.name),
-                &if peer.is_up { "up" } else { "down" },
-            );
-            line(&format!("peer.{}.since_ms", peer.name), &since);
-            let reason = match peer.contact() {
-                None | Some(Contact::Report(_)) => "-",
-                Some(Contact::NoProcess) => "connection refused",
-                Some(Contact::Stranger(text) | Contact::Unclear(text) | Contact::Silent(text)) => {
-                    text
-                }
-            };
-            line(&format!("peer.{}.reason", peer.name), &one_line(reason));
-            let differences = match (&self.member, peer.report()) {
-                (Some(member), Some(report)) => member.settings.differences(&report.settings),
-                (None, _) | (_, None) => Vec::new(),
-            };
-            let differences = if differences.is_empty() {
-                "-".to_owned()
-            } else {
-                differences.join(",")
-            };
-            line(&format!("peer.{}.differs", peer.name), &differences);
-        }
-        let followers = self.followers.lock().clone();
-        for (name, follower) in followers.iter() {
-            let appended_at = |index| self.engine.log()?.appended_at(index);
-            let (progress, lag) = (
-                follower.progress(),
-                follower.lag(head.index, appended_at, now),
-            );
-            line(&format!("follower.{name}.state"), &follower.state().name());
-            line(&format!("follower.{name}.index"), &progress.applied_index());
-            let key = format!("follower.{name}.lag_entries");
-            match follower.lag_entries(head.index) {
-                Some(entries) => line(&key, &entries),
-                None => line(&key, &"-"),
-            }
-            line(&format!("follower.{name}.lag_ms"), &lag.as_millis());
-        }
-        text
+        let member = self.member.as_ref();
+        lines.add_or_dash("node", member.map(|member| &member.name));
+        lines.add_or_dash("cluster", member.map(|member| &member.cluster));
+        lines.add("role", &role);
+        lines.add("state", &state);
+        lines.add_text("reason", reason);
+        lines.add("stopping", &summary.stopping);
+        lines.add("epoch", &epoch);
+        lines.add("index", &head.index);
+        lines.add("digest", &head.digest);
+        lines.add("keys", &self.engine.len());
+        lines.add("bytes", &self.engine.bytes());
+        lines.add("connections", &self.connections.load(Ordering::Relaxed));
+        let uptime = now.saturating_duration_since(self.started);
+        lines.add("uptime_ms", &uptime.as_millis());
+        lines.add("version", &env!("CARGO_PKG_VERSION"));
     }
-}
 
-/// A text of other origin as the value of one line.
-fn one_line(text: &str) -> String {
-    text.replace(char::is_control, " ")
+    /// The settings that peers and clients need to know.
+    fn write_settings(&self, lines: &mut Lines) {
+        let Some(member) = &self.member else {
+            return;
+        };
+        let replication = &member.replication;
+        let heartbeat_interval_ms = replication.heartbeat_interval.as_millis();
+        lines.add("process", &format_args!("{:016x}", member.process));
+        lines.add("max_value_bytes", &member.limits.max_value_bytes);
+        lines.add("heartbeat_interval_ms", &heartbeat_interval_ms);
+        lines.add("leader_timeout_ms", &replication.leader_timeout.as_millis());
+        for (group, digest) in member.settings.groups() {
+            lines.add(&format!("settings.{group}"), &format_args!("{digest:016x}"));
+        }
+    }
 }

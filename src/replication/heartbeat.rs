@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 
-use super::Stop;
 use super::ask::Inquiry;
+use super::{Replica, Stop};
 use crate::config::NodeConfig;
 use crate::node::{Member, Node};
 use crate::replication::core::liveness::{Change, LeaderChange};
@@ -21,15 +21,18 @@ const ASK_MAX: Duration = Duration::from_secs(5);
 const HURRIED_PAUSE: Duration = Duration::from_millis(20);
 
 /// Looks at the table of peers at every interval.
-pub(super) fn run(node: &Node, member: &Member, stop: &Stop) {
+pub(super) fn run(replica: Replica<'_>, member: &Member, stop: &Stop) {
     while !stop.wait(member.replication.heartbeat_interval) {
         let now = Instant::now();
-        let changes = node.liveness().lock().check(now);
+        let changes = replica.peers.liveness().lock().check(now);
         changes.into_iter().for_each(report_change);
-        match node.check_leader(now) {
+        if replica.node.is_leader() {
+            continue;
+        }
+        match replica.peers.check_leader(&member.leader, now) {
             None => {}
             // A cluster that is stopped as a whole loses its leader first.
-            Some(LeaderChange::TimedOut(_)) if node.is_stopping() => {}
+            Some(LeaderChange::TimedOut(_)) if replica.peers.is_stopping() => {}
             Some(LeaderChange::TimedOut(silence)) => error!(
                 "leader timeout: nothing heard from leader {} for {} ms",
                 member.leader,
@@ -45,7 +48,8 @@ pub(super) fn run(node: &Node, member: &Member, stop: &Stop) {
 }
 
 /// Asks one peer at every interval.
-pub(super) fn probe(node: &Node, member: &Member, peer: &NodeConfig, stop: &Stop) {
+pub(super) fn probe(replica: Replica<'_>, member: &Member, peer: &NodeConfig, stop: &Stop) {
+    let Replica { node, peers } = replica;
     let interval = member.replication.heartbeat_interval;
     let mut inquiry = Inquiry::new(member, &peer.name, &peer.addr);
     let mut notes = Notes::default();
@@ -65,11 +69,11 @@ pub(super) fn probe(node: &Node, member: &Member, peer: &NodeConfig, stop: &Stop
             judge_leaders(node, member, report);
             if peer.name == member.leader && report.leads() {
                 // Not when it was answered, since the leader may have looked at its index long before.
-                node.leader_told(report.index, began);
+                peers.leader_told(report.index, node.head().index, began);
             }
         }
         let now = Instant::now();
-        let change = node
+        let change = peers
             .liveness()
             .lock()
             .record(&peer.name, contact, began, now);

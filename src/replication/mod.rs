@@ -19,6 +19,7 @@ pub mod core;
 mod follower_side;
 mod heartbeat;
 pub(crate) mod leader_side;
+mod peers;
 pub(crate) mod shutdown_sync;
 
 use std::io;
@@ -30,7 +31,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::dial;
-use crate::node::Node;
+pub use peers::Peers;
+pub(crate) use peers::Replica;
 pub use shutdown_sync::Ending;
 
 /// What stops a node's own threads: whoever sleeps wakes, and the connection that is open is shut down.
@@ -120,10 +122,10 @@ impl Stop {
 /// When the system gives no thread.
 pub(crate) fn start<'scope>(
     scope: &'scope Scope<'scope, '_>,
-    node: &'scope Node,
+    replica: Replica<'scope>,
     stop: &'scope Stop,
 ) -> io::Result<()> {
-    let (Some(log), Some(member)) = (node.engine().log(), node.member()) else {
+    let (Some(log), Some(member)) = (replica.node.engine().log(), replica.node.member()) else {
         return Ok(());
     };
     let spawn = |name: String, body: Box<dyn FnOnce() + Send + 'scope>| {
@@ -135,14 +137,14 @@ pub(crate) fn start<'scope>(
     spawn("replication".to_owned(), Box::new(|| log.keep()))?;
     spawn(
         "link".to_owned(),
-        Box::new(move || follower_side::run(node, member, stop)),
+        Box::new(move || follower_side::run(replica, member, stop)),
     )?;
     spawn(
         "heartbeat".to_owned(),
-        Box::new(move || heartbeat::run(node, member, stop)),
+        Box::new(move || heartbeat::run(replica, member, stop)),
     )?;
     for peer in &member.peers {
-        let body = move || heartbeat::probe(node, member, peer, stop);
+        let body = move || heartbeat::probe(replica, member, peer, stop);
         spawn(format!("probe-{}", peer.name), Box::new(body))?;
     }
     Ok(())

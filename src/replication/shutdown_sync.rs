@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 
-use super::Stop;
-use crate::node::{Lacking, Node, Phase};
+use super::peers::Lacking;
+use super::{Peers, Replica, Stop};
+use crate::node::{Node, Phase};
 use crate::replication::core::report::{Contact, Report, Role, Stopping, keeps_data};
 
 /// How long a peer that is up is waited for. A follower pauses for 5 seconds at most before it asks again.
@@ -49,24 +50,26 @@ pub enum Ending {
 
 /// Waits until the node can end. To be called once writes have ended; `took_writes` says that the node accepted them
 /// until then.
-pub(crate) fn run(node: &Node, stop: &Stop, took_writes: bool) -> Ending {
-    node.set_stopping(Stopping::Waiting);
+pub(crate) fn run(replica: Replica<'_>, stop: &Stop, took_writes: bool) -> Ending {
+    let Replica { node, peers } = replica;
+    peers.set_stopping(Stopping::Waiting);
     if !node.holds_data() || node.engine().is_empty() {
-        node.set_stopping(Stopping::Ending);
+        peers.set_stopping(Stopping::Ending);
         return Ending::Kept;
     }
     if let Phase::Refusing(why) = node.phase() {
         let (keys, index) = (node.engine().len(), node.head().index);
-        node.set_stopping(Stopping::Ending);
+        peers.set_stopping(Stopping::Ending);
         error!("the data of this node, {keys} keys, is on no other one and lost with it: {why}");
         return Ending::Lost { keys, index };
     }
     stop.hurry(true);
-    ShutdownSync::new(node, stop, took_writes).run()
+    ShutdownSync::new(replica, stop, took_writes).run()
 }
 
 struct ShutdownSync<'a> {
     node: &'a Node,
+    peers: &'a Peers,
     stop: &'a Stop,
     took_writes: bool,
     /// Index of the last entry.
@@ -83,10 +86,12 @@ struct ShutdownSync<'a> {
 }
 
 impl<'a> ShutdownSync<'a> {
-    fn new(node: &'a Node, stop: &'a Stop, took_writes: bool) -> ShutdownSync<'a> {
+    fn new(replica: Replica<'a>, stop: &'a Stop, took_writes: bool) -> ShutdownSync<'a> {
+        let Replica { node, peers } = replica;
         let begin = Instant::now();
         ShutdownSync {
             node,
+            peers,
             stop,
             took_writes,
             index: node.head().index,
@@ -127,7 +132,7 @@ impl<'a> ShutdownSync<'a> {
                 let names: Vec<_> = lacking.into_iter().map(|(name, _)| name).collect();
                 self.log_begin(&names);
             }
-            self.node.wait_for_progress(CHECK_INTERVAL);
+            self.peers.wait_for_progress(CHECK_INTERVAL);
         }
     }
 
@@ -135,7 +140,7 @@ impl<'a> ShutdownSync<'a> {
     /// for the peers that follow it.
     fn incomplete_peers(&mut self) -> Vec<(String, Lacking)> {
         let mut lacking = Vec::new();
-        for peer in self.node.peers_at(self.index) {
+        for peer in self.peers.peers_at(self.index) {
             // The data of a peer that is down is gone, though its stream may not have ended yet.
             if !peer.is_up {
                 self.complete.remove(&peer.name);
@@ -176,31 +181,31 @@ impl<'a> ShutdownSync<'a> {
     /// that does not stop may begin to, and rely on this node, so the peers are asked again once the mark is set.
     fn find_keeper(&self) -> Option<String> {
         let found = self.ask_peers()?;
-        self.node.set_stopping(Stopping::Ending);
+        self.peers.set_stopping(Stopping::Ending);
         if found.stopping != Stopping::No {
             return Some(found.node);
         }
         let confirmed = self.ask_peers();
         if confirmed.is_none() {
-            self.node.set_stopping(Stopping::Waiting);
+            self.peers.set_stopping(Stopping::Waiting);
         }
         confirmed.map(|report| report.node)
     }
 
     /// Asks the peers, and returns the report of one that keeps this node's data, if there is one.
     fn ask_peers(&self) -> Option<Report> {
-        let node = self.node;
+        let (node, peers) = (self.node, self.peers);
         let asked = Instant::now();
         self.stop.hurry(true);
         let own_name = node.member().map_or("", |member| member.name.as_str());
-        let own_role = if super::leader_side::accept::leads(node) {
+        let own_role = if node.is_leader() {
             Role::Leader
         } else {
             Role::Follower
         };
         loop {
             let (keeper, is_complete) = {
-                let liveness = node.liveness().lock();
+                let liveness = peers.liveness().lock();
                 let contacts = || {
                     liveness
                         .peers()
@@ -222,20 +227,20 @@ impl<'a> ShutdownSync<'a> {
             if keeper.is_some() || is_complete || asked.elapsed() >= ANSWER_TIMEOUT {
                 return keeper;
             }
-            node.wait_for_progress(CHECK_INTERVAL / 4);
+            peers.wait_for_progress(CHECK_INTERVAL / 4);
         }
     }
 
     fn end_without_keeper(&self) -> Ending {
         let has_some = {
-            let liveness = self.node.liveness().lock();
+            let liveness = self.peers.liveness().lock();
             let mut peers = liveness.peers().iter();
             peers.any(|peer| {
                 let report = peer.report();
                 report.is_some_and(|report| report.stopping == Stopping::No && report.holds_data())
             })
         };
-        self.node.set_stopping(Stopping::Ending);
+        self.peers.set_stopping(Stopping::Ending);
         let (keys, index) = (self.node.engine().len(), self.index);
         if has_some {
             error!(

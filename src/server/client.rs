@@ -89,7 +89,7 @@ impl Server {
         self.node.count_connection(true);
         let context = Context {
             peer: Arc::clone(&client.peer),
-            node: &self.node,
+            replica: self.replica(),
             limits: Limits {
                 value_len_max: self.limits.max_value_bytes,
             },

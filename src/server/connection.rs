@@ -18,9 +18,9 @@ use super::registry::{Activity, Peer, Registry};
 use super::session::{Session, Step, Thread};
 use super::transport::Mode;
 use crate::log::Position;
-use crate::node::{Node, Reply};
-use crate::replication::leader_side;
+use crate::node::Reply;
 use crate::replication::leader_side::accept::{self, Accepted};
+use crate::replication::{Replica, leader_side};
 use crate::wire::RequestError;
 use crate::wire::request::Limits;
 use crate::wire::run::RUN_MAX;
@@ -56,7 +56,7 @@ pub(super) struct Timeouts {
 /// What a connection works with.
 pub(super) struct Context<'a> {
     pub(super) peer: Arc<Peer>,
-    pub(super) node: &'a Node,
+    pub(super) replica: Replica<'a>,
     pub(super) limits: Limits,
     pub(super) timeouts: Timeouts,
     /// Says that the client is to leave.
@@ -181,7 +181,7 @@ impl<'a> Connection<'a> {
     fn new(context: Context<'a>, first: &[u8]) -> Connection<'a> {
         let is_reserved = context.peer.is_reserved();
         Connection {
-            session: Session::new(context.node, context.limits, first, is_reserved),
+            session: Session::new(context.replica.node, context.limits, first, is_reserved),
             context,
             deadline: None,
             ending: None,
@@ -241,7 +241,7 @@ impl<'a> Connection<'a> {
                 }
                 Step::Send | Step::Own => {}
                 Step::Room(cost) => {
-                    let room = self.context.node.engine().wait_for_room(cost);
+                    let room = self.context.replica.node.engine().wait_for_room(cost);
                     self.session.give_room(room);
                 }
                 Step::Follow => {
@@ -302,7 +302,7 @@ impl<'a> Connection<'a> {
             return Ok(None);
         };
         let (key, value) = (frame.request().key(), frame.request().value());
-        let accepted = accept::accept(self.context.node, addr, key, value);
+        let accepted = accept::accept(self.context.replica, addr, key, value);
         match accepted {
             Ok(mut accepted) => {
                 self.session.answer(Reply::Answer(accepted.answer.clone()));
@@ -329,7 +329,7 @@ impl<'a> Connection<'a> {
         } else {
             Activity::Following
         });
-        let result = leader_side::serve(self.context.node, peer.stream.tcp(), accepted, early);
+        let result = leader_side::serve(self.context.replica, peer.stream.tcp(), accepted, early);
         if is_observer {
             // It is logged there how the stream ends.
             return Ok(End::Observed);
@@ -630,7 +630,8 @@ mod tests {
     use super::super::lifecycle::{self, Lifecycle};
     use super::*;
     use crate::engine::entry::EntryBuilder;
-    use crate::node::Role;
+    use crate::node::{Node, Role};
+    use crate::replication::Peers;
     use crate::wire::Request;
 
     fn pair() -> (TcpStream, TcpStream) {
@@ -643,7 +644,8 @@ mod tests {
     /// server's stop.
     fn drive(test: impl FnOnce(&mut Connection<'_>, TcpStream, &Lifecycle)) {
         let (client, stream) = pair();
-        let node = Node::new(Role::Leader);
+        let mut node = Node::new(Role::Leader);
+        let peers = Peers::attach(&mut node);
         let timeouts = Timeouts {
             request: Duration::from_secs(30),
             idle: Some(Duration::from_millis(60)),
@@ -655,7 +657,10 @@ mod tests {
         let registry = Registry::new(1);
         let context = Context {
             peer,
-            node: &node,
+            replica: Replica {
+                node: &node,
+                peers: &peers,
+            },
             limits: Limits::default(),
             timeouts,
             stop: lifecycle.signal(lifecycle.state()),
@@ -754,7 +759,7 @@ mod tests {
             read(connection, has_spare, 1);
             assert_eq!(wait(connection), Event::EndOfStream);
             assert!(connection.session.is_between_frames());
-            let value = connection.context.node.engine().get(b"k").unwrap();
+            let value = connection.context.replica.node.engine().get(b"k").unwrap();
             assert_eq!(value.value(), &[1; 60_000]);
         });
     }

@@ -49,7 +49,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::config::LimitsConfig;
 use crate::log::{Mark, Watermarks};
 use crate::node::Node;
-use crate::replication::{self, Ending, Stop};
+use crate::replication::{self, Ending, Peers, Replica, Stop};
 use accept::Acceptor;
 use allowance::Allowance;
 use housekeeping::Housekeeper;
@@ -67,6 +67,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub struct Server {
     node: Node,
+    peers: Arc<Peers>,
     limits: LimitsConfig,
     allowance: Allowance,
     shared: Arc<Shared>,
@@ -96,12 +97,13 @@ impl Server {
     /// # Errors
     ///
     /// When the name is unknown, or the port is in use or not allowed.
-    pub fn bind(addr: &str, node: Node, limits: LimitsConfig) -> Result<Server, BindError> {
+    pub fn bind(addr: &str, mut node: Node, limits: LimitsConfig) -> Result<Server, BindError> {
         let listeners = Listeners::bind(addr)?;
         let allowance = Allowance::new(limits.max_connections);
         let registry = Registry::new(allowance.connections);
         let has_peers = node.engine().log().is_some();
         Ok(Server {
+            peers: Peers::attach(&mut node),
             node,
             limits,
             allowance,
@@ -170,13 +172,21 @@ impl Server {
         Ok(ending.into_inner())
     }
 
+    /// The node and its peers.
+    fn replica(&self) -> Replica<'_> {
+        Replica {
+            node: &self.node,
+            peers: &self.peers,
+        }
+    }
+
     /// Starts the threads of replication, and for a node with peers the one that synchronizes with them at a stop.
     fn start_replication<'scope>(
         &'scope self,
         scope: &'scope thread::Scope<'scope, '_>,
         ending: &'scope Mutex<Ending>,
     ) -> io::Result<()> {
-        replication::start(scope, &self.node, &self.stop)
+        replication::start(scope, self.replica(), &self.stop)
             .map_err(|error| cannot_start("the threads of replication", &error))?;
         if self.shared.has_peers {
             start(scope, "shutdown-sync", || {

@@ -118,7 +118,7 @@ impl Server {
         shared.wait_for_clients(&self.node, |activity| !activity.is_stream());
         let took_writes = self.node.end_writes();
         shared.advance(Event::WritesEnded);
-        let ending = shutdown_sync::run(&self.node, &self.stop, took_writes);
+        let ending = shutdown_sync::run(self.replica(), &self.stop, took_writes);
         shared.advance(Event::Synchronized);
         ending
     }

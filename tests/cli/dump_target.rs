@@ -17,7 +17,7 @@ use std::{
 use gopherstore::{
     client::Client,
     history::{Era, History},
-    node::SILENT_HEARTBEATS,
+    replication::core::liveness::SILENT_HEARTBEATS,
     wire::{
         Request, Status,
         replication::{BatchEncoder, Eras, FollowAnswer, Message, Start},

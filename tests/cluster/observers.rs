@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use gopherstore::client::{Client, ClientOptions, Error, Observer, Watch};
 use gopherstore::engine::digest::Digest;
 use gopherstore::engine::entry::Entry;
-use gopherstore::node::SILENT_HEARTBEATS;
+use gopherstore::replication::core::liveness::SILENT_HEARTBEATS;
 use gopherstore::wire::replication::{Follow, Frames, Message, Start};
 use gopherstore::wire::{Request, RequestFrame};
 

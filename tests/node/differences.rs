@@ -9,6 +9,7 @@ use gopherstore::client::{Client, ClientOptions};
 use gopherstore::config::Config;
 use gopherstore::history::{Era, History};
 use gopherstore::node::Node;
+use gopherstore::replication::Peers;
 use gopherstore::server::{Server, Stopper};
 use gopherstore::wire::replication::{Eras, FollowAnswer, Message, Start};
 use gopherstore::wire::response::Response;
@@ -192,13 +193,13 @@ fn a_follower_that_has_found_a_difference_answers_no_reads() {
     node.adopt(History::new(vec![ERA]).unwrap());
     let get = |node: &Node| ask(node, &Request::Get { key: b"a" });
     assert_eq!(get(&node).0, Status::Ok);
-    node.distrust("the digest differs");
+    node.mark_diverged("the digest differs");
     assert_eq!(get(&node).0, Status::Loading);
     assert_eq!(get(&node).1, b"the digest differs");
-    assert!(node.wants_full_copy());
+    assert!(node.wants_snapshot());
     assert!(!node.is_to_discard(), "only somebody's order says so");
     node.adopt(History::new(vec![ERA]).unwrap());
-    assert!(!node.wants_full_copy());
+    assert!(!node.wants_snapshot());
 }
 
 #[test]
@@ -207,8 +208,8 @@ fn a_leader_that_knows_nothing_of_it_does_not_empty_a_follower_that_found_a_diff
     let follower = pair.node("n2");
     fill(&follower, &[(b"a", b"1")]);
     follower.adopt(History::new(vec![ERA]).unwrap());
-    follower.distrust("the digest differs");
-    // It has nothing, and does not take what a follower distrusts.
+    follower.mark_diverged("the digest differs");
+    // It has nothing, and does not take what a follower found to be wrong.
     let leader = pair.node("n1");
     pair.run("n2", follower);
     pair.run("n1", leader);
@@ -271,7 +272,9 @@ fn follow_wrongly(message: &Message<'_>) -> Pair {
     follower.adopt(History::new(vec![ERA]).unwrap());
     let mut bytes = Vec::new();
     message.encode(&mut bytes).unwrap();
-    lead_wrongly(pair.addr("n1"), &pair.node("n1"), bytes);
+    let mut leader = pair.node("n1");
+    let _peers = Peers::attach(&mut leader);
+    lead_wrongly(pair.addr("n1"), &leader, bytes);
     pair.run("n2", follower);
     pair.wait("the stream", |pair| pair.status("n2", "resumes") != "0");
     pair

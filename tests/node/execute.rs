@@ -206,61 +206,6 @@ fn the_header_of_a_reply_is_that_of_its_value() {
     }
 }
 
-/// Two nodes of one name: the older one stays, and its end lets the newer one in at once.
-#[test]
-fn the_older_stream_of_a_name_stays_until_it_ends() {
-    use gopherstore::replication::core::progress::Progress;
-    use std::time::{Duration, Instant};
-    let node = Node::new(Role::Leader);
-    let come = |index, addr: &str| {
-        let now = Instant::now();
-        node.follower_came("n2", Progress::new(index, now), addr.to_owned(), now)
-    };
-    let old = come(1, "a:1").unwrap();
-    assert_eq!(come(5, "b:1"), Err("a:1".to_owned()));
-    let wait = Duration::from_millis(10);
-    assert_eq!(node.stream_of("n2", wait), Some("a:1".to_owned()));
-    let within = Duration::from_secs(20);
-    std::thread::scope(|scope| {
-        let waits = scope.spawn(|| node.stream_of("n2", within));
-        node.follower_left("n2", old);
-        assert_eq!(waits.join().unwrap(), None);
-    });
-    let new = come(5, "b:2").unwrap();
-    assert!(
-        node.with_follower("n2", old, |_| ()).is_none(),
-        "an old stream's figures"
-    );
-    node.follower_left("n2", old);
-    assert_eq!(
-        node.with_follower("n2", new, |progress| progress.applied_index()),
-        Some(5)
-    );
-    node.follower_left("n2", new);
-    assert!(node.with_follower("n2", new, |_| ()).is_none());
-}
-
-/// Where a follower's stream ends before it has said that it has everything, nothing is known of it.
-#[test]
-fn a_follower_that_leaves_has_not_applied_what_it_has_not_acknowledged() {
-    use gopherstore::replication::core::progress::Progress;
-    use std::time::{Duration, Instant};
-    let node = Node::new(Role::Leader);
-    let now = Instant::now();
-    let progress = Progress::new(1, now);
-    let stream = node
-        .follower_came("n2", progress, "a:1".to_owned(), now)
-        .unwrap();
-    let deadline = now + Duration::from_secs(20);
-    assert!(node.wait_for_follower("n2", stream, 1, deadline));
-    assert!(!node.wait_for_follower("n2", stream, 2, now));
-    std::thread::scope(|scope| {
-        let waits = scope.spawn(|| node.wait_for_follower("n2", stream, 2, deadline));
-        node.follower_left("n2", stream);
-        assert!(!waits.join().unwrap());
-    });
-}
-
 /// Sums are reads: whoever serves reads answers, leader or not, and whoever does not says so.
 #[test]
 fn a_node_that_serves_reads_says_what_it_holds() {
@@ -313,7 +258,7 @@ fn a_leader_that_has_taken_a_copy_serves_once_it_has_its_own_era() {
     node.adopt(History::new(vec![era(1, 1)]).unwrap());
     assert_eq!(ask(&node, &Request::Set { key, value }).0, Status::Loading);
     assert_eq!(ask(&node, &Request::Get { key }).0, Status::Loading);
-    node.open_era(era(2, 1)).unwrap();
+    node.open_epoch(era(2, 1)).unwrap();
     assert_eq!(ask(&node, &Request::Set { key, value }).0, Status::Ok);
     drop(node);
     let served = phases.iter().filter(|phase| *phase == Phase::Serving);

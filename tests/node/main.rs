@@ -6,6 +6,7 @@ mod differences;
 mod execute;
 mod log;
 mod model;
+mod peers;
 mod threads;
 
 use gopherstore::engine::entry::Entry;

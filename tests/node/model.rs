@@ -147,7 +147,7 @@ fn nodes() -> [Node; 2] {
                 nonce: 1,
                 start_index: 1,
             };
-            node.open_era(era).unwrap();
+            node.open_epoch(era).unwrap();
         }
         node
     })

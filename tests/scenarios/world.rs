@@ -30,8 +30,8 @@ use gopherstore::history::{Era, History};
 use gopherstore::log::Head;
 use gopherstore::log::append_times::AppendTimes;
 use gopherstore::log::backlog::{After, Append, Backlog, Records};
-use gopherstore::node::{Phase, SILENT_HEARTBEATS};
-use gopherstore::replication::core::liveness::{Change, Liveness};
+use gopherstore::node::Phase;
+use gopherstore::replication::core::liveness::{Change, Liveness, SILENT_HEARTBEATS};
 use gopherstore::replication::core::progress::{Progress, lag_since};
 use gopherstore::replication::core::rules::{
     CopyRule, Position, Standing, Verdict, furthest, next_epoch, start_of, takes,
@@ -68,7 +68,7 @@ struct Node {
     /// Whether it was ordered to give up its data.
     discards: bool,
     /// Whether it found its data to be wrong.
-    distrusts: bool,
+    has_diverged: bool,
     map: BTreeMap<Vec<u8>, Entry>,
     head: Head,
     log: Backlog,
@@ -172,7 +172,7 @@ impl Node {
             phase: Phase::Loading("no complete data set yet".into()),
             history: History::default(),
             discards: false,
-            distrusts: false,
+            has_diverged: false,
             map: BTreeMap::new(),
             head: Head::default(),
             log: Backlog::new(backlog),
@@ -218,11 +218,11 @@ impl Node {
         self.history = history;
         self.phase = Phase::Serving;
         self.discards = false;
-        self.distrusts = false;
+        self.has_diverged = false;
     }
 
-    /// As `Node::give_up`.
-    fn give_up(&mut self) {
+    /// As `Node::discard_dataset`.
+    fn discard_dataset(&mut self) {
         self.history = History::default();
         self.phase = Phase::Loading("receiving a full copy".into());
         self.map.clear();
@@ -471,14 +471,14 @@ impl World {
         } else {
             node.position()
         };
-        let wants_full_copy = node.discards || node.distrusts;
+        let wants_snapshot = node.discards || node.has_diverged;
         let is_held = |index| index + 1 >= leader.log.first_index();
         let start = start_of(
             &leader.history,
             leader.head.index,
             is_held,
             own,
-            wants_full_copy,
+            wants_snapshot,
         );
         let verdict = takes(own, start, &leader.history);
         let history = leader.history.clone();
@@ -486,7 +486,7 @@ impl World {
         let (text, next) = match verdict {
             Verdict::Resume => (format!("resumes from {}", own.index + 1), own.index + 1),
             Verdict::TakeCopy => {
-                let holds_data = own.index > 0 && !wants_full_copy;
+                let holds_data = own.index > 0 && !wants_snapshot;
                 let Some(permit) = leader.permits.begin(holds_data, self.now) else {
                     self.say(&format!(
                         "{name}: n1 answers LOADING until another's copy has ended"
@@ -520,7 +520,7 @@ impl World {
             .insert(at, Progress::new(applied, now));
         let node = &mut self.nodes[at];
         match copy {
-            Some(_) => node.give_up(),
+            Some(_) => node.discard_dataset(),
             None => node.adopt(history),
         }
         node.link = Some(Link {
@@ -600,7 +600,7 @@ impl World {
         if !waits && digest.is_some_and(|digest| digest != own.digest) {
             let node = &mut self.nodes[at];
             node.phase = Phase::Loading("its data differs from the leader's".into());
-            node.distrusts = true;
+            node.has_diverged = true;
             self.drop_link(at, &format!("the digest at index {index} differs"));
         }
     }

@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::report::{Contact, Report};
 
+/// Heartbeat intervals of silence after which a peer counts as down, and a follower as gone.
+pub const SILENT_HEARTBEATS: u32 = 3;
+
 /// State of one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {

@@ -13,10 +13,9 @@ use std::time::Instant;
 
 use log::{error, warn};
 
-use super::Stop;
-use super::leader_side::accept::leads;
+use super::{Replica, Stop};
 use crate::config::NodeConfig;
-use crate::node::{Member, Node, Phase};
+use crate::node::{Member, Phase};
 use pauses::{BACK_OFF, Pauses, pause_for};
 use recover::recover;
 use stream::Stream;
@@ -46,19 +45,19 @@ impl From<io::Error> for FollowError {
 }
 
 /// Follows the leader, or as the leader finds data and begins to serve, until the node stops.
-pub(super) fn run(node: &Node, member: &Member, stop: &Stop) {
-    if leads(node) {
-        recover(node, member, stop);
+pub(super) fn run(replica: Replica<'_>, member: &Member, stop: &Stop) {
+    if replica.node.is_leader() {
+        recover(replica, member, stop);
     } else if let Some(leader) = member.peers.iter().find(|peer| peer.name == member.leader) {
-        follow(node, member, leader, stop);
+        follow(replica, member, leader, stop);
     }
 }
 
-fn follow(node: &Node, member: &Member, leader: &NodeConfig, stop: &Stop) {
+fn follow(replica: Replica<'_>, member: &Member, leader: &NodeConfig, stop: &Stop) {
     let mut pauses = Pauses::new();
     let mut failures = FailureLog::default();
     while !stop.is_stopped() {
-        let mut stream = Stream::new(node, member, &leader.name);
+        let mut stream = Stream::new(replica, member, &leader.name);
         let error = match stream.run(&leader.addr, stop) {
             Ok(()) => return,
             Err(error) => error,
@@ -72,8 +71,10 @@ fn follow(node: &Node, member: &Member, leader: &NodeConfig, stop: &Stop) {
         }
         let text = describe(&error, member);
         match &error {
-            FollowError::Diverged(_) => node.distrust(&text),
-            FollowError::KeepsData(_) => node.enter(Phase::Refusing(Arc::from(text.as_str()))),
+            FollowError::Diverged(_) => replica.node.mark_diverged(&text),
+            FollowError::KeepsData(_) => replica
+                .node
+                .enter(Phase::Refusing(Arc::from(text.as_str()))),
             FollowError::Io(_)
             | FollowError::Rejected(_)
             | FollowError::NotYet(_)
@@ -81,7 +82,7 @@ fn follow(node: &Node, member: &Member, leader: &NodeConfig, stop: &Stop) {
             | FollowError::Protocol(_) => {}
         }
         let text = format!("not following {}: {text}", leader.name);
-        node.set_not_following(Some(&text));
+        replica.peers.set_not_following(Some(&text));
         failures.note(&error, text);
         let longest = match error {
             // Asking costs little, and the leader is followed soon after it can be.
@@ -95,7 +96,7 @@ fn follow(node: &Node, member: &Member, leader: &NodeConfig, stop: &Stop) {
             | FollowError::KeepsData(_) => BACK_OFF.1,
         };
         let pause = pauses.next(is_eager(&error), longest, Instant::now());
-        if pause_for(node, &leader.name, stop, pause) {
+        if pause_for(replica.peers, &leader.name, stop, pause) {
             return;
         }
     }

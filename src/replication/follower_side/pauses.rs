@@ -3,8 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::random;
-use crate::node::Node;
-use crate::replication::Stop;
+use crate::replication::{Peers, Stop};
 
 /// First and longest pause; each pause is twice the one before it.
 pub(super) const BACK_OFF: (Duration, Duration) =
@@ -41,10 +40,10 @@ impl Pauses {
 }
 
 /// Pauses for `time`, or until the leader comes up again. Returns whether the node stops.
-pub(super) fn pause_for(node: &Node, leader: &str, stop: &Stop, time: Duration) -> bool {
+pub(super) fn pause_for(peers: &Peers, leader: &str, stop: &Stop, time: Duration) -> bool {
     let begin = Instant::now();
     let has_come = || {
-        let liveness = node.liveness().lock();
+        let liveness = peers.liveness().lock();
         let mut peers = liveness.peers().iter();
         peers.any(|peer| peer.name == leader && peer.is_up && peer.since > begin)
     };

@@ -10,8 +10,8 @@ use super::stream::{Goal, Stream};
 use super::{describe, is_eager, random};
 use crate::history::Era;
 use crate::node::{Member, Node, Phase};
-use crate::replication::Stop;
 use crate::replication::core::start::{self, Next, Own};
+use crate::replication::{Replica, Stop};
 
 /// Time between two looks at what the peers have said.
 const DECISION_PAUSE: Duration = Duration::from_millis(5);
@@ -21,10 +21,11 @@ const NOTABLE_WAIT: Duration = Duration::from_millis(500);
 
 /// Asks the peers for their positions, follows one that leads already, catches up with the one that is most up to date,
 /// and opens a new epoch. The decisions are [`start::next`]'s.
-pub(super) fn recover(node: &Node, member: &Member, stop: &Stop) {
+pub(super) fn recover(replica: Replica<'_>, member: &Member, stop: &Stop) {
+    let node = replica.node;
     let mut pauses = Pauses::new();
     stop.hurry(true);
-    while let Some(next) = decide(node, member, stop) {
+    while let Some(next) = decide(replica, member, stop) {
         let (peer, goal, reason) = match next {
             // `decide` waits itself.
             Next::Wait { .. } => continue,
@@ -54,7 +55,7 @@ pub(super) fn recover(node: &Node, member: &Member, stop: &Stop) {
             continue;
         };
         node.enter(Phase::Loading(Arc::from(reason.as_str())));
-        let mut stream = Stream::before_leading(node, member, &peer.name, goal, reason);
+        let mut stream = Stream::before_leading(replica, member, &peer.name, goal, reason);
         stop.hurry(false);
         let result = stream.run(&peer.addr, stop);
         if stop.is_stopped() {
@@ -65,7 +66,7 @@ pub(super) fn recover(node: &Node, member: &Member, stop: &Stop) {
             let text = describe(&error, member);
             warn!("no longer copying {}: {text}", peer.name);
             if stream.is_in_snapshot() {
-                node.give_up("this leader is asking the other nodes for data");
+                node.discard_dataset("this leader is asking the other nodes for data");
             }
             if stream.has_followed() {
                 pauses = Pauses::new();
@@ -81,7 +82,8 @@ pub(super) fn recover(node: &Node, member: &Member, stop: &Stop) {
 }
 
 /// Waits until the peers have said enough to do something, and returns what; `None` at the stop.
-fn decide(node: &Node, member: &Member, stop: &Stop) -> Option<Next> {
+fn decide(replica: Replica<'_>, member: &Member, stop: &Stop) -> Option<Next> {
+    let Replica { node, peers } = replica;
     let began = Instant::now();
     let timeout = member.replication.leader_timeout;
     let mut logged = String::new();
@@ -92,7 +94,7 @@ fn decide(node: &Node, member: &Member, stop: &Stop) -> Option<Next> {
             index: node.head().index,
         };
         let now = Instant::now();
-        let next = start::next(own, node.liveness().lock().peers(), began, timeout, now);
+        let next = start::next(own, peers.liveness().lock().peers(), began, timeout, now);
         let Next::Wait {
             reason,
             is_conflict,
@@ -132,7 +134,7 @@ fn lead(node: &Node, epoch: u64) {
         nonce: random(),
         start_index: node.head().index + 1,
     };
-    match node.open_era(era) {
+    match node.open_epoch(era) {
         Ok(()) => info!(
             "leading from index {} on, in epoch {epoch}",
             era.start_index

@@ -30,7 +30,7 @@ pub(super) struct SnapshotIn<'n> {
 impl<'n> SnapshotIn<'n> {
     /// Begins a snapshot of about `keys` keys, in place of the data set that the node held.
     pub(super) fn begin(node: &'n Node, keys: u64, history: History) -> SnapshotIn<'n> {
-        node.give_up("this node is receiving a full copy");
+        node.discard_dataset("this node is receiving a full copy");
         SnapshotIn {
             history,
             load: node.engine().load(keys),

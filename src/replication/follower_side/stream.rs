@@ -18,8 +18,7 @@ use crate::node::{Member, Node, Phase};
 use crate::replication::ask::identify;
 use crate::replication::core::report::{Contact, Expected};
 use crate::replication::core::rules::{Position, Verdict, takes};
-use crate::replication::leader_side::accept::leads;
-use crate::replication::{Stop, connect};
+use crate::replication::{Peers, Replica, Stop, connect};
 use crate::wire::replication::{Follow, FollowAnswer, Frames, Message, Parsed, parse};
 use crate::wire::response::{self, Response};
 use crate::wire::{Buffer, Status};
@@ -45,6 +44,7 @@ enum Receiving<'a> {
 /// One stream from the peer that the node follows.
 pub(super) struct Stream<'a> {
     node: &'a Node,
+    peers: &'a Peers,
     member: &'a Member,
     /// The peer's name.
     peer: &'a str,
@@ -58,9 +58,10 @@ pub(super) struct Stream<'a> {
 
 impl<'a> Stream<'a> {
     /// A stream for a follower, which serves its data while it follows `peer`.
-    pub(super) const fn new(node: &'a Node, member: &'a Member, peer: &'a str) -> Stream<'a> {
+    pub(super) const fn new(replica: Replica<'a>, member: &'a Member, peer: &'a str) -> Stream<'a> {
         Stream {
-            node,
+            node: replica.node,
+            peers: replica.peers,
             member,
             peer,
             goal: Goal::Follow,
@@ -73,13 +74,13 @@ impl<'a> Stream<'a> {
 
     /// A stream for a node that is to lead. `reason` says why it does not serve meanwhile.
     pub(super) fn before_leading(
-        node: &'a Node,
+        replica: Replica<'a>,
         member: &'a Member,
         peer: &'a str,
         goal: Goal,
         reason: String,
     ) -> Stream<'a> {
-        let mut stream = Stream::new(node, member, peer);
+        let mut stream = Stream::new(replica, member, peer);
         stream.goal = goal;
         stream.reason = Some(Arc::from(reason));
         stream
@@ -104,7 +105,7 @@ impl<'a> Stream<'a> {
         let result = self
             .check_identity(&stream, addr, deadline, stop)
             .and_then(|()| self.follow(&stream, deadline));
-        self.node.leader_lost();
+        self.peers.leader_lost(self.node.head().index);
         stop.watch(None)?;
         result
     }
@@ -150,8 +151,8 @@ impl<'a> Stream<'a> {
         let judge = |answer: &Response<'_>| self.judge(answer, own);
         let (verdict, history) = read_answer(stream, &mut buffer, deadline, judge)??;
         self.begin(verdict, history, own)?;
-        self.node.leader_heard(Instant::now());
-        self.node.set_not_following(None);
+        self.peers.leader_heard(Instant::now());
+        self.peers.set_not_following(None);
         stream.set_read_timeout(Some(timeout))?;
         let acks = match self.receiving {
             Receiving::Entries => Acks::new(own.index),
@@ -184,8 +185,8 @@ impl<'a> Stream<'a> {
         let follow = Follow {
             name: self.member.name.as_bytes(),
             is_observer: false,
-            wants_full_copy: self.node.wants_full_copy(),
-            is_to_lead: leads(self.node),
+            wants_full_copy: self.node.wants_snapshot(),
+            is_to_lead: self.node.is_leader(),
             epoch: own.epoch,
             nonce: own.nonce,
             last_index: own.index,
@@ -288,7 +289,7 @@ impl<'a> Stream<'a> {
                     return Err(FollowError::Protocol(text));
                 }
                 Ok(count) => {
-                    self.node.leader_heard(Instant::now());
+                    self.peers.leader_heard(Instant::now());
                     buffer.filled(count);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -402,8 +403,9 @@ impl<'a> Stream<'a> {
         digest_index: u64,
         digest: u128,
     ) -> Result<(), FollowError> {
-        self.node.leader_told(last_index, Instant::now());
         let head = self.node.head();
+        self.peers
+            .leader_told(last_index, head.index, Instant::now());
         if digest_index != head.index {
             // Everything that was sent before the heartbeat is applied, so this node has entries of another origin.
             return Err(FollowError::Diverged(format!(

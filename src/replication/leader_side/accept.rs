@@ -11,6 +11,7 @@ use crate::node::{Member, Node, Phase, Reply};
 use crate::replication::core::progress::Progress;
 use crate::replication::core::rules::{Position, Unwatched, start_of, start_of_observer};
 use crate::replication::core::snapshot_permits::Permit;
+use crate::replication::{Peers, Replica};
 use crate::wire::replication::{Eras, Follow, FollowAnswer, Start};
 
 /// Why a stream ends, or does not begin, while a follower takes another data set or another history.
@@ -46,7 +47,7 @@ impl Accepted<'_> {
 /// A follower's place in the node's table, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Place<'a> {
-    node: &'a Node,
+    replica: Replica<'a>,
     pub(super) name: String,
     /// Of the stream among all that the node has had.
     pub(super) number: u64,
@@ -55,12 +56,15 @@ pub(super) struct Place<'a> {
 impl Place<'_> {
     /// Looks at or changes the follower's progress; `None` where it has left, or has another stream by now.
     pub(super) fn progress<T>(&self, f: impl FnOnce(&mut Progress) -> T) -> Option<T> {
-        self.node.with_follower(&self.name, self.number, f)
+        self.replica.peers.with_follower(&self.name, self.number, f)
     }
 
     /// The stream has ended: the follower may come again. Whoever drops the place later changes nothing.
     pub(super) fn leave(&self) {
-        self.node.follower_left(&self.name, self.number);
+        // A leader remembers it: its figures stay in STATUS.
+        let keeps = self.replica.node.is_leader();
+        let peers = self.replica.peers;
+        peers.follower_left(&self.name, self.number, keeps);
     }
 }
 
@@ -77,11 +81,12 @@ impl Drop for Place<'_> {
 ///
 /// The answer that refuses it.
 pub(crate) fn accept<'a>(
-    node: &'a Node,
+    replica: Replica<'a>,
     addr: SocketAddr,
     key: &[u8],
     value: &[u8],
 ) -> Result<Box<Accepted<'a>>, Reply> {
+    let node = replica.node;
     let error = |message: String| Err(Reply::Error(message));
     let follow = match Follow::decode(key, value) {
         Ok(follow) => follow,
@@ -97,17 +102,18 @@ pub(crate) fn accept<'a>(
     if follow.is_observer {
         return accept_observer(node, log, &follow);
     }
-    accept_follower(node, log, member, &follow, addr)
+    accept_follower(replica, log, member, &follow, addr)
 }
 
 /// Judges the FOLLOW of a node of the cluster.
 fn accept_follower<'a>(
-    node: &'a Node,
+    replica: Replica<'a>,
     log: &Log,
     member: &Member,
     follow: &Follow<'_>,
     addr: SocketAddr,
 ) -> Result<Box<Accepted<'a>>, Reply> {
+    let Replica { node, peers } = replica;
     let Some(peer) = member
         .peers
         .iter()
@@ -120,12 +126,12 @@ fn accept_follower<'a>(
     };
     // A follower is a source only for a node that is to lead, which has to find the data again, and, while it stops,
     // for any peer that can keep the data.
-    let is_source = follow.is_to_lead || peer.name == member.leader || node.is_stopping();
+    let is_source = follow.is_to_lead || peer.name == member.leader || peers.is_stopping();
     if let (Some(refusal), false) = (node.redirects_writes(), is_source) {
         return Err(refusal);
     }
-    if let Some(older) = node.stream_of(&peer.name, OLDER_ENDS) {
-        return Err(refuse_second(node, &peer.name, &older, addr));
+    if let Some(older) = peers.stream_of(&peer.name, OLDER_ENDS) {
+        return Err(refuse_second(peers, &peer.name, &older, addr));
     }
     // Before phase and history: a change after the first look is then noticed by the sender.
     let dataset = node.dataset_generation();
@@ -153,19 +159,19 @@ fn accept_follower<'a>(
     if start == Start::Unknown {
         return Err(Reply::Answer(answer));
     }
-    let permit = permit_of(node, follow, start)?;
+    let permit = permit_of(peers, follow, start)?;
     let now = Instant::now();
     let progress = match start {
         Start::Resume { from_index } => Progress::new(from_index - 1, now),
         Start::FullCopy | Start::Unknown => Progress::copying(now),
     };
-    let number = node
+    let number = peers
         .follower_came(&peer.name, progress, addr.to_string(), now)
-        .map_err(|older| refuse_second(node, &peer.name, &older, addr))?;
+        .map_err(|older| refuse_second(peers, &peer.name, &older, addr))?;
     Ok(Box::new(Accepted {
         name: peer.name.clone(),
         place: Some(Place {
-            node,
+            replica,
             name: peer.name.clone(),
             number,
         }),
@@ -179,23 +185,23 @@ fn accept_follower<'a>(
 }
 
 /// Begins a full copy, where the stream starts with one.
-fn permit_of(node: &Node, follow: &Follow<'_>, start: Start) -> Result<Option<Permit>, Reply> {
+fn permit_of(peers: &Peers, follow: &Follow<'_>, start: Start) -> Result<Option<Permit>, Reply> {
     if start != Start::FullCopy {
         return Ok(None);
     }
     // What somebody wants to be replaced is nothing to keep.
     let holds_data = follow.last_index > 0 && !follow.wants_full_copy;
-    let permit = node.snapshot_permits().begin(holds_data, Instant::now());
+    let permit = peers.snapshot_permits().begin(holds_data, Instant::now());
     let why = "another follower is taking a full copy; one that holds data waits for its turn";
     permit.map(Some).ok_or_else(|| Reply::Loading(why.into()))
 }
 
 /// Refuses a node at `addr` whose name already has a stream, and logs it once for each such node.
-fn refuse_second(node: &Node, name: &str, older: &str, addr: SocketAddr) -> Reply {
+fn refuse_second(peers: &Peers, name: &str, older: &str, addr: SocketAddr) -> Reply {
     let text = format!(
         "two nodes are called {name}: the one at {older} follows and stays, the one at {addr} is refused"
     );
-    if node.refuse_follower(name, &addr.ip().to_string()) {
+    if peers.refuse_follower(name, &addr.ip().to_string()) {
         warn!("{text}");
     }
     Reply::Error(text)
@@ -262,9 +268,4 @@ fn answer_of(start: Start, history: &History) -> Result<Vec<u8>, Reply> {
     let mut answer = Vec::new();
     FollowAnswer { start, history }.encode(&mut answer);
     Ok(answer)
-}
-
-/// Whether this node leads, as its configuration has it.
-pub(crate) fn leads(node: &Node) -> bool {
-    node.redirects_writes().is_none()
 }

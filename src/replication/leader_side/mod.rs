@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use log::{info, warn};
 
-use crate::node::{Node, SILENT_HEARTBEATS};
+use crate::replication::Replica;
+use crate::replication::core::liveness::SILENT_HEARTBEATS;
 use crate::wire::replication::Start;
 
 use accept::Accepted;
@@ -32,11 +33,12 @@ const PAUSE_AT_STOP: Duration = Duration::from_millis(500);
 /// Sends the stream until the follower is gone, falls too far behind, or the node stops. `early` are bytes that came
 /// behind the request.
 pub(crate) fn serve(
-    node: &Node,
+    replica: Replica<'_>,
     stream: &TcpStream,
     accepted: &mut Accepted<'_>,
     early: &[u8],
 ) -> io::Result<()> {
+    let Replica { node, peers } = replica;
     let (Some(log), Some(member)) = (node.engine().log(), node.member()) else {
         return Ok(());
     };
@@ -66,6 +68,7 @@ pub(crate) fn serve(
     let end = OnceLock::new();
     let mut sender = Sender {
         node,
+        peers,
         log,
         stream,
         name,

@@ -12,6 +12,7 @@ use crate::engine::entry::Entry;
 use crate::history::History;
 use crate::log::{Cursor, Found, Log};
 use crate::node::Node;
+use crate::replication::Peers;
 use crate::replication::core::snapshot_permits::Permit;
 use crate::wire::replication::{BatchEncoder, Fields, Head, Message};
 
@@ -30,6 +31,7 @@ const LAST_ACK: Duration = Duration::from_secs(3);
 
 pub(super) struct Sender<'a> {
     pub(super) node: &'a Node,
+    pub(super) peers: &'a Peers,
     pub(super) log: &'a Log,
     pub(super) stream: &'a TcpStream,
     pub(super) name: &'a str,
@@ -100,7 +102,7 @@ impl Sender<'_> {
         self.beat(cursor)?;
         let (index, deadline) = (cursor.next - 1, Instant::now() + LAST_ACK);
         let (name, number) = (&place.name, place.number);
-        if self.node.wait_for_follower(name, number, index, deadline) {
+        if self.peers.wait_for_follower(name, number, index, deadline) {
             return Ok(());
         }
         let text = format!("it has not said that it has everything up to index {index}");

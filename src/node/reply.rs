@@ -1,0 +1,88 @@
+//! The answer to one request, whatever it came in by.
+
+use std::sync::Arc;
+
+use crate::engine::Answers;
+use crate::wire::Status;
+use crate::wire::response::ResponseHeader;
+
+/// The message of TIMEOUT.
+const OUTCOME_UNKNOWN: &str =
+    "outcome unknown: the node gave up its epoch before the write was acknowledged";
+
+/// The answer to one request.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    /// OK, empty.
+    Done,
+    /// OK and `PONG`.
+    Pong,
+    /// OK and a text.
+    Text(String),
+    /// OK and bytes.
+    Answer(Vec<u8>),
+    /// NOT_LEADER and the leader's address.
+    NotLeader(Arc<str>),
+    /// LOADING and a message.
+    Loading(Arc<str>),
+    /// ERROR and a message.
+    Error(String),
+    /// TIMEOUT: it is unknown whether the write is kept.
+    Timeout,
+}
+
+impl Reply {
+    /// The answer's status.
+    #[must_use]
+    pub const fn status(&self) -> Status {
+        match self {
+            Reply::Done | Reply::Pong | Reply::Text(_) | Reply::Answer(_) => Status::Ok,
+            Reply::NotLeader(_) => Status::NotLeader,
+            Reply::Loading(_) => Status::Loading,
+            Reply::Error(_) => Status::Error,
+            Reply::Timeout => Status::Timeout,
+        }
+    }
+
+    /// The answer's value.
+    #[must_use]
+    pub fn value(&self) -> &[u8] {
+        match self {
+            Reply::Done => b"",
+            Reply::Pong => b"PONG",
+            Reply::Answer(bytes) => bytes,
+            Reply::NotLeader(text) | Reply::Loading(text) => text.as_bytes(),
+            Reply::Text(text) | Reply::Error(text) => text.as_bytes(),
+            Reply::Timeout => OUTCOME_UNKNOWN.as_bytes(),
+        }
+    }
+
+    /// Adds the answer's frame.
+    pub fn push_to(self, answers: &mut Answers) {
+        let status = self.status();
+        match self {
+            Reply::Text(text) | Reply::Error(text) => answers.push_bytes(status, text.into_bytes()),
+            Reply::Answer(bytes) => answers.push_bytes(status, bytes),
+            Reply::Done
+            | Reply::Pong
+            | Reply::NotLeader(_)
+            | Reply::Loading(_)
+            | Reply::Timeout => {
+                answers.push(status, self.value());
+            }
+        }
+    }
+
+    /// The header of the answer's frame.
+    #[must_use]
+    pub fn header(&self) -> ResponseHeader {
+        header(self.status(), self.value())
+    }
+}
+
+fn header(status: Status, value: &[u8]) -> ResponseHeader {
+    match ResponseHeader::new(status, value.len()) {
+        Ok(header) => header,
+        Err(_) => unreachable!("a stored value came in a frame whose length field is as wide"),
+    }
+}
