@@ -11,8 +11,9 @@ use std::mem::MaybeUninit;
 use crate::engine::entry::{Entry, EntryBuilder};
 use crate::log::{Position, Reservation};
 use crate::node::{NoRoom, Node, NotSet, Reply};
+use crate::wire::command::Reserve;
 use crate::wire::request::{self, Disposition, HEADER_LEN, Limits, Parsed, RequestError};
-use crate::wire::{Buffer, Opcode, Request, RequestFrame, Run};
+use crate::wire::{Access, Buffer, Opcode, RequestFrame, Run};
 use output::Output;
 
 /// A SET frame longer than this is read straight into the entry that it becomes. For shorter ones a copy costs less
@@ -247,9 +248,12 @@ impl<'a> Session<'a> {
 
     /// Whether the next request is not one for the reserve.
     fn needs_place(&self) -> bool {
-        let for_reserve = [Opcode::Status, Opcode::Follow, Opcode::Ping].map(Opcode::byte);
-        let first = self.input.bytes().first();
-        first.is_some_and(|opcode| !for_reserve.contains(opcode))
+        let is_refused =
+            |&byte: &u8| match Opcode::try_from(byte).map(|opcode| opcode.spec().reserve) {
+                Ok(Reserve::Answered | Reserve::Admitted) => false,
+                Ok(Reserve::Refused) | Err(_) => true,
+            };
+        self.input.bytes().first().is_some_and(is_refused)
     }
 
     /// Executes the run at the start of the input, or as much of it as can be done together; false where there is none.
@@ -280,17 +284,15 @@ impl<'a> Session<'a> {
     fn execute_frame(&mut self, thread: Thread) -> Option<Step> {
         match request::parse(self.input.bytes(), &self.limits) {
             Ok(Parsed::Whole(frame)) => {
-                let request = frame.request();
-                if thread == Thread::Polling && takes_long(&request) {
-                    return Some(Step::Own);
-                }
-                if matches!(request, Request::Follow { .. }) {
+                match (frame.opcode().spec().access, thread) {
+                    (Access::Read | Access::Write, _) | (Access::Admin, Thread::Own) => {}
+                    // They may take longer than other clients can wait for.
+                    (Access::Admin | Access::Peer, Thread::Polling) => return Some(Step::Own),
                     // A stream replaces answers, so it begins behind them.
-                    return Some(if self.output.is_held() {
-                        Step::Await
-                    } else {
-                        Step::Follow
-                    });
+                    (Access::Peer, Thread::Own) if self.output.is_held() => {
+                        return Some(Step::Await);
+                    }
+                    (Access::Peer, Thread::Own) => return Some(Step::Follow),
                 }
                 let reply = self.node.execute(&frame);
                 let len = frame.bytes().len();
@@ -446,18 +448,6 @@ const fn wait_for_room(thread: Thread, cost: u64) -> Step {
     match thread {
         Thread::Own => Step::Room(cost),
         Thread::Polling => Step::Own,
-    }
-}
-
-/// Whether a request may take longer than other clients can wait for.
-const fn takes_long(request: &Request<'_>) -> bool {
-    match request {
-        Request::Get { .. } | Request::Set { .. } | Request::Del { .. } | Request::Ping => false,
-        Request::Status
-        | Request::Discard
-        | Request::Sums { .. }
-        | Request::List { .. }
-        | Request::Follow { .. } => true,
     }
 }
 

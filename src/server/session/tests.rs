@@ -8,7 +8,7 @@ use super::output::OUTPUT_BYTES_MAX;
 use super::*;
 use crate::engine::DIRECT_BYTES;
 use crate::node::Role;
-use crate::wire::Status;
+use crate::wire::{Request, Status};
 
 /// Input that has arrived, and of which each read gives at most `piece` bytes.
 struct Arrived<'b> {
