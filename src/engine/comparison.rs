@@ -1,18 +1,17 @@
-//! What a node holds, in figures: how SUMS and LIST (GBP §4) walk through a store.
+//! Comparison of nodes: how SUMS and LIST (GBP §4) scan a store.
 //!
-//! Two nodes that differ in a few of many keys find out which ones with little traffic: every key belongs to a bucket,
-//! the same one on every node, and the sum of a bucket is the [`Digest`] of the entries in it. Sums that are equal are
-//! not looked into any further; of the others the keys are listed, with a hash of each entry.
+//! Two nodes that differ in a few of many keys find these with little traffic. Every key belongs to a bucket, the same
+//! one on every node, and the sum of a bucket is the [`Digest`] of its entries. Buckets with equal sums are equal; of
+//! the others the keys are listed, with a hash of each entry.
 //!
 //! # Bounds
 //!
-//! One request does what its [`Budget`] allows, or one entry more; then its answer says where to go on. Under the lock
-//! of a partition its entries are copied, as for a full copy, and nothing else; they are hashed and freed outside. A
-//! partition that is more than one request's work is gone through in the order of its keys, which stays the same
-//! whatever is written meanwhile.
+//! One request does what its [`Budget`] allows, or one entry more; its answer says where the scan goes on. Under the
+//! lock of a partition its entries are copied, as for a snapshot, and nothing else; they are hashed and freed outside. A
+//! partition that exceeds one request's budget is scanned in the order of its keys, which writes do not change.
 //!
-//! A key that nobody writes during the walk is seen in it once, as it is; one that is written may be seen as it was
-//! before or after. So whoever compares two nodes asks again about what differs.
+//! A key that is not written during the scan is seen once, as it is. A key that is written may be seen as it was before
+//! or after. So a comparison asks again about keys that differ.
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -25,10 +24,10 @@ use crate::wire::comparison::{
 };
 use crate::wire::request::frames;
 
-/// What one request may do.
+/// Bounds of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// Entries that it looks at; a larger partition is copied all the same.
+    /// Entries that it scans; a larger partition is copied all the same.
     pub entries: usize,
     /// Bytes of entries that it hashes.
     pub hashed_bytes: usize,
@@ -126,12 +125,12 @@ pub fn list(store: &Store, request: &List, budget: Budget) -> Result<ListAnswer,
     })
 }
 
-/// Partitions of a store as the wire counts them; there are at most 2^16.
+/// Number of partitions as the wire has it; at most 2^16.
 fn partitions(store: &Store) -> u32 {
     u32::try_from(store.partitions()).unwrap_or(u32::MAX)
 }
 
-/// One request's way through a store.
+/// The scan of one request.
 struct Walk<'a, W, L> {
     store: &'a Store,
     budget: Budget,
@@ -142,7 +141,7 @@ struct Walk<'a, W, L> {
 }
 
 impl Budget {
-    /// What is left after so much; none where it is more than there was.
+    /// The rest after `cost`; `None` where that exceeds it.
     fn less(self, cost: Budget) -> Option<Budget> {
         Some(Budget {
             entries: self.entries.checked_sub(cost.entries)?,
@@ -153,7 +152,7 @@ impl Budget {
 }
 
 impl<W: Fn(&[u8]) -> bool, L: Fn(&RequestFrame<'_>) -> usize> Walk<'_, W, L> {
-    /// Hands the wanted entries from `place` on to `take`, as many as one request may, and says where to go on.
+    /// Passes the wanted entries from `place` on to `take`, as far as the budget goes, and returns where to go on.
     fn go(
         &self,
         place: &Place,
@@ -205,7 +204,7 @@ impl<W: Fn(&[u8]) -> bool, L: Fn(&RequestFrame<'_>) -> usize> Walk<'_, W, L> {
             is_first = false;
             next.partition += 1;
             next.from.clear();
-            // The others have about as many entries; copying one that then finds no room would be for nothing.
+            // The other partitions have about as many entries; copying one that exceeds the rest would be wasted.
             if left.entries < looked_at {
                 break;
             }
@@ -213,7 +212,7 @@ impl<W: Fn(&[u8]) -> bool, L: Fn(&RequestFrame<'_>) -> usize> Walk<'_, W, L> {
         Ok(next)
     }
 
-    /// Takes entries of one partition in the order of their keys, as far as the budget goes, and one at least. Gives
+    /// Takes entries of one partition in the order of their keys, as far as the budget goes, and at least one. Returns
     /// the key of the first that is left.
     fn go_within(
         &self,

@@ -1,4 +1,4 @@
-//! A figure that two data sets share exactly when they are the same.
+//! Incremental 128-bit checksum of a data set.
 
 use std::fmt;
 
@@ -8,30 +8,30 @@ use crate::engine::entry::Entry;
 
 /// The sum, modulo 2^128, of a hash over each entry of a data set: XXH3-128 of its SET frame.
 ///
-/// A sum does not depend on the order in which entries came to be, and a change is the new entry's hash less the old
-/// one's, so it is kept up to date with every write. Equal data sets have equal digests on every node; that different
-/// ones do is as unlikely as two random 128-bit numbers being equal, as long as nobody looks for such data on purpose.
+/// The sum does not depend on the order of writes, and a write changes it by the new entry's hash less the old one's.
+/// Equal data sets have equal digests on every node. Different data sets have equal digests with the probability that
+/// two random 128-bit numbers are equal, unless they were constructed for it: XXH3 is no cryptographic hash.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Digest(u128);
 
 impl Digest {
-    /// Of the data set without entries.
+    /// The digest of a data set without entries.
     pub const EMPTY: Digest = Digest(0);
 
-    /// Of a data set with just this entry.
+    /// The digest of a data set with this entry alone.
     #[must_use]
     pub fn of(entry: &Entry) -> Digest {
         Digest::of_frame(entry.frame())
     }
 
-    /// Of a data set with just the entry that this SET frame makes.
+    /// The digest of a data set with the entry of this SET frame alone.
     #[must_use]
     pub fn of_frame(frame: &[u8]) -> Digest {
         Digest(xxh3_128(frame))
     }
 
-    /// Of two data sets without a key in common, put together; and of a data set after changes, where the other is
-    /// the sum of what they changed.
+    /// The digest of the union of two data sets without a common key; also the digest of a data set after changes,
+    /// where `other` is the sum of the changes.
     #[must_use]
     pub const fn plus(self, other: Digest) -> Digest {
         Digest(self.0.wrapping_add(other.0))
@@ -49,7 +49,7 @@ impl Digest {
         self.0
     }
 
-    /// What it becomes when `new` takes the place of `old`, either of which may be nothing.
+    /// The digest after `new` has replaced `old`, either of which may be [`EMPTY`](Self::EMPTY).
     #[must_use]
     pub const fn changed(self, old: Digest, new: Digest) -> Digest {
         Digest(self.0.wrapping_sub(old.0).wrapping_add(new.0))

@@ -19,6 +19,8 @@
 //! | `comparison.rs` | how do two nodes find out which entries differ?                     |
 //! | `answers.rs`    | where do answers gather?                                            |
 
+#![deny(clippy::wildcard_enum_match_arm)]
+
 mod answers;
 mod apply;
 mod change;

@@ -67,7 +67,7 @@ impl AppendTimes {
                     let longest = MERGED.max(now.saturating_duration_since(*begun) / 1_000);
                     end.saturating_duration_since(*begun) <= longest
                 }
-                _ => false,
+                (Some(_), None) | (None, _) => false,
             };
             if !merges {
                 self.slots.push(*slot);

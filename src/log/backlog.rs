@@ -174,7 +174,7 @@ impl Backlog {
         };
         let large = match &append.records {
             Records::Entry(entry) if new.len() > LARGE_BYTES => Some(entry),
-            _ => None,
+            Records::Entry(_) | Records::Frames(_) => None,
         };
         if large.is_none()
             && let Some(segment) = self.segments.back_mut()

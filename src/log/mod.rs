@@ -8,6 +8,8 @@
 //! [`Sequencer`] is the writing side, which the engine owns; [`Log`] is the reading side, which everything else sees.
 //! [`Watermarks`] say how far the log has come, for answers that wait for a position.
 
+#![deny(clippy::wildcard_enum_match_arm)]
+
 pub mod append_times;
 pub mod backlog;
 mod room;

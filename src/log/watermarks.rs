@@ -91,12 +91,15 @@ impl State {
         };
         let is_over =
             position.epoch < self.epoch || (position.epoch == self.epoch && self.is_given_up);
-        match position.index {
+        if position.index == 0 {
             // Nothing was ever written there.
-            0 => Reached::Yes,
-            _ if is_over => Reached::Never,
-            index if index <= watermark => Reached::Yes,
-            _ => Reached::NotYet,
+            Reached::Yes
+        } else if is_over {
+            Reached::Never
+        } else if position.index <= watermark {
+            Reached::Yes
+        } else {
+            Reached::NotYet
         }
     }
 
