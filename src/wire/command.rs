@@ -19,6 +19,8 @@
 //!
 //! GBP §3 "Opcodes", §4 "Operations".
 
+use byteorder::{BigEndian, ByteOrder};
+
 use super::comparison::{List, Sums};
 use super::replication::Follow;
 use super::request::Limits;
@@ -521,6 +523,33 @@ impl CommandSpec {
         })
     }
 
+    /// Reads the first `N` operands at the start of a request's value as unsigned numbers, in their order.
+    ///
+    /// # Errors
+    ///
+    /// Where the value is shorter than the operands.
+    pub fn operands_of<const N: usize>(&self, value: &[u8]) -> Result<[u64; N], OperandError> {
+        self.check(&[], value)?;
+        let (mut operands, mut rest) = ([0; N], value);
+        for (operand, field) in operands.iter_mut().zip(self.operands) {
+            let (bytes, after) = rest.split_at_checked(field.size).unwrap_or((rest, &[]));
+            *operand = BigEndian::read_uint(bytes, field.size.clamp(1, 8));
+            rest = after;
+        }
+        Ok(operands)
+    }
+
+    /// Writes operands, each in the size of its field.
+    #[must_use]
+    pub fn value_of<const N: usize>(&self, operands: [u64; N]) -> Vec<u8> {
+        let mut value = Vec::with_capacity(self.operands_len());
+        for (operand, field) in operands.iter().zip(self.operands) {
+            let bytes = operand.to_be_bytes();
+            value.extend_from_slice(&bytes[bytes.len() - field.size.min(bytes.len())..]);
+        }
+        value
+    }
+
     /// Rejects a row that contradicts itself, while the program is built.
     const fn assert_consistent(&self, has_value: bool) {
         assert!(has_value == self.uses_value(), "the shape says otherwise");
@@ -632,6 +661,7 @@ impl Traits {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -656,6 +686,36 @@ mod tests {
                 let is_node_limit = spec.value_len_max(&limits) == value_len_max;
                 assert!(traits.has_own_limit() || is_node_limit || !spec.uses_value());
             }
+        }
+    }
+
+    #[test]
+    fn operands_are_read_as_they_are_written() {
+        const OPERANDS: &[Field] = &[
+            Field::number("a", 1),
+            Field::signed("b", 8),
+            Field::hex("c", 4),
+        ];
+        let spec = CommandSpec {
+            operands: OPERANDS,
+            check: None,
+            ..*Opcode::Set.spec()
+        };
+        let minus_two = (-2_i64).cast_unsigned();
+        let value = spec.value_of([7, minus_two, 0x0102_0304]);
+        assert_eq!(
+            value,
+            b"\x07\xff\xff\xff\xff\xff\xff\xff\xfe\x01\x02\x03\x04"
+        );
+        assert_eq!(spec.operands_of(&value), Ok([7, minus_two, 0x0102_0304]));
+        let rest = [&value[..], b"rest"].concat();
+        assert_eq!(spec.operands_of(&rest), Ok([7, minus_two, 0x0102_0304]));
+        for len in 0..value.len() {
+            let error = spec.operands_of::<3>(&value[..len]).unwrap_err();
+            assert_eq!(
+                error.reason,
+                format!("value of {len} bytes in SET, must have 13")
+            );
         }
     }
 
