@@ -7,8 +7,8 @@
 //! # Bounds
 //!
 //! One request does what its [`Budget`] allows, or one entry more; its answer says where the scan goes on. Under the
-//! lock of a partition its entries are copied, as for a snapshot, and nothing else; they are hashed and freed outside. A
-//! partition that exceeds one request's budget is scanned in the order of its keys, which writes do not change.
+//! lock of a partition its entries are copied, as for a snapshot, and nothing else; they are hashed and freed outside.
+//! A partition that exceeds one request's budget is scanned in the order of its keys, which writes do not change.
 //!
 //! A key that is not written during the scan is seen once, as it is. A key that is written may be seen as it was before
 //! or after. So a comparison asks again about keys that differ.
