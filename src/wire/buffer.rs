@@ -1,9 +1,9 @@
-//! The bytes that have arrived and are not yet used up.
+//! Received bytes that are not consumed yet.
 
-/// How far a buffer's allocation may run ahead of the bytes that have arrived, whatever a header claims (GBP §2).
+/// Most bytes by which a buffer's memory may exceed the bytes that have arrived, whatever a header claims (GBP §2).
 pub const GROWTH_BYTES_MAX: usize = 64 << 10;
 
-/// Received bytes on their way to being frames.
+/// A buffer of received bytes, from which frames are parsed.
 ///
 /// ```
 /// use gopherstore::wire::Buffer;
@@ -15,26 +15,26 @@ pub const GROWTH_BYTES_MAX: usize = 64 << 10;
 /// assert_eq!(buffer.bytes(), b"bc");
 /// ```
 ///
-/// Invariants: `start <= end <= bytes.len()`; what has arrived and is not consumed is `bytes[start..end]`; and
-/// `bytes.len()` exceeds what has arrived by [`GROWTH_BYTES_MAX`] at most at the time when it grows.
+/// Invariants: `start <= end <= bytes.len()`; `bytes[start..end]` has arrived and is not consumed; when `bytes` grows,
+/// its length exceeds `end` by at most [`GROWTH_BYTES_MAX`].
 #[derive(Debug, Default)]
 pub struct Buffer {
-    /// Initialised throughout, so that a safe `read` can be given any part of it.
+    /// Initialised throughout, so that a safe `read` may write to any part of it.
     bytes: Vec<u8>,
     start: usize,
     end: usize,
-    /// The last read filled all the space it was given, so there was probably more.
+    /// The last read filled all of its space, so more bytes were probably waiting.
     was_filled: bool,
 }
 
 impl Buffer {
-    /// What a connection starts with: one page, since most requests are small and most connections idle.
+    /// Bytes of a connection's first allocation: one page, since most requests are small and most connections idle.
     const SMALL: usize = 4 << 10;
-    /// What a client that sends more than it is given space for soon gets. More than that is held only for a frame that
-    /// needs it, and only until that frame is consumed.
+    /// Most bytes that are kept for a client whose reads fill their space. Only a longer frame takes more, and only
+    /// until it is consumed.
     const STEADY_MAX: usize = 2 * GROWTH_BYTES_MAX;
 
-    /// An empty buffer, which owns no memory yet.
+    /// An empty buffer without memory.
     #[must_use]
     pub const fn new() -> Buffer {
         Buffer {
@@ -51,7 +51,7 @@ impl Buffer {
         &self.bytes[self.start..self.end]
     }
 
-    /// Whether every byte that arrived is consumed.
+    /// Whether all bytes that have arrived are consumed.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.start == self.end
@@ -69,10 +69,10 @@ impl Buffer {
         self.capacity() > Buffer::SMALL
     }
 
-    /// Marks the first `count` bytes as used up; all of them where there are fewer.
+    /// Removes the first `count` bytes, or all where there are fewer.
     pub fn consume(&mut self, count: usize) {
         if count > self.bytes().len() {
-            // The rest goes elsewhere.
+            // The rest is read into other memory.
             self.was_filled = false;
         }
         self.start = self.end.min(self.start.saturating_add(count));
@@ -85,17 +85,17 @@ impl Buffer {
         }
     }
 
-    /// Gives an empty buffer's memory back.
+    /// Frees the memory of an empty buffer.
     pub fn release(&mut self) {
         if self.is_empty() {
             *self = Buffer::new();
         }
     }
 
-    /// Room for the next read, never empty. `needed` is the length of the frame that stands at the buffer's start, as
-    /// far as is known; it is a claim, so it bounds how far the buffer grows and never makes it grow at once.
+    /// Space for the next read, never empty. `needed` is the length of the frame at the buffer's start, as far as
+    /// known. It is a claim of the sender, so the buffer grows towards it in steps of at most [`GROWTH_BYTES_MAX`].
     pub fn space(&mut self, needed: usize) -> &mut [u8] {
-        // Whole frames were consumed before anyone asks for more, so what moves is a part of one frame.
+        // Whole frames are consumed before the next read, so this moves a part of one frame.
         if self.start > 0 {
             self.bytes.copy_within(self.start..self.end, 0);
             self.end -= self.start;
@@ -114,7 +114,7 @@ impl Buffer {
             .max(self.end + 1)
             .min(self.end + GROWTH_BYTES_MAX);
         if target > len {
-            // Exactly: a doubling vector would run ahead of what has arrived by as much again.
+            // A vector that doubles would hold twice the bytes that have arrived.
             self.bytes.reserve_exact(target - len);
             self.bytes.resize(target, 0);
         }
@@ -122,7 +122,7 @@ impl Buffer {
         &mut self.bytes[self.end..]
     }
 
-    /// Adds bytes that have arrived elsewhere.
+    /// Appends bytes that were received into other memory.
     pub fn extend(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let space = self.space(self.bytes().len() + bytes.len());
@@ -134,7 +134,7 @@ impl Buffer {
         }
     }
 
-    /// Takes note that the first `count` bytes of the last [`space`](Self::space) are filled; all of it where it was
+    /// Records that the first `count` bytes of the last [`space`](Self::space) are filled, or all of it where it was
     /// shorter.
     pub fn filled(&mut self, count: usize) {
         self.end = self.bytes.len().min(self.end.saturating_add(count));

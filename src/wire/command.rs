@@ -1,9 +1,9 @@
-//! The command table: what this version of GBP says of every operation.
+//! The command table: one row for each operation of this version of GBP.
 //!
-//! A row of the `commands!` table below gives an operation its opcode, its name, its fields and their limits, and
-//! what the parser, the batching, the admission, the client and the annotation have to know of it. They read
-//! [`CommandSpec`] and do not name operations. [`Opcode`] and [`Request`] are made from the rows. A new operation is a
-//! row here, a function in the engine, its documentation in docs/GBP.md, and its vectors there.
+//! A row of the `commands!` table below has an operation's opcode, name, fields and limits, and the properties that the
+//! parser, the batching, the admission, the client and the annotation need. They read [`CommandSpec`] and do not name
+//! operations. [`Opcode`] and [`Request`] are made from the rows. A new operation is a row here, a function in the
+//! engine, its documentation in docs/GBP.md, and its vectors there.
 //!
 //! # Example
 //!
@@ -26,7 +26,7 @@ use super::replication::Follow;
 use super::request::Limits;
 use super::{Field, Status};
 
-/// What the protocol says of one operation: a row of the command table.
+/// One operation of the protocol: a row of the command table.
 #[derive(Clone, Copy, Debug)]
 pub struct CommandSpec {
     /// Byte 0 of the request.
@@ -41,7 +41,7 @@ pub struct CommandSpec {
     pub rest: &'static str,
     /// Longest rest of the value.
     pub rest_max: Limit,
-    /// What is wrong with key and value, where lengths are not all that must hold.
+    /// Judges key and value beyond their lengths.
     pub check: Option<Check>,
     /// Right that a client needs.
     pub access: Access,
@@ -78,14 +78,14 @@ pub enum Access {
     Peer,
 }
 
-/// What a connection beyond `max_connections` may do with an operation (GBP §8).
+/// Use of an operation on a connection beyond `max_connections` (GBP §8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reserve {
-    /// Nothing: it gets the ERROR of the limit.
+    /// The request gets the ERROR of the limit.
     Refused,
-    /// Send it, but not as the first request.
+    /// The request is executed, but not as the first one.
     Answered,
-    /// Send it as the first request, which lets the connection in.
+    /// The request is executed, and as the first one it admits the connection.
     Admitted,
 }
 
@@ -94,7 +94,7 @@ pub enum Reserve {
 pub enum Limit {
     /// The node's `max_value_bytes`.
     Node,
-    /// So many bytes, whatever the node's limit is.
+    /// This many bytes, independent of the node's limit.
     Bytes(u32),
 }
 
@@ -124,7 +124,7 @@ pub enum OkValue {
 pub struct OperandError {
     /// Offset in the frame of the field that is wrong.
     pub at: usize,
-    /// What is wrong with it.
+    /// The fault, with the limit where there is one.
     pub reason: String,
 }
 
@@ -200,7 +200,7 @@ macro_rules! commands {
         $(#[$doc:meta])*
         $variant:ident $({ $($key:ident)? $(, $value:ident)? })? = $byte:literal { $($spec:tt)* }
     )+) => {
-        /// What a request asks for: byte 0 of its frame (GBP §3).
+        /// Operation of a request: byte 0 of its frame (GBP §3).
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u8)]
         pub enum Opcode {
@@ -240,7 +240,7 @@ macro_rules! commands {
             }
         }
 
-        /// One operation with its key and value, borrowed from wherever they lie.
+        /// One operation with its key and value, both borrowed.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Request<'a> {
             $($(#[$doc])* $variant $({
@@ -567,7 +567,8 @@ impl CommandSpec {
     }
 }
 
-/// What the hot path asks of an opcode's byte, one bit each. A byte that is no opcode has none of them.
+/// Properties of an opcode that the hot path reads, one bit each, indexed by its byte. No bit is set for a byte that is
+/// no opcode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Traits(u8);
 

@@ -209,7 +209,7 @@ fn fields(opcode: Opcode, key: &[u8], value: &[u8]) -> Result<(Place, u8, usize)
     Ok((place, bits, value.len()))
 }
 
-/// What the command table says of a request that is not acceptable.
+/// The error as the command table has it.
 fn operand_error(error: ComparisonError) -> OperandError {
     OperandError {
         at: VALUE_LEN_AT,

@@ -7,11 +7,11 @@ pub struct Field {
     pub name: &'static str,
     /// Size in bytes.
     pub size: usize,
-    /// How people read it.
+    /// Notation for people.
     pub form: Form,
 }
 
-/// How a field's bytes are written for people.
+/// Notation of a field's bytes for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// An unsigned number, in decimal.

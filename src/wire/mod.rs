@@ -1,17 +1,17 @@
 //! GBP, the GopherStore Binary Protocol, as pure functions between bytes and values.
 //!
-//! Nothing here knows a socket, a thread, a clock or a log. The byte-exact specification is `docs/GBP.md`; its
-//! vectors are read by `tests/protocol/vectors.rs`, so the text and this code cannot drift apart.
+//! The module is pure: no sockets, threads, clocks or logs. The byte-exact specification is `docs/GBP.md`. Tests hold
+//! its tables (`tests/protocol/tables.rs`) and its vectors (`tests/protocol/vectors.rs`) against this code.
 //!
-//! * [`command`]: the command table, which says of every operation what the rest of the code has to know.
-//! * [`request`]: what a client sends. [`request::parse`] turns received bytes into a [`RequestFrame`].
-//! * [`response`]: what a node answers. [`response::parse`] turns received bytes into a [`Response`].
-//! * [`replication`]: how a follower asks for its leader's log, and the frames that it is sent then.
-//! * [`run`]: requests that are carried out together.
-//! * [`comparison`]: SUMS and LIST, with which two nodes are compared.
-//! * [`Buffer`]: the received bytes themselves, and the bound on how far memory may run ahead of them.
-//! * [`annotate`]: a frame as an annotated hex dump, for people.
-//! * [`transcript`]: what one side sent, frame by frame, up to the first byte that is wrong.
+//! * [`command`]: the command table, one row for each operation; every other module reads it.
+//! * [`request`]: requests. [`request::parse`] turns received bytes into a [`RequestFrame`].
+//! * [`response`]: responses. [`response::parse`] turns received bytes into a [`Response`]; [`Status`] is their table.
+//! * [`replication`]: FOLLOW, and the messages of the replication stream.
+//! * [`run`]: pipelined requests that are executed together.
+//! * [`comparison`]: SUMS and LIST, which compare the data of two nodes.
+//! * [`Buffer`]: received bytes, with a bound on the memory that they may take.
+//! * [`annotate`]: frames as an annotated hex dump, for people.
+//! * [`transcript`]: the frames of one side of a connection, up to the first wrong byte.
 //!
 //! # Example
 //!
@@ -49,25 +49,24 @@ pub use response::{Response, ResponseError};
 pub use run::Run;
 pub use status::{Status, StatusSpec, StatusValue};
 
-/// Longest key in bytes: what the header's 16-bit length can say.
+/// Longest key in bytes: the largest number of the header's 16-bit length.
 pub const KEY_LEN_MAX: usize = 65_535;
 
-/// Longest value in bytes that a header's 32-bit length can say; a node's own limit is lower
+/// Longest value in bytes: the largest number of the header's 32-bit length. A node's own limit is lower
 /// ([`request::Limits`]).
 pub const VALUE_LEN_MAX: usize = 4_294_967_295;
 
 /// Whether `byte`, as the first byte of a connection, shows that the peer speaks a text protocol: printable ASCII,
 /// tab, line feed or carriage return.
 ///
-/// Requests ask this only for bytes that are not an opcode, answers only for bytes that are not a status; no status
-/// is ever taken from this range (GBP §7).
+/// In a request only a byte that is no opcode counts as text. No status is ever taken from this range (GBP §7).
 #[must_use]
 pub const fn is_text(byte: u8) -> bool {
     matches!(byte, b'\t' | b'\n' | b'\r' | 0x20..=0x7E)
 }
 
-/// A length from the wire as a size in memory. On a platform whose `usize` is narrower than the length it saturates,
-/// and so fails every limit instead of wrapping.
+/// A length from the wire as a size in memory. Where `usize` is narrower than the length, the size saturates and so
+/// exceeds every limit.
 fn size(len: u32) -> usize {
     usize::try_from(len).unwrap_or(usize::MAX)
 }

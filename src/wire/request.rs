@@ -1,4 +1,4 @@
-//! Requests: header, limits, and what is wrong with a bad one.
+//! Requests: header, limits, and the faults of bad ones.
 
 use std::fmt;
 
@@ -16,8 +16,8 @@ pub(super) const KEY_LEN_AT: usize = 1;
 /// Offset of `value_len` in the header.
 pub(super) const VALUE_LEN_AT: usize = 3;
 
-/// Limits that accept a value of any length, for bytes that are read where the node's own limit does not apply: frames
-/// of the log, which another node has accepted, and frames that people look at.
+/// Limits that accept a value of any length. For frames of the log, which another node has accepted, and for frames
+/// that people look at.
 pub const ANY_VALUE: Limits = Limits {
     value_len_max: u32::MAX,
 };
@@ -26,12 +26,12 @@ pub const ANY_VALUE: Limits = Limits {
 ///
 /// | offset | size | field       | meaning                                        |
 /// |--------|------|-------------|------------------------------------------------|
-/// | 0      | 1    | `opcode`    | what is asked for: [`Opcode`]                  |
+/// | 0      | 1    | `opcode`    | the operation: [`Opcode`]                      |
 /// | 1      | 2    | `key_len`   | bytes of key that follow, 0..=65,535           |
 /// | 3      | 4    | `value_len` | bytes of value that follow, 0..=4,294,967,295  |
 ///
-/// The opcode is kept as the byte that came: a header is read whole before it is judged, since the lengths of an
-/// unknown operation say where the next frame starts.
+/// The opcode is kept as a byte. The lengths of an unknown operation too say where the next frame starts, so a header
+/// is read whole before it is judged.
 ///
 /// # Source
 ///
@@ -47,7 +47,7 @@ pub struct RequestHeader {
 }
 
 impl RequestHeader {
-    /// Reads a header. Every 7 bytes are a header; whether it is an acceptable one is for [`parse`] to say.
+    /// Reads a header. Every 7 bytes are a header; [`parse`] judges it.
     #[must_use]
     pub fn decode(bytes: [u8; HEADER_LEN]) -> RequestHeader {
         RequestHeader {
@@ -78,7 +78,7 @@ impl Request<'_> {
     ///
     /// # Errors
     ///
-    /// When the key or the value is longer than its length field can say; `out` is then as it was.
+    /// When the key or the value is too long for its length field; `out` is then unchanged.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
         let (key, value) = (self.key(), self.value());
         let header = RequestHeader {
@@ -128,8 +128,8 @@ impl std::error::Error for EncodeError {}
 
 /// A whole, acceptable request together with the bytes that it came in.
 ///
-/// Made by [`parse`] alone, so whoever holds one knows that [`bytes`](Self::bytes) is exactly one valid frame. That is
-/// what lets the store and the log keep the client's frame as it came.
+/// Only [`parse`] makes one, so its [`bytes`](Self::bytes) are exactly one valid frame. The store and the log therefore
+/// keep the client's frame unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestFrame<'a> {
     bytes: &'a [u8],
@@ -178,7 +178,7 @@ impl<'a> RequestFrame<'a> {
     }
 }
 
-/// What a node accepts.
+/// Limits that a node sets for requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Longest value in bytes; `max_value_bytes` in `cluster.toml`.
@@ -194,22 +194,22 @@ impl Default for Limits {
     }
 }
 
-/// What stands at the start of the received bytes.
+/// Result of [`parse`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed<'a> {
-    /// The beginning of a frame.
+    /// The bytes end inside a frame.
     Incomplete {
-        /// Bytes of the whole frame as far as is known; at least one more than there are.
+        /// Bytes of the whole frame, as far as known; at least one more than there are.
         needed: usize,
     },
     /// A whole request.
     Whole(RequestFrame<'a>),
 }
 
-/// A request that is refused; the value of the ERROR that it is answered with.
+/// Reason why a request is refused; its text is the value of the ERROR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestError {
-    /// The first byte of a connection is text, and no opcode. Only [`reject_text`] gives it.
+    /// The first byte of a connection is text, and no opcode. Only [`reject_text`] returns it.
     Text {
         /// That byte.
         first: u8,
@@ -225,7 +225,7 @@ pub enum RequestError {
     UnknownOpcode {
         /// Byte 0 of the frame.
         opcode: u8,
-        /// Bytes of the whole frame to be skipped; `None` where its value is longer than the node accepts.
+        /// Bytes of the whole frame, to be skipped; `None` where its value is longer than the node accepts.
         skip: Option<usize>,
     },
     /// A key with an operation that has none.
@@ -234,7 +234,7 @@ pub enum RequestError {
         opcode: Opcode,
         /// The key's declared length in bytes.
         key_len: u16,
-        /// Bytes of the whole frame to be skipped; `None` where its value is longer than the node accepts.
+        /// Bytes of the whole frame, to be skipped; `None` where its value is longer than the node accepts.
         skip: Option<usize>,
     },
     /// A value with an operation that has none.
@@ -243,22 +243,22 @@ pub enum RequestError {
         opcode: Opcode,
         /// The value's declared length in bytes.
         value_len: u32,
-        /// Bytes of the whole frame to be skipped; `None` where its value is longer than the node accepts.
+        /// Bytes of the whole frame, to be skipped; `None` where its value is longer than the node accepts.
         skip: Option<usize>,
     },
 }
 
-/// What the connection does after the ERROR that a [`RequestError`] is answered with.
+/// Action of the connection after the ERROR for a [`RequestError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disposition {
-    /// Go on after this many bytes from the refused frame's start, some of which may still have to arrive.
+    /// Skip this many bytes from the refused frame's start, some of which may not have arrived, and continue.
     Skip(usize),
-    /// The next frame's start is not known, or is too far away to wait for: answer, then close.
+    /// Close: the start of the next frame is unknown, or too far away to wait for.
     Close,
 }
 
 impl RequestError {
-    /// What the connection does after the answer (GBP §8).
+    /// Action of the connection after the ERROR (GBP §8).
     #[must_use]
     pub const fn disposition(&self) -> Disposition {
         match *self {
@@ -318,8 +318,8 @@ impl std::error::Error for RequestError {}
 ///
 /// # Errors
 ///
-/// [`RequestError::Text`] when the byte is text and no opcode: whoever sent it types, or speaks HTTP or another text
-/// protocol, and would otherwise wait for ever for a seventh byte.
+/// [`RequestError::Text`] when the byte is text and no opcode. Its sender is a person or speaks a text protocol such as
+/// HTTP, and may never send the seven bytes of a header.
 pub fn reject_text(first: u8) -> Result<(), RequestError> {
     if is_text(first) && Opcode::try_from(first).is_err() {
         return Err(RequestError::Text { first });
@@ -329,11 +329,11 @@ pub fn reject_text(first: u8) -> Result<(), RequestError> {
 
 /// Reads the request at the start of `bytes`.
 ///
-/// Judges a frame as soon as its header is there, so a refusal does not wait for a payload. Allocates nothing.
+/// Judges a frame as soon as its header has arrived, before its payload. Allocates nothing.
 ///
 /// # Errors
 ///
-/// What is wrong with the frame; [`RequestError::disposition`] says where to go on.
+/// The first fault of the frame; [`RequestError::disposition`] says how the connection continues.
 pub fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, RequestError> {
     let Some((header, payload)) = bytes.split_first_chunk::<HEADER_LEN>() else {
         return Ok(Parsed::Incomplete { needed: HEADER_LEN });
@@ -389,8 +389,8 @@ fn own_value_len_max(opcode: u8, limits: &Limits) -> u32 {
     })
 }
 
-/// The requests that `bytes` begin with, one after another, with values of any length: up to their end, or up to what
-/// [`parse`] does not take for a whole request.
+/// The requests at the start of `bytes`, one after another, with values of any length: up to the first bytes that are
+/// not a whole, acceptable request.
 pub fn frames(bytes: &[u8]) -> impl Iterator<Item = RequestFrame<'_>> {
     let mut rest = bytes;
     std::iter::from_fn(move || match parse(rest, &ANY_VALUE) {

@@ -16,7 +16,7 @@ pub const HEADER_LEN: usize = 5;
 /// | 0      | 1    | `status`    | the outcome: [`Status`]                       |
 /// | 1      | 4    | `value_len` | bytes of value that follow, 0..=4,294,967,295 |
 ///
-/// The status is kept as the byte that came, since a later version may add one.
+/// The status is kept as a byte, since a later version may add one.
 ///
 /// # Source
 ///
@@ -47,11 +47,11 @@ impl ResponseHeader {
         bytes
     }
 
-    /// The header of an answer with a value of `value_len` bytes.
+    /// The header of a response with a value of `value_len` bytes.
     ///
     /// # Errors
     ///
-    /// When the value is longer than the length field can say.
+    /// When the value is too long for the length field.
     pub fn new(status: Status, value_len: usize) -> Result<ResponseHeader, EncodeError> {
         Ok(ResponseHeader {
             status: status.byte(),
@@ -67,12 +67,12 @@ impl ResponseHeader {
     }
 }
 
-/// One answer, its value borrowed from wherever it lies.
+/// One response, its value borrowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Response<'a> {
     /// The status byte; [`Status::try_from`] names it where this version knows it.
     pub status: u8,
-    /// The answer, the message or the address, as the status says.
+    /// The result, the message or the address, as the status says.
     pub value: &'a [u8],
 }
 
@@ -81,7 +81,7 @@ impl Response<'_> {
     ///
     /// # Errors
     ///
-    /// When the value is longer than its length field can say; `out` is then as it was.
+    /// When the value is too long for its length field; `out` is then unchanged.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
         let header = ResponseHeader {
             status: self.status,
@@ -102,19 +102,19 @@ impl Response<'_> {
     }
 }
 
-/// What stands at the start of the received bytes.
+/// Result of [`parse`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed<'a> {
-    /// The beginning of a frame.
+    /// The bytes end inside a frame.
     Incomplete {
-        /// Bytes of the whole frame as far as is known; at least one more than there are.
+        /// Bytes of the whole frame, as far as known; at least one more than there are.
         needed: usize,
     },
     /// A whole response.
     Whole(Response<'a>),
 }
 
-/// Bytes that are no answer of a GopherStore node.
+/// Bytes that are no response of a GopherStore node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseError {
     /// A status byte in the range of text, which no version uses: the peer speaks a text protocol.
@@ -142,8 +142,8 @@ impl std::error::Error for ResponseError {}
 ///
 /// # Errors
 ///
-/// When the status is text, as from a server of another kind. It is judged on the first byte, so that its next four,
-/// read as a length, keep nobody waiting.
+/// When the status is text, as from a server of another kind. The first byte alone is judged, so that no reader waits
+/// for as many bytes as the next four would announce.
 pub fn parse(bytes: &[u8]) -> Result<Parsed<'_>, ResponseError> {
     if let Some(&first) = bytes.first()
         && is_text(first)

@@ -128,13 +128,13 @@ impl<'a> Run<'a> {
         last.map_or(0, |&end| size(end))
     }
 
-    /// How many requests there are.
+    /// The number of requests.
     #[must_use]
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Whether there is none.
+    /// Whether the run has no request.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()

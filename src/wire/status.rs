@@ -1,21 +1,21 @@
-//! The status table: what this version of GBP says of every status.
+//! The status table: one row for each status of this version of GBP.
 //!
 //! # Source
 //!
 //! GBP §7 "Statuses".
 
-/// What the protocol says of one status: a row of the status table.
+/// One status of the protocol: a row of the status table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StatusSpec {
     /// Byte 0 of the response.
     pub status: Status,
     /// Name, as the documents write it.
     pub name: &'static str,
-    /// What the value of a response with this status is.
+    /// Kind of the response's value.
     pub value: StatusValue,
 }
 
-/// What the value of a response is.
+/// Kind of a response's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StatusValue {
     /// The result of the operation: its [`OkValue`](super::command::OkValue).

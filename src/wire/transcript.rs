@@ -1,7 +1,7 @@
-//! What one side of a connection sent, frame by frame, up to the first byte that is wrong.
+//! The frames that one side of a connection sent, up to the first wrong byte.
 //!
-//! For people who hold bytes and want to know what they say: nothing is skipped, whatever a node would do, and what is
-//! wrong is told with its place.
+//! For people who read recorded bytes. Unlike a node, a transcript skips nothing: it ends at the first fault, with its
+//! offset and the reason.
 //!
 //! ```
 //! use gopherstore::wire::transcript::{Kind, Side, Transcript};
@@ -24,28 +24,27 @@ use super::request::{self, ANY_VALUE, KEY_LEN_AT, RequestError, RequestHeader, V
 use super::response::{self, Response};
 use super::{Opcode, Status, StatusValue, is_text, size};
 
-/// Who sent the bytes.
+/// The side that sent the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// A client; behind a FOLLOW, frames of the replication stream may come. Or nobody, since they are a file of
-    /// `dump`: SET and DEL, and a SNAPSHOT_END.
+    /// A client: requests, and behind a FOLLOW frames of the replication stream. A file of `dump` too: SET and DEL, and
+    /// a SNAPSHOT_END.
     Requests,
-    /// A node; behind an answer to FOLLOW, frames of the replication stream may come.
-    Answers,
-    /// Either, once the connection follows.
+    /// A node: responses, and behind one to FOLLOW frames of the replication stream.
+    Responses,
+    /// Either side of a replication stream.
     Stream,
 }
 
 impl Side {
-    /// Every side, the likeliest first.
-    pub const ALL: [Side; 3] = [Side::Requests, Side::Answers, Side::Stream];
+    /// Every side, the most likely first.
+    pub const ALL: [Side; 3] = [Side::Requests, Side::Responses, Side::Stream];
 
-    /// The side that could have sent `bytes`: from one of them they are frames throughout, or begin as frames and are
-    /// cut. Where that does not tell, as for bytes that are wrong whoever sent them, it is the side which gets
-    /// furthest, and of equals the first of [`Side::ALL`].
+    /// The side that most likely sent `bytes`: one from which they are whole frames, or else whole frames and the
+    /// beginning of one, or else the one whose frames reach furthest. Of equals it is the first of [`Side::ALL`].
     ///
-    /// Rarely bytes are whole frames of two sides: an ERROR without a message and one of 253 bytes may be a SET of the
-    /// empty key.
+    /// Rarely bytes are whole frames of two sides: an ERROR without a message, or with one of 253 bytes, may be a SET
+    /// of the empty key.
     #[must_use]
     pub fn guess(bytes: &[u8]) -> Side {
         let [mut best, rest @ ..] = Side::ALL.map(|side| (Likeness::of(side, bytes), side));
@@ -58,18 +57,19 @@ impl Side {
     }
 }
 
-/// How well bytes fit a side; more is better.
+/// Degree to which bytes fit a side; the greatest fits best.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Likeness {
-    /// Something is wrong after so many bytes.
+    /// The byte at this offset is wrong.
     Wrong(usize),
-    /// Cut, and so many bytes are missing.
+    /// The last frame is cut, and this many bytes are missing.
     Cut(std::cmp::Reverse<usize>),
     Whole,
 }
 
 impl Likeness {
-    /// A frame that is cut has one part in so many at least, or its length is not believed.
+    /// Largest ratio of a cut frame's length to the bytes of it that are there. Beyond it the length is taken for
+    /// wrong.
     const CUT_PARTS_MAX: usize = 64;
 
     fn of(side: Side, bytes: &[u8]) -> Likeness {
@@ -83,21 +83,21 @@ impl Likeness {
             Some(needed) if there.saturating_mul(Self::CUT_PARTS_MAX) >= needed => {
                 Likeness::Cut(std::cmp::Reverse(needed - there))
             }
-            // Its first byte alone is what it seems to be.
+            // Only its first byte is plausible.
             Some(_) => Likeness::Wrong(fault.frame_at.saturating_add(1)),
         }
     }
 }
 
-/// What a frame is.
+/// Kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A request.
     Request,
-    /// An answer.
-    Answer,
-    /// An OK whose value is what FOLLOW is answered with.
-    AnswerToFollow,
+    /// A response.
+    Response,
+    /// An OK whose value is that of an OK to FOLLOW.
+    FollowResponse,
     /// A frame of the replication stream.
     Stream,
 }
@@ -109,41 +109,41 @@ pub struct Frame<'a> {
     pub number: u64,
     /// Offset of its first byte.
     pub at: usize,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
-    /// All of it.
+    /// The whole frame.
     pub bytes: &'a [u8],
 }
 
 impl Frame<'_> {
-    /// The name of its operation, its status, or what else its first byte says.
+    /// The name of its operation, its status or its message.
     #[must_use]
     pub fn name(&self) -> &'static str {
         let first = self.bytes.first().copied().unwrap_or_default();
         let name = match self.kind {
             Kind::Request => Opcode::try_from(first).map(Opcode::name),
-            Kind::Answer | Kind::AnswerToFollow => Status::try_from(first).map(Status::name),
+            Kind::Response | Kind::FollowResponse => Status::try_from(first).map(Status::name),
             Kind::Stream => StreamOpcode::try_from(first).map(StreamOpcode::name),
         };
         name.unwrap_or("unknown")
     }
 }
 
-/// Where the bytes stop being frames, and why.
+/// The first fault in the bytes: where it is, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// Number of the frame that is wrong or cut, from 1.
     pub number: u64,
     /// Offset of its first byte.
     pub frame_at: usize,
-    /// What it would be.
+    /// Its kind.
     pub kind: Kind,
-    /// Offset of the first byte of the field that is wrong; the end of all bytes where the frame is cut. In a frame
-    /// whose checksum is wrong it is the checksum: nobody knows which of the bytes that it covers was changed.
+    /// Offset of the wrong field; the end of all bytes where the frame is cut. For a wrong checksum it is that of the
+    /// checksum, since any byte that it covers may have changed.
     pub at: usize,
-    /// Where nothing is wrong but the end comes too soon: length of the whole frame, as far as is known.
+    /// Where the frame is cut and nothing else is wrong: its whole length in bytes, as far as known.
     pub needed: Option<usize>,
-    /// What is wrong.
+    /// The reason, for people.
     pub reason: String,
 }
 
@@ -163,14 +163,14 @@ impl fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
-/// The frames of one side, in order; the last item is the fault, where there is one.
+/// Iterator over the frames of one side, in order. Its last item is the fault, where there is one.
 #[derive(Clone, Debug)]
 pub struct Transcript<'a> {
     bytes: &'a [u8],
     at: usize,
     number: u64,
     side: Side,
-    /// A FOLLOW, or what looks like an answer to one, was there.
+    /// Whether there was a FOLLOW, or a response that looks like one to FOLLOW.
     follows: bool,
 }
 
@@ -205,14 +205,14 @@ impl<'a> Iterator for Transcript<'a> {
                 (Kind::Stream, judge_stream(rest))
             }
             Side::Requests => (Kind::Request, judge_request(rest, at == 0)),
-            Side::Answers => judge_answer(rest),
+            Side::Responses => judge_response(rest),
             Side::Stream => (Kind::Stream, judge_stream(rest)),
         };
         Some(match judged {
             Ok(len) => {
                 self.at += len;
                 self.follows |=
-                    kind == Kind::AnswerToFollow || (kind == Kind::Request && opens_stream(first));
+                    kind == Kind::FollowResponse || (kind == Kind::Request && opens_stream(first));
                 Ok(Frame {
                     number: self.number,
                     at,
@@ -248,7 +248,7 @@ impl<'a> Iterator for Transcript<'a> {
 /// Says how much of a frame is missing.
 fn cut(kind: Kind, there: usize, needed: usize) -> String {
     let header_len = match kind {
-        Kind::Answer | Kind::AnswerToFollow => response::HEADER_LEN,
+        Kind::Response | Kind::FollowResponse => response::HEADER_LEN,
         Kind::Request | Kind::Stream => request::HEADER_LEN,
     };
     let at_least = if there < header_len { "at least " } else { "" };
@@ -256,11 +256,11 @@ fn cut(kind: Kind, there: usize, needed: usize) -> String {
     format!("cut: {there} of {at_least}{needed} bytes, {at_least}{missing} missing")
 }
 
-/// Why the bytes at a frame's start are none.
+/// The reason why bytes are no frame.
 enum Wrong {
-    /// The field at this offset in the frame.
+    /// The field at this offset in the frame is wrong.
     Field { at: usize, reason: String },
-    /// They end, and the frame has so many, as far as is known.
+    /// The bytes end inside the frame, which has this many, as far as known.
     Cut { needed: usize },
 }
 
@@ -279,7 +279,7 @@ fn judge_request(bytes: &[u8], is_first: bool) -> Result<usize, Wrong> {
     if is_first {
         request::reject_text(first).map_err(|error| Wrong::at(0, &error))?;
     }
-    // Though a node waits for a whole header before it says so.
+    // A node waits for a whole header before it judges the opcode.
     Opcode::try_from(first).map_err(|opcode| {
         let error = RequestError::UnknownOpcode { opcode, skip: None };
         Wrong::at(0, &error)
@@ -307,7 +307,7 @@ pub(super) fn opens_stream(opcode: u8) -> bool {
     Opcode::try_from(opcode).is_ok_and(|opcode| opcode.spec().ok == OkValue::Stream)
 }
 
-/// Where in a request the field is that an error speaks of.
+/// Offset in a request of the field that an error is about.
 const fn request_error_at(error: &RequestError) -> usize {
     match error {
         RequestError::Text { .. } | RequestError::UnknownOpcode { .. } => 0,
@@ -316,35 +316,35 @@ const fn request_error_at(error: &RequestError) -> usize {
     }
 }
 
-/// What the answer at the start of `bytes` is, and its length.
-fn judge_answer(bytes: &[u8]) -> (Kind, Result<usize, Wrong>) {
+/// The kind of the response at the start of `bytes`, and its length.
+fn judge_response(bytes: &[u8]) -> (Kind, Result<usize, Wrong>) {
     let first = bytes.first().copied().unwrap_or_default();
     let status = Status::try_from(first);
     if status.is_err() && !is_text(first) {
         let reason = format!("unknown status 0x{first:02x}");
-        return (Kind::Answer, Err(Wrong::at(0, &reason)));
+        return (Kind::Response, Err(Wrong::at(0, &reason)));
     }
     match response::parse(bytes) {
-        Err(error) => (Kind::Answer, Err(Wrong::at(0, &error))),
-        Ok(response::Parsed::Incomplete { needed }) => (Kind::Answer, Err(Wrong::Cut { needed })),
+        Err(error) => (Kind::Response, Err(Wrong::at(0, &error))),
+        Ok(response::Parsed::Incomplete { needed }) => (Kind::Response, Err(Wrong::Cut { needed })),
         Ok(response::Parsed::Whole(answer)) => {
             let len = answer.frame_len();
             if let Ok(status) = status
                 && let Some(reason) = value_fault(status, answer.value.len())
             {
-                return (Kind::Answer, Err(Wrong::at(1, &reason)));
+                return (Kind::Response, Err(Wrong::at(1, &reason)));
             }
-            let kind = if is_answer_to_follow(&answer) {
-                Kind::AnswerToFollow
+            let kind = if is_follow_response(&answer) {
+                Kind::FollowResponse
             } else {
-                Kind::Answer
+                Kind::Response
             };
             (kind, Ok(len))
         }
     }
 }
 
-/// Says what is wrong with a value of this length in a response with this status.
+/// The fault of a value of this length in a response with this status, if there is one.
 pub(super) fn value_fault(status: Status, len: usize) -> Option<String> {
     let spec = status.spec();
     let must_be_empty = match spec.value {
@@ -355,9 +355,9 @@ pub(super) fn value_fault(status: Status, len: usize) -> Option<String> {
         .then(|| format!("value of {len} bytes, limit 0: {} has no value", spec.name))
 }
 
-/// Whether an answer is what FOLLOW is answered with. A value that somebody stored can look so, but not by accident: it
-/// begins with 0, 1 or 2, and holds rising epochs, as many as it says.
-fn is_answer_to_follow(answer: &Response) -> bool {
+/// Whether a response looks like one to FOLLOW. A stored value hardly looks so by accident: it would begin with 0, 1 or
+/// 2, and hold rising epochs, as many as it says.
+fn is_follow_response(answer: &Response) -> bool {
     answer.status == Status::Ok.byte() && FollowAnswer::decode(answer.value).is_ok()
 }
 
@@ -398,7 +398,7 @@ fn judge_stream(bytes: &[u8]) -> Result<usize, Wrong> {
     Err(Wrong::at(at, &error))
 }
 
-/// Where the client frame of this number, from 0, begins in the batch whose value begins at `value_at`.
+/// Offset of the client frame with this number, from 0, in the batch whose value begins at `value_at`.
 fn nested_at(bytes: &[u8], value_at: usize, number: u32) -> usize {
     let mut at = value_at;
     for _ in 0..size(number) {

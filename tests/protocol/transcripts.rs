@@ -12,7 +12,7 @@ use crate::vectors::{self, Vector};
 fn side(vector: &Vector) -> Side {
     match vector.side {
         vectors::Side::Client => Side::Requests,
-        vectors::Side::Node { .. } => Side::Answers,
+        vectors::Side::Node { .. } => Side::Responses,
         vectors::Side::Stream => Side::Stream,
     }
 }
@@ -88,7 +88,7 @@ fn every_name_of_the_protocol_is_shown() {
         named.extend(frames.map(|frame| frame.unwrap().name()));
     }
     // ERROR has no vector of its own: what it says is the node's affair.
-    let error = Transcript::new(Side::Answers, b"\x01\0\0\0\x02no").next();
+    let error = Transcript::new(Side::Responses, b"\x01\0\0\0\x02no").next();
     named.push(error.unwrap().unwrap().name());
     let requests = Opcode::ALL.into_iter().map(Opcode::name);
     let answers = Status::ALL.into_iter().map(Status::name);
@@ -105,7 +105,7 @@ fn a_refused_frame_is_wrong_for_the_documents_reason_and_at_its_place() {
         let reason = vector.meaning.split_once(": ").unwrap().1;
         // A node's limit is not known here, and of an answer not what was asked.
         if reason.ends_with("limit 67108864")
-            || side(vector) == Side::Answers && vector.bytes[0] == 0
+            || side(vector) == Side::Responses && vector.bytes[0] == 0
         {
             continue;
         }
@@ -125,16 +125,16 @@ fn a_refused_frame_is_wrong_for_the_documents_reason_and_at_its_place() {
         (Side::Requests, b"\x02\0\0\0\0\0\x01v", 3),
         (Side::Requests, b"\x99", 0),
         (Side::Requests, b"GET k", 0),
-        (Side::Answers, b"\x77\0\0\0\0", 0),
-        (Side::Answers, b"\x99\0\0\0\0", 0),
-        (Side::Answers, b"\x03\0\0\0\x01x", 1),
+        (Side::Responses, b"\x77\0\0\0\0", 0),
+        (Side::Responses, b"\x99\0\0\0\0", 0),
+        (Side::Responses, b"\x03\0\0\0\x01x", 1),
         (Side::Stream, b"\x61\0\x01\0\0\0\0", 1),
         (Side::Stream, b"\x01", 0),
     ] {
         // Behind another frame as well as at the beginning.
         let ping: &[u8] = match side {
             Side::Requests => b"\x04\0\0\0\0\0\0",
-            Side::Answers => b"\0\0\0\0\x04PONG",
+            Side::Responses => b"\0\0\0\0\x04PONG",
             Side::Stream => b"",
         };
         for before in [b"".as_slice(), ping] {
@@ -188,9 +188,9 @@ fn behind_a_follow_both_sides_are_read_as_the_stream() {
             [Kind::Request, Kind::Stream, Kind::Stream],
         ),
         (
-            Side::Answers,
+            Side::Responses,
             [&answer[..], &beat, &beat].concat(),
-            [Kind::AnswerToFollow, Kind::Stream, Kind::Stream],
+            [Kind::FollowResponse, Kind::Stream, Kind::Stream],
         ),
     ] {
         assert_eq!(Side::guess(&bytes), side);
@@ -215,7 +215,7 @@ fn behind_a_follow_both_sides_are_read_as_the_stream() {
 fn some_bytes_are_frames_of_two_sides() {
     // An ERROR without a message and one of 253 bytes; or a SET of the empty key.
     let bytes = [b"\x01\0\0\0\0\x01\0\0\0\xfd".as_slice(), &[b'x'; 253]].concat();
-    assert_eq!(fault(Side::Answers, &bytes), None);
+    assert_eq!(fault(Side::Responses, &bytes), None);
     assert_eq!(fault(Side::Requests, &bytes), None);
     assert_eq!(Side::guess(&bytes), Side::Requests);
 }
@@ -233,9 +233,9 @@ fn bytes_that_are_wrong_or_cut_are_of_the_likeliest_side() {
         (&long_set, Side::Requests),
         (b"\x02\0\x01\0\0\0\x01kv", Side::Requests),
         (b"\x99\0\0\0\0\0\0", Side::Requests),
-        (b"\0\0\0\0\x06act", Side::Answers),
-        (b"\0\0", Side::Answers),
-        (b"\x01\0\0\0\x06abc", Side::Answers),
+        (b"\0\0\0\0\x06act", Side::Responses),
+        (b"\0\0", Side::Responses),
+        (b"\x01\0\0\0\x06abc", Side::Responses),
         (b"\x61\0\x1c\0\0\0\0\0", Side::Stream),
         (b"\x61", Side::Stream),
     ] {

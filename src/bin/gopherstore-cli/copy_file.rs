@@ -9,15 +9,10 @@ use std::{
 use gopherstore::wire::{
     Buffer, RequestFrame,
     replication::{self, Message, StreamOpcode},
-    request::{self, Limits, Parsed},
+    request::{self, ANY_VALUE, Parsed},
 };
 use indicatif::HumanCount;
 use xxhash_rust::xxh3::xxh3_128;
-
-/// A node may have had any limit.
-const ANY_VALUE: Limits = Limits {
-    value_len_max: u32::MAX,
-};
 
 /// What the end mark tells of the frames before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -49,7 +49,7 @@ pub(crate) struct Decode {
 fn side(encoded: &str) -> Result<Option<Side>, String> {
     let sides = [
         ("request", Some(Side::Requests)),
-        ("answer", Some(Side::Answers)),
+        ("answer", Some(Side::Responses)),
         ("stream", Some(Side::Stream)),
         ("auto", None),
     ];
@@ -247,7 +247,7 @@ fn lost(missing: u64) -> String {
 const fn noun(kind: Kind) -> &'static str {
     match kind {
         Kind::Request => "request",
-        Kind::Answer | Kind::AnswerToFollow => "answer",
+        Kind::Response | Kind::FollowResponse => "answer",
         Kind::Stream => "stream",
     }
 }

@@ -45,7 +45,7 @@ impl<'a> Dump<'a> {
         self.at < self.bytes.len()
     }
 
-    /// How many bytes have not been shown.
+    /// The number of bytes that have not been shown.
     pub(super) fn rest(&self) -> usize {
         self.bytes.len() - self.at
     }
@@ -119,7 +119,7 @@ impl<'a> Dump<'a> {
         len.map_or(0, |len| usize::from(u16::from_be_bytes(len)))
     }
 
-    /// Shows `len` bytes of a user, as far as they are there.
+    /// Shows `len` bytes of user data, as far as they are there.
     pub(super) fn rows(&mut self, name: &str, len: usize) {
         let offset = self.at;
         let bytes = self.take(len);

@@ -115,8 +115,8 @@ pub fn sent(frame: &[u8]) -> String {
 /// Describes a frame that a client received, where nothing else is known of its connection.
 #[must_use]
 pub fn received(frame: &[u8]) -> String {
-    if let Some(Ok(first)) = Transcript::new(Side::Answers, frame).next()
-        && first.kind == Kind::AnswerToFollow
+    if let Some(Ok(first)) = Transcript::new(Side::Responses, frame).next()
+        && first.kind == Kind::FollowResponse
     {
         return response_to(Opcode::Follow, frame);
     }
@@ -144,8 +144,8 @@ pub fn frame(kind: Kind, bytes: &[u8], offset: usize) -> String {
     if dump.has_more() {
         match kind {
             Kind::Request => dump.request_frame(),
-            Kind::Answer => dump.response_frame(),
-            Kind::AnswerToFollow => dump.follow_response_frame(),
+            Kind::Response => dump.response_frame(),
+            Kind::FollowResponse => dump.follow_response_frame(),
             Kind::Stream => dump.stream_frame(),
         };
     }

@@ -425,7 +425,7 @@ fn every_line_fits_78_columns_and_nothing_panics_on_any_bytes() {
             stream(&[&[0x61 + bytes.len().to_le_bytes()[0] % 6], &bytes[..]].concat()),
             sent(&bytes),
             received(&bytes),
-            frame(Kind::AnswerToFollow, &bytes, 0xFF_0000),
+            frame(Kind::FollowResponse, &bytes, 0xFF_0000),
         ];
         for dump in dumps {
             for line in dump.lines().filter(|line| !line.starts_with('!')) {

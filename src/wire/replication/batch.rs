@@ -1,15 +1,16 @@
-//! Client frames one after another: the value of ENTRIES and SNAPSHOT_CHUNK.
+//! Batches: client frames one after another, the value of ENTRIES and SNAPSHOT_CHUNK.
 
 use super::{Fields, Head, ReplicationError, StreamOpcode};
 use crate::wire::request::{self, ANY_VALUE, Parsed};
 use crate::wire::{RequestFrame, Run, size};
 
-/// Longest value in bytes of a batch of more than one frame. A batch of one has whatever length its frame has.
+/// Longest value in bytes of a batch of more than one frame. A batch of one frame may be longer.
 pub const BATCH_LEN_MAX: u32 = 1 << 20;
 
 /// The client frames of a batch: SET and DEL, whole, one after another.
 ///
-/// Made where a batch is read, alone, so whoever holds them knows that every one of them is acceptable.
+/// Reading a batch is the only way to make them, so every one of them is acceptable, whatever this node's limit on
+/// values is: a follower cannot leave out an entry that its leader accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frames<'a> {
     bytes: &'a [u8],
@@ -52,30 +53,30 @@ impl<'a> Frames<'a> {
         Ok(Frames { bytes, count })
     }
 
-    /// How many there are, 1 at least.
+    /// The number of frames, at least 1.
     #[must_use]
     pub const fn count(&self) -> u32 {
         self.count
     }
 
-    /// All of them, byte for byte.
+    /// The frames, one behind the other.
     #[must_use]
     pub const fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
 
-    /// All of them, in order, as many together as may be carried out together.
+    /// The frames in order, as runs that may be executed together.
     pub fn runs(&self) -> impl Iterator<Item = Run<'a>> {
         let mut rest = self.bytes;
         std::iter::from_fn(move || {
             let run = Run::of(rest, &ANY_VALUE);
             rest = &rest[run.bytes().len()..];
-            // The frames were checked, so this is their end.
+            // `check` has accepted the frames, so this is their end.
             (!run.is_empty()).then_some(run)
         })
     }
 
-    /// Each of them, in order.
+    /// The frames, in order.
     #[must_use]
     pub const fn iter(&self) -> FrameIter<'a> {
         FrameIter {
@@ -103,7 +104,7 @@ impl<'a> IntoIterator for &Frames<'a> {
     }
 }
 
-/// The frames of a batch, one by one.
+/// Iterator over the frames of a batch.
 #[derive(Clone, Debug)]
 pub struct FrameIter<'a> {
     rest: &'a [u8],
@@ -120,7 +121,7 @@ impl<'a> Iterator for FrameIter<'a> {
                 self.count = self.count.saturating_sub(1);
                 Some(frame)
             }
-            // The frames were checked, so this is their end.
+            // `check` has accepted the frames, so this is their end.
             Ok(Parsed::Incomplete { .. }) | Err(_) => None,
         }
     }
@@ -132,17 +133,17 @@ impl<'a> Iterator for FrameIter<'a> {
 
 impl ExactSizeIterator for FrameIter<'_> {}
 
-/// A batch in the making, at the end of a buffer that may hold other frames before it.
+/// Writes a batch to the end of a buffer.
 ///
-/// Each client frame is copied once, into its place; the head is filled in at the end. A batch that is dropped before
-/// [`finish`](Self::finish) leaves the buffer as it was.
+/// Each client frame is copied once; [`finish`](Self::finish) fills in the head. A batch that is dropped before leaves
+/// the buffer unchanged.
 #[derive(Debug)]
 pub struct BatchEncoder<'a> {
     out: &'a mut Vec<u8>,
-    /// Where the head starts, and where the value.
+    /// Offsets of the head and of the value.
     head_at: usize,
     value_at: usize,
-    /// The fields, with the number of frames so far.
+    /// The fields, with the number of frames pushed.
     fields: Fields,
     value_crc: u32,
     is_finished: bool,
@@ -189,7 +190,7 @@ impl<'a> BatchEncoder<'a> {
         }
     }
 
-    /// How many frames are in it.
+    /// The number of frames pushed.
     #[must_use]
     pub const fn count(&self) -> u32 {
         match self.fields {
@@ -201,22 +202,21 @@ impl<'a> BatchEncoder<'a> {
         }
     }
 
-    /// Bytes of value so far.
+    /// Bytes of the frames pushed.
     #[must_use]
     pub fn value_len(&self) -> usize {
         self.out.len() - self.value_at
     }
 
-    /// Adds a whole SET or DEL frame. False, and nothing added, where the batch would become longer than
-    /// [`BATCH_LEN_MAX`] by it; an empty batch takes any frame, so false there means one that no batch can carry
-    /// (above 4,294,967,295 bytes).
+    /// Adds a whole SET or DEL frame. Returns false, and adds nothing, where the batch would become longer than
+    /// [`BATCH_LEN_MAX`]. An empty batch takes any frame of up to 4,294,967,295 bytes.
     #[must_use = "a frame that does not fit belongs into the next batch"]
     pub fn push(&mut self, frame: &[u8]) -> bool {
         self.push_run(frame, 1)
     }
 
-    /// Adds `run` whole SET or DEL frames, one after another in `frame`; as [`push`](Self::push) else, so an empty
-    /// batch takes more than [`BATCH_LEN_MAX`] only of a single frame.
+    /// Adds `run` whole SET or DEL frames, which lie one behind the other in `frame`, like [`push`](Self::push). Only a
+    /// single frame may be longer than [`BATCH_LEN_MAX`].
     #[must_use = "frames that do not fit belong into the next batch"]
     pub fn push_run(&mut self, frame: &[u8], run: u32) -> bool {
         debug_assert!(
@@ -241,8 +241,7 @@ impl<'a> BatchEncoder<'a> {
         true
     }
 
-    /// Fills in the head, and returns how many frames there are. A batch without any is none: the buffer is then as it
-    /// was before.
+    /// Fills in the head, and returns the number of frames. Where there is none the buffer is unchanged.
     pub fn finish(mut self) -> u32 {
         let count = self.count();
         let head = Head::with_crc(self.fields, self.value_len(), self.value_crc);

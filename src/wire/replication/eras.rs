@@ -1,4 +1,4 @@
-//! A history on the wire.
+//! Histories: which leader wrote which entries.
 
 use std::fmt;
 
@@ -21,21 +21,21 @@ pub const ERA_LEN: usize = 24;
 /// Bytes of the longest history.
 pub(super) const ERAS_LEN_MAX: u32 = 2 + 24 * 65_535;
 
-/// A history of one era at least, borrowed from the bytes or from the list that it lies in.
+/// A history of at least one era, borrowed from bytes or from a list.
 ///
 /// | offset | size       | field   | meaning                  |
 /// |--------|------------|---------|--------------------------|
-/// | 0      | 2          | `count` | how many eras, 1..=65,535 |
+/// | 0      | 2          | `count` | number of eras, 1..=65,535 |
 /// | 2      | 24 × count |         | the eras, oldest first   |
 ///
-/// Invariant: the eras make a [`History`]; they were checked when they were read, or come from one.
+/// Invariant: the eras are a valid [`History`].
 #[derive(Clone, Copy)]
 pub struct Eras<'a> {
     source: Source<'a>,
     count: u16,
 }
 
-/// Where the eras lie.
+/// Memory that holds the eras.
 #[derive(Clone, Copy)]
 enum Source<'a> {
     Wire(&'a [[u8; ERA_LEN]]),
@@ -43,7 +43,7 @@ enum Source<'a> {
 }
 
 impl<'a> Eras<'a> {
-    /// The eras of `history`; none where it has none, since a history on the wire has one at least.
+    /// The eras of `history`; `None` where it is empty, since a history on the wire has at least one.
     #[must_use]
     pub fn of(history: &'a History) -> Option<Eras<'a>> {
         let eras = history.eras();
@@ -90,7 +90,7 @@ impl<'a> Eras<'a> {
         })
     }
 
-    /// How many there are, 1 at least.
+    /// The number of eras, at least 1.
     #[must_use]
     pub const fn count(&self) -> u16 {
         self.count
@@ -152,9 +152,9 @@ pub enum ErasError {
     Empty,
     /// The bytes are more or fewer than the count says.
     Len {
-        /// How many there are.
+        /// The length in bytes.
         got: usize,
-        /// How many there have to be.
+        /// The length that the count requires.
         expected: usize,
     },
     /// The eras break a rule of histories.

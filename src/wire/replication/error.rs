@@ -1,12 +1,12 @@
-//! What is wrong with a frame of the stream.
+//! Faults of a frame of the stream.
 
 use std::fmt;
 
 use super::{ErasError, StreamOpcode};
 use crate::wire::{Opcode, RequestError};
 
-/// A frame of the stream that is refused, after which the receiver drops the connection. In a checksum's error `got` is
-/// what the frame carries and `expected` what its bytes make.
+/// Reason why a frame of the stream is refused. The receiver then drops the connection. In a checksum's error `got` is
+/// the checksum in the frame, and `expected` the checksum of its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplicationError {
     /// The opcode is not one of the stream.
@@ -14,48 +14,48 @@ pub enum ReplicationError {
         /// Byte 0 of the frame.
         opcode: u8,
     },
-    /// The key has not the length that its opcode demands.
+    /// The key has another length than its opcode requires.
     KeyLen {
-        /// What the frame is.
+        /// Its opcode.
         opcode: StreamOpcode,
         /// The declared length in bytes.
         got: u16,
         /// The length that it must have.
         expected: u16,
     },
-    /// Header or key are damaged.
+    /// Header or key is damaged.
     HeadChecksum {
-        /// What the frame seems to be.
+        /// Its opcode, which may be damaged too.
         opcode: StreamOpcode,
-        /// What it carries.
+        /// The checksum in the frame.
         got: u32,
-        /// What its bytes make.
+        /// The checksum of its bytes.
         expected: u32,
     },
-    /// A batch of no frames.
+    /// A batch without frames.
     NoFrames {
-        /// What the frame is.
+        /// Its opcode.
         opcode: StreamOpcode,
     },
-    /// Entries at indexes that there are not: 0, or beyond the last that 64 bits can say.
+    /// An index out of range: 0, or above the largest number of 64 bits.
     Index {
-        /// The index of the first.
+        /// The index of the first entry.
         first_index: u64,
-        /// How many there are.
+        /// The number of entries.
         count: u32,
     },
-    /// The value is longer than this frame's may be.
+    /// The value is longer than a frame with this opcode allows.
     ValueTooLong {
-        /// What the frame is.
+        /// Its opcode.
         opcode: StreamOpcode,
         /// Its declared length in bytes.
         len: u32,
         /// The limit in bytes.
         max: u32,
     },
-    /// [`Head::message`](super::Head::message) was given another value than the head's.
+    /// [`Head::message`](super::Head::message) was called with a value of another length than the head's.
     ValueLen {
-        /// What the frame is.
+        /// Its opcode.
         opcode: StreamOpcode,
         /// Bytes given.
         got: usize,
@@ -64,25 +64,25 @@ pub enum ReplicationError {
     },
     /// The value is damaged.
     ValueChecksum {
-        /// What the frame is.
+        /// Its opcode.
         opcode: StreamOpcode,
-        /// What it carries.
+        /// The checksum in the frame.
         got: u32,
-        /// What its bytes make.
+        /// The checksum of its bytes.
         expected: u32,
     },
-    /// A batch with more or fewer frames than it announces.
+    /// A batch with another number of frames than its head says.
     Count {
-        /// What the frame is.
+        /// Its opcode.
         opcode: StreamOpcode,
-        /// How many there are.
+        /// The number of frames in the value.
         got: u32,
-        /// How many it announces.
+        /// The number in the head.
         expected: u32,
     },
     /// A batch that ends inside a frame.
     CutFrame {
-        /// How many frames come before it.
+        /// The number of frames before it.
         at: u32,
         /// Bytes of the frame that are there.
         got: usize,
@@ -91,19 +91,19 @@ pub enum ReplicationError {
     },
     /// A batch with a frame that no node accepts.
     BadFrame {
-        /// How many frames come before it.
+        /// The number of frames before it.
         at: u32,
-        /// What is wrong with it.
+        /// The reason.
         error: RequestError,
     },
     /// A batch with a frame that is neither SET nor DEL.
     NotAWrite {
-        /// How many frames come before it.
+        /// The number of frames before it.
         at: u32,
-        /// What it is.
+        /// The operation.
         operation: Opcode,
     },
-    /// The value of SNAPSHOT_BEGIN is no history.
+    /// The value of SNAPSHOT_BEGIN is not a valid history.
     History(ErasError),
 }
 

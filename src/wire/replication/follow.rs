@@ -1,4 +1,4 @@
-//! FOLLOW and its answer, with which a replication stream begins.
+//! FOLLOW and its answer, which begin a replication stream.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use crate::wire::command::OperandError;
 use crate::wire::request::{HEADER_LEN, KEY_LEN_AT, VALUE_LEN_AT};
 use crate::wire::{EncodeError, Request};
 
-/// The version of the stream that this code speaks.
+/// Version of the stream that this code implements.
 pub const FOLLOW_VERSION: u8 = 1;
 
 /// Longest name of a node in bytes.
@@ -27,7 +27,7 @@ const FULL_COPY: u8 = 0b0000_0010;
 const TO_LEAD: u8 = 0b0000_0100;
 const FLAGS: u8 = OBSERVER | FULL_COPY | TO_LEAD;
 
-/// What a node says when it asks for the stream. The key is its name; the value:
+/// Key and value of a FOLLOW. The key is the node's name; the value:
 ///
 /// | offset | size | field        | meaning                                                              |
 /// |--------|------|--------------|----------------------------------------------------------------------|
@@ -36,7 +36,7 @@ const FLAGS: u8 = OBSERVER | FULL_COPY | TO_LEAD;
 /// | 2      | 8    | `epoch`      | of the era that the node's last entry belongs to; 0 where it holds nothing |
 /// | 10     | 8    | `nonce`      | of that era; 0 where it holds nothing                                 |
 /// | 18     | 8    | `last_index` | index of the node's last entry; 0 where it holds nothing              |
-/// | 26     | rest | `cluster_id` | of the cluster that it means to be in, 0..=1,024 bytes                |
+/// | 26     | rest | `cluster_id` | of the cluster that the node belongs to, 0..=1,024 bytes              |
 ///
 /// # Source
 ///
@@ -45,11 +45,11 @@ const FLAGS: u8 = OBSERVER | FULL_COPY | TO_LEAD;
 pub struct Follow<'a> {
     /// The node's name, 1..=64 bytes.
     pub name: &'a [u8],
-    /// The node only watches: it is nobody's follower.
+    /// The node is an observer and not a follower.
     pub is_observer: bool,
-    /// The node wants a full copy, wherever it stands.
+    /// The node requests a full copy, whatever its position is.
     pub wants_full_copy: bool,
-    /// The node is to lead, and looks for data: a follower is to serve it, whatever its own file says.
+    /// The node is about to lead and needs data. A follower serves it too.
     pub is_to_lead: bool,
     /// Epoch of the era that its last entry belongs to.
     pub epoch: u64,
@@ -57,7 +57,7 @@ pub struct Follow<'a> {
     pub nonce: u64,
     /// Index of its last entry.
     pub last_index: u64,
-    /// What cluster it means to be in.
+    /// Identifier of the cluster that the node belongs to.
     pub cluster_id: &'a [u8],
 }
 
@@ -66,7 +66,7 @@ impl<'a> Follow<'a> {
     ///
     /// # Errors
     ///
-    /// What is wrong with them. The frame is whole all the same: the request is answered with ERROR, and the connection
+    /// The first field that is wrong. The frame is whole, so the request is answered with ERROR, and the connection
     /// goes on.
     pub fn decode(key: &'a [u8], value: &'a [u8]) -> Result<Follow<'a>, FollowError> {
         // First of all, since another version may have other fields.
@@ -100,7 +100,7 @@ impl<'a> Follow<'a> {
     ///
     /// # Errors
     ///
-    /// When name or cluster id are too long, or the name is empty; `out` is then as it was.
+    /// When name or cluster id is too long, or the name is empty; `out` is then unchanged.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), FollowError> {
         self.check()?;
         let mut value = vec![0; FOLLOW_FIELDS_LEN];
@@ -152,7 +152,7 @@ impl<'a> Follow<'a> {
 /// A FOLLOW whose fields are not acceptable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FollowError {
-    /// A version of the stream that this node does not speak.
+    /// A version of the stream that this node does not implement.
     Version {
         /// The version asked for.
         got: u8,
@@ -164,7 +164,7 @@ pub enum FollowError {
     },
     /// A flag that this version does not know.
     Flags {
-        /// All of them.
+        /// All flags.
         got: u8,
     },
     /// The name is empty, or has more than [`NAME_LEN_MAX`] bytes.
@@ -177,7 +177,7 @@ pub enum FollowError {
         /// Its length in bytes.
         len: usize,
     },
-    /// No frame carries it.
+    /// Too long for a frame.
     Encode(EncodeError),
 }
 
@@ -221,27 +221,27 @@ impl std::error::Error for FollowError {
     }
 }
 
-/// How the stream starts.
+/// Start of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// With the entry that the follower lacks next.
+    /// Resume: the stream starts with the follower's next entry.
     Resume {
-        /// The index of the first entry to come, 1 at least.
+        /// Index of the first entry of the stream, at least 1.
         from_index: u64,
     },
-    /// With a SNAPSHOT_BEGIN.
+    /// Full copy: the stream starts with a SNAPSHOT_BEGIN.
     FullCopy,
-    /// Not at all: the source does not know the follower's data set, which a full copy would replace. The connection
-    /// goes on as it was.
+    /// No stream: the follower's data set, which a full copy would replace, is not part of the leader's history. The
+    /// connection stays an ordinary one.
     Unknown,
 }
 
-/// The value of the OK that a FOLLOW is answered with.
+/// The value of the OK to a FOLLOW.
 ///
 /// | offset | size | field        | meaning                                                       |
 /// |--------|------|--------------|---------------------------------------------------------------|
 /// | 0      | 1    | `mode`       | 0 resume, 1 full copy, 2 unknown data set                     |
-/// | 1      | 8    | `from_index` | index of the first entry to come, 1 at least; 0 where it does not resume |
+/// | 1      | 8    | `from_index` | index of the first entry of the stream, at least 1; 0 with the other modes |
 /// | 9      | rest | `history`    | the leader's: [`Eras`]                                         |
 ///
 /// # Source
@@ -249,7 +249,7 @@ pub enum Start {
 /// GBP §5 "Following".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FollowAnswer<'a> {
-    /// How the stream starts.
+    /// Start of the stream.
     pub start: Start,
     /// The leader's history.
     pub history: Eras<'a>,
@@ -266,7 +266,7 @@ impl<'a> FollowAnswer<'a> {
     ///
     /// # Errors
     ///
-    /// What is wrong with it; the connection is then of no use.
+    /// The first field that is wrong. The connection cannot be used further.
     pub fn decode(value: &'a [u8]) -> Result<FollowAnswer<'a>, FollowAnswerError> {
         let Some((fields, history)) = value.split_first_chunk::<ANSWER_FIELDS_LEN>() else {
             return Err(FollowAnswerError::TooShort { len: value.len() });
@@ -285,7 +285,7 @@ impl<'a> FollowAnswer<'a> {
         Ok(FollowAnswer { start, history })
     }
 
-    /// Appends the value to `out`; the answer's frame is an OK [`Response`](crate::wire::Response) with it.
+    /// Appends the value to `out`. The frame is an OK [`Response`](crate::wire::Response) with it.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let (mode, from_index) = match self.start {
             Start::Resume { from_index } => (RESUME, from_index),
@@ -298,7 +298,7 @@ impl<'a> FollowAnswer<'a> {
     }
 }
 
-/// The value of an OK that is no answer to a FOLLOW.
+/// Reason why the value of an OK is no answer to a FOLLOW.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FollowAnswerError {
     /// It ends before the history.
@@ -318,7 +318,7 @@ pub enum FollowAnswerError {
         /// The index.
         from_index: u64,
     },
-    /// The history is none.
+    /// The history is not valid.
     History(ErasError),
 }
 

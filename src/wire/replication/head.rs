@@ -13,7 +13,7 @@ const CHECKSUMS_LEN: usize = 8;
 /// Bytes of `head_crc`, the one checksum that does not cover itself.
 const HEAD_CRC_LEN: usize = 4;
 
-/// What a frame's key says, without the checksums. Offsets are those in the key.
+/// Fields of a frame's key, without the checksums. Offsets are those in the key.
 ///
 /// The fields mean what they mean in [`Message`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,7 +222,7 @@ impl Fields {
         }
     }
 
-    /// Whether the fields make sense by themselves, and with a value of that length.
+    /// Judges the fields, and the length of the value.
     fn check(&self, value_len: u32) -> Result<(), ReplicationError> {
         let opcode = self.opcode();
         let max = match *self {
@@ -275,12 +275,12 @@ pub struct Head {
     value_crc: u32,
 }
 
-/// What stands at the start of the received bytes.
+/// Result of [`Head::parse`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParsedHead {
-    /// The beginning of a head.
+    /// The bytes end inside a head.
     Incomplete {
-        /// Bytes of the head as far as is known; at least one more than there are.
+        /// Bytes of the head, as far as known; at least one more than there are.
         needed: usize,
     },
     /// A whole head.
@@ -290,12 +290,12 @@ pub enum ParsedHead {
 impl Head {
     /// The head of a frame with these fields and this value.
     ///
-    /// For a value that is sent from where it lies, as a large entry is; whoever calls answers for its contents.
-    /// [`Message::encode`] and [`BatchEncoder`](super::BatchEncoder) do both in one.
+    /// For a value that is sent without a copy, as a large entry is. The caller is responsible for its contents.
+    /// [`Message::encode`] and [`BatchEncoder`](super::BatchEncoder) write head and value together.
     ///
     /// # Errors
     ///
-    /// When the value is longer than the length field can say.
+    /// When the value is too long for the length field.
     pub fn new(fields: Fields, value: &[u8]) -> Result<Head, EncodeError> {
         Head::with_crc(fields, value.len(), crc32c::crc32c(value))
     }
@@ -314,7 +314,7 @@ impl Head {
         })
     }
 
-    /// What the key says.
+    /// The fields of the key.
     #[must_use]
     pub const fn fields(&self) -> Fields {
         self.fields

@@ -1,34 +1,34 @@
 //! Replication: the FOLLOW request, its answer, and the frames that the connection carries from then on.
 //!
-//! A follower connects like any client and sends FOLLOW ([`Follow`]). A leader that accepts it answers OK with a
-//! [`FollowAnswer`]; after that both sides send frames of the stream and nothing else: the leader everything but
-//! ACK, the follower ACK alone. A frame of the stream has the header of a request, a key of a fixed length, which
-//! holds its fields and two checksums, and where it has one a value.
+//! A follower connects like any client and sends FOLLOW ([`Follow`]). A leader that accepts it responds with OK and a
+//! [`FollowAnswer`]. From then on both sides send only frames of the stream: the follower ACK, the leader all others. A
+//! frame of the stream has the header of a request, a key of fixed length that holds its fields and two checksums, and
+//! a value where its opcode has one.
 //!
-//! * [`Head`] is header and key: what can be judged, and is, before a byte of the value is waited for.
+//! * [`StreamOpcode`] and its [`MessageSpec`] are the table of messages.
+//! * [`Head`] is header and key. It is judged before any byte of the value arrives.
 //! * [`Message`] is a whole frame. [`parse`] turns received bytes into one, borrowed.
-//! * [`Frames`] are the client frames of a batch, every one of them checked before the first is handed out, so that a
-//!   batch is applied whole or not at all.
+//! * [`Frames`] are the client frames of a batch. All are checked before the first is returned, so that a batch is
+//!   applied whole or not at all.
 //! * [`BatchEncoder`] writes a batch into a buffer, each client frame copied once.
 //!
 //! # Why two checksums
 //!
-//! TCP's own checksum misses about one damaged segment in 65,536, and what a follower applies wrongly it serves
-//! wrongly until the digests are compared. `value_crc` covers the value. `head_crc` covers header and key, `value_crc`
-//! included, and is judged first: a damaged length cannot make a receiver wait for bytes that never come or take
-//! memory for them, and no field is believed that was not sent. The key's length is fixed for each opcode, so it is
-//! known where `head_crc` lies without believing anything.
+//! TCP's own checksum misses about one damaged segment in 65,536, and a follower would serve damaged entries until the
+//! digests are compared. `value_crc` covers the value. `head_crc` covers header and key, `value_crc` included, and is
+//! judged first, so that a receiver never waits or takes memory for a damaged length. The key's length is fixed for
+//! each opcode, so the place of `head_crc` is known beforehand.
 //!
 //! # Errors
 //!
-//! There is nothing to skip to after a bad frame: whatever is wrong, the receiver drops the connection, and the
-//! follower asks again from where it stands.
+//! After a bad frame the start of the next one is unknown. The receiver drops the connection, and the follower sends
+//! FOLLOW with its position again.
 //!
 //! # Known limits
 //!
-//! * One entry travels in one batch, so its frame has 4,294,967,295 bytes at most, 65,542 fewer than key and value
-//!   could have together ([`BatchEncoder::push`] refuses it).
-//! * A checksum is for damage by accident; it keeps nobody out who wants in.
+//! * The frame of an entry is the value of a batch, so it has at most 4,294,967,295 bytes, 65,542 fewer than the
+//!   longest request ([`BatchEncoder::push`] refuses a longer one).
+//! * Checksums find accidental damage; they are no protection against forged frames.
 //!
 //! # Example
 //!
@@ -72,42 +72,41 @@ pub use follow::{
 pub use head::{Fields, Head, ParsedHead};
 pub use opcode::{MessageSpec, MessageValue, Sender, StreamOpcode};
 
-/// One frame of the stream, what is long borrowed from wherever it lies.
+/// One frame of the stream, its value borrowed.
 ///
-/// Every message carries the epoch that its sender is in: a receiver that knows a higher one refuses it, and a leader
-/// that hears of a higher one is no longer the leader.
+/// Every message carries the epoch of its sender. A receiver that knows a higher one refuses the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message<'a> {
     /// Leader to follower: the entries `first_index`, `first_index + 1` and so on.
     Entries {
         /// The leader's epoch.
         epoch: u64,
-        /// Index of the first frame, 1 at least. The follower's next one, or the link is dropped.
+        /// Index of the first frame, at least 1. It must be the follower's next index.
         first_index: u64,
-        /// The clients' frames, one for each entry.
+        /// The clients' frames, one per entry.
         frames: Frames<'a>,
     },
-    /// Leader to follower: forget your data and your history, here comes a full copy.
+    /// Leader to follower: a full copy begins, and the follower discards its data and its history.
     SnapshotBegin {
         /// The leader's epoch.
         epoch: u64,
-        /// How many keys will come, about: writes go on meanwhile.
+        /// Approximate number of keys in the copy, since writes go on.
         keys: u64,
-        /// How many bytes of keys and values will come, about.
+        /// Approximate bytes of keys and values in the copy.
         bytes: u64,
         /// The copy's history.
         history: Eras<'a>,
     },
-    /// Leader to follower: a part of the copy, to be applied in the order in which it comes.
+    /// Leader to follower: a part of the copy. Parts are applied in their order.
     SnapshotChunk {
         /// The leader's epoch.
         epoch: u64,
-        /// How many chunks of this copy came before.
+        /// The number of chunks before this one.
         sequence: u64,
-        /// Keys and values, and writes that came in meanwhile.
+        /// Keys and values of the copy, and writes that were made during the copy.
         frames: Frames<'a>,
     },
-    /// Leader to follower: the copy is exact now.
+    /// Leader to follower: the copy is complete.
     SnapshotEnd {
         /// The leader's epoch.
         epoch: u64,
@@ -115,10 +114,10 @@ pub enum Message<'a> {
         index: u64,
         /// The digest at that index.
         digest: u128,
-        /// How many chunks there were.
+        /// The number of chunks.
         chunks: u64,
     },
-    /// Leader to follower: a sign of life, and where the leader stands.
+    /// Leader to follower: the leader is alive; its position and its digest.
     Heartbeat {
         /// The leader's epoch.
         epoch: u64,
@@ -129,9 +128,9 @@ pub enum Message<'a> {
         /// The leader's digest at that index.
         digest: u128,
     },
-    /// Follower to leader: a sign of life, and how far the follower is.
+    /// Follower to leader: the follower is alive; its position.
     Ack {
-        /// The epoch that the follower knows the leader to be in.
+        /// The leader's epoch, as the follower knows it.
         epoch: u64,
         /// Index of the last entry that the follower has applied; 0 where it holds no complete data set.
         applied_index: u64,
@@ -139,7 +138,7 @@ pub enum Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// What the frame is.
+    /// The opcode of the frame.
     #[must_use]
     pub const fn opcode(&self) -> StreamOpcode {
         match self {
@@ -152,7 +151,7 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// The epoch that the sender is in.
+    /// The sender's epoch.
     #[must_use]
     pub const fn epoch(&self) -> u64 {
         match *self {
@@ -171,7 +170,7 @@ impl<'a> Message<'a> {
     ///
     /// # Errors
     ///
-    /// When the value is longer than its length field can say; `out` is then as it was.
+    /// When the value is too long for its length field; `out` is then unchanged.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
         let fields = match *self {
             Message::Entries {
@@ -226,7 +225,7 @@ impl<'a> Message<'a> {
             },
         };
         let start = out.len();
-        // The head is as long whatever the value, and its place is filled in once the value and its checksum are known.
+        // The head has a fixed length. It is filled in once the value and its checksum are known.
         let head_len = Head::len_of(fields.opcode());
         out.resize(start.saturating_add(head_len), 0);
         match self {
@@ -250,18 +249,18 @@ impl<'a> Message<'a> {
     }
 }
 
-/// What stands at the start of the received bytes.
+/// Result of [`parse`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed<'a> {
-    /// The beginning of a frame.
+    /// The bytes end inside a frame.
     Incomplete {
-        /// Bytes of the whole frame as far as is known; at least one more than there are. A number beyond a head's
-        /// length is one that `head_crc` vouches for.
+        /// Bytes of the whole frame, as far as known; at least one more than there are. The length of a value is only
+        /// taken from a head whose `head_crc` is right.
         needed: usize,
     },
     /// A whole frame.
     Whole {
-        /// What it says.
+        /// The message.
         message: Message<'a>,
         /// Its length in bytes.
         frame_len: usize,
@@ -270,12 +269,12 @@ pub enum Parsed<'a> {
 
 /// Reads the frame of the stream at the start of `bytes`.
 ///
-/// Judges header and key as soon as they are there, and the value as soon as it is. Allocates nothing. A receiver that
-/// wants a long value elsewhere than behind its head takes the two steps itself: [`Head::parse`], [`Head::message`].
+/// Judges header and key as soon as they have arrived, and then the value. Allocates nothing. A receiver that reads a
+/// long value into other memory takes the two steps itself: [`Head::parse`], [`Head::message`].
 ///
 /// # Errors
 ///
-/// What is wrong with the frame; the connection is then of no more use.
+/// The first fault of the frame. The connection cannot be used further.
 pub fn parse(bytes: &[u8]) -> Result<Parsed<'_>, ReplicationError> {
     let head = match Head::parse(bytes)? {
         ParsedHead::Incomplete { needed } => return Ok(Parsed::Incomplete { needed }),

@@ -1,4 +1,4 @@
-//! The table of stream messages: what this version of GBP says of every frame of the replication stream.
+//! The table of stream messages: one row for each message of the replication stream.
 //!
 //! # Source
 //!
@@ -6,7 +6,7 @@
 
 use crate::wire::Field;
 
-/// What the protocol says of one message of the stream: a row of the table.
+/// One message of the stream: a row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MessageSpec {
     /// Byte 0 of the frame.
@@ -19,7 +19,7 @@ pub struct MessageSpec {
     pub fields: &'static [Field],
     /// Bytes of the key: those of all fields.
     pub key_len: u16,
-    /// What the value is.
+    /// Kind of the value.
     pub value: MessageValue,
 }
 
@@ -32,10 +32,10 @@ pub enum Sender {
     Follower,
 }
 
-/// What the value of a message is.
+/// Kind of a message's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MessageValue {
-    /// Nothing: the length must be 0.
+    /// None: the length must be 0.
     Empty,
     /// Client frames, one after another: [`Frames`](super::Frames).
     Frames,
@@ -51,7 +51,7 @@ macro_rules! messages {
             $($kind:ident $field:ident $size:literal,)+
         }
     )+) => {
-        /// What a frame of the stream is: byte 0 (GBP §6).
+        /// Message of a frame of the stream: byte 0 (GBP §6).
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u8)]
         pub enum StreamOpcode {
