@@ -12,7 +12,9 @@
 //! 7. The same holds for frames of the replication stream, once as they come and once with their checksums put right,
 //!    since random bytes hardly ever have right ones.
 
-use gopherstore::wire::replication::{self, Eras, Follow, FollowAnswer, Message, ReplicationError};
+use gopherstore::wire::replication::{
+    self, Epochs, Follow, FollowAnswer, Message, ReplicationError,
+};
 use gopherstore::wire::request::{self, Disposition, Limits, RequestHeader, reject_text};
 use gopherstore::wire::response::{self, ResponseHeader};
 use gopherstore::wire::{
@@ -526,15 +528,15 @@ fn is_naive_history(value: &[u8]) -> bool {
     if value.len() < 2 || number(&value[..2]) == 0 {
         return false;
     }
-    let eras: Vec<_> = value[2..]
+    let epochs: Vec<_> = value[2..]
         .chunks(24)
-        .filter(|era| era.len() == 24)
-        .map(|era| (number(&era[..8]), number(&era[16..])))
+        .filter(|start| start.len() == 24)
+        .map(|start| (number(&start[..8]), number(&start[16..])))
         .collect();
     value.len() as u64 == 2 + 24 * number(&value[..2])
-        && eras[0].0 > 0
-        && eras[0].1 > 0
-        && eras
+        && epochs[0].0 > 0
+        && epochs[0].1 > 0
+        && epochs
             .windows(2)
             .all(|two| two[0].0 < two[1].0 && two[0].1 <= two[1].1)
 }
@@ -631,13 +633,13 @@ fn following(input: &[u8]) {
         }
         Err(error) => assert_message(&error.to_string()),
     }
-    match Eras::decode(input) {
-        Ok(eras) => {
+    match Epochs::decode(input) {
+        Ok(epochs) => {
             assert!(is_naive_history(input));
-            let history = eras.to_history();
-            assert_eq!(history.eras().len(), usize::from(eras.count()));
+            let history = epochs.to_history();
+            assert_eq!(history.epochs().len(), usize::from(epochs.count()));
             let mut value = Vec::new();
-            Eras::of(&history).unwrap().encode(&mut value);
+            Epochs::of(&history).unwrap().encode(&mut value);
             assert_eq!(value, input);
         }
         Err(error) => {

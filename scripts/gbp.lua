@@ -73,7 +73,7 @@ local LAYOUTS = {
 
 local REQUEST_HEADER_LEN = 7
 local ANSWER_HEADER_LEN = 5
--- Client frames of a batch, and eras of a history, that get lines of their own.
+-- Client frames of a batch, and epochs of a history, that get lines of their own.
 local ITEMS_MAX = 1000
 -- Frames that the packet list names.
 local INFO_MAX = 8
@@ -101,7 +101,7 @@ local f = {
     cluster_id = ProtoField.bytes("gbp.follow.cluster_id", "Cluster id"),
     mode = ProtoField.uint8("gbp.follow.mode", "Mode", base.DEC, { [0] = "resume", [1] = "full copy", [2] = "unknown data set" }),
     from_index = ProtoField.uint64("gbp.follow.from_index", "From index"),
-    eras = ProtoField.uint16("gbp.history.count", "Eras"),
+    epochs = ProtoField.uint16("gbp.history.count", "Epochs"),
     start_index = ProtoField.uint64("gbp.history.start_index", "Start index"),
     nonce = ProtoField.uint64("gbp.nonce", "Nonce", base.HEX),
     epoch = ProtoField.uint64("gbp.epoch", "Epoch"),
@@ -214,17 +214,17 @@ local function add_history(tree, tvb, offset, finish)
         return
     end
     local count = tvb(offset, 2):uint()
-    tree:add(f.eras, tvb(offset, 2))
+    tree:add(f.epochs, tvb(offset, 2))
     if finish - offset ~= 2 + 24 * count then
-        tree:add_proto_expert_info(e.malformed, "the history has not the length of " .. count .. " eras")
+        tree:add_proto_expert_info(e.malformed, "the history has not the length of " .. count .. " epochs")
         return
     end
     for number = 0, math.min(count, ITEMS_MAX) - 1 do
         local at = offset + 2 + 24 * number
-        local era = tree:add(gbp, tvb(at, 24), "Era " .. number)
-        era:add(f.epoch, tvb(at, 8))
-        era:add(f.nonce, tvb(at + 8, 8))
-        era:add(f.start_index, tvb(at + 16, 8))
+        local start = tree:add(gbp, tvb(at, 24), "Epoch " .. number)
+        start:add(f.epoch, tvb(at, 8))
+        start:add(f.nonce, tvb(at + 8, 8))
+        start:add(f.start_index, tvb(at + 16, 8))
     end
 end
 

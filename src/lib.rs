@@ -9,7 +9,7 @@
 //! | module          | what it is for                                                                    |
 //! |-----------------|-----------------------------------------------------------------------------------|
 //! | [`wire`]        | GBP: bytes to requests, answers and stream frames, and back; pure                 |
-//! | [`history`]     | eras, and which data set a position names; pure                                   |
+//! | [`history`]     | epochs, and which data set a position names; pure                                 |
 //! | [`engine`]      | the data set: store, entries, digest, comparison of nodes                         |
 //! | [`log`]         | the order of all writes, and the newest part of the log                           |
 //! | [`replication::core`] | the decisions of replication: who follows whom, and how far; pure            |

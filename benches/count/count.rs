@@ -12,7 +12,7 @@ use std::hint::black_box;
 
 use gopherstore::config::Config;
 use gopherstore::engine::{Answers, Group};
-use gopherstore::history::Era;
+use gopherstore::history::EpochStart;
 use gopherstore::node::{Node, Role};
 use gopherstore::wire::replication::{self, BatchEncoder, Message};
 use gopherstore::wire::request::{Limits, Parsed, parse};
@@ -159,12 +159,12 @@ fn runs(calls: usize) {
     // thread does is not in the count, nor is waking it.
     let [leader, follower] =
         ["n1", "n2"].map(|name| Node::of_cluster(&config, config.node(name).unwrap()));
-    let era = Era {
+    let start = EpochStart {
         epoch: 1,
         nonce: 1,
         start_index: 1,
     };
-    leader.open_epoch(era).unwrap();
+    leader.open_epoch(start).unwrap();
     settle(&leader, &sets);
     let batches: Vec<Vec<u8>> = sets.iter().map(|set| batch(set)).collect();
     for batch in batches.iter().chain(&batches) {

@@ -23,12 +23,12 @@ pub enum Watch {
     New,
     /// From the entry with this index on, whoever wrote it; 0 is taken for 1.
     From(u64),
-    /// What comes after the entry at `index` of the data set that an era with this epoch and nonce went through
+    /// What comes after the entry at `index` of the data set that the epoch with this number and nonce went through
     /// ([`Observer::position`]), or nothing: the node says so where it does not know that data set.
     After {
-        /// Epoch of the era.
+        /// Number of the epoch.
         epoch: u64,
-        /// Nonce of the era.
+        /// Nonce of the epoch.
         nonce: u64,
         /// Index of the last entry that was seen.
         index: u64,
@@ -173,10 +173,10 @@ impl Observer {
         let Expected::Entry(next) = self.expected else {
             return None;
         };
-        let era = self.history.last()?;
+        let start = self.history.last()?;
         Some(Watch::After {
-            epoch: era.epoch,
-            nonce: era.nonce,
+            epoch: start.epoch,
+            nonce: start.nonce,
             index: next - 1,
         })
     }
@@ -227,7 +227,7 @@ impl Observer {
 fn after(expected: Expected, message: &Message<'_>, history: &History) -> Option<Expected> {
     if history
         .last()
-        .is_none_or(|era| message.epoch() != era.epoch)
+        .is_none_or(|start| message.epoch() != start.epoch)
     {
         return None;
     }

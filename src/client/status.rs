@@ -34,7 +34,7 @@ pub struct NodeStatus {
     pub state: Option<NodeState>,
     /// Why it is loading or refused, or does not follow its leader; none where all is well.
     pub reason: Option<String>,
-    /// Epoch of its newest era; 0 without one.
+    /// Epoch of its newest epoch; 0 without one.
     pub epoch: Option<u64>,
     /// Index of its last entry.
     pub index: Option<u64>,

@@ -1,5 +1,7 @@
 //! What a node is, what it holds, and what it answers to a request, whatever the request came in by.
 
+#![deny(clippy::wildcard_enum_match_arm)]
+
 mod data;
 mod positions;
 mod reply;

@@ -6,7 +6,7 @@ use super::{Node, Reply};
 #[cfg(test)]
 use crate::config::Config;
 #[cfg(test)]
-use crate::history::Era;
+use crate::history::EpochStart;
 use crate::log::{Mark, Position, Reached, Watermarks};
 
 impl Node {
@@ -65,12 +65,12 @@ impl Node {
         let config = Config::parse(text, "cluster.toml").unwrap();
         let mut node = Node::of_cluster(&config, config.leader());
         node.acknowledge_at(mark);
-        let era = Era {
+        let start = EpochStart {
             epoch: 1,
             nonce: 1,
             start_index: 1,
         };
-        node.open_epoch(era).unwrap();
+        node.open_epoch(start).unwrap();
         node
     }
 }

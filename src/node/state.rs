@@ -7,7 +7,7 @@ use crossbeam_channel::Receiver;
 
 use super::{Node, Reply, Role};
 use crate::engine::Admission;
-use crate::history::{Era, History, HistoryError};
+use crate::history::{EpochStart, History, HistoryError};
 
 /// The answer to a write once a leader stops.
 const STOPS: &str = "this leader is stopping and takes no more writes; try again when it is back";
@@ -154,7 +154,7 @@ impl Node {
     /// # Errors
     ///
     /// Where the epoch cannot follow the node's history.
-    pub fn open_epoch(&self, epoch: Era) -> Result<(), HistoryError> {
+    pub fn open_epoch(&self, epoch: EpochStart) -> Result<(), HistoryError> {
         let mut result = Ok(());
         self.change(|state| {
             result = state.history.push(epoch);
@@ -234,7 +234,7 @@ impl Node {
         self.engine.admit(Admission {
             reads: serves,
             writes: leads,
-            epoch: state.history.last().map_or(0, |era| era.epoch),
+            epoch: state.history.last().map_or(0, |start| start.epoch),
         });
     }
 }

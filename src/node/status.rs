@@ -86,8 +86,8 @@ impl Node {
         let (phase, epoch) = {
             let state = self.state.lock();
             // Not an epoch whose first entry is further on: epoch and index together say what the node holds.
-            let epoch = state.history.era_of(head.index.saturating_add(1));
-            (state.phase.clone(), epoch.map_or(0, |era| era.epoch))
+            let epoch = state.history.epoch_of(head.index.saturating_add(1));
+            (state.phase.clone(), epoch.map_or(0, |start| start.epoch))
         };
         let not_following = summary.not_following.as_deref();
         let (state, reason) = match &phase {

@@ -128,10 +128,9 @@ fn exchange(
         match stream.read(buffer.space(needed)) {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(count) => buffer.filled(count),
-            Err(error) => match error.kind() {
-                ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => {}
-                _ => return Err(error),
-            },
+            // The loop looks at the stop and at the deadline.
+            Err(error) if is_temporary(&error) => {}
+            Err(error) => return Err(error),
         }
         if stop.is_stopped() {
             return Err(ErrorKind::Interrupted.into());
@@ -140,4 +139,12 @@ fn exchange(
             return Err(ErrorKind::TimedOut.into());
         }
     }
+}
+
+/// Whether a read may be tried again on the same connection.
+fn is_temporary(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+    )
 }

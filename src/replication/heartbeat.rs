@@ -149,7 +149,7 @@ fn judge_leaders(node: &Node, member: &Member, report: &Report) {
     if !node.takes_writes() || !report.leads() {
         return;
     }
-    let epoch = node.history().last().map_or(0, |era| era.epoch);
+    let epoch = node.history().last().map_or(0, |start| start.epoch);
     if (report.epoch, report.process) > (epoch, member.process) {
         let peer = &report.node;
         let text = format!(

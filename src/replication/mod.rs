@@ -14,6 +14,8 @@
 //! (`leader_side`). [`core`] makes the decisions of both. A leader that starts first copies the peer that is most up to
 //! date (`follower_side::recover`). One that stops waits until the others have everything (`shutdown_sync`).
 
+#![deny(clippy::wildcard_enum_match_arm)]
+
 mod ask;
 pub mod core;
 mod follower_side;

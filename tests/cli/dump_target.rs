@@ -16,11 +16,11 @@ use std::{
 
 use gopherstore::{
     client::Client,
-    history::{Era, History},
+    history::{EpochStart, History},
     replication::core::liveness::SILENT_HEARTBEATS,
     wire::{
         Request, Status,
-        replication::{BatchEncoder, Eras, FollowAnswer, Message, Start},
+        replication::{BatchEncoder, Epochs, FollowAnswer, Message, Start},
     },
 };
 
@@ -65,16 +65,16 @@ fn after(before: &str) -> Command {
 
 /// The answer to a FOLLOW that begins a copy, and the copy's first part: one entry.
 fn begun() -> Vec<u8> {
-    let era = Era {
+    let start = EpochStart {
         epoch: 1,
         nonce: 7,
         start_index: 1,
     };
-    let history = History::new(vec![era]).unwrap();
+    let history = History::new(vec![start]).unwrap();
     let mut value = Vec::new();
     FollowAnswer {
         start: Start::FullCopy,
-        history: Eras::of(&history).unwrap(),
+        history: Epochs::of(&history).unwrap(),
     }
     .encode(&mut value);
     let mut out = answer(Status::Ok.byte(), &value);
@@ -82,7 +82,7 @@ fn begun() -> Vec<u8> {
         epoch: 1,
         keys: 1,
         bytes: 2,
-        history: Eras::of(&history).unwrap(),
+        history: Epochs::of(&history).unwrap(),
     };
     begin.encode(&mut out).unwrap();
     let (mut frame, key, value) = (Vec::new(), b"k", b"v");

@@ -326,8 +326,8 @@ fn each_surviving_write_is_shown_once_or_said_to_be_missed_while_nodes_restart()
     let observer = Observer::open(&follower, &ClientOptions::default(), Watch::New).unwrap();
     let history = observer.history();
     for (index, epoch, _) in &shown {
-        let era = history.era_of(*index).unwrap();
-        assert_eq!(era.epoch, *epoch, "entry {index}\n{said}");
+        let start = history.epoch_of(*index).unwrap();
+        assert_eq!(start.epoch, *epoch, "entry {index}\n{said}");
     }
     let mut client = cluster.client(0);
     let mut lacks = 0;

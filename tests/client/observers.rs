@@ -4,10 +4,10 @@ use std::{io::Write, time::Duration};
 
 use gopherstore::{
     client::{ClientOptions, Error, Observer, ProtocolError, Watch},
-    history::{Era, History},
+    history::{EpochStart, History},
     wire::{
         Request,
-        replication::{BatchEncoder, Eras, FollowAnswer, Message, Start, StreamOpcode},
+        replication::{BatchEncoder, Epochs, FollowAnswer, Message, Start, StreamOpcode},
     },
 };
 
@@ -16,16 +16,16 @@ use crate::support::{Peer, answer, next_frame, wait_for_close};
 const EPOCH: u64 = 3;
 
 fn accepted(start: Start) -> Vec<u8> {
-    let era = Era {
+    let history = History::new(vec![EpochStart {
         epoch: EPOCH,
         nonce: 7,
         start_index: 1,
-    };
-    let history = History::new(vec![era]).unwrap();
+    }])
+    .unwrap();
     let mut value = Vec::new();
     FollowAnswer {
         start,
-        history: Eras::of(&history).unwrap(),
+        history: Epochs::of(&history).unwrap(),
     }
     .encode(&mut value);
     answer(0, &value)
@@ -123,7 +123,7 @@ fn what_is_missing_or_damaged_is_never_handed_on() {
         StreamOpcode::SnapshotChunk,
     );
     let begin = {
-        let history = History::new(vec![Era {
+        let history = History::new(vec![EpochStart {
             epoch: EPOCH,
             nonce: 7,
             start_index: 1,
@@ -133,7 +133,7 @@ fn what_is_missing_or_damaged_is_never_handed_on() {
             epoch: EPOCH,
             keys: 1,
             bytes: 2,
-            history: Eras::of(&history).unwrap(),
+            history: Epochs::of(&history).unwrap(),
         })
     };
     let copy = |good, parts: &[Vec<u8>]| fault(Watch::Copy, Start::FullCopy, good, parts);

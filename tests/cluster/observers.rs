@@ -524,10 +524,10 @@ fn watch_until(addr: &str, last: &[u8], shown: &mut Shown) -> u64 {
             else {
                 continue;
             };
-            assert_eq!(Some(epoch), history.last().map(|era| era.epoch));
+            assert_eq!(Some(epoch), history.last().map(|start| start.epoch));
             for (index, frame) in (first_index..).zip(frames) {
-                let era = history.era_of(index).unwrap();
-                shown.push((index, era.epoch, frame.request().key().to_vec()));
+                let start = history.epoch_of(index).unwrap();
+                shown.push((index, start.epoch, frame.request().key().to_vec()));
             }
             if shown.last().is_some_and(|(_, _, key)| key == last) {
                 return streams;
@@ -539,7 +539,7 @@ fn watch_until(addr: &str, last: &[u8], shown: &mut Shown) -> u64 {
 }
 
 /// A follower's history grows when its leader restarts, and its observers see that before the first entry of the new
-/// era: the follower may adopt the history and apply entries between two heartbeats of the observer's sender.
+/// epoch: the follower may adopt the history and apply entries between two heartbeats of the observer's sender.
 #[test]
 fn an_observer_of_a_follower_sees_each_entry_once_and_under_its_epoch_while_leaders_restart() {
     watch_while_leaders_restart(1);
@@ -571,7 +571,7 @@ fn watch_while_leaders_restart(watched: usize) {
             cluster.stop(0);
             cluster.restart(2);
             cluster.restart(0);
-            cluster.wait_for_status(0, WITHIN, "a new era", |status| {
+            cluster.wait_for_status(0, WITHIN, "a new epoch", |status| {
                 status.is_state(state::SERVING)
             });
         }
@@ -580,16 +580,16 @@ fn watch_while_leaders_restart(watched: usize) {
         cluster.client(0).set(b"last", b"v").unwrap();
         (acknowledged, watcher.join().unwrap())
     });
-    assert!(streams > 5, "{streams} streams and 5 new eras");
+    assert!(streams > 5, "{streams} streams and 5 new epochs");
     let indexes: Vec<u64> = shown.iter().map(|(index, ..)| *index).collect();
     let all: Vec<u64> = (1..).take(indexes.len()).collect();
     assert!(indexes == all, "missed or doubled: {indexes:?}");
     let observer = observe(&cluster, watched, Watch::New).unwrap();
     let history = observer.history();
-    assert_eq!(history.eras().len(), 6);
+    assert_eq!(history.epochs().len(), 6);
     for (index, epoch, _) in &shown {
-        let era = history.era_of(*index).unwrap();
-        assert_eq!(era.epoch, *epoch, "entry {index}");
+        let start = history.epoch_of(*index).unwrap();
+        assert_eq!(start.epoch, *epoch, "entry {index}");
     }
     let set: BTreeSet<&[u8]> = acknowledged.iter().map(|key| &key[..]).collect();
     let keys = shown.iter().map(|(_, _, key)| key);

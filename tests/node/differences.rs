@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use gopherstore::client::{Client, ClientOptions};
 use gopherstore::config::Config;
-use gopherstore::history::{Era, History};
+use gopherstore::history::{EpochStart, History};
 use gopherstore::node::Node;
 use gopherstore::replication::Peers;
 use gopherstore::server::{Server, Stopper};
-use gopherstore::wire::replication::{Eras, FollowAnswer, Message, Start};
+use gopherstore::wire::replication::{Epochs, FollowAnswer, Message, Start};
 use gopherstore::wire::response::Response;
 use gopherstore::wire::{Opcode, Request, Status};
 use socket2::{Domain, Socket, Type};
@@ -23,8 +23,8 @@ const HEARTBEAT: Duration = Duration::from_millis(300);
 /// How long anything may take that a slow machine delays.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The one era of these tests' data.
-const ERA: Era = Era {
+/// The one epoch of these tests' data.
+const EPOCH: EpochStart = EpochStart {
     epoch: 1,
     nonce: 7,
     start_index: 1,
@@ -145,7 +145,7 @@ fn a_follower_with_other_data_is_found_stops_serving_and_heals_by_a_full_copy() 
     // Another value, another key, and nothing at all where the leader has an entry.
     for last in [(&b"c"[..], &b"x"[..]), (b"d", b"3"), (b"a", b"1")] {
         let mut pair = Pair::new();
-        let history = || History::new(vec![ERA]).unwrap();
+        let history = || History::new(vec![EPOCH]).unwrap();
         let (leader, follower) = (pair.node("n1"), pair.node("n2"));
         fill(&leader, &leaders);
         leader.adopt(history());
@@ -190,7 +190,7 @@ fn a_follower_that_has_found_a_difference_answers_no_reads() {
     let pair = Pair::new();
     let node = pair.node("n2");
     fill(&node, &[(b"a", b"1")]);
-    node.adopt(History::new(vec![ERA]).unwrap());
+    node.adopt(History::new(vec![EPOCH]).unwrap());
     let get = |node: &Node| ask(node, &Request::Get { key: b"a" });
     assert_eq!(get(&node).0, Status::Ok);
     node.mark_diverged("the digest differs");
@@ -198,7 +198,7 @@ fn a_follower_that_has_found_a_difference_answers_no_reads() {
     assert_eq!(get(&node).1, b"the digest differs");
     assert!(node.wants_snapshot());
     assert!(!node.is_to_discard(), "only somebody's order says so");
-    node.adopt(History::new(vec![ERA]).unwrap());
+    node.adopt(History::new(vec![EPOCH]).unwrap());
     assert!(!node.wants_snapshot());
 }
 
@@ -207,7 +207,7 @@ fn a_leader_that_knows_nothing_of_it_does_not_empty_a_follower_that_found_a_diff
     let mut pair = Pair::new();
     let follower = pair.node("n2");
     fill(&follower, &[(b"a", b"1")]);
-    follower.adopt(History::new(vec![ERA]).unwrap());
+    follower.adopt(History::new(vec![EPOCH]).unwrap());
     follower.mark_diverged("the digest differs");
     // It has nothing, and does not take what a follower found to be wrong.
     let leader = pair.node("n1");
@@ -228,10 +228,10 @@ fn lead_wrongly(addr: &str, node: &Node, message: Vec<u8>) {
     report_bytes.extend_from_slice(report.value());
     let listener = TcpListener::bind(addr).unwrap();
     let mut answer = Vec::new();
-    let history = History::new(vec![ERA]).unwrap();
+    let history = History::new(vec![EPOCH]).unwrap();
     FollowAnswer {
         start: Start::Resume { from_index: 4 },
-        history: Eras::of(&history).unwrap(),
+        history: Epochs::of(&history).unwrap(),
     }
     .encode(&mut answer);
     let mut bytes = Vec::new();
@@ -269,7 +269,7 @@ fn follow_wrongly(message: &Message<'_>) -> Pair {
     let mut pair = Pair::new();
     let follower = pair.node("n2");
     fill(&follower, &[(b"a", b"1"), (b"b", b"2"), (b"c", b"3")]);
-    follower.adopt(History::new(vec![ERA]).unwrap());
+    follower.adopt(History::new(vec![EPOCH]).unwrap());
     let mut bytes = Vec::new();
     message.encode(&mut bytes).unwrap();
     let mut leader = pair.node("n1");
@@ -298,12 +298,12 @@ fn a_heartbeat_for_an_index_that_the_follower_is_not_at_is_a_difference() {
 
 #[test]
 fn a_copy_that_was_not_agreed_on_empties_nobody() {
-    let history = History::new(vec![ERA]).unwrap();
+    let history = History::new(vec![EPOCH]).unwrap();
     let pair = follow_wrongly(&Message::SnapshotBegin {
         epoch: 1,
         keys: 0,
         bytes: 0,
-        history: Eras::of(&history).unwrap(),
+        history: Epochs::of(&history).unwrap(),
     });
     // The link is dropped and made again.
     pair.wait("another stream", |pair| {

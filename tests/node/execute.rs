@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use gopherstore::engine::COPIED_BYTES;
 use gopherstore::engine::digest::Digest;
-use gopherstore::history::{Era, History};
+use gopherstore::history::{EpochStart, History};
 use gopherstore::node::{Node, Phase, Reply, Role};
 use gopherstore::wire::comparison::{ListAnswer, SumsAnswer};
 use gopherstore::wire::response::Response;
@@ -249,16 +249,16 @@ fn a_leader_that_has_taken_a_copy_serves_once_it_has_its_own_era() {
     let mut node = Node::new(Role::Leader);
     node.enter(Phase::Loading(Arc::from("it copies a follower")));
     let phases = node.watch();
-    let era = |epoch, start_index| Era {
+    let epoch_start = |epoch, start_index| EpochStart {
         epoch,
         nonce: epoch,
         start_index,
     };
     let (key, value) = (&b"k"[..], &b"v"[..]);
-    node.adopt(History::new(vec![era(1, 1)]).unwrap());
+    node.adopt(History::new(vec![epoch_start(1, 1)]).unwrap());
     assert_eq!(ask(&node, &Request::Set { key, value }).0, Status::Loading);
     assert_eq!(ask(&node, &Request::Get { key }).0, Status::Loading);
-    node.open_epoch(era(2, 1)).unwrap();
+    node.open_epoch(epoch_start(2, 1)).unwrap();
     assert_eq!(ask(&node, &Request::Set { key, value }).0, Status::Ok);
     drop(node);
     let served = phases.iter().filter(|phase| *phase == Phase::Serving);

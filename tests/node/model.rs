@@ -10,7 +10,7 @@ use gopherstore::config::Config;
 use gopherstore::engine::digest::Digest;
 use gopherstore::engine::store::Store;
 use gopherstore::engine::{Answers, COPIED_BYTES, PartitionCopy, Staged};
-use gopherstore::history::Era;
+use gopherstore::history::EpochStart;
 use gopherstore::log::Found;
 use gopherstore::node::Node;
 use gopherstore::wire::request::Limits;
@@ -142,12 +142,12 @@ fn nodes() -> [Node; 2] {
         let config = config(count);
         let node = Node::of_cluster(&config, config.leader());
         if count > 1 {
-            let era = Era {
+            let start = EpochStart {
                 epoch: 1,
                 nonce: 1,
                 start_index: 1,
             };
-            node.open_epoch(era).unwrap();
+            node.open_epoch(start).unwrap();
         }
         node
     })

@@ -3,10 +3,10 @@
 //! A failure prints its input and writes a seed to `tests/protocol/properties.proptest-regressions`, from which it is
 //! replayed first at the next run.
 
-use gopherstore::history::{Era, History};
+use gopherstore::history::{EpochStart, History};
 use gopherstore::wire::comparison::{BITS_MAX, List, ListAnswer, Sums, SumsAnswer};
 use gopherstore::wire::replication::{
-    self, BatchEncoder, Eras, Fields, Follow, FollowAnswer, Head, Message, Start,
+    self, BatchEncoder, Epochs, Fields, Follow, FollowAnswer, Head, Message, Start,
 };
 use gopherstore::wire::request::{self, Disposition, Limits, RequestHeader};
 use gopherstore::wire::response::{self, ResponseHeader};
@@ -45,20 +45,20 @@ fn digest() -> impl Strategy<Value = u128> {
     any::<[u8; 16]>().prop_map(u128::from_be_bytes)
 }
 
-/// Any history of a few eras: rising epochs, starts that do not fall.
+/// Any history of a few epochs: rising epochs, starts that do not fall.
 fn history() -> impl Strategy<Value = History> {
     vec((1..u64::MAX >> 8, any::<u64>(), 0..u64::MAX >> 8), 1..20).prop_map(|steps| {
         let (mut epoch, mut start_index) = (0, 1);
-        let eras = steps.into_iter().map(|(rise, nonce, step)| {
+        let epochs = steps.into_iter().map(|(rise, nonce, step)| {
             epoch += rise;
             start_index += step;
-            Era {
+            EpochStart {
                 epoch,
                 nonce,
                 start_index,
             }
         });
-        History::new(eras.collect()).unwrap()
+        History::new(epochs.collect()).unwrap()
     })
 }
 
@@ -125,15 +125,15 @@ proptest! {
     fn a_history_is_read_as_it_was_written(
         history in history(), epoch in any::<u64>(), from_index in 1_u64.., after in bytes(20)
     ) {
-        let eras = Eras::of(&history).unwrap();
-        let message = Message::SnapshotBegin { epoch, keys: from_index, bytes: epoch, history: eras };
+        let epochs = Epochs::of(&history).unwrap();
+        let message = Message::SnapshotBegin { epoch, keys: from_index, bytes: epoch, history: epochs };
         let mut stream = Vec::new();
         message.encode(&mut stream).unwrap();
         stream.extend_from_slice(&after);
         assert_read_back(message, &stream, after.len());
 
         for start in [Start::FullCopy, Start::Resume { from_index }] {
-            let answer = FollowAnswer { start, history: eras };
+            let answer = FollowAnswer { start, history: epochs };
             let mut value = Vec::new();
             answer.encode(&mut value);
             let read = FollowAnswer::decode(&value).unwrap();

@@ -3,7 +3,7 @@
 use gopherstore::wire::command::Limit;
 use gopherstore::wire::comparison::{self, List, ListAnswer, Sums, SumsAnswer};
 use gopherstore::wire::replication::{
-    self, BatchEncoder, Eras, Follow, FollowAnswer, Frames, Message, Start, StreamOpcode,
+    self, BatchEncoder, Epochs, Follow, FollowAnswer, Frames, Message, Start, StreamOpcode,
 };
 use gopherstore::wire::request::{self, Disposition, Limits, RequestError};
 use gopherstore::wire::{Field, Form, Opcode, Request, Response, Status, response};
@@ -238,12 +238,12 @@ fn follow_meaning(follow: &Follow) -> String {
     )
 }
 
-fn history_meaning(history: &Eras) -> String {
-    let eras = history.iter().map(|era| {
-        let (epoch, nonce, start_index) = (era.epoch, era.nonce, era.start_index);
+fn history_meaning(history: &Epochs) -> String {
+    let epochs = history.iter().map(|start| {
+        let (epoch, nonce, start_index) = (start.epoch, start.nonce, start.start_index);
         format!(" ({epoch}, {nonce:#018x}, {start_index})")
     });
-    format!("history:{}", eras.collect::<String>())
+    format!("history:{}", epochs.collect::<String>())
 }
 
 fn answer_meaning(value: &[u8]) -> String {

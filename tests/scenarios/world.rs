@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use gopherstore::engine::digest::Digest;
 use gopherstore::engine::entry::Entry;
-use gopherstore::history::{Era, History};
+use gopherstore::history::{EpochStart, History};
 use gopherstore::log::Head;
 use gopherstore::log::append_times::AppendTimes;
 use gopherstore::log::backlog::{After, Append, Backlog, Records};
@@ -34,7 +34,7 @@ use gopherstore::node::Phase;
 use gopherstore::replication::core::liveness::{Change, Liveness, SILENT_HEARTBEATS};
 use gopherstore::replication::core::progress::{Progress, lag_since};
 use gopherstore::replication::core::rules::{
-    CopyRule, Position, Standing, Verdict, furthest, next_epoch, start_of, takes,
+    Decision, PeerPosition, Position, SnapshotRule, decide, most_up_to_date, next_epoch, start_of,
 };
 use gopherstore::replication::core::snapshot_permits::{Permit, SnapshotPermits};
 use gopherstore::wire::Request;
@@ -91,7 +91,7 @@ struct Link {
 }
 
 struct Copy {
-    rule: CopyRule,
+    rule: SnapshotRule,
     partition: usize,
     history: History,
     _permit: Permit,
@@ -380,7 +380,7 @@ impl World {
                 self.say(&format!("{name} does not answer"));
             } else if node.is_running {
                 let position = node.position();
-                found.push(Standing {
+                found.push(PeerPosition {
                     epoch: position.epoch,
                     index: position.index,
                     has_data: node.serves(),
@@ -388,8 +388,8 @@ impl World {
                 found_at.push(at);
             }
         }
-        if let Some(best) = furthest(&found) {
-            let Standing { epoch, index, .. } = found[best];
+        if let Some(best) = most_up_to_date(&found) {
+            let PeerPosition { epoch, index, .. } = found[best];
             let source = &self.nodes[found_at[best]];
             let text = format!("n1 copies {}: index {index} of epoch {epoch}", source.name);
             let (map, head, history) = (source.map.clone(), source.head, source.history.clone());
@@ -403,17 +403,17 @@ impl World {
         }
         self.nonce += 1;
         let leader = &mut self.nodes[0];
-        let era = Era {
+        let start = EpochStart {
             epoch: next_epoch(&leader.history, &found),
             nonce: self.nonce,
             start_index: leader.head.index + 1,
         };
-        let text = match leader.history.push(era) {
+        let text = match leader.history.push(start) {
             Ok(()) => {
                 leader.phase = Phase::Serving;
                 format!(
                     "n1 leads from index {} on, in epoch {}",
-                    era.start_index, era.epoch
+                    start.start_index, start.epoch
                 )
             }
             Err(error) => format!("n1 CANNOT LEAD: {error}"),
@@ -480,12 +480,12 @@ impl World {
             own,
             wants_snapshot,
         );
-        let verdict = takes(own, start, &leader.history);
+        let decision = decide(own, start, &leader.history);
         let history = leader.history.clone();
         let mut copy = None;
-        let (text, next) = match verdict {
-            Verdict::Resume => (format!("resumes from {}", own.index + 1), own.index + 1),
-            Verdict::TakeCopy => {
+        let (text, next) = match decision {
+            Decision::Resume => (format!("resumes from {}", own.index + 1), own.index + 1),
+            Decision::TakeSnapshot => {
                 let holds_data = own.index > 0 && !wants_snapshot;
                 let Some(permit) = leader.permits.begin(holds_data, self.now) else {
                     self.say(&format!(
@@ -494,14 +494,14 @@ impl World {
                     return false;
                 };
                 copy = Some(Copy {
-                    rule: CopyRule::default(),
+                    rule: SnapshotRule::default(),
                     partition: 0,
                     history: history.clone(),
                     _permit: permit,
                 });
                 ("takes a full copy".to_owned(), leader.head.index + 1)
             }
-            Verdict::Refuse => {
+            Decision::Refuse => {
                 let why = format!(
                     "n1 lacks what ends at index {} of epoch {}",
                     own.index, own.epoch
@@ -510,7 +510,7 @@ impl World {
                 self.say(&format!("{name}: refuses a full copy: {why}"));
                 return false;
             }
-            Verdict::Misfit => panic!("{start:?} for {own:?}"),
+            Decision::OfferMismatch => panic!("{start:?} for {own:?}"),
         };
         self.say(&format!("{name}: {text}"));
         let now = self.now;
@@ -628,7 +628,7 @@ impl World {
                 .cloned()
                 .collect();
             let index = self.nodes[0].head.index;
-            copy.rule.copied(index);
+            copy.rule.partition_copied(index);
             copy.partition += 1;
             let texts: Vec<String> = entries.iter().map(text).collect();
             self.say(&format!(

@@ -174,7 +174,7 @@ fn are_equal([a, b]: &[Standing; 2]) -> bool {
     a.epoch > 0 && b.epoch > 0 && !a.digest.is_empty() && a.digest == b.digest
 }
 
-/// Whether one may be a copy of the other that is on its way: they are in the same era, as far as they say.
+/// Whether one may be a copy of the other that is on its way: they are in the same epoch, as far as they say.
 fn are_related([a, b]: &[Standing; 2]) -> bool {
     let is_same = a.epoch == b.epoch && a.cluster == b.cluster;
     a.epoch > 0 && is_same && !a.refuses && !b.refuses

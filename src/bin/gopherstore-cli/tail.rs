@@ -175,14 +175,14 @@ fn resume(addr: &str, options: &ClientOptions, lost: &Observer) -> Result<(Obser
     // for them now is asked again later.
     let probe = Observer::open(addr, options, Watch::New)?;
     let status = Client::connect_with(addr, options.clone())?.status()?;
-    let Some(era) = probe.history().last() else {
+    let Some(start) = probe.history().last() else {
         return Err(refused);
     };
     let shared = lost.history().shared_with(probe.history(), shown);
     let oldest = NodeStatus::parse(&status).backlog_first_index;
     let watch = Watch::After {
-        epoch: era.epoch,
-        nonce: era.nonce,
+        epoch: start.epoch,
+        nonce: start.nonce,
         index: oldest
             .unwrap_or_else(|| from_index(&probe))
             .saturating_sub(1)
@@ -280,7 +280,7 @@ impl View {
                     self.out.extend_from_slice(line.as_bytes());
                 }
                 Form::Json => {
-                    let epoch = history.era_of(index).map_or(0, |era| era.epoch);
+                    let epoch = history.epoch_of(index).map_or(0, |start| start.epoch);
                     let object = object(index, epoch, &frame.request(), self.values);
                     self.out.extend_from_slice(object.to_string().as_bytes());
                 }

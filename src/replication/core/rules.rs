@@ -1,40 +1,42 @@
-//! Who is given what: plain rules over positions, without sockets, threads or clocks.
+//! Decides between resume and snapshot, and which peer is most up to date: rules over positions.
 
 use std::fmt;
 
 use crate::history::History;
 use crate::wire::replication::Start;
 
-/// Where a node says it stands.
+/// The position of a node in its data set, as it says itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
-    /// Epoch of the era that its next entry belongs to, as far as it knows; 0 where it holds no data set.
+    /// Epoch that its next entry belongs to, as far as it knows; 0 where it holds no data set.
     pub epoch: u64,
-    /// Nonce of that era.
+    /// Nonce of that epoch.
     pub nonce: u64,
     /// Index of its last entry.
     pub index: u64,
 }
 
 impl Position {
-    /// Of a node with this history, whose log ends at `index`. An era that begins further on does not count: a node
-    /// that resumes is told of eras before it has their entries, and must not pass for one that is ahead.
+    /// The position of a node with this history, whose log ends at `index`. An epoch that begins further on does not
+    /// count: a node that resumes is told of epochs before it has their entries, and must not pass for one that is
+    /// ahead.
     #[must_use]
     pub fn of(history: &History, index: u64) -> Position {
         history
-            .era_of(index.saturating_add(1))
-            .map_or_else(Position::default, |era| Position {
-                epoch: era.epoch,
-                nonce: era.nonce,
+            .epoch_of(index.saturating_add(1))
+            .map_or_else(Position::default, |start| Position {
+                epoch: start.epoch,
+                nonce: start.nonce,
                 index,
             })
     }
 }
 
-/// How a source starts the stream for a follower: it resumes where the follower's data set is one that the source's
-/// own went through and the log still holds what comes next. It sends a full copy where the log does not, where the
-/// follower wants one, and where it holds nothing; but nothing where the follower holds a data set that the source
-/// does not know, since a copy would replace entries that the source lacks.
+/// The start that the leader side offers to a follower.
+///
+/// It resumes where its own data set went through the follower's and the log still holds the next entry. It sends a
+/// snapshot where the log does not, where the follower wants one, and where the follower holds nothing. It sends
+/// nothing where it does not know the follower's data set: a snapshot would replace entries that it lacks.
 #[must_use]
 pub fn start_of(
     own: &History,
@@ -62,13 +64,13 @@ pub fn start_of(
 /// The last index that an observer gives for "from the end on".
 pub const FROM_THE_END: u64 = u64::MAX;
 
-/// How a source starts the stream for an observer, which keeps no data set that could differ: from the entry after its
-/// last one, whatever history that was where it names none, or with a full copy, but only where it asks for that.
-/// `first_index` is that of the oldest entry that the log holds.
+/// The start that the leader side offers to an observer, which keeps no data set that could differ: the entry after its
+/// last one, in any history where it names none; a snapshot only where it asks for one. `first_index` is the oldest
+/// entry that the log holds.
 ///
 /// # Errors
 ///
-/// Why there is nothing to be watched from there on.
+/// Where the stream cannot begin there.
 pub fn start_of_observer(
     own: &History,
     last_index: u64,
@@ -105,28 +107,28 @@ pub fn start_of_observer(
     Ok(Start::Resume { from_index })
 }
 
-/// Why an observer is given nothing.
+/// Why a stream cannot begin where the observer asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unwatched {
-    /// The source's data set did not come by the observer's last entry.
+    /// The node's data set did not go through the observer's last entry.
     Unknown {
         /// Epoch of that entry.
         epoch: u64,
         /// Its index.
         index: u64,
     },
-    /// The source has not come so far.
+    /// The node has no such entry yet.
     Beyond {
         /// The observer's last index.
         index: u64,
-        /// The source's last index.
+        /// The node's last index.
         last_index: u64,
     },
     /// The log no longer holds the entry.
     Gone {
         /// The entry that the observer wants first.
         from_index: u64,
-        /// The oldest that is held.
+        /// The oldest one held.
         first_index: u64,
     },
 }
@@ -153,88 +155,89 @@ impl fmt::Display for Unwatched {
     }
 }
 
-/// What a follower makes of the start that it is offered.
+/// What a follower does with the start that it is offered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Go on after its last entry.
+pub enum Decision {
+    /// Resume after its last entry.
     Resume,
-    /// Give up what it holds, if anything, and take the copy.
-    TakeCopy,
-    /// Keep what it holds and refuse: a copy would lose entries that the leader does not have.
+    /// Discard its data set, if it has one, and take the snapshot.
+    TakeSnapshot,
+    /// Keep its data set and refuse: a snapshot would lose entries that the leader does not have.
     Refuse,
-    /// The offer does not fit where the follower stands.
-    Misfit,
+    /// Reject the offer: it does not match the follower's position.
+    OfferMismatch,
 }
 
-/// What a follower at `own` makes of a start offered by a leader with the history `theirs`. A follower that was ordered
-/// to give up its data asks as one that holds nothing. Nothing but an order does that: a node that distrusts its data
-/// asks for a copy, and keeps what it holds where the leader does not know that.
+/// Decides what a follower at `own` does with a start offered by a leader with the history `theirs`.
+///
+/// A follower that was ordered to discard its data set asks as one that holds nothing. Only the order has that effect:
+/// a follower whose data set has diverged asks for a snapshot, and keeps the data set where the leader does not know
+/// it.
 #[must_use]
-pub fn takes(own: Position, start: Start, theirs: &History) -> Verdict {
+pub fn decide(own: Position, start: Start, theirs: &History) -> Decision {
     let is_known = theirs.holds(own.epoch, own.nonce, own.index);
     match start {
-        Start::Resume { from_index } if is_known && from_index == own.index + 1 => Verdict::Resume,
-        Start::Resume { .. } => Verdict::Misfit,
-        Start::FullCopy if own.index == 0 || is_known => Verdict::TakeCopy,
-        Start::Unknown if own.index == 0 || is_known => Verdict::Misfit,
-        Start::FullCopy | Start::Unknown => Verdict::Refuse,
+        Start::Resume { from_index } if is_known && from_index == own.index + 1 => Decision::Resume,
+        Start::Resume { .. } => Decision::OfferMismatch,
+        Start::FullCopy if own.index == 0 || is_known => Decision::TakeSnapshot,
+        Start::Unknown if own.index == 0 || is_known => Decision::OfferMismatch,
+        Start::FullCopy | Start::Unknown => Decision::Refuse,
     }
 }
 
-/// What a peer says of itself to a leader that starts.
+/// The position of a peer, as a leader that starts learns it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
-    /// Epoch of the era that its next entry belongs to; 0 where it holds no data set.
+pub struct PeerPosition {
+    /// Epoch that its next entry belongs to; 0 where it holds no data set.
     pub epoch: u64,
     /// Index of its last entry.
     pub index: u64,
-    /// Whether it holds a whole data set that it trusts.
+    /// Whether it holds a complete data set that has not diverged.
     pub has_data: bool,
 }
 
-/// Which of the peers a leader that starts takes its data from: the one furthest ahead of those that have any, by epoch
-/// and then by index, since a later leader had all that its followers had of the one before. Of equals the last one.
+/// The peer that a leader that starts copies: of those that have data the one with the highest epoch, and then the
+/// highest index, since a later leader had everything that its followers had of the one before. Of equals the last one.
 #[must_use]
-pub fn furthest(peers: &[Standing]) -> Option<usize> {
+pub fn most_up_to_date(peers: &[PeerPosition]) -> Option<usize> {
     let have_data = peers.iter().enumerate().filter(|(_, peer)| peer.has_data);
     have_data
         .max_by_key(|(_, peer)| (peer.epoch, peer.index))
         .map(|(at, _)| at)
 }
 
-/// Returns the epoch of the era that a leader opens: above its own, whose history it has copied, and all that it has
-/// heard of.
+/// Returns the epoch that a leader opens: above those of its own history and of all peers.
 #[must_use]
-pub fn next_epoch(own: &History, peers: &[Standing]) -> u64 {
+pub fn next_epoch(own: &History, peers: &[PeerPosition]) -> u64 {
     let heard = peers.iter().map(|peer| peer.epoch);
-    let own = own.last().map(|era| era.epoch);
+    let own = own.last().map(|start| start.epoch);
     heard.chain(own).max().unwrap_or(0) + 1
 }
 
-/// Which entries of the log go into a full copy that is under way.
+/// Decides which entries of the log belong to a snapshot that is under way.
 ///
-/// Partitions are copied one after another, each at the index at which the log stood while nobody wrote there. Between
-/// two of them goes what the log has gained: of a partition that is copied already, what came after its copy. All else
-/// is in a copy, or will be.
+/// Partitions are copied one after another, each at the index of the log while no writer was in that partition. Between
+/// two partitions the sender sends what the log has gained: of a partition that is copied already, the entries after
+/// its copy. All other entries are part of a copy, or will be.
 #[derive(Clone, Debug, Default)]
-pub struct CopyRule {
+pub struct SnapshotRule {
     /// For each partition that is copied, the index at which it was.
     copied_at: Vec<u64>,
 }
 
-impl CopyRule {
-    /// The next partition was copied while the log stood at `index`.
-    pub fn copied(&mut self, index: u64) {
+impl SnapshotRule {
+    /// The next partition was copied while the log ended at `index`.
+    pub fn partition_copied(&mut self, index: u64) {
         self.copied_at.push(index);
     }
 
-    /// Whether the entry with this index, of a key in this partition, has to be sent.
+    /// Whether the entry with this index, of a key in this partition, must be sent.
     #[must_use]
     pub fn sends(&self, partition: usize, index: u64) -> bool {
         self.copied_at.get(partition).is_some_and(|&at| index > at)
     }
 
-    /// The index up to which the log has to be sent for the copy to be exact.
+    /// The index up to which the log must be sent before the snapshot is exact.
     #[must_use]
     pub fn exact_from(&self) -> u64 {
         self.copied_at.iter().copied().max().unwrap_or(0)
@@ -245,16 +248,21 @@ impl CopyRule {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::history::Era;
+    use crate::history::EpochStart;
 
     /// Epoch 4 wrote nothing; epoch 5 goes on after index 7.
     fn history() -> History {
-        let era = |epoch, start_index| Era {
+        let epoch_start = |epoch, start_index| EpochStart {
             epoch,
             nonce: epoch * 10,
             start_index,
         };
-        History::new(vec![era(1, 1), era(4, 8), era(5, 8)]).unwrap()
+        History::new(vec![
+            epoch_start(1, 1),
+            epoch_start(4, 8),
+            epoch_start(5, 8),
+        ])
+        .unwrap()
     }
 
     const fn at(epoch: u64, index: u64) -> Position {
@@ -265,7 +273,7 @@ mod tests {
         }
     }
 
-    const STRANGER: Position = Position {
+    const UNRELATED: Position = Position {
         epoch: 1,
         nonce: 11,
         index: 3,
@@ -281,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_position_is_of_the_last_era_that_begins_no_later_than_its_next_entry() {
+    fn a_position_is_of_the_last_epoch_that_begins_no_later_than_its_next_entry() {
         assert_eq!(Position::of(&History::default(), 9), at(0, 0));
         assert_eq!(Position::of(&history(), 0), at(1, 0));
         assert_eq!(Position::of(&history(), 6), at(1, 6), "not there yet");
@@ -290,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_follower_resumes_where_the_source_knows_its_data_and_holds_the_rest() {
+    fn a_follower_resumes_where_the_leader_side_knows_its_data_and_holds_the_rest() {
         for position in [at(5, 9), at(5, 7), at(4, 7), at(1, 7), at(1, 3), at(5, 3)] {
             assert_eq!(start(position, false), resume(position.index + 1));
             assert_eq!(start(position, true), Start::FullCopy, "asked for");
@@ -311,13 +319,13 @@ mod tests {
     }
 
     #[test]
-    fn a_follower_whose_data_the_source_does_not_know_is_sent_nothing() {
+    fn a_follower_whose_data_the_leader_side_does_not_know_is_sent_nothing() {
         for (position, why) in [
             (at(1, 8), "that epoch ended at 7"),
             (at(4, 8), "that epoch ended at 7"),
             (at(2, 3), "an epoch that it does not know"),
             (at(6, 9), "an epoch that it does not know"),
-            (STRANGER, "another nonce"),
+            (UNRELATED, "another nonce"),
         ] {
             for wants_full_copy in [false, true] {
                 let start = start(position, wants_full_copy);
@@ -326,20 +334,20 @@ mod tests {
         }
     }
 
-    /// Of a source at index 9 whose log begins with entry 4.
+    /// Of a node at index 9 whose log begins with entry 4.
     fn watched(observer: Position, wants_full_copy: bool) -> Result<Start, String> {
         start_of_observer(&history(), 9, 4, observer, wants_full_copy)
             .map_err(|why| why.to_string())
     }
 
     #[test]
-    fn an_observer_begins_where_it_says_and_gets_no_copy_that_it_did_not_ask_for() {
+    fn an_observer_begins_where_it_says_and_gets_no_snapshot_that_it_did_not_ask_for() {
         for position in [at(5, 9), at(1, 3), at(4, 7), at(0, 3), at(0, 9)] {
             assert_eq!(watched(position, false), Ok(resume(position.index + 1)));
             assert_eq!(watched(position, true), Ok(Start::FullCopy));
         }
         assert_eq!(watched(at(0, FROM_THE_END), false), Ok(resume(10)));
-        assert_eq!(watched(STRANGER, true), Ok(Start::FullCopy));
+        assert_eq!(watched(UNRELATED, true), Ok(Start::FullCopy));
         for (position, why) in [
             (
                 at(0, 2),
@@ -358,47 +366,66 @@ mod tests {
                 "no entry after 18446744073709551615 yet, this node's last one is 9",
             ),
             (at(1, 8), "entry 8 of epoch 1 is not in this node's history"),
-            (STRANGER, "entry 3 of epoch 1 is not in this node's history"),
+            (
+                UNRELATED,
+                "entry 3 of epoch 1 is not in this node's history",
+            ),
         ] {
             assert_eq!(watched(position, false), Err(why.to_owned()));
         }
     }
 
     #[test]
-    fn a_copy_is_taken_where_nothing_is_lost_by_it() {
-        let verdict = |own, start| takes(own, start, &history());
+    fn a_snapshot_is_taken_where_nothing_is_lost_by_it() {
+        let decision = |own, start| decide(own, start, &history());
         for own in [at(0, 0), at(1, 2), at(1, 7), at(5, 9), at(9, 0)] {
-            assert_eq!(verdict(own, Start::FullCopy), Verdict::TakeCopy, "{own:?}");
-            assert_eq!(verdict(own, Start::Unknown), Verdict::Misfit, "{own:?}");
+            assert_eq!(
+                decision(own, Start::FullCopy),
+                Decision::TakeSnapshot,
+                "{own:?}"
+            );
+            assert_eq!(
+                decision(own, Start::Unknown),
+                Decision::OfferMismatch,
+                "{own:?}"
+            );
         }
-        for own in [at(1, 8), at(4, 8), at(2, 1), at(6, 9), STRANGER] {
-            assert_eq!(verdict(own, Start::FullCopy), Verdict::Refuse, "{own:?}");
-            assert_eq!(verdict(own, Start::Unknown), Verdict::Refuse, "{own:?}");
+        for own in [at(1, 8), at(4, 8), at(2, 1), at(6, 9), UNRELATED] {
+            assert_eq!(decision(own, Start::FullCopy), Decision::Refuse, "{own:?}");
+            assert_eq!(decision(own, Start::Unknown), Decision::Refuse, "{own:?}");
         }
     }
 
     #[test]
     fn an_offer_to_resume_must_fit() {
-        let verdict = |own, from_index| takes(own, resume(from_index), &history());
-        assert_eq!(verdict(at(1, 7), 8), Verdict::Resume);
-        assert_eq!(verdict(at(1, 7), 7), Verdict::Misfit, "twice");
-        assert_eq!(verdict(at(1, 7), 9), Verdict::Misfit, "a gap");
-        assert_eq!(verdict(at(1, 8), 9), Verdict::Misfit, "not its data");
-        assert_eq!(verdict(STRANGER, 4), Verdict::Misfit, "not its data");
+        let decision = |own, from_index| decide(own, resume(from_index), &history());
+        assert_eq!(decision(at(1, 7), 8), Decision::Resume);
+        assert_eq!(decision(at(1, 7), 7), Decision::OfferMismatch, "twice");
+        assert_eq!(decision(at(1, 7), 9), Decision::OfferMismatch, "a gap");
+        assert_eq!(
+            decision(at(1, 8), 9),
+            Decision::OfferMismatch,
+            "not its data"
+        );
+        assert_eq!(
+            decision(UNRELATED, 4),
+            Decision::OfferMismatch,
+            "not its data"
+        );
     }
 
     #[test]
-    fn the_furthest_has_data_and_the_highest_epoch_and_then_index() {
-        let peer = |epoch, index, has_data| Standing {
+    fn the_most_up_to_date_has_data_and_the_highest_epoch_and_then_index() {
+        let peer = |epoch, index, has_data| PeerPosition {
             epoch,
             index,
             has_data,
         };
-        assert_eq!(furthest(&[]), None);
+        assert_eq!(most_up_to_date(&[]), None);
         let empty = peer(9, 9, false);
-        assert_eq!(furthest(&[empty, empty]), None);
+        assert_eq!(most_up_to_date(&[empty, empty]), None);
         assert_eq!(
-            furthest(&[empty, peer(0, 0, true)]),
+            most_up_to_date(&[empty, peer(0, 0, true)]),
             Some(1),
             "an empty one is one"
         );
@@ -407,15 +434,15 @@ mod tests {
             ([peer(2, 5, true), peer(2, 6, true), empty], 1),
             ([peer(2, 5, true), empty, peer(2, 5, true)], 2),
         ] {
-            assert_eq!(furthest(&peers), Some(at), "{peers:?}");
+            assert_eq!(most_up_to_date(&peers), Some(at), "{peers:?}");
         }
     }
 
     #[test]
     fn a_new_epoch_is_above_all_that_are_known() {
-        let heard = |epoch| Standing {
+        let heard = |epoch| PeerPosition {
             epoch,
-            ..Standing::default()
+            ..PeerPosition::default()
         };
         assert_eq!(next_epoch(&History::default(), &[]), 1);
         assert_eq!(next_epoch(&history(), &[heard(4)]), 6);
@@ -423,12 +450,12 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_takes_from_the_log_what_came_after_each_partition_was_copied() {
-        let mut rule = CopyRule::default();
+    fn a_snapshot_takes_from_the_log_what_came_after_each_partition_was_copied() {
+        let mut rule = SnapshotRule::default();
         assert!(!rule.sends(0, u64::MAX), "its copy will have it");
         assert_eq!(rule.exact_from(), 0);
-        rule.copied(5);
-        rule.copied(9);
+        rule.partition_copied(5);
+        rule.partition_copied(9);
         assert_eq!((rule.sends(0, 5), rule.sends(0, 6)), (false, true));
         assert_eq!((rule.sends(1, 9), rule.sends(1, 10)), (false, true));
         assert!(!rule.sends(2, 10));

@@ -1,4 +1,4 @@
-//! Decides what a node does that is to lead and has not begun to: plain rules over what its peers say, time passed in.
+//! Decides what a node that is to lead does before it leads, by what its peers say.
 
 use std::time::{Duration, Instant};
 
@@ -6,23 +6,23 @@ use super::liveness::Peer;
 use super::report::{Contact, Report, Role, State, Stopping};
 use crate::history::History;
 
-use super::rules::{Position, Standing, furthest, next_epoch};
+use super::rules::{PeerPosition, Position, most_up_to_date, next_epoch};
 
 /// What a node that is to lead does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// It asks again; the text says what it waits for.
+    /// It asks again.
     Wait {
-        /// What it waits for.
+        /// The text for the log and for LOADING: the peer that it waits for, and why.
         reason: String,
         /// Two nodes are to lead: an operator has to decide.
         is_conflict: bool,
     },
-    /// The peer leads: the node copies and follows it, and decides anew when that has ended.
+    /// The peer leads: the node follows it, and decides again when that has ended.
     Follow {
         /// The peer's name.
         peer: String,
-        /// Why, for the log and STATUS.
+        /// The text for the log and for STATUS.
         reason: String,
     },
     /// The peer holds the newest data: the node catches up with it.
@@ -33,22 +33,22 @@ pub enum Next {
         epoch: u64,
         /// Index of its last entry.
         index: u64,
-        /// Peers that were silent for too long: name and how.
+        /// Peers that were silent for the timeout: name, and the last failure.
         passed_over: Vec<(String, String)>,
     },
-    /// Nobody holds newer data: the node leads, in this epoch.
+    /// No peer holds newer data: the node leads, in this epoch.
     Lead {
         /// The epoch that it opens.
         epoch: u64,
-        /// Peers that were silent for too long: name and how.
+        /// Peers that were silent for the timeout: name, and the last failure.
         passed_over: Vec<(String, String)>,
     },
 }
 
-/// What a peer means for the decision.
+/// What the decision knows of a peer.
 enum Answer<'a> {
     Report(&'a Report),
-    /// It has no data as far as can be known: no process, or a stranger at its address.
+    /// It has no data as far as can be known: no process, or another node at its address.
     Absent,
     /// It was silent for the timeout.
     PassedOver(String),
@@ -56,14 +56,15 @@ enum Answer<'a> {
     Unknown(String),
 }
 
-/// Decides what the node `own` does that is to lead and began to ask at `began`. Only what was asked since then counts.
+/// Decides what the node `own` does next. It is to lead and began to ask at `began`; only answers to questions since
+/// then count.
 ///
-/// * A peer that leads is followed, whatever the files say.
-/// * While a peer still follows some other leader, it is waited for: that leader may have the node's own name, at an
-///   address of before. A stream whose leader is gone ends within the peer's leader timeout.
-/// * A peer that is to lead as well, and one whose answer is unclear, are waited for without limit.
-/// * A silent peer is waited for until `timeout` is over.
-/// * Then the peer that is furthest ahead is caught up with, and at last the node leads.
+/// * The node follows a peer that leads, whatever the configuration says.
+/// * It waits while a peer still follows another leader: that leader may have the node's own name, at an earlier
+///   address. A stream whose leader is gone ends within the peer's leader timeout.
+/// * It waits without limit for a peer that is to lead as well, and for one whose answer is unclear.
+/// * It waits for a silent peer until `timeout` has passed.
+/// * Then it catches up with the peer that is most up to date, and at last it leads.
 #[must_use]
 pub fn next(own: Own<'_>, peers: &[Peer], began: Instant, timeout: Duration, now: Instant) -> Next {
     let answers: Vec<(&str, Answer<'_>)> = peers
@@ -111,17 +112,18 @@ pub fn next(own: Own<'_>, peers: &[Peer], began: Instant, timeout: Duration, now
         Answer::Report(_) | Answer::Absent | Answer::Unknown(_) => None,
     });
     let passed_over = passed_over.collect();
-    let standings: Vec<Standing> = reports()
-        .map(|(_, report)| Standing {
+    let positions: Vec<PeerPosition> = reports()
+        .map(|(_, report)| PeerPosition {
             epoch: report.epoch,
             index: report.index,
             has_data: report.holds_data(),
         })
         .collect();
     let position = Position::of(own.history, own.index);
-    let best = furthest(&standings).and_then(|at| Some((reports().nth(at)?.0, standings[at])));
+    let best =
+        most_up_to_date(&positions).and_then(|at| Some((reports().nth(at)?.0, positions[at])));
     match best {
-        Some((peer, Standing { epoch, index, .. }))
+        Some((peer, PeerPosition { epoch, index, .. }))
             if (epoch, index) > (position.epoch, position.index) =>
         {
             Next::CatchUp {
@@ -132,16 +134,16 @@ pub fn next(own: Own<'_>, peers: &[Peer], began: Instant, timeout: Duration, now
             }
         }
         Some(_) | None => {
-            let epoch = next_epoch(own.history, &standings);
+            let epoch = next_epoch(own.history, &positions);
             Next::Lead { epoch, passed_over }
         }
     }
 }
 
-/// Where the deciding node stands.
+/// The position of the node that decides.
 #[derive(Clone, Copy, Debug)]
 pub struct Own<'a> {
-    /// What its data set went through; empty where it holds nothing.
+    /// The history of its data set; empty where it holds nothing.
     pub history: &'a History,
     /// Index of its last entry.
     pub index: u64,
@@ -165,8 +167,8 @@ fn answer<'a>(peer: &'a Peer, began: Instant, timeout: Duration, now: Instant) -
     Answer::Unknown(format!("this leader is asking {name} for data: {how}"))
 }
 
-/// What to do beside a peer that is to lead by its own file. `None` where it takes no writes and will not: it has
-/// yielded to another leader, and counts as any holder of data.
+/// What the node does where a peer is to lead by its own configuration. `None` where that peer has yielded to another
+/// leader and takes no writes: it then counts as a follower.
 fn beside_leader(name: &str, report: &Report) -> Option<Next> {
     let wait = |reason: String, is_conflict| {
         Some(Next::Wait {
@@ -198,7 +200,7 @@ fn beside_leader(name: &str, report: &Report) -> Option<Next> {
 #[allow(clippy::panic, clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::history::Era;
+    use crate::history::EpochStart;
     use crate::replication::core::liveness::Liveness;
     use crate::replication::core::report::Settings;
 
@@ -229,12 +231,12 @@ mod tests {
     const NOTHING: Place = (0, 0);
 
     fn history(epoch: u64) -> History {
-        let era = Era {
+        let start = EpochStart {
             epoch,
             nonce: 7,
             start_index: 1,
         };
-        History::new(Vec::from_iter((epoch > 0).then_some(era))).unwrap()
+        History::new(Vec::from_iter((epoch > 0).then_some(start))).unwrap()
     }
 
     /// What n1 does after these contacts of n2 and n3, `ms` after it began to ask.
@@ -304,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn the_furthest_is_caught_up_with_unless_the_own_data_is_as_new() {
+    fn the_most_up_to_date_is_caught_up_with_unless_the_own_data_is_as_new() {
         let peers = || {
             let behind = follower("n2", State::Serving, 4, 7);
             [Some(behind), Some(follower("n3", State::Serving, 4, 9))]

@@ -8,7 +8,7 @@ use log::{error, info, warn};
 use super::pauses::{BACK_OFF, Pauses};
 use super::stream::{Goal, Stream};
 use super::{describe, is_eager, random};
-use crate::history::Era;
+use crate::history::EpochStart;
 use crate::node::{Member, Node, Phase};
 use crate::replication::core::start::{self, Next, Own};
 use crate::replication::{Replica, Stop};
@@ -129,15 +129,15 @@ fn report_passed_over(peers: &[(String, String)]) {
 }
 
 fn lead(node: &Node, epoch: u64) {
-    let era = Era {
+    let start = EpochStart {
         epoch,
         nonce: random(),
         start_index: node.head().index + 1,
     };
-    match node.open_epoch(era) {
+    match node.open_epoch(start) {
         Ok(()) => info!(
             "leading from index {} on, in epoch {epoch}",
-            era.start_index
+            start.start_index
         ),
         Err(error) => error!("cannot lead: {error}"),
     }

@@ -17,7 +17,7 @@ use crate::history::History;
 use crate::node::{Member, Node, Phase};
 use crate::replication::ask::identify;
 use crate::replication::core::report::{Contact, Expected};
-use crate::replication::core::rules::{Position, Verdict, takes};
+use crate::replication::core::rules::{Decision, Position, decide};
 use crate::replication::{Peers, Replica, Stop, connect};
 use crate::wire::replication::{Follow, FollowAnswer, Frames, Message, Parsed, parse};
 use crate::wire::response::{self, Response};
@@ -149,8 +149,8 @@ impl<'a> Stream<'a> {
         self.ask(stream, own)?;
         let mut buffer = Buffer::new();
         let judge = |answer: &Response<'_>| self.judge(answer, own);
-        let (verdict, history) = read_answer(stream, &mut buffer, deadline, judge)??;
-        self.begin(verdict, history, own)?;
+        let (decision, history) = read_answer(stream, &mut buffer, deadline, judge)??;
+        self.begin(decision, history, own)?;
         self.peers.leader_heard(Instant::now());
         self.peers.set_not_following(None);
         stream.set_read_timeout(Some(timeout))?;
@@ -202,7 +202,7 @@ impl<'a> Stream<'a> {
         &self,
         answer: &Response<'_>,
         own: Position,
-    ) -> Result<(Verdict, History), FollowError> {
+    ) -> Result<(Decision, History), FollowError> {
         if answer.status != Status::Ok.byte() {
             let name = Status::try_from(answer.status).map_or("an unknown status", Status::name);
             let text = String::from_utf8_lossy(answer.value);
@@ -216,19 +216,19 @@ impl<'a> Stream<'a> {
         let offer = FollowAnswer::decode(answer.value)
             .map_err(|error| FollowError::Protocol(error.to_string()))?;
         let history = offer.history.to_history();
-        Ok((takes(own, offer.start, &history), history))
+        Ok((decide(own, offer.start, &history), history))
     }
 
     /// Begins to follow as decided, or keeps the node's own data set and fails.
     fn begin(
         &mut self,
-        verdict: Verdict,
+        decision: Decision,
         history: History,
         own: Position,
     ) -> Result<(), FollowError> {
-        self.epoch = history.last().map_or(0, |era| era.epoch);
-        match verdict {
-            Verdict::Refuse => {
+        self.epoch = history.last().map_or(0, |start| start.epoch);
+        match decision {
+            Decision::Refuse => {
                 let text = format!(
                     "{}'s data set does not include this node's, which ends at index {} of epoch {}; keeping it \
                      (gopherstore-cli resync --discard gives it up)",
@@ -236,16 +236,16 @@ impl<'a> Stream<'a> {
                 );
                 return Err(FollowError::KeepsData(text));
             }
-            Verdict::Misfit => {
+            Decision::OfferMismatch => {
                 let text = "its offer does not fit this node's position".to_owned();
                 return Err(FollowError::Protocol(text));
             }
-            Verdict::Resume => {
+            Decision::Resume => {
                 self.node.count_stream(false);
                 self.adopt(history);
                 info!("following {} from index {}", self.peer, own.index + 1);
             }
-            Verdict::TakeCopy => {
+            Decision::TakeSnapshot => {
                 self.node.count_stream(true);
                 self.receiving = Receiving::NoSnapshotYet;
             }

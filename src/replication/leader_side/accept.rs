@@ -12,7 +12,7 @@ use crate::replication::core::progress::Progress;
 use crate::replication::core::rules::{Position, Unwatched, start_of, start_of_observer};
 use crate::replication::core::snapshot_permits::Permit;
 use crate::replication::{Peers, Replica};
-use crate::wire::replication::{Eras, Follow, FollowAnswer, Start};
+use crate::wire::replication::{Epochs, Follow, FollowAnswer, Start};
 
 /// Why a stream ends, or does not begin, while a follower takes another data set or another history.
 pub(super) const OTHER_DATA: &str = "this node's data set is another now";
@@ -262,7 +262,7 @@ fn accept_observer<'a>(
 
 /// The value of the OK.
 fn answer_of(start: Start, history: &History) -> Result<Vec<u8>, Reply> {
-    let Some(history) = Eras::of(history) else {
+    let Some(history) = Epochs::of(history) else {
         return Err(Reply::Loading("this node has no history yet".into()));
     };
     let mut answer = Vec::new();

@@ -4,7 +4,7 @@
 //! follower: it is in no table and no figure of the node's, it need not say anything, and the stop does not wait for
 //! it. Unlike a follower's its source may itself be a follower, whose data set can be replaced while it is read, and
 //! whose history grows when its leader restarts. The stream then ends before the first entry of the other data set or
-//! of the new era, and the observer asks again.
+//! of the new epoch, and the observer asks again.
 
 pub(crate) mod accept;
 mod acks_in;
@@ -75,7 +75,7 @@ pub(crate) fn serve(
         place,
         end: &end,
         dataset: accepted.dataset,
-        epoch: accepted.history.last().map_or(0, |era| era.epoch),
+        epoch: accepted.history.last().map_or(0, |start| start.epoch),
         history: &accepted.history,
         cursor: accepted.cursor,
         interval,

@@ -143,16 +143,16 @@ impl Sender<'_> {
         }
         match self.cursor {
             Some(cursor) if !self.log.holds(&cursor) => Err(fell_behind()),
-            _ => Ok(()),
+            Some(_) | None => Ok(()),
         }
     }
 
     /// Fails where nothing more comes from the other side, or where the data set is no longer the one that the
     /// request was judged by: a follower has given it up for another, distrusts it, or has adopted a history with a
-    /// newer era.
+    /// newer epoch.
     ///
     /// To be called after each read of the log or the store, and before what was read is sent: what was read is then
-    /// of this stream's history, and no entry of a newer era goes out under the epoch of an older one.
+    /// of this stream's history, and no entry of a newer epoch goes out under the epoch of an older one.
     pub(super) fn check_source(&self) -> io::Result<()> {
         if let Some(end) = self.end.get() {
             Err(end.to_error())

@@ -10,8 +10,8 @@ use super::send::{BATCH_BYTES, Sender, fell_behind, stops, too_long};
 use crate::engine::PartitionCopy;
 use crate::engine::entry::Entry;
 use crate::log::{Cursor, Found};
-use crate::replication::core::rules::CopyRule;
-use crate::wire::replication::{BatchEncoder, Eras, Fields, Message};
+use crate::replication::core::rules::SnapshotRule;
+use crate::wire::replication::{BatchEncoder, Epochs, Fields, Message};
 use crate::wire::request::{self, Limits, Parsed::Whole};
 
 /// Bytes of frames after which a chunk is sent.
@@ -33,15 +33,15 @@ impl Sender<'_> {
             epoch: self.epoch,
             keys: u64::try_from(node.engine().len()).unwrap_or(u64::MAX),
             bytes: node.engine().bytes(),
-            history: Eras::of(self.history).ok_or_else(too_long)?,
+            history: Epochs::of(self.history).ok_or_else(too_long)?,
         };
         begin.encode(&mut self.out).map_err(io::Error::other)?;
         self.write()?;
-        let mut rule = CopyRule::default();
+        let mut rule = SnapshotRule::default();
         let mut chunks = 0;
         let mut copied = PartitionCopy::default();
         for partition in 0..node.engine().partitions() {
-            rule.copied(node.engine().copy_partition(partition, &mut copied));
+            rule.partition_copied(node.engine().copy_partition(partition, &mut copied));
             self.check_source()?;
             self.send_copied(&copied, &mut chunks)?;
             while self.send_gained(&mut cursor, &rule, &mut chunks, Instant::now())? {}
@@ -77,7 +77,7 @@ impl Sender<'_> {
     fn send_gained(
         &mut self,
         cursor: &mut Cursor,
-        rule: &CopyRule,
+        rule: &SnapshotRule,
         chunks: &mut u64,
         deadline: Instant,
     ) -> io::Result<bool> {

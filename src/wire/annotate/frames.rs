@@ -3,14 +3,14 @@
 use super::dump::Dump;
 use super::text::{hexadecimal, number};
 use crate::wire::replication::{
-    self, ERA_LEN, FollowAnswer, MessageValue, ReplicationError, StreamOpcode,
+    self, EPOCH_LEN, FollowAnswer, MessageValue, ReplicationError, StreamOpcode,
 };
 use crate::wire::request::{self, ANY_VALUE, RequestHeader};
 use crate::wire::response::{self, ResponseHeader};
 use crate::wire::transcript::value_fault;
 use crate::wire::{CommandSpec, Opcode, Status, is_text};
 
-/// Client frames of a batch, eras of a history, and items of a list that are shown. The rest is counted.
+/// Client frames of a batch, epochs of a history, and items of a list that are shown. The rest is counted.
 const ITEMS_MAX: usize = 16;
 
 impl Dump<'_> {
@@ -262,12 +262,12 @@ impl Dump<'_> {
 
     /// A history, as far as the bytes go.
     fn history(&mut self) {
-        self.field("eras", 2, number);
+        self.field("epochs", 2, number);
         for _ in 0..ITEMS_MAX {
             if self.has_more() {
                 self.field("epoch", 8, number);
                 self.field("nonce", 8, hexadecimal);
-                self.field("start_index", ERA_LEN - 16, number);
+                self.field("start_index", EPOCH_LEN - 16, number);
             }
         }
         self.leave_out();

@@ -2,8 +2,8 @@
 
 use super::dump::FIELD_LEN_MAX;
 use super::*;
-use crate::history::{Era, History};
-use crate::wire::replication::{BatchEncoder, Eras, Follow, FollowAnswer, Message, Start};
+use crate::history::{EpochStart, History};
+use crate::wire::replication::{BatchEncoder, Epochs, Follow, FollowAnswer, Message, Start};
 use crate::wire::{Request, Response};
 
 const SET: &[u8] = b"\x01\x00\x07\x00\x00\x00\x06user123active";
@@ -171,8 +171,8 @@ fn what_is_wrong_is_said_at_the_end() {
     assert!(response(b"\x03\x00\x00\x00\x01x").ends_with("NOT_FOUND has no value\n"));
 }
 
-fn era(epoch: u64, start_index: u64) -> Era {
-    Era {
+fn epoch_start(epoch: u64, start_index: u64) -> EpochStart {
+    EpochStart {
         epoch,
         nonce: 0xABC,
         start_index,
@@ -231,16 +231,16 @@ fn a_follow_and_the_stream_behind_it_are_shown_field_by_field() {
 
 #[test]
 fn an_answer_to_follow_and_the_stream_behind_it_are_shown_field_by_field() {
-    let Ok(history) = History::new(vec![era(1, 1)]) else {
+    let Ok(history) = History::new(vec![epoch_start(1, 1)]) else {
         unreachable!("a history")
     };
-    let Some(eras) = Eras::of(&history) else {
-        unreachable!("it has an era")
+    let Some(epochs) = Epochs::of(&history) else {
+        unreachable!("it has an epoch")
     };
     let (mut value, mut bytes) = (Vec::new(), Vec::new());
     let answer = FollowAnswer {
         start: Start::Resume { from_index: 8 },
-        history: eras,
+        history: epochs,
     };
     answer.encode(&mut value);
     let answer = Response {
@@ -256,7 +256,7 @@ fn an_answer_to_follow_and_the_stream_behind_it_are_shown_field_by_field() {
         "000001  00 00 00 23              value_len  35",
         "000005  00                       mode       resume",
         "000006  00 00 00 00 00 00 00 08  from_index  8",
-        "00000e  00 01                    eras       1",
+        "00000e  00 01                    epochs     1",
         "000010  00 00 00 00 00 00 00 01  epoch      1",
         "000018  00 00 00 00 00 00 0a bc  nonce      0x0000000000000abc",
         "000020  00 00 00 00 00 00 00 01  start_index  1",

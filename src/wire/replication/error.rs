@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{ErasError, StreamOpcode};
+use super::{EpochsError, StreamOpcode};
 use crate::wire::{Opcode, RequestError};
 
 /// Reason why a frame of the stream is refused. The receiver then drops the connection. In a checksum's error `got` is
@@ -104,7 +104,7 @@ pub enum ReplicationError {
         operation: Opcode,
     },
     /// The value of SNAPSHOT_BEGIN is not a valid history.
-    History(ErasError),
+    History(EpochsError),
 }
 
 impl fmt::Display for ReplicationError {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use byteorder::{BigEndian, ByteOrder};
 
-use super::{Eras, ErasError};
+use super::{Epochs, EpochsError};
 use crate::wire::command::OperandError;
 use crate::wire::request::{HEADER_LEN, KEY_LEN_AT, VALUE_LEN_AT};
 use crate::wire::{EncodeError, Request};
@@ -33,8 +33,8 @@ const FLAGS: u8 = OBSERVER | FULL_COPY | TO_LEAD;
 /// |--------|------|--------------|----------------------------------------------------------------------|
 /// | 0      | 1    | `version`    | 1                                                                    |
 /// | 1      | 1    | `flags`      | bit 0 `is_observer`, 1 `wants_full_copy`, 2 `is_to_lead`; the others are 0 |
-/// | 2      | 8    | `epoch`      | of the era that the node's last entry belongs to; 0 where it holds nothing |
-/// | 10     | 8    | `nonce`      | of that era; 0 where it holds nothing                                 |
+/// | 2      | 8    | `epoch`      | of the epoch that the node's last entry belongs to; 0 where it holds nothing |
+/// | 10     | 8    | `nonce`      | of that epoch; 0 where it holds nothing                                 |
 /// | 18     | 8    | `last_index` | index of the node's last entry; 0 where it holds nothing              |
 /// | 26     | rest | `cluster_id` | of the cluster that the node belongs to, 0..=1,024 bytes              |
 ///
@@ -51,9 +51,9 @@ pub struct Follow<'a> {
     pub wants_full_copy: bool,
     /// The node is about to lead and needs data. A follower serves it too.
     pub is_to_lead: bool,
-    /// Epoch of the era that its last entry belongs to.
+    /// Epoch that its last entry belongs to.
     pub epoch: u64,
-    /// Nonce of that era.
+    /// Nonce of that epoch.
     pub nonce: u64,
     /// Index of its last entry.
     pub last_index: u64,
@@ -242,7 +242,7 @@ pub enum Start {
 /// |--------|------|--------------|---------------------------------------------------------------|
 /// | 0      | 1    | `mode`       | 0 resume, 1 full copy, 2 unknown data set                     |
 /// | 1      | 8    | `from_index` | index of the first entry of the stream, at least 1; 0 with the other modes |
-/// | 9      | rest | `history`    | the leader's: [`Eras`]                                         |
+/// | 9      | rest | `history`    | the leader's: [`Epochs`]                                         |
 ///
 /// # Source
 ///
@@ -252,7 +252,7 @@ pub struct FollowAnswer<'a> {
     /// Start of the stream.
     pub start: Start,
     /// The leader's history.
-    pub history: Eras<'a>,
+    pub history: Epochs<'a>,
 }
 
 /// Bytes before the history.
@@ -281,7 +281,7 @@ impl<'a> FollowAnswer<'a> {
             }
             _ => return Err(FollowAnswerError::Mode { got: mode }),
         };
-        let history = Eras::decode(history).map_err(FollowAnswerError::History)?;
+        let history = Epochs::decode(history).map_err(FollowAnswerError::History)?;
         Ok(FollowAnswer { start, history })
     }
 
@@ -319,7 +319,7 @@ pub enum FollowAnswerError {
         from_index: u64,
     },
     /// The history is not valid.
-    History(ErasError),
+    History(EpochsError),
 }
 
 impl fmt::Display for FollowAnswerError {

@@ -3,8 +3,8 @@
 use byteorder::{BigEndian, ByteOrder};
 
 use super::batch::BATCH_LEN_MAX;
-use super::eras::ERAS_LEN_MAX;
-use super::{Eras, Frames, Message, ReplicationError, StreamOpcode};
+use super::epochs::EPOCHS_LEN_MAX;
+use super::{Epochs, Frames, Message, ReplicationError, StreamOpcode};
 use crate::wire::request::{HEADER_LEN, RequestHeader};
 use crate::wire::{EncodeError, size};
 
@@ -233,7 +233,7 @@ impl Fields {
                 // One frame may have any length that a frame can have.
                 if count == 1 { u32::MAX } else { BATCH_LEN_MAX }
             }
-            Fields::SnapshotBegin { .. } => ERAS_LEN_MAX,
+            Fields::SnapshotBegin { .. } => EPOCHS_LEN_MAX,
             Fields::SnapshotEnd { .. } | Fields::Heartbeat { .. } | Fields::Ack { .. } => 0,
         };
         if let Fields::Entries {
@@ -423,7 +423,7 @@ impl Head {
                 epoch,
                 keys,
                 bytes,
-                history: Eras::decode(value).map_err(ReplicationError::History)?,
+                history: Epochs::decode(value).map_err(ReplicationError::History)?,
             },
             Fields::SnapshotChunk {
                 epoch,

@@ -54,7 +54,7 @@
 //! GBP §5 "Following", §6 "The replication stream".
 
 mod batch;
-mod eras;
+mod epochs;
 mod error;
 mod follow;
 mod head;
@@ -63,7 +63,7 @@ mod opcode;
 use crate::wire::EncodeError;
 
 pub use batch::{BATCH_LEN_MAX, BatchEncoder, FrameIter, Frames};
-pub use eras::{ERA_LEN, Eras, ErasError};
+pub use epochs::{EPOCH_LEN, Epochs, EpochsError};
 pub use error::ReplicationError;
 pub use follow::{
     CLUSTER_ID_LEN_MAX, FOLLOW_FIELDS_LEN, FOLLOW_VERSION, Follow, FollowAnswer, FollowAnswerError,
@@ -95,7 +95,7 @@ pub enum Message<'a> {
         /// Approximate bytes of keys and values in the copy.
         bytes: u64,
         /// The copy's history.
-        history: Eras<'a>,
+        history: Epochs<'a>,
     },
     /// Leader to follower: a part of the copy. Parts are applied in their order.
     SnapshotChunk {

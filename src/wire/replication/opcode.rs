@@ -39,7 +39,7 @@ pub enum MessageValue {
     Empty,
     /// Client frames, one after another: [`Frames`](super::Frames).
     Frames,
-    /// A history: [`Eras`](super::Eras).
+    /// A history: [`Epochs`](super::Epochs).
     History,
 }
 
