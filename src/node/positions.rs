@@ -18,6 +18,7 @@ impl Node {
 
     /// The watermarks and the mark that answers wait for; `None` where they wait for nothing.
     #[must_use]
+    #[inline]
     pub fn awaited(&self) -> Option<(&Watermarks, Mark)> {
         match self.acknowledged_at {
             Mark::Appended => None,
@@ -29,6 +30,7 @@ impl Node {
 
     /// Whether answers at `position` may be sent.
     #[must_use]
+    #[inline]
     pub fn reached(&self, position: Position) -> Reached {
         match self.awaited() {
             None => Reached::Yes,

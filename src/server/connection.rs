@@ -96,7 +96,7 @@ fn run<'a>(
             return Ok(end);
         }
         connection.heed_stop();
-        let event = if connection.session.awaits().is_some() {
+        let event = if connection.session.is_held() {
             connection.begin_deadline();
             if !poller.share(handle, state) {
                 thread::sleep(NO_SLOT_PAUSE);
@@ -233,7 +233,7 @@ impl<'a> Connection<'a> {
             self.send_all()?;
             match step {
                 Step::Read => return Ok(None),
-                Step::Await if self.session.awaits().is_some() => return Ok(None),
+                Step::Await if self.session.is_held() => return Ok(None),
                 Step::Await => {
                     if let Some(end) = self.ending.take() {
                         return Ok(Some(end));
@@ -266,7 +266,8 @@ impl<'a> Connection<'a> {
                 return Ok(());
             }
             match self.context.peer.stream.send(first, second, Mode::Wait) {
-                Ok(count) => self.session.sent(count),
+                Ok(count) if self.session.sent(count) => return Ok(()),
+                Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -280,12 +281,8 @@ impl<'a> Connection<'a> {
         if first.is_empty() || !long.is_empty() {
             return Ok(long.is_empty());
         }
-        let len = first.len();
         match self.context.peer.stream.send(first, &[], Mode::Now) {
-            Ok(count) => {
-                self.session.sent(count);
-                Ok(count == len)
-            }
+            Ok(count) => Ok(self.session.sent(count)),
             Err(error)
                 if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
             {
@@ -419,7 +416,7 @@ impl<'a> Connection<'a> {
         }
         self.served += 1;
         self.session.begin_wait();
-        if self.session.awaits().is_some() {
+        if self.session.is_held() {
             // What is sent makes room for more answers.
             self.session.release_answers();
             if !self.send_now()? {
@@ -432,7 +429,7 @@ impl<'a> Connection<'a> {
             self.step(Thread::Polling)
         };
         let goes_on = matches!(step, Step::Read | Step::Await) && self.send_now()?;
-        let is_held = self.session.awaits().is_some();
+        let is_held = self.session.is_held();
         let is_idle = self.session.is_between_frames() && self.ending.is_none();
         if !goes_on || !(is_held || is_idle) {
             return Ok(Some(Event::Bytes));
@@ -596,7 +593,7 @@ impl AsFd for Connection<'_> {
 impl Polled for Connection<'_> {
     fn serve(&mut self, is_readable: bool) -> bool {
         let event = match self.serve_now(is_readable) {
-            Ok(None) => return self.session.completed() <= SHARED_MAX || self.awaits().is_some(),
+            Ok(None) => return self.session.completed() <= SHARED_MAX || self.session.is_held(),
             Ok(Some(event)) => Ok(event),
             Err(error) => Err(error),
         };

@@ -406,23 +406,33 @@ impl<'a> Session<'a> {
 
     /// Ends the waits of answers whose position is reached, or never will be. To be called before
     /// [`output`](Session::output).
+    #[inline]
     pub(super) fn release_answers(&mut self) {
         self.output.release(self.node);
     }
 
+    /// Whether some output waits for a position.
+    #[inline]
+    pub(super) fn is_held(&self) -> bool {
+        self.output.is_held()
+    }
+
     /// The position that the first answer to be sent waits for.
+    #[inline]
     pub(super) fn awaits(&self) -> Option<Position> {
         self.output.awaits()
     }
 
     /// Output that can be sent, in two parts.
+    #[inline]
     pub(super) fn output(&self) -> [&[u8]; 2] {
         self.output.sendable()
     }
 
-    /// The first `count` bytes of the output are sent.
-    pub(super) fn sent(&mut self, count: usize) {
-        self.output.sent(count);
+    /// The first `count` bytes of the output are sent. Returns whether these were all that can be sent.
+    #[inline]
+    pub(super) fn sent(&mut self, count: usize) -> bool {
+        self.output.sent(count)
     }
 
     /// Whether more memory is held than an idle connection is to hold.

@@ -35,46 +35,59 @@ struct Held {
 }
 
 impl Output {
+    #[inline]
     pub(super) fn push(&mut self, reply: Reply) {
         reply.push_to(&mut self.answers);
     }
 
     /// Bytes of answers, up to which [`hold`](Output::hold) leaves alone what is there.
+    #[inline]
     pub(super) fn len(&self) -> usize {
         self.answers.bytes().len()
     }
 
     /// Whether something has to be sent before more is added.
+    #[inline]
     pub(super) fn is_full(&self) -> bool {
         let held = self.held.len() * size_of::<Held>();
         self.answers.apart().is_some() || self.len() + held >= OUTPUT_BYTES_MAX
     }
 
     /// Whether some answers wait for a position.
+    #[inline]
     pub(super) fn is_held(&self) -> bool {
         !self.held.is_empty()
     }
 
     /// The position that the first answer to be sent waits for.
+    #[inline]
     pub(super) fn awaits(&self) -> Option<Position> {
         self.held.front().map(|held| held.position)
     }
 
     /// Has the answers behind the first `start` bytes wait for `position`, where it is not reached yet. `writes` has a
     /// bit for each, the lowest for the first: whether its request was a write.
+    #[inline]
     pub(super) fn hold(&mut self, node: &Node, start: usize, position: Position, writes: u16) {
-        if node.reached(position) == Reached::Yes {
-            return;
+        if node.reached(position) != Reached::Yes {
+            let range = start..self.len();
+            self.held.push_back(Held {
+                position,
+                range,
+                writes,
+            });
         }
-        self.held.push_back(Held {
-            position,
-            range: start..self.len(),
-            writes,
-        });
     }
 
     /// Ends the waits that are over. Answers whose position is never reached are replaced.
+    #[inline]
     pub(super) fn release(&mut self, node: &Node) {
+        if self.is_held() {
+            self.release_held(node);
+        }
+    }
+
+    fn release_held(&mut self, node: &Node) {
         while let Some(first) = self.held.front() {
             match node.reached(first.position) {
                 Reached::Yes => drop(self.held.pop_front()),
@@ -120,6 +133,7 @@ impl Output {
     }
 
     /// What can be sent, in two parts.
+    #[inline]
     pub(super) fn sendable(&self) -> [&[u8]; 2] {
         let bytes = self.answers.bytes();
         if let Some(first) = self.held.front() {
@@ -132,23 +146,30 @@ impl Output {
         }
     }
 
-    /// The first `count` bytes of that are sent.
-    pub(super) fn sent(&mut self, count: usize) {
+    /// The first `count` bytes of that are sent. Returns whether these were all.
+    #[inline]
+    pub(super) fn sent(&mut self, count: usize) -> bool {
         self.sent += count;
         if self.is_held() {
-            // Some answers may wait for long, and those that are sent do not count towards the bound.
-            let sent = std::mem::take(&mut self.sent);
-            self.answers.consume(sent);
-            for held in &mut self.held {
-                held.range = held.range.start - sent..held.range.end - sent;
-            }
-            return;
+            return self.consume_sent();
         }
         let apart = self.answers.apart().map_or(0, <[u8]>::len);
-        if self.sent >= self.len() + apart {
+        let is_all = self.sent >= self.len() + apart;
+        if is_all {
             self.answers.clear();
             self.sent = 0;
         }
+        is_all
+    }
+
+    /// Removes what is sent in front of answers that wait, which may be for long: it does not count towards the bound.
+    fn consume_sent(&mut self) -> bool {
+        let sent = std::mem::take(&mut self.sent);
+        self.answers.consume(sent);
+        for held in &mut self.held {
+            held.range = held.range.start - sent..held.range.end - sent;
+        }
+        self.held.front().is_none_or(|first| first.range.start == 0)
     }
 
     /// Whether more memory is held than for short answers.
