@@ -1,4 +1,4 @@
-//! What writes change, for the log: recorded while their partitions are locked.
+//! The change of the digest by writes, recorded for the log while their partitions are locked.
 
 use super::digest::Digest;
 use super::entry::Entry;
@@ -6,9 +6,9 @@ use crate::wire::run::RUN_FRAME_BYTES_MAX;
 
 /// The change of a data set's digest by the writes of a run.
 ///
-/// The digest of an old entry is taken when it is replaced. Of an entry of more than [`RUN_FRAME_BYTES_MAX`] bytes that
-/// takes too long under a lock; it is then taken of a clone, without the lock ([`LongOld`]), and the write is tried
-/// again.
+/// The digest of an old entry is taken when it is replaced. For an entry of more than [`RUN_FRAME_BYTES_MAX`] bytes
+/// that would take too long under a lock. Its digest is taken from a clone after the unlock ([`LongOld`]), and then the
+/// write is tried again.
 #[derive(Debug)]
 pub(super) struct Change {
     digest: Digest,
@@ -24,18 +24,18 @@ pub(super) struct Change {
 /// under the lock.
 const LEARNED_MAX: u8 = 4;
 
-/// The digest of this old entry is to be taken first, without the lock.
+/// The digest of this old entry has to be taken first, without the lock.
 #[derive(Debug)]
 pub(super) struct LongOld(pub(super) Entry);
 
 impl Change {
-    /// For writes that are not logged.
+    /// A change by writes that are not logged.
     #[inline]
     pub(super) const fn unlogged() -> Change {
         Change::new(false)
     }
 
-    /// For writes that are logged where `is_logged`.
+    /// A change by writes that are logged if `is_logged`.
     #[inline]
     pub(super) const fn new(is_logged: bool) -> Change {
         Change {
@@ -71,7 +71,7 @@ impl Change {
         Ok(())
     }
 
-    /// Fails where [`replaces`](Self::replaces) would.
+    /// Fails where [`replaces`](Self::replaces) would fail, and records nothing.
     #[inline]
     pub(super) fn knows(&self, old: &Entry) -> Result<(), LongOld> {
         let needs = self.is_logged

@@ -1,44 +1,48 @@
-//! One key with its value, as it lies in the store.
+//! An entry: one key with its value, as it lies in the store.
 //!
-//! # Why there is `unsafe` here, and what was measured
+//! # Why this file has `unsafe` code
 //!
-//! An entry is one pointer to one block, whose length and kind its own header tells. A `Box<[u8]>` is twice as wide,
-//! which at the load of a table is 17 bytes an entry; and a count of references before each frame is 8 bytes more,
-//! which the allocator makes 16: entries of 16 + 64 bytes take 115 so, and 131 with a count in each of them. Long
-//! entries have one all the same, since copying them under a lock would stall everybody else.
+//! An entry is one pointer to one block. The header at the start of the block states its length and its kind. A
+//! `Box<[u8]>` is twice as wide, which at the load of a table is 17 bytes for each entry. A reference count before each
+//! frame would be 8 bytes more, which the allocator rounds up to 16: entries of 16 + 64 bytes take 115 bytes without a
+//! count and 131 with one. Long entries have a count all the same, since copying them under a lock would delay other
+//! clients.
 //!
-//! A block can still grow while its bytes arrive. `triomphe::ThinArc`, which was here at first, cannot: a large value
-//! was gathered in a buffer and then copied, so that for a moment it was there twice. A SET of 64 MiB raised the
-//! process by 128 MiB and overwriting one by 192; now by 64 and 128 (`tests/server/requests.rs` holds it there).
+//! A block can grow while its bytes arrive. `triomphe::ThinArc`, which was used at first, cannot: a large value was
+//! gathered in a buffer and then copied, so it was in memory twice for a moment. A SET of 64 MiB took 128 MiB, and
+//! overwriting one took 192 MiB; now they take 64 and 128 MiB (`tests/server/requests.rs` checks it).
 //!
 //! # Proof
 //!
-//! A block is one allocation of `layout(kind, capacity)`: for `Kind::Counted` a count, then `capacity` bytes of a
-//! frame, all of them initialised once it is an entry's; of a builder's only the first `len` are, and `len` grows by
-//! bytes alone that whoever put them there shows as initialised ([`EntryBuilder::read_with`]). A `Block` points at the
-//! first of these bytes. The kind follows from the length of the whole frame alone (`Kind::of`), which the frame's
-//! header states, and with which a block begins: so whoever has an entry can tell its kind and its capacity, hence the
-//! layout for freeing it, from its bytes. A builder tells the kind from the same header before it allocates, and that
-//! header's bytes never change until it is an entry; [`Entry::overwrite`] changes them for others that state the same
-//! length, hence the same kind. A builder that was made of an entry ([`Entry::into_room`]) has the block of that, and
-//! keeps the header whose length tells the layout; it becomes an entry only where what has arrived begins with that
-//! header ([`EntryBuilder::finish`]).
+//! *Layout.* A block is one allocation of `layout(kind, capacity)`: for `Kind::Counted` a count, then `capacity` bytes
+//! for a frame. A `Block` points at the first byte of the frame. All bytes of an entry's block are initialised. Of a
+//! builder's block the first `len` bytes are, and `len` grows only by bytes that [`EntryBuilder::read_with`] was shown
+//! as initialised.
 //!
-//! *One owner.* A block that is not counted has one entry, from [`EntryBuilder::finish`] or [`Entry::copy_of`] on until
-//! that is dropped: nothing makes a second one of it, as [`Entry::clone`] copies the bytes. It is owned as a
-//! `Box<[u8]>` is, written through `&mut Entry` alone and read through `&Entry`, so it may be sent to and shared
-//! between threads.
+//! *Kind.* The kind follows from the length of the whole frame (`Kind::of`), which the header at the start of the block
+//! states. So the bytes of an entry determine its kind and its capacity, and these the layout for freeing it. A builder
+//! determines the kind from the same header before it allocates, and the header does not change until the block is an
+//! entry. [`Entry::overwrite`] writes only a header that states the same length, hence the same kind. A builder made
+//! from an entry ([`Entry::into_room`]) has the block of that entry, and keeps the header whose length determines the
+//! layout. It becomes an entry only if the bytes that have arrived begin with that header ([`EntryBuilder::finish`]).
 //!
-//! *Counted.* A block is unshared until it becomes an [`Entry`]; from then on its bytes are written only by
+//! *Blocks without a count.* Such a block has one entry, from [`EntryBuilder::finish`] or [`Entry::copy_of`] until that
+//! entry is dropped: [`Entry::clone`] copies the bytes to another block. It is owned like a `Box<[u8]>`, written only
+//! through `&mut Entry` and read only through `&Entry`, so it may be sent to and shared between threads.
+//!
+//! *Blocks with a count.* A block is unshared until it becomes an [`Entry`]. After that its bytes are written only by
 //! [`Entry::overwrite`], through a `&mut` of an entry that is the only one of its block, and by a builder that has
-//! taken such an entry's place ([`Entry::into_room`]), so nobody else reads them meanwhile, and sharing them between
-//! threads is sound (`Send` and `Sync`). That the entry is the only one is told by a count of 1, read with acquire
-//! ordering, as `Arc::get_mut` does: nobody can clone it meanwhile, since the only entry to clone is borrowed or has
-//! been given up, and what others did before they dropped theirs happens before. The count is that of `std`'s `Arc`: a
-//! clone adds one, relaxed, since whoever clones already keeps the block alive; a drop takes one with release ordering,
-//! and the last one acquires before it frees, so every access of every owner happens before. A drop reads the header
-//! before it takes its own one, as afterwards another owner may free it. A count past `isize::MAX` aborts, as it could
-//! otherwise wrap.
+//! taken the place of such an entry ([`Entry::into_room`]). No other thread reads them meanwhile, so sharing them
+//! between threads is sound (`Send` and `Sync`).
+//!
+//! A count of 1, read with acquire ordering as in `Arc::get_mut`, shows that an entry is the only one. No thread can
+//! clone it meanwhile, since the only entry is borrowed or consumed. Every access by other owners happens before they
+//! drop their entries, and so before that read.
+//!
+//! The count follows `std`'s `Arc`. A clone adds one, relaxed, since the cloned entry keeps the block alive. A drop
+//! subtracts one with release ordering, and the last one acquires before it frees, so every access by every owner
+//! happens before. A drop reads the header before it subtracts, since another owner may free the block afterwards. A
+//! count above `isize::MAX` aborts the process, since it could wrap.
 
 #![allow(unsafe_code)]
 
@@ -52,31 +56,30 @@ use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use crate::wire::request::{HEADER_LEN, RequestHeader};
 use crate::wire::{GROWTH_BYTES_MAX, Opcode, RequestFrame};
 
-/// Bytes of a line of the cache.
+/// Bytes of a cache line.
 const CACHE_LINE: usize = 64;
 
-/// Longest frame in bytes that has no count: few enough lines of the cache to be copied under a lock, in a full copy
-/// with all others of a partition. For a longer one 8 bytes of count are 3 % at the most.
+/// Longest frame in bytes that has no count. It takes few enough cache lines to be copied under a lock, in a snapshot
+/// together with all others of its partition. In a longer frame the 8 bytes of the count are 3 % at most.
 pub const SHORT_BYTES: usize = 4 * CACHE_LINE;
 
 /// A client's frame, kept byte for byte in one allocation.
 ///
-/// A SET frame already holds the lengths, the key and the value one after another, which is just what the store needs
-/// of an entry; so a SET costs one copy from the receive buffer (none where it is large, see [`EntryBuilder`]), and
-/// what replication sends is what the client sent.
+/// A SET frame holds the lengths, the key and the value one after another, which is all that the store needs. So a SET
+/// costs one copy from the receive buffer (none if it is large, see [`EntryBuilder`]), and replication sends the bytes
+/// that the client sent.
 ///
-/// Cloning an entry of at most [`SHORT_BYTES`] copies it, and cloning a [long](Self::is_long) one counts the clone and
-/// copies a pointer: a reader takes a clone of it under a lock and looks at the bytes outside.
+/// Cloning an entry of at most [`SHORT_BYTES`] copies it. Cloning a [long](Self::is_long) one increments its count and
+/// copies a pointer: a reader clones it under a lock and uses the bytes after the unlock.
 ///
-/// Memory: 7 bytes of header, the key and the value, and whatever the allocator rounds up; 8 of count in a long one.
+/// Memory: 7 bytes of header, the key and the value, the allocator's rounding, and 8 bytes of count in a long entry.
 ///
-/// Invariant: the bytes are exactly as many as their header announces.
+/// Invariant: the block has exactly as many bytes as its header states.
 pub struct Entry {
     block: Block,
 }
 
-/// Where the bytes of a frame begin, in an allocation. Whoever holds one says how many bytes there are, and of what
-/// kind the block is.
+/// Points at the first byte of a frame in an allocation. Its owner knows the number of bytes and the kind.
 struct Block(NonNull<u8>);
 
 // SAFETY: see the module's proof. The count is atomic and the bytes are never written while a block is shared.
@@ -84,7 +87,7 @@ unsafe impl Send for Block {}
 // SAFETY: as above.
 unsafe impl Sync for Block {}
 
-/// What an allocation holds.
+/// The contents of an allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// The frame alone. It has one owner.
@@ -126,17 +129,17 @@ impl Kind {
 }
 
 impl Block {
-    /// A block with room for `capacity` bytes, or for as many as `bytes` has where that is more. It begins with a copy
-    /// of these, and these with a header; and it has a count of one where its kind has a count.
+    /// Allocates a block for `capacity` bytes of a frame, or for the length of `bytes` if that is more, and copies
+    /// `bytes` to its start. `bytes` begins with a header. A count is 1.
     fn copy_of(kind: Kind, bytes: &[u8], capacity: usize) -> Block {
         debug_assert!(bytes.len() >= HEADER_LEN);
         let layout = kind.layout(capacity.max(bytes.len()));
-        // SAFETY: the layout's size is not 0, since whoever calls this has a header at least.
+        // SAFETY: the layout's size is not 0, since `bytes` has a header at least.
         let Some(start) = NonNull::new(unsafe { alloc(layout) }) else {
             handle_alloc_error(layout)
         };
-        // SAFETY: the allocation has room and alignment for what its kind has before the bytes, and for as many bytes
-        // behind it; it is ours alone, so it does not overlap `bytes`.
+        // SAFETY: the allocation has room and alignment for the prefix of its kind and for `bytes` behind it. It is
+        // new, so it does not overlap `bytes`.
         unsafe {
             if kind == Kind::Counted {
                 start.cast().write(AtomicUsize::new(1));
@@ -148,29 +151,29 @@ impl Block {
         }
     }
 
-    /// Where the allocation begins.
+    /// The start of the allocation.
     ///
     /// # Safety
     ///
     /// The block is of this kind.
     unsafe fn start(&self, kind: Kind) -> NonNull<u8> {
-        // SAFETY: the allocation has so many bytes before those that the block points at.
+        // SAFETY: the allocation has `kind.prefix()` bytes before the byte that the block points at.
         unsafe { self.0.sub(kind.prefix()) }
     }
 
-    /// Makes an unshared block of `from` bytes one of `to` bytes, the new ones not initialised.
+    /// Grows an unshared block from `from` to `to` bytes. The new bytes are not initialised.
     ///
     /// # Safety
     ///
-    /// The block is of this kind, has `from` bytes and is shared with nobody; `to >= from`.
+    /// The block is of this kind, has `from` bytes and is unshared; `to >= from`.
     unsafe fn grow(&mut self, kind: Kind, from: usize, to: usize) {
         let new = kind.layout(to);
-        // SAFETY: the block was allocated with this layout, and the new size was checked in making its layout.
+        // SAFETY: the block was allocated with this layout, and `Kind::layout` has checked the new size.
         let moved = unsafe { realloc(self.start(kind).as_ptr(), kind.layout(from), new.size()) };
         let Some(moved) = NonNull::new(moved) else {
             handle_alloc_error(new)
         };
-        // SAFETY: the allocation is of `to` bytes behind its prefix, and nobody else has it.
+        // SAFETY: the allocation has `to` bytes behind its prefix, and no other owner.
         *self = Block(unsafe { moved.add(kind.prefix()) });
     }
 
@@ -178,7 +181,7 @@ impl Block {
     ///
     /// # Safety
     ///
-    /// The block is of this kind, has `capacity` bytes, and nobody uses it any more.
+    /// The block is of this kind, has `capacity` bytes, and is not used afterwards.
     unsafe fn free(&mut self, kind: Kind, capacity: usize) {
         // SAFETY: the block was allocated with this layout.
         unsafe { dealloc(self.start(kind).as_ptr(), kind.layout(capacity)) };
@@ -186,13 +189,13 @@ impl Block {
 }
 
 impl Entry {
-    /// Copies a request out of the buffer that it lies in.
+    /// Copies a request from the receive buffer.
     #[must_use]
     pub fn copy_of(frame: &RequestFrame<'_>) -> Entry {
         Entry::of_bytes(frame.bytes())
     }
 
-    /// Of a whole frame.
+    /// Copies a whole frame.
     fn of_bytes(frame: &[u8]) -> Entry {
         Entry {
             block: Block::copy_of(Kind::of(frame.len()), frame, frame.len()),
@@ -203,8 +206,8 @@ impl Entry {
     #[must_use]
     pub fn frame(&self) -> &[u8] {
         let len = self.header().frame_len();
-        // SAFETY: an entry's block has just as many bytes as its header announces, initialised, and never written while
-        // an entry of it is borrowed.
+        // SAFETY: an entry's block has exactly as many bytes as its header states. They are initialised, and not
+        // written while an entry of the block is borrowed.
         unsafe { slice::from_raw_parts(self.block.0.as_ptr(), len) }
     }
 
@@ -222,23 +225,23 @@ impl Entry {
         &self.frame()[HEADER_LEN + key_len..]
     }
 
-    /// Whether it is longer than [`SHORT_BYTES`], so that cloning it copies none of its bytes.
+    /// Whether the frame is longer than [`SHORT_BYTES`]. Cloning a long entry copies none of its bytes.
     #[must_use]
     pub fn is_long(&self) -> bool {
         self.frame().len() > SHORT_BYTES
     }
 
-    /// Whether both are clones of one [long](Self::is_long) entry. While both live, neither's bytes change.
+    /// Whether both are clones of one [long](Self::is_long) entry. While both exist, their bytes do not change.
     #[must_use]
     pub fn is_same_block(&self, other: &Entry) -> bool {
         self.block.0 == other.block.0
     }
 
-    /// Puts another frame in the place of this one, where that is as long and no other clone shares the entry's bytes.
-    /// False, and nothing done, otherwise.
+    /// Replaces the frame by another one of the same length, if no clone shares the entry's bytes. Otherwise does
+    /// nothing and returns false.
     ///
-    /// Saves an allocation for what is overwritten by its like again and again: with 4 connections x 128 requests in
-    /// flight a server alone takes 1.35 times the SETs so, each for a third less processor time.
+    /// Saves an allocation for each overwrite: with 4 connections x 128 requests in flight a single server executes
+    /// 1.35 times as many SETs, each with a third less processor time.
     pub fn overwrite(&mut self, frame: &RequestFrame<'_>) -> bool {
         let new = frame.bytes();
         if self.header().frame_len() != new.len()
@@ -249,15 +252,15 @@ impl Entry {
             return false;
         }
         let to = self.block.0;
-        // SAFETY: the block has as many bytes as its header announces, which are as many as `new` has. This is its only
-        // entry, borrowed for changing it, so nobody else reads or writes them, and `new` cannot lie among them. The
-        // new header announces the same length, hence the same kind.
+        // SAFETY: the block has as many bytes as its header states, which is the length of `new`. This is its only
+        // entry, and it is borrowed mutably, so nothing else reads or writes the bytes, and `new` does not overlap
+        // them. The new header states the same length, hence the same kind.
         unsafe { to.copy_from_nonoverlapping(NonNull::from(new).cast(), new.len()) };
         true
     }
 
-    /// The entry's block as the room for another frame with the same header, where it has a count and no other clone
-    /// shares it. Saves a large value's memory a way through the allocator, and to the system where that gives it back.
+    /// Reuses the entry's block for another frame with the same header. `None` if the block has no count or is shared.
+    /// A large value that replaces its like then needs no allocation, and no memory from the system.
     #[must_use]
     pub fn into_room(self) -> Option<EntryBuilder> {
         if self.count()?.load(Ordering::Acquire) != 1 {
@@ -273,7 +276,7 @@ impl Entry {
         })
     }
 
-    /// Reads a byte of each line of the cache that the entry begins with, for no other purpose than to have them there.
+    /// Reads a byte of each cache line at the start of the entry, to bring these lines into the cache.
     #[must_use]
     pub fn touch(&self) -> u8 {
         let frame = self.frame();
@@ -284,17 +287,17 @@ impl Entry {
     }
 
     fn header(&self) -> RequestHeader {
-        // SAFETY: an entry's block has a header at least, initialised, and never written while an entry of it is
-        // borrowed; an array of bytes may lie anywhere.
+        // SAFETY: an entry's block has a header at least. It is initialised, and not written while an entry of the
+        // block is borrowed; an array of bytes needs no alignment.
         RequestHeader::decode(unsafe { self.block.0.cast().read() })
     }
 
-    /// The count of the block's owners, where it has one.
+    /// The count of the block's owners; `None` for a block without a count.
     fn count(&self) -> Option<&AtomicUsize> {
         match Kind::of(self.header().frame_len()) {
             Kind::Plain => None,
-            // SAFETY: a counted block begins with its count, aligned; it lives as long as its entry, and once it is an
-            // entry's the count is only used as an atomic.
+            // SAFETY: a counted block begins with its aligned count and lives as long as its entry. The count of an
+            // entry's block is used only as an atomic.
             Kind::Counted => Some(unsafe { self.block.start(Kind::Counted).cast().as_ref() }),
         }
     }
@@ -323,8 +326,8 @@ impl Drop for Entry {
             }
             fence(Ordering::Acquire);
         }
-        // SAFETY: this was the last owner, and an entry's block has as many bytes as its header announces, and is of
-        // the kind that follows from that.
+        // SAFETY: this was the last owner. An entry's block has as many bytes as its header states, and is of the kind
+        // that follows from that.
         unsafe { self.block.free(Kind::of(capacity), capacity) };
     }
 }
@@ -338,22 +341,24 @@ impl fmt::Debug for Entry {
     }
 }
 
-/// An entry whose frame is still arriving: a large value goes from the socket straight into the memory where it stays.
+/// An entry whose frame is still arriving. A large value is read from the socket directly into the block where it
+/// stays.
 ///
-/// It grows by [`GROWTH_BYTES_MAX`] at a time, as the bytes come, so that a header's claim takes no memory.
+/// The block grows by at most [`GROWTH_BYTES_MAX`] at a time, as bytes arrive, so a header alone takes no memory.
 pub struct EntryBuilder {
     block: Block,
-    /// Bytes in the block; never more than `needed`.
+    /// Bytes in the block, at most `needed`.
     capacity: usize,
-    /// Bytes of the frame that have arrived; never more than `capacity`.
+    /// Bytes of the frame that have arrived, at most `capacity`.
     len: usize,
-    /// The header of the whole frame. What has arrived may begin otherwise in a [room](Entry::into_room) alone.
+    /// The header of the whole frame. Only in a [reused block](Entry::into_room) may the bytes that have arrived begin
+    /// differently.
     header: RequestHeader,
 }
 
 impl EntryBuilder {
-    /// Takes over a SET frame of which `start` has arrived; `None` where that is not even its header, is more than the
-    /// frame, or is another operation's.
+    /// Begins with the part of a SET frame that has arrived. `None` if `start` is shorter than a header, longer than
+    /// the frame, or the start of another operation's frame.
     #[must_use]
     pub fn new(start: &[u8]) -> Option<EntryBuilder> {
         let header = RequestHeader::decode(*start.first_chunk()?);
@@ -382,26 +387,27 @@ impl EntryBuilder {
         self.header.frame_len()
     }
 
-    /// What has arrived.
+    /// The bytes that have arrived.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: so many bytes of the block have arrived, hence are initialised, and whoever writes more has a `&mut`.
+        // SAFETY: the first `len` bytes of the block are initialised, and writing needs a `&mut` of the builder.
         unsafe { slice::from_raw_parts(self.block.0.as_ptr(), self.len) }
     }
 
-    /// Whether what has arrived begins with the header that this was made for. A frame that does not is not its entry.
+    /// Whether the bytes that have arrived begin with the header that this was made for. Otherwise they do not become
+    /// its entry.
     #[must_use]
     pub fn is_of_its_header(&self) -> bool {
         let start = self.bytes().first_chunk();
         start.is_some_and(|&start| RequestHeader::decode(start) == self.header)
     }
 
-    /// Has `read` put the next bytes of the frame into their place, and returns how many these are. `read` is given
-    /// room for some, none once the frame is whole, and returns the bytes that it has put at the room's start.
+    /// Calls `read` to write the next bytes of the frame to their place, and returns how many it wrote. `read` is given
+    /// uninitialised memory, which is empty once the frame is whole, and returns the part at its start that it wrote.
     ///
     /// # Errors
     ///
-    /// That of `read`; nothing has arrived then.
+    /// The error of `read`. Nothing has arrived then.
     pub fn read_with<E>(
         &mut self,
         read: impl for<'r> FnOnce(&'r mut [MaybeUninit<u8>]) -> Result<&'r mut [u8], E>,
@@ -409,36 +415,36 @@ impl EntryBuilder {
         let needed = self.needed();
         let to = needed.min(self.len.saturating_add(GROWTH_BYTES_MAX));
         if self.len == self.capacity && to > self.capacity {
-            // SAFETY: the block is of this kind since `new`, has `capacity` bytes, fewer than `to`, and is shared with
-            // nobody.
+            // SAFETY: the block is of this kind since `new`, has `capacity` bytes, fewer than `to`, and is unshared.
             unsafe { self.block.grow(Kind::of(needed), self.capacity, to) };
             self.capacity = to;
         }
-        // SAFETY: the block has room for `capacity` bytes, `len` of which are taken, and is shared with nobody.
+        // SAFETY: the block has `capacity` bytes, `len` of them in use, and is unshared.
         let space = unsafe {
             let start = self.block.0.add(self.len).cast().as_ptr();
             slice::from_raw_parts_mut(start, self.capacity - self.len)
         };
         let (start, room) = (space.as_ptr(), space.len());
         let filled = read(space)?;
-        // Whoever has a slice of bytes that begins where the room does has initialised so many of it.
+        // A slice of `u8` is initialised. One that begins at `start` shows that that many bytes of the room are
+        // initialised.
         let is_there = ptr::eq(start.cast(), filled.as_ptr());
         let count = if is_there { filled.len().min(room) } else { 0 };
         self.len += count;
         Ok(count)
     }
 
-    /// The entry, once the frame is whole; until then the builder itself.
+    /// Returns the entry, if the frame is whole.
     ///
     /// # Errors
     ///
-    /// The builder, where bytes of the frame are still to come.
+    /// Gives the builder back if bytes are missing, or the bytes do not begin with its header.
     pub fn finish(self) -> Result<Entry, EntryBuilder> {
         if self.len < self.needed() || !self.is_of_its_header() {
             return Err(self);
         }
-        // `len <= capacity <= needed`, so the block is just as long as its frame, and of the kind that follows from
-        // that. It changes owners, and the builder must not free it.
+        // `len <= capacity <= needed`, so the block is exactly as long as its frame, and of the kind that follows from
+        // that. The entry owns it from here on, so the builder must not free it.
         let builder = ManuallyDrop::new(self);
         Ok(Entry {
             block: Block(builder.block.0),
@@ -522,7 +528,7 @@ mod tests {
         assert!(!overwrite(&mut entry, b"key", b"sixsix"));
     }
 
-    /// Entries of frames as long as can be short, and one byte longer.
+    /// Entries of the longest short frame, and of one that is a byte longer.
     fn both_kinds() -> [Entry; 2] {
         let of = |len| copied(&set_frame(b"key", &vec![7; len - HEADER_LEN - 3]));
         let both = [of(SHORT_BYTES), of(SHORT_BYTES + 1)];
@@ -651,7 +657,7 @@ mod tests {
             });
             assert_eq!(read, Ok(to - from));
         };
-        // Less than a header is no frame yet, and less than a frame no entry.
+        // Less than a header is no frame yet, and less than a frame is no entry.
         for (from, to) in [(0, HEADER_LEN - 1), (HEADER_LEN - 1, half)] {
             assert!(!room.is_of_its_header());
             put(&mut room, from, to);
@@ -679,7 +685,7 @@ mod tests {
             EntryBuilder::new(b"\x02\x00\x09\x00\x00\x00\x00key").is_none(),
             "a GET"
         );
-        // One that never becomes whole is freed all the same.
+        // A builder whose frame never becomes whole is freed as well.
         assert!(EntryBuilder::new(&frame[..8]).unwrap().finish().is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! The path of a write with one step out of order: what the model in `tests/order` has to find.
+//! The path of a write with one step out of order: faults that the model in `tests/order` has to find.
 #![allow(dead_code)] // used there, where these files are compiled a second time
 
 use super::answers::Answers;

@@ -1,4 +1,4 @@
-//! What the log needs of requests: made before anything is locked.
+//! Records, digests and log room of requests, prepared before any partition is locked.
 
 use arrayvec::ArrayVec;
 
@@ -12,18 +12,18 @@ use crate::log::{Reservation, Sequencer};
 use crate::wire::run::RUN_MAX;
 use crate::wire::{RequestFrame, Run};
 
-/// What the log needs of a run, made before anything is locked.
+/// Records, digests and log room of a run.
 pub(super) struct Prepared<'e> {
     sequencer: &'e Sequencer,
     records: Records,
-    /// Of each request of the run: the digest of the entry that it makes, where the request is its own effect.
+    /// For each request of the run the digest of the entry that it makes, if the request is its own effect.
     digests: ArrayVec<Digest, RUN_MAX>,
     reservation: Reservation<'e>,
     /// Effects are computed under the locks. `records` begins empty then, and takes them one by one.
     pub(super) is_computed: bool,
 }
 
-/// The digest of the entry that a request makes, where it is its own effect.
+/// The digest of the entry that a request makes, if the request is its own effect.
 #[inline]
 fn digest(frame: &RequestFrame<'_>) -> Digest {
     match command::of(frame.opcode()) {

@@ -16,8 +16,8 @@ use crate::wire::{Opcode, Request, RequestFrame, Run};
 
 /// Entries for the SETs of a run whose bits are set in `vacant`.
 ///
-/// All are made before the first is stored: the allocator's lock waits for all stores before it, and a store into a
-/// table mostly misses the cache.
+/// All are made before the first is stored: taking the allocator's lock waits for earlier stores of the processor, and
+/// a store into a table usually misses the cache.
 pub(super) fn new_entries(run: &Run<'_>, vacant: u16) -> ArrayVec<Option<Entry>, RUN_MAX> {
     if vacant & run.writes() == 0 {
         return ArrayVec::new();
@@ -91,7 +91,7 @@ impl Work<'_> {
                 Command::None => unreachable!("no run has such a request"),
             };
             match effect {
-                // Removing is what the DEL asks for, so its frame is the effect.
+                // A DEL is its own effect.
                 Effect::AsSent | Effect::Remove => self.note_as_sent(at, &frame),
                 Effect::None | Effect::Put(_) => {}
             }
@@ -134,7 +134,7 @@ pub(super) fn short<T>(result: Result<T, LongOld>) -> T {
     result.unwrap_or_else(|_| unreachable!("a run with a long old entry is executed one by one"))
 }
 
-/// What a computed command has done to its partition.
+/// The result of a computed command.
 pub(super) struct Computed {
     /// The frame of its effect, which the log records.
     pub(super) effect: Option<Vec<u8>>,

@@ -40,8 +40,8 @@ impl AppendTimes {
         }
     }
 
-    /// The log begins anew after `index`. When the entries up to there were appended is not known; they count as
-    /// appended now.
+    /// The log begins anew after `index`. The times of the entries up to there are not known; they count as appended
+    /// now.
     pub fn reset(&mut self, index: u64, now: Instant) {
         *self = AppendTimes {
             slots: vec![(0, now)],
@@ -58,7 +58,7 @@ impl AppendTimes {
         (index <= self.last_index).then_some(*begun)
     }
 
-    /// Merges each slot into the one before it where that makes none too long. The first and the last one stay.
+    /// Merges each slot into the one before it if the result is not too long. Keeps the first and the last one.
     fn merge(&mut self, now: Instant) {
         let old = std::mem::take(&mut self.slots);
         for (at, slot) in old.iter().enumerate() {

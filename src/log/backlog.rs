@@ -12,7 +12,7 @@ const SEGMENT_BYTES: usize = 256 << 10;
 /// A frame longer than this is kept as its entry and not copied.
 const LARGE_BYTES: usize = 32 << 10;
 
-/// Bytes that an append costs beside its frames: its end within the segment, and the digest after it.
+/// Bytes that an append counts for beside its frames: its end within the segment, and the digest after it.
 const OVERHEAD_BYTES: u64 = 24;
 
 /// One append: the record of one write, or those of several that were executed together.
@@ -72,7 +72,7 @@ pub struct Backlog {
     base_index: u64,
     /// Digest of the data set at `base_index`.
     base_digest: Digest,
-    /// None of them empty.
+    /// Each has at least one record.
     segments: VecDeque<Segment>,
     last_index: u64,
     bytes: u64,
@@ -109,9 +109,9 @@ struct End {
 /// The result of [`Backlog::read`].
 #[derive(Debug)]
 pub enum After {
-    /// So many records, the first with the index asked for; their frames are in the buffer.
+    /// This many records, the first with the index asked for. Their frames are in the buffer.
     Small(u32),
-    /// The record with the index asked for, a large one.
+    /// The record with the index asked for, which is a large one.
     Large(Entry),
     /// There is no such record yet.
     Nothing,
@@ -316,7 +316,7 @@ mod tests {
     use crate::wire::Request;
     use crate::wire::request::{Limits, Parsed, parse};
 
-    /// A SET frame whose value is so many bytes of its number.
+    /// A SET frame whose value is `len` bytes of its number.
     fn set(number: u8, len: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         let value = &vec![number; len];

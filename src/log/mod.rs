@@ -30,7 +30,7 @@ pub use room::{ROOM_BYTES, Reservation};
 pub use sequencer::Sequencer;
 pub use watermarks::{Mark, Position, Reached, SubscriptionId, Wake, Watermarks};
 
-/// Appends that the replication thread moves to the backlog at a time, so that readers of the backlog get their turn.
+/// Appends that the replication thread moves to the backlog at a time. Between them readers can lock the backlog.
 const MOVED_MAX: usize = 128;
 
 /// The last position of a data set, and its digest there.
@@ -74,7 +74,7 @@ enum Step {
 struct Kept {
     backlog: Backlog,
     times: AppendTimes,
-    /// Rises when the log is reset: a cursor of before is invalid afterwards.
+    /// Rises when the log is reset, which invalidates cursors.
     generation: u64,
     ended: bool,
 }
@@ -90,7 +90,7 @@ pub struct Cursor {
 /// The result of [`Log::read`].
 #[derive(Debug)]
 pub enum Found {
-    /// So many records, whose frames are in the buffer; the cursor is behind them.
+    /// This many records. Their frames are in the buffer, and the cursor is behind them.
     Small(u32),
     /// A large record; the cursor is behind it.
     Large(Entry),
@@ -239,7 +239,7 @@ impl Log {
         }
     }
 
-    /// Has every reader that waits ask again whether it is over.
+    /// Wakes every waiting reader, which asks `is_over` again.
     pub fn wake_readers(&self) {
         // With the lock, so that no reader is between asking and waiting.
         drop(self.kept.lock());

@@ -2,7 +2,7 @@
 //!
 //! A watermark is the greatest index of which something holds: that it is appended, durable on this node's disk, or
 //! committed by a majority. Watermarks belong to an epoch: when an epoch is given up, the positions in it that were not
-//! reached never will be, and whatever waits for them learns that at once.
+//! reached never will be, and their subscribers are woken.
 //!
 //! Only `appended` moves today. `durable` and `committed` have their places here; [`Watermarks::advance`] moves them.
 
@@ -36,11 +36,11 @@ pub enum Mark {
 /// Whether a watermark has reached a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reached {
-    /// It has.
+    /// It has reached the position.
     Yes,
-    /// It has not yet.
+    /// It has not reached the position yet.
     NotYet,
-    /// The epoch was given up before: it never will.
+    /// It never will: the epoch was given up before.
     Never,
 }
 
@@ -71,12 +71,12 @@ struct State {
 
 struct Subscription {
     wake: Wake,
-    /// What it waits for; it is woken once and then waits for nothing.
+    /// The index that it waits for. It is woken once, and then waits for nothing.
     awaits: Option<(Mark, u64)>,
 }
 
 impl State {
-    /// `None` of a mark that every record has reached.
+    /// `None` for a mark that every record has reached.
     const fn of(&self, mark: Mark) -> Option<u64> {
         match mark {
             Mark::Appended => None,
@@ -161,7 +161,7 @@ impl Watermarks {
     }
 
     /// Has a subscriber woken once `mark` reaches `position`, or the position's epoch ends. Replaces what it waited
-    /// for. Returns how things stand: only for [`Reached::NotYet`] is it going to be woken.
+    /// for. Returns the state now: the subscriber is woken only after [`Reached::NotYet`].
     pub fn await_position(&self, id: SubscriptionId, mark: Mark, position: Position) -> Reached {
         let mut state = self.state.lock();
         let reached = state.reached(mark, position);

@@ -11,7 +11,7 @@ use super::answers::Answers;
 use super::entry::Entry;
 use crate::wire::{Opcode, RequestFrame};
 
-/// What a command does to its key. Effects are absolute, so replaying one is harmless.
+/// The change that a command makes to its key. Effects are absolute, so replaying one is harmless.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(dead_code)]
 pub(super) enum Effect<'a> {
@@ -42,7 +42,7 @@ pub(super) enum Command {
     Del,
     /// An operation whose effect follows from the old entry.
     Computed(Function),
-    /// Not by the engine.
+    /// The engine does not execute the operation.
     None,
 }
 
