@@ -1,34 +1,34 @@
-//! What an answer's status and value mean to the request that it belongs to. Pure.
+//! Judges a response to a request. Pure.
 
 use crate::wire::command::OkValue;
 use crate::wire::{Opcode, Response, Status};
 
 use super::error::{Error, ProtocolError, Result};
 
-/// A good answer to one request of a [`Pipeline`](super::Pipeline).
+/// Result of a request that was not refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// A SET or DEL is done.
+    /// A SET, a DEL or another operation whose OK has no value.
     Done,
-    /// A GET's value, a STATUS's text, or the bytes of an answer to LIST.
+    /// The value of another OK: that of a GET, the text of a STATUS, or fields such as those of a LIST.
     Value(Vec<u8>),
-    /// There is no such key.
+    /// NOT_FOUND: there is no such key.
     NotFound,
-    /// A PING's answer.
+    /// OK to a PING.
     Pong,
 }
 
-/// What `PING` is answered with.
+/// Value of the OK to a PING.
 const PONG: &[u8] = b"PONG";
-/// How much of wrong bytes an error keeps.
+/// Most wrong bytes that an error keeps.
 const SAMPLE_LEN: usize = 32;
 
-/// Reads `response` as the answer to a request with `opcode`.
+/// Judges `response` as the response to a request with `opcode`.
 ///
 /// # Errors
 ///
-/// The outer one is a peer that does not keep to the protocol, after which nothing that it sends can be trusted; the
-/// inner one is an answer that says no.
+/// The outer error is a violation of the protocol, after which the connection cannot be used. The inner one is a
+/// refusal by the node.
 pub(super) fn read(
     opcode: Opcode,
     response: &Response<'_>,
@@ -77,7 +77,7 @@ pub(super) fn read(
     }
 }
 
-/// The value of NOT_LEADER: `host:port`, or nothing. `None` where it is neither.
+/// The address in the value of NOT_LEADER: `host:port`, or nothing. `None` where the value is neither.
 fn leader(value: &[u8]) -> Option<Option<String>> {
     if value.is_empty() {
         return Some(None);

@@ -1,4 +1,4 @@
-//! One connection: whole requests out, whole answers in, each by a deadline.
+//! One connection: sends whole requests and receives whole answers, each within a deadline.
 
 use std::{
     io::{self, Read, Write},
@@ -23,18 +23,20 @@ use super::{
     error::{Error, ProtocolError, Result, Wait},
 };
 
-/// How long a write makes no headway before the client looks whether the node has answered already.
+/// Time without progress of a write after which the client checks whether the node has already answered.
 const STALL: Duration = Duration::from_millis(100);
 
-/// Do not wait, whatever the socket's timeouts are. One call, where a switch to non-blocking and back would be three.
+/// Flag for a call that does not wait, whatever the socket's timeouts are. Switching the socket to non-blocking and
+/// back would take three calls.
 const AT_ONCE: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 
-/// Below this a read waits for just what is left; above it, for a part, so that the next ones need no new setting.
+/// Remaining time up to which a socket's timeout is set exactly. Above it, it is set to a part, so that the next reads
+/// need no new setting.
 const EXACT_WAIT_MAX: Duration = Duration::from_millis(20);
 
 const A_YEAR: Duration = Duration::from_secs(365 * 24 * 3_600);
 
-/// When a wait ends. None where the clock cannot say so large a time, which is as good as never.
+/// End of a wait; `None` for never, where the clock has no number for so late a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Deadline {
     at: Option<Instant>,
@@ -56,12 +58,12 @@ impl Deadline {
         Deadline { at }
     }
 
-    /// A time for code that needs one; a year stands for never.
+    /// The same as a duration; never is a year.
     fn instant(self) -> Instant {
         self.at.unwrap_or_else(|| Instant::now() + A_YEAR)
     }
 
-    /// What is left, in the form in which sockets take it (`None` waits for ever); nothing where it has passed.
+    /// The remaining time as a socket's timeout (`None` waits for ever); an outer `None` where it has passed.
     fn left(self) -> Option<Option<Duration>> {
         match self.at {
             None => Some(None),
@@ -76,27 +78,26 @@ impl Deadline {
 /// Invariants: the socket blocks, and has the timeouts that the fields name; between calls the buffer is empty, or the
 /// connection is not used again.
 ///
-/// Whoever gets a fault from a method drops the connection: an answer that is still on its way would be taken for the
-/// answer to the next request.
+/// After a fault the caller drops the connection: a late answer would be taken for the answer to the next request.
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: TcpStream,
     addr: String,
-    /// The node that named this one as the leader; none for the client's own node.
+    /// The node that named this one as the leader; `None` for the client's own node.
     named_by: Option<String>,
     buffer: Buffer,
     options: ClientOptions,
     /// The socket's timeouts, kept since setting them costs as much as a small write.
     read_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
-    /// When the last bytes came.
+    /// Time at which the last bytes were received.
     read_at: Instant,
-    /// Nothing can be sent any more, though answers may still have come.
+    /// Whether sending has failed. Answers may still have been received.
     is_broken: bool,
 }
 
 impl Connection {
-    /// Connects to the client's own node, at any address that `addr` has, by `deadline` and within the options' limit.
+    /// Connects to the client's own node, at any address of `addr`, by `deadline` and within the options' limit.
     pub(super) fn open(
         addr: &str,
         options: &ClientOptions,
@@ -140,7 +141,7 @@ impl Connection {
         let limit = deadline.map_or(own, |deadline| own.sooner(deadline));
         let until = limit.instant();
         let failed = |what, source: io::Error| {
-            // Details say that some addresses were not silent, which is more than the time.
+            // Where some addresses refused, the error names them instead of the timeout.
             let has_details = what == Wait::Connection && source.get_ref().is_some();
             if source.kind() != io::ErrorKind::TimedOut || has_details || Instant::now() < until {
                 return Error::Connect {
@@ -165,13 +166,13 @@ impl Connection {
             .map_err(|error| failed(Wait::Connection, error))
     }
 
-    /// Whether something came while nothing was asked for: the peer's goodbye, or bytes that belong to no request. Then
-    /// a new connection takes this one's place before anything is sent, which repeats nothing.
+    /// Whether something was received between two requests: the end of the stream, or bytes that belong to no request.
+    /// A new connection then replaces this one before the next request is sent.
     pub(super) fn is_stale(&self) -> bool {
         self.has_arrivals().unwrap_or(true)
     }
 
-    /// Whether there is something to read, be it the end of the stream.
+    /// Whether there is something to read; the end of the stream counts.
     fn has_arrivals(&self) -> io::Result<bool> {
         let mut byte = [MaybeUninit::uninit()];
         let flags = AT_ONCE | libc::MSG_PEEK;
@@ -182,7 +183,7 @@ impl Connection {
         }
     }
 
-    /// Whether the connection can take another request.
+    /// Whether another request can be sent on the connection.
     pub(super) const fn is_usable(&self) -> bool {
         !self.is_broken
     }
@@ -204,7 +205,7 @@ impl Connection {
         Deadline::after(self.options.timeout)
     }
 
-    /// Sends one request and waits for its answer. The outer error is a fault, the inner one an answer.
+    /// Sends one request and waits for its answer. The outer error is a fault, the inner one a refusal by the node.
     pub(super) fn exchange(
         &mut self,
         opcode: Opcode,
@@ -223,8 +224,8 @@ impl Connection {
         Ok(answer)
     }
 
-    /// What the node said before it closed on a request that it did not want to the end, such as one that is too long.
-    /// Nothing but a refusal is believed, since the request did not go out whole.
+    /// The refusal that the node sent before it closed inside a request, such as one that is too long. Only a refusal
+    /// is accepted, since the request was not sent whole.
     pub(super) fn last_words(
         &mut self,
         opcode: Opcode,
@@ -238,7 +239,7 @@ impl Connection {
         self.receive(opcode, deadline).ok()?.err()
     }
 
-    /// Faults where bytes came that nobody asked for: then the answers before them may have been another request's.
+    /// Fails where more bytes were received than were requested: the answers before them may belong to other requests.
     pub(super) fn expect_quiet(&self) -> Result<()> {
         if self.buffer.is_empty() {
             return Ok(());
@@ -249,10 +250,10 @@ impl Connection {
         }))
     }
 
-    /// Sends all of `bytes`, the rest of the one request that is not answered, waiting as long as it must.
+    /// Sends all of `bytes`, the rest of the only request without an answer, and waits as long as needed.
     ///
-    /// A node that does not want the request answers before it has it, and may read no more. So where it takes no bytes
-    /// for a while, an answer counts as the end of the connection, and is there to be read.
+    /// A node that refuses the request answers before it has received it, and may read no more. So where the node takes
+    /// no bytes for a while, an answer ends the sending, and can be read.
     pub(super) fn write_all(&mut self, mut bytes: &[u8], deadline: Deadline) -> Result<()> {
         while !bytes.is_empty() {
             let left = deadline.left().ok_or_else(|| self.timeout(Wait::Request))?;
@@ -275,7 +276,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends what of `bytes` the system takes at once, which may be nothing, and says how much that was.
+    /// Sends the part of `bytes` that the system accepts without waiting, which may be nothing, and returns its length.
     pub(super) fn write_some(&mut self, bytes: &[u8]) -> Result<usize> {
         match SockRef::from(&self.stream).send_with_flags(bytes, AT_ONCE) {
             Ok(0) if !bytes.is_empty() => Err(self.lost(io::ErrorKind::WriteZero.into())),
@@ -285,7 +286,7 @@ impl Connection {
         }
     }
 
-    /// Waits for the next answer, which must be to a request with `opcode`.
+    /// Waits for the next answer, which is the one to a request with `opcode`.
     pub(super) fn receive(&mut self, opcode: Opcode, deadline: Deadline) -> Result<Result<Answer>> {
         let answer = self.receive_unseen(opcode, deadline);
         if answer.is_err() && !self.buffer.is_empty() {
@@ -312,17 +313,17 @@ impl Connection {
         }
     }
 
-    /// What has come and is not consumed.
+    /// The bytes that were received and are not consumed.
     pub(super) fn received(&self) -> &[u8] {
         self.buffer.bytes()
     }
 
-    /// Marks the first `count` received bytes as used up.
+    /// Consumes the first `count` received bytes.
     pub(super) fn consume(&mut self, count: usize) {
         self.buffer.consume(count);
     }
 
-    /// Waits for bytes that belong to what is received already, `needed` of them in all as far as is known.
+    /// Waits for more bytes of the frame at the start of the buffer, which has `needed` bytes as far as known.
     pub(super) fn fill(&mut self, needed: usize, deadline: Deadline) -> Result<()> {
         loop {
             let left = deadline.left().ok_or_else(|| self.timeout(Wait::Answer))?;
@@ -342,7 +343,7 @@ impl Connection {
         }
     }
 
-    /// When the last bytes came: those that made the last answer whole.
+    /// Time at which the last byte of the last answer was received.
     pub(super) const fn read_at(&self) -> Instant {
         self.read_at
     }
@@ -356,7 +357,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Bounds the next read to what is `left`, or to a part of it: a read that ends early is repeated.
+    /// Bounds the next read to the time `left`, or to a part of it: a read that ends early is repeated.
     fn expect_within(&mut self, left: Option<Duration>) -> io::Result<()> {
         if let Some(timeout) = next_timeout(self.read_timeout, left) {
             self.stream.set_read_timeout(timeout)?;
@@ -365,7 +366,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Hands a frame to the hook.
+    /// Passes a frame to the hook.
     pub(super) fn show(&self, direction: Direction, bytes: &[u8]) {
         if let Some(hook) = &self.options.on_frame {
             hook.call(&Frame {
@@ -398,7 +399,7 @@ impl Connection {
         })
     }
 
-    /// A fault of this connection, with how the client came to this node.
+    /// A fault of this connection, with the redirect to its node, where there was one.
     fn fault(&self, source: Error) -> Error {
         match &self.named_by {
             None => source,
@@ -416,10 +417,11 @@ impl Connection {
     }
 }
 
-/// What a socket's timeout must be changed to before a read that may take what is `left`; nothing where it does as it
-/// is: none where there is no limit, else no more than what is left, so that no wait is longer than it may be, and no
-/// less than half of it, so that there are few useless wake-ups. Each request's time starts at the full limit again, so
-/// one setting serves as long as answers come within a quarter of it.
+/// The new timeout of a socket before a read that may take the time `left`; `None` where the one that is `set` will do.
+///
+/// A timeout will do that is at most the time left, so that no wait is too long, and at least half of it, so that few
+/// wake-ups are useless. Every request starts with the full limit, so the setting stays while answers come within a
+/// quarter of it.
 fn next_timeout(set: Option<Duration>, left: Option<Duration>) -> Option<Option<Duration>> {
     match (set, left) {
         (None, None) => None,
@@ -429,7 +431,7 @@ fn next_timeout(set: Option<Duration>, left: Option<Duration>) -> Option<Option<
     }
 }
 
-/// Both kinds, since systems differ in which one a socket's timeout gives.
+/// Whether a read ended at the socket's timeout. Systems differ in the kind of this error.
 fn is_timeout(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -1,4 +1,4 @@
-//! What can go wrong, and what the caller may conclude from it.
+//! Errors of the client, and the caller's conclusions from them.
 
 use std::{error, fmt, io, time::Duration};
 
@@ -11,9 +11,9 @@ use crate::{
     },
 };
 
-/// Why a call has no answer to give.
+/// Reason why a call has no answer.
 ///
-/// | variant | was a write carried out? | the connection |
+/// | variant | was a write executed? | the connection |
 /// |---|---|---|
 /// | `NotLeader`, `Loading`, `Server` | no | goes on |
 /// | `OutcomeUnknown`, `UnknownStatus` | unknown | goes on |
@@ -22,8 +22,7 @@ use crate::{
 /// | `Redirect` | as for its source | dropped, and made anew |
 ///
 /// [`is_outcome_unknown`](Error::is_outcome_unknown) tells the two apart. The client repeats no request whose outcome
-/// is unknown. A caller may repeat a SET or DEL, which then has the effect of the last one that was carried out: it
-/// may undo what another client has written in between.
+/// is unknown. A caller may repeat a SET or DEL, which may replace a value that another client has written meanwhile.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -34,7 +33,7 @@ pub enum Error {
     },
     /// The node holds no complete data set yet.
     Loading {
-        /// What the node says about it.
+        /// The node's message.
         message: String,
     },
     /// The node refused the request.
@@ -54,20 +53,20 @@ pub enum Error {
         /// The answer's value, taken for a message.
         message: String,
     },
-    /// Something took longer than the [options](super::ClientOptions) allow.
+    /// A limit of the [options](super::ClientOptions) was exceeded.
     Timeout {
-        /// What was waited for.
+        /// The awaited event.
         what: Wait,
         /// `host:port` of the node.
         addr: String,
         /// The limit.
         after: Duration,
     },
-    /// No connection could be made, at any address that the name has.
+    /// No address of the name accepts a connection.
     Connect {
         /// `host:port` of the node.
         addr: String,
-        /// Why. Where several addresses were tried, its text names each with its failure.
+        /// The reason. Where several addresses were tried, its text names each with its failure.
         source: io::Error,
     },
     /// The connection broke. Its end before an answer's last byte is an [`io::ErrorKind::UnexpectedEof`].
@@ -77,11 +76,11 @@ pub enum Error {
         /// How.
         source: io::Error,
     },
-    /// The peer sent what is no answer to the request.
+    /// The peer sent bytes that are no answer to the request.
     Protocol {
         /// `host:port` of the node.
         addr: String,
-        /// What is wrong with it.
+        /// The violation.
         source: ProtocolError,
     },
     /// The request was redirected to the node that was named as the leader, and failed there.
@@ -90,7 +89,7 @@ pub enum Error {
         named_by: String,
         /// `host:port` of the leader, as that node has it.
         leader: String,
-        /// What failed there: `Connect`, `Timeout`, `Connection` or `Protocol`.
+        /// The failure there: `Connect`, `Timeout`, `Connection` or `Protocol`.
         source: Box<Error>,
     },
     /// The key or the value is longer than a frame can carry.
@@ -107,7 +106,7 @@ impl Error {
         }
     }
 
-    /// Whether a write that failed with this may have been carried out.
+    /// Whether a write that failed with this error may have been executed.
     #[must_use]
     pub fn is_outcome_unknown(&self) -> bool {
         match self.innermost() {
@@ -132,17 +131,17 @@ impl Error {
 /// A client's result.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What a [`Timeout`](Error::Timeout) was waiting for.
+/// Event that a [`Timeout`](Error::Timeout) was waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Wait {
-    /// For the addresses of a name; nothing was sent.
+    /// The addresses of a name; nothing was sent.
     Resolution,
-    /// For a connection; nothing was sent.
+    /// A connection; nothing was sent.
     Connection,
-    /// For the peer to take a request's bytes.
+    /// The peer accepts the bytes of a request.
     Request,
-    /// For an answer's last byte.
+    /// The last byte of an answer.
     Answer,
 }
 
@@ -150,14 +149,14 @@ pub enum Wait {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ProtocolError {
-    /// No answer of a GopherStore node at all.
+    /// The bytes are no response of a GopherStore node.
     Response(ResponseError),
     /// NOT_FOUND to an operation that finds nothing.
     NothingToFind {
         /// The operation.
         opcode: Opcode,
     },
-    /// A value where none belongs.
+    /// A value with a status or an operation that has none.
     UnexpectedValue {
         /// The operation.
         opcode: Opcode,
@@ -183,24 +182,23 @@ pub enum ProtocolError {
     },
     /// OK to a FOLLOW, but not with the start of a stream.
     FollowAnswer(FollowAnswerError),
-    /// OK to a FOLLOW, but with another start than was asked for.
+    /// OK to a FOLLOW, but with another start than requested.
     OtherStart {
-        /// How the stream would start.
+        /// The start.
         start: Start,
     },
     /// A damaged message of a replication stream.
     Stream(ReplicationError),
-    /// A message of a replication stream that may not come here: others are missing before it, or it is of another
-    /// epoch.
+    /// A message of a replication stream in the wrong place: others are missing before it, or it is of another epoch.
     OutOfPlace {
-        /// What it is.
+        /// The message.
         what: StreamOpcode,
     },
-    /// OK to a SUMS or LIST, with a value that is no answer to it.
+    /// OK to a SUMS or LIST, but with a value that is no answer to it.
     Comparison(ComparisonError),
-    /// More bytes after the last answer that was asked for.
+    /// More bytes after the last answer.
     Unrequested {
-        /// How many had come.
+        /// The number of bytes received.
         len: usize,
     },
 }
@@ -343,10 +341,10 @@ impl error::Error for ProtocolError {
     }
 }
 
-/// What [`Pipeline::run`](super::Pipeline::run) had received when it could not go on.
+/// Error of [`Pipeline::run`](super::Pipeline::run), with the answers before the fault.
 #[derive(Debug)]
 pub struct PipelineError {
-    /// The answers before the fault, in order. Of the requests after them, any number may have been carried out.
+    /// The answers before the fault, in order. Any number of the requests after them may have been executed.
     pub answers: Vec<Result<super::Answer>>,
     /// The fault.
     pub error: Error,

@@ -1,4 +1,4 @@
-//! The blocking client.
+//! Blocking client of a node.
 //!
 //! ```
 //! use gopherstore::client::Client;
@@ -19,24 +19,23 @@
 //!
 //! # After a fault
 //!
-//! A timeout, a broken connection and bytes that break the protocol end the connection, so that an answer which comes
-//! late is never taken for another request's; the next call makes a new one. Nothing is ever sent again by itself
-//! once its outcome is unknown: after such an [`Error`] a write may or may not have been carried out, and only the
-//! caller knows whether repeating it does harm. A connection that the node closed while nothing was asked is replaced
-//! before anything is sent.
+//! A timeout, a broken connection and bytes that break the protocol end the connection, so that a late answer is never
+//! taken for the answer to another request. The next call connects again. The client never repeats a request whose
+//! outcome is unknown: after such an [`Error`] a write may have been executed, and only the caller knows whether a
+//! repetition does harm. A connection that the node closed between two requests is replaced before the next one is
+//! sent.
 //!
 //! # Redirects
 //!
-//! A follower answers reads and refuses writes with the leader's address. The client then sends the write to the
-//! leader, on a second connection that it keeps for later writes; reads go on being answered by the node it was made
-//! for. So a read does not always see the write before it: followers lag. After [`Client::stay_with_leader`] reads go
-//! to the leader too. [`ClientOptions::follow_redirects`] turns redirects off, and at most [`REDIRECTS_MAX`] of them
-//! are followed in one call.
+//! A follower answers reads, and refuses writes with the leader's address. The client then sends the write to the
+//! leader, on a second connection that it keeps for later writes. Reads still go to the client's own node, so a read
+//! may miss the write before it: followers lag. After [`Client::stay_with_leader`] reads go to the leader too.
+//! [`ClientOptions::follow_redirects`] turns redirects off; one call follows at most [`REDIRECTS_MAX`] of them.
 //!
 //! # Known limits
 //!
-//! A look-up of a host name cannot be cancelled. A call that ends at its timeout before the name is resolved leaves a
-//! thread behind, one for each name, which ends when the system's resolver gives up.
+//! A look-up of a host name cannot be cancelled. A call whose timeout ends before the name is resolved leaves a thread
+//! running, one for each name, until the system's resolver returns.
 
 use std::{fmt, mem, sync::Arc, time::Duration};
 
@@ -60,11 +59,11 @@ pub use status::{FollowerStatus, NodeRole, NodeState, NodeStatus, PeerStatus};
 
 use connection::{Connection, Deadline};
 
-/// How many redirects one call follows. One is enough while leaders stay; two nodes that each take the other for the
-/// leader end here.
+/// Most redirects that one call follows. One is enough while the leader stays the same; the limit ends a loop between
+/// two nodes that name each other.
 pub const REDIRECTS_MAX: u32 = 3;
 
-/// How a [`Client`] behaves.
+/// Options of a [`Client`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -79,12 +78,12 @@ pub const REDIRECTS_MAX: u32 = 3;
 /// ```
 #[derive(Clone, Debug)]
 pub struct ClientOptions {
-    /// For making a connection, from the look-up of the name on and over all of its addresses. Default 5 s.
+    /// Limit for connecting: the look-up of the name, and all of its addresses. Default 5 s.
     pub connect_timeout: Duration,
-    /// For a whole call, connecting and redirects included, up to the last byte of its answer. In a pipeline it starts
-    /// anew with each answer. Default 5 s.
+    /// Limit for a whole call, connecting and redirects included, up to the last byte of its answer. In a pipeline it
+    /// starts again with each answer. Default 5 s.
     pub timeout: Duration,
-    /// Whether a write that is refused with the leader's address goes there. Default true.
+    /// Whether a write that is refused with the leader's address is sent to the leader. Default true.
     pub follow_redirects: bool,
     /// Called with each frame sent and received.
     pub on_frame: Option<FrameHook>,
@@ -101,7 +100,7 @@ impl Default for ClientOptions {
     }
 }
 
-/// Which way a frame goes.
+/// Direction of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// To the node.
@@ -110,18 +109,18 @@ pub enum Direction {
     Received,
 }
 
-/// A frame on its way, for a [`FrameHook`].
+/// A frame that was sent or received, for a [`FrameHook`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
-    /// Which way it goes.
+    /// Its direction.
     pub direction: Direction,
     /// `host:port` of the node.
     pub addr: &'a str,
-    /// The frame. What was received before a fault is handed over too, and may be less or other than a frame.
+    /// The frame. Bytes that were received before a fault are passed too, and may not be a whole frame.
     pub bytes: &'a [u8],
 }
 
-/// Sees each frame that a client sends and receives.
+/// A function that is called with each frame that a client sends or receives.
 ///
 /// ```
 /// use std::sync::{Arc, Mutex};
@@ -166,7 +165,7 @@ impl fmt::Debug for FrameHook {
     }
 }
 
-/// A blocking client of one node. See the [module](self) for what it does after a fault and on a redirect.
+/// A blocking client of one node. The [module](self) describes faults and redirects.
 #[derive(Debug)]
 pub struct Client {
     addr: String,
@@ -178,7 +177,7 @@ pub struct Client {
     frame: Vec<u8>,
 }
 
-/// Which connection a request takes.
+/// Connection that a request uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
     Home,
@@ -186,14 +185,14 @@ enum Route {
 }
 
 impl Client {
-    /// What a client keeps of its frame's memory after a large request.
+    /// Most bytes of memory that a client keeps for its next frame.
     const FRAME_KEPT_MAX: usize = 64 << 10;
 
     /// Connects to `addr`, a `host:port`.
     ///
     /// # Errors
     ///
-    /// [`Error::Connect`] or [`Error::Timeout`] when no address of the host takes the connection.
+    /// [`Error::Connect`] or [`Error::Timeout`] when no address of the host accepts the connection.
     pub fn connect(addr: &str) -> Result<Client> {
         Client::connect_with(addr, ClientOptions::default())
     }
@@ -209,7 +208,7 @@ impl Client {
         Ok(client)
     }
 
-    /// A client that connects when it is first used.
+    /// A client that connects with its first request.
     #[must_use]
     pub fn unconnected(addr: &str, options: ClientOptions) -> Client {
         Client {
@@ -221,7 +220,7 @@ impl Client {
         }
     }
 
-    /// The `host:port` that the client was made for.
+    /// The `host:port` of the client's own node.
     #[must_use]
     pub fn addr(&self) -> &str {
         &self.addr
@@ -233,8 +232,8 @@ impl Client {
         self.leader.as_ref().map(Connection::addr)
     }
 
-    /// Makes the leader that the last write was redirected to the client's node, for reads as well, so that they see
-    /// the write. Says whether a write was redirected.
+    /// Makes the leader that the last write was redirected to the client's own node, so that reads see the write.
+    /// Returns whether a write was redirected.
     pub fn stay_with_leader(&mut self) -> bool {
         let Some(leader) = self.leader.take() else {
             return false;
@@ -244,8 +243,8 @@ impl Client {
         true
     }
 
-    /// Whether there is a connection to the client's node, and the node has not closed it. Where there is none the next
-    /// call makes one.
+    /// Whether there is a connection to the client's own node that the node has not closed. Otherwise the next call
+    /// connects.
     ///
     /// ```
     /// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
@@ -263,11 +262,11 @@ impl Client {
         self.home.as_ref().is_some_and(|home| !home.is_stale())
     }
 
-    /// Stores `value` under `key`, whatever was there before.
+    /// Stores `value` under `key`, and replaces an earlier value.
     ///
     /// # Errors
     ///
-    /// Any [`Error`]; its table says what is then known of the write.
+    /// Any [`Error`]; its table says whether the write was executed.
     pub fn set(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
         self.request(Request::Set { key, value }).map(drop)
     }
@@ -284,16 +283,16 @@ impl Client {
         })
     }
 
-    /// Removes `key`, and says whether it was there.
+    /// Removes `key`, and returns whether it existed.
     ///
     /// # Errors
     ///
-    /// Any [`Error`]; its table says what is then known of the write.
+    /// Any [`Error`]; its table says whether the write was executed.
     pub fn del(&mut self, key: &[u8]) -> Result<bool> {
         Ok(self.request(Request::Del { key })? == Answer::Done)
     }
 
-    /// Asks whether the node is there.
+    /// Checks that the node responds.
     ///
     /// # Errors
     ///
@@ -302,8 +301,8 @@ impl Client {
         self.request(Request::Ping).map(drop)
     }
 
-    /// How the node is: `key: value` and a line feed each, whatever state it is in. docs/GBP.md §4 lists the keys; a
-    /// reader skips those that it does not know, as [`NodeStatus::parse`] does.
+    /// The node's state, as lines of `key: value`. docs/GBP.md §4 lists the keys; a reader skips those that it does not
+    /// know, as [`NodeStatus::parse`] does.
     ///
     /// ```
     /// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
@@ -325,18 +324,18 @@ impl Client {
         }
     }
 
-    /// Orders a follower that refuses its leader's data set to give up its own, with every entry that the leader lacks,
-    /// and to take a full copy. It is done once the node serves again; [`status`](Self::status) shows it. The order
-    /// goes to this client's node, never to another that it names.
+    /// Orders a follower that refuses its leader's data set to discard its own, with every entry that the leader lacks,
+    /// and to take a full copy. [`status`](Self::status) shows when the node serves again. The order is never
+    /// redirected.
     ///
     /// # Errors
     ///
-    /// [`Error::Server`] where the node refuses nothing, so that there is nothing to order; any other [`Error`].
+    /// [`Error::Server`] where the node is in another state; any other [`Error`].
     pub fn discard(&mut self) -> Result<()> {
         self.request(Request::Discard).map(drop)
     }
 
-    /// Sums over what the node holds, by bucket, from a place on and as far as the node goes in one request.
+    /// Checksums of the node's data, by bucket, from a place on, as far as one request covers.
     ///
     /// # Errors
     ///
@@ -351,8 +350,7 @@ impl Client {
         self.comparison(&answer, decode)
     }
 
-    /// The keys of some of what the node holds, with hashes, from a place on and as far as the node goes in one
-    /// request.
+    /// Keys of some buckets, with hashes, from a place on, as far as one request covers.
     ///
     /// # Errors
     ///
@@ -370,7 +368,7 @@ impl Client {
         self.comparison(&answer, decode)
     }
 
-    /// Reads the answer to a SUMS or LIST; after one that is none, nothing that comes from there is to be trusted.
+    /// Reads the answer to a SUMS or LIST. A wrong one ends the connection.
     fn comparison<T>(
         &mut self,
         answer: &Answer,
@@ -389,13 +387,13 @@ impl Client {
         })
     }
 
-    /// Requests to be sent together, any number of them.
+    /// A queue of requests that are sent together.
     pub fn pipeline(&mut self) -> Pipeline<'_> {
         Pipeline::new(self)
     }
 
-    /// Sends a request of any operation whose response begins no stream. A write that is refused with the leader's
-    /// address goes there, as the [options](ClientOptions::follow_redirects) say.
+    /// Sends a request of any operation but FOLLOW and returns its answer. A write that is refused with the leader's
+    /// address is sent there, unless the [options](ClientOptions::follow_redirects) say otherwise.
     ///
     /// ```
     /// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
@@ -411,7 +409,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// Any [`Error`]; its table says what is then known of a write.
+    /// Any [`Error`]; its table says whether a write was executed.
     pub fn request(&mut self, request: Request<'_>) -> Result<Answer> {
         let mut frame = mem::take(&mut self.frame);
         frame.clear();
@@ -432,7 +430,7 @@ impl Client {
             let answer = connection.exchange(opcode, frame, deadline)?;
             let refused = matches!(answer, Err(Error::NotLeader { .. }));
             let asked = refused.then(|| connection.addr().to_owned());
-            // A remembered leader that leads no more is forgotten, so that the next write asks at home again.
+            // A leader that has ceased to lead is forgotten, so that the next write goes to the own node.
             if connection.is_usable() && !(refused && route == Route::Leader) {
                 self.put_back(route, connection);
             }
@@ -451,12 +449,12 @@ impl Client {
         }
     }
 
-    /// Where a request goes first.
+    /// The connection that a request uses first.
     fn route(&mut self, is_write: bool) -> Route {
         if !is_write {
             return Route::Home;
         }
-        // A leader that has closed the connection may be one no more.
+        // A node that has closed the connection may have ceased to lead.
         match self.leader.take().filter(|leader| !leader.is_stale()) {
             Some(leader) => {
                 self.leader = Some(leader);
@@ -466,7 +464,7 @@ impl Client {
         }
     }
 
-    /// Takes the connection out, so that a fault on the way loses it, or makes a new one.
+    /// Takes the connection, or makes a new one. It is put back only where no fault occurs.
     fn open(&mut self, route: Route, deadline: Deadline) -> Result<Connection> {
         if route == Route::Leader
             && let Some(connection) = self.leader.take()
@@ -499,7 +497,7 @@ impl Client {
     }
 }
 
-/// Whether a request with this opcode may go to another node than it was meant for.
+/// Whether a request with this opcode means the data of the cluster, so that another node may answer it.
 const fn may_be_redirected(opcode: Opcode) -> bool {
     match opcode.spec().access {
         Access::Read | Access::Write => true,
@@ -507,7 +505,7 @@ const fn may_be_redirected(opcode: Opcode) -> bool {
     }
 }
 
-/// Whether a walk through a node's entries comes to an end, whatever the node answers.
+/// Rejects an answer that does not move the scan on, which would then not end.
 fn moves_on(from: &Place, to: &Place) -> std::result::Result<(), ComparisonError> {
     if to.is_after(from) {
         Ok(())

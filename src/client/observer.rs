@@ -1,4 +1,4 @@
-//! Watching a node's replication stream.
+//! Observers: clients that watch a node's replication stream.
 
 use std::mem;
 
@@ -16,38 +16,38 @@ use super::{
     error::{ProtocolError, Result},
 };
 
-/// What is to be watched.
+/// Part of the stream that is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Watch {
-    /// What comes after the node's last entry.
+    /// The entries after the node's last one.
     New,
-    /// From the entry with this index on, whoever wrote it; 0 is taken for 1.
+    /// The entries from this index on, of any epoch; 0 is taken for 1.
     From(u64),
-    /// What comes after the entry at `index` of the data set that the epoch with this number and nonce went through
-    /// ([`Observer::position`]), or nothing: the node says so where it does not know that data set.
+    /// The entries after `index` in the data set that this epoch and nonce name ([`Observer::position`]). The node
+    /// refuses where it does not know that data set.
     After {
         /// Number of the epoch.
         epoch: u64,
         /// Nonce of the epoch.
         nonce: u64,
-        /// Index of the last entry that was seen.
+        /// Index of the last entry received.
         index: u64,
     },
-    /// The whole data set, and then what comes after it.
+    /// The whole data set, and then the entries after it.
     Copy,
 }
 
-/// The name under which the library observes. It means nothing to a node.
+/// Name in the library's FOLLOW. A node ignores the name of an observer.
 const NAME: &[u8] = b"observer";
 
-/// A node's replication stream, watched: every entry of its log in order, checked.
+/// A watched replication stream: every entry of a node's log in order, checked.
 ///
-/// Any node that serves has one, a follower too. It costs the node what a follower costs, and no more: nothing
-/// waits for an observer, no figure shows it, and one that falls further behind than the node's log reaches is dropped.
-/// Within that an observer may pause for as long as it likes, in the copy too. It says nothing after its request.
+/// Any node that serves has a stream, a follower too. An observer costs the node what a follower costs. Nothing waits
+/// for an observer, and STATUS does not show it. The node drops an observer that falls behind the oldest entry of the
+/// log; until then an observer may pause, also during a copy. It sends nothing after its request.
 ///
-/// The stream has no end of its own. Where the node stops, drops the observer, or takes another data set, the
-/// connection ends; [`position`](Self::position) is then what to go on from, and the answer says whether that can be.
+/// The stream has no end. Where the node stops, drops the observer, or takes another data set, the connection ends.
+/// [`position`](Self::position) is then the place to continue from, and the node says whether it can.
 ///
 /// ```no_run
 /// use gopherstore::client::{ClientOptions, Observer, Watch};
@@ -69,12 +69,12 @@ pub struct Observer {
     connection: Connection,
     start: Start,
     history: History,
-    /// Bytes of the message that was handed out last, which go when the next one is asked for.
+    /// Bytes of the message that was returned last. The next call consumes them.
     taken: usize,
     expected: Expected,
 }
 
-/// What may come next.
+/// Messages that may come next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expected {
     /// SNAPSHOT_BEGIN.
@@ -86,16 +86,16 @@ enum Expected {
 }
 
 impl Observer {
-    /// Asks the node at `addr`, a `host:port`, for its stream.
+    /// Requests the stream of the node at `addr`, a `host:port`.
     ///
-    /// Of the options, the [timeout](ClientOptions::timeout) is for the answer, connecting included, and afterwards for
-    /// the node's silence: it sends a heartbeat every half second, or as its cluster.toml says. Redirects do not
-    /// matter, since any node will do.
+    /// Of the options, the [timeout](ClientOptions::timeout) limits the answer, connecting included, and then the
+    /// node's silence: it sends a heartbeat every half second, or as its cluster.toml says. There are no redirects,
+    /// since any node serves observers.
     ///
     /// # Errors
     ///
-    /// [`Error::Server`](super::Error::Server) where the node has nothing to be watched from there on, with what it has
-    /// in its message; [`Error::Loading`](super::Error::Loading) where it holds no complete data set; any other.
+    /// [`Error::Server`](super::Error::Server) where the node does not have these entries; its message says which it
+    /// has. [`Error::Loading`](super::Error::Loading) where it has no complete data set. Any other.
     pub fn open(addr: &str, options: &ClientOptions, watch: Watch) -> Result<Observer> {
         let deadline = Deadline::after(options.timeout);
         let mut connection = Connection::open(addr, options, Some(deadline))?;
@@ -120,7 +120,7 @@ impl Observer {
             cluster_id: b"",
         };
         let mut frame = Vec::new();
-        // Its name and its cluster id are as short as they must be.
+        // Name and cluster id are within their limits, so this does not fail.
         let _ = follow.encode(&mut frame);
         connection.show(Direction::Sent, &frame);
         connection.write_all(&frame, deadline)?;
@@ -154,7 +154,7 @@ impl Observer {
         })
     }
 
-    /// How the stream starts.
+    /// Start of the stream.
     #[must_use]
     pub const fn start(&self) -> Start {
         self.start
@@ -166,8 +166,8 @@ impl Observer {
         &self.history
     }
 
-    /// Where the stream is: what to ask for to go on after the last message that was received. `None` before the end
-    /// of a copy, which can only be begun anew.
+    /// The position from which another observer continues after the last message received. `None` during a copy, which
+    /// can only begin again.
     #[must_use]
     pub fn position(&self) -> Option<Watch> {
         let Expected::Entry(next) = self.expected else {
@@ -181,13 +181,13 @@ impl Observer {
         })
     }
 
-    /// The next message, checked: its checksums, its frames, and that none is missing before it.
+    /// Receives the next message, and checks its checksums, its frames, and that none is missing before it.
     ///
     /// # Errors
     ///
     /// [`Error::Connection`](super::Error::Connection) where the stream has ended,
     /// [`Error::Timeout`](super::Error::Timeout) where nothing came, [`Error::Protocol`](super::Error::Protocol) for
-    /// damage. After any of them the observer is of no more use but for its [`position`](Self::position).
+    /// damage. After any of them only [`position`](Self::position) is of use.
     pub fn receive(&mut self) -> Result<Message<'_>> {
         self.connection.consume(mem::take(&mut self.taken));
         let frame_len = loop {
@@ -199,7 +199,7 @@ impl Observer {
             if self.connection.received().len() >= needed {
                 break needed;
             }
-            // As long as anything comes the node lives, however long a value takes.
+            // Any byte shows that the node is alive, so a long value may take longer than the timeout.
             self.connection.fill(needed, self.connection.deadline())?;
         };
         let connection = &self.connection;
@@ -223,7 +223,7 @@ impl Observer {
     }
 }
 
-/// What may come after a message; `None` where it may not come itself.
+/// The messages that may follow `message`; `None` where `message` itself is not `expected`.
 fn after(expected: Expected, message: &Message<'_>, history: &History) -> Option<Expected> {
     if history
         .last()

@@ -1,21 +1,19 @@
-//! Many requests in flight on one connection.
+//! Pipelines: many requests in flight on one connection.
 //!
 //! # No deadlock
 //!
-//! A node answers in order, stops reading while its answers are not taken, and never holds an answer back while it
-//! waits for input. A client that keeps writing without reading can so wait for the node while the node waits for it.
-//! This one waits in a write only when no whole request is unanswered, and otherwise in a read:
+//! A node answers in order, stops reading while its answers are not read, and never delays an answer while it waits for
+//! input. A client that only writes may therefore wait for the node while the node waits for the client. This client
+//! waits in a write only when every whole request is answered, and otherwise in a read:
 //!
-//! * *Waiting in a write*: the node has answered every whole request that it was sent, and the client has read
-//!   every one of those answers, so the node has nothing to write. It waits for the rest of the one request that is
-//!   being sent, and reads it. (If it refuses that request on its header, it has one short answer to write; that
-//!   fits the socket's buffers, and it goes on reading.)
-//! * *Waiting in a read*: at least one whole request is with the system, which delivers it whenever the node reads. The
-//!   node reads unless it is writing answers, and those are being read. So it comes to that request, and its answer
-//!   comes.
+//! * *Waiting in a write*: the node has answered every whole request, and the client has read every answer, so the
+//!   node has nothing to write and reads the rest of the request that is being sent. (If it refuses that request on its
+//!   header, it writes one short answer, which fits the socket's buffers, and goes on reading.)
+//! * *Waiting in a read*: at least one whole request without an answer is in the system's buffers. The node reads
+//!   unless it is writing answers, which the client reads. So the node reads that request and answers it.
 //!
-//! Nothing here rests on how much the sockets' buffers hold. The window is for politeness and speed: it bounds how
-//! far a node must read ahead, keeps writes large, and saves attempts to write that the system would refuse.
+//! This holds for any size of the sockets' buffers. The window bounds the bytes that a node reads ahead, keeps writes
+//! large, and saves calls that the system would refuse.
 
 use std::{mem, time::Instant};
 
@@ -28,11 +26,10 @@ use super::{
     error::{Error, PipelineError, Result},
 };
 
-/// Bytes of requests that are sent before their answers have come, but for a single request that is longer: it is sent
-/// when nothing else is unanswered.
+/// Most bytes of requests without an answer. A longer request is sent when every other is answered.
 const WINDOW_LEN: usize = 16 << 10;
 
-/// Requests to be sent together; made by [`Client::pipeline`].
+/// Requests that are sent together; made by [`Client::pipeline`].
 ///
 /// ```
 /// use gopherstore::client::{Answer, Client};
@@ -57,7 +54,7 @@ const WINDOW_LEN: usize = 16 << 10;
 pub struct Pipeline<'a> {
     client: &'a mut Client,
     queue: Queue,
-    /// The first request that no frame can carry.
+    /// Error of the first request that is too long for a frame.
     too_long: Option<EncodeError>,
 }
 
@@ -97,7 +94,7 @@ impl<'a> Pipeline<'a> {
         self.request(&Request::Ping)
     }
 
-    /// Queues a request of any operation whose response begins no stream.
+    /// Queues a request of any operation but FOLLOW.
     pub fn request(&mut self, request: &Request<'_>) -> &mut Self {
         if let Err(error) = self.queue.push(request) {
             self.too_long.get_or_insert(error);
@@ -105,7 +102,7 @@ impl<'a> Pipeline<'a> {
         self
     }
 
-    /// How many requests are queued.
+    /// The number of queued requests.
     #[must_use]
     pub fn len(&self) -> usize {
         self.queue.len()
@@ -117,20 +114,20 @@ impl<'a> Pipeline<'a> {
         self.len() == 0
     }
 
-    /// Sends what is queued and gives an answer for each, in order; the queue is then empty.
+    /// Sends the queued requests and returns an answer for each, in order. The queue is then empty.
     ///
-    /// An answer that says no (ERROR, LOADING) is an `Err` in its place, and the others go on. The
-    /// [timeout](super::ClientOptions::timeout) starts anew with each answer; the first one's includes connecting.
+    /// A refusal (ERROR, LOADING) is an `Err` in its place, and does not stop the others. The
+    /// [timeout](super::ClientOptions::timeout) starts again with each answer; the first one includes connecting.
     ///
-    /// All of them run on one connection, so that each sees the effects of those before it: on the one to the leader if
-    /// it is known and there is a write among them. When a write is refused with the leader's address, the pipeline is
-    /// run again there from that request on, reads included. The one exception: if the node became leader meanwhile and
-    /// carried out a later write that had been sent already, then repeating it could change what it does; the refused
-    /// one stays a [`Error::NotLeader`].
+    /// All requests use one connection, so that each sees the effects of those before it. It is the connection to the
+    /// leader where that is known and there is a write in the queue. When a write is refused with the leader's address,
+    /// that request and all behind it are sent there, reads included. There is one exception: if the node became leader
+    /// meanwhile and executed a later write of the queue, a repetition could change its effect, and the refused write
+    /// stays an [`Error::NotLeader`].
     ///
     /// # Errors
     ///
-    /// [`PipelineError`], with the answers up to there, when the connection fails. Nothing is sent at all when a key or
+    /// [`PipelineError`], with the answers before the fault, when the connection fails. Nothing is sent when a key or
     /// value is too long for a frame.
     pub fn run(&mut self) -> std::result::Result<Vec<Result<Answer>>, PipelineError> {
         let untimed = |(answer, _)| answer;
@@ -144,12 +141,12 @@ impl<'a> Pipeline<'a> {
         }
     }
 
-    /// The same, for whoever measures: leaves just the answers in `answers`, each with the time at which its last byte
-    /// had come. The memory of both the queue and `answers` serves the next requests again.
+    /// Like [`run`](Self::run), for measurements: puts the answers into `answers`, each with the time at which its last
+    /// byte was received. The memory of the queue and of `answers` is reused.
     ///
     /// # Errors
     ///
-    /// As [`run`](Self::run); the answers up to there are in `answers`.
+    /// As [`run`](Self::run); the answers before the fault are in `answers`.
     pub fn run_timed(&mut self, answers: &mut Vec<Timed>) -> Result<()> {
         answers.clear();
         let mut queue = mem::take(&mut self.queue);
@@ -166,14 +163,14 @@ impl<'a> Pipeline<'a> {
     }
 }
 
-/// An answer, and when its last byte had come.
+/// An answer, and the time at which its last byte was received.
 pub type Timed = (Result<Answer>, Instant);
 
 /// Encoded requests, one after another.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     bytes: Vec<u8>,
-    /// Each request's opcode, and where in `bytes` it ends.
+    /// Each request's opcode, and the offset in `bytes` of its end.
     requests: Vec<(Opcode, usize)>,
 }
 
@@ -227,7 +224,7 @@ impl Client {
             .run(redirects_left > 0)?;
             let Some(leader) = refused else {
                 let refuses = |(answer, _): &Timed| matches!(answer, Err(Error::NotLeader { .. }));
-                // As for a single request: a remembered leader that leads no more is forgotten.
+                // As for a single request: a leader that has ceased to lead is forgotten.
                 if route == Route::Home || !answers.iter().any(refuses) {
                     self.put_back(route, connection);
                 }
@@ -245,18 +242,18 @@ impl Client {
     }
 }
 
-/// One attempt at the requests of `queue` that have no place in `answers` yet.
+/// One attempt at the requests of `queue` that have no answer in `answers`.
 struct Run<'a> {
     connection: &'a mut Connection,
     queue: &'a Queue,
-    /// `answers.len()` is the number of the request whose answer comes next.
+    /// The answers so far; the next one belongs to request `answers.len()`.
     answers: &'a mut Vec<Timed>,
-    /// For the next answer, where it began with connecting.
+    /// Deadline of the next answer, where it includes connecting.
     deadline: Option<Deadline>,
 }
 
 impl Run<'_> {
-    /// Returns the leader's address if the requests from `answers.len()` on have to be run there.
+    /// Returns the leader's address if the requests from `answers.len()` on have to be sent there.
     fn run(&mut self, follow: bool) -> Result<Option<String>> {
         let mut refused: Option<(usize, String)> = None;
         // Requests before `admitted` may be sent; bytes before `sent` are. `shown` counts those the hook has seen.
@@ -267,7 +264,7 @@ impl Run<'_> {
             let next = self.answers.len();
             match refused {
                 None => admitted = self.admit(admitted),
-                // Whatever is on its way must be answered, so that no answer is left over.
+                // Every request that was sent must be answered, so that no answer remains.
                 Some(_) => {
                     while admitted > next && self.queue.start(admitted - 1) >= sent {
                         admitted -= 1;
@@ -278,7 +275,7 @@ impl Run<'_> {
                 && let Some((at, leader)) = refused.take()
             {
                 if self.was_written_since(at) {
-                    // It became leader meanwhile; what is left goes on here.
+                    // The node became leader meanwhile, so the rest is sent to it.
                     return self.run(false);
                 }
                 self.answers.truncate(at);
@@ -314,7 +311,7 @@ impl Run<'_> {
         Ok(None)
     }
 
-    /// Lets more requests into the window once half of it is free, so that they leave in few large writes.
+    /// Admits more requests to the window once half of it is free, so that they are sent in few large writes.
     fn admit(&self, mut admitted: usize) -> usize {
         let next = self.answers.len();
         let answered = self.queue.start(next);
@@ -329,7 +326,7 @@ impl Run<'_> {
         admitted
     }
 
-    /// Sends from `*sent` on what may be sent, and waits only for the request that is to be answered next.
+    /// Sends the admitted requests from `*sent` on, and waits only for the request whose answer comes next.
     fn send(
         &mut self,
         sent: &mut usize,
@@ -357,7 +354,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// After a write has failed: takes the answers that came before it did, and gives the error that says most.
+    /// After a failed write: receives the answers that the node sent before, and returns the fault.
     fn gather(&mut self, sent: usize, fault: Error, deadline: Deadline) -> Error {
         if !matches!(fault.innermost(), Error::Connection { .. }) {
             return fault;
@@ -369,7 +366,7 @@ impl Run<'_> {
                 Err(_) => return fault,
             }
         }
-        // There is one more, since its bytes are what could not be written.
+        // There is one more request, whose bytes could not be written.
         let opcode = self.queue.opcode(self.answers.len());
         if let Some(refusal) = self.connection.last_words(opcode, &fault, deadline) {
             let read_at = self.connection.read_at();
@@ -378,7 +375,7 @@ impl Run<'_> {
         fault
     }
 
-    /// Whether a write after the one at `at` was carried out, or may have been.
+    /// Whether a write after the one at `at` was executed, or may have been.
     fn was_written_since(&self, at: usize) -> bool {
         let may_be_done = |answer: &Result<Answer>| match answer {
             Ok(_) => true,

@@ -1,12 +1,12 @@
-//! What a node says of itself, read from STATUS's lines.
+//! The state of a node, parsed from the lines of STATUS.
 
 use std::{collections::BTreeMap, str::FromStr};
 
-/// What a node says of itself: the lines of [`Client::status`](super::Client::status), read (GBP §4).
+/// The state of a node: the parsed lines of [`Client::status`](super::Client::status) (GBP §4).
 ///
-/// Reading never fails. A key that the node does not say, or that has no value of its kind, is `None`: nodes of other
-/// versions say more or less. `-`, which a node says for a name or a figure that it does not have, is `None` too. A key
-/// that this version does not know stands in [`lines`](NodeStatus::lines) alone, which has every line.
+/// Parsing never fails. A key that is missing, or whose value is not of its kind, is `None`, since nodes of other
+/// versions have other keys. `-`, a node's value for a name or a figure that it does not have, is `None` too. Keys that
+/// this version does not know are only in [`lines`](NodeStatus::lines), which has every line.
 ///
 /// ```
 /// use gopherstore::client::{NodeState, NodeStatus};
@@ -22,17 +22,17 @@ use std::{collections::BTreeMap, str::FromStr};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeStatus {
-    /// Every line, by its key, with the value as the node says it.
+    /// Every line: the key, and the value as text.
     pub lines: BTreeMap<String, String>,
-    /// Its name in `cluster.toml`; none where it was started without that file.
+    /// Its name in `cluster.toml`; `None` where it was started without that file.
     pub node: Option<String>,
-    /// The cluster's name; none where the node was started without `cluster.toml`.
+    /// The cluster's name; `None` where the node was started without `cluster.toml`.
     pub cluster: Option<String>,
-    /// Whether it leads.
+    /// Its role.
     pub role: Option<NodeRole>,
-    /// Where it stands with its data set.
+    /// Its state.
     pub state: Option<NodeState>,
-    /// Why it is loading or refused, or does not follow its leader; none where all is well.
+    /// Why it is loading or refused, or does not follow its leader; `None` where all is well.
     pub reason: Option<String>,
     /// Epoch of its newest epoch; 0 without one.
     pub epoch: Option<u64>,
@@ -50,79 +50,79 @@ pub struct NodeStatus {
     pub uptime_ms: Option<u64>,
     /// Version of its program.
     pub version: Option<String>,
-    /// How far its stop has come: `no`, `waiting` or `ending`.
+    /// Progress of its stop: `no`, `waiting` or `ending`.
     pub stopping: Option<String>,
-    /// Number of its process, which no other start has.
+    /// Random number of its process.
     pub process: Option<String>,
     /// Milliseconds between two heartbeats.
     pub heartbeat_interval_ms: Option<u64>,
-    /// Milliseconds of silence after which a follower gives a leader up.
+    /// Milliseconds of silence after which a follower reports a leader timeout.
     pub leader_timeout_ms: Option<u64>,
-    /// Bytes of the longest value that it takes.
+    /// Longest value in bytes that it accepts.
     pub max_value_bytes: Option<u64>,
     /// Digests of its settings, by group.
     pub settings: BTreeMap<String, String>,
-    /// Streams that began with a full copy, sent and taken.
+    /// Streams that began with a full copy, sent and received.
     pub full_copies: Option<u64>,
-    /// Streams that went on after the follower's last entry, sent and taken.
+    /// Streams that began after the follower's last entry, sent and received.
     pub resumes: Option<u64>,
-    /// Bytes of memory that the kept end of its log takes.
+    /// Bytes of memory of its backlog.
     pub backlog_bytes: Option<u64>,
-    /// Index of the oldest entry that its log still holds; one past `index` where it holds none.
+    /// Index of the oldest entry in its backlog; one past `index` where that is empty.
     pub backlog_first_index: Option<u64>,
     /// Of a follower: its leader's `host:port`.
     pub leader: Option<String>,
-    /// Of a follower: whether the stream from its leader comes in.
+    /// Of a follower: whether it receives its leader's stream.
     pub is_link_up: Option<bool>,
-    /// Of a follower: milliseconds since anything came by that stream; none before the first.
+    /// Of a follower: milliseconds since it last received anything on that stream; `None` before the first.
     pub leader_heard_ms: Option<u64>,
-    /// Of a follower: entries of its leader's that it lacks, as far as the leader has told.
+    /// Of a follower: entries of its leader that it lacks, as far as it knows.
     pub lag_entries: Option<u64>,
-    /// Of a follower: milliseconds since it last had all that its leader had, by its own clock; 0 where it has.
+    /// Of a follower: milliseconds for which it has lacked entries, by its own clock; 0 where it lacks none.
     pub lag_ms: Option<u64>,
     /// The other nodes, by their names in `cluster.toml`.
     pub peers: BTreeMap<String, PeerStatus>,
-    /// Of a source: the followers that it streams to, by the names that they gave.
+    /// Of a leader: its followers, by their names.
     pub followers: BTreeMap<String, FollowerStatus>,
 }
 
-/// Whether a node leads.
+/// Role of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NodeRole {
-    /// It takes writes, once it serves.
+    /// It executes writes while it serves.
     Leader,
-    /// It takes reads, and refuses writes with the leader's address.
+    /// It executes reads, and refuses writes with the leader's address.
     Follower,
     /// A word of a later version.
     Other(String),
 }
 
-/// Where a node stands with its data set.
+/// State of a node's data set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NodeState {
-    /// It holds a complete data set and answers reads.
+    /// It has a complete data set and executes reads.
     Serving,
-    /// It holds no complete data set, and answers reads with LOADING.
+    /// It has no complete data set, and answers reads with LOADING.
     Loading,
-    /// A follower that holds a data set which its leader does not know, and keeps it.
+    /// It keeps a data set that is not part of its leader's history, and takes no part in replication.
     Refused,
     /// A word of a later version.
     Other(String),
 }
 
-/// What a node says of another one.
+/// Another node, as a node reports it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PeerStatus {
-    /// Its `host:port`, as in the `cluster.toml` of the node that says it.
+    /// Its `host:port`, as in the `cluster.toml` of the reporting node.
     pub addr: Option<String>,
-    /// `up`, `down`, or another word for what it is, as the node says it.
+    /// `up`, `down`, or a word of a later version.
     pub state: Option<String>,
-    /// Whether it was heard lately; none where `state` is another word than `up` and `down`.
+    /// Whether it is up; `None` where `state` is another word than `up` and `down`.
     pub is_up: Option<bool>,
-    /// Milliseconds for which it has been so.
+    /// Milliseconds since that state began.
     pub since_ms: Option<u64>,
     /// Why it is not up.
     pub reason: Option<String>,
@@ -130,22 +130,22 @@ pub struct PeerStatus {
     pub differs: Option<String>,
 }
 
-/// What a source says of a follower that it streams to, or as a leader has streamed to.
+/// A follower, as its leader reports it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FollowerStatus {
-    /// What it does: `following`, `copying` or `away`, or a word of a later version.
+    /// Its state: `following`, `copying` or `away`, or a word of a later version.
     pub state: Option<String>,
-    /// Index that it said it has applied.
+    /// Index that it last acknowledged.
     pub index: Option<u64>,
-    /// Entries that it lacks of the source's.
+    /// Entries that it lacks.
     pub lag_entries: Option<u64>,
     /// Age in milliseconds of the oldest entry that it lacks; 0 where it follows and lacks none.
     pub lag_ms: Option<u64>,
 }
 
 impl NodeStatus {
-    /// Reads the lines of a STATUS, whatever they hold. Of a key that stands there twice the last line counts.
+    /// Parses the lines of a STATUS. Of two lines with one key the last one counts.
     #[must_use]
     pub fn parse(text: &str) -> NodeStatus {
         let mut status = NodeStatus::default();

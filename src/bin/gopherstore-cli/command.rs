@@ -33,7 +33,7 @@ pub(crate) enum Answer {
 pub(crate) struct Offer {
     /// Name and operands.
     pub(crate) synopsis: &'static str,
-    /// What it does, for the help.
+    /// Its effect, for the help.
     pub(crate) meaning: &'static str,
     /// Makes the command from as many operands as the synopsis has.
     make: fn(Vec<Vec<u8>>) -> Command,
@@ -176,7 +176,7 @@ pub(crate) fn shown_status(text: &str, is_terminal: bool) -> String {
     let width = pairs.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
     let mut shown = String::new();
     for (key, value) in pairs {
-        // What a terminal would take for an order does not reach it.
+        // Control characters are escaped, so that the terminal does not execute them.
         let line = quote::one_line(&format!("{key:<width$}  {value}"));
         shown.push_str(line.trim_end());
         shown.push('\n');

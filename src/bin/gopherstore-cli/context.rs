@@ -1,4 +1,4 @@
-//! What every command has at hand: which node to talk to, and how.
+//! Options that every command shares: the node's address, and how to connect.
 
 mod search;
 
@@ -72,7 +72,7 @@ impl Context {
         Client::unconnected(addr, options)
     }
 
-    /// What a person at a terminal sees of work that takes long: none elsewhere, on a terminal that cannot erase a
+    /// Progress bar of long work on a terminal: none elsewhere, on a terminal that cannot erase a
     /// line, and together with --hex, since the two would spoil each other. The template is indicatif's, with the keys
     /// `rate`, `byte_rate` and `left`, which are `-` before there is enough to tell.
     pub(crate) fn progress(&self, len: Option<u64>, template: &str) -> ProgressBar {
@@ -196,7 +196,7 @@ impl Context {
             )));
         }
         match addrs.as_slice() {
-            // What it is asked for shows whether it answers.
+            // The request itself shows whether the node answers.
             [addr] => Ok((*addr).to_owned()),
             addrs => search::first_that_answers(self, addrs),
         }

@@ -14,7 +14,7 @@ use gopherstore::wire::{
 use indicatif::HumanCount;
 use xxhash_rust::xxh3::xxh3_128;
 
-/// What the end mark tells of the frames before it.
+/// Number and digest of the frames, as in the end mark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sum {
     /// How many there are.
@@ -73,7 +73,7 @@ pub(crate) struct Reader<R> {
     needs_end_mark: bool,
 }
 
-/// What is wrong with a file, and at which byte of it.
+/// Fault of a file, and the offset of the wrong byte.
 #[derive(Debug)]
 pub(crate) enum Fault {
     /// The system does not give it.
@@ -82,7 +82,7 @@ pub(crate) enum Fault {
     Cut { at: u64, got: usize, needed: usize },
     /// It ends between frames, without an end mark.
     NoEndMark { at: u64 },
-    /// What stands there is no frame, or none that belongs there.
+    /// The bytes are no frame, or one of an operation that does not belong there.
     Bad { at: u64, why: String },
     /// The end mark is not of these frames.
     Sum { told: Sum, found: Sum },

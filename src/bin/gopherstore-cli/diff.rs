@@ -100,7 +100,7 @@ struct Node {
     client: Client,
 }
 
-/// What a node says of itself, as far as it matters here.
+/// State of a node, as far as a comparison needs it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Standing {
     /// 0 in a cluster of one node, which keeps no index and no digest.
@@ -115,7 +115,7 @@ struct Standing {
     loading: Option<String>,
 }
 
-/// What a node holds under a key.
+/// A node's entry of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Seen {
     hash: u128,
@@ -131,7 +131,7 @@ struct Difference {
     steady: u32,
 }
 
-/// What came of it all.
+/// Result of the comparison.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Tally {
     only_on: [u64; 2],
@@ -398,7 +398,7 @@ impl Node {
         }
     }
 
-    /// What it holds in some buckets.
+    /// Reads the node's entries in some buckets.
     fn list(&mut self, buckets: &Buckets) -> Result<HashMap<Vec<u8>, Seen>, Failure> {
         let mut listed = HashMap::new();
         let mut place = Place::default();
@@ -420,7 +420,7 @@ impl Node {
         }
     }
 
-    /// What it holds under each of some keys.
+    /// Reads the node's entries of some keys.
     fn look(&mut self, keys: &[&[u8]]) -> Result<Vec<Option<Seen>>, Failure> {
         let mut seen = Vec::with_capacity(keys.len());
         for keys in keys.chunks(PIPELINE_COUNT) {
@@ -463,7 +463,7 @@ impl Node {
         Failure::new(Outcome::Protocol, message)
     }
 
-    /// What the error means here, with the node that it is of.
+    /// The failure of a request to this node, as text for the user.
     fn failure(&self, error: &Error) -> Failure {
         let outcome = report::failure(error, Opcode::Status, None).outcome;
         // The two nodes are named by operands, and not by --addr.

@@ -328,7 +328,7 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// What it means that the node does not send the rest. `before` is how it was when the copy began.
+    /// The failure of a copy whose rest the node does not send. `before` is the node's status when the copy began.
     fn incomplete(
         &self,
         error: &Error,

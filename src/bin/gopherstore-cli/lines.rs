@@ -1,5 +1,4 @@
-//! Commands line by line from a pipe or a file, and what the prompt shares with it: how a line is read, and what an
-//! answer looks like on one.
+//! Commands line by line from a pipe or a file. The prompt shares the parsing of lines and the format of answers.
 
 use std::io::{self, BufRead, IsTerminal, Read};
 
@@ -23,10 +22,10 @@ value is for gopherstore-cli set KEY - < FILE.
 /// escapes.
 const LINE_LEN_MAX: usize = 128 << 20;
 
-/// What some editors and shells put before text in UTF-8.
+/// Byte order mark that some editors and shells put before text in UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// What a line asks for.
+/// A parsed line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Line {
     Nothing,
@@ -35,8 +34,8 @@ pub(crate) enum Line {
     Command(Command),
 }
 
-/// The words of a line; a comment has none. A byte order mark before the first word is no part of it; files that are
-/// put together have one at other lines than the first.
+/// The words of a line; a comment has none. A byte order mark before the first word is skipped on every line, since
+/// concatenated files have it on other lines than the first.
 pub(crate) fn words(line: &[u8]) -> Result<Vec<Vec<u8>>, String> {
     let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
     if line.trim_ascii_start().starts_with(b"#") {
@@ -45,7 +44,7 @@ pub(crate) fn words(line: &[u8]) -> Result<Vec<Vec<u8>>, String> {
     quote::words(line).map_err(|error| error.to_string())
 }
 
-/// What the words of a line ask for.
+/// Parses the words of a line.
 pub(crate) fn parse(words: Vec<Vec<u8>>) -> Result<Line, String> {
     match words.as_slice() {
         [] => Ok(Line::Nothing),
@@ -58,7 +57,7 @@ pub(crate) fn parse(words: Vec<Vec<u8>>) -> Result<Line, String> {
     }
 }
 
-/// Runs commands until standard input ends. Gives the first failing line's outcome.
+/// Runs commands until standard input ends. Returns the outcome of the first failing line.
 pub(crate) fn run(client: &mut Client, node: Option<&str>) -> Outcome {
     let mut input = io::stdin().lock();
     let mut first_failure = Outcome::Done;
@@ -91,8 +90,8 @@ pub(crate) fn run(client: &mut Client, node: Option<&str>) -> Outcome {
     first_failure
 }
 
-/// Reads a line with its end; false where there is none any more. Behind a line that is too long there is nothing to
-/// read: its end may never come.
+/// Reads a line with its end; false at the end of input. A line that is too long is an error, after which no line can
+/// be read.
 fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> Result<bool, Failure> {
     line.clear();
     let len_max = u64::try_from(LINE_LEN_MAX).unwrap_or(u64::MAX);
@@ -108,13 +107,13 @@ fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> Result<bool, Failu
     Ok(!line.is_empty())
 }
 
-/// No line can be read any more.
+/// The failure of standard input.
 pub(crate) fn unreadable(error: &io::Error) -> Failure {
     let message = format!("cannot read standard input: {error}; redirect a file into it");
     Failure::new(Outcome::LocalInput, message)
 }
 
-/// Does what one line asks for; nothing where it ends the session.
+/// Executes one line; `None` where it ends the session.
 fn step(client: &mut Client, node: Option<&str>, line: &[u8]) -> Result<Option<Outcome>, Failure> {
     let usage = |message| Failure::new(Outcome::Usage, message);
     let command = match words(line).and_then(parse).map_err(usage)? {
@@ -144,7 +143,7 @@ pub(crate) fn shown(answer: Answer) -> (String, Outcome) {
     }
 }
 
-/// Prints an answer at once; nothing where whoever reads has gone.
+/// Prints an answer at once; `None` where the reader has closed the pipe.
 pub(crate) fn print(text: &[u8]) -> Result<Option<Outcome>, Failure> {
     match crate::write_out(text) {
         Ok(true) => Ok(Some(Outcome::Done)),

@@ -25,11 +25,11 @@ use crate::{
     stop,
 };
 
-/// What is sent before its answers are judged, in bytes but for a single larger entry, and in entries.
+/// Most bytes and entries that are sent before their answers are judged. A single larger entry is sent alone.
 const BATCH_BYTES: u64 = 4 << 20;
 const BATCH_ENTRIES: usize = 32 << 10;
 
-/// What a node's ERROR begins with where it refuses an entry for what the entry is. Source: docs/GBP.md, section 8.
+/// Beginning of a node's ERROR where the entry itself is at fault. Source: docs/GBP.md, section 8.
 const VALUE_TOO_LONG: &str = "value of ";
 
 /// Write all entries of a file that dump made, or of any sequence of SET and DEL frames.
@@ -200,7 +200,7 @@ impl Loading<'_> {
     }
 
     /// Makes a signal that ends the program say first from where to go on: from what is returned, which is to be kept
-    /// up to date. What is on its way to the node then may be written as well.
+    /// up to date. Entries that have been sent may be written as well.
     fn tell_when_stopped(&self, bar: &ProgressBar) -> Result<Arc<Mutex<Written>>, Failure> {
         let written = Arc::new(Mutex::new(Written {
             count: 0,
@@ -227,7 +227,7 @@ impl Loading<'_> {
         self.file.display().to_string()
     }
 
-    /// What is wrong with a file of which nothing was written.
+    /// The failure of a file of which nothing was written.
     fn nothing_written(&self, fault: &Fault) -> Failure {
         let message = format!("{} {fault}; nothing was written", self.name());
         Failure::new(Outcome::LocalInput, message)

@@ -92,7 +92,7 @@ impl NewFile {
         })
     }
 
-    /// What is written to.
+    /// The file that is written.
     pub(crate) const fn file(&self) -> &File {
         &self.file
     }
@@ -146,7 +146,7 @@ fn rename_to_new(path: &Path, target: &Path) -> io::Result<()> {
             Ok(())
         }
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(error),
-        // A file system without hard links. What comes into being between the two calls is replaced.
+        // A file system without hard links. A file that is created between the two calls is replaced.
         Err(_) if fs::symlink_metadata(target).is_err() => fs::rename(path, target),
         Err(_) => Err(ErrorKind::AlreadyExists.into()),
     }
@@ -228,7 +228,7 @@ impl Output {
         }
     }
 
-    /// What is written to.
+    /// The file that is written.
     pub(crate) const fn file(&self) -> &File {
         match self {
             Output::Standard(file) | Output::Special { file, .. } => file,
@@ -244,7 +244,7 @@ impl Output {
         }
     }
 
-    /// What is there when it is not finished, for messages.
+    /// Description of an unfinished file, for messages.
     pub(crate) fn unfinished(&self) -> String {
         match self {
             Output::Standard(_) | Output::Special { .. } => {
@@ -273,7 +273,7 @@ fn exists(name: &str) -> Failure {
     Failure::new(Outcome::LocalInput, message)
 }
 
-/// What a failed write means.
+/// The failure of a write, as text for the user.
 pub(crate) fn unwritable(name: &str, error: &io::Error) -> Failure {
     let next = match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {

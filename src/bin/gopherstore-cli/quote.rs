@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// What is wrong with a line.
+/// Fault of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QuoteError {
     /// A quote that nothing closes.
@@ -157,7 +157,7 @@ fn push_hex(out: &mut String, bytes: &[u8]) {
     }
 }
 
-/// A word for a shell to read, whatever it holds. What cannot be seen is written in a form that bash, zsh and ksh know.
+/// Any bytes as a word for a shell. Invisible bytes are written in a form that bash, zsh and ksh know.
 pub(crate) fn shell_word(word: &[u8]) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:=@%+,".contains(c);
     match str::from_utf8(word) {

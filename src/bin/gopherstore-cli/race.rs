@@ -25,7 +25,7 @@ use crate::{
     stop::Stop,
 };
 
-/// What the keys that are written begin with.
+/// Prefix of the keys that are written.
 const PREFIX: &str = "gopherstore-race:";
 
 const COUNT_DEFAULT: u64 = 1_000;
@@ -38,7 +38,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(50);
 const NANOSECONDS_MAX: u64 = 3_600_000_000_000;
 const DIGITS: u8 = 3;
 
-/// What is shown of the distribution.
+/// Percentiles that are shown.
 const QUANTILES: [(&str, f64); 6] = [
     ("min", 0.0),
     ("p50", 0.5),
@@ -115,7 +115,7 @@ struct Node {
     client: Client,
 }
 
-/// What was measured, times in nanoseconds.
+/// Measurements; times are in nanoseconds.
 struct Measured {
     windows: Histogram<u64>,
     reads: Histogram<u64>,

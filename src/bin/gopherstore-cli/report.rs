@@ -39,7 +39,7 @@ impl Outcome {
     }
 }
 
-/// What went wrong, as it is to be printed.
+/// A failure, as it is printed.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) outcome: Outcome,
@@ -69,7 +69,7 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "gopherstore-cli: {}", quote::one_line(text));
 }
 
-/// What a node's ERROR begins with where it does not know the operation. Source: docs/GBP.md, section 8.
+/// Beginning of a node's ERROR to an operation that it does not know. Source: docs/GBP.md, section 8.
 pub(crate) const UNKNOWN_OPCODE: &str = "unknown opcode";
 
 /// The failure of a request with `opcode`, as text for its user. `node` is the name that the user called the node by.
@@ -141,7 +141,7 @@ fn fault(error: &Error) -> Outcome {
     }
 }
 
-/// What to do where no answer came.
+/// Advice to the user where no answer came.
 fn after_fault(error: &Error, opcode: Opcode, node: Option<&str>) -> String {
     let is_write = opcode.spec().writes;
     let unknown = if opcode == Opcode::Discard {

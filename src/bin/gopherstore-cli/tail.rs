@@ -122,8 +122,8 @@ pub(crate) fn run(command: Tail, context: &Context) -> Result<Outcome, Failure> 
     }
 }
 
-/// What is said once a stream is back that begins with `start`, where `next` was to come, and the node's data set has
-/// the entries that were shown up to `shared`.
+/// Message after a reconnection to a stream that begins with `start`, where `next` was expected, and the node's data
+/// set has the entries that were shown up to `shared`.
 fn connected_again(shared: u64, next: u64, start: u64) -> String {
     let mut text = "connected again".to_owned();
     let first = next.min(shared.saturating_add(1));

@@ -191,7 +191,7 @@ fn rate(encoded: &str) -> Result<NonZeroU64, String> {
     NonZeroU64::new(rate).ok_or_else(|| "nothing is never done".to_owned())
 }
 
-/// What a run is to do.
+/// Parameters of a run.
 #[derive(Clone, Debug)]
 struct Plan {
     workload: Workload,
@@ -251,7 +251,7 @@ impl Plan {
     }
 }
 
-/// What a person at a terminal sees meanwhile.
+/// Progress on a terminal.
 struct Progress {
     bar: ProgressBar,
 }

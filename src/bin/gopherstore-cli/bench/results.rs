@@ -1,4 +1,4 @@
-//! What was measured, and how it is printed.
+//! Measurements, and how they are printed.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ pub(super) struct Series {
     errors: u64,
 }
 
-/// What a connection has measured, or all of them together.
+/// Measurements of one connection, or of all together.
 #[derive(Clone, Debug)]
 pub(super) struct Measured {
     gets: Series,
@@ -111,7 +111,7 @@ impl Measured {
     }
 }
 
-/// What a run was asked for, as far as it belongs to its results.
+/// Parameters of a run that its results name.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Conditions {
     /// The node that was named, and answered GETs.
@@ -237,7 +237,7 @@ pub(super) fn shown_rate(per_second: f64) -> String {
     format!("{per_second:.digits$}")
 }
 
-/// What was measured, as text that ends with a line feed.
+/// The measurements as text that ends with a line feed.
 pub(super) fn shown(
     form: Form,
     conditions: &Conditions,

@@ -39,11 +39,11 @@ const FILES_SPARE: u64 = 64;
 const START_BASE: Duration = Duration::from_millis(2);
 const START_EACH: Duration = Duration::from_micros(100);
 
-/// What all connections share.
+/// State that all connections share.
 struct Shared<'a> {
     plan: &'a Plan,
     stop: &'a Stop,
-    /// What values are cut from.
+    /// Bytes that values are cut from.
     pool: &'a [u8],
     /// Measured operations that have their answers.
     done: AtomicU64,
@@ -153,7 +153,7 @@ impl Shared<'_> {
 /// Requests on their way to one node.
 struct Lane<'a> {
     pipeline: Pipeline<'a>,
-    /// What is in the pipeline: the kind of each, and when it was due.
+    /// Operations in the pipeline: the kind of each, and when it was due.
     operations: Vec<(Kind, Option<Instant>)>,
     answers: Vec<Timed>,
 }

@@ -7,7 +7,7 @@
 //!
 //! A generator that waits for an answer before it sends the next request sends nothing while the node stands still,
 //! and so has one bad figure where its users would have thousands. With a rate, each operation is due at a time that
-//! the rate alone sets: `number / rate`. What is late for whatever reason is sent as soon as it can be, and its
+//! the rate alone sets: `number / rate`. A late operation is sent as soon as possible, and its
 //! latency counts from the time at which it was due.
 
 use std::{num::NonZeroU64, time::Duration};
@@ -23,7 +23,7 @@ pub(super) enum End {
     Duration(Duration),
 }
 
-/// What to do now.
+/// Next action of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
     /// Send the next ones, so many at once; at least 1.
@@ -34,7 +34,7 @@ pub(super) enum Turn {
     Over,
 }
 
-/// What one connection has to send, and when.
+/// Operations of one connection, and when they are due.
 #[derive(Clone, Debug)]
 pub(super) struct Schedule {
     connection: u64,
@@ -62,7 +62,7 @@ impl Schedule {
         }
     }
 
-    /// What to do at `now`, `depth` operations at most.
+    /// The action at `now`, for at most `depth` operations.
     pub(super) fn turn(&self, now: Duration, depth: u64) -> Turn {
         if let End::Duration(end) = self.end
             && now >= end
@@ -99,7 +99,7 @@ impl Schedule {
         let Some(rate) = self.rate else { return 0 };
         let nanos_max = match self.end {
             End::Count(_) => now.as_nanos(),
-            // What is due just at the end is not part of it.
+            // An operation that is due exactly at the end is not part of it.
             End::Duration(end) => now.as_nanos().min(end.as_nanos().saturating_sub(1)),
         };
         // The last number that is due: the largest with number × 10^9 / rate, rounded down, within the time.
@@ -198,7 +198,7 @@ mod tests {
         assert!(quantile(&from_due, 0.9) > ms(1_000));
         assert!(quantile(&from_due, 0.99) > ms(1_850));
         assert_eq!(from_due.last(), Some(&ms(2_000)));
-        // What a generator sees that counts from the sending: one slow answer.
+        // A generator that measures from the sending sees one slow answer.
         assert!(quantile(&from_sent, 0.999) < ms(1));
         assert_eq!(from_sent.last(), Some(&ms(2_000)));
 

@@ -1,4 +1,4 @@
-//! What is asked for: which operations, on which keys, with which values. All of it follows from the seed.
+//! The workload: operations, keys and values. All follow from the seed.
 
 use std::{fmt, ops::Range, str::FromStr};
 
@@ -49,7 +49,7 @@ impl fmt::Display for Sizes {
     }
 }
 
-/// What the keys of a run begin with.
+/// Prefix of a run's keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Prefix(String);
 
@@ -84,7 +84,7 @@ impl FromStr for Prefix {
     }
 }
 
-/// What the operations of a run are drawn from.
+/// Distribution of a run's operations.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Workload {
     /// Keys are numbered from 0; at least 1.
@@ -145,7 +145,7 @@ impl Workload {
         }
     }
 
-    /// What all values are cut from.
+    /// Bytes that all values are cut from.
     pub(super) fn pool(&self) -> Vec<u8> {
         let mut pool = vec![0; self.sizes.max as usize + POOL_SPARE_LEN];
         self.generator(Stream::Pool).fill_bytes(&mut pool);

@@ -111,7 +111,7 @@ pub(super) fn leader(context: &Context, file: &Path) -> Result<String, Failure> 
     }
 }
 
-/// What a node said, by its place in the list.
+/// A node's answer, by its place in the list.
 type Answer = (usize, Result<NodeStatus, Error>);
 
 /// Asks each node in a thread of its own. One that is silent is not waited for where the answer is there already.

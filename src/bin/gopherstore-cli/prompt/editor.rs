@@ -47,7 +47,7 @@ const PASTE_OFF: &[u8] = b"\x1b[?2004l\n";
 /// Columns that the prompt leaves for the line, or else it becomes short.
 const LINE_COLUMNS_MIN: usize = 12;
 
-/// What came from the keyboard.
+/// Input from the keyboard.
 #[derive(Debug)]
 pub(super) enum Input {
     Line(Vec<u8>),

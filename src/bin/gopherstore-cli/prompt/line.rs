@@ -1,4 +1,4 @@
-//! What a line of the prompt asks for, and what may still come on one. Pure.
+//! Lines of the prompt: parsing, hints and completion. Pure.
 
 use crate::{
     command::{Command, OFFERS},
@@ -6,7 +6,7 @@ use crate::{
     quote,
 };
 
-/// What a line asks for.
+/// A parsed line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Entry {
     Nothing,
@@ -131,7 +131,7 @@ pub(super) fn hint(line: &str) -> Option<String> {
     })
 }
 
-/// What comes after these words; nothing where they are no command.
+/// Names of the operands that follow these words; `None` where they are no command.
 fn operands_after(words: &[Vec<u8>]) -> Option<Vec<&'static str>> {
     let (_, rest) = words.split_first()?;
     let after_node = |words: &[Vec<u8>]| match words {
@@ -159,7 +159,7 @@ fn operands_after(words: &[Vec<u8>]) -> Option<Vec<&'static str>> {
     }
 }
 
-/// What the word that `line` ends with may become: where it begins, and the words that may stand there, each with a
+/// Completions of the last word of `line`: where it begins, and the words that may stand there, each with a
 /// space behind it where more must follow.
 pub(super) fn completions(line: &str, nodes: &[String]) -> (usize, Vec<String>) {
     let start = line.rfind([' ', '\t']).map_or(0, |at| at + 1);

@@ -28,11 +28,11 @@ pub(super) struct Link {
     client: Client,
     /// The node's `host:port`.
     addr: String,
-    /// What the user calls the node; empty where that is its address.
+    /// The user's name for the node; empty where that is its address.
     called: String,
     /// Whether frames are dumped now.
     is_dumping: Arc<AtomicBool>,
-    /// What the node last said of itself.
+    /// The node's identity, from its last STATUS.
     identity: Identity,
     /// Whether there ever was a connection.
     has_connected: bool,
@@ -44,7 +44,7 @@ pub(super) struct Link {
     has_passed: bool,
 }
 
-/// What a write that the node passes to its leader means for the link.
+/// Effect on the link of a write that is redirected to the leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Writes {
     /// From then on the link is to the leader.
@@ -53,7 +53,7 @@ pub(super) enum Writes {
     Pass,
 }
 
-/// What the prompt takes from a STATUS. Empty where a node says less.
+/// Identity of a node, from its STATUS. Fields that the STATUS lacks are empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Identity {
     pub(super) name: String,
@@ -262,7 +262,7 @@ impl Link {
         self.started_by = None;
     }
 
-    /// What the node calls itself, or else what the user calls it; empty where there is neither.
+    /// The node's name from its STATUS, or else the user's name for it; empty where there is neither.
     pub(super) fn name(&self) -> &str {
         match &*self.identity.name {
             "" => &self.called,

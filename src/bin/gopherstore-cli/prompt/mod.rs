@@ -71,7 +71,7 @@ pub(crate) fn run(context: &Context) -> Result<Outcome, Failure> {
     }
 }
 
-/// What is said of a switch.
+/// Message after a switch was set.
 fn switched(what: &str, is_on: bool) -> Vec<u8> {
     let when = if is_on { "from now on" } else { "no more" };
     format!("{what} {when}\n").into_bytes()

@@ -1,4 +1,4 @@
-//! What is wrong with a cluster, in words: a function of what its nodes said.
+//! Faults of a cluster, as text: a function of its nodes' answers.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,7 @@ pub(super) enum Silence {
 }
 
 impl Silence {
-    /// What came instead of a status.
+    /// The failure in place of a status.
     pub(super) fn why(&self) -> &str {
         match self {
             Silence::Unreachable(why) | Silence::Refused(why) | Silence::NoStatus(why) => why,
@@ -39,7 +39,7 @@ impl Silence {
     }
 }
 
-/// What is looked at.
+/// Nodes that are judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
     /// One node, on its own.
@@ -68,7 +68,7 @@ impl Limits {
 /// How things are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Verdict {
-    /// What is wrong, a phrase each; nothing where all is well.
+    /// The faults, one phrase each; empty where all is well.
     pub(super) faults: Vec<String>,
     /// Nodes with nothing wrong about them.
     pub(super) healthy: usize,
@@ -229,7 +229,7 @@ pub(super) fn judge(nodes: &[Asked], scope: &Scope, limits: Limits) -> Verdict {
     }
 }
 
-/// What is wrong with a node on its own.
+/// Faults of a node by itself.
 pub(super) fn own_fault(name: &str, status: &NodeStatus, timeout_ms: u64) -> Option<String> {
     let reason = status.reason.as_deref().unwrap_or("it does not say why");
     match &status.state {
@@ -270,7 +270,7 @@ pub(super) fn own_fault(name: &str, status: &NodeStatus, timeout_ms: u64) -> Opt
     }
 }
 
-/// What is wrong with a node beside the leader, whose name is `of`.
+/// Faults of a node in comparison with the leader, whose name is `of`.
 fn difference(
     name: &str,
     status: &NodeStatus,
@@ -326,7 +326,7 @@ fn leaders_fault(nodes: &[Asked], scope: &Scope) -> Option<String> {
     }
 }
 
-/// What the nodes say of one another: another node at a peer's address, other settings, and one that answers here and
+/// Contradictions between nodes: another node at a peer's address, other settings, and one that answers here and
 /// not there.
 fn peer_faults(nodes: &[Asked], scope: &Scope, limits: Limits) -> Vec<String> {
     let mut faults = Vec::new();
@@ -367,7 +367,7 @@ fn peer_faults(nodes: &[Asked], scope: &Scope, limits: Limits) -> Vec<String> {
     faults
 }
 
-/// What is wrong with a peer, by what the node `name` says of it.
+/// Faults of a peer, as the node `name` reports it.
 fn peer_fault(
     name: &str,
     peer: &str,

@@ -33,7 +33,7 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two looks of --wait.
 const WAIT_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What one node may take where it is asked again and again; one that is away must not hold up the others' rows.
+/// Limit for one node's answer in a repeated status, so that a node that is away does not delay the rows of the others.
 const ROUND_LIMIT: Duration = Duration::from_secs(1);
 
 /// Print how a node is, or how all nodes of a cluster are, and whether that is well.
@@ -104,7 +104,7 @@ fn entries(encoded: &str) -> Result<u64, String> {
 enum Source {
     /// Just the node that the context names.
     Node(String),
-    /// What that node says.
+    /// The status of this one node.
     Peers(String),
     /// The file.
     Config(Box<Config>),
@@ -114,7 +114,7 @@ enum Source {
 enum Blind {
     /// The one node that was to be asked gives no status.
     Client(Error),
-    /// What it says does not tell where the others are.
+    /// The status lacks the addresses of the other nodes.
     Other(Failure),
 }
 
@@ -122,7 +122,7 @@ enum Blind {
 struct Look {
     scope: Scope,
     nodes: Vec<Asked>,
-    /// What each node said, word for word; empty where it said nothing.
+    /// The text of each node's STATUS; empty where there is none.
     texts: Vec<String>,
     verdict: Verdict,
 }
@@ -158,7 +158,7 @@ pub(crate) fn run(command: Status, context: &Context) -> Result<Outcome, Failure
     }
 }
 
-/// What is wrong with the node at `addr` on its own, in words, by what it says of itself.
+/// Faults of the node at `addr` by itself, as text.
 pub(crate) fn fault_of(addr: &str, status: &NodeStatus) -> Option<String> {
     let timeout_ms = Limits::default().timeout_ms(status);
     health::own_fault(status.node.as_deref().unwrap_or(addr), status, timeout_ms)

@@ -1,4 +1,4 @@
-//! What is said of the nodes, as a table, as JSON, or in lines.
+//! The status of nodes as a table, as JSON, or in lines.
 
 use std::fmt::Write as _;
 
@@ -228,7 +228,7 @@ pub(super) fn json(nodes: &[Asked], scope: &Scope, verdict: &Verdict) -> String 
     format!("{value}\n")
 }
 
-/// What a key of STATUS holds.
+/// Kind of a STATUS key's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Text,
@@ -365,7 +365,7 @@ fn json_value(keys: &[(&str, Kind)], key: &str, value: &str) -> Value {
     }
 }
 
-/// What every node said, each line with the node's name in front; `error` where one said nothing.
+/// The lines of every node's STATUS, each with the node's name in front; `error` where there is none.
 pub(super) fn lines(nodes: &[Asked], texts: &[String]) -> String {
     let mut all = String::new();
     for (node, text) in nodes.iter().zip(texts) {
