@@ -58,6 +58,8 @@ pub(super) fn read(
             | OkValue::Structured => Ok(Ok(Answer::Value(value.to_vec()))),
             OkValue::Text if str::from_utf8(value).is_ok() => Ok(Ok(Answer::Value(value.to_vec()))),
             OkValue::Text => Err(ProtocolError::NotText { value: sample() }),
+            OkValue::Number if number(value).is_some() => Ok(Ok(Answer::Value(value.to_vec()))),
+            OkValue::Number => Err(ProtocolError::NotNumber { value: sample() }),
             OkValue::Pong if value == PONG => Ok(Ok(Answer::Pong)),
             OkValue::Pong => Err(ProtocolError::NotPong { value: sample() }),
         },
@@ -75,6 +77,11 @@ pub(super) fn read(
             message: message(),
         })),
     }
+}
+
+/// A number in decimal, as an operation answers it.
+pub(super) fn number(value: &[u8]) -> Option<i64> {
+    str::from_utf8(value).ok()?.parse().ok()
 }
 
 /// The address in the value of NOT_LEADER: `host:port`, or nothing. `None` where the value is neither.

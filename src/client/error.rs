@@ -175,6 +175,11 @@ pub enum ProtocolError {
         /// The first bytes of what came instead.
         value: Vec<u8>,
     },
+    /// OK to an operation that answers a number, but not with one.
+    NotNumber {
+        /// The first bytes of what came instead.
+        value: Vec<u8>,
+    },
     /// NOT_LEADER with a value that is no `host:port`.
     LeaderAddress {
         /// The first bytes of the value.
@@ -296,6 +301,9 @@ impl fmt::Display for ProtocolError {
             ProtocolError::NotText { value } => {
                 write!(f, "\"{}\" to a STATUS, not text", value.escape_ascii())
             }
+            ProtocolError::NotNumber { value } => {
+                write!(f, "\"{}\", not a number", value.escape_ascii())
+            }
             ProtocolError::LeaderAddress { value } => {
                 write!(f, "\"{}\" is no address of a leader", value.escape_ascii())
             }
@@ -333,6 +341,7 @@ impl error::Error for ProtocolError {
             | ProtocolError::UnexpectedValue { .. }
             | ProtocolError::NotPong { .. }
             | ProtocolError::NotText { .. }
+            | ProtocolError::NotNumber { .. }
             | ProtocolError::LeaderAddress { .. }
             | ProtocolError::OtherStart { .. }
             | ProtocolError::OutOfPlace { .. }

@@ -107,6 +107,8 @@ pub enum OkValue {
     Bytes,
     /// Text in UTF-8.
     Text,
+    /// A signed number of 64 bits, in decimal.
+    Number,
     /// The four bytes `PONG`.
     Pong,
     /// Sums of buckets: a [`SumsAnswer`](super::comparison::SumsAnswer).

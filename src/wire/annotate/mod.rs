@@ -95,7 +95,12 @@ pub fn response_to(opcode: Opcode, bytes: &[u8]) -> String {
                 dump.stream();
             }
         }
-        OkValue::Empty | OkValue::Bytes | OkValue::Text | OkValue::Pong | OkValue::Structured => {
+        OkValue::Empty
+        | OkValue::Bytes
+        | OkValue::Text
+        | OkValue::Number
+        | OkValue::Pong
+        | OkValue::Structured => {
             return response(bytes);
         }
     }
