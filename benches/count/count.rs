@@ -157,19 +157,22 @@ fn runs(calls: usize) {
     let config = Config::parse(config, "cluster.toml").unwrap();
     // Nothing takes anything out of their append queues, so these have to have room for all calls. What the replication
     // thread does is not in the count, nor is waking it.
-    let [leader, follower] =
-        ["n1", "n2"].map(|name| Node::of_cluster(&config, config.node(name).unwrap()));
+    let [leader, follower] = ["n1", "n2"].map(|name| {
+        let node = Node::of_cluster(&config, config.node(name).unwrap());
+        // As a snapshot, which is not logged.
+        let mut load = node.engine().load(0);
+        for set in sets.iter().chain(&sets) {
+            load.add(Run::of(set, &Limits::default()).frames());
+            load.flush();
+        }
+        node
+    });
     let start = EpochStart {
         epoch: 1,
         nonce: 1,
         start_index: 1,
     };
     leader.open_epoch(start).unwrap();
-    settle(&leader, &sets);
-    let batches: Vec<Vec<u8>> = sets.iter().map(|set| batch(set)).collect();
-    for batch in batches.iter().chain(&batches) {
-        apply(&follower, batch);
-    }
     let alone = Node::new(Role::Leader);
     settle(&alone, &sets);
     let mut answers = Answers::new();
@@ -182,6 +185,7 @@ fn runs(calls: usize) {
     run("16 SETs as a run", &alone, &sets);
     run("14 GETs and 2 SETs as a run", &alone, &mixed);
     run("16 SETs as a run, on a leader", &leader, &sets);
+    let batches: Vec<Vec<u8>> = sets.iter().map(|set| batch(set)).collect();
     operation("16 SETs of a batch, on a follower", RUN_MAX, calls, |at| {
         apply(&follower, &batches[at]);
     });
