@@ -74,28 +74,45 @@ impl Answers {
 
     /// Adds OK and the value of `entry`, whose partition is locked. Returns false where nothing may be added before
     /// [`settle`](Self::settle), which is to be called once nothing is locked.
-    #[inline]
+    #[inline(always)]
     pub(super) fn push_value(&mut self, entry: &Entry) -> bool {
         let value = entry.value();
-        if value.len() <= COPIED_BYTES {
+        let is_short = value.len() <= COPIED_BYTES;
+        if is_short {
             self.push(Status::Ok, value);
-            return true;
+        } else {
+            self.push_long(entry);
         }
-        self.bytes
-            .extend_from_slice(&header(Status::Ok, value.len()));
+        is_short
+    }
+
+    #[cold]
+    fn push_long(&mut self, entry: &Entry) {
+        let header = header(Status::Ok, entry.value().len());
+        self.bytes.extend_from_slice(&header);
         self.apart = Some(Apart::Entry(entry.clone()));
-        false
     }
 
     /// Copies a value that is apart and shorter than [`DIRECT_BYTES`].
     #[inline]
     pub(super) fn settle(&mut self) {
-        if let Some(apart) = self
-            .apart
-            .take_if(|apart| apart.value().len() < DIRECT_BYTES)
-        {
+        if self.apart.is_some() {
+            self.copy_apart();
+        }
+    }
+
+    #[cold]
+    fn copy_apart(&mut self) {
+        let is_short = |apart: &mut Apart| apart.value().len() < DIRECT_BYTES;
+        if let Some(apart) = self.apart.take_if(is_short) {
             self.bytes.extend_from_slice(apart.value());
         }
+    }
+
+    /// Whether the end of the last frame is [apart](Self::apart).
+    #[must_use]
+    pub const fn has_apart(&self) -> bool {
+        self.apart.is_some()
     }
 
     /// Frames, except for a value that is [apart](Self::apart).
@@ -128,6 +145,7 @@ impl Answers {
     }
 
     /// Removes everything behind the first `len` of [`bytes`](Self::bytes).
+    #[inline]
     pub fn truncate(&mut self, len: usize) {
         self.bytes.truncate(len);
         self.apart = None;
@@ -152,6 +170,7 @@ impl Answers {
     }
 
     /// Removes everything and keeps the memory.
+    #[inline]
     pub fn clear(&mut self) {
         self.truncate(0);
     }

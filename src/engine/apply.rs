@@ -89,7 +89,9 @@ impl Engine {
         let store = &self.store;
         let mut origin = Origin::Leader;
         let prepared = Prepared::of_run(self, run, &mut origin).map_err(|_| Contended)?;
-        let keys = run.frames().map(|frame| frame.request().key());
+        let digests = prepared.as_ref().map(|_| Prepared::digests(run));
+        let digests = digests.unwrap_or_default();
+        let keys = run.frames().map(|frame| frame.key());
         let hashes = keys.map(|key| store.hash(key)).collect();
         let mut locked = store.lock(&hashes, run.writes())?;
         let touched = locked.touch(&hashes, run.writes());
@@ -102,7 +104,7 @@ impl Engine {
         let mut replaced = Vec::new();
         for (at, (frame, &hash)) in run.frames().zip(&hashes).enumerate() {
             let entries = locked.of_mut(at);
-            let key = frame.request().key();
+            let key = frame.key();
             let is_del = frame.opcode() == Opcode::Del;
             let old = if is_del {
                 short(store.take(entries, hash, key, &mut change))
@@ -116,8 +118,8 @@ impl Engine {
             }
             replaced.extend(old);
             made |= 1 << at;
-            if let Some(prepared) = &prepared {
-                change.adds(prepared.digest(at));
+            if let Some(&added) = digests.get(at) {
+                change.adds(added);
             }
         }
         if let Some(prepared) = prepared
@@ -132,7 +134,7 @@ impl Engine {
     }
 
     fn apply_one(&self, frame: &RequestFrame<'_>, missing: &mut Option<Vec<u8>>) {
-        let key = frame.request().key();
+        let key = frame.key();
         let mut origin = Origin::Leader;
         let is_here = if frame.opcode() == Opcode::Del {
             let done = self.del_one(frame, key, &mut origin);

@@ -70,7 +70,7 @@ pub fn sums(store: &Store, request: &Sums, budget: Budget) -> Result<SumsAnswer,
         answer_len: |_: &RequestFrame<'_>| 0,
     };
     let next = walk.go(&request.place, |entry| {
-        let sum = &mut sums[bucket_of(entry.request().key(), request.bits)];
+        let sum = &mut sums[bucket_of(entry.key(), request.bits)];
         *sum = sum.changed(Digest::EMPTY, Digest::of_frame(entry.bytes()));
     })?;
     Ok(SumsAnswer {
@@ -89,9 +89,9 @@ pub fn list(store: &Store, request: &List, budget: Budget) -> Result<ListAnswer,
     let mut items = Vec::new();
     let mut take = |entry: &RequestFrame<'_>| {
         items.push(Item {
-            key: entry.request().key().to_vec(),
+            key: entry.key().to_vec(),
             // It came in a frame, whose length field is as wide.
-            value_len: u32::try_from(entry.request().value().len()).unwrap_or(u32::MAX),
+            value_len: u32::try_from(entry.value().len()).unwrap_or(u32::MAX),
             hash: Digest::of_frame(entry.bytes()).to_u128(),
         });
     };
@@ -111,9 +111,7 @@ pub fn list(store: &Store, request: &List, budget: Budget) -> Result<ListAnswer,
                 store,
                 budget,
                 is_wanted: |key: &[u8]| buckets.contains(bucket_of(key, buckets.bits())),
-                answer_len: |entry: &RequestFrame<'_>| {
-                    ITEM_FIELDS_LEN + entry.request().key().len()
-                },
+                answer_len: |entry: &RequestFrame<'_>| ITEM_FIELDS_LEN + entry.key().len(),
             };
             walk.go(place, take)?
         }
@@ -181,7 +179,7 @@ impl<W: Fn(&[u8]) -> bool, L: Fn(&RequestFrame<'_>) -> usize> Walk<'_, W, L> {
             self.store.copy_partition(partition, &mut copied, || ());
             let looked_at = copied.len();
             let wanted = |entry: &RequestFrame<'_>| {
-                let key = entry.request().key();
+                let key = entry.key();
                 *key >= *next.from && (self.is_wanted)(key)
             };
             let entries: Vec<_> = copied.frames().filter(wanted).collect();
@@ -232,7 +230,7 @@ impl<W: Fn(&[u8]) -> bool, L: Fn(&RequestFrame<'_>) -> usize> Walk<'_, W, L> {
         for (at, entry) in entries.iter().enumerate() {
             match left.less(self.cost(std::slice::from_ref(entry))) {
                 Some(rest) => left = rest,
-                None if at > 0 => return Some(entry.request().key().to_vec()),
+                None if at > 0 => return Some(entry.key().to_vec()),
                 None => {
                     left = Budget {
                         entries: 0,

@@ -107,6 +107,7 @@ impl Engine {
     /// # Errors
     ///
     /// Where not even the first request was executed.
+    #[inline]
     pub fn execute<'e>(
         &'e self,
         run: &Run<'_>,
@@ -133,11 +134,10 @@ impl Engine {
                 Err(not_done) if outcome.count == 0 => return Err(not_done),
                 Err(_) => break,
             }
-            if answers.apart().is_some() {
+            if answers.has_apart() {
                 break;
             }
         }
-        answers.settle();
         Ok(outcome)
     }
 
@@ -166,7 +166,8 @@ impl Engine {
     ) -> Result<Outcome, NotTogether> {
         let writes = run.writes();
         let prepared = Prepared::of_run(self, run, origin)?;
-        let keys = run.frames().map(|frame| frame.request().key());
+        let digests = prepared.as_ref().map(|_| Prepared::digests(run));
+        let keys = run.frames().map(|frame| frame.key());
         let hashes = keys.map(|key| self.store.hash(key)).collect();
         let mut locked = self.store.lock(&hashes, writes)?;
         let epoch = origin.admit(self, writes != 0)?;
@@ -177,6 +178,7 @@ impl Engine {
         let mut work = Work {
             engine: self,
             prepared,
+            digests: digests.unwrap_or_default(),
             made: 0,
             change: Change::new(self.sequencer.is_some()),
             new: new_entries(run, touched.vacant),
@@ -192,13 +194,14 @@ impl Engine {
         })
     }
 
+    #[inline(always)]
     fn execute_one<'e>(
         &'e self,
         frame: &RequestFrame<'_>,
         origin: &mut Origin<'e>,
         answers: &mut Answers,
     ) -> Result<Position, NotDone> {
-        let key = frame.request().key();
+        let key = frame.key();
         match command::of(frame.opcode()) {
             Command::Get => {
                 let hash = self.store.hash(key);
@@ -206,6 +209,8 @@ impl Engine {
                 let epoch = origin.admit(self, false)?;
                 value::get(entries.find(hash, key), answers);
                 let index = entries.last_index;
+                drop(entries);
+                answers.settle();
                 Ok(Position { epoch, index })
             }
             Command::Set => {

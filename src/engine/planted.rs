@@ -43,15 +43,16 @@ impl Engine {
         };
         let mut origin = Origin::Client(None);
         let mut prepared = Prepared::of_run(self, run, &mut origin)?;
+        let digests = Prepared::digests(run);
         let early = self.gate.admits(run.writes() != 0);
         if planted == Planted::AppendBeforeLock {
             let epoch = early.ok_or(NotTogether::NotDone(NotDone::Refused))?;
             if let Some(prepared) = prepared.take() {
-                let change = self.change_as_it_seems(run, &prepared);
+                let change = self.change_as_it_seems(run, &digests);
                 prepared.append(epoch, run, run.writes(), change);
             }
         }
-        let keys = run.frames().map(|frame| frame.request().key());
+        let keys = run.frames().map(|frame| frame.key());
         let hashes = keys.map(|key| self.store.hash(key)).collect();
         let mut locked = loop {
             match self.store.lock(&hashes, run.writes()) {
@@ -72,6 +73,7 @@ impl Engine {
         let mut work = Work {
             engine: self,
             prepared,
+            digests,
             made: 0,
             change: Change::new(true),
             new: new_entries(run, touched.vacant),
@@ -92,13 +94,13 @@ impl Engine {
     }
 
     /// The change of the digest by a run of SETs, by the entries that the store has before it is locked.
-    fn change_as_it_seems(&self, run: &Run<'_>, prepared: &Prepared<'_>) -> Digest {
+    fn change_as_it_seems(&self, run: &Run<'_>, digests: &[Digest]) -> Digest {
         let frames = run.frames().enumerate();
         let writes = frames.filter(|(at, _)| run.writes() >> at & 1 == 1);
         writes.fold(Digest::EMPTY, |sum, (at, frame)| {
-            let old = self.store.get(frame.request().key());
+            let old = self.store.get(frame.key());
             let old = old.as_ref().map(Digest::of).unwrap_or_default();
-            sum.changed(old, prepared.digest(at))
+            sum.changed(old, digests[at])
         })
     }
 

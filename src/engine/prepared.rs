@@ -16,8 +16,6 @@ use crate::wire::{RequestFrame, Run};
 pub(super) struct Prepared<'e> {
     sequencer: &'e Sequencer,
     records: Records,
-    /// For each request of the run the digest of the entry that it makes, if the request is its own effect.
-    digests: ArrayVec<Digest, RUN_MAX>,
     reservation: Reservation<'e>,
     /// Effects are computed under the locks. `records` begins empty then, and takes them one by one.
     pub(super) is_computed: bool,
@@ -25,7 +23,7 @@ pub(super) struct Prepared<'e> {
 
 /// The digest of the entry that a request makes, if the request is its own effect.
 #[inline]
-fn digest(frame: &RequestFrame<'_>) -> Digest {
+pub(super) fn digest(frame: &RequestFrame<'_>) -> Digest {
     match command::of(frame.opcode()) {
         Command::Set => Digest::of_frame(frame.bytes()),
         Command::Get | Command::Del | Command::Computed(_) | Command::None => Digest::EMPTY,
@@ -37,19 +35,18 @@ impl<'e> Prepared<'e> {
     fn new(
         sequencer: &'e Sequencer,
         (records, len): (Records, usize),
-        digests: ArrayVec<Digest, RUN_MAX>,
         origin: &mut Origin<'e>,
     ) -> Result<Prepared<'e>, NotDone> {
         Ok(Prepared {
             sequencer,
             is_computed: records.bytes().len() != len,
             records,
-            digests,
             reservation: origin.reserve(sequencer, Records::cost(len))?,
         })
     }
 
     /// For the writes of a run.
+    #[inline]
     pub(super) fn of_run(
         engine: &'e Engine,
         run: &Run<'_>,
@@ -58,16 +55,21 @@ impl<'e> Prepared<'e> {
         let Some(sequencer) = engine.sequencer.as_ref().filter(|_| run.writes() != 0) else {
             return Ok(None);
         };
-        let digests = run.frames().map(|frame| digest(&frame)).collect();
         let records = records_of(
             run.has_computed(),
             || run.copy_of(run.writes()),
             || run.frames().map(|frame| effect_len_max(&frame)).sum(),
         );
-        Prepared::new(sequencer, records, digests, origin).map(Some)
+        Prepared::new(sequencer, records, origin).map(Some)
+    }
+
+    /// The digests of the entries that the requests of a run make, as [`digest`] has them.
+    pub(super) fn digests(run: &Run<'_>) -> ArrayVec<Digest, RUN_MAX> {
+        run.frames().map(|frame| digest(&frame)).collect()
     }
 
     /// For one write.
+    #[inline]
     pub(super) fn of_one(
         engine: &'e Engine,
         frame: &RequestFrame<'_>,
@@ -82,11 +84,11 @@ impl<'e> Prepared<'e> {
             || frame.bytes().to_vec(),
             || effect_len_max(frame),
         );
-        let digests = [digest(frame)].into_iter().collect();
-        Prepared::new(sequencer, records, digests, origin).map(Some)
+        Prepared::new(sequencer, records, origin).map(Some)
     }
 
     /// For a SET whose entry is already made.
+    #[inline]
     pub(super) fn of_entry(
         engine: &'e Engine,
         entry: &Entry,
@@ -95,9 +97,8 @@ impl<'e> Prepared<'e> {
         let Some(sequencer) = &engine.sequencer else {
             return Ok(None);
         };
-        let digests = [Digest::of(entry)].into_iter().collect();
         let records = (Records::Entry(entry.clone()), entry.frame().len());
-        Prepared::new(sequencer, records, digests, origin).map(Some)
+        Prepared::new(sequencer, records, origin).map(Some)
     }
 
     /// Adds the effect of a write to records that are computed.
@@ -106,12 +107,6 @@ impl<'e> Prepared<'e> {
             Records::Frames(frames) => frames.extend_from_slice(effect),
             Records::Entry(_) => unreachable!("an entry is its own effect"),
         }
-    }
-
-    /// The digest of the entry that the run's request with this number makes.
-    #[inline]
-    pub(super) fn digest(&self, at: usize) -> Digest {
-        self.digests[at]
     }
 
     /// Appends the records of the requests whose bits are set in `made`. Returns the last index.

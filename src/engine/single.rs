@@ -4,9 +4,10 @@ use super::Engine;
 use super::answers::Answers;
 use super::change::{Change, LongOld};
 use super::command::Function;
+use super::digest::Digest;
 use super::entry::Entry;
 use super::execute::{NotDone, Origin};
-use super::prepared::Prepared;
+use super::prepared::{Prepared, digest};
 use super::store::Entries;
 use super::work::Computed;
 use crate::log::{Position, Reservation};
@@ -26,7 +27,8 @@ impl Engine {
             return put.map(|(position, _)| position).map_err(|(why, _)| why);
         }
         let prepared = Prepared::of_one(self, frame, origin)?;
-        let hash = self.store.hash(frame.request().key());
+        let added = prepared.as_ref().map_or(Digest::EMPTY, |_| digest(frame));
+        let hash = self.store.hash(frame.key());
         let mut change = Change::new(prepared.is_some());
         loop {
             let mut entries = self.store.write(hash);
@@ -36,7 +38,7 @@ impl Engine {
                 .put_frame(&mut entries, hash, frame, None, &mut change)
             {
                 Ok(replaced) => {
-                    let index = append_one(prepared, epoch, &mut entries, &mut change);
+                    let index = append_one(prepared, added, epoch, &mut entries, &mut change);
                     drop(entries);
                     drop(replaced);
                     return Ok(Position { epoch, index });
@@ -54,6 +56,7 @@ impl Engine {
         origin: &mut Origin<'e>,
     ) -> Result<(Position, Option<Entry>), NotDone> {
         let prepared = Prepared::of_one(self, frame, origin)?;
+        let added = Digest::EMPTY;
         let hash = self.store.hash(key);
         let mut change = Change::new(prepared.is_some());
         loop {
@@ -62,7 +65,7 @@ impl Engine {
             match self.store.take(&mut entries, hash, key, &mut change) {
                 Ok(removed) => {
                     let index = if removed.is_some() {
-                        append_one(prepared, epoch, &mut entries, &mut change)
+                        append_one(prepared, added, epoch, &mut entries, &mut change)
                     } else {
                         entries.last_index
                     };
@@ -97,6 +100,9 @@ impl Engine {
             Ok(prepared) => prepared,
             Err(not_done) => return Err((not_done, entry)),
         };
+        let added = prepared
+            .as_ref()
+            .map_or(Digest::EMPTY, |_| Digest::of(&entry));
         let hash = self.store.hash(entry.key());
         let mut change = Change::new(prepared.is_some());
         loop {
@@ -107,7 +113,7 @@ impl Engine {
             };
             match self.store.put_entry(&mut entries, hash, entry, &mut change) {
                 Ok(replaced) => {
-                    let index = append_one(prepared, epoch, &mut entries, &mut change);
+                    let index = append_one(prepared, added, epoch, &mut entries, &mut change);
                     drop(entries);
                     return Ok((Position { epoch, index }, replaced));
                 }
@@ -128,7 +134,7 @@ impl Engine {
         answers: &mut Answers,
     ) -> Result<Position, NotDone> {
         let mut prepared = Prepared::of_one(self, frame, origin)?;
-        let hash = self.store.hash(frame.request().key());
+        let hash = self.store.hash(frame.key());
         let mut change = Change::new(prepared.is_some());
         loop {
             let mut entries = self.store.write(hash);
@@ -161,9 +167,11 @@ fn learn(entries: impl Sized, change: &mut Change, long: LongOld) {
     change.learn(long);
 }
 
-/// Appends the record of one write. Returns its index; 0 without a log.
+/// Appends the record of one write, which added an entry of this digest. Returns its index; 0 without a log.
+#[inline]
 fn append_one(
     prepared: Option<Prepared<'_>>,
+    added: Digest,
     epoch: u64,
     entries: &mut Entries,
     change: &mut Change,
@@ -171,7 +179,7 @@ fn append_one(
     let Some(prepared) = prepared else {
         return 0;
     };
-    change.adds(prepared.digest(0));
+    change.adds(added);
     entries.last_index = prepared.append_one(epoch, change.digest());
     entries.last_index
 }

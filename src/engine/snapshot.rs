@@ -226,7 +226,7 @@ impl Load<'_> {
             let is_del = frame.opcode() == Opcode::Del;
             if is_del {
                 self.flush();
-                let old = self.engine.store.remove(frame.request().key());
+                let old = self.engine.store.remove(frame.key());
                 let old = old.as_ref().map(Digest::of).unwrap_or_default();
                 self.digest = self.digest.changed(old, Digest::EMPTY);
             } else {

@@ -12,6 +12,7 @@ use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use super::change::{Change, LongOld};
 use super::entry::Entry;
 use crate::wire::RequestFrame;
+use crate::wire::request::HEADER_LEN;
 use crate::wire::run::RUN_MAX;
 
 /// Partitions of a node's store.
@@ -229,7 +230,7 @@ impl Store {
     /// # Errors
     ///
     /// [`LongOld`], where `change` needs the digest of the old entry first. Nothing is changed then.
-    #[inline]
+    #[inline(always)]
     pub(super) fn put_frame(
         &self,
         entries: &mut Entries,
@@ -238,8 +239,8 @@ impl Store {
         new: Option<Entry>,
         change: &mut Change,
     ) -> Result<Option<Entry>, LongOld> {
-        let (key, value) = (frame.request().key(), frame.request().value());
-        let len = u64::try_from(key.len() + value.len()).unwrap_or(u64::MAX);
+        let key = frame.key();
+        let len = u64::try_from(frame.bytes().len() - HEADER_LEN).unwrap_or(u64::MAX);
         let replaced = match self.slot(&mut entries.table, hash, key) {
             Slot::Occupied(mut slot) => {
                 let entry = slot.get_mut();
@@ -293,7 +294,7 @@ impl Store {
     /// # Errors
     ///
     /// [`LongOld`], as for [`put_frame`](Self::put_frame).
-    #[inline]
+    #[inline(always)]
     pub(super) fn take(
         &self,
         entries: &mut Entries,
@@ -468,7 +469,7 @@ impl Store {
     }
 
     /// The hash of a key.
-    #[inline]
+    #[inline(always)]
     pub(super) fn hash(&self, key: &[u8]) -> u64 {
         let mut hasher = self.hashing.build_hasher();
         hasher.write(key);

@@ -33,6 +33,8 @@ pub(super) fn new_entries(run: &Run<'_>, vacant: u16) -> ArrayVec<Option<Entry>,
 pub(super) struct Work<'e> {
     pub(super) engine: &'e Engine,
     pub(super) prepared: Option<Prepared<'e>>,
+    /// Of each request: the digest of the entry that it makes, where it is its own effect. Empty without a log.
+    pub(super) digests: ArrayVec<Digest, RUN_MAX>,
     /// A bit for each write that had an effect.
     pub(super) made: u16,
     pub(super) change: Change,
@@ -54,7 +56,7 @@ impl Work<'_> {
     ) -> usize {
         let store = &self.engine.store;
         for (at, (frame, &hash)) in run.frames().zip(hashes).enumerate() {
-            let key = frame.request().key();
+            let key = frame.key();
             let effect = match command::of(frame.opcode()) {
                 Command::Get => {
                     if !value::get(locked.of(at).find(hash, key), answers) {
@@ -104,7 +106,7 @@ impl Work<'_> {
     fn note_as_sent(&mut self, at: usize, frame: &RequestFrame<'_>) {
         if let Some(prepared) = &mut self.prepared {
             self.made |= 1 << at;
-            self.change.adds(prepared.digest(at));
+            self.change.adds(self.digests[at]);
             if prepared.is_computed {
                 prepared.push(frame.bytes());
             }
@@ -157,7 +159,7 @@ impl Store {
         change: &mut Change,
         answers: &mut Answers,
     ) -> Result<Computed, LongOld> {
-        let key = frame.request().key();
+        let key = frame.key();
         let old = entries.find(hash, key);
         if let Some(old) = old {
             change.knows(old)?;

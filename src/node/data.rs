@@ -31,6 +31,7 @@ impl Node {
     /// # Errors
     ///
     /// [`NoRoom`], where not even the first request could be executed.
+    #[inline]
     pub fn execute_run<'n>(
         &'n self,
         run: &Run<'_>,

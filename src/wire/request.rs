@@ -139,6 +139,7 @@ pub struct RequestFrame<'a> {
 
 impl<'a> RequestFrame<'a> {
     /// The frame of a request that [`parse`] has judged before, and that is all of `bytes`.
+    #[inline]
     pub(super) fn of_whole(bytes: &'a [u8]) -> RequestFrame<'a> {
         let key_len = bytes.get(1..3).map_or(0, BigEndian::read_u16);
         let opcode = bytes.first().map(|&byte| Opcode::try_from(byte));
@@ -155,15 +156,27 @@ impl<'a> RequestFrame<'a> {
     /// The operation and its operands.
     #[must_use]
     pub fn request(&self) -> Request<'a> {
-        let operands = &self.bytes[HEADER_LEN..];
-        let (key, value) = operands.split_at(usize::from(self.key_len));
-        Request::new(self.opcode, key, value)
+        Request::new(self.opcode, self.key(), self.value())
     }
 
     /// The operation.
     #[must_use]
     pub const fn opcode(&self) -> Opcode {
         self.opcode
+    }
+
+    /// The key, empty for an operation without one.
+    #[inline]
+    #[must_use]
+    pub fn key(&self) -> &'a [u8] {
+        &self.bytes[HEADER_LEN..HEADER_LEN + usize::from(self.key_len)]
+    }
+
+    /// The value, empty for an operation without one.
+    #[inline]
+    #[must_use]
+    pub fn value(&self) -> &'a [u8] {
+        &self.bytes[HEADER_LEN + usize::from(self.key_len)..]
     }
 
     /// The traits of the operation.
