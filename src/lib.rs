@@ -1,32 +1,40 @@
 //! GopherStore: a distributed, in-memory key-value store with a binary protocol that one can read in a hex dump.
 //!
-//! This library is what the two binaries are made of: `gopherstore-server` ([`server`]) and `gopherstore-cli`
-//! ([`client`]). The protocol is specified in `docs/GBP.md`; `docs/architecture.md` follows one request through the
-//! code and says which locks and threads there are, and what must always hold.
+//! The two binaries, `gopherstore-server` ([`server`]) and `gopherstore-cli` ([`client`]), are made of this library.
+//! `docs/GBP.md` specifies the protocol. `docs/architecture.md` follows a request through the code and describes the
+//! threads, the locks and the invariants.
 //!
 //! # Map
 //!
-//! | module          | what it is for                                                                    |
-//! |-----------------|-----------------------------------------------------------------------------------|
-//! | [`wire`]        | GBP: bytes to requests, answers and stream frames, and back; pure                 |
-//! | [`history`]     | epochs, and which data set a position names; pure                                 |
-//! | [`engine`]      | the data set: store, entries, digest, comparison of nodes                         |
-//! | [`log`]         | the order of all writes, and the newest part of the log                           |
-//! | [`replication::core`] | the decisions of replication: who follows whom, and how far; pure            |
-//! | [`node`]        | what a node is and holds, and what it answers to a request                        |
-//! | [`replication`] | following, being followed, and what a leader does before it serves                |
-//! | [`server`]      | listener, a thread per connection, limits, shutdown                               |
-//! | [`client`]      | the blocking client                                                               |
-//! | [`config`]      | `cluster.toml`                                                                    |
-//! | [`arguments`]   | command lines                                                                     |
-//! | [`hexdump`]     | bytes as people paste them: dumps, captures, `printf` strings; pure               |
-//! | [`arguments`]   | command lines, and completions and man pages of the same                          |
-//! | [`service`]     | what a service manager and its journal are told                                   |
-//! | [`signals`]     | signals that a process is started with                                            |
-//! | [`logging`]     | the server's log, which no thread waits for                                       |
+//! | module                | purpose                                                                           |
+//! |-----------------------|-----------------------------------------------------------------------------------|
+//! | [`wire`]              | GBP: the command table, requests, responses and stream frames; pure               |
+//! | [`history`]           | epochs, and the data set that a position names; pure                              |
+//! | [`engine`]            | the data set: store, commands and their effects, snapshots, comparison; pure      |
+//! | [`log`]               | the order of all writes: sequencer, backlog, watermarks                           |
+//! | [`replication::core`] | the decisions of replication as values; pure                                      |
+//! | [`node`]              | role, phase, admission, counters and STATUS of one node                           |
+//! | [`replication`]       | streams between nodes, their threads, and the registry of followers               |
+//! | [`server`]            | listener, a thread for each connection, sessions, pollers, limits, stop           |
+//! | [`client`]            | the blocking client                                                               |
+//! | [`dial`]              | connecting to any address of a name, within a deadline                            |
+//! | [`config`]            | `cluster.toml`                                                                    |
+//! | [`arguments`]         | command lines, with their completions and man pages                               |
+//! | [`hexdump`]           | bytes as people paste them: dumps, captures, `printf` strings; pure               |
+//! | [`service`]           | notifications of the service manager, and priorities of log lines                 |
+//! | [`signals`]           | signals that the process was started with                                         |
+//! | [`logging`]           | the server's log, which no thread waits for                                       |
 //!
-//! Data flows one way, wire → engine → log → node → replication → server, and `use` lines point only
-//! backwards along it (`tests/tidy.rs`).
+//! # Arrows
+//!
+//! ```text
+//! wire ←─ engine::{entry, digest} ←─ log ←─ engine ←─ node ←─ replication ←─ server
+//!   ↑                                                │           │
+//! history ←──────────── replication::core ←──────────┴───────────┘         client ─→ dial, wire
+//! ```
+//!
+//! `use` lines point only in the direction of these arrows. `MAY_USE` in `tests/tidy.rs` has all of them, and `PURE`
+//! the modules without sockets, threads, clocks, files and logs.
 
 pub mod arguments;
 pub mod client;

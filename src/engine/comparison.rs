@@ -36,7 +36,7 @@ pub struct Budget {
 }
 
 impl Default for Budget {
-    /// What GBP §4 promises: 131,072 entries, 64 MiB and 1 MiB. Measured with 3 million keys of 16 bytes and values of
+    /// The bounds in GBP §4: 131,072 entries, 64 MiB and 1 MiB. Measured with 3 million keys of 16 bytes and values of
     /// 32: 24 requests of 35 ms for the sums, 26 for a list, and below 2 ms for the entries of one partition.
     fn default() -> Budget {
         Budget {
