@@ -39,6 +39,7 @@ pub mod request;
 pub mod response;
 pub mod run;
 mod status;
+mod traits;
 pub mod transcript;
 
 pub use buffer::{Buffer, GROWTH_BYTES_MAX};

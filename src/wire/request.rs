@@ -4,7 +4,7 @@ use std::fmt;
 
 use byteorder::{BigEndian, ByteOrder};
 
-use super::command::Traits;
+use super::traits::Traits;
 use super::{KEY_LEN_MAX, Opcode, Request, VALUE_LEN_MAX, is_text, size};
 
 /// Bytes of a request's header.

@@ -2,8 +2,8 @@
 
 use arrayvec::ArrayVec;
 
-use super::command::Traits;
 use super::request::{Limits, Parsed, parse};
+use super::traits::Traits;
 use super::{RequestFrame, size};
 
 /// Most requests in a run. The cost of a run is then small for each of them, and a run still locks a small part of the
