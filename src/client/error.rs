@@ -315,7 +315,7 @@ impl fmt::Display for ProtocolError {
                         "a stream from index {from_index}, which was not asked for"
                     )
                 }
-                Start::FullCopy => f.write_str("a full copy, which was not asked for"),
+                Start::Snapshot => f.write_str("a full copy, which was not asked for"),
                 Start::Unknown => f.write_str("nothing, as to a follower of other data"),
             },
             ProtocolError::Stream(error) => error.fmt(f),

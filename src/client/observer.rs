@@ -112,7 +112,7 @@ impl Observer {
         let follow = Follow {
             name: NAME,
             is_observer: true,
-            wants_full_copy: watch == Watch::Copy,
+            wants_snapshot: watch == Watch::Copy,
             is_to_lead: false,
             epoch,
             nonce,
@@ -131,14 +131,14 @@ impl Observer {
         let answer = FollowAnswer::decode(&value)
             .map_err(|error| connection.protocol(ProtocolError::FollowAnswer(error)))?;
         let expected = match answer.start {
-            Start::FullCopy | Start::Unknown => Expected::Begin,
+            Start::Snapshot | Start::Unknown => Expected::Begin,
             Start::Resume { from_index } => Expected::Entry(from_index),
         };
         let fits = match (watch, answer.start) {
-            (Watch::Copy, start) => start == Start::FullCopy,
+            (Watch::Copy, start) => start == Start::Snapshot,
             (Watch::New, Start::Resume { .. }) => true,
             (_, Start::Resume { from_index }) => from_index == last_index.saturating_add(1),
-            (_, Start::FullCopy | Start::Unknown) => false,
+            (_, Start::Snapshot | Start::Unknown) => false,
         };
         if !fits {
             return Err(connection.protocol(ProtocolError::OtherStart {

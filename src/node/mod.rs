@@ -1,4 +1,12 @@
-//! What a node is, what it holds, and what it answers to a request, whatever the request came in by.
+//! A node: admission of requests by role, epoch and state; STATUS; counters.
+//!
+//! | file           | what it does                                                                  |
+//! |----------------|-------------------------------------------------------------------------------|
+//! | `state.rs`     | the state of the data set, its transitions, and what each admits              |
+//! | `data.rs`      | runs of GET, SET and DEL, and the answers where they are not admitted         |
+//! | `positions.rs` | which answers wait for the log                                                |
+//! | `reply.rs`     | answers to all other requests                                                 |
+//! | `status.rs`    | the answer to STATUS                                                          |
 
 #![deny(clippy::wildcard_enum_match_arm)]
 
@@ -30,7 +38,7 @@ use crate::replication::core::report::Settings;
 use crate::wire::comparison::{ComparisonError, List, Sums};
 use crate::wire::{Request, RequestFrame};
 
-/// What a node is in its cluster.
+/// The role of a node in its cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Takes reads and writes.
@@ -55,7 +63,7 @@ pub struct Member {
     pub peers: Vec<NodeConfig>,
     /// Intervals and sizes of replication.
     pub replication: ReplicationConfig,
-    /// What the node accepts from clients.
+    /// Limits on clients.
     pub limits: LimitsConfig,
     /// Digests of the settings that all nodes share.
     pub settings: Settings,
@@ -63,7 +71,8 @@ pub struct Member {
     pub process: u64,
 }
 
-/// One node: its role and its data. Knows no socket, so every rule about answers is tested without one.
+/// One node: its role, its state and its data set. It has no sockets, so every rule about answers is tested without
+/// one.
 #[derive(Debug)]
 pub struct Node {
     role: Role,
@@ -85,7 +94,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node on its own, without a cluster and with an empty store: a leader serves at once, a follower never does.
+    /// A node without a cluster and with an empty store. A leader serves at once, a follower never does.
     #[must_use]
     pub fn new(role: Role) -> Node {
         let serves = role == Role::Leader;
@@ -98,7 +107,7 @@ impl Node {
         Node::with(role, None, None, phase)
     }
 
-    /// A node of the configured cluster. One of several does not serve until it has found out what data there is.
+    /// A node of the configured cluster. One of several does not serve until it knows which data the others hold.
     #[must_use]
     pub fn of_cluster(config: &Config, this: &NodeConfig) -> Node {
         let leader = config.leader();
@@ -202,7 +211,7 @@ impl Node {
         }
     }
 
-    /// Answers about what the store holds, with what `write` makes of it.
+    /// Answers a request for a comparison of nodes. `write` writes the answer's value.
     fn comparison(&self, write: impl FnOnce(&mut Vec<u8>) -> Result<(), ComparisonError>) -> Reply {
         if !self.engine.admits_reads() {
             return self.refusal_of_read();
@@ -219,7 +228,7 @@ impl Node {
         }
     }
 
-    /// A client has come (1) or gone (-1).
+    /// A client has connected, or has gone.
     pub fn count_connection(&self, has_come: bool) {
         if has_come {
             self.connections.fetch_add(1, Ordering::Relaxed);
@@ -229,8 +238,8 @@ impl Node {
     }
 
     /// A stream to a follower, or from the leader, has begun.
-    pub fn count_stream(&self, is_full_copy: bool) {
-        let counter = if is_full_copy {
+    pub fn count_stream(&self, is_snapshot: bool) {
+        let counter = if is_snapshot {
             &self.full_copies
         } else {
             &self.resumes
@@ -238,7 +247,7 @@ impl Node {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Where the data set stands; index 0 in a cluster of one.
+    /// Index and digest of the last entry; index 0 in a cluster of one.
     #[must_use]
     pub fn head(&self) -> Head {
         self.engine.head()

@@ -1,4 +1,4 @@
-//! Asks a peer for STATUS: one connection, kept between two questions.
+//! Asks a peer for STATUS, on one connection that is kept between questions.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -10,13 +10,13 @@ use crate::replication::core::report::{Contact, Expected};
 use crate::wire::response::{self, Parsed};
 use crate::wire::{Buffer, Request, Status, is_text};
 
-/// Longest wait in one read, so that the stop is seen soon.
+/// Longest wait in one read, so that a stop is noticed soon.
 const READ_TURN: Duration = Duration::from_millis(50);
 
 /// Longest answer to STATUS in bytes: some hundred lines for each of a thousand nodes.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
-/// A connection to a peer over which it is asked for STATUS.
+/// The connection on which a peer is asked for STATUS.
 pub(super) struct Inquiry<'a> {
     member: &'a Member,
     name: &'a str,
@@ -51,8 +51,8 @@ impl<'a> Inquiry<'a> {
         }
     }
 
-    /// Asks over this connection, and keeps it where it goes on. Also says whether the result is of this question:
-    /// where nothing of an answer came, the connection may have ended before.
+    /// Asks on this connection, and keeps it where it is still usable. Also returns whether the result is of this
+    /// question: where no byte of an answer came, the connection may have ended before.
     fn ask_over(&mut self, stream: TcpStream, deadline: Instant, stop: &Stop) -> (Contact, bool) {
         let expected = Expected {
             cluster: &self.member.cluster,
@@ -67,8 +67,8 @@ impl<'a> Inquiry<'a> {
     }
 }
 
-/// Asks for STATUS over a connection on which nothing else is under way, and judges whether the expected node answers.
-/// Also says whether any answer came, or the time was over.
+/// Asks for STATUS on a connection without other requests, and judges whether the expected node answers. Also returns
+/// whether an answer came or the deadline passed.
 pub(super) fn identify(
     stream: &TcpStream,
     expected: Expected<'_>,
@@ -100,7 +100,7 @@ pub(super) fn identify(
     (contact, true)
 }
 
-/// Sends STATUS and reads the answer: its status and its text. What came of it is in `buffer`.
+/// Sends STATUS and reads the answer: its status and its text. `buffer` has the bytes received, also after an error.
 fn exchange(
     mut stream: &TcpStream,
     buffer: &mut Buffer,

@@ -11,16 +11,16 @@ use crate::node::{Member, Node};
 use crate::replication::core::liveness::{Change, LeaderChange};
 use crate::replication::core::report::{Contact, Report, Role, State};
 
-/// How long one question may take at least, however short the heartbeat interval is.
+/// Shortest timeout of one question, however short the heartbeat interval is.
 const ASK_MIN: Duration = Duration::from_secs(1);
 
-/// How long it may take at the most, while a node that starts or stops depends on the answer.
+/// Longest timeout of one question while a node that starts or stops depends on the answer.
 const ASK_MAX: Duration = Duration::from_secs(5);
 
 /// Pause between two questions while a node that starts or stops depends on the answers.
 const HURRIED_PAUSE: Duration = Duration::from_millis(20);
 
-/// Looks at the table of peers at every interval.
+/// Checks at every interval which peers are up, and whether the leader is silent.
 pub(super) fn run(replica: Replica<'_>, member: &Member, stop: &Stop) {
     while !stop.wait(member.replication.heartbeat_interval) {
         let now = Instant::now();
@@ -54,13 +54,13 @@ pub(super) fn probe(replica: Replica<'_>, member: &Member, peer: &NodeConfig, st
     let mut inquiry = Inquiry::new(member, &peer.name, &peer.addr);
     let mut notes = Notes::default();
     loop {
-        let patience = if stop.is_hurried() {
+        let timeout = if stop.is_hurried() {
             member.replication.leader_timeout.min(ASK_MAX)
         } else {
             interval
         };
         let began = Instant::now();
-        let contact = inquiry.ask(began + patience.max(ASK_MIN), stop);
+        let contact = inquiry.ask(began + timeout.max(ASK_MIN), stop);
         if stop.is_stopped() {
             return;
         }
@@ -84,7 +84,7 @@ pub(super) fn probe(replica: Replica<'_>, member: &Member, peer: &NodeConfig, st
     }
 }
 
-/// What was logged about a peer, so that each state of affairs is one line.
+/// The last state of a peer that was logged, so that each state is logged once.
 #[derive(Default)]
 struct Notes {
     stranger: String,

@@ -1,4 +1,4 @@
-//! What a node knows of its peers: the registry of its followers, which peers are up, and the stream from its leader.
+//! The peers of a node: the registry of its followers, which peers are up, and the stream from its leader.
 //!
 //! Each field has a lock of its own, which is held for the length of one call. Only [`Peers::stream_of`],
 //! [`Peers::wait_for_follower`] and [`Peers::wait_for_progress`] wait, for a change of the registry.
@@ -19,7 +19,7 @@ use crate::replication::core::progress::{Behind, Progress};
 use crate::replication::core::report::{Contact, Settings, Stopping};
 use crate::replication::core::snapshot_permits::SnapshotPermits;
 
-/// A node and what it knows of its peers, as the threads of replication share them.
+/// A node and its peers, as the threads of replication share them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Replica<'a> {
     pub(crate) node: &'a Node,
@@ -334,7 +334,7 @@ impl StatusSection for Peers {
     }
 }
 
-/// What the lines of STATUS say, for each line that this module adds (GBP §4).
+/// The lines of STATUS about the leader.
 impl Peers {
     fn write_leader(&self, node: &Node, now: Instant, lines: &mut Lines) {
         let LeaderStream {

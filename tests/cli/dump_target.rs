@@ -73,7 +73,7 @@ fn begun() -> Vec<u8> {
     let history = History::new(vec![start]).unwrap();
     let mut value = Vec::new();
     FollowAnswer {
-        start: Start::FullCopy,
+        start: Start::Snapshot,
         history: Epochs::of(&history).unwrap(),
     }
     .encode(&mut value);

@@ -136,7 +136,7 @@ fn what_is_missing_or_damaged_is_never_handed_on() {
             history: Epochs::of(&history).unwrap(),
         })
     };
-    let copy = |good, parts: &[Vec<u8>]| fault(Watch::Copy, Start::FullCopy, good, parts);
+    let copy = |good, parts: &[Vec<u8>]| fault(Watch::Copy, Start::Snapshot, good, parts);
     let lost = [begin.clone(), chunk(0), chunk(2)];
     out_of_place(copy(2, &lost), StreamOpcode::SnapshotChunk);
     let short = [begin.clone(), chunk(0), end(2)];
@@ -153,7 +153,7 @@ fn what_is_missing_or_damaged_is_never_handed_on() {
     }
     // And a good one goes on into the entries behind it, at the place where it ended.
     let parts = [begin, chunk(0), end(1), entry(EPOCH, 10)];
-    let peer = speaking([&accepted(Start::FullCopy)[..], &parts.concat()].concat());
+    let peer = speaking([&accepted(Start::Snapshot)[..], &parts.concat()].concat());
     let mut observer = open(&peer, Watch::Copy).unwrap();
     assert_eq!(observer.position(), None);
     for _ in 0..4 {
@@ -173,7 +173,7 @@ fn what_is_missing_or_damaged_is_never_handed_on() {
 fn a_stream_that_was_not_asked_for_is_refused_and_a_refusal_is_an_error() {
     for (watch, start) in [
         (Watch::Copy, RESUME),
-        (Watch::New, Start::FullCopy),
+        (Watch::New, Start::Snapshot),
         (Watch::From(6), RESUME),
     ] {
         let error = open(&speaking(accepted(start)), watch).unwrap_err();

@@ -43,7 +43,7 @@ fn follow_frame(name: &str) -> Vec<u8> {
     let follow = Follow {
         name: name.as_bytes(),
         is_observer: false,
-        wants_full_copy: false,
+        wants_snapshot: false,
         is_to_lead: false,
         epoch: 0,
         nonce: 0,

@@ -224,7 +224,7 @@ fn an_observer_is_told_what_there_is_where_that_is_not_what_it_wants() {
             let follow = Follow {
                 name: b"anybody",
                 is_observer: true,
-                wants_full_copy: false,
+                wants_snapshot: false,
                 is_to_lead: false,
                 epoch: 0,
                 nonce: 0,
@@ -261,7 +261,7 @@ fn a_copy_that_is_taken_under_writes_is_the_data_at_its_index() {
     load.wait_for_more(2_000);
     for node in [0, 1] {
         let mut observer = observe(&cluster, node, Watch::Copy).unwrap();
-        assert_eq!(observer.start(), Start::FullCopy);
+        assert_eq!(observer.start(), Start::Snapshot);
         let mut copy = Copy::default();
         let index = loop {
             match observer.receive().unwrap() {

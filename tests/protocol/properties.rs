@@ -132,7 +132,7 @@ proptest! {
         stream.extend_from_slice(&after);
         assert_read_back(message, &stream, after.len());
 
-        for start in [Start::FullCopy, Start::Resume { from_index }] {
+        for start in [Start::Snapshot, Start::Resume { from_index }] {
             let answer = FollowAnswer { start, history: epochs };
             let mut value = Vec::new();
             answer.encode(&mut value);
@@ -177,9 +177,9 @@ proptest! {
         name in vec(any::<u8>(), 0..70), cluster_id in vec(any::<u8>(), 0..1_100), flags in any::<(bool, bool, bool)>(),
         (epoch, nonce, last_index) in any::<(u64, u64, u64)>()
     ) {
-        let (is_observer, wants_full_copy, is_to_lead) = flags;
+        let (is_observer, wants_snapshot, is_to_lead) = flags;
         let follow = Follow {
-            name: &name, is_observer, wants_full_copy, is_to_lead, epoch, nonce, last_index, cluster_id: &cluster_id,
+            name: &name, is_observer, wants_snapshot, is_to_lead, epoch, nonce, last_index, cluster_id: &cluster_id,
         };
         let mut stream = Vec::new();
         let is_acceptable = (1..=64).contains(&name.len()) && cluster_id.len() <= 1_024;

@@ -228,7 +228,7 @@ fn follow_meaning(follow: &Follow) -> String {
         "FOLLOW {}{}{} epoch={epoch} nonce={:#018x} last_index={last_index} cluster_id={}",
         quoted(follow.name),
         if follow.is_observer { " observer" } else { "" },
-        if follow.wants_full_copy {
+        if follow.wants_snapshot {
             " full_copy"
         } else {
             ""
@@ -254,7 +254,7 @@ fn answer_meaning(value: &[u8]) -> String {
                 Start::Resume { from_index } => {
                     format!("OK resume from_index={from_index} {history}")
                 }
-                Start::FullCopy => format!("OK full_copy {history}"),
+                Start::Snapshot => format!("OK full_copy {history}"),
                 Start::Unknown => format!("OK unknown {history}"),
             }
         }

@@ -91,7 +91,7 @@ fn follow(name: &str, is_observer: bool) -> Vec<u8> {
     let follow = Follow {
         name: name.as_bytes(),
         is_observer,
-        wants_full_copy: true,
+        wants_snapshot: true,
         is_to_lead: false,
         epoch: 0,
         nonce: 0,

@@ -194,7 +194,7 @@ fn resume(addr: &str, options: &ClientOptions, lost: &Observer) -> Result<(Obser
 fn from_index(observer: &Observer) -> u64 {
     match observer.start() {
         Start::Resume { from_index } => from_index,
-        Start::FullCopy | Start::Unknown => 0,
+        Start::Snapshot | Start::Unknown => 0,
     }
 }
 

@@ -1,18 +1,18 @@
-//! The followers of a node by their names, and the one stream that each may have. Plain data, time passed in.
+//! Registry of a node's followers. Each name has at most one stream.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::progress::{Progress, lag_since};
 
-/// Hosts of refused nodes that are remembered for one name. Beyond it the oldest one is forgotten.
+/// Hosts of refused nodes that are remembered for one name. Beyond this limit the oldest one is forgotten.
 const REFUSED_MAX: usize = 16;
 
-/// The followers of a node: those that it streams to, and those that have left and are remembered.
+/// The followers of a node: those that have a stream, and those that have left and are kept for STATUS.
 #[derive(Clone, Debug, Default)]
 pub struct Followers {
     table: BTreeMap<String, Follower>,
-    /// Streams so far.
+    /// Number of streams so far.
     streams: u64,
 }
 
@@ -21,13 +21,13 @@ pub struct Followers {
 pub struct Follower {
     progress: Progress,
     stream: Option<Stream>,
-    /// When the stream began, or the last one ended.
+    /// Start of the stream, or the end of the last one.
     since: Instant,
 }
 
 #[derive(Clone, Debug)]
 struct Stream {
-    /// Among all streams that the node has had.
+    /// Number among all streams of the node.
     number: u64,
     /// The follower's address.
     addr: String,
@@ -35,12 +35,12 @@ struct Stream {
     refused: Vec<String>,
 }
 
-/// What a follower does, as far as its source knows.
+/// State of a follower, as far as the node that it follows knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FollowerState {
-    /// It is sent entries as they come.
+    /// It applies entries as the log gains them.
     Following,
-    /// It takes a full copy, and holds nothing until it has all of it.
+    /// It receives a snapshot, and holds no data until that is complete.
     Copying,
     /// It has no stream.
     Away,
@@ -59,12 +59,12 @@ impl FollowerState {
 }
 
 impl Followers {
-    /// Takes a follower in, whose address is `addr`, and gives the number of its stream. A stream of the same name that
-    /// has said nothing for longer than `silence_max` is replaced.
+    /// Registers a follower at `addr`, and returns the number of its stream. A stream of the same name that has been
+    /// silent for longer than `silence_max` is replaced.
     ///
     /// # Errors
     ///
-    /// The address of the older stream, where that is alive.
+    /// The address of the older stream, where that one is not silent.
     pub fn come(
         &mut self,
         name: &str,
@@ -91,7 +91,7 @@ impl Followers {
         Ok(number)
     }
 
-    /// The address of the stream that has this name, where it has said something within `silence_max`.
+    /// The address of the stream that has this name, where it has not been silent for longer than `silence_max`.
     #[must_use]
     pub fn stream_of(&self, name: &str, silence_max: Duration, now: Instant) -> Option<&str> {
         let follower = self.table.get(name)?;
@@ -99,8 +99,8 @@ impl Followers {
         (follower.progress.silence(now) <= silence_max).then_some(stream.addr.as_str())
     }
 
-    /// Notes that a node at `host` was refused a name whose stream is another node's. Says whether it is the first time
-    /// since that stream began.
+    /// Notes that a node at `host` was refused, since its name has the stream of another node. Returns whether that is
+    /// the first time since that stream began.
     pub fn refuse(&mut self, name: &str, host: &str) -> bool {
         let follower = self.table.get_mut(name);
         let Some(stream) = follower.and_then(|follower| follower.stream.as_mut()) else {
@@ -116,7 +116,7 @@ impl Followers {
         true
     }
 
-    /// A stream has ended. Where `keeps`, the follower stays in the table, away.
+    /// A stream has ended. Where `keeps`, the follower stays in the registry, in state [`FollowerState::Away`].
     pub fn leave(&mut self, name: &str, stream: u64, keeps: bool, now: Instant) {
         let Some(follower) = self.table.get_mut(name) else {
             return;
@@ -158,13 +158,13 @@ impl Followers {
 }
 
 impl Follower {
-    /// What it has applied, by its own word; of one that is away, by its last one.
+    /// Its progress by its last acknowledgement.
     #[must_use]
     pub const fn progress(&self) -> &Progress {
         &self.progress
     }
 
-    /// What it does.
+    /// Its state.
     #[must_use]
     pub const fn state(&self) -> FollowerState {
         match &self.stream {
@@ -174,17 +174,17 @@ impl Follower {
         }
     }
 
-    /// Entries that it lacks of a log that ends at `last_index`; `None` where it lacks none that is known, and does not
-    /// follow: it may have restarted, and hold nothing.
+    /// Entries that it lacks of a log that ends at `last_index`. `None` where it has acknowledged all of them and does
+    /// not follow any more: it may have restarted, and hold nothing.
     #[must_use]
     pub fn lag_entries(&self, last_index: u64) -> Option<u64> {
         let lacks = self.progress.lag_entries(last_index);
         (lacks > 0 || self.state() == FollowerState::Following).then_some(lacks)
     }
 
-    /// The age of the oldest entry that it lacks of a log that ends at `last_index`; `appended_at` says when an entry
-    /// was appended, and nothing of one that was appended just now. 0 only where it follows and lacks none: of one
-    /// that lacks none and does not follow it is the time since then.
+    /// The age of the oldest entry that it lacks of a log that ends at `last_index`. `appended_at` returns when an
+    /// entry was appended, and `None` for one that was appended just now. The age is 0 only where it follows and lacks
+    /// none. Of a follower that lacks none and does not follow any more it is the time since its stream ended.
     pub fn lag(
         &self,
         last_index: u64,

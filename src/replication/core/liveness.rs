@@ -1,5 +1,4 @@
-//! Table of a node's peers: which are up, by when they were last heard, and what they last said. Plain data, time
-//! passed in.
+//! Table of a node's peers: which are up, when they were last heard, and their last answers.
 
 use std::time::{Duration, Instant};
 
@@ -15,12 +14,12 @@ pub struct Peer {
     pub name: String,
     /// Whether it is up, as far as is known; a peer is down until it is heard.
     pub is_up: bool,
-    /// Since when it has been up or down.
+    /// Time of the last change between up and down.
     pub since: Instant,
     heard: Option<Instant>,
     /// Result of the last attempt to ask it.
     contact: Option<Asked>,
-    /// When an attempt last came to anything but silence.
+    /// Time of the last attempt that was not silent.
     answered: Option<Instant>,
 }
 
@@ -32,14 +31,14 @@ struct Asked {
     contact: Contact,
 }
 
-/// A peer that has come up or gone down.
+/// A peer has come up or gone down.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     /// Its name.
     pub name: String,
-    /// What it is now.
+    /// Whether it is up now.
     pub is_up: bool,
-    /// How long it was the other.
+    /// How long it was in the other state.
     pub after: Duration,
 }
 
@@ -52,7 +51,7 @@ pub struct Liveness {
 }
 
 impl Liveness {
-    /// Peers of which none has been heard yet.
+    /// A table of peers none of which has been heard yet.
     #[must_use]
     pub fn new(
         names: impl IntoIterator<Item = String>,
@@ -80,15 +79,15 @@ impl Liveness {
         (!peer.is_up).then(|| peer.turn(true, now))
     }
 
-    /// A peer has said that it is not there: its machine refuses the connection.
+    /// The peer's machine refuses the connection: the peer does not run.
     pub fn refused(&mut self, name: &str, now: Instant) -> Option<Change> {
         let peer = self.peers.iter_mut().find(|peer| peer.name == name)?;
         peer.is_up.then(|| peer.turn(false, now))
     }
 
-    /// Notes the result of an attempt to ask a peer, which began at `began`, and what it says about whether the peer is
-    /// up: a report and an unclear answer are signs of life, a refused connection and a stranger are none. Silence is
-    /// judged by [`check`](Self::check).
+    /// Records the result of an attempt to ask a peer, which began at `began`. The peer is up after a report or an
+    /// unclear answer, and down after a refused connection or the answer of another node. [`check`](Self::check) judges
+    /// silence.
     pub fn record(
         &mut self,
         name: &str,
@@ -112,7 +111,7 @@ impl Liveness {
         }
     }
 
-    /// Peers that have gone down since the last look, by their silence.
+    /// Returns the peers whose silence has lasted for the timeout, and marks them as down.
     pub fn check(&mut self, now: Instant) -> Vec<Change> {
         let timeout = self.timeout;
         let silent = |peer: &&mut Peer| {
@@ -133,20 +132,20 @@ impl Liveness {
 }
 
 impl Peer {
-    /// Result of the last attempt to ask it, where that attempt began at `since` or later.
+    /// The result of the last attempt to ask it, where that attempt began at `since` or later.
     #[must_use]
     pub fn contact_since(&self, since: Instant) -> Option<&Contact> {
         let asked = self.contact.as_ref().filter(|asked| asked.began >= since)?;
         Some(&asked.contact)
     }
 
-    /// Result of the last attempt to ask it, whenever that was.
+    /// The result of the last attempt to ask it.
     #[must_use]
     pub fn contact(&self) -> Option<&Contact> {
         self.contact.as_ref().map(|asked| &asked.contact)
     }
 
-    /// The last report, where the last attempt to ask it came to one.
+    /// The report, where the last attempt to ask it returned one.
     #[must_use]
     pub fn report(&self) -> Option<&Report> {
         match self.contact()? {
@@ -164,7 +163,7 @@ impl Peer {
         self.heard
     }
 
-    /// How long no attempt has come to anything but silence, counted from `since` at the earliest.
+    /// How long all attempts have been silent, counted from `since` at the earliest.
     #[must_use]
     pub fn silence(&self, since: Instant, now: Instant) -> Duration {
         let from = self.answered.map_or(since, |answered| answered.max(since));
@@ -183,7 +182,7 @@ impl Peer {
     }
 }
 
-/// Watches how long a follower's leader has been silent, however it is silent.
+/// Measures the silence of a follower's leader.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaderWatch {
     timeout: Duration,

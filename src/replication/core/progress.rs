@@ -1,78 +1,78 @@
-//! How far a follower has come: what its source knows of it, and what it knows itself. Plain data, time passed in.
+//! Progress of a follower: as the node that it follows knows it, and as it knows itself.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Indexes told by the leader that a follower keeps in mind until it has reached them. Beyond it the newest one is
+/// Indexes of the leader that a follower remembers until it has reached them. Beyond this limit the newest one is
 /// replaced.
-const TOLD_MAX: usize = 1_024;
+const REPORTED_MAX: usize = 1_024;
 
-/// The least that is said of an entry that is lacking: 0 stands for none.
+/// Smallest age of an entry that is lacking: 0 means that none is lacking.
 const LAG_MIN: Duration = Duration::from_millis(1);
 
-/// How far one follower has come, by its own word.
+/// Progress of one follower, by its acknowledgements.
 #[derive(Clone, Debug)]
 pub struct Progress {
-    /// Index that the follower said it has applied.
+    /// Index that the follower last acknowledged.
     applied_index: u64,
-    /// When it last said anything.
+    /// Time of its last acknowledgement.
     heard: Instant,
-    copy: Option<Copying>,
+    snapshot: Option<Unconfirmed>,
 }
 
-/// A full copy that the follower has not confirmed yet.
+/// A snapshot that the follower has not confirmed yet.
 #[derive(Clone, Copy, Debug)]
-struct Copying {
-    /// Index at which the copy ends, once all of it is sent.
+struct Unconfirmed {
+    /// Index at which the snapshot ends, once all of it is sent.
     ends_at: Option<u64>,
 }
 
 impl Progress {
-    /// Of a follower that has applied everything up to `applied_index`.
+    /// The progress of a follower that has applied everything up to `applied_index`.
     #[must_use]
     pub const fn new(applied_index: u64, now: Instant) -> Progress {
         Progress {
             applied_index,
             heard: now,
-            copy: None,
+            snapshot: None,
         }
     }
 
-    /// Of a follower that is about to take a full copy, and holds nothing until it has all of it.
+    /// The progress of a follower that begins to receive a snapshot, and holds nothing until that is complete.
     #[must_use]
     pub const fn copying(now: Instant) -> Progress {
         Progress {
             applied_index: 0,
             heard: now,
-            copy: Some(Copying { ends_at: None }),
+            snapshot: Some(Unconfirmed { ends_at: None }),
         }
     }
 
-    /// All of the full copy was sent, and ends at this index.
-    pub const fn copy_ends_at(&mut self, index: u64) {
-        if let Some(copy) = &mut self.copy {
-            copy.ends_at = Some(index);
+    /// All of the snapshot was sent, and ends at this index.
+    pub const fn snapshot_ends_at(&mut self, index: u64) {
+        if let Some(snapshot) = &mut self.snapshot {
+            snapshot.ends_at = Some(index);
         }
     }
 
-    /// The follower says that it has applied everything up to `index`. An older figure than it gave before is one of
-    /// another data set, after a copy, and holds.
+    /// The follower has acknowledged everything up to `index`. A lower index than before is one of another data set,
+    /// after a snapshot, and is valid.
     pub fn acknowledged(&mut self, index: u64, now: Instant) {
         self.applied_index = index;
         self.heard = now;
-        let ends_at = self.copy.and_then(|copy| copy.ends_at);
+        let ends_at = self.snapshot.and_then(|snapshot| snapshot.ends_at);
         if ends_at.is_some_and(|ends_at| ends_at <= index) {
-            self.copy = None;
+            self.snapshot = None;
         }
     }
 
-    /// Whether the follower takes a full copy that it has not confirmed yet.
+    /// Whether the follower receives a snapshot that it has not confirmed yet.
     #[must_use]
     pub const fn is_copying(&self) -> bool {
-        self.copy.is_some()
+        self.snapshot.is_some()
     }
 
-    /// Index that the follower said it has applied.
+    /// Index that the follower last acknowledged.
     #[must_use]
     pub const fn applied_index(&self) -> u64 {
         self.applied_index
@@ -84,84 +84,84 @@ impl Progress {
         last_index.saturating_sub(self.applied_index)
     }
 
-    /// How long the follower has said nothing.
+    /// Time since the last acknowledgement.
     #[must_use]
     pub fn silence(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.heard)
     }
 }
 
-/// The age of the oldest entry that is lacking, `since` its append; never 0.
+/// The age of an entry that is lacking and was appended at `since`; never 0.
 #[must_use]
 pub fn lag_since(since: Instant, now: Instant) -> Duration {
     now.saturating_duration_since(since).max(LAG_MIN)
 }
 
-/// How far a follower is behind its leader, by what the leader tells of its last index, and by its own clock.
+/// Lag of a follower behind its leader, by the leader's last index and the follower's clock.
 ///
-/// The leader tells it in heartbeats and in its answers to probes. A heartbeat comes behind the entries that were sent
-/// before it, so over a slow link it is late; an answer is not.
+/// The leader reports its last index in heartbeats and in answers to probes. A heartbeat arrives after the entries that
+/// were sent before it, so it is late over a slow connection; an answer is not.
 #[derive(Clone, Debug)]
 pub struct Behind {
-    /// When it was last known to have all that its leader had.
+    /// Last time at which it had everything that its leader had.
     level: Instant,
-    /// What the leader told of its last index, and when, as far as it is not reached yet; rises.
-    told: VecDeque<(u64, Instant)>,
-    /// The highest index told.
+    /// Last indexes that the leader reported and the follower has not reached, rising, and when they were reported.
+    reported: VecDeque<(u64, Instant)>,
+    /// The highest index reported.
     last_index: Option<u64>,
-    /// That was told before the last stream ended.
+    /// That index was reported before the last stream ended.
     is_old: bool,
 }
 
 impl Behind {
-    /// Of a follower that starts.
+    /// The lag of a follower that starts.
     #[must_use]
     pub const fn new(now: Instant) -> Behind {
         Behind {
             level: now,
-            told: VecDeque::new(),
+            reported: VecDeque::new(),
             last_index: None,
             is_old: false,
         }
     }
 
-    /// The leader says that its last index is `last_index`; this follower's is `head`. What is less than was told
-    /// before was delayed on its way, and does not count.
+    /// The leader reports that its last index is `last_index`; this follower's is `head`. A lower index than before was
+    /// delayed on its way, and does not count.
     pub fn heard(&mut self, last_index: u64, head: u64, now: Instant) {
         if !self.is_old && self.last_index.is_some_and(|last| last_index < last) {
             return;
         }
         self.last_index = Some(last_index);
         self.is_old = false;
-        if self.told.len() == TOLD_MAX {
-            self.told.pop_back();
+        if self.reported.len() == REPORTED_MAX {
+            self.reported.pop_back();
         }
-        self.told.push_back((last_index, now));
+        self.reported.push_back((last_index, now));
         self.reach(head);
     }
 
-    /// The stream has ended. What the leader told says nothing about the next stream, which may be another leader's.
+    /// The stream has ended. The indexes reported say nothing about the next stream, which may be another leader's.
     pub fn lost(&mut self, head: u64) {
         self.reach(head);
-        self.told.clear();
+        self.reported.clear();
         self.is_old = true;
     }
 
-    /// The follower has come to `head`.
+    /// The follower has applied everything up to `head`.
     fn reach(&mut self, head: u64) {
-        while let Some((_, at)) = self.told.pop_front_if(|(index, _)| *index <= head) {
+        while let Some((_, at)) = self.reported.pop_front_if(|(index, _)| *index <= head) {
             self.level = at;
         }
     }
 
-    /// Entries that it lacks of those that the leader told of; `None` before it told of any.
+    /// Entries that it lacks, by the highest index reported; `None` before the first report.
     #[must_use]
     pub fn entries(&self, head: u64) -> Option<u64> {
         self.last_index.map(|last| last.saturating_sub(head))
     }
 
-    /// How long ago the leader had no entry that this follower, at `head`, lacks now. 0 only where it `follows`, and
-    /// lacks nothing of what the leader told within `silence_max`.
+    /// Time since the follower, at `head`, last had everything that its leader had. 0 only where it `follows`, lacks no
+    /// entry reported, and the last report is not older than `silence_max`.
     #[must_use]
     pub fn age(
         &mut self,
@@ -172,7 +172,7 @@ impl Behind {
     ) -> Duration {
         self.reach(head);
         let age = now.saturating_duration_since(self.level);
-        if follows && self.told.is_empty() && age <= silence_max {
+        if follows && self.reported.is_empty() && age <= silence_max {
             Duration::ZERO
         } else {
             age.max(LAG_MIN)
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_begins_with_the_last_word() {
+    fn silence_begins_with_the_last_acknowledgement() {
         let start = Instant::now();
         let mut follower = Progress::new(0, start);
         assert_eq!(follower.silence(start + ms(300)), ms(300));
@@ -215,18 +215,18 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_ends_with_the_word_that_all_of_it_is_there() {
+    fn a_snapshot_ends_with_the_acknowledgement_of_its_last_index() {
         let now = Instant::now();
         let mut follower = Progress::copying(now);
         follower.acknowledged(0, now);
         assert!(follower.is_copying(), "nothing says yet where it ends");
-        follower.copy_ends_at(7);
+        follower.snapshot_ends_at(7);
         follower.acknowledged(0, now);
         assert!(follower.is_copying());
         follower.acknowledged(7, now);
         assert!(!follower.is_copying());
         let mut empty = Progress::copying(now);
-        empty.copy_ends_at(0);
+        empty.snapshot_ends_at(0);
         assert!(empty.is_copying(), "it has not said so");
         empty.acknowledged(0, now);
         assert!(!empty.is_copying());
@@ -254,7 +254,7 @@ mod tests {
         assert_eq!(
             age(&mut behind, 20, 3_001),
             ms(1_501),
-            "nothing was told since"
+            "nothing was reported since"
         );
         behind.heard(17, 20, start + ms(1_600));
         assert_eq!(behind.entries(18), Some(2), "a delayed heartbeat");
@@ -281,13 +281,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_leader_told_is_kept_within_a_bound() {
+    fn what_a_leader_reported_is_kept_within_a_bound() {
         let start = Instant::now();
         let mut behind = Behind::new(start);
         for index in 1..=5_000 {
             behind.heard(index, 0, start + ms(index));
         }
-        assert_eq!(behind.told.len(), TOLD_MAX);
+        assert_eq!(behind.reported.len(), REPORTED_MAX);
         assert_eq!(behind.entries(0), Some(5_000));
         assert_eq!(behind.age(1_000, true, ms(1), start + ms(5_000)), ms(4_000));
         assert_eq!(

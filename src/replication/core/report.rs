@@ -1,8 +1,8 @@
-//! What a node says of itself in STATUS, as its peers read it, and the rules that need no more than that. Pure.
+//! Reads the STATUS of a peer, and decides whether a stopping node can rely on that peer.
 //!
 //! Nodes ask each other for STATUS (GBP §4) at every heartbeat, when a leader starts, and when a node stops. Only an OK
-//! of the expected node of the expected cluster is a [`Report`]. Everything else that an attempt can come to is kept
-//! apart in [`Contact`], because a failure to learn something must not pass for having learned that it is not so.
+//! of the expected node of the expected cluster is a [`Report`]. [`Contact`] keeps the other results of an attempt
+//! apart: a failure to learn something must not be taken for knowledge of the opposite.
 
 use std::fmt;
 
@@ -22,14 +22,14 @@ pub enum State {
     Loading,
     /// It serves a complete data set.
     Serving,
-    /// It serves a data set that the leader does not have, and follows nobody.
+    /// It serves a data set that the leader does not have, and does not follow.
     Refused,
 }
 
 /// How far a node's stop has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Stopping {
-    /// It does not stop.
+    /// The node does not stop.
     #[default]
     No,
     /// It stops, and waits until another node holds its data.
@@ -82,7 +82,7 @@ impl Settings {
     }
 }
 
-/// What a node says of itself.
+/// The STATUS of a node, as its peers read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// Its name.
@@ -105,14 +105,14 @@ pub struct Report {
     pub settings: Settings,
     /// Names of its peers.
     pub peers: Vec<String>,
-    /// Of a follower whose stream comes in: the address of the leader that sends it.
+    /// Address of the leader that the node follows; `None` where it has no stream.
     pub follows: Option<String>,
 }
 
-/// A STATUS that is not a node's of this version.
+/// A STATUS without a line that this version needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unreadable {
-    /// The line that is missing, or has no value of its kind.
+    /// The line that is missing or has no valid value.
     pub key: &'static str,
 }
 
@@ -127,7 +127,7 @@ impl Report {
     ///
     /// # Errors
     ///
-    /// The first line that is missing or wrong. Nothing is assumed in its place.
+    /// The first line that is missing or not valid. No default takes its place.
     pub fn parse(text: &str) -> Result<Report, Unreadable> {
         let field = |key: &'static str| {
             let mut lines = text.lines().filter_map(|line| line.split_once(": "));
@@ -179,8 +179,8 @@ impl Report {
         })
     }
 
-    /// Whether it holds a whole data set that it trusts. A node that is to lead holds one before it serves it: the copy
-    /// of another one's that still leads.
+    /// Whether it holds a complete data set that has not diverged. A node that is to lead may hold one before it
+    /// serves: the data set of another node that still leads.
     #[must_use]
     pub fn holds_data(&self) -> bool {
         match self.state {
@@ -189,25 +189,25 @@ impl Report {
         }
     }
 
-    /// Whether it takes writes, or has taken them until its stop.
+    /// Whether it takes writes, or took them until its stop began.
     #[must_use]
     pub fn leads(&self) -> bool {
         self.role == Role::Leader && self.state == State::Serving
     }
 }
 
-/// What an attempt to ask a peer came to.
+/// The result of an attempt to ask a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Contact {
     /// The expected node answered.
     Report(Box<Report>),
     /// Every address of the peer refused the connection: no process listens there.
     NoProcess,
-    /// Another node answered; the text names it.
+    /// A node of another cluster answered; the text names it.
     Stranger(String),
     /// Something answered, but not with a report; the text says what. The expected node may be alive.
     Unclear(String),
-    /// Nothing came; the text says how the attempt failed.
+    /// No answer came; the text says how the attempt failed.
     Silent(String),
 }
 
@@ -223,7 +223,7 @@ pub struct Expected<'a> {
 }
 
 impl Expected<'_> {
-    /// Judges the text of an OK to STATUS that came from `addr`.
+    /// Judges the STATUS that came from `addr`.
     #[must_use]
     pub fn judge(&self, addr: &str, text: &str) -> Contact {
         let named = |key: &str| {
@@ -253,19 +253,19 @@ impl Expected<'_> {
     }
 }
 
-/// A node in the order in which nodes that stop together end: the one that comes first in it ends last, since it keeps
-/// the data until then. The leader comes first, then the others by name.
+/// Whether `a` ends after `b` where both stop, and so keeps the data for `b`. The leader ends last, and before it the
+/// followers in the reverse order of their names.
 fn stays_before(a: (Role, &str), b: (Role, &str)) -> bool {
     let rank = |(role, name)| (role == Role::Follower, name);
     rank(a) < rank(b)
 }
 
-/// Whether a node that stops, at `index`, can end without loss: the reported peer holds all of its data and stays.
+/// Whether a node that stops at `index` can end without loss: the reported peer holds all of its data and stays.
 ///
-/// Two nodes that stop at the same time must not each rely on the other. Of two that stop, only the one that is to end
-/// first relies on the other: the leader ends last, and of two followers the one whose name comes first. A node that
-/// relies on one that does not stop sets its own [`Stopping::Ending`] and asks once more, so that one at least sees the
-/// other's mark.
+/// Two nodes that stop at the same time must not each rely on the other. Only the one that ends first relies on the
+/// other: the leader ends last, and of two followers the one whose name comes first. A node that relies on one that
+/// does not stop sets its own [`Stopping::Ending`] and asks again, so that at least one of the two sees the mark of the
+/// other.
 #[must_use]
 pub fn keeps_data(own: (Role, &str), index: u64, peer: &Report) -> bool {
     let stays = match peer.stopping {

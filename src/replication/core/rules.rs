@@ -43,21 +43,18 @@ pub fn start_of(
     last_index: u64,
     is_held: impl FnOnce(u64) -> bool,
     follower: Position,
-    wants_full_copy: bool,
+    wants_snapshot: bool,
 ) -> Start {
     let is_known = own.holds(follower.epoch, follower.nonce, follower.index);
     if !is_known && follower.index > 0 {
         Start::Unknown
-    } else if !wants_full_copy
-        && is_known
-        && follower.index <= last_index
-        && is_held(follower.index)
+    } else if !wants_snapshot && is_known && follower.index <= last_index && is_held(follower.index)
     {
         Start::Resume {
             from_index: follower.index + 1,
         }
     } else {
-        Start::FullCopy
+        Start::Snapshot
     }
 }
 
@@ -76,15 +73,15 @@ pub fn start_of_observer(
     last_index: u64,
     first_index: u64,
     observer: Position,
-    wants_full_copy: bool,
+    wants_snapshot: bool,
 ) -> Result<Start, Unwatched> {
     let Position {
         epoch,
         nonce,
         index,
     } = observer;
-    if wants_full_copy {
-        return Ok(Start::FullCopy);
+    if wants_snapshot {
+        return Ok(Start::Snapshot);
     }
     let names_a_history = (epoch, nonce) != (0, 0);
     if !names_a_history && index == FROM_THE_END {
@@ -155,7 +152,7 @@ impl fmt::Display for Unwatched {
     }
 }
 
-/// What a follower does with the start that it is offered.
+/// The decision of a follower about the start that it is offered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Resume after its last entry.
@@ -179,9 +176,9 @@ pub fn decide(own: Position, start: Start, theirs: &History) -> Decision {
     match start {
         Start::Resume { from_index } if is_known && from_index == own.index + 1 => Decision::Resume,
         Start::Resume { .. } => Decision::OfferMismatch,
-        Start::FullCopy if own.index == 0 || is_known => Decision::TakeSnapshot,
+        Start::Snapshot if own.index == 0 || is_known => Decision::TakeSnapshot,
         Start::Unknown if own.index == 0 || is_known => Decision::OfferMismatch,
-        Start::FullCopy | Start::Unknown => Decision::Refuse,
+        Start::Snapshot | Start::Unknown => Decision::Refuse,
     }
 }
 
@@ -284,8 +281,8 @@ mod tests {
     }
 
     /// Of a leader at index 9 whose log begins with entry 4.
-    fn start(follower: Position, wants_full_copy: bool) -> Start {
-        start_of(&history(), 9, |index| index >= 3, follower, wants_full_copy)
+    fn start(follower: Position, wants_snapshot: bool) -> Start {
+        start_of(&history(), 9, |index| index >= 3, follower, wants_snapshot)
     }
 
     #[test]
@@ -301,7 +298,7 @@ mod tests {
     fn a_follower_resumes_where_the_leader_side_knows_its_data_and_holds_the_rest() {
         for position in [at(5, 9), at(5, 7), at(4, 7), at(1, 7), at(1, 3), at(5, 3)] {
             assert_eq!(start(position, false), resume(position.index + 1));
-            assert_eq!(start(position, true), Start::FullCopy, "asked for");
+            assert_eq!(start(position, true), Start::Snapshot, "asked for");
         }
         for (position, why) in [
             (at(1, 2), "its log begins later"),
@@ -312,7 +309,7 @@ mod tests {
         ] {
             assert_eq!(
                 start(position, false),
-                Start::FullCopy,
+                Start::Snapshot,
                 "{position:?}: {why}"
             );
         }
@@ -327,27 +324,26 @@ mod tests {
             (at(6, 9), "an epoch that it does not know"),
             (UNRELATED, "another nonce"),
         ] {
-            for wants_full_copy in [false, true] {
-                let start = start(position, wants_full_copy);
+            for wants_snapshot in [false, true] {
+                let start = start(position, wants_snapshot);
                 assert_eq!(start, Start::Unknown, "{position:?}: {why}");
             }
         }
     }
 
     /// Of a node at index 9 whose log begins with entry 4.
-    fn watched(observer: Position, wants_full_copy: bool) -> Result<Start, String> {
-        start_of_observer(&history(), 9, 4, observer, wants_full_copy)
-            .map_err(|why| why.to_string())
+    fn watched(observer: Position, wants_snapshot: bool) -> Result<Start, String> {
+        start_of_observer(&history(), 9, 4, observer, wants_snapshot).map_err(|why| why.to_string())
     }
 
     #[test]
     fn an_observer_begins_where_it_says_and_gets_no_snapshot_that_it_did_not_ask_for() {
         for position in [at(5, 9), at(1, 3), at(4, 7), at(0, 3), at(0, 9)] {
             assert_eq!(watched(position, false), Ok(resume(position.index + 1)));
-            assert_eq!(watched(position, true), Ok(Start::FullCopy));
+            assert_eq!(watched(position, true), Ok(Start::Snapshot));
         }
         assert_eq!(watched(at(0, FROM_THE_END), false), Ok(resume(10)));
-        assert_eq!(watched(UNRELATED, true), Ok(Start::FullCopy));
+        assert_eq!(watched(UNRELATED, true), Ok(Start::Snapshot));
         for (position, why) in [
             (
                 at(0, 2),
@@ -380,7 +376,7 @@ mod tests {
         let decision = |own, start| decide(own, start, &history());
         for own in [at(0, 0), at(1, 2), at(1, 7), at(5, 9), at(9, 0)] {
             assert_eq!(
-                decision(own, Start::FullCopy),
+                decision(own, Start::Snapshot),
                 Decision::TakeSnapshot,
                 "{own:?}"
             );
@@ -391,7 +387,7 @@ mod tests {
             );
         }
         for own in [at(1, 8), at(4, 8), at(2, 1), at(6, 9), UNRELATED] {
-            assert_eq!(decision(own, Start::FullCopy), Decision::Refuse, "{own:?}");
+            assert_eq!(decision(own, Start::Snapshot), Decision::Refuse, "{own:?}");
             assert_eq!(decision(own, Start::Unknown), Decision::Refuse, "{own:?}");
         }
     }

@@ -8,7 +8,7 @@ use crate::history::History;
 
 use super::rules::{PeerPosition, Position, most_up_to_date, next_epoch};
 
-/// What a node that is to lead does next.
+/// The next step of a node that is to lead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
     /// It asks again.
@@ -45,7 +45,7 @@ pub enum Next {
     },
 }
 
-/// What the decision knows of a peer.
+/// The knowledge of a peer that the decision needs.
 enum Answer<'a> {
     Report(&'a Report),
     /// It has no data as far as can be known: no process, or another node at its address.
@@ -112,7 +112,19 @@ pub fn next(own: Own<'_>, peers: &[Peer], began: Instant, timeout: Duration, now
         Answer::Report(_) | Answer::Absent | Answer::Unknown(_) => None,
     });
     let passed_over = passed_over.collect();
-    let positions: Vec<PeerPosition> = reports()
+    let reports: Vec<(&str, &Report)> = reports().collect();
+    catch_up_or_lead(own, &reports, passed_over)
+}
+
+/// The next step where nothing is waited for any more: the node catches up with the peer that is most up to date, or
+/// leads where its own data are as new.
+fn catch_up_or_lead(
+    own: Own<'_>,
+    reports: &[(&str, &Report)],
+    passed_over: Vec<(String, String)>,
+) -> Next {
+    let positions: Vec<PeerPosition> = reports
+        .iter()
         .map(|(_, report)| PeerPosition {
             epoch: report.epoch,
             index: report.index,
@@ -120,8 +132,7 @@ pub fn next(own: Own<'_>, peers: &[Peer], began: Instant, timeout: Duration, now
         })
         .collect();
     let position = Position::of(own.history, own.index);
-    let best =
-        most_up_to_date(&positions).and_then(|at| Some((reports().nth(at)?.0, positions[at])));
+    let best = most_up_to_date(&positions).map(|at| (reports[at].0, positions[at]));
     match best {
         Some((peer, PeerPosition { epoch, index, .. }))
             if (epoch, index) > (position.epoch, position.index) =>
@@ -167,7 +178,7 @@ fn answer<'a>(peer: &'a Peer, began: Instant, timeout: Duration, now: Instant) -
     Answer::Unknown(format!("this leader is asking {name} for data: {how}"))
 }
 
-/// What the node does where a peer is to lead by its own configuration. `None` where that peer has yielded to another
+/// The next step where a peer is to lead by its own configuration. `None` where that peer has yielded to another
 /// leader and takes no writes: it then counts as a follower.
 fn beside_leader(name: &str, report: &Report) -> Option<Next> {
     let wait = |reason: String, is_conflict| {
@@ -239,7 +250,7 @@ mod tests {
         History::new(Vec::from_iter((epoch > 0).then_some(start))).unwrap()
     }
 
-    /// What n1 does after these contacts of n2 and n3, `ms` after it began to ask.
+    /// The next step of n1 after these contacts of n2 and n3, `ms` after it began to ask.
     fn decide((epoch, index): Place, contacts: [Option<Contact>; 2], ms: u64) -> Next {
         let began = Instant::now();
         let mut table = Liveness::new(["n2", "n3"].map(str::to_owned), TIMEOUT, began);

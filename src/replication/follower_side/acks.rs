@@ -12,7 +12,7 @@ use crate::wire::replication::Message;
 /// Least time between two acknowledgements, so that a busy stream does not have one for each batch.
 const ACK_PAUSE: Duration = Duration::from_millis(1);
 
-/// What the receiving thread tells the thread that acknowledges.
+/// The state that the receiving thread shares with the thread that acknowledges.
 pub(super) struct Acks {
     state: Mutex<AckState>,
     changed: Condvar,

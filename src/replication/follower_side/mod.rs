@@ -24,17 +24,17 @@ use stream::Stream;
 #[derive(Debug)]
 enum FollowError {
     Io(io::Error),
-    /// The peer refused to be followed.
+    /// The peer refuses to be followed.
     Rejected(String),
-    /// The peer cannot be followed yet: it has no data set, or another follower is being copied to.
+    /// The peer cannot be followed yet: it has no data set, or is sending a snapshot to another follower.
     NotYet(String),
     /// Another node than the expected one answers.
     WrongNode(String),
-    /// The stream is not what it should be.
+    /// The stream breaks the protocol, or has ended.
     Protocol(String),
-    /// The data set is not what the leader's is.
+    /// The data set differs from the leader's.
     Diverged(String),
-    /// Keep the own data set and follow nobody.
+    /// The leader does not know the node's data set. The node keeps it and does not follow.
     KeepsData(String),
 }
 
@@ -44,7 +44,7 @@ impl From<io::Error> for FollowError {
     }
 }
 
-/// Follows the leader, or as the leader finds data and begins to serve, until the node stops.
+/// Follows the leader until the node stops; or, where this node is to lead, recovers the data and begins to lead.
 pub(super) fn run(replica: Replica<'_>, member: &Member, stop: &Stop) {
     if replica.node.is_leader() {
         recover(replica, member, stop);
@@ -53,6 +53,7 @@ pub(super) fn run(replica: Replica<'_>, member: &Member, stop: &Stop) {
     }
 }
 
+/// Follows the leader, again and again, until the node stops.
 fn follow(replica: Replica<'_>, member: &Member, leader: &NodeConfig, stop: &Stop) {
     let mut pauses = Pauses::new();
     let mut failures = FailureLog::default();
@@ -115,8 +116,8 @@ fn is_eager(error: &FollowError) -> bool {
     }
 }
 
-/// Logs why the leader is not followed: one line for a state of affairs, not one for each attempt. Texts that differ in
-/// numbers alone, such as ports, are about the same state.
+/// Logs why the leader is not followed: one line for each reason, not one for each attempt. Texts that differ only in
+/// numbers, such as ports, have the same reason.
 #[derive(Default)]
 struct FailureLog {
     last: String,
@@ -125,7 +126,7 @@ struct FailureLog {
 
 impl FailureLog {
     fn note(&mut self, error: &FollowError, text: String) {
-        // What a starting leader waits for may change; that is its own log's matter.
+        // The reason why a starting leader waits may change; that leader logs it.
         let waits = matches!(error, FollowError::NotYet(_));
         let is_same = {
             let words = |text: &str| text.replace(|c: char| c.is_ascii_digit(), "");
@@ -148,6 +149,7 @@ impl FailureLog {
     }
 }
 
+/// The text of an error for the log and for STATUS.
 fn describe(error: &FollowError, member: &Member) -> String {
     match error {
         FollowError::Io(error)
@@ -166,7 +168,7 @@ fn describe(error: &FollowError, member: &Member) -> String {
     }
 }
 
-/// A number that nobody can foresee, from the keys that the standard library draws for its hash maps.
+/// A random number, from the keys that the standard library draws for its hash maps.
 fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }

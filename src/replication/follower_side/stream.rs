@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::info;
 
@@ -32,7 +32,7 @@ pub(super) enum Goal {
     CatchUp(u64),
 }
 
-/// What the stream brings at the moment.
+/// The part of the stream that comes next.
 enum Receiving<'a> {
     /// A snapshot was agreed on, and has not begun.
     NoSnapshotYet,
@@ -161,7 +161,7 @@ impl<'a> Stream<'a> {
         };
         thread::scope(|scope| {
             let (interval, epoch) = (self.member.replication.heartbeat_interval, self.epoch);
-            let writer = thread::Builder::new().name("link-acks".to_owned());
+            let writer = thread::Builder::new().name("follower-acks".to_owned());
             let acks = &acks;
             writer.spawn_scoped(scope, move || acks.send(stream, interval, epoch))?;
             let result = self.receive(stream, &mut buffer, acks);
@@ -185,7 +185,7 @@ impl<'a> Stream<'a> {
         let follow = Follow {
             name: self.member.name.as_bytes(),
             is_observer: false,
-            wants_full_copy: self.node.wants_snapshot(),
+            wants_snapshot: self.node.wants_snapshot(),
             is_to_lead: self.node.is_leader(),
             epoch: own.epoch,
             nonce: own.nonce,
@@ -333,12 +333,7 @@ impl<'a> Stream<'a> {
                 },
                 Receiving::NoSnapshotYet,
             ) => {
-                info!(
-                    "taking a full copy of {}: about {keys} keys, {bytes} bytes",
-                    self.peer
-                );
-                let snapshot = SnapshotIn::begin(self.node, keys, history.to_history());
-                self.receiving = Receiving::Snapshot(snapshot);
+                self.begin_snapshot(keys, bytes, history.to_history());
                 Ok(())
             }
             (
@@ -357,13 +352,7 @@ impl<'a> Stream<'a> {
                 Receiving::Snapshot(snapshot),
             ) => {
                 let (history, took) = snapshot.end(index, digest, chunks)?;
-                info!(
-                    "copied {} up to index {index} in {} ms",
-                    self.peer,
-                    took.as_millis()
-                );
-                self.receiving = Receiving::Entries;
-                self.adopt(history);
+                self.end_snapshot(index, history, took);
                 Ok(())
             }
             (
@@ -379,6 +368,27 @@ impl<'a> Stream<'a> {
                 message.opcode().name()
             ))),
         }
+    }
+
+    /// Discards the data set, and begins to receive a snapshot in its place.
+    fn begin_snapshot(&mut self, keys: u64, bytes: u64, history: History) {
+        info!(
+            "taking a full copy of {}: about {keys} keys, {bytes} bytes",
+            self.peer
+        );
+        let snapshot = SnapshotIn::begin(self.node, keys, history);
+        self.receiving = Receiving::Snapshot(snapshot);
+    }
+
+    /// The snapshot is complete: the node adopts it.
+    fn end_snapshot(&mut self, index: u64, history: History, took: Duration) {
+        info!(
+            "copied {} up to index {index} in {} ms",
+            self.peer,
+            took.as_millis()
+        );
+        self.receiving = Receiving::Entries;
+        self.adopt(history);
     }
 
     /// Applies entries, the first of which must be the next one of this node's log.

@@ -1,10 +1,11 @@
-//! The sending side: what FOLLOW is answered with, and the place in the node's table of one whose stream begins.
+//! The answer to FOLLOW, and the registration of a follower whose stream begins.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use log::warn;
 
+use crate::config::NodeConfig;
 use crate::history::History;
 use crate::log::{Cursor, Log};
 use crate::node::{Member, Node, Phase, Reply};
@@ -14,25 +15,25 @@ use crate::replication::core::snapshot_permits::Permit;
 use crate::replication::{Peers, Replica};
 use crate::wire::replication::{Epochs, Follow, FollowAnswer, Start};
 
-/// Why a stream ends, or does not begin, while a follower takes another data set or another history.
+/// Why a stream ends, or does not begin, when the node takes another data set or another history.
 pub(super) const OTHER_DATA: &str = "this node's data set is another now";
 
-/// How long a follower that comes back waits for the end of its last stream to be noticed. The stream of another node
-/// under its name does not end, and it is refused then.
-const OLDER_ENDS: Duration = Duration::from_millis(100);
+/// How long a follower that comes back waits for this node to notice the end of its last stream. Where the stream is
+/// another node's of the same name, it does not end, and the follower is refused.
+const OLDER_STREAM_ENDS: Duration = Duration::from_millis(100);
 
 /// A follower or an observer whose request was accepted.
 #[derive(Debug)]
 pub(crate) struct Accepted<'a> {
     pub(super) name: String,
-    /// None of an observer's.
-    pub(super) place: Option<Place<'a>>,
+    /// `None` for an observer.
+    pub(super) registration: Option<Registration<'a>>,
     /// [`Node::dataset_generation`] before the request was judged.
-    pub(super) dataset: u64,
+    pub(super) generation: u64,
     pub(super) start: Start,
     pub(super) history: History,
     pub(super) cursor: Option<Cursor>,
-    /// Of a full copy.
+    /// Permit for the snapshot, where the stream begins with one.
     pub(super) permit: Option<Permit>,
     /// The answer's value.
     pub(crate) answer: Vec<u8>,
@@ -40,35 +41,35 @@ pub(crate) struct Accepted<'a> {
 
 impl Accepted<'_> {
     pub(crate) const fn is_observer(&self) -> bool {
-        self.place.is_none()
+        self.registration.is_none()
     }
 }
 
-/// A follower's place in the node's table, until it is dropped.
+/// A follower's entry in the registry, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Place<'a> {
+pub(super) struct Registration<'a> {
     replica: Replica<'a>,
     pub(super) name: String,
-    /// Of the stream among all that the node has had.
+    /// Number of the stream among all that the node has had.
     pub(super) number: u64,
 }
 
-impl Place<'_> {
+impl Registration<'_> {
     /// Looks at or changes the follower's progress; `None` where it has left, or has another stream by now.
     pub(super) fn progress<T>(&self, f: impl FnOnce(&mut Progress) -> T) -> Option<T> {
         self.replica.peers.with_follower(&self.name, self.number, f)
     }
 
-    /// The stream has ended: the follower may come again. Whoever drops the place later changes nothing.
+    /// The stream has ended, and the follower may come back. Dropping the entry later changes nothing.
     pub(super) fn leave(&self) {
-        // A leader remembers it: its figures stay in STATUS.
+        // A leader keeps it in STATUS, with its last figures.
         let keeps = self.replica.node.is_leader();
         let peers = self.replica.peers;
         peers.follower_left(&self.name, self.number, keeps);
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Registration<'_> {
     fn drop(&mut self) {
         self.leave();
     }
@@ -105,6 +106,18 @@ pub(crate) fn accept<'a>(
     accept_follower(replica, log, member, &follow, addr)
 }
 
+/// Finds the peer of the name that a FOLLOW gives.
+fn configured<'m>(member: &'m Member, follow: &Follow<'_>) -> Result<&'m NodeConfig, Reply> {
+    let mut peers = member.peers.iter();
+    let found = peers.find(|peer| peer.name.as_bytes() == follow.name);
+    found.ok_or_else(|| {
+        Reply::Error(format!(
+            "no other node is called {}; compare the cluster.toml of both",
+            follow.name.escape_ascii()
+        ))
+    })
+}
+
 /// Judges the FOLLOW of a node of the cluster.
 fn accept_follower<'a>(
     replica: Replica<'a>,
@@ -114,36 +127,22 @@ fn accept_follower<'a>(
     addr: SocketAddr,
 ) -> Result<Box<Accepted<'a>>, Reply> {
     let Replica { node, peers } = replica;
-    let Some(peer) = member
-        .peers
-        .iter()
-        .find(|peer| peer.name.as_bytes() == follow.name)
-    else {
-        return Err(Reply::Error(format!(
-            "no other node is called {}; compare the cluster.toml of both",
-            follow.name.escape_ascii()
-        )));
-    };
-    // A follower is a source only for a node that is to lead, which has to find the data again, and, while it stops,
-    // for any peer that can keep the data.
-    let is_source = follow.is_to_lead || peer.name == member.leader || peers.is_stopping();
-    if let (Some(refusal), false) = (node.redirects_writes(), is_source) {
+    let peer = configured(member, follow)?;
+    // A follower serves only a node that is to lead, which has to find the data again, and, while it stops, any peer
+    // that can keep the data.
+    let serves_it = follow.is_to_lead || peer.name == member.leader || peers.is_stopping();
+    if let (Some(refusal), false) = (node.redirects_writes(), serves_it) {
         return Err(refusal);
     }
-    if let Some(older) = peers.stream_of(&peer.name, OLDER_ENDS) {
+    if let Some(older) = peers.stream_of(&peer.name, OLDER_STREAM_ENDS) {
         return Err(refuse_second(peers, &peer.name, &older, addr));
     }
-    // Before phase and history: a change after the first look is then noticed by the sender.
-    let dataset = node.dataset_generation();
+    // Read before phase and history, so that the sender notices a later change of either.
+    let generation = node.dataset_generation();
     if let Phase::Loading(why) = node.phase() {
         return Err(Reply::Loading(why));
     }
     let history = node.history();
-    let position = Position {
-        epoch: follow.epoch,
-        nonce: follow.nonce,
-        index: follow.last_index,
-    };
     let mut cursor = None;
     let start = start_of(
         &history,
@@ -152,8 +151,8 @@ fn accept_follower<'a>(
             cursor = log.cursor_after(index);
             cursor.is_some()
         },
-        position,
-        follow.wants_full_copy,
+        position_of(follow),
+        follow.wants_snapshot,
     );
     let answer = answer_of(start, &history)?;
     if start == Start::Unknown {
@@ -163,34 +162,43 @@ fn accept_follower<'a>(
     let now = Instant::now();
     let progress = match start {
         Start::Resume { from_index } => Progress::new(from_index - 1, now),
-        Start::FullCopy | Start::Unknown => Progress::copying(now),
+        Start::Snapshot | Start::Unknown => Progress::copying(now),
     };
     let number = peers
         .follower_came(&peer.name, progress, addr.to_string(), now)
         .map_err(|older| refuse_second(peers, &peer.name, &older, addr))?;
     Ok(Box::new(Accepted {
         name: peer.name.clone(),
-        place: Some(Place {
+        registration: Some(Registration {
             replica,
             name: peer.name.clone(),
             number,
         }),
-        dataset,
+        generation,
         start,
-        cursor: cursor.filter(|_| start != Start::FullCopy),
+        cursor: cursor.filter(|_| start != Start::Snapshot),
         answer,
         history,
         permit,
     }))
 }
 
-/// Begins a full copy, where the stream starts with one.
+/// The position that a FOLLOW names.
+const fn position_of(follow: &Follow<'_>) -> Position {
+    Position {
+        epoch: follow.epoch,
+        nonce: follow.nonce,
+        index: follow.last_index,
+    }
+}
+
+/// Takes a permit, where the stream begins with a snapshot.
 fn permit_of(peers: &Peers, follow: &Follow<'_>, start: Start) -> Result<Option<Permit>, Reply> {
-    if start != Start::FullCopy {
+    if start != Start::Snapshot {
         return Ok(None);
     }
-    // What somebody wants to be replaced is nothing to keep.
-    let holds_data = follow.last_index > 0 && !follow.wants_full_copy;
+    // A data set that is to be replaced is not worth keeping.
+    let holds_data = follow.last_index > 0 && !follow.wants_snapshot;
     let permit = peers.snapshot_permits().begin(holds_data, Instant::now());
     let why = "another follower is taking a full copy; one that holds data waits for its turn";
     permit.map(Some).ok_or_else(|| Reply::Loading(why.into()))
@@ -207,30 +215,25 @@ fn refuse_second(peers: &Peers, name: &str, older: &str, addr: SocketAddr) -> Re
     Reply::Error(text)
 }
 
-/// Judges the FOLLOW of an observer: any name will do, and any node that serves.
+/// Judges the FOLLOW of an observer. It may have any name, and any node that serves data accepts it.
 fn accept_observer<'a>(
     node: &'a Node,
     log: &Log,
     follow: &Follow<'_>,
 ) -> Result<Box<Accepted<'a>>, Reply> {
-    // Before phase and history, as above.
-    let dataset = node.dataset_generation();
+    // Read before phase and history, as above.
+    let generation = node.dataset_generation();
     if let Phase::Loading(why) = node.phase() {
         return Err(Reply::Loading(why));
     }
     let history = node.history();
-    let position = Position {
-        epoch: follow.epoch,
-        nonce: follow.nonce,
-        index: follow.last_index,
-    };
     let (last_index, first_index) = (log.head().index, log.first_index());
     let judged = start_of_observer(
         &history,
         last_index,
         first_index,
-        position,
-        follow.wants_full_copy,
+        position_of(follow),
+        follow.wants_snapshot,
     )
     .and_then(|start| match start {
         Start::Resume { from_index } => {
@@ -241,17 +244,17 @@ fn accept_observer<'a>(
             };
             Ok((start, Some(cursor.ok_or_else(gone)?)))
         }
-        Start::FullCopy | Start::Unknown => Ok((start, None)),
+        Start::Snapshot | Start::Unknown => Ok((start, None)),
     });
-    // A refusal says what is so for good, and must not be made up of two data sets.
-    if node.dataset_generation() != dataset {
+    // A refusal is final, so it must not be judged by two data sets.
+    if node.dataset_generation() != generation {
         return Err(Reply::Loading(OTHER_DATA.into()));
     }
     let (start, cursor) = judged.map_err(|why| Reply::Error(why.to_string()))?;
     Ok(Box::new(Accepted {
         name: follow.name.escape_ascii().to_string(),
-        place: None,
-        dataset,
+        registration: None,
+        generation,
         start,
         cursor,
         answer: answer_of(start, &history)?,
@@ -260,7 +263,7 @@ fn accept_observer<'a>(
     }))
 }
 
-/// The value of the OK.
+/// The value of the answer.
 fn answer_of(start: Start, history: &History) -> Result<Vec<u8>, Reply> {
     let Some(history) = Epochs::of(history) else {
         return Err(Reply::Loading("this node has no history yet".into()));

@@ -1,4 +1,4 @@
-//! Reading what a follower says on its stream: acknowledgements, until the stream ends.
+//! Reading the acknowledgements of a follower, until the stream ends.
 
 use std::io::{self, ErrorKind, Read};
 use std::net::TcpStream;
@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use log::debug;
 
-use super::accept::Place;
+use super::accept::Registration;
 use super::send::{is_timeout, silent};
 use crate::wire::Buffer;
 use crate::wire::replication::{Message, Parsed, parse};
 
-/// Why nothing more comes from a follower.
+/// Why the other side has ended the stream.
 #[derive(Debug)]
 pub(super) struct StreamEnd(ErrorKind, String);
 
@@ -21,11 +21,10 @@ impl StreamEnd {
     }
 }
 
-/// Reads what the follower says until it is gone, and says why nothing more comes. What an observer says changes
-/// nothing.
+/// Reads acknowledgements until the stream ends, and returns why it ended. Those of an observer change nothing.
 pub(super) fn read_acks(
     name: &str,
-    place: Option<&Place<'_>>,
+    registration: Option<&Registration<'_>>,
     mut stream: &TcpStream,
     early: &[u8],
 ) -> StreamEnd {
@@ -43,8 +42,8 @@ pub(super) fn read_acks(
                     return StreamEnd(ErrorKind::InvalidData, text);
                 };
                 let now = Instant::now();
-                if let Some(place) = place
-                    && place
+                if let Some(registration) = registration
+                    && registration
                         .progress(|follower| follower.acknowledged(applied_index, now))
                         .is_none()
                 {

@@ -1,10 +1,16 @@
-//! The sending side: one follower's stream, on the connection that asked for it, or one observer's.
+//! The leader side of a stream: sends a follower or an observer what it lacks, on the connection that asked for it.
 //!
-//! An observer is sent what a follower is, by the same code and within the same bounds, and counts as nobody's
-//! follower: it is in no table and no figure of the node's, it need not say anything, and the stop does not wait for
-//! it. Unlike a follower's its source may itself be a follower, whose data set can be replaced while it is read, and
-//! whose history grows when its leader restarts. The stream then ends before the first entry of the other data set or
-//! of the new epoch, and the observer asks again.
+//! | file              | what it does                                                             |
+//! |-------------------|--------------------------------------------------------------------------|
+//! | `accept.rs`       | answers FOLLOW, and registers the follower                               |
+//! | `send.rs`         | sends entries and heartbeats                                             |
+//! | `snapshot_out.rs` | sends a snapshot before them                                             |
+//! | `acks_in.rs`      | reads the acknowledgements, on a thread of its own                       |
+//!
+//! The same code serves observers, within the same bounds. An observer is no follower: it is not in the registry and
+//! not in STATUS, it need not acknowledge, and a stop does not wait for it. A follower may serve observers as well. Its
+//! data set can be replaced while it is read, and its history grows when its leader restarts. The stream then ends
+//! before the first entry of the other data set or of the new epoch, and the observer asks again.
 
 pub(crate) mod accept;
 mod acks_in;
@@ -19,6 +25,7 @@ use std::time::Duration;
 
 use log::{info, warn};
 
+use crate::log::Cursor;
 use crate::replication::Replica;
 use crate::replication::core::liveness::SILENT_HEARTBEATS;
 use crate::wire::replication::Start;
@@ -27,11 +34,11 @@ use accept::Accepted;
 use acks_in::{StreamEnd, read_acks};
 use send::Sender;
 
-/// How long an observer of a node that stops may take nothing.
+/// Longest time that an observer of a node that stops may accept no bytes.
 const PAUSE_AT_STOP: Duration = Duration::from_millis(500);
 
-/// Sends the stream until the follower is gone, falls too far behind, or the node stops. `early` are bytes that came
-/// behind the request.
+/// Sends the stream until the other side is gone, falls behind the backlog, or the node stops. `early` are bytes that
+/// arrived after the request.
 pub(crate) fn serve(
     replica: Replica<'_>,
     stream: &TcpStream,
@@ -44,26 +51,26 @@ pub(crate) fn serve(
     };
     let interval = member.replication.heartbeat_interval;
     let silence = interval * SILENT_HEARTBEATS;
-    let place = accepted.place.as_ref();
-    // An observer may pause for longer; in between the sender looks whether it may pause on.
-    let write_timeout = match place {
+    let registration = accepted.registration.as_ref();
+    // An observer may pause for longer. After each timeout the sender checks whether it may pause on.
+    let write_timeout = match registration {
         Some(_) => silence,
         None => interval.min(PAUSE_AT_STOP),
     };
     stream.set_write_timeout(Some(write_timeout))?;
-    // An observer may be silent. TCP's retransmissions or its keepalive end one that has vanished.
-    stream.set_read_timeout(place.map(|_| silence))?;
+    // An observer may be silent. TCP's retransmissions or its keepalive end a connection whose observer has vanished.
+    stream.set_read_timeout(registration.map(|_| silence))?;
     let name = accepted.name.as_str();
-    let (verb, thread) = match place {
+    let (verb, thread) = match registration {
         Some(_) => ("follow", name),
         None => ("observe", "observer"),
     };
     match accepted.start {
-        Start::FullCopy | Start::Unknown => info!("{name} {verb}s: full copy"),
+        Start::Snapshot | Start::Unknown => info!("{name} {verb}s: full copy"),
         Start::Resume { from_index } => info!("{name} {verb}s: from index {from_index}"),
     }
-    if place.is_some() {
-        node.count_stream(accepted.start == Start::FullCopy);
+    if registration.is_some() {
+        node.count_stream(accepted.start == Start::Snapshot);
     }
     let end = OnceLock::new();
     let mut sender = Sender {
@@ -72,9 +79,9 @@ pub(crate) fn serve(
         log,
         stream,
         name,
-        place,
+        registration,
         end: &end,
-        dataset: accepted.dataset,
+        generation: accepted.generation,
         epoch: accepted.history.last().map_or(0, |start| start.epoch),
         history: &accepted.history,
         cursor: accepted.cursor,
@@ -83,32 +90,48 @@ pub(crate) fn serve(
         out: Vec::new(),
         run: Vec::new(),
     };
-    let result = thread::scope(|scope| {
+    let result = run(
+        &mut sender,
+        accepted.cursor,
+        &format!("acks-{thread}"),
+        early,
+    );
+    match &result {
+        Ok(()) => info!("{name} no longer {verb}s"),
+        // The end of an observer is nothing unusual.
+        Err(error) if registration.is_none() => info!("{name} no longer {verb}s: {error}"),
+        Err(error) => warn!("{name} no longer {verb}s: {error}"),
+    }
+    result
+}
+
+/// Runs the sender, and beside it a thread that reads acknowledgements.
+fn run(
+    sender: &mut Sender<'_>,
+    cursor: Option<Cursor>,
+    thread_name: &str,
+    early: &[u8],
+) -> io::Result<()> {
+    let (name, registration, stream) = (sender.name, sender.registration, sender.stream);
+    let (end, log) = (sender.end, sender.log);
+    thread::scope(|scope| {
         thread::Builder::new()
-            .name(format!("acks-{thread}"))
-            .spawn_scoped(scope, || {
-                let why = read_acks(name, place, stream, early);
-                let _ = end.set(why);
-                // At once, so that the follower is let in again.
-                if let Some(place) = place {
-                    place.leave();
+            .name(thread_name.to_owned())
+            .spawn_scoped(scope, move || {
+                let _ = end.set(read_acks(name, registration, stream, early));
+                // At once, so that the follower can come back.
+                if let Some(registration) = registration {
+                    registration.leave();
                 }
-                // Both wake the sender, out of a write or out of its wait for entries.
+                // Both wake the sender, from a write or from its wait for entries.
                 let _ = stream.shutdown(Shutdown::Both);
                 log.wake_readers();
             })
             .map_err(|error| io::Error::new(error.kind(), format!("no thread for it: {error}")))?;
-        let result = sender.run(accepted.cursor);
+        let result = sender.run(cursor);
         // Where the other side ended the stream, that is why the sender failed.
         let result = result.map_err(|error| end.get().map_or(error, StreamEnd::to_error));
         let _ = stream.shutdown(Shutdown::Both);
         result
-    });
-    match &result {
-        Ok(()) => info!("{name} no longer {verb}s"),
-        // Observers come and go as they like.
-        Err(error) if place.is_none() => info!("{name} no longer {verb}s: {error}"),
-        Err(error) => warn!("{name} no longer {verb}s: {error}"),
-    }
-    result
+    })
 }

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::accept::{OTHER_DATA, Place};
+use super::accept::{OTHER_DATA, Registration};
 use super::acks_in::StreamEnd;
 use crate::engine::entry::Entry;
 use crate::history::History;
@@ -16,49 +16,53 @@ use crate::replication::Peers;
 use crate::replication::core::snapshot_permits::Permit;
 use crate::wire::replication::{BatchEncoder, Fields, Head, Message};
 
-/// After fewer entries than this a sender lets some gather before it looks again: a write to the socket for each few of
-/// them, and a thread woken on the other side, costs the clients more than it wins a follower.
-const FEW: u32 = 512;
+/// After a batch of fewer entries the sender pauses, so that more of them gather: a write to the socket for every few
+/// entries, and a thread woken on the other side, costs the clients more than it gains a follower.
+const FEW_ENTRIES: u32 = 512;
 
-/// For how long.
+/// The pause after such a batch.
 const GATHER: Duration = Duration::from_micros(500);
 
-/// Bytes of frames in a batch at the most, but for a single larger one.
+/// Most bytes of frames in a batch, except for a single larger frame.
 pub(super) const BATCH_BYTES: usize = 256 << 10;
 
-/// How long a stopping source waits for a follower to say that it has everything.
-const LAST_ACK: Duration = Duration::from_secs(3);
+/// How long a node that stops waits for a follower to acknowledge the last entry.
+const LAST_ACK_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// The sending half of a stream.
 pub(super) struct Sender<'a> {
     pub(super) node: &'a Node,
     pub(super) peers: &'a Peers,
     pub(super) log: &'a Log,
     pub(super) stream: &'a TcpStream,
     pub(super) name: &'a str,
-    /// None of an observer's.
-    pub(super) place: Option<&'a Place<'a>>,
-    /// Set once nothing more comes from the other side.
+    /// `None` for an observer.
+    pub(super) registration: Option<&'a Registration<'a>>,
+    /// Set once the other side has ended the stream.
     pub(super) end: &'a OnceLock<StreamEnd>,
-    pub(super) dataset: u64,
+    /// [`Node::dataset_generation`] of the data set that is sent.
+    pub(super) generation: u64,
     pub(super) epoch: u64,
-    /// The one that the request was judged by.
+    /// The history that the other side was told.
     pub(super) history: &'a History,
-    /// The place in the log behind what is being written.
+    /// The position in the log after what is being written.
     pub(super) cursor: Option<Cursor>,
+    /// Interval of heartbeats.
     pub(super) interval: Duration,
-    /// Held until the follower has said that it has the whole copy.
+    /// Held until the follower has acknowledged the whole snapshot.
     pub(super) permit: Option<Permit>,
-    /// What is about to be written.
+    /// Bytes to write.
     pub(super) out: Vec<u8>,
     /// Frames read from the log.
     pub(super) run: Vec<u8>,
 }
 
 impl Sender<'_> {
+    /// Sends a snapshot where there is no cursor, and then the log from the cursor on, until the stream ends.
     pub(super) fn run(&mut self, cursor: Option<Cursor>) -> io::Result<()> {
         let mut cursor = match cursor {
             Some(cursor) => cursor,
-            None => self.copy()?,
+            None => self.send_snapshot()?,
         };
         let mut beat_at = Instant::now();
         loop {
@@ -67,8 +71,8 @@ impl Sender<'_> {
                 self.beat(cursor)?;
                 beat_at = now + self.interval;
             }
-            if let Some(place) = self.place {
-                match place.progress(|follower| follower.is_copying()) {
+            if let Some(registration) = self.registration {
+                match registration.progress(|follower| follower.is_copying()) {
                     None => return Err(silent()),
                     Some(true) => {}
                     Some(false) => self.permit = None,
@@ -78,30 +82,30 @@ impl Sender<'_> {
             let found = log.read(&mut cursor, BATCH_BYTES, &mut self.run, beat_at, || {
                 end.get().is_some()
             });
-            self.check_source()?;
+            self.check_dataset()?;
             match found {
                 Found::Small(count) => {
                     self.send_entries(count, cursor)?;
-                    if count < FEW {
+                    if count < FEW_ENTRIES {
                         thread::sleep(GATHER);
                     }
                 }
                 Found::Large(entry) => self.send_large(&entry, cursor)?,
                 Found::Nothing => {}
                 Found::Gone => return Err(fell_behind()),
-                Found::Ended => return self.last(cursor),
+                Found::Ended => return self.finish(cursor),
             }
         }
     }
 
-    /// What comes last where the node stops and all of the log is sent: a follower says that it has it.
-    fn last(&mut self, cursor: Cursor) -> io::Result<()> {
-        let Some(place) = self.place else {
+    /// Ends the stream where the node stops and has sent all of the log: waits for the follower to acknowledge it.
+    fn finish(&mut self, cursor: Cursor) -> io::Result<()> {
+        let Some(registration) = self.registration else {
             return Ok(());
         };
         self.beat(cursor)?;
-        let (index, deadline) = (cursor.next - 1, Instant::now() + LAST_ACK);
-        let (name, number) = (&place.name, place.number);
+        let (index, deadline) = (cursor.next - 1, Instant::now() + LAST_ACK_TIMEOUT);
+        let (name, number) = (&registration.name, registration.number);
         if self.peers.wait_for_follower(name, number, index, deadline) {
             return Ok(());
         }
@@ -109,14 +113,15 @@ impl Sender<'_> {
         Err(io::Error::new(ErrorKind::TimedOut, text))
     }
 
+    /// Writes `out`, and empties it.
     pub(super) fn write(&mut self) -> io::Result<()> {
         let result = self.write_all(&self.out);
         self.out.clear();
         result
     }
 
-    /// Writes all of `bytes`. A follower that takes nothing for three heartbeats is given up. An observer may pause for
-    /// as long as this node holds what comes next.
+    /// Writes all of `bytes`. The stream of a follower that accepts no bytes for three heartbeats ends. An observer may
+    /// pause for as long as this node holds the next entry.
     fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         let mut stream = self.stream;
         while !bytes.is_empty() {
@@ -125,7 +130,7 @@ impl Sender<'_> {
                 Ok(count) => bytes = &bytes[count..],
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if !is_timeout(&error) => return Err(error),
-                Err(_) if self.place.is_some() => {
+                Err(_) if self.registration.is_some() => {
                     let why = "it took nothing for three heartbeats";
                     return Err(io::Error::new(ErrorKind::TimedOut, why));
                 }
@@ -135,9 +140,9 @@ impl Sender<'_> {
         Ok(())
     }
 
-    /// Whether an observer that takes nothing can still be sent what comes next.
+    /// Checks that an observer that accepts no bytes can still be sent the next entry.
     fn check_pause(&self) -> io::Result<()> {
-        self.check_source()?;
+        self.check_dataset()?;
         if self.log.has_ended() {
             return Err(stops());
         }
@@ -147,29 +152,29 @@ impl Sender<'_> {
         }
     }
 
-    /// Fails where nothing more comes from the other side, or where the data set is no longer the one that the
-    /// request was judged by: a follower has given it up for another, distrusts it, or has adopted a history with a
-    /// newer epoch.
+    /// Fails where the other side has ended the stream, or where the data set is no longer the one of this stream: a
+    /// follower has discarded it, has found that it diverged, or has adopted a history with a newer epoch.
     ///
-    /// To be called after each read of the log or the store, and before what was read is sent: what was read is then
-    /// of this stream's history, and no entry of a newer epoch goes out under the epoch of an older one.
-    pub(super) fn check_source(&self) -> io::Result<()> {
+    /// To be called after each read of the log or the store, and before the data are sent. They are then of this
+    /// stream's history, and no entry of a newer epoch is sent under the epoch of an older one.
+    pub(super) fn check_dataset(&self) -> io::Result<()> {
         if let Some(end) = self.end.get() {
             Err(end.to_error())
-        } else if self.node.dataset_generation() == self.dataset {
+        } else if self.node.dataset_generation() == self.generation {
             Ok(())
         } else {
             Err(io::Error::other(OTHER_DATA))
         }
     }
 
+    /// Sends a heartbeat with the digest at the cursor.
     fn beat(&mut self, cursor: Cursor) -> io::Result<()> {
         self.cursor = Some(cursor);
         let mut digest_index = cursor.next - 1;
         let digest = match self.log.digest_at(digest_index) {
             Some(digest) => digest,
-            // A sign of life all the same, with another digest: an observer may stand where the log knows none.
-            None if self.place.is_none() => {
+            // An observer may be at an index whose digest the log does not have. It gets the newest one that it has.
+            None if self.registration.is_none() => {
                 let kept = self.log.kept_head();
                 digest_index = kept.index;
                 kept.digest
@@ -182,12 +187,12 @@ impl Sender<'_> {
             digest_index,
             digest: digest.to_u128(),
         };
-        self.check_source()?;
+        self.check_dataset()?;
         beat.encode(&mut self.out).map_err(io::Error::other)?;
         self.write()
     }
 
-    /// Sends the entries whose frames are in `run`. `cursor` stands behind them.
+    /// Sends the entries whose frames are in `run`. `cursor` is the position after them.
     fn send_entries(&mut self, count: u32, cursor: Cursor) -> io::Result<()> {
         self.cursor = Some(cursor);
         let first_index = cursor.next - u64::from(count);
@@ -199,7 +204,7 @@ impl Sender<'_> {
         self.write()
     }
 
-    /// Sends a large entry from where it lies. `cursor` stands behind it.
+    /// Sends a large entry without a copy. `cursor` is the position after it.
     fn send_large(&mut self, entry: &Entry, cursor: Cursor) -> io::Result<()> {
         self.cursor = Some(cursor);
         let fields = Fields::Entries {
@@ -210,6 +215,7 @@ impl Sender<'_> {
         self.write_large(fields, entry)
     }
 
+    /// Writes a batch of one large entry.
     pub(super) fn write_large(&mut self, fields: Fields, entry: &Entry) -> io::Result<()> {
         let head = Head::new(fields, entry.frame()).map_err(|_| too_long())?;
         head.encode(&mut self.out);
@@ -218,7 +224,7 @@ impl Sender<'_> {
     }
 }
 
-/// Whether a write made no progress in the socket's time. Systems differ in the kind.
+/// Whether the socket's timeout has passed. Systems differ in the kind of error.
 pub(super) fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }

@@ -1,4 +1,4 @@
-//! Sending a snapshot: the whole data set, partition by partition, with what the log gains meanwhile.
+//! Sending a snapshot: the data set, partition by partition, with the entries that the log gains meanwhile.
 
 use std::io;
 use std::thread;
@@ -23,8 +23,8 @@ const ANY_VALUE: Limits = Limits {
 };
 
 impl Sender<'_> {
-    /// Sends a full copy, and returns where the log goes on after it.
-    pub(super) fn copy(&mut self) -> io::Result<Cursor> {
+    /// Sends a snapshot, and returns the position in the log after it.
+    pub(super) fn send_snapshot(&mut self) -> io::Result<Cursor> {
         let (node, log) = (self.node, self.log);
         let started = Instant::now();
         let mut cursor = log.cursor_after(log.head().index).ok_or_else(fell_behind)?;
@@ -42,7 +42,7 @@ impl Sender<'_> {
         let mut copied = PartitionCopy::default();
         for partition in 0..node.engine().partitions() {
             rule.partition_copied(node.engine().copy_partition(partition, &mut copied));
-            self.check_source()?;
+            self.check_dataset()?;
             self.send_copied(&copied, &mut chunks)?;
             while self.send_gained(&mut cursor, &rule, &mut chunks, Instant::now())? {}
         }
@@ -52,7 +52,7 @@ impl Sender<'_> {
         }
         let index = cursor.next - 1;
         let digest = log.digest_at(index).ok_or_else(fell_behind)?;
-        self.check_source()?;
+        self.check_dataset()?;
         let end = Message::SnapshotEnd {
             epoch: self.epoch,
             index,
@@ -60,9 +60,9 @@ impl Sender<'_> {
             chunks,
         };
         end.encode(&mut self.out).map_err(io::Error::other)?;
-        // Before the follower can say that it has all of it.
-        if let Some(place) = self.place {
-            place.progress(|follower| follower.copy_ends_at(index));
+        // Before the follower can acknowledge it.
+        if let Some(registration) = self.registration {
+            registration.progress(|follower| follower.snapshot_ends_at(index));
         }
         self.write()?;
         info!(
@@ -73,7 +73,7 @@ impl Sender<'_> {
         Ok(cursor)
     }
 
-    /// Sends what the log has gained and the copy needs; says whether there was anything.
+    /// Sends the entries that the log has gained and the snapshot needs. Returns whether the log had any.
     fn send_gained(
         &mut self,
         cursor: &mut Cursor,
@@ -87,7 +87,7 @@ impl Sender<'_> {
         let found = log.read(cursor, BATCH_BYTES, &mut self.run, deadline, || {
             end.get().is_some()
         });
-        self.check_source()?;
+        self.check_dataset()?;
         self.cursor = Some(*cursor);
         match found {
             Found::Small(_) => {
@@ -119,6 +119,7 @@ impl Sender<'_> {
         }
     }
 
+    /// Sends the copy of a partition in chunks.
     fn send_copied(&mut self, copied: &PartitionCopy, chunks: &mut u64) -> io::Result<()> {
         let mut rest = copied.short();
         while !rest.is_empty() {
@@ -162,6 +163,7 @@ impl Sender<'_> {
         Ok(())
     }
 
+    /// Sends a chunk of one large entry.
     fn send_large_chunk(&mut self, entry: &Entry, chunks: &mut u64) -> io::Result<()> {
         let fields = Fields::SnapshotChunk {
             epoch: self.epoch,

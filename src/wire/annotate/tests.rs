@@ -184,7 +184,7 @@ fn a_follow_and_the_stream_behind_it_are_shown_field_by_field() {
     let follow = Follow {
         name: b"n2",
         is_observer: true,
-        wants_full_copy: true,
+        wants_snapshot: true,
         is_to_lead: false,
         epoch: 1,
         nonce: 0xABC,

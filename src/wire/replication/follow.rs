@@ -23,16 +23,16 @@ pub const CLUSTER_ID_LEN_MAX: usize = 1_024;
 
 /// Bits of `flags`.
 const OBSERVER: u8 = 0b0000_0001;
-const FULL_COPY: u8 = 0b0000_0010;
+const SNAPSHOT: u8 = 0b0000_0010;
 const TO_LEAD: u8 = 0b0000_0100;
-const FLAGS: u8 = OBSERVER | FULL_COPY | TO_LEAD;
+const FLAGS: u8 = OBSERVER | SNAPSHOT | TO_LEAD;
 
 /// Key and value of a FOLLOW. The key is the node's name; the value:
 ///
 /// | offset | size | field        | meaning                                                              |
 /// |--------|------|--------------|----------------------------------------------------------------------|
 /// | 0      | 1    | `version`    | 1                                                                    |
-/// | 1      | 1    | `flags`      | bit 0 `is_observer`, 1 `wants_full_copy`, 2 `is_to_lead`; the others are 0 |
+/// | 1      | 1    | `flags`      | bit 0 `is_observer`, 1 `wants_snapshot`, 2 `is_to_lead`; the others are 0 |
 /// | 2      | 8    | `epoch`      | of the epoch that the node's last entry belongs to; 0 where it holds nothing |
 /// | 10     | 8    | `nonce`      | of that epoch; 0 where it holds nothing                                 |
 /// | 18     | 8    | `last_index` | index of the node's last entry; 0 where it holds nothing              |
@@ -48,7 +48,7 @@ pub struct Follow<'a> {
     /// The node is an observer and not a follower.
     pub is_observer: bool,
     /// The node requests a full copy, whatever its position is.
-    pub wants_full_copy: bool,
+    pub wants_snapshot: bool,
     /// The node is about to lead and needs data. A follower serves it too.
     pub is_to_lead: bool,
     /// Epoch that its last entry belongs to.
@@ -85,7 +85,7 @@ impl<'a> Follow<'a> {
         let follow = Follow {
             name: key,
             is_observer: flags & OBSERVER != 0,
-            wants_full_copy: flags & FULL_COPY != 0,
+            wants_snapshot: flags & SNAPSHOT != 0,
             is_to_lead: flags & TO_LEAD != 0,
             epoch: BigEndian::read_u64(&fields[2..10]),
             nonce: BigEndian::read_u64(&fields[10..18]),
@@ -106,7 +106,7 @@ impl<'a> Follow<'a> {
         let mut value = vec![0; FOLLOW_FIELDS_LEN];
         value[0] = FOLLOW_VERSION;
         value[1] = if self.is_observer { OBSERVER } else { 0 }
-            | if self.wants_full_copy { FULL_COPY } else { 0 }
+            | if self.wants_snapshot { SNAPSHOT } else { 0 }
             | if self.is_to_lead { TO_LEAD } else { 0 };
         BigEndian::write_u64(&mut value[2..10], self.epoch);
         BigEndian::write_u64(&mut value[10..18], self.nonce);
@@ -230,7 +230,7 @@ pub enum Start {
         from_index: u64,
     },
     /// Full copy: the stream starts with a SNAPSHOT_BEGIN.
-    FullCopy,
+    Snapshot,
     /// No stream: the follower's data set, which a full copy would replace, is not part of the leader's history. The
     /// connection stays an ordinary one.
     Unknown,
@@ -274,7 +274,7 @@ impl<'a> FollowAnswer<'a> {
         let (mode, from_index) = (fields[0], BigEndian::read_u64(&fields[1..9]));
         let start = match (mode, from_index) {
             (RESUME, 1..) => Start::Resume { from_index },
-            (FULL, 0) => Start::FullCopy,
+            (FULL, 0) => Start::Snapshot,
             (UNKNOWN, 0) => Start::Unknown,
             (RESUME | FULL | UNKNOWN, _) => {
                 return Err(FollowAnswerError::FromIndex { mode, from_index });
@@ -289,7 +289,7 @@ impl<'a> FollowAnswer<'a> {
     pub fn encode(&self, out: &mut Vec<u8>) {
         let (mode, from_index) = match self.start {
             Start::Resume { from_index } => (RESUME, from_index),
-            Start::FullCopy => (FULL, 0),
+            Start::Snapshot => (FULL, 0),
             Start::Unknown => (UNKNOWN, 0),
         };
         out.push(mode);
