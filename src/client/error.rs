@@ -100,10 +100,10 @@ impl Error {
     /// The error without the redirect on the way to it.
     #[must_use]
     pub fn innermost(&self) -> &Error {
-        match self {
-            Error::Redirect { source, .. } => source.innermost(),
-            error => error,
+        if let Error::Redirect { source, .. } = self {
+            return source.innermost();
         }
+        self
     }
 
     /// Whether a write that failed with this error may have been executed.

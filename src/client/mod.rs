@@ -37,6 +37,8 @@
 //! A look-up of a host name cannot be cancelled. A call whose timeout ends before the name is resolved leaves a thread
 //! running, one for each name, until the system's resolver returns.
 
+#![deny(clippy::wildcard_enum_match_arm)]
+
 use std::{fmt, mem, sync::Arc, time::Duration};
 
 use crate::wire::{

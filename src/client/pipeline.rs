@@ -413,9 +413,10 @@ mod tests {
         let mut count = 0;
         loop {
             while let Ok(Parsed::Whole(frame)) = parse(buffer.bytes(), &Limits::default()) {
-                let value = match frame.request() {
-                    Request::Get { .. } => value,
-                    _ => &[],
+                let value = if frame.opcode() == Opcode::Get {
+                    value
+                } else {
+                    &[]
                 };
                 let mut out = Vec::new();
                 let response = Response { status: 0, value };
