@@ -26,21 +26,14 @@ use crate::wire::request::Limits;
 use crate::wire::run::RUN_MAX;
 
 /// Most requests at a time for which a client shares a poller. With more, a context switch costs little beside the
-/// work, and there may be a core for each thread.
+/// work, and there may be a core for each thread: with up to 64 allowed, 50 clients with 32 GETs each got 0.76 to 0.94
+/// times the answers.
 const SHARED_MAX: usize = RUN_MAX;
 
-/// Fewest times that a connection is served on a poller for the stay to have paid: taking a slot and leaving it cost as
-/// much as two or three requests save.
-const STAY_MIN: u32 = 4;
-
 /// How often a thread that waits alone yields before it sleeps, where its client may send the next request at once.
+/// With 3 or 6, 50 clients with one GET each get 0.97 and 0.83 times the answers; with none, 50 clients with 32
+/// requests each 0.71 times.
 const YIELDS: u32 = 2;
-
-/// Pause between two looks at the position of held answers, where the system gives no slot of the poller.
-const NO_SLOT_PAUSE: Duration = Duration::from_millis(10);
-
-/// Most waits in a row for which something that has failed again and again is not tried.
-const PAUSES_MAX: u8 = 127;
 
 /// The timeouts of one connection.
 #[derive(Clone, Copy, Debug)]
@@ -99,7 +92,7 @@ fn run<'a>(
         let event = if connection.session.is_held() {
             connection.begin_deadline();
             if !poller.share(handle, state) {
-                thread::sleep(NO_SLOT_PAUSE);
+                thread::sleep(poller.sweep_interval());
             }
             let event = state.connection.event.take();
             Some(event.unwrap_or(Ok(Event::Bytes)))
@@ -126,7 +119,7 @@ pub(super) struct Connection<'a> {
     deadline: Option<Instant>,
     /// How the connection ends once all output is sent. Nothing more is read.
     ending: Option<End>,
-    /// Nothing more is read or carried out before the output's position is reached.
+    /// Nothing more is read or executed before the output's position is reached.
     is_blocked: bool,
     /// The socket's receive timeout.
     receive_timeout: Option<Duration>,
@@ -134,16 +127,17 @@ pub(super) struct Connection<'a> {
     served: u32,
     /// Why a polling thread has woken the connection's own thread; `None` for an idle connection.
     event: Option<io::Result<Event>>,
-    /// Whether to share.
+    /// Whether to share. Clients whose answers go out of a slot again and again, as long ones do, gain nothing by it.
     sharing: Try,
     /// Whether to yield before sleeping.
     yielding: Try,
 }
 
-/// Something that is tried less and less often while it fails.
+/// Something that is tried less and less often while it fails: after the first failure it is left out once, and each
+/// further one doubles that, up to 255 times.
 #[derive(Default)]
 struct Try {
-    /// How many times not to try it, and how many after the next failure.
+    /// How many times to leave it out, and how many after the next failure.
     pauses: u8,
     pauses_next: u8,
 }
@@ -156,11 +150,11 @@ impl Try {
         is_due
     }
 
-    fn has_gone(&mut self, well: bool) {
+    const fn has_gone(&mut self, well: bool) {
         self.pauses_next = if well {
             0
         } else {
-            (2 * self.pauses_next + 1).min(PAUSES_MAX)
+            self.pauses_next.saturating_mul(2).saturating_add(1)
         };
         self.pauses = self.pauses_next;
     }
@@ -199,7 +193,7 @@ impl<'a> Connection<'a> {
         Handle::new(Connection::new(context, first))
     }
 
-    /// Has the session carry out what has arrived, and minds what that means for deadline and reserve.
+    /// Has the session execute what has arrived, and minds what that means for deadline and reserve.
     fn step(&mut self, thread: Thread) -> Step {
         loop {
             if self.session.is_reserved() && !self.session.input().is_empty() {
@@ -221,7 +215,7 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Carries out what has arrived and sends what can be sent, until more input is needed, or the position that the
+    /// Executes what has arrived and sends what can be sent, until more input is needed, or the position that the
     /// output waits for. Returns how the connection ends, where it does.
     fn advance(&mut self, poller: &Poller<'_, Connection<'a>>) -> io::Result<Option<End>> {
         loop {
@@ -450,7 +444,8 @@ impl<'a> Connection<'a> {
 
     /// Why the connection's own thread was woken; `None` where its client was idle.
     fn after_sharing(&mut self) -> Option<io::Result<Event>> {
-        self.sharing.has_gone(self.served >= STAY_MIN);
+        // Its own thread would have answered the first time too.
+        self.sharing.has_gone(self.served > 1);
         self.event.take()
     }
 

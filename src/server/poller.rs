@@ -35,8 +35,8 @@ use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 use crate::log::{Mark, Position, Reached, SubscriptionId, Watermarks};
 
-/// Connections that must be active before they share a poller. With two, one thread for both is slower than two
-/// threads.
+/// Connections that must be active before they share a poller. Two clients with one GET each get 0.85 times the answers
+/// from one thread. With three and more, 50 get 1.28 and 200 get 1.48 times those from a thread for each.
 const ACTIVE_MIN: usize = 3;
 
 /// Most sockets that one call of epoll reports.
@@ -224,6 +224,11 @@ impl<'a, C: Polled> Poller<'a, C> {
                 awaiting: BTreeSet::new(),
             }),
         })
+    }
+
+    /// Interval at which idle connections are looked for.
+    pub(super) const fn sweep_interval(&self) -> Duration {
+        self.sweep_interval
     }
 
     /// Counts a connection as active: its thread is awake.
