@@ -164,15 +164,9 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Appends the message's frame to `out`.
-    ///
-    /// Batches that are written anew come from a [`BatchEncoder`].
-    ///
-    /// # Errors
-    ///
-    /// When the value is too long for its length field; `out` is then unchanged.
-    pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-        let fields = match *self {
+    /// The fields of the frame's key.
+    fn fields(&self) -> Fields {
+        match *self {
             Message::Entries {
                 epoch,
                 first_index,
@@ -223,7 +217,18 @@ impl<'a> Message<'a> {
                 epoch,
                 applied_index,
             },
-        };
+        }
+    }
+
+    /// Appends the message's frame to `out`.
+    ///
+    /// Batches that are written anew come from a [`BatchEncoder`].
+    ///
+    /// # Errors
+    ///
+    /// When the value is too long for its length field; `out` is then unchanged.
+    pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        let fields = self.fields();
         let start = out.len();
         // The head has a fixed length. It is filled in once the value and its checksum are known.
         let head_len = Head::len_of(fields.opcode());

@@ -300,7 +300,7 @@ impl Helper for LineHelper {}
 
 /// The terminal's own line.
 pub(super) struct Plain {
-    /// The prompt while a line is awaited, for whoever handles Ctrl-C.
+    /// The prompt while a line is awaited, for the handler of Ctrl-C.
     awaited: Arc<Mutex<Option<String>>>,
 }
 

@@ -26,7 +26,7 @@ use editor::{Input, Reader};
 use line::{Entry, Job};
 use link::{Link, Writes};
 
-/// Takes lines until Ctrl-D or `:quit`. Done then, since whoever made a mistake has seen it.
+/// Executes lines until Ctrl-D or `:quit`. The outcome is then `Done`, since failures have been shown.
 pub(crate) fn run(context: &Context) -> Result<Outcome, Failure> {
     let mut session = Session::new(context)?;
     let mut reader = Reader::new();
