@@ -1,6 +1,6 @@
-//! What followers survive: each fault once here, a few times by default, and as often as the long run asks.
+//! Faults that followers survive: each once here, a few times by default, and as often as the long run asks.
 //!
-//! What a node says in STATUS is believed only together with its contents, which are read back key by key.
+//! The tests compare STATUS with the data, which they read back key by key.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ const QUICK: &str = "heartbeat_interval_ms = 100\nleader_timeout_ms = 1000";
 const BACKLOG_BYTES: u64 = 1 << 20;
 const QUICK_AND_SMALL: &str =
     "heartbeat_interval_ms = 100\nleader_timeout_ms = 1000\nbacklog_bytes = 1048576";
-/// What a node may hold beside its data and its backlog.
+/// Memory that a node may use beside its data and its backlog.
 const SPARE_KIB: u64 = 16 << 10;
 
 fn cluster(replication: &str) -> Cluster {
@@ -145,7 +145,7 @@ fn a_leader_that_comes_back_empty_takes_what_its_followers_have() {
         let epoch = cluster.number(0, key::EPOCH);
         cluster.kill(0);
         load.pause();
-        // What they have now is the least that must be there afterwards: it can only become more.
+        // The data that they have now is the least that must be there afterwards.
         let seen = [1, 2].map(|node| cluster.read_all(node, load.keys()).unwrap());
         cluster.restart(0);
         cluster.wait_converged(FOUND_WITHIN);
@@ -612,7 +612,7 @@ fn followers_that_hold_data_take_their_copies_one_after_another() {
             .wait_for_log("one that holds data waits for its turn");
         assert!(loads(&cluster, copying), "the test's copy is too short");
         assert!(!loads(&cluster, waiting), "{}", cluster.statuses());
-        // What is on its way would outlive the leader, and might be the rest of the copy.
+        // Bytes on their way would outlive the leader, and might be the rest of the snapshot.
         for follower in [1, 2] {
             let link = cluster.link(follower, 0);
             link.refuse(true);
@@ -644,7 +644,7 @@ fn a_planned_stop_before_the_followers_are_back_loses_nothing() {
         }
         cluster.restart(0);
         load.wait_for_more(random.within(1..=500));
-        assert_eq!(cluster.number(0, key::RESUMES), 0, "nobody follows");
+        assert_eq!(cluster.number(0, key::RESUMES), 0, "no node follows");
         cluster.begin_stop(0);
         cluster.process(0).wait_for_log("handing over to n2, n3");
         load.pause();
@@ -699,7 +699,7 @@ fn a_stopping_leader_does_not_wait_for_the_dead() {
     cluster.kill(1);
     cluster.pause(2);
     for name in ["n2", "n3"] {
-        cluster.wait_for_status(0, FOUND_WITHIN, "nobody", |status| {
+        cluster.wait_for_status(0, FOUND_WITHIN, "no peer", |status| {
             status.get(&key::peer_state(name)) == Some(peer::DOWN)
                 && status.get(&key::follower_state(name)) == Some("away")
         });
@@ -759,7 +759,7 @@ fn random_restarts_and_cuts_of_all_nodes_end_in_equal_nodes() {
         }
         (0..3).for_each(|node| cluster.links_of(node).for_each(|link| link.pass()));
         load.pause();
-        // A leader that lost its data may have come back while nobody could be asked, and whoever is ahead of it then
+        // A leader that lost its data may have come back while no peer could be asked, and a follower ahead of it then
         // refuses it, rightly, until it is told otherwise.
         let begin = Instant::now();
         let mut refused = 0;

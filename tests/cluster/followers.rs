@@ -148,7 +148,8 @@ fn a_half_open_stream_keeps_the_true_follower_out_no_longer_than_three_heartbeat
     assert!(took < Duration::from_millis(3 * 300 + 1_500), "{took:?}");
 }
 
-/// What a reader of the follower sees is as old as the leader says, where entries wait to be sent.
+/// The leader's lag for a follower is the age of what a reader of the follower sees, also where entries wait to be
+/// sent.
 #[test]
 fn lag_counts_from_the_write_and_not_from_the_sending() {
     let cluster = cluster(2, "heartbeat_interval_ms = 200\nleader_timeout_ms = 5000");
@@ -167,7 +168,7 @@ fn lag_counts_from_the_write_and_not_from_the_sending() {
         });
         let mut looks = 0;
         while looks <= 3 {
-            assert!(now() < 60_000, "the link is not slow");
+            assert!(now() < 60_000, "the connection is not slow");
             std::thread::sleep(Duration::from_millis(500));
             let Some(value) = reader.get(b"t").unwrap() else {
                 continue;

@@ -15,7 +15,7 @@ mod reserve;
 mod roles;
 mod status;
 
-/// What these tests are made of.
+/// Helpers of these tests.
 #[path = "../support"]
 #[allow(dead_code)] // some of it serves only `faults`
 mod support {

@@ -1,5 +1,5 @@
-//! Three nodes in three network namespaces, so that a link can be cut as a network cuts it: packets vanish, and nobody
-//! is told.
+//! Three nodes in three network namespaces, so that a connection can be cut as a network cuts it: packets vanish, and
+//! no end is told.
 //!
 //! A fourth namespace holds a bridge, to which each node has a pair of virtual interfaces; taking the bridge's end of
 //! one down cuts that node off. Nothing of it touches the machine's own network. It takes root, so where these tests
@@ -19,7 +19,7 @@ use crate::support::node::{PATIENCE, wait_at_most};
 use crate::support::tools;
 
 const HEARTBEAT: Duration = Duration::from_millis(200);
-/// What a busy machine adds, and the two programs that it takes to ask a node in its namespace.
+/// Added for a busy machine, and for the two programs that ask a node in its namespace.
 const SLACK: Duration = Duration::from_secs(1);
 const LEADER_TIMEOUT: Duration = Duration::from_secs(2);
 const HEALED_WITHIN: Duration = Duration::from_secs(15);
@@ -101,7 +101,7 @@ impl Network {
     fn set_etc(&self, node: usize, file: &str, text: &str) {
         let dir = etc(&self.name(node));
         std::fs::create_dir_all(&dir).unwrap();
-        // What is there is overwritten in place: processes that run have it mounted.
+        // The file is overwritten in place, since running processes have it mounted.
         std::fs::write(dir.join(file), text).unwrap();
     }
 
@@ -345,7 +345,7 @@ fn a_real_partition_is_noticed_by_both_sides_and_healed() {
                 (status.get(&key::follower_state(&name)) == Some("following")) == is_reached
             });
         }
-        // Whoever is cut off serves what it has; who is not goes on.
+        // A node that is cut off serves its data. The others go on.
         for follower in [1, 2] {
             assert_eq!(nodes.gs(follower, &["get", &written]).as_deref(), Ok("v"));
             let is_reached = at != 0 && at != follower;
@@ -463,7 +463,7 @@ fn a_silent_resolver_holds_no_command_and_no_stop_and_one_thread() {
         error.contains("no answer from the resolver for n1.test"),
         "{error}"
     );
-    // Both the link and the probe have been asking for a second.
+    // Both the stream's thread and the probe have been asking for a second.
     assert_eq!(look_ups(), 1);
 
     let begin = Instant::now();

@@ -1,4 +1,4 @@
-//! Whoever watches a stream sees what a follower sees, on any node, and counts as nothing.
+//! An observer of a stream sees the same as a follower, on any node, and is in no count.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -43,7 +43,7 @@ fn observe(cluster: &Cluster, node: usize, watch: Watch) -> Result<Observer, Err
     Observer::open(&cluster.addr(node).to_string(), &options, watch)
 }
 
-/// What a node says to one that it shows nothing.
+/// The answer to an observer whose stream does not begin.
 #[track_caller]
 fn refusal(result: Result<Observer, Error>) -> String {
     match result {
@@ -111,7 +111,7 @@ fn entries(observer: &mut Observer, last: u64) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn any_node_shows_the_same_entries_and_counts_nobody_who_watches() {
+fn any_node_shows_the_same_entries_and_counts_no_observer() {
     let cluster = cluster(3, QUICK);
     let counts = |node: usize| {
         let status = cluster.status(node).unwrap();
@@ -348,7 +348,7 @@ fn an_observer_that_takes_nothing_is_dropped_and_told_why_when_it_asks_again() {
     );
 }
 
-/// As `dump` does while it writes into a pipe that nobody reads for a while.
+/// As `dump` does while it writes into a pipe whose reader pauses.
 #[test]
 fn an_observer_may_pause_in_the_midst_of_a_copy() {
     const HEARTBEAT: Duration = Duration::from_millis(100);
@@ -493,7 +493,7 @@ fn write_until(addr: &str, is_over: &AtomicBool) -> Vec<Vec<u8>> {
     acknowledged
 }
 
-/// What an observer was shown, over all its streams: index, epoch by the history of its stream, and key.
+/// The entries that an observer received on all its streams: index, epoch by the history of its stream, and key.
 type Shown = Vec<(u64, u64, Vec<u8>)>;
 
 /// Watches a node until the entry with the key `last`, and goes on after each end of the stream where it was.
@@ -545,7 +545,7 @@ fn an_observer_of_a_follower_sees_each_entry_once_and_under_its_epoch_while_lead
     watch_while_leaders_restart(1);
 }
 
-/// What was acknowledged just before a leader stops is in no log once it is back, so observers are sent it first.
+/// Entries acknowledged just before a leader stops are in no log once it is back, so observers receive them first.
 #[test]
 fn an_observer_of_a_leader_sees_each_entry_once_while_that_stops_and_starts() {
     watch_while_leaders_restart(0);
@@ -597,7 +597,7 @@ fn watch_while_leaders_restart(watched: usize) {
     assert!(keys.into_iter().eq(&acknowledged), "not in their order");
 }
 
-/// What is copied while it is being replaced is one data set or the other, or nothing.
+/// A copy taken while the data set is being replaced is one data set or the other, or nothing.
 #[test]
 fn a_copy_of_a_follower_that_takes_another_data_set_is_never_a_mixture() {
     let options = Options {

@@ -51,7 +51,7 @@ fn receive(mut stream: &TcpStream, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// What comes until the end or the reset.
+/// The bytes that arrive until the end or the reset.
 fn rest(mut stream: &TcpStream) -> (Vec<u8>, io::Result<usize>) {
     let mut bytes = Vec::new();
     let end = stream.read_to_end(&mut bytes);
@@ -516,7 +516,7 @@ fn a_cut_is_exact_where_a_hold_comes_between() {
             })
         };
         full();
-        // What the cut allows is counted in the write that is broken off here …
+        // The bytes that the cut allows are counted in the write that is broken off here …
         fixture.proxy.hold(Way::Down);
         let len = fixture.proxy.counts().down + 30_000;
         fixture.proxy.cut_after(Way::Down, 30_000, Cut::End);

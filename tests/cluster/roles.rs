@@ -157,7 +157,7 @@ fn a_leader_that_starts_waits_for_a_peer_whose_answer_is_unclear() {
         }
     }
     drop(fake);
-    // Connections that are open still say so; then nobody listens.
+    // Open connections still say so. Then the port is closed.
     cluster.wait_for_status(0, PATIENCE, "to lead", |status| {
         status.is_state(state::SERVING)
     });
@@ -428,7 +428,8 @@ fn two_nodes_that_are_both_to_lead_wait_until_one_file_is_corrected() {
         cluster.kill(node);
     }
     cluster.set_leader(1, "n2");
-    // Whichever is first finds nobody; so that neither is, both start beside one that is silent until both are there.
+    // The first of them would find no peer. So that neither is first, both start beside a peer that is silent until
+    // both have started.
     cluster.pause(2);
     cluster.restart(0);
     cluster.restart(1);

@@ -1,4 +1,4 @@
-//! What nodes say of themselves, what GBP.md promises of it, and the client's commands about it.
+//! STATUS: the promises of GBP.md, and the client's commands about it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Output};

@@ -197,7 +197,7 @@ fn a_follower_that_has_found_a_difference_answers_no_reads() {
     assert_eq!(get(&node).0, Status::Loading);
     assert_eq!(get(&node).1, b"the digest differs");
     assert!(node.wants_snapshot());
-    assert!(!node.is_to_discard(), "only somebody's order says so");
+    assert!(!node.is_to_discard(), "only an operator's order says so");
     node.adopt(History::new(vec![EPOCH]).unwrap());
     assert!(!node.wants_snapshot());
 }
@@ -297,7 +297,7 @@ fn a_heartbeat_for_an_index_that_the_follower_is_not_at_is_a_difference() {
 }
 
 #[test]
-fn a_copy_that_was_not_agreed_on_empties_nobody() {
+fn a_snapshot_that_was_not_agreed_on_empties_no_node() {
     let history = History::new(vec![EPOCH]).unwrap();
     let pair = follow_wrongly(&Message::SnapshotBegin {
         epoch: 1,

@@ -206,7 +206,7 @@ fn the_header_of_a_reply_is_that_of_its_value() {
     }
 }
 
-/// Sums are reads: whoever serves reads answers, leader or not, and whoever does not says so.
+/// Sums are reads: a node that serves reads answers, leader or not, and any other answers LOADING.
 #[test]
 fn a_node_that_serves_reads_says_what_it_holds() {
     let sums = Request::Sums {
@@ -266,7 +266,7 @@ fn a_leader_that_has_taken_a_copy_serves_once_it_has_its_own_era() {
 }
 
 #[test]
-fn whoever_watches_a_node_is_told_of_each_change_of_phase_once() {
+fn a_watcher_of_a_node_receives_each_change_of_phase_once() {
     let mut node = follower();
     let phases = node.watch();
     let refusing = Phase::Refusing(Arc::from("it is ahead"));

@@ -7,7 +7,7 @@
 //! | `get 2 a`                      | reads on a node                                                             |
 //! | `deliver`, `deliver 2`, `deliver 2 1` | all followers, or one, come to where the leader is, or by 1 entry    |
 //! | `send 2 3`                     | 3 entries are on their way to a follower, which has not applied them yet    |
-//! | `copy 2`                       | one step of a full copy: asking for it, a partition, at last the end        |
+//! | `copy 2`                       | one step of a snapshot: asking for it, a partition, at last the end         |
 //! | `partition 3`, `heal 3`        | no connection of that node with others works, or all do                     |
 //! | `crash 2`, `restart 2 empty`   | a node is gone with its data; it starts anew                                |
 //! | `discard 3`                    | the order to give up data that the leader does not know                     |
@@ -17,8 +17,8 @@
 //!
 //! A value that ends with `+` makes an entry of 40 KB, so that a few fill a log.
 //!
-//! What a node does is in the rules and values of the library; what stands here is only what moves them, as
-//! `replication::leader_side` and `replication::follower_side` do with sockets.
+//! The decisions are those of `replication::core`. This file only carries them out, as `replication::leader_side` and
+//! `replication::follower_side` do with sockets.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
@@ -122,7 +122,7 @@ fn entry(key: &str, value: Option<&str>) -> Entry {
     }
 }
 
-/// What a log holds at an index.
+/// The content of a log at an index.
 enum Next {
     Entry(Entry),
     Nothing,
@@ -371,7 +371,7 @@ impl World {
         self.say(&answer);
     }
 
-    /// What a starting leader does, as `follower_side::recover`.
+    /// Starts to lead, as `follower_side::recover`.
     fn lead(&mut self) {
         let (mut found, mut found_at) = (Vec::new(), Vec::new());
         for at in 1..self.nodes.len() {
