@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures GopherStore beside redis-server, valkey-server and memcached, those that are installed, on the same work, and
-# prints the table of docs/performance.md. What is measured, and how, is explained there.
+# prints the table of docs/performance.md, which explains what is measured, and how.
 #
 # Usage: scripts/bench-peers.sh [--cells NAMES] [--rounds N] [--seconds S] [--json FILE] [--list] [--smoke]
 # GOPHERSTORE_SERVER and GOPHERSTORE_PEERS name binaries to use instead of building them.
@@ -18,5 +18,5 @@ else
         cargo build --manifest-path "$root/Cargo.toml" --release --locked --quiet --example peers
     fi
 fi
-# In the place of this shell, so that a signal for it stops the measurement and all that it started.
+# Replaces this shell, so that a signal for it stops the measurement and everything that it started.
 exec "$peers" --server "$server" "$@"

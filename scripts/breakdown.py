@@ -31,7 +31,7 @@ COLUMNS = [
 CELLS = "get-4x128,set-4x128,get-50x1"
 COUNTED = "get-50x1"  # one send is the answer to one request there
 
-# What the system does, by the functions on its stack: the first part that any of them is of.
+# Parts of the system's work, by the functions on its stack: the first part that any of them belongs to.
 KERNEL = [
     ("switching threads", r"(__)?schedule$|schedule_|do_sched_yield|__x64_sys_sched_yield|finish_task_switch"),
     ("system: waking the client", r"sock_def_readable|ep_poll_callback|try_to_wake_up|__wake_up"),
@@ -43,22 +43,22 @@ KERNEL = [
     ("interrupts", r"asm_sysvec|asm_common_interrupt|asm_exc_nmi"),
     ("system: entry and exit of calls", r"do_syscall_64|entry_SYSCALL|syscall_"),
 ]
-# What the server does, by symbols of libraries that are not ours.
+# Parts of the server's work, by symbols of libraries.
 LIBRARIES = [
     ("copying values and frames", r"mem(move|cpy|set)"),
     ("looking keys up", r"memcmp|bcmp"),
     ("memory from the allocator", r"malloc|free|realloc|calloc|int_|tcache|sysmalloc|unlink_chunk|arena|cfree"),
     ("system: entry and exit of calls", r"send|recv|read|write|sched_yield|syscall"),
 ]
-# By "function file" of each function that was inlined there, the first from the innermost outwards. What is of no file
-# named here is its caller's.
+# Parts of the server's own work, by "function file" of each function that was inlined there, the first from the
+# innermost outwards. A function of no file named here counts for its caller.
 SOURCES = [
     ("hashing", r"/hash/sip\.rs|/store\.rs hash(es)?\b|siphash"),
-    ("log and digest", r"xxhash|src/(engine/digest|log/[a-z_]+)\.rs|crossbeam"),
-    ("locks", r"parking_lot|lock_api|slice/sort|src/store\.rs (lock|spin)\b"),
-    ("copying values and frames", r"src/entry\.rs (overwrite|copy_of|write)"),
-    ("looking keys up", r"hashbrown|src/(store|entry)\.rs"),
-    ("answers", r"wire/response\.rs|src/node\.rs"),
+    ("log and digest", r"xxhash|src/(engine/(digest|change|prepared)|log/[a-z_]+)\.rs|crossbeam"),
+    ("locks", r"parking_lot|lock_api|slice/sort|src/engine/(gate\.rs|store\.rs (lock|spin)\b)"),
+    ("copying values and frames", r"src/engine/entry\.rs (overwrite|copy_of|write)"),
+    ("answers", r"wire/response\.rs|src/(engine/(answers|command/[a-z]+)|node/[a-z]+|server/session/output)\.rs"),
+    ("looking keys up", r"hashbrown|src/engine/[a-z]+\.rs"),
     ("reading requests", r"src/wire/|peers/echo\.rs"),
     ("connection", r"src/server/|rustix|std/src/(sys/net|net|thread|io|os/unix/net)"),
     ("memory from the allocator", r"alloc/src/(alloc|raw_vec|boxed)"),
@@ -179,7 +179,7 @@ def profile(file):
             part = next((part for part, pattern in KERNEL if any(re.match(pattern, name) for name in names)), None)
         elif place in sources:
             chain = sources[place].get(int(offset, 16), [])
-            # How an entry is read is no business of whoever asks it for its key.
+            # Reading an entry counts as such and not as the functions inlined there.
             chain = next((chain[at:] for at, text in enumerate(chain) if "src/engine/entry.rs" in text), chain)
             part = first(SOURCES, chain) or first(SOURCES, [symbol])
         elif place == "[vdso]":
@@ -200,7 +200,7 @@ def profile(file):
 
 def counts(file):
     """Events by their names, as `perf stat -x,` writes them."""
-    # What was not counted says so in place of its number, and is none.
+    # An event that was not counted has a text instead of a number.
     with open(file, encoding="utf-8") as lines:
         rows = [line.split(",") for line in lines if re.match(r"[0-9]", line)]
     found = {row[2].removeprefix("syscalls:sys_enter_"): float(row[0]) for row in rows}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a change must pass: form, lints, documentation, scripts, the demo, and at last the tests.
+# Checks that a change must pass: form, lints, documentation, scripts, the demo, and at last the tests.
 #
 # Usage: scripts/check.sh
 set -euo pipefail
@@ -24,8 +24,8 @@ if command -v c++ >/dev/null; then
 else
     printf '\n== no C++ compiler, so the fuzz target is not built (apt-get install g++)\n'
 fi
-# On ports of its own, so that a cluster of yours may go on running. Below those that systems give to connections, at
-# random; where another program has one already, others are tried.
+# The demo uses ports of its own, so that a cluster of yours may go on running. They are chosen at random, below those
+# that systems give to connections. If another program has one of them, others are tried.
 config=$(mktemp)
 trap 'rm -f "$config"' EXIT
 demo() {
@@ -46,5 +46,5 @@ demo() {
 step demo
 printf 'cluster = "check"\nleader = "n1"\n[[node]]\nname = "n1"\naddr = "127.0.0.1:0"\n' >"$config"
 step scripts/demo.sh "$config"
-# Last, so that what ends this output is the tests' own summary.
+# The tests are last, so that this output ends with their summary.
 step cargo test --locked

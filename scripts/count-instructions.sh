@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Counts the processor's instructions for a request in the codec, the store and a node, with valgrind's callgrind. Unlike
-# times these hardly depend on the machine or on what else it does, so they can be compared across commits.
+# times, these hardly depend on the machine or its load, so they can be compared across commits.
 #
 # Usage: scripts/count-instructions.sh [--save FILE] [--baseline FILE] [--smoke]
 #   --save FILE      writes the figures to FILE too
-#   --baseline FILE  compares with those that were saved in FILE
+#   --baseline FILE  compares with the figures that were saved in FILE
 #   --smoke          calls everything a few times only, to see that it works
 # GOPHERSTORE_COUNT names the program that is counted (benches/count) instead of building it.
 set -euo pipefail
@@ -40,7 +40,7 @@ fi
 
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-# Counted is what measured() calls, and each call of it ends with a file of its own: out.1, out.2 and so on.
+# Counts the calls that measured() makes. Each call of it writes a file of its own: out.1, out.2 and so on.
 valgrind --tool=callgrind --callgrind-out-file="$dir/out" --toggle-collect='*::measured' \
     --dump-after='count*::measured' "$count" "$calls" >"$dir/operations" 2>"$dir/log" ||
     { cat "$dir/log" >&2; fail "the program that is counted has failed"; }

@@ -4,8 +4,8 @@
 #
 # Usage: scripts/demo.sh [CONFIG]                   CONFIG is cluster.toml where none is given
 #
-# Each answer that is shown is compared with what it has to be; the exit status is 0 only if all of them were right,
-# and 3 where another program listens on the port of a node.
+# Each answer shown is compared with the expected one. The exit status is 0 only if all of them were right, and 3 if
+# another program listens on the port of a node.
 set -euo pipefail
 . "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/lib/nodes.sh"
 
@@ -99,8 +99,8 @@ shown() {
     [[ $status == "$1" ]] || wrong "exit status $status, expected $1"
 }
 
-# Shows a command and runs it until it prints a line that is this one, or the time is over: soon SECONDS LINE COMMAND.
-# A time in $since is counted from, and used up.
+# Shows a command and runs it until it prints this line, or the time is over: soon SECONDS LINE COMMAND.
+# Counts from the time in $since, where it is set, and unsets it.
 since=
 soon() {
     local deadline=$((SECONDS + $1)) begin tries=0
@@ -123,7 +123,7 @@ soon() {
     print "there after $((now - begin)) ms, tries: $tries"
 }
 
-# What a node says of itself: fact NUMBER KEY sets out.
+# Sets out to a value of a node's STATUS: fact NUMBER KEY.
 fact() {
     quietly "$(client "$1") status | sed -n 's/^$2: //p'"
     [[ $status == 0 && -n $out ]] || wrong "no $2 in the status of ${names[$1]}"
@@ -241,7 +241,7 @@ if ((count > 1)); then
     title "Kill $killed, write on without it, and start it again, empty: it catches up."
     echo "\$ kill -KILL ${pids[1]}"
     kill -KILL "${pids[1]}" || wrong "$killed is gone already"
-    # The shell's own line about it is not part of the tour.
+    # Hides the shell's own message about the kill.
     wait "${pids[1]}" 2>/dev/null || true
     pids[1]=
     shown 5 "$follows --timeout 2s get user456"

@@ -3,7 +3,7 @@
 #
 # Usage: scripts/fuzz.sh [SECONDS]        60 seconds where none are given
 #
-# What it finds lies in fuzz/artifacts/. Add it to fuzz/seeds/frames.hex as a line, and `cargo test` keeps it for ever.
+# Inputs that fail are in fuzz/artifacts/. Add one as a line to fuzz/seeds/frames.hex, and `cargo test` checks it too.
 # Needs a C++ compiler, which builds libFuzzer.
 set -eu
 

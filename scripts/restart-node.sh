@@ -4,8 +4,8 @@
 #
 # Usage: scripts/restart-node.sh [--yes] NAME [CONFIG]     CONFIG is cluster.toml where none is given
 #
-# A node starts empty and copies its data from the others. Where no other node is known to hold what this one does,
-# nothing is done: at a terminal it asks, and --yes answers. A node that does not serve within
+# A node starts empty and copies its data from the others. If no other node is known to hold this one's data, nothing is
+# done: at a terminal it asks, and --yes answers. A node that does not serve within
 # GOPHERSTORE_READY_SECONDS, 30 by default, goes on running; the exit status is 1 then.
 set -euo pipefail
 . "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/lib/nodes.sh"
@@ -26,7 +26,8 @@ use_config "${arguments[@]:1}"
 binaries
 members=$("$server" --check-config --config "$config" --node "$name")
 claim_folder
-# Before it is judged what is lost: another restart may be under way, and this node the last that holds the data.
+# This comes before the check for data that is lost: another restart may be under way, so that this node is the last
+# that holds the data.
 lock
 if running "$name"; then
     assess "$name"

@@ -14,7 +14,7 @@ if (($# > 1)) || [[ ${1-} == -* ]]; then
 fi
 use_config "$@"
 binaries
-# Says itself what is wrong with the file, and exits with 2.
+# Prints faults of the file, and exits with 2.
 members=$("$server" --check-config --config "$config")
 claim_folder
 lock
@@ -33,7 +33,7 @@ elif ((${#already[@]} > 0)); then
 fi
 refuse_taken "${names[@]}"
 
-# What ends this script before every node serves, Ctrl-C too, leaves none behind. One that holds data by then stays.
+# If this script ends before every node serves, by Ctrl-C too, it stops the nodes. A node that holds data by then stays.
 abandon() {
     trap '' INT TERM HUP
     [[ -n $locked ]] || lock

@@ -23,7 +23,7 @@ use_config "${arguments[@]:1}"
 
 binaries
 if [[ -z $background ]]; then
-    # The path as a user types it, which is what messages name.
+    # The path as a user types it, since messages name it.
     exec "$server" --config "${arguments[1]-${config#"$PWD"/}}" --node "$name"
 fi
 members=$("$server" --check-config --config "$config" --node "$name")

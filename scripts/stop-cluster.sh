@@ -34,7 +34,7 @@ confirmed "Stopping ${alive[*]}" || fail "nothing was stopped"
 
 lock
 find_alive
-# The leader is last: it has all data, and says what is lost with it.
+# The leader is last: it has all data, and logs what is lost with it.
 last=() first=()
 for name in "${alive[@]}"; do
     if is_leader "$name"; then last+=("$name"); else first+=("$name"); fi
