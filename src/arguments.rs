@@ -1,20 +1,22 @@
-//! Command lines as people type them, for both binaries: what `argh` lacks.
+//! Command lines of both binaries, read with `argh`.
 //!
-//! `argh` alone takes `-5` for an option, `help` for a plea wherever it stands, refuses `--addr=X`, an option after the
-//! subcommand and any argument that is not UTF-8, and exits 1 on a mistake. So [`Program::parse`] asks the structure
-//! which options there are, and puts a command line into the one form that `argh` reads right before it does:
+//! `argh` alone takes `-5` for an option and `help` for a request for help in any place. It refuses `--addr=X`, an
+//! option after the subcommand, and any argument that is not UTF-8, and exits with 1 on a mistake. So
+//! [`Program::parse`] takes the options from the structure, and rewrites a command line to a form that `argh` reads
+//! correctly:
 //!
-//! 1. the program's own options and switches first, wherever they stood, `--name=value` split in two;
+//! 1. the program's own options and switches first, whatever their place, `--name=value` split in two;
 //! 2. then the command, and its options and switches;
 //! 3. every value, of an option or on its own, encoded as `=` and hexadecimal digits, so that none looks like an
 //!    option or a command, and any byte passes. [`bytes`], [`text`], [`path`], [`parsed`], [`one_of`] and [`whole`]
 //!    decode them; each field of the `argh` structure that is not a switch names one as its `from_str_fn`.
 //!
-//! What is an option: a known name. `-` and a digit is a value (`set k -5`), `-` alone too. Anything else that begins
-//! with `-` is a mistake and is told so, unless `--` stands before it.
+//! An option is a known name. `-` and a digit is a value (`set k -5`), and so is `-` alone. Anything else that begins
+//! with `-` is a mistake and is reported as one, unless it comes after `--`.
 //!
-//! From the same structure come a man page and the shells' completions: `--generate man`, `--generate complete-bash`
-//! and so on. The completions ask the program itself what may come next, with `--complete WORD...`, which nobody types.
+//! The man page and the shells' completions are made from the same structure: `--generate man`,
+//! `--generate complete-bash` and so on. The completions run the program with `--complete WORD...`, which is not meant
+//! to be typed.
 //!
 //! ```
 //! use std::path::PathBuf;
@@ -72,25 +74,25 @@ pub const USAGE: u8 = 2;
 /// An argument that need not be text. Under this name `argh` takes it for one value; it reads `Vec` as 'any number of'.
 pub type Bytes = Vec<u8>;
 
-/// The option that prints what is made of the structure, and what it takes.
+/// The option that prints a man page or completions, and its values.
 const GENERATE: &str = "--generate";
 const GENERATED: &str = "man|complete-bash|complete-zsh|complete-fish";
 
-/// What `argh` replaces in examples by the program's name and the command's.
+/// The text in examples that `argh` replaces by the names of the program and the command.
 const NAME_IN_EXAMPLES: &str = "{command_name}";
 
-/// What an encoded value begins with.
+/// The start of an encoded value.
 const MARK: char = '=';
 
-/// A program, whose command line an `argh` structure describes. `--help`, `-h`, `--version` and `-V` belong to every
-/// program, whatever the structure says, and `--generate` to each that has an option of this name.
+/// A program with a command line that an `argh` structure describes. Every program has `--help`, `-h`, `--version` and
+/// `-V`, whatever the structure says. `--generate` works in programs that have an option of this name.
 #[derive(Clone, Copy, Debug)]
 pub struct Program {
     /// As it is started.
     pub name: &'static str,
 }
 
-/// What a command line may hold, as `argh` tells it of a structure.
+/// The options and commands of a structure, as `argh` reports them.
 struct Vocabulary {
     info: CommandInfoWithArgs,
     own: Flags,
@@ -147,7 +149,7 @@ impl Vocabulary {
     }
 }
 
-/// Why there is nothing to run.
+/// The reason why there is nothing to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// `--help`: a text for standard output, and success.
@@ -159,18 +161,18 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// Prints what there is to say and gives the exit code for `main` to return: `unwritten` where it cannot be
-    /// written, such as a man page to a full disk.
+    /// Prints the text and returns the exit code for `main`: `unwritten` if the text cannot be written, such as a man
+    /// page to a full disk.
     #[must_use]
     pub fn finish(&self, program: &str, unwritten: u8) -> ExitCode {
         match self {
-            // Nothing to offer is no empty line.
+            // Without candidates nothing is printed, not even an empty line.
             Exit::Help(text) | Exit::Version(text) if text.is_empty() => ExitCode::SUCCESS,
             Exit::Help(text) | Exit::Version(text) => {
                 let text = format!("{}\n", text.trim_end());
                 let mut out = io::stdout().lock();
                 match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-                    // Whoever closed the output does not want to read it.
+                    // The reader has closed the output, so this is no failure.
                     Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                         drop(writeln!(
                             io::stderr(),
@@ -229,7 +231,7 @@ impl Program {
         Exit::Usage(format!("{what}; see {} --help", self.name))
     }
 
-    /// What `--generate` asks for.
+    /// The texts that `--generate` can make.
     fn generate(&self, info: &CommandInfoWithArgs, what: &OsStr) -> Exit {
         let text = match what.to_str() {
             Some("man") => Some(manual::page(self.name, info)),
@@ -329,7 +331,7 @@ impl Program {
             })?),
         };
         if help {
-            // Alone, since what else is there may be incomplete.
+            // Without other arguments, which may be incomplete.
             let command = command.map(|(name, _)| name.clone());
             return Ok(command.into_iter().chain(["--help".to_owned()]).collect());
         }
@@ -367,7 +369,7 @@ fn flat(options: Vec<(&str, Option<String>)>) -> impl Iterator<Item = String> {
     options.into_iter().flat_map(words)
 }
 
-/// Whether `argument` is one of the options by name, and so was hardly meant as the value of the one before it.
+/// Whether `argument` names an option. It is then hardly meant as the value of the option before it.
 fn is_option(vocabulary: &Vocabulary, argument: &OsStr) -> bool {
     let own = ["-h", "--help", "-V", "--version", "--"];
     own.iter()
@@ -405,7 +407,7 @@ fn decode(encoded: &str) -> Option<Vec<u8>> {
         .collect()
 }
 
-/// What `argh` says, in the form of all our errors: one line, lower case, no full stop, values as they were typed.
+/// A message of `argh` in the form of this project's errors: one line, lower case, no full stop, values as typed.
 fn one_line(output: &str) -> String {
     let words: Vec<String> = output
         .split_whitespace()
@@ -439,7 +441,7 @@ fn one_line(output: &str) -> String {
 ///
 /// # Errors
 ///
-/// Never, for what [`Program::parse`] hands on.
+/// Never, for arguments from [`Program::parse`].
 pub fn bytes(encoded: &str) -> Result<Bytes, String> {
     decode(encoded).ok_or_else(|| "not as Program::parse encodes a value".to_owned())
 }
@@ -473,7 +475,7 @@ pub fn parsed<T: FromStr<Err: fmt::Display>>(encoded: &str) -> Result<T, String>
         .map_err(|error: T::Err| error.to_string())
 }
 
-/// Decodes one of some words, and gives what it stands for.
+/// Decodes one of some words, and returns its meaning.
 ///
 /// # Errors
 ///

@@ -1,8 +1,8 @@
-//! `cluster.toml`: who is in the cluster, and the limits.
+//! `cluster.toml`: the nodes of a cluster, and the limits.
 //!
-//! [`Config::load`] reads a file, [`Config::parse`] judges its text. Whoever holds a [`Config`] knows that it is
-//! valid: names and addresses are well-formed and occur once, the leader is one of the nodes, and every number is in
-//! its range. Every error is one line that names the file, the line and the key.
+//! [`Config::load`] reads a file, and [`Config::parse`] checks its text. Every [`Config`] is valid: names and addresses
+//! are well-formed and occur once, the leader is one of the nodes, and every number is in its range. Every error is one
+//! line that names the file, the line and the key.
 //!
 //! | key                                 | default  | range                                      |
 //! |-------------------------------------|----------|--------------------------------------------|
@@ -76,11 +76,11 @@ pub struct Config {
     pub leader: String,
     /// The members, in the order in which the file lists them; at least one.
     pub nodes: Vec<NodeConfig>,
-    /// How followers keep up with the leader.
+    /// Settings of replication.
     pub replication: ReplicationConfig,
-    /// What a node accepts from its clients.
+    /// Limits of a node's clients.
     pub limits: LimitsConfig,
-    /// Where in `nodes` the leader stands. Private, so that only [`Config::parse`] makes a `Config`.
+    /// Index of the leader in `nodes`. Private, so that only [`Config::parse`] makes a `Config`.
     leader_at: usize,
 }
 
@@ -98,12 +98,12 @@ pub struct NodeConfig {
     pub listen: String,
 }
 
-/// How followers keep up with the leader.
+/// Settings of replication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplicationConfig {
     /// Pause between two heartbeats: 10 ms to 60 s, by default 500 ms.
     pub heartbeat_interval: Duration,
-    /// Silence after which a follower gives its leader up: above `heartbeat_interval` to 1 h, by default 5 s.
+    /// Silence after which a follower reports a leader timeout: above `heartbeat_interval` to 1 h, by default 5 s.
     pub leader_timeout: Duration,
     /// Bytes of log kept for followers that fall behind: 1 MiB to 1 TiB, by default 64 MiB. One that lacks more takes
     /// a full copy.
@@ -120,7 +120,7 @@ impl Default for ReplicationConfig {
     }
 }
 
-/// What a node accepts from its clients.
+/// Limits of a node's clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LimitsConfig {
     /// Connections at once: 1 to 1,000,000, by default 10,000. One more is answered with ERROR and closed,
@@ -146,7 +146,7 @@ impl Default for LimitsConfig {
 }
 
 impl Config {
-    /// Reads and judges the file at `path`.
+    /// Reads and checks the file at `path`.
     ///
     /// # Errors
     ///
@@ -166,11 +166,11 @@ impl Config {
         }
     }
 
-    /// Judges the text of a `cluster.toml`; `file` is what errors call it.
+    /// Checks the text of a `cluster.toml`; `file` is its name in errors.
     ///
     /// # Errors
     ///
-    /// The first thing that is wrong: TOML's own rules, then keys and types, then what the values say.
+    /// The first fault: of TOML's own rules, then of keys and types, then of values.
     pub fn parse(text: &str, file: &str) -> Result<Config, ConfigError> {
         let source = Source { text, file };
         let raw = source.read()?;
@@ -203,7 +203,7 @@ impl Config {
         self.nodes.iter().find(|node| node.name == name)
     }
 
-    /// What is valid and most likely a mistake: addresses that other machines cannot reach. A line for each.
+    /// Settings that are valid and most likely a mistake: addresses that other machines cannot reach. A line for each.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let is_loopback = |text: &str| Address::parse(text).is_ok_and(|addr| addr.is_loopback());
@@ -235,7 +235,7 @@ impl Config {
     }
 }
 
-/// The file as it is written: every value with the bytes at which it stands.
+/// The file as it is written: every value with its range of bytes.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 struct RawConfig {
@@ -274,7 +274,7 @@ struct RawLimits {
     idle_timeout_ms: Option<Spanned<Number>>,
 }
 
-/// Any whole number, so that it is the range which is reported, and not what a type of Rust's can hold.
+/// Any whole number, so that errors report the range of the key and not that of a Rust type.
 #[derive(Clone, Copy)]
 struct Number(i128);
 
@@ -556,12 +556,12 @@ impl Source<'_> {
     }
 }
 
-/// The dotted path of the innermost key that stands at `offset`, or whose value does.
+/// The dotted path of the innermost key at `offset`, or of the key with a value there.
 fn key_at(table: &DeTable<'_>, offset: usize) -> Option<String> {
     let (key, value) = table
         .iter()
         .find_map(|(key, value)| match value.get_ref() {
-            // A table's own span is its header, so what stands in it is looked for in it.
+            // A table's own span is its header, so its contents are searched too.
             DeValue::Table(inner) => key_at(inner, offset).map(|below| (key, Some(below))),
             DeValue::Array(items) => items
                 .iter()
@@ -1082,7 +1082,7 @@ addr = "127.0.0.1:8001"
         assert!(error.source().is_some());
     }
 
-    /// What must hold for any text: no panic, and an error of one line that names the file and a line.
+    /// Any text gives no panic, and an error of one line that names the file and a line.
     fn holds(text: &str) -> Result<(), TestCaseError> {
         match Config::parse(text, "cluster.toml") {
             Ok(config) => prop_assert_eq!(&config.leader().name, &config.leader),

@@ -1,7 +1,7 @@
 //! Connects to `host:port`: looks up the name, and tries all of its addresses, by one deadline.
 //!
-//! Nothing here waits longer than 50 ms without a look at the deadline and at the caller's `is_over`. A connect uses
-//! non-blocking sockets and is given up by closing them. A look-up (`getaddrinfo`) cannot be cancelled, so it runs in a
+//! No wait is longer than 50 ms without a check of the deadline and the caller's `is_over`. A connect uses non-blocking
+//! sockets and is cancelled by closing them. A look-up (`getaddrinfo`) cannot be cancelled, so it runs in a
 //! thread of its own, which may outlive its caller: the one exception to the rule that all threads are joined. There is
 //! at most one such thread per name, so a resolver that is silent for hours holds one for each name. Literal IP
 //! addresses need no look-up and no thread.
@@ -18,7 +18,7 @@ use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Longest wait between two looks at the deadline and at `is_over`.
+/// Longest wait between two checks of the deadline and `is_over`.
 const TURN: Duration = Duration::from_millis(50);
 
 /// Time that an address has before the next one is tried as well.
@@ -27,7 +27,7 @@ const STAGGER: Duration = Duration::from_millis(250);
 /// Look-ups in flight at most, each of another name.
 const LOOK_UPS_MAX: usize = 64;
 
-/// How long an answer that came too late for its callers is kept for the next one.
+/// Time for which an answer that came too late for its callers is kept for the next one.
 const ANSWER_KEPT: Duration = Duration::from_secs(10);
 
 static SYSTEM: Resolver = Resolver::new(|host| {
@@ -174,7 +174,7 @@ fn wait_for_any(pending: &[(SocketAddr, Socket)], turn: Duration) -> io::Result<
     Ok(ended.map(|(at, _)| at).collect())
 }
 
-/// Makes a stream of a socket whose connect has come to its end.
+/// Makes a stream of a socket after its connect has ended.
 fn finish(socket: Socket) -> io::Result<TcpStream> {
     if let Some(error) = socket.take_error()? {
         return Err(error);
@@ -190,7 +190,7 @@ fn finish(socket: Socket) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// What became of each address; `None` for one that was silent.
+/// The result of each address; `None` for one that was silent.
 #[derive(Debug, Default)]
 struct Failures(Vec<(SocketAddr, Option<io::Error>)>);
 
@@ -233,7 +233,7 @@ impl fmt::Display for Failures {
 }
 
 impl error::Error for Failures {
-    /// The failure whose kind the whole has, or else the first.
+    /// The failure that gives the whole its kind, or else the first.
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         let mut failures = self.0.iter().filter_map(|(_, error)| error.as_ref());
         let first = failures.clone().next();

@@ -1,6 +1,6 @@
 //! The server's log: a bounded queue between the threads that log and the thread that writes to standard error.
 //!
-//! Standard error may be a pipe that nobody reads, a terminal held by Ctrl-S, or a file on a full disk. A thread that
+//! Standard error may be a pipe that is not read, a terminal held by Ctrl-S, or a file on a full disk. A thread that
 //! logs copies its line into the queue and never waits for a reader. When the queue is full, new lines are dropped and
 //! counted; the writer reports the count in a line of its own as soon as standard error takes bytes again.
 //!
@@ -32,20 +32,20 @@ use crate::service;
 const RUST_LOG: &str = "RUST_LOG";
 const RUST_LOG_STYLE: &str = "RUST_LOG_STYLE";
 
-/// What is logged where `$RUST_LOG` does not say otherwise.
+/// The filter where `$RUST_LOG` sets none.
 const FILTER_DEFAULT: &str = "info";
 
 /// Bytes of lines that wait for the writer, at most. The writer holds as many again.
 const QUEUE_BYTES_MAX: usize = 256 << 10;
 
-/// Bytes that one write takes where a line is not longer: a pipe takes so many as a whole (`PIPE_BUF`), so lines of
+/// Most bytes in one write, unless a line is longer. A pipe takes this many as a whole (`PIPE_BUF`), so lines of
 /// several processes that share it are not mixed.
 const WRITE_BYTES_MAX: usize = 4_096;
 
 /// Pause before a write is tried again on a descriptor that another process made non-blocking.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long the end of the process waits until the log is written.
+/// Longest time that the end of the process waits for the log to be written.
 pub const END_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The process's log. All clones and the logger of the `log` macros share one queue.
@@ -85,7 +85,7 @@ impl Log {
         Ok(log)
     }
 
-    /// Has the `log` macros use the queue, and returns what has to be said of the environment.
+    /// Makes the `log` macros use the queue, and returns faults of the environment.
     fn install(&self, is_journal: bool) -> Result<Vec<String>, log::SetLoggerError> {
         let filter = Choice::of_filter(env::var_os(RUST_LOG));
         let (style, style_remark) = style(env::var_os(RUST_LOG_STYLE));
@@ -104,7 +104,7 @@ impl Log {
         Ok(filter.remark.into_iter().chain(style_remark).collect())
     }
 
-    /// Writes a text that no filter and no limit of the queue holds back. Returns at once.
+    /// Writes a text past all filters and limits of the queue. Returns at once.
     pub fn say(&self, text: &str) {
         self.queue.push(text.as_bytes());
     }
@@ -125,7 +125,7 @@ fn line(is_journal: bool, level: Level, text: &str) -> String {
     }
 }
 
-/// What the standard library prints of a panic; for the journal each line is critical.
+/// The standard library's message of a panic; for the journal each line is critical.
 fn panic_message(is_journal: bool, panic: &PanicHookInfo<'_>) -> String {
     let thread = thread::current();
     let name = thread.name().unwrap_or("<unnamed>");
@@ -143,7 +143,7 @@ fn panic_message(is_journal: bool, panic: &PanicHookInfo<'_>) -> String {
     }
 }
 
-/// A setting from the environment, and what has to be said of it.
+/// A setting from the environment, and its faults.
 #[derive(Debug, PartialEq, Eq)]
 struct Choice {
     value: Cow<'static, str>,
@@ -188,10 +188,10 @@ impl Choice {
     }
 }
 
-/// What a filter lets through.
+/// The lines that a filter passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scope {
-    /// It says nothing.
+    /// None, since the filter is empty.
     Empty,
     /// Lines of some modules.
     Modules,
@@ -245,7 +245,7 @@ fn is_own(module: &str) -> bool {
     "gopherstore_server".starts_with(module) || module.starts_with("gopherstore::")
 }
 
-/// Whether lines have colours, and what has to be said of it.
+/// Whether lines have colours, and faults of the setting.
 fn style(value: Option<OsString>) -> (WriteStyle, Option<String>) {
     let value = value.unwrap_or_default();
     let remark = match value.to_str() {
@@ -333,7 +333,7 @@ impl Queue {
     }
 }
 
-/// What env_logger writes to: one whole record at a time.
+/// The target of env_logger, which writes one whole record at a time.
 struct Sink(Arc<Queue>);
 
 impl Write for Sink {
@@ -391,7 +391,7 @@ impl<W: Write> Writer<W> {
         self.lost += count_lines(rest);
     }
 
-    /// Says how many lines are lost, if any are.
+    /// Reports how many lines are lost, if any are.
     fn report(&mut self) {
         if self.lost == 0 {
             return;

@@ -1,6 +1,6 @@
-//! What a service manager and its journal are told: `sd_notify` without libsystemd, and lines with a priority.
+//! Notifications of a service manager and its journal: `sd_notify` without libsystemd, and lines with a priority.
 //!
-//! Own code, since the crates that are kept up either link libsystemd or do not know abstract sockets, at which
+//! This is own code: the maintained crates either link libsystemd or do not support abstract sockets, at which
 //! containers listen.
 //!
 //! # Source
@@ -24,15 +24,15 @@ use log::Level;
 const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 const JOURNAL_STREAM: &str = "JOURNAL_STREAM";
 
-/// How long sending to a manager that does not read may take. The message is lost then.
+/// Longest time to send to a manager that does not read. The message is lost then.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What there is to tell a service manager.
+/// A notification of a service manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice<'a> {
     /// The service has started.
     Ready,
-    /// How it is, in one line for people.
+    /// Its status, in one line for people.
     Status(&'a str),
     /// It has begun to end.
     Stopping,
@@ -106,7 +106,7 @@ pub fn is_journal(stream: impl AsFd) -> bool {
     else {
         return false;
     };
-    // The variable is handed down to children, whose streams may be others.
+    // Children inherit the variable, and may have other streams.
     let file = stream.as_fd().try_clone_to_owned().map(File::from);
     file.and_then(|file| file.metadata())
         .is_ok_and(|file| (file.dev(), file.ino()) == (device, inode))

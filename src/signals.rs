@@ -1,4 +1,4 @@
-//! Signals that a process is started with: `nohup` and shells set some to be ignored.
+//! Signals that a process was started with: `nohup` and shells set some to be ignored.
 
 use std::fs;
 

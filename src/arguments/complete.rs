@@ -1,4 +1,4 @@
-//! What can stand next on a command line that is being typed, and the shells' scripts that ask for it.
+//! Completions of a command line, and the shells' scripts that ask for them.
 //!
 //! A script knows nothing of commands and options. At each TAB it runs the program with `--complete` and the words so
 //! far ([`candidates`]), so all shells offer the same, and an upgrade of the program needs no new script.
@@ -20,7 +20,7 @@ const CONFIG_DEFAULT: &str = "cluster.toml";
 /// The line that has the shell offer names of files.
 const FILES: &str = ":files\n";
 
-/// Of a value: the kind of thing that it is, as its name in the help tells.
+/// The kind of a value, which its name in the help tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind<'a> {
     File,
@@ -53,7 +53,7 @@ impl Kind<'_> {
     }
 }
 
-/// What is known of a command line once its words are read.
+/// The state of a command line after its words are read.
 struct Line<'a> {
     program: &'a CommandInfoWithArgs,
     command: Option<&'a SubCommandInfo>,
@@ -123,7 +123,7 @@ impl<'a> Line<'a> {
     }
 
     fn flag(&self, name: &[u8]) -> Option<&'a FlagInfo<'static>> {
-        // An option of a command may stand before it, where it is not known yet whose it is.
+        // A command's option may come before the command, which is not known yet.
         let all = self.program.commands.iter();
         let all = all.flat_map(|command| command.command.flags);
         let is_named = |flag: &&FlagInfo<'static>| {
@@ -133,7 +133,7 @@ impl<'a> Line<'a> {
         self.flags().chain(all).find(is_named)
     }
 
-    /// What the positional is that comes next.
+    /// The kind of the next positional.
     fn positional(&self) -> Option<Kind<'a>> {
         let all = match self.command {
             Some(command) => command.command.positionals,
@@ -149,7 +149,7 @@ impl<'a> Line<'a> {
     fn node_names(&self) -> Vec<String> {
         let file = self.config.clone();
         let file = file.unwrap_or_else(|| PathBuf::from(CONFIG_DEFAULT));
-        // Whoever is typing is not to be told of a wrong file.
+        // Faults of the file are not reported while a command line is typed.
         let nodes = Config::load(&file).map(|config| config.nodes);
         let nodes = nodes.unwrap_or_default().into_iter();
         nodes.map(|node| node.name).collect()
@@ -169,8 +169,8 @@ fn split(word: &OsStr) -> (&[u8], Option<&OsStr>) {
     }
 }
 
-/// What can stand in the place of the last of `words`, which come after the program's name: a line for each, with a
-/// tab before what it means where that is known; or [`FILES`].
+/// The candidates for the last of `words`, which follow the program's name: a line for each, with a tab before its
+/// meaning where that is known; or [`FILES`].
 pub(super) fn candidates(program: &CommandInfoWithArgs, words: &[OsString]) -> String {
     let (typed, before) = match words.split_last() {
         Some((last, before)) => (last.as_os_str(), before),

@@ -1,4 +1,4 @@
-//! The man page of a program: what its help says, and that of all its commands, on one page.
+//! The man page of a program: its help, and that of all its commands, on one page.
 
 use argh::{CommandInfoWithArgs, FlagInfo, FlagInfoKind, Optionality};
 use roff::{Roff, bold, italic, roman};
@@ -73,7 +73,7 @@ fn phrase(description: &str) -> String {
     }
 }
 
-/// Text whose lines are filled anew; an empty one begins a paragraph.
+/// Text that the formatter fills. An empty line begins a paragraph.
 fn paragraphs(page: &mut Roff, text: &str) {
     for (at, paragraph) in text.trim().split("\n\n").enumerate() {
         if at > 0 {
@@ -119,7 +119,7 @@ fn operands(page: &mut Roff, info: &CommandInfoWithArgs) {
         page.text([italic(positional.name)]);
         meaning(page, positional.description);
     }
-    // Every command has --help; it is told of once.
+    // Every command has --help; the page has it once.
     let is_shown = |flag: &&FlagInfo<'static>| !flag.hidden && flag.long != "--help";
     for flag in info.flags.iter().filter(is_shown) {
         page.control("TP", []);
@@ -128,7 +128,7 @@ fn operands(page: &mut Roff, info: &CommandInfoWithArgs) {
     }
 }
 
-/// What stands beside a name; without it the next name would.
+/// The text beside a name; without it the next name would be there.
 fn meaning(page: &mut Roff, text: &str) {
     let text = if text.trim().is_empty() { "-" } else { text };
     page.text([roman(text)]);

@@ -34,7 +34,7 @@ impl Address {
         Ok(Address { host, port })
     }
 
-    /// Whether it stands for every address of a machine, so that nobody can connect to it from another one.
+    /// Whether it stands for every address of a machine, so that no other machine can connect to it.
     pub(super) fn is_wildcard(&self) -> bool {
         matches!(&self.host, Host::Ip(ip) if ip.is_unspecified())
     }

@@ -1,4 +1,4 @@
-//! Why a `cluster.toml` is refused, and how people are told.
+//! Faults of a `cluster.toml`, and their messages.
 
 use std::str::Utf8Error;
 use std::time::Duration;
@@ -14,7 +14,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Where the byte at `offset` stands; past the end, where the text ends.
+    /// The place of the byte at `offset`; past the end, the place of the end.
     pub(super) fn of(text: &[u8], offset: usize) -> Place {
         let before = text.get(..offset).unwrap_or(text);
         let line_start = before
@@ -49,13 +49,13 @@ impl ConfigError {
         }
     }
 
-    /// The line at which it stands, from 1; `None` where the file was not read.
+    /// The line of the fault, from 1; `None` where the file was not read.
     #[must_use]
     pub fn line(&self) -> Option<usize> {
         self.place.map(|place| place.line)
     }
 
-    /// What is wrong.
+    /// The fault.
     #[must_use]
     pub fn problem(&self) -> &Problem {
         &self.problem
@@ -86,7 +86,7 @@ impl std::error::Error for ConfigError {
     }
 }
 
-/// What is wrong with a `cluster.toml`.
+/// A fault of a `cluster.toml`.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Problem {
@@ -130,7 +130,7 @@ pub enum Problem {
     NoNodes,
     /// The leader is not among the nodes.
     UnknownLeader {
-        /// What `leader` says.
+        /// The value of `leader`.
         leader: String,
         /// The names of the nodes.
         nodes: Vec<String>,
@@ -161,12 +161,12 @@ pub enum Problem {
         key: &'static str,
         /// The address.
         addr: String,
-        /// What is wrong with it.
+        /// The fault of the address.
         fault: AddrFault,
     },
 }
 
-/// What is wrong with an address.
+/// A fault of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddrFault {
     /// There is no port, or it is no number.

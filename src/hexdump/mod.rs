@@ -1,11 +1,11 @@
-//! Bytes as people have them on a screen: hex dumps, captures and `printf` strings, back into bytes.
+//! Reads bytes from text: hex dumps, captures and `printf` strings.
 //!
 //! [`read`] recognises the form. In this order, an input is
 //!
-//! 1. raw bytes, where it holds a byte that no text does: a control byte other than tab, line feed and carriage return,
-//!    or what is not UTF-8. Every whole GBP frame holds one, a zero at least.
+//! 1. raw bytes, where it holds a byte that no text holds: a control byte other than tab, line feed and carriage
+//!    return, or one that is not UTF-8. Every whole GBP frame holds one, at least a zero.
 //! 2. packets ([`Form::Packets`]), where a line begins with an offset such as `0x0010:`, as `tcpdump -x` and `-X` write
-//!    it. What they carry is put together for each connection and direction.
+//!    it. Their payload is put together for each connection and direction.
 //! 3. lines of `xxd` or of `hexdump -C`, where the first line that is not empty begins with an offset as those write
 //!    it. Offsets are checked, so that a line lost in pasting is noticed.
 //! 4. a [`printf`] string, where there is a backslash, or the first word is `printf`.
@@ -31,7 +31,7 @@ pub mod printf;
 
 use std::{borrow::Cow, fmt};
 
-/// What an input was.
+/// The form of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// The bytes themselves.
@@ -48,10 +48,10 @@ pub enum Form {
     Printf,
 }
 
-/// What an input holds.
+/// The bytes that an input holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contents<'a> {
-    /// What it was.
+    /// Its form.
     pub form: Form,
     /// Its bytes: one flow, or of packets one for each direction of each connection that carried any, in the order in
     /// which they began.
@@ -76,7 +76,7 @@ pub struct TextError {
     pub line: usize,
     /// Byte in that line, from 1; 0 where it is the whole line.
     pub column: usize,
-    /// What is wrong there.
+    /// The fault there.
     pub what: String,
 }
 
@@ -102,10 +102,10 @@ impl fmt::Display for TextError {
 
 impl std::error::Error for TextError {}
 
-/// Bytes that the `*` of a dump may stand for; a few bytes of text could ask for any number.
+/// Most bytes that the `*` of a dump may stand for. Without a limit a few bytes of text could ask for any number.
 pub const REPEATED_MAX: usize = 256 << 20;
 
-/// Reads an input of whatever form.
+/// Reads an input of any form.
 ///
 /// # Errors
 ///
@@ -175,7 +175,7 @@ fn offset(line: &str, form: Form) -> Option<(u64, usize)> {
         .bytes()
         .take_while(|byte| byte.is_ascii_hexdigit())
         .count();
-    // What `xxd` and `hexdump` write at least; a number of 17 digits is none.
+    // Fewer digits than the program writes, or 17 and more, are no offset.
     let (least, colon) = match form {
         Form::Canonical => (7, ""),
         _ => (4, ":"),
@@ -298,7 +298,7 @@ fn digits(text: &str) -> Result<Vec<u8>, TextError> {
 fn dump(text: &str, form: Form) -> Result<Vec<u8>, TextError> {
     let mut out: Vec<u8> = Vec::with_capacity(text.len() / 4);
     let mut base = None;
-    // What a `*` repeats: where the line before it starts.
+    // The start of the line before, which a `*` repeats.
     let mut last = 0;
     let mut is_repeated = false;
     for (number, line) in (1..).zip(text.lines()) {
@@ -359,7 +359,7 @@ struct Packet {
     bytes: Vec<u8>,
 }
 
-/// The packets of a `tcpdump -x`. Lines without an offset say what the packet is, in words, and are passed over.
+/// The packets of a `tcpdump -x`. Lines without an offset describe the packet in words, and are skipped.
 fn packet_lines(text: &str) -> Result<Vec<Packet>, TextError> {
     let mut packets: Vec<Packet> = Vec::new();
     for (line, content) in (1..).zip(text.lines()) {

@@ -1,4 +1,4 @@
-//! What packets carry: TCP over IP, put together for each direction of each connection.
+//! The payload of packets: TCP over IP, put together for each direction of each connection.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -72,12 +72,12 @@ pub(super) fn flows<'b>(packets: &[Packet]) -> Result<Vec<Flow<'b>>, TextError> 
     Ok(flows.map(assembled).collect())
 }
 
-/// The bytes of a flow up to the first that is missing; what came twice counts once.
+/// The bytes of a flow up to the first that is missing. Bytes that came twice count once.
 fn assembled<'b>(mut flow: Open) -> Flow<'b> {
     flow.segments.sort_by_key(|(place, _)| *place);
     let start = flow.segments.first().map_or(0, |(place, _)| *place);
     let mut bytes: Vec<u8> = Vec::new();
-    // Where what the packets had on the wire ends, as far as one follows on another.
+    // The end of the bytes that the packets had on the wire, as far as one follows another.
     let mut end = 0;
     for (place, segment) in &flow.segments {
         let place = usize::try_from(place.saturating_sub(start)).unwrap_or(usize::MAX);
@@ -106,7 +106,7 @@ fn segment(packet: &[u8]) -> Option<Segment<'_>> {
         .find_map(|link| internet(packet.get(link..)?))
 }
 
-/// Whether the header of a link of that length says that IP is in it.
+/// Whether a link header of that length says that the packet is IP.
 fn is_ip_behind(packet: &[u8], link: usize) -> bool {
     let protocol_at = match link {
         0 => return true,

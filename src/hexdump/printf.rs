@@ -2,8 +2,8 @@
 
 use super::{TextError, digit};
 
-/// `bytes` as a format for `printf`, to stand in single quotes: letters, digits and what else has no meaning there for
-/// themselves, all others in octal, which every shell's `printf` reads.
+/// `bytes` as a format for `printf` in single quotes: letters, digits and other characters without a meaning there as
+/// they are, all others in octal, which every shell's `printf` reads.
 #[must_use]
 pub fn escaped(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() * 2);
@@ -38,7 +38,7 @@ pub(super) fn is_command(text: &str) -> bool {
 /// The bytes that a string makes, or what each `printf` of a shell's lines prints, one after another.
 ///
 /// A string may stand in quotes, also as `b'…'` or `$'…'`. In a `printf` command the string is a format, so that `%%`
-/// is one `%`; what stands behind the command, such as `| nc`, is passed over.
+/// is one `%`; text behind the command, such as `| nc`, is skipped.
 pub(super) fn read(text: &str) -> Result<Vec<u8>, TextError> {
     let mut reader = Reader {
         text: text.as_bytes(),
@@ -72,7 +72,7 @@ pub(super) fn read(text: &str) -> Result<Vec<u8>, TextError> {
     }
 }
 
-/// Reads what stands behind `printf`.
+/// Reads the operands of `printf`.
 fn command(reader: &mut Reader, out: &mut Vec<u8>) -> Result<(), TextError> {
     let start = reader.at;
     let mut word = reader.word()?;
@@ -101,7 +101,7 @@ fn command(reader: &mut Reader, out: &mut Vec<u8>) -> Result<(), TextError> {
     }
 }
 
-/// What a backslash and a percent sign mean.
+/// The meaning of a backslash and a percent sign.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Style {
     /// Of a string alone: `%` is nothing special.
