@@ -167,12 +167,14 @@ impl Node {
     }
 
     /// Another node leads in a later epoch: this leader keeps its data and takes no more writes, for the reason given.
+    /// No answer waits for a position of its own epoch any more.
     pub fn yield_to_other_leader(&self, why: &str) {
         self.change(|state| {
             if state.phase == Phase::Serving {
                 state.phase = Phase::Refusing(Arc::from(why));
             }
         });
+        self.give_up_positions();
     }
 
     /// A leader that stops takes no more writes, so that its followers can apply everything before it ends. Returns

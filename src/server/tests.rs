@@ -257,18 +257,49 @@ fn a_client_that_resets_its_connection_leaves_its_place_at_once() {
     });
 }
 
+/// Four clients, each with a write whose answer waits.
+fn held_writers(server: &Server) -> Vec<TcpStream> {
+    let before = server.node.head().index;
+    let clients: Vec<TcpStream> = (0..4).map(|_| connect(server)).collect();
+    for (key, client) in (0_u64..).zip(&clients) {
+        send(client, &[set(&key.to_be_bytes(), b"v"), Request::Ping]);
+    }
+    appended(server, before + 4);
+    clients
+}
+
 #[test]
-fn a_new_epoch_ends_the_wait_for_the_one_before() {
+fn a_new_epoch_ends_the_wait_for_positions_of_the_one_before() {
     with_server("", |server| {
-        let clients: Vec<TcpStream> = (0..4).map(|_| connect(server)).collect();
-        for (at, client) in clients.iter().enumerate() {
-            send(client, &[set(&at.to_be_bytes(), b"v"), Request::Ping]);
+        let before = held_writers(server);
+        let mut next = server.node.history().last().unwrap();
+        next.epoch += 1;
+        next.start_index = server.node.head().index + 1;
+        server.node.open_epoch(next).unwrap();
+        for client in &before {
+            assert_eq!(answer(client).0, Status::Timeout);
+            assert_eq!(answer(client), ok(b"PONG"));
         }
-        appended(server, 4);
-        server.node.give_up_positions();
+        // Those of the new one wait for the watermark.
+        let after = held_writers(server);
+        silent(&after[0]);
+        commit(server, server.node.head().index);
+        for client in &after {
+            assert_eq!((answer(client), answer(client)), (ok(b""), ok(b"PONG")));
+        }
+    });
+}
+
+#[test]
+fn a_leader_that_yields_ends_the_wait_of_every_answer() {
+    with_server("", |server| {
+        let clients = held_writers(server);
+        server.node.yield_to_other_leader("another node leads");
         for client in &clients {
             assert_eq!(answer(client).0, Status::Timeout);
             assert_eq!(answer(client), ok(b"PONG"));
+            send(client, &[set(b"k", b"v")]);
+            assert_eq!(answer(client).0, Status::Loading);
         }
     });
 }
