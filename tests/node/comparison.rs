@@ -20,7 +20,7 @@ fn store<'a>(partitions: usize, pairs: impl IntoIterator<Item = (&'a [u8], &'a [
     store
 }
 
-/// The sums of the whole store, and how many requests that took.
+/// The sums of the whole store, and the number of requests for them.
 fn sums(store: &Store, bits: u8, budget: Budget) -> (Vec<u128>, usize) {
     let mut total = vec![0_u128; 1 << bits];
     let mut place = Place::default();
@@ -91,7 +91,7 @@ fn slices(pairs: &[(Vec<u8>, Vec<u8>)]) -> impl Iterator<Item = (&[u8], &[u8])> 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// The rule on which `diff` rests.
+    /// `diff` relies on this rule.
     #[test]
     fn sums_of_buckets_are_the_digests_of_their_entries_on_every_node(
         pairs in prop::collection::btree_map(
@@ -121,7 +121,7 @@ proptest! {
         prop_assert_eq!(&sums(&b, bits, Budget::default()).0, &expected);
         prop_assert_eq!(sums(&a, 0, budget).0, vec![whole.to_u128()]);
 
-        // Lists have each entry in its bucket, with what it adds to the sum.
+        // Lists have each entry in its bucket, with its part of the sum.
         let wanted = pairs.first().map_or(0, |(key, _)| bucket_of(key, bits));
         let mut one = Buckets::none(bits);
         one.insert(wanted);
@@ -202,7 +202,7 @@ fn answers_to_list_are_bounded_and_a_walk_stays_exact_while_it_is_written_to() {
         let store = store(partitions, slices(&pairs));
         let mut written = 0_u32;
         let (items, lens) = list(&store, &every_bucket(4), budget, |next| {
-            // The key that the walk goes on with goes, and others come, before it and after it.
+            // The key at which the scan continues is removed, and others are added before and after it.
             store.remove(&next.from);
             for at in ["!", "~"] {
                 written += 1;
@@ -212,7 +212,7 @@ fn answers_to_list_are_bounded_and_a_walk_stays_exact_while_it_is_written_to() {
         });
         assert!(lens.len() > 2, "{lens:?}");
         assert!(lens.iter().all(|len| *len <= 2_000 + 18 + 100), "{lens:?}");
-        // Every key that nobody wrote is there just once.
+        // Every key that was not written is there exactly once.
         let listed: Vec<_> = items.iter().map(|item| &item.key).collect();
         let mut once = listed.clone();
         once.dedup();

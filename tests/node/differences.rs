@@ -1,4 +1,4 @@
-//! A follower whose data is not what its leader's is: planted before it follows, found by the first heartbeat.
+//! A follower with other data than its leader: planted before it follows, found by the first heartbeat.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -20,7 +20,7 @@ use crate::{apply, ask, entry, with_frame};
 
 const HEARTBEAT: Duration = Duration::from_millis(300);
 
-/// How long anything may take that a slow machine delays.
+/// Longest time for a step on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The one epoch of these tests' data.
@@ -30,7 +30,7 @@ const EPOCH: EpochStart = EpochStart {
     start_index: 1,
 };
 
-/// A port that stays this test's as long as the socket lives.
+/// A port that belongs to this test as long as the socket exists.
 fn reserve_port() -> (Socket, u16) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
@@ -132,7 +132,7 @@ fn status(stream: &mut TcpStream) -> String {
     String::from_utf8(text).unwrap()
 }
 
-/// A data set of these pairs, as the log brings it.
+/// A data set of these pairs, as records of the log.
 fn fill(node: &Node, pairs: &[(&[u8], &[u8])]) {
     for (key, value) in pairs {
         apply(node.engine(), entry(key, value).frame()).unwrap();
@@ -142,7 +142,7 @@ fn fill(node: &Node, pairs: &[(&[u8], &[u8])]) {
 #[test]
 fn a_follower_with_other_data_is_found_stops_serving_and_heals_by_a_full_copy() {
     let leaders: [(&[u8], &[u8]); 3] = [(b"a", b"1"), (b"b", b"2"), (b"c", b"3")];
-    // Another value, another key, and nothing at all where the leader has an entry.
+    // Another value, another key, and no entry where the leader has one.
     for last in [(&b"c"[..], &b"x"[..]), (b"d", b"3"), (b"a", b"1")] {
         let mut pair = Pair::new();
         let history = || History::new(vec![EPOCH]).unwrap();
@@ -209,7 +209,7 @@ fn a_leader_that_knows_nothing_of_it_does_not_empty_a_follower_that_found_a_diff
     fill(&follower, &[(b"a", b"1")]);
     follower.adopt(History::new(vec![EPOCH]).unwrap());
     follower.mark_diverged("the digest differs");
-    // It has nothing, and does not take what a follower found to be wrong.
+    // The leader has no data, and does not copy data that a follower found to differ.
     let leader = pair.node("n1");
     pair.run("n2", follower);
     pair.run("n1", leader);
@@ -305,7 +305,7 @@ fn a_snapshot_that_was_not_agreed_on_empties_no_node() {
         bytes: 0,
         history: Epochs::of(&history).unwrap(),
     });
-    // The link is dropped and made again.
+    // The stream is dropped and begun again.
     pair.wait("another stream", |pair| {
         pair.status("n2", "resumes")
             .parse()

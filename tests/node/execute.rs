@@ -1,4 +1,4 @@
-//! Which answer each request gets in each role.
+//! The answer to each request in each role.
 
 use std::sync::Arc;
 
@@ -243,7 +243,7 @@ fn a_node_that_serves_reads_says_what_it_holds() {
     }
 }
 
-/// A write before that would have an index in the time of the leader that was copied.
+/// A write before that would have an index in the epoch of the leader that was copied.
 #[test]
 fn a_leader_that_has_taken_a_copy_serves_once_it_has_its_own_era() {
     let mut node = Node::new(Role::Leader);
@@ -276,7 +276,7 @@ fn a_watcher_of_a_node_receives_each_change_of_phase_once() {
     let first = phases.recv();
     assert!(matches!(first, Ok(Phase::Loading(_))), "{first:?}");
     drop(node);
-    // It ends with the node.
+    // The channel ends with the node.
     let rest: Vec<Phase> = phases.iter().collect();
     assert_eq!(rest, [Phase::Serving, refusing]);
 }
@@ -326,8 +326,8 @@ fn each_request_of_a_run_sees_what_those_before_it_did() {
     assert_eq!(ask(&node, &get), (Status::Ok, b"4".to_vec()));
 }
 
-/// Short values are answered together; a long one is held, alone, until the client takes it. What stands before it is
-/// done, and what stands behind it comes after it.
+/// Short values are answered together; a long one is held alone until the client takes it. The requests before it are
+/// executed, and those behind it come after it.
 #[test]
 fn a_run_ends_at_a_long_value() {
     let long = vec![7; COPIED_BYTES + 1];

@@ -17,10 +17,10 @@ use gopherstore::log::{
 
 use crate::entry;
 
-/// For what must come.
+/// Longest wait for an event that must come.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// For what must not come: long enough for a thread that is not stopped to get there.
+/// Wait for an event that must not come: long enough for a thread that is not stopped to cause it.
 const BLOCKED: Duration = Duration::from_millis(50);
 
 fn cost(entry: &Entry) -> u64 {
@@ -52,7 +52,7 @@ fn kept(sequencer: &Sequencer, f: impl FnOnce()) {
     });
 }
 
-/// Has a thread reserve room, and says when it has.
+/// Starts a thread that reserves room, and tells when it has it.
 fn reserve<'scope>(
     scope: &'scope thread::Scope<'scope, '_>,
     sequencer: &'scope Sequencer,
@@ -94,7 +94,7 @@ fn what_is_larger_than_all_room_waits_until_half_of_it_is_free() {
     });
 }
 
-/// A writer of little would otherwise get ahead of a writer of much again and again.
+/// Otherwise writers of short records would always get ahead of a writer of long ones.
 #[test]
 fn writers_get_room_in_the_order_in_which_they_came() {
     let sequencer = Sequencer::new(1 << 20);
@@ -157,7 +157,7 @@ fn the_replication_thread_gives_back_the_room_of_what_it_moves() {
     let log = sequencer.log();
     let large = entry(b"key", &vec![7; 1 << 20]);
     kept(&sequencer, || {
-        // Four times what the channel takes.
+        // Four times the capacity of the append queue.
         for _ in 0..32 {
             append(&sequencer, &large);
         }
@@ -189,7 +189,7 @@ fn a_reader_gets_entries_in_their_order_then_nothing_and_then_the_end() {
         assert!(log.cursor_after(3).is_some());
         assert!(log.cursor_after(4).is_none(), "beyond the head");
     });
-    // Ended, but what is in the log can still be read.
+    // The log has ended, but its records can still be read.
     let mut cursor = log.cursor_after(1).unwrap();
     for _ in 0..2 {
         let (found, _) = read(log, &mut cursor, later());
@@ -236,7 +236,7 @@ fn a_reset_takes_readers_their_place_and_begins_after_the_new_head() {
             assert!(Instant::now() < deadline, "the reset does not come");
             thread::yield_now();
         }
-        // The log has entry 3 again before the old reader looks: it is not the one that it waits for.
+        // The log has another entry 3 before the old reader reads again. It is not the one that the reader waits for.
         append(&sequencer, &entry(b"key", b"another"));
         let (found, _) = read(log, &mut old, later());
         assert!(matches!(found, Found::Gone), "{found:?}");

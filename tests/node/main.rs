@@ -16,12 +16,12 @@ use gopherstore::wire::replication::{self, BatchEncoder, Message};
 use gopherstore::wire::request::{Limits, Parsed, frames, parse};
 use gopherstore::wire::{Request, Run, Status, response};
 
-/// An entry as it comes in from a client.
+/// An entry as a client sends it.
 fn entry(key: &[u8], value: &[u8]) -> Entry {
     with_frame(&Request::Set { key, value }, Entry::copy_of)
 }
 
-/// Calls `f` with the request as it would come out of a connection's buffer.
+/// Calls `f` with the request as parsed from a connection's buffer.
 fn with_frame<T>(
     request: &Request<'_>,
     f: impl FnOnce(&gopherstore::wire::RequestFrame<'_>) -> T,

@@ -34,7 +34,7 @@ enum Operation {
 fn operation() -> impl Strategy<Value = Operation> {
     // Few keys, so that operations meet; up to three bytes of few kinds, so that some are prefixes of others.
     let key = || vec(prop_oneof![Just(0_u8), Just(b'a'), Just(255)], 0..4);
-    // About as long as is copied to the answers of a run, and as may be written in one.
+    // About the longest values that are copied to a run's answers, and that may be written in a run.
     let long = prop_oneof![
         COPIED_BYTES - 1..=COPIED_BYTES + 1,
         RUN_FRAME_BYTES_MAX - 12..=RUN_FRAME_BYTES_MAX
@@ -73,7 +73,7 @@ proptest! {
             prop_assert_eq!((staged.len(), staged.is_empty()), (count, count == 0));
             store.put_staged(&mut staged, |old| replaced.push(old.frame().to_vec()));
             prop_assert!(staged.is_empty());
-            // Those of one key came in one order; of different keys in any.
+            // Entries of one key came in one order, those of different keys in any.
             replaced.sort_unstable();
             replaced_there.sort_unstable();
             prop_assert_eq!(replaced, replaced_there);
@@ -153,7 +153,7 @@ fn nodes() -> [Node; 2] {
     })
 }
 
-/// Adds one request, and what a map answers to it. Says whether the request changes the map.
+/// Adds one request, and a map's answer to it. Returns whether the request changes the map.
 fn ask(
     model: &mut BTreeMap<Vec<u8>, Vec<u8>>,
     request: &Request<'_>,
@@ -179,8 +179,8 @@ fn ask(
 }
 
 proptest! {
-    /// Requests of all kinds as they come, cut anywhere, with and without a log: byte for byte the answers of a map
-    /// that does one after the other, the log is what was done, and the digest is the data's.
+    /// Requests of all kinds, cut anywhere, with and without a log: the answers are byte for byte those of a map that
+    /// executes one after another, the log has the writes that were executed, and the digest is that of the data.
     #[test]
     fn runs_are_their_requests_one_after_another(
         operations in vec(operation(), 0..300),

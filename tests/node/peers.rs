@@ -1,4 +1,4 @@
-//! The registry of a node's followers, and what waits for it.
+//! The registry of a node's followers, and waits for its changes.
 
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,7 @@ fn the_older_stream_of_a_name_stays_until_it_ends() {
     assert!(peers.with_follower("n2", new, |_| ()).is_none());
 }
 
-/// Where a follower's stream ends before it has said that it has everything, nothing is known of it.
+/// If a follower's stream ends before it has acknowledged everything, its state is unknown.
 #[test]
 fn a_follower_that_leaves_has_not_applied_what_it_has_not_acknowledged() {
     let peers = Peers::attach(&mut Node::new(Role::Leader));

@@ -43,7 +43,7 @@ fn each_reader_sees_only_values_that_were_written_and_never_an_older_one_again()
     let done = AtomicBool::new(false);
     let reads = AtomicU64::new(0);
     thread::scope(|scope| {
-        // One writer a key, so that what a reader sees of a key must never go back.
+        // One writer for each key, so that a reader must never see an older value again.
         let writers: Vec<_> = (0..KEYS)
             .map(|key| {
                 let store = &store;

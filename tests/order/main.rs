@@ -1,7 +1,7 @@
 //! The one order of writes under every interleaving that a random scheduler finds.
 //!
 //! These tests compile the text of `src/engine` and `src/log` a second time: in this crate `parking_lot` and
-//! `crossbeam_channel` are the crate itself, whose root offers the same names made of `shuttle`'s locks
+//! `crossbeam_channel` are the crate itself: its root offers the same names, made of `shuttle`'s locks
 //! ([`primitives`]). Tests inside those files run here as well, without a scheduler, so those that take locks are in
 //! `tests/node`.
 //!

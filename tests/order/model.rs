@@ -25,7 +25,7 @@ const PASSES: usize = 2_000;
 /// Schedules within which a planted fault has to be found.
 const FINDS: usize = 1_000;
 
-/// The seed of the search for planted faults, so that it is the same each time.
+/// The seed of the search for planted faults, which makes it the same each time.
 const SEED: u64 = 3;
 
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -45,7 +45,7 @@ fn get(key: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// What an engine admits.
+/// An admission of reads, and of writes where `writes`.
 fn admission(epoch: u64, writes: bool) -> Admission {
     Admission {
         reads: true,
@@ -172,13 +172,13 @@ fn entries(mut frames: &[u8]) -> Vec<Entry> {
     entries
 }
 
-/// What can be wrong after a run.
+/// Faults that a run can have.
 const ORDER: &str = "the follower's data is not the leader's";
 const DIGEST: &str = "the digest is not the data's";
 const COPY: &str = "the copy of a partition is not the data at its index";
 
-/// One run: writers on as many keys as there are partitions, a follower and a copy. Each writer makes its
-/// writes one by one, or all together. Says what is wrong after it.
+/// One run: writers on as many keys as there are partitions, a follower and a snapshot. Each writer makes its writes
+/// one by one, or all together. Returns the faults found after it.
 fn run(
     partitions: usize,
     writers: u8,
@@ -221,7 +221,7 @@ fn run(
                     set(key, writer * writes + write)
                 });
                 if in_runs {
-                    // With reads of all keys among them, whose locks the copy shares.
+                    // Among the writes are reads of all keys. They share locks with the snapshot.
                     let gets: Vec<u8> = keys.iter().flat_map(|key| get(key)).collect();
                     let frames: Vec<Vec<u8>> = frames.collect();
                     assert!(execute(leader, &frames.join(&gets[..]), planted));
@@ -276,7 +276,7 @@ fn run(
     faults
 }
 
-/// Runs the protocol as it is, with schedules that are others each time.
+/// Runs the code as it is, with other schedules each time.
 fn passes(partitions: usize, writers: u8, writes: u8, in_runs: bool) {
     let runner = Runner::new(RandomScheduler::new(PASSES), shuttle::Config::default());
     runner.run(move || {

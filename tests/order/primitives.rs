@@ -20,7 +20,7 @@ impl<T> RwLock<T> {
         self.0.write().unwrap()
     }
 
-    /// Asked only for having the lock near, and nothing is done with the answer.
+    /// Called only to bring the lock into the cache. The result is not used.
     pub fn is_locked(&self) -> bool {
         false
     }
@@ -37,7 +37,7 @@ impl<T> RwLock<T> {
 #[derive(Debug, Default)]
 pub struct Mutex<T>(inner::Mutex<T>);
 
-/// Empty only while its condition is waited for.
+/// Empty only during a wait for its condition.
 pub struct MutexGuard<'a, T>(Option<inner::MutexGuard<'a, T>>);
 
 impl<T> Mutex<T> {
@@ -67,7 +67,7 @@ impl<T> DerefMut for MutexGuard<'_, T> {
 #[derive(Debug)]
 pub struct Condvar(inner::Condvar);
 
-/// Whether a wait ended for the time.
+/// Whether a wait ended by its deadline.
 pub struct WaitTimeoutResult(bool);
 
 impl WaitTimeoutResult {
@@ -87,7 +87,7 @@ impl Condvar {
         guard.0 = Some(self.0.wait(held).unwrap());
     }
 
-    /// A scheduler knows no time: a deadline that is over is over, and any other never comes.
+    /// A scheduler knows no time: a deadline in the past has come, and any other never comes.
     pub fn wait_until<T>(
         &self,
         guard: &mut MutexGuard<'_, T>,
@@ -117,7 +117,7 @@ pub struct Sender<T>(Arc<Channel<T>>);
 #[derive(Debug)]
 pub struct Receiver<T>(Arc<Channel<T>>);
 
-/// Never comes: the log holds both ends of its channel.
+/// Never returned: the log holds both ends of its channel.
 #[derive(Debug)]
 pub struct Closed;
 
