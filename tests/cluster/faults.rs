@@ -4,8 +4,6 @@
 
 use std::time::{Duration, Instant};
 
-use gopherstore::client::Error;
-
 use crate::support::cluster::{Cluster, Options, is_long, rounds, wait_until};
 use crate::support::load::{self, Load, Losses, Random};
 use crate::support::names::{key, opcode, peer, state};
@@ -13,20 +11,20 @@ use crate::support::node::PATIENCE;
 use crate::support::proxy::{Cut, Way};
 
 /// From the end of a fault to equal nodes.
-const HEALED_WITHIN: Duration = Duration::from_secs(5);
+pub(crate) const HEALED_WITHIN: Duration = Duration::from_secs(5);
 /// Where a link has to be given up, and found again, first.
-const FOUND_WITHIN: Duration = Duration::from_secs(15);
+pub(crate) const FOUND_WITHIN: Duration = Duration::from_secs(15);
 /// Quick enough that a test need not wait long for silence to be noticed.
-const HEARTBEAT: Duration = Duration::from_millis(100);
-const QUICK: &str = "heartbeat_interval_ms = 100\nleader_timeout_ms = 1000";
+pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);
+pub(crate) const QUICK: &str = "heartbeat_interval_ms = 100\nleader_timeout_ms = 1000";
 /// The smallest that there is.
-const BACKLOG_BYTES: u64 = 1 << 20;
-const QUICK_AND_SMALL: &str =
+pub(crate) const BACKLOG_BYTES: u64 = 1 << 20;
+pub(crate) const QUICK_AND_SMALL: &str =
     "heartbeat_interval_ms = 100\nleader_timeout_ms = 1000\nbacklog_bytes = 1048576";
 /// Memory that a node may use beside its data and its backlog.
-const SPARE_KIB: u64 = 16 << 10;
+pub(crate) const SPARE_KIB: u64 = 16 << 10;
 
-fn cluster(replication: &str) -> Cluster {
+pub(crate) fn cluster(replication: &str) -> Cluster {
     let cluster = Cluster::start_with(
         3,
         &Options {
@@ -39,7 +37,7 @@ fn cluster(replication: &str) -> Cluster {
     cluster
 }
 
-fn load(cluster: &Cluster, random: &mut Random) -> Load {
+pub(crate) fn load(cluster: &Cluster, random: &mut Random) -> Load {
     let seed = random.next();
     let options = load::Options {
         seed,
@@ -50,14 +48,14 @@ fn load(cluster: &Cluster, random: &mut Random) -> Load {
 
 /// Stops the load, waits for equal nodes, and reads back every key; nothing may be lost. The load stays paused.
 #[track_caller]
-fn judge(cluster: &Cluster, load: &Load, within: Duration) {
+pub(crate) fn judge(cluster: &Cluster, load: &Load, within: Duration) {
     load.pause();
     cluster.wait_converged(within);
     load.judge(&cluster.equal_contents(load.keys()), Losses::Forbidden);
 }
 
 /// Writes that much on the leader, over and over the same few keys, so that the log grows and the data does not.
-fn overwrite(cluster: &Cluster, bytes: u64) {
+pub(crate) fn overwrite(cluster: &Cluster, bytes: u64) {
     let value = vec![b'x'; 1_000];
     let keys: Vec<Vec<u8>> = (0..64_u8).map(|n| vec![b'o', n]).collect();
     let count = usize::try_from(bytes / 1_000).unwrap();
@@ -236,113 +234,8 @@ fn a_follower_that_is_cut_off_costs_the_other_nothing() {
     }
 }
 
-#[test]
-fn a_gap_larger_than_the_backlog_is_closed_by_a_copy_in_bounded_memory() {
-    let cluster = cluster(QUICK_AND_SMALL);
-    overwrite(&cluster, 2 * BACKLOG_BYTES);
-    cluster.wait_converged(FOUND_WITHIN);
-    let base = cluster.process(0).memory_kib("VmHWM");
-    for _ in 0..rounds(2, 50) {
-        // The follower's own count: flat out, the leader may leave the other one behind its small backlog too.
-        let copies = cluster.number(1, key::FULL_COPIES);
-        let link = cluster.link(1, 0);
-        link.refuse(true);
-        link.cut(Cut::End);
-        overwrite(&cluster, 8 * BACKLOG_BYTES);
-        link.pass();
-        cluster.wait_converged(FOUND_WITHIN);
-        assert_eq!(
-            cluster.number(1, key::FULL_COPIES),
-            copies + 1,
-            "{}",
-            cluster.statuses()
-        );
-        let keys: Vec<Vec<u8>> = (0..64_u8).map(|n| vec![b'o', n]).collect();
-        cluster.equal_contents(&keys);
-    }
-    let most = cluster.process(0).memory_kib("VmHWM");
-    assert!(
-        most <= base + BACKLOG_BYTES / 1024 + SPARE_KIB,
-        "{most} KiB, base {base} KiB"
-    );
-}
-
-/// Nothing is between the nodes, since proxies would take the processor from all of them. What a writer waits for is
-/// compared with what it waits for while the follower of another cluster takes the same copy: that takes as much of the
-/// machine, but has nothing to do with the writer's leader.
-#[test]
-fn a_full_copy_under_load_stalls_no_writer_and_ends() {
-    let mut random = Random::from_env();
-    let count = rounds(30_000, 2_000_000);
-    let keys: Vec<Vec<u8>> = (0..count)
-        .map(|n| format!("large:{n:010}").into_bytes())
-        .collect();
-    let value = [b'v'; 64];
-    let [mut cluster, mut other] = [3, 2].map(|nodes| {
-        let options = Options {
-            replication: QUICK_AND_SMALL.to_owned(),
-            ..Options::default()
-        };
-        let cluster = Cluster::start_with(nodes, &options);
-        cluster.wait_converged(FOUND_WITHIN);
-        cluster.write_all(keys.iter().map(|key| (&key[..], &value[..])));
-        cluster.wait_converged(PATIENCE);
-        cluster
-    });
-    let load = Load::start(
-        cluster.addr(0),
-        load::Options {
-            batch: 1,
-            per_second: Some(if is_long() { 50_000 } else { 2_000 }),
-            seed: random.next(),
-            ..load::Options::default()
-        },
-    );
-    // The longest wait of the writer until the follower serves again.
-    let copy = |cluster: &mut Cluster| {
-        load.wait_for_more(1_000);
-        load.take_times();
-        let copies = cluster.number(0, key::FULL_COPIES);
-        cluster.kill(1);
-        cluster.restart(1);
-        cluster.wait_for_status(1, PATIENCE, "its copy", |status| {
-            status.is_state(state::SERVING)
-        });
-        assert!(
-            cluster.number(0, key::FULL_COPIES) > copies,
-            "{}",
-            cluster.statuses()
-        );
-        load.take_times().into_iter().max().unwrap()
-    };
-    // A debug build on a busy machine says nothing about 5 ms.
-    let allowed = Duration::from_millis(if is_long() { 5 } else { 200 });
-    let mut waits = Vec::new();
-    for _ in 0..rounds(2, 20) {
-        waits.push((copy(&mut other), copy(&mut cluster)));
-        judge(&cluster, &load, HEALED_WITHIN);
-        load.resume();
-    }
-    load.pause();
-    let median = |waits: &mut dyn Iterator<Item = Duration>| {
-        let mut waits: Vec<Duration> = waits.collect();
-        waits.sort_unstable();
-        waits[waits.len() / 2]
-    };
-    let without = median(&mut waits.iter().map(|pair| pair.0));
-    let with = median(&mut waits.iter().map(|pair| pair.1));
-    println!("longest waits, medians: {with:?} with a copy, {without:?} beside another's");
-    assert!(with <= without + allowed, "{waits:?}");
-    let values = cluster.equal_contents(&keys);
-    assert!(
-        values
-            .iter()
-            .all(|found| found.as_deref() == Some(&value[..]))
-    );
-}
-
 /// Fields of a stream's frames: the byte of each that is corrupted. The first seven are the header's, of every frame.
-const HEADER: [(&str, usize); 5] = [
+pub(crate) const HEADER: [(&str, usize); 5] = [
     ("opcode", 0),
     ("key_len", 2),
     ("value_len, high", 3),
@@ -361,13 +254,6 @@ const ENTRIES_VALUE: [(&str, usize); 4] = [
     ("an entry's key_len", 33),
     ("an entry's value_len", 37),
     ("an entry's key", 38),
-];
-const CHUNK_FIELDS: [(&str, usize); 5] = [
-    ("checksum", 18),
-    ("an entry's opcode", 19),
-    ("an entry's value_len", 25),
-    ("an entry's key", 26),
-    ("an entry's value", 60),
 ];
 
 #[test]
@@ -390,45 +276,7 @@ fn a_corrupted_byte_of_entries_is_noticed_and_never_applied() {
     }
 }
 
-#[test]
-fn a_corrupted_byte_of_a_snapshot_is_noticed_and_never_applied() {
-    let mut random = Random::from_env();
-    let mut cluster = cluster(QUICK_AND_SMALL);
-    let load = load(&cluster, &mut random);
-    // So much that a follower which restarts needs a copy.
-    overwrite(&cluster, 2 * BACKLOG_BYTES);
-    let header = |opcode| HEADER.iter().map(move |field| (opcode, field));
-    let fields: Vec<_> = header(opcode::SNAPSHOT_BEGIN)
-        .chain(header(opcode::SNAPSHOT_CHUNK))
-        .chain(
-            CHUNK_FIELDS
-                .iter()
-                .map(|field| (opcode::SNAPSHOT_CHUNK, field)),
-        )
-        .chain(header(opcode::SNAPSHOT_END))
-        .collect();
-    // Each takes two copies and a pause of the follower's, so by default only every third, from a random one.
-    let step = if is_long() { 1 } else { 3 };
-    for _ in 0..rounds(1, 8) {
-        for (opcode, (field, offset)) in fields.iter().skip(random.index(step)).step_by(step) {
-            cluster.kill(1);
-            let link = cluster.link(1, 0);
-            let before = link.counts();
-            link.flip(Way::Down, *opcode, *offset, bit(&mut random));
-            cluster.restart(1);
-            let link = cluster.link(1, 0);
-            let what = format!("{opcode:#04x} {field}");
-            wait_until(PATIENCE, &what, || link.counts().flips > before.flips);
-            wait_until(FOUND_WITHIN, &format!("{what}: a new link"), || {
-                link.counts().watched > before.watched + 1
-            });
-            judge(&cluster, &load, FOUND_WITHIN);
-            load.resume();
-        }
-    }
-}
-
-fn bit(random: &mut Random) -> u8 {
+pub(crate) fn bit(random: &mut Random) -> u8 {
     1 << random.within(0..=7)
 }
 
@@ -560,164 +408,6 @@ fn a_slow_or_stopped_follower_does_not_cost_the_leader_its_memory() {
 }
 
 #[test]
-fn a_planned_stop_of_the_leader_loses_nothing() {
-    let mut random = Random::from_env();
-    let mut cluster = cluster(QUICK);
-    let load = load(&cluster, &mut random);
-    for round in 0..rounds(4, 50) {
-        // Soon after its start too, before anybody follows it again.
-        let most = if round % 2 == 0 { 2_000 } else { 10 };
-        load.wait_for_more(random.within(1..=most));
-        cluster.stop(0);
-        if round % 4 != 0 {
-            cluster.restart(0);
-            continue;
-        }
-        load.pause();
-        cluster.restart(0);
-        judge(&cluster, &load, FOUND_WITHIN);
-        load.resume();
-    }
-    judge(&cluster, &load, FOUND_WITHIN);
-}
-
-/// A follower gives up its data for a copy. If both did that at once, a leader that dies would take everything with it.
-#[test]
-fn followers_that_hold_data_take_their_copies_one_after_another() {
-    let mut cluster = cluster(QUICK_AND_SMALL);
-    let keys: Vec<Vec<u8>> = (0..10_000_u32).map(|n| n.to_be_bytes().to_vec()).collect();
-    cluster.write_all(keys.iter().map(|key| (&key[..], &[b'v'; 200][..])));
-    for _ in 0..rounds(1, 20) {
-        cluster.wait_converged(FOUND_WITHIN);
-        for follower in [1, 2] {
-            let link = cluster.link(follower, 0);
-            link.refuse(true);
-            link.cut(Cut::End);
-            link.throttle(Way::Down, Some(250_000));
-        }
-        overwrite(&cluster, 3 * BACKLOG_BYTES);
-        for follower in [1, 2] {
-            cluster.link(follower, 0).refuse(false);
-        }
-        let loads = |cluster: &Cluster, node| {
-            let status = cluster.status(node).unwrap();
-            !status.is_state(state::SERVING)
-        };
-        wait_until(FOUND_WITHIN, "a copy", || {
-            loads(&cluster, 1) || loads(&cluster, 2)
-        });
-        let (copying, waiting) = if loads(&cluster, 1) { (1, 2) } else { (2, 1) };
-        cluster
-            .process(waiting)
-            .wait_for_log("one that holds data waits for its turn");
-        assert!(loads(&cluster, copying), "the test's copy is too short");
-        assert!(!loads(&cluster, waiting), "{}", cluster.statuses());
-        // Bytes on their way would outlive the leader, and might be the rest of the snapshot.
-        for follower in [1, 2] {
-            let link = cluster.link(follower, 0);
-            link.refuse(true);
-            link.cut(Cut::Reset);
-        }
-        cluster.kill(0);
-        assert!(loads(&cluster, copying), "the test's copy is too short");
-        for follower in [1, 2] {
-            cluster.link(follower, 0).pass();
-        }
-        cluster.restart(0);
-        cluster.wait_converged(FOUND_WITHIN);
-        let values = cluster.equal_contents(&keys);
-        assert!(values.iter().all(Option::is_some), "lost all");
-    }
-}
-
-/// Nobody else has what a leader took before its followers came back, so a planned stop waits for them.
-#[test]
-fn a_planned_stop_before_the_followers_are_back_loses_nothing() {
-    let mut random = Random::from_env();
-    let mut cluster = cluster(QUICK);
-    let load = load(&cluster, &mut random);
-    for _ in 0..rounds(2, 50) {
-        load.wait_for_more(100);
-        cluster.stop(0);
-        for follower in [1, 2] {
-            cluster.link(follower, 0).refuse(true);
-        }
-        cluster.restart(0);
-        load.wait_for_more(random.within(1..=500));
-        assert_eq!(cluster.number(0, key::RESUMES), 0, "no node follows");
-        cluster.begin_stop(0);
-        cluster.process(0).wait_for_log("handing over to n2, n3");
-        load.pause();
-        let refused = cluster.client(0).set(b"late", b"v").unwrap_err();
-        assert!(matches!(refused, Error::Loading { .. }), "{refused}");
-        assert!(refused.to_string().contains("stopping"), "{refused}");
-        cluster.read_all(0, load.keys()).unwrap();
-        for follower in [1, 2] {
-            cluster.link(follower, 0).refuse(false);
-        }
-        cluster.wait_stopped(0);
-        cluster.restart(0);
-        judge(&cluster, &load, FOUND_WITHIN);
-        load.resume();
-    }
-}
-
-/// A copy takes longer than a stop waits for a follower that stays away, and all the data would go with the leader.
-#[test]
-fn a_planned_stop_lets_the_only_copy_end() {
-    // With the defaults, since on a slow link a busy machine soon makes a silence of 300 ms.
-    let mut cluster = cluster("");
-    let keys: Vec<Vec<u8>> = (0..10_000_u32).map(|n| n.to_be_bytes().to_vec()).collect();
-    cluster.write_all(keys.iter().map(|key| (&key[..], &[b'v'; 200][..])));
-    cluster.wait_converged(FOUND_WITHIN);
-    cluster.kill(1);
-    cluster.kill(2);
-    cluster.link(1, 0).throttle(Way::Down, Some(200_000));
-    cluster.restart(1);
-    cluster.wait_for_status(1, FOUND_WITHIN, "part of a copy", |status| {
-        status.number(key::KEYS).is_some_and(|keys| keys > 100)
-    });
-    cluster.wait_for_status(0, FOUND_WITHIN, "the dead one's end", |status| {
-        status.get(&key::peer_state("n3")) == Some(peer::DOWN)
-    });
-    cluster.stop(0);
-    cluster.link(1, 0).pass();
-    let values = cluster.read_all(1, &keys).unwrap();
-    assert!(values.iter().all(Option::is_some));
-    cluster.restart(0);
-    cluster.restart(2);
-    cluster.wait_converged(FOUND_WITHIN);
-    let values = cluster.equal_contents(&keys);
-    assert!(values.iter().all(Option::is_some));
-}
-
-#[test]
-fn a_stopping_leader_does_not_wait_for_the_dead() {
-    let mut cluster = cluster(QUICK);
-    cluster.client(0).set(b"k", b"v").unwrap();
-    cluster.wait_converged(FOUND_WITHIN);
-    cluster.kill(1);
-    cluster.pause(2);
-    for name in ["n2", "n3"] {
-        cluster.wait_for_status(0, FOUND_WITHIN, "no peer", |status| {
-            status.get(&key::peer_state(name)) == Some(peer::DOWN)
-                && status.get(&key::follower_state(name)) == Some("away")
-        });
-    }
-    cluster.client(0).set(b"k", b"w").unwrap();
-    let begin = Instant::now();
-    cluster.begin_stop(0);
-    cluster.wait_stopped_with(0, 3);
-    assert!(begin.elapsed() < Duration::from_secs(15), "{begin:?}");
-    let log = cluster.folder_log(0);
-    assert!(
-        log.contains("no other node is known to hold the data: 1 keys, up to index 2, are lost"),
-        "{log}"
-    );
-    cluster.resume(2);
-}
-
-#[test]
 fn random_restarts_and_cuts_of_all_nodes_end_in_equal_nodes() {
     let mut seeds = Random::from_env();
     for _ in 0..rounds(1, 20) {
@@ -796,35 +486,5 @@ fn random_restarts_and_cuts_of_all_nodes_end_in_equal_nodes() {
             "{} of {acknowledged} writes lost, {refused} times discarded",
             verdict.lost_writes
         );
-    }
-}
-
-/// The only node that had the data dies while the leader copies it. What has come of it is no data set: it is not
-/// served, and the nodes become equal again.
-#[test]
-fn a_copy_that_the_leader_cannot_finish_leaves_nothing_behind() {
-    let mut cluster = cluster(QUICK);
-    let keys: Vec<Vec<u8>> = (0..20_000_u32).map(|n| n.to_be_bytes().to_vec()).collect();
-    let value = [b'v'; 200];
-    for _ in 0..rounds(1, 20) {
-        cluster.write_all(keys.iter().map(|key| (&key[..], &value[..])));
-        cluster.wait_converged(FOUND_WITHIN);
-        cluster.kill(2);
-        cluster.kill(0);
-        let link = cluster.link(0, 1);
-        link.throttle(Way::Down, Some(300_000));
-        cluster.restart(0);
-        cluster.wait_for_status(0, FOUND_WITHIN, "part of a copy", |status| {
-            status.number(key::KEYS).is_some_and(|keys| keys > 100)
-        });
-        cluster.kill(1);
-        cluster.wait_for_status(0, FOUND_WITHIN, "the end of its search", |status| {
-            status.is_state(state::SERVING)
-        });
-        cluster.link(0, 1).pass();
-        cluster.restart(1);
-        cluster.restart(2);
-        cluster.wait_converged(FOUND_WITHIN);
-        assert!(cluster.equal_contents(&keys).iter().all(Option::is_none));
     }
 }

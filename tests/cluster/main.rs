@@ -13,7 +13,9 @@ mod observers;
 mod proxy;
 mod reserve;
 mod roles;
+mod snapshots;
 mod status;
+mod stops;
 
 /// Helpers of these tests.
 #[path = "../support"]
