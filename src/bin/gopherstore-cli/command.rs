@@ -31,40 +31,40 @@ pub(crate) enum Answer {
 
 /// A command that lines offer.
 pub(crate) struct Offer {
-    /// Name and operands.
+    /// Name and operands, in brackets where they may be left out.
     pub(crate) synopsis: &'static str,
     /// Its effect, for the help.
     pub(crate) meaning: &'static str,
-    /// Makes the command from as many operands as the synopsis has.
-    make: fn(Vec<Vec<u8>>) -> Command,
+    /// Makes the command from as many operands as the synopsis allows.
+    make: fn(Vec<Vec<u8>>) -> Result<Command, String>,
 }
 
 /// The commands that lines offer. DISCARD is not among them: it removes data.
-pub(crate) const OFFERS: [Offer; 5] = [
+pub(crate) const OFFERS: &[Offer] = &[
     Offer {
         synopsis: "set KEY VALUE",
         meaning: "store VALUE under KEY",
-        make: |operands| Command::plain(Opcode::Set, operands),
+        make: |operands| Ok(Command::plain(Opcode::Set, operands)),
     },
     Offer {
         synopsis: "get KEY",
         meaning: "print the value of KEY",
-        make: |operands| Command::plain(Opcode::Get, operands),
+        make: |operands| Ok(Command::plain(Opcode::Get, operands)),
     },
     Offer {
         synopsis: "del KEY",
         meaning: "remove KEY",
-        make: |operands| Command::plain(Opcode::Del, operands),
+        make: |operands| Ok(Command::plain(Opcode::Del, operands)),
     },
     Offer {
         synopsis: "ping",
         meaning: "ask whether the node is there",
-        make: |operands| Command::plain(Opcode::Ping, operands),
+        make: |operands| Ok(Command::plain(Opcode::Ping, operands)),
     },
     Offer {
         synopsis: "status",
         meaning: "print how the node is",
-        make: |operands| Command::plain(Opcode::Status, operands),
+        make: |operands| Ok(Command::plain(Opcode::Status, operands)),
     },
 ];
 
@@ -75,6 +75,12 @@ impl Offer {
 
     pub(crate) fn operands(&self) -> impl Iterator<Item = &'static str> + use<> {
         self.synopsis.split(' ').skip(1)
+    }
+
+    /// Whether the command may have so many operands.
+    fn takes(&self, count: usize) -> bool {
+        let required = self.operands().filter(|operand| !operand.starts_with('['));
+        (required.count()..=self.operands().count()).contains(&count)
     }
 }
 
@@ -106,10 +112,10 @@ impl Command {
                 "unknown command {name}; help lists those that there are"
             ));
         };
-        if operands.len() != offer.operands().count() {
+        if !offer.takes(operands.len()) {
             return Err(wrong_count(operands.len(), offer.synopsis));
         }
-        Ok((offer.make)(operands))
+        (offer.make)(operands)
     }
 
     pub(crate) const fn opcode(&self) -> Opcode {

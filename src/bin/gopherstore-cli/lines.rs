@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn the_help_fits_a_terminal_and_names_every_command() {
         let text = help();
-        for offer in &OFFERS {
+        for offer in OFFERS {
             assert!(text.contains(offer.synopsis));
         }
         assert!(text.lines().all(|line| line.len() <= 110));
