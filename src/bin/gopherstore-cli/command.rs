@@ -25,6 +25,8 @@ pub(crate) enum Answer {
     Value(Vec<u8>),
     NotFound,
     Pong,
+    /// A number in decimal.
+    Number(String),
     /// The text of a STATUS.
     Status(String),
 }
@@ -151,13 +153,20 @@ impl Command {
     }
 
     pub(crate) fn run(&self, client: &mut Client) -> Result<Answer, Error> {
-        let is_text = self.opcode.spec().ok == OkValue::Text;
+        let text = |value: Vec<u8>| String::from_utf8_lossy(&value).into_owned();
         Ok(match client.request(self.request())? {
             client::Answer::Done => Answer::Done,
-            client::Answer::Value(text) if is_text => {
-                Answer::Status(String::from_utf8_lossy(&text).into_owned())
-            }
-            client::Answer::Value(value) => Answer::Value(value),
+            client::Answer::Value(value) => match self.opcode.spec().ok {
+                OkValue::Text => Answer::Status(text(value)),
+                OkValue::Number => Answer::Number(text(value)),
+                OkValue::Empty
+                | OkValue::Bytes
+                | OkValue::Pong
+                | OkValue::Sums
+                | OkValue::Items
+                | OkValue::Stream
+                | OkValue::Structured => Answer::Value(value),
+            },
             client::Answer::NotFound => Answer::NotFound,
             client::Answer::Pong => Answer::Pong,
         })

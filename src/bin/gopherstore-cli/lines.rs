@@ -136,6 +136,7 @@ pub(crate) fn shown(answer: Answer) -> (String, Outcome) {
         Answer::Pong => ("PONG".to_owned(), Outcome::Done),
         Answer::NotFound => ("(not found)".to_owned(), Outcome::NotFound),
         Answer::Value(value) => (quote::shown(&value), Outcome::Done),
+        Answer::Number(text) => (text, Outcome::Done),
         Answer::Status(text) => {
             let text = shown_status(&text, io::stdout().is_terminal());
             (text.trim_end().to_owned(), Outcome::Done)

@@ -301,6 +301,7 @@ fn once(context: &Context, command: &Command) -> Result<Outcome, Failure> {
     let (mut text, end) = match answer {
         Answer::Value(value) => (value, is_terminal),
         Answer::Pong => (b"PONG".to_vec(), true),
+        Answer::Number(text) => (text.into_bytes(), true),
         Answer::Status(text) => {
             let text = command::shown_status(&text, is_terminal);
             (text.into_bytes(), false)
