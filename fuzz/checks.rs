@@ -73,11 +73,12 @@ enum Naive {
 }
 
 /// The operations of GBP §3: opcode, whether there is a key, and what limits the value.
-const OPERATIONS: [(u8, bool, NaiveValue); 9] = [
+const OPERATIONS: [(u8, bool, NaiveValue); 10] = [
     (0x01, true, NaiveValue::OfNode),
     (0x02, true, NaiveValue::None),
     (0x03, true, NaiveValue::None),
     (0x04, false, NaiveValue::None),
+    (0x08, true, NaiveValue::UpTo(25)),
     (0x40, false, NaiveValue::None),
     (0x41, false, NaiveValue::None),
     (0x42, true, NaiveValue::UpTo(13)),

@@ -23,6 +23,7 @@ local OPCODES = {
     [0x02] = "GET",
     [0x03] = "DEL",
     [0x04] = "PING",
+    [0x08] = "ADD",
     [0x40] = "STATUS",
     [0x41] = "DISCARD",
     [0x42] = "SUMS",
@@ -32,6 +33,7 @@ local OPCODES = {
 
 -- The fields at the start of a request's value, each with its length.
 local OPERANDS = {
+    [0x08] = { { "want", 1 }, { "delta", 8 }, { "start", 8 }, { "ttl", 8 } },
     [0x42] = { { "incarnation", 8 }, { "partition", 4 }, { "bits", 1 } },
     [0x43] = { { "incarnation", 8 }, { "partition", 4 }, { "bits", 1 } },
     [0x60] = { { "version", 1 }, { "flags", 1 }, { "epoch", 8 }, { "nonce", 8 }, { "last_index", 8 } },

@@ -294,6 +294,34 @@ impl Client {
         Ok(self.request(Request::Del { key })? == Answer::Done)
     }
 
+    /// Adds `delta` to the decimal value of `key` and returns the sum. A key that does not exist counts as `start`.
+    ///
+    /// ```
+    /// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
+    /// # let server = Server::bind("127.0.0.1:0", Node::new(Role::Leader), LimitsConfig::default())?;
+    /// # let addr = &server.local_addr().to_string();
+    /// # std::thread::spawn(|| server.run());
+    /// let mut client = gopherstore::Client::connect(addr)?;
+    /// assert_eq!(client.add(b"visits", 1, 0)?, 1);
+    /// assert_eq!(client.add(b"visits", 41, 0)?, 42);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Server`] where the value is no decimal number of 64 bits, or the sum is none; any other [`Error`],
+    /// whose table says what is then known of the write.
+    pub fn add(&mut self, key: &[u8], delta: i64, start: i64) -> Result<i64> {
+        let operands = [0, delta.cast_unsigned(), start.cast_unsigned(), 0];
+        let value = &Opcode::Add.spec().value_of(operands);
+        let answer = self.request(Request::Add { key, value })?;
+        Ok(match answer {
+            // It was judged when it was read.
+            Answer::Value(sum) => answer::number(&sum).unwrap_or_default(),
+            Answer::Done | Answer::NotFound | Answer::Pong => 0,
+        })
+    }
+
     /// Checks that the node responds.
     ///
     /// # Errors

@@ -192,7 +192,10 @@ impl Node {
     pub fn execute(&self, frame: &RequestFrame<'_>) -> Reply {
         match frame.request() {
             Request::Ping => Reply::Pong,
-            Request::Get { .. } | Request::Set { .. } | Request::Del { .. } => {
+            Request::Get { .. }
+            | Request::Set { .. }
+            | Request::Del { .. }
+            | Request::Add { .. } => {
                 Reply::Error(format!("{} is executed in runs", frame.opcode().name()))
             }
             Request::Status => Reply::Text(self.status(Instant::now())),

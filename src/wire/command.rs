@@ -358,6 +358,27 @@ commands! {
         statuses: ALWAYS,
         ok: OkValue::Pong,
     }
+    /// Adds a number to the decimal value of `key`; `operands` are those of [`CommandSpec::operands_of`].
+    Add { key, value } = 0x08 {
+        name: "ADD",
+        operands: &[
+            Field::flags("want", &[]),
+            Field::signed("delta", 8),
+            Field::signed("start", 8),
+            Field::number("ttl", 8),
+        ],
+        rest: "value",
+        rest_max: NO_VALUE,
+        check: None,
+        access: Access::Write,
+        writes: true,
+        is_own_effect: false,
+        effect_extra: 0,
+        batchable: true,
+        reserve: Reserve::Refused,
+        statuses: WRITE,
+        ok: OkValue::Number,
+    }
     /// Reads the node's state.
     Status = 0x40 {
         name: "STATUS",

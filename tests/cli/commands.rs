@@ -1,6 +1,6 @@
 use std::{ffi::OsStr, fs, fs::File, os::unix::ffi::OsStrExt, process::Stdio};
 
-use crate::{finish, program, run_at, start, support::StubNode};
+use crate::{finish, nodes::node::Node, program, run_at, start, support::StubNode};
 
 #[test]
 fn into_a_pipe_values_are_exact_and_success_is_quiet() {
@@ -10,6 +10,30 @@ fn into_a_pipe_values_are_exact_and_success_is_quiet() {
     run_at(node.addr(), &["del", "user123"], b"").expect(0, "", "");
     run_at(node.addr(), &["ping"], b"").expect(0, "PONG\n", "");
     assert_eq!(node.value(b"user123"), None);
+}
+
+#[test]
+fn incr_and_decr_print_the_number_that_the_node_stores() {
+    let node = Node::start();
+    let run = |words: &[&str]| run_at(&node.addr.to_string(), words, b"");
+    run(&["incr", "visits"]).expect(0, "1\n", "");
+    run(&["incr", "visits", "41"]).expect(0, "42\n", "");
+    run(&["decr", "visits"]).expect(0, "41\n", "");
+    run(&["decr", "visits", "50"]).expect(0, "-9\n", "");
+    run(&["incr", "visits", "-1"]).expect(0, "-10\n", "");
+    run(&["get", "visits"]).expect(0, "-10", "");
+    let lines = b"incr visits\ndecr visits 2\n";
+    run_at(&node.addr.to_string(), &[""; 0], lines).expect(0, "-9\n-11\n", "");
+    run(&["set", "text", "abc"]).expect(0, "", "");
+    run(&["incr", "text"]).expect_failure(3, &["the value is no decimal number of 64 bits"]);
+    run(&["get", "text"]).expect(0, "abc", "");
+    for words in [
+        &["incr", "k", "one"][..],
+        &["decr", "k", "-9223372036854775808"],
+    ] {
+        run(words).expect_failure(2, &["is no number of 64 bits"]);
+    }
+    run(&["get", "k"]).expect_failure(1, &["not found"]);
 }
 
 #[test]

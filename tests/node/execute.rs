@@ -8,7 +8,7 @@ use gopherstore::history::{EpochStart, History};
 use gopherstore::node::{Node, Phase, Reply, Role};
 use gopherstore::wire::comparison::{ListAnswer, SumsAnswer};
 use gopherstore::wire::response::Response;
-use gopherstore::wire::{Request, Status};
+use gopherstore::wire::{Opcode, Request, Status};
 
 use crate::{ask, entry, execute, load};
 
@@ -137,7 +137,7 @@ fn in_state(row: &str) -> Node {
 fn each_request_gets_the_status_that_the_document_says_for_role_and_state() {
     let document = include_str!("../../docs/GBP.md");
     let (_, table) = document
-        .split_once("GET, SUMS, LIST | SET, DEL")
+        .split_once("GET, SUMS, LIST | SET, DEL, ADD")
         .expect("the table");
     let rows: Vec<Vec<&str>> = table
         .lines()
@@ -155,7 +155,12 @@ fn each_request_gets_the_status_that_the_document_says_for_role_and_state() {
         },
         Request::List { key, value: b"" },
     ];
-    let writes = [Request::Set { key, value: b"v" }, Request::Del { key }];
+    let add = &Opcode::Add.spec().value_of([0, 1, 0, 0]);
+    let writes = [
+        Request::Set { key, value: b"1" },
+        Request::Add { key, value: add },
+        Request::Del { key },
+    ];
     for row in &rows {
         let mut nodes = vec![in_state(row[1])];
         if row[1].ends_with("or `refused`") {

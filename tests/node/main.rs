@@ -1,6 +1,7 @@
 //! The store, the log and the node, without sockets but for two nodes with different data.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod add;
 mod comparison;
 mod differences;
 mod execute;

@@ -16,7 +16,7 @@ use gopherstore::node::Node;
 use gopherstore::wire::request::Limits;
 use gopherstore::wire::response::Response;
 use gopherstore::wire::run::RUN_FRAME_BYTES_MAX;
-use gopherstore::wire::{Request, Run, Status};
+use gopherstore::wire::{Opcode, Request, Run, Status};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -27,6 +27,7 @@ enum Operation {
     Set(Vec<u8>, Vec<u8>),
     Get(Vec<u8>),
     Remove(Vec<u8>),
+    Add(Vec<u8>, i64),
     /// Many removals at once, so that tables shrink.
     RemoveAll,
 }
@@ -47,6 +48,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         20 => (key(), value()).prop_map(|(key, value)| Operation::Set(key, value)),
         10 => key().prop_map(Operation::Get),
         10 => key().prop_map(Operation::Remove),
+        5 => (key(), any::<i64>()).prop_map(|(key, delta)| Operation::Add(key, delta)),
         1 => Just(Operation::RemoveAll),
     ]
 }
@@ -112,6 +114,8 @@ proptest! {
                 Operation::Remove(key) => {
                     prop_assert_eq!(store.remove(&key).map(value), model.remove(&key));
                 }
+                // Not an operation of the store.
+                Operation::Add(..) => {}
                 Operation::RemoveAll => {
                     for (key, bytes) in std::mem::take(&mut model) {
                         prop_assert_eq!(store.remove(&key).map(value), Some(bytes));
@@ -165,6 +169,25 @@ fn ask(
             model.insert(key.to_vec(), value.to_vec());
             (Some(Vec::new()), true)
         }
+        Request::Add { key, value } => {
+            let delta = i64::from_be_bytes(value[1..9].try_into().unwrap());
+            let old = model.get(key).map_or(Some(0), |old| {
+                let number: Option<i64> = std::str::from_utf8(old).ok()?.parse().ok();
+                number.filter(|number| number.to_string().as_bytes() == old)
+            });
+            let Some(sum) = old.and_then(|old| old.checked_add(delta)) else {
+                let message = match old {
+                    None => "the value is no decimal number of 64 bits".to_owned(),
+                    Some(old) => format!("{old} and {delta} add up to no number of 64 bits"),
+                };
+                let (status, value) = (Status::Error.byte(), message.as_bytes());
+                Response { status, value }.encode(expected).unwrap();
+                return false;
+            };
+            let text = sum.to_string().into_bytes();
+            model.insert(key.to_vec(), text.clone());
+            (Some(text), true)
+        }
         Request::Del { key } => {
             let removed = model.remove(key);
             let changes = removed.is_some();
@@ -190,11 +213,15 @@ proptest! {
             let mut model: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
             let (mut asked, mut expected, mut done) = (Vec::new(), Vec::new(), Vec::new());
             for operation in &operations {
-                let keys: Vec<Vec<u8>>;
+                let (keys, value): (Vec<Vec<u8>>, Vec<u8>);
                 let requests: Vec<Request<'_>> = match operation {
                     Operation::Set(key, value) => vec![Request::Set { key, value }],
                     Operation::Get(key) => vec![Request::Get { key }],
                     Operation::Remove(key) => vec![Request::Del { key }],
+                    Operation::Add(key, delta) => {
+                        value = Opcode::Add.spec().value_of([0, delta.cast_unsigned(), 0, 0]);
+                        vec![Request::Add { key, value: &value }]
+                    }
                     Operation::RemoveAll => {
                         keys = model.keys().cloned().collect();
                         keys.iter().map(|key| Request::Del { key }).collect()
@@ -203,7 +230,14 @@ proptest! {
                 for request in requests {
                     let before = asked.len();
                     if ask(&mut model, &request, (&mut asked, &mut expected)) {
-                        done.extend_from_slice(&asked[before..]);
+                        match request {
+                            // The log has its effect.
+                            Request::Add { key, .. } => {
+                                let value = &model[key];
+                                Request::Set { key, value }.encode(&mut done).unwrap();
+                            }
+                            _ => done.extend_from_slice(&asked[before..]),
+                        }
                     }
                 }
             }

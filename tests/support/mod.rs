@@ -276,6 +276,9 @@ impl State {
                 Some(Vec::new())
             }
             // As a node of a version before these.
+            Request::Add { .. } => {
+                return answer(Status::Error.byte(), b"unknown opcode 0x08");
+            }
             Request::Sums { .. } => {
                 return answer(Status::Error.byte(), b"unknown opcode 0x42");
             }

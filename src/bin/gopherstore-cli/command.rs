@@ -59,6 +59,16 @@ pub(crate) const OFFERS: &[Offer] = &[
         make: |operands| Ok(Command::plain(Opcode::Del, operands)),
     },
     Offer {
+        synopsis: "incr KEY [BY]",
+        meaning: "add BY, or 1, to a number",
+        make: |operands| Command::add(operands, 1),
+    },
+    Offer {
+        synopsis: "decr KEY [BY]",
+        meaning: "subtract BY, or 1",
+        make: |operands| Command::add(operands, -1),
+    },
+    Offer {
         synopsis: "ping",
         meaning: "ask whether the node is there",
         make: |operands| Ok(Command::plain(Opcode::Ping, operands)),
@@ -96,6 +106,23 @@ impl Command {
         let mut operands = operands.into_iter();
         let mut next = || operands.next().unwrap_or_default();
         Command::new(opcode, next(), next())
+    }
+
+    /// An ADD of the second operand, or of 1, times `sign`. A key that does not exist counts as 0.
+    pub(crate) fn add(operands: Vec<Vec<u8>>, sign: i64) -> Result<Command, String> {
+        let mut operands = operands.into_iter();
+        let key = operands.next().unwrap_or_default();
+        let by = operands.next().unwrap_or_else(|| b"1".to_vec());
+        let number = str::from_utf8(&by).ok().and_then(|text| text.parse().ok());
+        let delta = number.and_then(|number: i64| number.checked_mul(sign));
+        let delta = delta.ok_or_else(|| {
+            let by = String::from_utf8_lossy(&by).into_owned();
+            format!("{by:?} is no number of 64 bits to add or subtract")
+        })?;
+        let value = Opcode::Add
+            .spec()
+            .value_of([0, delta.cast_unsigned(), 0, 0]);
+        Ok(Command::new(Opcode::Add, key, value))
     }
 
     /// The command in the words of a line, if they make one.
@@ -242,6 +269,17 @@ mod tests {
             command("Status"),
             Ok(Command::new(Opcode::Status, vec![], vec![]))
         );
+        let add = |delta: i64| {
+            let value = Opcode::Add
+                .spec()
+                .value_of([0, delta.cast_unsigned(), 0, 0]);
+            Ok(Command::new(Opcode::Add, b"k".to_vec(), value))
+        };
+        assert_eq!((command("incr k"), command("decr k")), (add(1), add(-1)));
+        assert_eq!(
+            (command("INCR k -5"), command("decr k 7")),
+            (add(-5), add(-7))
+        );
         let help = Command::new(Opcode::Get, b"help".to_vec(), vec![]);
         assert_eq!(command("get help"), Ok(help));
     }
@@ -264,12 +302,18 @@ mod tests {
             "get",
             "get a b",
             "del",
+            "incr",
+            "decr k 1 2",
             "ping x",
             "status x",
         ] {
             let message = command(line).err().unwrap_or_default();
             let name = line.split(' ').next().unwrap_or_default();
             assert!(message.contains(&format!("; write {name}")), "{message}");
+        }
+        for line in ["incr k one", "decr k -9223372036854775808"] {
+            let message = command(line).err().unwrap_or_default();
+            assert!(message.contains("is no number of 64 bits"), "{message}");
         }
         let message = command("tail").err().unwrap_or_default();
         assert!(message.ends_with("write gopherstore-cli tail"), "{message}");

@@ -25,9 +25,10 @@ use crate::{
     example = "gopherstore-cli encode set user123 active\n\
         gopherstore-cli encode 'set k \"two words\\x00\"' --as nc\n\
         gopherstore-cli encode get user123 --as python --addr 127.0.0.1:8001",
-    note = "WORDS are a command: set, get, del, ping or status, or another operation of docs/GBP.md with its key and\n\
-        its fields, such as list KEY. Several words are taken as they are, and as the value of set, - reads\n\
-        standard input; a single one is a line, with quotes and escapes as line by line.\n\
+    note = "WORDS are a command: set, get, del, incr, decr, ping or status, or another operation of\n\
+        docs/GBP.md with its key and its fields, such as list KEY. Several words are taken as they are, and as\n\
+        the value of set, - reads standard input; a single one is a line, with quotes and escapes as line by\n\
+        line.\n\
         hex is for xxd -r -p and for decode; printf prints the frame's bytes; nc sends them to the node that\n\
         --addr names and shows the answer with xxd, python does it with python3 alone. They are for sh, bash\n\
         and zsh. Nothing is sent before the line is pasted."

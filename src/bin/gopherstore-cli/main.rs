@@ -112,6 +112,8 @@ enum Subcommand {
     Set(Set),
     Get(Get),
     Del(Del),
+    Incr(Incr),
+    Decr(Decr),
     Ping(Ping),
     Status(status::Status),
     Resync(Resync),
@@ -172,6 +174,43 @@ struct Del {
     /// any bytes
     #[argh(positional, from_str_fn(arguments::bytes))]
     key: Bytes,
+}
+
+/// Add to the number in a key, and print the sum. A key that does not exist counts as 0.
+#[derive(ArgsInfo, FromArgs)]
+#[argh(subcommand, name = "incr", help_triggers("-h", "--help"))]
+#[argh(
+    example = "{command_name} visits\n\
+        {command_name} visits 10\n\
+        {command_name} balance -5",
+    note = "The value is a decimal number of 64 bits; the node refuses any other, and a sum that is none.\n\
+        For options such as --addr see gopherstore-cli --help."
+)]
+struct Incr {
+    /// any bytes
+    #[argh(positional, from_str_fn(arguments::bytes))]
+    key: Bytes,
+    /// number to add; 1 where it is left out
+    #[argh(positional, from_str_fn(arguments::bytes))]
+    by: Option<Bytes>,
+}
+
+/// Subtract from the number in a key, and print the difference. A key that does not exist counts as 0.
+#[derive(ArgsInfo, FromArgs)]
+#[argh(subcommand, name = "decr", help_triggers("-h", "--help"))]
+#[argh(
+    example = "{command_name} stock\n\
+        {command_name} stock 3",
+    note = "The value is a decimal number of 64 bits; the node refuses any other, and a difference that is none.\n\
+        For options such as --addr see gopherstore-cli --help."
+)]
+struct Decr {
+    /// any bytes
+    #[argh(positional, from_str_fn(arguments::bytes))]
+    key: Bytes,
+    /// number to subtract; 1 where it is left out
+    #[argh(positional, from_str_fn(arguments::bytes))]
+    by: Option<Bytes>,
 }
 
 /// Ask whether the node is there.
@@ -257,6 +296,8 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Some(Subcommand::Del(Del { key })) => {
             once(&context, &Command::new(Opcode::Del, key, Vec::new()))
         }
+        Some(Subcommand::Incr(Incr { key, by })) => add(&context, key, by, 1),
+        Some(Subcommand::Decr(Decr { key, by })) => add(&context, key, by, -1),
         Some(Subcommand::Ping(Ping {})) => once(
             &context,
             &Command::new(Opcode::Ping, Vec::new(), Vec::new()),
@@ -282,6 +323,13 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
              without --discard, which is the order",
         )),
     }
+}
+
+/// Runs `incr`, or with the sign -1 `decr`.
+fn add(context: &Context, key: Bytes, by: Option<Bytes>, sign: i64) -> Result<Outcome, Failure> {
+    let operands = std::iter::once(key).chain(by).collect();
+    let command = Command::add(operands, sign).map_err(|message| mistake(&message))?;
+    once(context, &command)
 }
 
 /// Whether a command line may begin with this command.

@@ -3,6 +3,7 @@
 //! One file per family of operations. A new operation is one function here, one row in the command table
 //! ([`crate::wire::command`]), its documentation and its vectors.
 
+mod counter;
 pub(super) mod value;
 
 use std::borrow::Cow;
@@ -13,7 +14,6 @@ use crate::wire::{Opcode, RequestFrame};
 
 /// The change that a command makes to its key. Effects are absolute, so replaying one is harmless.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(dead_code)]
 pub(super) enum Effect<'a> {
     /// Nothing.
     None,
@@ -32,7 +32,6 @@ pub(super) type Function =
 
 /// How the engine executes an operation.
 #[derive(Clone, Copy)]
-#[allow(dead_code)]
 pub(super) enum Command {
     /// SET, which is its own effect. [`value::set`] answers it.
     Set,
@@ -53,6 +52,7 @@ pub(super) const fn of(opcode: Opcode) -> Command {
         Opcode::Set => Command::Set,
         Opcode::Get => Command::Get,
         Opcode::Del => Command::Del,
+        Opcode::Add => Command::Computed(counter::add),
         Opcode::Ping
         | Opcode::Status
         | Opcode::Discard
