@@ -46,7 +46,7 @@ pub(super) struct Timeouts {
     pub(super) release: Duration,
 }
 
-/// What a connection works with.
+/// The environment of a connection: its client, the node, the limits and the server.
 pub(super) struct Context<'a> {
     pub(super) peer: Arc<Peer>,
     pub(super) replica: Replica<'a>,
@@ -160,7 +160,7 @@ impl Try {
     }
 }
 
-/// What ends a wait for input.
+/// The end of a wait for input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
     Bytes,
@@ -411,7 +411,7 @@ impl<'a> Connection<'a> {
         self.served += 1;
         self.session.begin_wait();
         if self.session.is_held() {
-            // What is sent makes room for more answers.
+            // Answers that are sent make room for more.
             self.session.release_answers();
             if !self.send_now()? {
                 return Ok(Some(Event::Bytes));
@@ -494,7 +494,7 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// What happens `now`, when nothing has come in a wait that began at `since`; `None` where the wait goes on.
+    /// Returns the event `now`, when no input has come since `since`; `None` where the wait goes on.
     fn after_timeout(&mut self, since: Option<Instant>, now: Instant) -> Option<Event> {
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             return Some(Event::TooSlow);

@@ -73,7 +73,7 @@ pub(super) struct State<C> {
     duty: Duty,
 }
 
-/// What a connection's own thread does.
+/// The duty of a connection's own thread.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Duty {
     /// Serves its client.
@@ -410,7 +410,7 @@ impl<'a, C: Polled> Poller<'a, C> {
     }
 }
 
-/// What the epoll set reports of a socket, beside errors.
+/// The events of a socket that the epoll set reports, beside errors.
 const fn interest(reads: bool) -> epoll::EventFlags {
     if reads {
         epoll::EventFlags::IN

@@ -46,7 +46,7 @@ pub(super) enum Thread {
     Polling,
 }
 
-/// What a session needs to go on.
+/// The thing that a session needs to go on.
 #[derive(Debug)]
 pub(super) enum Step {
     /// More input. Every whole request is executed.
@@ -192,7 +192,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// What is needed where the output is full.
+    /// The step that makes room where the output is full.
     fn relieve_output(&self) -> Step {
         if self.output.sendable() == [b"", b""] {
             Step::Await
@@ -453,7 +453,7 @@ impl<'a> Session<'a> {
     }
 }
 
-/// What is needed for a request whose records have no room in the log. Nothing of it is done.
+/// The step for a request whose records have no room in the append queue. Nothing of it is executed.
 const fn wait_for_room(thread: Thread, cost: u64) -> Step {
     match thread {
         Thread::Own => Step::Room(cost),

@@ -1,4 +1,4 @@
-//! Two questions to the operating system that no safe interface asks.
+//! Two calls to the operating system that no safe interface offers.
 
 #![allow(unsafe_code)]
 
@@ -8,8 +8,8 @@ use std::os::fd::AsRawFd;
 
 /// Bytes that were written to the socket and that the peer's system has not acknowledged.
 ///
-/// Closing a socket whose peer still sends resets the connection and throws them away: a client that had asked for
-/// 3,000 answers and read slowly got 20 of them from a server that closed without asking this.
+/// Closing a socket whose peer still sends resets the connection and discards them: a slow reader of 3,000 answers
+/// received 20 of them from a server that closed without this check.
 ///
 /// # Errors
 ///
@@ -26,10 +26,10 @@ pub(super) fn unacknowledged_bytes(stream: &TcpStream) -> io::Result<usize> {
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
-/// Has the allocator give back to the system what it holds and nobody uses.
+/// Returns the allocator's free memory to the operating system.
 ///
-/// Left to itself, glibc gives back little: 10,000 connections that had been busy went on holding five times what they
-/// had held before, and 1.1 times after this.
+/// By itself glibc returns little: after a load, 10,000 idle connections held five times the memory of before, and 1.1
+/// times after this call.
 pub(super) fn trim_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: takes no memory of ours, locks what it walks, and may be called by any thread at any time.

@@ -128,7 +128,7 @@ const fn receive_flags(mode: Mode) -> RecvFlags {
     }
 }
 
-/// What arrives at a transport.
+/// The input of a transport, as a session reads it.
 pub(super) struct Incoming<'t> {
     transport: &'t Transport,
     mode: Mode,

@@ -1,4 +1,4 @@
-//! Many clients that keep asking are served by the thread of one of them.
+//! Many active clients are served by the thread of one of them.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
@@ -45,7 +45,7 @@ fn while_many_ask_the_threads_of_most_sleep() {
     };
     // Now each has its thread.
     ask(1);
-    // On a busy machine a round may take so long that clients have been quiet.
+    // On a loaded machine a round may take so long that clients count as idle.
     wait_for("rounds in which they share", || {
         let before = times(&node);
         ask(ROUNDS);
@@ -61,7 +61,7 @@ fn while_many_ask_the_threads_of_most_sleep() {
 /// Status and value.
 type Answer = (Status, Vec<u8>);
 
-/// What a client does, all of it written at once.
+/// One action of a client, written at once.
 enum Deed {
     /// Requests, and what each has for an answer.
     Asks(Vec<u8>, Vec<Answer>),

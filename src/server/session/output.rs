@@ -132,7 +132,7 @@ impl Output {
         }
     }
 
-    /// What can be sent, in two parts.
+    /// The answers that can be sent, in two parts.
     #[inline]
     pub(super) fn sendable(&self) -> [&[u8]; 2] {
         let bytes = self.answers.bytes();

@@ -239,7 +239,7 @@ fn a_write_without_room_in_the_log_waits_unexecuted_on_the_own_thread() {
         assert_eq!(node.engine().head().index, index);
         client.receive();
         client.received.clear();
-        // Whoever waits for room has it once the log ends.
+        // The end of the log grants every reservation.
         node.engine().end_log();
         client.session.give_room(node.engine().wait_for_room(cost));
         client.send(b"");
