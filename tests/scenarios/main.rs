@@ -5,6 +5,8 @@
 //! read before they are committed. No socket, thread or clock takes part; [`world`] has the commands.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod node;
+mod stream;
 mod world;
 
 use std::fs;
