@@ -1,4 +1,4 @@
-//! What a follower in trouble costs the clients of its leader: `cargo bench --bench faults`.
+//! The cost of a follower in trouble for the clients of its leader: `cargo bench --bench faults`.
 //!
 //! A cluster of three processes; its leader is written to at a steady rate by one pipelining client, while others ask
 //! for one thing after another and take the time of each answer. For each fault the same is done without it and with
@@ -19,7 +19,7 @@ use support::cluster::{Cluster, Options};
 use support::names::key;
 use support::proxy::Way;
 
-/// What the cluster is made of.
+/// The cluster.
 #[path = "../tests/support"]
 #[allow(dead_code)] // it serves the tests
 mod support {

@@ -1,4 +1,4 @@
-//! What the parts cost, one at a time: the codec, the store, the log.
+//! The cost of single parts: the codec, the store, the log.
 //!
 //! ```sh
 //! cargo bench --bench micro -- --save-baseline before     # then change something

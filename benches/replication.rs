@@ -1,4 +1,4 @@
-//! What copies cost and how stale they are: `cargo bench --bench replication`.
+//! The cost and the staleness of replicas: `cargo bench --bench replication`.
 //!
 //! Starts a cluster of three processes and a node on its own, and prints
 //!

@@ -1,4 +1,4 @@
-//! What slow clients cost another one: `cargo bench --bench slow_clients`.
+//! The cost of slow clients for another one: `cargo bench --bench slow_clients`.
 //!
 //! One client asks as fast as it gets answers, alone and beside 500 clients that have each claimed a value of 4 GiB and
 //! send a byte a second; in turns, and the ratio of its 99th percentiles is what counts. Both share the processor.

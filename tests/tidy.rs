@@ -88,7 +88,7 @@ const PURE: &[&str] = &[
     "server::lifecycle",
 ];
 
-/// What a pure module does not touch.
+/// Names that a pure module does not use.
 const IMPURE: [&str; 9] = [
     "std::net",
     "std::thread",

@@ -22,7 +22,7 @@ use gopherstore::wire::{Request, RequestFrame, Status};
 
 const VALUE: [u8; 64] = [b'v'; 64];
 
-/// What is counted: nothing but this, and what it calls. Its name is known to the script.
+/// Runs the code that is counted: this function and its callees. The script knows its name.
 #[inline(never)]
 fn measured(calls: usize, call: &mut dyn FnMut(usize)) {
     for at in 0..calls {
@@ -210,7 +210,7 @@ fn apply(follower: &Node, batch: &[u8]) {
     follower.engine().apply(&group).unwrap();
 }
 
-/// What a leader sends of a run.
+/// The bytes that a leader sends of a run.
 fn batch(run: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut batch = BatchEncoder::entries(&mut bytes, 1, 1);

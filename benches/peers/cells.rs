@@ -1,4 +1,4 @@
-//! What is measured: the cells, and how a reading of each is taken.
+//! The cells that are measured, and how a reading of each is taken.
 
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +29,7 @@ const P99_IDLE: Figure = Figure("p99 µs among idle ones");
 const IDLE_RATIO: Figure = Figure("among idle ones ÷ without");
 const IDLE_MEMORY: Figure = Figure("KiB/idle connection");
 
-/// What GopherStore's median is to be: a figure, or its ratio to another server's.
+/// The goal of GopherStore's median: a figure, or its ratio to another server's.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Goal {
     pub(crate) figure: Figure,
@@ -259,7 +259,7 @@ pub(crate) fn all() -> Vec<Cell> {
     cells
 }
 
-/// What one run of a cell against one server gave.
+/// The result of one run of a cell against one server.
 pub(crate) type Figures = Vec<(Figure, f64)>;
 
 /// Servers that stay up from one cell to the next, for as long as these want the same of them.

@@ -29,7 +29,7 @@ pub(crate) enum Until<'a> {
     EachKeySet,
 }
 
-/// What is asked of a server.
+/// The requests to a server.
 #[derive(Clone, Copy)]
 pub(crate) struct Load<'a> {
     pub(crate) protocol: Protocol,
@@ -48,7 +48,7 @@ pub(crate) struct Load<'a> {
     pub(crate) seed: u64,
 }
 
-/// What came of it.
+/// The result of a run.
 pub(crate) struct Measured {
     pub(crate) requests: u64,
     pub(crate) time: Duration,

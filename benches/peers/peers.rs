@@ -19,7 +19,7 @@ mod report;
 #[cfg(target_os = "linux")]
 mod servers;
 
-/// What was hoped for, or a line that says what went wrong.
+/// A result, or a line that reports the failure.
 #[cfg(target_os = "linux")]
 type Outcome<T> = Result<T, String>;
 

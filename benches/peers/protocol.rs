@@ -1,4 +1,4 @@
-//! What the servers speak: the same SETs and GETs in GBP, in RESP and in memcached's text protocol.
+//! The servers' protocols: the same SETs and GETs in GBP, in RESP and in memcached's text protocol.
 
 use gopherstore::wire::Request;
 

@@ -1,4 +1,4 @@
-//! What is printed: medians, ratios with their spread, and each reading as a line of JSON.
+//! The output: medians, ratios with their spread, and each reading as a line of JSON.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,7 +14,7 @@ pub(crate) struct Readings {
     pub(crate) of: Vec<(Kind, Vec<Figures>)>,
 }
 
-/// What the machine is.
+/// Describes the machine.
 pub(crate) fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let info = read("/proc/cpuinfo");
@@ -65,7 +65,7 @@ impl Readings {
         values.map(|(_, value)| *value).collect()
     }
 
-    /// What GopherStore's figure is of another server's in the same round.
+    /// GopherStore's figure divided by another server's in the same round.
     fn ratios(&self, kind: Kind, figure: Figure) -> Vec<f64> {
         let ours = self.values(Kind::GopherStore, figure);
         let theirs = self.values(kind, figure);

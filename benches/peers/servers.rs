@@ -27,7 +27,7 @@ const BACKLOG_BYTES: u64 = 512 << 20;
 /// Clients that each server takes.
 const CLIENTS_MAX: usize = 20_000;
 
-/// What the system counts processor time in: USER_HZ, which has long been 100 on every Linux.
+/// The system's unit of processor time in ticks a second: USER_HZ, which has long been 100 on every Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,7 +159,7 @@ impl Process {
         self.child.id()
     }
 
-    /// What it wrote.
+    /// Its output.
     fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -220,7 +220,7 @@ fn answers(protocol: Protocol, addr: SocketAddr) -> bool {
     ask().is_some()
 }
 
-/// What is to be started.
+/// A server that is to be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Setup {
     /// Bytes of the values that are asked for; an echo server must know.
@@ -459,7 +459,7 @@ fn status(addr: SocketAddr) -> Outcome<NodeStatus> {
     Ok(NodeStatus::parse(&text))
 }
 
-/// What a server that speaks RESP says of itself.
+/// The INFO of a server that speaks RESP.
 fn info(addr: SocketAddr, section: &str) -> Outcome<String> {
     let ask = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect(addr)?;

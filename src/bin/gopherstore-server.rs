@@ -135,7 +135,7 @@ struct Plan {
 }
 
 impl Plan {
-    /// What the arguments ask for; an exit code where that is not to run a node.
+    /// The arguments of a run; an exit code where they ask for something else.
     fn of(arguments: &Arguments) -> Result<Plan, ExitCode> {
         let names_file =
             arguments.config.is_some() || arguments.node.is_some() || arguments.check_config;
@@ -191,7 +191,7 @@ impl Plan {
         role_name(&self.config, &self.node)
     }
 
-    /// What to do about an address at which the node cannot listen.
+    /// The remedy for an address at which the node cannot listen.
     fn remedy(&self, error: &BindError) -> String {
         let remedy = match error.source.kind() {
             io::ErrorKind::AddrInUse => "stop what listens there",

@@ -392,7 +392,7 @@ lag_entries: 20
         assert_eq!(NodeStatus::parse(text), expected);
     }
 
-    /// What is understood of the lines.
+    /// The lines that are understood.
     fn read(text: &str) -> NodeStatus {
         let mut status = NodeStatus::parse(text);
         status.lines.clear();

@@ -235,7 +235,7 @@ fn the_same_seed_sends_the_same_bytes() {
         record(&format!("--seed {other}")).1 != frames,
         "seed {other}"
     );
-    // What comes before does not change what is measured, but for the PING.
+    // Only the PING comes before the requests that are measured.
     let (_, zipf) = record("--seed 5 --zipf");
     let (_, warmed) = record("--seed 5 --zipf --warm-up 20ms");
     for connection in [1, 2] {
@@ -551,7 +551,7 @@ fn the_examples_of_the_help_work() {
         .collect();
     assert_eq!(examples.len(), 3, "{help}");
     for example in examples {
-        // What they do takes longer than a test should.
+        // These take longer than a test should.
         let short = example.replace("30s", "50ms").replace("100000", "1000");
         assert_ne!(short, example);
         let run = bench(&addr, &short);

@@ -185,7 +185,7 @@ fn an_output_that_is_full_is_not_success() {
     assert_eq!(output.status.code(), Some(8));
     let err = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(err.contains("cannot write to standard output"), "{err}");
-    // What is generated into a file, too.
+    // Texts generated into a file, too.
     for arguments in [&["--generate", "man"][..], &["help", "bench"]] {
         let output = program()
             .args(arguments)

@@ -199,7 +199,7 @@ fn enough_is_enough() {
     let first: String = lines.split_inclusive('\n').take(2).collect();
     diff(&["left", "right", "--config", &file, "--max", "2"]).expect(1, &first, "");
 
-    // Whoever closes the pipe has seen enough; that the nodes differ is known all the same.
+    // The reader has closed the pipe; the exit code still tells that the nodes differ.
     let mut child = start(program().args(["diff", "left", "right", "--config", &file]));
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();

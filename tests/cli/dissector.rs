@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::{finish, nodes::node::Node, nodes::tools, support::PATIENCE, vectors};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/gbp.lua");
-/// What `tcpdump -i lo -w` wrote of a leader on port 8000 and its follower on 8001: a SET in three segments, a
+/// A capture by `tcpdump -i lo -w` of a leader on port 8000 and its follower on 8001: a SET in three segments, a
 /// NOT_FOUND, a pipeline with an unknown opcode, a SET cut across two packets that others share, text, a full copy, a
 /// write and a refused one.
 const SESSION: &str = concat!(

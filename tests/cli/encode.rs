@@ -78,7 +78,7 @@ fn a_line_for_python_works_in_a_shell() {
     let addr = node.addr.to_string();
     for (line, answer) in LINES {
         let text = encoded(&addr, line, "python");
-        // What Python prints of bytes it reads again.
+        // Python reads its own output of bytes again.
         let check = format!(
             "import ast, sys; assert ast.literal_eval(sys.stdin.read()) == bytes.fromhex('{}')",
             answer

@@ -189,7 +189,7 @@ fn ended_by(child: Child, name: &str, number: i32) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-/// What a person at a terminal is told.
+/// The output for a person at a terminal.
 fn on_a_terminal(addr: &str, arguments: &[&str]) -> String {
     let (mut pty, pts) = open().unwrap();
     let command = Command::new(env!("CARGO_BIN_EXE_gopherstore-cli"))

@@ -92,7 +92,7 @@ impl Run {
         );
     }
 
-    /// What stands below a table; everything where there is none.
+    /// The text below a table; all of it where there is none.
     fn verdict(&self) -> &str {
         let text = self.text();
         text.rsplit_once("\n\n").map_or(text, |(_, below)| below)
@@ -520,7 +520,7 @@ fn nodes_of_other_versions_are_one_clear_line_each() {
     assert!(!run.text().contains('\x1b'), "{run:?}");
     let alone = run_at(&addrs[0], &["status"], b"");
     alone.expect_failure(3, &["unknown opcode 0x40"]);
-    // What is wrong is the version, whatever was asked.
+    // The fault is the version, whatever was asked.
     for command in [
         "ping",
         "status",

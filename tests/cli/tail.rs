@@ -184,7 +184,7 @@ fn what_the_log_no_longer_holds_is_said_to_be_missed() {
     let [(first, last)] = told(&said, "missed entries ")[..] else {
         panic!("{said}");
     };
-    // What the log still holds is shown.
+    // Records that the log still holds are shown.
     assert!(first == 2 && last < 61, "{said}");
     for index in last + 1..=61 {
         assert_eq!(line(&mut out), format!("{index} SET b 60000\n"));

@@ -1,4 +1,4 @@
-//! What an observer makes of streams that are not what they should be.
+//! Faulty streams, as an observer reports them.
 
 use std::{io::Write, time::Duration};
 
@@ -82,7 +82,7 @@ fn open(peer: &Peer, watch: Watch) -> Result<Observer, Error> {
     Observer::open(&peer.addr, &options, watch)
 }
 
-/// What comes of a stream after so many good messages.
+/// The result of a stream after a number of good messages.
 fn fault(watch: Watch, start: Start, good: usize, parts: &[Vec<u8>]) -> Error {
     let peer = speaking([&accepted(start)[..], &parts.concat()].concat());
     let mut observer = open(&peer, watch).unwrap();

@@ -144,7 +144,7 @@ impl Drop for Checkout {
     }
 }
 
-/// What a command prints on both streams, which must end with this exit code.
+/// The output of a command on both streams. It must end with this exit code.
 #[track_caller]
 pub(crate) fn ends(code: i32, command: &mut Command) -> String {
     let output = command.output().unwrap();

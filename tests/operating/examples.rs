@@ -39,7 +39,7 @@ impl End {
             // No node of a healthy cluster takes the order; tests/operating/sessions.rs gives it to one that does.
             End::Code(3)
         } else if is("tcpdump") {
-            // What was recorded ends with a request that is none.
+            // The recording ends with bytes that are no request.
             End::Code(7)
         } else {
             End::Code(0)
@@ -47,7 +47,7 @@ impl End {
     }
 }
 
-/// What an example may rely on: a value that is there, and files.
+/// The environment of an example: a stored value, and files.
 fn prepare(dir: &Path, addr: &str) {
     fs::write(dir.join("photo.jpg"), [0xff, 0xd8, 0xff, 0xe0]).unwrap();
     fs::copy(CAPTURE, dir.join("capture.pcap")).unwrap();

@@ -1,4 +1,4 @@
-//! What people who run nodes hold in their hands: the scripts, the unit, the shells' completions, man pages, examples,
+//! The tools and texts of operators: the scripts, the unit, the shells' completions, man pages, examples,
 //! and the terminal sessions of the documents.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -11,7 +11,7 @@ mod shells;
 mod starting;
 mod stopping;
 
-/// What these tests are made of.
+/// The parts of these tests.
 #[path = "../support"]
 #[allow(dead_code)] // they use a part of it
 mod support {

@@ -1,4 +1,4 @@
-//! What a service manager sees of a node.
+//! A node under a service manager.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -113,7 +113,7 @@ fn a_leader_is_ready_only_once_it_serves() {
     let _node = manager.start(dir.path(), "n1");
     let mut told = manager.next();
     assert!(told.starts_with("STATUS=leader, loading: "), "{told}");
-    // What it waits for may change meanwhile.
+    // The reason why it waits may change meanwhile.
     while told.starts_with("STATUS=leader, loading: ") {
         told = manager.next();
     }
@@ -257,7 +257,7 @@ fn unit() -> (TempDir, String) {
     assert!(unit.contains(&format!("ExecStart={installed} ")), "{unit}");
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("gopherstore@.service");
-    // What is verified is the unit, and neither whether this machine has the man page nor who may read this folder.
+    // Only the unit is verified, and not whether this machine has the man page or which users may read this folder.
     let unit = unit
         .replace(installed, SERVER)
         .replace("Documentation=man:", "Documentation=https://localhost/");

@@ -23,7 +23,7 @@ use crate::{both, root};
 /// Separates, in what the terminal shows, one step from the next.
 const MARK: char = '\u{1}';
 
-/// What is typed, and its output.
+/// A typed line, and its output.
 #[derive(Debug)]
 struct Step {
     typed: String,
@@ -101,7 +101,7 @@ impl Sandbox {
         text
     }
 
-    /// What the steps show at a terminal, and the code that each ends with.
+    /// The output of the steps at a terminal, and the code that each ends with.
     fn run(&self, steps: &[Step]) -> Vec<(String, i32)> {
         let folder = self.checkout.path().join("steps");
         fs::create_dir(&folder).unwrap();
@@ -251,7 +251,7 @@ fn document(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap()
 }
 
-/// What stands in backticks in a text.
+/// The words in backticks in a text.
 fn quoted(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }

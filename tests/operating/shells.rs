@@ -36,7 +36,7 @@ fn commands() -> Vec<String> {
     names.collect()
 }
 
-/// What each shell has to offer for a line that is being typed.
+/// The candidates of each shell for a line that is being typed.
 fn expectations() -> Vec<(String, Vec<String>)> {
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
     let beginning_with = |prefix: &str| {
@@ -78,7 +78,7 @@ fn bash_completes_commands_options_and_nodes() {
     }
     let (dir, paths) = scripts("bash");
     for (line, expected) in expectations() {
-        // What readline does at TAB.
+        // Readline does this at TAB.
         let script = format!(
             "for file in {}; do source \"$file\"; done\n\
              COMP_LINE=$1; COMP_POINT=${{#1}}\n\
@@ -292,7 +292,7 @@ fn man_pages_have_all_that_the_help_has_and_no_faults() {
     }
 }
 
-/// What a program prints, on either stream, that is given `input`.
+/// The output of a program, on either stream, with this `input`.
 fn filter(program: &str, arguments: &[&str], input: &str) -> String {
     let mut command = Command::new(program);
     given(command.args(arguments).env("MANWIDTH", "80"), input)

@@ -306,7 +306,7 @@ fn a_start_waits_until_the_nodes_last_process_has_closed_its_port() {
             .script("start-node.sh")
             .args(["--background", "n1"]),
     );
-    // What is written right before the node is started.
+    // This line is written right before the node is started.
     wait_for("the start", || run.join("cluster").exists().then_some(()));
     drop(last.stdin.take());
     last.wait().unwrap();

@@ -142,7 +142,7 @@ fn tab_completes_commands_and_the_names_of_nodes() {
     terminal.press(TAB);
     terminal.wait_for_end(&format!("{prompt} :on n2 get KEY"));
     terminal.press(CTRL_C);
-    // What was never entered stays as it was, the hint with it.
+    // A line that was never entered stays as it was, with its hint.
     terminal.wait_for_end(&format!("{prompt} :on n2 get KEY\n{prompt}"));
     terminal.leave();
 }

@@ -12,7 +12,7 @@ mod editing;
 mod nodes;
 mod terminal;
 
-/// What these tests are made of.
+/// The parts of these tests.
 #[path = "../support"]
 #[allow(dead_code)] // most of it serves other tests
 mod support {

@@ -112,7 +112,7 @@ impl Terminal {
         }
     }
 
-    /// What is on the screen, row by row, without spaces at their ends.
+    /// The text on the screen, row by row, without spaces at their ends.
     pub(crate) fn screen(&self) -> String {
         let seen = self.seen.lock().unwrap();
         let rows = seen.screen.screen().rows(0, u16::MAX);

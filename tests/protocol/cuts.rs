@@ -148,7 +148,7 @@ fn a_frame_of_a_stream_that_is_cut_at_any_byte_is_incomplete_or_refused_already(
             }
         }
         assert_eq!(verdict.is_err(), vector.is_refused());
-        // What the header shows is judged with it, what the key shows with the key, and nothing before.
+        // Faults of the header are found with the header, faults of the key with the key, and none before.
         let expected = match verdict {
             Ok(_) => None,
             Err(ReplicationError::UnknownOpcode { .. } | ReplicationError::KeyLen { .. }) => {

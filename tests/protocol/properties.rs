@@ -1,4 +1,4 @@
-//! What holds for every request, every answer and every sequence of bytes.
+//! Properties of every request, every response and every sequence of bytes.
 //!
 //! A failure prints its input and writes a seed to `tests/protocol/properties.proptest-regressions`, from which it is
 //! replayed first at the next run.

@@ -8,7 +8,7 @@ use gopherstore::wire::replication::{
 use gopherstore::wire::request::{self, Disposition, Limits, RequestError};
 use gopherstore::wire::{Field, Form, Opcode, Request, Response, Status, response};
 
-/// Whose frame it is.
+/// The side that sends the frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
     /// `>`: a request.
@@ -323,7 +323,7 @@ fn refusal_meaning(error: &RequestError) -> String {
     }
 }
 
-/// What a node makes of the first bytes of a connection, as the document says it.
+/// The result of the first bytes of a connection, as the document states it.
 fn judge(bytes: &[u8]) -> String {
     if let Err(error) = request::reject_text(bytes[0]) {
         return refusal_meaning(&error);

@@ -115,7 +115,7 @@ fn an_address_that_nobody_can_reach_is_refused_and_listened_at_is_what_listen_sa
         "gopherstore-server: warning: cluster.toml: node \"n2\": addr: only its own machine reaches it at \
          127.0.0.1:8001, and \"n1\" at db1:8000 may be on another one\n"
     );
-    // What is advertised need not be an address of this machine.
+    // The advertised address need not be one of this machine.
     let alone = "cluster = \"c\"\nleader = \"n1\"\n[[node]]\nname = \"n1\"\naddr = \"192.0.2.1:8000\"\n\
                  listen = \"127.0.0.1:0\"\n";
     std::fs::write(dir.path().join("cluster.toml"), alone).unwrap();

@@ -1,4 +1,4 @@
-//! What bad input gets: a clear answer, and nothing is lost.
+//! Bad input gets a clear answer, and nothing is lost.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;

@@ -46,7 +46,7 @@ fn the_limit_of_connections_is_exact_under_a_rush() {
             }
         });
         assert_eq!((served.len(), rejected), (20, 80), "round {round}");
-        // Whoever is served stays served, and a place that becomes free is taken again.
+        // Clients that are served stay served, and a place that becomes free is taken again.
         for stream in &mut served {
             stream.write_all(&frames(&[Request::Ping])).unwrap();
             assert_eq!(answer(stream), pong());
@@ -168,7 +168,7 @@ fn an_idle_connection_costs_at_most_20_kib() {
     assert!(each <= 20 << 10, "{each} bytes");
 }
 
-/// What a client's busy time cost is given back to the system when it has nothing to do.
+/// Memory that a client's requests took is returned to the system when the client is idle.
 #[test]
 fn connections_that_were_busy_cost_no_more_than_idle_ones_in_the_end() {
     const COUNT: u64 = 300;

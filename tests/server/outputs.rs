@@ -81,7 +81,7 @@ fn connect(addr: SocketAddr) -> TcpStream {
     stream
 }
 
-/// What a reader gets until the end.
+/// The bytes that a reader gets until the end.
 fn read_all(reader: &UnixStream) -> String {
     let mut text = String::new();
     let mut reader = reader;
@@ -106,7 +106,7 @@ fn a_log_that_nobody_reads_stops_neither_requests_nor_the_stop() {
             assert_eq!(node.stop().code(), Some(0));
             continue;
         }
-        // What was logged comes out where it is read at last.
+        // The logged lines come out once they are read.
         let reading = thread::spawn(move || read_all(&reader));
         assert_eq!(node.stop().code(), Some(0));
         let log = reading.join().unwrap();

@@ -1,4 +1,4 @@
-//! What a well-behaved client gets.
+//! Answers to a well-behaved client.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
@@ -243,7 +243,7 @@ fn what_comes_after_a_large_value_is_taken_for_what_it_is() {
     let get = |key: &[u8]| frames(&[Request::Get { key }]);
     let unknown = [&b"\x7f"[..], &set(b"key", &value(9, 60_000))[1..]].concat();
     let refused = (Status::Error, b"unknown opcode 0x7f".to_vec());
-    // What comes, and the value of `key` afterwards, or the answer to what is no SET of it.
+    // The request, and the value of `key` afterwards, or the answer to a request that is no SET of it.
     let follow_ups = [
         (set(b"key", &value(2, 60_000)), done()),
         (set(b"key", &value(3, 59_999)), done()),

@@ -1,4 +1,4 @@
-//! What a node does at signals, and when its terminal closes.
+//! A node's reaction to signals, and to its terminal closing.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};

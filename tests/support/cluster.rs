@@ -61,7 +61,7 @@ struct Member {
     _reserved: Socket,
 }
 
-/// What a node says of itself.
+/// The STATUS of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Status(BTreeMap<String, String>);
 
@@ -178,7 +178,7 @@ impl Cluster {
         self.nodes[node].process.as_ref().expect("a running node")
     }
 
-    /// What a node has logged, in all its processes.
+    /// The log of a node, in all its processes.
     pub(crate) fn folder_log(&self, node: usize) -> String {
         std::fs::read_to_string(self.nodes[node].dir.join("log")).unwrap()
     }
@@ -339,7 +339,7 @@ impl Cluster {
         (0..self.len()).filter(is_running).collect()
     }
 
-    /// What a node says of itself, or why there is nothing.
+    /// The STATUS of a node, or the reason why there is none.
     pub(crate) fn status(&self, node: usize) -> Result<Status, String> {
         let (status, value) = ask(self.addr(node), opcode::STATUS).map_err(|e| e.to_string())?;
         let text = String::from_utf8_lossy(&value).into_owned();
@@ -365,7 +365,7 @@ impl Cluster {
         (status, String::from_utf8_lossy(&value).into_owned())
     }
 
-    /// What every node says of itself, a line each.
+    /// The STATUS of every node, a line each.
     pub(crate) fn statuses(&self) -> String {
         let mut text = String::new();
         for at in 0..self.len() {

@@ -69,7 +69,7 @@ fn mix(mut z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// What a [`Load`] writes.
+/// The operations of a [`Load`].
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     /// Keys are `PREFIX:0000` and so on.
@@ -126,7 +126,7 @@ struct State {
     times: Vec<Duration>,
 }
 
-/// What is known of one key.
+/// The known state of one key.
 #[derive(Clone, Debug, Default)]
 struct Record {
     /// In the order in which they were sent.
@@ -156,7 +156,7 @@ pub(crate) enum Losses {
     Legal,
 }
 
-/// What a judgement found.
+/// The result of a judgement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
     pub(crate) keys: usize,
@@ -352,7 +352,7 @@ impl Shared {
         self.state.lock().unwrap()
     }
 
-    /// What is known now, with the lock let go, since a judgement may fail.
+    /// The state known now. It is copied, so that the lock is free while a judgement may fail.
     #[track_caller]
     fn records(&self) -> Vec<Record> {
         let state = self.state();
@@ -429,7 +429,7 @@ impl Shared {
             if state.is_paused {
                 self.changed.notify_all();
                 state = self.changed.wait(state).unwrap();
-                // What was not written meanwhile is not made up for.
+                // Writes that were missed meanwhile are not made up for.
                 *next_at = Instant::now();
                 continue;
             }

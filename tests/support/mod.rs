@@ -1,4 +1,4 @@
-//! What tests talk to: a scripted peer, and a node as small as can be.
+//! Peers of tests: a scripted peer, and a node as small as can be.
 //!
 //! A test crate takes this in with `#[path = "../support/mod.rs"] mod support;` and uses what it needs.
 

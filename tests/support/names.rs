@@ -1,4 +1,4 @@
-//! What the cluster's tests know of replication's frames and of STATUS, all in one place.
+//! The names of replication's frames and of STATUS that the cluster's tests use, all in one place.
 
 /// Opcodes.
 pub(crate) mod opcode {
@@ -21,7 +21,7 @@ pub(crate) mod key {
     pub(crate) const FULL_COPIES: &str = "full_copies";
     pub(crate) const RESUMES: &str = "resumes";
 
-    /// What this node thinks of a peer: [`UP`](super::peer::UP) or [`DOWN`](super::peer::DOWN).
+    /// The state of a peer: [`UP`](super::peer::UP) or [`DOWN`](super::peer::DOWN).
     pub(crate) fn peer_state(name: &str) -> String {
         format!("peer.{name}.state")
     }
@@ -37,7 +37,7 @@ pub(crate) mod key {
     }
 }
 
-/// What [`key::STATE`] begins with.
+/// The start of [`key::STATE`].
 pub(crate) mod state {
     pub(crate) const SERVING: &str = "serving";
     pub(crate) const REFUSED: &str = "refused";

@@ -246,7 +246,7 @@ impl Process {
         self.child.id()
     }
 
-    /// What the node has logged so far.
+    /// The node's log so far.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log_path).unwrap()
     }

@@ -57,7 +57,7 @@ pub(crate) enum Cut {
     Reset,
 }
 
-/// What has happened so far.
+/// The events so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     /// Connections accepted.
@@ -113,7 +113,7 @@ struct State {
     counts: Counts,
 }
 
-/// What is done to the bytes that go one way.
+/// The treatment of the bytes in one direction.
 #[derive(Debug, Default)]
 struct Controls {
     is_held: bool,
@@ -479,7 +479,7 @@ impl State {
     }
 }
 
-/// What carries bytes one way.
+/// Carries bytes in one direction.
 struct Pump<'a> {
     shared: &'a Shared,
     connection: &'a Connection,
@@ -487,14 +487,14 @@ struct Pump<'a> {
     source: &'a TcpStream,
     sink: &'a TcpStream,
     frames: Frames,
-    /// What was read, and when it is due.
+    /// The bytes that were read, and when they are due.
     queue: VecDeque<(Instant, Vec<u8>)>,
     queued_len: usize,
     /// The source has ended.
     has_ended: bool,
 }
 
-/// What a pump may do now.
+/// The next step of a pump.
 enum Turn {
     Deliver(usize, Option<Cut>),
     Wait(Duration),
@@ -524,7 +524,7 @@ impl<'a> Pump<'a> {
     fn run(mut self) -> io::Result<()> {
         let result = self.carry();
         if result.is_err() {
-            // What broke one side breaks the other. Under the lock, as every cut.
+            // A break on one side breaks the other. Under the lock, as every cut.
             let _state = self.shared.state();
             cut(self.connection, Cut::Reset);
         }
@@ -630,7 +630,7 @@ impl<'a> Pump<'a> {
         }
         let control = state.control(self.way);
         control.delivering -= 1;
-        // What was counted and not delivered.
+        // Bytes that were counted and not delivered.
         let missing = u64::try_from(len - written).unwrap();
         match (&mut control.cut_after, then_cut) {
             (Some((left, _)), _) => *left += missing,
