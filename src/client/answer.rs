@@ -51,11 +51,9 @@ pub(super) fn read(
     match Status::try_from(status) {
         Ok(Status::Ok) => match spec.ok {
             OkValue::Empty => empty(Answer::Done),
-            OkValue::Bytes
-            | OkValue::Sums
-            | OkValue::Items
-            | OkValue::Stream
-            | OkValue::Structured => Ok(Ok(Answer::Value(value.to_vec()))),
+            OkValue::Bytes | OkValue::Sums | OkValue::Items | OkValue::Stream => {
+                Ok(Ok(Answer::Value(value.to_vec())))
+            }
             OkValue::Text if str::from_utf8(value).is_ok() => Ok(Ok(Answer::Value(value.to_vec()))),
             OkValue::Text => Err(ProtocolError::NotText { value: sample() }),
             OkValue::Number if number(value).is_some() => Ok(Ok(Answer::Value(value.to_vec()))),

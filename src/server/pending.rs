@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::registry::Peer;
 use super::transport::Mode;
 use crate::wire::Opcode;
+use crate::wire::command::Reserve;
 use crate::wire::request::{self, Limits, Parsed};
 
 /// How long a client has for its first request.
@@ -25,9 +26,6 @@ pub(super) const PENDING_MAX: usize = 256;
 
 /// Longest first request in bytes: a FOLLOW with the longest names has 161.
 const FIRST_BYTES_MAX: usize = 256;
-
-/// First bytes of the requests that may use the reserve.
-const RESERVE_OPCODES: [u8; 2] = [Opcode::Status as u8, Opcode::Follow as u8];
 
 /// A pending connection.
 #[derive(Debug)]
@@ -153,10 +151,11 @@ impl PendingConnection {
 
 /// Judges a connection by its first bytes.
 fn judge(first: &[u8]) -> Verdict {
-    let may_begin = first
-        .first()
-        .is_none_or(|first| RESERVE_OPCODES.contains(first));
-    if !may_begin {
+    let is_admitted = |&byte: &u8| {
+        let opcode = Opcode::try_from(byte);
+        opcode.is_ok_and(|opcode| opcode.spec().reserve == Reserve::Admitted)
+    };
+    if !first.first().is_none_or(is_admitted) {
         return Verdict::Reject;
     }
     match request::parse(first, &Limits::default()) {

@@ -117,8 +117,6 @@ pub enum OkValue {
     Items,
     /// A [`FollowAnswer`](super::replication::FollowAnswer), and behind the response frames of the replication stream.
     Stream,
-    /// Other fields.
-    Structured,
 }
 
 /// A key or value whose fields are not acceptable, though the frame's lengths are.

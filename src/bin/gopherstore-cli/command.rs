@@ -191,8 +191,7 @@ impl Command {
                 | OkValue::Pong
                 | OkValue::Sums
                 | OkValue::Items
-                | OkValue::Stream
-                | OkValue::Structured => Answer::Value(value),
+                | OkValue::Stream => Answer::Value(value),
             },
             client::Answer::NotFound => Answer::NotFound,
             client::Answer::Pong => Answer::Pong,

@@ -95,12 +95,7 @@ pub fn response_to(opcode: Opcode, bytes: &[u8]) -> String {
                 dump.stream();
             }
         }
-        OkValue::Empty
-        | OkValue::Bytes
-        | OkValue::Text
-        | OkValue::Number
-        | OkValue::Pong
-        | OkValue::Structured => {
+        OkValue::Empty | OkValue::Bytes | OkValue::Text | OkValue::Number | OkValue::Pong => {
             return response(bytes);
         }
     }
