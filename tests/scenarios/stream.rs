@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use gopherstore::engine::entry::Entry;
+use gopherstore::history::History;
 use gopherstore::node::Phase;
 use gopherstore::replication::core::progress::Progress;
 use gopherstore::replication::core::rules::{Decision, Position, SnapshotRule, decide, start_of};
@@ -31,6 +32,12 @@ impl World {
         if self.nodes[at].link.is_some() {
             return true;
         }
+        self.follow(at)
+    }
+
+    /// FOLLOW to a leader that is reached, and its answer. Returns whether there is a stream.
+    fn follow(&mut self, at: usize) -> bool {
+        let name = self.nodes[at].name.clone();
         if self.nodes[0].phase != Phase::Serving {
             self.say(&format!("{name}: n1 answers LOADING"));
             return false;
@@ -83,8 +90,14 @@ impl World {
             Decision::OfferMismatch => panic!("{start:?} for {own:?}"),
         };
         self.say(&format!("{name}: {text}"));
-        let now = self.now;
         let applied = if copy.is_some() { 0 } else { own.index };
+        self.begin(at, applied, next, copy, history);
+        true
+    }
+
+    /// Begins a stream, with a snapshot or the entry `next`.
+    fn begin(&mut self, at: usize, applied: u64, next: u64, copy: Option<Copy>, history: History) {
+        let now = self.now;
         self.nodes[0]
             .followers
             .insert(at, Progress::new(applied, now));
@@ -99,7 +112,6 @@ impl World {
             copy,
             on_its_way: VecDeque::new(),
         });
-        true
     }
 
     pub(crate) fn deliver(&mut self, at: usize, max: u64) {
