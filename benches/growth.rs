@@ -1,8 +1,8 @@
 //! How long a client can be kept waiting while the store grows: `cargo bench --bench growth [-- ENTRIES]`.
 //!
 //! One thread inserts entries, 5 million unless told otherwise, while another reads and writes a few keys as a client
-//! would and times each operation. Once for a single table, once for the store's partitions, in turns. What one thread
-//! waits for the processor is in the figures too, so a run without any inserting is there to compare with.
+//! would and times each operation. Once for a single table, once for the store's partitions, in turns. The
+//! figures include waits for the processor, so a run without inserting is there for comparison.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use std::hint::black_box;

@@ -176,7 +176,7 @@ impl History {
     }
 
     /// The last index, `index` at most, up to which a data set of this history that ends at `index` is one that `other`
-    /// went through as well; 0 where the two share nothing. What follows it in one of them is not in the other.
+    /// went through as well; 0 where the two share nothing. Later entries of one are not in the other.
     #[must_use]
     pub fn shared_with(&self, other: &History, index: u64) -> u64 {
         // The newest shared epoch tells: ends never fall from one epoch to the next.

@@ -155,8 +155,8 @@ fn runs(calls: usize) {
                   [[node]]\nname = \"n1\"\naddr = \"127.0.0.1:1\"\n\
                   [[node]]\nname = \"n2\"\naddr = \"127.0.0.1:2\"\n";
     let config = Config::parse(config, "cluster.toml").unwrap();
-    // Nothing takes anything out of their append queues, so these have to have room for all calls. What the replication
-    // thread does is not in the count, nor is waking it.
+    // Nothing consumes their append queues, so these need room for all calls. The count includes neither the work of
+    // the replication thread nor waking it.
     let [leader, follower] = ["n1", "n2"].map(|name| {
         let node = Node::of_cluster(&config, config.node(name).unwrap());
         // As a snapshot, which is not logged.

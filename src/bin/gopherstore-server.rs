@@ -4,7 +4,7 @@
 //! good order as the last node that held the cluster's data · 128 and the number of the second of two signals, which
 //! ends it at once (130 is SIGINT, 143 SIGTERM) · 134 (SIGABRT) a bug of our own, whose message is on standard error.
 //!
-//! No thread of the node waits for whoever reads standard error ([`logging`]), standard output, or the service
+//! No thread of the node waits for a reader of standard error ([`logging`]), standard output, or the service
 //! manager's socket: each has a thread of its own, and the end of the process waits for them for a second at most.
 
 use std::io::{self, Write};

@@ -29,7 +29,8 @@ enum End {
 }
 
 impl End {
-    /// Of an example, in the words of the command line. What ends otherwise than with 0 stands here, with its reason.
+    /// The end of an example, in the words of the command line. Examples that end with another code than 0 are listed
+    /// here, with the reason.
     fn of(example: &str) -> End {
         let words: Vec<&str> = example.split(' ').collect();
         let is = |word: &str| words.contains(&word);

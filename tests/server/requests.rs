@@ -13,8 +13,8 @@ use crate::node::{Node, Options, wait_for};
 use crate::vectors::{self, Side};
 use crate::{answer, done, frames, pong};
 
-/// The conversations of `docs/GBP.md` about data: each request that is followed by an answer. What a node answers to
-/// STATUS, DISCARD and FOLLOW depends on where it stands.
+/// The conversations of `docs/GBP.md` about data: each request that is followed by an answer. The answers to
+/// STATUS, DISCARD and FOLLOW depend on the node's state.
 fn conversations() -> Vec<(Vec<u8>, Vec<u8>)> {
     let all: Vec<_> = vectors::all()
         .into_iter()
