@@ -89,15 +89,16 @@ impl State {
         let Some(watermark) = self.of(mark) else {
             return Reached::Yes;
         };
-        let is_over =
-            position.epoch < self.epoch || (position.epoch == self.epoch && self.is_given_up);
         if position.index == 0 {
             // Nothing was ever written there.
             Reached::Yes
-        } else if is_over {
+        } else if position.epoch < self.epoch {
+            // The index may be another record's by now.
             Reached::Never
         } else if position.index <= watermark {
             Reached::Yes
+        } else if position.epoch == self.epoch && self.is_given_up {
+            Reached::Never
         } else {
             Reached::NotYet
         }

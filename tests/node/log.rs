@@ -347,6 +347,11 @@ fn positions_of_an_epoch_that_was_given_up_are_never_reached() {
         watermarks.await_position(id, mark, at(1, 5)),
         Reached::Never
     );
+    assert_eq!(
+        watermarks.reached(mark, at(1, 4)),
+        Reached::Yes,
+        "before it was given up"
+    );
     sequencer.begin_epoch(2);
     watermarks.advance(mark, 8);
     assert_eq!(
