@@ -3,7 +3,7 @@
 //! 1. Everything that needs no lock is done first: keys are hashed, the records and their digests made, and room in the
 //!    append queue reserved ([`Prepared`]).
 //! 2. The partitions of the run are locked, in ascending order.
-//! 3. The gate is asked. Nothing has changed so far; a request that is not admitted is given back.
+//! 3. The gate is checked. Nothing has changed so far; a request that is not admitted is given back.
 //! 4. Each request is executed: its command adds an answer, its effect changes the partition.
 //! 5. The records are appended: they get their indexes, and the partitions note the last one.
 //! 6. The partitions are unlocked, and replaced entries are freed.

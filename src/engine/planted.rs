@@ -20,7 +20,7 @@ pub(crate) enum Planted {
     AppendAfterUnlock,
     /// Records are appended before the partitions are locked.
     AppendBeforeLock,
-    /// The gate is asked before the partitions are locked.
+    /// The gate is checked before the partitions are locked.
     AdmitBeforeLock,
     /// The index of a partition's copy is read when the partition is unlocked.
     IndexAfterUnlock,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// A place in the log: no two writes of a cluster have the same one.
+/// A place in the log. No two writes of one history have the same one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
     /// Epoch of the leader that wrote there.

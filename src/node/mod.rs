@@ -3,7 +3,7 @@
 //! | file           | what it does                                                                  |
 //! |----------------|-------------------------------------------------------------------------------|
 //! | `state.rs`     | the state of the data set, its transitions, and what each admits              |
-//! | `data.rs`      | runs of GET, SET and DEL, and the answers where they are not admitted         |
+//! | `data.rs`      | runs of reads and writes, and the answers where they are not admitted         |
 //! | `positions.rs` | which answers wait for the log                                                |
 //! | `reply.rs`     | answers to all other requests                                                 |
 //! | `status.rs`    | the answer to STATUS                                                          |
