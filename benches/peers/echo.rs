@@ -21,7 +21,7 @@ pub(crate) fn serve(value_len: usize) -> Outcome<()> {
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let value = vec![b'v'; value_len];
-            // A failed start closes the connection, which whoever measures is told.
+            // A failed start closes the connection, which the measuring program reports.
             let _ = thread::Builder::new()
                 .stack_size(64 << 10)
                 .spawn(move || answer(stream, &value));

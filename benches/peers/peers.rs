@@ -66,7 +66,7 @@ mod linux {
 
     static IS_INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
-    /// Fails once somebody wants this to end; what was started ends as it is dropped.
+    /// Fails once a signal asks this to end. Dropping ends everything that was started.
     pub(crate) fn check_interrupted() -> Outcome<()> {
         if IS_INTERRUPTED.load(Ordering::Relaxed) {
             return Err("interrupted".to_owned());

@@ -18,7 +18,7 @@ use crate::{Outcome, check_interrupted};
 /// How long a server may take to be ready, or a follower to have everything.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// How often a server is started anew because somebody else has taken its port.
+/// How often a server is started again because another program has taken its port.
 const TRIES: usize = 5;
 
 /// The log that a leader keeps for its followers: large, since a follower that falls behind is none for a while.
@@ -424,7 +424,7 @@ fn command(
         Kind::Memcached => {
             let clients = CLIENTS_MAX.saturating_sub(1_000).to_string();
             command.args(["-l", "127.0.0.1", "-p", &port, "-U", "0", "-m", "65536"]);
-            // As root it wants to be told whom to run as.
+            // As root it needs the name of a user to run as.
             command.args(["-c", &clients, "-t", "2", "-u", "root"]);
         }
         Kind::Echo => {

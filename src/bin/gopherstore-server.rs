@@ -118,7 +118,7 @@ fn main() -> ExitCode {
     };
     let until = Instant::now() + logging::END_PATIENCE;
     for end in ends {
-        // Either way: its thread has ended, or it waits for somebody who does not read.
+        // Either way: its thread has ended, or it waits for a reader that does not read.
         let _ = end.recv_deadline(until);
     }
     log.end(until);
@@ -425,7 +425,7 @@ fn no_thread(error: &io::Error) -> String {
     }
 }
 
-/// Prints a line on standard output. If its reader has closed it, nobody wants the line.
+/// Prints a line on standard output. If its reader has closed it, the line is not needed.
 fn say(line: &str) {
     let mut out = io::stdout();
     drop(writeln!(out, "{line}").and_then(|()| out.flush()));

@@ -24,7 +24,7 @@ const SESSION: &str = concat!(
     "/tests/cli/captures/session.pcap"
 );
 
-/// tshark with the dissector, and with nothing of whoever runs the test.
+/// tshark with the dissector, and without the settings of the user that runs the test.
 fn tshark(home: &TempDir, arguments: &[&str]) -> Command {
     let mut command = Command::new("tshark");
     command

@@ -1,4 +1,4 @@
-//! Standard output and standard error that nobody reads, and what is logged.
+//! Standard output and standard error without a reader, and the log.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};

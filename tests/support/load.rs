@@ -131,7 +131,7 @@ struct State {
 struct Record {
     /// In the order in which they were sent.
     acknowledged: Vec<Write>,
-    /// With an outcome that nobody learned.
+    /// With an unknown outcome.
     unknown: Vec<Write>,
 }
 

@@ -1,4 +1,4 @@
-//! A TCP proxy between whoever connects and one node, which a test tells what to do to the bytes.
+//! A TCP proxy in front of one node. The test decides its treatment of the bytes.
 //!
 //! Each connection has a thread per [`Way`], which waits in reads and writes of at most [`TICK`] and looks at the
 //! controls in between; what passes is not slowed by that. Every thread is joined when the proxy is dropped.

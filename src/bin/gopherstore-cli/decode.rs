@@ -1,4 +1,4 @@
-//! `decode`: bytes that somebody holds, as annotated frames.
+//! `decode`: recorded bytes as annotated frames.
 
 use std::io::{self, Read};
 
@@ -142,7 +142,7 @@ fn too_long() -> Failure {
 enum Stop {
     /// It is wrong from here on.
     Fault(Failure),
-    /// Nobody reads standard output any more.
+    /// Standard output has no reader any more.
     Closed,
     /// It cannot be written.
     Failure(Failure),

@@ -617,7 +617,7 @@ fn conclude(
         ));
     }
     for note in notes {
-        // Nobody can be told where even that fails.
+        // If even that fails, there is nowhere to report it.
         let _ = writeln!(io::stderr(), "gopherstore-cli: {}", quote::one_line(&note));
     }
     Ok(outcome)

@@ -379,7 +379,7 @@ fn mistake(message: &str) -> Failure {
     }
 }
 
-/// Writes to standard output at once. False where nobody reads it any more, which is how `head` says 'enough'.
+/// Writes to standard output at once. False where it has no reader any more, as after `head` has read enough.
 fn write_out(bytes: &[u8]) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {

@@ -30,7 +30,7 @@ const NAMES_MAX: u32 = 16;
 /// A file in the making. It has a name of its own until [`finish`](NewFile::finish), in the folder of its target.
 /// Dropping it removes it, as does a signal that ends the program.
 ///
-/// The name is random, so a file that a killed program left is in nobody's way.
+/// The name is random, so a file that a killed program left is in no other's way.
 #[derive(Debug)]
 pub(crate) struct NewFile {
     file: File,

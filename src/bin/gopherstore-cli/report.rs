@@ -54,7 +54,7 @@ impl Failure {
         }
     }
 
-    /// Prints one line on standard error; nobody can be told where even that fails.
+    /// Prints one line on standard error. If even that fails, there is nowhere to report it.
     pub(crate) fn print(&self, line: Option<u64>) {
         let message = quote::one_line(&self.message);
         let place = line

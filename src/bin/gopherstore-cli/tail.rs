@@ -151,7 +151,7 @@ fn again(addr: &str, options: &ClientOptions, lost: &Observer) -> (Observer, u64
         };
         let text = error.to_string();
         if text != said {
-            // Not that nobody is there, over and over.
+            // That no node is there is not reported over and over.
             if !matches!(error, Error::Connect { .. } | Error::Timeout { .. }) {
                 say(&text);
             }
@@ -239,7 +239,7 @@ struct View {
 }
 
 impl View {
-    /// Shows a stream until enough is shown or nobody looks any more.
+    /// Shows a stream until enough is shown or the output has no reader any more.
     fn show(&mut self, observer: &mut Observer) -> Result<(), End> {
         let history = observer.history().clone();
         while self.left != Some(0) {
@@ -339,7 +339,7 @@ fn insert_bytes(object: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
     };
 }
 
-/// Whether standard output is a pipe that nobody reads any more, which a write would tell only when there is one.
+/// Whether standard output is a pipe without a reader, which a write would tell only when there is one.
 fn is_abandoned() -> bool {
     let out = io::stdout();
     let mut polled = [PollFd::new(&out, PollFlags::empty())];

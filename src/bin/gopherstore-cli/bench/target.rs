@@ -1,4 +1,4 @@
-//! The nodes that are measured, and the keys there: that nobody else's are touched, and that none is left.
+//! The nodes that are measured, and the keys there: no other keys are touched, and none is left.
 
 use std::{
     ops::Range,
@@ -122,7 +122,7 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Makes sure that no key is anybody else's, and leaves the marker. Nothing where a signal came first.
+    /// Checks that no key belongs to another program, and leaves the marker. Nothing where a signal came first.
     pub(super) fn claim(
         &mut self,
         stop: &Stop,

@@ -122,7 +122,7 @@ fn ask_all(context: &Context, nodes: &[&NodeConfig]) -> Result<Receiver<Answer>,
         let sender = sender.clone();
         let ask = move || {
             let status = client.status().map(|text| NodeStatus::parse(&text));
-            // Nobody waits for it any more where the leader is found.
+            // No receiver is left once the leader is found.
             let _ = sender.send((at, status));
         };
         let thread = thread::Builder::new().name(format!("ask-{at}"));

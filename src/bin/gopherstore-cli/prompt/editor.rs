@@ -319,7 +319,7 @@ impl Plain {
     }
 
     fn read(&self, prompt: &str) -> Result<Input, Failure> {
-        // Before anybody can answer the prompt with Ctrl-C.
+        // Before a user can answer the prompt with Ctrl-C.
         *self.awaited.lock() = Some(prompt.to_owned());
         // As a shell does it: standard output is for answers alone.
         show(prompt);
@@ -337,7 +337,7 @@ impl Plain {
     }
 }
 
-/// Where even that fails there is nobody to tell.
+/// If even that fails, there is nowhere to report it.
 fn show(text: &str) {
     let mut out = io::stderr();
     drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));

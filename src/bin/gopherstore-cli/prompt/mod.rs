@@ -58,7 +58,7 @@ pub(crate) fn run(context: &Context) -> Result<Outcome, Failure> {
                     failure.outcome
                 }
             };
-            // Nothing more can be told to anybody.
+            // Nothing more can be printed.
             if outcome == Outcome::LocalInput {
                 return Ok(outcome);
             }
@@ -134,7 +134,7 @@ impl<'a> Session<'a> {
         names
     }
 
-    /// Does what a line asks for. False where it ends the session, or nobody reads its output any more.
+    /// Does what a line asks for. False where it ends the session, or its output has no reader any more.
     fn step(&mut self, line: &[u8], columns: usize) -> Result<bool, Failure> {
         let usage = |message| Failure::new(Outcome::Usage, message);
         let text = match line::parse(line).map_err(usage)? {

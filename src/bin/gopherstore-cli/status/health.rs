@@ -12,7 +12,7 @@ const LEADER_TIMEOUT_MS: u64 = 5_000;
 /// A node as it was asked for, and what came of it.
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
-    /// Its name in `cluster.toml`; `-` where nobody named it.
+    /// Its name in `cluster.toml`; `-` where it was not named.
     pub(super) name: String,
     /// Its `host:port`.
     pub(super) addr: String,
@@ -414,7 +414,7 @@ fn is_serving(status: &NodeStatus) -> bool {
     status.state == Some(NodeState::Serving)
 }
 
-/// The name by which a node is spoken of: its own, where nobody knew it.
+/// The name of a node in messages: its own, where it was not known before.
 fn shown_name<'a>(node: &'a Asked, status: &'a NodeStatus) -> &'a str {
     match &status.node {
         Some(name) if node.name == "-" => name,

@@ -240,7 +240,7 @@ impl Run<'_> {
         }
     }
 
-    /// Ends with a signal, or when nobody reads any more.
+    /// Ends with a signal, or when the output has no reader any more.
     fn watch(&self) -> Result<Outcome, Failure> {
         let mut is_first = true;
         loop {
