@@ -77,7 +77,7 @@ replace() {
 }
 
 # Lets one script at a time start or stop nodes of this cluster. Two that stop a node at once would send it two
-# signals, of which the second ends it without a hand-over.
+# signals, of which the second ends it before other nodes have its data.
 lock() {
     command -v flock >/dev/null || return 0
     exec {locked}>"$dir/lock"
@@ -181,7 +181,7 @@ refuse_taken() {
     done <<<"$members"
 }
 
-# Starts nodes, detached: each in a session of its own, without this script's descriptors, and deaf to SIGHUP. Needs
+# Starts nodes, detached: each in a session of its own, without this script's descriptors, and ignoring SIGHUP. Needs
 # server, cli, members and the lock; child has their process ids.
 launch() {
     local name server_path cli_path traps detach=()
@@ -214,7 +214,7 @@ launch() {
     ((signal == 0)) || exit "$signal"
 }
 
-# Starts one node, detached, and waits until it serves. Needs the lock, and gives it back.
+# Starts one node, detached, and waits until it serves. Needs the lock, and releases it.
 start_detached() {
     launch "$1"
     unlock
@@ -291,10 +291,10 @@ wait_serving() {
     done
 }
 
-# What a node has logged since it was launched, or since it was told to stop.
+# Prints the log of a node since it was launched, or since it was told to stop.
 new_log() { tail -c "+$((${log_len[$1]} + 1))" "$dir/$1.log"; }
 
-# Says what became of the nodes in ended and late; fails where there are any.
+# Reports the nodes in ended and late; fails where there are any.
 report_start() {
     local name code
     for name in "${ended[@]}"; do
@@ -312,9 +312,9 @@ report_start() {
     ((${#ended[@]} + ${#late[@]} == 0))
 }
 
-# Sets at_risk to what is lost if the named nodes stop, in words; empty where other nodes hold all of it. What a follower
-# holds is safe while its leader serves, and a leader hands its data to a follower as it stops. Without a leader, nodes at
-# the same position with the same digest hold the same.
+# Sets at_risk to the data that is lost if the named nodes stop, in words; empty where other nodes hold all of it. A
+# follower's data is safe while its leader serves, and a leader that stops waits until a follower has its data. Without
+# a leader, nodes at the same position with the same digest hold the same data.
 assess() {
     local name addr position cluster='' keys=0 leader='' follower='' positions='' others=' ' silent=() refused=()
     at_risk=''
