@@ -91,8 +91,7 @@ impl Engine {
         let prepared = Prepared::of_run(self, run, &mut origin).map_err(|_| Contended)?;
         let digests = prepared.as_ref().map(|_| Prepared::digests(run));
         let digests = digests.unwrap_or_default();
-        let keys = run.frames().map(|frame| frame.key());
-        let hashes = keys.map(|key| store.hash(key)).collect();
+        let hashes = run.keys().map(|key| store.hash(key)).collect();
         let mut locked = store.lock(&hashes, run.writes())?;
         let touched = locked.touch(&hashes, run.writes());
         if touched.longest > RUN_FRAME_BYTES_MAX {

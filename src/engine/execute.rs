@@ -167,8 +167,7 @@ impl Engine {
         let writes = run.writes();
         let prepared = Prepared::of_run(self, run, origin)?;
         let digests = prepared.as_ref().map(|_| Prepared::digests(run));
-        let keys = run.frames().map(|frame| frame.key());
-        let hashes = keys.map(|key| self.store.hash(key)).collect();
+        let hashes = run.keys().map(|key| self.store.hash(key)).collect();
         let mut locked = self.store.lock(&hashes, writes)?;
         let epoch = origin.admit(self, writes != 0)?;
         let touched = locked.touch(&hashes, writes);

@@ -52,8 +52,7 @@ impl Engine {
                 prepared.append(epoch, run, run.writes(), change);
             }
         }
-        let keys = run.frames().map(|frame| frame.key());
-        let hashes = keys.map(|key| self.store.hash(key)).collect();
+        let hashes = run.keys().map(|key| self.store.hash(key)).collect();
         let mut locked = loop {
             match self.store.lock(&hashes, run.writes()) {
                 Ok(locked) => break locked,

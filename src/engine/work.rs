@@ -55,7 +55,9 @@ impl Work<'_> {
         answers: &mut Answers,
     ) -> usize {
         let store = &self.engine.store;
-        for (at, (frame, &hash)) in run.frames().zip(hashes).enumerate() {
+        let mut frames = run.frames();
+        for (at, &hash) in hashes.iter().enumerate() {
+            let Some(frame) = frames.next() else { break };
             let key = frame.key();
             let effect = match command::of(frame.opcode()) {
                 Command::Get => {
@@ -68,26 +70,22 @@ impl Work<'_> {
                     let new = self.new.get_mut(at).and_then(Option::take);
                     let entries = locked.of_mut(at);
                     let put = store.put_frame(entries, hash, &frame, new, &mut self.change);
-                    self.replaced.extend(short(put));
+                    if let Some(old) = short(put) {
+                        self.replaced.push(old);
+                    }
                     value::set(answers)
                 }
                 Command::Del => {
                     let entries = locked.of_mut(at);
                     let removed = short(store.take(entries, hash, key, &mut self.change));
                     let effect = value::del(removed.as_ref(), answers);
-                    self.replaced.extend(removed);
+                    if let Some(old) = removed {
+                        self.replaced.push(old);
+                    }
                     effect
                 }
                 Command::Computed(function) => {
-                    let entries = locked.of_mut(at);
-                    let change = &mut self.change;
-                    let done = store.compute(entries, hash, &frame, function, change, answers);
-                    let Computed { effect, replaced } = short(done);
-                    self.replaced.extend(replaced);
-                    if let (Some(prepared), Some(effect)) = (&mut self.prepared, effect) {
-                        prepared.push(&effect);
-                        self.made |= 1 << at;
-                    }
+                    self.compute(at, hash, &frame, function, locked.of_mut(at), answers);
                     Effect::None
                 }
                 Command::None => unreachable!("no run has such a request"),
@@ -99,6 +97,28 @@ impl Work<'_> {
             }
         }
         run.len()
+    }
+
+    /// Executes a command whose effect follows from the old entry. Not inlined, so that SET, GET and DEL share no
+    /// registers with it.
+    #[inline(never)]
+    fn compute(
+        &mut self,
+        at: usize,
+        hash: u64,
+        frame: &RequestFrame<'_>,
+        function: Function,
+        entries: &mut Entries,
+        answers: &mut Answers,
+    ) {
+        let (store, change) = (&self.engine.store, &mut self.change);
+        let done = store.compute(entries, hash, frame, function, change, answers);
+        let Computed { effect, replaced } = short(done);
+        self.replaced.extend(replaced);
+        if let (Some(prepared), Some(effect)) = (&mut self.prepared, effect) {
+            prepared.push(&effect);
+            self.made |= 1 << at;
+        }
     }
 
     /// Records a write that is its own effect.

@@ -139,7 +139,7 @@ pub struct RequestFrame<'a> {
 
 impl<'a> RequestFrame<'a> {
     /// The frame of a request that [`parse`] has judged before, and that is all of `bytes`.
-    #[inline]
+    #[inline(always)]
     pub(super) fn of_whole(bytes: &'a [u8]) -> RequestFrame<'a> {
         let key_len = bytes.get(1..3).map_or(0, BigEndian::read_u16);
         let opcode = bytes.first().map(|&byte| Opcode::try_from(byte));

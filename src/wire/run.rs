@@ -2,7 +2,7 @@
 
 use arrayvec::ArrayVec;
 
-use super::request::{Limits, Parsed, parse};
+use super::request::{HEADER_LEN, Limits, Parsed, parse};
 use super::traits::Traits;
 use super::{RequestFrame, size};
 
@@ -140,14 +140,51 @@ impl<'a> Run<'a> {
         self.ends.is_empty()
     }
 
-    /// The requests, in their order.
-    pub fn frames(&self) -> impl Iterator<Item = RequestFrame<'a>> + '_ {
-        let mut start = 0;
-        self.ends.iter().map(move |&end| {
-            let frame = &self.bytes[start..size(end)];
-            start = size(end);
-            RequestFrame::of_whole(frame)
+    /// The keys of the requests, in their order.
+    #[inline]
+    pub fn keys(&self) -> impl Iterator<Item = &'a [u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.take(self.len()).map(|start| {
+            let frame = &self.bytes[size(start)..];
+            let key_len = usize::from(u16::from_be_bytes([frame[1], frame[2]]));
+            &frame[HEADER_LEN..HEADER_LEN + key_len]
         })
+    }
+
+    /// The requests, in their order.
+    #[inline]
+    #[must_use]
+    pub fn frames(&self) -> Frames<'a, '_> {
+        Frames {
+            bytes: self.bytes,
+            start: 0,
+            ends: self.ends.iter(),
+        }
+    }
+}
+
+/// The requests of a [`Run`], in their order.
+#[derive(Clone, Debug)]
+pub struct Frames<'a, 'r> {
+    bytes: &'a [u8],
+    start: usize,
+    ends: std::slice::Iter<'r, u32>,
+}
+
+impl<'a> Iterator for Frames<'a, '_> {
+    type Item = RequestFrame<'a>;
+
+    // A closure in its place is not inlined, which takes 7 % of the instructions of a SET in a run.
+    #[inline(always)]
+    fn next(&mut self) -> Option<RequestFrame<'a>> {
+        let end = size(*self.ends.next()?);
+        let frame = &self.bytes[self.start..end];
+        self.start = end;
+        Some(RequestFrame::of_whole(frame))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.ends.size_hint()
     }
 }
 
@@ -204,6 +241,7 @@ mod tests {
             assert_eq!(rest.bytes(), &run.bytes()[run.bytes_of(count)..]);
             assert_eq!((rest.len(), rest.writes()), (4 - count, 0b1011 >> count));
             assert!(rest.frames().eq(run.frames().skip(count)));
+            assert!(rest.keys().eq(rest.frames().map(|frame| frame.key())));
         }
         assert_eq!(len(&bytes[..33]), 3, "the fourth one is not whole");
         assert_eq!(len(b""), 0);

@@ -6,14 +6,14 @@ use crate::engine::entry::Entry;
 use crate::wire::Status;
 
 /// SET: stores the value, whatever was there before.
-#[inline]
+#[inline(always)]
 pub(in crate::engine) fn set(answers: &mut Answers) -> Effect<'static> {
     answers.push(Status::Ok, b"");
     Effect::AsSent
 }
 
 /// GET: answers the value. Returns false where it is long and ends the run.
-#[inline]
+#[inline(always)]
 pub(in crate::engine) fn get(old: Option<&Entry>, answers: &mut Answers) -> bool {
     match old {
         Some(entry) => answers.push_value(entry),
@@ -25,7 +25,7 @@ pub(in crate::engine) fn get(old: Option<&Entry>, answers: &mut Answers) -> bool
 }
 
 /// DEL: removes the key.
-#[inline]
+#[inline(always)]
 pub(in crate::engine) fn del(old: Option<&Entry>, answers: &mut Answers) -> Effect<'static> {
     if old.is_some() {
         answers.push(Status::Ok, b"");
