@@ -23,6 +23,7 @@ use crate::{
 ///
 /// [`is_outcome_unknown`](Error::is_outcome_unknown) tells the two apart. The client repeats no request whose outcome
 /// is unknown. A caller may repeat a SET or DEL, which may replace a value that another client has written meanwhile.
+/// A repeated ADD may add twice.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
