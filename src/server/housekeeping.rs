@@ -299,7 +299,7 @@ mod tests {
         assert!(look(700));
         assert!(!look(400));
         assert!(look(398));
-        // What grows again has freed nothing.
+        // Data that grows again has freed nothing.
         assert!(!look(2_000));
         assert!(look(0));
         assert!(!look(0));

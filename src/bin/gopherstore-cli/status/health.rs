@@ -722,11 +722,7 @@ pub(super) mod tests {
         };
         assert_eq!(judge(FOLLOWER, "-"), "serving");
         assert_eq!(judge("", "-"), "serving", "a node that says little");
-        assert_eq!(
-            judge("cluster=other", "n1"),
-            "serving",
-            "whoever was asked for"
-        );
+        assert_eq!(judge("cluster=other", "n1"), "serving", "under any name");
         assert_eq!(
             judge("state=loading reason=empty", "-"),
             "n2 is loading: empty"
