@@ -1,5 +1,5 @@
-//! Serves one client: reads what has arrived, has the [session](super::session) carry it out, sends the answers, and
-//! waits, alone or on a [poller](super::poller). Deadlines and the stop are minded here.
+//! Serves one client: reads input, has the [session](super::session) execute it, sends the answers, and waits, alone or
+//! on a [poller](super::poller). Keeps the connection's deadlines, and heeds the stop.
 
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
+use super::back_off::BackOff;
 use super::end::{End, Refusal};
 use super::housekeeping::Housekeeper;
 use super::lifecycle::StopSignal;
@@ -128,36 +129,9 @@ pub(super) struct Connection<'a> {
     /// Why a polling thread has woken the connection's own thread; `None` for an idle connection.
     event: Option<io::Result<Event>>,
     /// Whether to share. Clients whose answers go out of a slot again and again, as long ones do, gain nothing by it.
-    sharing: Try,
+    sharing: BackOff,
     /// Whether to yield before sleeping.
-    yielding: Try,
-}
-
-/// Something that is tried less and less often while it fails: after the first failure it is left out once, and each
-/// further one doubles that, up to 255 times.
-#[derive(Default)]
-struct Try {
-    /// How many times to leave it out, and how many after the next failure.
-    pauses: u8,
-    pauses_next: u8,
-}
-
-impl Try {
-    /// Whether to try it this time.
-    const fn is_due(&mut self) -> bool {
-        let is_due = self.pauses == 0;
-        self.pauses = self.pauses.saturating_sub(1);
-        is_due
-    }
-
-    const fn has_gone(&mut self, well: bool) {
-        self.pauses_next = if well {
-            0
-        } else {
-            self.pauses_next.saturating_mul(2).saturating_add(1)
-        };
-        self.pauses = self.pauses_next;
-    }
+    yielding: BackOff,
 }
 
 /// The end of a wait for input.
@@ -183,8 +157,8 @@ impl<'a> Connection<'a> {
             receive_timeout: None,
             served: 0,
             event: None,
-            sharing: Try::default(),
-            yielding: Try::default(),
+            sharing: BackOff::default(),
+            yielding: BackOff::default(),
         }
     }
 

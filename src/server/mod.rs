@@ -22,6 +22,7 @@
 
 mod accept;
 mod allowance;
+mod back_off;
 mod client;
 mod connection;
 mod end;
