@@ -4,13 +4,13 @@ use std::fmt;
 
 use super::Engine;
 use super::change::Change;
-use super::execute::Origin;
+use super::command::{self, Command};
+use super::execute::{NotTogether, Origin};
 use super::prepared::Prepared;
-use super::store::Contended;
-use super::work::{new_entries, short};
+use super::work::{Work, new_entries};
 use crate::wire::replication::Frames;
 use crate::wire::run::RUN_FRAME_BYTES_MAX;
-use crate::wire::{Opcode, RequestFrame, Run};
+use crate::wire::{RequestFrame, Run};
 
 /// Records that came together, the first of which has `first_index`.
 #[derive(Clone, Copy, Debug)]
@@ -67,10 +67,12 @@ impl Engine {
         }
         let mut missing = None;
         for run in group.records.runs() {
-            if run.len() == 1 || self.apply_together(&run, &mut missing).is_err() {
-                for frame in run.frames() {
-                    self.apply_one(&frame, &mut missing);
-                }
+            let together = match run.len() {
+                1 => 0,
+                _ => self.apply_together(&run, &mut missing).unwrap_or(0),
+            };
+            for frame in run.frames().skip(together) {
+                self.apply_one(&frame, &mut missing);
             }
             if let Some(key) = missing {
                 return Err(ApplyError::Missing { key });
@@ -79,67 +81,50 @@ impl Engine {
         Ok(())
     }
 
-    /// Applies all records of a run with all their partitions locked.
+    /// Applies records of a run with all their partitions locked, and returns how many.
     #[inline(never)]
     fn apply_together(
         &self,
         run: &Run<'_>,
         missing: &mut Option<Vec<u8>>,
-    ) -> Result<(), Contended> {
+    ) -> Result<usize, NotTogether> {
         let store = &self.store;
-        let mut origin = Origin::Leader;
-        let prepared = Prepared::of_run(self, run, &mut origin).map_err(|_| Contended)?;
+        let mut prepared = Prepared::of_run(self, run, &mut Origin::Leader)?;
         let digests = prepared.as_ref().map(|_| Prepared::digests(run));
-        let digests = digests.unwrap_or_default();
         let hashes = run.keys().map(|key| store.hash(key)).collect();
         let mut locked = store.lock(&hashes, run.writes())?;
         let touched = locked.touch(&hashes, run.writes());
         if touched.longest > RUN_FRAME_BYTES_MAX {
-            return Err(Contended);
+            return Err(NotTogether::LongOld);
         }
-        let mut new = new_entries(run, touched.vacant);
-        let mut change = Change::new(prepared.is_some());
-        let mut made = 0_u16;
-        let mut replaced = Vec::new();
-        for (at, (frame, &hash)) in run.frames().zip(&hashes).enumerate() {
-            let entries = locked.of_mut(at);
-            let key = frame.key();
-            let is_del = frame.opcode() == Opcode::Del;
-            let old = if is_del {
-                short(store.take(entries, hash, key, &mut change))
-            } else {
-                let new = new.get_mut(at).and_then(Option::take);
-                short(store.put_frame(entries, hash, &frame, new, &mut change))
-            };
-            if is_del && old.is_none() {
-                missing.get_or_insert_with(|| key.to_vec());
-                continue;
-            }
-            replaced.extend(old);
-            made |= 1 << at;
-            if let Some(&added) = digests.get(at) {
-                change.adds(added);
-            }
-        }
-        if let Some(prepared) = prepared
-            && made != 0
-        {
-            let index = prepared.append(self.gate.epoch(), run, made, change.digest());
-            locked.set_last_index(index);
-        }
+        let mut work = Work {
+            engine: self,
+            change: Change::new(prepared.is_some()),
+            prepared: &mut prepared,
+            digests: digests.unwrap_or_default(),
+            made: 0,
+            new: new_entries(run, touched.vacant),
+            replaced: Vec::new(),
+        };
+        let count = work.apply(run, &hashes, &mut locked, missing);
+        work.append(run, self.gate.epoch(), &mut locked);
         // Before the replaced entries are freed.
         drop(locked);
-        Ok(())
+        Ok(count)
     }
 
     fn apply_one(&self, frame: &RequestFrame<'_>, missing: &mut Option<Vec<u8>>) {
         let key = frame.key();
         let mut origin = Origin::Leader;
-        let is_here = if frame.opcode() == Opcode::Del {
-            let done = self.del_one(frame, key, &mut origin);
-            done.is_ok_and(|(_, removed)| removed.is_some())
-        } else {
-            self.set_one(frame, &mut origin).is_ok()
+        let is_here = match command::of(frame.opcode()) {
+            Command::Set => self.set_one(frame, &mut origin).is_ok(),
+            Command::Del => {
+                let done = self.del_one(frame, key, &mut origin);
+                done.is_ok_and(|(_, removed)| removed.is_some())
+            }
+            Command::Get | Command::Computed(_) | Command::None => {
+                unreachable!("a record is its own effect")
+            }
         };
         if !is_here {
             missing.get_or_insert_with(|| key.to_vec());

@@ -65,6 +65,15 @@ impl<'e> Origin<'e> {
         }
     }
 
+    /// Keeps room for requests that go one by one.
+    fn keep(&mut self, room: Reservation<'e>) {
+        match self {
+            Origin::Client(Some(held)) => held.join(room),
+            Origin::Client(held @ None) => *held = Some(room),
+            Origin::Leader => {}
+        }
+    }
+
     /// The epoch under which the requests are executed, with their partitions locked.
     #[inline]
     pub(super) fn admit(&self, engine: &Engine, writes: bool) -> Result<u64, NotDone> {
@@ -141,7 +150,7 @@ impl Engine {
         Ok(outcome)
     }
 
-    /// Executes all requests of `run` at once, as [`execute`](Self::execute) does where their partitions are free.
+    /// Executes requests of `run` at once, as [`execute`](Self::execute) does where their partitions are free.
     ///
     /// # Errors
     ///
@@ -164,8 +173,24 @@ impl Engine {
         origin: &mut Origin<'e>,
         answers: &mut Answers,
     ) -> Result<Outcome, NotTogether> {
+        let mut prepared = Prepared::of_run(self, run, origin)?;
+        let result = self.with_partitions(run, &mut prepared, origin, answers);
+        if let (Err(_), Some(prepared)) = (&result, prepared) {
+            // The room that a client has waited for is its requests' when they go one by one.
+            origin.keep(prepared.into_reservation());
+        }
+        result
+    }
+
+    #[inline(always)]
+    fn with_partitions<'e>(
+        &'e self,
+        run: &Run<'_>,
+        prepared: &mut Option<Prepared<'e>>,
+        origin: &Origin<'e>,
+        answers: &mut Answers,
+    ) -> Result<Outcome, NotTogether> {
         let writes = run.writes();
-        let prepared = Prepared::of_run(self, run, origin)?;
         let digests = prepared.as_ref().map(|_| Prepared::digests(run));
         let hashes = run.keys().map(|key| self.store.hash(key)).collect();
         let mut locked = self.store.lock(&hashes, writes)?;
@@ -184,6 +209,9 @@ impl Engine {
             replaced: Vec::new(),
         };
         let count = work.execute(run, &hashes, &mut locked, answers);
+        if count == 0 {
+            return Err(NotTogether::LongOld);
+        }
         let index = work.append(run, epoch, &mut locked);
         drop(locked);
         answers.settle();
@@ -219,7 +247,7 @@ impl Engine {
             }
             Command::Del => {
                 let (position, removed) = self.del_one(frame, key, origin)?;
-                value::del(removed.as_ref(), answers);
+                value::del(removed.is_some(), answers);
                 Ok(position)
             }
             Command::Computed(function) => self.compute_one(frame, function, origin, answers),

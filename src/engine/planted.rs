@@ -71,7 +71,7 @@ impl Engine {
         let touched = locked.touch(&hashes, run.writes());
         let mut work = Work {
             engine: self,
-            prepared,
+            prepared: &mut prepared,
             digests,
             made: 0,
             change: Change::new(true),
@@ -81,10 +81,9 @@ impl Engine {
         let count = work.execute(run, &hashes, &mut locked, answers);
         let index = if is_late {
             drop(locked);
-            let prepared = work.prepared.take();
-            prepared.map_or(0, |prepared| {
-                prepared.append(epoch, run, work.made, work.change.digest())
-            })
+            let (made, change) = (work.made, work.change.digest());
+            let prepared = prepared.take();
+            prepared.map_or(0, |prepared| prepared.append(epoch, run, made, change))
         } else {
             work.append(run, epoch, &mut locked)
         };

@@ -120,6 +120,11 @@ impl<'e> Prepared<'e> {
             .append(epoch, records, made.count_ones(), change, self.reservation)
     }
 
+    /// The room, where nothing is appended.
+    pub(super) fn into_reservation(self) -> Reservation<'e> {
+        self.reservation
+    }
+
     /// Appends the one record.
     pub(super) fn append_one(self, epoch: u64, change: Digest) -> u64 {
         self.sequencer

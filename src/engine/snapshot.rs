@@ -6,13 +6,14 @@ use arrayvec::ArrayVec;
 
 use super::Engine;
 use super::change::Change;
+use super::command::{self, Command};
 use super::digest::Digest;
 use super::entry::{Entry, SHORT_BYTES};
 use super::store::Store;
 use crate::log::Head;
+use crate::wire::RequestFrame;
 use crate::wire::request::{HEADER_LEN, frames};
 use crate::wire::run::RUN_MAX;
-use crate::wire::{Opcode, RequestFrame};
 
 /// Entries of a snapshot that are stored together: a few dozen for each partition.
 const STAGED_MAX: usize = 1 << 15;
@@ -223,17 +224,22 @@ impl Load<'_> {
     /// Adds SET and DEL frames in their order.
     pub fn add<'a>(&mut self, frames: impl Iterator<Item = RequestFrame<'a>>) {
         for frame in frames {
-            let is_del = frame.opcode() == Opcode::Del;
-            if is_del {
-                self.flush();
-                let old = self.engine.store.remove(frame.key());
-                let old = old.as_ref().map(Digest::of).unwrap_or_default();
-                self.digest = self.digest.changed(old, Digest::EMPTY);
-            } else {
-                self.digest = self.digest.plus(Digest::of_frame(frame.bytes()));
-                let entry = Entry::copy_of(&frame);
-                self.engine.store.stage(&mut self.staged, entry);
-                self.staged_bytes += frame.bytes().len();
+            match command::of(frame.opcode()) {
+                Command::Set => {
+                    self.digest = self.digest.plus(Digest::of_frame(frame.bytes()));
+                    let entry = Entry::copy_of(&frame);
+                    self.engine.store.stage(&mut self.staged, entry);
+                    self.staged_bytes += frame.bytes().len();
+                }
+                Command::Del => {
+                    self.flush();
+                    let old = self.engine.store.remove(frame.key());
+                    let old = old.as_ref().map(Digest::of).unwrap_or_default();
+                    self.digest = self.digest.changed(old, Digest::EMPTY);
+                }
+                Command::Get | Command::Computed(_) | Command::None => {
+                    unreachable!("a record is its own effect")
+                }
             }
         }
         if self.staged.len() >= STAGED_MAX || self.staged_bytes >= STAGED_BYTES_MAX {

@@ -30,9 +30,10 @@ pub(super) fn new_entries(run: &Run<'_>, vacant: u16) -> ArrayVec<Option<Entry>,
 }
 
 /// The execution of a run whose partitions are locked.
-pub(super) struct Work<'e> {
+pub(super) struct Work<'w, 'e> {
     pub(super) engine: &'e Engine,
-    pub(super) prepared: Option<Prepared<'e>>,
+    /// Taken where records are appended.
+    pub(super) prepared: &'w mut Option<Prepared<'e>>,
     /// Of each request: the digest of the entry that it makes, where it is its own effect. Empty without a log.
     pub(super) digests: ArrayVec<Digest, RUN_MAX>,
     /// A bit for each write that had an effect.
@@ -44,8 +45,9 @@ pub(super) struct Work<'e> {
     pub(super) replaced: Vec<Entry>,
 }
 
-impl Work<'_> {
-    /// Executes the requests in their order, and returns how many.
+impl Work<'_, '_> {
+    /// Executes the requests in their order, and returns how many: up to a GET of a long value, and up to a write that
+    /// needs the digest of a long old entry first.
     #[inline]
     pub(super) fn execute(
         &mut self,
@@ -54,53 +56,118 @@ impl Work<'_> {
         locked: &mut Locked<'_>,
         answers: &mut Answers,
     ) -> usize {
-        let store = &self.engine.store;
         let mut frames = run.frames();
         for (at, &hash) in hashes.iter().enumerate() {
             let Some(frame) = frames.next() else { break };
-            let key = frame.key();
-            let effect = match command::of(frame.opcode()) {
+            let is_done = match command::of(frame.opcode()) {
                 Command::Get => {
-                    if !value::get(locked.of(at).find(hash, key), answers) {
+                    if !value::get(locked.of(at).find(hash, frame.key()), answers) {
                         return at + 1;
                     }
-                    Effect::None
+                    true
                 }
                 Command::Set => {
-                    let new = self.new.get_mut(at).and_then(Option::take);
-                    let entries = locked.of_mut(at);
-                    let put = store.put_frame(entries, hash, &frame, new, &mut self.change);
-                    if let Some(old) = short(put) {
-                        self.replaced.push(old);
+                    let is_put = self.put(at, hash, &frame, locked.of_mut(at));
+                    if is_put {
+                        value::set(answers);
                     }
-                    value::set(answers)
+                    is_put
                 }
-                Command::Del => {
-                    let entries = locked.of_mut(at);
-                    let removed = short(store.take(entries, hash, key, &mut self.change));
-                    let effect = value::del(removed.as_ref(), answers);
-                    if let Some(old) = removed {
-                        self.replaced.push(old);
+                Command::Del => match self.take(at, hash, &frame, locked.of_mut(at)) {
+                    Ok(is_there) => {
+                        value::del(is_there, answers);
+                        true
                     }
-                    effect
-                }
+                    Err(LongOld(_)) => false,
+                },
                 Command::Computed(function) => {
-                    self.compute(at, hash, &frame, function, locked.of_mut(at), answers);
-                    Effect::None
+                    self.compute(at, hash, &frame, function, locked.of_mut(at), answers)
                 }
                 Command::None => unreachable!("no run has such a request"),
             };
-            match effect {
-                // A DEL is its own effect.
-                Effect::AsSent | Effect::Remove => self.note_as_sent(at, &frame),
-                Effect::None | Effect::Put(_) => {}
+            if !is_done {
+                return at;
             }
         }
         run.len()
     }
 
+    /// Applies the records in their order, and returns how many, as [`execute`](Self::execute) does. Sets `missing` to
+    /// the first key that a record removes and that is not there.
+    #[inline]
+    pub(super) fn apply(
+        &mut self,
+        run: &Run<'_>,
+        hashes: &ArrayVec<u64, RUN_MAX>,
+        locked: &mut Locked<'_>,
+        missing: &mut Option<Vec<u8>>,
+    ) -> usize {
+        let mut frames = run.frames();
+        for (at, &hash) in hashes.iter().enumerate() {
+            let Some(frame) = frames.next() else { break };
+            let is_done = match command::of(frame.opcode()) {
+                Command::Set => self.put(at, hash, &frame, locked.of_mut(at)),
+                Command::Del => match self.take(at, hash, &frame, locked.of_mut(at)) {
+                    Ok(is_there) => {
+                        if !is_there {
+                            missing.get_or_insert_with(|| frame.key().to_vec());
+                        }
+                        true
+                    }
+                    Err(LongOld(_)) => false,
+                },
+                Command::Get | Command::Computed(_) | Command::None => {
+                    unreachable!("a record is its own effect")
+                }
+            };
+            if !is_done {
+                return at;
+            }
+        }
+        run.len()
+    }
+
+    /// Stores the entry of a SET. False, and nothing done, where the digest of a long old entry is needed first.
+    #[inline(always)]
+    fn put(
+        &mut self,
+        at: usize,
+        hash: u64,
+        frame: &RequestFrame<'_>,
+        entries: &mut Entries,
+    ) -> bool {
+        let new = self.new.get_mut(at).and_then(Option::take);
+        let store = &self.engine.store;
+        match store.put_frame(entries, hash, frame, new, &mut self.change) {
+            Ok(None) => {}
+            Ok(Some(old)) => self.replaced.push(old),
+            Err(LongOld(_)) => return false,
+        }
+        self.note_as_sent(at, frame);
+        true
+    }
+
+    /// Removes the key of a DEL, and returns whether it was there.
+    #[inline(always)]
+    fn take(
+        &mut self,
+        at: usize,
+        hash: u64,
+        frame: &RequestFrame<'_>,
+        entries: &mut Entries,
+    ) -> Result<bool, LongOld> {
+        let store = &self.engine.store;
+        let removed = store.take(entries, hash, frame.key(), &mut self.change)?;
+        let is_there = removed.is_some();
+        if let Some(old) = removed {
+            self.replaced.push(old);
+            self.note_as_sent(at, frame);
+        }
+        Ok(is_there)
+    }
+
     /// Executes a command whose effect follows from the old entry. Not inlined, so that SET, GET and DEL share no
-    /// registers with it.
+    /// registers with it. Returns false as [`put`](Self::put) does.
     #[inline(never)]
     fn compute(
         &mut self,
@@ -110,21 +177,24 @@ impl Work<'_> {
         function: Function,
         entries: &mut Entries,
         answers: &mut Answers,
-    ) {
+    ) -> bool {
         let (store, change) = (&self.engine.store, &mut self.change);
         let done = store.compute(entries, hash, frame, function, change, answers);
-        let Computed { effect, replaced } = short(done);
+        let Ok(Computed { effect, replaced }) = done else {
+            return false;
+        };
         self.replaced.extend(replaced);
-        if let (Some(prepared), Some(effect)) = (&mut self.prepared, effect) {
+        if let (Some(prepared), Some(effect)) = (&mut *self.prepared, effect) {
             prepared.push(&effect);
             self.made |= 1 << at;
         }
+        true
     }
 
     /// Records a write that is its own effect.
     #[inline]
     fn note_as_sent(&mut self, at: usize, frame: &RequestFrame<'_>) {
-        if let Some(prepared) = &mut self.prepared {
+        if let Some(prepared) = &mut *self.prepared {
             self.made |= 1 << at;
             self.change.adds(self.digests[at]);
             if prepared.is_computed {
@@ -148,12 +218,6 @@ impl Work<'_> {
             Some(_) | None => locked.last_index(),
         }
     }
-}
-
-/// The result of a change of a partition from which long old entries were excluded before.
-#[inline]
-pub(super) fn short<T>(result: Result<T, LongOld>) -> T {
-    result.unwrap_or_else(|_| unreachable!("a run with a long old entry is executed one by one"))
 }
 
 /// The result of a computed command.
@@ -181,11 +245,16 @@ impl Store {
     ) -> Result<Computed, LongOld> {
         let key = frame.key();
         let old = entries.find(hash, key);
-        if let Some(old) = old {
-            change.knows(old)?;
+        let before = answers.bytes().len();
+        let effect = function(frame, old, answers);
+        if let (Effect::Put(_) | Effect::Remove, Some(old)) = (&effect, old)
+            && let Err(long) = change.knows(old)
+        {
+            answers.truncate(before);
+            return Err(long);
         }
-        let mut effect = Vec::new();
-        let replaced = match function(frame, old, answers) {
+        let mut record = Vec::new();
+        let replaced = match effect {
             Effect::None => {
                 let (effect, replaced) = (None, None);
                 return Ok(Computed { effect, replaced });
@@ -193,20 +262,20 @@ impl Store {
             Effect::AsSent => unreachable!("a computed command is not its own effect"),
             Effect::Put(value) => {
                 let value = &value;
-                encode(&Request::Set { key, value }, &mut effect);
+                encode(&Request::Set { key, value }, &mut record);
                 let mut replaced = None;
-                for put in frames(&effect) {
+                for put in frames(&record) {
                     replaced = self.put_frame(entries, hash, &put, None, change)?;
                 }
-                change.adds(Digest::of_frame(&effect));
+                change.adds(Digest::of_frame(&record));
                 replaced
             }
             Effect::Remove => {
-                encode(&Request::Del { key }, &mut effect);
+                encode(&Request::Del { key }, &mut record);
                 self.take(entries, hash, key, change)?
             }
         };
-        let effect = Some(effect);
+        let effect = Some(record);
         Ok(Computed { effect, replaced })
     }
 }

@@ -140,6 +140,11 @@ impl<'a> Reservation<'a> {
         })
     }
 
+    /// Adds another reservation of the same queue to this one.
+    pub fn join(&mut self, mut other: Reservation<'a>) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+
     /// Hands `bytes` over to the append queue, which releases them once the backlog holds the records, and gives the
     /// rest back.
     pub(super) fn spend(mut self, bytes: u64) {

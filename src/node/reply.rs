@@ -7,8 +7,7 @@ use crate::wire::Status;
 use crate::wire::response::ResponseHeader;
 
 /// The message of TIMEOUT.
-const OUTCOME_UNKNOWN: &str =
-    "outcome unknown: the node gave up its epoch before the write was acknowledged";
+const OUTCOME_UNKNOWN: &str = "the epoch of the write has ended";
 
 /// The answer to one request.
 #[derive(Clone, Debug)]

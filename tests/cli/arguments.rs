@@ -51,7 +51,10 @@ fn mistakes_are_one_line_and_exit_code_2() {
         ("get a b", &["one argument too many: b"]),
         (
             "put",
-            &["unknown command put", "set, get, del, ping, status, resync"],
+            &[
+                "unknown command put",
+                "set, get, del, incr, decr, ping, status, resync",
+            ],
         ),
         ("status now", &["one argument too many: now"]),
         (

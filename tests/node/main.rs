@@ -6,6 +6,7 @@ mod comparison;
 mod differences;
 mod execute;
 mod log;
+mod long;
 mod model;
 mod peers;
 mod threads;

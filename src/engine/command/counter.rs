@@ -45,8 +45,15 @@ fn sum(frame: &RequestFrame<'_>, old: Option<&Entry>) -> Result<i64, String> {
     sum.ok_or_else(|| format!("{number} and {delta} add up to no number of 64 bits"))
 }
 
+/// Length of the longest decimal number of 64 bits, that of -2^63.
+const DECIMAL_LEN_MAX: usize = 20;
+
 /// The number that `text` is the decimal form of: digits without leading zeros, behind a `-` where it is negative.
 fn decimal(text: &[u8]) -> Option<i64> {
+    // Before anything looks at a value of megabytes, under the lock.
+    if text.len() > DECIMAL_LEN_MAX {
+        return None;
+    }
     let number: i64 = str::from_utf8(text).ok()?.parse().ok()?;
     (number.to_string().as_bytes() == text).then_some(number)
 }

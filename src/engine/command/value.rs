@@ -24,10 +24,10 @@ pub(in crate::engine) fn get(old: Option<&Entry>, answers: &mut Answers) -> bool
     }
 }
 
-/// DEL: removes the key.
+/// DEL: removes the key. `is_there` says whether it exists.
 #[inline(always)]
-pub(in crate::engine) fn del(old: Option<&Entry>, answers: &mut Answers) -> Effect<'static> {
-    if old.is_some() {
+pub(in crate::engine) fn del(is_there: bool, answers: &mut Answers) -> Effect<'static> {
+    if is_there {
         answers.push(Status::Ok, b"");
         Effect::Remove
     } else {
