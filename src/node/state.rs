@@ -169,12 +169,12 @@ impl Node {
     /// Another node leads in a later epoch: this leader keeps its data and takes no more writes, for the reason given.
     /// No answer waits for a position of its own epoch any more.
     pub fn yield_to_other_leader(&self, why: &str) {
-        self.change(|state| {
+        let refuse = |state: &mut ReplicaState| {
             if state.phase == Phase::Serving {
                 state.phase = Phase::Refusing(Arc::from(why));
             }
-        });
-        self.give_up_positions();
+        };
+        self.change_then(refuse, || self.give_up_positions());
     }
 
     /// A leader that stops takes no more writes, so that its followers can apply everything before it ends. Returns
@@ -222,15 +222,15 @@ impl Node {
 
     /// Changes the state, and sets what it allows. Nothing else sets that.
     fn change(&self, with: impl FnOnce(&mut ReplicaState)) {
+        self.change_then(with, || {});
+    }
+
+    /// The same, and calls `then` once no request is under way that was admitted before, and before another thread sees
+    /// the new state.
+    fn change_then(&self, with: impl FnOnce(&mut ReplicaState), then: impl FnOnce()) {
         let mut state = self.state.lock();
         let before = self.watcher.is_some().then(|| state.phase.clone());
         with(&mut state);
-        if let Some(watcher) = &self.watcher
-            && before.as_ref() != Some(&state.phase)
-        {
-            // Under the lock, for the order. A receiver that is gone needs no phase.
-            let _ = watcher.send(state.phase.clone());
-        }
         let serves = !matches!(state.phase, Phase::Loading(_));
         let leads = self.role == Role::Leader && state.phase == Phase::Serving && !state.stops;
         self.engine.admit(Admission {
@@ -238,5 +238,12 @@ impl Node {
             writes: leads,
             epoch: state.history.last().map_or(0, |start| start.epoch),
         });
+        then();
+        if let Some(watcher) = &self.watcher
+            && before.as_ref() != Some(&state.phase)
+        {
+            // Under the lock, for the order. A receiver that is gone needs no phase.
+            let _ = watcher.send(state.phase.clone());
+        }
     }
 }

@@ -31,7 +31,7 @@ fn incr_and_decr_print_the_number_that_the_node_stores() {
         &["incr", "k", "one"][..],
         &["decr", "k", "-9223372036854775808"],
     ] {
-        run(words).expect_failure(2, &["is no number of 64 bits"]);
+        run(words).expect_failure(2, &["is out of range, or no number"]);
     }
     run(&["get", "k"]).expect_failure(1, &["not found"]);
 }

@@ -117,7 +117,7 @@ impl Command {
         let delta = number.and_then(|number: i64| number.checked_mul(sign));
         let delta = delta.ok_or_else(|| {
             let by = String::from_utf8_lossy(&by).into_owned();
-            format!("{by:?} is no number of 64 bits to add or subtract")
+            format!("{by:?} is out of range, or no number")
         })?;
         let value = Opcode::Add
             .spec()
@@ -312,7 +312,10 @@ mod tests {
         }
         for line in ["incr k one", "decr k -9223372036854775808"] {
             let message = command(line).err().unwrap_or_default();
-            assert!(message.contains("is no number of 64 bits"), "{message}");
+            assert!(
+                message.contains("is out of range, or no number"),
+                "{message}"
+            );
         }
         let message = command("tail").err().unwrap_or_default();
         assert!(message.ends_with("write gopherstore-cli tail"), "{message}");
