@@ -69,13 +69,15 @@ impl Work<'_, '_> {
                 Command::Set => {
                     let is_put = self.put(at, hash, &frame, locked.of_mut(at));
                     if is_put {
-                        value::set(answers);
+                        let effect = value::set(answers);
+                        self.log(&effect, at, &frame);
                     }
                     is_put
                 }
-                Command::Del => match self.take(at, hash, &frame, locked.of_mut(at)) {
+                Command::Del => match self.take(hash, &frame, locked.of_mut(at)) {
                     Ok(is_there) => {
-                        value::del(is_there, answers);
+                        let effect = value::del(is_there, answers);
+                        self.log(&effect, at, &frame);
                         true
                     }
                     Err(LongOld(_)) => false,
@@ -106,12 +108,20 @@ impl Work<'_, '_> {
         for (at, &hash) in hashes.iter().enumerate() {
             let Some(frame) = frames.next() else { break };
             let is_done = match command::of(frame.opcode()) {
-                Command::Set => self.put(at, hash, &frame, locked.of_mut(at)),
-                Command::Del => match self.take(at, hash, &frame, locked.of_mut(at)) {
-                    Ok(is_there) => {
-                        if !is_there {
-                            missing.get_or_insert_with(|| frame.key().to_vec());
-                        }
+                Command::Set => {
+                    let is_put = self.put(at, hash, &frame, locked.of_mut(at));
+                    if is_put {
+                        self.log(&Effect::AsSent, at, &frame);
+                    }
+                    is_put
+                }
+                Command::Del => match self.take(hash, &frame, locked.of_mut(at)) {
+                    Ok(true) => {
+                        self.log(&Effect::Remove, at, &frame);
+                        true
+                    }
+                    Ok(false) => {
+                        missing.get_or_insert_with(|| frame.key().to_vec());
                         true
                     }
                     Err(LongOld(_)) => false,
@@ -143,7 +153,6 @@ impl Work<'_, '_> {
             Ok(Some(old)) => self.replaced.push(old),
             Err(LongOld(_)) => return false,
         }
-        self.note_as_sent(at, frame);
         true
     }
 
@@ -151,7 +160,6 @@ impl Work<'_, '_> {
     #[inline(always)]
     fn take(
         &mut self,
-        at: usize,
         hash: u64,
         frame: &RequestFrame<'_>,
         entries: &mut Entries,
@@ -161,7 +169,6 @@ impl Work<'_, '_> {
         let is_there = removed.is_some();
         if let Some(old) = removed {
             self.replaced.push(old);
-            self.note_as_sent(at, frame);
         }
         Ok(is_there)
     }
@@ -191,9 +198,14 @@ impl Work<'_, '_> {
         true
     }
 
-    /// Records a write that is its own effect.
-    #[inline]
-    fn note_as_sent(&mut self, at: usize, frame: &RequestFrame<'_>) {
+    /// Notes the effect of a write whose request is its record.
+    #[inline(always)]
+    fn log(&mut self, effect: &Effect<'_>, at: usize, frame: &RequestFrame<'_>) {
+        match effect {
+            Effect::AsSent | Effect::Remove => {}
+            // A computed effect has a record of its own.
+            Effect::None | Effect::Put(_) => return,
+        }
         if let Some(prepared) = &mut *self.prepared {
             self.made |= 1 << at;
             self.change.adds(self.digests[at]);
