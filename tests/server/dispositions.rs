@@ -154,11 +154,12 @@ const ROWS: [Row; 16] = [
         "request_timeout_ms = 200",
         |node| each(node, &[b"\x7f\0\0\0\0\0\x05ab"]),
     ),
-    ("wrong fields in a FOLLOW, SUMS or LIST", "", |node| {
+    ("wrong fields in an ADD, FOLLOW, SUMS or LIST", "", |node| {
         let other_process = [&b"\x42\0\0\0\0\0\x0d"[..], &[1; 8], &[0; 5]].concat();
         each(
             node,
             &[
+                b"\x08\0\0\0\0\0\0",
                 b"\x60\0\0\0\0\0\0",
                 b"\x42\0\0\0\0\0\0",
                 b"\x43\0\0\0\0\0\x01x",
