@@ -105,7 +105,12 @@ impl<'a> Dump<'a> {
             Form::Flags(bits) => self.field(field.name, field.size, |flags| {
                 let flags = flags.first().copied().unwrap_or_default();
                 let set = bits.iter().filter(|(bit, _)| flags & bit != 0);
-                let names: Vec<&str> = set.map(|&(_, name)| name).collect();
+                let mut names: Vec<String> = set.map(|(_, name)| (*name).to_owned()).collect();
+                // Bits without a name, and a byte without any bit, are shown as a number.
+                let unnamed = bits.iter().fold(flags, |rest, (bit, _)| rest & !bit);
+                if unnamed != 0 || names.is_empty() {
+                    names.push(format!("0x{unnamed:02x}"));
+                }
                 names.join(", ")
             }),
         }

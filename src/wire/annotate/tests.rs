@@ -434,3 +434,22 @@ fn every_line_fits_78_columns_and_nothing_panics_on_any_bytes() {
         }
     }
 }
+
+#[test]
+fn flags_are_named_and_what_has_no_name_is_a_number() {
+    let shown = |frame: &[u8], field: &str| {
+        let text = request(frame);
+        let line = text.lines().find(|line| line.contains(field));
+        let meaning = line.and_then(|line| line.split_once(field));
+        meaning.map_or(String::new(), |(_, meaning)| meaning.trim().to_owned())
+    };
+    let add = |want| [&b"\x08\0\x01\0\0\0\x19k"[..], &[want], &[0; 24]].concat();
+    let follow = |flags| {
+        let start = &b"\x60\0\x02\0\0\0\x1an2\x01"[..];
+        [start, &[flags], &[0; 24]].concat()
+    };
+    assert_eq!(shown(&add(0), "want"), "0x00");
+    assert_eq!(shown(&add(2), "want"), "0x02");
+    assert_eq!(shown(&follow(0), "flags"), "0x00");
+    assert_eq!(shown(&follow(0b1010), "flags"), "full copy, 0x08");
+}
