@@ -10,70 +10,20 @@
 //! | heartbeat   | node                  | nothing; checks which peers are up      | a timer               |
 //! | probe-NAME  | peer                  | a connection to that peer               | a timer, read         |
 //!
-//! A follower asks for the stream on an ordinary connection (`follower_side`), and the node that it follows sends it
-//! (`leader_side`). [`core`] makes the decisions of both. A leader that starts first copies the peer that is most up to
-//! date (`follower_side::recover`). One that stops waits until the others have everything (`shutdown_sync`). [`Peers`]
-//! is what all threads share.
+//! A follower asks for the stream on an ordinary connection, and the node that it follows sends it: `stream` has both
+//! sides. [`core`] makes the decisions. `transport` has the sockets and the threads. A leader that starts first copies
+//! the peer that is most up to date (`transport::recover`). One that stops waits until the others have everything
+//! (`shutdown_sync`). [`Peers`] is what all threads share.
 
 #![deny(clippy::wildcard_enum_match_arm)]
 
-mod ask;
 pub mod core;
-mod follower_side;
-mod heartbeat;
-pub(crate) mod leader_side;
 mod peers;
 pub(crate) mod shutdown_sync;
-mod stop;
+pub(crate) mod stream;
+pub(crate) mod transport;
 
-use std::io;
-use std::net::TcpStream;
-use std::thread::{self, Scope};
-use std::time::Instant;
-
-use crate::dial;
 pub use peers::Peers;
 pub(crate) use peers::Replica;
 pub use shutdown_sync::Ending;
-pub use stop::Stop;
-
-/// Starts the threads of replication. They end with [`Stop::stop`], the replication thread with
-/// [`Log::end`](crate::log::Log::end).
-///
-/// # Errors
-///
-/// Where a thread cannot be started.
-pub(crate) fn start<'scope>(
-    scope: &'scope Scope<'scope, '_>,
-    replica: Replica<'scope>,
-    stop: &'scope Stop,
-) -> io::Result<()> {
-    let (Some(log), Some(member)) = (replica.node.engine().log(), replica.node.member()) else {
-        return Ok(());
-    };
-    let spawn = |name: String, body: Box<dyn FnOnce() + Send + 'scope>| {
-        thread::Builder::new()
-            .name(name)
-            .spawn_scoped(scope, body)
-            .map(drop)
-    };
-    spawn("replication".to_owned(), Box::new(|| log.keep()))?;
-    spawn(
-        "follower".to_owned(),
-        Box::new(move || follower_side::run(replica, member, stop)),
-    )?;
-    spawn(
-        "heartbeat".to_owned(),
-        Box::new(move || heartbeat::run(replica, member, stop)),
-    )?;
-    for peer in &member.peers {
-        let body = move || heartbeat::probe(replica, member, peer, stop);
-        spawn(format!("probe-{}", peer.name), Box::new(body))?;
-    }
-    Ok(())
-}
-
-/// Connects to `host:port` at any address of the name, until `deadline` or the stop.
-fn connect(addr: &str, deadline: Instant, stop: &Stop) -> io::Result<TcpStream> {
-    dial::connect(addr, deadline, &|| stop.is_stopped())
-}
+pub use transport::Stop;

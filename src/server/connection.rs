@@ -20,8 +20,8 @@ use super::session::{Session, Step, Thread};
 use super::transport::Mode;
 use crate::log::Position;
 use crate::node::Reply;
-use crate::replication::leader_side::accept::{self, Accepted};
-use crate::replication::{Replica, leader_side};
+use crate::replication::stream::accept::{self, Accepted};
+use crate::replication::{Replica, transport};
 use crate::wire::RequestError;
 use crate::wire::request::Limits;
 use crate::wire::run::RUN_MAX;
@@ -294,7 +294,8 @@ impl<'a> Connection<'a> {
         } else {
             Activity::Following
         });
-        let result = leader_side::serve(self.context.replica, peer.stream.tcp(), accepted, early);
+        let result =
+            transport::serve::serve(self.context.replica, peer.stream.tcp(), accepted, early);
         if is_observer {
             // It is logged there how the stream ends.
             return Ok(End::Observed);

@@ -187,7 +187,7 @@ impl Server {
         scope: &'scope thread::Scope<'scope, '_>,
         ending: &'scope Mutex<Ending>,
     ) -> io::Result<()> {
-        replication::start(scope, self.replica(), &self.stop)
+        replication::transport::start(scope, self.replica(), &self.stop)
             .map_err(|error| cannot_start("the threads of replication", &error))?;
         if self.shared.has_peers {
             start(scope, "shutdown-sync", || {

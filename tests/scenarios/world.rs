@@ -17,8 +17,8 @@
 //!
 //! A value that ends with `+` makes an entry of 40 KB, so that a few fill a log.
 //!
-//! The decisions are those of `replication::core`. These files only carries them out, as `replication::leader_side` and
-//! `replication::follower_side` do with sockets.
+//! The decisions are those of `replication::core`. These files only carry them out, as `replication::stream` and
+//! `replication::transport` do with sockets.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -188,7 +188,7 @@ impl World {
         self.say(&answer);
     }
 
-    /// Starts to lead, as `follower_side::recover`.
+    /// Starts to lead, as `transport::recover`.
     pub(crate) fn lead(&mut self) {
         let (mut found, mut found_at) = (Vec::new(), Vec::new());
         for at in 1..self.nodes.len() {

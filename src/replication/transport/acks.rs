@@ -13,7 +13,7 @@ use crate::wire::replication::Message;
 const ACK_PAUSE: Duration = Duration::from_millis(1);
 
 /// The state that the receiving thread shares with the thread that acknowledges.
-pub(super) struct Acks {
+pub(in crate::replication) struct Acks {
     state: Mutex<AckState>,
     changed: Condvar,
 }
@@ -27,7 +27,7 @@ struct AckState {
 
 impl Acks {
     /// Of a node that has applied everything up to `applied_index`.
-    pub(super) const fn new(applied_index: u64) -> Acks {
+    pub(in crate::replication) const fn new(applied_index: u64) -> Acks {
         Acks {
             state: Mutex::new(AckState {
                 applied_index,
@@ -39,7 +39,7 @@ impl Acks {
     }
 
     /// The node has applied everything up to `index`. `is_due` has that acknowledged even where it was before.
-    pub(super) fn applied(&self, index: u64, is_due: bool) {
+    pub(in crate::replication) fn applied(&self, index: u64, is_due: bool) {
         let mut state = self.state.lock();
         state.applied_index = index;
         state.is_due |= is_due;
@@ -48,14 +48,19 @@ impl Acks {
     }
 
     /// Ends [`send`](Self::send).
-    pub(super) fn end(&self) {
+    pub(in crate::replication) fn end(&self) {
         self.state.lock().is_over = true;
         self.changed.notify_all();
     }
 
     /// Sends an ACK when the applied index changes, when one is due, and once per `interval`, until [`end`](Self::end)
     /// or until the connection fails.
-    pub(super) fn send(&self, mut stream: &TcpStream, interval: Duration, epoch: u64) {
+    pub(in crate::replication) fn send(
+        &self,
+        mut stream: &TcpStream,
+        interval: Duration,
+        epoch: u64,
+    ) {
         let (mut acknowledged, mut out) = (None, Vec::new());
         loop {
             let deadline = Instant::now() + interval;

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use log::info;
 
-use super::send::{BATCH_BYTES, Sender, fell_behind, stops, too_long};
+use super::sending::{BATCH_BYTES, Sender, fell_behind, stops, too_long};
 use crate::engine::PartitionCopy;
 use crate::engine::entry::Entry;
 use crate::log::{Cursor, Found};
@@ -24,7 +24,7 @@ const ANY_VALUE: Limits = Limits {
 
 impl Sender<'_> {
     /// Sends a snapshot, and returns the position in the log after it.
-    pub(super) fn send_snapshot(&mut self) -> io::Result<Cursor> {
+    pub(in crate::replication) fn send_snapshot(&mut self) -> io::Result<Cursor> {
         let (node, log) = (self.node, self.log);
         let started = Instant::now();
         let mut cursor = log.cursor_after(log.head().index).ok_or_else(fell_behind)?;

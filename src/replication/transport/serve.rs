@@ -1,21 +1,9 @@
 //! The leader side of a stream: sends a follower or an observer what it lacks, on the connection that asked for it.
 //!
-//! | file              | what it does                                                             |
-//! |-------------------|--------------------------------------------------------------------------|
-//! | `accept.rs`       | answers FOLLOW, and registers the follower                               |
-//! | `send.rs`         | sends entries and heartbeats                                             |
-//! | `snapshot_out.rs` | sends a snapshot before them                                             |
-//! | `acks_in.rs`      | reads the acknowledgements, on a thread of its own                       |
-//!
 //! The same code serves observers, within the same bounds. An observer is no follower: it is not in the registry and
 //! not in STATUS, it need not acknowledge, and a stop does not wait for it. A follower may serve observers as well. Its
 //! data set can be replaced while it is read, and its history grows when its leader restarts. The stream then ends
 //! before the first entry of the other data set or of the new epoch, and the observer asks again.
-
-pub(crate) mod accept;
-mod acks_in;
-mod send;
-mod snapshot_out;
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
@@ -28,11 +16,10 @@ use log::{info, warn};
 use crate::log::Cursor;
 use crate::replication::Replica;
 use crate::replication::core::liveness::SILENT_HEARTBEATS;
+use crate::replication::stream::accept::Accepted;
+use crate::replication::stream::acks_in::{StreamEnd, read_acks};
+use crate::replication::stream::sending::Sender;
 use crate::wire::replication::Start;
-
-use accept::Accepted;
-use acks_in::{StreamEnd, read_acks};
-use send::Sender;
 
 /// Longest time that an observer of a node that stops may accept no bytes.
 const PAUSE_AT_STOP: Duration = Duration::from_millis(500);

@@ -24,42 +24,42 @@ const FEW_ENTRIES: u32 = 512;
 const GATHER: Duration = Duration::from_micros(500);
 
 /// Most bytes of frames in a batch, except for a single larger frame.
-pub(super) const BATCH_BYTES: usize = 256 << 10;
+pub(in crate::replication) const BATCH_BYTES: usize = 256 << 10;
 
 /// How long a node that stops waits for a follower to acknowledge the last entry.
 const LAST_ACK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The sending half of a stream.
-pub(super) struct Sender<'a> {
-    pub(super) node: &'a Node,
-    pub(super) peers: &'a Peers,
-    pub(super) log: &'a Log,
-    pub(super) stream: &'a TcpStream,
-    pub(super) name: &'a str,
+pub(in crate::replication) struct Sender<'a> {
+    pub(in crate::replication) node: &'a Node,
+    pub(in crate::replication) peers: &'a Peers,
+    pub(in crate::replication) log: &'a Log,
+    pub(in crate::replication) stream: &'a TcpStream,
+    pub(in crate::replication) name: &'a str,
     /// `None` for an observer.
-    pub(super) registration: Option<&'a Registration<'a>>,
+    pub(in crate::replication) registration: Option<&'a Registration<'a>>,
     /// Set once the other side has ended the stream.
-    pub(super) end: &'a OnceLock<StreamEnd>,
+    pub(in crate::replication) end: &'a OnceLock<StreamEnd>,
     /// [`Node::dataset_generation`] of the data set that is sent.
-    pub(super) generation: u64,
-    pub(super) epoch: u64,
+    pub(in crate::replication) generation: u64,
+    pub(in crate::replication) epoch: u64,
     /// The history that the other side was told.
-    pub(super) history: &'a History,
+    pub(in crate::replication) history: &'a History,
     /// The position in the log after what is being written.
-    pub(super) cursor: Option<Cursor>,
+    pub(in crate::replication) cursor: Option<Cursor>,
     /// Interval of heartbeats.
-    pub(super) interval: Duration,
+    pub(in crate::replication) interval: Duration,
     /// Held until the follower has acknowledged the whole snapshot.
-    pub(super) permit: Option<Permit>,
+    pub(in crate::replication) permit: Option<Permit>,
     /// Bytes to write.
-    pub(super) out: Vec<u8>,
+    pub(in crate::replication) out: Vec<u8>,
     /// Frames read from the log.
-    pub(super) run: Vec<u8>,
+    pub(in crate::replication) run: Vec<u8>,
 }
 
 impl Sender<'_> {
     /// Sends a snapshot where there is no cursor, and then the log from the cursor on, until the stream ends.
-    pub(super) fn run(&mut self, cursor: Option<Cursor>) -> io::Result<()> {
+    pub(in crate::replication) fn run(&mut self, cursor: Option<Cursor>) -> io::Result<()> {
         let mut cursor = match cursor {
             Some(cursor) => cursor,
             None => self.send_snapshot()?,
@@ -114,7 +114,7 @@ impl Sender<'_> {
     }
 
     /// Writes `out`, and empties it.
-    pub(super) fn write(&mut self) -> io::Result<()> {
+    pub(in crate::replication) fn write(&mut self) -> io::Result<()> {
         let result = self.write_all(&self.out);
         self.out.clear();
         result
@@ -157,7 +157,7 @@ impl Sender<'_> {
     ///
     /// To be called after each read of the log or the store, and before the data are sent. They are then of this
     /// stream's history, and no entry of a newer epoch is sent under the epoch of an older one.
-    pub(super) fn check_dataset(&self) -> io::Result<()> {
+    pub(in crate::replication) fn check_dataset(&self) -> io::Result<()> {
         if let Some(end) = self.end.get() {
             Err(end.to_error())
         } else if self.node.dataset_generation() == self.generation {
@@ -216,7 +216,11 @@ impl Sender<'_> {
     }
 
     /// Writes a batch of one large entry.
-    pub(super) fn write_large(&mut self, fields: Fields, entry: &Entry) -> io::Result<()> {
+    pub(in crate::replication) fn write_large(
+        &mut self,
+        fields: Fields,
+        entry: &Entry,
+    ) -> io::Result<()> {
         let head = Head::new(fields, entry.frame()).map_err(|_| too_long())?;
         head.encode(&mut self.out);
         self.write()?;
@@ -225,22 +229,22 @@ impl Sender<'_> {
 }
 
 /// Whether the socket's timeout has passed. Systems differ in the kind of error.
-pub(super) fn is_timeout(error: &io::Error) -> bool {
+pub(in crate::replication) fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
-pub(super) fn fell_behind() -> io::Error {
+pub(in crate::replication) fn fell_behind() -> io::Error {
     io::Error::other("it fell behind what backlog_bytes keeps of the log")
 }
 
-pub(super) fn too_long() -> io::Error {
+pub(in crate::replication) fn too_long() -> io::Error {
     io::Error::other("an entry is longer than a batch can carry")
 }
 
-pub(super) fn silent() -> io::Error {
+pub(in crate::replication) fn silent() -> io::Error {
     io::Error::new(ErrorKind::TimedOut, "it said nothing for three heartbeats")
 }
 
-pub(super) fn stops() -> io::Error {
+pub(in crate::replication) fn stops() -> io::Error {
     io::Error::new(ErrorKind::Interrupted, "this node stops")
 }

@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 
+use super::Stop;
 use super::ask::Inquiry;
-use super::{Replica, Stop};
 use crate::config::NodeConfig;
 use crate::node::{Member, Node};
+use crate::replication::Replica;
 use crate::replication::core::liveness::{Change, LeaderChange};
 use crate::replication::core::report::{Contact, Report, Role, State};
 

@@ -7,22 +7,22 @@ use std::time::Instant;
 use log::debug;
 
 use super::accept::Registration;
-use super::send::{is_timeout, silent};
+use super::sending::{is_timeout, silent};
 use crate::wire::Buffer;
 use crate::wire::replication::{Message, Parsed, parse};
 
 /// Why the other side has ended the stream.
 #[derive(Debug)]
-pub(super) struct StreamEnd(ErrorKind, String);
+pub(in crate::replication) struct StreamEnd(ErrorKind, String);
 
 impl StreamEnd {
-    pub(super) fn to_error(&self) -> io::Error {
+    pub(in crate::replication) fn to_error(&self) -> io::Error {
         io::Error::new(self.0, self.1.clone())
     }
 }
 
 /// Reads acknowledgements until the stream ends, and returns why it ended. Those of an observer change nothing.
-pub(super) fn read_acks(
+pub(in crate::replication) fn read_acks(
     name: &str,
     registration: Option<&Registration<'_>>,
     mut stream: &TcpStream,

@@ -16,7 +16,7 @@ use crate::replication::{Peers, Replica};
 use crate::wire::replication::{Epochs, Follow, FollowAnswer, Start};
 
 /// Why a stream ends, or does not begin, when the node takes another data set or another history.
-pub(super) const OTHER_DATA: &str = "this node's data set is another now";
+pub(in crate::replication) const OTHER_DATA: &str = "this node's data set is another now";
 
 /// How long a follower that comes back waits for this node to notice the end of its last stream. Where the stream is
 /// another node's of the same name, it does not end, and the follower is refused.
@@ -25,16 +25,16 @@ const OLDER_STREAM_ENDS: Duration = Duration::from_millis(100);
 /// A follower or an observer whose request was accepted.
 #[derive(Debug)]
 pub(crate) struct Accepted<'a> {
-    pub(super) name: String,
+    pub(in crate::replication) name: String,
     /// `None` for an observer.
-    pub(super) registration: Option<Registration<'a>>,
+    pub(in crate::replication) registration: Option<Registration<'a>>,
     /// [`Node::dataset_generation`] before the request was judged.
-    pub(super) generation: u64,
-    pub(super) start: Start,
-    pub(super) history: History,
-    pub(super) cursor: Option<Cursor>,
+    pub(in crate::replication) generation: u64,
+    pub(in crate::replication) start: Start,
+    pub(in crate::replication) history: History,
+    pub(in crate::replication) cursor: Option<Cursor>,
     /// Permit for the snapshot, where the stream begins with one.
-    pub(super) permit: Option<Permit>,
+    pub(in crate::replication) permit: Option<Permit>,
     /// The answer's value.
     pub(crate) answer: Vec<u8>,
 }
@@ -47,21 +47,24 @@ impl Accepted<'_> {
 
 /// A follower's entry in the registry, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Registration<'a> {
+pub(in crate::replication) struct Registration<'a> {
     replica: Replica<'a>,
-    pub(super) name: String,
+    pub(in crate::replication) name: String,
     /// Number of the stream among all that the node has had.
-    pub(super) number: u64,
+    pub(in crate::replication) number: u64,
 }
 
 impl Registration<'_> {
     /// Looks at or changes the follower's progress; `None` where it has left, or has another stream by now.
-    pub(super) fn progress<T>(&self, f: impl FnOnce(&mut Progress) -> T) -> Option<T> {
+    pub(in crate::replication) fn progress<T>(
+        &self,
+        f: impl FnOnce(&mut Progress) -> T,
+    ) -> Option<T> {
         self.replica.peers.with_follower(&self.name, self.number, f)
     }
 
     /// The stream has ended, and the follower may come back. Dropping the entry later changes nothing.
-    pub(super) fn leave(&self) {
+    pub(in crate::replication) fn leave(&self) {
         // A leader keeps it in STATUS, with its last figures.
         let keeps = self.replica.node.is_leader();
         let peers = self.replica.peers;

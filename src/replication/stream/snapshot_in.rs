@@ -18,7 +18,7 @@ const ROOM_BYTES_MAX: usize = 120 << 10;
 const STAGED_FOR: Duration = Duration::from_millis(100);
 
 /// A snapshot that is being received.
-pub(super) struct SnapshotIn<'n> {
+pub(in crate::replication) struct SnapshotIn<'n> {
     history: History,
     load: Load<'n>,
     /// When entries were last stored.
@@ -29,7 +29,11 @@ pub(super) struct SnapshotIn<'n> {
 
 impl<'n> SnapshotIn<'n> {
     /// Begins a snapshot of about `keys` keys, in place of the data set that the node held.
-    pub(super) fn begin(node: &'n Node, keys: u64, history: History) -> SnapshotIn<'n> {
+    pub(in crate::replication) fn begin(
+        node: &'n Node,
+        keys: u64,
+        history: History,
+    ) -> SnapshotIn<'n> {
         node.discard_dataset("this node is receiving a full copy");
         SnapshotIn {
             history,
@@ -45,7 +49,11 @@ impl<'n> SnapshotIn<'n> {
     /// # Errors
     ///
     /// [`FollowError::Protocol`], where another chunk than the next one came.
-    pub(super) fn chunk(&mut self, sequence: u64, frames: Frames<'_>) -> Result<(), FollowError> {
+    pub(in crate::replication) fn chunk(
+        &mut self,
+        sequence: u64,
+        frames: Frames<'_>,
+    ) -> Result<(), FollowError> {
         if sequence != self.chunks {
             let text = format!("chunk {sequence} came, expected {}", self.chunks);
             return Err(FollowError::Protocol(text));
@@ -69,7 +77,7 @@ impl<'n> SnapshotIn<'n> {
     /// # Errors
     ///
     /// [`FollowError::Diverged`], where the data set is another.
-    pub(super) fn end(
+    pub(in crate::replication) fn end(
         &mut self,
         index: u64,
         digest: u128,

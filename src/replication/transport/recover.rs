@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 
+use super::Stop;
+use super::follow::{describe, is_eager, random};
 use super::pauses::{BACK_OFF, Pauses};
-use super::stream::{Goal, Stream};
-use super::{describe, is_eager, random};
 use crate::history::EpochStart;
 use crate::node::{Member, Node, Phase};
+use crate::replication::Replica;
 use crate::replication::core::start::{self, Next, Own};
-use crate::replication::{Replica, Stop};
+use crate::replication::stream::following::{Goal, Stream};
 
 /// Time between two looks at what the peers have said.
 const DECISION_PAUSE: Duration = Duration::from_millis(5);

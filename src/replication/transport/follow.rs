@@ -1,48 +1,21 @@
 //! The follower side: one stream from the node that is followed, and what a node does before it leads.
 
-mod acks;
-mod pauses;
-mod recover;
-mod snapshot_in;
-mod stream;
-
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Instant;
 
 use log::{error, warn};
 
-use super::{Replica, Stop};
 use crate::config::NodeConfig;
 use crate::node::{Member, Phase};
-use pauses::{BACK_OFF, Pauses, pause_for};
-use recover::recover;
-use stream::Stream;
+use crate::replication::Replica;
+use crate::replication::stream::FollowError;
+use crate::replication::stream::following::Stream;
 
-/// Why a stream ended, or did not begin.
-#[derive(Debug)]
-enum FollowError {
-    Io(io::Error),
-    /// The peer refuses to be followed.
-    Rejected(String),
-    /// The peer cannot be followed yet: it has no data set, or is sending a snapshot to another follower.
-    NotYet(String),
-    /// Another node than the expected one answers.
-    WrongNode(String),
-    /// The stream breaks the protocol, or has ended.
-    Protocol(String),
-    /// The data set differs from the leader's.
-    Diverged(String),
-    /// The leader does not know the node's data set. The node keeps it and does not follow.
-    KeepsData(String),
-}
-
-impl From<io::Error> for FollowError {
-    fn from(error: io::Error) -> FollowError {
-        FollowError::Io(error)
-    }
-}
+use super::Stop;
+use super::pauses::{BACK_OFF, Pauses, pause_for};
+use super::recover::recover;
 
 /// Follows the leader until the node stops; or, where this node is to lead, recovers the data and begins to lead.
 pub(super) fn run(replica: Replica<'_>, member: &Member, stop: &Stop) {
@@ -104,7 +77,7 @@ fn follow(replica: Replica<'_>, member: &Member, leader: &NodeConfig, stop: &Sto
 }
 
 /// Whether the leader may be followed at any moment: it is starting.
-fn is_eager(error: &FollowError) -> bool {
+pub(super) fn is_eager(error: &FollowError) -> bool {
     match error {
         FollowError::NotYet(_) => true,
         FollowError::Io(error) => error.kind() == ErrorKind::ConnectionRefused,
@@ -150,7 +123,7 @@ impl FailureLog {
 }
 
 /// The text of an error for the log and for STATUS.
-fn describe(error: &FollowError, member: &Member) -> String {
+pub(super) fn describe(error: &FollowError, member: &Member) -> String {
     match error {
         FollowError::Io(error)
             if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
@@ -169,6 +142,6 @@ fn describe(error: &FollowError, member: &Member) -> String {
 }
 
 /// A random number, from the keys that the standard library draws for its hash maps.
-fn random() -> u64 {
+pub(super) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }

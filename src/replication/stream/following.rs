@@ -9,23 +9,24 @@ use std::time::{Duration, Instant};
 use log::info;
 
 use super::FollowError;
-use super::acks::Acks;
 use super::snapshot_in::SnapshotIn;
 use crate::engine::digest::Digest;
 use crate::engine::{ApplyError, Group};
 use crate::history::History;
 use crate::node::{Member, Node, Phase};
-use crate::replication::ask::identify;
 use crate::replication::core::report::{Contact, Expected};
 use crate::replication::core::rules::{Decision, Position, decide};
-use crate::replication::{Peers, Replica, Stop, connect};
+use crate::replication::transport::acks::Acks;
+use crate::replication::transport::ask::identify;
+use crate::replication::transport::{Stop, connect};
+use crate::replication::{Peers, Replica};
 use crate::wire::replication::{Follow, FollowAnswer, Frames, Message, Parsed, parse};
 use crate::wire::response::{self, Response};
 use crate::wire::{Buffer, Status};
 
 /// When a stream has done what it is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Goal {
+pub(in crate::replication) enum Goal {
     /// Never: the node follows until the stream ends.
     Follow,
     /// When the node has applied everything up to this index.
@@ -42,7 +43,7 @@ enum Receiving<'a> {
 }
 
 /// One stream from the peer that the node follows.
-pub(super) struct Stream<'a> {
+pub(in crate::replication) struct Stream<'a> {
     node: &'a Node,
     peers: &'a Peers,
     member: &'a Member,
@@ -58,7 +59,11 @@ pub(super) struct Stream<'a> {
 
 impl<'a> Stream<'a> {
     /// A stream for a follower, which serves its data while it follows `peer`.
-    pub(super) const fn new(replica: Replica<'a>, member: &'a Member, peer: &'a str) -> Stream<'a> {
+    pub(in crate::replication) const fn new(
+        replica: Replica<'a>,
+        member: &'a Member,
+        peer: &'a str,
+    ) -> Stream<'a> {
         Stream {
             node: replica.node,
             peers: replica.peers,
@@ -73,7 +78,7 @@ impl<'a> Stream<'a> {
     }
 
     /// A stream for a node that is to lead. `reason` says why it does not serve meanwhile.
-    pub(super) fn before_leading(
+    pub(in crate::replication) fn before_leading(
         replica: Replica<'a>,
         member: &'a Member,
         peer: &'a str,
@@ -87,17 +92,21 @@ impl<'a> Stream<'a> {
     }
 
     /// Whether the node has resumed, or has received a whole snapshot.
-    pub(super) const fn has_followed(&self) -> bool {
+    pub(in crate::replication) const fn has_followed(&self) -> bool {
         self.has_followed
     }
 
     /// Whether the node holds a part of a snapshot, which is no data set.
-    pub(super) const fn is_in_snapshot(&self) -> bool {
+    pub(in crate::replication) const fn is_in_snapshot(&self) -> bool {
         matches!(self.receiving, Receiving::Snapshot(_))
     }
 
     /// Asks for the stream and applies it until it ends, or until the goal is reached, which is `Ok`.
-    pub(super) fn run(&mut self, addr: &str, stop: &Stop) -> Result<(), FollowError> {
+    pub(in crate::replication) fn run(
+        &mut self,
+        addr: &str,
+        stop: &Stop,
+    ) -> Result<(), FollowError> {
         let timeout = self.member.replication.leader_timeout;
         let deadline = Instant::now() + timeout;
         let stream = Arc::new(connect(addr, deadline, stop)?);

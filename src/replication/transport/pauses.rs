@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::random;
-use crate::replication::{Peers, Stop};
+use super::Stop;
+use super::follow::random;
+use crate::replication::Peers;
 
 /// First and longest pause; each pause is twice the one before it.
 pub(super) const BACK_OFF: (Duration, Duration) =

@@ -81,7 +81,10 @@ impl Stop {
     /// # Errors
     ///
     /// [`io::ErrorKind::Interrupted`] after the stop.
-    pub(super) fn watch(&self, connection: Option<&Arc<TcpStream>>) -> io::Result<()> {
+    pub(in crate::replication) fn watch(
+        &self,
+        connection: Option<&Arc<TcpStream>>,
+    ) -> io::Result<()> {
         let mut state = self.state.lock();
         if state.is_stopped && connection.is_some() {
             return Err(io::ErrorKind::Interrupted.into());

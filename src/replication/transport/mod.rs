@@ -1,0 +1,71 @@
+//! The sockets and the threads of replication.
+//!
+//! | file           | what it does                                                              |
+//! |----------------|---------------------------------------------------------------------------|
+//! | `serve.rs`     | sends a stream on the connection that asked for it                        |
+//! | `follow.rs`    | follows the leader, again and again                                       |
+//! | `recover.rs`   | catches up with the newest data set before this node leads                |
+//! | `pauses.rs`    | pauses between attempts to follow                                         |
+//! | `acks.rs`      | sends acknowledgements                                                    |
+//! | `heartbeat.rs` | asks each peer for STATUS at every heartbeat                              |
+//! | `ask.rs`       | one such question                                                         |
+//! | `stop.rs`      | the stop of the threads                                                   |
+
+pub(super) mod acks;
+pub(super) mod ask;
+mod follow;
+mod heartbeat;
+mod pauses;
+mod recover;
+pub(crate) mod serve;
+mod stop;
+
+use std::io;
+use std::net::TcpStream;
+use std::thread::{self, Scope};
+use std::time::Instant;
+
+use super::Replica;
+use crate::dial;
+pub use stop::Stop;
+
+/// Starts the threads of replication. They end with [`Stop::stop`], the replication thread with
+/// [`Log::end`](crate::log::Log::end).
+///
+/// # Errors
+///
+/// Where a thread cannot be started.
+pub(crate) fn start<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    replica: Replica<'scope>,
+    stop: &'scope Stop,
+) -> io::Result<()> {
+    let (Some(log), Some(member)) = (replica.node.engine().log(), replica.node.member()) else {
+        return Ok(());
+    };
+    let spawn = |name: String, body: Box<dyn FnOnce() + Send + 'scope>| {
+        thread::Builder::new()
+            .name(name)
+            .spawn_scoped(scope, body)
+            .map(drop)
+    };
+    spawn("replication".to_owned(), Box::new(|| log.keep()))?;
+    spawn(
+        "follower".to_owned(),
+        Box::new(move || follow::run(replica, member, stop)),
+    )?;
+    spawn(
+        "heartbeat".to_owned(),
+        Box::new(move || heartbeat::run(replica, member, stop)),
+    )?;
+    for peer in &member.peers {
+        let body = move || heartbeat::probe(replica, member, peer, stop);
+        spawn(format!("probe-{}", peer.name), Box::new(body))?;
+    }
+    Ok(())
+}
+
+/// Connects to `host:port` at any address of the name, until `deadline` or the stop.
+pub(super) fn connect(addr: &str, deadline: Instant, stop: &Stop) -> io::Result<TcpStream> {
+    dial::connect(addr, deadline, &|| stop.is_stopped())
+}
