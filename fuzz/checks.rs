@@ -73,7 +73,7 @@ enum Naive {
 }
 
 /// The operations of GBP §3: opcode, whether there is a key, and what limits the value.
-const OPERATIONS: [(u8, bool, NaiveValue); 10] = [
+const OPERATIONS: [(u8, bool, NaiveValue); 11] = [
     (0x01, true, NaiveValue::OfNode),
     (0x02, true, NaiveValue::None),
     (0x03, true, NaiveValue::None),
@@ -84,6 +84,7 @@ const OPERATIONS: [(u8, bool, NaiveValue); 10] = [
     (0x42, true, NaiveValue::UpTo(13)),
     (0x43, true, NaiveValue::UpTo(525)),
     (0x60, true, NaiveValue::UpTo(1_050)),
+    (0x67, false, NaiveValue::UpTo(16)),
 ];
 
 /// What limits an operation's value.
@@ -211,7 +212,9 @@ fn requests(input: &[u8], limits: &Limits) -> Vec<Outcome> {
                         let is_length = error == RequestError::ValueTooLong { len, max };
                         assert_eq!(
                             is_length,
-                            operation(header.opcode).is_some_and(|row| row.1 != NaiveValue::None),
+                            operation(header.opcode).is_some_and(|(has_key, value)| {
+                                value != NaiveValue::None && (has_key || header.key_len == 0)
+                            }),
                             "{error}"
                         );
                         return outcomes;
@@ -496,7 +499,9 @@ fn naive_stream(bytes: &[u8]) -> NaiveStream {
         return NaiveStream::Refused;
     }
     let is_good = match opcode {
-        0x61 | 0x63 => naive_writes(value).is_some_and(|frames| frames.len() as u64 == count),
+        0x61 | 0x63 => {
+            naive_records(value, opcode).is_some_and(|frames| frames.len() as u64 == count)
+        }
         0x62 => is_naive_history(value),
         _ => true,
     };
@@ -508,12 +513,16 @@ fn naive_stream(bytes: &[u8]) -> NaiveStream {
     }
 }
 
-/// The SET and DEL frames of a batch; none where it holds anything else.
-fn naive_writes(mut value: &[u8]) -> Option<Vec<&[u8]>> {
+/// The SET and DEL frames of a batch, and those EPOCH of one of ENTRIES; none where it holds anything else.
+fn naive_records(mut value: &[u8], batch: u8) -> Option<Vec<&[u8]>> {
     let mut frames = Vec::new();
     while !value.is_empty() {
         match naive_request(value, u32::MAX) {
-            Naive::Whole { opcode: 1 | 3, .. } => {
+            Naive::Whole {
+                opcode,
+                value: operands,
+                ..
+            } if matches!(opcode, 1 | 3) || (opcode, batch, operands.len()) == (0x67, 0x61, 16) => {
                 let frame_len = 7 + number(&value[1..3]) + number(&value[3..7]);
                 let (frame, rest) = value.split_at(len(frame_len));
                 frames.push(frame);
@@ -569,9 +578,13 @@ fn stream(input: &[u8]) {
                 if let Message::Entries { frames, .. } | Message::SnapshotChunk { frames, .. } =
                     message
                 {
-                    let naive = naive_writes(frames.bytes()).unwrap();
+                    let naive = naive_records(frames.bytes(), bytes[0]).unwrap();
                     assert_eq!(frames.iter().len(), naive.len());
+                    let has_epochs = naive.iter().any(|frame| frame[0] == 0x67);
+                    assert_eq!(frames.has_epochs(), has_epochs);
                     assert!(frames.iter().map(|frame| frame.bytes()).eq(naive));
+                    let runs = frames.runs().map(|run| run.bytes().len());
+                    assert_eq!(runs.sum::<usize>(), frames.bytes().len());
                 }
                 for cut in cuts(frame_len) {
                     let Ok(replication::Parsed::Incomplete { needed }) =

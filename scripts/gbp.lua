@@ -29,6 +29,7 @@ local OPCODES = {
     [0x42] = "SUMS",
     [0x43] = "LIST",
     [0x60] = "FOLLOW",
+    [0x67] = "EPOCH",
 }
 
 -- The fields at the start of a request's value, each with its length.
@@ -37,6 +38,7 @@ local OPERANDS = {
     [0x42] = { { "incarnation", 8 }, { "partition", 4 }, { "bits", 1 } },
     [0x43] = { { "incarnation", 8 }, { "partition", 4 }, { "bits", 1 } },
     [0x60] = { { "version", 1 }, { "flags", 1 }, { "epoch", 8 }, { "nonce", 8 }, { "last_index", 8 } },
+    [0x67] = { { "epoch", 8 }, { "nonce", 8 } },
 }
 
 local STATUSES = {
@@ -230,6 +232,35 @@ local function add_history(tree, tvb, offset, finish)
     end
 end
 
+-- Adds the value of a request: its operands, and what is behind them.
+local function add_value(tree, tvb, offset, opcode, value_len)
+    local operands, finish = OPERANDS[opcode] or {}, offset + value_len
+    local needed = 0
+    for _, operand in ipairs(operands) do
+        needed = needed + operand[2]
+    end
+    -- A LIST without a value is one of a single key.
+    if value_len < needed and not (opcode == 0x43 and value_len == 0) then
+        add_bytes(tree, f.value, tvb, offset, value_len)
+        local text = "the value of " .. OPCODES[opcode] .. " has " .. needed .. " bytes at least"
+        tree:add_proto_expert_info(e.malformed, text)
+        return
+    end
+    if value_len > 0 then
+        for _, operand in ipairs(operands) do
+            local name, len = operand[1], operand[2]
+            tree:add(f[name], tvb(offset, len))
+            if name == "flags" then
+                tree:add(f.observer, tvb(offset, len))
+                tree:add(f.full_copy, tvb(offset, len))
+                tree:add(f.to_lead, tvb(offset, len))
+            end
+            offset = offset + len
+        end
+    end
+    add_bytes(tree, opcode == 0x60 and f.cluster_id or f.value, tvb, offset, finish - offset)
+end
+
 -- The client frames of a batch.
 local function add_batch(tree, tvb, offset, finish)
     local number = 0
@@ -251,7 +282,7 @@ local function add_batch(tree, tvb, offset, finish)
         local entry = tree:add(gbp, tvb(offset, len))
         local opcode = add_request_header(entry, f.opcode, tvb, offset)
         local key = add_bytes(entry, f.key, tvb, offset + REQUEST_HEADER_LEN, key_len)
-        add_bytes(entry, f.value, tvb, offset + REQUEST_HEADER_LEN + key_len, value_len)
+        add_value(entry, tvb, offset + REQUEST_HEADER_LEN + key_len, opcode, value_len)
         entry:set_text((OPCODES[opcode] or hex(opcode)) .. " " .. key)
         offset = offset + len
         number = number + 1
@@ -280,35 +311,6 @@ local function add_stream(tree, tvb, offset, key_len, value_len)
         tree:add_proto_expert_info(e.malformed, STREAM_OPCODES[opcode] .. " has no value")
     end
     return STREAM_OPCODES[opcode] .. " " .. table.concat(text, " ")
-end
-
--- Adds the value of a request: its operands, and what is behind them.
-local function add_value(tree, tvb, offset, opcode, value_len)
-    local operands, finish = OPERANDS[opcode] or {}, offset + value_len
-    local needed = 0
-    for _, operand in ipairs(operands) do
-        needed = needed + operand[2]
-    end
-    -- A LIST without a value is one of a single key.
-    if value_len < needed and not (opcode == 0x43 and value_len == 0) then
-        add_bytes(tree, f.value, tvb, offset, value_len)
-        local text = "the value of " .. OPCODES[opcode] .. " has " .. needed .. " bytes at least"
-        tree:add_proto_expert_info(e.malformed, text)
-        return
-    end
-    if value_len > 0 then
-        for _, operand in ipairs(operands) do
-            local name, len = operand[1], operand[2]
-            tree:add(f[name], tvb(offset, len))
-            if name == "flags" then
-                tree:add(f.observer, tvb(offset, len))
-                tree:add(f.full_copy, tvb(offset, len))
-                tree:add(f.to_lead, tvb(offset, len))
-            end
-            offset = offset + len
-        end
-    end
-    add_bytes(tree, opcode == 0x60 and f.cluster_id or f.value, tvb, offset, finish - offset)
 end
 
 -- What the request or answer at this place belongs to; on the first pass it is found out.

@@ -122,9 +122,9 @@ impl Engine {
                 let done = self.del_one(frame, key, &mut origin);
                 done.is_ok_and(|(_, removed)| removed.is_some())
             }
-            Command::Get | Command::Computed(_) | Command::None => {
-                unreachable!("a record is its own effect")
-            }
+            // EPOCH changes no key.
+            Command::None => true,
+            Command::Get | Command::Computed(_) => unreachable!("a record is its own effect"),
         };
         if !is_here {
             missing.get_or_insert_with(|| key.to_vec());

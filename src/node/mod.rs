@@ -211,6 +211,9 @@ impl Node {
                 Ok(())
             }),
             Request::Follow { .. } => Reply::Error("this node has no followers".to_owned()),
+            Request::Epoch { .. } => {
+                Reply::Error("EPOCH is a record of the log and not a request".to_owned())
+            }
         }
     }
 

@@ -11,6 +11,7 @@ use std::mem::MaybeUninit;
 use crate::engine::entry::{Entry, EntryBuilder};
 use crate::log::{Position, Reservation};
 use crate::node::{NoRoom, Node, NotSet, Reply};
+use crate::wire::command::OkValue;
 use crate::wire::command::Reserve;
 use crate::wire::request::{self, Disposition, HEADER_LEN, Limits, Parsed, RequestError};
 use crate::wire::{Access, Buffer, Opcode, RequestFrame, Run};
@@ -284,7 +285,8 @@ impl<'a> Session<'a> {
     fn execute_frame(&mut self, thread: Thread) -> Option<Step> {
         match request::parse(self.input.bytes(), &self.limits) {
             Ok(Parsed::Whole(frame)) => {
-                match (frame.opcode().spec().access, thread) {
+                let spec = frame.opcode().spec();
+                match (spec.access, thread) {
                     (Access::Read | Access::Write, _) | (Access::Admin, Thread::Own) => {}
                     // They may take longer than other clients can wait for.
                     (Access::Admin | Access::Peer, Thread::Polling) => return Some(Step::Own),
@@ -292,7 +294,11 @@ impl<'a> Session<'a> {
                     (Access::Peer, Thread::Own) if self.output.is_held() => {
                         return Some(Step::Await);
                     }
-                    (Access::Peer, Thread::Own) => return Some(Step::Follow),
+                    (Access::Peer, Thread::Own) if spec.ok == OkValue::Stream => {
+                        return Some(Step::Follow);
+                    }
+                    // A record of the log, which is no request.
+                    (Access::Peer, Thread::Own) => {}
                 }
                 let reply = self.node.execute(&frame);
                 let len = frame.bytes().len();

@@ -47,9 +47,9 @@ pub struct CommandSpec {
     pub access: Access,
     /// Whether it changes the data set, so that only the leader executes it.
     pub writes: bool,
-    /// Whether the request is its own effect: the log and the followers take its frame as it is. The effect of another
-    /// write is computed from the old value.
-    pub is_own_effect: bool,
+    /// Whether its frame may be a record of the log: a write that is its own effect, or a record that nodes alone make.
+    /// The effect of another write is computed from the old value.
+    pub is_record: bool,
     /// Bytes by which the frame of its effect may be longer than that of the request.
     pub effect_extra: usize,
     /// Whether it may share a [`Run`](super::Run) with other requests.
@@ -162,6 +162,9 @@ const FOLLOW: &[Status] = &[
     Status::NotLeader,
     Status::Loading,
 ];
+
+/// Statuses of a record that only nodes make.
+const RECORD: &[Status] = &[Status::Error];
 
 /// Statuses of a write to a key that must exist.
 const WRITE_KEY: &[Status] = &[
@@ -301,7 +304,7 @@ commands! {
         check: None,
         access: Access::Write,
         writes: true,
-        is_own_effect: true,
+        is_record: true,
         effect_extra: 0,
         batchable: true,
         reserve: Reserve::Refused,
@@ -317,7 +320,7 @@ commands! {
         check: None,
         access: Access::Read,
         writes: false,
-        is_own_effect: false,
+        is_record: false,
         effect_extra: 0,
         batchable: true,
         reserve: Reserve::Refused,
@@ -333,7 +336,7 @@ commands! {
         check: None,
         access: Access::Write,
         writes: true,
-        is_own_effect: true,
+        is_record: true,
         effect_extra: 0,
         batchable: true,
         reserve: Reserve::Refused,
@@ -349,7 +352,7 @@ commands! {
         check: None,
         access: Access::Read,
         writes: false,
-        is_own_effect: false,
+        is_record: false,
         effect_extra: 0,
         batchable: false,
         reserve: Reserve::Answered,
@@ -370,7 +373,7 @@ commands! {
         check: None,
         access: Access::Write,
         writes: true,
-        is_own_effect: false,
+        is_record: false,
         effect_extra: 0,
         batchable: true,
         reserve: Reserve::Refused,
@@ -386,7 +389,7 @@ commands! {
         check: None,
         access: Access::Admin,
         writes: false,
-        is_own_effect: false,
+        is_record: false,
         effect_extra: 0,
         batchable: false,
         reserve: Reserve::Admitted,
@@ -402,7 +405,7 @@ commands! {
         check: None,
         access: Access::Admin,
         writes: false,
-        is_own_effect: false,
+        is_record: false,
         effect_extra: 0,
         batchable: false,
         reserve: Reserve::Refused,
@@ -418,7 +421,7 @@ commands! {
         check: Some(Sums::check),
         access: Access::Admin,
         writes: false,
-        is_own_effect: false,
+        is_record: false,
         effect_extra: 0,
         batchable: false,
         reserve: Reserve::Refused,
@@ -435,7 +438,7 @@ commands! {
         check: Some(List::check),
         access: Access::Admin,
         writes: false,
-        is_own_effect: false,
+        is_record: false,
         effect_extra: 0,
         batchable: false,
         reserve: Reserve::Refused,
@@ -457,12 +460,28 @@ commands! {
         check: Some(Follow::check_operands),
         access: Access::Peer,
         writes: false,
-        is_own_effect: false,
+        is_record: false,
         effect_extra: 0,
         batchable: false,
         reserve: Reserve::Admitted,
         statuses: FOLLOW,
         ok: OkValue::Stream,
+    }
+    /// Begins an epoch of the log, as its first record. A request of a client with it is refused.
+    Epoch { , value } = 0x67 {
+        name: "EPOCH",
+        operands: &[Field::number("epoch", 8), Field::hex("nonce", 8)],
+        rest: "value",
+        rest_max: NO_VALUE,
+        check: None,
+        access: Access::Peer,
+        writes: false,
+        is_record: true,
+        effect_extra: 0,
+        batchable: false,
+        reserve: Reserve::Refused,
+        statuses: RECORD,
+        ok: OkValue::Empty,
     }
 }
 
@@ -575,13 +594,16 @@ impl CommandSpec {
     const fn assert_consistent(&self, has_value: bool) {
         assert!(has_value == self.uses_value(), "the shape says otherwise");
         assert!(self.operands_len() <= 1_024, "operands are few");
-        assert!(self.writes || !self.is_own_effect, "an effect is a write's");
+        assert!(
+            self.writes || !self.is_record || matches!(self.access, Access::Peer),
+            "a record is a write, or of nodes alone"
+        );
         assert!(
             self.writes == matches!(self.access, Access::Write),
             "a write needs the right to write"
         );
         assert!(
-            self.effect_extra == 0 || (self.writes && !self.is_own_effect),
+            self.effect_extra == 0 || (self.writes && !self.is_record),
             "the request is its own effect"
         );
         assert!(self.has_key || !self.batchable, "runs are sorted by key");

@@ -66,6 +66,17 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// A run of one request, whatever the command table says of it.
+    pub(super) fn of_one(frame: &RequestFrame<'a>) -> Run<'a> {
+        let (bytes, traits) = (frame.bytes(), frame.traits());
+        Run {
+            bytes,
+            ends: std::iter::once(u32::try_from(bytes.len()).unwrap_or(u32::MAX)).collect(),
+            writes: u16::from(traits.writes()),
+            has_computed: traits.is_computed(),
+        }
+    }
+
     /// The run without its first `count` requests.
     #[must_use]
     pub fn after(&self, count: usize) -> Run<'a> {
@@ -190,7 +201,7 @@ impl<'a> Iterator for Frames<'a, '_> {
 
 /// Whether the frame becomes an entry as it is, and is long.
 fn is_large(frame: &RequestFrame<'_>, traits: Traits) -> bool {
-    traits.is_own_effect() && traits.has_value() && frame.bytes().len() > RUN_FRAME_BYTES_MAX
+    traits.is_record() && traits.has_value() && frame.bytes().len() > RUN_FRAME_BYTES_MAX
 }
 
 #[cfg(test)]

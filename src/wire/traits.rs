@@ -12,7 +12,7 @@ impl Traits {
     const HAS_KEY: u8 = 1 << 0;
     const HAS_VALUE: u8 = 1 << 1;
     const WRITES: u8 = 1 << 2;
-    const OWN_EFFECT: u8 = 1 << 3;
+    const RECORD: u8 = 1 << 3;
     const BATCHABLE: u8 = 1 << 4;
     /// The limit on its value is another one than the node's.
     const OWN_LIMIT: u8 = 1 << 5;
@@ -43,7 +43,7 @@ impl Traits {
             (spec.has_key, Traits::HAS_KEY),
             (spec.uses_value(), Traits::HAS_VALUE),
             (spec.writes, Traits::WRITES),
-            (spec.is_own_effect, Traits::OWN_EFFECT),
+            (spec.is_record, Traits::RECORD),
             (spec.batchable, Traits::BATCHABLE),
             (has_own_limit, Traits::OWN_LIMIT),
         ];
@@ -78,12 +78,12 @@ impl Traits {
 
     /// Whether the operation is a write and its request is not its effect.
     pub(super) const fn is_computed(self) -> bool {
-        self.0 & (Traits::WRITES | Traits::OWN_EFFECT) == Traits::WRITES
+        self.0 & (Traits::WRITES | Traits::RECORD) == Traits::WRITES
     }
 
-    /// Whether the request's frame may stand in the log.
-    pub(super) const fn is_own_effect(self) -> bool {
-        self.has(Traits::OWN_EFFECT)
+    /// Whether the request's frame may be a record of the log.
+    pub(super) const fn is_record(self) -> bool {
+        self.has(Traits::RECORD)
     }
 
     /// Whether a request may share a run with others.
@@ -115,8 +115,8 @@ mod tests {
             assert_eq!(traits.has_key(), spec.has_key);
             assert_eq!(traits.has_value(), spec.uses_value());
             assert_eq!(traits.writes(), spec.writes);
-            assert_eq!(traits.is_own_effect(), spec.is_own_effect);
-            assert_eq!(traits.is_computed(), spec.writes && !spec.is_own_effect);
+            assert_eq!(traits.is_record(), spec.is_record);
+            assert_eq!(traits.is_computed(), spec.writes && !spec.is_record);
             assert_eq!(traits.is_batchable(), spec.batchable);
             for value_len_max in [0, 1, 5_000] {
                 let limits = Limits { value_len_max };

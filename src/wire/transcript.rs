@@ -388,9 +388,10 @@ fn judge_stream(bytes: &[u8]) -> Result<usize, Wrong> {
         ReplicationError::NoFrames { .. } | ReplicationError::Count { .. } => field("count"),
         ReplicationError::Index { .. } => field("first_index"),
         ReplicationError::History(_) => value_at,
-        ReplicationError::CutFrame { at, .. } | ReplicationError::NotAWrite { at, .. } => {
+        ReplicationError::CutFrame { at, .. } | ReplicationError::NotARecord { at, .. } => {
             nested_at(bytes, value_at, at)
         }
+        ReplicationError::RecordLen { at, .. } => nested_at(bytes, value_at, at) + VALUE_LEN_AT,
         ReplicationError::BadFrame { at, error } => {
             nested_at(bytes, value_at, at) + request_error_at(&error)
         }

@@ -43,7 +43,7 @@ fn each_beyond(node: &Node, sent: &[&[u8]]) -> Clients {
 }
 
 /// The table's rows, in its order. Where they are not about new connections, a PING goes before the bytes.
-const ROWS: [Row; 16] = [
+const ROWS: [Row; 17] = [
     (
         "a connection beyond `max_connections` that does not begin",
         "max_connections = 1",
@@ -141,6 +141,7 @@ const ROWS: [Row; 16] = [
                 b"\x60\0\x01\0\0\x04\x1bn",
                 b"\x42\0\0\0\0\0\x0e",
                 b"\x43\0\0\0\0\x02\x0e",
+                b"\x67\0\0\0\0\0\x11",
             ],
         )
     }),
@@ -173,6 +174,10 @@ const ROWS: [Row; 16] = [
     }),
     ("a DISCARD to a node that does not take it", "", |node| {
         each(node, &[b"\x41\0\0\0\0\0\0"])
+    }),
+    ("an EPOCH", "", |node| {
+        let epoch = [&b"\x67\0\0\0\0\0\x10"[..], &[7; 16]].concat();
+        each(node, &[b"\x67\0\0\0\0\0\0", &epoch])
     }),
 ];
 

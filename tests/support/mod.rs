@@ -288,6 +288,9 @@ impl State {
             Request::Follow { .. } => {
                 return answer(Status::Error.byte(), b"a map has no such operation");
             }
+            Request::Epoch { .. } => {
+                return answer(Status::Error.byte(), b"a record and not a request");
+            }
         };
         match found {
             Some(value) => answer(Status::Ok.byte(), &value),

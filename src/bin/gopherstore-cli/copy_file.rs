@@ -141,7 +141,7 @@ impl<R: Read> Reader<R> {
                     Ok(Parsed::Incomplete { needed }) => needed,
                     Ok(Parsed::Whole(frame)) => {
                         let spec = frame.opcode().spec();
-                        if !spec.is_own_effect {
+                        if !(spec.writes && spec.is_record) {
                             return Err(bad(format!(
                                 "{}, where only SET and DEL belong",
                                 spec.name

@@ -58,6 +58,7 @@ pub(super) const fn of(opcode: Opcode) -> Command {
         | Opcode::Discard
         | Opcode::Sums
         | Opcode::List
-        | Opcode::Follow => Command::None,
+        | Opcode::Follow
+        | Opcode::Epoch => Command::None,
     }
 }

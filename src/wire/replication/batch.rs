@@ -7,14 +7,15 @@ use crate::wire::{RequestFrame, Run, size};
 /// Longest value in bytes of a batch of more than one frame. A batch of one frame may be longer.
 pub const BATCH_LEN_MAX: u32 = 1 << 20;
 
-/// The client frames of a batch: SET and DEL, whole, one after another.
+/// The records of a batch: whole frames, one after another. SET and DEL, and in ENTRIES also EPOCH.
 ///
 /// Reading a batch is the only way to make them, so every one of them is acceptable, whatever this node's limit on
-/// values is: a follower cannot leave out an entry that its leader accepted.
+/// values is: a follower cannot leave out a record that its leader accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frames<'a> {
     bytes: &'a [u8],
     count: u32,
+    has_epochs: bool,
 }
 
 impl<'a> Frames<'a> {
@@ -24,14 +25,26 @@ impl<'a> Frames<'a> {
         count: u32,
         bytes: &'a [u8],
     ) -> Result<Frames<'a>, ReplicationError> {
-        let (mut rest, mut at) = (bytes, 0_u32);
+        let takes_epochs = opcode == StreamOpcode::Entries;
+        let (mut rest, mut at, mut has_epochs) = (bytes, 0_u32, false);
         while !rest.is_empty() {
             match request::parse(rest, &ANY_VALUE) {
                 Ok(Parsed::Whole(frame)) => {
-                    let operation = frame.opcode();
-                    if !frame.traits().is_own_effect() {
-                        return Err(ReplicationError::NotAWrite { at, operation });
+                    let (operation, traits) = (frame.opcode(), frame.traits());
+                    // The one record that is no write is EPOCH.
+                    let is_epoch = traits.is_record() && !traits.writes();
+                    if !traits.is_record() || is_epoch && !takes_epochs {
+                        return Err(ReplicationError::NotARecord {
+                            opcode,
+                            at,
+                            operation,
+                        });
                     }
+                    let got = frame.request().value().len();
+                    if is_epoch && got < operation.spec().operands_len() {
+                        return Err(ReplicationError::RecordLen { at, operation, got });
+                    }
+                    has_epochs |= is_epoch;
                     rest = &rest[frame.bytes().len()..];
                 }
                 Ok(Parsed::Incomplete { needed }) => {
@@ -50,7 +63,11 @@ impl<'a> Frames<'a> {
                 expected: count,
             });
         }
-        Ok(Frames { bytes, count })
+        Ok(Frames {
+            bytes,
+            count,
+            has_epochs,
+        })
     }
 
     /// The number of frames, at least 1.
@@ -65,11 +82,22 @@ impl<'a> Frames<'a> {
         self.bytes
     }
 
-    /// The frames in order, as runs that may be executed together.
+    /// Whether an EPOCH is among them.
+    #[must_use]
+    pub const fn has_epochs(&self) -> bool {
+        self.has_epochs
+    }
+
+    /// The frames in order, as runs that may be executed together. An EPOCH is a run of its own.
     pub fn runs(&self) -> impl Iterator<Item = Run<'a>> {
         let mut rest = self.bytes;
         std::iter::from_fn(move || {
-            let run = Run::of(rest, &ANY_VALUE);
+            let mut run = Run::of(rest, &ANY_VALUE);
+            if run.is_empty()
+                && let Ok(Parsed::Whole(frame)) = request::parse(rest, &ANY_VALUE)
+            {
+                run = Run::of_one(&frame);
+            }
             rest = &rest[run.bytes().len()..];
             // `check` has accepted the frames, so this is their end.
             (!run.is_empty()).then_some(run)
@@ -208,20 +236,20 @@ impl<'a> BatchEncoder<'a> {
         self.out.len() - self.value_at
     }
 
-    /// Adds a whole SET or DEL frame. Returns false, and adds nothing, where the batch would become longer than
+    /// Adds the whole frame of a record. Returns false, and adds nothing, where the batch would become longer than
     /// [`BATCH_LEN_MAX`]. An empty batch takes any frame of up to 4,294,967,295 bytes.
     #[must_use = "a frame that does not fit belongs into the next batch"]
     pub fn push(&mut self, frame: &[u8]) -> bool {
         self.push_run(frame, 1)
     }
 
-    /// Adds `run` whole SET or DEL frames, which lie one behind the other in `frame`, like [`push`](Self::push). Only a
+    /// Adds `run` whole records, which lie one behind the other in `frame`, like [`push`](Self::push). Only a
     /// single frame may be longer than [`BATCH_LEN_MAX`].
     #[must_use = "frames that do not fit belong into the next batch"]
     pub fn push_run(&mut self, frame: &[u8], run: u32) -> bool {
         debug_assert!(
             Frames::check(self.fields.opcode(), run, frame).is_ok(),
-            "a batch is made of whole SET and DEL frames"
+            "a batch is made of whole records"
         );
         let max = if self.count() == 0 && run == 1 {
             u32::MAX
@@ -322,6 +350,39 @@ mod tests {
         assert!(batch.push(&set_of(7)));
         drop(batch);
         assert_eq!(out, b"before");
+    }
+
+    #[test]
+    fn an_epoch_is_a_record_of_entries_and_of_no_copy() {
+        let mut epoch = Vec::new();
+        let request = Request::Epoch { value: &[7; 16] };
+        request.encode(&mut epoch).unwrap();
+        let set = set_of(9);
+        let value = [&set[..], &set, &epoch, &epoch, &set].concat();
+        let frames = Frames::check(StreamOpcode::Entries, 5, &value).unwrap();
+        assert!(frames.has_epochs());
+        let runs: Vec<_> = frames.runs().map(|run| run.len()).collect();
+        assert_eq!(runs, [2, 1, 1, 1]);
+        let runs: Vec<_> = frames.runs().flat_map(|run| run.bytes().to_vec()).collect();
+        assert_eq!(runs, value);
+        let frames = Frames::check(StreamOpcode::Entries, 1, &set).unwrap();
+        assert!(!frames.has_epochs());
+
+        let message = |opcode, value: &[u8]| {
+            let error = Frames::check(opcode, 2, value).unwrap_err();
+            error.to_string()
+        };
+        assert_eq!(
+            message(StreamOpcode::SnapshotChunk, &[&set[..], &epoch].concat()),
+            "operation EPOCH after 1 others, SNAPSHOT_CHUNK has only SET and DEL"
+        );
+        let mut short = Vec::new();
+        let request = Request::Epoch { value: &[7; 15] };
+        request.encode(&mut short).unwrap();
+        assert_eq!(
+            message(StreamOpcode::Entries, &[&set[..], &short].concat()),
+            "value of 15 bytes in EPOCH after 1 others, must have 16"
+        );
     }
 
     #[test]

@@ -96,12 +96,23 @@ pub enum ReplicationError {
         /// The reason.
         error: RequestError,
     },
-    /// A batch with a frame that is neither SET nor DEL.
-    NotAWrite {
+    /// A batch with a frame that is no record, or an EPOCH in a full copy.
+    NotARecord {
+        /// The batch's opcode.
+        opcode: StreamOpcode,
         /// The number of frames before it.
         at: u32,
         /// The operation.
         operation: Opcode,
+    },
+    /// A batch with a record whose value is shorter than its fields.
+    RecordLen {
+        /// The number of frames before it.
+        at: u32,
+        /// The operation.
+        operation: Opcode,
+        /// Bytes of its value.
+        got: usize,
     },
     /// The value of SNAPSHOT_BEGIN is not a valid history.
     History(EpochsError),
@@ -175,10 +186,29 @@ impl fmt::Display for ReplicationError {
             ReplicationError::BadFrame { at, error } => {
                 write!(f, "bad frame after {at} others: {error}")
             }
-            ReplicationError::NotAWrite { at, operation } => write!(
+            ReplicationError::NotARecord {
+                opcode,
+                at,
+                operation,
+            } => write!(
                 f,
-                "operation {} after {at} others, a batch has only SET and DEL",
-                operation.name()
+                "operation {} after {at} others, {} has only {}",
+                operation.name(),
+                opcode.name(),
+                match opcode {
+                    StreamOpcode::Entries => "SET, DEL and EPOCH",
+                    StreamOpcode::SnapshotBegin
+                    | StreamOpcode::SnapshotChunk
+                    | StreamOpcode::SnapshotEnd
+                    | StreamOpcode::Heartbeat
+                    | StreamOpcode::Ack => "SET and DEL",
+                }
+            ),
+            ReplicationError::RecordLen { at, operation, got } => write!(
+                f,
+                "value of {got} bytes in {} after {at} others, must have {}",
+                operation.name(),
+                operation.spec().operands_len()
             ),
             ReplicationError::History(error) => error.fmt(f),
         }
@@ -200,7 +230,8 @@ impl std::error::Error for ReplicationError {
             | ReplicationError::ValueChecksum { .. }
             | ReplicationError::Count { .. }
             | ReplicationError::CutFrame { .. }
-            | ReplicationError::NotAWrite { .. } => None,
+            | ReplicationError::NotARecord { .. }
+            | ReplicationError::RecordLen { .. } => None,
         }
     }
 }
