@@ -1,32 +1,24 @@
-//! One stream from the node that is followed: the connection, FOLLOW and its answer, and one method for each message.
+//! The follower side of a stream: FOLLOW and its answer, and one method for each message.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use log::info;
-
 use super::FollowError;
+use super::acks_out::AcksOut;
 use super::snapshot_in::SnapshotIn;
 use crate::engine::digest::Digest;
 use crate::engine::{ApplyError, Group};
 use crate::history::History;
 use crate::node::{Member, Node, Phase};
-use crate::replication::core::report::{Contact, Expected};
 use crate::replication::core::rules::{Decision, Position, decide};
-use crate::replication::transport::acks::Acks;
-use crate::replication::transport::ask::identify;
-use crate::replication::transport::{Stop, connect};
-use crate::replication::{Peers, Replica};
+use crate::replication::peers::{Peers, Replica};
 use crate::wire::replication::{Follow, FollowAnswer, Frames, Message, Parsed, parse};
 use crate::wire::response::{self, Response};
 use crate::wire::{Buffer, Status};
 
 /// When a stream has done what it is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::replication) enum Goal {
+pub(crate) enum Goal {
     /// Never: the node follows until the stream ends.
     Follow,
     /// When the node has applied everything up to this index.
@@ -35,6 +27,11 @@ pub(in crate::replication) enum Goal {
 
 /// The part of the stream that comes next.
 enum Receiving<'a> {
+    /// The answer to FOLLOW, by the deadline.
+    Answer {
+        own: Position,
+        deadline: Instant,
+    },
     /// A snapshot was agreed on, and has not begun.
     NoSnapshotYet,
     Snapshot(SnapshotIn<'a>),
@@ -42,8 +39,21 @@ enum Receiving<'a> {
     Entries,
 }
 
-/// One stream from the peer that the node follows.
-pub(in crate::replication) struct Stream<'a> {
+/// The result of [`FollowerStream::receive`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// The frame that has begun has so many bytes, as far as known.
+    Bytes(usize),
+    /// The goal is reached.
+    Done,
+}
+
+/// The follower side of one stream.
+///
+/// The caller sends [`request`](Self::request), passes what arrives to [`receive`](Self::receive), sends what
+/// [`acks`](Self::acks) has due, and asks [`check_silence`](Self::check_silence) where nothing arrives. It calls
+/// [`end`](Self::end) when the connection has ended, or could not be made.
+pub(crate) struct FollowerStream<'a> {
     node: &'a Node,
     peers: &'a Peers,
     member: &'a Member,
@@ -55,16 +65,21 @@ pub(in crate::replication) struct Stream<'a> {
     has_followed: bool,
     receiving: Receiving<'a>,
     epoch: u64,
+    /// When anything last came.
+    heard: Option<Instant>,
+    acks: Arc<AcksOut>,
+    /// Lines for the log.
+    notes: Vec<String>,
 }
 
-impl<'a> Stream<'a> {
+impl<'a> FollowerStream<'a> {
     /// A stream for a follower, which serves its data while it follows `peer`.
-    pub(in crate::replication) const fn new(
+    pub(crate) fn new(
         replica: Replica<'a>,
         member: &'a Member,
         peer: &'a str,
-    ) -> Stream<'a> {
-        Stream {
+    ) -> FollowerStream<'a> {
+        FollowerStream {
             node: replica.node,
             peers: replica.peers,
             member,
@@ -74,123 +89,75 @@ impl<'a> Stream<'a> {
             has_followed: false,
             receiving: Receiving::Entries,
             epoch: 0,
+            heard: None,
+            acks: Arc::new(AcksOut::new(member.replication.heartbeat_interval)),
+            notes: Vec::new(),
         }
     }
 
     /// A stream for a node that is to lead. `reason` says why it does not serve meanwhile.
-    pub(in crate::replication) fn before_leading(
+    pub(crate) fn before_leading(
         replica: Replica<'a>,
         member: &'a Member,
         peer: &'a str,
         goal: Goal,
         reason: String,
-    ) -> Stream<'a> {
-        let mut stream = Stream::new(replica, member, peer);
+    ) -> FollowerStream<'a> {
+        let mut stream = FollowerStream::new(replica, member, peer);
         stream.goal = goal;
         stream.reason = Some(Arc::from(reason));
         stream
     }
 
+    /// Identity and settings of the node.
+    pub(crate) const fn member(&self) -> &'a Member {
+        self.member
+    }
+
+    /// The name of the peer that is followed.
+    pub(crate) const fn peer(&self) -> &'a str {
+        self.peer
+    }
+
     /// Whether the node has resumed, or has received a whole snapshot.
-    pub(in crate::replication) const fn has_followed(&self) -> bool {
+    pub(crate) const fn has_followed(&self) -> bool {
         self.has_followed
     }
 
+    /// Whether the peer has accepted the stream.
+    pub(crate) const fn is_accepted(&self) -> bool {
+        self.heard.is_some()
+    }
+
     /// Whether the node holds a part of a snapshot, which is no data set.
-    pub(in crate::replication) const fn is_in_snapshot(&self) -> bool {
+    pub(crate) const fn is_in_snapshot(&self) -> bool {
         matches!(self.receiving, Receiving::Snapshot(_))
     }
 
-    /// Asks for the stream and applies it until it ends, or until the goal is reached, which is `Ok`.
-    pub(in crate::replication) fn run(
-        &mut self,
-        addr: &str,
-        stop: &Stop,
-    ) -> Result<(), FollowError> {
-        let timeout = self.member.replication.leader_timeout;
-        let deadline = Instant::now() + timeout;
-        let stream = Arc::new(connect(addr, deadline, stop)?);
-        stop.watch(Some(&stream))?;
-        let result = self
-            .check_identity(&stream, addr, deadline, stop)
-            .and_then(|()| self.follow(&stream, deadline));
-        self.peers.leader_lost(self.node.head().index);
-        stop.watch(None)?;
-        result
+    /// The acknowledgements of the stream.
+    pub(crate) const fn acks(&self) -> &Arc<AcksOut> {
+        &self.acks
     }
 
-    /// Asks for STATUS first, so that no other node is taken for the expected one.
-    fn check_identity(
-        &self,
-        stream: &TcpStream,
-        addr: &str,
-        deadline: Instant,
-        stop: &Stop,
-    ) -> Result<(), FollowError> {
-        let expected = Expected {
-            cluster: &self.member.cluster,
-            own: &self.member.name,
-            peer: self.peer,
-        };
-        match identify(stream, expected, addr, deadline, stop).0 {
-            Contact::Report(_) => Ok(()),
-            Contact::Stranger(text) => Err(FollowError::WrongNode(text)),
-            Contact::Unclear(text) => Err(FollowError::NotYet(text)),
-            Contact::Silent(text) => Err(FollowError::Rejected(text)),
-            Contact::NoProcess => Err(FollowError::Io(ErrorKind::ConnectionRefused.into())),
-        }
+    /// Takes the lines for the log that have come up since the last call.
+    pub(crate) fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
     }
 
-    /// Whether the goal is reached.
-    fn is_done(&self) -> bool {
-        match (self.goal, &self.receiving) {
-            (Goal::CatchUp(index), Receiving::Entries) => self.node.head().index >= index,
-            (Goal::Follow, _) => false,
-            (Goal::CatchUp(_), Receiving::NoSnapshotYet | Receiving::Snapshot(_)) => false,
-        }
-    }
-
-    /// Asks for the stream, and applies it.
-    fn follow(&mut self, stream: &TcpStream, deadline: Instant) -> Result<(), FollowError> {
-        let timeout = self.member.replication.leader_timeout;
-        stream.set_write_timeout(Some(timeout))?;
-        let own = self.position();
-        self.ask(stream, own)?;
-        let mut buffer = Buffer::new();
-        let judge = |answer: &Response<'_>| self.judge(answer, own);
-        let (decision, history) = read_answer(stream, &mut buffer, deadline, judge)??;
-        self.begin(decision, history, own)?;
-        self.peers.leader_heard(Instant::now());
-        self.peers.set_not_following(None);
-        stream.set_read_timeout(Some(timeout))?;
-        let acks = match self.receiving {
-            Receiving::Entries => Acks::new(own.index),
-            // Nothing that the snapshot replaces counts.
-            Receiving::NoSnapshotYet | Receiving::Snapshot(_) => Acks::new(0),
-        };
-        thread::scope(|scope| {
-            let (interval, epoch) = (self.member.replication.heartbeat_interval, self.epoch);
-            let writer = thread::Builder::new().name("follower-acks".to_owned());
-            let acks = &acks;
-            writer.spawn_scoped(scope, move || acks.send(stream, interval, epoch))?;
-            let result = self.receive(stream, &mut buffer, acks);
-            acks.end();
-            result
-        })
-    }
-
-    /// The position that the node asks from.
-    fn position(&self) -> Position {
+    /// Begins the stream: the bytes of FOLLOW.
+    ///
+    /// # Errors
+    ///
+    /// [`FollowError::Protocol`], where a name of the configuration is too long for it.
+    pub(crate) fn request(&mut self, now: Instant) -> Result<Vec<u8>, FollowError> {
         // A data set that it was ordered to discard does not count.
-        if self.node.is_to_discard() {
+        let own = if self.node.is_to_discard() {
             Position::default()
         } else {
             Position::of(&self.node.history(), self.node.head().index)
-        }
-    }
-
-    /// Sends FOLLOW.
-    fn ask(&self, mut stream: &TcpStream, own: Position) -> io::Result<()> {
+        };
+        let deadline = now + self.member.replication.leader_timeout;
+        self.receiving = Receiving::Answer { own, deadline };
         let follow = Follow {
             name: self.member.name.as_bytes(),
             is_observer: false,
@@ -202,8 +169,104 @@ impl<'a> Stream<'a> {
             cluster_id: self.member.cluster.as_bytes(),
         };
         let mut request = Vec::new();
-        follow.encode(&mut request).map_err(io::Error::other)?;
-        stream.write_all(&request)
+        follow
+            .encode(&mut request)
+            .map_err(|error| FollowError::Protocol(error.to_string()))?;
+        Ok(request)
+    }
+
+    /// Consumes the whole frames that have arrived in `buffer`. To be called after each read.
+    ///
+    /// # Errors
+    ///
+    /// Why the stream has ended, or does not begin.
+    pub(crate) fn receive(
+        &mut self,
+        buffer: &mut Buffer,
+        now: Instant,
+    ) -> Result<Need, FollowError> {
+        if let Receiving::Answer { own, .. } = self.receiving {
+            let parsed = response::parse(buffer.bytes());
+            match parsed.map_err(|error| FollowError::Lost(error.to_string()))? {
+                response::Parsed::Incomplete { needed } => {
+                    self.check_silence(now)?;
+                    return Ok(Need::Bytes(needed));
+                }
+                response::Parsed::Whole(answer) => {
+                    let (decision, history) = self.judge(&answer, own)?;
+                    let len = answer.frame_len();
+                    buffer.consume(len);
+                    self.begin(decision, history, own)?;
+                }
+            }
+        }
+        self.heard = Some(now);
+        self.peers.leader_heard(now);
+        while !self.is_done() {
+            let parsed = parse(buffer.bytes());
+            match parsed.map_err(|error| FollowError::Protocol(error.to_string()))? {
+                Parsed::Incomplete { needed } => return Ok(Need::Bytes(needed)),
+                Parsed::Whole { message, frame_len } => {
+                    let had_snapshot = self.is_in_snapshot();
+                    self.apply(&message, now)?;
+                    buffer.consume(frame_len);
+                    if let Receiving::Entries = self.receiving {
+                        self.acks.applied(self.node.head().index, had_snapshot);
+                    }
+                }
+            }
+        }
+        Ok(Need::Done)
+    }
+
+    /// Judges a wait in which nothing has arrived. To be called where a read has timed out.
+    ///
+    /// # Errors
+    ///
+    /// [`FollowError::Silent`], where the stream has to end.
+    pub(crate) fn check_silence(&self, now: Instant) -> Result<(), FollowError> {
+        let timeout = self.member.replication.leader_timeout;
+        let deadline = match (&self.receiving, self.heard) {
+            (Receiving::Answer { deadline, .. }, _) => *deadline,
+            (
+                Receiving::NoSnapshotYet | Receiving::Snapshot(_) | Receiving::Entries,
+                Some(heard),
+            ) => heard + timeout,
+            (Receiving::NoSnapshotYet | Receiving::Snapshot(_) | Receiving::Entries, None) => {
+                return Ok(());
+            }
+        };
+        if now < deadline {
+            return Ok(());
+        }
+        Err(FollowError::Silent(timeout))
+    }
+
+    /// The stream has ended, or could not begin.
+    pub(crate) fn end(&self) {
+        self.peers.leader_lost(self.node.head().index);
+    }
+
+    /// The peer has closed the connection.
+    pub(crate) fn closed(&self) -> FollowError {
+        match self.receiving {
+            Receiving::Answer { .. } => FollowError::Lost("unexpected end of file".to_owned()),
+            Receiving::NoSnapshotYet | Receiving::Snapshot(_) | Receiving::Entries => {
+                FollowError::Protocol(format!("{} ended the stream", self.peer))
+            }
+        }
+    }
+
+    /// Whether the goal is reached.
+    fn is_done(&self) -> bool {
+        match (self.goal, &self.receiving) {
+            (Goal::CatchUp(index), Receiving::Entries) => self.node.head().index >= index,
+            (Goal::Follow, _)
+            | (
+                Goal::CatchUp(_),
+                Receiving::Answer { .. } | Receiving::NoSnapshotYet | Receiving::Snapshot(_),
+            ) => false,
+        }
     }
 
     /// Decides what the answer to FOLLOW means for this node.
@@ -251,14 +314,21 @@ impl<'a> Stream<'a> {
             }
             Decision::Resume => {
                 self.node.count_stream(false);
+                self.receiving = Receiving::Entries;
                 self.adopt(history);
-                info!("following {} from index {}", self.peer, own.index + 1);
+                let from_index = own.index + 1;
+                let note = format!("following {} from index {from_index}", self.peer);
+                self.notes.push(note);
+                self.acks.begin(self.epoch, own.index);
             }
             Decision::TakeSnapshot => {
                 self.node.count_stream(true);
                 self.receiving = Receiving::NoSnapshotYet;
+                // Nothing that the snapshot replaces counts.
+                self.acks.begin(self.epoch, 0);
             }
         }
+        self.peers.set_not_following(None);
         Ok(())
     }
 
@@ -271,45 +341,8 @@ impl<'a> Stream<'a> {
         self.has_followed = true;
     }
 
-    /// Reads messages and applies them until the goal is reached.
-    fn receive(
-        &mut self,
-        mut stream: &TcpStream,
-        buffer: &mut Buffer,
-        acks: &Acks,
-    ) -> Result<(), FollowError> {
-        while !self.is_done() {
-            let parsed = parse(buffer.bytes());
-            let needed = match parsed.map_err(|error| FollowError::Protocol(error.to_string()))? {
-                Parsed::Incomplete { needed } => needed,
-                Parsed::Whole { message, frame_len } => {
-                    let had_snapshot = self.is_in_snapshot();
-                    self.apply(&message)?;
-                    buffer.consume(frame_len);
-                    if let Receiving::Entries = self.receiving {
-                        acks.applied(self.node.head().index, had_snapshot);
-                    }
-                    continue;
-                }
-            };
-            match stream.read(buffer.space(needed)) {
-                Ok(0) => {
-                    let text = format!("{} ended the stream", self.peer);
-                    return Err(FollowError::Protocol(text));
-                }
-                Ok(count) => {
-                    self.peers.leader_heard(Instant::now());
-                    buffer.filled(count);
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
-    }
-
     /// Applies one message.
-    fn apply(&mut self, message: &Message<'_>) -> Result<(), FollowError> {
+    fn apply(&mut self, message: &Message<'_>, now: Instant) -> Result<(), FollowError> {
         if message.epoch() != self.epoch {
             let text = format!("a message of epoch {}, not {}", message.epoch(), self.epoch);
             return Err(FollowError::Protocol(text));
@@ -331,7 +364,7 @@ impl<'a> Stream<'a> {
                     ..
                 },
                 Receiving::Entries,
-            ) => self.heartbeat(last_index, digest_index, digest),
+            ) => self.heartbeat(last_index, digest_index, digest, now),
             (Message::Heartbeat { .. }, Receiving::Snapshot(_)) => Ok(()),
             (
                 Message::SnapshotBegin {
@@ -342,7 +375,7 @@ impl<'a> Stream<'a> {
                 },
                 Receiving::NoSnapshotYet,
             ) => {
-                self.begin_snapshot(keys, bytes, history.to_history());
+                self.begin_snapshot(keys, bytes, history.to_history(), now);
                 Ok(())
             }
             (
@@ -350,7 +383,7 @@ impl<'a> Stream<'a> {
                     sequence, frames, ..
                 },
                 Receiving::Snapshot(snapshot),
-            ) => snapshot.chunk(sequence, frames),
+            ) => snapshot.chunk(sequence, frames, now),
             (
                 Message::SnapshotEnd {
                     index,
@@ -360,7 +393,7 @@ impl<'a> Stream<'a> {
                 },
                 Receiving::Snapshot(snapshot),
             ) => {
-                let (history, took) = snapshot.end(index, digest, chunks)?;
+                let (history, took) = snapshot.end(index, digest, chunks, now)?;
                 self.end_snapshot(index, history, took);
                 Ok(())
             }
@@ -371,7 +404,10 @@ impl<'a> Stream<'a> {
                 | Message::SnapshotChunk { .. }
                 | Message::SnapshotEnd { .. }
                 | Message::Ack { .. },
-                Receiving::NoSnapshotYet | Receiving::Snapshot(_) | Receiving::Entries,
+                Receiving::Answer { .. }
+                | Receiving::NoSnapshotYet
+                | Receiving::Snapshot(_)
+                | Receiving::Entries,
             ) => Err(FollowError::Protocol(format!(
                 "{} where it does not belong",
                 message.opcode().name()
@@ -380,22 +416,22 @@ impl<'a> Stream<'a> {
     }
 
     /// Discards the data set, and begins to receive a snapshot in its place.
-    fn begin_snapshot(&mut self, keys: u64, bytes: u64, history: History) {
-        info!(
+    fn begin_snapshot(&mut self, keys: u64, bytes: u64, history: History, now: Instant) {
+        self.notes.push(format!(
             "taking a full copy of {}: about {keys} keys, {bytes} bytes",
             self.peer
-        );
-        let snapshot = SnapshotIn::begin(self.node, keys, history);
+        ));
+        let snapshot = SnapshotIn::begin(self.node, keys, history, now);
         self.receiving = Receiving::Snapshot(snapshot);
     }
 
     /// The snapshot is complete: the node adopts it.
     fn end_snapshot(&mut self, index: u64, history: History, took: Duration) {
-        info!(
+        self.notes.push(format!(
             "copied {} up to index {index} in {} ms",
             self.peer,
             took.as_millis()
-        );
+        ));
         self.receiving = Receiving::Entries;
         self.adopt(history);
     }
@@ -421,10 +457,10 @@ impl<'a> Stream<'a> {
         last_index: u64,
         digest_index: u64,
         digest: u128,
+        now: Instant,
     ) -> Result<(), FollowError> {
         let head = self.node.head();
-        self.peers
-            .leader_told(last_index, head.index, Instant::now());
+        self.peers.leader_told(last_index, head.index, now);
         if digest_index != head.index {
             // Everything that was sent before the heartbeat is applied, so this node has entries of another origin.
             return Err(FollowError::Diverged(format!(
@@ -440,34 +476,5 @@ impl<'a> Stream<'a> {
             )));
         }
         Ok(())
-    }
-}
-
-/// Reads one answer by `deadline`; what follows it stays in `buffer`.
-fn read_answer<T>(
-    mut stream: &TcpStream,
-    buffer: &mut Buffer,
-    deadline: Instant,
-    f: impl FnOnce(&Response<'_>) -> T,
-) -> io::Result<T> {
-    loop {
-        let needed = match response::parse(buffer.bytes()).map_err(io::Error::other)? {
-            response::Parsed::Whole(answer) => {
-                let len = answer.frame_len();
-                let result = f(&answer);
-                buffer.consume(len);
-                return Ok(result);
-            }
-            response::Parsed::Incomplete { needed } => needed,
-        };
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
-        match stream.read(buffer.space(needed))? {
-            0 => return Err(ErrorKind::UnexpectedEof.into()),
-            count => buffer.filled(count),
-        }
     }
 }

@@ -1,7 +1,6 @@
 //! Receiving a snapshot: loads what comes into the engine, and checks that it is what was sent.
 
 use std::hint::black_box;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::FollowError;
@@ -33,14 +32,15 @@ impl<'n> SnapshotIn<'n> {
         node: &'n Node,
         keys: u64,
         history: History,
+        now: Instant,
     ) -> SnapshotIn<'n> {
         node.discard_dataset("this node is receiving a full copy");
         SnapshotIn {
             history,
             load: node.engine().load(keys),
-            stored_at: Instant::now(),
+            stored_at: now,
             chunks: 0,
-            started: Instant::now(),
+            started: now,
         }
     }
 
@@ -53,6 +53,7 @@ impl<'n> SnapshotIn<'n> {
         &mut self,
         sequence: u64,
         frames: Frames<'_>,
+        now: Instant,
     ) -> Result<(), FollowError> {
         if sequence != self.chunks {
             let text = format!("chunk {sequence} came, expected {}", self.chunks);
@@ -61,13 +62,10 @@ impl<'n> SnapshotIn<'n> {
         self.chunks += 1;
         make_room(frames.bytes().len());
         self.load.add(frames.iter());
-        if self.stored_at.elapsed() >= STAGED_FOR {
+        if now.saturating_duration_since(self.stored_at) >= STAGED_FOR {
             self.load.flush();
-            self.stored_at = Instant::now();
+            self.stored_at = now;
         }
-        // Other threads may have more urgent work. Once per chunk, a third of a millisecond: each call gives away what
-        // the scheduler would have let this thread run.
-        thread::yield_now();
         Ok(())
     }
 
@@ -82,13 +80,15 @@ impl<'n> SnapshotIn<'n> {
         index: u64,
         digest: u128,
         chunks: u64,
+        now: Instant,
     ) -> Result<(History, Duration), FollowError> {
         let is_complete = chunks == self.chunks;
         if !self.load.finish(index, Digest::from_u128(digest)) || !is_complete {
             let text = "the copy is not what was sent".to_owned();
             return Err(FollowError::Diverged(text));
         }
-        Ok((std::mem::take(&mut self.history), self.started.elapsed()))
+        let took = now.saturating_duration_since(self.started);
+        Ok((std::mem::take(&mut self.history), took))
     }
 }
 

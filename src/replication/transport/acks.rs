@@ -1,92 +1,73 @@
-//! Acknowledgements: tells the node that is followed how far this node has applied the log.
+//! Sends the acknowledgements of a follower.
 
 use std::io::Write;
 use std::net::TcpStream;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::wire::replication::Message;
+use crate::replication::stream::acks_out::{AckTurn, AcksOut};
 
-/// Least time between two acknowledgements, so that a busy stream does not have one for each batch.
-const ACK_PAUSE: Duration = Duration::from_millis(1);
-
-/// The state that the receiving thread shares with the thread that acknowledges.
-pub(in crate::replication) struct Acks {
-    state: Mutex<AckState>,
+/// Wakes the thread that acknowledges.
+#[derive(Default)]
+pub(super) struct AckSignal {
+    state: Mutex<SignalState>,
     changed: Condvar,
 }
 
-struct AckState {
-    applied_index: u64,
-    /// A snapshot is complete. The other side must learn that even where the index is the one acknowledged last.
-    is_due: bool,
+#[derive(Default)]
+struct SignalState {
+    /// Something was received since the thread last looked.
+    has_news: bool,
     is_over: bool,
 }
 
-impl Acks {
-    /// Of a node that has applied everything up to `applied_index`.
-    pub(in crate::replication) const fn new(applied_index: u64) -> Acks {
-        Acks {
-            state: Mutex::new(AckState {
-                applied_index,
-                is_due: false,
-                is_over: false,
-            }),
-            changed: Condvar::new(),
-        }
-    }
-
-    /// The node has applied everything up to `index`. `is_due` has that acknowledged even where it was before.
-    pub(in crate::replication) fn applied(&self, index: u64, is_due: bool) {
-        let mut state = self.state.lock();
-        state.applied_index = index;
-        state.is_due |= is_due;
-        drop(state);
+impl AckSignal {
+    /// Something was received.
+    pub(super) fn notify(&self) {
+        self.state.lock().has_news = true;
         self.changed.notify_all();
     }
 
     /// Ends [`send`](Self::send).
-    pub(in crate::replication) fn end(&self) {
+    pub(super) fn end(&self) {
         self.state.lock().is_over = true;
         self.changed.notify_all();
     }
 
-    /// Sends an ACK when the applied index changes, when one is due, and once per `interval`, until [`end`](Self::end)
-    /// or until the connection fails.
-    pub(in crate::replication) fn send(
-        &self,
-        mut stream: &TcpStream,
-        interval: Duration,
-        epoch: u64,
-    ) {
-        let (mut acknowledged, mut out) = (None, Vec::new());
+    /// Sends each ACK when it is due, until [`end`](Self::end) or until the connection fails.
+    pub(super) fn send(&self, acks: &AcksOut, mut stream: &TcpStream) {
+        let mut out = Vec::new();
         loop {
-            let deadline = Instant::now() + interval;
-            let mut state = self.state.lock();
-            while !state.is_over && !state.is_due && acknowledged == Some(state.applied_index) {
-                if self.changed.wait_until(&mut state, deadline).timed_out() {
-                    break;
+            let now = Instant::now();
+            match acks.next(now) {
+                AckTurn::Send(ack) => {
+                    out.clear();
+                    // The receiving thread notices a connection that has failed.
+                    if ack.encode(&mut out).is_err() || stream.write_all(&out).is_err() {
+                        return;
+                    }
                 }
+                AckTurn::NotBefore(time) => thread::sleep(time - now),
+                AckTurn::OnChange(at_latest) => self.wait(at_latest),
             }
-            if state.is_over {
+            if self.state.lock().is_over {
                 return;
             }
-            let applied_index = state.applied_index;
-            state.is_due = false;
-            drop(state);
-            acknowledged = Some(applied_index);
-            out.clear();
-            let ack = Message::Ack {
-                epoch,
-                applied_index,
-            };
-            // The receiving thread notices a connection that has failed.
-            if ack.encode(&mut out).is_err() || stream.write_all(&out).is_err() {
-                return;
-            }
-            thread::sleep(ACK_PAUSE);
         }
+    }
+
+    /// Waits until something is received, or for the time or the end.
+    fn wait(&self, at_latest: Option<Instant>) {
+        let mut state = self.state.lock();
+        while !state.has_news && !state.is_over {
+            match at_latest {
+                None => self.changed.wait(&mut state),
+                Some(time) if self.changed.wait_until(&mut state, time).timed_out() => break,
+                Some(_) => {}
+            }
+        }
+        state.has_news = false;
     }
 }

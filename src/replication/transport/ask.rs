@@ -69,7 +69,7 @@ impl<'a> Inquiry<'a> {
 
 /// Asks for STATUS on a connection without other requests, and judges whether the expected node answers. Also returns
 /// whether an answer came or the deadline passed.
-pub(in crate::replication) fn identify(
+pub(super) fn identify(
     stream: &TcpStream,
     expected: Expected<'_>,
     addr: &str,

@@ -1,7 +1,6 @@
 //! The follower side: one stream from the node that is followed, and what a node does before it leads.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,9 +10,10 @@ use crate::config::NodeConfig;
 use crate::node::{Member, Phase};
 use crate::replication::Replica;
 use crate::replication::stream::FollowError;
-use crate::replication::stream::following::Stream;
+use crate::replication::stream::following::FollowerStream;
 
 use super::Stop;
+use super::follow_stream;
 use super::pauses::{BACK_OFF, Pauses, pause_for};
 use super::recover::recover;
 
@@ -31,8 +31,8 @@ fn follow(replica: Replica<'_>, member: &Member, leader: &NodeConfig, stop: &Sto
     let mut pauses = Pauses::new();
     let mut failures = FailureLog::default();
     while !stop.is_stopped() {
-        let mut stream = Stream::new(replica, member, &leader.name);
-        let error = match stream.run(&leader.addr, stop) {
+        let mut stream = FollowerStream::new(replica, member, &leader.name);
+        let error = match follow_stream::run(&mut stream, &leader.addr, stop) {
             Ok(()) => return,
             Err(error) => error,
         };
@@ -43,13 +43,15 @@ fn follow(replica: Replica<'_>, member: &Member, leader: &NodeConfig, stop: &Sto
             pauses = Pauses::new();
             failures = FailureLog::default();
         }
-        let text = describe(&error, member);
+        let text = error.to_string();
         match &error {
             FollowError::Diverged(_) => replica.node.mark_diverged(&text),
             FollowError::KeepsData(_) => replica
                 .node
                 .enter(Phase::Refusing(Arc::from(text.as_str()))),
-            FollowError::Io(_)
+            FollowError::NoProcess(_)
+            | FollowError::Silent(_)
+            | FollowError::Lost(_)
             | FollowError::Rejected(_)
             | FollowError::NotYet(_)
             | FollowError::WrongNode(_)
@@ -63,7 +65,9 @@ fn follow(replica: Replica<'_>, member: &Member, leader: &NodeConfig, stop: &Sto
             FollowError::NotYet(_) | FollowError::Rejected(_) => {
                 member.replication.heartbeat_interval
             }
-            FollowError::Io(_)
+            FollowError::NoProcess(_)
+            | FollowError::Silent(_)
+            | FollowError::Lost(_)
             | FollowError::WrongNode(_)
             | FollowError::Protocol(_)
             | FollowError::Diverged(_)
@@ -79,9 +83,10 @@ fn follow(replica: Replica<'_>, member: &Member, leader: &NodeConfig, stop: &Sto
 /// Whether the leader may be followed at any moment: it is starting.
 pub(super) fn is_eager(error: &FollowError) -> bool {
     match error {
-        FollowError::NotYet(_) => true,
-        FollowError::Io(error) => error.kind() == ErrorKind::ConnectionRefused,
-        FollowError::Rejected(_)
+        FollowError::NotYet(_) | FollowError::NoProcess(_) => true,
+        FollowError::Silent(_)
+        | FollowError::Lost(_)
+        | FollowError::Rejected(_)
         | FollowError::WrongNode(_)
         | FollowError::Protocol(_)
         | FollowError::Diverged(_)
@@ -110,7 +115,9 @@ impl FailureLog {
         }
         match error {
             FollowError::WrongNode(_) => error!("{text}"),
-            FollowError::Io(_)
+            FollowError::NoProcess(_)
+            | FollowError::Silent(_)
+            | FollowError::Lost(_)
             | FollowError::Rejected(_)
             | FollowError::NotYet(_)
             | FollowError::Protocol(_)
@@ -119,25 +126,6 @@ impl FailureLog {
         }
         self.last = text;
         self.waits = waits;
-    }
-}
-
-/// The text of an error for the log and for STATUS.
-pub(super) fn describe(error: &FollowError, member: &Member) -> String {
-    match error {
-        FollowError::Io(error)
-            if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
-        {
-            let limit = member.replication.leader_timeout.as_millis();
-            format!("it said nothing for {limit} ms")
-        }
-        FollowError::Io(error) => error.to_string(),
-        FollowError::Rejected(text)
-        | FollowError::NotYet(text)
-        | FollowError::WrongNode(text)
-        | FollowError::Protocol(text)
-        | FollowError::Diverged(text)
-        | FollowError::KeepsData(text) => text.clone(),
     }
 }
 

@@ -1,26 +1,28 @@
 //! The sockets and the threads of replication.
 //!
-//! | file           | what it does                                                              |
-//! |----------------|---------------------------------------------------------------------------|
-//! | `serve.rs`     | sends a stream on the connection that asked for it                        |
-//! | `follow.rs`    | follows the leader, again and again                                       |
-//! | `recover.rs`   | catches up with the newest data set before this node leads                |
-//! | `pauses.rs`    | pauses between attempts to follow                                         |
-//! | `acks.rs`      | sends acknowledgements                                                    |
-//! | `heartbeat.rs` | asks each peer for STATUS at every heartbeat                              |
-//! | `ask.rs`       | one such question                                                         |
-//! | `stop.rs`      | the stop of the threads                                                   |
+//! | file               | what it does                                                |
+//! |--------------------|-------------------------------------------------------------|
+//! | `serve.rs`         | sends a stream on the connection that asked for it          |
+//! | `follow.rs`        | follows the leader, again and again                         |
+//! | `follow_stream.rs` | the connection of one stream from the node that is followed |
+//! | `acks.rs`          | sends the acknowledgements of such a stream                 |
+//! | `recover.rs`       | catches up with the newest data set before this node leads  |
+//! | `pauses.rs`        | pauses between attempts to follow                           |
+//! | `heartbeat.rs`     | asks each peer for STATUS at every heartbeat                |
+//! | `ask.rs`           | one such question                                           |
+//! | `stop.rs`          | the stop of the threads                                     |
 
-pub(super) mod acks;
-pub(super) mod ask;
+mod acks;
+mod ask;
 mod follow;
+mod follow_stream;
 mod heartbeat;
 mod pauses;
 mod recover;
 pub(crate) mod serve;
 mod stop;
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::TcpStream;
 use std::thread::{self, Scope};
 use std::time::Instant;
@@ -65,7 +67,12 @@ pub(crate) fn start<'scope>(
     Ok(())
 }
 
+/// Whether a timeout of the socket has passed. Systems differ in the kind of error.
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
+
 /// Connects to `host:port` at any address of the name, until `deadline` or the stop.
-pub(super) fn connect(addr: &str, deadline: Instant, stop: &Stop) -> io::Result<TcpStream> {
+fn connect(addr: &str, deadline: Instant, stop: &Stop) -> io::Result<TcpStream> {
     dial::connect(addr, deadline, &|| stop.is_stopped())
 }

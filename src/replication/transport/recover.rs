@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use log::{error, info, warn};
 
 use super::Stop;
-use super::follow::{describe, is_eager, random};
+use super::follow::{is_eager, random};
+use super::follow_stream;
 use super::pauses::{BACK_OFF, Pauses};
 use crate::history::EpochStart;
 use crate::node::{Member, Node, Phase};
 use crate::replication::Replica;
 use crate::replication::core::start::{self, Next, Own};
-use crate::replication::stream::following::{Goal, Stream};
+use crate::replication::stream::following::{FollowerStream, Goal};
 
 /// Time between two looks at what the peers have said.
 const DECISION_PAUSE: Duration = Duration::from_millis(5);
@@ -56,23 +57,22 @@ pub(super) fn recover(replica: Replica<'_>, member: &Member, stop: &Stop) {
             continue;
         };
         node.enter(Phase::Loading(Arc::from(reason.as_str())));
-        let mut stream = Stream::before_leading(replica, member, &peer.name, goal, reason);
+        let mut stream = FollowerStream::before_leading(replica, member, &peer.name, goal, reason);
         stop.hurry(false);
-        let result = stream.run(&peer.addr, stop);
+        let result = follow_stream::run(&mut stream, &peer.addr, stop);
         if stop.is_stopped() {
             return;
         }
         stop.hurry(true);
         if let Err(error) = result {
-            let text = describe(&error, member);
-            warn!("no longer copying {}: {text}", peer.name);
+            warn!("no longer copying {}: {error}", peer.name);
             if stream.is_in_snapshot() {
                 node.discard_dataset("this leader is asking the other nodes for data");
             }
             if stream.has_followed() {
                 pauses = Pauses::new();
             }
-            let reason = format!("this leader cannot copy {}: {text}", peer.name);
+            let reason = format!("this leader cannot copy {}: {error}", peer.name);
             node.enter(Phase::Loading(Arc::from(reason)));
             let pause = pauses.next(is_eager(&error), BACK_OFF.1, Instant::now());
             if stop.wait(pause) {
