@@ -94,12 +94,40 @@ pub enum Found {
     Small(u32),
     /// A large record; the cursor is behind it.
     Large(Entry),
-    /// No record came before the deadline.
+    /// There is no further record yet.
     Nothing,
     /// The log has ended and holds no further record.
     Ended,
     /// The backlog no longer holds the next record, or the log was reset.
     Gone,
+}
+
+impl Kept {
+    fn read(&self, cursor: &mut Cursor, bytes_max: usize, buffer: &mut Vec<u8>) -> Found {
+        if self.generation != cursor.generation {
+            return Found::Gone;
+        }
+        match self.backlog.read(cursor.next, bytes_max, buffer) {
+            After::Small(count) => {
+                cursor.next += u64::from(count);
+                Found::Small(count)
+            }
+            After::Large(entry) => {
+                cursor.next += 1;
+                Found::Large(entry)
+            }
+            After::Gone => Found::Gone,
+            After::Nothing if self.ended => Found::Ended,
+            After::Nothing => Found::Nothing,
+        }
+    }
+
+    /// Whether [`read`](Self::read) finds nothing.
+    const fn has_nothing(&self, cursor: &Cursor) -> bool {
+        self.generation == cursor.generation
+            && cursor.next > self.backlog.last_index()
+            && !self.ended
+    }
 }
 
 impl Log {
@@ -201,8 +229,22 @@ impl Log {
         self.kept.lock().backlog.first_index()
     }
 
-    /// Reads the next records of the cursor ([`Backlog::read`]). Waits for them until `deadline`, or until `is_over`,
-    /// which is asked again at each [`wake_readers`](Self::wake_readers).
+    /// Reads the next records of the cursor ([`Backlog::read`]). Does not wait for them.
+    pub fn try_read(&self, cursor: &mut Cursor, bytes_max: usize, buffer: &mut Vec<u8>) -> Found {
+        self.kept.lock().read(cursor, bytes_max, buffer)
+    }
+
+    /// Waits until [`try_read`](Self::try_read) finds something else than nothing, until `deadline`, or until
+    /// `is_over`, which is asked again at each [`wake_readers`](Self::wake_readers).
+    pub fn wait(&self, cursor: &Cursor, deadline: Instant, is_over: impl Fn() -> bool) {
+        let mut kept = self.kept.lock();
+        while kept.has_nothing(cursor)
+            && !is_over()
+            && !self.grown.wait_until(&mut kept, deadline).timed_out()
+        {}
+    }
+
+    /// Reads the next records of the cursor ([`try_read`](Self::try_read)). Waits for them ([`wait`](Self::wait)).
     pub fn read(
         &self,
         cursor: &mut Cursor,
@@ -211,32 +253,11 @@ impl Log {
         deadline: Instant,
         is_over: impl Fn() -> bool,
     ) -> Found {
-        let mut kept = self.kept.lock();
-        loop {
-            if is_over() {
-                return Found::Nothing;
-            }
-            if kept.generation != cursor.generation {
-                return Found::Gone;
-            }
-            match kept.backlog.read(cursor.next, bytes_max, buffer) {
-                After::Small(count) => {
-                    cursor.next += u64::from(count);
-                    return Found::Small(count);
-                }
-                After::Large(entry) => {
-                    cursor.next += 1;
-                    return Found::Large(entry);
-                }
-                After::Gone => return Found::Gone,
-                After::Nothing if kept.ended => return Found::Ended,
-                After::Nothing => {
-                    if self.grown.wait_until(&mut kept, deadline).timed_out() {
-                        return Found::Nothing;
-                    }
-                }
-            }
+        self.wait(cursor, deadline, &is_over);
+        if is_over() {
+            return Found::Nothing;
         }
+        self.try_read(cursor, bytes_max, buffer)
     }
 
     /// Wakes every waiting reader, which asks `is_over` again.
