@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures GopherStore beside redis-server, valkey-server and memcached, those that are installed, on the same work, and
-# prints the table of docs/performance.md, which explains what is measured, and how.
+# prints the table of docs/tried.md. docs/performance.md explains the method.
 #
 # Usage: scripts/bench-peers.sh [--cells NAMES] [--rounds N] [--seconds S] [--json FILE] [--list] [--smoke]
 # GOPHERSTORE_SERVER and GOPHERSTORE_PEERS name binaries to use instead of building them.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Where the processor time of a request goes: the tables of "Where the time goes" in docs/performance.md.
+"""Where the processor time of a request goes: the tables of "Where the time goes" in docs/tried.md.
 
 Usage: scripts/breakdown.py [--smoke]
 
@@ -57,7 +57,7 @@ SOURCES = [
     ("log and digest", r"xxhash|src/(engine/(digest|change|prepared)|log/[a-z_]+)\.rs|crossbeam"),
     ("locks", r"parking_lot|lock_api|slice/sort|src/engine/(gate\.rs|store\.rs (lock|spin)\b)"),
     ("copying values and frames", r"src/engine/entry\.rs (overwrite|copy_of|write)"),
-    ("answers", r"wire/response\.rs|src/(engine/(answers|command/[a-z]+)|node/[a-z]+|server/session/output)\.rs"),
+    ("responses", r"wire/response\.rs|src/(engine/(answers|command/[a-z]+)|node/[a-z]+|server/session/output)\.rs"),
     ("looking keys up", r"hashbrown|src/engine/[a-z]+\.rs"),
     ("reading requests", r"src/wire/|peers/echo\.rs"),
     ("connection", r"src/server/|rustix|std/src/(sys/net|net|thread|io|os/unix/net)"),
@@ -76,7 +76,7 @@ PARTS = [
     "looking keys up",
     "copying values and frames",
     "locks",
-    "answers",
+    "responses",
     "connection",
     "memory from the allocator",
     "log and digest",

@@ -75,7 +75,7 @@ mod linux {
     }
 
     /// Measures GopherStore beside redis-server, valkey-server and memcached, those that are installed, and prints the
-    /// table of docs/performance.md.
+    /// table of docs/tried.md.
     #[derive(ArgsInfo, FromArgs)]
     #[argh(
         help_triggers("-h", "--help"),
