@@ -1,6 +1,6 @@
 //! The map from keys to entries, in partitions with a lock each.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
 use std::hint::{black_box, spin_loop};
 use std::ops::Deref;
 
@@ -37,11 +37,12 @@ const SPINS: u32 = 100;
 /// # Hashing
 ///
 /// SipHash under a key drawn at the start of the process, so that a client which chooses keys cannot choose their
-/// partition or their place in it.
+/// partition or their place in it. Only a [seeded](Store::seeded) store has a known one.
 #[derive(Debug)]
 pub struct Store {
     partitions: Box<[Partition]>,
-    hashing: RandomState,
+    /// A hasher with the key, and nothing hashed yet.
+    hashing: DefaultHasher,
 }
 
 /// One table, on a cache line of its own: two cores with different partitions do not contend for a line.
@@ -194,10 +195,23 @@ impl Store {
     /// An empty store of `count` partitions, rounded up to a power of two; at most 2^16. For measurements.
     #[must_use]
     pub fn with_partitions(count: usize) -> Store {
+        Store::with_hashing(count, RandomState::new().build_hasher())
+    }
+
+    /// The same under a key that follows from `seed`: two stores with one seed have every key in one place, in two runs
+    /// of one program too. For simulations.
+    #[must_use]
+    pub fn seeded(count: usize, seed: u64) -> Store {
+        let mut hashing = DefaultHasher::new();
+        hashing.write_u64(seed);
+        Store::with_hashing(count, hashing)
+    }
+
+    fn with_hashing(count: usize, hashing: DefaultHasher) -> Store {
         let count = count.clamp(1, 1 << 16).next_power_of_two();
         Store {
             partitions: (0..count).map(|_| Partition::default()).collect(),
-            hashing: RandomState::new(),
+            hashing,
         }
     }
 
@@ -370,7 +384,9 @@ impl Store {
     #[must_use]
     pub fn incarnation(&self) -> u64 {
         // One value of SipHash reveals nothing of the others.
-        self.hashing.hash_one(0_u64)
+        let mut hasher = self.hashing.clone();
+        hasher.write_u64(0);
+        hasher.finish()
     }
 
     /// The partition of `key`.
@@ -471,7 +487,7 @@ impl Store {
     /// The hash of a key.
     #[inline(always)]
     pub(super) fn hash(&self, key: &[u8]) -> u64 {
-        let mut hasher = self.hashing.build_hasher();
+        let mut hasher = self.hashing.clone();
         hasher.write(key);
         hasher.finish()
     }

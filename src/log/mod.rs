@@ -164,45 +164,56 @@ impl Log {
     /// Moves records from the append queue to the backlog until the log [ends](Sequencer::end). The replication thread
     /// runs this.
     pub fn keep(&self) {
-        let mut moved: Vec<Append> = Vec::new();
-        loop {
-            let Ok(first) = self.receiver.recv() else {
-                return;
-            };
-            let mut cost = 0;
-            let mut kept = self.kept.lock();
-            let now = Instant::now();
-            let mut first_index = kept.backlog.last_index() + 1;
-            for step in std::iter::once(first).chain(self.receiver.try_iter().take(MOVED_MAX)) {
-                match step {
-                    Step::Append(append) => {
-                        cost += Records::cost(append.records.bytes().len());
-                        kept.backlog.push(&append);
-                        moved.push(append);
-                    }
-                    Step::Reset(head) => {
-                        kept.backlog.reset(head.index, head.digest);
-                        kept.times.reset(head.index, now);
-                        kept.generation += 1;
-                        first_index = head.index + 1;
-                    }
-                    Step::End => kept.ended = true,
-                }
-            }
-            let last_index = kept.backlog.last_index();
-            if last_index >= first_index {
-                kept.times.note(first_index, last_index, now);
-            }
-            let ended = kept.ended;
-            drop(kept);
-            self.grown.notify_all();
-            self.room.release(cost);
-            // Frees entries that the store has replaced; no lock is held meanwhile.
-            moved.clear();
-            if ended {
+        let mut moved = Vec::new();
+        while let Ok(first) = self.receiver.recv() {
+            if self.move_from(first, &mut moved, Instant::now()) {
                 return;
             }
         }
+    }
+
+    /// Moves everything that is in the append queue to the backlog, as [`keep`](Self::keep) does, and does not wait for
+    /// more. For programs in which no thread keeps the log.
+    pub fn drain(&self, now: Instant) {
+        let mut moved = Vec::new();
+        while let Some(first) = self.receiver.try_iter().next() {
+            self.move_from(first, &mut moved, now);
+        }
+    }
+
+    /// Moves `first` and what is behind it in the append queue to the backlog. Returns whether the log has ended.
+    /// `moved` is memory for the caller's next call.
+    fn move_from(&self, first: Step, moved: &mut Vec<Append>, now: Instant) -> bool {
+        let mut cost = 0;
+        let mut kept = self.kept.lock();
+        let mut first_index = kept.backlog.last_index() + 1;
+        for step in std::iter::once(first).chain(self.receiver.try_iter().take(MOVED_MAX)) {
+            match step {
+                Step::Append(append) => {
+                    cost += Records::cost(append.records.bytes().len());
+                    kept.backlog.push(&append);
+                    moved.push(append);
+                }
+                Step::Reset(head) => {
+                    kept.backlog.reset(head.index, head.digest);
+                    kept.times.reset(head.index, now);
+                    kept.generation += 1;
+                    first_index = head.index + 1;
+                }
+                Step::End => kept.ended = true,
+            }
+        }
+        let last_index = kept.backlog.last_index();
+        if last_index >= first_index {
+            kept.times.note(first_index, last_index, now);
+        }
+        let ended = kept.ended;
+        drop(kept);
+        self.grown.notify_all();
+        self.room.release(cost);
+        // Frees entries that the store has replaced; no lock is held meanwhile.
+        moved.clear();
+        ended
     }
 
     /// A cursor after `index`, if the backlog still holds the next record.

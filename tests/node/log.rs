@@ -171,6 +171,31 @@ fn the_replication_thread_gives_back_the_room_of_what_it_moves() {
 }
 
 #[test]
+fn a_log_that_no_thread_keeps_is_drained_and_read_without_waiting() {
+    let sequencer = Sequencer::new(1 << 20);
+    let log = sequencer.log();
+    let mut cursor = log.cursor_after(0).unwrap();
+    let mut frames = Vec::new();
+    log.drain(Instant::now());
+    for number in 0..3 * 128_u64 {
+        append(&sequencer, &entry(b"key", &number.to_be_bytes()));
+    }
+    let found = log.try_read(&mut cursor, 1 << 20, &mut frames);
+    assert!(matches!(found, Found::Nothing), "{found:?}");
+    log.drain(Instant::now());
+    assert_eq!(log.kept_head(), log.head());
+    log.wait(&cursor, later(), || false);
+    let found = log.try_read(&mut cursor, 1 << 20, &mut frames);
+    assert!(matches!(found, Found::Small(384)), "{found:?}");
+    // All room is free again.
+    drop(sequencer.try_reserve(ROOM).unwrap());
+    sequencer.end();
+    log.drain(Instant::now());
+    let found = log.try_read(&mut cursor, 1 << 20, &mut frames);
+    assert!(matches!(found, Found::Ended), "{found:?}");
+}
+
+#[test]
 fn a_reader_gets_entries_in_their_order_then_nothing_and_then_the_end() {
     let sequencer = Sequencer::new(1 << 20);
     let log = sequencer.log();

@@ -307,3 +307,20 @@ fn a_hundred_thousand_entries_come_and_go() {
         assert_eq!(found, (n % 100 == 0).then(|| key(!n).to_vec()), "{n}");
     }
 }
+
+#[test]
+fn stores_with_one_seed_have_every_key_in_one_place() {
+    let places = |store: &Store| -> Vec<usize> {
+        let keys = (0..1_000_u32).map(u32::to_be_bytes);
+        keys.map(|key| store.partition_of(&key)).collect()
+    };
+    let [one, same, other] = [7, 7, 8].map(|seed| Store::seeded(16, seed));
+    assert_eq!(places(&one), places(&same));
+    assert_eq!(one.incarnation(), same.incarnation());
+    assert_ne!(places(&one), places(&other));
+    assert_ne!(one.incarnation(), other.incarnation());
+    assert_eq!(
+        (0..16).filter(|place| places(&one).contains(place)).count(),
+        16
+    );
+}
