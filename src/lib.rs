@@ -52,4 +52,8 @@ pub mod service;
 pub mod signals;
 pub mod wire;
 
+#[cfg(test)]
+#[path = "../tests/simulation/mod.rs"]
+mod simulation;
+
 pub use client::Client;

@@ -58,7 +58,7 @@ impl Node {
     }
 
     /// The answer to STATUS.
-    pub(super) fn status(&self, now: Instant) -> String {
+    pub(crate) fn status(&self, now: Instant) -> String {
         let mut lines = Lines::default();
         let head = self.head();
         let summary = match &self.status_section {

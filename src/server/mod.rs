@@ -32,7 +32,7 @@ mod listener;
 mod pending;
 mod poller;
 mod registry;
-mod session;
+pub(crate) mod session;
 mod shutdown;
 mod system;
 #[cfg(test)]

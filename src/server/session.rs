@@ -25,7 +25,7 @@ const LARGE_FRAME_BYTES: usize = 48 << 10;
 const SPARE_BYTES_MAX: usize = 128 << 10;
 
 /// Where a session's input comes from.
-pub(super) trait Source {
+pub(crate) trait Source {
     type Error;
 
     /// Puts bytes at the start of `room`, and returns how many.
@@ -40,7 +40,7 @@ pub(super) trait Source {
 
 /// The thread that runs a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Thread {
+pub(crate) enum Thread {
     /// The connection's own, which may take long.
     Own,
     /// A polling thread, for which other clients wait.
@@ -49,7 +49,7 @@ pub(super) enum Thread {
 
 /// The thing that a session needs to go on.
 #[derive(Debug)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// More input. Every whole request is executed.
     Read,
     /// That output is sent: no more is made before.
@@ -76,7 +76,7 @@ enum Large {
 }
 
 /// One client's requests and answers.
-pub(super) struct Session<'a> {
+pub(crate) struct Session<'a> {
     node: &'a Node,
     limits: Limits,
     input: Buffer,
@@ -102,7 +102,7 @@ pub(super) struct Session<'a> {
 
 impl<'a> Session<'a> {
     /// The session of a connection of which `first` has arrived.
-    pub(super) fn new(
+    pub(crate) fn new(
         node: &'a Node,
         limits: Limits,
         first: &[u8],
@@ -127,7 +127,7 @@ impl<'a> Session<'a> {
     }
 
     /// Reads input to where it belongs, and returns how many bytes. To be called after [`Step::Read`].
-    pub(super) fn read<S: Source>(&mut self, source: &mut S) -> Result<usize, S::Error> {
+    pub(crate) fn read<S: Source>(&mut self, source: &mut S) -> Result<usize, S::Error> {
         if let Some(Large::Arriving(builder)) = &mut self.large {
             return builder.read_with(|room| source.read_uninit(room));
         }
@@ -159,7 +159,7 @@ impl<'a> Session<'a> {
     }
 
     /// Executes the requests that have arrived, in their order, up to where something else has to happen first.
-    pub(super) fn step(&mut self, thread: Thread) -> Step {
+    pub(crate) fn step(&mut self, thread: Thread) -> Step {
         if !self.has_spoken
             && let Some(&first) = self.input.bytes().first()
         {
@@ -336,7 +336,7 @@ impl<'a> Session<'a> {
     }
 
     /// The whole frame at the start of the input.
-    pub(super) fn frame(&self) -> Option<RequestFrame<'_>> {
+    pub(crate) fn frame(&self) -> Option<RequestFrame<'_>> {
         match request::parse(self.input.bytes(), &self.limits) {
             Ok(Parsed::Whole(frame)) => Some(frame),
             Ok(Parsed::Incomplete { .. }) | Err(_) => None,
@@ -344,7 +344,7 @@ impl<'a> Session<'a> {
     }
 
     /// Answers the [frame](Session::frame) at the start of the input.
-    pub(super) fn answer(&mut self, reply: Reply) {
+    pub(crate) fn answer(&mut self, reply: Reply) {
         let len = self.frame().map_or(0, |frame| frame.bytes().len());
         self.complete(len, reply);
     }
@@ -356,53 +356,53 @@ impl<'a> Session<'a> {
     }
 
     /// Answers with an ERROR, the last answer of this session.
-    pub(super) fn refuse(&mut self, message: String) {
+    pub(crate) fn refuse(&mut self, message: String) {
         self.output.push(Reply::Error(message));
     }
 
     /// Gives the room that [`Step::Room`] asked for; `None` where there is no log.
-    pub(super) fn give_room(&mut self, room: Option<Reservation<'a>>) {
+    pub(crate) fn give_room(&mut self, room: Option<Reservation<'a>>) {
         self.room = room;
     }
 
     /// Whether the connection has a place of the reserve.
-    pub(super) const fn is_reserved(&self) -> bool {
+    pub(crate) const fn is_reserved(&self) -> bool {
         self.is_reserved
     }
 
     /// The connection has an ordinary place from now on.
-    pub(super) const fn leave_reserve(&mut self) {
+    pub(crate) const fn leave_reserve(&mut self) {
         self.is_reserved = false;
     }
 
     /// Requests completed since [`begin_wait`](Session::begin_wait).
-    pub(super) const fn completed(&self) -> usize {
+    pub(crate) const fn completed(&self) -> usize {
         self.completed
     }
 
     /// Counts completed requests from 0.
-    pub(super) const fn begin_wait(&mut self) {
+    pub(crate) const fn begin_wait(&mut self) {
         self.completed = 0;
     }
 
     /// Whether nothing of a request has arrived that is not executed.
-    pub(super) const fn is_between_frames(&self) -> bool {
+    pub(crate) const fn is_between_frames(&self) -> bool {
         self.input.is_empty() && self.large.is_none() && self.skip == 0
     }
 
     /// Whether the rest of a refused frame is being discarded. It has its ERROR, and a second one would count as the
     /// answer to the next request.
-    pub(super) const fn is_skipping(&self) -> bool {
+    pub(crate) const fn is_skipping(&self) -> bool {
         self.skip > 0
     }
 
     /// Input that has arrived and is not executed.
-    pub(super) fn input(&self) -> &[u8] {
+    pub(crate) fn input(&self) -> &[u8] {
         self.input.bytes()
     }
 
     /// Of the frame that is arriving: bytes that have come, and bytes that are needed, as far as is known.
-    pub(super) fn progress(&self) -> (usize, usize) {
+    pub(crate) fn progress(&self) -> (usize, usize) {
         let len = match &self.large {
             Some(Large::Arriving(builder)) => builder.arrived(),
             Some(Large::Whole(_)) | None => self.input.bytes().len(),
@@ -413,46 +413,46 @@ impl<'a> Session<'a> {
     /// Ends the waits of answers whose position is reached, or never will be. To be called before
     /// [`output`](Session::output).
     #[inline]
-    pub(super) fn release_answers(&mut self) {
+    pub(crate) fn release_answers(&mut self) {
         self.output.release(self.node);
     }
 
     /// Whether some output waits for a position.
     #[inline]
-    pub(super) fn is_held(&self) -> bool {
+    pub(crate) fn is_held(&self) -> bool {
         self.output.is_held()
     }
 
     /// The position that the first answer to be sent waits for.
     #[inline]
-    pub(super) fn awaits(&self) -> Option<Position> {
+    pub(crate) fn awaits(&self) -> Option<Position> {
         self.output.awaits()
     }
 
     /// Output that can be sent, in two parts.
     #[inline]
-    pub(super) fn output(&self) -> [&[u8]; 2] {
+    pub(crate) fn output(&self) -> [&[u8]; 2] {
         self.output.sendable()
     }
 
     /// The first `count` bytes of the output are sent. Returns whether these were all that can be sent.
     #[inline]
-    pub(super) fn sent(&mut self, count: usize) -> bool {
+    pub(crate) fn sent(&mut self, count: usize) -> bool {
         self.output.sent(count)
     }
 
     /// Whether more memory is held than an idle connection is to hold.
-    pub(super) fn is_grown(&self) -> bool {
+    pub(crate) fn is_grown(&self) -> bool {
         self.input.is_grown() || self.output.is_grown() || self.spare.is_some()
     }
 
     /// Whether memory goes back to the allocator when this is dropped that is more than an idle connection's.
-    pub(super) fn is_large(&self) -> bool {
+    pub(crate) fn is_large(&self) -> bool {
         self.is_grown() || self.large.is_some()
     }
 
     /// Frees the memory that an idle connection does not need.
-    pub(super) fn release(&mut self) {
+    pub(crate) fn release(&mut self) {
         self.input.release();
         self.spare = None;
         self.output.free();
@@ -472,12 +472,12 @@ mod tests;
 
 #[cfg(test)]
 impl Session<'_> {
-    pub(super) const fn spare(&self) -> Option<&EntryBuilder> {
+    pub(crate) const fn spare(&self) -> Option<&EntryBuilder> {
         self.spare.as_ref()
     }
 
     /// The large frame that is arriving.
-    pub(super) const fn large(&self) -> Option<&EntryBuilder> {
+    pub(crate) const fn large(&self) -> Option<&EntryBuilder> {
         match &self.large {
             Some(Large::Arriving(builder)) => Some(builder),
             Some(Large::Whole(_)) | None => None,

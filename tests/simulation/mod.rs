@@ -1,0 +1,49 @@
+//! The simulator: whole nodes of the shipped code in one thread, with a network and a clock of their own.
+//!
+//! Everything that happens follows from a seed: which connections are lost, when a node crashes, what clients send. A
+//! run that fails is repeated with its trace, and prints it with its seed. `GOPHERSTORE_SEED=n` repeats one seed with
+//! the whole trace; `GOPHERSTORE_SEEDS=n` says how many are run.
+//!
+//! | file          | what it does                                                             |
+//! |---------------|--------------------------------------------------------------------------|
+//! | `random.rs`   | random numbers                                                           |
+//! | `events.rs`   | the clock, and what happens when                                         |
+//! | `network.rs`  | connections: delay, bandwidth, loss, cut links                           |
+//! | `load.rs`     | clients                                                                  |
+//! | `session.rs`  | a client's connection at a node                                          |
+//! | `truth.rs`    | every record that was ever written, and what each position is            |
+//! | `trace.rs`    | what happened, for people                                                |
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(dead_code)] // of what whole nodes will use
+
+mod bare;
+mod events;
+mod load;
+mod network;
+mod random;
+mod session;
+mod trace;
+mod truth;
+
+use load::ClientEvent;
+use network::NetworkEvent;
+
+/// Something that happens in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    Network(NetworkEvent),
+    Client(ClientEvent),
+}
+
+impl From<NetworkEvent> for Event {
+    fn from(event: NetworkEvent) -> Event {
+        Event::Network(event)
+    }
+}
+
+impl From<ClientEvent> for Event {
+    fn from(event: ClientEvent) -> Event {
+        Event::Client(event)
+    }
+}

@@ -1,0 +1,227 @@
+//! A client's connection at a node: the shipped session, and what it was asked and has answered.
+
+use std::mem::MaybeUninit;
+
+use super::Event;
+use super::events::Timeline;
+use super::network::{End, Network};
+use crate::node::{Node, Reply};
+use crate::server::session::{Session, Source, Step, Thread};
+use crate::wire::request::{self, Limits};
+use crate::wire::response;
+use crate::wire::{Opcode, RequestFrame, Status};
+
+/// The reason why [`Served::step`] has returned.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// It waits for input, for room in the network, or for a position of the log.
+    Waits,
+    /// A FOLLOW is at the start of its input.
+    Follow,
+    /// The connection is over.
+    Closed,
+}
+
+/// A session at its end of a connection.
+pub(super) struct Served<'a> {
+    pub(super) session: Session<'a>,
+    node: &'a Node,
+    /// It was told to end once everything is sent.
+    is_ending: bool,
+    /// Bytes of answers that the network has taken.
+    sent: usize,
+    /// Of a client's session.
+    tap: Option<Tap>,
+}
+
+/// Requests of which the answers are not known yet.
+#[derive(Default)]
+struct Tap {
+    /// Bytes that the session has read.
+    requests: Vec<u8>,
+    /// Bytes of answers that were paired with requests.
+    seen: usize,
+    /// Number of those requests.
+    answered: usize,
+}
+
+/// A request, its place on its connection, and its answer.
+pub(super) struct Answered<'t> {
+    pub(super) at: usize,
+    pub(super) frame: RequestFrame<'t>,
+    pub(super) status: Status,
+    pub(super) value: &'t [u8],
+}
+
+/// Input that has arrived.
+struct Arrived<'n> {
+    network: &'n mut Network,
+    timeline: &'n mut Timeline<Event>,
+    end: End,
+    bytes: Vec<u8>,
+}
+
+impl Arrived<'_> {
+    fn take(&mut self, room: usize) -> &[u8] {
+        self.network
+            .read(self.end, room, &mut self.bytes, self.timeline);
+        &self.bytes
+    }
+}
+
+impl Source for Arrived<'_> {
+    type Error = ();
+
+    fn read(&mut self, room: &mut [u8]) -> Result<usize, ()> {
+        let taken = self.take(room.len());
+        room[..taken.len()].copy_from_slice(taken);
+        Ok(taken.len())
+    }
+
+    fn read_uninit<'r>(&mut self, room: &'r mut [MaybeUninit<u8>]) -> Result<&'r mut [u8], ()> {
+        let taken = self.take(room.len());
+        Ok(room[..taken.len()].write_copy_of_slice(taken))
+    }
+}
+
+impl<'a> Served<'a> {
+    pub(super) fn new(node: &'a Node, limits: Limits, is_client: bool) -> Served<'a> {
+        Served {
+            session: Session::new(node, limits, &[], false),
+            node,
+            is_ending: false,
+            sent: 0,
+            tap: is_client.then(Tap::default),
+        }
+    }
+
+    /// Executes what has arrived and sends what can be sent. `judge` is told each answer to a client before anything
+    /// else happens at the node.
+    pub(super) fn step(
+        &mut self,
+        end: End,
+        network: &mut Network,
+        timeline: &mut Timeline<Event>,
+        judge: &mut dyn FnMut(Answered<'_>),
+    ) -> Turn {
+        loop {
+            if self.is_ending {
+                self.flush(end, network, timeline);
+                if self.session.output() == [b"", b""] {
+                    network.close(end, timeline);
+                    return Turn::Closed;
+                }
+                return Turn::Waits;
+            }
+            let step = self.session.step(Thread::Polling);
+            self.tell(judge);
+            match step {
+                Step::Read => {
+                    let mut source = Arrived {
+                        network,
+                        timeline,
+                        end,
+                        bytes: Vec::new(),
+                    };
+                    if source.network.readable(end) > 0 {
+                        let _ = self.session.read(&mut source);
+                        if let Some(tap) = &mut self.tap {
+                            tap.requests.extend(source.bytes);
+                        }
+                        continue;
+                    }
+                    self.flush(end, network, timeline);
+                    self.is_ending = network.is_at_end(end);
+                    if !self.is_ending {
+                        return Turn::Waits;
+                    }
+                }
+                Step::Send => {
+                    if self.flush(end, network, timeline) == 0 {
+                        return Turn::Waits;
+                    }
+                }
+                Step::Await => {
+                    self.session.release_answers();
+                    if self.flush(end, network, timeline) == 0 {
+                        return Turn::Waits;
+                    }
+                }
+                Step::Own if self.asks_status() => {
+                    let text = self.node.status(timeline.instant());
+                    self.session.answer(Reply::Text(text));
+                }
+                Step::Own => {
+                    let step = self.session.step(Thread::Own);
+                    self.tell(judge);
+                    match step {
+                        Step::Follow => return Turn::Follow,
+                        Step::Room(cost) => {
+                            let room = self.node.engine().wait_for_room(cost);
+                            self.session.give_room(room);
+                        }
+                        Step::Read | Step::Send | Step::Await | Step::Own => {}
+                        Step::LeaveReserve | Step::Refuse(_) => unreachable!("as on any thread"),
+                    }
+                }
+                Step::Refuse(error) => {
+                    self.session.refuse(error.to_string());
+                    self.is_ending = true;
+                }
+                Step::Room(_) | Step::Follow | Step::LeaveReserve => {
+                    unreachable!("not on a polling thread, and in no reserve")
+                }
+            }
+        }
+    }
+
+    /// Tells the answers that have come up.
+    fn tell(&mut self, judge: &mut dyn FnMut(Answered<'_>)) {
+        let Some(tap) = &mut self.tap else {
+            return;
+        };
+        let output = self.session.output().concat();
+        let mut rest = &output[tap.seen - self.sent..];
+        let any = Limits {
+            value_len_max: u32::MAX,
+        };
+        while let Ok(response::Parsed::Whole(answer)) = response::parse(rest) {
+            let Ok(request::Parsed::Whole(frame)) = request::parse(&tap.requests, &any) else {
+                unreachable!("an answer to no request");
+            };
+            let len = frame.bytes().len();
+            judge(Answered {
+                at: tap.answered,
+                frame,
+                status: Status::try_from(answer.status).expect("a status"),
+                value: answer.value,
+            });
+            rest = &rest[answer.frame_len()..];
+            tap.requests.drain(..len);
+            tap.seen += answer.frame_len();
+            tap.answered += 1;
+        }
+    }
+
+    fn asks_status(&self) -> bool {
+        let frame = self.session.frame();
+        frame.is_some_and(|frame| frame.opcode() == Opcode::Status)
+    }
+
+    /// Sends what can be sent; returns how many bytes.
+    fn flush(&mut self, end: End, network: &mut Network, timeline: &mut Timeline<Event>) -> usize {
+        self.session.release_answers();
+        let mut sum = 0;
+        for _ in 0..2 {
+            let [first, second] = self.session.output();
+            let mut count = network.write(end, first, timeline);
+            if count == first.len() {
+                count += network.write(end, second, timeline);
+            }
+            sum += count;
+            self.session.sent(count);
+        }
+        self.sent += sum;
+        sum
+    }
+}
