@@ -225,7 +225,7 @@ impl fmt::Display for Failures {
             let comma = if at == 0 { "" } else { ", " };
             match error {
                 Some(error) => write!(f, "{comma}{addr}: {}", system_text(error))?,
-                None => write!(f, "{comma}{addr}: no answer")?,
+                None => write!(f, "{comma}{addr}: no response")?,
             }
         }
         Ok(())
@@ -351,7 +351,7 @@ impl Resolver {
                 break Err(ErrorKind::Interrupted.into());
             }
             if now >= deadline {
-                let why = format!("the look-up of {host} has no answer");
+                let why = format!("the look-up of {host} got no response");
                 break Err(io::Error::new(ErrorKind::TimedOut, why));
             }
             let _ = self
@@ -513,7 +513,7 @@ mod tests {
             let error = connect_any(&addresses, in_time(short), &never);
             let (kind, text) = failure(error);
             assert_eq!(kind, ErrorKind::TimedOut, "{text}");
-            assert!(text.contains(&format!("{}: no answer", silent.addr)));
+            assert!(text.contains(&format!("{}: no response", silent.addr)));
             assert!(text.contains(&format!("{one}: connection refused")));
         }
 

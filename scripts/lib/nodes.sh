@@ -342,7 +342,7 @@ assess() {
     elif [[ $leader == stays ]]; then
         return 0
     elif ((${#silent[@]} > 0)); then
-        at_risk="${silent[*]}: no answer, and no leader serves"
+        at_risk="${silent[*]}: no response, and no leader serves"
     elif [[ $leader != goes || -z $follower ]]; then
         for position in $positions; do
             [[ $others == *" $position "* ]] || at_risk="no other node is known to hold the data, keys: $keys"

@@ -1,4 +1,4 @@
-//! One connection: sends whole requests and receives whole answers, each within a deadline.
+//! One connection: sends whole requests and receives whole responses, each within a deadline.
 
 use std::{
     io::{self, Read, Write},
@@ -13,14 +13,14 @@ use crate::{
     dial,
     wire::{
         Buffer, Opcode,
-        response::{self, Parsed},
+        response::{Parsed, parse},
     },
 };
 
 use super::{
     ClientOptions, Direction, Frame,
-    answer::{self, Answer},
     error::{Error, ProtocolError, Result, Wait},
+    response::{self, Response},
 };
 
 /// Time without progress of a write after which the client checks whether the node has already answered.
@@ -78,7 +78,7 @@ impl Deadline {
 /// Invariants: the socket blocks, and has the timeouts that the fields name; between calls the buffer is empty, or the
 /// connection is not used again.
 ///
-/// After a fault the caller drops the connection: a late answer would be taken for the answer to the next request.
+/// After a fault the caller drops the connection: a late response would be taken for the response to the next request.
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: TcpStream,
@@ -92,7 +92,7 @@ pub(super) struct Connection {
     write_timeout: Option<Duration>,
     /// Time at which the last bytes were received.
     read_at: Instant,
-    /// Whether sending has failed. Answers may still have been received.
+    /// Whether sending has failed. Responses may still have been received.
     is_broken: bool,
 }
 
@@ -205,13 +205,13 @@ impl Connection {
         Deadline::after(self.options.timeout)
     }
 
-    /// Sends one request and waits for its answer. The outer error is a fault, the inner one a refusal by the node.
+    /// Sends one request and waits for its response. The outer error is a fault, the inner one a refusal by the node.
     pub(super) fn exchange(
         &mut self,
         opcode: Opcode,
         frame: &[u8],
         deadline: Deadline,
-    ) -> Result<Result<Answer>> {
+    ) -> Result<Result<Response>> {
         self.show(Direction::Sent, frame);
         if let Err(fault) = self.write_all(frame, deadline) {
             return match self.last_words(opcode, &fault, deadline) {
@@ -219,9 +219,9 @@ impl Connection {
                 None => Err(fault),
             };
         }
-        let answer = self.receive(opcode, deadline)?;
+        let response = self.receive(opcode, deadline)?;
         self.expect_quiet()?;
-        Ok(answer)
+        Ok(response)
     }
 
     /// The refusal that the node sent before it closed inside a request, such as one that is too long. Only a refusal
@@ -239,7 +239,8 @@ impl Connection {
         self.receive(opcode, deadline).ok()?.err()
     }
 
-    /// Fails where more bytes were received than were requested: the answers before them may belong to other requests.
+    /// Fails where more bytes were received than were requested: the responses before them may belong to other
+    /// requests.
     pub(super) fn expect_quiet(&self) -> Result<()> {
         if self.buffer.is_empty() {
             return Ok(());
@@ -250,10 +251,10 @@ impl Connection {
         }))
     }
 
-    /// Sends all of `bytes`, the rest of the only request without an answer, and waits as long as needed.
+    /// Sends all of `bytes`, the rest of the only request without a response, and waits as long as needed.
     ///
     /// A node that refuses the request answers before it has received it, and may read no more. So where the node takes
-    /// no bytes for a while, an answer ends the sending, and can be read.
+    /// no bytes for a while, a response ends the sending, and can be read.
     pub(super) fn write_all(&mut self, mut bytes: &[u8], deadline: Deadline) -> Result<()> {
         while !bytes.is_empty() {
             let left = deadline.left().ok_or_else(|| self.timeout(Wait::Request))?;
@@ -286,26 +287,30 @@ impl Connection {
         }
     }
 
-    /// Waits for the next answer, which is the one to a request with `opcode`.
-    pub(super) fn receive(&mut self, opcode: Opcode, deadline: Deadline) -> Result<Result<Answer>> {
-        let answer = self.receive_unseen(opcode, deadline);
-        if answer.is_err() && !self.buffer.is_empty() {
+    /// Waits for the next response, which is the one to a request with `opcode`.
+    pub(super) fn receive(
+        &mut self,
+        opcode: Opcode,
+        deadline: Deadline,
+    ) -> Result<Result<Response>> {
+        let response = self.receive_unseen(opcode, deadline);
+        if response.is_err() && !self.buffer.is_empty() {
             self.show(Direction::Received, self.buffer.bytes());
         }
-        answer
+        response
     }
 
-    fn receive_unseen(&mut self, opcode: Opcode, deadline: Deadline) -> Result<Result<Answer>> {
+    fn receive_unseen(&mut self, opcode: Opcode, deadline: Deadline) -> Result<Result<Response>> {
         loop {
-            let needed = match response::parse(self.buffer.bytes()) {
+            let needed = match parse(self.buffer.bytes()) {
                 Ok(Parsed::Incomplete { needed }) => needed,
                 Ok(Parsed::Whole(response)) => {
                     let len = response.frame_len();
-                    let answer =
-                        answer::read(opcode, &response).map_err(|error| self.protocol(error))?;
+                    let response =
+                        response::read(opcode, &response).map_err(|error| self.protocol(error))?;
                     self.show(Direction::Received, &self.buffer.bytes()[..len]);
                     self.buffer.consume(len);
-                    return Ok(answer);
+                    return Ok(response);
                 }
                 Err(error) => return Err(self.protocol(ProtocolError::Response(error))),
             };
@@ -326,7 +331,9 @@ impl Connection {
     /// Waits for more bytes of the frame at the start of the buffer, which has `needed` bytes as far as known.
     pub(super) fn fill(&mut self, needed: usize, deadline: Deadline) -> Result<()> {
         loop {
-            let left = deadline.left().ok_or_else(|| self.timeout(Wait::Answer))?;
+            let left = deadline
+                .left()
+                .ok_or_else(|| self.timeout(Wait::Response))?;
             let read = self
                 .expect_within(left)
                 .and_then(|()| self.stream.read(self.buffer.space(needed)));
@@ -343,7 +350,7 @@ impl Connection {
         }
     }
 
-    /// Time at which the last byte of the last answer was received.
+    /// Time at which the last byte of the last response was received.
     pub(super) const fn read_at(&self) -> Instant {
         self.read_at
     }
@@ -420,7 +427,7 @@ impl Connection {
 /// The new timeout of a socket before a read that may take the time `left`; `None` where the one that is `set` will do.
 ///
 /// A timeout will do that is at most the time left, so that no wait is too long, and at least half of it, so that few
-/// wake-ups are useless. Every request starts with the full limit, so the setting stays while answers come within a
+/// wake-ups are useless. Every request starts with the full limit, so the setting stays while responses come within a
 /// quarter of it.
 fn next_timeout(set: Option<Duration>, left: Option<Duration>) -> Option<Option<Duration>> {
     match (set, left) {

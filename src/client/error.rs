@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-/// Reason why a call has no answer.
+/// Reason why a call has no response.
 ///
 /// | variant | was a write executed? | the connection |
 /// |---|---|---|
@@ -49,9 +49,9 @@ pub enum Error {
     },
     /// A status of a later version of the protocol.
     UnknownStatus {
-        /// Byte 0 of the answer.
+        /// Byte 0 of the response.
         status: u8,
-        /// The answer's value, taken for a message.
+        /// The response's value, taken for a message.
         message: String,
     },
     /// A limit of the [options](super::ClientOptions) was exceeded.
@@ -70,14 +70,14 @@ pub enum Error {
         /// The reason. Where several addresses were tried, its text names each with its failure.
         source: io::Error,
     },
-    /// The connection broke. Its end before an answer's last byte is an [`io::ErrorKind::UnexpectedEof`].
+    /// The connection broke. Its end before a response's last byte is an [`io::ErrorKind::UnexpectedEof`].
     Connection {
         /// `host:port` of the node.
         addr: String,
         /// How.
         source: io::Error,
     },
-    /// The peer sent bytes that are no answer to the request.
+    /// The peer sent bytes that are no response to the request.
     Protocol {
         /// `host:port` of the node.
         addr: String,
@@ -116,7 +116,7 @@ impl Error {
             | Error::Connection { .. }
             | Error::Protocol { .. } => true,
             Error::Timeout { what, .. } => match what {
-                Wait::Request | Wait::Answer => true,
+                Wait::Request | Wait::Response => true,
                 Wait::Resolution | Wait::Connection => false,
             },
             Error::NotLeader { .. }
@@ -142,11 +142,11 @@ pub enum Wait {
     Connection,
     /// The peer accepts the bytes of a request.
     Request,
-    /// The last byte of an answer.
-    Answer,
+    /// The last byte of a response.
+    Response,
 }
 
-/// Bytes that are no answer to the request.
+/// Bytes that are no response to the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ProtocolError {
@@ -161,7 +161,7 @@ pub enum ProtocolError {
     UnexpectedValue {
         /// The operation.
         opcode: Opcode,
-        /// The answer's status byte.
+        /// The response's status byte.
         status: u8,
         /// The value's length in bytes.
         len: usize,
@@ -200,9 +200,9 @@ pub enum ProtocolError {
         /// The message.
         what: StreamOpcode,
     },
-    /// OK to a SUMS or LIST, but with a value that is no answer to it.
+    /// OK to a SUMS or LIST, but with a value that is no response to it.
     Comparison(ComparisonError),
-    /// More bytes after the last answer.
+    /// More bytes after the last response.
     Unrequested {
         /// The number of bytes received.
         len: usize,
@@ -226,10 +226,10 @@ impl fmt::Display for Error {
             }
             Error::Timeout { what, addr, after } => {
                 let what = match what {
-                    Wait::Resolution => "no answer from the resolver for",
+                    Wait::Resolution => "no response from the resolver for",
                     Wait::Connection => "no connection to",
                     Wait::Request => "request not taken by",
-                    Wait::Answer => "no answer from",
+                    Wait::Response => "no response from",
                 };
                 write!(f, "{what} {addr} within {after:?}")
             }
@@ -293,7 +293,7 @@ impl fmt::Display for ProtocolError {
                 len,
             } => write!(
                 f,
-                "value of {len} bytes, limit 0, in the answer with status 0x{status:02x} to a {}",
+                "value of {len} bytes, limit 0, in the response with status 0x{status:02x} to a {}",
                 opcode.name()
             ),
             ProtocolError::NotPong { value } => {
@@ -325,7 +325,7 @@ impl fmt::Display for ProtocolError {
             }
             ProtocolError::Comparison(error) => error.fmt(f),
             ProtocolError::Unrequested { len } => {
-                write!(f, "{len} bytes came after the last answer")
+                write!(f, "{len} bytes came after the last response")
             }
         }
     }
@@ -351,18 +351,23 @@ impl error::Error for ProtocolError {
     }
 }
 
-/// Error of [`Pipeline::run`](super::Pipeline::run), with the answers before the fault.
+/// Error of [`Pipeline::run`](super::Pipeline::run), with the responses before the fault.
 #[derive(Debug)]
 pub struct PipelineError {
-    /// The answers before the fault, in order. Any number of the requests after them may have been executed.
-    pub answers: Vec<Result<super::Answer>>,
+    /// The responses before the fault, in order. Any number of the requests after them may have been executed.
+    pub responses: Vec<Result<super::Response>>,
     /// The fault.
     pub error: Error,
 }
 
 impl fmt::Display for PipelineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "after {} answers: {}", self.answers.len(), self.error)
+        write!(
+            f,
+            "after {} responses: {}",
+            self.responses.len(),
+            self.error
+        )
     }
 }
 
@@ -397,11 +402,11 @@ mod tests {
         );
         assert!(error.source().is_some());
         let error = Error::Timeout {
-            what: Wait::Answer,
+            what: Wait::Response,
             addr: "h:1".to_owned(),
             after: Duration::from_millis(1_500),
         };
-        assert_eq!(error.to_string(), "no answer from h:1 within 1.5s");
+        assert_eq!(error.to_string(), "no response from h:1 within 1.5s");
         let error = Error::Redirect {
             named_by: "f:2".to_owned(),
             leader: "h:1".to_owned(),
@@ -409,7 +414,7 @@ mod tests {
         };
         assert_eq!(
             error.to_string(),
-            "the node at f:2 named h:1 as the leader, and that address failed: no answer from h:1 within 1.5s"
+            "the node at f:2 named h:1 as the leader, and that address failed: no response from h:1 within 1.5s"
         );
         assert!(error.is_outcome_unknown());
         let error = Error::from(EncodeError::KeyTooLong { len: 70_000 });

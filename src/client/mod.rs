@@ -19,10 +19,10 @@
 //!
 //! # After a fault
 //!
-//! A timeout, a broken connection and bytes that break the protocol end the connection, so that a late answer is never
-//! taken for the answer to another request. The next call connects again. The client never repeats a request whose
-//! outcome is unknown: after such an [`Error`] a write may have been executed, and only the caller knows whether a
-//! repetition does harm. A connection that the node closed between two requests is replaced before the next one is
+//! A timeout, a broken connection and bytes that break the protocol end the connection, so that a late response is
+//! never taken for the response to another request. The next call connects again. The client never repeats a request
+//! whose outcome is unknown: after such an [`Error`] a write may have been executed, and only the caller knows whether
+//! a repetition does harm. A connection that the node closed between two requests is replaced before the next one is
 //! sent.
 //!
 //! # Redirects
@@ -46,17 +46,17 @@ use crate::wire::{
     comparison::{ComparisonError, List, ListAnswer, Place, Sums, SumsAnswer},
 };
 
-mod answer;
 mod connection;
 mod error;
 mod observer;
 mod pipeline;
+mod response;
 mod status;
 
-pub use answer::Answer;
 pub use error::{Error, PipelineError, ProtocolError, Result, Wait};
 pub use observer::{Observer, Watch};
 pub use pipeline::{Pipeline, Timed};
+pub use response::Response;
 pub use status::{FollowerStatus, NodeRole, NodeState, NodeStatus, PeerStatus};
 
 use connection::{Connection, Deadline};
@@ -82,8 +82,8 @@ pub const REDIRECTS_MAX: u32 = 3;
 pub struct ClientOptions {
     /// Limit for connecting: the look-up of the name, and all of its addresses. Default 5 s.
     pub connect_timeout: Duration,
-    /// Limit for a whole call, connecting and redirects included, up to the last byte of its answer. In a pipeline it
-    /// starts again with each answer. Default 5 s.
+    /// Limit for a whole call, connecting and redirects included, up to the last byte of its response. In a pipeline it
+    /// starts again with each response. Default 5 s.
     pub timeout: Duration,
     /// Whether a write that is refused with the leader's address is sent to the leader. Default true.
     pub follow_redirects: bool,
@@ -280,8 +280,8 @@ impl Client {
     /// Any [`Error`].
     pub fn get(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>> {
         Ok(match self.request(Request::Get { key })? {
-            Answer::Value(value) => Some(value),
-            Answer::Done | Answer::NotFound | Answer::Pong => None,
+            Response::Value(value) => Some(value),
+            Response::Done | Response::NotFound | Response::Pong => None,
         })
     }
 
@@ -291,7 +291,7 @@ impl Client {
     ///
     /// Any [`Error`]; its table says whether the write was executed.
     pub fn del(&mut self, key: &[u8]) -> Result<bool> {
-        Ok(self.request(Request::Del { key })? == Answer::Done)
+        Ok(self.request(Request::Del { key })? == Response::Done)
     }
 
     /// Adds `delta` to the decimal value of `key` and returns the sum. A key that does not exist counts as `start`.
@@ -314,11 +314,11 @@ impl Client {
     pub fn add(&mut self, key: &[u8], delta: i64, start: i64) -> Result<i64> {
         let operands = [0, delta.cast_unsigned(), start.cast_unsigned(), 0];
         let value = &Opcode::Add.spec().value_of(operands);
-        let answer = self.request(Request::Add { key, value })?;
-        Ok(match answer {
+        let response = self.request(Request::Add { key, value })?;
+        Ok(match response {
             // It was judged when it was read.
-            Answer::Value(sum) => answer::number(&sum).unwrap_or_default(),
-            Answer::Done | Answer::NotFound | Answer::Pong => 0,
+            Response::Value(sum) => response::number(&sum).unwrap_or_default(),
+            Response::Done | Response::NotFound | Response::Pong => 0,
         })
     }
 
@@ -349,8 +349,8 @@ impl Client {
     /// Any [`Error`].
     pub fn status(&mut self) -> Result<String> {
         match self.request(Request::Status)? {
-            Answer::Value(text) => Ok(String::from_utf8_lossy(&text).into_owned()),
-            Answer::Done | Answer::NotFound | Answer::Pong => Ok(String::new()),
+            Response::Value(text) => Ok(String::from_utf8_lossy(&text).into_owned()),
+            Response::Done | Response::NotFound | Response::Pong => Ok(String::new()),
         }
     }
 
@@ -372,12 +372,12 @@ impl Client {
     /// [`Error::Server`] where the place is of an earlier incarnation of the node; any other [`Error`].
     pub fn sums(&mut self, request: &Sums) -> Result<SumsAnswer> {
         let (key, value) = (&request.place.from, &request.value());
-        let answer = self.request(Request::Sums { key, value })?;
+        let response = self.request(Request::Sums { key, value })?;
         let decode = |bytes: &[u8]| {
-            let answer = SumsAnswer::decode(bytes, request.bits)?;
-            moves_on(&request.place, &answer.next).map(|()| answer)
+            let response = SumsAnswer::decode(bytes, request.bits)?;
+            moves_on(&request.place, &response.next).map(|()| response)
         };
-        self.comparison(&answer, decode)
+        self.comparison(&response, decode)
     }
 
     /// Keys of some buckets, with hashes, from a place on, as far as one request covers.
@@ -387,26 +387,26 @@ impl Client {
     /// [`Error::Server`] where the place is of an earlier incarnation of the node; any other [`Error`].
     pub fn list(&mut self, request: &List) -> Result<ListAnswer> {
         let (key, value) = (request.key(), &request.value());
-        let answer = self.request(Request::List { key, value })?;
+        let response = self.request(Request::List { key, value })?;
         let decode = |bytes: &[u8]| {
-            let answer = ListAnswer::decode(bytes)?;
+            let response = ListAnswer::decode(bytes)?;
             match request {
-                List::Some { place, .. } => moves_on(place, &answer.next).map(|()| answer),
-                List::One(_) => Ok(answer),
+                List::Some { place, .. } => moves_on(place, &response.next).map(|()| response),
+                List::One(_) => Ok(response),
             }
         };
-        self.comparison(&answer, decode)
+        self.comparison(&response, decode)
     }
 
-    /// Reads the answer to a SUMS or LIST. A wrong one ends the connection.
+    /// Reads the response to a SUMS or LIST. A wrong one ends the connection.
     fn comparison<T>(
         &mut self,
-        answer: &Answer,
+        response: &Response,
         decode: impl FnOnce(&[u8]) -> std::result::Result<T, ComparisonError>,
     ) -> Result<T> {
-        let bytes = match answer {
-            Answer::Value(bytes) => bytes.as_slice(),
-            Answer::Done | Answer::NotFound | Answer::Pong => &[],
+        let bytes = match response {
+            Response::Value(bytes) => bytes.as_slice(),
+            Response::Done | Response::NotFound | Response::Pong => &[],
         };
         decode(bytes).map_err(|error| {
             self.home = None;
@@ -422,7 +422,7 @@ impl Client {
         Pipeline::new(self)
     }
 
-    /// Sends a request of any operation but FOLLOW and returns its answer. A write that is refused with the leader's
+    /// Sends a request of any operation but FOLLOW and returns its response. A write that is refused with the leader's
     /// address is sent there, unless the [options](ClientOptions::follow_redirects) say otherwise.
     ///
     /// ```
@@ -430,41 +430,41 @@ impl Client {
     /// # let server = Server::bind("127.0.0.1:0", Node::new(Role::Leader), LimitsConfig::default())?;
     /// # let addr = &server.local_addr().to_string();
     /// # std::thread::spawn(|| server.run());
-    /// use gopherstore::{client::{Answer, Client}, wire::Request};
+    /// use gopherstore::{client::{Response, Client}, wire::Request};
     ///
     /// let mut client = Client::connect(addr)?;
-    /// assert_eq!(client.request(Request::Del { key: b"k" })?, Answer::NotFound);
+    /// assert_eq!(client.request(Request::Del { key: b"k" })?, Response::NotFound);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
     ///
     /// Any [`Error`]; its table says whether a write was executed.
-    pub fn request(&mut self, request: Request<'_>) -> Result<Answer> {
+    pub fn request(&mut self, request: Request<'_>) -> Result<Response> {
         let mut frame = mem::take(&mut self.frame);
         frame.clear();
         request.encode(&mut frame)?;
-        let answer = self.exchange(request.opcode(), &frame);
+        let response = self.exchange(request.opcode(), &frame);
         if frame.capacity() <= Client::FRAME_KEPT_MAX {
             self.frame = frame;
         }
-        answer
+        response
     }
 
-    fn exchange(&mut self, opcode: Opcode, frame: &[u8]) -> Result<Answer> {
+    fn exchange(&mut self, opcode: Opcode, frame: &[u8]) -> Result<Response> {
         let deadline = Deadline::after(self.options.timeout);
         let mut route = self.route(opcode.spec().writes);
         let mut redirects = 0;
         loop {
             let mut connection = self.open(route, deadline)?;
-            let answer = connection.exchange(opcode, frame, deadline)?;
-            let refused = matches!(answer, Err(Error::NotLeader { .. }));
+            let response = connection.exchange(opcode, frame, deadline)?;
+            let refused = matches!(response, Err(Error::NotLeader { .. }));
             let asked = refused.then(|| connection.addr().to_owned());
             // A leader that has ceased to lead is forgotten, so that the next write goes to the own node.
             if connection.is_usable() && !(refused && route == Route::Leader) {
                 self.put_back(route, connection);
             }
-            match answer {
+            match response {
                 Err(Error::NotLeader {
                     leader: Some(leader),
                 }) if self.options.follow_redirects
@@ -474,7 +474,7 @@ impl Client {
                     redirects += 1;
                     route = self.follow(&leader, &asked.unwrap_or_default(), deadline)?;
                 }
-                answer => return answer,
+                response => return response,
             }
         }
     }
@@ -535,7 +535,7 @@ const fn may_be_redirected(opcode: Opcode) -> bool {
     }
 }
 
-/// Rejects an answer that does not move the scan on, which would then not end.
+/// Rejects a response that does not move the scan on, which would then not end.
 fn moves_on(from: &Place, to: &Place) -> std::result::Result<(), ComparisonError> {
     if to.is_after(from) {
         Ok(())

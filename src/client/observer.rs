@@ -11,7 +11,7 @@ use crate::{
 };
 
 use super::{
-    Answer, ClientOptions, Direction,
+    ClientOptions, Direction, Response,
     connection::{Connection, Deadline},
     error::{ProtocolError, Result},
 };
@@ -88,7 +88,7 @@ enum Expected {
 impl Observer {
     /// Requests the stream of the node at `addr`, a `host:port`.
     ///
-    /// Of the options, the [timeout](ClientOptions::timeout) limits the answer, connecting included, and then the
+    /// Of the options, the [timeout](ClientOptions::timeout) limits the response, connecting included, and then the
     /// node's silence: it sends a heartbeat every half second, or as its cluster.toml says. There are no redirects,
     /// since any node serves observers.
     ///
@@ -125,16 +125,16 @@ impl Observer {
         connection.show(Direction::Sent, &frame);
         connection.write_all(&frame, deadline)?;
         let value = match connection.receive(Opcode::Follow, deadline)?? {
-            Answer::Value(value) => value,
-            Answer::Done | Answer::NotFound | Answer::Pong => Vec::new(),
+            Response::Value(value) => value,
+            Response::Done | Response::NotFound | Response::Pong => Vec::new(),
         };
-        let answer = FollowAnswer::decode(&value)
+        let response = FollowAnswer::decode(&value)
             .map_err(|error| connection.protocol(ProtocolError::FollowAnswer(error)))?;
-        let expected = match answer.start {
+        let expected = match response.start {
             Start::Snapshot | Start::Unknown => Expected::Begin,
             Start::Resume { from_index } => Expected::Entry(from_index),
         };
-        let fits = match (watch, answer.start) {
+        let fits = match (watch, response.start) {
             (Watch::Copy, start) => start == Start::Snapshot,
             (Watch::New, Start::Resume { .. }) => true,
             (_, Start::Resume { from_index }) => from_index == last_index.saturating_add(1),
@@ -142,12 +142,12 @@ impl Observer {
         };
         if !fits {
             return Err(connection.protocol(ProtocolError::OtherStart {
-                start: answer.start,
+                start: response.start,
             }));
         }
         Ok(Observer {
-            start: answer.start,
-            history: answer.history.to_history(),
+            start: response.start,
+            history: response.history.to_history(),
             connection,
             taken: 0,
             expected,

@@ -2,15 +2,15 @@
 //!
 //! # No deadlock
 //!
-//! A node answers in order, stops reading while its answers are not read, and never delays an answer while it waits for
-//! input. A client that only writes may therefore wait for the node while the node waits for the client. This client
-//! waits in a write only when every whole request is answered, and otherwise in a read:
+//! A node answers in order, stops reading while its responses are not read, and never delays a response while it waits
+//! for input. A client that only writes may therefore wait for the node while the node waits for the client. This
+//! client waits in a write only when every whole request is answered, and otherwise in a read:
 //!
-//! * *Waiting in a write*: the node has answered every whole request, and the client has read every answer, so the
+//! * *Waiting in a write*: the node has answered every whole request, and the client has read every response, so the
 //!   node has nothing to write and reads the rest of the request that is being sent. (If it refuses that request on its
-//!   header, it writes one short answer, which fits the socket's buffers, and goes on reading.)
-//! * *Waiting in a read*: at least one whole request without an answer is in the system's buffers. The node reads
-//!   unless it is writing answers, which the client reads. So the node reads that request and answers it.
+//!   header, it writes one short response, which fits the socket's buffers, and goes on reading.)
+//! * *Waiting in a read*: at least one whole request without a response is in the system's buffers. The node reads
+//!   unless it is writing responses, which the client reads. So the node reads that request and answers it.
 //!
 //! This holds for any size of the sockets' buffers. The window bounds the bytes that a node reads ahead, keeps writes
 //! large, and saves calls that the system would refuse.
@@ -21,18 +21,18 @@ use crate::wire::{EncodeError, Opcode, Request};
 
 use super::{
     Client, Direction, REDIRECTS_MAX, Route,
-    answer::Answer,
     connection::{Connection, Deadline},
     error::{Error, PipelineError, Result},
+    response::Response,
 };
 
-/// Most bytes of requests without an answer. A longer request is sent when every other is answered.
+/// Most bytes of requests without a response. A longer request is sent when every other is answered.
 const WINDOW_LEN: usize = 16 << 10;
 
 /// Requests that are sent together; made by [`Client::pipeline`].
 ///
 /// ```
-/// use gopherstore::client::{Answer, Client};
+/// use gopherstore::client::{Response, Client};
 /// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
 /// # let node = Node::new(Role::Leader);
 /// # let server = Server::bind("127.0.0.1:0", node, LimitsConfig::default())?;
@@ -45,9 +45,9 @@ const WINDOW_LEN: usize = 16 << 10;
 /// for _ in 0..100_000 {
 ///     pipeline.ping();
 /// }
-/// let answers = pipeline.run()?;
-/// assert_eq!(answers.len(), 100_002);
-/// assert!(matches!(&answers[1], Ok(Answer::Value(value)) if value == b"1"));
+/// let responses = pipeline.run()?;
+/// assert_eq!(responses.len(), 100_002);
+/// assert!(matches!(&responses[1], Ok(Response::Value(value)) if value == b"1"));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
@@ -82,7 +82,7 @@ impl<'a> Pipeline<'a> {
         self.request(&Request::Del { key })
     }
 
-    /// Queues a LIST of one key; its answer's value is for [`ListAnswer::decode`].
+    /// Queues a LIST of one key; its response's value is for [`ListAnswer::decode`].
     ///
     /// [`ListAnswer::decode`]: crate::wire::comparison::ListAnswer::decode
     pub fn list(&mut self, key: &[u8]) -> &mut Self {
@@ -114,10 +114,10 @@ impl<'a> Pipeline<'a> {
         self.len() == 0
     }
 
-    /// Sends the queued requests and returns an answer for each, in order. The queue is then empty.
+    /// Sends the queued requests and returns a response for each, in order. The queue is then empty.
     ///
     /// A refusal (ERROR, LOADING) is an `Err` in its place, and does not stop the others. The
-    /// [timeout](super::ClientOptions::timeout) starts again with each answer; the first one includes connecting.
+    /// [timeout](super::ClientOptions::timeout) starts again with each response; the first one includes connecting.
     ///
     /// All requests use one connection, so that each sees the effects of those before it. It is the connection to the
     /// leader where that is known and there is a write in the queue. When a write is refused with the leader's address,
@@ -127,32 +127,32 @@ impl<'a> Pipeline<'a> {
     ///
     /// # Errors
     ///
-    /// [`PipelineError`], with the answers before the fault, when the connection fails. Nothing is sent when a key or
+    /// [`PipelineError`], with the responses before the fault, when the connection fails. Nothing is sent when a key or
     /// value is too long for a frame.
-    pub fn run(&mut self) -> std::result::Result<Vec<Result<Answer>>, PipelineError> {
-        let untimed = |(answer, _)| answer;
-        let mut answers = Vec::new();
-        match self.run_timed(&mut answers) {
-            Ok(()) => Ok(answers.into_iter().map(untimed).collect()),
+    pub fn run(&mut self) -> std::result::Result<Vec<Result<Response>>, PipelineError> {
+        let untimed = |(response, _)| response;
+        let mut responses = Vec::new();
+        match self.run_timed(&mut responses) {
+            Ok(()) => Ok(responses.into_iter().map(untimed).collect()),
             Err(error) => Err(PipelineError {
-                answers: answers.into_iter().map(untimed).collect(),
+                responses: responses.into_iter().map(untimed).collect(),
                 error,
             }),
         }
     }
 
-    /// Like [`run`](Self::run), for measurements: puts the answers into `answers`, each with the time at which its last
-    /// byte was received. The memory of the queue and of `answers` is reused.
+    /// Like [`run`](Self::run), for measurements: puts the responses into `responses`, each with the time at which its
+    /// last byte was received. The memory of the queue and of `responses` is reused.
     ///
     /// # Errors
     ///
-    /// As [`run`](Self::run); the answers before the fault are in `answers`.
-    pub fn run_timed(&mut self, answers: &mut Vec<Timed>) -> Result<()> {
-        answers.clear();
+    /// As [`run`](Self::run); the responses before the fault are in `responses`.
+    pub fn run_timed(&mut self, responses: &mut Vec<Timed>) -> Result<()> {
+        responses.clear();
         let mut queue = mem::take(&mut self.queue);
         let result = match self.too_long.take() {
             Some(error) => Err(error.into()),
-            None => self.client.run(&queue, answers),
+            None => self.client.run(&queue, responses),
         };
         if queue.bytes.capacity() <= Client::FRAME_KEPT_MAX {
             queue.bytes.clear();
@@ -163,8 +163,8 @@ impl<'a> Pipeline<'a> {
     }
 }
 
-/// An answer, and the time at which its last byte was received.
-pub type Timed = (Result<Answer>, Instant);
+/// A response, and the time at which its last byte was received.
+pub type Timed = (Result<Response>, Instant);
 
 /// Encoded requests, one after another.
 #[derive(Debug, Default)]
@@ -205,7 +205,7 @@ impl Queue {
 }
 
 impl Client {
-    fn run(&mut self, queue: &Queue, answers: &mut Vec<Timed>) -> Result<()> {
+    fn run(&mut self, queue: &Queue, responses: &mut Vec<Timed>) -> Result<()> {
         let mut route = self.route(queue.has_write());
         let mut redirects_left = if self.options.follow_redirects {
             REDIRECTS_MAX
@@ -213,19 +213,20 @@ impl Client {
             0
         };
         let mut deadline = Deadline::after(self.options.timeout);
-        while answers.len() < queue.len() {
+        while responses.len() < queue.len() {
             let mut connection = self.open(route, deadline)?;
             let refused = Run {
                 connection: &mut connection,
                 queue,
-                answers: &mut *answers,
+                responses: &mut *responses,
                 deadline: Some(deadline),
             }
             .run(redirects_left > 0)?;
             let Some(leader) = refused else {
-                let refuses = |(answer, _): &Timed| matches!(answer, Err(Error::NotLeader { .. }));
+                let refuses =
+                    |(response, _): &Timed| matches!(response, Err(Error::NotLeader { .. }));
                 // As for a single request: a leader that has ceased to lead is forgotten.
-                if route == Route::Home || !answers.iter().any(refuses) {
+                if route == Route::Home || !responses.iter().any(refuses) {
                     self.put_back(route, connection);
                 }
                 return Ok(());
@@ -242,29 +243,29 @@ impl Client {
     }
 }
 
-/// One attempt at the requests of `queue` that have no answer in `answers`.
+/// One attempt at the requests of `queue` that have no response in `responses`.
 struct Run<'a> {
     connection: &'a mut Connection,
     queue: &'a Queue,
-    /// The answers so far; the next one belongs to request `answers.len()`.
-    answers: &'a mut Vec<Timed>,
-    /// Deadline of the next answer, where it includes connecting.
+    /// The responses so far; the next one belongs to request `responses.len()`.
+    responses: &'a mut Vec<Timed>,
+    /// Deadline of the next response, where it includes connecting.
     deadline: Option<Deadline>,
 }
 
 impl Run<'_> {
-    /// Returns the leader's address if the requests from `answers.len()` on have to be sent there.
+    /// Returns the leader's address if the requests from `responses.len()` on have to be sent there.
     fn run(&mut self, follow: bool) -> Result<Option<String>> {
         let mut refused: Option<(usize, String)> = None;
         // Requests before `admitted` may be sent; bytes before `sent` are. `shown` counts those the hook has seen.
-        let mut admitted = self.answers.len();
+        let mut admitted = self.responses.len();
         let mut sent = self.queue.start(admitted);
         let mut shown = admitted;
-        while self.answers.len() < self.queue.len() {
-            let next = self.answers.len();
+        while self.responses.len() < self.queue.len() {
+            let next = self.responses.len();
             match refused {
                 None => admitted = self.admit(admitted),
-                // Every request that was sent must be answered, so that no answer remains.
+                // Every request that was sent must be answered, so that no response remains.
                 Some(_) => {
                     while admitted > next && self.queue.start(admitted - 1) >= sent {
                         admitted -= 1;
@@ -278,7 +279,7 @@ impl Run<'_> {
                     // The node became leader meanwhile, so the rest is sent to it.
                     return self.run(false);
                 }
-                self.answers.truncate(at);
+                self.responses.truncate(at);
                 self.connection.expect_quiet()?;
                 return Ok(Some(leader));
             }
@@ -289,21 +290,21 @@ impl Run<'_> {
             if let Err(fault) = written {
                 return Err(self.gather(sent, fault, deadline));
             }
-            let answer = self.connection.receive(self.queue.opcode(next), deadline)?;
+            let response = self.connection.receive(self.queue.opcode(next), deadline)?;
             if let Err(Error::NotLeader {
                 leader: Some(leader),
-            }) = &answer
+            }) = &response
                 && follow
                 && refused.is_none()
             {
                 refused = Some((next, leader.clone()));
             }
-            self.answers.push((answer, self.connection.read_at()));
+            self.responses.push((response, self.connection.read_at()));
         }
         if let Some((at, leader)) = refused
             && !self.was_written_since(at)
         {
-            self.answers.truncate(at);
+            self.responses.truncate(at);
             self.connection.expect_quiet()?;
             return Ok(Some(leader));
         }
@@ -313,7 +314,7 @@ impl Run<'_> {
 
     /// Admits more requests to the window once half of it is free, so that they are sent in few large writes.
     fn admit(&self, mut admitted: usize) -> usize {
-        let next = self.answers.len();
+        let next = self.responses.len();
         let answered = self.queue.start(next);
         if self.queue.start(admitted) - answered > WINDOW_LEN / 2 {
             return admitted;
@@ -326,7 +327,7 @@ impl Run<'_> {
         admitted
     }
 
-    /// Sends the admitted requests from `*sent` on, and waits only for the request whose answer comes next.
+    /// Sends the admitted requests from `*sent` on, and waits only for the request whose response comes next.
     fn send(
         &mut self,
         sent: &mut usize,
@@ -339,7 +340,7 @@ impl Run<'_> {
         if *sent < limit {
             *sent += self.connection.write_some(&queue.bytes[*sent..limit])?;
         }
-        let first_end = queue.end(self.answers.len());
+        let first_end = queue.end(self.responses.len());
         let reached = (*sent).max(first_end);
         while *shown < admitted && queue.start(*shown) < reached {
             let frame = &queue.bytes[queue.start(*shown)..queue.end(*shown)];
@@ -354,35 +355,35 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// After a failed write: receives the answers that the node sent before, and returns the fault.
+    /// After a failed write: receives the responses that the node sent before, and returns the fault.
     fn gather(&mut self, sent: usize, fault: Error, deadline: Deadline) -> Error {
         if !matches!(fault.innermost(), Error::Connection { .. }) {
             return fault;
         }
-        while self.queue.end(self.answers.len()) <= sent {
-            let opcode = self.queue.opcode(self.answers.len());
+        while self.queue.end(self.responses.len()) <= sent {
+            let opcode = self.queue.opcode(self.responses.len());
             match self.connection.receive(opcode, deadline) {
-                Ok(answer) => self.answers.push((answer, self.connection.read_at())),
+                Ok(response) => self.responses.push((response, self.connection.read_at())),
                 Err(_) => return fault,
             }
         }
         // There is one more request, whose bytes could not be written.
-        let opcode = self.queue.opcode(self.answers.len());
+        let opcode = self.queue.opcode(self.responses.len());
         if let Some(refusal) = self.connection.last_words(opcode, &fault, deadline) {
             let read_at = self.connection.read_at();
-            self.answers.push((Err(refusal), read_at));
+            self.responses.push((Err(refusal), read_at));
         }
         fault
     }
 
     /// Whether a write after the one at `at` was executed, or may have been.
     fn was_written_since(&self, at: usize) -> bool {
-        let may_be_done = |answer: &Result<Answer>| match answer {
+        let may_be_done = |response: &Result<Response>| match response {
             Ok(_) => true,
             Err(error) => error.is_outcome_unknown(),
         };
-        (at + 1..self.answers.len()).any(|after| {
-            self.queue.opcode(after).spec().writes && may_be_done(&self.answers[after].0)
+        (at + 1..self.responses.len()).any(|after| {
+            self.queue.opcode(after).spec().writes && may_be_done(&self.responses[after].0)
         })
     }
 }
@@ -402,12 +403,12 @@ mod tests {
     use crate::{
         client::ClientOptions,
         wire::{
-            Buffer, Response,
+            Buffer,
             request::{Limits, Parsed, parse},
         },
     };
 
-    /// A peer that reads nothing while an answer of it is not taken, and whose sockets hold next to nothing.
+    /// A peer that reads nothing while a response of it is not taken, and whose sockets hold next to nothing.
     fn stubborn(mut stream: TcpStream, value: &[u8]) -> usize {
         let mut buffer = Buffer::new();
         let mut count = 0;
@@ -419,7 +420,7 @@ mod tests {
                     &[]
                 };
                 let mut out = Vec::new();
-                let response = Response { status: 0, value };
+                let response = crate::wire::Response { status: 0, value };
                 assert!(response.encode(&mut out).is_ok());
                 let len = frame.bytes().len();
                 buffer.consume(len);
@@ -468,13 +469,13 @@ mod tests {
                 pipeline.set(b"large", &[b'l'; 100_000]);
             }
         }
-        let answers = pipeline.run();
+        let responses = pipeline.run();
         drop(client);
         assert_eq!(node.join().ok(), Some(2_004));
-        match answers {
-            Ok(answers) => {
-                assert_eq!(answers.len(), 2_004);
-                assert!(answers.iter().all(Result::is_ok));
+        match responses {
+            Ok(responses) => {
+                assert_eq!(responses.len(), 2_004);
+                assert!(responses.iter().all(Result::is_ok));
             }
             Err(error) => unreachable!("{error}"),
         }

@@ -8,7 +8,7 @@ use crate::{
     nodes::{cluster::Cluster, node::PATIENCE},
     program, run, run_at,
     status::ConfigFile,
-    support::{Peer, StubNode, answer, next_frame, nobody, wait_for_close},
+    support::{Peer, StubNode, next_frame, nobody, response, wait_for_close},
 };
 
 #[test]
@@ -133,7 +133,7 @@ fn the_first_of_several_addresses_that_answers_is_taken() {
         use std::io::Write;
         while next_frame(&mut stream).is_some()
             && stream
-                .write_all(&answer(1, b"too many connections"))
+                .write_all(&response(1, b"too many connections"))
                 .is_ok()
         {}
     });
@@ -196,7 +196,7 @@ fn a_file_without_a_name_finds_the_leader() {
     with(&none, &["get", "k"]).expect_failure(
         5,
         &[
-            &format!("n1 gives no answer (cannot connect to {gone}"),
+            &format!("n1 gives no response (cannot connect to {gone}"),
             "n2 is a follower",
             "n3 is n1",
             "--node",
@@ -214,7 +214,7 @@ fn a_leader_that_is_silent_does_not_keep_another_one_waiting() {
         Peer::start(move |_, mut stream| {
             use std::io::Write;
             while next_frame(&mut stream).is_some()
-                && stream.write_all(&answer(0, text.as_bytes())).is_ok()
+                && stream.write_all(&response(0, text.as_bytes())).is_ok()
             {}
         })
     };

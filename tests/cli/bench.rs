@@ -26,7 +26,7 @@ use crate::{
         tools,
     },
     program, run_at, start,
-    support::{Peer, StubNode, answer, next_frame, nobody, request},
+    support::{Peer, StubNode, next_frame, nobody, request, response},
 };
 
 /// Runs `bench` with options in one line.
@@ -173,7 +173,7 @@ impl Recorder {
         Recorder::stalling(usize::MAX, Duration::ZERO)
     }
 
-    /// Stands still before the answer to that SET, counted from 1 and the marker's.
+    /// Stands still before the response to that SET, counted from 1 and the marker's.
     fn stalling(at: usize, stall: Duration) -> Recorder {
         let frames = Arc::new(Mutex::new(Vec::new()));
         let sets = AtomicUsize::new(0);
@@ -182,16 +182,16 @@ impl Recorder {
             move |number, mut stream| {
                 while let Some(frame) = next_frame(&mut stream) {
                     let out = match request(&frame) {
-                        Request::Status => answer(Status::Ok.byte(), b"role: leader\n"),
-                        Request::Ping => answer(Status::Ok.byte(), b"PONG"),
-                        Request::Get { .. } => answer(Status::NotFound.byte(), b""),
+                        Request::Status => response(Status::Ok.byte(), b"role: leader\n"),
+                        Request::Ping => response(Status::Ok.byte(), b"PONG"),
+                        Request::Get { .. } => response(Status::NotFound.byte(), b""),
                         Request::Set { .. } => {
                             if sets.fetch_add(1, Ordering::SeqCst) + 1 == at {
                                 thread::sleep(stall);
                             }
-                            answer(Status::Ok.byte(), b"")
+                            response(Status::Ok.byte(), b"")
                         }
-                        _ => answer(Status::Ok.byte(), b""),
+                        _ => response(Status::Ok.byte(), b""),
                     };
                     let mut frames = frames.lock().unwrap();
                     if frames.len() <= number {
@@ -408,11 +408,11 @@ fn a_later_signal_ends_it_at_once() {
     let node = Peer::start(|_, mut stream| {
         while let Some(frame) = next_frame(&mut stream) {
             let out = match request(&frame) {
-                Request::Status => answer(Status::Ok.byte(), b"role: leader\n"),
-                Request::Ping => answer(Status::Ok.byte(), b"PONG"),
-                Request::Get { .. } => answer(Status::NotFound.byte(), b""),
+                Request::Status => response(Status::Ok.byte(), b"role: leader\n"),
+                Request::Ping => response(Status::Ok.byte(), b"PONG"),
+                Request::Get { .. } => response(Status::NotFound.byte(), b""),
                 Request::Del { .. } => continue,
-                _ => answer(Status::Ok.byte(), b""),
+                _ => response(Status::Ok.byte(), b""),
             };
             if stream.write_all(&out).is_err() {
                 break;

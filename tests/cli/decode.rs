@@ -127,13 +127,13 @@ fn a_capture_is_shown_connection_by_connection() {
     for frame in [
         "frame 1: request FOLLOW, 39 bytes",
         "frame 2: stream ACK, 31 bytes",
-        "frame 1: answer OK, 40 bytes",
+        "frame 1: response OK, 40 bytes",
         "frame 2: stream SNAPSHOT_BEGIN, 65 bytes",
         "frame 3: stream SNAPSHOT_CHUNK, 47 bytes",
         "frame 5: stream SNAPSHOT_END, 55 bytes",
         "frame 6: stream HEARTBEAT, 55 bytes",
         ": stream ENTRIES, 52 bytes",
-        "frame 1: answer NOT_LEADER, 19 bytes",
+        "frame 1: response NOT_LEADER, 19 bytes",
     ] {
         assert!(out.contains(&format!("{frame}\n")), "no {frame} in {out}");
     }
@@ -166,7 +166,7 @@ fn at_the_first_wrong_byte_it_says_where_and_why() {
     assert_eq!(
         run.err,
         "gopherstore-cli: frame 2, from offset 0x7: wrong at offset 0x8: key of 1 bytes, limit 0: PING has no key; \
-         if another side sent it, say which with --as request, answer or stream\n"
+         if another side sent it, say which with --as request, response or stream\n"
     );
     assert!(
         out.starts_with("frame 1: request PING, 7 bytes\n000000  04"),
@@ -183,7 +183,7 @@ fn at_the_first_wrong_byte_it_says_where_and_why() {
         "gopherstore-cli: frame 1, from offset 0x0: cut: 9 of 20 bytes, 11 missing; give the bytes to the frame's \
          end\n"
     );
-    let run = decode(&["--as", "answer", "99 00000000"], b"");
+    let run = decode(&["--as", "response", "99 00000000"], b"");
     assert_eq!(run.code, 7);
     assert!(
         run.err
@@ -223,26 +223,26 @@ fn text_that_is_no_dump_is_exit_code_2_and_prints_nothing() {
     }
     decode(&[], b"").expect_failure(2, &["no bytes to decode"]);
     decode(&["04", "--as", "question"], b"")
-        .expect_failure(2, &["question", "request, answer, stream and auto"]);
+        .expect_failure(2, &["question", "request, response, stream and auto"]);
 }
 
 #[test]
 fn the_side_is_seen_or_said() {
-    let answer = "02 0000000e 3132372e302e302e313a38303030";
+    let response = "02 0000000e 3132372e302e302e313a38303030";
     for arguments in [
-        &[answer][..],
-        &["--as", "auto", answer],
-        &["--as=answer", answer],
+        &[response][..],
+        &["--as", "auto", response],
+        &["--as=response", response],
     ] {
         let run = decode(arguments, b"");
         let out = String::from_utf8(run.out).unwrap();
         assert_eq!(run.code, 0, "{}", run.err);
         assert!(
-            out.starts_with("frame 1: answer NOT_LEADER, 19 bytes\n"),
+            out.starts_with("frame 1: response NOT_LEADER, 19 bytes\n"),
             "{out}"
         );
     }
-    assert_eq!(decode(&["--as", "request", answer], b"").code, 7);
+    assert_eq!(decode(&["--as", "request", response], b"").code, 7);
     let ack = "66 0018 00000000 0000000000000003 0000000000000009 00000000 39726aa3";
     let run = decode(&[ack], b"");
     assert!(

@@ -26,7 +26,7 @@ use crate::{
         proxy::{Proxy, Way},
     },
     program, start,
-    support::{Peer, StubNode, answer, next_frame, nobody, request},
+    support::{Peer, StubNode, next_frame, nobody, request, response},
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -54,8 +54,8 @@ fn fill(addr: &str, count: u32, value_len: usize) {
     for n in 0..count {
         pipeline.set(format!("key:{n:06}").as_bytes(), &value);
     }
-    let answers = pipeline.run().unwrap();
-    assert!(answers.iter().all(Result::is_ok));
+    let responses = pipeline.run().unwrap();
+    assert!(responses.iter().all(Result::is_ok));
 }
 
 /// Two clusters of one node each, equal but for what this plants; and the lines that say so.
@@ -370,7 +370,7 @@ fn nodes_that_cannot_be_compared_are_named_in_one_line() {
 
     let silent = Peer::start(|_, mut stream| drop(stream.read_to_end(&mut Vec::new())));
     let run = diff(&[&a, &silent.addr, "--timeout", "200ms"]);
-    run.expect_failure(6, &[&silent.addr, "no answer", "--timeout"]);
+    run.expect_failure(6, &[&silent.addr, "no response", "--timeout"]);
     let other = Peer::start(|_, mut stream| {
         // All of the request, since closing with unread input would reset the connection.
         stream.read_exact(&mut [0; 7]).unwrap();
@@ -387,8 +387,8 @@ fn nodes_that_do_not_answer_are_not_the_same() {
         Peer::start(move |_, mut stream| {
             while let Some(frame) = next_frame(&mut stream) {
                 let out = match request(&frame) {
-                    Request::Status => answer(status.byte(), text),
-                    _ => answer(Status::Error.byte(), b"unknown opcode 0x42"),
+                    Request::Status => response(status.byte(), text),
+                    _ => response(Status::Error.byte(), b"unknown opcode 0x42"),
                 };
                 if stream.write_all(&out).is_err() {
                     return;

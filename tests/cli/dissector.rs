@@ -114,7 +114,7 @@ fn a_recorded_session_is_dissected() {
 }
 
 #[test]
-fn requests_and_answers_are_paired_and_errors_are_marked() {
+fn requests_and_responses_are_paired_and_errors_are_marked() {
     if !tools::are_there(&["tshark"]) {
         return;
     }
@@ -124,19 +124,19 @@ fn requests_and_answers_are_paired_and_errors_are_marked() {
         "gbp.request_in",
         "gbp.time",
     ];
-    let answers = of_session("gbp.request_in", &fields);
+    let responses = of_session("gbp.request_in", &fields);
     let requests = of_session("gbp.answer_in", &["frame.number", "gbp.answer_in"]);
     let mut forth = Vec::new();
     for row in &requests {
-        let (number, answers) = row.split_once('\t').unwrap();
+        let (number, responses) = row.split_once('\t').unwrap();
         forth.extend(
-            answers
+            responses
                 .split(',')
-                .map(|answer| (number.to_owned(), answer.to_owned())),
+                .map(|response| (number.to_owned(), response.to_owned())),
         );
     }
     let mut back = Vec::new();
-    for row in &answers {
+    for row in &responses {
         let [number, to, requests, times] = row.split('\t').collect::<Vec<_>>()[..] else {
             panic!("{row}");
         };
@@ -219,13 +219,13 @@ fn every_frame_of_the_document_is_dissected_however_it_is_cut() {
     }
     let whole = |vector: &vectors::Vector| !vector.is_refused();
     let requests: Vec<_> = vectors::requests().collect();
-    let answers: Vec<_> = vectors::responses().filter(whole).collect();
+    let responses: Vec<_> = vectors::responses().filter(whole).collect();
     let stream: Vec<_> = vectors::from_streams().filter(whole).collect();
-    assert!(requests.len() > 15 && answers.len() > 12 && stream.len() > 6);
+    assert!(requests.len() > 15 && responses.len() > 12 && stream.len() > 6);
     let dir = TempDir::new().unwrap();
     for (vectors, ports, field) in [
         (requests, "40000,8000", "gbp.opcode"),
-        (answers, "8000,40000", "gbp.status"),
+        (responses, "8000,40000", "gbp.status"),
         (stream, "8000,40000", "gbp.stream.opcode"),
     ] {
         let bytes: Vec<u8> = vectors

@@ -13,7 +13,7 @@ use crate::{
         proxy::{Cut, Proxy, Way},
     },
     program, run_at,
-    support::{Peer, answer, next_frame, nobody},
+    support::{Peer, next_frame, nobody, response},
     tail::cluster,
 };
 
@@ -228,7 +228,7 @@ fn a_load_whose_link_is_lost_says_from_where_to_go_on_and_nothing_before_is_miss
             for (at, value) in pipeline.run().unwrap().into_iter().enumerate() {
                 let value = value.unwrap();
                 assert!(
-                    value != gopherstore::client::Answer::NotFound,
+                    value != gopherstore::client::Response::NotFound,
                     "{at} of {last}"
                 );
             }
@@ -256,7 +256,7 @@ fn accepted() -> Vec<u8> {
             .map(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap())
             .collect()
     };
-    answer(0, &bytes(&format!("01 0000000000000000 {history}")))
+    response(0, &bytes(&format!("01 0000000000000000 {history}")))
 }
 
 #[test]

@@ -29,7 +29,7 @@ use crate::{
     nodes::{cluster::Cluster, node::Node, tools},
     program, run_at, start,
     support::{
-        PATIENCE, Peer, answer, in_time, next_frame, nobody, request, wait_for_close, wait_until,
+        PATIENCE, Peer, in_time, next_frame, nobody, request, response, wait_for_close, wait_until,
     },
     tail::cluster,
 };
@@ -63,7 +63,7 @@ fn after(before: &str) -> Command {
     command
 }
 
-/// The answer to a FOLLOW that begins a copy, and the copy's first part: one entry.
+/// The response to a FOLLOW that begins a copy, and the copy's first part: one entry.
 fn begun() -> Vec<u8> {
     let start = EpochStart {
         epoch: 1,
@@ -77,7 +77,7 @@ fn begun() -> Vec<u8> {
         history: Epochs::of(&history).unwrap(),
     }
     .encode(&mut value);
-    let mut out = answer(Status::Ok.byte(), &value);
+    let mut out = response(Status::Ok.byte(), &value);
     let begin = Message::SnapshotBegin {
         epoch: 1,
         keys: 1,
@@ -121,7 +121,7 @@ impl Halting {
                 return;
             };
             if !matches!(request(&frame), Request::Follow { .. }) {
-                let _ = stream.write_all(&answer(Status::Ok.byte(), b"role: leader\n"));
+                let _ = stream.write_all(&response(Status::Ok.byte(), b"role: leader\n"));
                 return;
             }
             let _ = stream.write_all(&begun());
@@ -466,7 +466,7 @@ fn a_stream_that_ends_says_what_the_node_says_now() {
                     *statuses += 1;
                     let first = "epoch: 1\nstate: serving\nindex: 9\nuptime_ms: 8\n";
                     let text = if *statuses == 1 { first } else { said };
-                    answer(Status::Ok.byte(), text.as_bytes())
+                    response(Status::Ok.byte(), text.as_bytes())
                 }
             };
             let _ = stream.write_all(&out);
@@ -487,15 +487,15 @@ fn a_node_on_its_own_that_is_restarted_gives_no_copy() {
     let peer = Peer::start(move |_, mut stream| {
         while let Some(frame) = next_frame(&mut stream) {
             let out = match request(&frame) {
-                Request::Follow { .. } => answer(Status::Error.byte(), b"no followers"),
+                Request::Follow { .. } => response(Status::Error.byte(), b"no followers"),
                 Request::Status => {
-                    answer(Status::Ok.byte(), b"state: serving\nepoch: 0\nkeys: 1\n")
+                    response(Status::Ok.byte(), b"state: serving\nepoch: 0\nkeys: 1\n")
                 }
                 Request::List { .. } => {
                     let mut lists = lists.lock().unwrap();
                     *lists += 1;
                     if *lists > 1 {
-                        answer(Status::Error.byte(), b"the place is of an earlier run")
+                        response(Status::Error.byte(), b"the place is of an earlier run")
                     } else {
                         // One partition, read to its end, and the key "k".
                         let head = [
@@ -503,10 +503,10 @@ fn a_node_on_its_own_that_is_restarted_gives_no_copy() {
                             &[0, 0, 0, 1, 0, 0, 0, 1, 0, 0],
                         ];
                         let item = [&[0, 1, 0, 0, 0, 1][..], &[0; 16], b"k"].concat();
-                        answer(Status::Ok.byte(), &[head.concat(), item].concat())
+                        response(Status::Ok.byte(), &[head.concat(), item].concat())
                     }
                 }
-                _ => answer(Status::NotFound.byte(), b""),
+                _ => response(Status::NotFound.byte(), b""),
             };
             if stream.write_all(&out).is_err() {
                 return;

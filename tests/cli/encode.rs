@@ -2,7 +2,7 @@ use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Command};
 
 use crate::{Run, finish, nodes::node::Node, nodes::tools, run, run_at};
 
-/// Lines as they are typed line by line, the value that `k` has in each where it is a SET of it, and the answer.
+/// Lines as they are typed line by line, the value that `k` has in each where it is a SET of it, and the response.
 const LINES: [(&str, &[u8]); 9] = [
     ("ping", b"\0\0\0\0\x04PONG"),
     ("set user123 active", b"\0\0\0\0\0"),
@@ -57,16 +57,16 @@ fn a_line_for_nc_works_in_a_shell() {
     let node = Node::start();
     let addr = node.addr.to_string();
     for shell in shells() {
-        for (line, answer) in LINES {
+        for (line, response) in LINES {
             let text = encoded(&addr, line, "nc");
             let run = paste(shell, &text);
             assert_eq!((run.code, &*run.err), (0, ""), "{shell}: {text}");
-            assert_eq!(unhex(&run.out), answer, "{shell}: {text}");
+            assert_eq!(unhex(&run.out), response, "{shell}: {text}");
         }
     }
     let run = paste("sh", &encoded(&addr, "status", "nc"));
-    let answer = String::from_utf8_lossy(&unhex(&run.out)).into_owned();
-    assert!(answer.contains("state: serving\n"), "{answer}");
+    let response = String::from_utf8_lossy(&unhex(&run.out)).into_owned();
+    assert!(response.contains("state: serving\n"), "{response}");
 }
 
 #[test]
@@ -76,12 +76,12 @@ fn a_line_for_python_works_in_a_shell() {
     }
     let node = Node::start();
     let addr = node.addr.to_string();
-    for (line, answer) in LINES {
+    for (line, response) in LINES {
         let text = encoded(&addr, line, "python");
         // Python reads its own output of bytes again.
         let check = format!(
             "import ast, sys; assert ast.literal_eval(sys.stdin.read()) == bytes.fromhex('{}')",
-            answer
+            response
                 .iter()
                 .map(|byte| format!("{byte:02x}"))
                 .collect::<String>()
@@ -125,13 +125,13 @@ fn digits_go_through_xxd() {
     }
     let node = Node::start();
     let (host, port) = ("127.0.0.1", node.addr.port());
-    for (line, answer) in LINES {
+    for (line, response) in LINES {
         let digits = encoded("127.0.0.1:8000", line, "hex");
         let text = format!(
             "echo '{}' | xxd -r -p | nc -N {host} {port} | xxd",
             digits.trim_end()
         );
-        assert_eq!(unhex(&paste("sh", &text).out), answer, "{text}");
+        assert_eq!(unhex(&paste("sh", &text).out), response, "{text}");
     }
 }
 

@@ -2,7 +2,7 @@ use std::io::Write;
 
 use crate::{
     run_at,
-    support::{Peer, StubNode, answer, next_frame, nobody, silent::Silent, wait_for_close},
+    support::{Peer, StubNode, next_frame, nobody, response, silent::Silent, wait_for_close},
 };
 
 /// A peer that answers the first request of each connection with `bytes`, and closes.
@@ -25,7 +25,7 @@ fn what_the_node_refuses_is_exit_code_3() {
         3,
         &["the node is loading: no complete data set yet", "try again"],
     );
-    let peer = answering(answer(0x99, b"from\nthe future\x1b[31m"));
+    let peer = answering(response(0x99, b"from\nthe future\x1b[31m"));
     let run = run_at(&peer.addr, &["ping"], b"");
     run.expect_failure(3, &["unknown status 0x99", r"from\nthe future\u{1b}[31m"]);
     let run = run_at(&peer.addr, &["del", "k"], b"");
@@ -34,7 +34,7 @@ fn what_the_node_refuses_is_exit_code_3() {
 
 #[test]
 fn a_timeout_of_the_node_says_that_the_outcome_is_unknown() {
-    let peer = answering(answer(0x07, b"it leads no more"));
+    let peer = answering(response(0x07, b"it leads no more"));
     let said = "outcome unknown: it leads no more";
     let run = run_at(&peer.addr, &["set", "k", "v"], b"");
     run.expect_failure(3, &[said, "look with get before repeating it"]);
@@ -98,7 +98,7 @@ fn the_timeout_is_for_connecting_too() {
 
 #[test]
 fn a_lost_connection_is_exit_code_5_and_says_what_is_not_known() {
-    let peer = answering(answer(0, b"value")[..7].to_vec());
+    let peer = answering(response(0, b"value")[..7].to_vec());
     run_at(&peer.addr, &["get", "k"], b"").expect_failure(5, &["lost", "try again"]);
     let peer = answering(Vec::new());
     let run = run_at(&peer.addr, &["set", "k", "v"], b"");
@@ -112,7 +112,7 @@ fn silence_is_exit_code_6() {
     run.expect_failure(
         6,
         &[
-            &format!("no answer from {} within 50ms", peer.addr),
+            &format!("no response from {} within 50ms", peer.addr),
             "--timeout",
         ],
     );
@@ -120,7 +120,7 @@ fn silence_is_exit_code_6() {
 
 #[test]
 fn another_protocol_is_exit_code_7() {
-    let peer = answering(answer(0, b"value"));
+    let peer = answering(response(0, b"value"));
     let run = run_at(&peer.addr, &["set", "k", "v"], b"");
     run.expect_failure(
         7,

@@ -2,11 +2,11 @@ use std::io::Write;
 
 use crate::{
     finish_endless, program, run_at,
-    support::{Peer, StubNode, answer, next_frame, nobody},
+    support::{Peer, StubNode, next_frame, nobody, response},
 };
 
 #[test]
-fn each_answer_is_a_line() {
+fn each_response_is_a_line() {
     let node = StubNode::start();
     let input = "# a comment\n\nset k v\nget k\n  DEL k\nget k\r\nping\n";
     run_at::<&str>(node.addr(), &[], input.as_bytes()).expect(
@@ -163,7 +163,7 @@ fn a_connection_that_fails_ends_it() {
     let peer = Peer::start(|_, mut stream| {
         for _ in 0..2 {
             if next_frame(&mut stream).is_some() {
-                let _ = stream.write_all(&answer(0, b""));
+                let _ = stream.write_all(&response(0, b""));
             }
         }
         let _ = next_frame(&mut stream);

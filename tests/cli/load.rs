@@ -18,7 +18,7 @@ use crate::{
     bench,
     nodes::node::{self, Node},
     program, run_at, start,
-    support::{Peer, answer, in_time, next_frame, request},
+    support::{Peer, in_time, next_frame, request, response},
 };
 
 fn set(key: &[u8], value: &[u8]) -> Vec<u8> {
@@ -93,8 +93,8 @@ fn an_entry_that_is_refused_for_another_reason_is_sent_again() {
             while next_frame(&mut stream).is_some() {
                 count += 1;
                 let out = match count {
-                    1 => answer(Status::Ok.byte(), b""),
-                    _ => answer(status.byte(), said.as_bytes()),
+                    1 => response(Status::Ok.byte(), b""),
+                    _ => response(status.byte(), said.as_bytes()),
                 };
                 if stream.write_all(&out).is_err() {
                     return;
@@ -127,7 +127,7 @@ fn a_signal_ends_it_at_once_and_says_from_where_to_go_on() {
                 let _ = sender.send(());
                 continue;
             }
-            if stream.write_all(&answer(Status::Ok.byte(), b"")).is_err() {
+            if stream.write_all(&response(Status::Ok.byte(), b"")).is_err() {
                 return;
             }
         }

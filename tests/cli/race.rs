@@ -12,7 +12,7 @@ use crate::{
     },
     program, run, run_at, start,
     status::ConfigFile,
-    support::{Peer, StubNode, answer, next_frame, nobody},
+    support::{Peer, StubNode, next_frame, nobody, response},
 };
 
 fn cluster(proxies: bool) -> Cluster {
@@ -118,7 +118,7 @@ fn a_slow_link_is_seen_in_the_figures() {
     );
     assert_eq!((run.code, &*run.err), (0, ""), "{run:?}");
     let value: Value = serde_json::from_slice(&run.out).unwrap();
-    // A little less than the delay, which begins before the leader's answer has come.
+    // A little less than the delay, which begins before the leader's response has come.
     assert!(value["p50_us"].as_u64() >= Some(20_000), "{value}");
     assert!(value["stale_reads"].as_u64() >= Some(1), "{value}");
     assert!(
@@ -247,7 +247,9 @@ fn whoever_cannot_race_is_told_why() {
     let old = Peer::start(|_, mut stream| {
         use std::io::Write;
         while next_frame(&mut stream).is_some()
-            && stream.write_all(&answer(1, b"unknown opcode 0x40")).is_ok()
+            && stream
+                .write_all(&response(1, b"unknown opcode 0x40"))
+                .is_ok()
         {}
     });
     on(&old.addr).expect_failure(3, &["unknown opcode 0x40"]);

@@ -19,7 +19,7 @@ use crate::{
         proxy::{Cut, Way},
     },
     program, run, run_at, start,
-    support::{Peer, StubNode, answer, next_frame, nobody},
+    support::{Peer, StubNode, next_frame, nobody, response},
 };
 
 /// A cluster.toml of a cluster for its clients, with no proxy in it.
@@ -245,7 +245,7 @@ fn a_cluster_in_sync_is_shown_in_every_form() {
 
 #[test]
 fn each_fault_is_a_line_of_its_own_and_an_element_of_the_list() {
-    let full = answering(answer(1, b"too many connections; try again"));
+    let full = answering(response(1, b"too many connections; try again"));
     let gone = nobody();
     let nodes = [("n1", full.addr.clone()), ("n2", gone.clone())];
     let config = ConfigFile::new("test", &nodes);
@@ -277,7 +277,7 @@ fn each_fault_is_a_line_of_its_own_and_an_element_of_the_list() {
 
 #[test]
 fn a_follower_that_is_longer_behind_than_the_leader_timeout_is_a_fault() {
-    let says = |text: &str| answering(answer(0, text.as_bytes()));
+    let says = |text: &str| answering(response(0, text.as_bytes()));
     let leader =
         says("node: n1\nrole: leader\nstate: serving\nindex: 9\nfollower.n2.lag_ms: 800\n");
     let follower = says("node: n2\nrole: follower\nstate: serving\nlink: up\nindex: 9\n");
@@ -379,7 +379,7 @@ fn a_node_that_stands_still_holds_nothing_up() {
     let run = config.status("-w table --timeout 2s");
     let took = began.elapsed();
     cluster.resume(1);
-    run.expect_fault(&["n2 is unreachable: no answer from", "within 2s"]);
+    run.expect_fault(&["n2 is unreachable: no response from", "within 2s"]);
     assert!(!run.verdict().contains("n3"), "{}", run.text());
     // One wait and not three; generous, since the machine may be busy.
     assert!(took < Duration::from_secs(5), "{took:?}");
@@ -416,7 +416,7 @@ fn how_far_a_follower_may_lag_is_said_on_the_command_line() {
         .lines()
         .find(|line| line.starts_with("n2"))
         .unwrap();
-    // Entries, and the time for which the leader has had no answer.
+    // Entries, and the time for which the leader has had no response.
     assert!(row.contains(" 5 (") && row.contains(" ms)"), "{row}");
     // The silence is as long as the lag, and is the reason.
     wait_for("silence for the file's leader timeout", || {
@@ -502,7 +502,7 @@ fn answering(bytes: Vec<u8>) -> Peer {
 
 #[test]
 fn nodes_of_other_versions_are_one_clear_line_each() {
-    let unknowing = answering(answer(1, b"unknown opcode 0x40\x1b[31m"));
+    let unknowing = answering(response(1, b"unknown opcode 0x40\x1b[31m"));
     let web = answering(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec());
     let addrs = [unknowing.addr.clone(), web.addr.clone(), nobody()];
     let nodes: Vec<(&str, String)> = ["n1", "n2", "n3"].into_iter().zip(addrs.clone()).collect();
@@ -544,7 +544,7 @@ fn nodes_of_other_versions_are_one_clear_line_each() {
         &["not healthy within 200ms: cannot connect to", &addrs[2]],
     );
 
-    let old = answering(answer(
+    let old = answering(response(
         0,
         b"node: n1\nrole: leader\nstate: serving\npeer.n2.state: up\n",
     ));

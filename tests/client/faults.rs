@@ -20,7 +20,7 @@ use gopherstore::{
 use crate::{
     patient,
     support::{
-        PATIENCE, Peer, StubNode, answer, next_frame, nobody, silent::Silent, wait_for_close,
+        PATIENCE, Peer, StubNode, next_frame, nobody, response, silent::Silent, wait_for_close,
         wait_until,
     },
     with_timeout,
@@ -56,8 +56,8 @@ fn the_four_operations() {
 }
 
 #[test]
-fn an_answer_cut_at_any_byte_is_a_lost_connection_and_the_next_call_makes_a_new_one() {
-    let whole = answer(0, b"value");
+fn a_response_cut_at_any_byte_is_a_lost_connection_and_the_next_call_makes_a_new_one() {
+    let whole = response(0, b"value");
     for cut in 0..=whole.len() {
         let peer = Peer::start({
             let whole = whole.clone();
@@ -88,10 +88,10 @@ fn an_answer_cut_at_any_byte_is_a_lost_connection_and_the_next_call_makes_a_new_
 }
 
 #[test]
-fn an_answer_in_single_bytes_is_whole() {
+fn a_response_in_single_bytes_is_whole() {
     let peer = Peer::start(|_, mut stream| {
         while next_frame(&mut stream).is_some() {
-            for byte in answer(0, b"value") {
+            for byte in response(0, b"value") {
                 stream.write_all(&[byte]).unwrap();
             }
         }
@@ -107,7 +107,7 @@ fn silence_ends_at_the_timeout() {
     for sent in [0, 3, 7] {
         let peer = Peer::start(move |_, mut stream| {
             next_frame(&mut stream).unwrap();
-            stream.write_all(&answer(0, b"value")[..sent]).unwrap();
+            stream.write_all(&response(0, b"value")[..sent]).unwrap();
             wait_for_close(&mut stream);
         });
         let mut client = with_timeout(&peer.addr, SHORT);
@@ -117,7 +117,7 @@ fn silence_ends_at_the_timeout() {
         assert!(
             matches!(
                 &error,
-                Error::Timeout { what: Wait::Answer, addr, after }
+                Error::Timeout { what: Wait::Response, addr, after }
                     if *addr == peer.addr && *after == SHORT
             ),
             "{error:?}"
@@ -161,7 +161,7 @@ fn the_timeout_is_for_connecting_too() {
 }
 
 #[test]
-fn the_timeout_is_for_the_whole_answer_and_not_for_each_byte() {
+fn the_timeout_is_for_the_whole_response_and_not_for_each_byte() {
     let peer = Peer::start(|_, mut stream| {
         next_frame(&mut stream).unwrap();
         // A value of 4 GiB, a byte at a time, faster than the timeout.
@@ -178,7 +178,7 @@ fn the_timeout_is_for_the_whole_answer_and_not_for_each_byte() {
         matches!(
             error,
             Error::Timeout {
-                what: Wait::Answer,
+                what: Wait::Response,
                 ..
             }
         ),
@@ -210,17 +210,17 @@ fn a_peer_that_takes_no_bytes_is_a_timeout_too() {
 }
 
 #[test]
-fn a_late_answer_is_never_taken_for_another_requests() {
+fn a_late_response_is_never_taken_for_another_requests() {
     let peer = Peer::start(|number, mut stream| {
         if number == 0 {
             next_frame(&mut stream).unwrap();
             wait_for_close(&mut stream);
-            let _ = stream.write_all(&answer(0, b"late"));
+            let _ = stream.write_all(&response(0, b"late"));
         } else {
-            repeat(stream, &answer(0, b"own"));
+            repeat(stream, &response(0, b"own"));
         }
     });
-    // The second answer has to come within it, from a thread that starts meanwhile.
+    // The second response has to come within it, from a thread that starts meanwhile.
     let mut client = with_timeout(&peer.addr, 20 * SHORT);
     assert!(matches!(client.get(b"a"), Err(Error::Timeout { .. })));
     assert_eq!(client.get(b"b").unwrap(), Some(b"own".to_vec()));
@@ -228,20 +228,20 @@ fn a_late_answer_is_never_taken_for_another_requests() {
 }
 
 #[test]
-fn wrong_answers_are_faults_and_end_the_connection() {
+fn wrong_responses_are_faults_and_end_the_connection() {
     type Call = fn(&mut Client) -> Result<(), Error>;
     let get: Call = |client| client.get(b"k").map(drop);
     let set: Call = |client| client.set(b"k", b"v");
     let ping: Call = Client::ping;
-    let twice = [answer(0, b"PONG"), answer(0, b"PONG")].concat();
+    let twice = [response(0, b"PONG"), response(0, b"PONG")].concat();
     let cases: [(&str, Vec<u8>, Call); 7] = [
         ("text", b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), get),
         ("a single byte of text", b"-".to_vec(), get),
-        ("OK with a value to a SET", answer(0, b"v"), set),
-        ("not PONG", answer(0, b"PANG"), ping),
-        ("NOT_FOUND to a PING", answer(3, b""), ping),
-        ("no address", answer(2, b"nowhere"), set),
-        ("two answers to one request", twice, ping),
+        ("OK with a value to a SET", response(0, b"v"), set),
+        ("not PONG", response(0, b"PANG"), ping),
+        ("NOT_FOUND to a PING", response(3, b""), ping),
+        ("no address", response(2, b"nowhere"), set),
+        ("two responses to one request", twice, ping),
     ];
     for (name, bytes, call) in cases {
         let peer = Peer::start({
@@ -252,7 +252,7 @@ fn wrong_answers_are_faults_and_end_the_connection() {
                     stream.write_all(&bytes).unwrap();
                     wait_for_close(&mut stream);
                 } else {
-                    stream.write_all(&answer(0, b"PONG")).unwrap();
+                    stream.write_all(&response(0, b"PONG")).unwrap();
                 }
             }
         });
@@ -265,17 +265,17 @@ fn wrong_answers_are_faults_and_end_the_connection() {
 }
 
 #[test]
-fn bytes_that_nobody_asked_for_do_not_become_an_answer() {
+fn bytes_that_nobody_asked_for_do_not_become_a_response() {
     let (sent, wait) = mpsc::channel();
     let peer = Peer::start(move |number, mut stream| {
         next_frame(&mut stream).unwrap();
         if number == 0 {
-            stream.write_all(&answer(0, b"PONG")).unwrap();
-            stream.write_all(&answer(0, b"unasked")).unwrap();
+            stream.write_all(&response(0, b"PONG")).unwrap();
+            stream.write_all(&response(0, b"unasked")).unwrap();
             sent.send(()).unwrap();
             wait_for_close(&mut stream);
         } else {
-            stream.write_all(&answer(0, b"asked")).unwrap();
+            stream.write_all(&response(0, b"asked")).unwrap();
         }
     });
     let mut client = patient(&peer.addr);
@@ -292,7 +292,7 @@ fn bytes_that_nobody_asked_for_do_not_become_an_answer() {
 }
 
 #[test]
-fn answers_that_say_no_keep_the_connection() {
+fn refusals_keep_the_connection() {
     let peer = Peer::start(|_, mut stream| {
         for (status, value) in [
             (1, "too large"),
@@ -301,9 +301,11 @@ fn answers_that_say_no_keep_the_connection() {
             (0x77 + 0x80, "later"),
         ] {
             next_frame(&mut stream).unwrap();
-            stream.write_all(&answer(status, value.as_bytes())).unwrap();
+            stream
+                .write_all(&response(status, value.as_bytes()))
+                .unwrap();
         }
-        repeat(stream, &answer(0, b""));
+        repeat(stream, &response(0, b""));
     });
     let mut client = patient(&peer.addr);
     let mut fail = || client.set(b"k", b"v").unwrap_err();
@@ -325,7 +327,7 @@ fn a_connection_that_was_closed_while_idle_is_replaced_before_anything_is_sent()
         move |number, mut stream| {
             let frame = next_frame(&mut stream).unwrap();
             seen.lock().unwrap().push((number, frame));
-            stream.write_all(&answer(0, b"")).unwrap();
+            stream.write_all(&response(0, b"")).unwrap();
         }
     });
     let mut client = patient(&peer.addr);
@@ -362,9 +364,9 @@ fn a_refusal_on_the_header_arrives_though_the_request_was_not_taken() {
         let mut header = [0; 7];
         stream.read_exact(&mut header).unwrap();
         if number == 0 {
-            stream.write_all(&answer(1, b"value too long")).unwrap();
+            stream.write_all(&response(1, b"value too long")).unwrap();
         } else {
-            stream.write_all(&answer(0, b"PONG")).unwrap();
+            stream.write_all(&response(0, b"PONG")).unwrap();
         }
     });
     let mut client = patient(&peer.addr);
@@ -383,7 +385,7 @@ fn a_refusal_from_a_node_that_reads_no_more_is_not_waited_for_until_the_timeout(
     let wait = Mutex::new(wait);
     let peer = Peer::start(move |_, mut stream| {
         stream.read_exact(&mut [0; 7]).unwrap();
-        stream.write_all(&answer(1, b"value too long")).unwrap();
+        stream.write_all(&response(1, b"value too long")).unwrap();
         let _ = wait.lock().unwrap().recv();
     });
     let mut client = patient(&peer.addr);
@@ -454,9 +456,9 @@ fn an_unconnected_client_connects_when_it_is_used_and_again_after_a_refusal() {
 fn the_hook_sees_every_frame_and_what_came_instead_of_one() {
     let peer = Peer::start(|_, mut stream| {
         next_frame(&mut stream).unwrap();
-        stream.write_all(&answer(0, b"PONG")).unwrap();
+        stream.write_all(&response(0, b"PONG")).unwrap();
         next_frame(&mut stream).unwrap();
-        stream.write_all(&answer(0, b"value")[..6]).unwrap();
+        stream.write_all(&response(0, b"value")[..6]).unwrap();
     });
     let seen = Arc::new(Mutex::new(Vec::new()));
     let hook = FrameHook::new({
@@ -489,7 +491,7 @@ fn the_hook_sees_every_frame_and_what_came_instead_of_one() {
 
 /// A walk through a node's entries comes to an end, whatever the node answers.
 #[test]
-fn an_answer_to_sums_or_list_that_is_none_or_leads_nowhere_is_a_broken_protocol() {
+fn a_wrong_response_to_sums_or_list_is_a_broken_protocol() {
     let fields = |partition: u32| {
         let mut value = vec![0; 18];
         value[11] = 4;
@@ -516,7 +518,7 @@ fn an_answer_to_sums_or_list_that_is_none_or_leads_nowhere_is_a_broken_protocol(
         ),
         (vec![], ComparisonError::Cut { len: 0, needed: 18 }),
     ] {
-        let (value, good) = (answer(0, &value), answer(0, &sums_of(3)));
+        let (value, good) = (response(0, &value), response(0, &sums_of(3)));
         let peer = Peer::start(move |number, stream| {
             repeat(stream, if number == 0 { &value } else { &good });
         });
@@ -532,7 +534,7 @@ fn an_answer_to_sums_or_list_that_is_none_or_leads_nowhere_is_a_broken_protocol(
         assert_eq!(client.sums(&request).unwrap().sums, [0]);
         assert_eq!(peer.connections(), 2);
     }
-    let value = answer(0, &fields(0));
+    let value = response(0, &fields(0));
     let peer = Peer::start(move |_, stream| repeat(stream, &value));
     let mut client = patient(&peer.addr);
     let request = List::Some {

@@ -11,7 +11,7 @@ use gopherstore::{
     },
 };
 
-use crate::support::{Peer, answer, next_frame, wait_for_close};
+use crate::support::{Peer, next_frame, response, wait_for_close};
 
 const EPOCH: u64 = 3;
 
@@ -28,7 +28,7 @@ fn accepted(start: Start) -> Vec<u8> {
         history: Epochs::of(&history).unwrap(),
     }
     .encode(&mut value);
-    answer(0, &value)
+    response(0, &value)
 }
 
 fn batch(make: impl FnOnce(&mut Vec<u8>) -> BatchEncoder<'_>) -> Vec<u8> {
@@ -182,7 +182,7 @@ fn a_stream_that_was_not_asked_for_is_refused_and_a_refusal_is_an_error() {
             "{error}"
         );
     }
-    let error = open(&speaking(answer(0, b"\x00")), Watch::New).unwrap_err();
+    let error = open(&speaking(response(0, b"\x00")), Watch::New).unwrap_err();
     match error {
         Error::Protocol {
             source: ProtocolError::FollowAnswer(error),
@@ -190,12 +190,12 @@ fn a_stream_that_was_not_asked_for_is_refused_and_a_refusal_is_an_error() {
         } => assert!(error.to_string().starts_with("value of 1 bytes"), "{error}"),
         other => panic!("{other:?}"),
     }
-    let error = open(&speaking(answer(1, b"gone")), Watch::From(1)).unwrap_err();
+    let error = open(&speaking(response(1, b"gone")), Watch::From(1)).unwrap_err();
     assert!(
         matches!(&error, Error::Server { message } if message == "gone"),
         "{error}"
     );
-    let error = open(&speaking(answer(4, b"soon")), Watch::Copy).unwrap_err();
+    let error = open(&speaking(response(4, b"soon")), Watch::Copy).unwrap_err();
     assert!(
         matches!(&error, Error::Loading { message } if message == "soon"),
         "{error}"

@@ -4,16 +4,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gopherstore::client::{Answer, Client, Error};
+use gopherstore::client::{Client, Error, Response};
 
 use crate::{
     patient,
-    support::{Peer, StubNode, answer, in_time, next_frame, wait_for_close},
+    support::{Peer, StubNode, in_time, next_frame, response, wait_for_close},
 };
 
 #[test]
-fn a_hundred_thousand_requests_with_large_answers_do_not_deadlock() {
-    // The stub reads nothing while an answer of it is not taken: 400 MB of them are more than any buffer.
+fn a_hundred_thousand_requests_with_large_responses_do_not_deadlock() {
+    // The stub reads nothing while a response of it is not taken: 400 MB of them are more than any buffer.
     let node = StubNode::start();
     node.insert(b"k", &[b'v'; 4_000]);
     let addr = node.addr().to_owned();
@@ -27,12 +27,12 @@ fn a_hundred_thousand_requests_with_large_answers_do_not_deadlock() {
             };
         }
         assert_eq!(pipeline.len(), 100_000);
-        let answers = pipeline.run().unwrap();
-        assert_eq!(answers.len(), 100_000);
-        for (at, answer) in answers.iter().enumerate() {
-            match answer {
-                Ok(Answer::Pong) => assert_eq!(at % 1_000, 7),
-                Ok(Answer::Value(value)) => {
+        let responses = pipeline.run().unwrap();
+        assert_eq!(responses.len(), 100_000);
+        for (at, response) in responses.iter().enumerate() {
+            match response {
+                Ok(Response::Pong) => assert_eq!(at % 1_000, 7),
+                Ok(Response::Value(value)) => {
                     assert_eq!((value.len(), at % 1_000 == 7), (4_000, false))
                 }
                 other => panic!("{other:?}"),
@@ -43,14 +43,14 @@ fn a_hundred_thousand_requests_with_large_answers_do_not_deadlock() {
 }
 
 #[test]
-fn answers_have_the_times_at_which_they_came() {
+fn responses_have_the_times_of_their_last_bytes() {
     let pause = Duration::from_millis(50);
     let peer = Peer::start(move |_, mut stream| {
         while let Some(frame) = next_frame(&mut stream) {
             if frame[0] == 0x02 {
                 thread::sleep(pause);
             }
-            if stream.write_all(&answer(0, b"")).is_err() {
+            if stream.write_all(&response(0, b"")).is_err() {
                 break;
             }
         }
@@ -59,18 +59,18 @@ fn answers_have_the_times_at_which_they_came() {
     in_time(move || {
         let mut client = patient(&addr);
         let mut pipeline = client.pipeline();
-        let mut answers = Vec::new();
+        let mut responses = Vec::new();
         for _ in 0..3 {
             let begin = Instant::now();
             pipeline.set(b"k", b"").get(b"k").set(b"k", b"");
-            pipeline.run_timed(&mut answers).unwrap();
+            pipeline.run_timed(&mut responses).unwrap();
             let end = Instant::now();
             assert!(pipeline.is_empty());
-            assert_eq!(answers.len(), 3, "those of the last run are gone");
-            let at: Vec<Instant> = answers.iter().map(|(_, at)| *at).collect();
+            assert_eq!(responses.len(), 3, "those of the last run are gone");
+            let at: Vec<Instant> = responses.iter().map(|(_, at)| *at).collect();
             assert!(begin <= at[0] && at.is_sorted() && at[2] <= end);
             assert!(at[1] - begin >= pause);
-            assert!(matches!(&answers[1].0, Ok(Answer::Value(value)) if value.is_empty()));
+            assert!(matches!(&responses[1].0, Ok(Response::Value(value)) if value.is_empty()));
         }
     });
 }
@@ -88,21 +88,21 @@ fn huge_values_go_both_ways() {
                 pipeline.get(&[at]).ping();
             }
         }
-        let answers = pipeline.run().unwrap();
-        for (at, group) in (0..6_u8).zip(answers.chunks(7)) {
-            assert!(matches!(group[0], Ok(Answer::Done)));
+        let responses = pipeline.run().unwrap();
+        for (at, group) in (0..6_u8).zip(responses.chunks(7)) {
+            assert!(matches!(group[0], Ok(Response::Done)));
             for pair in group[1..].chunks(2) {
                 assert!(
-                    matches!(&pair[0], Ok(Answer::Value(value)) if *value == vec![at; 8 << 20])
+                    matches!(&pair[0], Ok(Response::Value(value)) if *value == vec![at; 8 << 20])
                 );
-                assert!(matches!(pair[1], Ok(Answer::Pong)));
+                assert!(matches!(pair[1], Ok(Response::Pong)));
             }
         }
     });
 }
 
 #[test]
-fn answers_that_say_no_stand_in_their_place() {
+fn refusals_are_in_their_places() {
     let node = StubNode::start();
     let mut client = patient(node.addr());
     let mut pipeline = client.pipeline();
@@ -111,11 +111,11 @@ fn answers_that_say_no_stand_in_their_place() {
         .set(b"b", b"refuse it")
         .get(b"b")
         .get(b"a");
-    let answers = pipeline.run().unwrap();
-    assert!(matches!(answers[0], Ok(Answer::Done)));
-    assert!(matches!(answers[1], Err(Error::Server { .. })));
-    assert!(matches!(answers[2], Ok(Answer::NotFound)));
-    assert!(matches!(&answers[3], Ok(Answer::Value(value)) if value == b"1"));
+    let responses = pipeline.run().unwrap();
+    assert!(matches!(responses[0], Ok(Response::Done)));
+    assert!(matches!(responses[1], Err(Error::Server { .. })));
+    assert!(matches!(responses[2], Ok(Response::NotFound)));
+    assert!(matches!(&responses[3], Ok(Response::Value(value)) if value == b"1"));
 }
 
 #[test]
@@ -145,15 +145,15 @@ fn nothing_is_sent_when_a_request_fits_no_frame() {
 }
 
 #[test]
-fn a_connection_lost_in_the_middle_gives_the_answers_before_it() {
+fn a_connection_lost_in_the_middle_gives_the_responses_before_it() {
     for whole in [0, 1, 500, 4_999] {
         let peer = Peer::start(move |_, mut stream| {
             for _ in 0..whole {
                 next_frame(&mut stream).unwrap();
-                stream.write_all(&answer(0, b"PONG")).unwrap();
+                stream.write_all(&response(0, b"PONG")).unwrap();
             }
             next_frame(&mut stream).unwrap();
-            stream.write_all(&answer(0, b"PONG")[..6]).unwrap();
+            stream.write_all(&response(0, b"PONG")[..6]).unwrap();
             stream.shutdown(std::net::Shutdown::Write).unwrap();
             wait_for_close(&mut stream);
         });
@@ -163,24 +163,28 @@ fn a_connection_lost_in_the_middle_gives_the_answers_before_it() {
             pipeline.ping();
         }
         let error = pipeline.run().unwrap_err();
-        assert_eq!(error.answers.len(), whole);
-        assert!(error.answers.iter().all(Result::is_ok));
+        assert_eq!(error.responses.len(), whole);
+        assert!(error.responses.iter().all(Result::is_ok));
         assert!(matches!(error.error, Error::Connection { .. }), "{error:?}");
     }
 }
 
 #[test]
-fn an_answer_too_many_is_a_fault() {
+fn a_response_too_many_is_a_fault() {
     let peer = Peer::start(|_, mut stream| {
         next_frame(&mut stream).unwrap();
-        let frames = [answer(0, b"PONG"), answer(0, b"PONG"), answer(0, b"PONG")];
+        let frames = [
+            response(0, b"PONG"),
+            response(0, b"PONG"),
+            response(0, b"PONG"),
+        ];
         next_frame(&mut stream).unwrap();
         stream.write_all(&frames.concat()).unwrap();
         wait_for_close(&mut stream);
     });
     let mut client = Client::connect(&peer.addr).unwrap();
     let error = client.pipeline().ping().ping().run().unwrap_err();
-    assert_eq!(error.answers.len(), 2);
+    assert_eq!(error.responses.len(), 2);
     assert!(matches!(error.error, Error::Protocol { .. }), "{error:?}");
 }
 
@@ -188,10 +192,10 @@ fn an_answer_too_many_is_a_fault() {
 fn a_refusal_in_the_middle_of_a_large_request_is_in_its_place() {
     let peer = Peer::start(|_, mut stream| {
         next_frame(&mut stream).unwrap();
-        stream.write_all(&answer(0, b"PONG")).unwrap();
+        stream.write_all(&response(0, b"PONG")).unwrap();
         let mut header = [0; 7];
         std::io::Read::read_exact(&mut stream, &mut header).unwrap();
-        stream.write_all(&answer(1, b"value too long")).unwrap();
+        stream.write_all(&response(1, b"value too long")).unwrap();
     });
     let mut client = patient(&peer.addr);
     let mut pipeline = client.pipeline();
@@ -199,8 +203,8 @@ fn a_refusal_in_the_middle_of_a_large_request_is_in_its_place() {
     let error = pipeline.run().unwrap_err();
     assert!(
         matches!(
-            &error.answers[..],
-            [Ok(Answer::Pong), Err(Error::Server { .. })]
+            &error.responses[..],
+            [Ok(Response::Pong), Err(Error::Server { .. })]
         ),
         "{error:?}"
     );

@@ -5,12 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gopherstore::client::{Answer, Client, ClientOptions, Error, REDIRECTS_MAX, Wait};
+use gopherstore::client::{Client, ClientOptions, Error, REDIRECTS_MAX, Response, Wait};
 
 use crate::{
     patient,
     support::{
-        Peer, StubNode, answer, next_frame, nobody, request, silent::Silent, wait_for_close,
+        Peer, StubNode, next_frame, nobody, request, response, silent::Silent, wait_for_close,
         wait_until,
     },
     with_timeout,
@@ -57,12 +57,12 @@ fn without_redirects_the_leader_is_named() {
     let mut client = stubborn(follower.addr());
     let error = client.set(b"k", b"v").unwrap_err();
     assert_eq!(leader_of(&error), Some("host.example:8000"));
-    let answers = client.pipeline().set(b"k", b"v").ping().run().unwrap();
+    let responses = client.pipeline().set(b"k", b"v").ping().run().unwrap();
     assert_eq!(
-        leader_of(answers[0].as_ref().unwrap_err()),
+        leader_of(responses[0].as_ref().unwrap_err()),
         Some("host.example:8000")
     );
-    assert!(matches!(answers[1], Ok(Answer::Pong)));
+    assert!(matches!(responses[1], Ok(Response::Pong)));
 }
 
 #[test]
@@ -71,8 +71,8 @@ fn an_unknown_leader_leads_nowhere() {
     let error = patient(follower.addr()).set(b"k", b"v").unwrap_err();
     assert_eq!(leader_of(&error), None);
     let mut client = patient(follower.addr());
-    let answers = client.pipeline().set(b"k", b"v").run().unwrap();
-    assert_eq!(leader_of(answers[0].as_ref().unwrap_err()), None);
+    let responses = client.pipeline().set(b"k", b"v").run().unwrap();
+    assert_eq!(leader_of(responses[0].as_ref().unwrap_err()), None);
 }
 
 #[test]
@@ -86,12 +86,12 @@ fn nodes_that_name_each_other_are_asked_a_bounded_number_of_times() {
     assert!(leader_of(&error).is_some());
     assert_eq!(one.writes() + other.writes(), asked);
 
-    let answers = patient(one.addr())
+    let responses = patient(one.addr())
         .pipeline()
         .set(b"k", b"v")
         .run()
         .unwrap();
-    assert!(leader_of(answers[0].as_ref().unwrap_err()).is_some());
+    assert!(leader_of(responses[0].as_ref().unwrap_err()).is_some());
     assert_eq!(one.writes() + other.writes(), 2 * asked);
 
     one.follow(Some(one.addr()));
@@ -179,14 +179,14 @@ fn a_leader_that_fails_is_told_from_the_node_that_was_named() {
         (Vec::new(), |error| {
             matches!(error, Error::Connection { .. })
         }),
-        (answer(0, b"v"), |error| {
+        (response(0, b"v"), |error| {
             matches!(error, Error::Protocol { .. })
         }),
     ];
     for (bytes, is_expected) in cases {
         let leader = Peer::start(move |_, mut stream| {
             next_frame(&mut stream).unwrap();
-            stream.write_all(&answer(0, b"")).unwrap();
+            stream.write_all(&response(0, b"")).unwrap();
             next_frame(&mut stream).unwrap();
             stream.write_all(&bytes).unwrap();
         });
@@ -208,7 +208,7 @@ fn a_redirect_has_what_is_left_of_the_calls_time() {
     thread::scope(|scope| {
         let silent = silent.addr.to_string();
         scope.spawn(move || times_out_at_leader(&silent, Wait::Connection));
-        scope.spawn(|| times_out_at_leader(&accepting.addr, Wait::Answer));
+        scope.spawn(|| times_out_at_leader(&accepting.addr, Wait::Response));
     });
 }
 
@@ -219,7 +219,7 @@ fn times_out_at_leader(leader: &str, expected: Wait) {
         move |_, mut stream| {
             next_frame(&mut stream).unwrap();
             thread::sleep(time / 2);
-            stream.write_all(&answer(2, leader.as_bytes())).unwrap();
+            stream.write_all(&response(2, leader.as_bytes())).unwrap();
         }
     });
     let mut client = with_timeout(&home.addr, time);
@@ -250,31 +250,31 @@ fn a_pipeline_goes_on_at_the_leader_from_the_first_refused_request() {
         .get(b"a")
         .del(b"a")
         .del(b"a");
-    let answers: Vec<Answer> = pipeline
+    let responses: Vec<Response> = pipeline
         .run()
         .unwrap()
         .into_iter()
         .map(Result::unwrap)
         .collect();
     assert_eq!(
-        answers,
+        responses,
         [
-            Answer::Value(b"at the follower".to_vec()),
-            Answer::Done,
-            Answer::Value(b"at the leader".to_vec()),
-            Answer::Value(b"1".to_vec()),
-            Answer::Done,
-            Answer::NotFound,
+            Response::Value(b"at the follower".to_vec()),
+            Response::Done,
+            Response::Value(b"at the leader".to_vec()),
+            Response::Value(b"1".to_vec()),
+            Response::Done,
+            Response::NotFound,
         ]
     );
     assert_eq!(leader.writes(), 3);
     // The way is known now: the whole of the next one runs there, unless it only reads.
     let refused = follower.writes();
-    let answers = client.pipeline().get(b"k").set(b"a", b"1").run().unwrap();
-    assert!(matches!(&answers[0], Ok(Answer::Value(value)) if value == b"at the leader"));
+    let responses = client.pipeline().get(b"k").set(b"a", b"1").run().unwrap();
+    assert!(matches!(&responses[0], Ok(Response::Value(value)) if value == b"at the leader"));
     assert_eq!(follower.writes(), refused);
-    let answers = client.pipeline().get(b"k").run().unwrap();
-    assert!(matches!(&answers[0], Ok(Answer::Value(value)) if value == b"at the follower"));
+    let responses = client.pipeline().get(b"k").run().unwrap();
+    assert!(matches!(&responses[0], Ok(Response::Value(value)) if value == b"at the follower"));
 }
 
 #[test]
@@ -286,10 +286,10 @@ fn a_long_pipeline_at_a_follower_writes_each_key_once_and_in_order() {
     for at in 0..20_000_u32 {
         pipeline.set(b"k", &at.to_be_bytes()).get(b"k");
     }
-    let answers = pipeline.run().unwrap();
-    for (at, pair) in (0..20_000_u32).zip(answers.chunks(2)) {
-        assert!(matches!(&pair[0], Ok(Answer::Done)));
-        assert!(matches!(&pair[1], Ok(Answer::Value(value)) if *value == at.to_be_bytes()));
+    let responses = pipeline.run().unwrap();
+    for (at, pair) in (0..20_000_u32).zip(responses.chunks(2)) {
+        assert!(matches!(&pair[0], Ok(Response::Done)));
+        assert!(matches!(&pair[1], Ok(Response::Value(value)) if *value == at.to_be_bytes()));
     }
     assert_eq!(leader.writes(), 20_000);
     assert!(
@@ -323,8 +323,8 @@ fn becomes_leader_after_the_first_of(count: usize, status: u8) {
                 request(&frame);
                 *seen.lock().unwrap() += 1;
                 let out = match *seen.lock().unwrap() {
-                    1 => answer(2, leader.as_bytes()),
-                    _ => answer(status, b""),
+                    1 => response(2, leader.as_bytes()),
+                    _ => response(status, b""),
                 };
                 stream.write_all(&out).unwrap();
             }
@@ -335,15 +335,15 @@ fn becomes_leader_after_the_first_of(count: usize, status: u8) {
     for _ in 0..count {
         pipeline.set(b"k", b"v");
     }
-    let answers = pipeline.run().unwrap();
+    let responses = pipeline.run().unwrap();
     assert_eq!(
-        leader_of(answers[0].as_ref().unwrap_err()),
+        leader_of(responses[0].as_ref().unwrap_err()),
         Some(leader.addr())
     );
     assert!(
-        answers[1..]
+        responses[1..]
             .iter()
-            .all(|answer| answer.is_ok() == (status == 0))
+            .all(|response| response.is_ok() == (status == 0))
     );
     wait_until("all of them", || *seen.lock().unwrap() == count);
     assert_eq!(leader.writes(), 0);
@@ -377,7 +377,7 @@ fn what_is_meant_for_one_node_goes_to_no_other() {
         let leader = leader.addr().to_owned();
         move |_, mut stream| {
             while next_frame(&mut stream).is_some() {
-                stream.write_all(&answer(2, leader.as_bytes())).unwrap();
+                stream.write_all(&response(2, leader.as_bytes())).unwrap();
             }
         }
     });

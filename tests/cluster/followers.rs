@@ -135,9 +135,9 @@ fn a_half_open_stream_keeps_the_true_follower_out_no_longer_than_three_heartbeat
     let mut half_open = TcpStream::connect(cluster.addr(0)).unwrap();
     half_open.write_all(&follow_frame("n2")).unwrap();
     half_open.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut answer = [0; 5];
-    half_open.read_exact(&mut answer).unwrap();
-    assert_eq!(answer[0], 0);
+    let mut response = [0; 5];
+    half_open.read_exact(&mut response).unwrap();
+    assert_eq!(response[0], 0);
     let begin = Instant::now();
     cluster.restart(1);
     cluster.wait_for_status(1, WITHIN, "its data", |status| {

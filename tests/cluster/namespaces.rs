@@ -460,7 +460,7 @@ fn a_silent_resolver_holds_no_command_and_no_stop_and_one_thread() {
     let took = begin.elapsed();
     assert!(took < Duration::from_secs(1) + 2 * SLACK, "{took:?}");
     assert!(
-        error.contains("no answer from the resolver for n1.test"),
+        error.contains("no response from the resolver for n1.test"),
         "{error}"
     );
     // Both the stream's thread and the probe have been asking for a second.

@@ -43,7 +43,7 @@ fn observe(cluster: &Cluster, node: usize, watch: Watch) -> Result<Observer, Err
     Observer::open(&cluster.addr(node).to_string(), &options, watch)
 }
 
-/// The answer to an observer whose stream does not begin.
+/// The response to an observer whose stream does not begin.
 #[track_caller]
 fn refusal(result: Result<Observer, Error>) -> String {
     match result {
@@ -232,7 +232,7 @@ fn an_observer_is_told_what_there_is_where_that_is_not_what_it_wants() {
                 cluster_id,
             };
             follow.encode(&mut frame).unwrap();
-            // The node shuts nothing down: the first bytes are the answer.
+            // The node shuts nothing down: the first bytes are the response.
             let mut stream = TcpStream::connect(cluster.addr(node)).unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             stream.write_all(&frame).unwrap();

@@ -79,7 +79,7 @@ fn frame(opcode: u8, key: &[u8], value: &[u8]) -> Vec<u8> {
     [&[opcode][..], &key_len, &value_len, key, value].concat()
 }
 
-fn answer(status: u8, value: &[u8]) -> Vec<u8> {
+fn response(status: u8, value: &[u8]) -> Vec<u8> {
     let value_len = u32::try_from(value.len()).unwrap().to_be_bytes();
     [&[status][..], &value_len, value].concat()
 }
@@ -358,13 +358,13 @@ fn a_throttled_way_takes_its_time() {
     );
 }
 
-/// The leader's side speaks in answers, and after the one to FOLLOW in requests. The bytes look like the frame that is
-/// looked for everywhere else too, and are cut in many ways on their way.
+/// The leader's side speaks in responses, and after the one to FOLLOW in requests. The bytes look like the frame that
+/// is looked for everywhere else too, and are cut in many ways on their way.
 #[test]
 fn one_bit_of_the_frame_that_was_meant_is_flipped() {
     let decoy = [0x61_u8; 40];
     let follow = [frame(0x04, b"", b""), frame(0x60, &decoy, b"")].concat();
-    let head = [answer(0, &decoy), answer(0, &decoy)].concat();
+    let head = [response(0, &decoy), response(0, &decoy)].concat();
     let short = frame(0x61, b"", b"1234");
     let long = frame(0x61, &decoy, &decoy);
     let stream = [
@@ -424,8 +424,8 @@ fn a_follow_that_was_refused_begins_no_stream() {
     fixture.proxy.flip(Way::Down, 0x61, 7, 1);
     send(&follower, &frame(0x60, b"n2", b""));
     receive(&leader, 9);
-    // An answer whose status happens to be that opcode.
-    let refused = [answer(1, b"no"), answer(0x61, b"12345678")].concat();
+    // A response whose status happens to be that opcode.
+    let refused = [response(1, b"no"), response(0x61, b"12345678")].concat();
     send(&leader, &refused);
     assert_eq!(receive(&follower, refused.len()), refused);
     assert_eq!(fixture.proxy.counts().flips, 0);

@@ -308,7 +308,7 @@ fn what_is_not_utf_8_is_told_and_ends_nothing() {
     let terminal = Terminal::start(dir.path(), &["--addr", &addr], options);
     terminal.wait_for_end(&prompt);
     terminal.press(b"set k \xfe\n");
-    terminal.wait_until("the answer", |screen| {
+    terminal.wait_until("the response", |screen| {
         screen.ends_with(&format!("\nOK\n{prompt}"))
     });
     terminal.ask(&prompt, "get k", r#""\xfe""#);
@@ -323,7 +323,7 @@ fn hex_shows_the_frames_of_commands_and_no_others() {
     terminal.ask(&prompt, ":hex on", "frames are dumped from now on");
     terminal.press("ping");
     terminal.press(ENTER);
-    terminal.wait_until("the answer", |screen| {
+    terminal.wait_until("the response", |screen| {
         screen.ends_with(&format!("\nPONG\n{prompt}"))
     });
     let screen = terminal.screen();
@@ -366,7 +366,7 @@ fn a_value_of_more_rows_than_16_bits_count_can_be_pasted() {
     let value = "v".repeat(1_400_000);
     terminal.press(format!("set k \x1b[200~{value}\x1b[201~"));
     terminal.press(ENTER);
-    terminal.wait_until("the answer", |screen| screen.contains("\nOK\n"));
+    terminal.wait_until("the response", |screen| screen.contains("\nOK\n"));
     let mut client = gopherstore::Client::connect(addr.as_str()).unwrap();
     assert_eq!(
         client.get(b"k").unwrap().map(|value| value.len()),
@@ -400,10 +400,10 @@ fn a_dumb_terminal_has_a_prompt_without_orders() {
 }
 
 #[test]
-fn answers_alone_go_to_standard_output_that_is_no_terminal() {
+fn responses_alone_go_to_standard_output_that_is_no_terminal() {
     let (_node, addr, prompt) = node();
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("answers");
+    let path = dir.path().join("responses");
     let options = Options {
         stdout: Some(Stdio::from(File::create(&path).unwrap())),
         ..Options::default()

@@ -5,7 +5,7 @@ use gopherstore::client::{Client, ClientOptions};
 use gopherstore::wire::Opcode;
 
 use crate::config;
-use crate::stub::{Peer, StubNode, answer, next_frame};
+use crate::stub::{Peer, StubNode, next_frame, response};
 use crate::support::cluster::Cluster;
 use crate::support::node::{Node, PATIENCE, wait_for};
 use crate::terminal::{ENTER, Options, Terminal};
@@ -140,7 +140,7 @@ fn it_reconnects_after_a_restart_and_says_so() {
     let node = format!("n2 follower {addr}");
     let restarted = format!("gopherstore-cli: reconnected to {node}, which has restarted since");
     // As wide as it is, it may be two rows.
-    terminal.wait_until("the answer", |screen| {
+    terminal.wait_until("the response", |screen| {
         screen
             .replace('\n', "")
             .ends_with(&format!("{restarted}(not found){node}>"))
@@ -153,7 +153,7 @@ fn it_reconnects_after_a_restart_and_says_so() {
     terminal.press(ENTER);
     let leader = cluster.addr(0);
     let moved = format!("session goes on with the leader at {leader}OKn1 leader {leader}>");
-    terminal.wait_until("the answer", |screen| {
+    terminal.wait_until("the response", |screen| {
         let screen = screen.replace('\n', "");
         screen.contains(&format!("{restarted}gopherstore-cli: {addr} follows"))
             && screen.ends_with(&moved)
@@ -228,7 +228,7 @@ fn a_node_that_stands_still_costs_its_timeout_and_no_more() {
     terminal.wait_for_end(&format!("\nn1 unreachable {addr}>"));
     let screen = terminal.screen();
     let said = [
-        format!("gopherstore-cli: no answer from {addr} within 2s; it is not known whether"),
+        format!("gopherstore-cli: no response from {addr} within 2s; it is not known whether"),
         "; it was not sent again\n".to_owned(),
     ];
     assert!(said.iter().all(|said| screen.contains(said)), "{screen}");
@@ -236,9 +236,9 @@ fn a_node_that_stands_still_costs_its_timeout_and_no_more() {
     terminal.press("ping");
     terminal.press(ENTER);
     // It is the process that it was.
-    let answer =
+    let response =
         format!("gopherstore-cli: reconnected to n1 leader {addr}\nPONG\nn1 leader {addr}>");
-    terminal.wait_for_end(&answer);
+    terminal.wait_for_end(&response);
     terminal.leave();
 }
 
@@ -260,7 +260,7 @@ fn breaking(requests: &Arc<Mutex<Vec<u8>>>) -> Peer {
                     return;
                 }
             }
-            if stream.write_all(&answer(0, value)).is_err() {
+            if stream.write_all(&response(0, value)).is_err() {
                 return;
             }
         }
@@ -279,11 +279,11 @@ fn a_read_is_asked_again_when_its_connection_breaks() {
     let terminal = Terminal::start(dir.path(), &["--addr", &peer.addr], wide);
     let node = format!("n1 leader {}", peer.addr);
     let addr = &peer.addr;
-    let answer = format!(
+    let response = format!(
         "gopherstore-cli: the connection to {addr} broke (unexpected end of file), so it is asked again\n\
          gopherstore-cli: reconnected to {node}\nvalue"
     );
-    terminal.ask(&format!("{node}>"), "get k", &answer);
+    terminal.ask(&format!("{node}>"), "get k", &response);
     terminal.ask(&format!("{node}>"), "get k", "value");
     assert_eq!(*requests.lock().unwrap(), [Opcode::Get.byte(); 3]);
     terminal.leave();
@@ -309,8 +309,8 @@ fn a_write_whose_outcome_is_unknown_is_never_sent_again() {
     assert!(terminal.screen().contains(said), "{}", terminal.screen());
     terminal.press("get k");
     terminal.press(ENTER);
-    let answer = format!("reconnected to n1 leader {addr}\nvalue\nn1 leader {addr}>");
-    terminal.wait_for_end(&answer);
+    let response = format!("reconnected to n1 leader {addr}\nvalue\nn1 leader {addr}>");
+    terminal.wait_for_end(&response);
     let sent = [Opcode::Set.byte(), Opcode::Get.byte()];
     assert_eq!(*requests.lock().unwrap(), sent);
     terminal.leave();
@@ -326,7 +326,7 @@ fn without_a_configuration_the_node_says_where_the_others_are() {
     );
     let peer = Peer::start(move |_, mut stream| {
         while next_frame(&mut stream).is_some() {
-            stream.write_all(&answer(0, status.as_bytes())).unwrap();
+            stream.write_all(&response(0, status.as_bytes())).unwrap();
         }
     });
     let dir = tempfile::tempdir().unwrap();

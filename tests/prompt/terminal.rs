@@ -168,13 +168,13 @@ impl Terminal {
         self.wait_until(&format!("{end:?}"), |screen| screen.ends_with(end));
     }
 
-    /// Types a line after `prompt`, and waits for just these lines of answer, and the next prompt.
+    /// Types a line after `prompt`, and waits for just these lines of response, and the next prompt.
     #[track_caller]
-    pub(crate) fn ask(&self, prompt: &str, line: &str, answer: &str) {
+    pub(crate) fn ask(&self, prompt: &str, line: &str, response: &str) {
         self.wait_for_end(prompt);
         self.press(line);
         self.press(ENTER);
-        self.wait_for_end(&format!("{prompt} {line}\n{answer}\n{prompt}"));
+        self.wait_for_end(&format!("{prompt} {line}\n{response}\n{prompt}"));
     }
 
     /// Sends the program a signal.

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use gopherstore::client::{Answer, Client, ClientOptions, Error};
+use gopherstore::client::{Client, ClientOptions, Error, Response};
 
 use crate::node::{Node, Options};
 
@@ -62,15 +62,15 @@ fn pipelines_of_any_shape_come_to_an_end() {
 
     let mut pipeline = client.pipeline();
     for _ in 0..200 {
-        // Answers of 200 MiB to requests of a few bytes.
+        // Responses of 200 MiB to requests of a few bytes.
         pipeline.get(b"large");
     }
-    let answers = pipeline.run().unwrap();
-    assert_eq!(answers.len(), 200);
+    let responses = pipeline.run().unwrap();
+    assert_eq!(responses.len(), 200);
     assert!(
-        answers
+        responses
             .iter()
-            .all(|answer| matches!(answer, Ok(Answer::Value(got)) if *got == value))
+            .all(|response| matches!(response, Ok(Response::Value(got)) if *got == value))
     );
 
     let mut pipeline = client.pipeline();
@@ -78,14 +78,14 @@ fn pipelines_of_any_shape_come_to_an_end() {
         pipeline.set(&n.to_be_bytes(), &n.to_le_bytes());
         pipeline.get(&n.to_be_bytes());
     }
-    let answers = pipeline.run().unwrap();
-    for (n, pair) in (0_u32..).zip(answers.chunks(2)) {
+    let responses = pipeline.run().unwrap();
+    for (n, pair) in (0_u32..).zip(responses.chunks(2)) {
         assert!(
-            matches!(&pair[1], Ok(Answer::Value(got)) if *got == n.to_le_bytes()),
+            matches!(&pair[1], Ok(Response::Value(got)) if *got == n.to_le_bytes()),
             "{n}"
         );
     }
-    assert_eq!(answers.len(), 100_000);
+    assert_eq!(responses.len(), 100_000);
 }
 
 #[test]

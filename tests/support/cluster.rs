@@ -12,8 +12,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use gopherstore::client::{Answer, Client, ClientOptions};
-use gopherstore::wire::Status as AnswerStatus;
+use gopherstore::client::{Client, ClientOptions, Response};
+use gopherstore::wire::Status as ResponseStatus;
 use socket2::Socket;
 use tempfile::TempDir;
 
@@ -343,7 +343,7 @@ impl Cluster {
     pub(crate) fn status(&self, node: usize) -> Result<Status, String> {
         let (status, value) = ask(self.addr(node), opcode::STATUS).map_err(|e| e.to_string())?;
         let text = String::from_utf8_lossy(&value).into_owned();
-        if status == AnswerStatus::Ok.byte() {
+        if status == ResponseStatus::Ok.byte() {
             Ok(Status::parse(&text))
         } else {
             Err(format!("answered {status:#04x}: {text}"))
@@ -456,8 +456,8 @@ impl Cluster {
             for (key, value) in pairs.by_ref().take(PIPELINE_COUNT) {
                 pipeline.set(key, value);
             }
-            for answer in pipeline.run().unwrap() {
-                assert_eq!(answer.unwrap(), Answer::Done);
+            for response in pipeline.run().unwrap() {
+                assert_eq!(response.unwrap(), Response::Done);
             }
         }
     }
@@ -475,9 +475,9 @@ impl Cluster {
             for key in keys {
                 pipeline.get(key);
             }
-            for answer in pipeline.run().map_err(|e| e.error.to_string())? {
-                values.push(match answer.map_err(|e| e.to_string())? {
-                    Answer::Value(value) => Some(value),
+            for response in pipeline.run().map_err(|e| e.error.to_string())? {
+                values.push(match response.map_err(|e| e.to_string())? {
+                    Response::Value(value) => Some(value),
                     _ => None,
                 });
             }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use gopherstore::client::{self, Answer, Client, ClientOptions, Error, PipelineError};
+use gopherstore::client::{self, Client, ClientOptions, Error, PipelineError, Response};
 
 /// How long the writer waits for the node.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -122,7 +122,7 @@ struct State {
     is_ending: bool,
     records: Vec<Record>,
     counts: Counts,
-    /// Time that each batch took, from the first byte to the last answer.
+    /// Time that each batch took, from the first byte to the last response.
     times: Vec<Duration>,
 }
 
@@ -452,19 +452,19 @@ impl Shared {
     fn note(
         &self,
         batch: &[(usize, Write)],
-        result: Result<Vec<client::Result<Answer>>, PipelineError>,
+        result: Result<Vec<client::Result<Response>>, PipelineError>,
         took: Duration,
     ) -> bool {
-        let (answers, fault) = match result {
-            Ok(answers) => (answers, None),
-            Err(error) => (error.answers, Some(error.error)),
+        let (responses, fault) = match result {
+            Ok(responses) => (responses, None),
+            Err(error) => (error.responses, Some(error.error)),
         };
         let was_sent = fault.as_ref().is_none_or(Error::is_outcome_unknown);
         let mut state = self.state();
         let mut has_failed = fault.is_some();
-        let mut answers = answers.into_iter();
+        let mut responses = responses.into_iter();
         for (at, write) in batch {
-            match answers.next() {
+            match responses.next() {
                 Some(Ok(_)) => {
                     state.counts.acknowledged += 1;
                     state.records[*at].acknowledged.push(*write);

@@ -132,8 +132,8 @@ pub fn wait_for_close(stream: &mut TcpStream) {
     while matches!(stream.read(&mut rest), Ok(count) if count > 0) {}
 }
 
-/// An answer's frame.
-pub fn answer(status: u8, value: &[u8]) -> Vec<u8> {
+/// A response's frame.
+pub fn response(status: u8, value: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     Response { status, value }
         .encode(&mut out)
@@ -175,7 +175,7 @@ impl StubNode {
             let state = Arc::clone(&state);
             move |_, mut stream| {
                 while let Some(frame) = next_frame(&mut stream) {
-                    let out = state.lock().expect("the state").answer(&frame);
+                    let out = state.lock().expect("the state").response(&frame);
                     if stream.write_all(&out).is_err() {
                         break;
                     }
@@ -233,18 +233,18 @@ impl StubNode {
 }
 
 impl State {
-    fn answer(&mut self, frame: &[u8]) -> Vec<u8> {
+    fn response(&mut self, frame: &[u8]) -> Vec<u8> {
         let request = request(frame);
         let is_write = matches!(request, Request::Set { .. } | Request::Del { .. });
         if is_write {
             self.writes += 1;
             if let Some(leader) = &self.leader {
-                return answer(Status::NotLeader.byte(), leader.as_bytes());
+                return response(Status::NotLeader.byte(), leader.as_bytes());
             }
         }
         let found = match request {
             Request::Set { value, .. } if value.starts_with(b"refuse") => {
-                return answer(Status::Error.byte(), b"value of 9 bytes, limit 8");
+                return response(Status::Error.byte(), b"value of 9 bytes, limit 8");
             }
             Request::Set { key, value } => {
                 self.map.insert(key.to_vec(), value.to_vec());
@@ -253,7 +253,7 @@ impl State {
             Request::Get { key } => {
                 self.reads += 1;
                 if self.is_loading {
-                    return answer(Status::Loading.byte(), b"no complete data set yet");
+                    return response(Status::Loading.byte(), b"no complete data set yet");
                 }
                 self.map.get(key).cloned()
             }
@@ -270,31 +270,31 @@ impl State {
             Request::Discard => {
                 self.discards += 1;
                 if !self.is_refusing {
-                    return answer(Status::Error.byte(), b"nothing to discard");
+                    return response(Status::Error.byte(), b"nothing to discard");
                 }
                 self.is_refusing = false;
                 Some(Vec::new())
             }
             // As a node of a version before these.
             Request::Add { .. } => {
-                return answer(Status::Error.byte(), b"unknown opcode 0x08");
+                return response(Status::Error.byte(), b"unknown opcode 0x08");
             }
             Request::Sums { .. } => {
-                return answer(Status::Error.byte(), b"unknown opcode 0x42");
+                return response(Status::Error.byte(), b"unknown opcode 0x42");
             }
             Request::List { .. } => {
-                return answer(Status::Error.byte(), b"unknown opcode 0x43");
+                return response(Status::Error.byte(), b"unknown opcode 0x43");
             }
             Request::Follow { .. } => {
-                return answer(Status::Error.byte(), b"a map has no such operation");
+                return response(Status::Error.byte(), b"a map has no such operation");
             }
             Request::Epoch { .. } => {
-                return answer(Status::Error.byte(), b"a record and not a request");
+                return response(Status::Error.byte(), b"a record and not a request");
             }
         };
         match found {
-            Some(value) => answer(Status::Ok.byte(), &value),
-            None => answer(Status::NotFound.byte(), b""),
+            Some(value) => response(Status::Ok.byte(), &value),
+            None => response(Status::NotFound.byte(), b""),
         }
     }
 }

@@ -311,9 +311,9 @@ impl Process {
         let mut stream = self.connect();
         stream.write_all(bytes).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
-        let mut answers = Vec::new();
-        stream.read_to_end(&mut answers).unwrap();
-        answers
+        let mut responses = Vec::new();
+        stream.read_to_end(&mut responses).unwrap();
+        responses
     }
 }
 

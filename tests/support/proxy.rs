@@ -141,11 +141,11 @@ struct Connection {
     cut: OnceLock<Cut>,
     /// Whether a request has begun that [`Proxy::watch`] names, or any.
     is_watched: AtomicBool,
-    /// Number of the answer after which the node's side speaks in requests, as the leader does after FOLLOW.
+    /// Number of the response after which the node's side speaks in requests, as the leader does after FOLLOW.
     stream_begins_after: AtomicU64,
 }
 
-/// The opcode after whose answer the node sends request-shaped frames.
+/// The opcode after whose response the node sends request-shaped frames.
 const FOLLOW: u8 = 0x60;
 
 impl Proxy {
@@ -728,7 +728,7 @@ struct Frames {
     armed: Option<Flip>,
     /// Whole frames so far.
     count: u64,
-    /// Downwards: answers are over.
+    /// Downwards: responses are over.
     is_stream: bool,
 }
 
@@ -785,8 +785,8 @@ impl Frames {
             Way::Up if self.header[0] == FOLLOW => begins_after.store(self.count, Ordering::SeqCst),
             Way::Up => {}
             Way::Down => {
-                let is_answer = begins_after.load(Ordering::SeqCst) == self.count;
-                self.is_stream |= is_answer && self.header[0] == 0;
+                let is_response = begins_after.load(Ordering::SeqCst) == self.count;
+                self.is_stream |= is_response && self.header[0] == 0;
             }
         }
         *self = Frames {
@@ -797,7 +797,7 @@ impl Frames {
     }
 }
 
-/// Bytes after a header of 7 bytes, a request's, or of 5, an answer's.
+/// Bytes after a header of 7 bytes, a request's, or of 5, a response's.
 fn payload_len(header: &[u8]) -> usize {
     let (key_len, value_len) = match header {
         [_, k1, k2, value_len @ ..] if header.len() == 7 => {

@@ -20,7 +20,7 @@ pub(crate) struct Command {
 
 /// A good response to a [`Command`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum Response {
     Done,
     Value(Vec<u8>),
     NotFound,
@@ -167,34 +167,34 @@ impl Command {
     /// Runs it as one of several, which may read what those before it wrote. A write that a follower refuses goes to
     /// the leader, and the follower may not have it yet when it is read; so the client stays with the leader from then
     /// on.
-    pub(crate) fn run_in_session(&self, client: &mut Client) -> Result<Answer, Error> {
+    pub(crate) fn run_in_session(&self, client: &mut Client) -> Result<Response, Error> {
         let follower = client.addr().to_owned();
-        let answer = self.run(client)?;
+        let response = self.run(client)?;
         if self.is_write() && client.stay_with_leader() {
             report::note(&format!(
                 "{follower} follows and may not show a write at once; this session goes on with the leader at {}",
                 client.addr()
             ));
         }
-        Ok(answer)
+        Ok(response)
     }
 
-    pub(crate) fn run(&self, client: &mut Client) -> Result<Answer, Error> {
+    pub(crate) fn run(&self, client: &mut Client) -> Result<Response, Error> {
         let text = |value: Vec<u8>| String::from_utf8_lossy(&value).into_owned();
         Ok(match client.request(self.request())? {
-            client::Answer::Done => Answer::Done,
-            client::Answer::Value(value) => match self.opcode.spec().ok {
-                OkValue::Text => Answer::Status(text(value)),
-                OkValue::Number => Answer::Number(text(value)),
+            client::Response::Done => Response::Done,
+            client::Response::Value(value) => match self.opcode.spec().ok {
+                OkValue::Text => Response::Status(text(value)),
+                OkValue::Number => Response::Number(text(value)),
                 OkValue::Empty
                 | OkValue::Bytes
                 | OkValue::Pong
                 | OkValue::Sums
                 | OkValue::Items
-                | OkValue::Stream => Answer::Value(value),
+                | OkValue::Stream => Response::Value(value),
             },
-            client::Answer::NotFound => Answer::NotFound,
-            client::Answer::Pong => Answer::Pong,
+            client::Response::NotFound => Response::NotFound,
+            client::Response::Pong => Response::Pong,
         })
     }
 }

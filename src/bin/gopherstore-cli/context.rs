@@ -43,7 +43,7 @@ pub(crate) struct Context {
     pub(crate) addr: Option<String>,
     pub(crate) config: Option<PathBuf>,
     pub(crate) node: Option<String>,
-    /// For each answer, connecting and redirects included.
+    /// For each response, connecting and redirects included.
     pub(crate) timeout: Duration,
     pub(crate) follow_redirects: bool,
     /// Dump every frame to standard error.
@@ -198,7 +198,7 @@ impl Context {
         match addrs.as_slice() {
             // The request itself shows whether the node answers.
             [addr] => Ok((*addr).to_owned()),
-            addrs => search::first_that_answers(self, addrs),
+            addrs => search::first_that_responses(self, addrs),
         }
     }
 }
@@ -246,7 +246,7 @@ pub(crate) fn configured(file: &Path, name: &str) -> Result<String, Failure> {
     }
 }
 
-/// A hook that dumps the frames of one client. An answer to SUMS or LIST does not show that it is one, so what was
+/// A hook that dumps the frames of one client. A response to SUMS or LIST does not show that it is one, so what was
 /// asked is kept until it is answered.
 fn dumping() -> FrameHook {
     let asked = Mutex::new(VecDeque::new());

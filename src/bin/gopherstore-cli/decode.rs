@@ -20,7 +20,7 @@ use crate::report::{Failure, Outcome};
 #[argh(
     example = "gopherstore-cli decode 01 0007 00000006 75736572313233 616374697665\n\
         gopherstore-cli decode '\\x04\\0\\0\\0\\0\\0\\0'\n\
-        printf '\\004\\0\\0\\0\\0\\0\\0' | nc -N 127.0.0.1 8000 | gopherstore-cli decode --as answer\n\
+        printf '\\004\\0\\0\\0\\0\\0\\0' | nc -N 127.0.0.1 8000 | gopherstore-cli decode --as response\n\
         tcpdump -r capture.pcap -x 'tcp port 8000' | gopherstore-cli decode",
     note = "Without TEXT it reads standard input, to its end or 256 MiB of it. It takes raw bytes, lines of xxd,\n\
         hexdump -C or tcpdump -x (-X, -xx, -XX), hexadecimal digits, and a printf string or command, and sees\n\
@@ -32,7 +32,7 @@ use crate::report::{Failure, Outcome};
         bytes end inside a frame. Text that is none of these forms is exit code 2, and nothing is printed."
 )]
 pub(crate) struct Decode {
-    /// who sent the bytes: request (a client), answer (a node), stream (either, once it follows) or auto, the default
+    /// who sent the bytes: request (a client), response (a node), stream (either, once it follows) or auto, the default
     #[argh(
         option,
         long = "as",
@@ -47,9 +47,12 @@ pub(crate) struct Decode {
 }
 
 fn side(encoded: &str) -> Result<Option<Side>, String> {
+    if encoded == "answer" {
+        return Ok(Some(Side::Responses)); // an earlier name of it
+    }
     let sides = [
         ("request", Some(Side::Requests)),
-        ("answer", Some(Side::Responses)),
+        ("response", Some(Side::Responses)),
         ("stream", Some(Side::Stream)),
         ("auto", None),
     ];
@@ -231,7 +234,7 @@ fn explained(fault: &Fault, missing: u64, guessed: bool) -> String {
         Some(_) if missing > 0 => lost(missing),
         Some(_) => "give the bytes to the frame's end".to_owned(),
         None if guessed => {
-            "if another side sent it, say which with --as request, answer or stream".to_owned()
+            "if another side sent it, say which with --as request, response or stream".to_owned()
         }
         None => "what stands before it is right".to_owned(),
     };
@@ -247,7 +250,7 @@ fn lost(missing: u64) -> String {
 const fn noun(kind: Kind) -> &'static str {
     match kind {
         Kind::Request => "request",
-        Kind::Response | Kind::FollowResponse => "answer",
+        Kind::Response | Kind::FollowResponse => "response",
         Kind::Stream => "stream",
     }
 }

@@ -17,7 +17,7 @@ use argh::{ArgsInfo, FromArgs};
 use gopherstore::wire::Opcode;
 use gopherstore::{
     Client, arguments,
-    client::{Answer, Error, NodeState, NodeStatus, Result as ClientResult},
+    client::{Error, NodeState, NodeStatus, Response, Result as ClientResult},
     wire::comparison::{BITS_MAX, Buckets, List, ListAnswer, Place, Sums},
 };
 use serde_json::json;
@@ -386,15 +386,15 @@ impl Node {
         let mut place = Place::default();
         loop {
             let request = Sums { place, bits };
-            let answer = self.client.sums(&request);
-            let answer = answer.map_err(|error| self.failure(&error))?;
-            for (total, sum) in total.iter_mut().zip(answer.sums) {
+            let response = self.client.sums(&request);
+            let response = response.map_err(|error| self.failure(&error))?;
+            for (total, sum) in total.iter_mut().zip(response.sums) {
                 *total = total.wrapping_add(sum);
             }
-            if answer.next.is_end(answer.partitions) {
+            if response.next.is_end(response.partitions) {
                 return Ok(total);
             }
-            place = answer.next;
+            place = response.next;
         }
     }
 
@@ -407,16 +407,16 @@ impl Node {
                 place,
                 buckets: buckets.clone(),
             };
-            let answer = self.client.list(&request);
-            let answer = answer.map_err(|error| self.failure(&error))?;
-            for item in answer.items {
+            let response = self.client.list(&request);
+            let response = response.map_err(|error| self.failure(&error))?;
+            for item in response.items {
                 let (hash, value_len) = (item.hash, item.value_len);
                 listed.insert(item.key, Seen { hash, value_len });
             }
-            if answer.next.is_end(answer.partitions) {
+            if response.next.is_end(response.partitions) {
                 return Ok(listed);
             }
-            place = answer.next;
+            place = response.next;
         }
     }
 
@@ -428,20 +428,20 @@ impl Node {
             for key in keys {
                 pipeline.list(key);
             }
-            let answers = pipeline.run();
-            let answers: ClientResult<Vec<Answer>> = answers
+            let responses = pipeline.run();
+            let responses: ClientResult<Vec<Response>> = responses
                 .map_err(Error::from)
-                .and_then(|answers| answers.into_iter().collect());
-            for (key, answer) in keys
+                .and_then(|responses| responses.into_iter().collect());
+            for (key, response) in keys
                 .iter()
-                .zip(answers.map_err(|error| self.failure(&error))?)
+                .zip(responses.map_err(|error| self.failure(&error))?)
             {
-                let item = match answer {
-                    Answer::Value(bytes) => ListAnswer::decode(&bytes)
+                let item = match response {
+                    Response::Value(bytes) => ListAnswer::decode(&bytes)
                         .map_err(|error| self.broken(&error.to_string()))?
                         .items
                         .pop(),
-                    Answer::Done | Answer::NotFound | Answer::Pong => {
+                    Response::Done | Response::NotFound | Response::Pong => {
                         return Err(self.broken("a LIST is answered without a list"));
                     }
                 };

@@ -10,7 +10,7 @@ use std::{
 use argh::{ArgsInfo, FromArgs};
 use gopherstore::{
     Client, arguments,
-    client::{Answer, ClientOptions, Error, NodeState, NodeStatus, Observer, Watch},
+    client::{ClientOptions, Error, NodeState, NodeStatus, Observer, Response, Watch},
     wire::{
         Opcode, Request,
         comparison::{Buckets, Item, List, Place},
@@ -273,19 +273,19 @@ impl Copy<'_> {
                 place,
                 buckets: buckets.clone(),
             };
-            let answer = client.list(&request).map_err(Fault::Node)?;
+            let response = client.list(&request).map_err(Fault::Node)?;
             let (mut from, mut asked) = (0, 0);
-            for (at, item) in answer.items.iter().enumerate() {
+            for (at, item) in response.items.iter().enumerate() {
                 asked += u64::from(item.value_len) + ITEM_BYTES;
-                if asked >= ASKED_BYTES || at + 1 == answer.items.len() {
-                    self.read(client, &answer.items[from..=at])?;
+                if asked >= ASKED_BYTES || at + 1 == response.items.len() {
+                    self.read(client, &response.items[from..=at])?;
                     (from, asked) = (at + 1, 0);
                 }
             }
-            if answer.next.is_end(answer.partitions) {
-                return self.end_of_keys(client, answer.next.incarnation);
+            if response.next.is_end(response.partitions) {
+                return self.end_of_keys(client, response.next.incarnation);
             }
-            place = answer.next;
+            place = response.next;
         }
     }
 
@@ -313,9 +313,9 @@ impl Copy<'_> {
         for item in items {
             pipeline.get(&item.key);
         }
-        let answers = pipeline.run().map_err(|error| Fault::Node(error.into()))?;
-        for (item, answer) in items.iter().zip(answers) {
-            let Answer::Value(value) = answer.map_err(Fault::Node)? else {
+        let responses = pipeline.run().map_err(|error| Fault::Node(error.into()))?;
+        for (item, response) in items.iter().zip(responses) {
+            let Response::Value(value) = response.map_err(Fault::Node)? else {
                 continue;
             };
             let mut frame = Vec::new();

@@ -30,7 +30,7 @@ use crate::{
         the value of set, - reads standard input; a single one is a line, with quotes and escapes as line by\n\
         line.\n\
         hex is for xxd -r -p and for decode; printf prints the frame's bytes; nc sends them to the node that\n\
-        --addr names and shows the answer with xxd, python does it with python3 alone. They are for sh, bash\n\
+        --addr names and shows the response with xxd, python does it with python3 alone. They are for sh, bash\n\
         and zsh. Nothing is sent before the line is pasted."
 )]
 pub(crate) struct Encode {

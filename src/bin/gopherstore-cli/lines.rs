@@ -1,11 +1,11 @@
-//! Commands line by line from a pipe or a file. The prompt shares the parsing of lines and the format of answers.
+//! Commands line by line from a pipe or a file. The prompt shares the parsing of lines and the format of responses.
 
 use std::io::{self, BufRead, IsTerminal, Read};
 
 use gopherstore::Client;
 
 use crate::{
-    command::{Answer, Command, OFFERS, shown_status},
+    command::{Command, OFFERS, Response, shown_status},
     quote,
     report::{self, Failure, Outcome},
 };
@@ -122,29 +122,29 @@ fn step(client: &mut Client, node: Option<&str>, line: &[u8]) -> Result<Option<O
         Line::Help => return print(help().as_bytes()),
         Line::Command(command) => command,
     };
-    let answer = command
+    let response = command
         .run_in_session(client)
         .map_err(|error| report::failure(&error, command.opcode(), node))?;
-    let (text, outcome) = shown(answer);
+    let (text, outcome) = shown(response);
     Ok(print(format!("{text}\n").as_bytes())?.map(|_| outcome))
 }
 
-/// An answer as it is printed, without the end of its last line.
-pub(crate) fn shown(answer: Answer) -> (String, Outcome) {
-    match answer {
-        Answer::Done => ("OK".to_owned(), Outcome::Done),
-        Answer::Pong => ("PONG".to_owned(), Outcome::Done),
-        Answer::NotFound => ("(not found)".to_owned(), Outcome::NotFound),
-        Answer::Value(value) => (quote::shown(&value), Outcome::Done),
-        Answer::Number(text) => (text, Outcome::Done),
-        Answer::Status(text) => {
+/// A response as it is printed, without the end of its last line.
+pub(crate) fn shown(response: Response) -> (String, Outcome) {
+    match response {
+        Response::Done => ("OK".to_owned(), Outcome::Done),
+        Response::Pong => ("PONG".to_owned(), Outcome::Done),
+        Response::NotFound => ("(not found)".to_owned(), Outcome::NotFound),
+        Response::Value(value) => (quote::shown(&value), Outcome::Done),
+        Response::Number(text) => (text, Outcome::Done),
+        Response::Status(text) => {
             let text = shown_status(&text, io::stdout().is_terminal());
             (text.trim_end().to_owned(), Outcome::Done)
         }
     }
 }
 
-/// Prints an answer at once; `None` where the reader has closed the pipe.
+/// Prints a response at once; `None` where the reader has closed the pipe.
 pub(crate) fn print(text: &[u8]) -> Result<Option<Outcome>, Failure> {
     match crate::write_out(text) {
         Ok(true) => Ok(Some(Outcome::Done)),

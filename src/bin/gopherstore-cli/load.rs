@@ -25,7 +25,7 @@ use crate::{
     stop,
 };
 
-/// Most bytes and entries that are sent before their answers are judged. A single larger entry is sent alone.
+/// Most bytes and entries that are sent before their responses are judged. A single larger entry is sent alone.
 const BATCH_BYTES: u64 = 4 << 20;
 const BATCH_ENTRIES: usize = 32 << 10;
 
@@ -326,16 +326,16 @@ impl Batch<'_> {
         if self.spans.is_empty() {
             return Ok(());
         }
-        let (answers, fault) = match self.pipeline.run() {
-            Ok(answers) => (answers, None),
-            Err(fault) => (fault.answers, Some(fault.error)),
+        let (responses, fault) = match self.pipeline.run() {
+            Ok(responses) => (responses, None),
+            Err(fault) => (fault.responses, Some(fault.error)),
         };
         let spans = std::mem::take(&mut self.spans);
-        // The fault is in the place of the first answer that did not come.
-        let answers = answers.into_iter().chain(fault.map(Err));
-        for ((at, end), answer) in spans.into_iter().zip(answers) {
+        // The fault is in the place of the first response that did not come.
+        let responses = responses.into_iter().chain(fault.map(Err));
+        for ((at, end), response) in spans.into_iter().zip(responses) {
             // A DEL of a key that is not there is as good as one of a key that is.
-            if let Err(error) = answer {
+            if let Err(error) = response {
                 return Err(Refused { at, end, error });
             }
             self.written.count += 1;

@@ -31,7 +31,7 @@ use argh::{ArgsInfo, FromArgs};
 use gopherstore::arguments::{self, Bytes, Exit, Program};
 use gopherstore::wire::Opcode;
 
-use command::{Answer, Command};
+use command::{Command, Response};
 use context::Context;
 use report::{Failure, Outcome};
 
@@ -50,7 +50,7 @@ const PROGRAM: Program = Program {
         {command_name} set option -- --weird\n\
         printf 'set k \"two words\\\\x00\"\\nget k\\n' | {command_name}",
     note = "Options may stand before or after the command. Into a pipe, get prints the value's\n\
-        bytes and no more, and set and del print nothing; on a terminal each answer is a line.\n\
+        bytes and no more, and set and del print nothing; on a terminal each response is a line.\n\
         Line by line, type help for how to quote; the exit code is the first failing line's.\n\
         On a terminal that is a prompt with a history and completion by Tab, which :help explains.",
     error_code(0, "done"),
@@ -80,7 +80,7 @@ struct Arguments {
     /// name of the node in that file
     #[argh(option, from_str_fn(arguments::text), arg_name = "NAME")]
     node: Option<String>,
-    /// limit for each answer, such as 200ms, connecting and redirects included; by default 5s
+    /// limit for each response, such as 200ms, connecting and redirects included; by default 5s
     #[argh(
         option,
         from_str_fn(timeout),
@@ -338,25 +338,25 @@ fn has_command(name: &str) -> bool {
     commands.iter().any(|command| command.name == name)
 }
 
-/// Sends one command and prints its answer.
+/// Sends one command and prints its response.
 fn once(context: &Context, command: &Command) -> Result<Outcome, Failure> {
     let mut client = context.client()?;
     let node = context.node.as_deref();
-    let answer = command
+    let response = command
         .run(&mut client)
         .map_err(|error| report::failure(&error, command.opcode(), node))?;
     let is_terminal = io::stdout().is_terminal();
-    let (mut text, end) = match answer {
-        Answer::Value(value) => (value, is_terminal),
-        Answer::Pong => (b"PONG".to_vec(), true),
-        Answer::Number(text) => (text.into_bytes(), true),
-        Answer::Status(text) => {
+    let (mut text, end) = match response {
+        Response::Value(value) => (value, is_terminal),
+        Response::Pong => (b"PONG".to_vec(), true),
+        Response::Number(text) => (text.into_bytes(), true),
+        Response::Status(text) => {
             let text = command::shown_status(&text, is_terminal);
             (text.into_bytes(), false)
         }
-        Answer::Done if is_terminal => (b"OK".to_vec(), true),
-        Answer::Done => (Vec::new(), false),
-        Answer::NotFound => {
+        Response::Done if is_terminal => (b"OK".to_vec(), true),
+        Response::Done => (Vec::new(), false),
+        Response::NotFound => {
             let key = quote::quoted(command.key());
             return Err(Failure::new(
                 Outcome::NotFound,

@@ -54,7 +54,7 @@ const QUANTILES: [(&str, f64); 6] = [
 #[argh(
     example = "gopherstore-cli race --on n2 --config cluster.toml\n\
         gopherstore-cli race --on 127.0.0.1:8001 --duration 10s --interval 1ms -w json",
-    note = "A time runs from the leader's answer to a write, until the first answer of the follower that\n\
+    note = "A time runs from the leader's response to a write, until the first response of the follower that\n\
         shows it, so one read is part of each; 'read' is what a read takes in the median. A read that\n\
         shows the value before counts as stale. It writes one key of its own, which begins with\n\
         gopherstore-race: and is removed at the end, after Ctrl-C, SIGTERM, SIGHUP or SIGQUIT too.\n\
@@ -408,7 +408,7 @@ fn table(measured: &Measured, leader: &str, follower: &str, name: Option<&str>) 
         Some(name) => format!("{name} at {follower}"),
         None => follower.to_owned(),
     };
-    let title = format!("from {leader}'s answer to a write until {follower} shows it");
+    let title = format!("from {leader}'s response to a write until {follower} shows it");
     let _ = writeln!(text, "{}", quote::one_line(&title));
     let mut line = |name: &str, ns: Option<u64>| {
         let Some(ns) = ns else { return };
@@ -504,7 +504,7 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines[0],
-            "from h:1's answer to a write until n2 at h:2 shows it"
+            "from h:1's response to a write until n2 at h:2 shows it"
         );
         let words = lines[1..8]
             .iter()

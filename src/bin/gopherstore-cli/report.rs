@@ -64,7 +64,7 @@ impl Failure {
     }
 }
 
-/// Prints a line on standard error about the session itself, beside all answers.
+/// Prints a line on standard error about the session itself, beside all responses.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "gopherstore-cli: {}", quote::one_line(text));
 }
@@ -131,7 +131,7 @@ pub(crate) fn failure(error: &Error, opcode: Opcode, node: Option<&str>) -> Fail
     Failure::new(outcome, format!("{error}; {next}"))
 }
 
-/// How a command ends where no answer came.
+/// How a command ends where no response came.
 fn fault(error: &Error) -> Outcome {
     match error.innermost() {
         Error::Timeout { .. } => Outcome::Timeout,
@@ -141,7 +141,7 @@ fn fault(error: &Error) -> Outcome {
     }
 }
 
-/// Advice to the user where no answer came.
+/// Advice to the user where no response came.
 fn after_fault(error: &Error, opcode: Opcode, node: Option<&str>) -> String {
     let is_write = opcode.spec().writes;
     let unknown = if opcode == Opcode::Discard {

@@ -49,12 +49,12 @@ const IN_FLIGHT_MAX: u64 = 1 << 30;
         gopherstore-cli bench --rate 20000 --zipf --get 50 --value-size 16..1024 --duration 30s\n\
         gopherstore-cli bench --count 100000 --seed 7 -w json",
     note = "What is measured: from the time at which a batch is handed to the system to the one at\n\
-        which the answer's last byte is read, for each operation. A connection sends --depth\n\
-        requests at once, and the next when all have their answers; no more than 16 KiB of them\n\
+        which the response's last byte is read, for each operation. A connection sends --depth\n\
+        requests at once, and the next when all have their responses; no more than 16 KiB of them\n\
         are unanswered at a time, or one that is longer. Percentiles are exact to 3 digits.\n\
         Latencies in json and csv are in microseconds.\n\
         \n\
-        Without --rate each connection waits for its answers, so a node that stands still is asked\n\
+        Without --rate each connection waits for its responses, so a node that stands still is asked\n\
         little meanwhile and looks better than it is. With --rate each operation is due at a time\n\
         that the rate alone sets, and its latency counts from that time, whenever it was sent; what\n\
         is late is sent up to --depth at once. The figures then hold what the system takes to wake\n\

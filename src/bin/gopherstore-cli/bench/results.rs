@@ -34,7 +34,7 @@ pub(super) struct Series {
     latencies: Histogram<u64>,
     /// Of these, GETs that found nothing.
     missed: u64,
-    /// Operations that were refused or got no answer.
+    /// Operations that were refused or got no response.
     errors: u64,
 }
 

@@ -13,7 +13,7 @@ use std::{
 
 use gopherstore::{
     Client,
-    client::{Answer, Error, Pipeline, Timed},
+    client::{Error, Pipeline, Response, Timed},
 };
 
 use crate::{
@@ -45,7 +45,7 @@ struct Shared<'a> {
     stop: &'a Stop,
     /// Bytes that values are cut from.
     pool: &'a [u8],
-    /// Measured operations that have their answers.
+    /// Measured operations that have their responses.
     done: AtomicU64,
     /// When the warm-up starts.
     start: Instant,
@@ -155,7 +155,7 @@ struct Lane<'a> {
     pipeline: Pipeline<'a>,
     /// Operations in the pipeline: the kind of each, and when it was due.
     operations: Vec<(Kind, Option<Instant>)>,
-    answers: Vec<Timed>,
+    responses: Vec<Timed>,
 }
 
 impl<'a> Lane<'a> {
@@ -163,24 +163,24 @@ impl<'a> Lane<'a> {
         Lane {
             pipeline: client.pipeline(),
             operations: Vec::new(),
-            answers: Vec::new(),
+            responses: Vec::new(),
         }
     }
 
-    /// Sends what is in it, waits for all answers and takes note of them.
+    /// Sends what is in it, waits for all responses and takes note of them.
     fn run(&mut self, mut measured: Option<&mut Measured>) -> Result<(), Error> {
         if self.operations.is_empty() {
             return Ok(());
         }
         let sent = Instant::now();
-        let result = self.pipeline.run_timed(&mut self.answers);
+        let result = self.pipeline.run_timed(&mut self.responses);
         let mut refused = None;
         let mut operations = self.operations.drain(..);
-        for ((answer, at), (kind, due)) in self.answers.drain(..).zip(&mut operations) {
-            match (answer, &mut measured) {
-                (Ok(answer), Some(measured)) => {
+        for ((response, at), (kind, due)) in self.responses.drain(..).zip(&mut operations) {
+            match (response, &mut measured) {
+                (Ok(response), Some(measured)) => {
                     let latency = at.saturating_duration_since(due.unwrap_or(sent));
-                    measured.record(kind, latency, answer != Answer::NotFound);
+                    measured.record(kind, latency, response != Response::NotFound);
                 }
                 (Ok(_), None) => {}
                 (Err(error), measured) => {
@@ -191,7 +191,7 @@ impl<'a> Lane<'a> {
                 }
             }
         }
-        // Those that have no answer.
+        // Those that have no response.
         if let Some(measured) = measured {
             operations.for_each(|(kind, _)| measured.record_error(kind));
         }

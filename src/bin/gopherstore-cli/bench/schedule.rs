@@ -5,7 +5,7 @@
 //!
 //! # Coordinated omission
 //!
-//! A generator that waits for an answer before it sends the next request sends nothing while the node stands still,
+//! A generator that waits for a response before it sends the next request sends nothing while the node stands still,
 //! and so has one bad figure where its users would have thousands. With a rate, each operation is due at a time that
 //! the rate alone sets: `number / rate`. A late operation is sent as soon as possible, and its
 //! latency counts from the time at which it was due.
@@ -198,7 +198,7 @@ mod tests {
         assert!(quantile(&from_due, 0.9) > ms(1_000));
         assert!(quantile(&from_due, 0.99) > ms(1_850));
         assert_eq!(from_due.last(), Some(&ms(2_000)));
-        // A generator that measures from the sending sees one slow answer.
+        // A generator that measures from the sending sees one slow response.
         assert!(quantile(&from_sent, 0.999) < ms(1));
         assert_eq!(from_sent.last(), Some(&ms(2_000)));
 

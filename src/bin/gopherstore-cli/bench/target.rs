@@ -7,7 +7,7 @@ use std::{
 
 use gopherstore::{
     Client,
-    client::{Answer, Error, Pipeline},
+    client::{Error, Pipeline, Response},
     wire::Opcode,
 };
 
@@ -152,8 +152,8 @@ impl<'a> Target<'a> {
                 |pipeline, key, _| {
                     pipeline.get(key);
                 },
-                |key, answer| {
-                    if answer != Answer::NotFound {
+                |key, response| {
+                    if response != Response::NotFound {
                         taken_key.get_or_insert(key);
                     }
                     taken_key.is_none()
@@ -254,13 +254,13 @@ impl<'a> Target<'a> {
         })
     }
 
-    /// Sends something for each key of a range, many at once, until all have their answers, `judge` says false, or the
-    /// run is stopped.
+    /// Sends something for each key of a range, many at once, until all have their responses, `judge` says false, or
+    /// the run is stopped.
     fn sweep(
         &mut self,
         keys: Range<u32>,
         mut ask: impl FnMut(&mut Pipeline<'_>, &[u8], u32),
-        mut judge: impl FnMut(u32, Answer) -> bool,
+        mut judge: impl FnMut(u32, Response) -> bool,
         show: impl Fn(u64, u64),
         stop: &Stop,
     ) -> Result<(), Failure> {
@@ -278,11 +278,11 @@ impl<'a> Target<'a> {
                 plan.prefix.key(number, &mut key);
                 ask(&mut pipeline, &key, number);
             }
-            let answers = pipeline.run();
-            let answers = answers.map_err(|error| self.failure(&error.error))?;
-            for (number, answer) in (next..end).zip(answers) {
-                let answer = answer.map_err(|error| self.failure(&error))?;
-                goes_on &= judge(number, answer);
+            let responses = pipeline.run();
+            let responses = responses.map_err(|error| self.failure(&error.error))?;
+            for (number, response) in (next..end).zip(responses) {
+                let response = response.map_err(|error| self.failure(&error))?;
+                goes_on &= judge(number, response);
             }
             next = end;
         }

@@ -31,7 +31,7 @@ fn asking(context: &Context, addr: &str) -> Client {
 }
 
 /// The first of the addresses at which a node answers a PING, each asked for --timeout at most.
-pub(super) fn first_that_answers(context: &Context, addrs: &[&str]) -> Result<String, Failure> {
+pub(super) fn first_that_responses(context: &Context, addrs: &[&str]) -> Result<String, Failure> {
     let mut first = None;
     let mut words = Vec::new();
     for addr in addrs {
@@ -76,7 +76,7 @@ pub(super) fn leader(context: &Context, file: &Path) -> Result<String, Failure> 
     let mut nodes: Vec<&NodeConfig> = config.nodes.iter().collect();
     nodes.sort_by_key(|node| node.name != config.leader().name);
     let began = Instant::now();
-    let answers = ask_all(context, &nodes)?;
+    let responses = ask_all(context, &nodes)?;
     let mut standings: Vec<Option<Standing>> = nodes.iter().map(|_| None).collect();
     let leads = |standing: &Option<Standing>| matches!(standing, Some(Standing::Leads));
     loop {
@@ -91,9 +91,9 @@ pub(super) fn leader(context: &Context, file: &Path) -> Result<String, Failure> 
         {
             return Ok(nodes[found].addr.clone());
         }
-        match answers.recv_timeout(left) {
-            Ok((at, answer)) => {
-                standings[at] = Some(match answer {
+        match responses.recv_timeout(left) {
+            Ok((at, response)) => {
+                standings[at] = Some(match response {
                     Ok(status) => standing(nodes[at], &config.cluster, &status),
                     Err(error) => Standing::Unknown(error),
                 });
@@ -111,12 +111,12 @@ pub(super) fn leader(context: &Context, file: &Path) -> Result<String, Failure> 
     }
 }
 
-/// A node's answer, by its place in the list.
-type Answer = (usize, Result<NodeStatus, Error>);
+/// A node's response, by its place in the list.
+type Response = (usize, Result<NodeStatus, Error>);
 
-/// Asks each node in a thread of its own. One that is silent is not waited for where the answer is there already.
-fn ask_all(context: &Context, nodes: &[&NodeConfig]) -> Result<Receiver<Answer>, Failure> {
-    let (sender, answers) = mpsc::channel();
+/// Asks each node in a thread of its own. One that is silent is not waited for where the response is there already.
+fn ask_all(context: &Context, nodes: &[&NodeConfig]) -> Result<Receiver<Response>, Failure> {
+    let (sender, responses) = mpsc::channel();
     for (at, node) in nodes.iter().enumerate() {
         let mut client = asking(context, &node.addr);
         let sender = sender.clone();
@@ -131,7 +131,7 @@ fn ask_all(context: &Context, nodes: &[&NodeConfig]) -> Result<Receiver<Answer>,
             Failure::new(Outcome::LocalInput, message)
         })?;
     }
-    Ok(answers)
+    Ok(responses)
 }
 
 fn standing(node: &NodeConfig, cluster: &str, status: &NodeStatus) -> Standing {
@@ -164,7 +164,7 @@ fn no_leader(file: &Path, nodes: &[&NodeConfig], standings: &[Option<Standing>])
                     if at == 0 {
                         outcome = report::failure(error, Opcode::Status, None).outcome;
                     }
-                    format!("gives no answer ({error})")
+                    format!("gives no response ({error})")
                 }
                 Standing::Leads | Standing::IsToLead => return None,
             };

@@ -321,7 +321,7 @@ impl Plain {
     fn read(&self, prompt: &str) -> Result<Input, Failure> {
         // Before a user can answer the prompt with Ctrl-C.
         *self.awaited.lock() = Some(prompt.to_owned());
-        // As a shell does it: standard output is for answers alone.
+        // As a shell does it: standard output is for responses alone.
         show(prompt);
         let mut line = Vec::new();
         let read = io::stdin().lock().read_until(b'\n', &mut line);

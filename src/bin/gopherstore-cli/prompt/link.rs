@@ -14,7 +14,7 @@ use gopherstore::{
 };
 
 use crate::{
-    command::{Answer, Command},
+    command::{Command, Response},
     context::{self, Context},
     quote,
     report::note,
@@ -209,7 +209,7 @@ impl Link {
         command: &Command,
         is_dumping: bool,
         writes: Writes,
-    ) -> Result<Answer, Error> {
+    ) -> Result<Response, Error> {
         self.connect()?;
         match self.run_once(command, is_dumping, writes) {
             Err(Error::Connection { addr, source }) if !command.is_write() => {
@@ -219,7 +219,7 @@ impl Link {
                 self.connect()?;
                 self.run_once(command, is_dumping, writes)
             }
-            answer => answer,
+            response => response,
         }
     }
 
@@ -228,15 +228,15 @@ impl Link {
         command: &Command,
         is_dumping: bool,
         writes: Writes,
-    ) -> Result<Answer, Error> {
+    ) -> Result<Response, Error> {
         self.is_dumping.store(is_dumping, Ordering::Relaxed);
-        let answer = match writes {
+        let response = match writes {
             Writes::MoveSession => command.run_in_session(&mut self.client),
             Writes::Pass => command.run(&mut self.client),
         };
         self.is_dumping.store(false, Ordering::Relaxed);
         self.is_reachable = self.client.is_connected();
-        match (&answer, writes) {
+        match (&response, writes) {
             (Ok(_), Writes::MoveSession) if self.client.addr() != self.addr => {
                 self.move_to_leader();
             }
@@ -251,7 +251,7 @@ impl Link {
             }
             _ => {}
         }
-        answer
+        response
     }
 
     /// Takes note that the client has moved to the leader, of which nothing is known yet.

@@ -16,7 +16,7 @@ use std::{
 use gopherstore::{client::Error, config::Config, wire::Opcode};
 
 use crate::{
-    command::Answer,
+    command::Response,
     context::{self, Context},
     lines, quote,
     report::{self, Failure, Outcome, note},
@@ -157,7 +157,7 @@ impl<'a> Session<'a> {
     /// Runs a command, and gives what is to be printed.
     fn execute(&mut self, job: &Job, columns: usize) -> Result<Vec<u8>, Failure> {
         let is_dumping = self.is_dumping;
-        let answer = match &job.node {
+        let response = match &job.node {
             None => self.home.run(&job.command, is_dumping, Writes::MoveSession),
             // The user names the node.
             Some(node) => {
@@ -165,14 +165,14 @@ impl<'a> Session<'a> {
                 link.run(&job.command, is_dumping, Writes::Pass)
             }
         };
-        let mut text = match answer
+        let mut text = match response
             .map_err(|error| self.failure(&error, job.command.opcode(), job.node.as_deref()))?
         {
-            Answer::Value(value) if job.is_raw || self.is_raw => value,
-            Answer::Value(value) if io::stdout().is_terminal() => {
+            Response::Value(value) if job.is_raw || self.is_raw => value,
+            Response::Value(value) if io::stdout().is_terminal() => {
                 value::shown(job.command.key(), &value, columns).into_bytes()
             }
-            answer => lines::shown(answer).0.into_bytes(),
+            response => lines::shown(response).0.into_bytes(),
         };
         text.push(b'\n');
         Ok(text)

@@ -16,13 +16,13 @@ pub(super) struct Asked {
     pub(super) name: String,
     /// Its `host:port`.
     pub(super) addr: String,
-    pub(super) answer: Result<NodeStatus, Silence>,
+    pub(super) response: Result<NodeStatus, Silence>,
 }
 
 /// Why there is no status of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Silence {
-    /// No connection, or no answer in time; why.
+    /// No connection, or no response in time; why.
     Unreachable(String),
     /// The node refuses the request, such as one that has no room; in its words.
     Refused(String),
@@ -180,7 +180,7 @@ pub(super) fn judge(nodes: &[Asked], scope: &Scope, limits: Limits) -> Verdict {
     for node in nodes {
         let before = faults.len();
         let (name, addr) = (&node.name, &node.addr);
-        let status = match &node.answer {
+        let status = match &node.response {
             Ok(status) => status,
             Err(silence) => {
                 faults.push(match silence {
@@ -202,7 +202,7 @@ pub(super) fn judge(nodes: &[Asked], scope: &Scope, limits: Limits) -> Verdict {
         match leader {
             Some(leader) if leader.name == *name => {}
             Some(Asked {
-                answer: Ok(leads),
+                response: Ok(leads),
                 name: of,
                 ..
             }) if faults.len() == before => {
@@ -319,7 +319,7 @@ fn leaders_fault(nodes: &[Asked], scope: &Scope) -> Option<String> {
     match names.as_slice() {
         [_] => None,
         // Where one node is away, that is the fault, and it may well be the leader.
-        [] if nodes.iter().any(|node| node.answer.is_err()) => None,
+        [] if nodes.iter().any(|node| node.response.is_err()) => None,
         [] => Some("no node leads".to_owned()),
         names if serving > 1 => Some(format!("{} lead at once", names.join(" and "))),
         names => Some(format!("{} are both to lead", names.join(" and "))),
@@ -340,9 +340,9 @@ fn peer_faults(nodes: &[Asked], scope: &Scope, limits: Limits) -> Vec<String> {
     for (node, status) in members(nodes, scope) {
         let name = shown_name(node, status);
         for (peer, said) in &status.peers {
-            let answers = || members(nodes, scope).any(|(node, _)| node.name == *peer);
+            let responses = || members(nodes, scope).any(|(node, _)| node.name == *peer);
             let timeout_ms = limits.timeout_ms(status);
-            faults.extend(peer_fault(name, peer, said, answers, timeout_ms));
+            faults.extend(peer_fault(name, peer, said, responses, timeout_ms));
             if let Some(groups) = &said.differs {
                 differ(name, peer, groups.replace(',', ", "));
             }
@@ -372,7 +372,7 @@ fn peer_fault(
     name: &str,
     peer: &str,
     said: &PeerStatus,
-    answers: impl Fn() -> bool,
+    responses: impl Fn() -> bool,
     timeout_ms: u64,
 ) -> Option<String> {
     let reason = said.reason.as_ref().map(|reason| format!(": {reason}"));
@@ -381,7 +381,7 @@ fn peer_fault(
         "up" => None,
         // A node that starts is down for its peers until their next heartbeat.
         "down" => {
-            let ms = said.since_ms.filter(|&ms| ms > timeout_ms && answers())?;
+            let ms = said.since_ms.filter(|&ms| ms > timeout_ms && responses())?;
             Some(format!("{name} has not heard {peer} for {ms} ms{reason}"))
         }
         word => {
@@ -399,7 +399,7 @@ fn members<'a>(
     scope: &Scope,
 ) -> impl Iterator<Item = (&'a Asked, &'a NodeStatus)> {
     nodes.iter().filter_map(move |node| {
-        let status = node.answer.as_ref().ok()?;
+        let status = node.response.as_ref().ok()?;
         stranger(node, status, scope, nodes.len())
             .is_none()
             .then_some((node, status))
@@ -438,13 +438,13 @@ pub(super) mod tests {
         Asked {
             name: name.to_owned(),
             addr: format!("{name}:80"),
-            answer: Ok(NodeStatus::parse(&text)),
+            response: Ok(NodeStatus::parse(&text)),
         }
     }
 
     pub(in super::super) fn silent(name: &str, silence: Silence) -> Asked {
         Asked {
-            answer: Err(silence),
+            response: Err(silence),
             ..said(name, "")
         }
     }

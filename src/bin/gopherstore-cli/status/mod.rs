@@ -33,7 +33,8 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two looks of --wait.
 const WAIT_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Limit for one node's answer in a repeated status, so that a node that is away does not delay the rows of the others.
+/// Limit for one node's response in a repeated status, so that a node that is away does not delay the rows of the
+/// others.
 const ROUND_LIMIT: Duration = Duration::from_secs(1);
 
 /// Print how a node is, or how all nodes of a cluster are, and whether that is well.
@@ -48,7 +49,7 @@ const ROUND_LIMIT: Duration = Duration::from_secs(1);
         With --config and no --node, with --cluster or with --max-lag it is about the whole cluster:\n\
         a table on a terminal, lines into a pipe, and then a line for each fault, or 'in sync: 3/3'.\n\
         Lags are in entries, and in milliseconds as the leader sees them.\n\
-        Healthy is: all nodes answer and serve, one leads, they are in one epoch, every follower's\n\
+        Healthy is: all nodes response and serve, one leads, they are in one epoch, every follower's\n\
         stream comes in, it lacks --max-lag entries at most and is no longer behind than\n\
         leader_timeout_ms, equal indexes have equal digests, and the nodes find one another with\n\
         equal settings. json has faults as a list, and of each node every line of its status: a\n\
@@ -314,13 +315,17 @@ impl Run<'_> {
             }
         };
         let (mut nodes, mut texts) = (Vec::new(), Vec::new());
-        for (name, addr, answer) in asked {
-            let (text, answer) = match answer {
+        for (name, addr, response) in asked {
+            let (text, response) = match response {
                 Ok((text, status)) => (text, Ok(status)),
                 Err(error) => (String::new(), Err(Silence::from(&error))),
             };
             texts.push(text);
-            nodes.push(Asked { name, addr, answer });
+            nodes.push(Asked {
+                name,
+                addr,
+                response,
+            });
         }
         let limits = Limits {
             lag_entries: self.max_lag,
@@ -339,10 +344,10 @@ impl Run<'_> {
     }
 
     /// Asks all nodes at once; one after another where the system gives no threads.
-    fn ask_all(&self, nodes: Vec<(String, String)>, limit: Duration) -> Vec<Answered> {
+    fn ask_all(&self, nodes: Vec<(String, String)>, limit: Duration) -> Vec<Responseed> {
         let ask = |(name, addr): (String, String)| {
-            let answer = self.ask(&addr, limit);
-            (name, addr, answer)
+            let response = self.ask(&addr, limit);
+            (name, addr, response)
         };
         let ask = &ask;
         thread::scope(|scope| {
@@ -441,7 +446,7 @@ enum Said {
 }
 
 /// A node's name, its address, and what it said.
-type Answered = (String, String, Result<(String, NodeStatus), Error>);
+type Responseed = (String, String, Result<(String, NodeStatus), Error>);
 
 /// Names and addresses of a node's peers, as it says them.
 fn peers(addr: &str, status: &NodeStatus) -> Result<Vec<(String, String)>, Failure> {

@@ -116,7 +116,7 @@ fn row(node: &Asked, nodes: &[Asked], scope: &Scope) -> Row {
     let mut cells: Row = std::array::from_fn(|_| "-".to_owned());
     cells[0] = quote::one_line(name(node));
     cells[1] = quote::one_line(&node.addr);
-    let status = match &node.answer {
+    let status = match &node.response {
         Ok(status) => status,
         Err(silence) => {
             cells[3] = said_nothing(silence).to_owned();
@@ -165,7 +165,7 @@ fn row(node: &Asked, nodes: &[Asked], scope: &Scope) -> Row {
 
 /// The name to show: the node's own where it was asked for by its address alone.
 fn name(node: &Asked) -> &str {
-    match &node.answer {
+    match &node.response {
         Ok(NodeStatus {
             node: Some(own), ..
         }) if node.name == "-" => own,
@@ -192,7 +192,7 @@ fn lag(
     if status.role == Some(NodeRole::Leader) {
         return (None, None);
     }
-    let leader = health::leader(nodes, scope).and_then(|leader| leader.answer.as_ref().ok());
+    let leader = health::leader(nodes, scope).and_then(|leader| leader.response.as_ref().ok());
     (
         health::lag_entries(leader, status).or(status.lag_entries),
         health::lag_ms(leader, &node.name, status),
@@ -289,7 +289,7 @@ fn json_of(node: &Asked, nodes: &[Asked], scope: &Scope) -> Value {
     object.insert("addr".to_owned(), json!(node.addr));
     let mut families = [("peer.", Map::new()), ("follower.", Map::new())];
     let mut settings = Map::new();
-    let error = match &node.answer {
+    let error = match &node.response {
         Err(silence) => Some(silence.why().to_owned()),
         Ok(status) => {
             let (lag_entries, lag_ms) = lag(node, status, nodes, scope);
@@ -370,7 +370,7 @@ pub(super) fn lines(nodes: &[Asked], texts: &[String]) -> String {
     let mut all = String::new();
     for (node, text) in nodes.iter().zip(texts) {
         let name = quote::one_line(name(node));
-        if let Err(silence) = &node.answer {
+        if let Err(silence) = &node.response {
             let _ = writeln!(all, "{name} error: {}", quote::one_line(silence.why()));
         }
         for line in text.lines() {

@@ -1,13 +1,13 @@
 //! Judges a response to a request. Pure.
 
 use crate::wire::command::OkValue;
-use crate::wire::{Opcode, Response, Status};
+use crate::wire::{self, Opcode, Status};
 
 use super::error::{Error, ProtocolError, Result};
 
 /// Result of a request that was not refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum Response {
     /// A SET, a DEL or another operation whose OK has no value.
     Done,
     /// The value of another OK: that of a GET, the text of a STATUS, or fields such as those of a LIST.
@@ -31,14 +31,14 @@ const SAMPLE_LEN: usize = 32;
 /// refusal by the node.
 pub(super) fn read(
     opcode: Opcode,
-    response: &Response<'_>,
-) -> std::result::Result<Result<Answer>, ProtocolError> {
-    let Response { status, value } = *response;
+    response: &wire::Response<'_>,
+) -> std::result::Result<Result<Response>, ProtocolError> {
+    let wire::Response { status, value } = *response;
     let message = || String::from_utf8_lossy(value).into_owned();
     let sample = || value[..value.len().min(SAMPLE_LEN)].to_vec();
-    let empty = |answer: Answer| {
+    let empty = |response: Response| {
         if value.is_empty() {
-            Ok(Ok(answer))
+            Ok(Ok(response))
         } else {
             Err(ProtocolError::UnexpectedValue {
                 opcode,
@@ -50,18 +50,20 @@ pub(super) fn read(
     let spec = opcode.spec();
     match Status::try_from(status) {
         Ok(Status::Ok) => match spec.ok {
-            OkValue::Empty => empty(Answer::Done),
+            OkValue::Empty => empty(Response::Done),
             OkValue::Bytes | OkValue::Sums | OkValue::Items | OkValue::Stream => {
-                Ok(Ok(Answer::Value(value.to_vec())))
+                Ok(Ok(Response::Value(value.to_vec())))
             }
-            OkValue::Text if str::from_utf8(value).is_ok() => Ok(Ok(Answer::Value(value.to_vec()))),
+            OkValue::Text if str::from_utf8(value).is_ok() => {
+                Ok(Ok(Response::Value(value.to_vec())))
+            }
             OkValue::Text => Err(ProtocolError::NotText { value: sample() }),
-            OkValue::Number if number(value).is_some() => Ok(Ok(Answer::Value(value.to_vec()))),
+            OkValue::Number if number(value).is_some() => Ok(Ok(Response::Value(value.to_vec()))),
             OkValue::Number => Err(ProtocolError::NotNumber { value: sample() }),
-            OkValue::Pong if value == PONG => Ok(Ok(Answer::Pong)),
+            OkValue::Pong if value == PONG => Ok(Ok(Response::Pong)),
             OkValue::Pong => Err(ProtocolError::NotPong { value: sample() }),
         },
-        Ok(Status::NotFound) if spec.answers(Status::NotFound) => empty(Answer::NotFound),
+        Ok(Status::NotFound) if spec.answers(Status::NotFound) => empty(Response::NotFound),
         Ok(Status::NotFound) => Err(ProtocolError::NothingToFind { opcode }),
         Ok(Status::NotLeader) => match leader(value) {
             Some(leader) => Ok(Err(Error::NotLeader { leader })),
@@ -98,11 +100,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_status_with_every_operation_is_an_answer_or_a_fault() {
+    fn every_status_with_every_operation_is_a_response_or_a_fault() {
         let judge = |opcode, status: u8, value: &[u8]| {
-            let response = Response { status, value };
+            let response = wire::Response { status, value };
             match read(opcode, &response) {
-                Ok(Ok(answer)) => format!("{answer:?}"),
+                Ok(Ok(response)) => format!("{response:?}"),
                 Ok(Err(error)) => format!("no: {error}"),
                 Err(error) => format!("fault: {error}"),
             }
