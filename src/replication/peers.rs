@@ -1,6 +1,6 @@
 //! The peers of a node: the registry of its followers, which peers are up, and the stream from its leader.
 //!
-//! Each field has a lock of its own, which is held for the length of one call. Only [`Peers::stream_of`],
+//! Each field has a lock of its own, which is held for the length of one call. Only [`Peers::wait_for_end_of`],
 //! [`Peers::wait_for_follower`] and [`Peers::wait_for_progress`] wait, for a change of the registry.
 
 use std::fmt;
@@ -212,18 +212,27 @@ impl Peers {
         followers.come(name, progress, addr, self.silence_max, now)
     }
 
-    /// The address of the stream that has this name, where one is alive and does not end within `time`: a follower that
-    /// comes back may do so before the end of its last connection is noticed.
+    /// The address of the stream that has this name, where one is alive.
     #[must_use]
-    pub fn stream_of(&self, name: &str, time: Duration) -> Option<String> {
+    pub fn stream_of(&self, name: &str, now: Instant) -> Option<String> {
+        let followers = self.followers.lock();
+        let older = followers.stream_of(name, self.silence_max, now);
+        older.map(str::to_owned)
+    }
+
+    /// Waits until the stream that has this name has ended, for `time` at most. Returns whether it has.
+    #[must_use]
+    pub fn wait_for_end_of(&self, name: &str, time: Duration) -> bool {
         let deadline = Instant::now() + time;
         let mut followers = self.followers.lock();
         loop {
-            let older = followers.stream_of(name, self.silence_max, Instant::now())?;
-            let older = older.to_owned();
+            let stream = followers.stream_of(name, self.silence_max, Instant::now());
+            if stream.is_none() {
+                return true;
+            }
             let wait = self.progressed.wait_until(&mut followers, deadline);
             if wait.timed_out() {
-                return Some(older);
+                return false;
             }
         }
     }

@@ -20,7 +20,7 @@ use super::session::{Session, Step, Thread};
 use super::transport::Mode;
 use crate::log::Position;
 use crate::node::Reply;
-use crate::replication::stream::accept::{self, Accepted};
+use crate::replication::stream::accept::Accepted;
 use crate::replication::{Replica, transport};
 use crate::wire::RequestError;
 use crate::wire::request::Limits;
@@ -267,12 +267,13 @@ impl<'a> Connection<'a> {
             return Ok(None);
         };
         let (key, value) = (frame.request().key(), frame.request().value());
-        let accepted = accept::accept(self.context.replica, addr, key, value);
+        let accepted = transport::serve::accept(self.context.replica, addr, key, value);
         match accepted {
             Ok(mut accepted) => {
-                self.session.answer(Reply::Answer(accepted.answer.clone()));
+                let answer = std::mem::take(&mut accepted.answer);
+                self.session.answer(Reply::Answer(answer));
                 poller.count_stream(true);
-                let end = self.stream(&mut accepted);
+                let end = self.stream(accepted);
                 poller.count_stream(false);
                 end.map(Some)
             }
@@ -284,7 +285,7 @@ impl<'a> Connection<'a> {
     }
 
     /// Sends the stream of a follower or an observer, until that ends.
-    fn stream(&mut self, accepted: &mut Accepted<'_>) -> io::Result<End> {
+    fn stream(&mut self, accepted: Box<Accepted<'_>>) -> io::Result<End> {
         self.send_all()?;
         let early = self.session.input();
         let peer = &self.context.peer;
@@ -294,8 +295,7 @@ impl<'a> Connection<'a> {
         } else {
             Activity::Following
         });
-        let result =
-            transport::serve::serve(self.context.replica, peer.stream.tcp(), accepted, early);
+        let result = transport::serve::serve(peer.stream.tcp(), accepted, early);
         if is_observer {
             // It is logged there how the stream ends.
             return Ok(End::Observed);

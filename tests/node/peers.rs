@@ -17,13 +17,16 @@ fn the_older_stream_of_a_name_stays_until_it_ends() {
     let old = come(1, "a:1").unwrap();
     assert_eq!(come(5, "b:1"), Err("a:1".to_owned()));
     let wait = Duration::from_millis(10);
-    assert_eq!(peers.stream_of("n2", wait), Some("a:1".to_owned()));
+    assert!(!peers.wait_for_end_of("n2", wait));
+    let older = peers.stream_of("n2", Instant::now());
+    assert_eq!(older, Some("a:1".to_owned()));
     let within = Duration::from_secs(20);
     std::thread::scope(|scope| {
-        let waits = scope.spawn(|| peers.stream_of("n2", within));
+        let waits = scope.spawn(|| peers.wait_for_end_of("n2", within));
         peers.follower_left("n2", old, true);
-        assert_eq!(waits.join().unwrap(), None);
+        assert!(waits.join().unwrap());
     });
+    assert_eq!(peers.stream_of("n2", Instant::now()), None);
     let new = come(5, "b:2").unwrap();
     assert!(
         peers.with_follower("n2", old, |_| ()).is_none(),

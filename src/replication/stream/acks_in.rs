@@ -1,80 +1,92 @@
-//! Reading the acknowledgements of a follower, until the stream ends.
+//! The leader side: the acknowledgements that come back on a stream.
 
-use std::io::{self, ErrorKind, Read};
-use std::net::TcpStream;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use log::debug;
-
-use super::accept::Registration;
-use super::sending::{is_timeout, silent};
+use super::link::{Link, StreamEnd};
 use crate::wire::Buffer;
 use crate::wire::replication::{Message, Parsed, parse};
 
-/// Why the other side has ended the stream.
-#[derive(Debug)]
-pub(in crate::replication) struct StreamEnd(ErrorKind, String);
-
-impl StreamEnd {
-    pub(in crate::replication) fn to_error(&self) -> io::Error {
-        io::Error::new(self.0, self.1.clone())
-    }
+/// The half of the leader side that takes acknowledgements. Those of an observer change nothing.
+pub(crate) struct AckReader<'a> {
+    link: Arc<Link<'a>>,
+    /// Silence after which the stream of a follower ends.
+    silence_max: Duration,
+    /// When anything last came.
+    heard: Instant,
 }
 
-/// Reads acknowledgements until the stream ends, and returns why it ended. Those of an observer change nothing.
-pub(in crate::replication) fn read_acks(
-    name: &str,
-    registration: Option<&Registration<'_>>,
-    mut stream: &TcpStream,
-    early: &[u8],
-) -> StreamEnd {
-    let mut buffer = Buffer::new();
-    let space = buffer.space(early.len());
-    let count = space.len().min(early.len());
-    space[..count].copy_from_slice(&early[..count]);
-    buffer.filled(count);
-    loop {
-        let needed = match parse(buffer.bytes()) {
-            Ok(Parsed::Whole { message, frame_len }) => {
-                let Message::Ack { applied_index, .. } = message else {
-                    let what = message.opcode().name();
-                    let text = format!("it sent {what}, which a follower does not");
-                    return StreamEnd(ErrorKind::InvalidData, text);
-                };
-                let now = Instant::now();
-                if let Some(registration) = registration
-                    && registration
-                        .progress(|follower| follower.acknowledged(applied_index, now))
-                        .is_none()
-                {
-                    return StreamEnd(
-                        ErrorKind::TimedOut,
-                        "a newer stream of it is there".to_owned(),
-                    );
+impl<'a> AckReader<'a> {
+    pub(super) const fn new(
+        link: Arc<Link<'a>>,
+        silence_max: Duration,
+        now: Instant,
+    ) -> AckReader<'a> {
+        AckReader {
+            link,
+            silence_max,
+            heard: now,
+        }
+    }
+
+    /// Consumes the whole frames that have arrived in `buffer`. Returns the length of the frame that has begun, as far
+    /// as known. To be called after each read.
+    ///
+    /// # Errors
+    ///
+    /// Why the stream has to end.
+    pub(crate) fn receive(
+        &mut self,
+        buffer: &mut Buffer,
+        now: Instant,
+    ) -> Result<usize, StreamEnd> {
+        self.heard = now;
+        loop {
+            match parse(buffer.bytes()).map_err(StreamEnd::BadFrame)? {
+                Parsed::Incomplete { needed } => return Ok(needed),
+                Parsed::Whole { message, frame_len } => {
+                    let Message::Ack { applied_index, .. } = message else {
+                        return Err(StreamEnd::NotAnAck(message.opcode().name()));
+                    };
+                    self.acknowledged(applied_index, now)?;
+                    buffer.consume(frame_len);
                 }
-                buffer.consume(frame_len);
-                continue;
-            }
-            Ok(Parsed::Incomplete { needed }) => needed,
-            Err(error) => {
-                return StreamEnd(ErrorKind::InvalidData, format!("it sent no frame: {error}"));
-            }
-        };
-        match stream.read(buffer.space(needed)) {
-            Ok(0) => {
-                let text = "it closed the connection".to_owned();
-                return StreamEnd(ErrorKind::UnexpectedEof, text);
-            }
-            Ok(count) => buffer.filled(count),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if is_timeout(&error) => {
-                let error = silent();
-                return StreamEnd(error.kind(), error.to_string());
-            }
-            Err(error) => {
-                debug!("{name}: {error}");
-                return StreamEnd(error.kind(), error.to_string());
             }
         }
+    }
+
+    /// The other side has acknowledged everything up to `index`.
+    fn acknowledged(&self, index: u64, now: Instant) -> Result<(), StreamEnd> {
+        let matched = self.link.matched();
+        if index > matched && !self.link.is_observer() {
+            return Err(StreamEnd::AckBeyond { index, matched });
+        }
+        self.link
+            .progress(|follower| follower.acknowledged(index, now))?;
+        Ok(())
+    }
+
+    /// The longest wait for an acknowledgement; `None` of an observer, which may be silent. TCP's retransmissions or
+    /// its keepalive end a connection whose observer has vanished.
+    pub(crate) fn silence_max(&self) -> Option<Duration> {
+        (!self.link.is_observer()).then_some(self.silence_max)
+    }
+
+    /// Judges a wait in which nothing has come. To be called where a read has timed out.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamEnd::Silent`], where the stream has to end.
+    pub(crate) fn check_silence(&self, now: Instant) -> Result<(), StreamEnd> {
+        let silence = now.saturating_duration_since(self.heard);
+        match self.silence_max() {
+            Some(max) if silence >= max => Err(StreamEnd::Silent),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// The other side has ended the stream, so the half that sends ends too. A follower may come back at once.
+    pub(crate) fn end(&self, why: StreamEnd) {
+        self.link.set_end(why);
     }
 }

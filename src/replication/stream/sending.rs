@@ -1,20 +1,19 @@
-//! Sending the stream: entries as the log gains them, and heartbeats.
+//! The leader side: what is to be sent next.
 
-use std::io::{self, ErrorKind, Write};
-use std::net::TcpStream;
-use std::sync::OnceLock;
-use std::thread;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::accept::{OTHER_DATA, Registration};
-use super::acks_in::StreamEnd;
+use super::accept::Accepted;
+use super::acks_in::AckReader;
+use super::link::{Link, StreamEnd};
+use super::snapshot_out::SnapshotOut;
 use crate::engine::entry::Entry;
 use crate::history::History;
 use crate::log::{Cursor, Found, Log};
 use crate::node::Node;
-use crate::replication::Peers;
+use crate::replication::core::liveness::SILENT_HEARTBEATS;
 use crate::replication::core::snapshot_permits::Permit;
-use crate::wire::replication::{BatchEncoder, Fields, Head, Message};
+use crate::wire::replication::{BatchEncoder, Fields, Head, Message, Start};
 
 /// After a batch of fewer entries the sender pauses, so that more of them gather: a write to the socket for every few
 /// entries, and a thread woken on the other side, costs the clients more than it gains a follower.
@@ -24,132 +23,263 @@ const FEW_ENTRIES: u32 = 512;
 const GATHER: Duration = Duration::from_micros(500);
 
 /// Most bytes of frames in a batch, except for a single larger frame.
-pub(in crate::replication) const BATCH_BYTES: usize = 256 << 10;
+pub(super) const BATCH_BYTES: usize = 256 << 10;
 
 /// How long a node that stops waits for a follower to acknowledge the last entry.
 const LAST_ACK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The sending half of a stream.
-pub(in crate::replication) struct Sender<'a> {
-    pub(in crate::replication) node: &'a Node,
-    pub(in crate::replication) peers: &'a Peers,
-    pub(in crate::replication) log: &'a Log,
-    pub(in crate::replication) stream: &'a TcpStream,
-    pub(in crate::replication) name: &'a str,
-    /// `None` for an observer.
-    pub(in crate::replication) registration: Option<&'a Registration<'a>>,
-    /// Set once the other side has ended the stream.
-    pub(in crate::replication) end: &'a OnceLock<StreamEnd>,
+/// Longest time between two judgements of a write that the other side does not take.
+const STALL_TURN: Duration = Duration::from_millis(500);
+
+/// What is to be done next for a stream.
+#[derive(Debug)]
+pub(crate) enum Sending {
+    /// Write the bytes of the buffer, and then the frame of this entry, which is large.
+    Frames {
+        /// `None` where the buffer has everything.
+        large: Option<Entry>,
+    },
+    /// Wait until the log has the next record of the cursor, and until this time at most.
+    Wait {
+        /// The position in the log.
+        cursor: Cursor,
+        /// Next heartbeat, or the next look at the log.
+        until: Instant,
+    },
+    /// Wait for so long, so that more records gather.
+    Gather(Duration),
+    /// Wait until the follower has acknowledged this index, and until this time at most.
+    AwaitAck {
+        /// The last index of the log.
+        index: u64,
+        /// The end of the wait.
+        until: Instant,
+    },
+    /// The stream is complete: the node stops.
+    End,
+}
+
+/// The half of the leader side that sends.
+///
+/// The caller does what [`next`](Self::next) returns, and then calls it again. Where a write is not taken it asks
+/// [`check_stall`](Self::check_stall).
+pub(crate) struct LeaderStream<'a> {
+    sender: Sender<'a>,
+    part: Part,
+}
+
+/// The part of the stream that is being sent.
+enum Part {
+    Snapshot(Box<SnapshotOut>),
+    Log,
+    /// All of the log is sent. The follower has to acknowledge its last index by the deadline.
+    LastAck {
+        index: u64,
+        deadline: Instant,
+    },
+}
+
+/// What all parts of a stream need.
+pub(super) struct Sender<'a> {
+    pub(super) node: &'a Node,
+    pub(super) log: &'a Log,
+    pub(super) link: Arc<Link<'a>>,
     /// [`Node::dataset_generation`] of the data set that is sent.
-    pub(in crate::replication) generation: u64,
-    pub(in crate::replication) epoch: u64,
+    generation: u64,
+    pub(super) epoch: u64,
     /// The history that the other side was told.
-    pub(in crate::replication) history: &'a History,
-    /// The position in the log after what is being written.
-    pub(in crate::replication) cursor: Option<Cursor>,
+    pub(super) history: History,
+    /// The position in the log after what is sent.
+    pub(super) cursor: Option<Cursor>,
     /// Interval of heartbeats.
-    pub(in crate::replication) interval: Duration,
+    pub(super) interval: Duration,
+    beat_at: Instant,
+    /// The last batch was a small one.
+    is_to_gather: bool,
     /// Held until the follower has acknowledged the whole snapshot.
-    pub(in crate::replication) permit: Option<Permit>,
-    /// Bytes to write.
-    pub(in crate::replication) out: Vec<u8>,
+    permit: Option<Permit>,
     /// Frames read from the log.
-    pub(in crate::replication) run: Vec<u8>,
+    pub(super) run: Vec<u8>,
+    /// Lines for the log.
+    pub(super) notes: Vec<String>,
+}
+
+impl<'a> LeaderStream<'a> {
+    /// Begins a stream that was accepted.
+    pub(crate) fn new(accepted: Accepted<'a>, now: Instant) -> LeaderStream<'a> {
+        let node = accepted.link.replica().node;
+        let is_snapshot = accepted.start == Start::Snapshot;
+        if !accepted.is_observer() {
+            node.count_stream(is_snapshot);
+        }
+        LeaderStream {
+            sender: Sender {
+                node,
+                log: accepted.log,
+                link: Arc::new(accepted.link),
+                generation: accepted.generation,
+                epoch: accepted.history.last().map_or(0, |start| start.epoch),
+                history: accepted.history,
+                cursor: accepted.cursor,
+                interval: accepted.interval,
+                beat_at: now,
+                is_to_gather: false,
+                permit: accepted.permit,
+                run: Vec::new(),
+                notes: Vec::new(),
+            },
+            part: if accepted.cursor.is_some() {
+                Part::Log
+            } else {
+                Part::Snapshot(Box::new(SnapshotOut::new(now)))
+            },
+        }
+    }
+
+    /// The half that takes acknowledgements. To be made once.
+    pub(crate) fn ack_reader(&self, now: Instant) -> AckReader<'a> {
+        AckReader::new(
+            Arc::clone(&self.sender.link),
+            self.sender.silence_max(),
+            now,
+        )
+    }
+
+    /// The other side of the stream.
+    pub(crate) const fn link(&self) -> &Arc<Link<'a>> {
+        &self.sender.link
+    }
+
+    /// The log that is sent.
+    pub(crate) const fn log(&self) -> &'a Log {
+        self.sender.log
+    }
+
+    /// Whether a snapshot is being sent.
+    pub(crate) const fn is_in_snapshot(&self) -> bool {
+        matches!(self.part, Part::Snapshot(_))
+    }
+
+    /// Takes the lines for the log that have come up since the last call.
+    pub(crate) fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.sender.notes)
+    }
+
+    /// Decides what is to be done next. Bytes to write replace the contents of `out`. They count as sent.
+    ///
+    /// # Errors
+    ///
+    /// Why the stream ends.
+    pub(crate) fn next(&mut self, now: Instant, out: &mut Vec<u8>) -> Result<Sending, StreamEnd> {
+        out.clear();
+        let sender = &mut self.sender;
+        sender.check_dataset()?;
+        match &mut self.part {
+            Part::Snapshot(snapshot) => {
+                if let Some(sending) = snapshot.next(sender, now, out)? {
+                    return Ok(sending);
+                }
+                sender.beat_at = now;
+                self.part = Part::Log;
+            }
+            Part::Log => {}
+            Part::LastAck { index, deadline } => return sender.last_ack(*index, *deadline, now),
+        }
+        self.next_of_log(now, out)
+    }
+
+    fn next_of_log(&mut self, now: Instant, out: &mut Vec<u8>) -> Result<Sending, StreamEnd> {
+        let sender = &mut self.sender;
+        let mut cursor = sender.cursor.ok_or(StreamEnd::FellBehind)?;
+        if std::mem::take(&mut sender.is_to_gather) {
+            return Ok(Sending::Gather(GATHER));
+        }
+        if sender.beat_at <= now {
+            sender.beat_at = now + sender.interval;
+            if sender.beat(cursor, out)? {
+                return Ok(Sending::Frames { large: None });
+            }
+        }
+        let is_copying = sender.link.progress(|follower| follower.is_copying());
+        // Only the stream of a follower that was silent is replaced.
+        if is_copying.map_err(|_| StreamEnd::Silent)? == Some(false) {
+            sender.permit = None;
+        }
+        match sender.read(&mut cursor)? {
+            Found::Small(count) => {
+                sender.entries(count, cursor, out)?;
+                Ok(Sending::Frames { large: None })
+            }
+            Found::Large(entry) => {
+                let fields = Fields::Entries {
+                    epoch: sender.epoch,
+                    first_index: cursor.next - 1,
+                    count: 1,
+                };
+                sender.link.sent(cursor.next - 1);
+                large(fields, entry, out)
+            }
+            Found::Nothing => Ok(Sending::Wait {
+                cursor,
+                until: sender.beat_at,
+            }),
+            Found::Gone => Err(StreamEnd::FellBehind),
+            Found::Ended if sender.link.is_observer() => Ok(Sending::End),
+            Found::Ended => {
+                let (index, deadline) = (cursor.next - 1, now + LAST_ACK_TIMEOUT);
+                self.part = Part::LastAck { index, deadline };
+                if sender.beat(cursor, out)? {
+                    return Ok(Sending::Frames { large: None });
+                }
+                sender.last_ack(index, deadline, now)
+            }
+        }
+    }
+
+    /// Longest time that a write may wait before [`check_stall`](Self::check_stall) is asked.
+    pub(crate) fn stall_turn(&self) -> Duration {
+        self.sender.interval.min(STALL_TURN)
+    }
+
+    /// Judges a write of which the other side has taken nothing since `since`. The stream of a follower that takes
+    /// nothing for three heartbeat intervals ends. An observer may pause for as long as this node holds the next entry.
+    ///
+    /// # Errors
+    ///
+    /// Why the stream has to end.
+    pub(crate) fn check_stall(&self, since: Instant, now: Instant) -> Result<(), StreamEnd> {
+        let sender = &self.sender;
+        if !sender.link.is_observer() {
+            let stalled = now.saturating_duration_since(since);
+            return if stalled < sender.silence_max() {
+                Ok(())
+            } else {
+                Err(StreamEnd::TookNothing)
+            };
+        }
+        sender.check_dataset()?;
+        if sender.log.has_ended() {
+            return Err(StreamEnd::NodeStops);
+        }
+        match sender.cursor {
+            Some(cursor) if !sender.log.holds(&cursor) => Err(StreamEnd::FellBehind),
+            Some(_) | None => Ok(()),
+        }
+    }
 }
 
 impl Sender<'_> {
-    /// Sends a snapshot where there is no cursor, and then the log from the cursor on, until the stream ends.
-    pub(in crate::replication) fn run(&mut self, cursor: Option<Cursor>) -> io::Result<()> {
-        let mut cursor = match cursor {
-            Some(cursor) => cursor,
-            None => self.send_snapshot()?,
-        };
-        let mut beat_at = Instant::now();
-        loop {
-            let now = Instant::now();
-            if beat_at <= now {
-                self.beat(cursor)?;
-                beat_at = now + self.interval;
-            }
-            if let Some(registration) = self.registration {
-                match registration.progress(|follower| follower.is_copying()) {
-                    None => return Err(silent()),
-                    Some(true) => {}
-                    Some(false) => self.permit = None,
-                }
-            }
-            let (end, log) = (self.end, self.log);
-            let found = log.read(&mut cursor, BATCH_BYTES, &mut self.run, beat_at, || {
-                end.get().is_some()
-            });
-            self.check_dataset()?;
-            match found {
-                Found::Small(count) => {
-                    self.send_entries(count, cursor)?;
-                    if count < FEW_ENTRIES {
-                        thread::sleep(GATHER);
-                    }
-                }
-                Found::Large(entry) => self.send_large(&entry, cursor)?,
-                Found::Nothing => {}
-                Found::Gone => return Err(fell_behind()),
-                Found::Ended => return self.finish(cursor),
-            }
-        }
+    /// Silence after which a follower counts as gone.
+    fn silence_max(&self) -> Duration {
+        self.interval * SILENT_HEARTBEATS
     }
 
-    /// Ends the stream where the node stops and has sent all of the log: waits for the follower to acknowledge it.
-    fn finish(&mut self, cursor: Cursor) -> io::Result<()> {
-        let Some(registration) = self.registration else {
-            return Ok(());
-        };
-        self.beat(cursor)?;
-        let (index, deadline) = (cursor.next - 1, Instant::now() + LAST_ACK_TIMEOUT);
-        let (name, number) = (&registration.name, registration.number);
-        if self.peers.wait_for_follower(name, number, index, deadline) {
-            return Ok(());
-        }
-        let text = format!("it has not said that it has everything up to index {index}");
-        Err(io::Error::new(ErrorKind::TimedOut, text))
-    }
-
-    /// Writes `out`, and empties it.
-    pub(in crate::replication) fn write(&mut self) -> io::Result<()> {
-        let result = self.write_all(&self.out);
-        self.out.clear();
-        result
-    }
-
-    /// Writes all of `bytes`. The stream of a follower that accepts no bytes for three heartbeats ends. An observer may
-    /// pause for as long as this node holds the next entry.
-    fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
-        let mut stream = self.stream;
-        while !bytes.is_empty() {
-            match stream.write(bytes) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(count) => bytes = &bytes[count..],
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if !is_timeout(&error) => return Err(error),
-                Err(_) if self.registration.is_some() => {
-                    let why = "it took nothing for three heartbeats";
-                    return Err(io::Error::new(ErrorKind::TimedOut, why));
-                }
-                Err(_) => self.check_pause()?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Checks that an observer that accepts no bytes can still be sent the next entry.
-    fn check_pause(&self) -> io::Result<()> {
+    /// Reads the next records of the log into `run`. They are of this stream's history.
+    pub(super) fn read(&mut self, cursor: &mut Cursor) -> Result<Found, StreamEnd> {
+        let found = self.log.try_read(cursor, BATCH_BYTES, &mut self.run);
         self.check_dataset()?;
-        if self.log.has_ended() {
-            return Err(stops());
-        }
-        match self.cursor {
-            Some(cursor) if !self.log.holds(&cursor) => Err(fell_behind()),
-            Some(_) | None => Ok(()),
-        }
+        self.cursor = Some(*cursor);
+        Ok(found)
     }
 
     /// Fails where the other side has ended the stream, or where the data set is no longer the one of this stream: a
@@ -157,29 +287,28 @@ impl Sender<'_> {
     ///
     /// To be called after each read of the log or the store, and before the data are sent. They are then of this
     /// stream's history, and no entry of a newer epoch is sent under the epoch of an older one.
-    pub(in crate::replication) fn check_dataset(&self) -> io::Result<()> {
-        if let Some(end) = self.end.get() {
-            Err(end.to_error())
+    pub(super) fn check_dataset(&self) -> Result<(), StreamEnd> {
+        if let Some(end) = self.link.end() {
+            Err(end.clone())
         } else if self.node.dataset_generation() == self.generation {
             Ok(())
         } else {
-            Err(io::Error::other(OTHER_DATA))
+            Err(StreamEnd::OtherData)
         }
     }
 
-    /// Sends a heartbeat with the digest at the cursor.
-    fn beat(&mut self, cursor: Cursor) -> io::Result<()> {
-        self.cursor = Some(cursor);
+    /// Makes a heartbeat with the digest at the cursor. Returns whether there is one.
+    fn beat(&self, cursor: Cursor, out: &mut Vec<u8>) -> Result<bool, StreamEnd> {
         let mut digest_index = cursor.next - 1;
         let digest = match self.log.digest_at(digest_index) {
             Some(digest) => digest,
             // An observer may be at an index whose digest the log does not have. It gets the newest one that it has.
-            None if self.registration.is_none() => {
+            None if self.link.is_observer() => {
                 let kept = self.log.kept_head();
                 digest_index = kept.index;
                 kept.digest
             }
-            None => return Ok(()),
+            None => return Ok(false),
         };
         let beat = Message::Heartbeat {
             epoch: self.epoch,
@@ -188,63 +317,44 @@ impl Sender<'_> {
             digest: digest.to_u128(),
         };
         self.check_dataset()?;
-        beat.encode(&mut self.out).map_err(io::Error::other)?;
-        self.write()
+        encode(&beat, out)?;
+        Ok(true)
     }
 
-    /// Sends the entries whose frames are in `run`. `cursor` is the position after them.
-    fn send_entries(&mut self, count: u32, cursor: Cursor) -> io::Result<()> {
-        self.cursor = Some(cursor);
+    /// Makes a batch of the entries whose frames are in `run`. `cursor` is the position after them.
+    fn entries(&mut self, count: u32, cursor: Cursor, out: &mut Vec<u8>) -> Result<(), StreamEnd> {
         let first_index = cursor.next - u64::from(count);
-        let mut batch = BatchEncoder::entries(&mut self.out, self.epoch, first_index);
+        let mut batch = BatchEncoder::entries(out, self.epoch, first_index);
         if !batch.push_run(&self.run, count) {
-            return Err(too_long());
+            return Err(StreamEnd::TooLong);
         }
         batch.finish();
-        self.write()
+        self.link.sent(cursor.next - 1);
+        self.is_to_gather = count < FEW_ENTRIES;
+        Ok(())
     }
 
-    /// Sends a large entry without a copy. `cursor` is the position after it.
-    fn send_large(&mut self, entry: &Entry, cursor: Cursor) -> io::Result<()> {
-        self.cursor = Some(cursor);
-        let fields = Fields::Entries {
-            epoch: self.epoch,
-            first_index: cursor.next - 1,
-            count: 1,
-        };
-        self.write_large(fields, entry)
-    }
-
-    /// Writes a batch of one large entry.
-    pub(in crate::replication) fn write_large(
-        &mut self,
-        fields: Fields,
-        entry: &Entry,
-    ) -> io::Result<()> {
-        let head = Head::new(fields, entry.frame()).map_err(|_| too_long())?;
-        head.encode(&mut self.out);
-        self.write()?;
-        self.write_all(entry.frame())
+    /// Judges whether the follower has acknowledged the last index of the log.
+    fn last_ack(&self, index: u64, until: Instant, now: Instant) -> Result<Sending, StreamEnd> {
+        match self.link.progress(|follower| follower.applied_index()) {
+            Ok(Some(applied)) if applied < index && now < until => {
+                Ok(Sending::AwaitAck { index, until })
+            }
+            Ok(Some(applied)) if applied < index => Err(StreamEnd::NoLastAck(index)),
+            Ok(_) => Ok(Sending::End),
+            Err(_) => Err(StreamEnd::NoLastAck(index)),
+        }
     }
 }
 
-/// Whether the socket's timeout has passed. Systems differ in the kind of error.
-pub(in crate::replication) fn is_timeout(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+/// Makes a batch of one large entry, which is sent without a copy.
+pub(super) fn large(fields: Fields, entry: Entry, out: &mut Vec<u8>) -> Result<Sending, StreamEnd> {
+    let head = Head::new(fields, entry.frame()).map_err(|_| StreamEnd::TooLong)?;
+    head.encode(out);
+    Ok(Sending::Frames { large: Some(entry) })
 }
 
-pub(in crate::replication) fn fell_behind() -> io::Error {
-    io::Error::other("it fell behind what backlog_bytes keeps of the log")
-}
-
-pub(in crate::replication) fn too_long() -> io::Error {
-    io::Error::other("an entry is longer than a batch can carry")
-}
-
-pub(in crate::replication) fn silent() -> io::Error {
-    io::Error::new(ErrorKind::TimedOut, "it said nothing for three heartbeats")
-}
-
-pub(in crate::replication) fn stops() -> io::Error {
-    io::Error::new(ErrorKind::Interrupted, "this node stops")
+/// Appends a message's frame to `out`.
+pub(super) fn encode(message: &Message<'_>, out: &mut Vec<u8>) -> Result<(), StreamEnd> {
+    message.encode(out).map_err(|_| StreamEnd::TooLong)
 }

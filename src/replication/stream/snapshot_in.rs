@@ -17,7 +17,7 @@ const ROOM_BYTES_MAX: usize = 120 << 10;
 const STAGED_FOR: Duration = Duration::from_millis(100);
 
 /// A snapshot that is being received.
-pub(in crate::replication) struct SnapshotIn<'n> {
+pub(super) struct SnapshotIn<'n> {
     history: History,
     load: Load<'n>,
     /// When entries were last stored.
@@ -28,7 +28,7 @@ pub(in crate::replication) struct SnapshotIn<'n> {
 
 impl<'n> SnapshotIn<'n> {
     /// Begins a snapshot of about `keys` keys, in place of the data set that the node held.
-    pub(in crate::replication) fn begin(
+    pub(super) fn begin(
         node: &'n Node,
         keys: u64,
         history: History,
@@ -49,7 +49,7 @@ impl<'n> SnapshotIn<'n> {
     /// # Errors
     ///
     /// [`FollowError::Protocol`], where another chunk than the next one came.
-    pub(in crate::replication) fn chunk(
+    pub(super) fn chunk(
         &mut self,
         sequence: u64,
         frames: Frames<'_>,
@@ -75,7 +75,7 @@ impl<'n> SnapshotIn<'n> {
     /// # Errors
     ///
     /// [`FollowError::Diverged`], where the data set is another.
-    pub(in crate::replication) fn end(
+    pub(super) fn end(
         &mut self,
         index: u64,
         digest: u128,

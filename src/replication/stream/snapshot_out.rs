@@ -1,15 +1,11 @@
-//! Sending a snapshot: the data set, partition by partition, with the entries that the log gains meanwhile.
+//! The leader side: a snapshot, partition by partition, with the entries that the log gains meanwhile.
 
-use std::io;
-use std::thread;
 use std::time::Instant;
 
-use log::info;
-
-use super::sending::{BATCH_BYTES, Sender, fell_behind, stops, too_long};
+use super::link::StreamEnd;
+use super::sending::{BATCH_BYTES, Sender, Sending, encode, large};
 use crate::engine::PartitionCopy;
-use crate::engine::entry::Entry;
-use crate::log::{Cursor, Found};
+use crate::log::Found;
 use crate::replication::core::rules::SnapshotRule;
 use crate::wire::replication::{BatchEncoder, Epochs, Fields, Message};
 use crate::wire::request::{self, Limits, Parsed::Whole};
@@ -22,107 +18,157 @@ const ANY_VALUE: Limits = Limits {
     value_len_max: u32::MAX,
 };
 
-impl Sender<'_> {
-    /// Sends a snapshot, and returns the position in the log after it.
-    pub(in crate::replication) fn send_snapshot(&mut self) -> io::Result<Cursor> {
-        let (node, log) = (self.node, self.log);
-        let started = Instant::now();
-        let mut cursor = log.cursor_after(log.head().index).ok_or_else(fell_behind)?;
-        self.cursor = Some(cursor);
-        let begin = Message::SnapshotBegin {
-            epoch: self.epoch,
-            keys: u64::try_from(node.engine().len()).unwrap_or(u64::MAX),
-            bytes: node.engine().bytes(),
-            history: Epochs::of(self.history).ok_or_else(too_long)?,
-        };
-        begin.encode(&mut self.out).map_err(io::Error::other)?;
-        self.write()?;
-        let mut rule = SnapshotRule::default();
-        let mut chunks = 0;
-        let mut copied = PartitionCopy::default();
-        for partition in 0..node.engine().partitions() {
-            rule.partition_copied(node.engine().copy_partition(partition, &mut copied));
-            self.check_dataset()?;
-            self.send_copied(&copied, &mut chunks)?;
-            while self.send_gained(&mut cursor, &rule, &mut chunks, Instant::now())? {}
+/// A snapshot that is being sent.
+pub(super) struct SnapshotOut {
+    started: Instant,
+    rule: SnapshotRule,
+    /// Chunks so far.
+    chunks: u64,
+    /// Partitions that are copied.
+    partitions: usize,
+    /// The last of them.
+    copied: PartitionCopy,
+    /// Bytes of its short entries, and number of its long ones, that are sent.
+    sent: (usize, usize),
+    stage: Stage,
+}
+
+/// What is sent next of a snapshot.
+enum Stage {
+    Begin,
+    /// The rest of the partition that was copied last.
+    Copied,
+    /// The entries that the log has gained; and then another partition, or the end.
+    Gained,
+    /// Nothing: the snapshot is sent.
+    Over,
+}
+
+impl SnapshotOut {
+    pub(super) fn new(now: Instant) -> SnapshotOut {
+        SnapshotOut {
+            started: now,
+            rule: SnapshotRule::default(),
+            chunks: 0,
+            partitions: 0,
+            copied: PartitionCopy::default(),
+            sent: (0, 0),
+            stage: Stage::Begin,
         }
-        while cursor.next <= rule.exact_from() {
-            let deadline = Instant::now() + self.interval;
-            self.send_gained(&mut cursor, &rule, &mut chunks, deadline)?;
-        }
-        let index = cursor.next - 1;
-        let digest = log.digest_at(index).ok_or_else(fell_behind)?;
-        self.check_dataset()?;
-        let end = Message::SnapshotEnd {
-            epoch: self.epoch,
-            index,
-            digest: digest.to_u128(),
-            chunks,
-        };
-        end.encode(&mut self.out).map_err(io::Error::other)?;
-        // Before the follower can acknowledge it.
-        if let Some(registration) = self.registration {
-            registration.progress(|follower| follower.snapshot_ends_at(index));
-        }
-        self.write()?;
-        info!(
-            "{} was sent a full copy up to index {index} in {} ms",
-            self.name,
-            started.elapsed().as_millis()
-        );
-        Ok(cursor)
     }
 
-    /// Sends the entries that the log has gained and the snapshot needs. Returns whether the log had any.
+    /// Decides what is to be done next for the snapshot; `None` once all of it is sent.
+    pub(super) fn next(
+        &mut self,
+        sender: &mut Sender<'_>,
+        now: Instant,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Sending>, StreamEnd> {
+        loop {
+            let sending = match self.stage {
+                Stage::Begin => Some(self.begin(sender, out)?),
+                Stage::Copied => self.send_copied(sender, out)?,
+                Stage::Gained => self.send_gained(sender, now, out)?,
+                Stage::Over => return Ok(None),
+            };
+            if sending.is_some() {
+                return Ok(sending);
+            }
+        }
+    }
+
+    fn begin(&mut self, sender: &mut Sender<'_>, out: &mut Vec<u8>) -> Result<Sending, StreamEnd> {
+        let (engine, log) = (sender.node.engine(), sender.log);
+        // The data set has all of that already, and the backlog knows the digest there.
+        let index = engine.head().index.min(log.kept_head().index);
+        let cursor = log.cursor_after(index).ok_or(StreamEnd::FellBehind)?;
+        sender.cursor = Some(cursor);
+        let begin = Message::SnapshotBegin {
+            epoch: sender.epoch,
+            keys: u64::try_from(engine.len()).unwrap_or(u64::MAX),
+            bytes: engine.bytes(),
+            history: Epochs::of(&sender.history).ok_or(StreamEnd::TooLong)?,
+        };
+        encode(&begin, out)?;
+        self.stage = Stage::Gained;
+        Ok(Sending::Frames { large: None })
+    }
+
+    /// Sends a chunk of what the log has gained and the snapshot needs. Where it has gained nothing, copies the next
+    /// partition, or ends the snapshot.
     fn send_gained(
         &mut self,
-        cursor: &mut Cursor,
-        rule: &SnapshotRule,
-        chunks: &mut u64,
-        deadline: Instant,
-    ) -> io::Result<bool> {
-        let (log, engine) = (self.log, self.node.engine());
-        let mut index = cursor.next;
-        let end = self.end;
-        let found = log.read(cursor, BATCH_BYTES, &mut self.run, deadline, || {
-            end.get().is_some()
-        });
-        self.check_dataset()?;
-        self.cursor = Some(*cursor);
-        match found {
-            Found::Small(_) => {
-                let run = std::mem::take(&mut self.run);
-                let mut rest = &run[..];
-                let mut batch = BatchEncoder::chunk(&mut self.out, self.epoch, *chunks);
-                while let Ok(Whole(frame)) = request::parse(rest, &ANY_VALUE) {
-                    rest = &rest[frame.bytes().len()..];
-                    let partition = engine.partition_of(frame.request().key());
-                    if rule.sends(partition, index) && !batch.push(frame.bytes()) {
-                        return Err(too_long());
-                    }
-                    index += 1;
-                }
-                *chunks += u64::from(batch.finish() > 0);
-                self.run = run;
-                self.write()?;
-                Ok(true)
-            }
+        sender: &mut Sender<'_>,
+        now: Instant,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Sending>, StreamEnd> {
+        let engine = sender.node.engine();
+        let mut cursor = sender.cursor.ok_or(StreamEnd::FellBehind)?;
+        let is_copied = self.partitions == engine.partitions();
+        if is_copied && cursor.next > self.rule.exact_from() {
+            return self.end(sender, cursor.next - 1, now, out).map(Some);
+        }
+        let first_index = cursor.next;
+        match sender.read(&mut cursor)? {
+            Found::Small(_) => self.send_run(sender, first_index, out),
             Found::Large(entry) => {
-                if rule.sends(engine.partition_of(entry.key()), index) {
-                    self.send_large_chunk(&entry, chunks)?;
+                let partition = engine.partition_of(entry.key());
+                if self.rule.sends(partition, first_index) {
+                    return large(self.next_chunk(sender.epoch), entry, out).map(Some);
                 }
-                Ok(true)
+                Ok(None)
             }
-            Found::Nothing => Ok(false),
-            Found::Gone => Err(fell_behind()),
-            Found::Ended => Err(stops()),
+            Found::Nothing if is_copied => Ok(Some(Sending::Wait {
+                cursor,
+                until: now + sender.interval,
+            })),
+            Found::Nothing => {
+                let index = engine.copy_partition(self.partitions, &mut self.copied);
+                self.rule.partition_copied(index);
+                self.partitions += 1;
+                self.sent = (0, 0);
+                sender.check_dataset()?;
+                self.stage = Stage::Copied;
+                Ok(None)
+            }
+            Found::Gone => Err(StreamEnd::FellBehind),
+            Found::Ended => Err(StreamEnd::NodeStops),
         }
     }
 
-    /// Sends the copy of a partition in chunks.
-    fn send_copied(&mut self, copied: &PartitionCopy, chunks: &mut u64) -> io::Result<()> {
-        let mut rest = copied.short();
-        while !rest.is_empty() {
+    /// Sends what the snapshot needs of the entries whose frames are in the sender's `run`.
+    fn send_run(
+        &mut self,
+        sender: &Sender<'_>,
+        first_index: u64,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Sending>, StreamEnd> {
+        let engine = sender.node.engine();
+        let (mut rest, mut index) = (&sender.run[..], first_index);
+        let mut batch = BatchEncoder::chunk(out, sender.epoch, self.chunks);
+        while let Ok(Whole(frame)) = request::parse(rest, &ANY_VALUE) {
+            rest = &rest[frame.bytes().len()..];
+            let partition = engine.partition_of(frame.request().key());
+            if self.rule.sends(partition, index) && !batch.push(frame.bytes()) {
+                return Err(StreamEnd::TooLong);
+            }
+            index += 1;
+        }
+        if batch.finish() == 0 {
+            return Ok(None);
+        }
+        self.chunks += 1;
+        Ok(Some(Sending::Frames { large: None }))
+    }
+
+    /// Sends a chunk of the partition that was copied last; `None` where all of it is sent.
+    fn send_copied(
+        &mut self,
+        sender: &Sender<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Sending>, StreamEnd> {
+        let rest = &self.copied.short()[self.sent.0..];
+        if !rest.is_empty() {
             let (mut len, mut count) = (0, 0);
             for frame in request::frames(rest) {
                 len += frame.bytes().len();
@@ -131,46 +177,74 @@ impl Sender<'_> {
                     break;
                 }
             }
-            let (chunk, after) = rest.split_at(len);
-            let mut batch = BatchEncoder::chunk(&mut self.out, self.epoch, *chunks);
-            if !batch.push_run(chunk, count) {
-                return Err(too_long());
+            let mut batch = BatchEncoder::chunk(out, sender.epoch, self.chunks);
+            if !batch.push_run(&rest[..len], count) {
+                return Err(StreamEnd::TooLong);
             }
             batch.finish();
-            rest = after;
-            *chunks += 1;
-            self.write()?;
-            thread::yield_now();
+            self.sent.0 += len;
+            self.chunks += 1;
+            return Ok(Some(Sending::Frames { large: None }));
         }
-        let mut rest = copied.long();
-        while let Some(first) = rest.first() {
-            if first.frame().len() > BATCH_BYTES {
-                self.send_large_chunk(first, chunks)?;
-                rest = &rest[1..];
-                continue;
-            }
-            let mut batch = BatchEncoder::chunk(&mut self.out, self.epoch, *chunks);
-            let count = rest
-                .iter()
-                .take_while(|entry| batch.value_len() < CHUNK_BYTES && batch.push(entry.frame()))
-                .count();
-            batch.finish();
-            rest = &rest[count..];
-            *chunks += 1;
-            self.write()?;
-            thread::yield_now();
+        let rest = &self.copied.long()[self.sent.1..];
+        let Some(first) = rest.first() else {
+            self.stage = Stage::Gained;
+            return Ok(None);
+        };
+        if first.frame().len() > BATCH_BYTES {
+            let entry = first.clone();
+            self.sent.1 += 1;
+            return large(self.next_chunk(sender.epoch), entry, out).map(Some);
         }
-        Ok(())
+        let mut batch = BatchEncoder::chunk(out, sender.epoch, self.chunks);
+        let count = rest
+            .iter()
+            .take_while(|entry| batch.value_len() < CHUNK_BYTES && batch.push(entry.frame()))
+            .count();
+        batch.finish();
+        self.sent.1 += count;
+        self.chunks += 1;
+        Ok(Some(Sending::Frames { large: None }))
     }
 
-    /// Sends a chunk of one large entry.
-    fn send_large_chunk(&mut self, entry: &Entry, chunks: &mut u64) -> io::Result<()> {
-        let fields = Fields::SnapshotChunk {
-            epoch: self.epoch,
-            sequence: *chunks,
+    /// The fields of the next chunk, of one entry.
+    const fn next_chunk(&mut self, epoch: u64) -> Fields {
+        let sequence = self.chunks;
+        self.chunks += 1;
+        Fields::SnapshotChunk {
+            epoch,
+            sequence,
             count: 1,
+        }
+    }
+
+    /// Ends the snapshot, which is exact at `index`.
+    fn end(
+        &mut self,
+        sender: &mut Sender<'_>,
+        index: u64,
+        now: Instant,
+        out: &mut Vec<u8>,
+    ) -> Result<Sending, StreamEnd> {
+        let digest = sender.log.digest_at(index).ok_or(StreamEnd::FellBehind)?;
+        sender.check_dataset()?;
+        let end = Message::SnapshotEnd {
+            epoch: sender.epoch,
+            index,
+            digest: digest.to_u128(),
+            chunks: self.chunks,
         };
-        *chunks += 1;
-        self.write_large(fields, entry)
+        encode(&end, out)?;
+        sender
+            .link
+            .progress(|follower| follower.snapshot_ends_at(index))?;
+        sender.link.sent(index);
+        let took = now.saturating_duration_since(self.started).as_millis();
+        let name = sender.link.name();
+        sender.notes.push(format!(
+            "{name} was sent a full copy up to index {index} in {took} ms"
+        ));
+        self.stage = Stage::Over;
+        Ok(Sending::Frames { large: None })
     }
 }

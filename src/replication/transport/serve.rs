@@ -1,124 +1,209 @@
-//! The leader side of a stream: sends a follower or an observer what it lacks, on the connection that asked for it.
+//! Carries out the leader side of a stream, on the connection that asked for it.
 //!
 //! The same code serves observers, within the same bounds. An observer is no follower: it is not in the registry and
 //! not in STATUS, it need not acknowledge, and a stop does not wait for it. A follower may serve observers as well. Its
 //! data set can be replaced while it is read, and its history grows when its leader restarts. The stream then ends
 //! before the first entry of the other data set or of the new epoch, and the observer asks again.
 
-use std::io;
-use std::net::{Shutdown, TcpStream};
-use std::sync::OnceLock;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
-use crate::log::Cursor;
+use super::is_timeout;
+use crate::node::Reply;
 use crate::replication::Replica;
-use crate::replication::core::liveness::SILENT_HEARTBEATS;
-use crate::replication::stream::accept::Accepted;
-use crate::replication::stream::acks_in::{StreamEnd, read_acks};
-use crate::replication::stream::sending::Sender;
+use crate::replication::stream::accept::{self, Accepted, NotAccepted};
+use crate::replication::stream::acks_in::AckReader;
+use crate::replication::stream::link::StreamEnd;
+use crate::replication::stream::sending::{LeaderStream, Sending};
+use crate::wire::Buffer;
 use crate::wire::replication::Start;
 
-/// Longest time that an observer of a node that stops may accept no bytes.
-const PAUSE_AT_STOP: Duration = Duration::from_millis(500);
+/// How long a follower that comes back waits for this node to notice the end of its last stream. Where the stream is
+/// another node's of the same name, it does not end, and the follower is refused.
+const OLDER_STREAM_ENDS: Duration = Duration::from_millis(100);
+
+/// Judges a FOLLOW request from `addr`. Where the name has a stream already, waits for its end and judges again.
+///
+/// # Errors
+///
+/// The answer that refuses it.
+pub(crate) fn accept<'a>(
+    replica: Replica<'a>,
+    addr: SocketAddr,
+    key: &[u8],
+    value: &[u8],
+) -> Result<Box<Accepted<'a>>, Reply> {
+    let text = addr.to_string();
+    let judge = || accept::accept(replica, &text, key, value, Instant::now());
+    let mut result = judge();
+    if let Err(NotAccepted::SecondNode { name, .. }) = &result
+        && replica.peers.wait_for_end_of(name, OLDER_STREAM_ENDS)
+    {
+        result = judge();
+    }
+    result.map_err(|not_accepted| match not_accepted {
+        NotAccepted::Refused(reply) => reply,
+        NotAccepted::SecondNode { name, older } => refuse_second(replica, &name, &older, addr),
+    })
+}
+
+/// Refuses a node at `addr` whose name already has a stream, and logs it once for each such node.
+fn refuse_second(replica: Replica<'_>, name: &str, older: &str, addr: SocketAddr) -> Reply {
+    let text = format!(
+        "two nodes are called {name}: the one at {older} follows and stays, the one at {addr} is refused"
+    );
+    if replica.peers.refuse_follower(name, &addr.ip().to_string()) {
+        warn!("{text}");
+    }
+    Reply::Error(text)
+}
 
 /// Sends the stream until the other side is gone, falls behind the backlog, or the node stops. `early` are bytes that
 /// arrived after the request.
+///
+/// # Errors
+///
+/// A [`StreamEnd`], where the stream did not end with the node, or an error of the system.
 pub(crate) fn serve(
-    replica: Replica<'_>,
-    stream: &TcpStream,
-    accepted: &mut Accepted<'_>,
+    socket: &TcpStream,
+    accepted: Box<Accepted<'_>>,
     early: &[u8],
 ) -> io::Result<()> {
-    let Replica { node, peers } = replica;
-    let (Some(log), Some(member)) = (node.engine().log(), node.member()) else {
-        return Ok(());
-    };
-    let interval = member.replication.heartbeat_interval;
-    let silence = interval * SILENT_HEARTBEATS;
-    let registration = accepted.registration.as_ref();
-    // An observer may pause for longer. After each timeout the sender checks whether it may pause on.
-    let write_timeout = match registration {
-        Some(_) => silence,
-        None => interval.min(PAUSE_AT_STOP),
-    };
-    stream.set_write_timeout(Some(write_timeout))?;
-    // An observer may be silent. TCP's retransmissions or its keepalive end a connection whose observer has vanished.
-    stream.set_read_timeout(registration.map(|_| silence))?;
-    let name = accepted.name.as_str();
-    let (verb, thread) = match registration {
-        Some(_) => ("follow", name),
-        None => ("observe", "observer"),
-    };
+    let is_observer = accepted.is_observer();
+    let verb = if is_observer { "observe" } else { "follow" };
+    let name = accepted.name().to_owned();
     match accepted.start {
         Start::Snapshot | Start::Unknown => info!("{name} {verb}s: full copy"),
         Start::Resume { from_index } => info!("{name} {verb}s: from index {from_index}"),
     }
-    if registration.is_some() {
-        node.count_stream(accepted.start == Start::Snapshot);
-    }
-    let end = OnceLock::new();
-    let mut sender = Sender {
-        node,
-        peers,
-        log,
-        stream,
-        name,
-        registration,
-        end: &end,
-        generation: accepted.generation,
-        epoch: accepted.history.last().map_or(0, |start| start.epoch),
-        history: &accepted.history,
-        cursor: accepted.cursor,
-        interval,
-        permit: accepted.permit.take(),
-        out: Vec::new(),
-        run: Vec::new(),
-    };
-    let result = run(
-        &mut sender,
-        accepted.cursor,
-        &format!("acks-{thread}"),
-        early,
-    );
+    let result = run(socket, LeaderStream::new(*accepted, Instant::now()), early);
     match &result {
         Ok(()) => info!("{name} no longer {verb}s"),
         // The end of an observer is nothing unusual.
-        Err(error) if registration.is_none() => info!("{name} no longer {verb}s: {error}"),
+        Err(error) if is_observer => info!("{name} no longer {verb}s: {error}"),
         Err(error) => warn!("{name} no longer {verb}s: {error}"),
     }
     result
 }
 
-/// Runs the sender, and beside it a thread that reads acknowledgements.
-fn run(
-    sender: &mut Sender<'_>,
-    cursor: Option<Cursor>,
-    thread_name: &str,
-    early: &[u8],
-) -> io::Result<()> {
-    let (name, registration, stream) = (sender.name, sender.registration, sender.stream);
-    let (end, log) = (sender.end, sender.log);
+/// Sends, and beside it reads acknowledgements in another thread.
+fn run(socket: &TcpStream, mut stream: LeaderStream<'_>, early: &[u8]) -> io::Result<()> {
+    let (link, log) = (Arc::clone(stream.link()), stream.log());
+    let mut acks = stream.ack_reader(Instant::now());
+    socket.set_write_timeout(Some(stream.stall_turn()))?;
+    socket.set_read_timeout(acks.silence_max())?;
+    let thread_name = if link.is_observer() {
+        "acks-observer".to_owned()
+    } else {
+        format!("acks-{}", link.name())
+    };
     thread::scope(|scope| {
         thread::Builder::new()
-            .name(thread_name.to_owned())
+            .name(thread_name)
             .spawn_scoped(scope, move || {
-                let _ = end.set(read_acks(name, registration, stream, early));
-                // At once, so that the follower can come back.
-                if let Some(registration) = registration {
-                    registration.leave();
-                }
+                let why = read_acks(&mut acks, socket, early);
+                acks.end(why);
                 // Both wake the sender, from a write or from its wait for entries.
-                let _ = stream.shutdown(Shutdown::Both);
+                let _ = socket.shutdown(Shutdown::Both);
                 log.wake_readers();
             })
             .map_err(|error| io::Error::new(error.kind(), format!("no thread for it: {error}")))?;
-        let result = sender.run(cursor);
+        let result = send(&mut stream, socket);
         // Where the other side ended the stream, that is why the sender failed.
-        let result = result.map_err(|error| end.get().map_or(error, StreamEnd::to_error));
-        let _ = stream.shutdown(Shutdown::Both);
-        result
+        let result = result.map_err(|why| link.end().cloned().unwrap_or(why));
+        let _ = socket.shutdown(Shutdown::Both);
+        result.map_err(io::Error::other)
     })
+}
+
+/// Does what the stream says, until it ends.
+fn send(stream: &mut LeaderStream<'_>, socket: &TcpStream) -> Result<(), StreamEnd> {
+    let (link, log) = (Arc::clone(stream.link()), stream.log());
+    let peers = link.replica().peers;
+    let mut out = Vec::new();
+    loop {
+        let sending = stream.next(Instant::now(), &mut out);
+        for note in stream.take_notes() {
+            info!("{note}");
+        }
+        match sending? {
+            Sending::Frames { large } => {
+                write(stream, socket, &out)?;
+                if let Some(entry) = large {
+                    write(stream, socket, entry.frame())?;
+                }
+                if stream.is_in_snapshot() {
+                    thread::yield_now();
+                }
+            }
+            Sending::Wait { cursor, until } => log.wait(&cursor, until, || link.end().is_some()),
+            Sending::Gather(time) => thread::sleep(time),
+            Sending::AwaitAck { index, until } => {
+                if let Some(number) = link.number() {
+                    let _ = peers.wait_for_follower(link.name(), number, index, until);
+                }
+            }
+            Sending::End => return Ok(()),
+        }
+    }
+}
+
+/// Writes all of `bytes`.
+fn write(
+    stream: &LeaderStream<'_>,
+    mut socket: &TcpStream,
+    mut bytes: &[u8],
+) -> Result<(), StreamEnd> {
+    let mut since = Instant::now();
+    while !bytes.is_empty() {
+        match socket.write(bytes) {
+            Ok(0) => return Err(lost(&ErrorKind::WriteZero.into())),
+            Ok(count) => {
+                bytes = &bytes[count..];
+                since = Instant::now();
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if is_timeout(&error) => stream.check_stall(since, Instant::now())?,
+            Err(error) => return Err(lost(&error)),
+        }
+    }
+    Ok(())
+}
+
+/// Reads acknowledgements until the stream ends, and returns why it ended.
+fn read_acks(acks: &mut AckReader<'_>, mut socket: &TcpStream, early: &[u8]) -> StreamEnd {
+    let mut buffer = Buffer::new();
+    buffer.extend(early);
+    loop {
+        let needed = match acks.receive(&mut buffer, Instant::now()) {
+            Ok(needed) => needed,
+            Err(why) => return why,
+        };
+        let count = loop {
+            match socket.read(buffer.space(needed)) {
+                Ok(count) => break count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if is_timeout(&error) => {
+                    if let Err(why) = acks.check_silence(Instant::now()) {
+                        return why;
+                    }
+                }
+                Err(error) => return lost(&error),
+            }
+        };
+        if count == 0 {
+            return StreamEnd::Closed;
+        }
+        buffer.filled(count);
+    }
+}
+
+/// The end of a stream whose connection failed.
+fn lost(error: &io::Error) -> StreamEnd {
+    StreamEnd::Lost(error.to_string())
 }

@@ -1,0 +1,189 @@
+//! What the two halves of the leader side share: the one that sends, and the one that reads acknowledgements.
+
+use std::fmt;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::replication::core::progress::Progress;
+use crate::replication::peers::Replica;
+use crate::wire::replication::ReplicationError;
+
+/// Why the leader side of a stream ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StreamEnd {
+    /// The other side has closed the connection.
+    Closed,
+    /// The connection failed.
+    Lost(String),
+    /// Nothing came for three heartbeat intervals.
+    Silent,
+    /// The other side took no byte for three heartbeat intervals.
+    TookNothing,
+    /// The other side sent a message that only a leader sends.
+    NotAnAck(&'static str),
+    /// The other side sent bytes that are no frame.
+    BadFrame(ReplicationError),
+    /// A follower has acknowledged more than it was sent.
+    AckBeyond {
+        /// The index that it acknowledged.
+        index: u64,
+        /// The last index that it can have.
+        matched: u64,
+    },
+    /// The follower has a newer stream.
+    Replaced,
+    /// The backlog no longer holds the next record.
+    FellBehind,
+    /// This node holds another data set now, or the same one with another history.
+    OtherData,
+    /// A record is too long for a frame of the stream.
+    TooLong,
+    /// This node stops.
+    NodeStops,
+    /// This node stops, and the follower has not acknowledged this index.
+    NoLastAck(u64),
+}
+
+impl fmt::Display for StreamEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StreamEnd::Closed => f.write_str("it closed the connection"),
+            StreamEnd::Lost(text) => f.write_str(text),
+            StreamEnd::Silent => f.write_str("it said nothing for three heartbeats"),
+            StreamEnd::TookNothing => f.write_str("it took nothing for three heartbeats"),
+            StreamEnd::NotAnAck(what) => write!(f, "it sent {what}, which a follower does not"),
+            StreamEnd::BadFrame(error) => write!(f, "it sent no frame: {error}"),
+            StreamEnd::AckBeyond { index, matched } => write!(
+                f,
+                "it acknowledged index {index}, and has been sent no more than {matched}"
+            ),
+            StreamEnd::Replaced => f.write_str("a newer stream of it is there"),
+            StreamEnd::FellBehind => {
+                f.write_str("it fell behind what backlog_bytes keeps of the log")
+            }
+            StreamEnd::OtherData => f.write_str("this node's data set is another now"),
+            StreamEnd::TooLong => f.write_str("an entry is longer than a batch can carry"),
+            StreamEnd::NodeStops => f.write_str("this node stops"),
+            StreamEnd::NoLastAck(index) => write!(
+                f,
+                "it has not said that it has everything up to index {index}"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for StreamEnd {}
+
+/// The other side of a stream, as this node knows it. A follower is in the registry until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Link<'a> {
+    replica: Replica<'a>,
+    name: String,
+    /// Number of the stream among all that the node has had; `None` for an observer, which is in no registry.
+    number: Option<u64>,
+    /// Last index that the other side can have: where the stream began, and then what was sent.
+    matched: AtomicU64,
+    /// Set once the other side has ended the stream.
+    end: OnceLock<StreamEnd>,
+}
+
+impl<'a> Link<'a> {
+    /// The link to a follower that holds everything up to `matched`.
+    pub(super) const fn of_follower(
+        replica: Replica<'a>,
+        name: String,
+        number: u64,
+        matched: u64,
+    ) -> Link<'a> {
+        Link {
+            replica,
+            name,
+            number: Some(number),
+            matched: AtomicU64::new(matched),
+            end: OnceLock::new(),
+        }
+    }
+
+    /// The link to an observer.
+    pub(super) const fn of_observer(replica: Replica<'a>, name: String) -> Link<'a> {
+        Link {
+            replica,
+            name,
+            number: None,
+            matched: AtomicU64::new(0),
+            end: OnceLock::new(),
+        }
+    }
+
+    /// This node.
+    pub(crate) const fn replica(&self) -> Replica<'a> {
+        self.replica
+    }
+
+    /// The name of the other side.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Number of a follower's stream among all that the node has had.
+    pub(crate) const fn number(&self) -> Option<u64> {
+        self.number
+    }
+
+    /// Whether the other side is an observer.
+    pub(crate) const fn is_observer(&self) -> bool {
+        self.number.is_none()
+    }
+
+    /// Looks at or changes a follower's progress. `None` of an observer.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamEnd::Replaced`], where the follower has left, or has another stream by now.
+    pub(super) fn progress<T>(
+        &self,
+        f: impl FnOnce(&mut Progress) -> T,
+    ) -> Result<Option<T>, StreamEnd> {
+        let Some(number) = self.number else {
+            return Ok(None);
+        };
+        let result = self.replica.peers.with_follower(&self.name, number, f);
+        result.map(Some).ok_or(StreamEnd::Replaced)
+    }
+
+    /// Everything up to `index` is sent. To be called before the other side can acknowledge it.
+    pub(super) fn sent(&self, index: u64) {
+        self.matched.store(index, Ordering::Release);
+    }
+
+    /// Last index that the other side can have.
+    pub(super) fn matched(&self) -> u64 {
+        self.matched.load(Ordering::Acquire)
+    }
+
+    /// Why the other side has ended the stream, once it has.
+    pub(crate) fn end(&self) -> Option<&StreamEnd> {
+        self.end.get()
+    }
+
+    /// The other side has ended the stream. A follower may come back at once.
+    pub(super) fn set_end(&self, why: StreamEnd) {
+        let _ = self.end.set(why);
+        self.leave();
+    }
+
+    /// Takes a follower out of the registry. A second call changes nothing.
+    fn leave(&self) {
+        if let Some(number) = self.number {
+            // A leader keeps it in STATUS, with its last figures.
+            let keeps = self.replica.node.is_leader();
+            self.replica.peers.follower_left(&self.name, number, keeps);
+        }
+    }
+}
+
+impl Drop for Link<'_> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
