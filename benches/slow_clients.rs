@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use gopherstore::config::LimitsConfig;
-use gopherstore::node::{Node, Role};
+use gopherstore::node::Node;
 use gopherstore::server::Server;
 use gopherstore::wire::Request;
 
@@ -72,7 +72,7 @@ fn main() {
         max_value_bytes: u32::MAX,
         ..LimitsConfig::default()
     };
-    let server = Server::bind("127.0.0.1:0", Node::new(Role::Leader), limits).unwrap();
+    let server = Server::bind("127.0.0.1:0", Node::alone(), limits).unwrap();
     let (addr, stopper) = (server.local_addr(), server.stopper());
     thread::scope(|scope| {
         scope.spawn(|| server.run().unwrap());

@@ -13,7 +13,7 @@ use std::hint::black_box;
 use gopherstore::config::Config;
 use gopherstore::engine::{Answers, Group};
 use gopherstore::history::EpochStart;
-use gopherstore::node::{Node, Role};
+use gopherstore::node::Node;
 use gopherstore::wire::replication::{self, BatchEncoder, Message};
 use gopherstore::wire::request::{Limits, Parsed, parse};
 use gopherstore::wire::response::Response;
@@ -101,7 +101,7 @@ fn single(calls: usize) {
         (0..calls).map(|key| frames([key], request)).collect()
     };
     let (gets, sets, dels) = (of_each(get), of_each(set), of_each(del));
-    let node = Node::new(Role::Leader);
+    let node = Node::alone();
     let mut answers = Answers::new();
     let mut one = |name, frames: &[Vec<u8>]| {
         operation(name, 1, calls, |at| {
@@ -173,7 +173,7 @@ fn runs(calls: usize) {
         start_index: 1,
     };
     leader.open_epoch(start).unwrap();
-    let alone = Node::new(Role::Leader);
+    let alone = Node::alone();
     settle(&alone, &sets);
     let mut answers = Answers::new();
     let mut run = |name, node: &Node, requests: &[Vec<u8>]| {

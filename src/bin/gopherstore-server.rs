@@ -20,7 +20,7 @@ use crossbeam_channel::{Receiver, Sender, after, bounded, never, select_biased, 
 use gopherstore::arguments::{self, Exit, Program, USAGE};
 use gopherstore::config::{Config, NodeConfig};
 use gopherstore::logging::{self, Log};
-use gopherstore::node::{Node, Phase};
+use gopherstore::node::{Node, RoleState};
 use gopherstore::replication::Ending;
 use gopherstore::server::{BindError, Server, Stopper};
 use gopherstore::service::{self, Manager, Notice};
@@ -229,9 +229,9 @@ fn serve(plan: &Plan, ends: &mut Vec<Receiver<()>>) -> Result<Ending, String> {
     let addr = addrs.collect::<Vec<String>>().join(" and ");
     let (stops, stopping) = unbounded();
     stop_on_signals(server.stopper(), stops)?;
-    if let Some((manager, phases)) = manager {
-        let is_leader = config.leader().name == *name;
-        let body = move || report(&manager, is_leader, &phases, &stopping);
+    if let Some((manager, roles)) = manager {
+        let is_to_lead = config.leader().name == *name;
+        let body = move || report(&manager, is_to_lead, &roles, &stopping);
         ends.push(spawn("reporter", body)?);
     }
     announce(plan, &addr);
@@ -313,7 +313,12 @@ fn stop_on_signals(stopper: Stopper, stops: Sender<()>) -> Result<(), String> {
 
 /// Tells the service manager how the node stands, each time that this changes, until it stops. A manager that does not
 /// read is told again later, since it may wait for the start without limit.
-fn report(manager: &Manager, is_leader: bool, phases: &Receiver<Phase>, stopping: &Receiver<()>) {
+fn report(
+    manager: &Manager,
+    is_to_lead: bool,
+    roles: &Receiver<RoleState>,
+    stopping: &Receiver<()>,
+) {
     let mut untold = None;
     let mut was_busy = false;
     loop {
@@ -327,14 +332,14 @@ fn report(manager: &Manager, is_leader: bool, phases: &Receiver<Phase>, stopping
                 tell(manager, &[Notice::Stopping, Notice::Status("stopping")], was_busy);
                 return;
             }
-            recv(phases) -> phase => match phase {
-                Ok(phase) => untold = Some(phase),
+            recv(roles) -> role => match role {
+                Ok(role) => untold = Some(role),
                 Err(_) => return,
             },
             recv(again) -> _ => {}
         }
-        if let Some(phase) = &untold {
-            was_busy = tell_phase(manager, is_leader, phase, was_busy);
+        if let Some(role) = &untold {
+            was_busy = tell_role(manager, is_to_lead, role, was_busy);
             if !was_busy {
                 untold = None;
             }
@@ -344,17 +349,18 @@ fn report(manager: &Manager, is_leader: bool, phases: &Receiver<Phase>, stopping
 
 /// Tells the service manager how the node stands, and that it has started. True if the manager is too busy to read.
 ///
-/// A leader has started when it takes writes, so units ordered after it can write. A follower has started when it
-/// listens: its data depends on its leader, which may be away, and that is no failed start.
-fn tell_phase(manager: &Manager, is_leader: bool, phase: &Phase, was_busy: bool) -> bool {
-    let role = if is_leader { "leader" } else { "follower" };
-    let status = match phase {
-        Phase::Serving => format!("{role}, serving"),
-        Phase::Loading(why) => format!("{role}, loading: {why}"),
-        Phase::Refusing(why) => format!("{role}, refused: {why}"),
-    };
+/// The initial leader has started when it takes writes, so units ordered after it can write, or when it follows another
+/// leader. A follower has started when it listens: its data depends on its leader, which may be away, and that is no
+/// failed start.
+fn tell_role(manager: &Manager, is_to_lead: bool, role: &RoleState, was_busy: bool) -> bool {
+    let status = role.to_string();
     // Saying that it is ready more than once does no harm.
-    let is_ready = !is_leader || *phase == Phase::Serving;
+    let is_ready = match role {
+        RoleState::Leader { .. } | RoleState::Follower { .. } => true,
+        RoleState::Loading { .. } | RoleState::Candidate { .. } | RoleState::Refusing { .. } => {
+            !is_to_lead
+        }
+    };
     let ready = is_ready.then_some(Notice::Ready);
     let notices: Vec<Notice<'_>> = ready.into_iter().chain([Notice::Status(&status)]).collect();
     tell(manager, &notices, was_busy)

@@ -3,7 +3,7 @@
 //! ```
 //! use gopherstore::client::Client;
 //! # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
-//! # let node = Node::new(Role::Leader);
+//! # let node = Node::alone();
 //! # let server = Server::bind("127.0.0.1:0", node, LimitsConfig::default())?;
 //! # let addr = &server.local_addr().to_string();
 //! # std::thread::spawn(|| server.run());
@@ -128,7 +128,7 @@ pub struct Frame<'a> {
 /// use std::sync::{Arc, Mutex};
 /// use gopherstore::client::{Client, ClientOptions, Direction, FrameHook};
 /// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
-/// # let node = Node::new(Role::Leader);
+/// # let node = Node::alone();
 /// # let server = Server::bind("127.0.0.1:0", node, LimitsConfig::default())?;
 /// # let addr = &server.local_addr().to_string();
 /// # std::thread::spawn(|| server.run());
@@ -250,7 +250,7 @@ impl Client {
     ///
     /// ```
     /// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
-    /// # let server = Server::bind("127.0.0.1:0", Node::new(Role::Leader), LimitsConfig::default())?;
+    /// # let server = Server::bind("127.0.0.1:0", Node::alone(), LimitsConfig::default())?;
     /// # let addr = &server.local_addr().to_string();
     /// # std::thread::spawn(|| server.run());
     /// let mut client = gopherstore::Client::unconnected(addr, Default::default());
@@ -298,7 +298,7 @@ impl Client {
     ///
     /// ```
     /// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
-    /// # let server = Server::bind("127.0.0.1:0", Node::new(Role::Leader), LimitsConfig::default())?;
+    /// # let server = Server::bind("127.0.0.1:0", Node::alone(), LimitsConfig::default())?;
     /// # let addr = &server.local_addr().to_string();
     /// # std::thread::spawn(|| server.run());
     /// let mut client = gopherstore::Client::connect(addr)?;
@@ -336,7 +336,7 @@ impl Client {
     ///
     /// ```
     /// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
-    /// # let server = Server::bind("127.0.0.1:0", Node::new(Role::Leader), LimitsConfig::default())?;
+    /// # let server = Server::bind("127.0.0.1:0", Node::alone(), LimitsConfig::default())?;
     /// # let addr = &server.local_addr().to_string();
     /// # std::thread::spawn(|| server.run());
     /// let status = gopherstore::Client::connect(addr)?.status()?;
@@ -427,7 +427,7 @@ impl Client {
     ///
     /// ```
     /// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
-    /// # let server = Server::bind("127.0.0.1:0", Node::new(Role::Leader), LimitsConfig::default())?;
+    /// # let server = Server::bind("127.0.0.1:0", Node::alone(), LimitsConfig::default())?;
     /// # let addr = &server.local_addr().to_string();
     /// # std::thread::spawn(|| server.run());
     /// use gopherstore::{client::{Response, Client}, wire::Request};

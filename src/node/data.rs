@@ -1,6 +1,8 @@
 //! Runs of clients, and the answers to those that are not admitted.
 
-use super::{Node, Reply, Role};
+use std::sync::Arc;
+
+use super::{Node, Reply};
 use crate::engine::entry::Entry;
 use crate::engine::{Answers, NotDone, Outcome};
 use crate::log::{Position, Reservation};
@@ -41,7 +43,7 @@ impl Node {
         let (outcome, is_refused) = match self.engine.execute(run, room, answers) {
             Ok(outcome) => (outcome, false),
             Err(NotDone::NoRoom { cost }) => return Err(NoRoom { cost }),
-            Err(NotDone::Refused) => (self.refuse(run, answers), true),
+            Err(NotDone::Refused) => (self.refuse_run(run, answers), true),
         };
         if outcome.count == run.len() {
             return Ok(outcome);
@@ -65,7 +67,7 @@ impl Node {
                 _ => self.engine.admits_writes(),
             };
             let next = match (is_admitted, was_refused) {
-                (false, _) => self.refuse(&rest, answers),
+                (false, _) => self.refuse_run(&rest, answers),
                 (true, false) => break,
                 (true, true) => self
                     .engine
@@ -102,7 +104,7 @@ impl Node {
     }
 
     /// Refuses the first request of a run, and those behind it that are refused for the same reason.
-    fn refuse(&self, run: &Run<'_>, answers: &mut Answers) -> Outcome {
+    fn refuse_run(&self, run: &Run<'_>, answers: &mut Answers) -> Outcome {
         let (is_write, len) = (run.writes() & 1 == 1, run.len());
         let (reply, same) = if is_write {
             (self.refusal_of_write(), run.writes().trailing_ones())
@@ -130,12 +132,11 @@ impl Node {
         }
     }
 
-    /// The address that a follower sends writers to, in whatever state it is; `None` of a leader.
+    /// The address that a follower sends writers to, in whatever state it is; `None` of any other node.
     #[must_use]
     pub fn redirects_writes(&self) -> Option<Reply> {
-        match &self.role {
-            Role::Leader => None,
-            Role::Follower { leader_addr } => Some(Reply::NotLeader(leader_addr.clone())),
-        }
+        let state = self.state.lock();
+        let leader = state.role.leader();
+        leader.map(|leader| Reply::NotLeader(Arc::clone(&leader.addr)))
     }
 }

@@ -18,8 +18,8 @@ mod status;
 
 pub use data::{NoRoom, NotSet};
 pub use reply::Reply;
-pub use state::Phase;
 use state::ReplicaState;
+pub use state::{Leader, RoleState};
 pub use status::{Lines, StatusSection, Summary};
 
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -38,17 +38,8 @@ use crate::replication::core::report::Settings;
 use crate::wire::comparison::{ComparisonError, List, Sums};
 use crate::wire::{Request, RequestFrame};
 
-/// The role of a node in its cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Takes reads and writes.
-    Leader,
-    /// Takes reads, and refuses writes with the leader's address.
-    Follower {
-        /// The leader's `host:port`, as in `cluster.toml`.
-        leader_addr: Arc<str>,
-    },
-}
+/// Why a follower does not serve before its first stream.
+const NO_DATA_YET: &str = "this follower holds no complete data set yet; ask the leader";
 
 /// Identity and settings of a node, from `cluster.toml`.
 #[derive(Clone, Debug)]
@@ -57,8 +48,8 @@ pub struct Member {
     pub cluster: String,
     /// The node's name.
     pub name: String,
-    /// The name of the node that leads.
-    pub leader: String,
+    /// The node that leads at first. It is this one, or one of `peers`.
+    pub initial_leader: Leader,
     /// All other nodes.
     pub peers: Vec<NodeConfig>,
     /// Intervals and sizes of replication.
@@ -75,13 +66,12 @@ pub struct Member {
 /// one.
 #[derive(Debug)]
 pub struct Node {
-    role: Role,
     /// The data set and the order of its writes.
     engine: Engine,
     member: Option<Member>,
     state: Mutex<ReplicaState>,
-    /// Receives each phase.
-    watcher: Option<Sender<Phase>>,
+    /// Receives each role.
+    watcher: Option<Sender<RoleState>>,
     /// The part of STATUS that is about the node's peers.
     status_section: Option<Arc<dyn StatusSection>>,
     connections: AtomicU64,
@@ -94,35 +84,36 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node without a cluster and with an empty store. A leader serves at once, a follower never does.
+    /// A node without a cluster and with an empty store, which leads.
     #[must_use]
-    pub fn new(role: Role) -> Node {
-        let serves = role == Role::Leader;
-        let why = "this follower holds no complete data set yet; ask the leader";
-        let phase = if serves {
-            Phase::Serving
-        } else {
-            Phase::Loading(Arc::from(why))
+    pub fn alone() -> Node {
+        Node::with(None, None, RoleState::Leader { epoch: 0 })
+    }
+
+    /// A node without a cluster and with an empty store, which follows the node at `addr` and never serves.
+    #[must_use]
+    pub fn follower_of(addr: &str) -> Node {
+        let leader = Leader {
+            name: Arc::from("-"),
+            addr: Arc::from(addr),
         };
-        Node::with(role, None, None, phase)
+        let why = Arc::from(NO_DATA_YET);
+        Node::with(None, None, RoleState::Loading { leader, why })
     }
 
     /// A node of the configured cluster. One of several does not serve until it knows which data the others hold.
     #[must_use]
     pub fn of_cluster(config: &Config, this: &NodeConfig) -> Node {
         let leader = config.leader();
-        let role = if this.name == leader.name {
-            Role::Leader
-        } else {
-            Role::Follower {
-                leader_addr: Arc::from(leader.addr.as_str()),
-            }
+        let leader = Leader {
+            name: Arc::from(leader.name.as_str()),
+            addr: Arc::from(leader.addr.as_str()),
         };
         let peers = config.nodes.iter().filter(|node| node.name != this.name);
         let member = Member {
             cluster: config.cluster.clone(),
             name: this.name.clone(),
-            leader: leader.name.clone(),
+            initial_leader: leader.clone(),
             peers: peers.cloned().collect(),
             replication: config.replication.clone(),
             limits: config.limits.clone(),
@@ -130,26 +121,24 @@ impl Node {
             process: RandomState::new().build_hasher().finish(),
         };
         if member.peers.is_empty() {
-            return Node::with(role, None, Some(member), Phase::Serving);
+            return Node::with(None, Some(member), RoleState::Leader { epoch: 0 });
         }
-        let why = match role {
-            Role::Leader => "this leader is asking the other nodes for data",
-            Role::Follower { .. } => "this follower holds no complete data set yet; ask the leader",
+        let role = if *leader.name == member.name {
+            let why = Arc::from("this leader is asking the other nodes for data");
+            RoleState::Candidate { why, serves: false }
+        } else {
+            let why = Arc::from(NO_DATA_YET);
+            RoleState::Loading { leader, why }
         };
-        Node::with(
-            role,
-            Some(config.replication.backlog_bytes),
-            Some(member),
-            Phase::Loading(Arc::from(why)),
-        )
+        let backlog_bytes = config.replication.backlog_bytes;
+        Node::with(Some(backlog_bytes), Some(member), role)
     }
 
-    fn with(role: Role, backlog_bytes: Option<u64>, member: Option<Member>, phase: Phase) -> Node {
+    fn with(backlog_bytes: Option<u64>, member: Option<Member>, role: RoleState) -> Node {
         let node = Node {
-            role,
             engine: Engine::new(backlog_bytes),
             member,
-            state: Mutex::new(ReplicaState::new(Phase::Serving)),
+            state: Mutex::new(ReplicaState::new(role)),
             watcher: None,
             status_section: None,
             connections: AtomicU64::new(0),
@@ -159,7 +148,7 @@ impl Node {
             acknowledged_at: Mark::default(),
             started: Instant::now(),
         };
-        node.enter(phase);
+        node.admit_initial_role();
         node
     }
 
@@ -167,18 +156,6 @@ impl Node {
     #[must_use]
     pub const fn engine(&self) -> &Engine {
         &self.engine
-    }
-
-    /// The role that the configuration gives the node.
-    #[must_use]
-    pub const fn role(&self) -> &Role {
-        &self.role
-    }
-
-    /// Whether the node is to lead, by its configuration.
-    #[must_use]
-    pub fn is_leader(&self) -> bool {
-        self.role == Role::Leader
     }
 
     /// Identity and settings of the node, where it has a `cluster.toml`.

@@ -1,33 +1,149 @@
-//! The state of a node's data set, and its transitions. [`Node::change`] alone sets what each state allows.
+//! The role and state of a node, and their transitions. [`Node::change`] alone sets what each state admits.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crossbeam_channel::Receiver;
 
-use super::{Node, Reply, Role};
+use super::{NO_DATA_YET, Node, Reply};
 use crate::engine::Admission;
 use crate::history::{EpochStart, History, HistoryError};
 
 /// The answer to a write once a leader stops.
 const STOPS: &str = "this leader is stopping and takes no more writes; try again when it is back";
 
-/// Whether a node holds a complete data set, and serves it.
+/// The answer to a write while leadership moves to another node.
+const MOVES: &str = "leadership moves to another node; try again";
+
+/// A node that another one follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// It holds no complete data set, for the reason given, and refuses reads.
-    Loading(Arc<str>),
-    /// It holds a complete data set and serves it. A follower follows, or tries to.
-    Serving,
-    /// A follower holds a data set that its leader does not know, or a leader has yielded to another one. It serves the
-    /// data set, keeps it, and follows no node until an operator orders it to discard the data set.
-    Refusing(Arc<str>),
+pub struct Leader {
+    /// Its name in `cluster.toml`.
+    pub name: Arc<str>,
+    /// Its `host:port`, as in `cluster.toml`.
+    pub addr: Arc<str>,
 }
 
-/// The state of a node's data set.
+/// The role of a node, and the state of its data set.
+///
+/// | role        | serves reads | takes writes | holds a complete data set |
+/// |-------------|--------------|--------------|---------------------------|
+/// | `Loading`   | no           | no           | no, or one that differs   |
+/// | `Candidate` | where it led or followed before | no | perhaps       |
+/// | `Follower`  | yes          | no           | yes                       |
+/// | `Leader`    | yes          | yes, until it stops | yes                |
+/// | `Refusing`  | yes          | no           | yes, one that its leader does not know |
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RoleState {
+    /// It is a follower without a complete data set, for the reason given, and refuses reads.
+    Loading {
+        /// The leader that it follows or tries to.
+        leader: Leader,
+        /// The answer to reads.
+        why: Arc<str>,
+    },
+    /// It is to lead, and finds out which data the other nodes hold and whether one of them leads.
+    Candidate {
+        /// The answer to writes, and to reads where it serves none.
+        why: Arc<str>,
+        /// Whether it serves the data set that it had as a leader or a follower.
+        serves: bool,
+    },
+    /// It serves a complete data set, and follows the leader or tries to.
+    Follower {
+        /// The leader.
+        leader: Leader,
+    },
+    /// It takes reads and writes.
+    Leader {
+        /// The epoch that it opened; 0 of a node without peers.
+        epoch: u64,
+    },
+    /// It holds a data set that the leader does not know. It serves the data set, keeps it, and follows no node until
+    /// an operator orders it to discard the data set.
+    Refusing {
+        /// The leader; `None` of a node that led itself until it heard of another leader.
+        leader: Option<Leader>,
+        /// The reason, for STATUS.
+        why: Arc<str>,
+    },
+}
+
+impl RoleState {
+    /// The leader that the node follows or tries to follow.
+    #[must_use]
+    pub const fn leader(&self) -> Option<&Leader> {
+        match self {
+            RoleState::Loading { leader, .. } | RoleState::Follower { leader } => Some(leader),
+            RoleState::Refusing { leader, .. } => leader.as_ref(),
+            RoleState::Candidate { .. } | RoleState::Leader { .. } => None,
+        }
+    }
+
+    /// Whether reads are served.
+    #[must_use]
+    pub const fn serves(&self) -> bool {
+        match self {
+            RoleState::Loading { .. } => false,
+            RoleState::Candidate { serves, .. } => *serves,
+            RoleState::Follower { .. } | RoleState::Leader { .. } | RoleState::Refusing { .. } => {
+                true
+            }
+        }
+    }
+
+    /// The role's word in STATUS. A candidate is to lead.
+    #[must_use]
+    pub const fn role_name(&self) -> &'static str {
+        match self {
+            RoleState::Candidate { .. }
+            | RoleState::Leader { .. }
+            | RoleState::Refusing { leader: None, .. } => "leader",
+            RoleState::Loading { .. }
+            | RoleState::Follower { .. }
+            | RoleState::Refusing {
+                leader: Some(_), ..
+            } => "follower",
+        }
+    }
+
+    /// The state's word in STATUS.
+    #[must_use]
+    pub const fn state_name(&self) -> &'static str {
+        match self {
+            RoleState::Loading { .. } | RoleState::Candidate { .. } => "loading",
+            RoleState::Follower { .. } | RoleState::Leader { .. } => "serving",
+            RoleState::Refusing { .. } => "refused",
+        }
+    }
+
+    /// Why the node does not serve, or does not follow.
+    #[must_use]
+    pub const fn why(&self) -> Option<&Arc<str>> {
+        match self {
+            RoleState::Loading { why, .. }
+            | RoleState::Candidate { why, .. }
+            | RoleState::Refusing { why, .. } => Some(why),
+            RoleState::Follower { .. } | RoleState::Leader { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for RoleState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {}", self.role_name(), self.state_name())?;
+        match self.why() {
+            Some(why) => write!(f, ": {why}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The role of a node, and the state of its data set.
 #[derive(Debug)]
 pub(super) struct ReplicaState {
-    pub(super) phase: Phase,
+    pub(super) role: RoleState,
     pub(super) history: History,
     /// An operator has ordered to replace the data set by a snapshot, whatever is lost with it.
     discard_ordered: bool,
@@ -35,34 +151,54 @@ pub(super) struct ReplicaState {
     diverged: bool,
     /// The node stops, and takes no more writes.
     stops: bool,
+    /// Leadership moves to another node: the leader takes no writes meanwhile.
+    moves: bool,
 }
 
 impl ReplicaState {
-    pub(super) fn new(phase: Phase) -> ReplicaState {
+    pub(super) fn new(role: RoleState) -> ReplicaState {
         ReplicaState {
-            phase,
+            role,
             history: History::default(),
             discard_ordered: false,
             diverged: false,
             stops: false,
+            moves: false,
         }
+    }
+
+    /// Whether it holds a complete data set that is not known to differ from the leader's.
+    fn holds_data(&self) -> bool {
+        self.history.last().is_some() && !self.diverged
     }
 }
 
 impl Node {
-    /// The phase that the node is in.
+    /// The role that the node has, and the state of its data set.
     #[must_use]
-    pub fn phase(&self) -> Phase {
-        self.state.lock().phase.clone()
+    pub fn role(&self) -> RoleState {
+        self.state.lock().role.clone()
     }
 
-    /// The phase now, and each later one; ends with the node.
-    pub fn watch(&mut self) -> Receiver<Phase> {
-        // Unbounded, so that a change of phase never waits. Changes are rare.
-        let (sender, phases) = crossbeam_channel::unbounded();
-        let _ = sender.send(self.phase());
+    /// Whether the node leads, be it that it stops and takes no more writes.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        matches!(self.state.lock().role, RoleState::Leader { .. })
+    }
+
+    /// Whether the node is to lead, and finds out which data the others hold.
+    #[must_use]
+    pub fn is_candidate(&self) -> bool {
+        matches!(self.state.lock().role, RoleState::Candidate { .. })
+    }
+
+    /// The role now, and each later one; ends with the node.
+    pub fn watch(&mut self) -> Receiver<RoleState> {
+        // Unbounded, so that a change of role never waits. Changes are rare.
+        let (sender, roles) = crossbeam_channel::unbounded();
+        let _ = sender.send(self.role());
         self.watcher = Some(sender);
-        phases
+        roles
     }
 
     /// The epochs that the data set went through.
@@ -96,6 +232,21 @@ impl Node {
         self.state.lock().history.last().is_some()
     }
 
+    /// Why the node can give its data set to no other node: it holds none, or one that differs from its leader's, or it
+    /// is about to lead. `None` where it serves.
+    #[must_use]
+    pub fn lacks_data(&self) -> Option<Arc<str>> {
+        let state = self.state.lock();
+        match &state.role {
+            RoleState::Loading { why, .. } | RoleState::Candidate { why, .. } => {
+                Some(Arc::clone(why))
+            }
+            RoleState::Follower { .. } | RoleState::Leader { .. } | RoleState::Refusing { .. } => {
+                None
+            }
+        }
+    }
+
     /// A number that rises whenever the data set or its history becomes another one: before the first entry of the old
     /// data set is removed, and before the first entry of a new epoch is applied.
     ///
@@ -106,27 +257,76 @@ impl Node {
         self.dataset_generation.load(Ordering::SeqCst)
     }
 
-    /// Enters a phase.
-    pub fn enter(&self, phase: Phase) {
-        self.change(|state| state.phase = phase);
+    /// The node follows `leader` from now on, or tries to. It serves the data set that it holds, if that is complete.
+    /// One that led until now has taken its last write.
+    pub fn follow(&self, leader: Leader) {
+        let follow = |state: &mut ReplicaState| {
+            state.moves = false;
+            state.role = match &state.role {
+                RoleState::Refusing { why, .. } => RoleState::Refusing {
+                    leader: Some(leader),
+                    why: Arc::clone(why),
+                },
+                RoleState::Loading { .. }
+                | RoleState::Candidate { .. }
+                | RoleState::Follower { .. }
+                | RoleState::Leader { .. } => {
+                    if state.holds_data() {
+                        RoleState::Follower { leader }
+                    } else {
+                        let why = Arc::from(NO_DATA_YET);
+                        RoleState::Loading { leader, why }
+                    }
+                }
+            };
+        };
+        self.change_then(follow, || self.give_up_positions());
+    }
+
+    /// The node is to lead, and finds out first which data the others hold. It goes on to serve reads where it serves
+    /// them now. `why` is the answer to writes, and to reads where it serves none.
+    pub fn campaign(&self, why: &str) {
+        let campaign = |state: &mut ReplicaState| {
+            let serves = state.role.serves();
+            let why = Arc::from(why);
+            state.role = RoleState::Candidate { why, serves };
+        };
+        self.change_then(campaign, || self.give_up_positions());
+    }
+
+    /// Replaces the reason why a candidate does not lead yet, or why a follower has no data set. Changes no other role.
+    pub fn set_reason(&self, reason: &str) {
+        self.change(|state| match &mut state.role {
+            RoleState::Loading { why, .. } | RoleState::Candidate { why, .. } => {
+                *why = Arc::from(reason);
+            }
+            RoleState::Follower { .. } | RoleState::Leader { .. } | RoleState::Refusing { .. } => {}
+        });
+    }
+
+    /// The leader does not know this node's data set, which the node keeps.
+    pub fn refuse(&self, why: &str) {
+        self.change(|state| {
+            let leader = state.role.leader().cloned();
+            let why = Arc::from(why);
+            state.role = RoleState::Refusing { leader, why };
+        });
     }
 
     /// The node holds a data set of this history, after a snapshot or where a stream resumes. A follower serves it. A
-    /// leader serves it once it has [opened its own epoch](Self::open_epoch): a write before that would be in the epoch
-    /// of another leader.
+    /// candidate serves it once it has [opened its own epoch](Self::open_epoch): a write before that would be in the
+    /// epoch of another leader.
     pub fn adopt(&self, history: History) {
-        let phase = match self.role {
-            Role::Follower { .. } => Phase::Serving,
-            Role::Leader => Phase::Loading(Arc::from("this leader is about to lead")),
-        };
         self.change(|state| {
             if state.history != history {
                 self.next_generation();
             }
             state.history = history;
-            state.phase = phase;
             state.discard_ordered = false;
             state.diverged = false;
+            if let Some(leader) = state.role.leader().cloned() {
+                state.role = RoleState::Follower { leader };
+            }
         });
     }
 
@@ -135,7 +335,7 @@ impl Node {
         self.change(|state| {
             self.next_generation();
             state.history = History::default();
-            state.phase = Phase::Loading(Arc::from(why));
+            state.stop_serving(why);
         });
         self.engine.clear();
     }
@@ -144,23 +344,25 @@ impl Node {
     pub fn mark_diverged(&self, why: &str) {
         self.change(|state| {
             self.next_generation();
-            state.phase = Phase::Loading(Arc::from(why));
+            state.stop_serving(why);
             state.diverged = true;
         });
     }
 
-    /// A leader takes writes from now on, in a new epoch.
+    /// The node leads from now on, and takes writes in a new epoch.
     ///
     /// # Errors
     ///
     /// Where the epoch cannot follow the node's history.
-    pub fn open_epoch(&self, epoch: EpochStart) -> Result<(), HistoryError> {
+    pub fn open_epoch(&self, start: EpochStart) -> Result<(), HistoryError> {
         let mut result = Ok(());
         self.change(|state| {
-            result = state.history.push(epoch);
+            result = state.history.push(start);
             if result.is_ok() {
                 self.next_generation();
-                state.phase = Phase::Serving;
+                let epoch = start.epoch;
+                state.role = RoleState::Leader { epoch };
+                state.moves = false;
             }
         });
         result
@@ -170,8 +372,9 @@ impl Node {
     /// No answer waits for a position of its own epoch any more.
     pub fn yield_to_other_leader(&self, why: &str) {
         let refuse = |state: &mut ReplicaState| {
-            if state.phase == Phase::Serving {
-                state.phase = Phase::Refusing(Arc::from(why));
+            if matches!(state.role, RoleState::Leader { .. }) {
+                let (leader, why) = (None, Arc::from(why));
+                state.role = RoleState::Refusing { leader, why };
             }
         };
         self.change_then(refuse, || self.give_up_positions());
@@ -185,18 +388,21 @@ impl Node {
         took
     }
 
-    /// An operator orders a follower to discard the data set that its leader does not know.
+    /// A leader takes no writes, or takes them again, while it hands its leadership to another node. When it returns,
+    /// no write is under way that was admitted before.
+    pub fn suspend_writes(&self, is_suspended: bool) {
+        self.change(|state| state.moves = is_suspended);
+    }
+
+    /// An operator orders a node to discard the data set that its leader does not know.
     pub(super) fn order_discard(&self) -> Reply {
         let mut done = Reply::Done;
-        self.change(|state| match (&state.phase, &self.role) {
-            (Phase::Refusing(_), Role::Follower { .. }) => state.discard_ordered = true,
-            (Phase::Refusing(_), Role::Leader) => {
-                done = Reply::Error(
-                    "this node is to lead by its own cluster.toml: correct that and restart it"
-                        .to_owned(),
-                );
-            }
-            (Phase::Loading(_) | Phase::Serving, Role::Leader | Role::Follower { .. }) => {
+        self.change(|state| match &state.role {
+            RoleState::Refusing { .. } => state.discard_ordered = true,
+            RoleState::Loading { .. }
+            | RoleState::Candidate { .. }
+            | RoleState::Follower { .. }
+            | RoleState::Leader { .. } => {
                 done = Reply::Error(
                     "nothing to discard: this node refuses no data set of its leader's".to_owned(),
                 );
@@ -208,10 +414,15 @@ impl Node {
     /// The answer to every read, where this node serves none.
     pub(super) fn refusal_of_read(&self) -> Reply {
         let state = self.state.lock();
-        match &state.phase {
-            Phase::Loading(why) | Phase::Refusing(why) => Reply::Loading(Arc::clone(why)),
-            Phase::Serving if state.stops => Reply::Loading(Arc::from(STOPS)),
-            Phase::Serving => Reply::Loading(Arc::from("this node is about to serve")),
+        match &state.role {
+            RoleState::Loading { why, .. }
+            | RoleState::Candidate { why, .. }
+            | RoleState::Refusing { why, .. } => Reply::Loading(Arc::clone(why)),
+            RoleState::Leader { .. } if state.stops => Reply::Loading(Arc::from(STOPS)),
+            RoleState::Leader { .. } if state.moves => Reply::Loading(Arc::from(MOVES)),
+            RoleState::Follower { .. } | RoleState::Leader { .. } => {
+                Reply::Loading(Arc::from("this node is about to serve"))
+            }
         }
     }
 
@@ -220,30 +431,47 @@ impl Node {
         self.dataset_generation.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Changes the state, and sets what it allows. Nothing else sets that.
+    /// Puts in force what the role of a new node admits.
+    pub(super) fn admit_initial_role(&self) {
+        self.change(|_| {});
+    }
+
+    /// Changes the state, and sets what it admits. Nothing else sets that.
     fn change(&self, with: impl FnOnce(&mut ReplicaState)) {
         self.change_then(with, || {});
     }
 
-    /// The same, and calls `then` once no request is under way that was admitted before, and before another thread sees
-    /// the new state.
+    /// The same. Where the node led before and does not any more, `then` is called once no request is under way that
+    /// was admitted before, and before another thread sees the new state.
     fn change_then(&self, with: impl FnOnce(&mut ReplicaState), then: impl FnOnce()) {
         let mut state = self.state.lock();
-        let before = self.watcher.is_some().then(|| state.phase.clone());
+        let before = state.role.clone();
         with(&mut state);
-        let serves = !matches!(state.phase, Phase::Loading(_));
-        let leads = self.role == Role::Leader && state.phase == Phase::Serving && !state.stops;
+        let leads = matches!(state.role, RoleState::Leader { .. });
         self.engine.admit(Admission {
-            reads: serves,
-            writes: leads,
+            reads: state.role.serves(),
+            writes: leads && !state.stops && !state.moves,
             epoch: state.history.last().map_or(0, |start| start.epoch),
         });
-        then();
-        if let Some(watcher) = &self.watcher
-            && before.as_ref() != Some(&state.phase)
-        {
-            // Under the lock, for the order. A receiver that is gone needs no phase.
-            let _ = watcher.send(state.phase.clone());
+        if matches!(before, RoleState::Leader { .. }) && !leads {
+            then();
         }
+        if let Some(watcher) = &self.watcher
+            && before != state.role
+        {
+            // Under the lock, for the order. A receiver that is gone needs no role.
+            let _ = watcher.send(state.role.clone());
+        }
+    }
+}
+
+impl ReplicaState {
+    /// The data set is not complete any more, or differs from the leader's.
+    fn stop_serving(&mut self, why: &str) {
+        let why = Arc::from(why);
+        self.role = match self.role.leader().cloned() {
+            Some(leader) => RoleState::Loading { leader, why },
+            None => RoleState::Candidate { why, serves: false },
+        };
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::{Node, Phase, Role};
+use super::{Node, RoleState};
 use crate::log::{Head, Log};
 
 /// The part of STATUS that is about a node's peers.
@@ -83,28 +83,26 @@ impl Node {
 
     /// Identity, role, state and data.
     fn write_state(&self, head: Head, summary: &Summary, now: Instant, lines: &mut Lines) {
-        let (phase, epoch) = {
+        let (role, epoch) = {
             let state = self.state.lock();
             // Not an epoch whose first entry is further on: epoch and index together say what the node holds.
             let epoch = state.history.epoch_of(head.index.saturating_add(1));
-            (state.phase.clone(), epoch.map_or(0, |start| start.epoch))
+            (state.role.clone(), epoch.map_or(0, |start| start.epoch))
         };
         let not_following = summary.not_following.as_deref();
-        let (state, reason) = match &phase {
-            Phase::Loading(why) => ("loading", not_following.unwrap_or(why)),
-            Phase::Serving => ("serving", not_following.unwrap_or("-")),
-            Phase::Refusing(why) => ("refused", why.as_ref()),
-        };
-        let role = match &self.role {
-            Role::Leader => "leader",
-            Role::Follower { .. } => "follower",
+        let why = role.why().map(AsRef::as_ref);
+        let reason = match &role {
+            RoleState::Loading { .. } | RoleState::Follower { .. } => not_following.or(why),
+            RoleState::Candidate { .. } | RoleState::Leader { .. } | RoleState::Refusing { .. } => {
+                why
+            }
         };
         let member = self.member.as_ref();
         lines.add_or_dash("node", member.map(|member| &member.name));
         lines.add_or_dash("cluster", member.map(|member| &member.cluster));
-        lines.add("role", &role);
-        lines.add("state", &state);
-        lines.add_text("reason", reason);
+        lines.add("role", &role.role_name());
+        lines.add("state", &role.state_name());
+        lines.add_text("reason", reason.unwrap_or("-"));
         lines.add("stopping", &summary.stopping);
         lines.add("epoch", &epoch);
         lines.add("index", &head.index);

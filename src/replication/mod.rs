@@ -18,10 +18,12 @@
 #![deny(clippy::wildcard_enum_match_arm)]
 
 pub mod core;
+mod driver;
 mod peers;
 pub(crate) mod shutdown_sync;
 pub(crate) mod stream;
 pub(crate) mod transport;
+pub(crate) mod watch;
 
 pub use peers::Peers;
 pub(crate) use peers::Replica;

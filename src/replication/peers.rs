@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::log::{Head, Log};
-use crate::node::{Lines, Node, Phase, Role, StatusSection, Summary};
+use crate::node::{Lines, Node, RoleState, StatusSection, Summary};
 use crate::replication::core::followers::{Follower, Followers};
 use crate::replication::core::liveness::{
     LeaderChange, LeaderWatch, Liveness, Peer, SILENT_HEARTBEATS,
@@ -183,7 +183,7 @@ impl Peers {
 
     /// How many entries this follower lacks of its leader's, where that is known, and for how long it has lacked any.
     fn lag_behind_leader(&self, node: &Node, now: Instant) -> (Option<u64>, Duration) {
-        let is_loading = matches!(node.phase(), Phase::Loading(_));
+        let is_loading = matches!(node.role(), RoleState::Loading { .. });
         // While it loads it holds nothing that counts.
         let head = if is_loading { 0 } else { node.head().index };
         let follows = self.leader_stream.lock().is_up && !is_loading;
@@ -324,8 +324,8 @@ impl StatusSection for Peers {
     }
 
     fn write(&self, node: &Node, head: Head, now: Instant, lines: &mut Lines) {
-        if let Role::Follower { leader_addr } = node.role() {
-            lines.add("leader", leader_addr);
+        if let Some(leader) = node.role().leader() {
+            lines.add("leader", &leader.addr);
             self.write_leader(node, now, lines);
         }
         let member = node.member();

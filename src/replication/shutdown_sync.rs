@@ -12,7 +12,7 @@ use log::{error, info, warn};
 
 use super::peers::Lacking;
 use super::{Peers, Replica, Stop};
-use crate::node::{Node, Phase};
+use crate::node::{Node, RoleState};
 use crate::replication::core::report::{Contact, Report, Role, Stopping, keeps_data};
 
 /// How long a peer that is up is waited for. A follower pauses for 5 seconds at most before it asks again.
@@ -57,7 +57,7 @@ pub(crate) fn run(replica: Replica<'_>, stop: &Stop, took_writes: bool) -> Endin
         peers.set_stopping(Stopping::Ending);
         return Ending::Kept;
     }
-    if let Phase::Refusing(why) = node.phase() {
+    if let RoleState::Refusing { why, .. } = node.role() {
         let (keys, index) = (node.engine().len(), node.head().index);
         peers.set_stopping(Stopping::Ending);
         error!("the data of this node, {keys} keys, is on no other one and lost with it: {why}");
@@ -198,7 +198,7 @@ impl<'a> ShutdownSync<'a> {
         let asked = Instant::now();
         self.stop.hurry(true);
         let own_name = node.member().map_or("", |member| member.name.as_str());
-        let own_role = if node.is_leader() {
+        let own_role = if node.role().role_name() == "leader" {
             Role::Leader
         } else {
             Role::Follower

@@ -597,7 +597,7 @@ mod tests {
     use super::super::lifecycle::{self, Lifecycle};
     use super::*;
     use crate::engine::entry::EntryBuilder;
-    use crate::node::{Node, Role};
+    use crate::node::Node;
     use crate::replication::Peers;
     use crate::wire::Request;
 
@@ -611,7 +611,7 @@ mod tests {
     /// server's stop.
     fn drive(test: impl FnOnce(&mut Connection<'_>, TcpStream, &Lifecycle)) {
         let (client, stream) = pair();
-        let mut node = Node::new(Role::Leader);
+        let mut node = Node::alone();
         let peers = Peers::attach(&mut node);
         let timeouts = Timeouts {
             request: Duration::from_secs(30),

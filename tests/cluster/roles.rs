@@ -313,11 +313,15 @@ fn another_node_becomes_the_leader_when_the_leaders_machine_is_gone() {
     // The machine comes back, with the file as it was.
     cluster.restart(0);
     cluster.wait_for_status(0, PATIENCE, "to follow n2", |status| {
-        is_loading_for(status, &["n2 leads"])
+        status.is_state(state::SERVING)
+            && status.get("role") == Some("follower")
+            && status.get("link") == Some("up")
     });
+    assert_holds(&cluster, 0, &keys);
+    let n2 = cluster.addr(1).to_string();
     assert!(matches!(
         cluster.client(0).set(b"x", b"v"),
-        Err(Error::Loading { .. })
+        Err(Error::NotLeader { leader: Some(addr) }) if addr == n2
     ));
     keys.extend(write(&cluster, 1, "beside"));
     cluster.stop(0);

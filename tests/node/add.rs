@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use gopherstore::engine::{Admission, Answers, Engine};
 use gopherstore::log::Found;
-use gopherstore::node::{Node, Role};
+use gopherstore::node::Node;
 use gopherstore::wire::request::{Limits, frames};
 use gopherstore::wire::run::RUN_FRAME_BYTES_MAX;
 use gopherstore::wire::{Opcode, Request, Run, Status};
@@ -38,7 +38,7 @@ fn engine() -> Engine {
 
 #[test]
 fn the_sum_is_stored_and_answered_and_what_is_no_number_is_left_as_it_is() {
-    let node = Node::new(Role::Leader);
+    let node = Node::alone();
     let (key, max, min) = (&b"k"[..], i64::MAX, i64::MIN);
     let (max_text, min_text) = (max.to_string(), min.to_string());
     let no_number = "the value is no decimal number of 64 bits";
@@ -102,7 +102,7 @@ fn the_sum_is_stored_and_answered_and_what_is_no_number_is_left_as_it_is() {
 
 #[test]
 fn operands_that_this_version_does_not_know_are_refused() {
-    let node = Node::new(Role::Leader);
+    let node = Node::alone();
     let spec = Opcode::Add.spec();
     for (value, message) in [
         (spec.value_of([1, 1, 0, 0]), "want 0x01, must be 0x00"),
@@ -122,7 +122,7 @@ fn operands_that_this_version_does_not_know_are_refused() {
 
 #[test]
 fn an_add_sees_what_the_requests_of_its_run_before_it_did() {
-    let node = Node::new(Role::Leader);
+    let node = Node::alone();
     let (key, value) = (&b"k"[..], &operands(5, 100)[..]);
     let (add, get, del) = (
         Request::Add { key, value },

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use gopherstore::engine::COPIED_BYTES;
 use gopherstore::engine::digest::Digest;
 use gopherstore::history::{EpochStart, History};
-use gopherstore::node::{Node, Phase, Reply, Role};
+use gopherstore::node::{Node, Reply, RoleState};
 use gopherstore::wire::comparison::{ListAnswer, SumsAnswer};
 use gopherstore::wire::response::Response;
 use gopherstore::wire::{Opcode, Request, Status};
@@ -13,14 +13,12 @@ use gopherstore::wire::{Opcode, Request, Status};
 use crate::{ask, entry, execute, load};
 
 fn follower() -> Node {
-    Node::new(Role::Follower {
-        leader_addr: Arc::from("10.0.0.1:8000"),
-    })
+    Node::follower_of("10.0.0.1:8000")
 }
 
 #[test]
 fn a_leader_stores_reads_and_removes() {
-    let node = Node::new(Role::Leader);
+    let node = Node::alone();
     let (key, nothing) = (&b"k"[..], Vec::new());
     assert_eq!(
         ask(&node, &Request::Get { key }),
@@ -58,7 +56,7 @@ fn a_leader_stores_reads_and_removes() {
 
 #[test]
 fn the_empty_key_is_a_key_like_any_other() {
-    let node = Node::new(Role::Leader);
+    let node = Node::alone();
     ask(
         &node,
         &Request::Set {
@@ -115,19 +113,30 @@ fn a_follower_without_a_complete_data_set_does_not_say_not_found() {
     );
 }
 
+/// The node holds a complete data set and serves it.
+fn serve(node: &Node) {
+    if !node.leads() {
+        let start = EpochStart {
+            epoch: 1,
+            nonce: 1,
+            start_index: 1,
+        };
+        node.adopt(History::new(vec![start]).unwrap());
+    }
+}
+
 /// A node in the role and state that a row of GBP §7 names.
 fn in_state(row: &str) -> Node {
     let node = if row.starts_with("leader, ") {
-        Node::new(Role::Leader)
+        Node::alone()
     } else {
         follower()
     };
-    let why = || Arc::from("why");
     match row.split_once(", ").expect("role and state").1 {
-        "`serving`" | "`serving` or `refused`" => node.enter(Phase::Serving),
+        "`serving`" | "`serving` or `refused`" => serve(&node),
         "`serving`, that stops" => assert!(node.end_writes()),
         "`refused`" => node.yield_to_other_leader("why"),
-        "`loading`" => node.enter(Phase::Loading(why())),
+        "`loading`" => node.discard_dataset("why"),
         other => panic!("no such state: {other}"),
     }
     node
@@ -165,7 +174,7 @@ fn each_request_gets_the_status_that_the_document_says_for_role_and_state() {
         let mut nodes = vec![in_state(row[1])];
         if row[1].ends_with("or `refused`") {
             let refused = follower();
-            refused.enter(Phase::Refusing(Arc::from("why")));
+            refused.refuse("why");
             nodes.push(refused);
         }
         for (requests, expected) in [(&reads[..], row[2]), (&writes[..], row[3])] {
@@ -186,7 +195,7 @@ fn each_request_gets_the_status_that_the_document_says_for_role_and_state() {
 
 #[test]
 fn any_node_answers_ping() {
-    for node in [Node::new(Role::Leader), follower()] {
+    for node in [Node::alone(), follower()] {
         assert_eq!(ask(&node, &Request::Ping), (Status::Ok, b"PONG".to_vec()));
     }
 }
@@ -222,7 +231,7 @@ fn a_node_that_serves_reads_says_what_it_holds() {
         key: b"k",
         value: b"",
     };
-    let node = Node::new(Role::Leader);
+    let node = Node::alone();
     let set = Request::Set {
         key: b"k",
         value: b"v",
@@ -251,9 +260,9 @@ fn a_node_that_serves_reads_says_what_it_holds() {
 /// A write before that would have an index in the epoch of the leader that was copied.
 #[test]
 fn a_leader_that_has_taken_a_copy_serves_once_it_has_its_own_era() {
-    let mut node = Node::new(Role::Leader);
-    node.enter(Phase::Loading(Arc::from("it copies a follower")));
-    let phases = node.watch();
+    let mut node = Node::alone();
+    node.discard_dataset("it copies a follower");
+    let roles = node.watch();
     let epoch_start = |epoch, start_index| EpochStart {
         epoch,
         nonce: epoch,
@@ -266,24 +275,26 @@ fn a_leader_that_has_taken_a_copy_serves_once_it_has_its_own_era() {
     node.open_epoch(epoch_start(2, 1)).unwrap();
     assert_eq!(ask(&node, &Request::Set { key, value }).0, Status::Ok);
     drop(node);
-    let served = phases.iter().filter(|phase| *phase == Phase::Serving);
+    let served = roles.iter().filter(RoleState::serves);
     assert_eq!(served.count(), 1, "not even for a moment before");
 }
 
 #[test]
-fn a_watcher_of_a_node_receives_each_change_of_phase_once() {
+fn a_watcher_of_a_node_receives_each_change_of_role_once() {
     let mut node = follower();
-    let phases = node.watch();
-    let refusing = Phase::Refusing(Arc::from("it is ahead"));
-    node.enter(Phase::Serving);
-    node.enter(Phase::Serving);
-    node.enter(refusing.clone());
-    let first = phases.recv();
-    assert!(matches!(first, Ok(Phase::Loading(_))), "{first:?}");
+    let roles = node.watch();
+    serve(&node);
+    serve(&node);
+    node.refuse("it is ahead");
+    let first = roles.recv();
+    assert!(matches!(first, Ok(RoleState::Loading { .. })), "{first:?}");
     drop(node);
     // The channel ends with the node.
-    let rest: Vec<Phase> = phases.iter().collect();
-    assert_eq!(rest, [Phase::Serving, refusing]);
+    let rest: Vec<String> = roles.iter().map(|role| role.to_string()).collect();
+    assert_eq!(
+        rest,
+        ["follower, serving", "follower, refused: it is ahead"]
+    );
 }
 
 /// The same requests to another node, one by one.
@@ -324,10 +335,10 @@ fn each_request_of_a_run_sees_what_those_before_it_did() {
         set(b"4"),
         get,
     ];
-    let node = Node::new(Role::Leader);
+    let node = Node::alone();
     let (out, steps) = execute(&node, &frames(&requests));
     assert_eq!(steps, [(requests.len(), false)]);
-    assert_eq!(out, one_by_one(&Node::new(Role::Leader), &requests));
+    assert_eq!(out, one_by_one(&Node::alone(), &requests));
     assert_eq!(ask(&node, &get), (Status::Ok, b"4".to_vec()));
 }
 
@@ -356,7 +367,7 @@ fn a_run_ends_at_a_long_value() {
         get(b"edge"),
         get(b"short"),
     ];
-    let (node, other) = (Node::new(Role::Leader), Node::new(Role::Leader));
+    let (node, other) = (Node::alone(), Node::alone());
     for set in sets {
         ask(&node, &set);
         ask(&other, &set);
@@ -387,7 +398,7 @@ fn a_follower_answers_each_request_of_a_run_as_it_would_alone() {
         assert_eq!(out, one_by_one(&node, requests), "it holds no data set");
         assert_eq!(out[0], Status::Loading.byte());
     }
-    node.enter(Phase::Serving);
+    serve(&node);
     load(&node, [&entry(b"k", b"1")]);
     for requests in [&requests[..], &gets] {
         let (out, steps) = execute(&node, &frames(requests));
@@ -396,7 +407,7 @@ fn a_follower_answers_each_request_of_a_run_as_it_would_alone() {
         assert_eq!(out[..6], *b"\0\0\0\0\x011");
     }
 
-    let stopping = Node::new(Role::Leader);
+    let stopping = Node::alone();
     ask(&stopping, &set);
     assert!(stopping.end_writes());
     let (out, _) = execute(&stopping, &frames(&requests));

@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use gopherstore::node::{Node, Role};
+use gopherstore::node::Node;
 use gopherstore::replication::Peers;
 use gopherstore::replication::core::progress::Progress;
 
 /// Two nodes of one name: the older one stays, and its end lets the newer one in at once.
 #[test]
 fn the_older_stream_of_a_name_stays_until_it_ends() {
-    let peers = Peers::attach(&mut Node::new(Role::Leader));
+    let peers = Peers::attach(&mut Node::alone());
     let come = |index, addr: &str| {
         let now = Instant::now();
         peers.follower_came("n2", Progress::new(index, now), addr.to_owned(), now)
@@ -44,7 +44,7 @@ fn the_older_stream_of_a_name_stays_until_it_ends() {
 /// If a follower's stream ends before it has acknowledged everything, its state is unknown.
 #[test]
 fn a_follower_that_leaves_has_not_applied_what_it_has_not_acknowledged() {
-    let peers = Peers::attach(&mut Node::new(Role::Leader));
+    let peers = Peers::attach(&mut Node::alone());
     let now = Instant::now();
     let progress = Progress::new(1, now);
     let stream = peers

@@ -1,6 +1,7 @@
 //! A simulated node: its data set, its log, and its stream from the leader.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 use gopherstore::engine::digest::Digest;
@@ -9,7 +10,6 @@ use gopherstore::history::History;
 use gopherstore::log::Head;
 use gopherstore::log::append_times::AppendTimes;
 use gopherstore::log::backlog::{After, Append, Backlog, Records};
-use gopherstore::node::Phase;
 use gopherstore::replication::core::liveness::{Liveness, SILENT_HEARTBEATS};
 use gopherstore::replication::core::progress::Progress;
 use gopherstore::replication::core::rules::{Position, SnapshotRule};
@@ -18,6 +18,14 @@ use gopherstore::wire::Request;
 use gopherstore::wire::request::{Limits, Parsed, parse};
 
 use crate::world::HEARTBEAT;
+
+/// The state of a node's data set.
+#[derive(PartialEq, Eq)]
+pub(crate) enum Phase {
+    Loading(Arc<str>),
+    Serving,
+    Refusing(Arc<str>),
+}
 
 pub(crate) struct Node {
     pub(crate) name: String,

@@ -4,11 +4,10 @@ use std::collections::VecDeque;
 
 use gopherstore::engine::entry::Entry;
 use gopherstore::history::History;
-use gopherstore::node::Phase;
 use gopherstore::replication::core::progress::Progress;
 use gopherstore::replication::core::rules::{Decision, Position, SnapshotRule, decide, start_of};
 
-use crate::node::{Copy, Link, Next, entry_at, text};
+use crate::node::{Copy, Link, Next, Phase, entry_at, text};
 use crate::world::{PARTITIONS, World, partition_of};
 
 impl World {

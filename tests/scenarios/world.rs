@@ -27,12 +27,11 @@ use std::time::{Duration, Instant};
 use gopherstore::engine::digest::Digest;
 use gopherstore::engine::entry::Entry;
 use gopherstore::history::EpochStart;
-use gopherstore::node::Phase;
 use gopherstore::replication::core::liveness::{Change, SILENT_HEARTBEATS};
 use gopherstore::replication::core::progress::lag_since;
 use gopherstore::replication::core::rules::{PeerPosition, most_up_to_date, next_epoch};
 
-use crate::node::{Node, entry, is_del, text};
+use crate::node::{Node, Phase, entry, is_del, text};
 
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(500);
 const LEADER_TIMEOUT: Duration = Duration::from_secs(5);

@@ -9,7 +9,7 @@ use super::network::{Link, Network, Signal};
 use super::random::Random;
 use super::session::{Served, Turn};
 use super::trace::{Mode, Trace};
-use crate::node::{Node, Role};
+use crate::node::Node;
 use crate::wire::Status;
 use crate::wire::request::Limits;
 
@@ -24,11 +24,7 @@ const SHAPE: Shape = Shape {
 
 /// What clients got in two seconds at a leader and a node that sends them there.
 fn run(seed: u64) -> (Vec<Outcome>, BTreeMap<&'static str, usize>, u64) {
-    let leader_addr = addr_of(0).into();
-    let nodes = [
-        Node::new(Role::Leader),
-        Node::new(Role::Follower { leader_addr }),
-    ];
+    let nodes = [Node::alone(), Node::follower_of(&addr_of(0))];
     let mut random = Random::new(seed);
     let mut timeline: Timeline<Event> = Timeline::new();
     let mut link = Link::fast();

@@ -21,6 +21,8 @@ pub struct Peer {
     contact: Option<Asked>,
     /// Time of the last attempt that was not silent.
     answered: Option<Instant>,
+    /// Whether it led when it was last heard, or was ordered to lead.
+    leads: bool,
 }
 
 /// Result of one attempt to ask a peer.
@@ -65,6 +67,7 @@ impl Liveness {
             heard: None,
             contact: None,
             answered: None,
+            leads: false,
         });
         Liveness {
             peers: peers.collect(),
@@ -101,6 +104,11 @@ impl Liveness {
         if !is_silent {
             peer.answered = Some(now);
         }
+        match &contact {
+            Contact::Report(report) => peer.leads = report.leads(),
+            Contact::NoProcess | Contact::Stranger(_) => peer.leads = false,
+            Contact::Unclear(_) | Contact::Silent(_) => {}
+        }
         peer.contact = Some(Asked { began, contact });
         if is_alive {
             self.observe(name, now)
@@ -108,6 +116,13 @@ impl Liveness {
             None
         } else {
             self.refused(name, now)
+        }
+    }
+
+    /// This node has ordered a peer to lead. The peer counts as one that leads until it says something else.
+    pub fn ordered_to_lead(&mut self, name: &str) {
+        if let Some(peer) = self.peers.iter_mut().find(|peer| peer.name == name) {
+            peer.leads = true;
         }
     }
 
@@ -161,6 +176,12 @@ impl Peer {
     #[must_use]
     pub const fn heard(&self) -> Option<Instant> {
         self.heard
+    }
+
+    /// Whether the peer led when it was last heard, or was ordered to lead since.
+    #[must_use]
+    pub const fn is_known_to_lead(&self) -> bool {
+        self.leads
     }
 
     /// How long all attempts have been silent, counted from `since` at the earliest.

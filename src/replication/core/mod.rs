@@ -3,7 +3,9 @@
 //! | module               | answers                                                                          |
 //! |----------------------|----------------------------------------------------------------------------------|
 //! | [`rules`]            | does a follower resume, take a snapshot or keep its data; which peer is ahead    |
+//! | [`role`]             | which leader a node follows, and when the initial leader leads again             |
 //! | [`start`]            | what a node that is to lead does next                                            |
+//! | [`pauses`]           | how long a node pauses between attempts to follow                                |
 //! | [`snapshot_permits`] | may another snapshot begin                                                       |
 //! | [`progress`]         | how far a follower has applied the log, and how far it lags behind               |
 //! | [`followers`]        | which followers a node has, and which stream each of them uses                   |
@@ -12,8 +14,10 @@
 
 pub mod followers;
 pub mod liveness;
+pub mod pauses;
 pub mod progress;
 pub mod report;
+pub mod role;
 pub mod rules;
 pub mod snapshot_permits;
 pub mod start;

@@ -18,12 +18,12 @@ pub enum Next {
         /// Two nodes are to lead: an operator has to decide.
         is_conflict: bool,
     },
-    /// The peer leads: the node follows it, and decides again when that has ended.
+    /// The peer leads: the node follows it.
     Follow {
         /// The peer's name.
         peer: String,
-        /// The text for the log and for STATUS.
-        reason: String,
+        /// Whether the peer leads by its own `cluster.toml`, which names another leader than this node's.
+        files_differ: bool,
     },
     /// The peer holds the newest data: the node catches up with it.
     CatchUp {
@@ -63,7 +63,8 @@ enum Answer<'a> {
 /// * It waits while a peer still follows another leader: that leader may have the node's own name, at an earlier
 ///   address. A stream whose leader is gone ends within the peer's leader timeout.
 /// * It waits without limit for a peer that is to lead as well, and for one whose answer is unclear.
-/// * It waits for a silent peer until `timeout` has passed.
+/// * It waits for a silent peer until `timeout` has passed, and without limit where that one led when it was last
+///   heard.
 /// * Then it catches up with the peer that is most up to date, and at last it leads.
 #[must_use]
 pub fn next(own: Own<'_>, peers: &[Peer], began: Instant, timeout: Duration, now: Instant) -> Next {
@@ -82,7 +83,7 @@ pub fn next(own: Own<'_>, peers: &[Peer], began: Instant, timeout: Duration, now
     for state in [State::Serving, State::Loading, State::Refused] {
         let in_state = claims().filter(|(_, report)| report.state == state);
         if let Some(next) = in_state
-            .filter_map(|(name, report)| beside_leader(name, report))
+            .filter_map(|(name, report)| beside_leader(own, name, report))
             .next()
         {
             return next;
@@ -114,6 +115,12 @@ pub fn next(own: Own<'_>, peers: &[Peer], began: Instant, timeout: Duration, now
     let passed_over = passed_over.collect();
     let reports: Vec<(&str, &Report)> = reports().collect();
     catch_up_or_lead(own, &reports, passed_over)
+}
+
+/// Whether the reported peer holds newer data than this node.
+fn is_ahead(report: &Report, own: Own<'_>) -> bool {
+    let position = Position::of(own.history, own.index);
+    report.holds_data() && (report.epoch, report.index) > (position.epoch, position.index)
 }
 
 /// The next step where nothing is waited for any more: the node catches up with the peer that is most up to date, or
@@ -158,6 +165,10 @@ pub struct Own<'a> {
     pub history: &'a History,
     /// Index of its last entry.
     pub index: u64,
+    /// Digest of the leader's name in its `cluster.toml`.
+    pub leader_setting: u64,
+    /// Whether it led until it ordered a peer to lead.
+    pub has_led: bool,
 }
 
 fn answer<'a>(peer: &'a Peer, began: Instant, timeout: Duration, now: Instant) -> Answer<'a> {
@@ -172,6 +183,10 @@ fn answer<'a>(peer: &'a Peer, began: Instant, timeout: Duration, now: Instant) -
         Some(Contact::Silent(how)) => how.as_str(),
         None => "no answer yet",
     };
+    if peer.is_known_to_lead() {
+        let reason = format!("{name} led when it was last heard, and does not answer: {how}");
+        return Answer::Unknown(reason);
+    }
     if peer.silence(began, now) >= timeout {
         return Answer::PassedOver(how.to_owned());
     }
@@ -180,7 +195,7 @@ fn answer<'a>(peer: &'a Peer, began: Instant, timeout: Duration, now: Instant) -
 
 /// The next step where a peer is to lead by its own configuration. `None` where that peer has yielded to another
 /// leader and takes no writes: it then counts as a follower.
-fn beside_leader(name: &str, report: &Report) -> Option<Next> {
+fn beside_leader(own: Own<'_>, name: &str, report: &Report) -> Option<Next> {
     let wait = |reason: String, is_conflict| {
         Some(Next::Wait {
             reason,
@@ -193,10 +208,10 @@ fn beside_leader(name: &str, report: &Report) -> Option<Next> {
         | (State::Loading, Stopping::Waiting) => wait(format!("{name} is stopping"), false),
         (State::Serving, Stopping::No | Stopping::Waiting) => Some(Next::Follow {
             peer: name.to_owned(),
-            reason: format!(
-                "{name} leads, by its own cluster.toml; this node follows it and leads when it has stopped"
-            ),
+            files_differ: report.settings.leader != own.leader_setting,
         }),
+        // Two candidates would wait for each other. One that led until now has everything that the other can have.
+        (State::Loading, Stopping::No) if own.has_led && !is_ahead(report, own) => None,
         (State::Loading, Stopping::No) => wait(
             format!(
                 "{name} is to lead as well, by its own cluster.toml; correct leader in one of the files and restart \
@@ -264,6 +279,8 @@ mod tests {
         let own = Own {
             history: &history,
             index,
+            leader_setting: 0,
+            has_led: false,
         };
         next(own, table.peers(), began, TIMEOUT, now)
     }

@@ -6,7 +6,7 @@ use super::link::{Link, StreamEnd};
 use crate::config::NodeConfig;
 use crate::history::History;
 use crate::log::{Cursor, Log};
-use crate::node::{Member, Phase, Reply};
+use crate::node::{Member, Reply};
 use crate::replication::core::progress::Progress;
 use crate::replication::core::rules::{Position, Unwatched, start_of, start_of_observer};
 use crate::replication::core::snapshot_permits::Permit;
@@ -122,7 +122,8 @@ fn accept_follower<'a>(
     let peer = configured(member, follow)?;
     // A follower serves only a node that is to lead, which has to find the data again, and, while it stops, any peer
     // that can keep the data.
-    let serves_it = follow.is_to_lead || peer.name == member.leader || peers.is_stopping();
+    let serves_it =
+        follow.is_to_lead || *peer.name == *member.initial_leader.name || peers.is_stopping();
     if let (Some(refusal), false) = (node.redirects_writes(), serves_it) {
         return Err(refusal.into());
     }
@@ -135,7 +136,7 @@ fn accept_follower<'a>(
     }
     // Read before phase and history, so that the sender notices a later change of either.
     let generation = node.dataset_generation();
-    if let Phase::Loading(why) = node.phase() {
+    if let Some(why) = node.lacks_data() {
         return Err(Reply::Loading(why).into());
     }
     let history = node.history();
@@ -215,7 +216,7 @@ fn accept_observer<'a>(
     let node = replica.node;
     // Read before phase and history, as above.
     let generation = node.dataset_generation();
-    if let Phase::Loading(why) = node.phase() {
+    if let Some(why) = node.lacks_data() {
         return Err(Reply::Loading(why));
     }
     let history = node.history();

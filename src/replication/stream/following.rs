@@ -9,7 +9,7 @@ use super::snapshot_in::SnapshotIn;
 use crate::engine::digest::Digest;
 use crate::engine::{ApplyError, Group};
 use crate::history::History;
-use crate::node::{Member, Node, Phase};
+use crate::node::{Leader, Member, Node};
 use crate::replication::core::rules::{Decision, Position, decide};
 use crate::replication::peers::{Peers, Replica};
 use crate::wire::replication::{Follow, FollowAnswer, Frames, Message, Parsed, parse};
@@ -60,8 +60,6 @@ pub(crate) struct FollowerStream<'a> {
     /// The peer's name.
     peer: &'a str,
     goal: Goal,
-    /// Why the node does not serve while it follows. `None` of a follower, which serves.
-    reason: Option<Arc<str>>,
     has_followed: bool,
     receiving: Receiving<'a>,
     epoch: u64,
@@ -73,19 +71,19 @@ pub(crate) struct FollowerStream<'a> {
 }
 
 impl<'a> FollowerStream<'a> {
-    /// A stream for a follower, which serves its data while it follows `peer`.
+    /// A stream from the peer of this name.
     pub(crate) fn new(
         replica: Replica<'a>,
         member: &'a Member,
         peer: &'a str,
+        goal: Goal,
     ) -> FollowerStream<'a> {
         FollowerStream {
             node: replica.node,
             peers: replica.peers,
             member,
             peer,
-            goal: Goal::Follow,
-            reason: None,
+            goal,
             has_followed: false,
             receiving: Receiving::Entries,
             epoch: 0,
@@ -93,20 +91,6 @@ impl<'a> FollowerStream<'a> {
             acks: Arc::new(AcksOut::new(member.replication.heartbeat_interval)),
             notes: Vec::new(),
         }
-    }
-
-    /// A stream for a node that is to lead. `reason` says why it does not serve meanwhile.
-    pub(crate) fn before_leading(
-        replica: Replica<'a>,
-        member: &'a Member,
-        peer: &'a str,
-        goal: Goal,
-        reason: String,
-    ) -> FollowerStream<'a> {
-        let mut stream = FollowerStream::new(replica, member, peer);
-        stream.goal = goal;
-        stream.reason = Some(Arc::from(reason));
-        stream
     }
 
     /// Identity and settings of the node.
@@ -162,7 +146,7 @@ impl<'a> FollowerStream<'a> {
             name: self.member.name.as_bytes(),
             is_observer: false,
             wants_snapshot: self.node.wants_snapshot(),
-            is_to_lead: self.node.is_leader(),
+            is_to_lead: self.node.is_candidate(),
             epoch: own.epoch,
             nonce: own.nonce,
             last_index: own.index,
@@ -313,6 +297,7 @@ impl<'a> FollowerStream<'a> {
                 return Err(FollowError::Protocol(text));
             }
             Decision::Resume => {
+                self.begin_to_follow();
                 self.node.count_stream(false);
                 self.receiving = Receiving::Entries;
                 self.adopt(history);
@@ -322,6 +307,7 @@ impl<'a> FollowerStream<'a> {
                 self.acks.begin(self.epoch, own.index);
             }
             Decision::TakeSnapshot => {
+                self.begin_to_follow();
                 self.node.count_stream(true);
                 self.receiving = Receiving::NoSnapshotYet;
                 // Nothing that the snapshot replaces counts.
@@ -332,12 +318,20 @@ impl<'a> FollowerStream<'a> {
         Ok(())
     }
 
-    /// The node holds a data set of this history. A follower serves it.
+    /// The offer fits. A node that has led until it heard of this leader follows it from now on.
+    fn begin_to_follow(&self) {
+        let peer = self.member.peers.iter().find(|peer| peer.name == self.peer);
+        if let (Goal::Follow, Some(peer)) = (self.goal, peer) {
+            self.node.follow(Leader {
+                name: Arc::from(self.peer),
+                addr: Arc::from(peer.addr.as_str()),
+            });
+        }
+    }
+
+    /// The node holds a data set of this history. A follower serves it, a candidate does not yet.
     fn adopt(&mut self, history: History) {
         self.node.adopt(history);
-        if let Some(reason) = &self.reason {
-            self.node.enter(Phase::Loading(Arc::clone(reason)));
-        }
         self.has_followed = true;
     }
 

@@ -176,7 +176,7 @@ impl<'a> Link<'a> {
     fn leave(&self) {
         if let Some(number) = self.number {
             // A leader keeps it in STATUS, with its last figures.
-            let keeps = self.replica.node.is_leader();
+            let keeps = self.replica.node.leads();
             self.replica.peers.follower_left(&self.name, number, keeps);
         }
     }

@@ -3,11 +3,9 @@
 //! | file               | what it does                                                |
 //! |--------------------|-------------------------------------------------------------|
 //! | `serve.rs`         | sends a stream on the connection that asked for it          |
-//! | `follow.rs`        | follows the leader, again and again                         |
+//! | `follow.rs`        | gets the streams that the driver of the node's role asks for |
 //! | `follow_stream.rs` | the connection of one stream from the node that is followed |
 //! | `acks.rs`          | sends the acknowledgements of such a stream                 |
-//! | `recover.rs`       | catches up with the newest data set before this node leads  |
-//! | `pauses.rs`        | pauses between attempts to follow                           |
 //! | `heartbeat.rs`     | asks each peer for STATUS at every heartbeat                |
 //! | `ask.rs`           | one such question                                           |
 //! | `stop.rs`          | the stop of the threads                                     |
@@ -17,8 +15,6 @@ mod ask;
 mod follow;
 mod follow_stream;
 mod heartbeat;
-mod pauses;
-mod recover;
 pub(crate) mod serve;
 mod stop;
 

@@ -19,6 +19,8 @@ struct StopState {
     is_stopped: bool,
     /// The node waits for the answers of its peers.
     is_hurried: bool,
+    /// Rises with each [`wake`](Stop::wake).
+    news: u64,
     /// The connection to the node that is followed.
     connection: Option<Arc<TcpStream>>,
 }
@@ -39,6 +41,34 @@ impl Stop {
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.state.lock().is_stopped
+    }
+
+    /// Wakes the thread that waits for news: a peer has said something, or the node's role has changed.
+    pub(super) fn wake(&self) {
+        self.state.lock().news += 1;
+        self.changed.notify_all();
+    }
+
+    /// Number of the last news.
+    pub(super) fn news(&self) -> u64 {
+        self.state.lock().news
+    }
+
+    /// Waits until there are news after those of number `seen`, until `until`, or until the stop.
+    pub(super) fn wait_for_news(&self, seen: u64, until: Instant) {
+        let mut state = self.state.lock();
+        while !state.is_stopped
+            && state.news == seen
+            && !self.changed.wait_until(&mut state, until).timed_out()
+        {}
+    }
+
+    /// Ends the stream from the node that is followed.
+    pub(super) fn end_stream(&self) {
+        if let Some(connection) = &self.state.lock().connection {
+            // Fails only for a connection that has ended by itself.
+            let _ = connection.shutdown(Shutdown::Both);
+        }
     }
 
     /// Has the peers asked at once and often, or at their interval again. A node that starts to lead or stops depends

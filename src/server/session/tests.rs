@@ -7,7 +7,6 @@ mod held;
 use super::output::OUTPUT_BYTES_MAX;
 use super::*;
 use crate::engine::DIRECT_BYTES;
-use crate::node::Role;
 use crate::wire::{Request, Status};
 
 /// Input that has arrived, and of which each read gives at most `piece` bytes.
@@ -116,13 +115,11 @@ impl<'a> Client<'a> {
 }
 
 fn leader() -> Node {
-    Node::new(Role::Leader)
+    Node::alone()
 }
 
 fn follower() -> Node {
-    Node::new(Role::Follower {
-        leader_addr: "leader:1".into(),
-    })
+    Node::follower_of("leader:1")
 }
 
 fn frame(request: Request<'_>) -> Vec<u8> {
