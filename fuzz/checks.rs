@@ -425,13 +425,14 @@ enum NaiveStream {
 }
 
 /// Opcode, the key's length, and whether there is a value.
-const STREAM: [(u8, u64, bool); 6] = [
-    (0x61, 28, true),
+const STREAM: [(u8, u64, bool); 7] = [
+    (0x61, 60, true),
     (0x62, 32, true),
     (0x63, 28, true),
     (0x64, 48, false),
-    (0x65, 48, false),
-    (0x66, 24, false),
+    (0x65, 80, false),
+    (0x66, 48, false),
+    (0x68, 40, false),
 ];
 
 fn number(bytes: &[u8]) -> u64 {

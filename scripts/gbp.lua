@@ -57,11 +57,15 @@ local STREAM_OPCODES = {
     [0x64] = "SNAPSHOT_END",
     [0x65] = "HEARTBEAT",
     [0x66] = "ACK",
+    [0x68] = "LEAD",
 }
 
 -- The fields of a stream frame's key, each with its length.
 local LAYOUTS = {
-    [0x61] = { { "epoch", 8 }, { "first_index", 8 }, { "count", 4 }, { "value_crc", 4 }, { "head_crc", 4 } },
+    [0x61] = {
+        { "epoch", 8 }, { "first_index", 8 }, { "count", 4 }, { "committed_index", 8 }, { "time_ms", 8 },
+        { "digest", 16 }, { "value_crc", 4 }, { "head_crc", 4 },
+    },
     [0x62] = { { "epoch", 8 }, { "keys", 8 }, { "bytes", 8 }, { "value_crc", 4 }, { "head_crc", 4 } },
     [0x63] = { { "epoch", 8 }, { "sequence", 8 }, { "count", 4 }, { "value_crc", 4 }, { "head_crc", 4 } },
     [0x64] = {
@@ -69,10 +73,14 @@ local LAYOUTS = {
         { "value_crc", 4 }, { "head_crc", 4 },
     },
     [0x65] = {
-        { "epoch", 8 }, { "last_index", 8 }, { "digest_index", 8 }, { "digest", 16 },
+        { "epoch", 8 }, { "round", 8 }, { "last_index", 8 }, { "committed_index", 8 }, { "durable_index", 8 },
+        { "time_ms", 8 }, { "digest_index", 8 }, { "digest", 16 }, { "value_crc", 4 }, { "head_crc", 4 },
+    },
+    [0x66] = {
+        { "epoch", 8 }, { "round", 8 }, { "last_index", 8 }, { "applied_index", 8 }, { "durable_index", 8 },
         { "value_crc", 4 }, { "head_crc", 4 },
     },
-    [0x66] = { { "epoch", 8 }, { "applied_index", 8 }, { "value_crc", 4 }, { "head_crc", 4 } },
+    [0x68] = { { "epoch", 8 }, { "last_index", 8 }, { "digest", 16 }, { "value_crc", 4 }, { "head_crc", 4 } },
 }
 
 local REQUEST_HEADER_LEN = 7
@@ -117,6 +125,10 @@ local f = {
     index = ProtoField.uint64("gbp.stream.index", "Index"),
     digest = ProtoField.bytes("gbp.stream.digest", "Digest"),
     chunks = ProtoField.uint64("gbp.stream.chunks", "Chunks"),
+    committed_index = ProtoField.uint64("gbp.stream.committed_index", "Committed index"),
+    time_ms = ProtoField.uint64("gbp.stream.time_ms", "Leader's clock, ms since 1970"),
+    round = ProtoField.uint64("gbp.stream.round", "Round"),
+    durable_index = ProtoField.uint64("gbp.stream.durable_index", "Durable index"),
     last_index = ProtoField.uint64("gbp.stream.last_index", "Last index"),
     digest_index = ProtoField.uint64("gbp.stream.digest_index", "Digest's index"),
     applied_index = ProtoField.uint64("gbp.stream.applied_index", "Applied index"),

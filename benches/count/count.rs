@@ -14,7 +14,7 @@ use gopherstore::config::Config;
 use gopherstore::engine::{Answers, Group};
 use gopherstore::history::EpochStart;
 use gopherstore::node::Node;
-use gopherstore::wire::replication::{self, BatchEncoder, Message};
+use gopherstore::wire::replication::{self, BatchEncoder, Fields, Message, StreamOpcode};
 use gopherstore::wire::request::{Limits, Parsed, parse};
 use gopherstore::wire::response::Response;
 use gopherstore::wire::run::{RUN_MAX, Run};
@@ -213,11 +213,18 @@ fn apply(follower: &Node, batch: &[u8]) {
 /// The bytes that a leader sends of a run.
 fn batch(run: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let mut batch = BatchEncoder::entries(&mut bytes, 1, 1);
+    let mut batch = BatchEncoder::new(&mut bytes, StreamOpcode::Entries);
     for frame in Run::of(run, &Limits::default()).frames() {
         assert!(batch.push(frame.bytes()), "a batch has room for a run");
     }
-    batch.finish();
+    batch.finish(|count| Fields::Entries {
+        epoch: 1,
+        first_index: 1,
+        count,
+        committed_index: u64::from(count),
+        time_ms: 0,
+        digest: 0,
+    });
     bytes
 }
 

@@ -255,7 +255,8 @@ fn after(expected: Expected, message: &Message<'_>, history: &History) -> Option
             | Message::SnapshotBegin { .. }
             | Message::SnapshotChunk { .. }
             | Message::SnapshotEnd { .. }
-            | Message::Ack { .. },
+            | Message::Ack { .. }
+            | Message::Lead { .. },
             Expected::Begin | Expected::Chunk(_) | Expected::Entry(_),
         ) => None,
     }

@@ -106,13 +106,13 @@ struct End {
     digest: [u8; 16],
 }
 
-/// The result of [`Backlog::read`].
+/// The result of [`Backlog::read`]. With records comes the digest of the data set after the last of them.
 #[derive(Debug)]
 pub enum After {
     /// This many records, the first with the index asked for. Their frames are in the buffer.
-    Small(u32),
+    Small(u32, Digest),
     /// The record with the index asked for, which is a large one.
-    Large(Entry),
+    Large(Entry, Digest),
     /// There is no such record yet.
     Nothing,
     /// The backlog no longer holds the record.
@@ -242,14 +242,14 @@ impl Backlog {
         let Some(segment) = self.segment_of(index) else {
             return After::Gone;
         };
-        let bytes = match &segment.held {
-            Held::Large(entry) => return After::Large(entry.clone()),
-            Held::Small(bytes) => bytes,
-        };
         let before = index - segment.first_index;
         // The first end behind the record, and the last one that there is room for.
         let ends = &segment.ends;
         let first = ends.partition_point(|end| u64::from(end.entries) <= before);
+        let bytes = match &segment.held {
+            Held::Large(entry) => return After::Large(entry.clone(), ends[first].digest()),
+            Held::Small(bytes) => bytes,
+        };
         let (mut start, mut skipped) = match first.checked_sub(1) {
             Some(at) => (ends[at].len(), ends[at].entries),
             None => (0, 0),
@@ -262,7 +262,7 @@ impl Backlog {
         let last = ends[first + fit.saturating_sub(1)];
         buffer.clear();
         buffer.extend_from_slice(&bytes[start..last.len()]);
-        After::Small(last.entries - skipped)
+        After::Small(last.entries - skipped, last.digest())
     }
 
     /// The segment that holds this index.
@@ -395,7 +395,7 @@ mod tests {
         let mut buffer = Vec::new();
         assert!(matches!(log.read(1, 1, &mut buffer), After::Gone));
         assert!(
-            matches!(log.read(2, 1, &mut buffer), After::Large(entry) if entry.value()[0] == 2)
+            matches!(log.read(2, 1, &mut buffer), After::Large(entry, _) if entry.value()[0] == 2)
         );
     }
 
@@ -403,7 +403,7 @@ mod tests {
     fn the_newest_entry_stays_however_small_the_log() {
         let log = log(5, 40_000, 1);
         assert_eq!((log.first_index(), log.last_index()), (5, 5));
-        assert!(matches!(log.read(5, 0, &mut Vec::new()), After::Large(_)));
+        assert!(matches!(log.read(5, 0, &mut Vec::new()), After::Large(..)));
     }
 
     #[test]
@@ -421,7 +421,7 @@ mod tests {
         ] {
             let after = log.read(index, room, &mut buffer);
             assert!(
-                matches!(after, After::Small(got) if got == count),
+                matches!(after, After::Small(got, _) if got == count),
                 "{after:?}"
             );
             assert_eq!(buffer.len(), usize::try_from(count).unwrap() * frame_len);
@@ -443,7 +443,7 @@ mod tests {
         let mut buffer = Vec::new();
         assert!(matches!(log.read(8, 1, &mut buffer), After::Nothing));
         log.push(&logged(8, 1));
-        assert!(matches!(log.read(8, 1, &mut buffer), After::Small(1)));
+        assert!(matches!(log.read(8, 1, &mut buffer), After::Small(1, _)));
         assert!(matches!(log.read(7, 1, &mut buffer), After::Gone));
     }
 
@@ -476,7 +476,7 @@ mod tests {
             let after = log.read(index, room, &mut buffer);
             let count = u32::try_from(last + 1 - index).unwrap();
             assert!(
-                matches!(after, After::Small(got) if got == count),
+                matches!(after, After::Small(got, _) if got == count),
                 "{index}: {after:?}"
             );
             let numbers = u8::try_from(index).unwrap()..=u8::try_from(last).unwrap();

@@ -87,13 +87,14 @@ pub struct Cursor {
     pub next: u64,
 }
 
-/// The result of [`Log::read`].
+/// The result of [`Log::read`]. Records that are found end where an append ends, and with them comes the digest of the
+/// data set there.
 #[derive(Debug)]
 pub enum Found {
     /// This many records. Their frames are in the buffer, and the cursor is behind them.
-    Small(u32),
+    Small(u32, Digest),
     /// A large record; the cursor is behind it.
-    Large(Entry),
+    Large(Entry, Digest),
     /// There is no further record yet.
     Nothing,
     /// The log has ended and holds no further record.
@@ -108,13 +109,13 @@ impl Kept {
             return Found::Gone;
         }
         match self.backlog.read(cursor.next, bytes_max, buffer) {
-            After::Small(count) => {
+            After::Small(count, digest) => {
                 cursor.next += u64::from(count);
-                Found::Small(count)
+                Found::Small(count, digest)
             }
-            After::Large(entry) => {
+            After::Large(entry, digest) => {
                 cursor.next += 1;
-                Found::Large(entry)
+                Found::Large(entry, digest)
             }
             After::Gone => Found::Gone,
             After::Nothing if self.ended => Found::Ended,

@@ -118,21 +118,21 @@ fn a_capture_is_shown_connection_by_connection() {
     assert_eq!(
         flows,
         [
-            "127.0.0.1:54736 > 127.0.0.1:8000, 287 bytes",
-            "127.0.0.1:8000 > 127.0.0.1:54736, 944 bytes",
+            "127.0.0.1:54736 > 127.0.0.1:8000, 479 bytes",
+            "127.0.0.1:8000 > 127.0.0.1:54736, 1232 bytes",
             "127.0.0.1:34156 > 127.0.0.1:8001, 23 bytes",
             "127.0.0.1:8001 > 127.0.0.1:34156, 24 bytes",
         ]
     );
     for frame in [
         "frame 1: request FOLLOW, 39 bytes",
-        "frame 2: stream ACK, 31 bytes",
+        "frame 2: stream ACK, 55 bytes",
         "frame 1: response OK, 40 bytes",
         "frame 2: stream SNAPSHOT_BEGIN, 65 bytes",
         "frame 3: stream SNAPSHOT_CHUNK, 47 bytes",
         "frame 5: stream SNAPSHOT_END, 55 bytes",
-        "frame 6: stream HEARTBEAT, 55 bytes",
-        ": stream ENTRIES, 52 bytes",
+        "frame 6: stream HEARTBEAT, 87 bytes",
+        ": stream ENTRIES, 84 bytes",
         "frame 1: response NOT_LEADER, 19 bytes",
     ] {
         assert!(out.contains(&format!("{frame}\n")), "no {frame} in {out}");
@@ -243,10 +243,11 @@ fn the_side_is_seen_or_said() {
         );
     }
     assert_eq!(decode(&["--as", "request", response], b"").code, 7);
-    let ack = "66 0018 00000000 0000000000000003 0000000000000009 00000000 39726aa3";
+    let ack = "66 0030 00000000 0000000000000003 0000000000000011 0000000000000009 \
+        0000000000000008 0000000000000000 00000000 9e459db1";
     let run = decode(&[ack], b"");
     assert!(
-        run.out.starts_with(b"frame 1: stream ACK, 31 bytes\n"),
+        run.out.starts_with(b"frame 1: stream ACK, 55 bytes\n"),
         "{run:?}"
     );
 }

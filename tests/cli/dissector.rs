@@ -18,7 +18,7 @@ use crate::{finish, nodes::node::Node, nodes::tools, support::PATIENCE, vectors}
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/gbp.lua");
 /// A capture by `tcpdump -i lo -w` of a leader on port 8000 and its follower on 8001: a SET in three segments, a
 /// NOT_FOUND, a pipeline with an unknown opcode, a SET cut across two packets that others share, text, a full copy, a
-/// write and a refused one.
+/// write and a refused one. Its stream was of version 1, and its frames were rewritten as those of version 2.
 const SESSION: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/tests/cli/captures/session.pcap"
@@ -101,7 +101,7 @@ fn a_recorded_session_is_dissected() {
             "< SNAPSHOT_CHUNK epoch=1 sequence=0 count=1",
             "< SNAPSHOT_CHUNK epoch=1 sequence=1 count=1",
             "< SNAPSHOT_END epoch=1 index=4 chunks=2",
-            "< ENTRIES epoch=1 first_index=5 count=2",
+            "< ENTRIES epoch=1 first_index=5 count=2 committed_index=6 time_ms=0",
         ]
     );
     let beats = of_session("gbp.stream.opcode == 0x65", &["gbp.stream.last_index"]);

@@ -20,7 +20,7 @@ use gopherstore::{
     replication::core::liveness::SILENT_HEARTBEATS,
     wire::{
         Request, Status,
-        replication::{BatchEncoder, Epochs, FollowAnswer, Message, Start},
+        replication::{BatchEncoder, Epochs, Fields, FollowAnswer, Message, Start, StreamOpcode},
     },
 };
 
@@ -87,9 +87,13 @@ fn begun() -> Vec<u8> {
     begin.encode(&mut out).unwrap();
     let (mut frame, key, value) = (Vec::new(), b"k", b"v");
     Request::Set { key, value }.encode(&mut frame).unwrap();
-    let mut chunk = BatchEncoder::chunk(&mut out, 1, 0);
+    let mut chunk = BatchEncoder::new(&mut out, StreamOpcode::SnapshotChunk);
     assert!(chunk.push(&frame));
-    chunk.finish();
+    chunk.finish(|count| Fields::SnapshotChunk {
+        epoch: 1,
+        sequence: 0,
+        count,
+    });
     out
 }
 

@@ -185,19 +185,24 @@ fn every_operation_of_the_document_is_encoded_by_the_names_of_its_fields() {
             &[
                 "follow",
                 "n2",
-                "1",
+                "2",
                 "0",
                 "1",
                 "0x1111111111111111",
                 "7",
                 "demo",
             ],
-            "60 0002 0000001e 6e32 010000000000000000011111111111111111000000000000000764656d6f\n",
+            "60 0002 0000001e 6e32 020000000000000000011111111111111111000000000000000764656d6f\n",
         ),
     ] {
         let words = [&["encode"], words].concat();
         run(&words, b"").expect(0, digits, "");
     }
+    run(&["encode", "epoch", "4", "0x0abc"], b"").expect(
+        0,
+        "67 0000 00000010 00000000000000040000000000000abc\n",
+        "",
+    );
     for (words, parts) in [
         (
             &["list"][..],
@@ -220,8 +225,8 @@ fn every_operation_of_the_document_is_encoded_by_the_names_of_its_fields() {
             &["bits 13, limit 12; write sums KEY"],
         ),
         (
-            &["follow", "n2", "2", "0", "0", "0", "0"],
-            &["version 2 of the replication stream"],
+            &["follow", "n2", "1", "0", "0", "0", "0"],
+            &["version 1 of the replication stream"],
         ),
         (&["discard", "k"], &["1 given after discard; write discard"]),
     ] {

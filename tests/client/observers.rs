@@ -7,7 +7,7 @@ use gopherstore::{
     history::{EpochStart, History},
     wire::{
         Request,
-        replication::{BatchEncoder, Epochs, FollowAnswer, Message, Start, StreamOpcode},
+        replication::{BatchEncoder, Epochs, Fields, FollowAnswer, Message, Start, StreamOpcode},
     },
 };
 
@@ -31,22 +31,33 @@ fn accepted(start: Start) -> Vec<u8> {
     response(0, &value)
 }
 
-fn batch(make: impl FnOnce(&mut Vec<u8>) -> BatchEncoder<'_>) -> Vec<u8> {
+fn batch(opcode: StreamOpcode, fields: impl FnOnce(u32) -> Fields) -> Vec<u8> {
     let (mut frame, mut out) = (Vec::new(), Vec::new());
     let (key, value) = (b"k", b"v");
     Request::Set { key, value }.encode(&mut frame).unwrap();
-    let mut batch = make(&mut out);
+    let mut batch = BatchEncoder::new(&mut out, opcode);
     assert!(batch.push(&frame));
-    batch.finish();
+    batch.finish(fields);
     out
 }
 
 fn entry(epoch: u64, index: u64) -> Vec<u8> {
-    batch(|out| BatchEncoder::entries(out, epoch, index))
+    batch(StreamOpcode::Entries, |count| Fields::Entries {
+        epoch,
+        first_index: index,
+        count,
+        committed_index: index,
+        time_ms: 0,
+        digest: 0,
+    })
 }
 
 fn chunk(sequence: u64) -> Vec<u8> {
-    batch(|out| BatchEncoder::chunk(out, EPOCH, sequence))
+    batch(StreamOpcode::SnapshotChunk, |count| Fields::SnapshotChunk {
+        epoch: EPOCH,
+        sequence,
+        count,
+    })
 }
 
 fn message(message: Message<'_>) -> Vec<u8> {
@@ -114,7 +125,10 @@ fn what_is_missing_or_damaged_is_never_handed_on() {
     out_of_place(fault(from, RESUME, 0, &other_epoch), StreamOpcode::Entries);
     let ack = message(Message::Ack {
         epoch: EPOCH,
+        round: 0,
+        last_index: 5,
         applied_index: 5,
+        durable_index: 0,
     });
     out_of_place(fault(from, RESUME, 0, &[ack]), StreamOpcode::Ack);
     let unasked = [chunk(0)];

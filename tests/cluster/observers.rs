@@ -520,6 +520,7 @@ fn watch_until(addr: &str, last: &[u8], shown: &mut Shown) -> u64 {
                 epoch,
                 first_index,
                 frames,
+                ..
             } = message
             else {
                 continue;

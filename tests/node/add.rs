@@ -188,7 +188,7 @@ fn the_log_has_the_sums_and_a_follower_that_applies_them_has_the_same_data() {
     log.keep();
     let (mut cursor, mut records, mut part) =
         (log.cursor_after(0).unwrap(), Vec::new(), Vec::new());
-    while let Found::Small(_) = log.read(&mut cursor, 1 << 20, &mut part, Instant::now(), || false)
+    while let Found::Small(..) = log.read(&mut cursor, 1 << 20, &mut part, Instant::now(), || false)
     {
         records.extend_from_slice(&part);
     }

@@ -285,7 +285,11 @@ fn a_heartbeat_for_an_index_that_the_follower_is_not_at_is_a_difference() {
     for digest_index in [2, 4] {
         let pair = follow_wrongly(&Message::Heartbeat {
             epoch: 1,
+            round: 1,
             last_index: 4,
+            committed_index: 4,
+            durable_index: 0,
+            time_ms: 0,
             digest_index,
             digest: 0,
         });

@@ -186,7 +186,7 @@ fn a_log_that_no_thread_keeps_is_drained_and_read_without_waiting() {
     assert_eq!(log.kept_head(), log.head());
     log.wait(&cursor, later(), || false);
     let found = log.try_read(&mut cursor, 1 << 20, &mut frames);
-    assert!(matches!(found, Found::Small(384)), "{found:?}");
+    assert!(matches!(found, Found::Small(384, _)), "{found:?}");
     // All room is free again.
     drop(sequencer.try_reserve(ROOM).unwrap());
     sequencer.end();
@@ -207,7 +207,7 @@ fn a_reader_gets_entries_in_their_order_then_nothing_and_then_the_end() {
         for (index, entry) in (1..).zip(&entries) {
             append(&sequencer, entry);
             let (found, frames) = read(log, &mut cursor, later());
-            assert!(matches!(found, Found::Small(1)), "{found:?}");
+            assert!(matches!(found, Found::Small(1, _)), "{found:?}");
             assert_eq!(frames, entry.frame());
             assert_eq!(cursor.next, index + 1);
         }
@@ -218,7 +218,7 @@ fn a_reader_gets_entries_in_their_order_then_nothing_and_then_the_end() {
     let mut cursor = log.cursor_after(1).unwrap();
     for _ in 0..2 {
         let (found, _) = read(log, &mut cursor, later());
-        assert!(matches!(found, Found::Small(1)), "{found:?}");
+        assert!(matches!(found, Found::Small(1, _)), "{found:?}");
     }
     let (end, _) = read(log, &mut cursor, later());
     assert!(matches!(end, Found::Ended), "{end:?}");
@@ -253,7 +253,7 @@ fn a_reset_takes_readers_their_place_and_begins_after_the_new_head() {
             append(&sequencer, &entry(b"key", value));
         }
         let mut old = log.cursor_after(1).unwrap();
-        assert!(matches!(read(log, &mut old, later()).0, Found::Small(1)));
+        assert!(matches!(read(log, &mut old, later()).0, Found::Small(1, _)));
         sequencer.reset(head);
         assert_eq!(log.head(), head);
         let deadline = later();
@@ -268,7 +268,7 @@ fn a_reset_takes_readers_their_place_and_begins_after_the_new_head() {
         assert!(log.cursor_after(1).is_none(), "before the log begins");
         let mut new = log.cursor_after(2).unwrap();
         let (found, frames) = read(log, &mut new, later());
-        assert!(matches!(found, Found::Small(1)), "{found:?}");
+        assert!(matches!(found, Found::Small(1, _)), "{found:?}");
         assert_eq!(frames, entry(b"key", b"another").frame());
     });
     assert_eq!(log.digest_at(2), Some(head.digest));
@@ -310,7 +310,7 @@ fn the_log_knows_when_its_entries_were_appended() {
         append(&sequencer, &one);
         let mut cursor = log.cursor_after(0).unwrap();
         let (found, _) = read(log, &mut cursor, later());
-        assert!(matches!(found, Found::Small(1)), "{found:?}");
+        assert!(matches!(found, Found::Small(1, _)), "{found:?}");
         let at = log.appended_at(1).unwrap();
         assert!(begin <= at && at <= Instant::now());
         assert_eq!(log.appended_at(2), None);

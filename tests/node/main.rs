@@ -14,7 +14,7 @@ mod threads;
 use gopherstore::engine::entry::Entry;
 use gopherstore::engine::{Answers, ApplyError, Engine, Group};
 use gopherstore::node::Node;
-use gopherstore::wire::replication::{self, BatchEncoder, Message};
+use gopherstore::wire::replication::{self, BatchEncoder, Fields, Message, StreamOpcode};
 use gopherstore::wire::request::{Limits, Parsed, frames, parse};
 use gopherstore::wire::{Request, Run, Status, response};
 
@@ -83,9 +83,16 @@ fn load<'a>(node: &Node, entries: impl IntoIterator<Item = &'a Entry>) {
 /// Applies SET and DEL frames as records of a leader.
 fn apply(engine: &Engine, records: &[u8]) -> Result<(), ApplyError> {
     let (mut bytes, first_index) = (Vec::new(), engine.head().index + 1);
-    let mut batch = BatchEncoder::entries(&mut bytes, 1, first_index);
+    let mut batch = BatchEncoder::new(&mut bytes, StreamOpcode::Entries);
     assert!(frames(records).all(|frame| batch.push(frame.bytes())));
-    batch.finish();
+    batch.finish(|count| Fields::Entries {
+        epoch: 1,
+        first_index,
+        count,
+        committed_index: first_index + u64::from(count) - 1,
+        time_ms: 0,
+        digest: 0,
+    });
     let replication::Parsed::Whole { message, .. } = replication::parse(&bytes).unwrap() else {
         panic!("a whole message was written");
     };

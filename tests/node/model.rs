@@ -278,8 +278,8 @@ proptest! {
                 let mut cursor = log.cursor_after(0).unwrap();
                 loop {
                     match log.read(&mut cursor, 100, &mut part, Instant::now(), || false) {
-                        Found::Small(_) => frames.extend_from_slice(&part),
-                        Found::Large(entry) => frames.extend_from_slice(entry.frame()),
+                        Found::Small(..) => frames.extend_from_slice(&part),
+                        Found::Large(entry, _) => frames.extend_from_slice(entry.frame()),
                         _ => break,
                     }
                 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gopherstore::wire::replication::{self, BatchEncoder, Message};
+use gopherstore::wire::replication::{self, BatchEncoder, Fields, Message, StreamOpcode};
 use gopherstore::wire::request::{Limits, Parsed, parse};
 use gopherstore::wire::{Request, Run};
 use shuttle::Runner;
@@ -83,9 +83,16 @@ fn execute(engine: &Engine, frames: &[u8], planted: Planted) -> bool {
 /// Applies entries as records of a leader.
 fn apply(engine: &Engine, entries: &[Entry]) {
     let (mut bytes, first_index) = (Vec::new(), engine.head().index + 1);
-    let mut batch = BatchEncoder::entries(&mut bytes, 1, first_index);
+    let mut batch = BatchEncoder::new(&mut bytes, StreamOpcode::Entries);
     assert!(entries.iter().all(|entry| batch.push(entry.frame())));
-    batch.finish();
+    batch.finish(|count| Fields::Entries {
+        epoch: 1,
+        first_index,
+        count,
+        committed_index: first_index + u64::from(count) - 1,
+        time_ms: 0,
+        digest: 0,
+    });
     let Ok(replication::Parsed::Whole { message, .. }) = replication::parse(&bytes) else {
         panic!("a whole message was written");
     };
@@ -152,7 +159,7 @@ fn next(log: &Log, cursor: &mut Cursor) -> Option<Vec<Entry>> {
     let never = Instant::now() + Duration::from_secs(3_600);
     let mut frames = Vec::new();
     match log.read(cursor, 1 << 20, &mut frames, never, || false) {
-        Found::Small(_) => Some(entries(&frames)),
+        Found::Small(..) => Some(entries(&frames)),
         Found::Ended => None,
         found => panic!("{found:?}"),
     }

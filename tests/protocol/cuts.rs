@@ -159,7 +159,7 @@ fn a_frame_of_a_stream_that_is_cut_at_any_byte_is_incomplete_or_refused_already(
                 | ReplicationError::NoFrames { opcode }
                 | ReplicationError::ValueTooLong { opcode, .. },
             ) => Some(Head::len_of(opcode)),
-            Err(ReplicationError::Index { .. }) => Some(7 + 28),
+            Err(ReplicationError::Index { .. }) => Some(7 + 60),
             Err(_) => Some(vector.bytes.len()),
         };
         let judged_at = refused_at.or_else(|| verdict.is_err().then_some(vector.bytes.len()));

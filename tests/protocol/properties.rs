@@ -6,7 +6,7 @@
 use gopherstore::history::{EpochStart, History};
 use gopherstore::wire::comparison::{BITS_MAX, List, ListAnswer, Sums, SumsAnswer};
 use gopherstore::wire::replication::{
-    self, BatchEncoder, Epochs, Fields, Follow, FollowAnswer, Head, Message, Start,
+    self, BatchEncoder, Epochs, Fields, Follow, FollowAnswer, Head, Message, Start, StreamOpcode,
 };
 use gopherstore::wire::request::{self, Disposition, Limits, RequestHeader};
 use gopherstore::wire::response::{self, ResponseHeader};
@@ -108,12 +108,17 @@ fn longest_value(opcode: u8, value_len_max: u32) -> u32 {
 proptest! {
     #[test]
     fn fields_of_a_stream_are_read_as_they_were_written(
-        which in 0..3, epoch in any::<u64>(), (a, b) in any::<(u64, u64)>(), digest in digest(), after in bytes(20)
+        which in 0..4, epoch in any::<u64>(), numbers in any::<[u64; 6]>(), digest in digest(), after in bytes(20)
     ) {
+        let [a, b, c, d, e, f] = numbers;
         let message = match which {
             0 => Message::SnapshotEnd { epoch, index: a, digest, chunks: b },
-            1 => Message::Heartbeat { epoch, last_index: a, digest_index: b, digest },
-            _ => Message::Ack { epoch, applied_index: a },
+            1 => Message::Heartbeat {
+                epoch, round: a, last_index: b, committed_index: c, durable_index: d, time_ms: e, digest_index: f,
+                digest,
+            },
+            2 => Message::Lead { epoch, last_index: a, digest },
+            _ => Message::Ack { epoch, round: a, last_index: b, applied_index: c, durable_index: d },
         };
         let mut stream = Vec::new();
         message.encode(&mut stream).unwrap();
@@ -145,23 +150,28 @@ proptest! {
     #[test]
     fn a_batch_is_read_as_it_was_written(
         is_chunk in any::<bool>(), epoch in any::<u64>(), number in 1..u64::MAX - 20, writes in writes(),
-        after in bytes(20)
+        end in any::<(u64, u64, u128)>(), after in bytes(20)
     ) {
         let mut stream = Vec::new();
-        let mut batch = if is_chunk {
-            BatchEncoder::chunk(&mut stream, epoch, number)
-        } else {
-            BatchEncoder::entries(&mut stream, epoch, number)
-        };
+        let opcode = if is_chunk { StreamOpcode::SnapshotChunk } else { StreamOpcode::Entries };
+        let mut batch = BatchEncoder::new(&mut stream, opcode);
         for frame in &writes {
             prop_assert!(batch.push(frame));
         }
-        prop_assert_eq!(usize::try_from(batch.finish()).unwrap(), writes.len());
+        let (committed_index, time_ms, digest) = end;
+        let written = batch.finish(|count| match is_chunk {
+            true => Fields::SnapshotChunk { epoch, sequence: number, count },
+            false => Fields::Entries { epoch, first_index: number, count, committed_index, time_ms, digest },
+        });
+        prop_assert_eq!(usize::try_from(written).unwrap(), writes.len());
         stream.extend_from_slice(&after);
         let Ok(replication::Parsed::Whole { message, .. }) = replication::parse(&stream) else {
             return Err(TestCaseError::fail("not whole"));
         };
-        let (Message::Entries { epoch: read_epoch, first_index: read_number, frames }
+        if let Message::Entries { committed_index, time_ms, digest, .. } = message {
+            prop_assert_eq!((committed_index, time_ms, digest), end);
+        }
+        let (Message::Entries { epoch: read_epoch, first_index: read_number, frames, .. }
             | Message::SnapshotChunk { epoch: read_epoch, sequence: read_number, frames }) = message
         else {
             return Err(TestCaseError::fail("no batch"));
@@ -206,7 +216,8 @@ proptest! {
     ) {
         let value = [writes.concat(), rest].concat();
         let mut stream = Vec::new();
-        let head = Head::new(Fields::Entries { epoch: 1, first_index, count }, &value).unwrap();
+        let fields = Fields::Entries { epoch: 1, first_index, count, committed_index: 0, time_ms: 0, digest: 0 };
+        let head = Head::new(fields, &value).unwrap();
         head.encode(&mut stream);
         stream.extend_from_slice(&value);
         if let Ok(read) = replication::parse(&stream) {

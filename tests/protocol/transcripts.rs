@@ -153,20 +153,24 @@ fn a_client_frame_that_is_wrong_in_a_batch_is_pointed_at() {
     let mut checked = 0;
     for vector in vectors::from_streams().filter(Vector::is_refused) {
         let after = |what: &str| vector.meaning.contains(what);
-        // Behind header and key of 7 and 28 bytes, and a SET of 20 where there is one.
+        // Behind header and key of 7 and 60 bytes, or 28 in a chunk, and a SET of 20 where there is one.
         let expected = if after("operation GET after 1 others") {
-            55
+            67 + 20
+        } else if after("operation EPOCH after 1 others") {
+            35 + 20
         } else if after("cut frame after 0 others") {
-            35
-        } else if after("bad frame after 0 others: value of 1 bytes") {
-            35 + 3
+            67
+        } else if after("bad frame after 0 others: value of 1 bytes")
+            || after("value of 15 bytes in EPOCH after 0 others")
+        {
+            67 + 3
         } else {
             continue;
         };
         assert_eq!(fault(Side::Stream, &vector.bytes).unwrap().at, expected);
         checked += 1;
     }
-    assert_eq!(checked, 3);
+    assert_eq!(checked, 5);
 }
 
 #[test]

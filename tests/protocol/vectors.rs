@@ -3,7 +3,8 @@
 use gopherstore::wire::command::Limit;
 use gopherstore::wire::comparison::{self, List, ListAnswer, Sums, SumsAnswer};
 use gopherstore::wire::replication::{
-    self, BatchEncoder, Epochs, Follow, FollowAnswer, Frames, Message, Start, StreamOpcode,
+    self, BatchEncoder, Epochs, Follow, FollowAnswer, Frames, Head, Message, ParsedHead, Start,
+    StreamOpcode,
 };
 use gopherstore::wire::request::{self, Disposition, Limits, RequestError};
 use gopherstore::wire::{Field, Form, Opcode, Request, Response, Status, response};
@@ -270,46 +271,35 @@ fn frames_meaning(frames: &Frames) -> String {
     meanings.join(", ")
 }
 
-fn message_meaning(message: &Message) -> String {
-    let name = message.opcode().name();
-    let epoch = message.epoch();
-    let rest = match message {
-        Message::Entries {
-            first_index,
-            frames,
-            ..
-        } => format!("first_index={first_index}: {}", frames_meaning(frames)),
-        Message::SnapshotBegin {
-            keys,
-            bytes,
-            history,
-            ..
-        } => format!("keys={keys} bytes={bytes} {}", history_meaning(history)),
-        Message::SnapshotChunk {
-            sequence, frames, ..
-        } => format!("sequence={sequence}: {}", frames_meaning(frames)),
-        Message::SnapshotEnd {
-            index,
-            digest,
-            chunks,
-            ..
-        } => format!("index={index} digest={digest:#034x} chunks={chunks}"),
-        Message::Heartbeat {
-            last_index,
-            digest_index,
-            digest,
-            ..
-        } => format!("last_index={last_index} digest_index={digest_index} digest={digest:#034x}"),
-        Message::Ack { applied_index, .. } => format!("applied_index={applied_index}"),
-    };
-    format!("{name} epoch={epoch} {rest}")
+fn message_meaning(message: &Message, frame: &[u8]) -> String {
+    let spec = message.opcode().spec();
+    let mut words = vec![spec.name.to_owned()];
+    let mut rest = &frame[request::HEADER_LEN..];
+    for field in &spec.fields[..spec.fields.len() - 2] {
+        let (bytes, after) = rest.split_at(field.size);
+        words.push(format!("{}={}", field.name, field_meaning(field, bytes)));
+        rest = after;
+    }
+    let fields = words.join(" ");
+    match message {
+        Message::Entries { frames, .. } | Message::SnapshotChunk { frames, .. } => {
+            format!("{fields}: {}", frames_meaning(frames))
+        }
+        Message::SnapshotBegin { history, .. } => {
+            format!("{fields} {}", history_meaning(history))
+        }
+        Message::SnapshotEnd { .. }
+        | Message::Heartbeat { .. }
+        | Message::Ack { .. }
+        | Message::Lead { .. } => fields,
+    }
 }
 
 fn stream_meaning(bytes: &[u8]) -> String {
     match replication::parse(bytes) {
         Ok(replication::Parsed::Whole { message, frame_len }) => {
             assert_eq!(frame_len, bytes.len(), "bytes behind {message:?}");
-            message_meaning(&message)
+            message_meaning(&message, bytes)
         }
         Ok(replication::Parsed::Incomplete { needed }) => format!("incomplete, {needed} needed"),
         Err(error) => format!("refused, close: {error}"),
@@ -393,26 +383,18 @@ fn every_good_frame_of_a_stream_is_written_just_as_it_is_read() {
 
         // Batches are written in a second way, frame by frame.
         bytes.truncate(6);
-        let (mut batch, frames) = match message {
-            Message::Entries {
-                epoch,
-                first_index,
-                frames,
-            } => (
-                BatchEncoder::entries(&mut bytes, epoch, first_index),
-                frames,
-            ),
-            Message::SnapshotChunk {
-                epoch,
-                sequence,
-                frames,
-            } => (BatchEncoder::chunk(&mut bytes, epoch, sequence), frames),
-            _ => continue,
+        let (Message::Entries { frames, .. } | Message::SnapshotChunk { frames, .. }) = message
+        else {
+            continue;
         };
+        let Ok(ParsedHead::Whole(head)) = Head::parse(&vector.bytes) else {
+            panic!("line {}: no head", vector.line)
+        };
+        let mut batch = BatchEncoder::new(&mut bytes, message.opcode());
         for frame in frames {
             assert!(batch.push(frame.bytes()));
         }
-        assert_eq!(batch.finish(), frames.count());
+        assert_eq!(batch.finish(|_| head.fields()), frames.count());
         assert_eq!(&bytes[6..], vector.bytes, "line {}", vector.line);
     }
 }

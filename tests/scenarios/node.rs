@@ -100,8 +100,8 @@ pub(crate) enum Next {
 pub(crate) fn entry_at(log: &Backlog, index: u64) -> Next {
     let mut frame = Vec::new();
     match log.read(index, 0, &mut frame) {
-        After::Large(entry) => Next::Entry(entry),
-        After::Small(_) => match parse(&frame, &Limits::default()).unwrap() {
+        After::Large(entry, _) => Next::Entry(entry),
+        After::Small(..) => match parse(&frame, &Limits::default()).unwrap() {
             Parsed::Whole(frame) => Next::Entry(Entry::copy_of(&frame)),
             Parsed::Incomplete { .. } => unreachable!(),
         },

@@ -169,7 +169,7 @@ const ROWS: [Row; 17] = [
         )
     }),
     ("a FOLLOW that the node cannot serve", "", |node| {
-        let follow = [&b"\x60\0\x02\0\0\0\x1an2"[..], &[1], &[0; 25]].concat();
+        let follow = [&b"\x60\0\x02\0\0\0\x1an2"[..], &[2], &[0; 25]].concat();
         each(node, &[&follow])
     }),
     ("a DISCARD to a node that does not take it", "", |node| {

@@ -131,7 +131,8 @@ impl<R: Read> Reader<R> {
                                 | Message::SnapshotBegin { .. }
                                 | Message::SnapshotChunk { .. }
                                 | Message::Heartbeat { .. }
-                                | Message::Ack { .. } => Sum::default(),
+                                | Message::Ack { .. }
+                                | Message::Lead { .. } => Sum::default(),
                             };
                             return self.end(told, frame_len);
                         }

@@ -256,7 +256,10 @@ impl Copy<'_> {
                         digest,
                     });
                 }
-                Message::Heartbeat { .. } | Message::Entries { .. } | Message::Ack { .. } => {}
+                Message::Heartbeat { .. }
+                | Message::Entries { .. }
+                | Message::Ack { .. }
+                | Message::Lead { .. } => {}
             }
         }
     }

@@ -258,7 +258,8 @@ impl View {
                 | Message::SnapshotChunk { .. }
                 | Message::SnapshotEnd { .. }
                 | Message::Heartbeat { .. }
-                | Message::Ack { .. } => !is_abandoned(),
+                | Message::Ack { .. }
+                | Message::Lead { .. } => !is_abandoned(),
             };
             if !is_read {
                 break;

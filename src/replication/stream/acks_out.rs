@@ -84,7 +84,10 @@ impl AcksOut {
         state.last = Some((applied_index, now));
         AckTurn::Send(Message::Ack {
             epoch,
+            round: 0,
+            last_index: applied_index,
             applied_index,
+            durable_index: 0,
         })
     }
 }

@@ -397,7 +397,8 @@ impl<'a> FollowerStream<'a> {
                 | Message::SnapshotBegin { .. }
                 | Message::SnapshotChunk { .. }
                 | Message::SnapshotEnd { .. }
-                | Message::Ack { .. },
+                | Message::Ack { .. }
+                | Message::Lead { .. },
                 Receiving::Answer { .. }
                 | Receiving::NoSnapshotYet
                 | Receiving::Snapshot(_)

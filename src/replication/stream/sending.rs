@@ -7,13 +7,14 @@ use super::accept::Accepted;
 use super::acks_in::AckReader;
 use super::link::{Link, StreamEnd};
 use super::snapshot_out::SnapshotOut;
+use crate::engine::digest::Digest;
 use crate::engine::entry::Entry;
 use crate::history::History;
 use crate::log::{Cursor, Found, Log};
 use crate::node::Node;
 use crate::replication::core::liveness::SILENT_HEARTBEATS;
 use crate::replication::core::snapshot_permits::Permit;
-use crate::wire::replication::{BatchEncoder, Fields, Head, Message, Start};
+use crate::wire::replication::{BatchEncoder, Fields, Head, Message, Start, StreamOpcode};
 
 /// After a batch of fewer entries the sender pauses, so that more of them gather: a write to the socket for every few
 /// entries, and a thread woken on the other side, costs the clients more than it gains a follower.
@@ -206,16 +207,12 @@ impl<'a> LeaderStream<'a> {
             sender.permit = None;
         }
         match sender.read(&mut cursor)? {
-            Found::Small(count) => {
-                sender.entries(count, cursor, out)?;
+            Found::Small(count, digest) => {
+                sender.entries(count, digest, cursor, out)?;
                 Ok(Sending::Frames { large: None })
             }
-            Found::Large(entry) => {
-                let fields = Fields::Entries {
-                    epoch: sender.epoch,
-                    first_index: cursor.next - 1,
-                    count: 1,
-                };
+            Found::Large(entry, digest) => {
+                let fields = group_fields(sender.epoch, 1, digest, cursor);
                 sender.link.sent(cursor.next - 1);
                 large(fields, entry, out)
             }
@@ -312,7 +309,11 @@ impl Sender<'_> {
         };
         let beat = Message::Heartbeat {
             epoch: self.epoch,
+            round: 0,
             last_index: self.log.head().index,
+            committed_index: self.log.head().index,
+            durable_index: 0,
+            time_ms: 0,
             digest_index,
             digest: digest.to_u128(),
         };
@@ -322,13 +323,18 @@ impl Sender<'_> {
     }
 
     /// Makes a batch of the entries whose frames are in `run`. `cursor` is the position after them.
-    fn entries(&mut self, count: u32, cursor: Cursor, out: &mut Vec<u8>) -> Result<(), StreamEnd> {
-        let first_index = cursor.next - u64::from(count);
-        let mut batch = BatchEncoder::entries(out, self.epoch, first_index);
+    fn entries(
+        &mut self,
+        count: u32,
+        digest: Digest,
+        cursor: Cursor,
+        out: &mut Vec<u8>,
+    ) -> Result<(), StreamEnd> {
+        let mut batch = BatchEncoder::new(out, StreamOpcode::Entries);
         if !batch.push_run(&self.run, count) {
             return Err(StreamEnd::TooLong);
         }
-        batch.finish();
+        batch.finish(|count| group_fields(self.epoch, count, digest, cursor));
         self.link.sent(cursor.next - 1);
         self.is_to_gather = count < FEW_ENTRIES;
         Ok(())
@@ -344,6 +350,18 @@ impl Sender<'_> {
             Ok(_) => Ok(Sending::End),
             Err(_) => Err(StreamEnd::NoLastAck(index)),
         }
+    }
+}
+
+/// The fields of a group of `count` records that ends before `cursor`, with the digest there.
+fn group_fields(epoch: u64, count: u32, digest: Digest, cursor: Cursor) -> Fields {
+    Fields::Entries {
+        epoch,
+        first_index: cursor.next - u64::from(count),
+        count,
+        committed_index: cursor.next - 1,
+        time_ms: 0,
+        digest: digest.to_u128(),
     }
 }
 

@@ -7,7 +7,7 @@ use super::sending::{BATCH_BYTES, Sender, Sending, encode, large};
 use crate::engine::PartitionCopy;
 use crate::log::Found;
 use crate::replication::core::rules::SnapshotRule;
-use crate::wire::replication::{BatchEncoder, Epochs, Fields, Message};
+use crate::wire::replication::{BatchEncoder, Epochs, Fields, Message, StreamOpcode};
 use crate::wire::request::{self, Limits, Parsed::Whole};
 
 /// Bytes of frames after which a chunk is sent.
@@ -110,8 +110,8 @@ impl SnapshotOut {
         }
         let first_index = cursor.next;
         match sender.read(&mut cursor)? {
-            Found::Small(_) => self.send_run(sender, first_index, out),
-            Found::Large(entry) => {
+            Found::Small(..) => self.send_run(sender, first_index, out),
+            Found::Large(entry, _) => {
                 let partition = engine.partition_of(entry.key());
                 if self.rule.sends(partition, first_index) {
                     return large(self.next_chunk(sender.epoch), entry, out).map(Some);
@@ -145,16 +145,18 @@ impl SnapshotOut {
     ) -> Result<Option<Sending>, StreamEnd> {
         let engine = sender.node.engine();
         let (mut rest, mut index) = (&sender.run[..], first_index);
-        let mut batch = BatchEncoder::chunk(out, sender.epoch, self.chunks);
+        let mut batch = BatchEncoder::new(out, StreamOpcode::SnapshotChunk);
         while let Ok(Whole(frame)) = request::parse(rest, &ANY_VALUE) {
             rest = &rest[frame.bytes().len()..];
             let partition = engine.partition_of(frame.request().key());
-            if self.rule.sends(partition, index) && !batch.push(frame.bytes()) {
+            // The history of a snapshot has the epochs.
+            let is_sent = frame.opcode().spec().writes && self.rule.sends(partition, index);
+            if is_sent && !batch.push(frame.bytes()) {
                 return Err(StreamEnd::TooLong);
             }
             index += 1;
         }
-        if batch.finish() == 0 {
+        if batch.finish(|count| chunk_fields(sender.epoch, self.chunks, count)) == 0 {
             return Ok(None);
         }
         self.chunks += 1;
@@ -177,11 +179,11 @@ impl SnapshotOut {
                     break;
                 }
             }
-            let mut batch = BatchEncoder::chunk(out, sender.epoch, self.chunks);
+            let mut batch = BatchEncoder::new(out, StreamOpcode::SnapshotChunk);
             if !batch.push_run(&rest[..len], count) {
                 return Err(StreamEnd::TooLong);
             }
-            batch.finish();
+            batch.finish(|count| chunk_fields(sender.epoch, self.chunks, count));
             self.sent.0 += len;
             self.chunks += 1;
             return Ok(Some(Sending::Frames { large: None }));
@@ -196,12 +198,12 @@ impl SnapshotOut {
             self.sent.1 += 1;
             return large(self.next_chunk(sender.epoch), entry, out).map(Some);
         }
-        let mut batch = BatchEncoder::chunk(out, sender.epoch, self.chunks);
+        let mut batch = BatchEncoder::new(out, StreamOpcode::SnapshotChunk);
         let count = rest
             .iter()
             .take_while(|entry| batch.value_len() < CHUNK_BYTES && batch.push(entry.frame()))
             .count();
-        batch.finish();
+        batch.finish(|count| chunk_fields(sender.epoch, self.chunks, count));
         self.sent.1 += count;
         self.chunks += 1;
         Ok(Some(Sending::Frames { large: None }))
@@ -211,11 +213,7 @@ impl SnapshotOut {
     const fn next_chunk(&mut self, epoch: u64) -> Fields {
         let sequence = self.chunks;
         self.chunks += 1;
-        Fields::SnapshotChunk {
-            epoch,
-            sequence,
-            count: 1,
-        }
+        chunk_fields(epoch, sequence, 1)
     }
 
     /// Ends the snapshot, which is exact at `index`.
@@ -246,5 +244,14 @@ impl SnapshotOut {
         ));
         self.stage = Stage::Over;
         Ok(Sending::Frames { large: None })
+    }
+}
+
+/// The fields of a chunk of `count` frames.
+const fn chunk_fields(epoch: u64, sequence: u64, count: u32) -> Fields {
+    Fields::SnapshotChunk {
+        epoch,
+        sequence,
+        count,
     }
 }

@@ -31,12 +31,7 @@ impl Dump<'_> {
         let Some(header) = self.header_from(start) else {
             return false;
         };
-        self.rows("key", usize::from(header.key_len));
-        let value_len = value_len(header);
-        match Opcode::try_from(first) {
-            Ok(opcode) => self.value(opcode.spec(), value_len),
-            Err(_) => self.rows("value", value_len),
-        }
+        self.key_and_value(header);
         match request::parse(frame, &ANY_VALUE) {
             Err(error) => self.note(&error.to_string()),
             Ok(request::Parsed::Whole(frame)) => {
@@ -69,6 +64,16 @@ impl Dump<'_> {
             self.missing(start, request::HEADER_LEN, "at least ");
         }
         header.map(RequestHeader::decode)
+    }
+
+    /// Key and value of a request with this header, as far as they are there.
+    fn key_and_value(&mut self, header: RequestHeader) {
+        self.rows("key", usize::from(header.key_len));
+        let value_len = value_len(header);
+        match Opcode::try_from(header.opcode) {
+            Ok(opcode) => self.value(opcode.spec(), value_len),
+            Err(_) => self.rows("value", value_len),
+        }
     }
 
     /// The value of a request: operands, and the rest.
@@ -284,9 +289,7 @@ impl Dump<'_> {
             let Some(header) = self.bytes[start..].first_chunk() else {
                 break;
             };
-            let header = RequestHeader::decode(*header);
-            self.rows("key", usize::from(header.key_len));
-            self.rows("value", value_len(header));
+            self.key_and_value(RequestHeader::decode(*header));
         }
         self.leave_out();
     }

@@ -3,7 +3,9 @@
 use super::dump::FIELD_LEN_MAX;
 use super::*;
 use crate::history::{EpochStart, History};
-use crate::wire::replication::{BatchEncoder, Epochs, Follow, FollowAnswer, Message, Start};
+use crate::wire::replication::{
+    BatchEncoder, Epochs, Fields, Follow, FollowAnswer, Message, Start, StreamOpcode,
+};
 use crate::wire::{Request, Response};
 
 const SET: &[u8] = b"\x01\x00\x07\x00\x00\x00\x06user123active";
@@ -195,7 +197,10 @@ fn a_follow_and_the_stream_behind_it_are_shown_field_by_field() {
     assert_eq!(follow.encode(&mut bytes), Ok(()));
     let message = Message::Ack {
         epoch: 1,
+        round: 3,
+        last_index: 1_002,
         applied_index: 1_000,
+        durable_index: 0,
     };
     assert_eq!(message.encode(&mut bytes), Ok(()));
     let follow = [
@@ -203,7 +208,7 @@ fn a_follow_and_the_stream_behind_it_are_shown_field_by_field() {
         "000001  00 02                    key_len    2",
         "000003  00 00 00 1e              value_len  30",
         "000007  6e 32                    key        \"n2\"",
-        "000009  01                       version    1",
+        "000009  02                       version    2",
         "00000a  03                       flags      observer, full copy",
         "00000b  00 00 00 00 00 00 00 01  epoch      1",
         "000013  00 00 00 00 00 00 0a bc  nonce      0x0000000000000abc",
@@ -212,18 +217,21 @@ fn a_follow_and_the_stream_behind_it_are_shown_field_by_field() {
     ];
     let ack = [
         "000027  66                       opcode     ACK",
-        "000028  00 18                    key_len    24",
+        "000028  00 30                    key_len    48",
         "00002a  00 00 00 00              value_len  0",
         "00002e  00 00 00 00 00 00 00 01  epoch      1",
-        "000036  00 00 00 00 00 00 03 e8  applied_index  1,000",
-        "00003e  00 00 00 00              value_crc  0x00000000",
-        "000042  16 20 b4 ba              head_crc   0x1620b4ba",
+        "000036  00 00 00 00 00 00 00 03  round      3",
+        "00003e  00 00 00 00 00 00 03 ea  last_index  1,002",
+        "000046  00 00 00 00 00 00 03 e8  applied_index  1,000",
+        "00004e  00 00 00 00 00 00 00 00  durable_index  0",
+        "000056  00 00 00 00              value_crc  0x00000000",
+        "00005a  a8 de a9 a7              head_crc   0xa8dea9a7",
     ];
     assert_eq!(request(&bytes), lines(&[&follow[..], &ack].concat()));
-    bytes[9] = 2;
+    bytes[9] = 3;
     assert!(
         request(&bytes[..0x27])
-            .ends_with("! version 2 of the replication stream, this node speaks 1\n")
+            .ends_with("! version 3 of the replication stream, this node speaks 2\n")
     );
     // Without a FOLLOW before it, it is what it looks like.
     assert!(request(b"foo").contains("the first byte is 'f'"));
@@ -248,9 +256,17 @@ fn an_answer_to_follow_and_the_stream_behind_it_are_shown_field_by_field() {
         value: &value,
     };
     assert_eq!(answer.encode(&mut bytes), Ok(()));
-    let mut batch = BatchEncoder::entries(&mut bytes, 1, 8);
+    let mut batch = BatchEncoder::new(&mut bytes, StreamOpcode::Entries);
     assert!(batch.push(SET));
-    assert_eq!(batch.finish(), 1);
+    let written = batch.finish(|count| Fields::Entries {
+        epoch: 1,
+        first_index: 8,
+        count,
+        committed_index: 9,
+        time_ms: 1_700_000_000_000,
+        digest: 7,
+    });
+    assert_eq!(written, 1);
     let answer = [
         "000000  00                       status     OK",
         "000001  00 00 00 23              value_len  35",
@@ -263,26 +279,30 @@ fn an_answer_to_follow_and_the_stream_behind_it_are_shown_field_by_field() {
     ];
     let entries = [
         "000028  61                       opcode     ENTRIES",
-        "000029  00 1c                    key_len    28",
+        "000029  00 3c                    key_len    60",
         "00002b  00 00 00 14              value_len  20",
         "00002f  00 00 00 00 00 00 00 01  epoch      1",
         "000037  00 00 00 00 00 00 00 08  first_index  8",
         "00003f  00 00 00 01              count      1",
-        "000043  36 3c 72 1e              value_crc  0x363c721e",
-        "000047  5b a7 d0 36              head_crc   0x5ba7d036",
-        "00004b  01                       opcode     SET",
-        "00004c  00 07                    key_len    7",
-        "00004e  00 00 00 06              value_len  6",
-        "000052  75 73 65 72 31 32 33     key        \"user123\"",
-        "000059  61 63 74 69 76 65        value      \"active\"",
+        "000043  00 00 00 00 00 00 00 09  committed_index  9",
+        "00004b  00 00 01 8b cf e5 68 00  time_ms    1,700,000,000,000",
+        "000053  00 00 00 00 00 00 00 00  digest     0x00000000000000000000000000000007",
+        "00005b  00 00 00 00 00 00 00 07             ",
+        "000063  36 3c 72 1e              value_crc  0x363c721e",
+        "000067  c1 c9 c7 27              head_crc   0xc1c9c727",
+        "00006b  01                       opcode     SET",
+        "00006c  00 07                    key_len    7",
+        "00006e  00 00 00 06              value_len  6",
+        "000072  75 73 65 72 31 32 33     key        \"user123\"",
+        "000079  61 63 74 69 76 65        value      \"active\"",
     ];
     let dump = response_to(Opcode::Follow, &bytes);
     assert_eq!(dump, lines(&[&answer[..], &entries].concat()));
 
     // Cut in the batch: what is there is shown, and what is missing is counted.
-    let dump = stream(&bytes[0x28..0x5b]);
+    let dump = stream(&bytes[0x28..0x7b]);
     assert!(
-        dump.ends_with("! incomplete: 51 of 55 bytes, 4 missing\n"),
+        dump.ends_with("! incomplete: 83 of 87 bytes, 4 missing\n"),
         "{dump}"
     );
     // A refusal is like any other answer.
@@ -354,7 +374,11 @@ fn a_damaged_frame_of_the_stream_is_shown_as_far_as_it_can_be_believed() {
     let mut bytes = Vec::new();
     let message = Message::Heartbeat {
         epoch: 1,
+        round: 5,
         last_index: 2,
+        committed_index: 2,
+        durable_index: 0,
+        time_ms: 1_700_000_000_000,
         digest_index: 2,
         digest: 7 << 64,
     };
@@ -363,8 +387,8 @@ fn a_damaged_frame_of_the_stream_is_shown_as_far_as_it_can_be_believed() {
     assert!(
         dump.contains(
             "\
-00001f  00 00 00 00 00 00 00 07  digest     0x00000000000000070000000000000000
-000027  00 00 00 00 00 00 00 00             \n"
+00003f  00 00 00 00 00 00 00 07  digest     0x00000000000000070000000000000000
+000047  00 00 00 00 00 00 00 00             \n"
         ),
         "{dump}"
     );
@@ -379,14 +403,47 @@ fn a_damaged_frame_of_the_stream_is_shown_as_far_as_it_can_be_believed() {
 #[test]
 fn a_long_batch_is_cut_and_no_byte_goes_uncounted() {
     let mut bytes = Vec::new();
-    let mut batch = BatchEncoder::chunk(&mut bytes, 1, 0);
+    let mut batch = BatchEncoder::new(&mut bytes, StreamOpcode::SnapshotChunk);
     for _ in 0..100 {
         assert!(batch.push(SET));
     }
-    assert_eq!(batch.finish(), 100);
+    let written = batch.finish(|count| Fields::SnapshotChunk {
+        epoch: 1,
+        sequence: 0,
+        count,
+    });
+    assert_eq!(written, 100);
     let dump = stream(&bytes);
     assert_eq!(dump.lines().count(), 8 + 16 * 5 + 1);
     assert!(dump.ends_with("(1,680 bytes left out)\n"), "{dump}");
+}
+
+#[test]
+fn the_fields_of_an_epoch_are_shown_in_a_batch_and_alone() {
+    let mut epoch = Vec::new();
+    let value = &Opcode::Epoch.spec().value_of([4, 0xABC]);
+    assert_eq!(Request::Epoch { value }.encode(&mut epoch), Ok(()));
+    let mut bytes = Vec::new();
+    let mut batch = BatchEncoder::new(&mut bytes, StreamOpcode::Entries);
+    assert!(batch.push(&epoch));
+    batch.finish(|count| Fields::Entries {
+        epoch: 4,
+        first_index: 8,
+        count,
+        committed_index: 8,
+        time_ms: 0,
+        digest: 0,
+    });
+    for (dump, at) in [(stream(&bytes), 0x4A), (request(&epoch), 7)] {
+        let fields = format!(
+            "\
+{at:06x}  00 00 00 00 00 00 00 04  epoch      4
+{:06x}  00 00 00 00 00 00 0a bc  nonce      0x0000000000000abc
+",
+            at + 8
+        );
+        assert!(dump.ends_with(&fields), "{dump}");
+    }
 }
 
 #[test]
@@ -422,7 +479,7 @@ fn every_line_fits_78_columns_and_nothing_panics_on_any_bytes() {
             response_to(Opcode::Sums, &[b"\0", &bytes[..]].concat()),
             response_to(Opcode::List, &[b"\0", &bytes[..]].concat()),
             request(&[b"\x43", &bytes[..]].concat()),
-            stream(&[&[0x61 + bytes.len().to_le_bytes()[0] % 6], &bytes[..]].concat()),
+            stream(&[&[0x61 + bytes.len().to_le_bytes()[0] % 8], &bytes[..]].concat()),
             sent(&bytes),
             received(&bytes),
             frame(Kind::FollowResponse, &bytes, 0xFF_0000),
@@ -445,7 +502,7 @@ fn flags_are_named_and_what_has_no_name_is_a_number() {
     };
     let add = |want| [&b"\x08\0\x01\0\0\0\x19k"[..], &[want], &[0; 24]].concat();
     let follow = |flags| {
-        let start = &b"\x60\0\x02\0\0\0\x1an2\x01"[..];
+        let start = &b"\x60\0\x02\0\0\0\x1an2\x02"[..];
         [start, &[flags], &[0; 24]].concat()
     };
     assert_eq!(shown(&add(0), "want"), "0x00");

@@ -19,8 +19,21 @@ pub struct Frames<'a> {
 }
 
 impl<'a> Frames<'a> {
+    /// Reads the value of a batch with these fields, all of it.
+    pub(super) fn of_value(
+        fields: &Fields,
+        value: &'a [u8],
+    ) -> Result<Frames<'a>, ReplicationError> {
+        Frames::check(fields.opcode(), fields.count().unwrap_or(0), value)
+    }
+
+    /// Appends the frames to `out`.
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.bytes);
+    }
+
     /// Judges a batch's value, all of it.
-    pub(super) fn check(
+    fn check(
         opcode: StreamOpcode,
         count: u32,
         bytes: &'a [u8],
@@ -161,76 +174,48 @@ impl<'a> Iterator for FrameIter<'a> {
 
 impl ExactSizeIterator for FrameIter<'_> {}
 
-/// Writes a batch to the end of a buffer.
+/// Writes a batch to the end of a buffer: an ENTRIES or a SNAPSHOT_CHUNK.
 ///
-/// Each client frame is copied once; [`finish`](Self::finish) fills in the head. A batch that is dropped before leaves
-/// the buffer unchanged.
+/// Each record is copied once; [`finish`](Self::finish) fills in the head, whose fields are then known. A batch that is
+/// dropped before leaves the buffer unchanged.
 #[derive(Debug)]
 pub struct BatchEncoder<'a> {
     out: &'a mut Vec<u8>,
+    opcode: StreamOpcode,
     /// Offsets of the head and of the value.
     head_at: usize,
     value_at: usize,
-    /// The fields, with the number of frames pushed.
-    fields: Fields,
+    /// Records pushed.
+    count: u32,
     value_crc: u32,
     is_finished: bool,
 }
 
 impl<'a> BatchEncoder<'a> {
-    /// Begins an ENTRIES frame at the end of `out`. `first_index` is that of the first frame pushed, 1 at least.
+    /// Begins a frame with this opcode at the end of `out`.
     #[must_use]
-    pub fn entries(out: &'a mut Vec<u8>, epoch: u64, first_index: u64) -> BatchEncoder<'a> {
-        BatchEncoder::begin(
-            out,
-            Fields::Entries {
-                epoch,
-                first_index,
-                count: 0,
-            },
-        )
-    }
-
-    /// Begins a SNAPSHOT_CHUNK frame at the end of `out`.
-    #[must_use]
-    pub fn chunk(out: &'a mut Vec<u8>, epoch: u64, sequence: u64) -> BatchEncoder<'a> {
-        BatchEncoder::begin(
-            out,
-            Fields::SnapshotChunk {
-                epoch,
-                sequence,
-                count: 0,
-            },
-        )
-    }
-
-    fn begin(out: &'a mut Vec<u8>, fields: Fields) -> BatchEncoder<'a> {
+    pub fn new(out: &'a mut Vec<u8>, opcode: StreamOpcode) -> BatchEncoder<'a> {
         let head_at = out.len();
-        let value_at = head_at.saturating_add(Head::len_of(fields.opcode()));
+        let value_at = head_at.saturating_add(Head::len_of(opcode));
         out.resize(value_at, 0);
         BatchEncoder {
             out,
+            opcode,
             head_at,
             value_at,
-            fields,
+            count: 0,
             value_crc: 0,
             is_finished: false,
         }
     }
 
-    /// The number of frames pushed.
+    /// The number of records pushed.
     #[must_use]
     pub const fn count(&self) -> u32 {
-        match self.fields {
-            Fields::Entries { count, .. } | Fields::SnapshotChunk { count, .. } => count,
-            Fields::SnapshotBegin { .. }
-            | Fields::SnapshotEnd { .. }
-            | Fields::Heartbeat { .. }
-            | Fields::Ack { .. } => 0,
-        }
+        self.count
     }
 
-    /// Bytes of the frames pushed.
+    /// Bytes of the records pushed.
     #[must_use]
     pub fn value_len(&self) -> usize {
         self.out.len() - self.value_at
@@ -248,10 +233,10 @@ impl<'a> BatchEncoder<'a> {
     #[must_use = "frames that do not fit belong into the next batch"]
     pub fn push_run(&mut self, frame: &[u8], run: u32) -> bool {
         debug_assert!(
-            Frames::check(self.fields.opcode(), run, frame).is_ok(),
+            Frames::check(self.opcode, run, frame).is_ok(),
             "a batch is made of whole records"
         );
-        let max = if self.count() == 0 && run == 1 {
+        let max = if self.count == 0 && run == 1 {
             u32::MAX
         } else {
             BATCH_LEN_MAX
@@ -259,28 +244,30 @@ impl<'a> BatchEncoder<'a> {
         if self.value_len().saturating_add(frame.len()) > size(max) {
             return false;
         }
-        if let Fields::Entries { count, .. } | Fields::SnapshotChunk { count, .. } =
-            &mut self.fields
-        {
-            *count = count.saturating_add(run);
-        }
+        self.count = self.count.saturating_add(run);
         self.value_crc = crc32c::crc32c_append(self.value_crc, frame);
         self.out.extend_from_slice(frame);
         true
     }
 
-    /// Fills in the head, and returns the number of frames. Where there is none the buffer is unchanged.
-    pub fn finish(mut self) -> u32 {
-        let count = self.count();
-        let head = Head::with_crc(self.fields, self.value_len(), self.value_crc);
+    /// Fills in the head with the fields that `fields` gives for the number of records, and returns that number. Where
+    /// there is no record, `fields` is not called and the buffer is unchanged.
+    pub fn finish(mut self, fields: impl FnOnce(u32) -> Fields) -> u32 {
+        if self.count == 0 {
+            return 0;
+        }
+        let fields = fields(self.count);
+        debug_assert_eq!(
+            (fields.opcode(), fields.count()),
+            (self.opcode, Some(self.count)),
+            "the fields are those of this batch"
+        );
         // `push` keeps the length within 32 bits.
-        if let Ok(head) = head
-            && count > 0
-        {
+        if let Ok(head) = Head::with_crc(fields, self.value_len(), self.value_crc) {
             head.write(&mut self.out[self.head_at..self.value_at]);
             self.is_finished = true;
         }
-        count
+        self.count
     }
 }
 
@@ -311,6 +298,25 @@ mod tests {
         frame
     }
 
+    const fn entries(count: u32) -> Fields {
+        Fields::Entries {
+            epoch: 1,
+            first_index: 1,
+            count,
+            committed_index: 9,
+            time_ms: 5,
+            digest: 7,
+        }
+    }
+
+    const fn chunk(count: u32) -> Fields {
+        Fields::SnapshotChunk {
+            epoch: 1,
+            sequence: 0,
+            count,
+        }
+    }
+
     fn count_of(bytes: &[u8]) -> u32 {
         match parse(bytes) {
             Ok(ParsedMessage::Whole {
@@ -324,29 +330,32 @@ mod tests {
     #[test]
     fn a_batch_has_1_mib_at_most_or_one_frame_of_any_length() {
         let mut out = Vec::new();
-        let mut batch = BatchEncoder::entries(&mut out, 1, 1);
+        let mut batch = BatchEncoder::new(&mut out, StreamOpcode::Entries);
         assert!(batch.push(&set_of((1 << 20) - 100)));
         assert!(!batch.push(&set_of(101)), "one byte too many");
         assert!(batch.push(&set_of(100)));
         assert!(!batch.push(&set_of(7)));
         assert_eq!((batch.count(), batch.value_len()), (2, 1 << 20));
-        assert_eq!(batch.finish(), 2);
+        assert_eq!(batch.finish(entries), 2);
         assert_eq!(count_of(&out), 2);
 
         out.clear();
-        let mut batch = BatchEncoder::chunk(&mut out, 1, 0);
+        let mut batch = BatchEncoder::new(&mut out, StreamOpcode::SnapshotChunk);
         assert!(batch.push(&set_of(3 << 20)));
         assert!(!batch.push(&set_of(7)), "a long one travels alone");
-        assert_eq!(batch.finish(), 1);
+        assert_eq!(batch.finish(chunk), 1);
         assert_eq!(count_of(&out), 1);
     }
 
     #[test]
     fn a_batch_that_is_empty_or_given_up_leaves_no_trace() {
         let mut out = b"before".to_vec();
-        assert_eq!(BatchEncoder::entries(&mut out, 1, 1).finish(), 0);
+        assert_eq!(
+            BatchEncoder::new(&mut out, StreamOpcode::Entries).finish(entries),
+            0
+        );
         assert_eq!(out, b"before");
-        let mut batch = BatchEncoder::chunk(&mut out, 1, 0);
+        let mut batch = BatchEncoder::new(&mut out, StreamOpcode::SnapshotChunk);
         assert!(batch.push(&set_of(7)));
         drop(batch);
         assert_eq!(out, b"before");
@@ -388,13 +397,8 @@ mod tests {
     #[test]
     fn a_large_entry_may_be_sent_from_where_it_lies() {
         let frame = set_of(2 << 20);
-        let fields = Fields::Entries {
-            epoch: 1,
-            first_index: 1,
-            count: 1,
-        };
         let mut out = Vec::new();
-        Head::new(fields, &frame).unwrap().encode(&mut out);
+        Head::new(entries(1), &frame).unwrap().encode(&mut out);
         out.extend_from_slice(&frame);
         assert_eq!(count_of(&out), 1);
     }

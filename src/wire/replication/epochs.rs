@@ -4,6 +4,7 @@ use std::fmt;
 
 use byteorder::{BigEndian, ByteOrder};
 
+use super::{Fields, ReplicationError};
 use crate::history::{EpochStart, History, HistoryError};
 
 /// Bytes of the count before the epochs.
@@ -90,6 +91,11 @@ impl<'a> Epochs<'a> {
             source: Source::Wire(list),
             count,
         })
+    }
+
+    /// Reads the value of a message, which is a history.
+    pub(super) fn of_value(_: &Fields, value: &'a [u8]) -> Result<Epochs<'a>, ReplicationError> {
+        Epochs::decode(value).map_err(ReplicationError::History)
     }
 
     /// The number of epochs, at least 1.

@@ -195,13 +195,10 @@ impl fmt::Display for ReplicationError {
                 "operation {} after {at} others, {} has only {}",
                 operation.name(),
                 opcode.name(),
-                match opcode {
-                    StreamOpcode::Entries => "SET, DEL and EPOCH",
-                    StreamOpcode::SnapshotBegin
-                    | StreamOpcode::SnapshotChunk
-                    | StreamOpcode::SnapshotEnd
-                    | StreamOpcode::Heartbeat
-                    | StreamOpcode::Ack => "SET and DEL",
+                if *opcode == StreamOpcode::Entries {
+                    "SET, DEL and EPOCH"
+                } else {
+                    "SET and DEL"
                 }
             ),
             ReplicationError::RecordLen { at, operation, got } => write!(

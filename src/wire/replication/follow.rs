@@ -10,7 +10,7 @@ use crate::wire::request::{HEADER_LEN, KEY_LEN_AT, VALUE_LEN_AT};
 use crate::wire::{EncodeError, Request};
 
 /// Version of the stream that this code implements.
-pub const FOLLOW_VERSION: u8 = 1;
+pub const FOLLOW_VERSION: u8 = 2;
 
 /// Longest name of a node in bytes.
 pub const NAME_LEN_MAX: usize = 64;
@@ -31,7 +31,7 @@ const FLAGS: u8 = OBSERVER | SNAPSHOT | TO_LEAD;
 ///
 /// | offset | size | field        | meaning                                                              |
 /// |--------|------|--------------|----------------------------------------------------------------------|
-/// | 0      | 1    | `version`    | 1                                                                    |
+/// | 0      | 1    | `version`    | 2                                                                    |
 /// | 1      | 1    | `flags`      | bit 0 `is_observer`, 1 `wants_snapshot`, 2 `is_to_lead`; the others are 0 |
 /// | 2      | 8    | `epoch`      | of the epoch that the node's last entry belongs to; 0 where it holds nothing |
 /// | 10     | 8    | `nonce`      | of that epoch; 0 where it holds nothing                                 |

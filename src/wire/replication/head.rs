@@ -4,7 +4,8 @@ use byteorder::{BigEndian, ByteOrder};
 
 use super::batch::BATCH_LEN_MAX;
 use super::epochs::EPOCHS_LEN_MAX;
-use super::{Epochs, Frames, Message, ReplicationError, StreamOpcode};
+use super::messages::MessageValue;
+use super::{Fields, Message, ReplicationError, StreamOpcode};
 use crate::wire::request::{HEADER_LEN, RequestHeader};
 use crate::wire::{EncodeError, size};
 
@@ -13,228 +14,19 @@ const CHECKSUMS_LEN: usize = 8;
 /// Bytes of `head_crc`, the one checksum that does not cover itself.
 const HEAD_CRC_LEN: usize = 4;
 
-/// Fields of a frame's key, without the checksums. Offsets are those in the key.
-///
-/// The fields mean what they mean in [`Message`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fields {
-    /// | offset | size | field         |
-    /// |--------|------|---------------|
-    /// | 0      | 8    | `epoch`       |
-    /// | 8      | 8    | `first_index` |
-    /// | 16     | 4    | `count`       |
-    /// | 20     | 4    | `value_crc`   |
-    /// | 24     | 4    | `head_crc`    |
-    Entries {
-        /// The leader's epoch.
-        epoch: u64,
-        /// Index of the first frame.
-        first_index: u64,
-        /// Frames in the value, 1 at least.
-        count: u32,
-    },
-    /// | offset | size | field         |
-    /// |--------|------|---------------|
-    /// | 0      | 8    | `epoch`       |
-    /// | 8      | 8    | `keys`        |
-    /// | 16     | 8    | `bytes`       |
-    /// | 24     | 4    | `value_crc`   |
-    /// | 28     | 4    | `head_crc`    |
-    SnapshotBegin {
-        /// The leader's epoch.
-        epoch: u64,
-        /// Keys that will come, about.
-        keys: u64,
-        /// Bytes that will come, about.
-        bytes: u64,
-    },
-    /// | offset | size | field         |
-    /// |--------|------|---------------|
-    /// | 0      | 8    | `epoch`       |
-    /// | 8      | 8    | `sequence`    |
-    /// | 16     | 4    | `count`       |
-    /// | 20     | 4    | `value_crc`   |
-    /// | 24     | 4    | `head_crc`    |
-    SnapshotChunk {
-        /// The leader's epoch.
-        epoch: u64,
-        /// Chunks before this one.
-        sequence: u64,
-        /// Frames in the value, 1 at least.
-        count: u32,
-    },
-    /// | offset | size | field         |
-    /// |--------|------|---------------|
-    /// | 0      | 8    | `epoch`       |
-    /// | 8      | 8    | `index`       |
-    /// | 16     | 16   | `digest`      |
-    /// | 32     | 8    | `chunks`      |
-    /// | 40     | 4    | `value_crc`   |
-    /// | 44     | 4    | `head_crc`    |
-    SnapshotEnd {
-        /// The leader's epoch.
-        epoch: u64,
-        /// The index that the copy is exact at.
-        index: u64,
-        /// The digest at that index.
-        digest: u128,
-        /// Chunks of the copy.
-        chunks: u64,
-    },
-    /// | offset | size | field          |
-    /// |--------|------|----------------|
-    /// | 0      | 8    | `epoch`        |
-    /// | 8      | 8    | `last_index`   |
-    /// | 16     | 8    | `digest_index` |
-    /// | 24     | 16   | `digest`       |
-    /// | 40     | 4    | `value_crc`    |
-    /// | 44     | 4    | `head_crc`     |
-    Heartbeat {
-        /// The leader's epoch.
-        epoch: u64,
-        /// The leader's last index.
-        last_index: u64,
-        /// The index that the digest belongs to.
-        digest_index: u64,
-        /// The digest at that index.
-        digest: u128,
-    },
-    /// | offset | size | field           |
-    /// |--------|------|-----------------|
-    /// | 0      | 8    | `epoch`         |
-    /// | 8      | 8    | `applied_index` |
-    /// | 16     | 4    | `value_crc`     |
-    /// | 20     | 4    | `head_crc`      |
-    Ack {
-        /// The epoch that the follower knows.
-        epoch: u64,
-        /// The follower's last index.
-        applied_index: u64,
-    },
-}
-
 impl Fields {
-    /// The opcode of a frame with these fields.
-    #[must_use]
-    pub const fn opcode(&self) -> StreamOpcode {
-        match self {
-            Fields::Entries { .. } => StreamOpcode::Entries,
-            Fields::SnapshotBegin { .. } => StreamOpcode::SnapshotBegin,
-            Fields::SnapshotChunk { .. } => StreamOpcode::SnapshotChunk,
-            Fields::SnapshotEnd { .. } => StreamOpcode::SnapshotEnd,
-            Fields::Heartbeat { .. } => StreamOpcode::Heartbeat,
-            Fields::Ack { .. } => StreamOpcode::Ack,
-        }
-    }
-
-    /// Reads the fields of a key that has the length of its opcode.
-    fn decode(opcode: StreamOpcode, key: &[u8]) -> Fields {
-        let u64_at = |at: usize| BigEndian::read_u64(&key[at..at + 8]);
-        let u128_at = |at: usize| BigEndian::read_u128(&key[at..at + 16]);
-        let u32_at = |at: usize| BigEndian::read_u32(&key[at..at + 4]);
-        let epoch = u64_at(0);
-        match opcode {
-            StreamOpcode::Entries => Fields::Entries {
-                epoch,
-                first_index: u64_at(8),
-                count: u32_at(16),
-            },
-            StreamOpcode::SnapshotBegin => Fields::SnapshotBegin {
-                epoch,
-                keys: u64_at(8),
-                bytes: u64_at(16),
-            },
-            StreamOpcode::SnapshotChunk => Fields::SnapshotChunk {
-                epoch,
-                sequence: u64_at(8),
-                count: u32_at(16),
-            },
-            StreamOpcode::SnapshotEnd => Fields::SnapshotEnd {
-                epoch,
-                index: u64_at(8),
-                digest: u128_at(16),
-                chunks: u64_at(32),
-            },
-            StreamOpcode::Heartbeat => Fields::Heartbeat {
-                epoch,
-                last_index: u64_at(8),
-                digest_index: u64_at(16),
-                digest: u128_at(24),
-            },
-            StreamOpcode::Ack => Fields::Ack {
-                epoch,
-                applied_index: u64_at(8),
-            },
-        }
-    }
-
-    /// Writes the fields into a key that has the length of their opcode.
-    fn write(&self, key: &mut [u8]) {
-        match *self {
-            Fields::Entries {
-                epoch,
-                first_index: number,
-                count,
-            }
-            | Fields::SnapshotChunk {
-                epoch,
-                sequence: number,
-                count,
-            } => {
-                BigEndian::write_u64(&mut key[0..8], epoch);
-                BigEndian::write_u64(&mut key[8..16], number);
-                BigEndian::write_u32(&mut key[16..20], count);
-            }
-            Fields::SnapshotBegin { epoch, keys, bytes } => {
-                BigEndian::write_u64(&mut key[0..8], epoch);
-                BigEndian::write_u64(&mut key[8..16], keys);
-                BigEndian::write_u64(&mut key[16..24], bytes);
-            }
-            Fields::SnapshotEnd {
-                epoch,
-                index,
-                digest,
-                chunks,
-            } => {
-                BigEndian::write_u64(&mut key[0..8], epoch);
-                BigEndian::write_u64(&mut key[8..16], index);
-                BigEndian::write_u128(&mut key[16..32], digest);
-                BigEndian::write_u64(&mut key[32..40], chunks);
-            }
-            Fields::Heartbeat {
-                epoch,
-                last_index,
-                digest_index,
-                digest,
-            } => {
-                BigEndian::write_u64(&mut key[0..8], epoch);
-                BigEndian::write_u64(&mut key[8..16], last_index);
-                BigEndian::write_u64(&mut key[16..24], digest_index);
-                BigEndian::write_u128(&mut key[24..40], digest);
-            }
-            Fields::Ack {
-                epoch,
-                applied_index,
-            } => {
-                BigEndian::write_u64(&mut key[0..8], epoch);
-                BigEndian::write_u64(&mut key[8..16], applied_index);
-            }
-        }
-    }
-
     /// Judges the fields, and the length of the value.
     fn check(&self, value_len: u32) -> Result<(), ReplicationError> {
         let opcode = self.opcode();
-        let max = match *self {
-            Fields::Entries { count, .. } | Fields::SnapshotChunk { count, .. } => {
-                if count == 0 {
-                    return Err(ReplicationError::NoFrames { opcode });
-                }
-                // One frame may have any length that a frame can have.
-                if count == 1 { u32::MAX } else { BATCH_LEN_MAX }
+        let max = match (opcode.spec().value, self.count()) {
+            (MessageValue::Frames, None | Some(0)) => {
+                return Err(ReplicationError::NoFrames { opcode });
             }
-            Fields::SnapshotBegin { .. } => EPOCHS_LEN_MAX,
-            Fields::SnapshotEnd { .. } | Fields::Heartbeat { .. } | Fields::Ack { .. } => 0,
+            // One frame may have any length that a frame can have.
+            (MessageValue::Frames, Some(1)) => u32::MAX,
+            (MessageValue::Frames, Some(_)) => BATCH_LEN_MAX,
+            (MessageValue::History, _) => EPOCHS_LEN_MAX,
+            (MessageValue::Empty, _) => 0,
         };
         if let Fields::Entries {
             first_index, count, ..
@@ -409,61 +201,7 @@ impl Head {
                 expected,
             });
         }
-        Ok(match self.fields {
-            Fields::Entries {
-                epoch,
-                first_index,
-                count,
-            } => Message::Entries {
-                epoch,
-                first_index,
-                frames: Frames::check(opcode, count, value)?,
-            },
-            Fields::SnapshotBegin { epoch, keys, bytes } => Message::SnapshotBegin {
-                epoch,
-                keys,
-                bytes,
-                history: Epochs::decode(value).map_err(ReplicationError::History)?,
-            },
-            Fields::SnapshotChunk {
-                epoch,
-                sequence,
-                count,
-            } => Message::SnapshotChunk {
-                epoch,
-                sequence,
-                frames: Frames::check(opcode, count, value)?,
-            },
-            Fields::SnapshotEnd {
-                epoch,
-                index,
-                digest,
-                chunks,
-            } => Message::SnapshotEnd {
-                epoch,
-                index,
-                digest,
-                chunks,
-            },
-            Fields::Heartbeat {
-                epoch,
-                last_index,
-                digest_index,
-                digest,
-            } => Message::Heartbeat {
-                epoch,
-                last_index,
-                digest_index,
-                digest,
-            },
-            Fields::Ack {
-                epoch,
-                applied_index,
-            } => Message::Ack {
-                epoch,
-                applied_index,
-            },
-        })
+        self.fields.message(value)
     }
 
     /// Appends the head to `out`; the value's bytes come behind it.

@@ -34,16 +34,17 @@
 //!
 //! ```
 //! use gopherstore::wire::Request;
-//! use gopherstore::wire::replication::{BatchEncoder, Message, Parsed, parse};
+//! use gopherstore::wire::replication::{BatchEncoder, Fields, Message, Parsed, StreamOpcode, parse};
 //!
 //! let (mut frame, mut bytes) = (Vec::new(), Vec::new());
 //! Request::Set { key: b"k", value: b"v" }.encode(&mut frame)?;
-//! let mut batch = BatchEncoder::entries(&mut bytes, 3, 8);
+//! let mut batch = BatchEncoder::new(&mut bytes, StreamOpcode::Entries);
 //! assert!(batch.push(&frame));
-//! batch.finish();
+//! let (epoch, first_index, committed_index, time_ms, digest) = (3, 8, 8, 1_700_000_000_000, 7);
+//! batch.finish(|count| Fields::Entries { epoch, first_index, count, committed_index, time_ms, digest });
 //!
 //! let Ok(Parsed::Whole { message, frame_len }) = parse(&bytes) else { panic!("not whole") };
-//! let Message::Entries { epoch: 3, first_index: 8, frames } = message else { panic!("not those") };
+//! let Message::Entries { epoch: 3, first_index: 8, frames, .. } = message else { panic!("not those") };
 //! assert_eq!(frames.iter().map(|frame| frame.bytes()).collect::<Vec<_>>(), [&frame[..]]);
 //! assert_eq!(frame_len, bytes.len());
 //! # Ok::<(), gopherstore::wire::EncodeError>(())
@@ -58,7 +59,7 @@ mod epochs;
 mod error;
 mod follow;
 mod head;
-mod opcode;
+mod messages;
 
 use crate::wire::EncodeError;
 
@@ -69,157 +70,10 @@ pub use follow::{
     CLUSTER_ID_LEN_MAX, FOLLOW_FIELDS_LEN, FOLLOW_VERSION, Follow, FollowAnswer, FollowAnswerError,
     FollowError, NAME_LEN_MAX, Start,
 };
-pub use head::{Fields, Head, ParsedHead};
-pub use opcode::{MessageSpec, MessageValue, Sender, StreamOpcode};
+pub use head::{Head, ParsedHead};
+pub use messages::{Fields, Message, MessageSpec, MessageValue, Sender, StreamOpcode};
 
-/// One frame of the stream, its value borrowed.
-///
-/// Every message carries the epoch of its sender. A receiver that knows a higher one refuses the message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Message<'a> {
-    /// Leader to follower: the entries `first_index`, `first_index + 1` and so on.
-    Entries {
-        /// The leader's epoch.
-        epoch: u64,
-        /// Index of the first frame, at least 1. It must be the follower's next index.
-        first_index: u64,
-        /// The clients' frames, one per entry.
-        frames: Frames<'a>,
-    },
-    /// Leader to follower: a full copy begins, and the follower discards its data and its history.
-    SnapshotBegin {
-        /// The leader's epoch.
-        epoch: u64,
-        /// Approximate number of keys in the copy, since writes go on.
-        keys: u64,
-        /// Approximate bytes of keys and values in the copy.
-        bytes: u64,
-        /// The copy's history.
-        history: Epochs<'a>,
-    },
-    /// Leader to follower: a part of the copy. Parts are applied in their order.
-    SnapshotChunk {
-        /// The leader's epoch.
-        epoch: u64,
-        /// The number of chunks before this one.
-        sequence: u64,
-        /// Keys and values of the copy, and writes that were made during the copy.
-        frames: Frames<'a>,
-    },
-    /// Leader to follower: the copy is complete.
-    SnapshotEnd {
-        /// The leader's epoch.
-        epoch: u64,
-        /// Index of the last entry that the copy holds; 0 where there is none.
-        index: u64,
-        /// The digest at that index.
-        digest: u128,
-        /// The number of chunks.
-        chunks: u64,
-    },
-    /// Leader to follower: the leader is alive; its position and its digest.
-    Heartbeat {
-        /// The leader's epoch.
-        epoch: u64,
-        /// Index of the leader's last entry; 0 where there is none.
-        last_index: u64,
-        /// The index that the digest belongs to.
-        digest_index: u64,
-        /// The leader's digest at that index.
-        digest: u128,
-    },
-    /// Follower to leader: the follower is alive; its position.
-    Ack {
-        /// The leader's epoch, as the follower knows it.
-        epoch: u64,
-        /// Index of the last entry that the follower has applied; 0 where it holds no complete data set.
-        applied_index: u64,
-    },
-}
-
-impl<'a> Message<'a> {
-    /// The opcode of the frame.
-    #[must_use]
-    pub const fn opcode(&self) -> StreamOpcode {
-        match self {
-            Message::Entries { .. } => StreamOpcode::Entries,
-            Message::SnapshotBegin { .. } => StreamOpcode::SnapshotBegin,
-            Message::SnapshotChunk { .. } => StreamOpcode::SnapshotChunk,
-            Message::SnapshotEnd { .. } => StreamOpcode::SnapshotEnd,
-            Message::Heartbeat { .. } => StreamOpcode::Heartbeat,
-            Message::Ack { .. } => StreamOpcode::Ack,
-        }
-    }
-
-    /// The sender's epoch.
-    #[must_use]
-    pub const fn epoch(&self) -> u64 {
-        match *self {
-            Message::Entries { epoch, .. }
-            | Message::SnapshotBegin { epoch, .. }
-            | Message::SnapshotChunk { epoch, .. }
-            | Message::SnapshotEnd { epoch, .. }
-            | Message::Heartbeat { epoch, .. }
-            | Message::Ack { epoch, .. } => epoch,
-        }
-    }
-
-    /// The fields of the frame's key.
-    fn fields(&self) -> Fields {
-        match *self {
-            Message::Entries {
-                epoch,
-                first_index,
-                frames,
-            } => Fields::Entries {
-                epoch,
-                first_index,
-                count: frames.count(),
-            },
-            Message::SnapshotBegin {
-                epoch, keys, bytes, ..
-            } => Fields::SnapshotBegin { epoch, keys, bytes },
-            Message::SnapshotChunk {
-                epoch,
-                sequence,
-                frames,
-            } => Fields::SnapshotChunk {
-                epoch,
-                sequence,
-                count: frames.count(),
-            },
-            Message::SnapshotEnd {
-                epoch,
-                index,
-                digest,
-                chunks,
-            } => Fields::SnapshotEnd {
-                epoch,
-                index,
-                digest,
-                chunks,
-            },
-            Message::Heartbeat {
-                epoch,
-                last_index,
-                digest_index,
-                digest,
-            } => Fields::Heartbeat {
-                epoch,
-                last_index,
-                digest_index,
-                digest,
-            },
-            Message::Ack {
-                epoch,
-                applied_index,
-            } => Fields::Ack {
-                epoch,
-                applied_index,
-            },
-        }
-    }
-
+impl Message<'_> {
     /// Appends the message's frame to `out`.
     ///
     /// Batches that are written anew come from a [`BatchEncoder`].
@@ -233,13 +87,7 @@ impl<'a> Message<'a> {
         // The head has a fixed length. It is filled in once the value and its checksum are known.
         let head_len = Head::len_of(fields.opcode());
         out.resize(start.saturating_add(head_len), 0);
-        match self {
-            Message::Entries { frames, .. } | Message::SnapshotChunk { frames, .. } => {
-                out.extend_from_slice(frames.bytes());
-            }
-            Message::SnapshotBegin { history, .. } => history.encode(out),
-            Message::SnapshotEnd { .. } | Message::Heartbeat { .. } | Message::Ack { .. } => {}
-        }
+        self.encode_value(out);
         let (head, value) = out[start..].split_at_mut(head_len);
         match Head::new(fields, value) {
             Ok(encoded) => {
