@@ -77,6 +77,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "server",
         &[
             "replication",
+            "replication::core",
             "replication::stream",
             "node",
             "engine",

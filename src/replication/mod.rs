@@ -20,7 +20,7 @@
 pub mod core;
 mod driver;
 mod peers;
-pub(crate) mod shutdown_sync;
+mod shutdown_sync;
 pub(crate) mod stream;
 pub(crate) mod transport;
 pub(crate) mod watch;

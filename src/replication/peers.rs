@@ -3,7 +3,6 @@
 //! Each field has a lock of its own, which is held for the length of one call. Only [`Peers::wait_for_end_of`],
 //! [`Peers::wait_for_follower`] and [`Peers::wait_for_progress`] wait, for a change of the registry.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use crate::replication::core::liveness::{
 };
 use crate::replication::core::progress::{Behind, Progress};
 use crate::replication::core::report::{Contact, Settings, Stopping};
+use crate::replication::core::shutdown::{Lacking, PeerAt};
 use crate::replication::core::snapshot_permits::SnapshotPermits;
 
 /// A node and its peers, as the threads of replication share them.
@@ -51,36 +51,6 @@ struct LeaderStream {
     heard: Option<Instant>,
     /// Judges silence, by the stream and by the answers to probes.
     watch: LeaderWatch,
-}
-
-/// A peer, and what it lacks of this node's log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PeerAt {
-    /// Its name in `cluster.toml`.
-    pub(crate) name: String,
-    /// Whether it is up, as far as is known.
-    pub(crate) is_up: bool,
-    /// `None` where it has everything.
-    pub(crate) lacks: Option<Lacking>,
-}
-
-/// Why a peer is not known to have all of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lacking {
-    /// It does not follow.
-    Absent,
-    /// It follows, and has acknowledged this index.
-    At(u64),
-}
-
-impl fmt::Display for Lacking {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Lacking::Absent => f.write_str("does not follow"),
-            Lacking::At(0) => f.write_str("has not taken all of its full copy"),
-            Lacking::At(index) => write!(f, "has applied no more than index {index}"),
-        }
-    }
 }
 
 impl Peers {
@@ -308,10 +278,10 @@ impl Peers {
         peers.collect()
     }
 
-    /// Waits until some follower's progress has changed, for `time` at most.
-    pub fn wait_for_progress(&self, time: Duration) {
+    /// Waits until some follower's progress has changed, until `deadline` at most.
+    pub(crate) fn wait_for_progress(&self, deadline: Instant) {
         let mut followers = self.followers.lock();
-        self.progressed.wait_for(&mut followers, time);
+        self.progressed.wait_until(&mut followers, deadline);
     }
 }
 

@@ -21,7 +21,8 @@ use super::lifecycle::{Event, State};
 use super::registry::{Activity, Peer};
 use super::{Server, Shared};
 use crate::node::Node;
-use crate::replication::{Ending, shutdown_sync};
+use crate::replication::core::shutdown::SENDING_TIMEOUT;
+use crate::replication::{Ending, transport};
 
 /// How long clients are waited for at a stop.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -31,9 +32,7 @@ const LOST_ANSWERS_GRACE: Duration = Duration::from_secs(1);
 
 /// Longest time that a stop takes: for clients of before it, for the synchronization with peers, and for clients and
 /// streams that came during that. A service manager has to wait longer before it kills the process.
-pub const STOP_MAX: Duration = STOP_GRACE
-    .saturating_mul(2)
-    .saturating_add(shutdown_sync::SENDING_TIMEOUT);
+pub const STOP_MAX: Duration = STOP_GRACE.saturating_mul(2).saturating_add(SENDING_TIMEOUT);
 
 /// Pause between two checks whether a client's system has acknowledged the answers.
 const TAKEN_PAUSE: Duration = Duration::from_millis(2);
@@ -118,7 +117,7 @@ impl Server {
         shared.wait_for_clients(&self.node, |activity| !activity.is_stream());
         let took_writes = self.node.end_writes();
         shared.advance(Event::WritesEnded);
-        let ending = shutdown_sync::run(self.replica(), &self.stop, took_writes);
+        let ending = transport::shutdown::run(self.replica(), &self.stop, took_writes);
         shared.advance(Event::Synchronized);
         ending
     }

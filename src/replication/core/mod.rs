@@ -6,6 +6,7 @@
 //! | [`role`]             | which leader a node follows, and when the initial leader leads again             |
 //! | [`start`]            | what a node that is to lead does next                                            |
 //! | [`pauses`]           | how long a node pauses between attempts to follow                                |
+//! | [`shutdown`]         | when a node that stops can end                                                   |
 //! | [`snapshot_permits`] | may another snapshot begin                                                       |
 //! | [`progress`]         | how far a follower has applied the log, and how far it lags behind               |
 //! | [`followers`]        | which followers a node has, and which stream each of them uses                   |
@@ -19,5 +20,6 @@ pub mod progress;
 pub mod report;
 pub mod role;
 pub mod rules;
+pub mod shutdown;
 pub mod snapshot_permits;
 pub mod start;

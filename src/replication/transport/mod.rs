@@ -8,6 +8,7 @@
 //! | `acks.rs`          | sends the acknowledgements of such a stream                 |
 //! | `heartbeat.rs`     | asks each peer for STATUS at every heartbeat                |
 //! | `ask.rs`           | one such question                                           |
+//! | `shutdown.rs`      | waits for the synchronization of a node that stops          |
 //! | `stop.rs`          | the stop of the threads                                     |
 
 mod acks;
@@ -16,6 +17,7 @@ mod follow;
 mod follow_stream;
 mod heartbeat;
 pub(crate) mod serve;
+pub(crate) mod shutdown;
 mod stop;
 
 use std::io::{self, ErrorKind};
