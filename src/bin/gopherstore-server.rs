@@ -1,11 +1,11 @@
-//! The server: arguments, configuration, listen, serve until told to stop.
+//! The server: reads arguments and configuration, listens, and serves until a signal.
 //!
 //! Exit codes: 0 stopped in good order · 1 cannot listen or run · 2 wrong arguments or configuration · 3 stopped in
 //! good order as the last node that held the cluster's data · 128 and the number of the second of two signals, which
-//! ends it at once (130 is SIGINT, 143 SIGTERM) · 134 (SIGABRT) a bug of our own, whose message is on standard error.
+//! ends it at once (130 is SIGINT, 143 SIGTERM) · 134 (SIGABRT) a bug, whose message is on standard error.
 //!
-//! No thread of the node waits for a reader of standard error ([`logging`]), standard output, or the service
-//! manager's socket: each has a thread of its own, and the end of the process waits for them for a second at most.
+//! No thread of the node blocks on standard error ([`logging`]), standard output or the service manager's socket. Each
+//! of them has its own thread, and the end of the process waits for these threads for at most a second.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -35,19 +35,19 @@ const PROGRAM: Program = Program {
     name: "gopherstore-server",
 };
 
-/// Exit code of a node that was the last one to hold the cluster's data.
+/// Exit code of the last node that held the cluster's data.
 const LAST_HOLDER: u8 = 3;
 
-/// The file that names the nodes, where no other is given.
+/// Default configuration file.
 const FILE_DEFAULT: &str = "cluster.toml";
 
-/// Where a node listens that is started without arguments.
+/// Address of a node that is started without arguments.
 const ADDR_DEFAULT: &str = "127.0.0.1:8000";
 
-/// Name of a node that no file names, and of its cluster.
+/// Name of a node without a file, and of its cluster.
 const SINGLE: &str = "single";
 
-/// Pause before a service manager that did not read is told again how the node stands.
+/// Pause before a message to a service manager that did not read is sent again.
 const TELL_AGAIN: Duration = Duration::from_secs(1);
 
 /// One node of a GopherStore cluster: an in-memory key-value store that speaks GBP over TCP.
@@ -56,13 +56,13 @@ const TELL_AGAIN: Duration = Duration::from_secs(1);
 #[argh(
     help_triggers("-h", "--help"),
     example = "{command_name} --config cluster.toml --node n1",
-    note = "Prints one line on standard output when it is ready to serve, and logs to standard error. A log that is\n\
-            not read stops nothing: lines are dropped, and their number is logged.\n\
-            RUST_LOG sets what is logged: error, warn, info (the default), debug, or MODULE=LEVEL with commas\n\
-            between. A value that is not understood is reported, and info is used.\n\
-            SIGINT, SIGTERM, SIGQUIT or SIGHUP stops it in good order. A second signal ends it at once, unless it is\n\
-            SIGHUP. SIGHUP stays ignored if it was ignored at the start, as by nohup. SIGUSR1 and SIGUSR2 have no\n\
-            effect.",
+    note = "The server prints one line on standard output when it is ready, and logs to standard error. If nobody\n\
+            reads the log, it drops lines and logs their number.\n\
+            RUST_LOG sets the log level: error, warn, info (default) or debug, or MODULE=LEVEL, separated by\n\
+            commas. If it cannot be parsed, the log reports that, and info applies.\n\
+            SIGINT, SIGTERM, SIGQUIT and SIGHUP stop the server in good order. A second signal other than SIGHUP\n\
+            ends it at once. SIGHUP stays ignored if it was ignored at the start (nohup). SIGUSR1 and SIGUSR2\n\
+            have no effect.",
     error_code(1, "It cannot listen, or cannot run."),
     error_code(2, "Wrong arguments or configuration; nothing was started."),
     error_code(
@@ -74,22 +74,22 @@ struct Arguments {
     /// the cluster's file; by default cluster.toml
     #[argh(option, arg_name = "file", from_str_fn(arguments::path))]
     config: Option<PathBuf>,
-    /// which of the file's nodes this one is
+    /// the name of this node in the file
     #[argh(option, arg_name = "name", from_str_fn(arguments::text))]
     node: Option<String>,
-    /// a single node of no cluster on host:port, for which no file is read; port 0 has the system choose one
+    /// run a single node on host:port, without a cluster and a file; with port 0 the system chooses one
     #[argh(option, arg_name = "host:port", from_str_fn(arguments::text))]
     addr: Option<String>,
-    /// only judge the file, and print a line for each node: name, address, listen=ADDRESS where it differs, role
+    /// only check the file, and print a line for each node: name, address, listen=ADDRESS if it differs, role
     #[argh(switch)]
     check_config: bool,
-    /// print the man page (man), or a shell's script for completions (complete-bash, complete-zsh, complete-fish)
+    /// print the man page (man) or a completion script (complete-bash, complete-zsh, complete-fish)
     #[argh(option, from_str_fn(arguments::text), arg_name = "WHAT")]
-    #[allow(dead_code)] // for the help text alone: `parse` answers it
+    #[allow(dead_code)] // only for the help text: `parse` handles it
     generate: Option<String>,
     /// print the version
     #[argh(switch, short = 'V')]
-    #[allow(dead_code)] // for the help text alone: `parse` answers it
+    #[allow(dead_code)] // only for the help text: `parse` handles it
     version: bool,
 }
 
@@ -118,24 +118,24 @@ fn main() -> ExitCode {
     };
     let until = Instant::now() + logging::END_PATIENCE;
     for end in ends {
-        // Either way: its thread has ended, or it waits for a reader that does not read.
+        // On a timeout, the thread is still blocked on its output; the process ends without it.
         let _ = end.recv_deadline(until);
     }
     log.end(until);
     ExitCode::from(code)
 }
 
-/// Which node to run.
+/// The node to run.
 struct Plan {
     config: Config,
-    /// Its name; one of the configuration's nodes.
+    /// Its name in the configuration.
     node: String,
-    /// The file that names it; none for a single node.
+    /// Path of the configuration file; `None` for a single node.
     file: Option<PathBuf>,
 }
 
 impl Plan {
-    /// The arguments of a run; an exit code where they ask for something else.
+    /// Interprets the arguments. Returns an exit code if no node is to run.
     fn of(arguments: &Arguments) -> Result<Plan, ExitCode> {
         let names_file =
             arguments.config.is_some() || arguments.node.is_some() || arguments.check_config;
@@ -191,7 +191,7 @@ impl Plan {
         role_name(&self.config, &self.node)
     }
 
-    /// The remedy for an address at which the node cannot listen.
+    /// Advice for an address on which the node cannot listen.
     fn remedy(&self, error: &BindError) -> String {
         let remedy = match error.source.kind() {
             io::ErrorKind::AddrInUse => "stop what listens there",
@@ -212,8 +212,8 @@ impl Plan {
     }
 }
 
-/// Runs the node until it is told to stop. Each of `ends` disconnects when a thread has ended that may wait for a
-/// reader of what the process says.
+/// Runs the node until it stops. Adds to `ends` a channel for each thread that may block on an output; the channel
+/// disconnects when the thread ends.
 fn serve(plan: &Plan, ends: &mut Vec<Receiver<()>>) -> Result<Ending, String> {
     let (config, name) = (&plan.config, &plan.node);
     let this = config.node(name).ok_or("no such node")?;
@@ -244,7 +244,7 @@ fn serve(plan: &Plan, ends: &mut Vec<Receiver<()>>) -> Result<Ending, String> {
     Ok(ending)
 }
 
-/// Logs what this node is.
+/// Logs the node's name, version, role and limits.
 fn announce(plan: &Plan, addr: &str) {
     let (name, cluster, role) = (&plan.node, &plan.config.cluster, plan.role());
     if let Some(file) = &plan.file {
@@ -270,8 +270,8 @@ fn no_signals(error: io::Error) -> String {
     format!("cannot handle signals: {error}")
 }
 
-/// Gives signals no effect that would end the process by mistake: a log at the limit of a file's size (`ulimit -f`) is
-/// like one on a full disk, and tools that rotate logs send the other two.
+/// Ignores signals that would end the process without reason: SIGXFSZ comes when the log reaches the limit of a file's
+/// size (`ulimit -f`), and tools that rotate logs send SIGUSR1 and SIGUSR2.
 fn ignore_signals() -> Result<(), String> {
     for signal in [SIGXFSZ, SIGUSR1, SIGUSR2] {
         flag::register(signal, Arc::default()).map_err(no_signals)?;
@@ -279,20 +279,20 @@ fn ignore_signals() -> Result<(), String> {
     Ok(())
 }
 
-/// Stops the node at the first of the signals that ask for it, and ends the process at once at the second.
+/// Stops the node at the first signal, and ends the process at the second.
 fn stop_on_signals(stopper: Stopper, stops: Sender<()>) -> Result<(), String> {
     let mut asked_by = vec![SIGINT, SIGTERM, SIGQUIT];
-    // A process started by nohup is not meant to notice that its terminal has gone.
+    // nohup starts a process with SIGHUP ignored, and it stays so.
     if !is_ignored(SIGHUP) {
         asked_by.push(SIGHUP);
     }
-    // From here on a signal is kept until the thread below asks for it.
+    // From here on signals are kept until the thread below reads them.
     let mut signals = Signals::new(&asked_by).map_err(no_signals)?;
     // The order matters: the first signal finds `stopping` still unset and then sets it, so only a second one exits.
     let stopping = Arc::new(AtomicBool::new(false));
     for signal in asked_by {
-        // Not SIGHUP: a terminal that closes sends it twice, by its shell and by the kernel, and systemd-logind sends
-        // it right behind SIGTERM. Neither asks for an end without a hand-over.
+        // A second SIGHUP does not end the process: a terminal that closes sends two, by its shell and by the kernel,
+        // and systemd-logind sends one after SIGTERM.
         if signal != SIGHUP {
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stopping))
                 .map_err(no_signals)?;
@@ -304,15 +304,15 @@ fn stop_on_signals(stopper: Stopper, stops: Sender<()>) -> Result<(), String> {
             return;
         };
         info!("{}: stopping", signal_name(signal).unwrap_or("signal"));
-        // Before the node can have ended, so that the service manager is told of the stop.
+        // Before the node can have ended, so that the service manager learns of the stop.
         let _ = stops.send(());
         stopper.stop();
     };
     spawn("signals", body).map(drop)
 }
 
-/// Tells the service manager how the node stands, each time that this changes, until it stops. A manager that does not
-/// read is told again later, since it may wait for the start without limit.
+/// Sends the service manager the state of the node at each change, until the node stops. If the manager does not read,
+/// the message is sent again later, since the manager may wait for the start without limit.
 fn report(
     manager: &Manager,
     is_to_lead: bool,
@@ -326,7 +326,7 @@ fn report(
             Some(_) => after(TELL_AGAIN),
             None => never(),
         };
-        // The stop comes first: it is sent before the node ends, and is the last word.
+        // A stop comes first: it is the last message.
         select_biased! {
             recv(stopping) -> _ => {
                 tell(manager, &[Notice::Stopping, Notice::Status("stopping")], was_busy);
@@ -347,14 +347,15 @@ fn report(
     }
 }
 
-/// Tells the service manager how the node stands, and that it has started. True if the manager is too busy to read.
+/// Sends the service manager the state of the node, and whether it has started. Returns true if the manager does not
+/// read.
 ///
 /// The initial leader has started when it takes writes, so units ordered after it can write, or when it follows another
 /// leader. A follower has started when it listens: its data depends on its leader, which may be away, and that is no
 /// failed start.
 fn tell_role(manager: &Manager, is_to_lead: bool, role: &RoleState, was_busy: bool) -> bool {
     let status = role.to_string();
-    // Saying that it is ready more than once does no harm.
+    // READY may be sent more than once.
     let is_ready = match role {
         RoleState::Leader { .. } | RoleState::Follower { .. } => true,
         RoleState::Loading { .. } | RoleState::Candidate { .. } | RoleState::Refusing { .. } => {
@@ -366,7 +367,7 @@ fn tell_role(manager: &Manager, is_to_lead: bool, role: &RoleState, was_busy: bo
     tell(manager, &notices, was_busy)
 }
 
-/// Tells the service manager, and returns whether it is too busy to read. That is logged when it begins.
+/// Sends the service manager a message, and returns whether it does not read. The first such failure is logged.
 fn tell(manager: &Manager, notices: &[Notice<'_>], was_busy: bool) -> bool {
     let Err(error) = manager.tell(notices) else {
         return false;
@@ -381,7 +382,7 @@ fn tell(manager: &Manager, notices: &[Notice<'_>], was_busy: bool) -> bool {
     is_busy
 }
 
-/// Prints a line for each node of a file that is good, and what is most likely a mistake in it.
+/// Prints a line for each node of a valid file, and warnings about likely mistakes.
 fn show(config: &Config, file: &Path) -> ExitCode {
     for warning in config.warnings() {
         let file = file.display();
@@ -408,7 +409,7 @@ fn role_name(config: &Config, name: &str) -> &'static str {
     }
 }
 
-/// Starts a thread that runs until the process ends, or ends by itself; the channel disconnects when it does.
+/// Starts a thread. The channel disconnects when the thread ends.
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<Receiver<()>, String> {
     let (running, end) = bounded(0);
     let body = move || {
@@ -420,7 +421,7 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<Receiver<()
     Ok(end)
 }
 
-/// Why a thread cannot be started, and what to do.
+/// The reason why a thread cannot be started, with advice.
 fn no_thread(error: &io::Error) -> String {
     match error.kind() {
         // EAGAIN of clone(2).
@@ -431,7 +432,7 @@ fn no_thread(error: &io::Error) -> String {
     }
 }
 
-/// Prints a line on standard output. If its reader has closed it, the line is not needed.
+/// Prints a line on standard output. A closed output is no error.
 fn say(line: &str) {
     let mut out = io::stdout();
     drop(writeln!(out, "{line}").and_then(|()| out.flush()));
@@ -441,16 +442,16 @@ fn usage(message: &str) -> ExitCode {
     fail(USAGE, message)
 }
 
-/// Prints an error before there is a log.
+/// Prints an error before the log is started.
 fn fail(code: u8, message: &str) -> ExitCode {
-    // An error that cannot be printed can be reported nowhere.
+    // There is no other place to report it.
     let _ = io::stderr().write_all(error_line(message).as_bytes());
     ExitCode::from(code)
 }
 
 fn error_line(message: &str) -> String {
     if service::is_journal(io::stderr()) {
-        // The journal knows whose line it is.
+        // The journal adds the name of the program.
         service::prefixed(Level::Error, message)
     } else {
         format!("{}: {message}\n", PROGRAM.name)

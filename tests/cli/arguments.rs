@@ -63,7 +63,7 @@ fn mistakes_are_one_line_and_exit_code_2() {
                 "all data",
                 "its leader lacks",
                 "lost for good",
-                "--discard, which is the order",
+                "confirm that with --discard",
             ],
         ),
         ("resync n1 --discard", &["one argument too many: n1"]),

@@ -209,10 +209,10 @@ fn a_status_is_printed_as_it_came() {
 }
 
 #[test]
-fn data_is_given_up_on_the_whole_order_alone() {
+fn resync_needs_discard() {
     let node = StubNode::start();
     node.set_refusing();
-    run_at(node.addr(), &["resync"], b"").expect_failure(2, &["--discard, which is the order"]);
+    run_at(node.addr(), &["resync"], b"").expect_failure(2, &["confirm that with --discard"]);
     assert_eq!((node.discards(), node.peer.connections()), (0, 0));
     run_at(node.addr(), &["resync", "--discard"], b"").expect(0, "", "");
     assert_eq!(node.discards(), 1);

@@ -14,7 +14,7 @@ use gopherstore::{
 
 use crate::report::{Failure, Outcome};
 
-/// Print bytes as annotated frames: of a dump, a capture, a printf line, or the bytes themselves.
+/// Print bytes as annotated frames: raw bytes, a dump, a capture, or a printf line.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "decode", help_triggers("-h", "--help"))]
 #[argh(
@@ -22,17 +22,16 @@ use crate::report::{Failure, Outcome};
         gopherstore-cli decode '\\x04\\0\\0\\0\\0\\0\\0'\n\
         printf '\\004\\0\\0\\0\\0\\0\\0' | nc -N 127.0.0.1 8000 | gopherstore-cli decode --as response\n\
         tcpdump -r capture.pcap -x 'tcp port 8000' | gopherstore-cli decode",
-    note = "Without TEXT it reads standard input, to its end or 256 MiB of it. It takes raw bytes, lines of xxd,\n\
-        hexdump -C or tcpdump -x (-X, -xx, -XX), hexadecimal digits, and a printf string or command, and sees\n\
-        by itself which. Of packets it puts each direction of each connection together.\n\
-        With auto, frames are of the side from which they parse whole; where that is more than one, or\n\
-        none, it is the likeliest, and --as says it for certain. No node is asked, so options such as\n\
-        --addr change nothing.\n\
-        At the first wrong byte it ends with exit code 7 and tells where and why, as it does where the\n\
-        bytes end inside a frame. Text that is none of these forms is exit code 2, and nothing is printed."
+    note = "Without TEXT the command reads standard input, at most 256 MiB. It recognizes raw bytes, the output of\n\
+        xxd, hexdump -C and tcpdump -x (-X, -xx, -XX), hexadecimal digits, and a printf string or command.\n\
+        It joins the packets of each direction of each connection.\n\
+        With auto it chooses the side for which all frames parse. If that is not exactly one side, it chooses\n\
+        the most likely one; --as overrides it. It asks no node, so options such as --addr have no effect.\n\
+        At the first wrong byte, or at an end inside a frame, it reports the place and the reason, and exits\n\
+        with code 7. Text in none of these forms is exit code 2, without output."
 )]
 pub(crate) struct Decode {
-    /// who sent the bytes: request (a client), response (a node), stream (either, once it follows) or auto, the default
+    /// sender of the bytes: request (a client), response (a node), stream (both, after FOLLOW) or auto (default)
     #[argh(
         option,
         long = "as",

@@ -39,31 +39,31 @@ const PAUSE: Duration = Duration::from_millis(25);
 /// reads, and in one of 16 million runs of 12 reads.
 const STEADY_READS: u32 = 12;
 
-/// Compare two nodes: do they hold the same, and if not, which keys differ.
+/// Compare the data of two nodes, and list the keys that differ.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "diff", help_triggers("-h", "--help"))]
 #[argh(
     example = "{command_name} n1 n2 --config cluster.toml\n\
         {command_name} 127.0.0.1:8000 127.0.0.1:8001 -w json --max 100",
-    note = "Prints a line for each key that differs: it is only on one node, or has another value.\n\
-        On a terminal a last line says it in words. Digests are compared first, then sums of\n\
-        hashes, and only hashes of what differs are asked for; no value is moved.\n\
-        Nodes may be written to meanwhile: a key is shown when it stayed different after the\n\
-        node that lags has caught up, for which --timeout is waited at most. The nodes may be\n\
-        of different clusters.\n\
+    note = "Prints a line for each key that is on one node only or has different values. On a terminal the\n\
+        last line is a summary. The command compares digests first, then sums of hashes, and then\n\
+        hashes of the keys that differ. It transfers no value.\n\
+        Clients may write meanwhile: a key is shown if it stays different after the node that lags\n\
+        has caught up, for which the command waits at most --timeout. The nodes may be of different\n\
+        clusters.\n\
         For options such as --config see gopherstore-cli --help.",
     error_code(0, "the nodes hold the same"),
     error_code(1, "they differ"),
-    error_code(6, "timeout, or not known since keys kept changing")
+    error_code(6, "timeout, or unknown because keys kept changing")
 )]
 pub(crate) struct Diff {
-    /// a node: its name, with --config, or HOST:PORT
+    /// a node: HOST:PORT, or with --config its name
     #[argh(positional, from_str_fn(arguments::text))]
     n1: String,
-    /// the other one
+    /// the other node
     #[argh(positional, from_str_fn(arguments::text))]
     n2: String,
-    /// lines (as they are by default) or json: an object for each key, and one for the result, a line each
+    /// lines (default) or json: on a line each an object for each key, and one for the result
     #[argh(
         option,
         short = 'w',
@@ -72,7 +72,7 @@ pub(crate) struct Diff {
         default = "Form::Lines"
     )]
     write_out: Form,
-    /// stop after so many keys that differ
+    /// stop after this number of differing keys
     #[argh(option, from_str_fn(count), arg_name = "N", default = "u64::MAX")]
     max: u64,
 }

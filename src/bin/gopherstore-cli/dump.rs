@@ -1,4 +1,4 @@
-//! `dump`: a full copy of a node's data set, as a file.
+//! `dump`: writes a snapshot of a node's data to a file.
 
 use std::{
     fs::File,
@@ -27,35 +27,35 @@ use crate::{
     report::{self, Failure, Outcome, UNKNOWN_OPCODE},
 };
 
-/// Bytes that are gathered before they are written.
+/// Size of the output buffer.
 const GATHERED_BYTES: usize = 1 << 20;
 
 const PROGRESS: &str =
     "{percent:>3}%  {human_pos} of about {human_len} entries, {rate}, {left} left";
 
-/// Bytes of values that are asked for in one go where keys are read one by one, and what each counts for beside.
+/// Most bytes of values that one pipeline requests where keys are read one by one, and the bytes added for each key.
 const ASKED_BYTES: u64 = 4 << 20;
 const ITEM_BYTES: u64 = 1 << 10;
 
-/// How long a node may take to say how it is, which is only used to explain the end of a stream.
+/// Time limit of a STATUS that is only used to explain the end of a stream.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Write all data of a node, leader or follower, into a file that load reads.
+/// Write all data of a node, leader or follower, to a file for load.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "dump", help_triggers("-h", "--help"))]
 #[argh(
     example = "{command_name} monday.gbp\n\
         {command_name} --addr 127.0.0.1:8001 | zstd > monday.gbp.zst",
-    note = "The copy is consistent: all that was written up to one entry of the log, and nothing\n\
-        after it; but for a node in a cluster of one, which keeps no log. The node goes on\n\
-        meanwhile. A pipe may be read as slowly as the node's log allows (backlog_bytes).\n\
-        The file gets its name once it is whole and on the disk; it is a sequence of SET frames\n\
-        with an end mark (docs/GBP.md, section 11). A new file is for its owner alone (mode\n\
-        0600); one that replaces another gets its mode.\n\
+    note = "The file holds the data as of one entry of the log, although clients may write meanwhile. A\n\
+        node in a cluster of one has no log, so there the file may hold some later writes.\n\
+        A slow reader of a pipe must not fall behind the node's log (backlog_bytes).\n\
+        The file gets its name when it is complete and on the disk. It consists of SET frames and an\n\
+        end mark (docs/GBP.md, section 11). A new file has mode 0600; a file that replaces another\n\
+        keeps its mode.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 pub(crate) struct Dump {
-    /// where to; by default, or for -, standard output, but not to a terminal
+    /// the file; without it, or with -, standard output, unless that is a terminal
     #[argh(positional, from_str_fn(arguments::path), arg_name = "file")]
     file: Option<PathBuf>,
     /// replace the file if it exists
@@ -71,7 +71,7 @@ pub(crate) fn run(command: Dump, context: &Context) -> Result<Outcome, Failure> 
             "a dump is binary and would garble the terminal; name a file, or direct standard output into one",
         ));
     }
-    // Before the node is asked for anything.
+    // Before the node is asked.
     let output = Output::open(file.as_deref(), command.force)?;
     let started = Instant::now();
     let mut source = Source::open(&addr, context).map_err(|error| failure(&error, context))?;
@@ -116,11 +116,11 @@ pub(crate) fn run(command: Dump, context: &Context) -> Result<Outcome, Failure> 
     Ok(Outcome::Done)
 }
 
-/// Where a copy ends.
+/// End of a snapshot.
 struct End {
     epoch: u64,
     index: u64,
-    /// Of the data set at that index, as the node has it.
+    /// Digest of the data set at that index, from the node.
     digest: u128,
 }
 
@@ -135,7 +135,7 @@ impl From<io::Error> for Fault {
     }
 }
 
-/// Why there is no copy at all.
+/// The failure when no snapshot begins.
 fn failure(error: &Error, context: &Context) -> Failure {
     if let Error::Server { message } = error
         && !message.starts_with(UNKNOWN_OPCODE)
@@ -148,7 +148,7 @@ fn failure(error: &Error, context: &Context) -> Failure {
     report::failure(error, Opcode::Status, context.node.as_deref())
 }
 
-/// How the node is, as far as it says so soon.
+/// The status of the node, if it responds within the limit.
 fn status(addr: &str, context: &Context) -> Result<NodeStatus, Error> {
     let timeout = context.timeout.min(STATUS_TIMEOUT);
     let options = ClientOptions {
@@ -160,11 +160,11 @@ fn status(addr: &str, context: &Context) -> Result<NodeStatus, Error> {
     Ok(NodeStatus::parse(&text))
 }
 
-/// Where the data comes from.
+/// Source of the data.
 enum Source {
-    /// A stream that begins with a copy.
+    /// A stream that begins with a snapshot.
     Stream(Box<Observer>),
-    /// A node in a cluster of one, which streams nothing: its keys are listed, and each is read.
+    /// A node in a cluster of one, which has no stream: its keys are listed, and each is read.
     Alone(Box<Client>),
 }
 
@@ -185,7 +185,7 @@ impl Source {
         }
     }
 
-    /// Writes all of it, with an end mark.
+    /// Writes all data and an end mark.
     fn copy(&mut self, copy: &mut Copy<'_>, context: &Context) -> Result<End, Fault> {
         let end = match self {
             Source::Stream(observer) => copy.stream(observer, context)?,
@@ -197,14 +197,14 @@ impl Source {
     }
 }
 
-/// A copy in the making.
+/// A snapshot that is being written.
 struct Copy<'a> {
     output: BufWriter<&'a File>,
     bar: ProgressBar,
     sum: Sum,
     bytes: u64,
     started: Instant,
-    /// How much of the time the output took.
+    /// Time that writing the output took.
     waited: Duration,
 }
 
@@ -233,7 +233,7 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// The copy that a stream begins with.
+    /// Writes the snapshot of a stream.
     fn stream(&mut self, observer: &mut Observer, context: &Context) -> Result<End, Fault> {
         loop {
             match observer.receive().map_err(Fault::Node)? {
@@ -264,7 +264,7 @@ impl Copy<'_> {
         }
     }
 
-    /// Every key that is listed, with the value that it has when it is read.
+    /// Writes every listed key with the value that it has when it is read.
     fn keys(&mut self, client: &mut Client, context: &Context) -> Result<End, Fault> {
         let status = NodeStatus::parse(&client.status().map_err(Fault::Node)?);
         self.begin(status.keys.unwrap_or(0), context);
@@ -292,8 +292,8 @@ impl Copy<'_> {
         }
     }
 
-    /// Makes sure that the node is still the one whose keys were listed. Keys that were read after a restart are not
-    /// there, as if they had been removed; the node refuses a place of its earlier incarnation.
+    /// Checks that the node has not restarted since its keys were listed. After a restart all keys would seem to be
+    /// removed. The node refuses a place of an earlier incarnation.
     fn end_of_keys(&self, client: &mut Client, incarnation: u64) -> Result<End, Fault> {
         let request = List::Some {
             place: Place {
@@ -310,7 +310,7 @@ impl Copy<'_> {
         })
     }
 
-    /// Reads these keys in one pipeline. One that is not there any more was removed meanwhile.
+    /// Reads these keys in one pipeline. Keys that were removed meanwhile are skipped.
     fn read(&mut self, client: &mut Client, items: &[Item]) -> Result<(), Fault> {
         let mut pipeline = client.pipeline();
         for item in items {
@@ -331,7 +331,7 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// The failure of a copy whose rest the node does not send. `before` is the node's status when the copy began.
+    /// The failure of a snapshot that the node has ended. `before` is the node's status when it began.
     fn incomplete(
         &self,
         error: &Error,
@@ -355,7 +355,7 @@ impl Copy<'_> {
         )
     }
 
-    /// Why the node has ended the stream, by what it says now: the stream itself has no word for it.
+    /// Reason why the node has ended the stream, by its present status. The stream itself does not tell it.
     fn why_lost(&self, addr: &str, before: &NodeStatus, name: &str, context: &Context) -> String {
         let now = match status(addr, context) {
             Ok(now) => now,

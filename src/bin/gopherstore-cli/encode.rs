@@ -1,4 +1,4 @@
-//! `encode`: a request as a line to paste.
+//! `encode`: prints a request as hexadecimal digits or as a shell command.
 
 use argh::{ArgsInfo, FromArgs};
 use gopherstore::{
@@ -18,23 +18,22 @@ use crate::{
     report::{Failure, Outcome},
 };
 
-/// Print a request as a line to paste: digits, or a command for a shell.
+/// Print a request as hexadecimal digits or as a shell command.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "encode", help_triggers("-h", "--help"))]
 #[argh(
     example = "gopherstore-cli encode set user123 active\n\
         gopherstore-cli encode 'set k \"two words\\x00\"' --as nc\n\
         gopherstore-cli encode get user123 --as python --addr 127.0.0.1:8001",
-    note = "WORDS are a command: set, get, del, incr, decr, ping or status, or another operation of\n\
-        docs/GBP.md with its key and its fields, such as list KEY. Several words are taken as they are, and as\n\
-        the value of set, - reads standard input; a single one is a line, with quotes and escapes as line by\n\
-        line.\n\
-        hex is for xxd -r -p and for decode; printf prints the frame's bytes; nc sends them to the node that\n\
-        --addr names and shows the response with xxd, python does it with python3 alone. They are for sh, bash\n\
-        and zsh. Nothing is sent before the line is pasted."
+    note = "WORDS are a command: set, get, del, incr, decr, ping or status, or another operation of docs/GBP.md\n\
+        with its key and its fields, such as list KEY. Several words are taken literally, and - as the value\n\
+        of set reads standard input. A single word is a whole line, with quotes and escapes.\n\
+        hex is for xxd -r -p and decode. printf prints the bytes of the frame. nc sends them to the node of\n\
+        --addr and shows the response with xxd; python does the same with python3 alone. The output is for\n\
+        sh, bash and zsh. encode itself sends nothing."
 )]
 pub(crate) struct Encode {
-    /// form of the line: hex, the default, printf, nc or python
+    /// form of the output: hex (default), printf, nc or python
     #[argh(
         option,
         long = "as",
@@ -66,12 +65,12 @@ fn form(encoded: &str) -> Result<Form, String> {
     arguments::one_of(encoded, &forms)
 }
 
-/// Bytes of the longest argument that Linux passes to a program, its end included; the others allow more.
+/// Longest argument that Linux passes to a program, in bytes with the final zero. Other systems allow more.
 const ARGUMENT_LEN_MAX: usize = 128 << 10;
 
 pub(crate) fn run(command: Encode, context: &Context) -> Result<Outcome, Failure> {
     let Encode { form, words } = command;
-    // Before standard input is waited for.
+    // Before standard input is read.
     let place = match form {
         Form::Hex | Form::Printf => None,
         Form::Nc | Form::Python => Some(place(&context.addr()?)?),
@@ -90,7 +89,7 @@ pub(crate) fn run(command: Encode, context: &Context) -> Result<Outcome, Failure
     crate::write_out(format!("{line}\n").as_bytes()).map(|_| Outcome::Done)
 }
 
-/// The command that the words make.
+/// The command that the words form.
 fn parse(words: Vec<Bytes>) -> Result<Command, Failure> {
     let command = match &words[..] {
         [] => {
@@ -164,7 +163,7 @@ fn synopsis(spec: &CommandSpec) -> String {
     words.join(" ")
 }
 
-/// The bytes of a field whose number is written in decimal, or behind 0x in hexadecimal.
+/// The bytes of a field, from a decimal number, or a hexadecimal one after 0x.
 fn number(field: &Field, word: &[u8]) -> Result<Vec<u8>, String> {
     let text = String::from_utf8_lossy(word);
     let number = match text.strip_prefix("0x") {
@@ -202,7 +201,7 @@ fn frame(command: &Command) -> Result<Vec<u8>, Failure> {
     }
 }
 
-/// Host and port, with nothing in them that a shell or Python could take for more than a name.
+/// Host and port, without characters that have a meaning in a shell or in Python.
 fn place(addr: &str) -> Result<(String, String), Failure> {
     let (host, port) = addr.rsplit_once(':').unwrap_or((addr, ""));
     let host = host
@@ -222,7 +221,7 @@ fn place(addr: &str) -> Result<(String, String), Failure> {
     }
 }
 
-/// The digits of a frame, a space between its fields.
+/// The digits of a frame, with spaces between the fields.
 fn hex(frame: &[u8]) -> String {
     let key_len = frame
         .first_chunk::<HEADER_LEN>()

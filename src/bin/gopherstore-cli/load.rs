@@ -1,4 +1,4 @@
-//! `load`: writes all that a file of frames holds.
+//! `load`: writes all entries of a file of frames to a node.
 
 use std::{
     fs::File,
@@ -25,35 +25,34 @@ use crate::{
     stop,
 };
 
-/// Most bytes and entries that are sent before their responses are judged. A single larger entry is sent alone.
+/// Most bytes and entries that are sent before their responses are checked. A single larger entry is sent alone.
 const BATCH_BYTES: u64 = 4 << 20;
 const BATCH_ENTRIES: usize = 32 << 10;
 
-/// Beginning of a node's ERROR where the entry itself is at fault. Source: docs/GBP.md, section 8.
+/// Start of a node's ERROR to an entry that is too long. Source: docs/GBP.md, section 8.
 const VALUE_TOO_LONG: &str = "value of ";
 
-/// Write all entries of a file that dump made, or of any sequence of SET and DEL frames.
+/// Write all entries of a file from dump, or of any sequence of SET and DEL frames.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "load", help_triggers("-h", "--help"))]
 #[argh(
     example = "{command_name} monday.gbp\n\
         zstd -dc monday.gbp.zst | {command_name} -",
-    note = "A file is judged whole before its first entry is written: one that is cut off or damaged\n\
-        changes nothing. Of standard input that shows only at its end. What was there before under\n\
-        other keys stays. Where it fails, it says from which byte to go on: all entries before that\n\
-        are written, and to write one twice does no harm. An entry that the node refuses, since its\n\
-        value is too long for it, is the exception: to go on from the byte that is then said leaves\n\
-        that one entry out.\n\
+    note = "The whole file is checked before the first entry is written, so a damaged or incomplete file\n\
+        changes nothing. Standard input is checked while it is written. Keys that are not in the file\n\
+        keep their values. A failure names the byte to continue from: all entries before it are\n\
+        written, and writing an entry twice does no harm. If the node refuses an entry because its\n\
+        value is too long, that byte is behind the entry, so continuing there skips it.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 pub(crate) struct Load {
     /// the file; - is standard input
     #[argh(positional, from_str_fn(arguments::path), arg_name = "file")]
     file: PathBuf,
-    /// begin with the entry at this byte of the file; those before it are not written
+    /// skip the entries before this byte of the file
     #[argh(option, from_str_fn(offset), arg_name = "OFFSET", default = "0")]
     from: u64,
-    /// take a file that ends without the end mark of dump
+    /// accept a file without the end mark of dump
     #[argh(switch)]
     no_end_mark: bool,
 }
@@ -77,11 +76,11 @@ pub(crate) fn run(command: Load, context: &Context) -> Result<Outcome, Failure> 
     let mut file = File::open(&command.file).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     if !metadata.is_file() {
-        // A pipe with a name can be read once only.
+        // A named pipe can be read only once.
         return loading.load(&mut client, file, None);
     }
     loading.test(&file)?;
-    // The same file, whatever has its name by now.
+    // The same open file: its name may belong to another file by now.
     file.rewind().map_err(unreadable)?;
     loading.load(&mut client, file, Some(metadata.len()))
 }
@@ -93,7 +92,7 @@ struct Loading<'a> {
     context: &'a Context,
 }
 
-/// How far a load is: entries that are written, and the byte behind the last of them.
+/// Progress of a load: written entries, and the byte behind the last of them.
 #[derive(Clone, Copy, Debug)]
 struct Written {
     count: u64,
@@ -101,7 +100,7 @@ struct Written {
 }
 
 impl Loading<'_> {
-    /// Reads the file to its end, and writes nothing.
+    /// Checks the file to its end, and writes nothing.
     fn test(&self, file: &File) -> Result<(), Failure> {
         let mut reader = Reader::new(file, self.needs_end_mark);
         let mut from = None;
@@ -121,7 +120,7 @@ impl Loading<'_> {
         self.check_start(from)
     }
 
-    /// Whether `--from` is where an entry begins, given the first place at or behind it where one does.
+    /// Whether an entry begins at `--from`. `begins` is the first place at or behind it where one does.
     fn check_start(&self, next: Option<u64>) -> Result<(), Failure> {
         let message = match next {
             Some(next) if next == self.from => return Ok(()),
@@ -166,7 +165,7 @@ impl Loading<'_> {
                     continue;
                 }
             }
-            // Before a fault is told of, what stands before it is written, so that it can be said what is.
+            // The entries before a fault are written first, so that the message can name the byte to continue from.
             let result = batch.run();
             *written.lock() = batch.written;
             if result.is_err() || !matches!(next, Ok(Some(_))) {
@@ -199,8 +198,8 @@ impl Loading<'_> {
         Ok(Outcome::Done)
     }
 
-    /// Makes a signal that ends the program say first from where to go on: from what is returned, which is to be kept
-    /// up to date. Entries that have been sent may be written as well.
+    /// Has a signal that ends the program print first where to continue: at the returned offset, which the caller
+    /// updates. Entries behind it that have been sent may be written too.
     fn tell_when_stopped(&self, bar: &ProgressBar) -> Result<Arc<Mutex<Written>>, Failure> {
         let written = Arc::new(Mutex::new(Written {
             count: 0,
@@ -227,13 +226,13 @@ impl Loading<'_> {
         self.file.display().to_string()
     }
 
-    /// The failure of a file of which nothing was written.
+    /// The failure when nothing was written.
     fn nothing_written(&self, fault: &Fault) -> Failure {
         let message = format!("{} {fault}; nothing was written", self.name());
         Failure::new(Outcome::LocalInput, message)
     }
 
-    /// The node did not take an entry.
+    /// The failure when the node refused an entry.
     fn stopped(&self, refused: &Refused, written: Written) -> Failure {
         let (error, again) = (&refused.error, self.again());
         let node = self.context.node.as_deref();
@@ -250,7 +249,7 @@ impl Loading<'_> {
         Failure::new(outcome, message)
     }
 
-    /// The command line for another try, but for where to begin.
+    /// The command line to continue with, without the offset.
     fn again(&self) -> String {
         format!(
             "gopherstore-cli {}load {}{}",
@@ -291,13 +290,13 @@ fn written_entries(count: u64) -> String {
 /// Entries that are sent together.
 struct Batch<'a> {
     pipeline: Pipeline<'a>,
-    /// Where each of them begins and ends.
+    /// Start and end of each of them in the file.
     spans: Vec<(u64, u64)>,
-    /// Of all batches so far. Before it every entry is written.
+    /// Offset in the file before which every entry is written.
     written: Written,
 }
 
-/// An entry that was not written, though all before it were.
+/// The first entry that was not written.
 struct Refused {
     at: u64,
     end: u64,
@@ -321,7 +320,7 @@ impl Batch<'_> {
         self.spans.len() >= BATCH_ENTRIES || last - first >= BATCH_BYTES
     }
 
-    /// Writes them, up to the first one that is not written.
+    /// Writes the entries, up to the first one that fails.
     fn run(&mut self) -> Result<(), Refused> {
         if self.spans.is_empty() {
             return Ok(());
@@ -331,10 +330,10 @@ impl Batch<'_> {
             Err(fault) => (fault.responses, Some(fault.error)),
         };
         let spans = std::mem::take(&mut self.spans);
-        // The fault is in the place of the first response that did not come.
+        // The first missing response belongs to the entry that failed.
         let responses = responses.into_iter().chain(fault.map(Err));
         for ((at, end), response) in spans.into_iter().zip(responses) {
-            // A DEL of a key that is not there is as good as one of a key that is.
+            // NOT_FOUND to a DEL is a success.
             if let Err(error) = response {
                 return Err(Refused { at, end, error });
             }

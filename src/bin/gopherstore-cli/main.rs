@@ -49,38 +49,36 @@ const PROGRAM: Program = Program {
         {command_name} set temperature -5\n\
         {command_name} set option -- --weird\n\
         printf 'set k \"two words\\\\x00\"\\nget k\\n' | {command_name}",
-    note = "Options may stand before or after the command. Into a pipe, get prints the value's\n\
-        bytes and no more, and set and del print nothing; on a terminal each response is a line.\n\
-        Line by line, type help for how to quote; the exit code is the first failing line's.\n\
-        On a terminal that is a prompt with a history and completion by Tab, which :help explains.",
+    note = "Options may come before or after the command. On a terminal each response is a line. Into a\n\
+        pipe, get prints only the bytes of the value, and set and del print nothing.\n\
+        Without a command, lines are commands: help explains how to quote, and the exit code is\n\
+        that of the first line that fails. On a terminal there is a prompt with a history and\n\
+        completion by Tab; :help explains it.",
     error_code(0, "done"),
     error_code(1, "not found, or different"),
     error_code(2, "usage, or a bad cluster.toml"),
-    error_code(
-        3,
-        "the node answered with an error, or is loading; status: something is wrong"
-    ),
+    error_code(3, "the node answered ERROR or LOADING; status: there is a fault"),
     error_code(4, "the node is not the leader"),
     error_code(5, "cannot connect, or the connection was lost"),
     error_code(6, "timeout"),
-    error_code(7, "what answers, or is decoded, does not keep to the protocol"),
+    error_code(7, "a response or the decoded bytes violate the protocol"),
     error_code(
         8,
         "cannot read standard input or a file, or write standard output or a file"
     )
 )]
 struct Arguments {
-    /// address of the node, HOST:PORT; of several, with commas between them or as further options, the first that
-    /// answers; by default $GOPHERSTORE_ADDR, or else 127.0.0.1:8000
+    /// address of the node, HOST:PORT; several with commas or repeated options: the first node that responds; by
+    /// default $GOPHERSTORE_ADDR, or 127.0.0.1:8000 if that is not set
     #[argh(option, from_str_fn(arguments::text), arg_name = "HOST:PORT")]
     addr: Vec<String>,
-    /// a cluster.toml that has the nodes' addresses; without --node the leader is asked, and by status all nodes
+    /// a cluster.toml with the nodes' addresses; without --node commands go to the leader, and status to all nodes
     #[argh(option, from_str_fn(arguments::path), arg_name = "FILE")]
     config: Option<PathBuf>,
     /// name of the node in that file
     #[argh(option, from_str_fn(arguments::text), arg_name = "NAME")]
     node: Option<String>,
-    /// limit for each response, such as 200ms, connecting and redirects included; by default 5s
+    /// time limit for a response, with connecting and redirects, such as 200ms; by default 5s
     #[argh(
         option,
         from_str_fn(timeout),
@@ -88,13 +86,13 @@ struct Arguments {
         default = "TIMEOUT_DEFAULT"
     )]
     timeout: Duration,
-    /// when the node is not the leader, fail instead of asking the leader
+    /// do not send a write to the leader if the node is a follower; fail instead
     #[argh(switch)]
     no_redirect: bool,
     /// dump every frame, sent (>) and received (<), to standard error
     #[argh(switch)]
     hex: bool,
-    /// print the man page (man), or a shell's script for completions (complete-bash, complete-zsh, complete-fish)
+    /// print the man page (man) or a completion script (complete-bash, complete-zsh, complete-fish)
     #[argh(option, from_str_fn(arguments::text), arg_name = "WHAT")]
     #[allow(dead_code, reason = "for the help; Program::parse answers it")]
     generate: Option<String>,
@@ -127,7 +125,7 @@ enum Subcommand {
     Bench(bench::Bench),
 }
 
-/// Store a value under a key, whatever was there before.
+/// Store a value under a key, and replace an earlier value.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "set", help_triggers("-h", "--help"))]
 #[argh(
@@ -183,14 +181,14 @@ struct Del {
     example = "{command_name} visits\n\
         {command_name} visits 10\n\
         {command_name} balance -5",
-    note = "The value is a decimal number of 64 bits; the node refuses any other, and a sum that is none.\n\
+    note = "The value must be a decimal number of 64 bits, and so must the sum; otherwise the node refuses.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 struct Incr {
     /// any bytes
     #[argh(positional, from_str_fn(arguments::bytes))]
     key: Bytes,
-    /// number to add; 1 where it is left out
+    /// number to add; by default 1
     #[argh(positional, from_str_fn(arguments::bytes))]
     by: Option<Bytes>,
 }
@@ -201,19 +199,20 @@ struct Incr {
 #[argh(
     example = "{command_name} stock\n\
         {command_name} stock 3",
-    note = "The value is a decimal number of 64 bits; the node refuses any other, and a difference that is none.\n\
+    note = "The value must be a decimal number of 64 bits, and so must the difference; otherwise the node\n\
+        refuses.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 struct Decr {
     /// any bytes
     #[argh(positional, from_str_fn(arguments::bytes))]
     key: Bytes,
-    /// number to subtract; 1 where it is left out
+    /// number to subtract; by default 1
     #[argh(positional, from_str_fn(arguments::bytes))]
     by: Option<Bytes>,
 }
 
-/// Ask whether the node is there.
+/// Check that the node responds.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "ping", help_triggers("-h", "--help"))]
 #[argh(
@@ -223,17 +222,17 @@ struct Decr {
 )]
 struct Ping {}
 
-/// Order a follower that refuses its leader to give up its data and take a full copy of the leader's.
+/// Order a follower that refuses its leader to discard its data and take a snapshot of the leader's.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "resync", help_triggers("-h", "--help"))]
 #[argh(
     example = "{command_name} --discard --addr 127.0.0.1:8002",
-    note = "A follower refuses (state refused in its status) where it holds entries that the leader\n\
-        lacks. They are lost with this order, so it is given only together with --discard.\n\
+    note = "A follower that holds entries which its leader lacks is in state refused. The order discards\n\
+        these entries for good, so it needs --discard. docs/operating.md explains how to save them.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 struct Resync {
-    /// the order itself: give up the node's data
+    /// confirm that the node discards its data
     #[argh(switch)]
     discard: bool,
 }
@@ -319,8 +318,8 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
             )
         }
         Some(Subcommand::Resync(Resync { discard: false })) => Err(mistake(
-            "resync gives up all data of a follower, and what its leader lacks of it is lost for good; nothing is done \
-             without --discard, which is the order",
+            "resync discards all data of a follower, and entries that its leader lacks are lost for good; confirm that \
+             with --discard",
         )),
     }
 }

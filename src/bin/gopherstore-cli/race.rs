@@ -1,4 +1,4 @@
-//! `race`: how long a write that the leader has acknowledged cannot yet be seen on a follower.
+//! `race`: measures the time until a write that the leader has acknowledged is visible on a follower.
 
 use std::{
     fmt::Write as _,
@@ -31,14 +31,14 @@ const PREFIX: &str = "gopherstore-race:";
 const COUNT_DEFAULT: u64 = 1_000;
 const INTERVAL_DEFAULT: Duration = Duration::from_millis(10);
 
-/// Between two looks for Ctrl-C while nothing is to be done.
+/// Interval of checks for Ctrl-C during a pause.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 
-/// Times are kept in nanoseconds up to an hour, which counts for all that is longer, with so many digits.
+/// Greatest time in nanoseconds (longer ones count as this), and its significant digits.
 const NANOSECONDS_MAX: u64 = 3_600_000_000_000;
 const DIGITS: u8 = 3;
 
-/// Percentiles that are shown.
+/// Percentiles in the output.
 const QUANTILES: [(&str, f64); 6] = [
     ("min", 0.0),
     ("p50", 0.5),
@@ -54,20 +54,21 @@ const QUANTILES: [(&str, f64); 6] = [
 #[argh(
     example = "gopherstore-cli race --on n2 --config cluster.toml\n\
         gopherstore-cli race --on 127.0.0.1:8001 --duration 10s --interval 1ms -w json",
-    note = "A time runs from the leader's response to a write, until the first response of the follower that\n\
-        shows it, so one read is part of each; 'read' is what a read takes in the median. A read that\n\
-        shows the value before counts as stale. It writes one key of its own, which begins with\n\
-        gopherstore-race: and is removed at the end, after Ctrl-C, SIGTERM, SIGHUP or SIGQUIT too.\n\
-        --timeout bounds how long a write may stay unseen. For other options such as --addr see gopherstore-cli --help."
+    note = "Each time is from the leader's response to a write until the follower's first response that\n\
+        shows the write, so it includes one read; 'read' is the median time of a read. A read that\n\
+        shows the earlier value is stale. The command writes one key, which begins with\n\
+        gopherstore-race: and is removed at the end, also after Ctrl-C, SIGTERM, SIGHUP or SIGQUIT.\n\
+        --timeout limits the wait for a write to be visible.\n\
+        For options such as --addr see gopherstore-cli --help."
 )]
 pub(crate) struct Race {
-    /// the follower: HOST:PORT, or the name of a node of --config, or one that the node at --addr knows
+    /// the follower: HOST:PORT, or the name of a node that --config or the node at --addr lists
     #[argh(option, from_str_fn(arguments::text), arg_name = "NODE")]
     on: String,
-    /// writes; by default 1000, or as many as fit in --duration
+    /// number of writes; by default 1000, or as many as fit into --duration
     #[argh(option, from_str_fn(count), arg_name = "N")]
     count: Option<u64>,
-    /// from one write to the next, 0s for none; by default 10ms
+    /// pause between two writes; 0s for none; by default 10ms
     #[argh(
         option,
         from_str_fn(interval),
@@ -75,7 +76,7 @@ pub(crate) struct Race {
         default = "INTERVAL_DEFAULT"
     )]
     interval: Duration,
-    /// end after that time, such as 10s
+    /// end after this time, such as 10s
     #[argh(option, from_str_fn(crate::timeout), arg_name = "TIME")]
     duration: Option<Duration>,
     /// form: table or json; by default table
@@ -182,11 +183,11 @@ fn race(
     };
     let result = racing.run(command, context);
     let measured = racing.measured;
-    // However it went. Not there is as good as removed.
+    // In any case. NOT_FOUND is a success.
     let removed = leader.client.del(key.as_bytes());
     let is_empty = measured.windows.is_empty();
     let printed = match command.form {
-        // It has nothing to show, and why is told.
+        // There are no figures, and the reason is printed.
         Form::Table if is_empty => Ok(()),
         form => {
             let (leader, follower) = (&leader.addr, &follower.addr);
@@ -229,7 +230,7 @@ fn node(context: &Context, addr: String) -> Node {
     Node { addr, client }
 }
 
-/// Where the node is that --on names.
+/// The address of the node that --on names.
 fn follower_addr(on: &str, context: &Context) -> Result<String, Failure> {
     if is_address(on) {
         return Ok(on.to_owned());
@@ -265,7 +266,7 @@ fn follower_addr(on: &str, context: &Context) -> Result<String, Failure> {
     })
 }
 
-/// Where the follower's leader is. That it is a follower, and follows, is checked too: or the race has no end.
+/// The address of the follower's leader. Fails if the node does not follow a leader: the race would not end.
 fn leader_addr(addr: &str, status: &NodeStatus, context: &Context) -> Result<String, Failure> {
     if status.role == Some(NodeRole::Leader) {
         return Err(Failure::new(
@@ -291,7 +292,7 @@ fn leader_addr(addr: &str, status: &NodeStatus, context: &Context) -> Result<Str
     };
     let config =
         Config::load(file).map_err(|error| Failure::new(Outcome::Usage, error.to_string()))?;
-    // The addresses of the file are those that hold where the client is; the nodes may know one another by others.
+    // The file's addresses are valid where the client runs; the nodes may use other addresses for one another.
     let named = config
         .nodes
         .iter()
@@ -303,10 +304,10 @@ fn failure(error: &Error) -> Failure {
     report::failure(error, Opcode::Status, None)
 }
 
-/// A measurement on its way.
+/// A running measurement.
 struct Racing<'a> {
     key: &'a [u8],
-    /// How long a write may stay unseen.
+    /// Time limit for a write to be visible.
     patience: Duration,
     leader: &'a mut Node,
     follower: &'a mut Node,
@@ -315,7 +316,7 @@ struct Racing<'a> {
 }
 
 impl Racing<'_> {
-    /// Writes as often as the command line says, unless it is interrupted.
+    /// Makes the writes that the command line asks for, unless a signal comes.
     fn run(&mut self, command: &Race, context: &Context) -> Result<(), Failure> {
         let count = match (command.count, command.duration) {
             (Some(count), _) => Some(count),
@@ -329,7 +330,7 @@ impl Racing<'_> {
         let progress = context.progress(count, template);
         let began = Instant::now();
         let duration = command.duration.unwrap_or(Duration::MAX);
-        // From the beginning on, so that no time is too far away to be told.
+        // Computed from the start, so that pauses do not add up their errors.
         let mut next = Duration::ZERO;
         for number in 1..=count.unwrap_or(u64::MAX) {
             if !self.sleep(began, next.min(duration)) || (number > 1 && began.elapsed() >= duration)
@@ -344,7 +345,7 @@ impl Racing<'_> {
         Ok(())
     }
 
-    /// Sleeps until that long after `began`. False where Ctrl-C ended it.
+    /// Sleeps until `after` has passed since `began`. Returns false after Ctrl-C.
     fn sleep(&self, began: Instant, until: Duration) -> bool {
         while !self.stop.is_set() {
             match until.saturating_sub(began.elapsed()) {
@@ -355,7 +356,7 @@ impl Racing<'_> {
         false
     }
 
-    /// One write, and reads until one shows it.
+    /// Makes one write, and reads until a response shows it.
     fn write_and_watch(&mut self, number: u64) -> Result<(), Failure> {
         let value = number.to_string().into_bytes();
         let (leader, follower) = (&mut self.leader.client, &mut self.follower.client);
@@ -412,7 +413,7 @@ fn table(measured: &Measured, leader: &str, follower: &str, name: Option<&str>) 
     let _ = writeln!(text, "{}", quote::one_line(&title));
     let mut line = |name: &str, ns: Option<u64>| {
         let Some(ns) = ns else { return };
-        // Thousandths of a millisecond, from nanoseconds.
+        // From nanoseconds, to three decimals.
         let _ = writeln!(
             text,
             "{name:<6} {:>8}.{:03} ms",
@@ -438,7 +439,7 @@ fn table(measured: &Measured, leader: &str, follower: &str, name: Option<&str>) 
     text
 }
 
-/// The least and the most exactly as they were recorded, as far as the digits go; none where nothing was.
+/// The least and the greatest recorded time; `None` without any.
 fn at(histogram: &Histogram<u64>, quantile: f64) -> Option<u64> {
     if histogram.is_empty() {
         None

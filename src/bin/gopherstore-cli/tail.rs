@@ -1,4 +1,4 @@
-//! `tail`: a live view of a node's replication stream.
+//! `tail`: prints the replication stream of a node.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -26,35 +26,35 @@ use crate::{
     write_out,
 };
 
-/// Between two tries to get a lost stream back: the first pause, doubled up to the last.
+/// First and longest pause between two attempts to reconnect; it doubles each time.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// Bytes of a value that a line shows.
+/// Most bytes of a value on a line.
 const SHOWN_BYTES: usize = 64;
 
-/// Watch the replication stream of a node, leader or follower: each write as it gets into its log.
+/// Print each write as it enters the log of a node, leader or follower.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "tail", help_triggers("-h", "--help"))]
 #[argh(
     example = "{command_name} --from 1 --values\n\
         {command_name} --addr 127.0.0.1:8001 -w json | jq .key",
-    note = "Each line has index, operation, key and the value's bytes. A lost stream is taken up again\n\
-        where it was. Entries that the node's log no longer holds by then are said to be missed, and\n\
-        entries that were shown and are no longer in the node's data are named. The node waits for\n\
-        nobody who watches: a reader that the log leaves behind is dropped. Ctrl-C ends it.\n\
+    note = "Each line has index, operation, key and the length of the value. After a lost connection the\n\
+        output continues where it was. Messages name entries that the node's log no longer holds, and\n\
+        entries that were shown but are no longer part of the node's data. The node does not wait for\n\
+        this command, and ends a stream that is too slow for its log. Ctrl-C ends the command.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 pub(crate) struct Tail {
-    /// index of the first entry to show, from 1; by default the next one that comes
+    /// index of the first entry to show, from 1; by default the next new entry
     #[argh(option, from_str_fn(positive), arg_name = "INDEX")]
     from: Option<u64>,
-    /// end after so many entries
+    /// end after this number of entries
     #[argh(option, from_str_fn(positive), arg_name = "N")]
     count: Option<u64>,
-    /// show values too; those of more than 64 bytes are cut short in lines, and whole in json
+    /// show values too; lines show their first 64 bytes, json all of them
     #[argh(switch)]
     values: bool,
-    /// lines, the default, or json: an object on a line for each entry
+    /// lines (default) or json: an object on a line for each entry
     #[argh(
         option,
         short = 'w',
@@ -109,7 +109,7 @@ pub(crate) fn run(command: Tail, context: &Context) -> Result<Outcome, Failure> 
         };
         let next = next_index(&observer);
         say(&format!("{lost}; trying again, from index {next} on"));
-        // A stream that brings nothing is not asked for in a tight loop.
+        // A stream that ends at once is not requested again at once.
         pause = if next > begun {
             PAUSES.0
         } else {
@@ -122,8 +122,8 @@ pub(crate) fn run(command: Tail, context: &Context) -> Result<Outcome, Failure> 
     }
 }
 
-/// Message after a reconnection to a stream that begins with `start`, where `next` was expected, and the node's data
-/// set has the entries that were shown up to `shared`.
+/// Message after a reconnection. The stream begins with `start`, `next` was expected, and the shown entries up to
+/// `shared` are part of the node's data set.
 fn connected_again(shared: u64, next: u64, start: u64) -> String {
     let mut text = "connected again".to_owned();
     let first = next.min(shared.saturating_add(1));
@@ -140,7 +140,7 @@ fn connected_again(shared: u64, next: u64, start: u64) -> String {
     text
 }
 
-/// Gets a lost stream again, however long it takes, and the last entry shown that the node's data set still has.
+/// Reconnects without a time limit. Also returns the last shown entry that is still in the node's data set.
 fn again(addr: &str, options: &ClientOptions, lost: &Observer) -> (Observer, u64) {
     let mut pause = PAUSES.0;
     let mut said = String::new();
@@ -151,7 +151,7 @@ fn again(addr: &str, options: &ClientOptions, lost: &Observer) -> (Observer, u64
         };
         let text = error.to_string();
         if text != said {
-            // That no node is there is not reported over and over.
+            // The same failure is reported once.
             if !matches!(error, Error::Connect { .. } | Error::Timeout { .. }) {
                 say(&text);
             }
@@ -162,8 +162,8 @@ fn again(addr: &str, options: &ClientOptions, lost: &Observer) -> (Observer, u64
     }
 }
 
-/// Tries to go on after the last entry shown. Where the node refuses that, goes on with the first entry that its log
-/// holds of those that its data set does not share with what was shown.
+/// Requests the stream after the last shown entry. If the node refuses that, requests it from the first entry in its
+/// log that was not shown or differs from the shown one.
 fn resume(addr: &str, options: &ClientOptions, lost: &Observer) -> Result<(Observer, u64), Error> {
     let shown = next_index(lost).saturating_sub(1);
     let position = lost.position().unwrap_or(Watch::New);
@@ -171,8 +171,8 @@ fn resume(addr: &str, options: &ClientOptions, lost: &Observer) -> Result<(Obser
         Err(error @ Error::Server { .. }) => error,
         result => return result.map(|observer| (observer, shown)),
     };
-    // A refusal does not tell why in a form to rely on: the node's history and its log do. A node that cannot be asked
-    // for them now is asked again later.
+    // The text of a refusal is not a stable interface, so the node's history and log decide. A node that does not
+    // respond is asked again later.
     let probe = Observer::open(addr, options, Watch::New)?;
     let status = Client::connect_with(addr, options.clone())?.status()?;
     let Some(start) = probe.history().last() else {
@@ -198,7 +198,7 @@ fn from_index(observer: &Observer) -> u64 {
     }
 }
 
-/// Index of the entry that comes next.
+/// Index of the next entry.
 fn next_index(observer: &Observer) -> u64 {
     match observer.position() {
         Some(Watch::After { index, .. }) => index.saturating_add(1),
@@ -223,23 +223,23 @@ fn failure(error: &Error, asked_from: bool, context: &Context) -> Failure {
     }
 }
 
-/// Why a stream is not shown any further.
+/// Reason why the output of a stream ends.
 enum End {
     Lost(Error),
     Failed(Failure),
 }
 
-/// How entries are shown.
+/// Output of entries.
 struct View {
     form: Form,
     values: bool,
-    /// How many, where that is limited.
+    /// Remaining number of entries, if that is limited.
     left: Option<u64>,
     out: Vec<u8>,
 }
 
 impl View {
-    /// Shows a stream until enough is shown or the output has no reader any more.
+    /// Prints a stream until the limit is reached or the output has no reader.
     fn show(&mut self, observer: &mut Observer) -> Result<(), End> {
         let history = observer.history().clone();
         while self.left != Some(0) {
@@ -305,7 +305,7 @@ fn line(index: u64, request: &Request<'_>, with_value: bool) -> String {
     format!("{index} SET {key} {len}{shown}")
 }
 
-/// Bytes as one word: in quotes where a space or anything else makes that necessary.
+/// Bytes as one word, in quotes if necessary.
 fn word(bytes: &[u8]) -> String {
     let shown = quote::shown(bytes);
     if shown.contains(char::is_whitespace) && !shown.starts_with('"') {
@@ -329,7 +329,7 @@ fn object(index: u64, epoch: u64, request: &Request<'_>, with_value: bool) -> Va
     Value::Object(object)
 }
 
-/// JSON has no bytes: what is no UTF-8 goes in as hexadecimal digits, and under another name.
+/// A JSON member for bytes. Bytes that are not UTF-8 become hexadecimal digits, under another name.
 fn insert_bytes(object: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
     match str::from_utf8(bytes) {
         Ok(text) => object.insert(name.to_owned(), json!(text)),
@@ -340,7 +340,7 @@ fn insert_bytes(object: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
     };
 }
 
-/// Whether standard output is a pipe without a reader, which a write would tell only when there is one.
+/// Whether standard output is a pipe without a reader.
 fn is_abandoned() -> bool {
     let out = io::stdout();
     let mut polled = [PollFd::new(&out, PollFlags::empty())];
@@ -351,7 +351,7 @@ fn is_abandoned() -> bool {
     poll(&mut polled, Some(&at_once)).is_ok() && polled[0].revents().contains(PollFlags::ERR)
 }
 
-/// A line about the stream, on standard error so that standard output has entries alone.
+/// Prints a message on standard error, since standard output has only entries.
 fn say(message: &str) {
     let message = quote::one_line(message);
     let _ = writeln!(io::stderr(), "gopherstore-cli: {message}");

@@ -1,4 +1,4 @@
-//! `bench`: how fast a node answers, measured by a client that waits as its users do.
+//! `bench`: measures rate and latency of GETs and SETs, as a client sees them.
 
 mod results;
 mod run;
@@ -35,11 +35,11 @@ const KEYS_DEFAULT: u32 = 10_000;
 const GET_PERCENT_DEFAULT: u8 = 90;
 const DURATION_DEFAULT: Duration = Duration::from_secs(10);
 const RATE_MAX: u64 = 1_000_000_000;
-/// Bytes of values that all connections together may have in flight one way, so that a slip of the finger does not take
-/// all memory.
+/// Most bytes of values that all connections together have in flight, so that a mistyped option does not use up the
+/// memory.
 const IN_FLIGHT_MAX: u64 = 1 << 30;
 
-/// Measure how fast a node answers GETs and SETs.
+/// Measure rate and latency of GETs and SETs.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(
     subcommand,
@@ -48,39 +48,38 @@ const IN_FLIGHT_MAX: u64 = 1 << 30;
     example = "gopherstore-cli bench --connections 16 --depth 8 --duration 30s\n\
         gopherstore-cli bench --rate 20000 --zipf --get 50 --value-size 16..1024 --duration 30s\n\
         gopherstore-cli bench --count 100000 --seed 7 -w json",
-    note = "What is measured: from the time at which a batch is handed to the system to the one at\n\
-        which the response's last byte is read, for each operation. A connection sends --depth\n\
-        requests at once, and the next when all have their responses; no more than 16 KiB of them\n\
-        are unanswered at a time, or one that is longer. Percentiles are exact to 3 digits.\n\
-        Latencies in json and csv are in microseconds.\n\
+    note = "The latency of an operation is the time from the write call for its batch until the last byte\n\
+        of its response is read. A connection sends --depth requests at once, and the next ones after\n\
+        all responses. At most 16 KiB of requests are unanswered, or one longer request. Percentiles\n\
+        are exact to 3 digits. Latencies in json and csv are in microseconds.\n\
         \n\
-        Without --rate each connection waits for its responses, so a node that stands still is asked\n\
-        little meanwhile and looks better than it is. With --rate each operation is due at a time\n\
-        that the rate alone sets, and its latency counts from that time, whenever it was sent; what\n\
-        is late is sent up to --depth at once. The figures then hold what the system takes to wake\n\
-        the sleeping sender, often 50 to 200 us. unsent counts what was due and not sent in the time.\n\
+        Without --rate a connection sends nothing while it waits, so a pause of the node shows in few\n\
+        operations. With --rate each operation has a due time, and its latency counts from that time.\n\
+        Late operations are sent together, up to --depth. The figures then include the time that the\n\
+        system takes to wake a sleeping thread, often 50 to 200 us. 'unsent' counts operations that\n\
+        were due but not sent before the end.\n\
         \n\
-        With the same seed and the same options each connection sends the same operations, in the\n\
-        same order; how connections mix is up to the system. Zipf keys have the exponent 0.99, and\n\
-        bench:0000000000 is the most frequent. missed counts GETs that found nothing.\n\
+        With the same seed and options, each connection sends the same operations in the same order;\n\
+        the order between connections varies. Zipf keys have the exponent 0.99, and bench:0000000000\n\
+        is the most frequent key. 'missed' counts GETs of keys without a value.\n\
         \n\
-        Where there are GETs, every key is given a value first, and that is not measured. SETs, and\n\
-        all that prepares and cleans up, go to the leader; GETs to the node that was named. Where\n\
-        these are two nodes, each connection is one to each, and a batch sends its SETs first.\n\
+        If there are GETs, every key gets a value before the measurement. GETs go to the named node;\n\
+        SETs, preparation and cleanup go to the leader. If these are two nodes, each connection is two\n\
+        connections, and a batch sends its SETs first.\n\
         \n\
-        All keys begin with --prefix. If one of them has a value already, nothing is done, unless\n\
-        with --overwrite. At the end all are removed, unless with --keep; after Ctrl-C, SIGTERM,\n\
-        SIGHUP and SIGQUIT too, and another signal later ends it at once. bench:running is there as\n\
-        long as they are, so a run after one that was killed knows; --overwrite then removes what\n\
-        that one left. Two runs at a time need prefixes of their own.\n\
+        All keys begin with --prefix. If a key has a value already, the command does nothing, unless\n\
+        with --overwrite. At the end it removes all keys, unless with --keep, also after Ctrl-C,\n\
+        SIGTERM, SIGHUP and SIGQUIT; a second signal ends it at once. The key bench:running marks a\n\
+        run, so that the next run detects keys of a killed one; --overwrite removes them. Runs at the\n\
+        same time need different prefixes.\n\
         \n\
-        The first error, such as a lost connection or a loading node, ends the run. What was\n\
-        measured up to there is printed, and the exit code is the error's. Where the time was too\n\
-        short to measure anything it is 6. 'per s' of a run with --rate is never more than that.\n\
+        The first error, such as a lost connection or a loading node, ends the run. The results up to\n\
+        then are printed, and the exit code is that of the error. It is 6 if the time was too short to\n\
+        measure anything. With --rate, 'per s' is never above the rate.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 pub(crate) struct Bench {
-    /// connections, each with a thread of its own; by default 8
+    /// number of connections, each with its own thread; by default 8
     #[argh(
         option,
         from_str_fn(connections),
@@ -88,10 +87,10 @@ pub(crate) struct Bench {
         default = "CONNECTIONS_DEFAULT"
     )]
     connections: u64,
-    /// requests that a connection has in flight; by default 1
+    /// requests in flight on each connection; by default 1
     #[argh(option, from_str_fn(depth), arg_name = "N", default = "1")]
     depth: u64,
-    /// bytes of each value, or a range such as 16..1024; by default 64
+    /// bytes of a value, or a range such as 16..1024; by default 64
     #[argh(
         option,
         from_str_fn(arguments::parsed),
@@ -99,13 +98,13 @@ pub(crate) struct Bench {
         default = "Sizes { min: 64, max: 64 }"
     )]
     value_size: Sizes,
-    /// how many keys there are; by default 10000
+    /// number of keys; by default 10000
     #[argh(option, from_str_fn(keys), arg_name = "N", default = "KEYS_DEFAULT")]
     keys: u32,
-    /// ask for few keys often and for most of them seldom, instead of for all as often
+    /// draw keys from a Zipf distribution: few keys often, most keys rarely
     #[argh(switch)]
     zipf: bool,
-    /// how many of 100 operations are GETs, the others are SETs; by default 90
+    /// percentage of GETs; the others are SETs; by default 90
     #[argh(
         option,
         from_str_fn(percent),
@@ -113,16 +112,16 @@ pub(crate) struct Bench {
         default = "GET_PERCENT_DEFAULT"
     )]
     get: u8,
-    /// for how long; by default 10s
+    /// time of the measurement; by default 10s
     #[argh(option, from_str_fn(crate::timeout), arg_name = "TIME")]
     duration: Option<Duration>,
-    /// for how many operations, instead of a time
+    /// number of operations, instead of a time
     #[argh(option, from_str_fn(count), arg_name = "N")]
     count: Option<u64>,
-    /// operations a second of all connections together; by default as many as there are answers
+    /// operations a second of all connections together; by default each sends after its responses
     #[argh(option, from_str_fn(rate), arg_name = "N")]
     rate: Option<NonZeroU64>,
-    /// run that long first without measuring
+    /// time to run before the measurement begins
     #[argh(
         option,
         from_str_fn(crate::timeout),
@@ -130,19 +129,19 @@ pub(crate) struct Bench {
         default = "Duration::ZERO"
     )]
     warm_up: Duration,
-    /// repeat the operations of the run that printed this; by default drawn
+    /// repeat the operations of the run that printed this seed; by default random
     #[argh(option, from_str_fn(seed), arg_name = "N")]
     seed: Option<u64>,
-    /// what all keys begin with; by default bench:
+    /// prefix of all keys; by default bench:
     #[argh(option, from_str_fn(arguments::parsed), arg_name = "TEXT")]
     prefix: Option<Prefix>,
-    /// overwrite and remove keys that have values already
+    /// overwrite and remove keys that already have values
     #[argh(switch)]
     overwrite: bool,
-    /// leave the keys there
+    /// do not remove the keys at the end
     #[argh(switch)]
     keep: bool,
-    /// how results are printed: table, json or csv; by default a table
+    /// form of the results: table, json or csv; by default table
     #[argh(
         option,
         short = 'w',
@@ -222,7 +221,7 @@ impl Plan {
                  --depth or a smaller --value-size"
             )));
         }
-        // Short, so that it can be typed again; numbers above 2^53 are not the same in every reader of JSON.
+        // Short, so that it can be typed; some readers of JSON change numbers above 2^53.
         let drawn = || RandomState::new().hash_one(0) >> 32;
         // The default is one.
         let prefix = match &command.prefix {
@@ -251,7 +250,7 @@ impl Plan {
     }
 }
 
-/// Progress on a terminal.
+/// Progress display on a terminal.
 struct Progress {
     bar: ProgressBar,
 }
@@ -262,7 +261,7 @@ impl Progress {
         Progress { bar }
     }
 
-    /// Of `len` things to do, `done` are.
+    /// Shows that `done` of `len` steps are done.
     fn show(&self, what: &str, done: u64, len: u64) {
         self.bar.set_length(len);
         self.bar.set_message(what.to_owned());
@@ -276,7 +275,7 @@ impl Drop for Progress {
     }
 }
 
-/// Runs the command: makes ready, measures, prints, cleans up.
+/// Runs the command: prepares, measures, prints, cleans up.
 pub(crate) fn run(command: &Bench, context: &Context) -> Result<Outcome, Failure> {
     let plan = Plan::of(command)?;
     let target = Target::find(&plan, context)?;

@@ -1,4 +1,4 @@
-//! `status`: how a node is, or all nodes of a cluster, and whether that is well.
+//! `status`: the status of a node or of all nodes of a cluster, and their faults.
 
 mod health;
 mod view;
@@ -27,17 +27,17 @@ use crate::{
 };
 use health::{Asked, Limits, Scope, Silence, Verdict};
 
-/// Between two looks of --watch.
+/// Interval of --watch.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Between two looks of --wait.
+/// Interval of --wait.
 const WAIT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Limit for one node's response in a repeated status, so that a node that is away does not delay the rows of the
 /// others.
 const ROUND_LIMIT: Duration = Duration::from_secs(1);
 
-/// Print how a node is, or how all nodes of a cluster are, and whether that is well.
+/// Print the status of a node or of all nodes of a cluster, and their faults.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "status", help_triggers("-h", "--help"))]
 #[argh(
@@ -45,23 +45,24 @@ const ROUND_LIMIT: Duration = Duration::from_secs(1);
         gopherstore-cli status --cluster\n\
         gopherstore-cli status --config cluster.toml --watch\n\
         gopherstore-cli status --config cluster.toml --wait --max-lag 0 --timeout 10s",
-    note = "Of one node it prints what the node says, a line for each fact; docs/GBP.md explains them.\n\
-        With --config and no --node, with --cluster or with --max-lag it is about the whole cluster:\n\
+    note = "For one node it prints the lines of its status; docs/operating.md explains them.\n\
+        With --cluster, with --max-lag, or with --config and no --node it covers the whole cluster:\n\
         a table on a terminal, lines into a pipe, and then a line for each fault, or 'in sync: 3/3'.\n\
-        Lags are in entries, and in milliseconds as the leader sees them.\n\
-        Healthy is: all nodes response and serve, one leads, they are in one epoch, every follower's\n\
-        stream comes in, it lacks --max-lag entries at most and is no longer behind than\n\
-        leader_timeout_ms, equal indexes have equal digests, and the nodes find one another with\n\
-        equal settings. json has faults as a list, and of each node every line of its status: a\n\
-        number or a string by the line's key, null for '-', and objects 'peers' and 'followers'.\n\
-        Exit code 0 is healthy, 3 is not; with --wait 6 is not within --timeout.\n\
+        A lag is in entries, and in milliseconds as the leader measures it.\n\
+        A cluster is healthy if all nodes respond and serve; one node leads; all nodes are in one\n\
+        epoch; each follower receives its stream and lags by at most --max-lag entries and\n\
+        leader_timeout_ms; equal indexes have equal digests; and the nodes can reach one another and\n\
+        have equal settings.\n\
+        json has the faults as a list, and every line of each node's status by its key, as a number\n\
+        or a string, with null for '-'. 'peers' and 'followers' are objects.\n\
+        The exit code is 0 if healthy, 3 if not, and 6 if not within --timeout with --wait.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 pub(crate) struct Status {
-    /// all nodes of the cluster that the node is in, as it lists them
+    /// cover all nodes of the cluster, which the node lists
     #[argh(switch)]
     cluster: bool,
-    /// form: table, json (an object on a line for each look), or lines
+    /// form: table, json (an object on one line) or lines
     #[argh(
         option,
         short = 'w',
@@ -70,13 +71,13 @@ pub(crate) struct Status {
         arg_name = "FORM"
     )]
     form: Option<Form>,
-    /// look again every second, until Ctrl-C
+    /// repeat every second, until Ctrl-C
     #[argh(switch)]
     watch: bool,
-    /// look again until it is healthy, for --timeout at most
+    /// repeat until healthy, for at most --timeout
     #[argh(switch)]
     wait: bool,
-    /// entries that a follower may lack and be healthy; by default any number
+    /// entries that a healthy follower may lack; by default any number
     #[argh(option, from_str_fn(entries), arg_name = "ENTRIES")]
     max_lag: Option<u64>,
 }
@@ -101,9 +102,9 @@ fn entries(encoded: &str) -> Result<u64, String> {
     arguments::whole(encoded, 0, u64::MAX)
 }
 
-/// Where the list of nodes comes from.
+/// Source of the list of nodes.
 enum Source {
-    /// Just the node that the context names.
+    /// Only the node that the context names.
     Node(String),
     /// The status of this one node.
     Peers(String),
@@ -111,19 +112,19 @@ enum Source {
     Config(Box<Config>),
 }
 
-/// Why there is nothing to look at.
+/// Reason why no node can be asked.
 enum Blind {
-    /// The one node that was to be asked gives no status.
+    /// The node gives no status.
     Client(Error),
     /// The status lacks the addresses of the other nodes.
     Other(Failure),
 }
 
-/// One look at the nodes.
+/// The statuses of the nodes at one time.
 struct Look {
     scope: Scope,
     nodes: Vec<Asked>,
-    /// The text of each node's STATUS; empty where there is none.
+    /// The text of each node's STATUS; empty if it gave none.
     texts: Vec<String>,
     verdict: Verdict,
 }
@@ -159,7 +160,7 @@ pub(crate) fn run(command: Status, context: &Context) -> Result<Outcome, Failure
     }
 }
 
-/// Faults of the node at `addr` by itself, as text.
+/// The faults of the node at `addr` alone, as text.
 pub(crate) fn fault_of(addr: &str, status: &NodeStatus) -> Option<String> {
     let timeout_ms = Limits::default().timeout_ms(status);
     health::own_fault(status.node.as_deref().unwrap_or(addr), status, timeout_ms)
@@ -205,7 +206,8 @@ impl Run<'_> {
                 crate::write_out(self.shown(look).0.as_bytes())?;
                 return Ok(Outcome::Done);
             }
-            // In a last look that is short a healthy node may seem to be away, so what is wrong is told by one before.
+            // The last round may be too short for a healthy node to respond, so the faults of an earlier round are
+            // shown.
             let is_fair = left >= ROUND_LIMIT / 2;
             let last = match told {
                 Some(told) if !is_fair => told,
@@ -241,7 +243,7 @@ impl Run<'_> {
         }
     }
 
-    /// Ends with a signal, or when the output has no reader any more.
+    /// Ends with a signal, or when the output has no reader.
     fn watch(&self) -> Result<Outcome, Failure> {
         let mut is_first = true;
         loop {
@@ -256,7 +258,7 @@ impl Run<'_> {
                 Err(blind) => format!("{}\n", quote::one_line(&blind.to_string())),
             };
             let text = if self.is_drawn_in_place(&text) {
-                // Each line is written over the one that stands there, so that nothing flickers.
+                // Each line overwrites the old one, so that nothing flickers.
                 let lines: String = text.lines().map(|line| format!("{line}\x1b[K\n")).collect();
                 let begin = if is_first { "\x1b[2J\x1b[H" } else { "\x1b[H" };
                 format!("{begin}{lines}\x1b[J")
@@ -273,7 +275,7 @@ impl Run<'_> {
         }
     }
 
-    /// Whether a look takes the place of the one before it: on a terminal that can do that and is large enough.
+    /// Whether a round overwrites the one before it: on a terminal that can do that and is large enough.
     fn is_drawn_in_place(&self, text: &str) -> bool {
         let Some((width, height)) = terminal() else {
             return false;
@@ -286,7 +288,8 @@ impl Run<'_> {
             && rows.sum::<usize>() < height
     }
 
-    /// Asks all nodes at once, for `limit` at most; where one has to tell of the others, they have what is left of it.
+    /// Asks all nodes at once, for `limit` at most. If one node has to list the others, they have the rest of that
+    /// time.
     fn look(&self, limit: Duration) -> Result<Look, Blind> {
         let began = Instant::now();
         let (scope, asked) = match &self.source {
@@ -343,7 +346,7 @@ impl Run<'_> {
         })
     }
 
-    /// Asks all nodes at once; one after another where the system gives no threads.
+    /// Asks all nodes at once, or one after another if no thread can be started.
     fn ask_all(&self, nodes: Vec<(String, String)>, limit: Duration) -> Vec<Responseed> {
         let ask = |(name, addr): (String, String)| {
             let response = self.ask(&addr, limit);
@@ -362,7 +365,7 @@ impl Run<'_> {
             asking
                 .into_iter()
                 .filter_map(|asking| match asking {
-                    // A thread that panics is a bug of ours, and has said so.
+                    // A panic is a bug, whose message is printed already.
                     Ok(thread) => thread.join().ok(),
                     Err(node) => Some(ask(node)),
                 })
@@ -371,7 +374,7 @@ impl Run<'_> {
     }
 
     fn ask(&self, addr: &str, limit: Duration) -> Result<(String, NodeStatus), Error> {
-        // Whole milliseconds where it is short, since messages tell it.
+        // Messages show it, so a short one is in whole milliseconds.
         let short = u64::try_from(limit.as_millis()).map(Duration::from_millis);
         let context = Context {
             timeout: short.unwrap_or(limit).max(Duration::from_millis(1)),
@@ -384,7 +387,7 @@ impl Run<'_> {
         Ok((text, status))
     }
 
-    /// The look as it is printed, and whether the verdict is part of it.
+    /// The text to print, and whether it holds the verdict.
     fn shown(&self, look: &Look) -> (String, Said) {
         let is_terminal = io::stdout().is_terminal();
         let form = self.form.unwrap_or(match look.scope {
@@ -425,13 +428,13 @@ impl Run<'_> {
 }
 
 impl Look {
-    /// The verdict, a line for each phrase.
+    /// The verdict, one phrase on each line.
     fn words(&self) -> Vec<String> {
         let words = self.verdict.words(&self.scope).into_iter();
         words.map(|words| quote::one_line(&words)).collect()
     }
 
-    /// Prints what is wrong on standard error.
+    /// Prints the faults on standard error.
     fn print_faults(&self) {
         for fault in &self.verdict.faults {
             Failure::new(Outcome::ServerError, fault.as_str()).print(None);
@@ -439,16 +442,16 @@ impl Look {
     }
 }
 
-/// Whether what is printed holds the verdict.
+/// Whether the printed text holds the verdict.
 enum Said {
     InText,
     Not,
 }
 
-/// A node's name, its address, and what it said.
+/// A node's name, its address, and its status.
 type Responseed = (String, String, Result<(String, NodeStatus), Error>);
 
-/// Names and addresses of a node's peers, as it says them.
+/// Names and addresses of a node's peers, from its status.
 fn peers(addr: &str, status: &NodeStatus) -> Result<Vec<(String, String)>, Failure> {
     let peers = status.peers.iter();
     let named = peers.map(|(name, peer)| Some((name.clone(), peer.addr.clone()?)));
@@ -467,7 +470,7 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Columns and rows of the terminal, where standard output is one.
+/// Columns and rows of the terminal, if standard output is one.
 fn terminal() -> Option<(usize, usize)> {
     let (terminal_size::Width(width), terminal_size::Height(height)) =
         terminal_size::terminal_size_of(io::stdout())?;
