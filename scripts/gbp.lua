@@ -108,10 +108,10 @@ local f = {
     version = ProtoField.uint8("gbp.follow.version", "Version"),
     flags = ProtoField.uint8("gbp.follow.flags", "Flags", base.HEX),
     observer = ProtoField.bool("gbp.follow.observer", "Observer", 8, nil, 0x01),
-    full_copy = ProtoField.bool("gbp.follow.full_copy", "Wants a full copy", 8, nil, 0x02),
+    snapshot = ProtoField.bool("gbp.follow.snapshot", "Requests a snapshot", 8, nil, 0x02),
     to_lead = ProtoField.bool("gbp.follow.to_lead", "Is to lead", 8, nil, 0x04),
     cluster_id = ProtoField.bytes("gbp.follow.cluster_id", "Cluster id"),
-    mode = ProtoField.uint8("gbp.follow.mode", "Mode", base.DEC, { [0] = "resume", [1] = "full copy", [2] = "unknown data set" }),
+    mode = ProtoField.uint8("gbp.follow.mode", "Mode", base.DEC, { [0] = "resume", [1] = "snapshot", [2] = "unknown data set" }),
     from_index = ProtoField.uint64("gbp.follow.from_index", "From index"),
     epochs = ProtoField.uint16("gbp.history.count", "Epochs"),
     start_index = ProtoField.uint64("gbp.history.start_index", "Start index"),
@@ -264,7 +264,7 @@ local function add_value(tree, tvb, offset, opcode, value_len)
             tree:add(f[name], tvb(offset, len))
             if name == "flags" then
                 tree:add(f.observer, tvb(offset, len))
-                tree:add(f.full_copy, tvb(offset, len))
+                tree:add(f.snapshot, tvb(offset, len))
                 tree:add(f.to_lead, tvb(offset, len))
             end
             offset = offset + len

@@ -396,7 +396,7 @@ commands! {
         statuses: ALWAYS,
         ok: OkValue::Text,
     }
-    /// Orders a follower that refuses its leader's data set to discard its own and to take a full copy.
+    /// Orders a follower that refuses its leader's data set to discard its own and to take a snapshot.
     Discard = 0x41 {
         name: "DISCARD",
         operands: &[],
@@ -450,7 +450,7 @@ commands! {
         name: "FOLLOW",
         operands: &[
             Field::number("version", 1),
-            Field::flags("flags", &[(1, "observer"), (2, "full copy"), (4, "to lead")]),
+            Field::flags("flags", &[(1, "observer"), (2, "snapshot"), (4, "to lead")]),
             Field::number("epoch", 8),
             Field::hex("nonce", 8),
             Field::number("last_index", 8),

@@ -199,7 +199,7 @@ impl<'a> Iterator for Frames<'a, '_> {
     }
 }
 
-/// Whether the frame becomes an entry as it is, and is long.
+/// Whether the frame becomes a record as it is, and is long.
 fn is_large(frame: &RequestFrame<'_>, traits: Traits) -> bool {
     traits.is_record() && traits.has_value() && frame.bytes().len() > RUN_FRAME_BYTES_MAX
 }

@@ -17,7 +17,7 @@ use crate::{finish, nodes::node::Node, nodes::tools, support::PATIENCE, vectors}
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/gbp.lua");
 /// A capture by `tcpdump -i lo -w` of a leader on port 8000 and its follower on 8001: a SET in three segments, a
-/// NOT_FOUND, a pipeline with an unknown opcode, a SET cut across two packets that others share, text, a full copy, a
+/// NOT_FOUND, a pipeline with an unknown opcode, a SET cut across two packets that others share, text, a snapshot, a
 /// write and a refused one. Its stream was of version 1, and its frames were rewritten as those of version 2.
 const SESSION: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),

@@ -197,7 +197,7 @@ fn the_document_has_the_messages_of_the_stream() {
         assert!(row.starts_with(&cells), "{row:?}");
         let value = match spec.value {
             MessageValue::Empty => "none",
-            MessageValue::Frames => "client frames",
+            MessageValue::Frames => "`count` records",
             MessageValue::History => "history",
         };
         assert!(row[4].contains(value), "{row:?}");

@@ -230,7 +230,7 @@ fn follow_meaning(follow: &Follow) -> String {
         quoted(follow.name),
         if follow.is_observer { " observer" } else { "" },
         if follow.wants_snapshot {
-            " full_copy"
+            " snapshot"
         } else {
             ""
         },
@@ -255,7 +255,7 @@ fn answer_meaning(value: &[u8]) -> String {
                 Start::Resume { from_index } => {
                     format!("OK resume from_index={from_index} {history}")
                 }
-                Start::Snapshot => format!("OK full_copy {history}"),
+                Start::Snapshot => format!("OK snapshot {history}"),
                 Start::Unknown => format!("OK unknown {history}"),
             }
         }

@@ -151,7 +151,7 @@ impl Dump<'_> {
             dump.field("mode", 1, |mode| {
                 match mode[0] {
                     0 => "resume",
-                    1 => "full copy",
+                    1 => "snapshot",
                     2 => "unknown data set",
                     _ => "unknown",
                 }

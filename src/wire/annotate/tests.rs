@@ -209,7 +209,7 @@ fn a_follow_and_the_stream_behind_it_are_shown_field_by_field() {
         "000003  00 00 00 1e              value_len  30",
         "000007  6e 32                    key        \"n2\"",
         "000009  02                       version    2",
-        "00000a  03                       flags      observer, full copy",
+        "00000a  03                       flags      observer, snapshot",
         "00000b  00 00 00 00 00 00 00 01  epoch      1",
         "000013  00 00 00 00 00 00 0a bc  nonce      0x0000000000000abc",
         "00001b  00 00 00 00 00 00 03 e8  last_index  1,000",
@@ -313,7 +313,7 @@ fn an_answer_to_follow_and_the_stream_behind_it_are_shown_field_by_field() {
     bytes[5] = 9;
     let dump = response_to(Opcode::Follow, &bytes);
     assert!(
-        dump.ends_with("! mode 9, must be 0 (resume), 1 (full copy) or 2 (unknown data set)\n"),
+        dump.ends_with("! mode 9, must be 0 (resume), 1 (snapshot) or 2 (unknown data set)\n"),
         "{dump}"
     );
 }
@@ -508,5 +508,5 @@ fn flags_are_named_and_what_has_no_name_is_a_number() {
     assert_eq!(shown(&add(0), "want"), "0x00");
     assert_eq!(shown(&add(2), "want"), "0x02");
     assert_eq!(shown(&follow(0), "flags"), "0x00");
-    assert_eq!(shown(&follow(0b1010), "flags"), "full copy, 0x08");
+    assert_eq!(shown(&follow(0b1010), "flags"), "snapshot, 0x08");
 }

@@ -1,4 +1,4 @@
-//! Batches: client frames one after another, the value of ENTRIES and SNAPSHOT_CHUNK.
+//! Batches: records one after another, the value of ENTRIES and SNAPSHOT_CHUNK.
 
 use super::{Fields, Head, ReplicationError, StreamOpcode};
 use crate::wire::request::{self, ANY_VALUE, Parsed};

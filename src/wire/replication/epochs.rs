@@ -1,4 +1,4 @@
-//! Histories: which leader wrote which entries.
+//! Histories: which leader wrote which records.
 
 use std::fmt;
 

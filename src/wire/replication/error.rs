@@ -39,9 +39,9 @@ pub enum ReplicationError {
     },
     /// An index out of range: 0, or above the largest number of 64 bits.
     Index {
-        /// The index of the first entry.
+        /// The index of the first record.
         first_index: u64,
-        /// The number of entries.
+        /// The number of records.
         count: u32,
     },
     /// The value is longer than a frame with this opcode allows.
@@ -96,7 +96,7 @@ pub enum ReplicationError {
         /// The reason.
         error: RequestError,
     },
-    /// A batch with a frame that is no record, or an EPOCH in a full copy.
+    /// A batch with a frame that is no record, or an EPOCH in a snapshot.
     NotARecord {
         /// The batch's opcode.
         opcode: StreamOpcode,

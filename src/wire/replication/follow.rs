@@ -33,9 +33,9 @@ const FLAGS: u8 = OBSERVER | SNAPSHOT | TO_LEAD;
 /// |--------|------|--------------|----------------------------------------------------------------------|
 /// | 0      | 1    | `version`    | 2                                                                    |
 /// | 1      | 1    | `flags`      | bit 0 `is_observer`, 1 `wants_snapshot`, 2 `is_to_lead`; the others are 0 |
-/// | 2      | 8    | `epoch`      | of the epoch that the node's last entry belongs to; 0 where it holds nothing |
+/// | 2      | 8    | `epoch`      | of the epoch that the node's last record belongs to; 0 where it holds nothing |
 /// | 10     | 8    | `nonce`      | of that epoch; 0 where it holds nothing                                 |
-/// | 18     | 8    | `last_index` | index of the node's last entry; 0 where it holds nothing              |
+/// | 18     | 8    | `last_index` | index of the node's last record; 0 where it holds nothing              |
 /// | 26     | rest | `cluster_id` | of the cluster that the node belongs to, 0..=1,024 bytes              |
 ///
 /// # Source
@@ -47,15 +47,15 @@ pub struct Follow<'a> {
     pub name: &'a [u8],
     /// The node is an observer and not a follower.
     pub is_observer: bool,
-    /// The node requests a full copy, whatever its position is.
+    /// The node requests a snapshot, whatever its position is.
     pub wants_snapshot: bool,
     /// The node is about to lead and needs data. A follower serves it too.
     pub is_to_lead: bool,
-    /// Epoch that its last entry belongs to.
+    /// Epoch that its last record belongs to.
     pub epoch: u64,
     /// Nonce of that epoch.
     pub nonce: u64,
-    /// Index of its last entry.
+    /// Index of its last record.
     pub last_index: u64,
     /// Identifier of the cluster that the node belongs to.
     pub cluster_id: &'a [u8],
@@ -224,14 +224,14 @@ impl std::error::Error for FollowError {
 /// Start of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// Resume: the stream starts with the follower's next entry.
+    /// Resume: the stream starts with the follower's next record.
     Resume {
-        /// Index of the first entry of the stream, at least 1.
+        /// Index of the first record of the stream, at least 1.
         from_index: u64,
     },
-    /// Full copy: the stream starts with a SNAPSHOT_BEGIN.
+    /// Snapshot: the stream starts with a SNAPSHOT_BEGIN.
     Snapshot,
-    /// No stream: the follower's data set, which a full copy would replace, is not part of the leader's history. The
+    /// No stream: the follower's data set, which a snapshot would replace, is not part of the leader's history. The
     /// connection stays an ordinary one.
     Unknown,
 }
@@ -240,8 +240,8 @@ pub enum Start {
 ///
 /// | offset | size | field        | meaning                                                       |
 /// |--------|------|--------------|---------------------------------------------------------------|
-/// | 0      | 1    | `mode`       | 0 resume, 1 full copy, 2 unknown data set                     |
-/// | 1      | 8    | `from_index` | index of the first entry of the stream, at least 1; 0 with the other modes |
+/// | 0      | 1    | `mode`       | 0 resume, 1 snapshot, 2 unknown data set                     |
+/// | 1      | 8    | `from_index` | index of the first record of the stream, at least 1; 0 with the other modes |
 /// | 9      | rest | `history`    | the leader's: [`Epochs`]                                         |
 ///
 /// # Source
@@ -332,7 +332,7 @@ impl fmt::Display for FollowAnswerError {
             FollowAnswerError::Mode { got } => {
                 write!(
                     f,
-                    "mode {got}, must be 0 (resume), 1 (full copy) or 2 (unknown data set)"
+                    "mode {got}, must be 0 (resume), 1 (snapshot) or 2 (unknown data set)"
                 )
             }
             FollowAnswerError::FromIndex { mode, from_index } => write!(

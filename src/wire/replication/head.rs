@@ -82,7 +82,7 @@ pub enum ParsedHead {
 impl Head {
     /// The head of a frame with these fields and this value.
     ///
-    /// For a value that is sent without a copy, as a large entry is. The caller is responsible for its contents.
+    /// For a value that is sent without a copy, as a large record is. The caller is responsible for its contents.
     /// [`Message::encode`] and [`BatchEncoder`](super::BatchEncoder) write head and value together.
     ///
     /// # Errors

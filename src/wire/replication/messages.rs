@@ -259,19 +259,19 @@ messages! {
         /// The records, one frame each.
         frames: Frames<'a>
     }
-    /// Leader to follower: a full copy begins, and the follower discards its data and its history.
+    /// Leader to follower: a snapshot begins, and the follower discards its data and its history.
     SnapshotBegin = 0x62 "SNAPSHOT_BEGIN" Leader {
         /// Epoch of the stream.
         number epoch u64,
-        /// Approximate number of keys in the copy, since writes go on.
+        /// Approximate number of keys in the snapshot, since writes go on.
         number keys u64,
-        /// Approximate bytes of keys and values in the copy.
+        /// Approximate bytes of keys and values in the snapshot.
         number bytes u64,
     } History {
-        /// The copy's history.
+        /// The snapshot's history.
         history: Epochs<'a>
     }
-    /// Leader to follower: a part of the copy. Parts are applied in their order.
+    /// Leader to follower: a part of the snapshot. Parts are applied in their order.
     SnapshotChunk = 0x63 "SNAPSHOT_CHUNK" Leader {
         /// Epoch of the stream.
         number epoch u64,
@@ -279,14 +279,14 @@ messages! {
         number sequence u64,
         [count of frames]
     } Frames {
-        /// Keys and values of the copy, and writes that were made during the copy.
+        /// Keys and values of the snapshot, and writes that were made while it was sent.
         frames: Frames<'a>
     }
-    /// Leader to follower: the copy is complete.
+    /// Leader to follower: the snapshot is complete.
     SnapshotEnd = 0x64 "SNAPSHOT_END" Leader {
         /// Epoch of the stream.
         number epoch u64,
-        /// Index of the last record that the copy holds; 0 where there is none.
+        /// Index of the last record that the snapshot holds; 0 where there is none.
         number index u64,
         /// The digest at that index.
         hex digest u128,

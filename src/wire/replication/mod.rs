@@ -5,16 +5,17 @@
 //! frame of the stream has the header of a request, a key of fixed length that holds its fields and two checksums, and
 //! a value where its opcode has one.
 //!
-//! * [`StreamOpcode`] and its [`MessageSpec`] are the table of messages.
+//! * `messages.rs` is the table of messages: one row makes a [`StreamOpcode`], its [`MessageSpec`], its [`Fields`] and
+//!   its [`Message`].
 //! * [`Head`] is header and key. It is judged before any byte of the value arrives.
 //! * [`Message`] is a whole frame. [`parse`] turns received bytes into one, borrowed.
-//! * [`Frames`] are the client frames of a batch. All are checked before the first is returned, so that a batch is
-//!   applied whole or not at all.
-//! * [`BatchEncoder`] writes a batch into a buffer, each client frame copied once.
+//! * [`Frames`] are the records of a batch: one frame each. All are checked before the first is returned, so that a
+//!   receiver takes a batch whole or not at all.
+//! * [`BatchEncoder`] writes a batch into a buffer, each record copied once.
 //!
 //! # Why two checksums
 //!
-//! TCP's own checksum misses about one damaged segment in 65,536, and a follower would serve damaged entries until the
+//! TCP's own checksum misses about one damaged segment in 65,536, and a follower would serve damaged records until the
 //! digests are compared. `value_crc` covers the value. `head_crc` covers header and key, `value_crc` included, and is
 //! judged first, so that a receiver never waits or takes memory for a damaged length. The key's length is fixed for
 //! each opcode, so the place of `head_crc` is known beforehand.
@@ -26,7 +27,7 @@
 //!
 //! # Known limits
 //!
-//! * The frame of an entry is the value of a batch, so it has at most 4,294,967,295 bytes, 65,542 fewer than the
+//! * The frame of a record is the value of a batch, so it has at most 4,294,967,295 bytes, 65,542 fewer than the
 //!   longest request ([`BatchEncoder::push`] refuses a longer one).
 //! * Checksums find accidental damage; they are no protection against forged frames.
 //!
