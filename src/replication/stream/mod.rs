@@ -22,6 +22,8 @@ pub(crate) mod link;
 pub(crate) mod sending;
 mod snapshot_in;
 mod snapshot_out;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::time::Duration;

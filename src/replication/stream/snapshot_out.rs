@@ -38,8 +38,9 @@ enum Stage {
     Begin,
     /// The rest of the partition that was copied last.
     Copied,
-    /// The entries that the log has gained; and then another partition, or the end.
-    Gained,
+    /// The entries that the log had gained up to this index when the last partition was sent; and then another
+    /// partition, or the end. So writes without end do not keep the snapshot from going on.
+    Gained(u64),
     /// Nothing: the snapshot is sent.
     Over,
 }
@@ -68,7 +69,7 @@ impl SnapshotOut {
             let sending = match self.stage {
                 Stage::Begin => Some(self.begin(sender, out)?),
                 Stage::Copied => self.send_copied(sender, out)?,
-                Stage::Gained => self.send_gained(sender, now, out)?,
+                Stage::Gained(up_to) => self.send_gained(sender, up_to, now, out)?,
                 Stage::Over => return Ok(None),
             };
             if sending.is_some() {
@@ -90,23 +91,36 @@ impl SnapshotOut {
             history: Epochs::of(&sender.history).ok_or(StreamEnd::TooLong)?,
         };
         encode(&begin, out)?;
-        self.stage = Stage::Gained;
+        self.stage = Stage::Gained(index);
         Ok(Sending::Frames { large: None })
     }
 
-    /// Sends a chunk of what the log has gained and the snapshot needs. Where it has gained nothing, copies the next
-    /// partition, or ends the snapshot.
+    /// Sends a chunk of what the log has gained and the snapshot needs. Where all of that up to `up_to` is sent, copies
+    /// the next partition, or ends the snapshot once it is exact.
     fn send_gained(
         &mut self,
         sender: &mut Sender<'_>,
+        up_to: u64,
         now: Instant,
         out: &mut Vec<u8>,
     ) -> Result<Option<Sending>, StreamEnd> {
         let engine = sender.node.engine();
         let mut cursor = sender.cursor.ok_or(StreamEnd::FellBehind)?;
+        if sender.log.has_ended() {
+            return Err(StreamEnd::NodeStops);
+        }
         let is_copied = self.partitions == engine.partitions();
         if is_copied && cursor.next > self.rule.exact_from() {
             return self.end(sender, cursor.next - 1, now, out).map(Some);
+        }
+        if !is_copied && cursor.next > up_to {
+            let index = engine.copy_partition(self.partitions, &mut self.copied);
+            self.rule.partition_copied(index);
+            self.partitions += 1;
+            self.sent = (0, 0);
+            sender.check_dataset()?;
+            self.stage = Stage::Copied;
+            return Ok(None);
         }
         let first_index = cursor.next;
         match sender.read(&mut cursor)? {
@@ -118,19 +132,10 @@ impl SnapshotOut {
                 }
                 Ok(None)
             }
-            Found::Nothing if is_copied => Ok(Some(Sending::Wait {
+            Found::Nothing => Ok(Some(Sending::Wait {
                 cursor,
                 until: now + sender.interval,
             })),
-            Found::Nothing => {
-                let index = engine.copy_partition(self.partitions, &mut self.copied);
-                self.rule.partition_copied(index);
-                self.partitions += 1;
-                self.sent = (0, 0);
-                sender.check_dataset()?;
-                self.stage = Stage::Copied;
-                Ok(None)
-            }
             Found::Gone => Err(StreamEnd::FellBehind),
             Found::Ended => Err(StreamEnd::NodeStops),
         }
@@ -190,7 +195,7 @@ impl SnapshotOut {
         }
         let rest = &self.copied.long()[self.sent.1..];
         let Some(first) = rest.first() else {
-            self.stage = Stage::Gained;
+            self.stage = Stage::Gained(sender.log.kept_head().index);
             return Ok(None);
         };
         if first.frame().len() > BATCH_BYTES {

@@ -1,0 +1,266 @@
+//! Acknowledgements, and how a stream ends.
+
+use super::*;
+
+#[test]
+fn a_stream_ends_before_the_first_record_of_a_new_epoch_and_with_its_data_set() {
+    let (leader, follower) = pair();
+    let mut stream = Joined::join(&leader, &follower, leader.began).unwrap();
+    stream.settle().unwrap();
+    leader.open(2, 20);
+    assert_eq!(stream.end(), Ended::Leader(StreamEnd::OtherData));
+    let mut stream = Joined::join(&leader, &follower, leader.began).unwrap();
+    stream.settle().unwrap();
+    leader.node.discard_dataset("test");
+    assert_eq!(stream.end(), Ended::Leader(StreamEnd::OtherData));
+}
+
+fn ack_of(index: u64) -> Message<'static> {
+    Message::Ack {
+        epoch: 1,
+        round: 0,
+        last_index: index,
+        applied_index: index,
+        durable_index: 0,
+    }
+}
+
+#[test]
+fn an_ack_counts_up_to_what_the_stream_has_sent() {
+    let (leader, follower) = pair();
+    leader.set("c", b"3");
+    let matched = follower.index();
+    let mut stream = Joined::join(&leader, &follower, leader.began).unwrap();
+    stream.send_ack(&ack_of(matched)).unwrap();
+    let beyond = StreamEnd::AckBeyond {
+        index: matched + 1,
+        matched,
+    };
+    let early = stream.send_ack(&ack_of(matched + 1));
+    assert_eq!(early, Err(Ended::Leader(beyond)), "it is not sent yet");
+
+    let third = Host::new("n3");
+    let mut stream = Joined::join(&leader, &third, leader.began).unwrap();
+    stream.send_ack(&ack_of(0)).unwrap();
+    for _ in 0..3 {
+        stream.step().unwrap();
+    }
+    assert!(stream.leader.is_in_snapshot());
+    let ended = stream.send_ack(&ack_of(1)).unwrap_err();
+    let (index, matched) = (1, 0);
+    let beyond = StreamEnd::AckBeyond { index, matched };
+    assert_eq!(ended, Ended::Leader(beyond), "before the snapshot's end");
+}
+
+#[test]
+fn an_ack_of_an_older_stream_counts_for_nothing() {
+    let (leader, follower) = pair();
+    leader.set("c", b"3");
+    let (mut now, index) = (leader.began, follower.index());
+    let mut old = Joined::join(&leader, &follower, now).unwrap();
+    let request = follower.follows("n1").request(now).unwrap();
+    assert!(matches!(
+        judge(&leader, &request, now),
+        Err(NotAccepted::SecondNode { .. })
+    ));
+    now += 3 * INTERVAL + ms(1);
+    let _new = Joined::join(&leader, &follower, now).unwrap();
+    // The old stream has sent everything.
+    let mut out = Vec::new();
+    old.leader.link().sent(index + 1);
+    let ended = old.send_ack(&ack_of(index + 1));
+    assert_eq!(ended, Err(Ended::Leader(StreamEnd::Replaced)));
+    let followers = leader.peers.peers_at(index + 1);
+    assert_eq!(followers[0].lacks, Some(Lacking::At(index)));
+    let ended = old.leader.next(now + INTERVAL, &mut out).map(drop);
+    assert_eq!(ended, Ok(()), "a heartbeat");
+    let ended = old.leader.next(now + INTERVAL, &mut out).map(drop);
+    assert_eq!(ended, Err(StreamEnd::Silent));
+    drop(old);
+    let followers = leader.peers.peers_at(index + 1);
+    assert_eq!(followers[0].lacks, Some(Lacking::At(index)), "still there");
+}
+
+#[test]
+fn an_ack_is_due_on_change_once_a_millisecond_and_once_in_each_interval() {
+    let (leader, follower) = pair();
+    let mut stream = Joined::join(&leader, &follower, leader.began).unwrap();
+    let begin = stream.now;
+    let next = |stream: &Joined<'_>, at| stream.follower.acks().next(begin + at);
+    let index = follower.index();
+    assert_eq!(next(&stream, ms(0)), AckTurn::Send(ack_of(index)));
+    let pause = AckTurn::NotBefore(begin + ms(1));
+    assert_eq!(next(&stream, ms(0)), pause);
+    let at_latest = begin + ms(1) + INTERVAL;
+    let on_change = AckTurn::OnChange(Some(at_latest));
+    assert_eq!(next(&stream, ms(1)), on_change);
+    leader.set("c", b"3");
+    while stream.step().unwrap().is_none() {}
+    let again = stream.follower.acks().next(at_latest);
+    assert_eq!(again, AckTurn::Send(ack_of(index + 1)), "an interval later");
+    let idle = follower.follows("n1");
+    assert_eq!(idle.acks().next(begin), AckTurn::OnChange(None));
+}
+
+#[test]
+fn either_side_ends_a_stream_on_which_nothing_comes() {
+    let (leader, follower) = pair();
+    let mut stream = Joined::join(&leader, &follower, leader.began).unwrap();
+    stream.settle().unwrap();
+    let now = stream.now;
+    let silent = StreamEnd::Silent;
+    assert_eq!(stream.acks.check_silence(now + INTERVAL), Ok(()));
+    assert_eq!(stream.acks.check_silence(now + 3 * INTERVAL), Err(silent));
+    let timeout = ms(5_000);
+    assert_eq!(stream.follower.check_silence(now + ms(4_900)), Ok(()));
+    let silent = FollowError::Silent(timeout);
+    assert_eq!(stream.follower.check_silence(now + timeout), Err(silent));
+    let leader_stream = &stream.leader;
+    assert_eq!(leader_stream.check_stall(now, now + 2 * INTERVAL), Ok(()));
+    let took_nothing = leader_stream.check_stall(now, now + 3 * INTERVAL);
+    assert_eq!(took_nothing, Err(StreamEnd::TookNothing));
+
+    let mut asking = follower.follows("n1");
+    asking.request(now).unwrap();
+    assert_eq!(asking.check_silence(now + ms(4_999)), Ok(()));
+    let silent = FollowError::Silent(timeout);
+    assert_eq!(asking.check_silence(now + timeout), Err(silent));
+    let ended = asking.closed();
+    assert!(matches!(ended, FollowError::Lost(_)), "{ended:?}");
+}
+
+/// An observer's FOLLOW, from after `last_index` on.
+fn observe(last_index: u64) -> Vec<u8> {
+    let follow = Follow {
+        name: b"watcher",
+        is_observer: true,
+        wants_snapshot: false,
+        is_to_lead: false,
+        epoch: 0,
+        nonce: 0,
+        last_index,
+        cluster_id: b"",
+    };
+    let mut request = Vec::new();
+    follow.encode(&mut request).unwrap();
+    request
+}
+
+/// Writes more than the backlog holds.
+fn overflow(host: &Host) {
+    for at in 0..64_u32 {
+        host.set("wide", &[&at.to_be_bytes()[..], &[0; 30_000]].concat());
+    }
+}
+
+#[test]
+fn an_observer_may_pause_while_the_log_holds_its_next_record() {
+    let (leader, _) = pair();
+    let now = leader.began;
+    let accepted = judge(&leader, &observe(leader.index()), now).unwrap();
+    let mut stream = LeaderStream::new(*accepted, now);
+    let mut out = Vec::new();
+    let beat = stream.next(now, &mut out).unwrap();
+    assert!(matches!(beat, Sending::Frames { large: None }), "{beat:?}");
+    let acks = stream.ack_reader(now);
+    assert_eq!(acks.silence_max(), None);
+    let later = now + ms(1_000_000);
+    assert_eq!(acks.check_silence(later), Ok(()));
+    assert_eq!(stream.check_stall(now, later), Ok(()));
+    leader.set("c", b"3");
+    assert_eq!(stream.check_stall(now, later), Ok(()));
+    overflow(&leader);
+    let ended = stream.check_stall(now, later);
+    assert_eq!(ended, Err(StreamEnd::FellBehind));
+    assert!(
+        leader
+            .peers
+            .peers_at(0)
+            .iter()
+            .all(|peer| peer.lacks == Some(Lacking::Absent))
+    );
+}
+
+#[test]
+fn a_follower_that_falls_behind_the_backlog_takes_a_snapshot() {
+    let (leader, follower) = pair();
+    let mut stream = Joined::join(&leader, &follower, leader.began).unwrap();
+    stream.settle().unwrap();
+    overflow(&leader);
+    assert_eq!(stream.end(), Ended::Leader(StreamEnd::FellBehind));
+    let mut stream = Joined::join(&leader, &follower, leader.began).unwrap();
+    assert_eq!(stream.start, Start::Snapshot);
+    stream.beat().unwrap();
+    leader.equals(&follower);
+}
+
+#[test]
+fn a_follower_that_holds_data_waits_for_the_snapshot_of_another() {
+    let (leader, follower) = pair();
+    leader.set("c", b"3");
+    let third = Host::new("n3");
+    let mut first = Joined::join(&leader, &third, leader.began).unwrap();
+    assert_eq!(first.start, Start::Snapshot);
+    overflow(&leader);
+    let error = Joined::join(&leader, &follower, leader.began).err();
+    assert!(matches!(error, Some(FollowError::NotYet(_))), "{error:?}");
+    first.beat().unwrap();
+    first.beat().unwrap();
+    let second = Joined::join(&leader, &follower, leader.began).unwrap();
+    assert_eq!(second.start, Start::Snapshot, "the first one is complete");
+}
+
+#[test]
+fn a_node_that_stops_waits_for_the_last_ack() {
+    let (leader, follower) = pair();
+    let mut stream = Joined::join(&leader, &follower, leader.began).unwrap();
+    leader.set("c", b"3");
+    leader.node.engine().end_log();
+    leader.log().drain(leader.began);
+    assert_eq!(stream.settle().map(drop), Ok(()), "the ack is to come");
+    let ended = stream.step();
+    assert_eq!(ended, Err(Ended::Leader(StreamEnd::NodeStops)), "in order");
+
+    let third = Host::new("n3");
+    let request = third.follows("n1").request(leader.began).unwrap();
+    let accepted = judge(&leader, &request, leader.began).unwrap();
+    let mut stream = LeaderStream::new(*accepted, leader.began);
+    let mut out = Vec::new();
+    let begin = stream.next(leader.began, &mut out);
+    assert!(begin.is_ok(), "{begin:?}");
+    let ended = stream.next(leader.began, &mut out).map(drop);
+    assert_eq!(
+        ended,
+        Err(StreamEnd::NodeStops),
+        "no snapshot is sent any more"
+    );
+}
+
+#[test]
+fn acknowledgements_mean_the_same_however_they_are_split() {
+    let (leader, follower) = pair();
+    let index = follower.index();
+    let mut bytes = Vec::new();
+    for _ in 0..2 {
+        ack_of(index).encode(&mut bytes).unwrap();
+    }
+    let mut stream = Joined::join(&leader, &follower, leader.began).unwrap();
+    let mut buffer = Buffer::new();
+    for at in 0..=bytes.len() {
+        for piece in [&bytes[..at], &bytes[at..]] {
+            buffer.extend(piece);
+            let needed = stream.acks.receive(&mut buffer, leader.began).unwrap();
+            assert!(needed > buffer.bytes().len());
+        }
+        assert!(buffer.is_empty());
+    }
+    let mut beat = Vec::new();
+    stream.leader.next(leader.began, &mut beat).unwrap();
+    buffer.extend(&beat);
+    let ended = stream.acks.receive(&mut buffer, leader.began);
+    assert_eq!(ended, Err(StreamEnd::NotAnAck("HEARTBEAT")));
+    let mut noise = Buffer::new();
+    noise.extend(&[0xFF; 64]);
+    let ended = stream.acks.receive(&mut noise, leader.began);
+    assert!(matches!(ended, Err(StreamEnd::BadFrame(_))), "{ended:?}");
+}
