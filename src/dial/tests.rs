@@ -3,6 +3,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
 
+/// The silent address of the integration tests.
+#[path = "../../tests/support/silent.rs"]
+#[allow(clippy::unwrap_used, unreachable_pub)]
+mod silent_address;
+use silent_address::Silent;
+
 const LONG: Duration = Duration::from_secs(20);
 /// A stop is seen within 100 ms; the rest is for a busy machine.
 const SOON: Duration = Duration::from_secs(2);
@@ -29,35 +35,6 @@ fn closed() -> SocketAddr {
     listener().1
 }
 
-/// An address that is silent: the listener's queue is full, so that the system drops what else comes.
-struct Silent {
-    addr: SocketAddr,
-    _listener: Socket,
-    _queued: Vec<TcpStream>,
-}
-
-fn silent() -> Silent {
-    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).ok();
-    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into();
-    let listener = listener.filter(|it| it.bind(&any).and_then(|()| it.listen(0)).is_ok());
-    let Some(listener) = listener else {
-        unreachable!("no listener")
-    };
-    let addr = listener.local_addr().ok().and_then(|addr| addr.as_socket());
-    let Some(addr) = addr else {
-        unreachable!("no address")
-    };
-    let mut queued = Vec::new();
-    while let Ok(stream) = TcpStream::connect_timeout(&addr, Duration::from_millis(200)) {
-        queued.push(stream);
-    }
-    Silent {
-        addr,
-        _listener: listener,
-        _queued: queued,
-    }
-}
-
 /// The kind and the text of a failure.
 fn failure<T>(result: io::Result<T>) -> (ErrorKind, String) {
     match result {
@@ -68,7 +45,7 @@ fn failure<T>(result: io::Result<T>) -> (ErrorKind, String) {
 
 #[test]
 fn a_silent_first_address_leaves_time_for_the_others() {
-    let silent = silent();
+    let silent = Silent::start();
     let (listener, addr) = listener();
     // The second one is tried after a quarter of a second, and after its share of less.
     for time in [LONG, Duration::from_millis(400)] {
@@ -99,7 +76,7 @@ fn an_address_that_refuses_is_followed_by_the_next_at_once() {
 
 #[test]
 fn refused_means_that_every_address_refused() {
-    let silent = silent();
+    let silent = Silent::start();
     let short = Duration::from_millis(300);
     let (one, other) = (closed(), closed());
     let (kind, text) = failure(connect_any(&[one], in_time(LONG), &never));
@@ -137,7 +114,7 @@ fn refused_means_that_every_address_refused() {
 
 #[test]
 fn a_connect_ends_at_the_stop_and_at_the_deadline() {
-    let silent = silent();
+    let silent = Silent::start();
     let addr = silent.addr.to_string();
     let begin = Instant::now();
     let is_over = || begin.elapsed() > Duration::from_millis(100);

@@ -2,8 +2,6 @@
 
 use std::{fs, io::Write, path::Path, time::Duration};
 
-use gopherstore::wire::Request;
-
 use crate::{
     finish,
     nodes::{
@@ -12,9 +10,10 @@ use crate::{
         node::{Node, Options},
         proxy::{Cut, Proxy, Way},
     },
-    program, run_at,
+    program, run_at, set,
     support::{Peer, next_frame, nobody, response},
     tail::cluster,
+    text,
 };
 
 const WITHIN: Duration = Duration::from_secs(30);
@@ -39,16 +38,6 @@ fn digest(cluster: &Cluster, node: usize) -> String {
         .get(key::DIGEST)
         .unwrap()
         .to_owned()
-}
-
-fn set(key: &[u8], value: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    Request::Set { key, value }.encode(&mut bytes).unwrap();
-    bytes
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 #[test]

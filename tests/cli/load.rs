@@ -4,32 +4,19 @@ use std::{
     fs,
     io::{Read, Write},
     os::unix::process::ExitStatusExt,
-    path::Path,
     process::{Child, Stdio},
 };
 
-use gopherstore::{
-    client::Client,
-    wire::{Request, Status},
-};
+use gopherstore::{client::Client, wire::Status};
 use pty_process::blocking::{Command, open};
 
 use crate::{
     bench,
     nodes::node::{self, Node},
-    program, run_at, start,
+    program, run_at, set, start,
     support::{Peer, in_time, next_frame, request, response},
+    text,
 };
-
-fn set(key: &[u8], value: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    Request::Set { key, value }.encode(&mut bytes).unwrap();
-    bytes
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
 
 /// Runs a `load` command as it was printed, in a shell.
 fn run_in_a_shell(line: &str) -> std::process::Output {

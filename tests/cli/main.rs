@@ -42,9 +42,12 @@ mod vectors;
 use std::{
     ffi::OsStr,
     io::Write,
+    path::Path,
     process::{Child, Command, Stdio},
     thread,
 };
+
+use gopherstore::wire::Request;
 
 /// How a run of the program ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -72,6 +75,18 @@ impl Run {
             assert!(self.err.contains(part), "no {part:?} in {self:?}");
         }
     }
+}
+
+/// A SET as bytes.
+fn set(key: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    Request::Set { key, value }.encode(&mut bytes).unwrap();
+    bytes
+}
+
+/// A path as an argument.
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
 }
 
 fn program() -> Command {

@@ -236,6 +236,20 @@ fn told(said: &str, word: &str) -> Vec<(u64, u64)> {
 }
 
 /// Every entry is shown once and in order, or is said to be missed, whichever nodes are stopped or killed.
+/// Ends a test's writer and its `tail` when the test ends or fails, so that no thread waits for them for ever.
+struct Running<'a> {
+    is_over: &'a AtomicBool,
+    child: Child,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 #[test]
 fn each_surviving_write_is_shown_once_or_said_to_be_missed_while_nodes_restart() {
     let mut cluster = cluster(3, "");
@@ -244,6 +258,10 @@ fn each_surviving_write_is_shown_once_or_said_to_be_missed_while_nodes_restart()
     let (out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
     let is_over = AtomicBool::new(false);
     let (acknowledged, shown, said) = std::thread::scope(|scope| {
+        let running = Running {
+            is_over: &is_over,
+            child,
+        };
         let shown = scope.spawn(|| {
             let lines = BufReader::new(out).lines().map(Result::unwrap);
             let entries = lines.map(|line| {
@@ -306,8 +324,7 @@ fn each_surviving_write_is_shown_once_or_said_to_be_missed_while_nodes_restart()
             std::thread::sleep(Duration::from_millis(100));
         }
         let shown = shown.join().unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
+        drop(running);
         (acknowledged, shown, said.join().unwrap())
     });
     let missed = told(&said, "missed entries ");

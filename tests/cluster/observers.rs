@@ -425,8 +425,8 @@ fn a_node_that_stops_sends_its_observers_what_its_log_holds() {
     }
 }
 
-#[test]
-fn a_follower_that_takes_another_data_set_ends_the_streams_of_the_old_one() {
+/// Two nodes with a small backlog and a proxy between them.
+fn with_proxy() -> Cluster {
     let options = Options {
         replication: SMALL.to_owned(),
         proxies: true,
@@ -434,6 +434,12 @@ fn a_follower_that_takes_another_data_set_ends_the_streams_of_the_old_one() {
     };
     let cluster = Cluster::start_with(2, &options);
     cluster.wait_converged(WITHIN);
+    cluster
+}
+
+#[test]
+fn a_follower_that_takes_another_data_set_ends_the_streams_of_the_old_one() {
+    let cluster = with_proxy();
     cluster.client(0).set(b"k", b"v").unwrap();
     cluster.wait_converged(WITHIN);
     let mut observer = observe(&cluster, 1, Watch::From(1)).unwrap();
@@ -601,13 +607,7 @@ fn watch_while_leaders_restart(watched: usize) {
 /// A copy taken while the data set is being replaced is one data set or the other, or nothing.
 #[test]
 fn a_copy_of_a_follower_that_takes_another_data_set_is_never_a_mixture() {
-    let options = Options {
-        replication: SMALL.to_owned(),
-        proxies: true,
-        ..Options::default()
-    };
-    let cluster = Cluster::start_with(2, &options);
-    cluster.wait_converged(WITHIN);
+    let cluster = with_proxy();
     let value = vec![b'v'; 1_000];
     let keys: Vec<_> = (0_u32..10_000).map(u32::to_be_bytes).collect();
     cluster.write_all(keys.iter().map(|key| (&key[..], &value[..])));

@@ -11,7 +11,7 @@ use gopherstore::wire::{Request, Status, request};
 use crate::node::{Node, Options, wait_for};
 use crate::tools;
 use crate::vectors;
-use crate::{answer, closed, done, error, frames, pong};
+use crate::{answer, closed, done, error, frames, pong, set_k};
 
 #[test]
 fn what_the_document_says_is_skipped_is_answered_and_skipped() {
@@ -264,13 +264,7 @@ fn a_client_that_never_reads_is_cut_off_and_costs_bounded_memory() {
     });
     let value = vec![b'x'; 1 << 20];
     let mut stream = node.connect();
-    stream
-        .write_all(&frames(&[Request::Set {
-            key: b"k",
-            value: &value,
-        }]))
-        .unwrap();
-    assert_eq!(answer(&stream), done());
+    set_k(&stream, &value);
     let before = node.memory_kib("VmHWM");
     // A gigabyte of answers.
     stream

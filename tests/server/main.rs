@@ -24,7 +24,7 @@ mod tools;
 #[path = "../protocol/vectors.rs"]
 mod vectors;
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use gopherstore::wire::{Request, Status};
@@ -36,6 +36,13 @@ fn frames(requests: &[Request<'_>]) -> Vec<u8> {
         request.encode(&mut bytes).unwrap();
     }
     bytes
+}
+
+/// Stores `value` under the key `k`.
+fn set_k(mut stream: &TcpStream, value: &[u8]) {
+    let request = Request::Set { key: b"k", value };
+    stream.write_all(&frames(&[request])).unwrap();
+    assert_eq!(answer(stream), done());
 }
 
 /// Reads one answer.

@@ -11,7 +11,7 @@ use gopherstore::wire::Request;
 use crate::node::{Node, Options, wait_for};
 use crate::silent::Silent;
 use crate::tools;
-use crate::{answer, closed, done, frames, pong};
+use crate::{answer, closed, done, frames, pong, set_k};
 
 fn server(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_gopherstore-server"))
@@ -76,13 +76,7 @@ fn answers_on_their_way_outlive_the_stop_of_their_node() {
     let mut stream = node.connect();
     let value = vec![b'x'; 300];
     let count = 3_000;
-    stream
-        .write_all(&frames(&[Request::Set {
-            key: b"k",
-            value: &value,
-        }]))
-        .unwrap();
-    assert_eq!(answer(&stream), done());
+    set_k(&stream, &value);
     socket2::SockRef::from(&stream)
         .set_recv_buffer_size(64 << 10)
         .unwrap();
@@ -132,13 +126,7 @@ fn a_client_that_does_not_let_go_is_cut_off_in_the_end() {
     let mut node = Node::start();
     let value = vec![b'x'; 1 << 20];
     let mut stream = node.connect();
-    stream
-        .write_all(&frames(&[Request::Set {
-            key: b"k",
-            value: &value,
-        }]))
-        .unwrap();
-    assert_eq!(answer(&stream), done());
+    set_k(&stream, &value);
     stream
         .write_all(&frames(&[Request::Get { key: b"k" }; 100]))
         .unwrap();

@@ -9,7 +9,7 @@ use gopherstore::wire::Request;
 use pty_process::blocking;
 
 use crate::node::{Node, PATIENCE, Process, wait_for};
-use crate::{answer, closed, done, frames, pong, tools};
+use crate::{answer, closed, done, frames, pong, set_k, tools};
 
 const SIGHUP: i32 = 1;
 
@@ -61,13 +61,7 @@ fn a_second_signal_ends_the_node_at_once_unless_it_is_sighup() {
             let (first, _) = stops[at];
             let mut node = Node::start();
             let mut stream = node.connect();
-            stream
-                .write_all(&frames(&[Request::Set {
-                    key: b"k",
-                    value: &value,
-                }]))
-                .unwrap();
-            assert_eq!(answer(&stream), done());
+            set_k(&stream, &value);
             // Answers that nobody takes: the first signal waits for them.
             stream
                 .write_all(&frames(&[Request::Get { key: b"k" }; 100]))

@@ -18,8 +18,9 @@ use gopherstore::{
 };
 
 use crate::{
+    ListForm,
     context::Context,
-    mistake,
+    list_form, mistake,
     report::{Failure, Outcome},
 };
 
@@ -67,24 +68,14 @@ pub(crate) struct Diff {
     #[argh(
         option,
         short = 'w',
-        from_str_fn(form),
+        from_str_fn(list_form),
         arg_name = "FORM",
-        default = "Form::Lines"
+        default = "ListForm::Lines"
     )]
-    write_out: Form,
+    write_out: ListForm,
     /// stop after this number of differing keys
     #[argh(option, from_str_fn(count), arg_name = "N", default = "u64::MAX")]
     max: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
-    Lines,
-    Json,
-}
-
-fn form(encoded: &str) -> Result<Form, String> {
-    arguments::one_of(encoded, &[("lines", Form::Lines), ("json", Form::Json)])
 }
 
 fn count(encoded: &str) -> Result<u64, String> {

@@ -237,6 +237,20 @@ struct Resync {
     discard: bool,
 }
 
+/// Form of an output that is a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ListForm {
+    /// A line of text for each item.
+    Lines,
+    /// An object on a line for each item.
+    Json,
+}
+
+fn list_form(encoded: &str) -> Result<ListForm, String> {
+    let forms = [("lines", ListForm::Lines), ("json", ListForm::Json)];
+    arguments::one_of(encoded, &forms)
+}
+
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 
 fn timeout(encoded: &str) -> Result<Duration, String> {

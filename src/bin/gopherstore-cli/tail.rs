@@ -20,8 +20,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Map, Value, json};
 
 use crate::{
+    ListForm,
     context::Context,
-    quote,
+    list_form, quote,
     report::{self, Failure, Outcome, UNKNOWN_OPCODE},
     write_out,
 };
@@ -59,21 +60,11 @@ pub(crate) struct Tail {
         option,
         short = 'w',
         long = "write-out",
-        from_str_fn(form),
+        from_str_fn(list_form),
         arg_name = "FORM",
-        default = "Form::Lines"
+        default = "ListForm::Lines"
     )]
-    form: Form,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
-    Lines,
-    Json,
-}
-
-fn form(encoded: &str) -> Result<Form, String> {
-    arguments::one_of(encoded, &[("lines", Form::Lines), ("json", Form::Json)])
+    form: ListForm,
 }
 
 fn positive(encoded: &str) -> Result<u64, String> {
@@ -231,7 +222,7 @@ enum End {
 
 /// Output of entries.
 struct View {
-    form: Form,
+    form: ListForm,
     values: bool,
     /// Remaining number of entries, if that is limited.
     left: Option<u64>,
@@ -276,11 +267,11 @@ impl View {
                 None => {}
             }
             match self.form {
-                Form::Lines => {
+                ListForm::Lines => {
                     let line = line(index, &frame.request(), self.values);
                     self.out.extend_from_slice(line.as_bytes());
                 }
-                Form::Json => {
+                ListForm::Json => {
                     let epoch = history.epoch_of(index).map_or(0, |start| start.epoch);
                     let object = object(index, epoch, &frame.request(), self.values);
                     self.out.extend_from_slice(object.to_string().as_bytes());

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use serde_json::json;
 
 use crate::{
+    ListForm,
     context::Context,
     quote,
     report::{Failure, Outcome},
@@ -12,7 +13,7 @@ use crate::{
 };
 
 use super::node::{Node, NodeSummary};
-use super::{Diff, Difference, Form, Tally, are_equal};
+use super::{Diff, Difference, Tally, are_equal};
 
 /// Prints differences. Returns false once `--max` are printed, or if the output has no reader.
 pub(super) fn print(
@@ -34,8 +35,8 @@ pub(super) fn print(
             [None, _] => tally.only_on[1] += 1,
         }
         match command.write_out {
-            Form::Lines => text.push_str(&line(nodes, found)),
-            Form::Json => text.push_str(&object(nodes, found).to_string()),
+            ListForm::Lines => text.push_str(&line(nodes, found)),
+            ListForm::Json => text.push_str(&object(nodes, found).to_string()),
         }
         text.push('\n');
     }
@@ -92,7 +93,7 @@ pub(super) fn conclude(
     let [a, b] = nodes.each_ref().map(|node| &*node.name);
     let timeout = humantime::format_duration(context.timeout);
     match command.write_out {
-        Form::Json => {
+        ListForm::Json => {
             let behind = tally
                 .behind
                 .map(|(node, entries)| json!({ "node": nodes[node].name, "entries": entries }));
@@ -106,11 +107,11 @@ pub(super) fn conclude(
             });
             write_out(format!("{object}\n").as_bytes())?;
         }
-        Form::Lines if io::stdout().is_terminal() => {
+        ListForm::Lines if io::stdout().is_terminal() => {
             let text = in_words(nodes, summaries, tally);
             write_out(format!("{text}\n").as_bytes())?;
         }
-        Form::Lines => {}
+        ListForm::Lines => {}
     }
     let mut notes = Vec::new();
     if let Some((node, entries)) = tally.behind.filter(|_| tally.found() > 0) {
