@@ -2,7 +2,7 @@
 //!
 //! ```
 //! use gopherstore::client::Client;
-//! # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
+//! # use gopherstore::{config::LimitsConfig, node::Node, server::Server};
 //! # let node = Node::alone();
 //! # let server = Server::bind("127.0.0.1:0", node, LimitsConfig::default())?;
 //! # let addr = &server.local_addr().to_string();
@@ -127,7 +127,7 @@ pub struct Frame<'a> {
 /// ```
 /// use std::sync::{Arc, Mutex};
 /// use gopherstore::client::{Client, ClientOptions, Direction, FrameHook};
-/// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
+/// # use gopherstore::{config::LimitsConfig, node::Node, server::Server};
 /// # let node = Node::alone();
 /// # let server = Server::bind("127.0.0.1:0", node, LimitsConfig::default())?;
 /// # let addr = &server.local_addr().to_string();
@@ -249,7 +249,7 @@ impl Client {
     /// connects.
     ///
     /// ```
-    /// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
+    /// # use gopherstore::{config::LimitsConfig, node::Node, server::Server};
     /// # let server = Server::bind("127.0.0.1:0", Node::alone(), LimitsConfig::default())?;
     /// # let addr = &server.local_addr().to_string();
     /// # std::thread::spawn(|| server.run());
@@ -297,7 +297,7 @@ impl Client {
     /// Adds `delta` to the decimal value of `key` and returns the sum. A key that does not exist counts as `start`.
     ///
     /// ```
-    /// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
+    /// # use gopherstore::{config::LimitsConfig, node::Node, server::Server};
     /// # let server = Server::bind("127.0.0.1:0", Node::alone(), LimitsConfig::default())?;
     /// # let addr = &server.local_addr().to_string();
     /// # std::thread::spawn(|| server.run());
@@ -335,7 +335,7 @@ impl Client {
     /// know, as [`NodeStatus::parse`] does.
     ///
     /// ```
-    /// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
+    /// # use gopherstore::{config::LimitsConfig, node::Node, server::Server};
     /// # let server = Server::bind("127.0.0.1:0", Node::alone(), LimitsConfig::default())?;
     /// # let addr = &server.local_addr().to_string();
     /// # std::thread::spawn(|| server.run());
@@ -426,7 +426,7 @@ impl Client {
     /// address is sent there, unless the [options](ClientOptions::follow_redirects) say otherwise.
     ///
     /// ```
-    /// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
+    /// # use gopherstore::{config::LimitsConfig, node::Node, server::Server};
     /// # let server = Server::bind("127.0.0.1:0", Node::alone(), LimitsConfig::default())?;
     /// # let addr = &server.local_addr().to_string();
     /// # std::thread::spawn(|| server.run());

@@ -33,7 +33,7 @@ const WINDOW_LEN: usize = 16 << 10;
 ///
 /// ```
 /// use gopherstore::client::{Response, Client};
-/// # use gopherstore::{config::LimitsConfig, node::{Node, Role}, server::Server};
+/// # use gopherstore::{config::LimitsConfig, node::Node, server::Server};
 /// # let node = Node::alone();
 /// # let server = Server::bind("127.0.0.1:0", node, LimitsConfig::default())?;
 /// # let addr = &server.local_addr().to_string();

@@ -112,6 +112,14 @@ impl Engine {
         self.sequencer.as_ref().map(Sequencer::log)
     }
 
+    /// Has writes of clients wait for room in the append queue, with nothing done of them, or no longer. Writes that
+    /// have room already are not held.
+    pub fn hold_writes(&self, is_held: bool) {
+        if let Some(sequencer) = &self.sequencer {
+            sequencer.hold_writes(is_held);
+        }
+    }
+
     /// Ends the log: nothing is executed or applied any more.
     pub fn end_log(&self) {
         if let Some(sequencer) = &self.sequencer {

@@ -13,6 +13,9 @@ use parking_lot::{Condvar, Mutex};
 /// reservation may exceed it: it is granted once half of the capacity is free.
 pub const ROOM_BYTES: u64 = 8 << 20;
 
+/// Bytes that count as used while the budget is paused: more than there can ever be.
+const PAUSED: u64 = 1 << 62;
+
 /// The budget.
 #[derive(Debug)]
 pub(super) struct Room {
@@ -102,6 +105,23 @@ impl Room {
             room: self,
             bytes: cost,
         }
+    }
+
+    /// Grants no room until [`resume`](Self::resume): writers wait, with nothing done. Calls do not nest.
+    pub(super) fn pause(&self) {
+        let mut state = self.state.lock();
+        if state.used < PAUSED {
+            state.used += PAUSED;
+        }
+    }
+
+    /// Grants room again.
+    pub(super) fn resume(&self) {
+        let mut state = self.state.lock();
+        if state.used >= PAUSED {
+            state.used -= PAUSED;
+        }
+        state.grant();
     }
 
     /// Gives `bytes` back.

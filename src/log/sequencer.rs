@@ -97,6 +97,15 @@ impl Sequencer {
         let _ = self.log.sender.send(Step::Reset(head));
     }
 
+    /// Has writers wait for room, whether there is some or not, or no longer.
+    pub fn hold_writes(&self, is_held: bool) {
+        if is_held {
+            self.log.room.pause();
+        } else {
+            self.log.room.resume();
+        }
+    }
+
     /// Ends the log: [`Log::keep`] returns once everything appended before is in the backlog, and no writer waits for
     /// room any more.
     pub fn end(&self) {

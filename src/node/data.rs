@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Node, Reply};
 use crate::engine::entry::Entry;
 use crate::engine::{Answers, NotDone, Outcome};
+use crate::log::backlog::Records;
 use crate::log::{Position, Reservation};
 use crate::wire::Run;
 
@@ -43,6 +44,10 @@ impl Node {
         let (outcome, is_refused) = match self.engine.execute(run, room, answers) {
             Ok(outcome) => (outcome, false),
             Err(NotDone::NoRoom { cost }) => return Err(NoRoom { cost }),
+            Err(NotDone::Refused) if self.holds_writes(run) => {
+                let cost = Records::cost(run.bytes().len());
+                return Err(NoRoom { cost });
+            }
             Err(NotDone::Refused) => (self.refuse_run(run, answers), true),
         };
         if outcome.count == run.len() {
@@ -67,6 +72,7 @@ impl Node {
                 _ => self.engine.admits_writes(),
             };
             let next = match (is_admitted, was_refused) {
+                (false, _) if self.holds_writes(&rest) => break,
                 (false, _) => self.refuse_run(&rest, answers),
                 (true, false) => break,
                 (true, true) => self
@@ -99,6 +105,10 @@ impl Node {
             .set(entry, room)
             .map_err(|(not_done, entry)| match not_done {
                 NotDone::NoRoom { cost } => NotSet::NoRoom(NoRoom { cost }, entry),
+                NotDone::Refused if self.is_moving() => {
+                    let cost = Records::cost(entry.frame().len());
+                    NotSet::NoRoom(NoRoom { cost }, entry)
+                }
                 NotDone::Refused => NotSet::Refused(self.refusal_of_write()),
             })
     }
@@ -117,6 +127,11 @@ impl Node {
         }
         let position = Position::default();
         Outcome { count, position }
+    }
+
+    /// Whether the first request of a run is a write that waits until leadership has moved.
+    fn holds_writes(&self, run: &Run<'_>) -> bool {
+        run.writes() & 1 == 1 && self.is_moving()
     }
 
     /// The answer to every write, where this node takes none.

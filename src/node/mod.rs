@@ -20,7 +20,7 @@ pub use data::{NoRoom, NotSet};
 pub use reply::Reply;
 use state::ReplicaState;
 pub use state::{Leader, RoleState};
-pub use status::{Lines, StatusSection, Summary};
+pub use status::{Lines, Shown, StatusSection, Summary};
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;

@@ -13,9 +13,6 @@ use crate::history::{EpochStart, History, HistoryError};
 /// The answer to a write once a leader stops.
 const STOPS: &str = "this leader is stopping and takes no more writes; try again when it is back";
 
-/// The answer to a write while leadership moves to another node.
-const MOVES: &str = "leadership moves to another node; try again";
-
 /// A node that another one follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leader {
@@ -394,6 +391,11 @@ impl Node {
         self.change(|state| state.moves = is_suspended);
     }
 
+    /// Whether leadership is about to move to another node, so that writes wait.
+    pub(super) fn is_moving(&self) -> bool {
+        self.state.lock().moves
+    }
+
     /// An operator orders a node to discard the data set that its leader does not know.
     pub(super) fn order_discard(&self) -> Reply {
         let mut done = Reply::Done;
@@ -419,7 +421,6 @@ impl Node {
             | RoleState::Candidate { why, .. }
             | RoleState::Refusing { why, .. } => Reply::Loading(Arc::clone(why)),
             RoleState::Leader { .. } if state.stops => Reply::Loading(Arc::from(STOPS)),
-            RoleState::Leader { .. } if state.moves => Reply::Loading(Arc::from(MOVES)),
             RoleState::Follower { .. } | RoleState::Leader { .. } => {
                 Reply::Loading(Arc::from("this node is about to serve"))
             }

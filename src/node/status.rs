@@ -13,13 +13,27 @@ pub trait StatusSection: fmt::Debug + Send + Sync {
     /// The values of lines that stand among the node's own.
     fn summary(&self) -> Summary;
 
-    /// Adds the lines that follow the node's own. `head` is the position that the lines before it show.
-    fn write(&self, node: &Node, head: Head, now: Instant, lines: &mut Lines);
+    /// Adds the lines that follow the node's own. `shown` is what the lines before it show.
+    fn write(&self, node: &Node, shown: &Shown, now: Instant, lines: &mut Lines);
 }
 
-/// The values that a [`StatusSection`] adds to the node's own lines.
+/// The values that the lines of a node's own show, and that the others must agree with.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// The node's role, read after `summary`.
+    pub role: RoleState,
+    /// The last position of its data set.
+    pub head: Head,
+    /// What the section said before.
+    pub summary: Summary,
+}
+
+/// The values that a [`StatusSection`] adds to the node's own lines. They are read before the node's role: a node that
+/// is ordered to lead has a stream from its leader until it leads, and no STATUS may show neither.
 #[derive(Clone, Debug)]
 pub struct Summary {
+    /// Whether the node has a stream from its leader.
+    pub has_stream: bool,
     /// Why a follower does not follow its leader, for `reason`.
     pub not_following: Option<Arc<str>>,
     /// The word for `stopping`.
@@ -60,15 +74,20 @@ impl Node {
     /// The answer to STATUS.
     pub(crate) fn status(&self, now: Instant) -> String {
         let mut lines = Lines::default();
-        let head = self.head();
         let summary = match &self.status_section {
             Some(section) => section.summary(),
             None => Summary {
+                has_stream: false,
                 not_following: None,
                 stopping: "no",
             },
         };
-        self.write_state(head, &summary, now, &mut lines);
+        let shown = Shown {
+            role: self.role(),
+            head: self.head(),
+            summary,
+        };
+        self.write_state(&shown, now, &mut lines);
         self.write_settings(&mut lines);
         let log = self.engine.log();
         lines.add("full_copies", &self.full_copies.load(Ordering::Relaxed));
@@ -76,22 +95,24 @@ impl Node {
         lines.add("backlog_bytes", &log.map_or(0, Log::kept_bytes));
         lines.add("backlog_first_index", &log.map_or(0, Log::first_index));
         if let Some(section) = &self.status_section {
-            section.write(self, head, now, &mut lines);
+            section.write(self, &shown, now, &mut lines);
         }
         lines.0
     }
 
     /// Identity, role, state and data.
-    fn write_state(&self, head: Head, summary: &Summary, now: Instant, lines: &mut Lines) {
-        let (role, epoch) = {
-            let state = self.state.lock();
-            // Not an epoch whose first entry is further on: epoch and index together say what the node holds.
-            let epoch = state.history.epoch_of(head.index.saturating_add(1));
-            (state.role.clone(), epoch.map_or(0, |start| start.epoch))
-        };
+    fn write_state(&self, shown: &Shown, now: Instant, lines: &mut Lines) {
+        let Shown {
+            role,
+            head,
+            summary,
+        } = shown;
+        // Not an epoch whose first entry is further on: epoch and index together say what the node holds.
+        let epoch = self.history().epoch_of(head.index.saturating_add(1));
+        let epoch = epoch.map_or(0, |start| start.epoch);
         let not_following = summary.not_following.as_deref();
         let why = role.why().map(AsRef::as_ref);
-        let reason = match &role {
+        let reason = match role {
             RoleState::Loading { .. } | RoleState::Follower { .. } => not_following.or(why),
             RoleState::Candidate { .. } | RoleState::Leader { .. } | RoleState::Refusing { .. } => {
                 why

@@ -50,7 +50,6 @@ pub(super) enum Outcome {
     /// Its goal is reached.
     Reached,
     /// The leader has ordered this node to lead. The node has all of the leader's log.
-    #[expect(dead_code, reason = "the stream does not carry the order yet")]
     Lead(LeadOrder),
     /// It failed, or did not begin.
     Failed(FollowError),

@@ -22,10 +22,13 @@ mod driver;
 mod peers;
 mod shutdown_sync;
 pub(crate) mod stream;
+mod transfer;
 pub(crate) mod transport;
 pub(crate) mod watch;
 
 pub use peers::Peers;
 pub(crate) use peers::Replica;
 pub use shutdown_sync::Ending;
+pub use transfer::TransferError;
 pub use transport::Stop;
+pub use transport::Transferrer;

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::log::{Head, Log};
-use crate::node::{Lines, Node, RoleState, StatusSection, Summary};
+use crate::node::{Lines, Node, RoleState, Shown, StatusSection, Summary};
 use crate::replication::core::followers::{Follower, Followers};
 use crate::replication::core::liveness::{
     LeaderChange, LeaderWatch, Liveness, Peer, SILENT_HEARTBEATS,
 };
 use crate::replication::core::progress::{Behind, Progress};
 use crate::replication::core::report::{Contact, Settings, Stopping};
+use crate::replication::core::role::LeadOrder;
 use crate::replication::core::shutdown::{Lacking, PeerAt};
 use crate::replication::core::snapshot_permits::SnapshotPermits;
 
@@ -233,6 +234,25 @@ impl Peers {
         result
     }
 
+    /// The last index that a follower with a stream has acknowledged; `None` where it has none, or is receiving a
+    /// snapshot.
+    pub(crate) fn acknowledged_by(&self, name: &str) -> Option<u64> {
+        let followers = self.followers.lock();
+        let progress = followers.attached(name)?;
+        (!progress.is_copying()).then(|| progress.applied_index())
+    }
+
+    /// Orders a follower to lead: its stream sends the order as its last message. Returns whether it has a stream.
+    pub(crate) fn order_to_lead(&self, name: &str, order: LeadOrder) -> bool {
+        self.liveness.lock().ordered_to_lead(name);
+        self.followers.lock().order_to_lead(name, order)
+    }
+
+    /// The order to lead that was given to a follower with this stream.
+    pub(crate) fn order_of(&self, name: &str, stream: u64) -> Option<LeadOrder> {
+        self.followers.lock().order_of(name, stream)
+    }
+
     /// Waits until the follower has applied `index`, has left, or the deadline has passed. Returns whether it has
     /// applied it.
     #[must_use]
@@ -288,15 +308,16 @@ impl Peers {
 impl StatusSection for Peers {
     fn summary(&self) -> Summary {
         Summary {
+            has_stream: self.leader_stream.lock().is_up,
             not_following: self.not_following.lock().clone(),
             stopping: self.stopping.lock().name(),
         }
     }
 
-    fn write(&self, node: &Node, head: Head, now: Instant, lines: &mut Lines) {
-        if let Some(leader) = node.role().leader() {
+    fn write(&self, node: &Node, shown: &Shown, now: Instant, lines: &mut Lines) {
+        if let Some(leader) = shown.role.leader() {
             lines.add("leader", &leader.addr);
-            self.write_leader(node, now, lines);
+            self.write_leader(node, shown.summary.has_stream, now, lines);
         }
         let member = node.member();
         for peer in member.into_iter().flat_map(|member| &member.peers) {
@@ -308,20 +329,16 @@ impl StatusSection for Peers {
         }
         let followers = self.followers.lock().clone();
         for (name, follower) in followers.iter() {
-            write_follower(name, follower, head, node.engine().log(), now, lines);
+            write_follower(name, follower, shown.head, node.engine().log(), now, lines);
         }
     }
 }
 
 /// The lines of STATUS about the leader.
 impl Peers {
-    fn write_leader(&self, node: &Node, now: Instant, lines: &mut Lines) {
-        let LeaderStream {
-            is_up,
-            heard,
-            watch,
-        } = *self.leader_stream.lock();
-        let link = match (is_up, watch.is_timed_out()) {
+    fn write_leader(&self, node: &Node, has_stream: bool, now: Instant, lines: &mut Lines) {
+        let LeaderStream { heard, watch, .. } = *self.leader_stream.lock();
+        let link = match (has_stream, watch.is_timed_out()) {
             (_, true) => "timeout",
             (true, false) => "up",
             (false, false) => "down",

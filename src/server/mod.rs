@@ -50,7 +50,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::config::LimitsConfig;
 use crate::log::{Mark, Watermarks};
 use crate::node::Node;
-use crate::replication::{self, Ending, Peers, Replica, Stop};
+use crate::replication::{self, Ending, Peers, Replica, Stop, Transferrer};
 use accept::Acceptor;
 use allowance::Allowance;
 use housekeeping::Housekeeper;
@@ -67,13 +67,13 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(10);
 /// A node with its listening sockets.
 #[derive(Debug)]
 pub struct Server {
-    node: Node,
+    node: Arc<Node>,
     peers: Arc<Peers>,
     limits: LimitsConfig,
     allowance: Allowance,
     shared: Arc<Shared>,
     /// Stops the threads of replication.
-    stop: Stop,
+    stop: Arc<Stop>,
 }
 
 /// The part of a server that its [`Stopper`]s use too.
@@ -105,10 +105,10 @@ impl Server {
         let has_peers = node.engine().log().is_some();
         Ok(Server {
             peers: Peers::attach(&mut node),
-            node,
+            node: Arc::new(node),
             limits,
             allowance,
-            stop: Stop::default(),
+            stop: Arc::default(),
             shared: Arc::new(Shared {
                 listeners,
                 registry,
@@ -138,6 +138,13 @@ impl Server {
         Stopper {
             shared: Arc::clone(&self.shared),
         }
+    }
+
+    /// A handle that transfers leadership from this server's node to a follower.
+    #[must_use]
+    pub fn transferrer(&self) -> Transferrer {
+        let (node, peers) = (Arc::clone(&self.node), Arc::clone(&self.peers));
+        Transferrer::new(node, peers, Arc::clone(&self.stop))
     }
 
     /// Serves clients until [`Stopper::stop`] is called, then lets requests in flight finish for 5 seconds at most, and

@@ -16,6 +16,7 @@ mod roles;
 mod snapshots;
 mod status;
 mod stops;
+mod transfer;
 
 /// Helpers of these tests.
 #[path = "../support"]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::progress::{Progress, lag_since};
+use super::role::LeadOrder;
 
 /// Hosts of refused nodes that are remembered for one name. Beyond this limit the oldest one is forgotten.
 const REFUSED_MAX: usize = 16;
@@ -33,6 +34,8 @@ struct Stream {
     addr: String,
     /// Hosts of other nodes that were refused under the same name.
     refused: Vec<String>,
+    /// The order to lead, once it is given.
+    order: Option<LeadOrder>,
 }
 
 /// State of a follower, as far as the node that it follows knows.
@@ -84,6 +87,7 @@ impl Followers {
                 number,
                 addr,
                 refused: Vec::new(),
+                order: None,
             }),
             since: now,
         };
@@ -133,6 +137,23 @@ impl Followers {
         if !keeps {
             self.table.remove(name);
         }
+    }
+
+    /// Orders a follower to lead. Returns whether it has a stream, which carries the order.
+    pub fn order_to_lead(&mut self, name: &str, order: LeadOrder) -> bool {
+        let follower = self.table.get_mut(name);
+        let stream = follower.and_then(|follower| follower.stream.as_mut());
+        stream.is_some_and(|stream| {
+            stream.order = Some(order);
+            true
+        })
+    }
+
+    /// The order to lead that a stream carries.
+    #[must_use]
+    pub fn order_of(&self, name: &str, stream: u64) -> Option<LeadOrder> {
+        let own = self.table.get(name)?.stream.as_ref()?;
+        own.order.filter(|_| own.number == stream)
     }
 
     /// The progress of a stream; `None` where it has ended, or another one has replaced it.

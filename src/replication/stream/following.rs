@@ -10,6 +10,7 @@ use crate::engine::digest::Digest;
 use crate::engine::{ApplyError, Group};
 use crate::history::History;
 use crate::node::{Leader, Member, Node};
+use crate::replication::core::role::LeadOrder;
 use crate::replication::core::rules::{Decision, Position, decide};
 use crate::replication::peers::{Peers, Replica};
 use crate::wire::replication::{Follow, FollowAnswer, Frames, Message, Parsed, parse};
@@ -46,6 +47,8 @@ pub(crate) enum Need {
     Bytes(usize),
     /// The goal is reached.
     Done,
+    /// The leader has ordered this node to lead, which holds all of the leader's log. The stream has ended.
+    Lead(LeadOrder),
 }
 
 /// The follower side of one stream.
@@ -192,6 +195,18 @@ impl<'a> FollowerStream<'a> {
                 Parsed::Incomplete { needed } => return Ok(Need::Bytes(needed)),
                 Parsed::Whole { message, frame_len } => {
                     let had_snapshot = self.is_in_snapshot();
+                    if let Message::Lead {
+                        epoch,
+                        last_index,
+                        digest,
+                    } = message
+                    {
+                        return self.lead(LeadOrder {
+                            epoch,
+                            last_index,
+                            digest,
+                        });
+                    }
                     self.apply(&message, now)?;
                     buffer.consume(frame_len);
                     if let Receiving::Entries = self.receiving {
@@ -226,7 +241,8 @@ impl<'a> FollowerStream<'a> {
         Err(FollowError::Silent(timeout))
     }
 
-    /// The stream has ended, or could not begin.
+    /// The stream has ended, or could not begin. To be called once the driver knows how: until then STATUS says that
+    /// the node follows.
     pub(crate) fn end(&self) {
         self.peers.leader_lost(self.node.head().index);
     }
@@ -408,6 +424,21 @@ impl<'a> FollowerStream<'a> {
                 message.opcode().name()
             ))),
         }
+    }
+
+    /// Judges the order to lead: the node must hold exactly what the leader holds.
+    fn lead(&self, order: LeadOrder) -> Result<Need, FollowError> {
+        let head = self.node.head();
+        let fits = matches!(self.receiving, Receiving::Entries)
+            && order.epoch == self.epoch
+            && (head.index, head.digest.to_u128()) == (order.last_index, order.digest);
+        if fits && self.goal == Goal::Follow {
+            return Ok(Need::Lead(order));
+        }
+        Err(FollowError::Protocol(format!(
+            "it orders this node, at index {}, to lead after index {} of epoch {}",
+            head.index, order.last_index, order.epoch
+        )))
     }
 
     /// Discards the data set, and begins to receive a snapshot in its place.

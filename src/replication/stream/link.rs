@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::replication::core::progress::Progress;
+use crate::replication::core::role::LeadOrder;
 use crate::replication::peers::Replica;
 use crate::wire::replication::ReplicationError;
 
@@ -34,6 +35,8 @@ pub(crate) enum StreamEnd {
     Replaced,
     /// The backlog no longer holds the next record.
     FellBehind,
+    /// This node does not lead any more.
+    NotLeading,
     /// This node holds another data set now, or the same one with another history.
     OtherData,
     /// A record is too long for a frame of the stream.
@@ -61,6 +64,7 @@ impl fmt::Display for StreamEnd {
             StreamEnd::FellBehind => {
                 f.write_str("it fell behind what backlog_bytes keeps of the log")
             }
+            StreamEnd::NotLeading => f.write_str("this node does not lead any more"),
             StreamEnd::OtherData => f.write_str("this node's data set is another now"),
             StreamEnd::TooLong => f.write_str("an entry is longer than a batch can carry"),
             StreamEnd::NodeStops => f.write_str("this node stops"),
@@ -149,6 +153,11 @@ impl<'a> Link<'a> {
         };
         let result = self.replica.peers.with_follower(&self.name, number, f);
         result.map(Some).ok_or(StreamEnd::Replaced)
+    }
+
+    /// The order to lead that this stream carries to its follower, once that is given.
+    pub(crate) fn order(&self) -> Option<LeadOrder> {
+        self.replica.peers.order_of(&self.name, self.number?)
     }
 
     /// Everything up to `index` is sent. To be called before the other side can acknowledge it.

@@ -29,6 +29,9 @@ pub(super) const BATCH_BYTES: usize = 256 << 10;
 /// How long a node that stops waits for a follower to acknowledge the last entry.
 const LAST_ACK_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Time between two looks whether a follower that is ordered to lead has ended its stream.
+const ORDERED_TURN: Duration = Duration::from_millis(2);
+
 /// Longest time between two judgements of a write that the other side does not take.
 const STALL_TURN: Duration = Duration::from_millis(500);
 
@@ -78,6 +81,10 @@ enum Part {
         index: u64,
         deadline: Instant,
     },
+    /// The follower is ordered to lead. It ends the stream by the deadline.
+    Ordered {
+        deadline: Instant,
+    },
 }
 
 /// What all parts of a stream need.
@@ -87,6 +94,8 @@ pub(super) struct Sender<'a> {
     pub(super) link: Arc<Link<'a>>,
     /// [`Node::dataset_generation`] of the data set that is sent.
     generation: u64,
+    /// Whether this node led when the stream began.
+    led: bool,
     pub(super) epoch: u64,
     /// The history that the other side was told.
     pub(super) history: History,
@@ -119,6 +128,7 @@ impl<'a> LeaderStream<'a> {
                 log: accepted.log,
                 link: Arc::new(accepted.link),
                 generation: accepted.generation,
+                led: node.leads(),
                 epoch: accepted.history.last().map_or(0, |start| start.epoch),
                 history: accepted.history,
                 cursor: accepted.cursor,
@@ -173,6 +183,9 @@ impl<'a> LeaderStream<'a> {
     /// Why the stream ends.
     pub(crate) fn next(&mut self, now: Instant, out: &mut Vec<u8>) -> Result<Sending, StreamEnd> {
         out.clear();
+        if let Some(sending) = self.next_of_order(now, out)? {
+            return Ok(sending);
+        }
         let sender = &mut self.sender;
         sender.check_dataset()?;
         match &mut self.part {
@@ -183,10 +196,37 @@ impl<'a> LeaderStream<'a> {
                 sender.beat_at = now;
                 self.part = Part::Log;
             }
-            Part::Log => {}
+            Part::Log | Part::Ordered { .. } => {}
             Part::LastAck { index, deadline } => return sender.last_ack(*index, *deadline, now),
         }
         self.next_of_log(now, out)
+    }
+
+    /// Sends a follower the order to lead, once that is given, and then waits until the follower ends the stream.
+    fn next_of_order(
+        &mut self,
+        now: Instant,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Sending>, StreamEnd> {
+        if let Part::Ordered { deadline } = self.part {
+            return match self.sender.link.end() {
+                Some(_) => Ok(Some(Sending::End)),
+                None if now < deadline => Ok(Some(Sending::Gather(ORDERED_TURN))),
+                None => Err(StreamEnd::Silent),
+            };
+        }
+        let Some(order) = self.sender.link.order() else {
+            return Ok(None);
+        };
+        let lead = Message::Lead {
+            epoch: order.epoch,
+            last_index: order.last_index,
+            digest: order.digest,
+        };
+        encode(&lead, out)?;
+        let deadline = now + self.sender.silence_max();
+        self.part = Part::Ordered { deadline };
+        Ok(Some(Sending::Frames { large: None }))
     }
 
     fn next_of_log(&mut self, now: Instant, out: &mut Vec<u8>) -> Result<Sending, StreamEnd> {
@@ -287,6 +327,8 @@ impl Sender<'_> {
     pub(super) fn check_dataset(&self) -> Result<(), StreamEnd> {
         if let Some(end) = self.link.end() {
             Err(end.clone())
+        } else if self.led && !self.node.leads() && !self.link.is_observer() {
+            Err(StreamEnd::NotLeading)
         } else if self.node.dataset_generation() == self.generation {
             Ok(())
         } else {

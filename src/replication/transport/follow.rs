@@ -27,10 +27,12 @@ pub(super) fn run(replica: Replica<'_>, member: &Member, stop: &Stop) {
                 let mut stream = FollowerStream::new(replica, member, &peer.name, goal);
                 stop.hurry(replica.peers.is_stopping());
                 let outcome = match follow_stream::run(&mut stream, &peer.addr, stop) {
-                    Ok(()) => Outcome::Reached,
+                    Ok(None) => Outcome::Reached,
+                    Ok(Some(order)) => Outcome::Lead(order),
                     Err(error) => Outcome::Failed(error),
                 };
                 if stop.is_stopped() {
+                    stream.end();
                     return;
                 }
                 let ended = Ended {
@@ -39,6 +41,9 @@ pub(super) fn run(replica: Replica<'_>, member: &Member, stop: &Stop) {
                     is_in_snapshot: stream.is_in_snapshot(),
                 };
                 driver.ended(ended, random(), Instant::now());
+                // STATUS says that the node follows until it leads where it is ordered to, so that the old leader does
+                // not take it for one that has declined.
+                stream.end();
                 hurry(&driver);
             }
         }

@@ -12,6 +12,7 @@ use super::acks::AckSignal;
 use super::ask::identify;
 use super::{Stop, connect, is_timeout};
 use crate::replication::core::report::{Contact, Expected};
+use crate::replication::core::role::LeadOrder;
 use crate::replication::stream::FollowError;
 use crate::replication::stream::acks_out::AcksOut;
 use crate::replication::stream::following::{FollowerStream, Need};
@@ -21,20 +22,23 @@ use crate::wire::response::HEADER_LEN;
 /// Longest wait in one read until the stream is accepted.
 const ANSWER_TURN: Duration = Duration::from_millis(50);
 
-/// Connects to `addr`, asks for the stream, and receives it until it ends, or until its goal is reached, which is
-/// `Ok`.
+/// Connects to `addr`, asks for the stream, and receives it until it ends. `Ok` is a goal that is reached, or the
+/// leader's order to lead.
 pub(super) fn run(
     stream: &mut FollowerStream<'_>,
     addr: &str,
     stop: &Stop,
-) -> Result<(), FollowError> {
+) -> Result<Option<LeadOrder>, FollowError> {
     let result = follow(stream, addr, stop);
-    stream.end();
     stop.watch(None).map_err(lost)?;
     result
 }
 
-fn follow(stream: &mut FollowerStream<'_>, addr: &str, stop: &Stop) -> Result<(), FollowError> {
+fn follow(
+    stream: &mut FollowerStream<'_>,
+    addr: &str,
+    stop: &Stop,
+) -> Result<Option<LeadOrder>, FollowError> {
     let timeout = stream.member().replication.leader_timeout;
     let deadline = Instant::now() + timeout;
     let failed = |error: io::Error| {
@@ -101,7 +105,7 @@ fn receive(
     mut socket: &TcpStream,
     accepted: impl FnOnce(Arc<AcksOut>) -> io::Result<()>,
     signal: &AckSignal,
-) -> Result<(), FollowError> {
+) -> Result<Option<LeadOrder>, FollowError> {
     socket.set_read_timeout(Some(ANSWER_TURN)).map_err(lost)?;
     let (mut buffer, mut needed, mut accepted) = (Buffer::new(), HEADER_LEN, Some(accepted));
     loop {
@@ -121,7 +125,8 @@ fn receive(
         }
         match result? {
             Need::Bytes(count) => needed = count,
-            Need::Done => return Ok(()),
+            Need::Done => return Ok(None),
+            Need::Lead(order) => return Ok(Some(order)),
         }
         if stream.is_accepted()
             && let Some(accepted) = accepted.take()

@@ -19,6 +19,7 @@ mod heartbeat;
 pub(crate) mod serve;
 pub(crate) mod shutdown;
 mod stop;
+mod transfer;
 
 use std::io::{self, ErrorKind};
 use std::net::TcpStream;
@@ -28,6 +29,7 @@ use std::time::Instant;
 use super::Replica;
 use crate::dial;
 pub use stop::Stop;
+pub use transfer::Transferrer;
 
 /// Starts the threads of replication. They end with [`Stop::stop`], the replication thread with
 /// [`Log::end`](crate::log::Log::end).

@@ -141,7 +141,11 @@ fn send(stream: &mut LeaderStream<'_>, socket: &TcpStream) -> Result<(), StreamE
                     thread::yield_now();
                 }
             }
-            Sending::Wait { cursor, until } => log.wait(&cursor, until, || link.end().is_some()),
+            Sending::Wait { cursor, until } => {
+                log.wait(&cursor, until, || {
+                    link.end().is_some() || link.order().is_some()
+                });
+            }
             Sending::Gather(time) => thread::sleep(time),
             Sending::AwaitAck { index, until } => {
                 if let Some(number) = link.number() {

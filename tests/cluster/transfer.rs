@@ -1,0 +1,213 @@
+//! The planned transfer of leadership, in a live cluster under load. No command begins one yet, so the nodes run in
+//! this process.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use gopherstore::Client;
+use gopherstore::client::{ClientOptions, Error};
+use gopherstore::config::Config;
+use gopherstore::node::Node;
+use gopherstore::replication::{Ending, Transferrer};
+use gopherstore::server::{Server, Stopper};
+
+use crate::support::cluster::wait_until;
+use crate::support::node::PATIENCE;
+use crate::support::proxy::reserve_port;
+
+const WRITERS: usize = 4;
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A node that runs in this process.
+struct Running {
+    addr: String,
+    stopper: Stopper,
+    transferrer: Transferrer,
+    thread: Option<thread::JoinHandle<Ending>>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stopper.stop();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Starts nodes n1, n2 and n3, of which n1 leads at first.
+fn start() -> Vec<Running> {
+    let ports: Vec<_> = (0..3).map(|_| reserve_port()).collect();
+    let mut text = "cluster = \"moving\"\nleader = \"n1\"\n\
+                    [replication]\nheartbeat_interval_ms = 100\nleader_timeout_ms = 2000\n"
+        .to_owned();
+    for (number, (_, addr)) in (1..).zip(&ports) {
+        text += &format!("[[node]]\nname = \"n{number}\"\naddr = \"{addr}\"\n");
+    }
+    let config = Config::parse(&text, "cluster.toml").unwrap();
+    let nodes = config.nodes.iter().zip(ports);
+    let running = nodes.map(|(this, (reserved, addr))| {
+        let node = Node::of_cluster(&config, this);
+        let server = Server::bind(&addr.to_string(), node, config.limits.clone()).unwrap();
+        let (stopper, transferrer) = (server.stopper(), server.transferrer());
+        let thread = thread::spawn(move || {
+            let _reserved = reserved;
+            server.run().unwrap()
+        });
+        let addr = addr.to_string();
+        Running {
+            addr,
+            stopper,
+            transferrer,
+            thread: Some(thread),
+        }
+    });
+    running.collect()
+}
+
+fn client(addr: &str, follow_redirects: bool) -> Client {
+    let options = ClientOptions {
+        connect_timeout: PATIENCE,
+        timeout: PATIENCE,
+        follow_redirects,
+        ..ClientOptions::default()
+    };
+    Client::connect_with(addr, options).unwrap()
+}
+
+/// The lines of a node's STATUS.
+fn status(addr: &str) -> BTreeMap<String, String> {
+    let text = client(addr, false).status().unwrap();
+    let lines = text.lines().filter_map(|line| line.split_once(": "));
+    lines
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
+fn wait_for_leader(nodes: &[Running], leader: usize) {
+    for (at, node) in nodes.iter().enumerate() {
+        let role = if at == leader { "leader" } else { "follower" };
+        wait_until(PATIENCE, "the roles", || {
+            let status = status(&node.addr);
+            status["role"] == role
+                && status["state"] == "serving"
+                && (at == leader
+                    || (status["link"] == "up" && status["leader"] == nodes[leader].addr))
+        });
+    }
+}
+
+/// Writes `KEY = 1`, `KEY = 2` and so on until it is told to end, and returns the last number that was acknowledged.
+/// Each number is written again until it is, so no acknowledged one may be followed by a lower one.
+fn write(addr: &str, key: &str, ends: &AtomicBool) -> u64 {
+    let mut client = client(addr, true);
+    let mut number = 0;
+    while !ends.load(Ordering::Relaxed) {
+        number += 1;
+        loop {
+            match client.set(key.as_bytes(), number.to_string().as_bytes()) {
+                Ok(()) => break,
+                Err(Error::Loading { .. } | Error::NotLeader { .. }) => {
+                    thread::yield_now();
+                }
+                Err(error) => panic!("{key} = {number}: {error}"),
+            }
+        }
+    }
+    number
+}
+
+/// Ends the writers, also where the test fails.
+struct EndsOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for EndsOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn leadership_moves_from_node_to_node_under_load_and_loses_nothing() {
+    let nodes = start();
+    wait_for_leader(&nodes, 0);
+    let copies = |nodes: &[Running]| -> Vec<String> {
+        let copies = nodes.iter().map(|node| status(&node.addr));
+        copies
+            .map(|mut status| status.remove("full_copies").unwrap())
+            .collect()
+    };
+    let before = copies(&nodes);
+    let ends = AtomicBool::new(false);
+    let written: Vec<u64> = thread::scope(|scope| {
+        let _ends = EndsOnDrop(&ends);
+        let addrs: Vec<&str> = nodes.iter().map(|node| node.addr.as_str()).collect();
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|number| {
+                let (addr, ends) = (addrs[number % 3], &ends);
+                scope.spawn(move || write(addr, &format!("w{number}"), ends))
+            })
+            .collect();
+        for (from, to) in [(0, 1), (1, 2), (2, 0)] {
+            let target = format!("n{}", to + 1);
+            let begin_index: u64 = status(addrs[from])["index"].parse().unwrap();
+            wait_until(PATIENCE, "writes", || {
+                let index: u64 = status(addrs[from])["index"].parse().unwrap();
+                index > begin_index + 500
+            });
+            let moved = nodes[from].transferrer.transfer(&target, TIMEOUT);
+            assert_eq!(moved, Ok(()), "n{} to {target}", from + 1);
+            wait_for_leader(&nodes, to);
+        }
+        ends.store(true, Ordering::Relaxed);
+        writers
+            .into_iter()
+            .map(|writer| writer.join().unwrap())
+            .collect()
+    });
+    let digests = || nodes.iter().map(|node| status(&node.addr));
+    wait_until(PATIENCE, "equal nodes", || {
+        let all: Vec<_> = digests()
+            .map(|status| {
+                (
+                    status["epoch"].clone(),
+                    status["index"].clone(),
+                    status["digest"].clone(),
+                )
+            })
+            .collect();
+        all.iter().all(|one| *one == all[0])
+    });
+    for node in &nodes {
+        let mut client = client(&node.addr, false);
+        for (number, last) in written.iter().enumerate() {
+            let value = client.get(format!("w{number}").as_bytes()).unwrap();
+            assert_eq!(value, Some(last.to_string().into_bytes()), "w{number}");
+        }
+    }
+    assert_eq!(copies(&nodes), before, "a full copy was taken");
+    assert_eq!(status(&nodes[0].addr)["epoch"], "4");
+    stop(nodes);
+}
+
+#[test]
+fn only_a_leader_transfers_and_only_to_a_node_that_follows_it() {
+    let nodes = start();
+    wait_for_leader(&nodes, 0);
+    for (from, to, text) in [
+        (1, "n3", "this node does not lead"),
+        (0, "n1", "n1 does not follow this node"),
+        (0, "n4", "n4 does not follow this node"),
+    ] {
+        let result = nodes[from].transferrer.transfer(to, TIMEOUT);
+        assert_eq!(result.unwrap_err().to_string(), text);
+    }
+    client(&nodes[0].addr, false).set(b"k", b"v").unwrap();
+    stop(nodes);
+}
+
+/// Stops the nodes, the leader last.
+fn stop(nodes: Vec<Running>) {
+    nodes.into_iter().rev().for_each(drop);
+}
