@@ -1,4 +1,4 @@
-//! Commands of the command line: an operation of the protocol's table, with key and value.
+//! Commands: an operation of the protocol's table with a key and a value.
 
 use std::io::{self, Read};
 
@@ -10,7 +10,7 @@ use crate::{
     report::{self, Failure, Outcome},
 };
 
-/// A request that a user asks for.
+/// A request of the user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Command {
     opcode: Opcode,
@@ -18,7 +18,7 @@ pub(crate) struct Command {
     value: Vec<u8>,
 }
 
-/// A good response to a [`Command`].
+/// A successful response to a [`Command`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Response {
     Done,
@@ -31,17 +31,17 @@ pub(crate) enum Response {
     Status(String),
 }
 
-/// A command that lines offer.
+/// A command for lines.
 pub(crate) struct Offer {
-    /// Name and operands, in brackets where they may be left out.
+    /// Name and operands; optional ones are in brackets.
     pub(crate) synopsis: &'static str,
     /// Its effect, for the help.
     pub(crate) meaning: &'static str,
-    /// Makes the command from as many operands as the synopsis allows.
+    /// Makes the command from its operands, whose number the synopsis allows.
     make: fn(Vec<Vec<u8>>) -> Result<Command, String>,
 }
 
-/// The commands that lines offer. DISCARD is not among them: it removes data.
+/// The commands for lines. DISCARD is not one of them, since it removes data.
 pub(crate) const OFFERS: &[Offer] = &[
     Offer {
         synopsis: "set KEY VALUE",
@@ -89,7 +89,7 @@ impl Offer {
         self.synopsis.split(' ').skip(1)
     }
 
-    /// Whether the command may have so many operands.
+    /// Whether the command may have this number of operands.
     fn takes(&self, count: usize) -> bool {
         let required = self.operands().filter(|operand| !operand.starts_with('['));
         (required.count()..=self.operands().count()).contains(&count)
@@ -101,7 +101,7 @@ impl Command {
         Command { opcode, key, value }
     }
 
-    /// A command whose operands are its key and its value, as far as it has them.
+    /// A command whose operands are its key and its value, if it has them.
     fn plain(opcode: Opcode, operands: Vec<Vec<u8>>) -> Command {
         let mut operands = operands.into_iter();
         let mut next = || operands.next().unwrap_or_default();
@@ -125,7 +125,7 @@ impl Command {
         Ok(Command::new(Opcode::Add, key, value))
     }
 
-    /// The command in the words of a line, if they make one.
+    /// The command that the words of a line form.
     pub(crate) fn from_words(words: Vec<Vec<u8>>) -> Result<Command, String> {
         let mut words = words.into_iter();
         let name = words.next().unwrap_or_default();
@@ -164,9 +164,8 @@ impl Command {
         &self.key
     }
 
-    /// Runs it as one of several, which may read what those before it wrote. A write that a follower refuses goes to
-    /// the leader, and the follower may not have it yet when it is read; so the client stays with the leader from then
-    /// on.
+    /// Runs the command in a session. After a write that a follower redirects, the client stays with the leader, since
+    /// a later read at the follower might miss the write.
     pub(crate) fn run_in_session(&self, client: &mut Client) -> Result<Response, Error> {
         let follower = client.addr().to_owned();
         let response = self.run(client)?;
@@ -199,13 +198,13 @@ impl Command {
     }
 }
 
-/// Says how a command with another number of operands is written.
+/// The message for a wrong number of operands.
 pub(crate) fn wrong_count(count: usize, synopsis: &str) -> String {
     let name = synopsis.split(' ').next().unwrap_or_default();
     format!("{count} given after {name}; write {synopsis}, with quotes around what holds spaces")
 }
 
-/// A status as it is printed: as it came, and on a terminal with all values in one column.
+/// A status for output: unchanged, or on a terminal with all values in one column.
 pub(crate) fn shown_status(text: &str, is_terminal: bool) -> String {
     if !is_terminal {
         return text.to_owned();
@@ -225,10 +224,10 @@ pub(crate) fn shown_status(text: &str, is_terminal: bool) -> String {
     shown
 }
 
-/// Bytes of the longest value that a frame can carry. Source: docs/GBP.md, section 2.
+/// Longest value that a frame can carry, in bytes. Source: docs/GBP.md, section 2.
 const VALUE_LEN_MAX: u64 = 0xFFFF_FFFF;
 
-/// All of standard input, as a value.
+/// Reads a value from standard input.
 pub(crate) fn standard_input() -> Result<Vec<u8>, Failure> {
     let mut value = Vec::new();
     let mut input = io::stdin().lock().take(VALUE_LEN_MAX + 1);

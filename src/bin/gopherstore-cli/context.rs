@@ -31,29 +31,29 @@ use crate::{
 };
 
 const ADDR_DEFAULT: &str = "127.0.0.1:8000";
-/// A rate over less time says little.
+/// Shortest time over which a rate is shown.
 const RATE_AFTER: Duration = Duration::from_millis(500);
 
 const ADDR_VARIABLE: &str = "GOPHERSTORE_ADDR";
 
-/// The options that every command understands, as they were typed.
+/// The options of every command, as typed.
 #[derive(Debug, Default)]
 pub(crate) struct Context {
     /// One address, or several with commas between them.
     pub(crate) addr: Option<String>,
     pub(crate) config: Option<PathBuf>,
     pub(crate) node: Option<String>,
-    /// For each response, connecting and redirects included.
+    /// Limit for each response, with connecting and redirects.
     pub(crate) timeout: Duration,
     pub(crate) follow_redirects: bool,
     /// Dump every frame to standard error.
     pub(crate) hex: bool,
-    /// The node's address, where it was looked for among several.
+    /// The address of the node that was found among several.
     pub(crate) found: OnceLock<String>,
 }
 
 impl Context {
-    /// A client of the node that was asked for, which connects when it is first used.
+    /// A client of the node that the options name. It connects with its first request.
     pub(crate) fn client(&self) -> Result<Client, Failure> {
         Ok(self.client_of(&self.addr()?))
     }
@@ -72,14 +72,13 @@ impl Context {
         Client::unconnected(addr, options)
     }
 
-    /// Progress bar of long work on a terminal: none elsewhere, on a terminal that cannot erase a
-    /// line, and together with --hex, since the two would spoil each other. The template is indicatif's, with the keys
-    /// `rate`, `byte_rate` and `left`, which are `-` before there is enough to tell.
+    /// A progress bar for long work on a terminal. There is none with --hex, or on a terminal that cannot erase a line.
+    /// The template is indicatif's, with the keys `rate`, `byte_rate` and `left`, which are `-` until they are known.
     pub(crate) fn progress(&self, len: Option<u64>, template: &str) -> ProgressBar {
         let target = if self.hex || is_dumb_terminal() {
             ProgressDrawTarget::hidden()
         } else {
-            // Hidden where standard error is no terminal.
+            // Hidden if standard error is no terminal.
             ProgressDrawTarget::stderr_with_hz(5)
         };
         let bar = ProgressBar::with_draw_target(len, target);
@@ -111,7 +110,7 @@ impl Context {
         bar.with_style(style)
     }
 
-    /// The options that name the node again, for a line to paste, each with a space behind it.
+    /// The options that name the node, each followed by a space, for a command line in a message.
     pub(crate) fn place(&self) -> String {
         let mut text = String::new();
         let config = self.config.as_ref().map(|file| file.as_os_str());
@@ -128,7 +127,7 @@ impl Context {
         text
     }
 
-    /// How a client of any node behaves.
+    /// Options of the clients.
     pub(crate) fn options(&self) -> ClientOptions {
         ClientOptions {
             connect_timeout: self.timeout,
@@ -138,8 +137,8 @@ impl Context {
         }
     }
 
-    /// The node to talk to. Of several addresses it is the first that answers, and of a file without a node's name it
-    /// is the leader; that is found out once.
+    /// The address of the node: the first of several addresses that responds, or the leader of a file without --node.
+    /// It is searched once.
     pub(crate) fn addr(&self) -> Result<String, Failure> {
         if let Some(found) = self.found.get() {
             return Ok(found.clone());
@@ -170,7 +169,7 @@ impl Context {
         Ok(self.found.get_or_init(|| found).clone())
     }
 
-    /// Makes sure that the options name one node: for an order that must not go to another one.
+    /// Checks that the options name one node, for an order that must not go to another one.
     pub(crate) fn name_one(&self, command: &str) -> Result<(), Failure> {
         let is_one = match (&self.addr, &self.config, &self.node) {
             (Some(addrs), _, _) => !addrs.contains(','),
@@ -187,7 +186,7 @@ impl Context {
         )))
     }
 
-    /// The first of some addresses, with commas between them, that answers.
+    /// The first address of a comma-separated list that responds.
     fn first_of(&self, addrs: &str, origin: &str) -> Result<String, Failure> {
         let addrs: Vec<&str> = addrs.split(',').map(str::trim).collect();
         if let Some(odd) = addrs.iter().find(|addr| !is_address(addr)) {
@@ -196,24 +195,24 @@ impl Context {
             )));
         }
         match addrs.as_slice() {
-            // The request itself shows whether the node answers.
+            // The request itself shows whether the node responds.
             [addr] => Ok((*addr).to_owned()),
             addrs => search::first_that_responses(self, addrs),
         }
     }
 }
 
-/// An environment variable. One that is empty counts as not set, as it does for other programs.
+/// An environment variable; `None` if it is empty or not set.
 pub(crate) fn variable(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }
 
-/// Whether the terminal cannot move its cursor: nothing is known of one without a name.
+/// Whether the terminal cannot move its cursor, or has no name.
 pub(crate) fn is_dumb_terminal() -> bool {
     variable("TERM").is_none_or(|name| name == "dumb")
 }
 
-/// How much a second of some work gets done, once it has gone on for long enough to tell.
+/// The rate of some work, after the shortest time for a rate.
 fn rate(state: &ProgressState) -> Option<u64> {
     let elapsed = state.elapsed();
     (elapsed >= RATE_AFTER).then(|| {
@@ -222,7 +221,7 @@ fn rate(state: &ProgressState) -> Option<u64> {
     })
 }
 
-/// Whether a text is a `HOST:PORT` that one can connect to.
+/// Whether a text is a `HOST:PORT` to connect to.
 pub(crate) fn is_address(text: &str) -> bool {
     text.rsplit_once(':').is_some_and(|(host, port)| {
         !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
@@ -246,8 +245,8 @@ pub(crate) fn configured(file: &Path, name: &str) -> Result<String, Failure> {
     }
 }
 
-/// A hook that dumps the frames of one client. A response to SUMS or LIST does not show that it is one, so what was
-/// asked is kept until it is answered.
+/// A hook that dumps the frames of one client. The form of a response to SUMS or LIST depends on the request, so
+/// requests are kept until their responses.
 fn dumping() -> FrameHook {
     let asked = Mutex::new(VecDeque::new());
     FrameHook::new(move |frame| {
@@ -267,7 +266,7 @@ fn dumping() -> FrameHook {
     })
 }
 
-/// Dumps a frame, of a client that asks for no SUMS and no LIST.
+/// Dumps a frame of a client that sends no SUMS and no LIST.
 pub(crate) fn dump(frame: &Frame<'_>) {
     let rows = match frame.direction {
         Direction::Sent => annotate::sent(frame.bytes),
@@ -276,7 +275,7 @@ pub(crate) fn dump(frame: &Frame<'_>) {
     print(frame, &rows);
 }
 
-/// Prints a frame in the manner of `curl -v`, on standard error so that standard output stays exact.
+/// Prints a frame on standard error, in the style of `curl -v`.
 fn print(frame: &Frame<'_>, rows: &str) {
     let (mark, way) = match frame.direction {
         Direction::Sent => ('>', "to"),
@@ -286,6 +285,6 @@ fn print(frame: &Frame<'_>, rows: &str) {
     for line in rows.lines() {
         text.push_str(&format!("{mark} {line}\n"));
     }
-    // In one write, so that the two streams mix by whole dumps if they mix.
+    // In one write, so that dumps do not mix with other lines.
     let _ = io::stderr().write_all(text.as_bytes());
 }

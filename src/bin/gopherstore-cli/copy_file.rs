@@ -1,4 +1,4 @@
-//! The file that `dump` writes and `load` reads (GBP §11): SET and DEL frames as they were sent, and an end mark.
+//! The file of `dump` and `load` (GBP §11): SET and DEL frames and an end mark.
 
 use std::{
     fmt,
@@ -17,9 +17,9 @@ use xxhash_rust::xxh3::xxh3_128;
 /// Number and digest of the frames, as in the end mark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sum {
-    /// How many there are.
+    /// Number of frames.
     pub(crate) frames: u64,
-    /// The sum, modulo 2^128, of the XXH3-128 of each: the digest of the data set, where each key has one frame.
+    /// Sum modulo 2^128 of the XXH3-128 of each frame. It is the digest of the data set if each key has one frame.
     pub(crate) digest: u128,
 }
 
@@ -29,7 +29,7 @@ pub(crate) fn entries(count: u64) -> String {
     format!("{} {noun}", HumanCount(count))
 }
 
-/// A time that something took, in words.
+/// A duration, in words.
 pub(crate) fn duration(took: Duration) -> String {
     match took.as_millis() {
         0 => "less than 1 ms".to_owned(),
@@ -44,7 +44,7 @@ impl Sum {
         self.digest = self.digest.wrapping_add(xxh3_128(frame));
     }
 
-    /// The end mark of a file with these frames, copied at this index.
+    /// The end mark of a file with these frames, whose snapshot ends at this index.
     pub(crate) fn end_mark(self, epoch: u64, index: u64) -> Vec<u8> {
         let mut mark = Vec::new();
         // It has no value, so it is never too long.
@@ -59,14 +59,14 @@ impl Sum {
     }
 }
 
-/// Reads such a file, frame by frame; holds no more of it than the longest frame.
+/// Reads a file frame by frame, with memory for the longest frame.
 #[derive(Debug)]
 pub(crate) struct Reader<R> {
     input: R,
     buffer: Buffer,
-    /// Where the buffer's first byte is in the file.
+    /// Offset in the file of the buffer's first byte.
     at: u64,
-    /// Bytes of the frame that was handed out last.
+    /// Bytes of the frame that was returned last.
     taken: usize,
     is_at_end: bool,
     sum: Sum,
@@ -76,17 +76,17 @@ pub(crate) struct Reader<R> {
 /// Fault of a file, and the offset of the wrong byte.
 #[derive(Debug)]
 pub(crate) enum Fault {
-    /// The system does not give it.
+    /// The system cannot read it.
     Read(io::Error),
     /// It ends inside a frame.
     Cut { at: u64, got: usize, needed: usize },
     /// It ends between frames, without an end mark.
     NoEndMark { at: u64 },
-    /// The bytes are no frame, or one of an operation that does not belong there.
+    /// The bytes are not a SET or DEL frame.
     Bad { at: u64, why: String },
-    /// The end mark is not of these frames.
+    /// The end mark does not match the frames.
     Sum { told: Sum, found: Sum },
-    /// It goes on behind its end mark.
+    /// Bytes follow the end mark.
     Behind { at: u64 },
 }
 
@@ -104,12 +104,12 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// Where the next frame begins.
+    /// Offset of the next frame.
     pub(crate) fn offset(&self) -> u64 {
         self.at + u64::try_from(self.taken).unwrap_or(u64::MAX)
     }
 
-    /// The next frame and where it begins; nothing behind the last.
+    /// The next frame and its offset; `None` after the last.
     pub(crate) fn next(&mut self) -> Result<Option<(u64, RequestFrame<'_>)>, Fault> {
         self.at = self.offset();
         self.buffer.consume(std::mem::take(&mut self.taken));
@@ -168,7 +168,7 @@ impl<R: Read> Reader<R> {
                 self.sum.add(frame.bytes());
                 Ok(Some((at, frame)))
             }
-            // It was whole a moment ago.
+            // It was complete before.
             _ => Err(Fault::NoEndMark { at }),
         }
     }
@@ -192,7 +192,7 @@ impl<R: Read> Reader<R> {
         Ok(None)
     }
 
-    /// Reads more; false at the end of the file.
+    /// Reads more. Returns false at the end of the file.
     fn fill(&mut self, needed: usize) -> Result<bool, Fault> {
         while !self.is_at_end {
             match self.input.read(self.buffer.space(needed)) {
@@ -266,7 +266,7 @@ mod tests {
         bytes
     }
 
-    /// Offsets of the frames, or what is wrong.
+    /// Offsets of the frames, or the fault.
     fn read(bytes: &[u8], needs_end_mark: bool) -> Result<Vec<u64>, String> {
         let mut reader = Reader::new(bytes, needs_end_mark);
         let mut offsets = Vec::new();
@@ -343,7 +343,7 @@ mod tests {
             let mut damaged = file.clone();
             damaged[at] ^= 0x04;
             let fault = read(&damaged, true);
-            // Index and epoch of the end mark are under its own checksum.
+            // Index and epoch of the end mark are covered by its own checksum.
             assert!(fault.is_err(), "{at}");
         }
     }

@@ -1,4 +1,4 @@
-//! `decode`: recorded bytes as annotated frames.
+//! `decode`: prints recorded bytes as annotated frames.
 
 use std::io::{self, Read};
 
@@ -58,10 +58,10 @@ fn side(encoded: &str) -> Result<Option<Side>, String> {
     arguments::one_of(encoded, &sides)
 }
 
-/// Bytes of standard input that are held. Of raw bytes beyond it, the frames before are decoded.
+/// Most bytes of standard input. If there are more, only the frames before this limit are decoded.
 const INPUT_LEN_MAX: usize = 256 << 20;
 
-/// Text that is printed at once, rather than one frame at a time.
+/// Size of the output buffer.
 const BATCH_LEN: usize = 64 << 10;
 
 pub(crate) fn run(command: &Decode) -> Result<Outcome, Failure> {
@@ -95,7 +95,7 @@ pub(crate) fn run(command: &Decode) -> Result<Outcome, Failure> {
         let result = print(flow, command.side, is_cut, &mut out);
         match result {
             Ok(()) => {}
-            // Flows do not depend on each other: one that began before the capture did leaves the others whole.
+            // Flows are independent: a fault in one does not stop the others.
             Err(Stop::Fault(fault)) if failure.is_none() => failure = Some(fault),
             Err(Stop::Fault(_)) => more = more.saturating_add(1),
             Err(Stop::Closed) => return Ok(Outcome::Done),
@@ -115,7 +115,7 @@ pub(crate) fn run(command: &Decode) -> Result<Outcome, Failure> {
     }
 }
 
-/// All of standard input, or one byte more than is decoded.
+/// Reads standard input, up to one byte more than the limit.
 fn standard_input() -> Result<Vec<u8>, Failure> {
     let mut input = Vec::new();
     let len_max = u64::try_from(INPUT_LEN_MAX).unwrap_or(u64::MAX);
@@ -128,7 +128,7 @@ fn standard_input() -> Result<Vec<u8>, Failure> {
     }
 }
 
-/// There is more on standard input than is decoded.
+/// Standard input is longer than the limit.
 fn too_long() -> Failure {
     Failure::new(
         Outcome::LocalInput,
@@ -140,17 +140,17 @@ fn too_long() -> Failure {
     )
 }
 
-/// Why there is no more to print of a flow.
+/// Reason why the output of a flow ends.
 enum Stop {
-    /// It is wrong from here on.
+    /// A wrong byte.
     Fault(Failure),
-    /// Standard output has no reader any more.
+    /// Standard output has no reader.
     Closed,
-    /// It cannot be written.
+    /// Standard output cannot be written.
     Failure(Failure),
 }
 
-/// Standard output, many frames at a time.
+/// Buffered standard output.
 #[derive(Default)]
 struct Out(String);
 
@@ -171,7 +171,7 @@ impl Out {
     }
 }
 
-/// Prints the frames of a flow, whose bytes go on beyond what is held where `is_cut`.
+/// Prints the frames of a flow. `is_cut` says that it has more bytes than were read.
 fn print(flow: &Flow, side: Option<Side>, is_cut: bool, out: &mut Out) -> Result<(), Stop> {
     let bytes = &*flow.bytes;
     let guessed = side.is_none();
@@ -218,7 +218,7 @@ fn print(flow: &Flow, side: Option<Side>, is_cut: bool, out: &mut Out) -> Result
     Ok(())
 }
 
-/// A flow that is wrong, once all before it is printed, so that the two outputs stand in order.
+/// The failure of a flow, after everything before it is printed.
 fn failed(flow: &Flow, out: &mut Out, message: &str) -> Stop {
     if let Err(stop) = out.flush() {
         return stop;

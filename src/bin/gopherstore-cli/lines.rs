@@ -10,7 +10,7 @@ use crate::{
     report::{self, Failure, Outcome},
 };
 
-/// How words are written and values printed.
+/// Syntax of words and format of values.
 pub(crate) const QUOTING: &str = "\
 A word with spaces stands in quotes. In double quotes \\n \\r \\t \\\\ \\\" \\xHH are escapes, in single
 quotes every byte stands for itself. Lines that begin with # are skipped. A value prints in double quotes
@@ -18,8 +18,7 @@ where it is empty, begins with ( or \", or could not be read plain. A line has 1
 value is for gopherstore-cli set KEY - < FILE.
 ";
 
-/// Bytes of the longest line, its end included: room for a value of 64 MiB, the default limit of nodes, and for
-/// escapes.
+/// Longest line in bytes, with its end: enough for an escaped value of 64 MiB, the default limit of nodes.
 const LINE_LEN_MAX: usize = 128 << 20;
 
 /// Byte order mark that some editors and shells put before text in UTF-8.
@@ -34,8 +33,8 @@ pub(crate) enum Line {
     Command(Command),
 }
 
-/// The words of a line; a comment has none. A byte order mark before the first word is skipped on every line, since
-/// concatenated files have it on other lines than the first.
+/// The words of a line; a comment has none. A byte order mark is skipped on every line, since concatenated files have
+/// it on later lines too.
 pub(crate) fn words(line: &[u8]) -> Result<Vec<Vec<u8>>, String> {
     let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
     if line.trim_ascii_start().starts_with(b"#") {
@@ -48,7 +47,7 @@ pub(crate) fn words(line: &[u8]) -> Result<Vec<Vec<u8>>, String> {
 pub(crate) fn parse(words: Vec<Vec<u8>>) -> Result<Line, String> {
     match words.as_slice() {
         [] => Ok(Line::Nothing),
-        // Of one command too: all that there are fit on a screen.
+        // Also after `help COMMAND`: the help of all commands fits a screen.
         [word] | [word, _] if word.eq_ignore_ascii_case(b"help") => Ok(Line::Help),
         [word] if word.eq_ignore_ascii_case(b"exit") || word.eq_ignore_ascii_case(b"quit") => {
             Ok(Line::Exit)
@@ -90,8 +89,7 @@ pub(crate) fn run(client: &mut Client, node: Option<&str>) -> Outcome {
     first_failure
 }
 
-/// Reads a line with its end; false at the end of input. A line that is too long is an error, after which no line can
-/// be read.
+/// Reads a line with its end. Returns false at the end of input. After a line that is too long, no line can be read.
 fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> Result<bool, Failure> {
     line.clear();
     let len_max = u64::try_from(LINE_LEN_MAX).unwrap_or(u64::MAX);
@@ -113,7 +111,7 @@ pub(crate) fn unreadable(error: &io::Error) -> Failure {
     Failure::new(Outcome::LocalInput, message)
 }
 
-/// Executes one line; `None` where it ends the session.
+/// Executes one line; `None` if it ends the session.
 fn step(client: &mut Client, node: Option<&str>, line: &[u8]) -> Result<Option<Outcome>, Failure> {
     let usage = |message| Failure::new(Outcome::Usage, message);
     let command = match words(line).and_then(parse).map_err(usage)? {
@@ -129,7 +127,7 @@ fn step(client: &mut Client, node: Option<&str>, line: &[u8]) -> Result<Option<O
     Ok(print(format!("{text}\n").as_bytes())?.map(|_| outcome))
 }
 
-/// A response as it is printed, without the end of its last line.
+/// The text of a response, without the last line feed.
 pub(crate) fn shown(response: Response) -> (String, Outcome) {
     match response {
         Response::Done => ("OK".to_owned(), Outcome::Done),
@@ -144,7 +142,7 @@ pub(crate) fn shown(response: Response) -> (String, Outcome) {
     }
 }
 
-/// Prints a response at once; `None` where the reader has closed the pipe.
+/// Prints a response and flushes; `None` if the output has no reader.
 pub(crate) fn print(text: &[u8]) -> Result<Option<Outcome>, Failure> {
     match crate::write_out(text) {
         Ok(true) => Ok(Some(Outcome::Done)),

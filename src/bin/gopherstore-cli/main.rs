@@ -1,4 +1,4 @@
-//! The command-line client: one command, or many line by line.
+//! The command-line client: one command, or commands line by line.
 
 mod bench;
 mod command;
@@ -295,7 +295,7 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         }
         Some(Subcommand::Set(Set { key, value })) => {
             let value = if value == b"-" {
-                // Not before it is clear where it goes.
+                // After the node is known.
                 context.addr()?;
                 command::standard_input()?
             } else {
@@ -345,7 +345,7 @@ fn add(context: &Context, key: Bytes, by: Option<Bytes>, sign: i64) -> Result<Ou
     once(context, &command)
 }
 
-/// Whether a command line may begin with this command.
+/// Whether this is the name of a command.
 fn has_command(name: &str) -> bool {
     let commands = Arguments::get_args_info().commands;
     commands.iter().any(|command| command.name == name)
@@ -383,7 +383,7 @@ fn once(context: &Context, command: &Command) -> Result<Outcome, Failure> {
     write_out(&text).map(|_| Outcome::Done)
 }
 
-/// A usage error that only the program itself can judge.
+/// A usage error that the program itself detects.
 fn mistake(message: &str) -> Failure {
     match PROGRAM.mistake(message) {
         Exit::Usage(message) | Exit::Help(message) | Exit::Version(message) => {
@@ -392,7 +392,7 @@ fn mistake(message: &str) -> Failure {
     }
 }
 
-/// Writes to standard output at once. False where it has no reader any more, as after `head` has read enough.
+/// Writes to standard output and flushes. Returns false if it has no reader, as after `head` has ended.
 fn write_out(bytes: &[u8]) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {

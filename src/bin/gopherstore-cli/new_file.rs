@@ -1,4 +1,4 @@
-//! A file that has its name only once it is whole and on the disk.
+//! A file that gets its name when it is complete and on the disk.
 
 use std::{
     env,
@@ -21,27 +21,25 @@ use crate::{
     stop,
 };
 
-/// Mode of a file that replaces none: a copy of all data is for its owner alone.
+/// Mode of a new file: only its owner may read all data.
 const MODE_NEW: u32 = 0o600;
 
-/// How many random names are tried before the file is given up.
+/// Most random names that are tried.
 const NAMES_MAX: u32 = 16;
 
-/// A file in the making. It has a name of its own until [`finish`](NewFile::finish), in the folder of its target.
-/// Dropping it removes it, as does a signal that ends the program.
-///
-/// The name is random, so a file that a killed program left is in no other's way.
+/// An unfinished file. Until [`finish`](NewFile::finish) it has a random name in the folder of its target. Dropping it
+/// removes it, as does a signal that ends the program.
 #[derive(Debug)]
 pub(crate) struct NewFile {
     file: File,
     target: PathBuf,
     replaces: bool,
-    /// Its name of its own; none once it has the target's. A signal that ends the program keeps the lock.
+    /// The random name; `None` when it has the target's. A signal that ends the program keeps the lock.
     part: Arc<Mutex<Option<PathBuf>>>,
 }
 
 impl NewFile {
-    /// Creates the file in the folder of `target`, which names nothing yet, or a file that it `replaces`.
+    /// Creates the file in the folder of `target`, which does not exist, or which it `replaces`.
     pub(crate) fn create(target: PathBuf, replaces: bool) -> io::Result<NewFile> {
         let part = Arc::new(Mutex::new(None::<PathBuf>));
         stop::before_end({
@@ -51,16 +49,17 @@ impl NewFile {
                 if let Some(path) = &*part {
                     let _ = fs::remove_file(path);
                 }
-                // No file is created any more.
+                // The program ends, so no file is created.
                 mem::forget(part);
             }
         })?;
-        // At a limit of the process (ulimit -f) a write fails, and the program goes on and removes the file.
+        // At a limit of the process (ulimit -f) a write fails instead of ending the program, which then removes the
+        // file.
         flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
         let mut named = part.lock();
         let mut tries = 0;
         let file = loop {
-            // Not made of the target's name, which may be as long as the system allows.
+            // It does not contain the target's name, which may have the greatest length already.
             let name = format!(
                 "gopherstore-dump.{:016x}.part",
                 RandomState::new().hash_one(0)
@@ -92,13 +91,13 @@ impl NewFile {
         })
     }
 
-    /// The file that is written.
+    /// The file to write to.
     pub(crate) const fn file(&self) -> &File {
         &self.file
     }
 
-    /// Writes the file to the disk and gives it the target's name. `AlreadyExists` where that names a file by now and
-    /// is not to be replaced.
+    /// Writes the file to the disk and gives it the target's name. Fails with `AlreadyExists` if the target exists by
+    /// now and is not to be replaced.
     pub(crate) fn finish(self) -> io::Result<()> {
         if self.replaces
             && let Ok(old) = fs::metadata(&self.target)
@@ -141,19 +140,19 @@ impl Drop for NewFile {
 fn rename_to_new(path: &Path, target: &Path) -> io::Result<()> {
     match fs::hard_link(path, target) {
         Ok(()) => {
-            // The file has the name that it is to have; another one does no harm.
+            // The file has its name; the other name does no harm.
             let _ = fs::remove_file(path);
             Ok(())
         }
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(error),
-        // A file system without hard links. A file that is created between the two calls is replaced.
+        // The file system has no hard links. A file that is created between the two calls is replaced.
         Err(_) if fs::symlink_metadata(target).is_err() => fs::rename(path, target),
         Err(_) => Err(ErrorKind::AlreadyExists.into()),
     }
 }
 
-/// Gives a file owner, group and mode of the one that it replaces. Where the system does not allow that owner or group,
-/// the rights of the group and of others are left out.
+/// Gives a file the owner, group and mode of the file that it replaces. If the system does not allow that owner or
+/// group, the group and others get no rights.
 fn take_attributes(file: &File, old: &Metadata) -> io::Result<()> {
     let own = file.metadata()?;
     let is_same = (own.uid(), own.gid()) == (old.uid(), old.gid())
@@ -162,7 +161,7 @@ fn take_attributes(file: &File, old: &Metadata) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(old.mode() & kept))
 }
 
-/// So that a file's name survives a loss of power as well as its bytes.
+/// Writes a folder to the disk, so that a file's name survives a loss of power.
 fn sync_folder(target: &Path) -> io::Result<()> {
     let folder = match target.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
@@ -171,22 +170,23 @@ fn sync_folder(target: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Where a copy is written to.
+/// Target of a dump.
 #[derive(Debug)]
 pub(crate) enum Output {
     /// Standard output.
     Standard(File),
-    /// A device or a pipe with a name, which is written as it is.
+    /// A device or a named pipe, which is written directly.
     Special { file: File, name: String },
     /// A file.
     New { file: NewFile, name: String },
 }
 
 impl Output {
-    /// Opens `path`; none is standard output. A file that is there is replaced only with `replaces`.
+    /// Opens `path`, or standard output without one. An existing file is replaced only with `replaces`.
     pub(crate) fn open(path: Option<&Path>, replaces: bool) -> Result<Output, Failure> {
         let Some(path) = path else {
-            // Without the buffer of std's, whose last bytes would be written when nobody looks at an error any more.
+            // Without the buffer of the standard library, whose last bytes are written when errors are no longer
+            // checked.
             let file = io::stdout().as_fd().try_clone_to_owned().map(File::from);
             return file
                 .map(Output::Standard)
@@ -220,7 +220,7 @@ impl Output {
             }
             Err(_) => {}
         }
-        // A symbolic link stays one.
+        // A symbolic link is kept.
         let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         match NewFile::create(target, replaces) {
             Ok(file) => Ok(Output::New { file, name }),
@@ -228,7 +228,7 @@ impl Output {
         }
     }
 
-    /// The file that is written.
+    /// The file to write to.
     pub(crate) const fn file(&self) -> &File {
         match self {
             Output::Standard(file) | Output::Special { file, .. } => file,
@@ -236,7 +236,7 @@ impl Output {
         }
     }
 
-    /// Its name, for messages.
+    /// Its name for messages.
     pub(crate) fn name(&self) -> &str {
         match self {
             Output::Standard(_) => "standard output",
@@ -255,7 +255,7 @@ impl Output {
         }
     }
 
-    /// Says that all is written.
+    /// Reports that everything is written.
     pub(crate) fn finish(self) -> Result<(), Failure> {
         let Output::New { file, name } = self else {
             return Ok(());
@@ -273,7 +273,7 @@ fn exists(name: &str) -> Failure {
     Failure::new(Outcome::LocalInput, message)
 }
 
-/// The failure of a write, as text for the user.
+/// The failure of a write.
 pub(crate) fn unwritable(name: &str, error: &io::Error) -> Failure {
     let next = match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {

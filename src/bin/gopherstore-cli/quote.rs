@@ -1,15 +1,15 @@
-//! Words of a line: how they are typed, and how values are printed so that they can be typed again.
+//! Words of a line: their syntax, and the output of values in the same syntax.
 
 use std::fmt;
 
 /// Fault of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QuoteError {
-    /// A quote that nothing closes.
+    /// An unclosed quote.
     Unclosed(char),
-    /// A closing quote with no space behind it.
+    /// A closing quote without a space behind it.
     Joined(char),
-    /// A backslash before something that makes no escape.
+    /// A backslash before a character that is no escape.
     UnknownEscape(u8),
     /// `\x` without two hexadecimal digits.
     BadHex,
@@ -38,8 +38,8 @@ impl fmt::Display for QuoteError {
 
 /// Splits a line into words, at spaces and tabs.
 ///
-/// In double quotes `\n \r \t \\ \" \xHH` stand for a byte; in single quotes, and outside of quotes, every byte stands
-/// for itself.
+/// In double quotes `\n \r \t \\ \" \xHH` are escapes for a byte. In single quotes and outside of quotes every byte is
+/// literal.
 pub(crate) fn words(line: &[u8]) -> Result<Vec<Vec<u8>>, QuoteError> {
     let mut words = Vec::new();
     let mut rest = line;
@@ -79,7 +79,7 @@ fn spaced(after: &[u8], quote: char) -> Result<&[u8], QuoteError> {
     }
 }
 
-/// Reads up to the closing quote, and gives what stands behind it too.
+/// Reads up to the closing quote. Also returns the bytes behind it.
 fn double_quoted(mut rest: &[u8]) -> Result<(Vec<u8>, &[u8]), QuoteError> {
     let mut word = Vec::new();
     loop {
@@ -109,7 +109,7 @@ fn double_quoted(mut rest: &[u8]) -> Result<(Vec<u8>, &[u8]), QuoteError> {
     }
 }
 
-/// A value on one line: as it is where that says all, else in double quotes, with the escapes that [`words`] reads.
+/// A value on one line: literal if that is unambiguous, otherwise in double quotes, with the escapes of [`words`].
 pub(crate) fn shown(value: &[u8]) -> String {
     match str::from_utf8(value) {
         Ok(text) if is_plain(text) => text.to_owned(),
@@ -117,7 +117,7 @@ pub(crate) fn shown(value: &[u8]) -> String {
     }
 }
 
-/// Whether text can be told from everything else that may stand on its line, and every character of it can be seen.
+/// Whether text is unambiguous on its line, and every character of it is visible.
 fn is_plain(text: &str) -> bool {
     !text.is_empty()
         && !text.starts_with(['(', '"', ' '])
@@ -125,7 +125,7 @@ fn is_plain(text: &str) -> bool {
         && text.chars().all(is_visible)
 }
 
-/// Whether a character can be printed: it neither acts on a terminal nor hides. `Debug` knows which ones those are.
+/// Whether a character is visible and has no effect on a terminal, by the rules of `Debug`.
 fn is_visible(c: char) -> bool {
     matches!(c, '\\' | '"' | '\'') || c.escape_debug().len() == 1
 }
@@ -157,7 +157,7 @@ fn push_hex(out: &mut String, bytes: &[u8]) {
     }
 }
 
-/// Any bytes as a word for a shell. Invisible bytes are written in a form that bash, zsh and ksh know.
+/// Any bytes as a word for a shell. Invisible bytes have the form of bash, zsh and ksh.
 pub(crate) fn shell_word(word: &[u8]) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:=@%+,".contains(c);
     match str::from_utf8(word) {
@@ -169,7 +169,7 @@ pub(crate) fn shell_word(word: &[u8]) -> String {
                 match byte {
                     b'\'' | b'\\' => out.extend(['\\', char::from(byte)]),
                     b' '..=b'~' => out.push(char::from(byte)),
-                    // Octal, which ends after three digits whatever follows.
+                    // Octal, since it always ends after three digits.
                     _ => out.push_str(&format!("\\{byte:03o}")),
                 }
             }
@@ -179,7 +179,7 @@ pub(crate) fn shell_word(word: &[u8]) -> String {
     }
 }
 
-/// A message of a node, or anything else that may hold more than one line, as part of one line.
+/// A text that may have several lines, such as a message of a node, as part of one line.
 pub(crate) fn one_line(text: &str) -> String {
     text.chars()
         .flat_map(|c| {

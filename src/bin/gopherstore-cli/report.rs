@@ -1,4 +1,4 @@
-//! Errors: the line that says what happened and what to do next, and the exit code.
+//! Errors: a line with the fault and advice, and the exit code.
 
 use std::io::{self, Write};
 
@@ -7,7 +7,7 @@ use gopherstore::wire::Opcode;
 
 use crate::quote;
 
-/// How a command ended, in the order of the exit codes.
+/// Result of a command, in the order of the exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Outcome {
@@ -20,17 +20,17 @@ pub(crate) enum Outcome {
     NoConnection = 5,
     Timeout = 6,
     Protocol = 7,
-    /// Standard input cannot be read, or standard output not written.
+    /// Standard input or a file cannot be read, or standard output or a file cannot be written.
     LocalInput = 8,
 }
 
 impl Outcome {
     pub(crate) const fn code(self) -> u8 {
-        // The discriminants are the exit codes, so this is the definition and not a conversion that can lose.
+        // The discriminants are the exit codes.
         self as u8
     }
 
-    /// Whether the next command would fare no better.
+    /// Whether the next command would fail too.
     pub(crate) const fn is_connection_failure(self) -> bool {
         matches!(
             self,
@@ -39,7 +39,7 @@ impl Outcome {
     }
 }
 
-/// A failure, as it is printed.
+/// A failure: its message and exit code.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) outcome: Outcome,
@@ -54,7 +54,7 @@ impl Failure {
         }
     }
 
-    /// Prints one line on standard error. If even that fails, there is nowhere to report it.
+    /// Prints one line on standard error. A failure of that cannot be reported.
     pub(crate) fn print(&self, line: Option<u64>) {
         let message = quote::one_line(&self.message);
         let place = line
@@ -64,15 +64,15 @@ impl Failure {
     }
 }
 
-/// Prints a line on standard error about the session itself, beside all responses.
+/// Prints a message about the session on standard error.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "gopherstore-cli: {}", quote::one_line(text));
 }
 
-/// Beginning of a node's ERROR to an operation that it does not know. Source: docs/GBP.md, section 8.
+/// Start of a node's ERROR to an unknown operation. Source: docs/GBP.md, section 8.
 pub(crate) const UNKNOWN_OPCODE: &str = "unknown opcode";
 
-/// The failure of a request with `opcode`, as text for its user. `node` is the name that the user called the node by.
+/// The failure of a request with `opcode`, as text for the user. `node` is the user's name for the node.
 pub(crate) fn failure(error: &Error, opcode: Opcode, node: Option<&str>) -> Failure {
     let is_write = opcode.spec().writes;
     let (outcome, next) = match error {
@@ -131,17 +131,17 @@ pub(crate) fn failure(error: &Error, opcode: Opcode, node: Option<&str>) -> Fail
     Failure::new(outcome, format!("{error}; {next}"))
 }
 
-/// How a command ends where no response came.
+/// Exit code of a command without a response.
 fn fault(error: &Error) -> Outcome {
     match error.innermost() {
         Error::Timeout { .. } => Outcome::Timeout,
         Error::Connect { .. } | Error::Connection { .. } => Outcome::NoConnection,
-        // The library may come to tell more apart.
+        // The enum is non-exhaustive.
         _ => Outcome::Protocol,
     }
 }
 
-/// Advice to the user where no response came.
+/// Advice to the user after a request without a response.
 fn after_fault(error: &Error, opcode: Opcode, node: Option<&str>) -> String {
     let is_write = opcode.spec().writes;
     let unknown = if opcode == Opcode::Discard {

@@ -1,6 +1,6 @@
-//! Signals that end a program: what holds keys, files or the terminal's settings puts them right first.
+//! Signals that end the program. Commands first remove keys and files, and restore the terminal's settings.
 //!
-//! SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGQUIT are treated alike. When all is put right the program ends by the same
+//! SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGQUIT are treated alike. After the clean-up the program ends by the same
 //! signal, so that a shell reports 128 plus its number. A SIGHUP that is ignored when the program starts, as under
 //! `nohup`, stays ignored.
 
@@ -24,16 +24,16 @@ use signal_hook::{
 
 use crate::report::{Failure, Outcome};
 
-/// How long after the first signal others are taken for the same order: `timeout` sends SIGTERM twice, and a terminal
-/// that closes sends SIGHUP twice.
+/// Time after the first signal in which further ones are ignored: `timeout` sends SIGTERM twice, and a closing terminal
+/// sends SIGHUP twice.
 const REPEATED: Duration = Duration::from_millis(300);
 
-/// Whether to go on with work that has an end of its own.
+/// Whether to continue work, for commands that clean up.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stop {
-    /// The signal that came, 0 where none did.
+    /// The signal that came; 0 before one.
     signal: Arc<AtomicI32>,
-    /// Some of the work has failed.
+    /// Whether some of the work has failed.
     has_failed: Arc<AtomicBool>,
 }
 
@@ -58,7 +58,7 @@ impl Stop {
         Ok(stop)
     }
 
-    /// Ends the command, when all is cleaned up: by the signal, where one came.
+    /// Ends the command after its clean-up, by the signal if one came.
     pub(crate) fn end(&self, outcome: Result<(), Failure>) -> Result<Outcome, Failure> {
         if let Some(signal) = self.signal() {
             if let Err(failure) = &outcome {
@@ -83,12 +83,12 @@ impl Stop {
     }
 }
 
-/// Runs `clean_up` when a signal comes, and then ends the program by it. For work that waits where it cannot look at a
-/// [`Stop`].
+/// Runs `clean_up` when a signal comes, and then ends the program by that signal. For work that blocks where it cannot
+/// check a [`Stop`].
 ///
 /// # Errors
 ///
-/// When the system starts no thread; the signals then end the program without a clean-up.
+/// When no thread can be started. Signals then end the program without a clean-up.
 pub(crate) fn before_end(clean_up: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let mut clean_up = Some(clean_up);
     on_each_signal(move |signal| {
@@ -99,7 +99,7 @@ pub(crate) fn before_end(clean_up: impl FnOnce() + Send + 'static) -> io::Result
     })
 }
 
-/// Calls `act` with each signal that would end the program, but for a SIGHUP that is ignored.
+/// Calls `act` with each signal that would end the program, except an ignored SIGHUP.
 fn on_each_signal(act: impl FnMut(i32) + Send + 'static) -> io::Result<()> {
     let mut handled = vec![SIGINT, SIGTERM, SIGQUIT];
     if !signals::is_ignored(SIGHUP) {
@@ -108,16 +108,16 @@ fn on_each_signal(act: impl FnMut(i32) + Send + 'static) -> io::Result<()> {
     on_each(&handled, act)
 }
 
-/// Calls `act` with each of these signals, in a thread of its own.
+/// Calls `act` with each of these signals, in its own thread.
 ///
 /// # Errors
 ///
-/// When the system starts no thread; the signals then do what they did before.
+/// When no thread can be started. The signals then keep their effect.
 pub(crate) fn on_each(
     handled: &[i32],
     mut act: impl FnMut(i32) + Send + 'static,
 ) -> io::Result<()> {
-    // The thread first: a signal that is handled and has no thread to act on it would do nothing.
+    // The thread is started first: without it a handled signal would have no effect.
     let (sender, receiver) = mpsc::channel::<Signals>();
     thread::Builder::new()
         .name("signals".to_owned())
@@ -133,6 +133,6 @@ pub(crate) fn on_each(
 
 /// Ends the program by `signal`, as if it had not been handled.
 pub(crate) fn end_by(signal: i32) {
-    // It fails for signals alone that have no default.
+    // It fails only for signals without a default action.
     let _ = low_level::emulate_default_handler(signal);
 }

@@ -1,4 +1,4 @@
-//! Measurements, and how they are printed.
+//! Measurements and their output.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use serde::Serialize;
 
 use super::workload::Kind;
 
-/// Decimal digits to which latencies are kept.
+/// Significant decimal digits of latencies.
 const DIGITS: u8 = 3;
 
-/// Names of the percentiles, and the percentiles.
+/// Percentiles and their names.
 const PERCENTILES: [(&str, f64); 5] = [
     ("p50", 50.0),
     ("p90", 90.0),
@@ -19,7 +19,7 @@ const PERCENTILES: [(&str, f64); 5] = [
     ("p99.99", 99.99),
 ];
 
-/// How results are printed.
+/// Form of the results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     Table,
@@ -30,11 +30,11 @@ pub(super) enum Form {
 /// Operations of one kind.
 #[derive(Clone, Debug)]
 pub(super) struct Series {
-    /// Nanoseconds, of those that were answered and not refused.
+    /// Latencies in nanoseconds of successful operations.
     latencies: Histogram<u64>,
-    /// Of these, GETs that found nothing.
+    /// The GETs among these that found no value.
     missed: u64,
-    /// Operations that were refused or got no response.
+    /// Operations that were refused or have no response.
     errors: u64,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Series {
 pub(super) struct Measured {
     gets: Series,
     sets: Series,
-    /// Operations that were due by the end and not sent.
+    /// Operations that were due before the end and not sent.
     pub(super) unsent: u64,
     pub(super) elapsed: Duration,
 }
@@ -58,7 +58,7 @@ impl Series {
     }
 
     fn add(&mut self, other: &Series) {
-        // It grows by itself, so there is room for everything.
+        // It grows as needed.
         let _ = self.latencies.add(&other.latencies);
         self.missed += other.missed;
         self.errors += other.errors;
@@ -66,7 +66,7 @@ impl Series {
 }
 
 impl Measured {
-    /// Nothing so far.
+    /// No measurements.
     pub(super) fn new() -> Result<Measured, CreationError> {
         Ok(Measured {
             gets: Series::new()?,
@@ -86,7 +86,7 @@ impl Measured {
     pub(super) fn record(&mut self, kind: Kind, latency: Duration, was_found: bool) {
         let series = self.series(kind);
         let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
-        // It grows by itself; `saturating_record` would not let it.
+        // It grows as needed; `saturating_record` would prevent that.
         let _ = series.latencies.record(nanos.max(1));
         series.missed += u64::from(!was_found);
     }
@@ -95,7 +95,7 @@ impl Measured {
         self.series(kind).errors += 1;
     }
 
-    /// Adds what another connection measured in the same time.
+    /// Adds the measurements of another connection of the same run.
     pub(super) fn add(&mut self, other: &Measured) {
         self.gets.add(&other.gets);
         self.sets.add(&other.sets);
@@ -103,7 +103,7 @@ impl Measured {
         self.elapsed = self.elapsed.max(other.elapsed);
     }
 
-    /// Whether there is anything to tell.
+    /// Whether there are any measurements.
     pub(super) fn is_empty(&self) -> bool {
         [&self.gets, &self.sets]
             .iter()
@@ -111,12 +111,12 @@ impl Measured {
     }
 }
 
-/// Parameters of a run that its results name.
+/// Parameters of a run in its results.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Conditions {
-    /// The node that was named, and answered GETs.
+    /// The named node, which executes GETs.
     pub(super) addr: String,
-    /// The one that took SETs.
+    /// The leader, which executes SETs.
     pub(super) leader: String,
     pub(super) seed: u64,
     pub(super) connections: u64,
@@ -125,23 +125,23 @@ pub(super) struct Conditions {
     pub(super) keys: u32,
     pub(super) distribution: &'static str,
     pub(super) get_percent: u8,
-    /// Operations a second that were asked for.
+    /// The requested rate in operations a second.
     pub(super) rate: Option<u64>,
 }
 
-/// All that is printed, in this order. Names and units are stable; later versions may add some.
+/// The output, in this order. Names and units are stable; later versions may add some.
 #[derive(Debug, Serialize)]
 struct Results<'a> {
     #[serde(flatten)]
     conditions: &'a Conditions,
     elapsed_s: f64,
     unsent: u64,
-    /// Whether it ended before its time: an error, or a signal.
+    /// Whether an error or a signal ended it early.
     is_partial: bool,
     operations: [Row; 3],
 }
 
-/// One kind of operation, or all.
+/// One kind of operation, or all together.
 #[derive(Debug, Serialize)]
 struct Row {
     operation: &'static str,
@@ -207,8 +207,8 @@ impl Row {
     }
 }
 
-/// The time that so many operations stand for. With a rate that is what the rate gives them, if it is longer: the last
-/// one is sent at the beginning of its own share of the time.
+/// The time of this number of operations, for the rate in the results. With --rate it is at least their number divided
+/// by the rate, since the last operation is due at the start of its own interval.
 pub(super) fn span(count: u64, rate: Option<u64>, elapsed: Duration) -> Duration {
     let share = rate.filter(|&rate| rate > 0).map(|rate| {
         let nanos = u128::from(count) * 1_000_000_000 / u128::from(rate);
@@ -217,7 +217,7 @@ pub(super) fn span(count: u64, rate: Option<u64>, elapsed: Duration) -> Duration
     share.map_or(elapsed, |share| share.max(elapsed))
 }
 
-/// Operations a second; 0 of none.
+/// Operations a second; 0 without any.
 pub(super) fn per_second(count: u64, span: Duration) -> f64 {
     if count == 0 || span.is_zero() {
         return 0.0;
@@ -225,7 +225,7 @@ pub(super) fn per_second(count: u64, span: Duration) -> f64 {
     float(count) / span.as_secs_f64()
 }
 
-/// A number of operations a second for people: that of a slow node is not 0.
+/// A rate for people; that of a slow node is not rounded to 0.
 pub(super) fn shown_rate(per_second: f64) -> String {
     let digits = match per_second {
         0.0 | 100.0.. => 0,
@@ -237,7 +237,7 @@ pub(super) fn shown_rate(per_second: f64) -> String {
     format!("{per_second:.digits$}")
 }
 
-/// The measurements as text that ends with a line feed.
+/// The results as text that ends with a line feed.
 pub(super) fn shown(
     form: Form,
     conditions: &Conditions,
@@ -266,12 +266,12 @@ pub(super) fn shown(
     match form {
         Form::Table => table(&results),
         Form::Csv => csv(&results),
-        // Names and numbers alone, which no form refuses.
+        // It has only names and numbers, so this cannot fail.
         Form::Json => serde_json::to_string_pretty(&results).unwrap_or_default() + "\n",
     }
 }
 
-/// No wider than 40 columns, so that it needs no terminal's width.
+/// At most 40 columns wide, for any terminal.
 fn table(results: &Results<'_>) -> String {
     let mut text = format!(
         "seed    {}\ntime    {}\n",
@@ -302,7 +302,7 @@ fn table(results: &Results<'_>) -> String {
     text
 }
 
-/// A head and a line for each kind of operation: names and numbers, so that nothing needs a quote.
+/// A heading and a line for each kind of operation. Names and numbers need no quotes.
 fn csv(results: &Results<'_>) -> String {
     let mut text = "operation,count,missed,errors,per_s".to_owned();
     for (name, _) in PERCENTILES {
@@ -331,7 +331,7 @@ fn csv(results: &Results<'_>) -> String {
     text
 }
 
-/// A time for people, with three or four digits that matter.
+/// A time for people, with three or four significant digits.
 fn time(micros: f64) -> String {
     let (value, unit) = match micros {
         _ if micros < 1e3 => (micros, "\u{b5}s"),
@@ -358,7 +358,7 @@ const fn float(number: u64) -> f64 {
     number as f64
 }
 
-/// To six digits behind the point.
+/// Rounded to six decimals.
 fn rounded(value: f64) -> f64 {
     (value * 1e6).round() / 1e6
 }

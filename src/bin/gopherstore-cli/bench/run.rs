@@ -1,4 +1,4 @@
-//! The part that is measured: a thread for each connection, all by one clock.
+//! The measurement: a thread for each connection, with one clock.
 
 use std::{
     io,
@@ -29,36 +29,37 @@ use super::{
     workload::{Kind, Operations, Stream},
 };
 
-/// Between two looks at how far it is.
+/// Interval of the progress display.
 const TICK: Duration = Duration::from_millis(200);
-/// How long a connection with nothing to send sleeps before it looks whether to go on.
+/// Longest sleep of a connection before it checks for a stop.
 const NAP_MAX: Duration = Duration::from_millis(50);
-/// Files that are open beside the connections, and more.
+/// Open files in addition to the connections.
 const FILES_SPARE: u64 = 64;
-/// From the start of the first thread to that of the run: some, and some for each thread, so that none is late for it.
+/// Delay from the start of the first thread to that of the run: a fixed time, and a time for each thread, so that no
+/// thread is late.
 const START_BASE: Duration = Duration::from_millis(2);
 const START_EACH: Duration = Duration::from_micros(100);
 
-/// State that all connections share.
+/// State shared by all connections.
 struct Shared<'a> {
     plan: &'a Plan,
     stop: &'a Stop,
-    /// Bytes that values are cut from.
+    /// The bytes from which values are taken.
     pool: &'a [u8],
-    /// Measured operations that have their responses.
+    /// Measured operations with a response.
     done: AtomicU64,
-    /// When the warm-up starts.
+    /// Start of the warm-up.
     start: Instant,
 }
 
-/// Runs all connections to their end. Gives what they measured, and the first failure where there was one.
+/// Runs all connections to their end. Returns their measurements and the first failure.
 pub(super) fn measure(
     target: &Target<'_>,
     stop: &Stop,
     progress: &Progress,
 ) -> Result<(Measured, Option<Failure>), Failure> {
     let plan = target.plan;
-    // Where the system allows less, connecting says so.
+    // If the system allows fewer, connecting fails with its message.
     let _ = rlimit::increase_nofile_limit(2 * plan.connections + FILES_SPARE);
     let mut clients = Vec::new();
     for at in 0..plan.connections {
@@ -87,7 +88,7 @@ pub(super) fn measure(
                 if report.as_ref().map_or(true, |(_, error)| error.is_some()) {
                     shared.stop.fail();
                 }
-                // The other end waits until all have sent something.
+                // The receiver waits until every thread has sent.
                 let _ = sender.send(report);
             };
             let name = format!("bench-{number}");
@@ -122,7 +123,7 @@ fn no_thread(error: &io::Error) -> Failure {
     Failure::new(Outcome::LocalInput, message)
 }
 
-/// The figures of a run before it begins.
+/// Empty measurements before a run.
 pub(super) fn nothing() -> Result<Measured, Failure> {
     Measured::new().map_err(|error| {
         let message = format!("no room to measure: {error}; ask for fewer --connections");
@@ -150,10 +151,10 @@ impl Shared<'_> {
     }
 }
 
-/// Requests on their way to one node.
+/// A batch of requests to one node.
 struct Lane<'a> {
     pipeline: Pipeline<'a>,
-    /// Operations in the pipeline: the kind of each, and when it was due.
+    /// Operations in the pipeline: kind and due time of each.
     operations: Vec<(Kind, Option<Instant>)>,
     responses: Vec<Timed>,
 }
@@ -167,7 +168,7 @@ impl<'a> Lane<'a> {
         }
     }
 
-    /// Sends what is in it, waits for all responses and takes note of them.
+    /// Sends the batch, waits for all responses and records them.
     fn run(&mut self, mut measured: Option<&mut Measured>) -> Result<(), Error> {
         if self.operations.is_empty() {
             return Ok(());
@@ -191,7 +192,7 @@ impl<'a> Lane<'a> {
                 }
             }
         }
-        // Those that have no response.
+        // The operations without a response.
         if let Some(measured) = measured {
             operations.for_each(|(kind, _)| measured.record_error(kind));
         }
@@ -202,7 +203,7 @@ impl<'a> Lane<'a> {
     }
 }
 
-/// One connection, or two where the node that was named is not the leader.
+/// One connection, or two if the named node is not the leader.
 struct Connection<'a> {
     shared: &'a Shared<'a>,
     number: u64,

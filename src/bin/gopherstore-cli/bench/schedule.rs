@@ -1,45 +1,44 @@
-//! When a connection sends what. Pure: time is passed in, as what has gone by since the start.
+//! The schedule of a connection. Pure: the time since the start is passed in.
 //!
-//! Operations are numbered over all connections. Connection c of n has the numbers c, c + n, c + 2n and so on, so who
-//! sends what does not depend on who is fast.
+//! Operations are numbered over all connections. Connection c of n has the numbers c, c + n, c + 2n and so on, whatever
+//! the speed of the connections.
 //!
 //! # Coordinated omission
 //!
-//! A generator that waits for a response before it sends the next request sends nothing while the node stands still,
-//! and so has one bad figure where its users would have thousands. With a rate, each operation is due at a time that
-//! the rate alone sets: `number / rate`. A late operation is sent as soon as possible, and its
-//! latency counts from the time at which it was due.
+//! A generator that waits for a response sends nothing during a pause of the node. It then records one long latency,
+//! where real clients would have thousands. With a rate, each operation has a due time, `number / rate`. A late
+//! operation is sent as soon as possible, and its latency counts from the due time.
 
 use std::{num::NonZeroU64, time::Duration};
 
 const NANOS_PER_SECOND: u128 = 1_000_000_000;
 
-/// When a run is over.
+/// End of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// After so many operations, of all connections together.
+    /// After this number of operations of all connections.
     Count(u64),
-    /// After that time.
+    /// After this time.
     Duration(Duration),
 }
 
 /// Next action of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
-    /// Send the next ones, so many at once; at least 1.
+    /// Send this number of operations at once; at least 1.
     Send(u64),
-    /// Nothing is due before that time.
+    /// Nothing is due before this time.
     Wait(Duration),
-    /// That was all.
+    /// The run is over.
     Over,
 }
 
-/// Operations of one connection, and when they are due.
+/// The operations of one connection and their due times.
 #[derive(Clone, Debug)]
 pub(super) struct Schedule {
     connection: u64,
     connections: u64,
-    /// Operations a second, of all connections together; without it each sends as fast as it can.
+    /// Operations a second of all connections; `None` for no rate.
     rate: Option<NonZeroU64>,
     end: End,
     /// Operations of this connection that are sent.
@@ -79,27 +78,27 @@ impl Schedule {
         }
     }
 
-    /// When the operation is due that comes `ahead` others after those that are sent; nothing without a rate.
+    /// Due time of the operation that comes `ahead` others after the sent ones; `None` without a rate.
     pub(super) fn due(&self, ahead: u64) -> Option<Duration> {
         let rate = u128::from(self.rate?.get());
         let nanos = u128::from(self.number(ahead)) * NANOS_PER_SECOND / rate;
-        // 584 years at the most.
+        // At most 584 years.
         Some(Duration::from_nanos(
             u64::try_from(nanos).unwrap_or(u64::MAX),
         ))
     }
 
-    /// Takes note that the next `count` are sent.
+    /// Notes that the next `count` operations are sent.
     pub(super) const fn advance(&mut self, count: u64) {
         self.sent += count;
     }
 
-    /// How many were due by `now`, or by the end where that came before, and are not sent.
+    /// Number of operations that were due before `now` or the end, and are not sent.
     pub(super) fn unsent(&self, now: Duration) -> u64 {
         let Some(rate) = self.rate else { return 0 };
         let nanos_max = match self.end {
             End::Count(_) => now.as_nanos(),
-            // An operation that is due exactly at the end is not part of it.
+            // An operation that is due exactly at the end is not part of the run.
             End::Duration(end) => now.as_nanos().min(end.as_nanos().saturating_sub(1)),
         };
         // The last number that is due: the largest with number × 10^9 / rate, rounded down, within the time.
@@ -125,7 +124,7 @@ impl Schedule {
         }
     }
 
-    /// The number, over all connections, of this one's operation that comes `ahead` others after those that are sent.
+    /// The number of the operation that comes `ahead` others after the sent ones.
     const fn number(&self, ahead: u64) -> u64 {
         (self.sent + ahead)
             .saturating_mul(self.connections)
@@ -151,8 +150,8 @@ mod tests {
         sorted[rank.min(sorted.len() - 1)]
     }
 
-    /// Runs one connection against a node that answers after 100 µs, but stands still for `stall` from 1 s on. Gives
-    /// the sorted latencies from the time at which each operation was due, and from that at which it was sent.
+    /// Runs one connection against a node that responds after 100 µs, but pauses for `stall` from 1 s on. Returns the
+    /// sorted latencies from the due times, and from the times of sending.
     fn simulate(
         mut schedule: Schedule,
         depth: u64,
@@ -193,12 +192,13 @@ mod tests {
         let schedule = Schedule::new(0, 1, NonZeroU64::new(1_000), End::Count(10_000));
         let (from_due, from_sent) = simulate(schedule.clone(), 1, ms(2_000));
         assert_eq!(from_due.len(), 10_000, "the schedule is kept");
-        // Those that were due in the 2 s, and those that came late for them, are a fifth of all and a little more.
+        // The operations that were due in the 2 s, and those that were late because of them, are a little more than a
+        // fifth.
         assert!(quantile(&from_due, 0.5) < ms(1));
         assert!(quantile(&from_due, 0.9) > ms(1_000));
         assert!(quantile(&from_due, 0.99) > ms(1_850));
         assert_eq!(from_due.last(), Some(&ms(2_000)));
-        // A generator that measures from the sending sees one slow response.
+        // Measured from the times of sending, one response is slow.
         assert!(quantile(&from_sent, 0.999) < ms(1));
         assert_eq!(from_sent.last(), Some(&ms(2_000)));
 

@@ -1,4 +1,4 @@
-//! The nodes that are measured, and the keys there: no other keys are touched, and none is left.
+//! The measured nodes and the keys of the run. No other keys are written, and none remains.
 
 use std::{
     ops::Range,
@@ -20,34 +20,34 @@ use crate::{
 
 use super::{Conditions, Plan, Progress, workload::Stream};
 
-/// Keys that one pipeline looks for, gives values to or removes.
+/// Keys in one pipeline of preparation or cleanup.
 const BATCH_COUNT: u32 = 1_000;
-/// Bytes of values that it sends at the most, if there is more than one.
+/// Most bytes of values in such a pipeline, unless it has only one.
 const BATCH_BYTES: u32 = 1 << 20;
-/// Between two looks whether a follower has the keys.
+/// Interval of checks whether a follower has the keys.
 const POLL: Duration = Duration::from_millis(10);
 
-/// Where a run takes place.
+/// The nodes of a run.
 pub(super) struct Target<'a> {
     pub(super) plan: &'a Plan,
     context: &'a Context,
-    /// The node that was named.
+    /// The named node.
     addr: String,
     leader: String,
-    /// To the leader, for what is not measured.
+    /// A client of the leader, for preparation and cleanup.
     client: Client,
 }
 
-/// The keys that belong to this run from now on.
+/// The keys of this run.
 #[derive(Debug)]
 #[must_use]
 pub(super) struct Claim {
-    /// Their number: the run's own, and what an earlier one left.
+    /// Their number, with those that an earlier run left.
     keys: u32,
 }
 
 impl<'a> Target<'a> {
-    /// Asks the node who leads.
+    /// Asks the node for the leader.
     pub(super) fn find(plan: &'a Plan, context: &'a Context) -> Result<Target<'a>, Failure> {
         let addr = context.addr()?;
         let mut client = context.client_of(&addr);
@@ -56,7 +56,7 @@ impl<'a> Target<'a> {
             .map_err(|error| report::failure(&error, Opcode::Status, context.node.as_deref()))?;
         let mut leader = addr.clone();
         if field(&status, "role") == Some("follower") {
-            // An address has a colon; where none is known, a word stands in its place.
+            // An address has a colon; an unknown one is a word without.
             let named = field(&status, "leader").filter(|addr| addr.contains(':'));
             match named {
                 Some(named) if context.follow_redirects => leader = named.to_owned(),
@@ -78,7 +78,7 @@ impl<'a> Target<'a> {
         })
     }
 
-    /// A connection to the node that was named, and one to the leader where that is another.
+    /// A connection to the named node, and one to the leader if that is another node.
     pub(super) fn connect(&self) -> Result<(Client, Option<Client>), Failure> {
         let open = |addr: &str| {
             let mut client = self.context.client_of(addr);
@@ -97,7 +97,7 @@ impl<'a> Target<'a> {
         Ok((open(&self.addr)?, writes.transpose()?))
     }
 
-    /// The line for an error.
+    /// The text of an error.
     pub(super) fn failure(&self, error: &Error) -> Failure {
         report::failure(error, Opcode::Status, self.context.node.as_deref())
     }
@@ -122,7 +122,7 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Checks that no key belongs to another program, and leaves the marker. Nothing where a signal came first.
+    /// Checks that no key has a value already, and sets the marker. `None` if a signal came first.
     pub(super) fn claim(
         &mut self,
         stop: &Stop,
@@ -174,14 +174,14 @@ impl<'a> Target<'a> {
             .client
             .set(marker.as_bytes(), format!("{keys} keys").as_bytes());
         if let Err(error) = set {
-            // Whether it was carried out may not be known, and what is left would stop the next run.
+            // The marker may have been set, and would stop the next run.
             let _ = self.client.del(marker.as_bytes());
             return Err(self.failure(&error));
         }
         Ok(Some(Claim { keys }))
     }
 
-    /// Gives every key a value, if any is going to be read, and waits until the node that is read from has them.
+    /// Gives every key a value if the run has GETs, and waits until the named node has them.
     pub(super) fn load(&mut self, stop: &Stop, progress: &Progress) -> Result<(), Failure> {
         let workload = self.plan.workload;
         if workload.get_percent == 0 {
@@ -201,7 +201,7 @@ impl<'a> Target<'a> {
         if self.addr == self.leader {
             return Ok(());
         }
-        // Entries arrive in order, so with the last key all others are there.
+        // Entries arrive in order, so the last key comes after all others.
         let mut last = Vec::new();
         self.plan.prefix.key(workload.keys - 1, &mut last);
         let mut follower = self.context.client_of(&self.addr);
@@ -254,8 +254,8 @@ impl<'a> Target<'a> {
         })
     }
 
-    /// Sends something for each key of a range, many at once, until all have their responses, `judge` says false, or
-    /// the run is stopped.
+    /// Sends a request for each key of a range, in pipelines, until all have responses, `judge` returns false, or the
+    /// run is stopped.
     fn sweep(
         &mut self,
         keys: Range<u32>,

@@ -6,14 +6,14 @@ use gopherstore::wire::KEY_LEN_MAX;
 use rand::{Rng, RngExt, SeedableRng, rngs::ChaCha8Rng};
 use rand_distr::{Distribution, Zipf};
 
-/// How skewed keys are where they are: the key of rank r is asked for in proportion to 1/r^0.99, as in YCSB.
+/// Exponent of the Zipf distribution: the frequency of the key of rank r is proportional to 1/r^0.99, as in YCSB.
 const ZIPF_EXPONENT: f64 = 0.99;
-/// Random bytes beyond the longest value, so that values of equal length differ.
+/// Random bytes in addition to the longest value, so that values of equal length differ.
 const POOL_SPARE_LEN: usize = 64 << 10;
-/// Digits of a key's number, so that all keys are equally long.
+/// Digits of a key's number, so that all keys have the same length.
 const DIGITS: usize = 10;
 
-/// Lengths of values, in bytes: any of the range is as likely as another.
+/// Lengths of values in bytes, uniformly distributed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sizes {
     pub(super) min: u32,
@@ -54,14 +54,14 @@ impl fmt::Display for Sizes {
 pub(super) struct Prefix(String);
 
 impl Prefix {
-    /// The key of a number.
+    /// The key with this number.
     pub(super) fn key(&self, number: u32, key: &mut Vec<u8>) {
         key.clear();
         key.extend_from_slice(self.0.as_bytes());
         key.extend_from_slice(format!("{number:0DIGITS$}").as_bytes());
     }
 
-    /// The key that says that there are others.
+    /// The key that marks a run.
     pub(super) fn marker(&self) -> String {
         format!("{}running", self.0)
     }
@@ -87,21 +87,21 @@ impl FromStr for Prefix {
 /// Distribution of a run's operations.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Workload {
-    /// Keys are numbered from 0; at least 1.
+    /// Number of keys, at least 1. Keys are numbered from 0.
     pub(super) keys: u32,
     pub(super) sizes: Sizes,
-    /// Of 100 operations so many are GETs, on average, and the others SETs.
+    /// Average percentage of GETs; the others are SETs.
     pub(super) get_percent: u8,
     pub(super) is_zipf: bool,
     pub(super) seed: u64,
 }
 
-/// Each use of the seed draws from a sequence of its own, so that none depends on how long another goes on.
+/// Each use of the seed has its own random sequence, so that none depends on the length of another.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Stream {
-    /// The bytes that values are cut from.
+    /// The bytes from which values are taken.
     Pool,
-    /// The values that keys have before the run.
+    /// The values of keys before the run.
     Load,
     WarmUp {
         connection: u64,
@@ -121,11 +121,11 @@ pub(super) enum Kind {
 pub(super) struct Operation {
     pub(super) kind: Kind,
     pub(super) key: u32,
-    /// Where in the pool a SET's value is; empty for a GET.
+    /// Place of a SET's value in the pool; empty for a GET.
     pub(super) value: Range<usize>,
 }
 
-/// The operations of one connection, without end.
+/// The infinite sequence of operations of one connection.
 #[derive(Debug)]
 pub(super) struct Operations {
     workload: Workload,
@@ -136,7 +136,7 @@ pub(super) struct Operations {
 impl Workload {
     pub(super) fn operations(&self, stream: Stream) -> Operations {
         let exponent = ZIPF_EXPONENT;
-        // At least one key and a positive exponent: it cannot fail.
+        // It cannot fail with at least one key and a positive exponent.
         let zipf = Zipf::new(f64::from(self.keys), exponent).ok();
         Operations {
             workload: *self,
@@ -145,7 +145,7 @@ impl Workload {
         }
     }
 
-    /// Bytes that all values are cut from.
+    /// The bytes from which all values are taken.
     pub(super) fn pool(&self) -> Vec<u8> {
         let mut pool = vec![0; self.sizes.max as usize + POOL_SPARE_LEN];
         self.generator(Stream::Pool).fill_bytes(&mut pool);
@@ -179,7 +179,7 @@ impl Operations {
         Operation { kind, key, value }
     }
 
-    /// Where in the pool the next value is.
+    /// Place of the next value in the pool.
     pub(super) fn value(&mut self) -> Range<usize> {
         let Sizes { min, max } = self.workload.sizes;
         let len = self.generator.random_range(min..=max) as usize;
@@ -305,8 +305,8 @@ mod tests {
         counts
     }
 
-    /// The sum of the squared deviations, each over what was expected; for 1,000 keys about 999, and more than 1,150
-    /// hardly once in a thousand times. The seed is fixed, so it is the same each time.
+    /// The chi-squared statistic: for 1,000 keys about 999, and above 1,150 about once in a thousand times. The seed is
+    /// fixed, so the result is always the same.
     fn chi_squared(counts: &[f64], expected: impl Fn(usize) -> f64) -> f64 {
         let deviations = counts.iter().enumerate();
         deviations

@@ -1,4 +1,4 @@
-//! Finding the node to talk to: the first of several addresses that answers, or the leader of a `cluster.toml`.
+//! Finds the node: the first of several addresses that responds, or the leader of a `cluster.toml`.
 
 use std::{
     path::Path,
@@ -18,10 +18,10 @@ use crate::report::{self, Failure, Outcome};
 
 use super::Context;
 
-/// How long the leader that the file names may keep another one waiting that says that it leads.
+/// How long the response of the leader in the file is awaited after another node has reported that it leads.
 const PRECEDENCE: Duration = Duration::from_millis(500);
 
-/// A client whose frames are not dumped: the user did not ask for what it sends.
+/// A client whose frames are not dumped, since they are not the user's requests.
 fn asking(context: &Context, addr: &str) -> Client {
     let options = ClientOptions {
         on_frame: None,
@@ -30,7 +30,7 @@ fn asking(context: &Context, addr: &str) -> Client {
     Client::unconnected(addr, options)
 }
 
-/// The first of the addresses at which a node answers a PING, each asked for --timeout at most.
+/// The first address whose node responds to a PING, each within --timeout.
 pub(super) fn first_that_responses(context: &Context, addrs: &[&str]) -> Result<String, Failure> {
     let mut first = None;
     let mut words = Vec::new();
@@ -53,20 +53,20 @@ pub(super) fn first_that_responses(context: &Context, addrs: &[&str]) -> Result<
     ))
 }
 
-/// Where a node of the file stands.
+/// The role of a node of the file.
 enum Standing {
     /// It takes writes.
     Leads,
-    /// It is to lead, and does not serve.
+    /// It is a leader that does not serve.
     IsToLead,
-    /// It follows, or is another node; in words.
+    /// It follows, or is another node; the text says which.
     No(String),
-    /// It does not say.
+    /// It does not report its role.
     Unknown(Error),
 }
 
-/// The node of the file that leads. All are asked at once: the one that the file calls the leader comes first, then
-/// the first that says that it leads.
+/// The node of the file that leads. All nodes are asked at once. The leader in the file is preferred, then the first
+/// node that reports that it leads.
 pub(super) fn leader(context: &Context, file: &Path) -> Result<String, Failure> {
     let config = Config::load(file);
     let config = config.map_err(|error| Failure::new(Outcome::Usage, error.to_string()))?;
@@ -99,7 +99,7 @@ pub(super) fn leader(context: &Context, file: &Path) -> Result<String, Failure> 
                 });
             }
             Err(RecvTimeoutError::Timeout) => {}
-            // All have answered.
+            // All nodes have responded.
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }
@@ -111,10 +111,10 @@ pub(super) fn leader(context: &Context, file: &Path) -> Result<String, Failure> 
     }
 }
 
-/// A node's response, by its place in the list.
+/// A node's index in the list, and its response.
 type Response = (usize, Result<NodeStatus, Error>);
 
-/// Asks each node in a thread of its own. One that is silent is not waited for where the response is there already.
+/// Asks each node in its own thread. A silent node does not delay the result.
 fn ask_all(context: &Context, nodes: &[&NodeConfig]) -> Result<Receiver<Response>, Failure> {
     let (sender, responses) = mpsc::channel();
     for (at, node) in nodes.iter().enumerate() {
@@ -140,7 +140,7 @@ fn standing(node: &NodeConfig, cluster: &str, status: &NodeStatus) -> Standing {
             return Standing::No(format!("is a node of cluster {theirs}"));
         }
         (_, Some(name)) if *name != node.name => return Standing::No(format!("is {name}")),
-        // One that was started without a file has no name.
+        // A node that was started without a file has no name.
         (_, None) => return Standing::No("is a node on its own".to_owned()),
         _ => {}
     }
@@ -160,7 +160,7 @@ fn no_leader(file: &Path, nodes: &[&NodeConfig], standings: &[Option<Standing>])
             let words = match standing.as_ref()? {
                 Standing::No(words) => words.clone(),
                 Standing::Unknown(error) => {
-                    // That of the leader is the reason.
+                    // The failure of the leader is the reason.
                     if at == 0 {
                         outcome = report::failure(error, Opcode::Status, None).outcome;
                     }

@@ -1,5 +1,5 @@
-//! Where the prompt's lines come from: an editor with history, completion and hints, or on a terminal that can do no
-//! more, or whose output goes elsewhere, the terminal's own line.
+//! The source of the prompt's lines: an editor with history, completion and hints; or the terminal's own line, if the
+//! terminal has no cursor or the output goes elsewhere.
 
 use std::{
     borrow::Cow,
@@ -36,22 +36,22 @@ use crate::{
 
 use super::line;
 
-/// Lines that the history keeps.
+/// Most lines of the history.
 const HISTORY_LINES_MAX: usize = 1000;
-/// A longer line is not kept: values of megabytes can be pasted.
+/// Longest line of the history in bytes, since values of megabytes can be pasted.
 const HISTORY_LINE_LEN_MAX: usize = 4096;
-/// Of a terminal that does not say.
+/// Width of a terminal that does not report it.
 const COLUMNS_DEFAULT: usize = 80;
-/// Ends bracketed paste, which the editor begins. Source: xterm's control sequences, DECRST 2004.
+/// Ends bracketed paste, which the editor starts. Source: xterm's control sequences, DECRST 2004.
 const PASTE_OFF: &[u8] = b"\x1b[?2004l\n";
-/// Columns that the prompt leaves for the line, or else it becomes short.
+/// Fewest columns for the line; with fewer, the short prompt is used.
 const LINE_COLUMNS_MIN: usize = 12;
 
 /// Input from the keyboard.
 #[derive(Debug)]
 pub(super) enum Input {
     Line(Vec<u8>),
-    /// Ctrl-C: what was typed is of no interest any more.
+    /// Ctrl-C: the typed line is abandoned.
     Abandoned,
     /// Ctrl-D.
     End,
@@ -63,9 +63,9 @@ pub(super) enum Reader {
 }
 
 impl Reader {
-    /// The editor, where the terminal is up to it.
+    /// The editor, if the terminal supports it.
     pub(super) fn new() -> Reader {
-        // Without a name nothing is known of the terminal; `dumb` and these two know no cursor.
+        // A terminal without a name is unknown; `dumb` and these two have no cursor.
         let term = env::var("TERM").unwrap_or_default().to_ascii_lowercase();
         let is_dumb = matches!(&*term, "" | "dumb" | "cons25" | "emacs");
         if is_dumb || !io::stdout().is_terminal() {
@@ -80,7 +80,7 @@ impl Reader {
         )
     }
 
-    /// Names of nodes, for the completion.
+    /// Names of nodes for completion.
     pub(super) fn set_nodes(&mut self, nodes: Vec<String>) {
         if let Reader::Edited(editing) = self
             && let Some(help) = editing.editor.helper_mut()
@@ -96,7 +96,7 @@ impl Reader {
         }
     }
 
-    /// Asks for a line with `prompt`, or where that leaves too little room, with `short`.
+    /// Reads a line with `prompt`, or with `short` on a narrow terminal.
     pub(super) fn read(&mut self, prompt: &str, short: &str) -> Result<Input, Failure> {
         match self {
             Reader::Edited(editing) => {
@@ -112,7 +112,7 @@ impl Reader {
 /// The editor.
 pub(super) struct Editing {
     editor: Editor<LineHelper, FileHistory>,
-    /// None where it cannot be kept.
+    /// `None` if it cannot be kept.
     history: Option<PathBuf>,
 }
 
@@ -169,7 +169,7 @@ impl Editing {
         }
     }
 
-    /// Keeps a line, in the file at once: other sessions append to it too, and this one may be killed.
+    /// Appends a line to the file at once: other sessions append too, and this one may be killed.
     fn remember(&mut self, line: &str) {
         if line.len() > HISTORY_LINE_LEN_MAX || line.trim().is_empty() {
             return;
@@ -184,7 +184,7 @@ impl Editing {
         }
     }
 
-    /// Says once that the history is not kept.
+    /// Reports once that the history is not kept.
     fn forget(&mut self, path: &std::path::Path, error: &ReadlineError) {
         self.history = None;
         note(&format!(
@@ -194,12 +194,12 @@ impl Editing {
     }
 }
 
-/// Makes a signal that ends the program leave the terminal as it is now. While a line is edited, the terminal does not
-/// show what is typed, and SIGINT is the editor's.
+/// Has a signal that ends the program restore the terminal to its present settings. While a line is edited, the
+/// terminal does not echo, and the editor handles SIGINT.
 fn restore_terminal_before_end() -> io::Result<()> {
     let settings = tcgetattr(io::stdin())?;
     stop::before_end(move || {
-        // A program in the background is stopped where it changes the terminal; the terminal is the shell's then.
+        // Changing the terminal stops a program in the background; the terminal is the shell's then.
         if tcgetpgrp(io::stdin()).is_ok_and(|group| group == getpgrp()) {
             let _ = tcsetattr(io::stdin(), OptionalActions::Now, &settings);
             if is_writable(&io::stdout()) {
@@ -209,7 +209,7 @@ fn restore_terminal_before_end() -> io::Result<()> {
     })
 }
 
-/// Whether a write returns at once. That to a terminal that is stopped does not.
+/// Whether a write returns at once. A write to a stopped terminal does not.
 fn is_writable(out: &io::Stdout) -> bool {
     let mut polled = [PollFd::new(out, PollFlags::OUT)];
     let at_once = Timespec {
@@ -223,11 +223,11 @@ fn is_not_found(error: &ReadlineError) -> bool {
     matches!(error, ReadlineError::Io(error) if error.kind() == io::ErrorKind::NotFound)
 }
 
-/// The history's file, in a folder that is there. Source: XDG Base Directory Specification, `XDG_STATE_HOME`.
+/// The file of the history; its folder is created. Source: XDG Base Directory Specification, `XDG_STATE_HOME`.
 fn history_file() -> Result<PathBuf, String> {
     let absolute = |name: &str| {
         let path = env::var_os(name).map(PathBuf::from);
-        // A relative one is to be passed over.
+        // A relative path is to be ignored.
         path.filter(|path| path.is_absolute())
     };
     let state = absolute("XDG_STATE_HOME")
@@ -242,13 +242,13 @@ fn history_file() -> Result<PathBuf, String> {
     Ok(folder.join("history"))
 }
 
-/// Completes and hints.
+/// Completion and hints.
 #[derive(Default)]
 struct LineHelper {
     nodes: Vec<String>,
 }
 
-/// Operands that are still to come. It shows what they are and completes to nothing.
+/// A hint with the missing operands. It completes to nothing.
 struct Operands(String);
 
 impl Hint for Operands {
@@ -287,7 +287,7 @@ impl Completer for LineHelper {
     }
 }
 
-/// Asked only where colours are welcome: on a terminal without NO_COLOR.
+/// Only called where colours are allowed: on a terminal without NO_COLOR.
 impl Highlighter for LineHelper {
     fn highlight_hint<'h>(&self, hint: &'h str) -> Cow<'h, str> {
         Cow::Owned(format!("\x1b[90m{hint}\x1b[0m")) // bright black, which is grey
@@ -300,7 +300,7 @@ impl Helper for LineHelper {}
 
 /// The terminal's own line.
 pub(super) struct Plain {
-    /// The prompt while a line is awaited, for the handler of Ctrl-C.
+    /// The prompt while a line is read, for the handler of Ctrl-C.
     awaited: Arc<Mutex<Option<String>>>,
 }
 
@@ -308,20 +308,20 @@ impl Plain {
     fn new() -> Plain {
         let awaited = Arc::new(Mutex::new(None::<String>));
         let handled = Arc::clone(&awaited);
-        // Where there can be no such thread, Ctrl-C ends the program as it ends others.
+        // Without this thread, Ctrl-C ends the program.
         let _ = stop::on_each(&[SIGINT], move |signal| match &*handled.lock() {
-            // The terminal has thrown away what was typed.
+            // The terminal has discarded the typed line.
             Some(prompt) => show(&format!("\n{prompt}")),
-            // A command runs, which Ctrl-C ends as it does elsewhere.
+            // A command is running, which Ctrl-C ends.
             None => stop::end_by(signal),
         });
         Plain { awaited }
     }
 
     fn read(&self, prompt: &str) -> Result<Input, Failure> {
-        // Before a user can answer the prompt with Ctrl-C.
+        // Before the user can press Ctrl-C.
         *self.awaited.lock() = Some(prompt.to_owned());
-        // As a shell does it: standard output is for responses alone.
+        // Like a shell, since standard output is for responses.
         show(prompt);
         let mut line = Vec::new();
         let read = io::stdin().lock().read_until(b'\n', &mut line);
@@ -337,7 +337,7 @@ impl Plain {
     }
 }
 
-/// If even that fails, there is nowhere to report it.
+/// A failure of that cannot be reported.
 fn show(text: &str) {
     let mut out = io::stderr();
     drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));

@@ -12,24 +12,25 @@ pub(super) enum Entry {
     Nothing,
     Help,
     Exit,
-    /// Dump frames from now on, or no more.
+    /// Turn the dump of frames on or off.
     Hex(bool),
-    /// Print values byte by byte from now on, or no more.
+    /// Turn the output of raw values on or off.
     Raw(bool),
     Run(Job),
 }
 
-/// A command, and what stood before it.
+/// A command with its prefixes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Job {
     pub(super) command: Command,
     /// Name or address of another node that runs it.
     pub(super) node: Option<String>,
-    /// Print the value byte by byte.
+    /// Print the raw value.
     pub(super) is_raw: bool,
 }
 
-/// The words of the prompt alone, with what they do. They begin with a colon, so that they are never a command's.
+/// The words that only the prompt has, with their effects. They begin with a colon, so that no command has the same
+/// name.
 pub(super) const DIRECTIVES: [(&str, &str); 6] = [
     (
         ":on NODE COMMAND",
@@ -106,7 +107,7 @@ pub(super) fn parse(line: &[u8]) -> Result<Entry, String> {
     }
 }
 
-/// The second of two words, where it is `on` or `off`.
+/// The second of two words, if it is `on` or `off`.
 fn switch(words: &[Vec<u8>]) -> Option<bool> {
     match words {
         [_, word] if word.eq_ignore_ascii_case(b"on") => Some(true),
@@ -120,7 +121,7 @@ fn lower(word: Option<&Vec<u8>>) -> String {
         .unwrap_or_default()
 }
 
-/// The names of the operands that are still to come after `line`, as a hint that is put right behind it.
+/// The names of the missing operands of `line`, as a hint behind it.
 pub(super) fn hint(line: &str) -> Option<String> {
     let words = lines::words(line.as_bytes()).ok()?;
     let operands = operands_after(&words)?;
@@ -131,7 +132,7 @@ pub(super) fn hint(line: &str) -> Option<String> {
     })
 }
 
-/// Names of the operands that follow these words; `None` where they are no command.
+/// Names of the operands after these words; `None` if they are no command.
 fn operands_after(words: &[Vec<u8>]) -> Option<Vec<&'static str>> {
     let (_, rest) = words.split_first()?;
     let after_node = |words: &[Vec<u8>]| match words {
@@ -150,7 +151,7 @@ fn operands_after(words: &[Vec<u8>]) -> Option<Vec<&'static str>> {
         name => {
             let offer = OFFERS.iter().find(|offer| offer.name() == name)?;
             let mut operands = offer.operands();
-            // Those that are there already.
+            // Skips the given operands.
             for _ in rest {
                 operands.next()?;
             }
@@ -159,8 +160,8 @@ fn operands_after(words: &[Vec<u8>]) -> Option<Vec<&'static str>> {
     }
 }
 
-/// Completions of the last word of `line`: where it begins, and the words that may stand there, each with a
-/// space behind it where more must follow.
+/// Completions of the last word of `line`: its start, and the possible words, each with a space behind it if more must
+/// follow.
 pub(super) fn completions(line: &str, nodes: &[String]) -> (usize, Vec<String>) {
     let start = line.rfind([' ', '\t']).map_or(0, |at| at + 1);
     let (before, begun) = line.split_at(start);
@@ -210,7 +211,7 @@ fn candidates(before: &[Vec<u8>], nodes: &[String]) -> Vec<String> {
     }
 }
 
-/// The help, for a terminal of so many columns.
+/// The help for a terminal of this width in columns.
 pub(super) fn help(columns: usize) -> String {
     let mut text = String::new();
     let entries = || {
@@ -240,7 +241,7 @@ A long value is cut to a line: :raw get KEY prints all of it, gopherstore-cli ge
 A read whose connection broke is asked once more; a write is never sent twice. \
 A line that begins with a space is not kept in the history.";
 
-/// Appends the words of `paragraph` in lines that fit.
+/// Appends the words of `paragraph`, broken into lines.
 fn wrap(text: &mut String, paragraph: &str, indent: &str, columns: usize) {
     // Longer lines are hard to read.
     let columns = columns.clamp(20, 100);

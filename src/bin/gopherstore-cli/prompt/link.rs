@@ -1,4 +1,4 @@
-//! One node as the prompt sees it: its client, what the node is, and what happens when the connection is gone.
+//! A node of the prompt: its client, its identity, and reconnection.
 
 use std::{
     sync::{
@@ -20,7 +20,7 @@ use crate::{
     report::note,
 };
 
-/// Characters of a name or a role that are shown; a node's own are shorter.
+/// Most characters of a name or a role in the prompt; those of nodes are shorter.
 const WORD_LEN_MAX: usize = 64;
 
 #[derive(Debug)]
@@ -36,20 +36,20 @@ pub(super) struct Link {
     identity: Identity,
     /// Whether there ever was a connection.
     has_connected: bool,
-    /// The node's process had been started by then, by what it said last.
+    /// Time by which the node's process had started, from its last STATUS.
     started_by: Option<Instant>,
-    /// Whether the node was there when it was last needed.
+    /// Whether the node responded to the last request.
     is_reachable: bool,
-    /// Whether it was told that the node passes writes to its leader.
+    /// Whether the user was told that writes go to the leader.
     has_passed: bool,
 }
 
 /// Effect on the link of a write that is redirected to the leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Writes {
-    /// From then on the link is to the leader.
+    /// The link moves to the leader.
     MoveSession,
-    /// Nothing: the link stays at this node, which may not show the write at once.
+    /// The link stays at this node, which may not show the write at once.
     Pass,
 }
 
@@ -57,15 +57,15 @@ pub(super) enum Writes {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Identity {
     pub(super) name: String,
-    /// `leader` or `follower`, and the state where it is not serving.
+    /// `leader` or `follower`, and the state if it is not serving.
     pub(super) role: String,
     uptime: Option<Duration>,
-    /// The other nodes that it knows, with their addresses where it gives them.
+    /// The other nodes that it reports, with their addresses if it reports them.
     pub(super) peers: Vec<(String, Option<String>)>,
 }
 
 impl Identity {
-    /// Reads the lines of a STATUS, passing over what it does not know.
+    /// Parses the lines of a STATUS, and skips unknown ones.
     fn parse(text: &str) -> Identity {
         let mut identity = Identity::default();
         let (mut role, mut state) = (String::new(), String::new());
@@ -109,13 +109,13 @@ impl Identity {
     }
 }
 
-/// A word of the node's, such that the terminal can take no harm from it.
+/// A word of the node, without characters that have an effect on the terminal.
 fn word(value: &str) -> String {
     quote::one_line(value).chars().take(WORD_LEN_MAX).collect()
 }
 
 impl Link {
-    /// A link to the node at `addr` that the user calls `called`. It connects when it is first used.
+    /// A link to the node at `addr` that the user calls `called`. It connects with its first request.
     pub(super) fn new(context: &Context, addr: &str, called: &str) -> Link {
         let is_dumping = Arc::new(AtomicBool::new(false));
         let hook = FrameHook::new({
@@ -147,13 +147,14 @@ impl Link {
         &self.identity
     }
 
-    /// Asks the node what it is, connecting where need be. Nothing of it is dumped: the user did not ask for it.
+    /// Asks the node for its STATUS, and connects if necessary. The frames are not dumped, since they are not the
+    /// user's requests.
     pub(super) fn look(&mut self) -> Result<(), Error> {
         let status = self.client.status();
         self.is_reachable = self.client.is_connected();
         self.identity = match status {
             Ok(text) => Identity::parse(&text),
-            // It is there, and says less than others do.
+            // The node responds, but gives no STATUS.
             Err(_) if self.is_reachable => Identity::default(),
             Err(error) => return Err(error),
         };
@@ -163,7 +164,7 @@ impl Link {
         Ok(())
     }
 
-    /// Makes sure of a connection, and says so where it is not the first one.
+    /// Connects if necessary, and reports a reconnection.
     pub(super) fn connect(&mut self) -> Result<(), Error> {
         if self.client.is_connected() {
             return Ok(());
@@ -172,7 +173,7 @@ impl Link {
         let before = self.started_by;
         let asked = Instant::now();
         self.look()?;
-        // It looked at its clock after it was asked, and told no more than whole milliseconds.
+        // The node read its clock after the request, and reports whole milliseconds.
         let started_after = self
             .identity
             .uptime
@@ -189,11 +190,11 @@ impl Link {
         Ok(())
     }
 
-    /// Brings up to date what the node is: it may have come to lead, or to follow. One that was not there a moment ago
-    /// is left alone, since asking may take as long as --timeout says, and the next command asks anyway.
+    /// Updates the identity of the node, whose role may have changed. A node that did not respond to the last request
+    /// is not asked: that may take --timeout, and the next command asks it anyway.
     pub(super) fn refresh(&mut self) {
         if self.is_reachable {
-            // A failure shows in the prompt.
+            // The prompt shows a failure.
             let _ = if self.client.is_connected() {
                 self.look()
             } else {
@@ -202,8 +203,8 @@ impl Link {
         }
     }
 
-    /// Runs a command. A read is asked once more where the connection breaks on it; a write never, since it may have
-    /// been carried out.
+    /// Runs a command. A read is repeated once if the connection breaks. A write is never repeated, since it may have
+    /// been executed.
     pub(super) fn run(
         &mut self,
         command: &Command,
@@ -254,7 +255,7 @@ impl Link {
         response
     }
 
-    /// Takes note that the client has moved to the leader, of which nothing is known yet.
+    /// Notes that the client has moved to the leader, whose STATUS is not known yet.
     fn move_to_leader(&mut self) {
         self.client.addr().clone_into(&mut self.addr);
         self.called.clear();
@@ -262,7 +263,7 @@ impl Link {
         self.started_by = None;
     }
 
-    /// The node's name from its STATUS, or else the user's name for it; empty where there is neither.
+    /// The node's name from its STATUS, or the user's name for it; empty without both.
     pub(super) fn name(&self) -> &str {
         match &*self.identity.name {
             "" => &self.called,
@@ -270,7 +271,7 @@ impl Link {
         }
     }
 
-    /// The node's name, role and address, as far as they are known.
+    /// The node's known name, role and address.
     pub(super) fn shown(&self) -> String {
         let role = if self.is_reachable {
             &self.identity.role

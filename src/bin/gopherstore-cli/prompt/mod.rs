@@ -1,7 +1,7 @@
 //! The prompt: commands one after another from a keyboard.
 //!
-//! It shows which node it talks to, and what that node is. Mistakes and failures are told and end nothing; a connection
-//! that is gone is made anew by the next line.
+//! It shows the connected node and its role. Mistakes and failures are printed and do not end the session. After a lost
+//! connection the next line connects again.
 
 mod editor;
 mod line;
@@ -26,7 +26,7 @@ use editor::{Input, Reader};
 use line::{Entry, Job};
 use link::{Link, Writes};
 
-/// Executes lines until Ctrl-D or `:quit`. The outcome is then `Done`, since failures have been shown.
+/// Executes lines until Ctrl-D or `:quit`. The outcome is then `Done`, since failures were printed.
 pub(crate) fn run(context: &Context) -> Result<Outcome, Failure> {
     let mut session = Session::new(context)?;
     let mut reader = Reader::new();
@@ -42,12 +42,12 @@ pub(crate) fn run(context: &Context) -> Result<Outcome, Failure> {
         };
         let input = input.trim_ascii();
         if input.is_empty() {
-            // Enter alone looks whether a node is back.
+            // An empty line checks whether the node is back.
             if let Err(error) = session.home.connect() {
                 session.failure(&error, Opcode::Status, None).print(None);
             }
         }
-        // More than one where they were pasted.
+        // Pasted text may have several lines.
         let mut lines = input.split(|&byte| byte == b'\n');
         while let Some(line) = lines.next() {
             let outcome = match session.step(line, reader.columns()) {
@@ -58,7 +58,7 @@ pub(crate) fn run(context: &Context) -> Result<Outcome, Failure> {
                     failure.outcome
                 }
             };
-            // Nothing more can be printed.
+            // The output is closed.
             if outcome == Outcome::LocalInput {
                 return Ok(outcome);
             }
@@ -71,7 +71,7 @@ pub(crate) fn run(context: &Context) -> Result<Outcome, Failure> {
     }
 }
 
-/// Message after a switch was set.
+/// The message after a switch was changed.
 fn switched(what: &str, is_on: bool) -> Vec<u8> {
     let when = if is_on { "from now on" } else { "no more" };
     format!("{what} {when}\n").into_bytes()
@@ -115,7 +115,7 @@ impl<'a> Session<'a> {
         format!("{}> ", self.home.shown())
     }
 
-    /// For a terminal in which nothing else leaves room for a line.
+    /// The prompt of a narrow terminal.
     fn short_prompt(&self) -> String {
         format!("{}> ", self.home.name())
     }
@@ -134,7 +134,7 @@ impl<'a> Session<'a> {
         names
     }
 
-    /// Does what a line asks for. False where it ends the session, or its output has no reader any more.
+    /// Executes a line. Returns false if it ends the session or the output has no reader.
     fn step(&mut self, line: &[u8], columns: usize) -> Result<bool, Failure> {
         let usage = |message| Failure::new(Outcome::Usage, message);
         let text = match line::parse(line).map_err(usage)? {
@@ -154,7 +154,7 @@ impl<'a> Session<'a> {
         Ok(lines::print(&text)?.is_some())
     }
 
-    /// Runs a command, and gives what is to be printed.
+    /// Runs a command, and returns the text to print.
     fn execute(&mut self, job: &Job, columns: usize) -> Result<Vec<u8>, Failure> {
         let is_dumping = self.is_dumping;
         let response = match &job.node {
@@ -216,7 +216,7 @@ impl<'a> Session<'a> {
         Err(Failure::new(Outcome::Usage, message))
     }
 
-    /// `node` is the other node that was asked, where one was.
+    /// `node` is the node after `:on`, if there was one.
     fn failure(&self, error: &Error, opcode: Opcode, node: Option<&str>) -> Failure {
         let name = node.or(self.context.node.as_deref());
         let name = name.filter(|name| !context::is_address(name));

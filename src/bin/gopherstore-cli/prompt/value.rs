@@ -1,13 +1,13 @@
-//! A value at the prompt: on a line of its own, and cut where it would flood the terminal. Pure.
+//! A value at the prompt: on one line, and cut if it is long. Pure.
 
 use crate::quote;
 
-/// Bytes of a value, and columns of its escaped form, that are printed in full.
+/// Longest value in bytes, and in columns of its escaped form, that is printed in full.
 const WHOLE_MAX: usize = 4096;
-/// Columns of a cut value that are shown at the least, and of a key at the most.
+/// Fewest columns of a cut value, and most columns of a key.
 const EXCERPT_MIN: usize = 16;
 
-/// The value of `key`, as it is printed in a terminal of so many columns.
+/// The value of `key`, for a terminal of this width in columns.
 pub(super) fn shown(key: &[u8], value: &[u8], columns: usize) -> String {
     if value.len() <= WHOLE_MAX {
         let shown = quote::shown(value);
@@ -17,13 +17,13 @@ pub(super) fn shown(key: &[u8], value: &[u8], columns: usize) -> String {
     }
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/".contains(byte);
     let key = match str::from_utf8(key) {
-        // It means the same at the prompt and in a shell.
+        // The quoting is valid at the prompt and in a shell.
         Ok(key) if (1..=EXCERPT_MIN).contains(&key.len()) && key.bytes().all(|b| is_plain(&b)) => {
             key
         }
         _ => "KEY",
     };
-    // It begins like `(not found)`, and as no value does.
+    // It begins like `(not found)`; no value does.
     let head = format!(
         "({} bytes; :raw get {key} prints all, gopherstore-cli get {key} > FILE in a shell keeps it) ",
         value.len()
@@ -37,9 +37,9 @@ pub(super) fn shown(key: &[u8], value: &[u8], columns: usize) -> String {
     format!("{head}{}...", excerpt(value, room))
 }
 
-/// The beginning of a value in double quotes, in `room` columns within them at the most.
+/// The beginning of a value in double quotes, with at most `room` columns between them.
 fn excerpt(value: &[u8], room: usize) -> String {
-    // Each byte takes a column at least, but for those that a character has beyond its first: 3 at most.
+    // Each byte takes at least a column, except up to 3 further bytes of a character.
     let mut len = value.len().min(4 * room);
     loop {
         let quoted = quote::quoted(whole_characters(&value[..len]));
@@ -47,12 +47,12 @@ fn excerpt(value: &[u8], room: usize) -> String {
         if columns <= room || len == 0 {
             return quoted;
         }
-        // An escaped byte takes 4 columns, so this never takes more away than need be, but for long characters.
+        // An escaped byte takes 4 columns, so this removes no more than necessary, except for long characters.
         len -= (columns - room).div_ceil(4).min(len);
     }
 }
 
-/// The bytes without the beginning of a character that stands at their end, which would look like no character at all.
+/// The bytes without an incomplete character at their end.
 fn whole_characters(bytes: &[u8]) -> &[u8] {
     match str::from_utf8(bytes) {
         Err(error) if error.error_len().is_none() => &bytes[..error.valid_up_to()],

@@ -1,4 +1,4 @@
-//! Faults of a cluster, as text: a function of its nodes' answers.
+//! Faults of a cluster as text, from the statuses of its nodes. Pure.
 
 use std::collections::BTreeMap;
 
@@ -6,32 +6,32 @@ use gopherstore::client::{Error, NodeRole, NodeState, NodeStatus, PeerStatus};
 
 use crate::report::UNKNOWN_OPCODE;
 
-/// `leader_timeout_ms` where neither a file nor a node says it. Source: docs/operating.md.
+/// `leader_timeout_ms` if neither a file nor a node gives it. Source: docs/operating.md.
 const LEADER_TIMEOUT_MS: u64 = 5_000;
 
-/// A node as it was asked for, and what came of it.
+/// A node that was asked, and its status.
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
-    /// Its name in `cluster.toml`; `-` where it was not named.
+    /// Its name in `cluster.toml`; `-` if it was asked by its address.
     pub(super) name: String,
     /// Its `host:port`.
     pub(super) addr: String,
     pub(super) response: Result<NodeStatus, Silence>,
 }
 
-/// Why there is no status of a node.
+/// Reason why there is no status of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Silence {
-    /// No connection, or no response in time; why.
+    /// No connection, or no response in time, with the reason.
     Unreachable(String),
-    /// The node refuses the request, such as one that has no room; in its words.
+    /// The node refused the request, for example at its limit of connections; its message.
     Refused(String),
-    /// Something else came, of a node that is too old to have a status, or of no node; what.
+    /// The response is no status, such as that of an old node or of another program; its description.
     NoStatus(String),
 }
 
 impl Silence {
-    /// The failure in place of a status.
+    /// The failure of a request for a status.
     pub(super) fn why(&self) -> &str {
         match self {
             Silence::Unreachable(why) | Silence::Refused(why) | Silence::NoStatus(why) => why,
@@ -39,42 +39,42 @@ impl Silence {
     }
 }
 
-/// Nodes that are judged.
+/// The nodes that are checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// One node, on its own.
+    /// One node alone.
     Node,
-    /// All nodes of a cluster, and its name where it is known.
+    /// All nodes of a cluster, with its name if that is known.
     Cluster(Option<String>),
 }
 
-/// How far behind a follower may be and be healthy.
+/// Greatest lags of a healthy follower.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Limits {
-    /// Entries; any number where nothing is said.
+    /// Entries; `None` for any number.
     pub(super) lag_entries: Option<u64>,
-    /// `leader_timeout_ms` of the file that was read, if one was.
+    /// `leader_timeout_ms` of the file, if one was read.
     pub(super) leader_timeout_ms: Option<u64>,
 }
 
 impl Limits {
-    /// The leader timeout that holds for a node: the file's, or else the one that the node tells.
+    /// The leader timeout of a node: from the file, or otherwise from its status.
     pub(super) fn timeout_ms(&self, status: &NodeStatus) -> u64 {
         let told = self.leader_timeout_ms.or(status.leader_timeout_ms);
         told.unwrap_or(LEADER_TIMEOUT_MS)
     }
 }
 
-/// How things are.
+/// Result of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Verdict {
-    /// The faults, one phrase each; empty where all is well.
+    /// The faults, a phrase for each; empty if all is well.
     pub(super) faults: Vec<String>,
-    /// Nodes with nothing wrong about them.
+    /// Number of nodes without a fault.
     pub(super) healthy: usize,
-    /// All nodes.
+    /// Number of all nodes.
     pub(super) total: usize,
-    /// Entries that the follower furthest behind lacks.
+    /// Greatest lag of a follower in entries.
     pub(super) lag_max: u64,
 }
 
@@ -98,7 +98,7 @@ impl Verdict {
         self.faults.is_empty()
     }
 
-    /// In words: what is wrong, a phrase each, or that nothing is.
+    /// The faults, or a phrase without any.
     pub(super) fn words(&self, scope: &Scope) -> Vec<String> {
         if !self.is_healthy() {
             return self.faults.clone();
@@ -115,13 +115,14 @@ impl Verdict {
     }
 }
 
-/// Entries that a follower lacks of its leader's, by what both say. The two figures are of two moments.
+/// Entries of its leader that a follower lacks, by both statuses, which are from different times.
 pub(super) fn lag_entries(leader: Option<&NodeStatus>, node: &NodeStatus) -> Option<u64> {
     let (ends, has) = (leader?.index?, node.index?);
     (node.role != Some(NodeRole::Leader)).then(|| ends.saturating_sub(has))
 }
 
-/// The one node that leads: the one that takes writes, or where none does, that is to. None where there are two.
+/// The node that leads: the one that takes writes, or otherwise the one with the role of leader. `None` if there are
+/// two.
 pub(super) fn leader<'a>(nodes: &'a [Asked], scope: &Scope) -> Option<&'a Asked> {
     let leaders: Vec<_> = members(nodes, scope)
         .filter(|(_, status)| leads(status))
@@ -136,13 +137,13 @@ pub(super) fn leader<'a>(nodes: &'a [Asked], scope: &Scope) -> Option<&'a Asked>
     }
 }
 
-/// For how long the leader says that a follower is behind, or where it says nothing, for how long the follower does.
+/// The lag of a follower in milliseconds, from the leader's status, or otherwise from its own.
 pub(super) fn lag_ms(leader: Option<&NodeStatus>, name: &str, node: &NodeStatus) -> Option<u64> {
     let seen = leader.and_then(|leader| leader.followers.get(name)?.lag_ms);
     seen.or(node.lag_ms)
 }
 
-/// Whether a node that answered is another one than was asked for, in words.
+/// A phrase if a node with another name or cluster has responded.
 pub(super) fn stranger(
     node: &Asked,
     status: &NodeStatus,
@@ -159,7 +160,7 @@ pub(super) fn stranger(
         return Some(format!("{at} is a node of cluster {theirs}, not of {ours}"));
     }
     match &status.node {
-        // A node on its own has no name to give.
+        // A single node has no name.
         None if total > 1 => Some(format!("{at} is a node on its own, not of this cluster")),
         Some(name) if *name != node.name && node.name != "-" => {
             Some(format!("{at} is {name}, not {}", node.name))
@@ -168,10 +169,9 @@ pub(super) fn stranger(
     }
 }
 
-/// Judges what the nodes said. Healthy is: every node answers and serves, they are the ones that were asked for, one
-/// of them leads, all are of one epoch, every follower's stream comes in, and none is further behind the leader than
-/// the limits say; followers at the leader's very index have its digest; the nodes find one another, with equal
-/// settings. Where the scope is one node, it is judged on its own.
+/// Checks the statuses of the nodes. A cluster is healthy if every node responds under its name and serves; one node
+/// leads; all are in one epoch; every follower receives its stream and lags within the limits; equal indexes have equal
+/// digests; and the nodes can reach one another and have equal settings. A single node is checked alone.
 pub(super) fn judge(nodes: &[Asked], scope: &Scope, limits: Limits) -> Verdict {
     let mut faults = Vec::new();
     let mut lag_max = 0;
@@ -229,7 +229,7 @@ pub(super) fn judge(nodes: &[Asked], scope: &Scope, limits: Limits) -> Verdict {
     }
 }
 
-/// Faults of a node by itself.
+/// Faults of a node alone.
 pub(super) fn own_fault(name: &str, status: &NodeStatus, timeout_ms: u64) -> Option<String> {
     let reason = status.reason.as_deref().unwrap_or("it does not say why");
     match &status.state {
@@ -247,7 +247,7 @@ pub(super) fn own_fault(name: &str, status: &NodeStatus, timeout_ms: u64) -> Opt
         status.lines.get("link").map(String::as_str),
         status.leader_heard_ms,
     ) {
-        // A leader has none, and older nodes do not say.
+        // A leader has none, and older nodes do not report it.
         (None | Some("" | "-"), _) => None,
         (Some("timeout"), Some(ms)) => Some(format!(
             "{name} has a leader timeout: its leader at {leader} was last heard {ms} ms ago"
@@ -255,7 +255,7 @@ pub(super) fn own_fault(name: &str, status: &NodeStatus, timeout_ms: u64) -> Opt
         (Some("timeout"), None) => Some(format!(
             "{name} has a leader timeout: its leader at {leader} was not heard since its start"
         )),
-        // Nodes of older versions do not say so.
+        // Nodes of older versions do not report it.
         (_, Some(ms)) if ms > timeout_ms => Some(format!(
             "{name} has a leader timeout: its leader at {leader} was last heard {ms} ms ago, limit {timeout_ms}"
         )),
@@ -270,7 +270,7 @@ pub(super) fn own_fault(name: &str, status: &NodeStatus, timeout_ms: u64) -> Opt
     }
 }
 
-/// Faults of a node in comparison with the leader, whose name is `of`.
+/// Faults of a node compared with the leader, whose name is `of`.
 fn difference(
     name: &str,
     status: &NodeStatus,
@@ -303,7 +303,7 @@ fn difference(
     })
 }
 
-/// That a follower is further behind than a leader may be silent.
+/// The fault of a follower that lags by more than the leader timeout.
 fn too_late(name: &str, lag_ms: Option<u64>, timeout_ms: u64) -> Option<String> {
     let lag = lag_ms.filter(|&lag| lag > timeout_ms)?;
     Some(format!(
@@ -311,14 +311,14 @@ fn too_late(name: &str, lag_ms: Option<u64>, timeout_ms: u64) -> Option<String> 
     ))
 }
 
-/// That there is not just one leader.
+/// The fault of no leader or several.
 fn leaders_fault(nodes: &[Asked], scope: &Scope) -> Option<String> {
     let leaders = || members(nodes, scope).filter(|(_, status)| leads(status));
     let names: Vec<&str> = leaders().map(|(node, _)| &*node.name).collect();
     let serving = leaders().filter(|(_, status)| is_serving(status)).count();
     match names.as_slice() {
         [_] => None,
-        // Where one node is away, that is the fault, and it may well be the leader.
+        // If a node does not respond, that is the fault: it may be the leader.
         [] if nodes.iter().any(|node| node.response.is_err()) => None,
         [] => Some("no node leads".to_owned()),
         names if serving > 1 => Some(format!("{} lead at once", names.join(" and "))),
@@ -326,11 +326,11 @@ fn leaders_fault(nodes: &[Asked], scope: &Scope) -> Option<String> {
     }
 }
 
-/// Contradictions between nodes: another node at a peer's address, other settings, and one that answers here and
-/// not there.
+/// Contradictions between nodes: another node at a peer's address, different settings, and a node that responds here
+/// but not to a peer.
 fn peer_faults(nodes: &[Asked], scope: &Scope, limits: Limits) -> Vec<String> {
     let mut faults = Vec::new();
-    // Both say it, each of the other.
+    // Both report it.
     let mut differing = BTreeMap::new();
     let mut differ = |one: &str, other: &str, groups: String| {
         let pair = [one.min(other).to_owned(), one.max(other).to_owned()];
@@ -347,7 +347,7 @@ fn peer_faults(nodes: &[Asked], scope: &Scope, limits: Limits) -> Vec<String> {
                 differ(name, peer, groups.replace(',', ", "));
             }
         }
-        // They may not have asked one another yet.
+        // They may not have asked each other yet.
         if let Some((node, first)) = first {
             let own = status.settings.iter();
             let groups: Vec<&str> = own
@@ -379,7 +379,7 @@ fn peer_fault(
     let reason = reason.unwrap_or_default();
     match said.state.as_deref()? {
         "up" => None,
-        // A node that starts is down for its peers until their next heartbeat.
+        // A started node is down for its peers until their next heartbeat.
         "down" => {
             let ms = said.since_ms.filter(|&ms| ms > timeout_ms && responses())?;
             Some(format!("{name} has not heard {peer} for {ms} ms{reason}"))
@@ -393,7 +393,7 @@ fn peer_fault(
     }
 }
 
-/// The nodes that answered and are of the cluster.
+/// The nodes that responded and belong to the cluster.
 fn members<'a>(
     nodes: &'a [Asked],
     scope: &Scope,
@@ -414,7 +414,7 @@ fn is_serving(status: &NodeStatus) -> bool {
     status.state == Some(NodeState::Serving)
 }
 
-/// The name of a node in messages: its own, where it was not known before.
+/// The name of a node in messages: as asked, or otherwise from its status.
 fn shown_name<'a>(node: &'a Asked, status: &'a NodeStatus) -> &'a str {
     match &status.node {
         Some(name) if node.name == "-" => name,

@@ -10,16 +10,17 @@ use serde_json::{Map, Value, json};
 use super::health::{self, Asked, Scope, Silence, Verdict};
 use crate::quote;
 
-/// Digits of a digest that a table shows: enough to see that two differ.
+/// Digits of a digest in a table.
 const DIGEST_SHOWN: usize = 8;
 
 /// Spaces between two columns.
 const GAP: usize = 2;
 
-/// A table that is too wide for a terminal is cut into so many, one below the other; beyond that each node is a list.
+/// Most tables, one below the other, into which a table that is too wide is split. With more, each node is printed as a
+/// list.
 const PARTS_MAX: usize = 2;
 
-/// Headings, and whether what stands below is a figure.
+/// Headings, and whether the column holds numbers.
 const COLUMNS: [(&str, bool); 12] = [
     ("node", false),
     ("address", false),
@@ -37,8 +38,7 @@ const COLUMNS: [(&str, bool); 12] = [
 
 type Row = [String; COLUMNS.len()];
 
-/// A table of the nodes. One that is wider than `width` is cut, and where that is not enough, each node becomes a list;
-/// no line of a table is ever cut.
+/// A table of the nodes. A table wider than `width` is split, or each node becomes a list. No line is cut.
 pub(super) fn table(nodes: &[Asked], scope: &Scope, width: Option<usize>) -> String {
     let rows: Vec<Row> = nodes.iter().map(|node| row(node, nodes, scope)).collect();
     let width = width.unwrap_or(usize::MAX);
@@ -54,8 +54,8 @@ pub(super) fn table(nodes: &[Asked], scope: &Scope, width: Option<usize>) -> Str
     }
 }
 
-/// Which columns stand in which table, so that each is as wide as `width` at most; `None` where that takes too many.
-/// Each begins with the node's name.
+/// The columns of each table, so that no table is wider than `width`; `None` if that takes too many tables. Each table
+/// begins with the node's name.
 fn parts(rows: &[Row], width: usize) -> Option<Vec<Vec<usize>>> {
     let widths = COLUMNS.iter().enumerate().map(|(at, (heading, _))| {
         let cells = rows.iter().map(|row| row[at].chars().count());
@@ -101,7 +101,7 @@ fn table_of(rows: &[Row], columns: &[usize]) -> String {
     text
 }
 
-/// A node's row, one line for each cell.
+/// The cells of a node.
 fn list(row: &Row) -> String {
     let width = COLUMNS.iter().map(|(heading, _)| heading.len()).max();
     let width = width.unwrap_or(0);
@@ -163,7 +163,7 @@ fn row(node: &Asked, nodes: &[Asked], scope: &Scope) -> Row {
     cells
 }
 
-/// The name to show: the node's own where it was asked for by its address alone.
+/// The name to show: the node's own if it was asked by its address.
 fn name(node: &Asked) -> &str {
     match &node.response {
         Ok(NodeStatus {
@@ -181,8 +181,7 @@ const fn said_nothing(silence: &Silence) -> &'static str {
     }
 }
 
-/// How far a follower is behind its leader, in entries and in milliseconds: by what the leader says, or where there is
-/// none, by what the follower does.
+/// The lag of a follower in entries and in milliseconds, from the leader's status, or without a leader from its own.
 fn lag(
     node: &Asked,
     status: &NodeStatus,
@@ -199,7 +198,7 @@ fn lag(
     )
 }
 
-/// Milliseconds as one reads them.
+/// Milliseconds with a unit for people.
 fn time(ms: u64) -> String {
     match ms {
         0..1_000 => format!("{ms} ms"),
@@ -208,7 +207,7 @@ fn time(ms: u64) -> String {
     }
 }
 
-/// Everything on one line of JSON.
+/// One line of JSON with everything.
 pub(super) fn json(nodes: &[Asked], scope: &Scope, verdict: &Verdict) -> String {
     let list: Vec<Value> = nodes
         .iter()
@@ -235,7 +234,7 @@ enum Kind {
     Number,
 }
 
-/// The keys of STATUS that every node of the JSON has, null where it does not say them. Source: docs/GBP.md, section 4.
+/// The keys of STATUS that every node of the JSON has, null if it does not report them. Source: docs/GBP.md, section 4.
 const KEYS: [(&str, Kind); 26] = [
     ("cluster", Kind::Text),
     ("role", Kind::Text),
@@ -250,7 +249,7 @@ const KEYS: [(&str, Kind); 26] = [
     ("connections", Kind::Number),
     ("uptime_ms", Kind::Number),
     ("version", Kind::Text),
-    // Hexadecimal, and some of them look like figures.
+    // Hexadecimal; some look like numbers.
     ("process", Kind::Text),
     ("heartbeat_interval_ms", Kind::Number),
     ("leader_timeout_ms", Kind::Number),
@@ -266,7 +265,7 @@ const KEYS: [(&str, Kind); 26] = [
     ("lag_ms", Kind::Number),
 ];
 
-/// The same of each of its peers.
+/// The same for each of its peers.
 const PEER_KEYS: [(&str, Kind); 5] = [
     ("addr", Kind::Text),
     ("state", Kind::Text),
@@ -275,14 +274,14 @@ const PEER_KEYS: [(&str, Kind); 5] = [
     ("differs", Kind::Text),
 ];
 
-/// The same of each of its followers.
+/// The same for each of its followers.
 const FOLLOWER_KEYS: [(&str, Kind); 3] = [
     ("index", Kind::Number),
     ("lag_entries", Kind::Number),
     ("lag_ms", Kind::Number),
 ];
 
-/// A node, with every line that it says, those of later versions too.
+/// A node with every line of its status, also those of later versions.
 fn json_of(node: &Asked, nodes: &[Asked], scope: &Scope) -> Value {
     let mut object = Map::new();
     object.insert("node".to_owned(), json!(name(node)));
@@ -297,7 +296,7 @@ fn json_of(node: &Asked, nodes: &[Asked], scope: &Scope) -> Value {
             object.insert("lag_ms".to_owned(), json!(lag_ms));
             for (key, value) in &status.lines {
                 if let Some(group) = key.strip_prefix("settings.") {
-                    // A digest, which may look like a figure.
+                    // A digest, which may look like a number.
                     let digest = status.settings.get(group);
                     settings.insert(group.to_owned(), json!(digest));
                     continue;
@@ -311,7 +310,7 @@ fn json_of(node: &Asked, nodes: &[Asked], scope: &Scope) -> Value {
                     Some((fields, field, keys)) => {
                         fields.insert(field.to_owned(), json_value(keys, field, value));
                     }
-                    // Not what a node of a later version may say by one of our own names.
+                    // A later version may have a line with one of these names.
                     None if !object.contains_key(key) && !RESERVED.contains(&&**key) => {
                         object.insert(key.clone(), json_value(&KEYS, key, value));
                     }
@@ -333,7 +332,7 @@ fn json_of(node: &Asked, nodes: &[Asked], scope: &Scope) -> Value {
     Value::Object(object)
 }
 
-/// Names of a node in JSON that are none of STATUS.
+/// Names of a node in JSON that are no keys of STATUS.
 const RESERVED: [&str; 5] = ["addr", "error", "settings", "peers", "followers"];
 
 fn family_keys(prefix: &str) -> &'static [(&'static str, Kind)] {
@@ -343,14 +342,14 @@ fn family_keys(prefix: &str) -> &'static [(&'static str, Kind)] {
     }
 }
 
-/// Adds the keys that are not there.
+/// Adds the missing keys as null.
 fn complete(object: &mut Map<String, Value>, keys: &[(&str, Kind)]) {
     for (key, _) in keys {
         object.entry(*key).or_insert(Value::Null);
     }
 }
 
-/// A value of STATUS. One of a key that is not known is a number where it looks like one that JSON keeps exactly.
+/// A value of STATUS. The value of an unknown key is a number if it looks like one that JSON keeps exactly.
 fn json_value(keys: &[(&str, Kind)], key: &str, value: &str) -> Value {
     const EXACT_MAX: u64 = 1 << 53;
     let number = value.parse::<u64>().ok();
@@ -365,7 +364,7 @@ fn json_value(keys: &[(&str, Kind)], key: &str, value: &str) -> Value {
     }
 }
 
-/// The lines of every node's STATUS, each with the node's name in front; `error` where there is none.
+/// The lines of every node's STATUS, each after the node's name; `error` without a status.
 pub(super) fn lines(nodes: &[Asked], texts: &[String]) -> String {
     let mut all = String::new();
     for (node, text) in nodes.iter().zip(texts) {
