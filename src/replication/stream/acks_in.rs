@@ -45,24 +45,35 @@ impl<'a> AckReader<'a> {
             match parse(buffer.bytes()).map_err(StreamEnd::BadFrame)? {
                 Parsed::Incomplete { needed } => return Ok(needed),
                 Parsed::Whole { message, frame_len } => {
-                    let Message::Ack { applied_index, .. } = message else {
+                    let Message::Ack {
+                        last_index,
+                        applied_index,
+                        ..
+                    } = message
+                    else {
                         return Err(StreamEnd::NotAnAck(message.opcode().name()));
                     };
-                    self.acknowledged(applied_index, now)?;
+                    self.acknowledged(last_index.max(applied_index), applied_index, now)?;
                     buffer.consume(frame_len);
                 }
             }
         }
     }
 
-    /// The other side has acknowledged everything up to `index`.
-    fn acknowledged(&self, index: u64, now: Instant) -> Result<(), StreamEnd> {
+    /// The other side has logged everything up to `last_index`, and applied it up to `applied_index`.
+    fn acknowledged(
+        &self,
+        last_index: u64,
+        applied_index: u64,
+        now: Instant,
+    ) -> Result<(), StreamEnd> {
         let matched = self.link.matched();
-        if index > matched && !self.link.is_observer() {
+        if last_index > matched && !self.link.is_observer() {
+            let index = last_index;
             return Err(StreamEnd::AckBeyond { index, matched });
         }
         self.link
-            .progress(|follower| follower.acknowledged(index, now))?;
+            .progress(|follower| follower.acknowledged(applied_index, now))?;
         Ok(())
     }
 

@@ -11,8 +11,8 @@ const ACK_PAUSE: Duration = Duration::from_millis(1);
 
 /// The acknowledgements of one stream, shared by its side that receives and the one that acknowledges.
 ///
-/// An ACK is due when the applied index changes, at the end of a snapshot, and once in each heartbeat interval, but
-/// never sooner than [`ACK_PAUSE`] after the one before.
+/// An ACK is due when the node's position changes, after a HEARTBEAT, at the end of a snapshot, and once in each
+/// heartbeat interval, but never sooner than [`ACK_PAUSE`] after the one before.
 #[derive(Debug)]
 pub(crate) struct AcksOut {
     interval: Duration,
@@ -23,11 +23,22 @@ pub(crate) struct AcksOut {
 struct State {
     /// `None` until the other side has accepted the stream.
     epoch: Option<u64>,
-    applied_index: u64,
-    /// Index and time of the last ACK.
-    last: Option<(u64, Instant)>,
-    /// A snapshot is complete. The other side must learn that even where the index is the one acknowledged last.
+    at: Acknowledged,
+    /// Round of the newest HEARTBEAT.
+    round: u64,
+    /// The last ACK, and when it was sent.
+    last: Option<(Acknowledged, Instant)>,
+    /// The other side must get an ACK though the position is the one acknowledged last.
     is_due: bool,
+}
+
+/// The position that a follower acknowledges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Acknowledged {
+    /// Index of the last record of its log.
+    pub(super) last_index: u64,
+    /// Index of the last record that its data set has.
+    pub(super) applied_index: u64,
 }
 
 /// What is to be done about acknowledgements.
@@ -37,7 +48,7 @@ pub(crate) enum AckTurn {
     Send(Message<'static>),
     /// None before this time, whatever comes.
     NotBefore(Instant),
-    /// One when the applied index changes, and at this time at the latest. `None` before the stream is accepted.
+    /// One when something is received, and at this time at the latest. `None` before the stream is accepted.
     OnChange(Option<Instant>),
 }
 
@@ -50,18 +61,28 @@ impl AcksOut {
         }
     }
 
-    /// The stream begins in `epoch`, with a node that has applied everything up to `index`.
-    pub(super) fn begin(&self, epoch: u64, index: u64) {
+    /// The stream begins in `epoch`, with a node at this position.
+    pub(super) fn begin(&self, epoch: u64, at: Acknowledged) {
         let mut state = self.state.lock();
         state.epoch = Some(epoch);
-        state.applied_index = index;
+        state.at = at;
     }
 
-    /// The node has applied everything up to `index`. `is_due` has that acknowledged even where it was before.
-    pub(super) fn applied(&self, index: u64, is_due: bool) {
+    /// The node has come to this position.
+    pub(super) fn reached(&self, at: Acknowledged) {
+        self.state.lock().at = at;
+    }
+
+    /// A snapshot is complete, and the position may be the one acknowledged last.
+    pub(super) fn snapshot_ended(&self) {
+        self.state.lock().is_due = true;
+    }
+
+    /// A HEARTBEAT of this round has come.
+    pub(super) fn heartbeat(&self, round: u64) {
         let mut state = self.state.lock();
-        state.applied_index = index;
-        state.is_due |= is_due;
+        state.round = round;
+        state.is_due = true;
     }
 
     /// Decides what is to be done now. An ACK that is returned counts as sent.
@@ -70,23 +91,23 @@ impl AcksOut {
         let Some(epoch) = state.epoch else {
             return AckTurn::OnChange(None);
         };
-        let applied_index = state.applied_index;
-        if let Some((index, sent)) = state.last {
+        let at = state.at;
+        if let Some((last, sent)) = state.last {
             if now < sent + ACK_PAUSE {
                 return AckTurn::NotBefore(sent + ACK_PAUSE);
             }
             let at_latest = sent + ACK_PAUSE + self.interval;
-            if index == applied_index && !state.is_due && now < at_latest {
+            if last == at && !state.is_due && now < at_latest {
                 return AckTurn::OnChange(Some(at_latest));
             }
         }
         state.is_due = false;
-        state.last = Some((applied_index, now));
+        state.last = Some((at, now));
         AckTurn::Send(Message::Ack {
             epoch,
-            round: 0,
-            last_index: applied_index,
-            applied_index,
+            round: state.round,
+            last_index: at.last_index,
+            applied_index: at.applied_index,
             durable_index: 0,
         })
     }

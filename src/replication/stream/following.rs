@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::FollowError;
-use super::acks_out::AcksOut;
+use super::acks_out::{Acknowledged, AcksOut};
 use super::snapshot_in::SnapshotIn;
 use crate::engine::digest::Digest;
 use crate::engine::{ApplyError, Group};
 use crate::history::History;
+use crate::log::Head;
 use crate::node::{Leader, Member, Node};
 use crate::replication::core::role::LeadOrder;
 use crate::replication::core::rules::{Decision, Position, decide};
@@ -194,7 +195,6 @@ impl<'a> FollowerStream<'a> {
             match parsed.map_err(|error| FollowError::Protocol(error.to_string()))? {
                 Parsed::Incomplete { needed } => return Ok(Need::Bytes(needed)),
                 Parsed::Whole { message, frame_len } => {
-                    let had_snapshot = self.is_in_snapshot();
                     if let Message::Lead {
                         epoch,
                         last_index,
@@ -210,7 +210,7 @@ impl<'a> FollowerStream<'a> {
                     self.apply(&message, now)?;
                     buffer.consume(frame_len);
                     if let Receiving::Entries = self.receiving {
-                        self.acks.applied(self.node.head().index, had_snapshot);
+                        self.acks.reached(self.at());
                     }
                 }
             }
@@ -254,6 +254,15 @@ impl<'a> FollowerStream<'a> {
             Receiving::NoSnapshotYet | Receiving::Snapshot(_) | Receiving::Entries => {
                 FollowError::Protocol(format!("{} ended the stream", self.peer))
             }
+        }
+    }
+
+    /// The position that the node acknowledges.
+    fn at(&self) -> Acknowledged {
+        let index = self.node.head().index;
+        Acknowledged {
+            last_index: index,
+            applied_index: index,
         }
     }
 
@@ -320,14 +329,14 @@ impl<'a> FollowerStream<'a> {
                 let from_index = own.index + 1;
                 let note = format!("following {} from index {from_index}", self.peer);
                 self.notes.push(note);
-                self.acks.begin(self.epoch, own.index);
+                self.acks.begin(self.epoch, self.at());
             }
             Decision::TakeSnapshot => {
                 self.begin_to_follow();
                 self.node.count_stream(true);
                 self.receiving = Receiving::NoSnapshotYet;
                 // Nothing that the snapshot replaces counts.
-                self.acks.begin(self.epoch, 0);
+                self.acks.begin(self.epoch, Acknowledged::default());
             }
         }
         self.peers.set_not_following(None);
@@ -361,21 +370,30 @@ impl<'a> FollowerStream<'a> {
             (
                 Message::Entries {
                     first_index,
+                    digest,
                     frames,
                     ..
                 },
                 Receiving::Entries,
-            ) => self.entries(first_index, frames),
+            ) => self.entries(first_index, frames, digest),
             (
                 Message::Heartbeat {
+                    round,
                     last_index,
                     digest_index,
                     digest,
                     ..
                 },
                 Receiving::Entries,
-            ) => self.heartbeat(last_index, digest_index, digest, now),
-            (Message::Heartbeat { .. }, Receiving::Snapshot(_)) => Ok(()),
+            ) => {
+                self.heartbeat(last_index, digest_index, digest, now)?;
+                self.acks.heartbeat(round);
+                Ok(())
+            }
+            (Message::Heartbeat { round, .. }, Receiving::Snapshot(_)) => {
+                self.acks.heartbeat(round);
+                Ok(())
+            }
             (
                 Message::SnapshotBegin {
                     keys,
@@ -459,22 +477,28 @@ impl<'a> FollowerStream<'a> {
             took.as_millis()
         ));
         self.receiving = Receiving::Entries;
+        self.acks.snapshot_ended();
         self.adopt(history);
     }
 
-    /// Applies entries, the first of which must be the next one of this node's log.
-    fn entries(&self, first_index: u64, records: Frames<'_>) -> Result<(), FollowError> {
+    /// Applies a group, the first record of which must be the next one of this node's log, and after which the data set
+    /// has this digest.
+    fn entries(
+        &self,
+        first_index: u64,
+        records: Frames<'_>,
+        digest: u128,
+    ) -> Result<(), FollowError> {
         let group = Group {
             first_index,
             records,
         };
-        self.node
-            .engine()
-            .apply(&group)
-            .map_err(|error| match error {
-                ApplyError::Gap { .. } => FollowError::Protocol(error.to_string()),
-                ApplyError::Missing { .. } => FollowError::Diverged(error.to_string()),
-            })
+        let result = self.node.engine().apply(&group);
+        result.map_err(|error| match error {
+            ApplyError::Gap { .. } => FollowError::Protocol(error.to_string()),
+            ApplyError::Missing { .. } => FollowError::Diverged(error.to_string()),
+        })?;
+        compare(self.node.head(), digest)
     }
 
     /// Compares the leader's digest with this node's.
@@ -494,13 +518,18 @@ impl<'a> FollowerStream<'a> {
                 head.index
             )));
         }
-        if digest != head.digest.to_u128() {
-            let theirs = Digest::from_u128(digest);
-            return Err(FollowError::Diverged(format!(
-                "the digest at index {digest_index} is {}, and the leader's {theirs}",
-                head.digest
-            )));
-        }
-        Ok(())
+        compare(head, digest)
     }
+}
+
+/// Compares this node's digest with the leader's at the same index.
+fn compare(head: Head, digest: u128) -> Result<(), FollowError> {
+    if digest == head.digest.to_u128() {
+        return Ok(());
+    }
+    let theirs = Digest::from_u128(digest);
+    Err(FollowError::Diverged(format!(
+        "the digest at index {} is {}, and the leader's {theirs}",
+        head.index, head.digest
+    )))
 }

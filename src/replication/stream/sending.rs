@@ -104,6 +104,10 @@ pub(super) struct Sender<'a> {
     /// Interval of heartbeats.
     pub(super) interval: Duration,
     beat_at: Instant,
+    /// Number of the last heartbeat.
+    round: u64,
+    /// The clock of this node, in milliseconds since 1970 UTC.
+    time_ms: u64,
     /// The last batch was a small one.
     is_to_gather: bool,
     /// Held until the follower has acknowledged the whole snapshot.
@@ -134,6 +138,8 @@ impl<'a> LeaderStream<'a> {
                 cursor: accepted.cursor,
                 interval: accepted.interval,
                 beat_at: now,
+                round: 0,
+                time_ms: 0,
                 is_to_gather: false,
                 permit: accepted.permit,
                 run: Vec::new(),
@@ -176,17 +182,24 @@ impl<'a> LeaderStream<'a> {
         std::mem::take(&mut self.sender.notes)
     }
 
-    /// Decides what is to be done next. Bytes to write replace the contents of `out`. They count as sent.
+    /// Decides what is to be done next. Bytes to write replace the contents of `out`. They count as sent. `time_ms` is
+    /// the clock of this node, in milliseconds since 1970 UTC.
     ///
     /// # Errors
     ///
     /// Why the stream ends.
-    pub(crate) fn next(&mut self, now: Instant, out: &mut Vec<u8>) -> Result<Sending, StreamEnd> {
+    pub(crate) fn next(
+        &mut self,
+        now: Instant,
+        time_ms: u64,
+        out: &mut Vec<u8>,
+    ) -> Result<Sending, StreamEnd> {
         out.clear();
         if let Some(sending) = self.next_of_order(now, out)? {
             return Ok(sending);
         }
         let sender = &mut self.sender;
+        sender.time_ms = time_ms;
         sender.check_dataset()?;
         match &mut self.part {
             Part::Snapshot(snapshot) => {
@@ -252,7 +265,7 @@ impl<'a> LeaderStream<'a> {
                 Ok(Sending::Frames { large: None })
             }
             Found::Large(entry, digest) => {
-                let fields = group_fields(sender.epoch, 1, digest, cursor);
+                let fields = sender.group_fields(1, digest, cursor);
                 sender.link.sent(cursor.next - 1);
                 large(fields, entry, out)
             }
@@ -337,7 +350,7 @@ impl Sender<'_> {
     }
 
     /// Makes a heartbeat with the digest at the cursor. Returns whether there is one.
-    fn beat(&self, cursor: Cursor, out: &mut Vec<u8>) -> Result<bool, StreamEnd> {
+    fn beat(&mut self, cursor: Cursor, out: &mut Vec<u8>) -> Result<bool, StreamEnd> {
         let mut digest_index = cursor.next - 1;
         let digest = match self.log.digest_at(digest_index) {
             Some(digest) => digest,
@@ -349,13 +362,15 @@ impl Sender<'_> {
             }
             None => return Ok(false),
         };
+        self.round += 1;
+        let last_index = self.log.head().index;
         let beat = Message::Heartbeat {
             epoch: self.epoch,
-            round: 0,
-            last_index: self.log.head().index,
-            committed_index: self.log.head().index,
+            round: self.round,
+            last_index,
+            committed_index: last_index,
             durable_index: 0,
-            time_ms: 0,
+            time_ms: self.time_ms,
             digest_index,
             digest: digest.to_u128(),
         };
@@ -376,10 +391,22 @@ impl Sender<'_> {
         if !batch.push_run(&self.run, count) {
             return Err(StreamEnd::TooLong);
         }
-        batch.finish(|count| group_fields(self.epoch, count, digest, cursor));
+        batch.finish(|count| self.group_fields(count, digest, cursor));
         self.link.sent(cursor.next - 1);
         self.is_to_gather = count < FEW_ENTRIES;
         Ok(())
+    }
+
+    /// The fields of a group of `count` records that ends before `cursor`, with the digest there.
+    fn group_fields(&self, count: u32, digest: Digest, cursor: Cursor) -> Fields {
+        Fields::Entries {
+            epoch: self.epoch,
+            first_index: cursor.next - u64::from(count),
+            count,
+            committed_index: cursor.next - 1,
+            time_ms: self.time_ms,
+            digest: digest.to_u128(),
+        }
     }
 
     /// Judges whether the follower has acknowledged the last index of the log.
@@ -392,18 +419,6 @@ impl Sender<'_> {
             Ok(_) => Ok(Sending::End),
             Err(_) => Err(StreamEnd::NoLastAck(index)),
         }
-    }
-}
-
-/// The fields of a group of `count` records that ends before `cursor`, with the digest there.
-fn group_fields(epoch: u64, count: u32, digest: Digest, cursor: Cursor) -> Fields {
-    Fields::Entries {
-        epoch,
-        first_index: cursor.next - u64::from(count),
-        count,
-        committed_index: cursor.next - 1,
-        time_ms: 0,
-        digest: digest.to_u128(),
     }
 }
 

@@ -135,28 +135,53 @@ fn a_leader_without_a_data_set_is_not_followed_yet() {
     assert!(matches!(error, Some(FollowError::Rejected(_))), "{error:?}");
 }
 
-/// Two leaders write different values at the same position.
-#[test]
-fn a_data_set_that_differs_is_found_by_its_digest() {
+/// Two leaders that write different values at the same positions, and a follower of each.
+fn twins() -> [(Host, Host); 2] {
     let (leader, follower) = pair();
-    let twin = Host::leader();
-    for at in 0..leader.index() {
-        twin.set(&format!("twin{at}"), b"other");
+    let (twin, other) = (Host::leader(), Host::new("n3"));
+    while twin.index() < leader.index() {
+        twin.set("twin", b"other");
     }
-    while leader.index() < twin.index() {
-        leader.set("level", b"1");
-    }
-    let mut stream = Joined::join(&leader, &follower, leader.began).unwrap();
+    let mut stream = Joined::join(&twin, &other, twin.began).unwrap();
     stream.settle().unwrap();
     drop(stream);
+    twin.equals(&other);
+    [(leader, follower), (twin, other)]
+}
+
+#[track_caller]
+fn assert_diverged(error: &FollowError) {
+    let FollowError::Diverged(text) = error else {
+        panic!("{error:?}");
+    };
+    assert!(text.contains("digest"), "{text}");
+}
+
+#[test]
+fn a_data_set_that_differs_is_found_by_the_digest_of_a_heartbeat() {
+    let [(_, follower), (twin, _)] = twins();
     let stream = Joined::join(&twin, &follower, twin.began).unwrap();
     let from_index = follower.index() + 1;
     assert_eq!(stream.start, Start::Resume { from_index });
-    let ended = stream.end();
-    let Ended::Follower(FollowError::Diverged(text)) = &ended else {
-        panic!("{ended:?}");
-    };
-    assert!(text.contains("digest"), "{text}");
+    match stream.end() {
+        Ended::Follower(error) => assert_diverged(&error),
+        Ended::Leader(why) => panic!("{why}"),
+    }
+}
+
+#[test]
+fn a_data_set_that_differs_is_found_by_the_digest_of_a_group() {
+    let [(leader, follower), (twin, other)] = twins();
+    let mut stream = Joined::join(&leader, &follower, leader.began).unwrap();
+    stream.settle().unwrap();
+    let mut stranger = Joined::join(&twin, &other, twin.began).unwrap();
+    stranger.settle().unwrap();
+    twin.set("more", b"1");
+    let mut out = Vec::new();
+    stranger.leader.next(stranger.now, 0, &mut out).unwrap();
+    stream.to_follower.extend(&out);
+    let result = stream.follower.receive(&mut stream.to_follower, stream.now);
+    assert_diverged(&result.unwrap_err());
 }
 
 #[test]
@@ -169,7 +194,7 @@ fn a_message_of_another_epoch_ends_the_stream() {
     let third = Host::new("n3");
     let mut other = Joined::join(&later, &third, later.began).unwrap();
     let mut out = Vec::new();
-    other.leader.next(other.now, &mut out).unwrap();
+    other.leader.next(other.now, 0, &mut out).unwrap();
     stream.to_follower.extend(&out);
     let error = stream.follower.receive(&mut stream.to_follower, stream.now);
     let text = "a message of epoch 2, not 1".to_owned();
@@ -185,7 +210,7 @@ fn transcript(leader: &Host) -> Vec<u8> {
     let mut stream = LeaderStream::new(*accepted, leader.began);
     let (mut out, mut rest) = (Vec::new(), 10);
     loop {
-        match stream.next(leader.began, &mut out).unwrap() {
+        match stream.next(leader.began, 0, &mut out).unwrap() {
             Sending::Frames { large } => {
                 bytes.extend_from_slice(&out);
                 bytes.extend(large.iter().flat_map(|entry| entry.frame()));

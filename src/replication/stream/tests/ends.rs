@@ -1,6 +1,8 @@
 //! Acknowledgements, and how a stream ends.
 
 use super::*;
+use crate::replication::core::role::LeadOrder;
+use crate::wire::replication::{Epochs, FollowAnswer};
 
 #[test]
 fn a_stream_ends_before_the_first_record_of_a_new_epoch_and_with_its_data_set() {
@@ -9,16 +11,24 @@ fn a_stream_ends_before_the_first_record_of_a_new_epoch_and_with_its_data_set() 
     stream.settle().unwrap();
     leader.open(2, 20);
     assert_eq!(stream.end(), Ended::Leader(StreamEnd::OtherData));
-    let mut stream = Joined::join(&leader, &follower, leader.began).unwrap();
-    stream.settle().unwrap();
-    leader.node.discard_dataset("test");
-    assert_eq!(stream.end(), Ended::Leader(StreamEnd::OtherData));
+    // A follower serves observers.
+    let accepted = judge(&follower, &observe(follower.index()), follower.began).unwrap();
+    let mut stream = LeaderStream::new(*accepted, follower.began);
+    let mut out = Vec::new();
+    assert!(stream.next(follower.began, 0, &mut out).is_ok());
+    follower.node.discard_dataset("test");
+    let ended = stream.next(follower.began, 0, &mut out).map(drop);
+    assert_eq!(ended, Err(StreamEnd::OtherData));
 }
 
 fn ack_of(index: u64) -> Message<'static> {
+    ack_of_round(0, index)
+}
+
+fn ack_of_round(round: u64, index: u64) -> Message<'static> {
     Message::Ack {
         epoch: 1,
-        round: 0,
+        round,
         last_index: index,
         applied_index: index,
         durable_index: 0,
@@ -72,9 +82,9 @@ fn an_ack_of_an_older_stream_counts_for_nothing() {
     assert_eq!(ended, Err(Ended::Leader(StreamEnd::Replaced)));
     let followers = leader.peers.peers_at(index + 1);
     assert_eq!(followers[0].lacks, Some(Lacking::At(index)));
-    let ended = old.leader.next(now + INTERVAL, &mut out).map(drop);
+    let ended = old.leader.next(now + INTERVAL, 0, &mut out).map(drop);
     assert_eq!(ended, Ok(()), "a heartbeat");
-    let ended = old.leader.next(now + INTERVAL, &mut out).map(drop);
+    let ended = old.leader.next(now + INTERVAL, 0, &mut out).map(drop);
     assert_eq!(ended, Err(StreamEnd::Silent));
     drop(old);
     let followers = leader.peers.peers_at(index + 1);
@@ -82,7 +92,8 @@ fn an_ack_of_an_older_stream_counts_for_nothing() {
 }
 
 #[test]
-fn an_ack_is_due_on_change_once_a_millisecond_and_once_in_each_interval() {
+fn an_ack_is_due_on_change_after_a_heartbeat_and_once_in_each_interval_but_not_twice_in_a_millisecond()
+ {
     let (leader, follower) = pair();
     let mut stream = Joined::join(&leader, &follower, leader.began).unwrap();
     let begin = stream.now;
@@ -94,10 +105,20 @@ fn an_ack_is_due_on_change_once_a_millisecond_and_once_in_each_interval() {
     let at_latest = begin + ms(1) + INTERVAL;
     let on_change = AckTurn::OnChange(Some(at_latest));
     assert_eq!(next(&stream, ms(1)), on_change);
+    let again = next(&stream, ms(1) + INTERVAL);
+    assert_eq!(again, AckTurn::Send(ack_of(index)), "an interval later");
+
+    stream.now = at_latest + ms(1);
+    let beat = stream.step().unwrap();
+    assert_eq!(beat, None);
+    let mut since = stream.now - begin;
+    let pause = AckTurn::NotBefore(stream.now + ms(1));
+    assert_eq!(next(&stream, since), pause, "the heartbeat is answered");
     leader.set("c", b"3");
     while stream.step().unwrap().is_none() {}
-    let again = stream.follower.acks().next(at_latest);
-    assert_eq!(again, AckTurn::Send(ack_of(index + 1)), "an interval later");
+    since += ms(1);
+    let changed = AckTurn::Send(ack_of_round(1, index + 1));
+    assert_eq!(next(&stream, since), changed);
     let idle = follower.follows("n1");
     assert_eq!(idle.acks().next(begin), AckTurn::OnChange(None));
 }
@@ -160,7 +181,7 @@ fn an_observer_may_pause_while_the_log_holds_its_next_record() {
     let accepted = judge(&leader, &observe(leader.index()), now).unwrap();
     let mut stream = LeaderStream::new(*accepted, now);
     let mut out = Vec::new();
-    let beat = stream.next(now, &mut out).unwrap();
+    let beat = stream.next(now, 0, &mut out).unwrap();
     assert!(matches!(beat, Sending::Frames { large: None }), "{beat:?}");
     let acks = stream.ack_reader(now);
     assert_eq!(acks.silence_max(), None);
@@ -226,9 +247,9 @@ fn a_node_that_stops_waits_for_the_last_ack() {
     let accepted = judge(&leader, &request, leader.began).unwrap();
     let mut stream = LeaderStream::new(*accepted, leader.began);
     let mut out = Vec::new();
-    let begin = stream.next(leader.began, &mut out);
+    let begin = stream.next(leader.began, 0, &mut out);
     assert!(begin.is_ok(), "{begin:?}");
-    let ended = stream.next(leader.began, &mut out).map(drop);
+    let ended = stream.next(leader.began, 0, &mut out).map(drop);
     assert_eq!(
         ended,
         Err(StreamEnd::NodeStops),
@@ -255,7 +276,7 @@ fn acknowledgements_mean_the_same_however_they_are_split() {
         assert!(buffer.is_empty());
     }
     let mut beat = Vec::new();
-    stream.leader.next(leader.began, &mut beat).unwrap();
+    stream.leader.next(leader.began, 0, &mut beat).unwrap();
     buffer.extend(&beat);
     let ended = stream.acks.receive(&mut buffer, leader.began);
     assert_eq!(ended, Err(StreamEnd::NotAnAck("HEARTBEAT")));
@@ -263,4 +284,76 @@ fn acknowledgements_mean_the_same_however_they_are_split() {
     noise.extend(&[0xFF; 64]);
     let ended = stream.acks.receive(&mut noise, leader.began);
     assert!(matches!(ended, Err(StreamEnd::BadFrame(_))), "{ended:?}");
+}
+
+#[test]
+fn an_order_to_lead_is_the_last_message_and_is_checked_by_the_follower() {
+    let (leader, follower) = pair();
+    let mut stream = Joined::join(&leader, &follower, leader.began).unwrap();
+    stream.settle().unwrap();
+    let head = leader.node.head();
+    let order = LeadOrder {
+        epoch: 1,
+        last_index: head.index,
+        digest: head.digest.to_u128(),
+    };
+    assert!(!leader.peers.order_to_lead("n3", order), "it has no stream");
+    assert!(leader.peers.order_to_lead("n2", order));
+    let mut out = Vec::new();
+    let sending = stream.leader.next(stream.now, 0, &mut out).unwrap();
+    assert!(matches!(sending, Sending::Frames { large: None }));
+    let receive = |bytes: &[u8]| {
+        let mut follower_stream = follower.follows("n1");
+        follower_stream.request(leader.began).unwrap();
+        let mut buffer = Buffer::new();
+        buffer.extend(&answer_to_resume(&leader, follower.index()));
+        follower_stream.receive(&mut buffer, leader.began).unwrap();
+        buffer.extend(bytes);
+        follower_stream.receive(&mut buffer, leader.began)
+    };
+    assert_eq!(receive(&out), Ok(Need::Lead(order)));
+    let others = [
+        LeadOrder { epoch: 2, ..order },
+        LeadOrder {
+            last_index: head.index + 1,
+            ..order
+        },
+        LeadOrder { digest: 1, ..order },
+    ];
+    for LeadOrder {
+        epoch,
+        last_index,
+        digest,
+    } in others
+    {
+        let mut bytes = Vec::new();
+        let lead = Message::Lead {
+            epoch,
+            last_index,
+            digest,
+        };
+        lead.encode(&mut bytes).unwrap();
+        let result = receive(&bytes);
+        assert!(
+            matches!(result, Err(FollowError::Protocol(_))),
+            "{result:?}"
+        );
+    }
+    stream.acks.end(StreamEnd::Closed);
+    let ended = stream.leader.next(stream.now, 0, &mut out);
+    assert!(matches!(ended, Ok(Sending::End)), "{ended:?}");
+}
+
+/// The answer of a leader to a follower that resumes after `index`.
+fn answer_to_resume(leader: &Host, index: u64) -> Vec<u8> {
+    let mut answer = Vec::new();
+    let history = leader.node.history();
+    let offer = FollowAnswer {
+        start: Start::Resume {
+            from_index: index + 1,
+        },
+        history: Epochs::of(&history).unwrap(),
+    };
+    offer.encode(&mut answer);
+    response(&Reply::Answer(answer))
 }
