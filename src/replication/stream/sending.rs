@@ -340,13 +340,19 @@ impl Sender<'_> {
     pub(super) fn check_dataset(&self) -> Result<(), StreamEnd> {
         if let Some(end) = self.link.end() {
             Err(end.clone())
-        } else if self.led && !self.node.leads() && !self.link.is_observer() {
+        } else if self.led && !self.node.leads() && self.ends_with_leadership() {
             Err(StreamEnd::NotLeading)
         } else if self.node.dataset_generation() == self.generation {
             Ok(())
         } else {
             Err(StreamEnd::OtherData)
         }
+    }
+
+    /// Whether the stream ends where this node does not lead any more. The order to lead is given before that, and its
+    /// stream carries it then.
+    fn ends_with_leadership(&self) -> bool {
+        !self.link.is_observer() && self.link.order().is_none()
     }
 
     /// Makes a heartbeat with the digest at the cursor. Returns whether there is one.
