@@ -172,7 +172,7 @@ fn pure_modules_know_no_socket_thread_clock_file_or_log() {
 }
 
 #[test]
-fn no_file_holds_what_is_unfinished_or_too_wide() {
+fn no_file_has_unfinished_code_or_wide_lines() {
     // Put together here, so that this file does not hold them.
     let unfinished = [
         (

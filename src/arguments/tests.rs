@@ -3,7 +3,7 @@ use super::*;
 const PROGRAM: Program = Program { name: "prog" };
 
 #[test]
-fn a_value_that_is_not_one_of_those_allowed_is_told_which_are() {
+fn the_error_of_a_wrong_value_lists_the_allowed_ones() {
     let words = [("table", 1), ("json", 2), ("csv", 3)];
     assert_eq!(one_of(&encode(b"json"), &words), Ok(2));
     let message = one_of(&encode(b"xml"), &words);
@@ -155,7 +155,7 @@ fn bytes_that_are_not_utf_8_pass_where_bytes_belong() {
 }
 
 #[test]
-fn a_mistake_is_one_line_that_says_what_to_do() {
+fn a_mistake_is_one_line_with_advice() {
     for (line, expected) in [
         (
             "set k --weird=1",

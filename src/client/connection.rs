@@ -258,9 +258,9 @@ impl Connection {
     pub(super) fn write_all(&mut self, mut bytes: &[u8], deadline: Deadline) -> Result<()> {
         while !bytes.is_empty() {
             let left = deadline.left().ok_or_else(|| self.timeout(Wait::Request))?;
-            let turn = left.map_or(STALL, |left| left.min(STALL));
+            let wait = left.map_or(STALL, |left| left.min(STALL));
             let written = self
-                .wait_at_most(turn)
+                .wait_at_most(wait)
                 .and_then(|()| self.stream.write(bytes));
             match written {
                 Ok(0) => return Err(self.lost(io::ErrorKind::WriteZero.into())),
@@ -356,10 +356,10 @@ impl Connection {
     }
 
     /// Bounds the next write.
-    fn wait_at_most(&mut self, turn: Duration) -> io::Result<()> {
-        if self.write_timeout != Some(turn) {
-            self.stream.set_write_timeout(Some(turn))?;
-            self.write_timeout = Some(turn);
+    fn wait_at_most(&mut self, wait: Duration) -> io::Result<()> {
+        if self.write_timeout != Some(wait) {
+            self.stream.set_write_timeout(Some(wait))?;
+            self.write_timeout = Some(wait);
         }
         Ok(())
     }

@@ -21,8 +21,8 @@
 //!
 //! A timeout, a broken connection and bytes that break the protocol end the connection, so that a late response is
 //! never taken for the response to another request. The next call connects again. The client never repeats a request
-//! whose outcome is unknown: after such an [`Error`] a write may have been executed, and only the caller knows whether
-//! a repetition does harm. A connection that the node closed between two requests is replaced before the next one is
+//! with an unknown outcome: after such an [`Error`] a write may have been executed, and only the caller knows whether a
+//! repetition does harm. A connection that the node closed between two requests is replaced before the next one is
 //! sent.
 //!
 //! # Redirects
@@ -309,8 +309,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`Error::Server`] where the value is no decimal number of 64 bits, or the sum is none; any other [`Error`],
-    /// whose table says what is then known of the write.
+    /// [`Error::Server`] where the value is no decimal number of 64 bits, or the sum is none; any other [`Error`]; its
+    /// table says whether the write was executed.
     pub fn add(&mut self, key: &[u8], delta: i64, start: i64) -> Result<i64> {
         let operands = [0, delta.cast_unsigned(), start.cast_unsigned(), 0];
         let value = &Opcode::Add.spec().value_of(operands);

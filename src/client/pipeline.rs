@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_rests_on_how_much_the_sockets_hold() {
+    fn small_socket_buffers_cause_no_deadlock() {
         let Ok(socket) = Socket::new(Domain::IPV4, Type::STREAM, None) else {
             unreachable!("no socket")
         };

@@ -400,7 +400,7 @@ lag_entries: 20
     }
 
     #[test]
-    fn what_is_odd_is_passed_over() {
+    fn odd_lines_are_skipped() {
         for text in [
             "",
             "\n\n",
@@ -440,7 +440,7 @@ lag_entries: 20
     }
 
     #[test]
-    fn a_node_of_this_version_says_nothing_that_is_not_read() {
+    fn every_status_line_of_this_version_is_parsed() {
         let document = include_str!("../../docs/GBP.md");
         let (_, section) = document.split_once("\n**STATUS**").unwrap_or_default();
         let (section, _) = section.split_once("\n**DISCARD**").unwrap_or_default();

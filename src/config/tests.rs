@@ -59,7 +59,7 @@ fn the_example_file_holds_the_documented_defaults() {
 }
 
 #[test]
-fn what_is_left_out_has_its_default() {
+fn omitted_settings_have_their_defaults() {
     let config = Config::parse(GOOD, "cluster.toml").unwrap();
     assert_eq!(config.replication, ReplicationConfig::default());
     assert_eq!(config.limits, LimitsConfig::default());
@@ -148,7 +148,7 @@ fn the_leader_timeout_is_above_the_heartbeat_interval() {
 }
 
 #[test]
-fn unknown_keys_are_named_and_the_known_ones_too() {
+fn unknown_keys_are_named_with_the_known_ones() {
     check(
         "leader",
         "leeder",
@@ -210,7 +210,7 @@ fn missing_keys_and_wrong_types_are_named() {
 }
 
 #[test]
-fn what_is_no_toml_is_reported_where_it_begins() {
+fn invalid_toml_is_reported_where_it_begins() {
     let text = "cluster = \"demo\nleader = \"n1\"\nfoo\n";
     let error = Config::parse(text, "a/b.toml").unwrap_err();
     assert_eq!(
@@ -395,7 +395,7 @@ fn a_node_that_nobody_could_reach_is_refused_and_may_listen_everywhere() {
 }
 
 #[test]
-fn where_a_node_listens_is_judged_as_its_address_is() {
+fn listen_is_checked_like_addr() {
     let with = |listen: &str| format!("127.0.0.1:8001\"\nlisten = \"{listen}");
     for (listen, why) in [
         (

@@ -234,7 +234,7 @@ static STUCK: Resolver = Resolver::new(|_| {
 });
 
 #[test]
-fn many_names_that_are_not_answered_do_not_pile_up_threads() {
+fn unresolved_names_do_not_accumulate_threads() {
     for at in 0..LOOK_UPS_MAX {
         let (kind, _) = failure(STUCK.resolve(&format!("h{at}:1"), Instant::now(), &never));
         assert_eq!(kind, ErrorKind::TimedOut);

@@ -127,7 +127,7 @@ fn one_write_has_whole_lines_and_no_more_than_a_pipe_takes_as_a_whole() {
 const CHILD: &str = "GOPHERSTORE_TEST_PANICS";
 
 #[test]
-fn a_panic_is_logged_and_ends_the_process_though_nobody_reads() {
+fn a_panic_is_logged_and_ends_the_process_although_the_log_is_unread() {
     if env::var_os(CHILD).is_some() {
         let log = Log::start().unwrap();
         log::info!("a line before");
@@ -140,7 +140,8 @@ fn a_panic_is_logged_and_ends_the_process_though_nobody_reads() {
         stderr.set_nonblocking(true).unwrap();
         while !is_read && (&stderr).write(b"\n").is_ok() {}
         stderr.set_nonblocking(false).unwrap();
-        let name = "logging::tests::a_panic_is_logged_and_ends_the_process_though_nobody_reads";
+        let name =
+            "logging::tests::a_panic_is_logged_and_ends_the_process_although_the_log_is_unread";
         let status = process::Command::new(env::current_exe().unwrap())
             .args(["--exact", name, "--nocapture"])
             .env(CHILD, "1")

@@ -199,7 +199,7 @@ fn notify(eventfd: &OwnedFd) {
 
 impl<'a, C: Polled> Poller<'a, C> {
     /// A poller whose connections leave after they have been idle for one to two times `sweep_interval`. `watermark` is
-    /// what their answers wait for, if they do.
+    /// the one that their answers wait for, if they do.
     ///
     /// # Errors
     ///

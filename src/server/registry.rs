@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_are_cut_give_their_place_of_the_reserve_back_once() {
+    fn cut_connections_free_their_place_of_the_reserve_once() {
         let registry = Registry::new(1);
         let pairs: Vec<_> = (0..3).map(|_| peer()).collect();
         for (id, (_, peer)) in (0..).zip(&pairs) {

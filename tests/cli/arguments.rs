@@ -208,7 +208,7 @@ fn a_file_without_a_name_finds_the_leader() {
 }
 
 #[test]
-fn a_leader_that_is_silent_does_not_keep_another_one_waiting() {
+fn a_silent_leader_in_the_file_does_not_delay_the_real_one() {
     let silent = Peer::start(|_, mut stream| wait_for_close(&mut stream));
     let says = |text: &'static str| {
         Peer::start(move |_, mut stream| {
@@ -231,7 +231,7 @@ fn a_leader_that_is_silent_does_not_keep_another_one_waiting() {
 }
 
 #[test]
-fn a_key_that_is_too_long_is_told_the_limit() {
+fn the_error_of_a_key_that_is_too_long_names_the_limit() {
     let node = StubNode::start();
     let run = run_at(node.addr(), &["get", &"k".repeat(65_536)], b"");
     run.expect_failure(2, &["key of 65536 bytes, limit 65535"]);

@@ -247,7 +247,7 @@ fn the_same_seed_sends_the_same_bytes() {
 }
 
 #[test]
-fn keys_of_others_are_not_overwritten_unless_told_to() {
+fn keys_of_others_are_overwritten_only_on_request() {
     let node = Node::start();
     let addr = addr(&node);
     let mut mine = client(&addr);
@@ -277,7 +277,7 @@ fn keys_of_others_are_not_overwritten_unless_told_to() {
 }
 
 #[test]
-fn what_an_earlier_run_left_is_seen_and_removed_when_told_to() {
+fn keys_of_an_earlier_run_are_detected_and_removed_on_request() {
     let node = Node::start();
     let addr = addr(&node);
     assert_eq!(bench(&addr, "--count 10 --keys 100 --keep").code, 0);
@@ -343,7 +343,7 @@ fn a_slow_rate_is_not_reported_as_a_fast_one() {
 }
 
 #[test]
-fn with_a_rate_a_node_that_stands_still_shows_up_in_the_percentiles() {
+fn with_a_rate_a_pause_of_the_node_shows_in_the_percentiles() {
     let options = "--count 200 --get 0 --connections 1 --keys 10 -w json";
     let stall = Duration::from_millis(500);
     let node = Recorder::stalling(30, stall);
@@ -430,7 +430,7 @@ fn a_later_signal_ends_it_at_once() {
 }
 
 #[test]
-fn nobody_who_reads_the_results_is_no_reason_to_leave_keys() {
+fn a_closed_output_does_not_leave_keys() {
     let node = Node::start();
     let addr = addr(&node);
     let mut child = start_bench(&addr, "--count 100 --keys 100");
@@ -447,7 +447,7 @@ fn nobody_who_reads_the_results_is_no_reason_to_leave_keys() {
 }
 
 #[test]
-fn through_a_follower_gets_stay_and_sets_go_to_the_leader() {
+fn at_a_follower_gets_stay_and_sets_go_to_the_leader() {
     let cluster = Cluster::start(2);
     cluster.wait_converged(Duration::from_secs(30));
     let (leader, follower) = (cluster.addr(0).to_string(), cluster.addr(1).to_string());
@@ -505,7 +505,7 @@ fn a_refused_request_ends_it_and_leaves_no_keys() {
 }
 
 #[test]
-fn a_node_that_cannot_serve_is_told_in_one_line() {
+fn a_node_that_cannot_serve_is_one_error_line() {
     bench(&nobody(), "--count 1").expect_failure(5, &["is the node running?"]);
     let node = StubNode::start();
     node.set_loading();
@@ -514,7 +514,7 @@ fn a_node_that_cannot_serve_is_told_in_one_line() {
 }
 
 #[test]
-fn options_that_make_no_sense_are_told_before_anything_is_sent() {
+fn contradicting_options_are_errors_before_anything_is_sent() {
     let node = StubNode::start();
     for (options, parts) in [
         ("--count 1 --duration 1s", ["--count", "--duration"]),

@@ -37,7 +37,7 @@ fn incr_and_decr_print_the_number_that_the_node_stores() {
 }
 
 #[test]
-fn what_is_not_there_is_exit_code_1() {
+fn a_missing_key_is_exit_code_1() {
     let node = StubNode::start();
     for command in ["get", "del"] {
         run_at(node.addr(), &[command, "a\nb"], b"").expect_failure(1, &[r#"not found: "a\nb""#]);
@@ -107,7 +107,7 @@ fn hex_dumps_both_directions_on_standard_error() {
 }
 
 #[test]
-fn writes_follow_the_redirect_unless_told_not_to() {
+fn writes_follow_redirects_unless_turned_off() {
     let leader = StubNode::start();
     let follower = StubNode::follower(leader.addr());
     run_at(follower.addr(), &["set", "k", "v"], b"").expect(0, "", "");
@@ -156,7 +156,7 @@ fn the_address_comes_from_the_option_the_environment_or_the_config() {
 }
 
 #[test]
-fn a_reader_that_has_enough_ends_it_quietly() {
+fn a_closed_pipe_ends_it_without_an_error() {
     let node = StubNode::start();
     node.insert(b"k", &vec![b'v'; 8 << 20]);
     for (arguments, input) in [(&["get", "k"][..], ""), (&[][..], "get k\nping\nping\n")] {

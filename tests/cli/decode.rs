@@ -84,7 +84,7 @@ fn input_without_an_end_is_decoded_up_to_a_limit() {
 }
 
 #[test]
-fn what_the_tools_write_is_read() {
+fn the_output_of_the_tools_is_parsed() {
     if tools::are_there(&["xxd"]) {
         for options in [
             vec![],
@@ -266,7 +266,7 @@ fn sets(count: u32) -> Vec<u8> {
 }
 
 #[test]
-fn a_file_of_set_frames_is_printed_and_where_it_is_truncated_is_told() {
+fn a_file_of_set_frames_is_printed_up_to_its_truncation() {
     let file = sets(2_000);
     let run = decode(&[], &file);
     let out = String::from_utf8(run.out).unwrap();
@@ -311,7 +311,7 @@ fn a_large_value_is_short_to_read_and_much_input_is_quick() {
 }
 
 #[test]
-fn whoever_closes_the_pipe_has_seen_enough() {
+fn a_closed_pipe_ends_the_output() {
     let mut command = program();
     command.arg("decode");
     let mut child = start(&mut command);

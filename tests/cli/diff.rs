@@ -309,7 +309,7 @@ fn a_follower_that_is_written_to_meanwhile_does_not_differ() {
 }
 
 #[test]
-fn a_follower_that_does_not_catch_up_is_said_to_lag() {
+fn a_follower_that_does_not_catch_up_is_reported_as_behind() {
     let cluster = Cluster::start_with(
         2,
         &Options {
@@ -408,7 +408,7 @@ fn nodes_that_do_not_answer_are_not_the_same() {
 }
 
 #[test]
-fn what_is_typed_wrong_is_told_how_to_type_it() {
+fn wrong_input_gets_advice() {
     let a = "127.0.0.1:8000";
     diff(&["n1", "n2"]).expect_failure(2, &["\"n1\" is no address", "--config"]);
     diff(&[a, a]).expect_failure(2, &["the same node"]);

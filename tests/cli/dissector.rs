@@ -89,7 +89,7 @@ fn a_recorded_session_is_dissected() {
             format!("< ERROR {text}")
         ]
     );
-    // Whatever a probe or a heartbeat's time was.
+    // The time of a probe or a heartbeat varies.
     let mut infos = of_session("gbp && tcp.port == 54736", &["_ws.col.Info"]);
     infos.retain(|info| !info.contains("ACK") && !info.contains("HEARTBEAT"));
     assert_eq!(

@@ -41,7 +41,7 @@ fn digest(cluster: &Cluster, node: usize) -> String {
 }
 
 #[test]
-fn what_is_dumped_on_any_node_is_loaded_into_another_cluster_and_is_the_same() {
+fn a_dump_of_any_node_loads_into_another_cluster_unchanged() {
     let from = cluster(2, "");
     fill(&from, 2_000);
     let dir = tempfile::tempdir().unwrap();
@@ -186,7 +186,7 @@ fn an_entry_that_is_not_taken_ends_it_there_and_it_goes_on_behind() {
 }
 
 #[test]
-fn a_load_whose_link_is_lost_says_from_where_to_go_on_and_nothing_before_is_missing() {
+fn a_load_that_loses_its_connection_names_the_byte_to_continue_from() {
     let node = Node::start();
     let proxy = Proxy::start(node.addr);
     let dir = tempfile::tempdir().unwrap();
@@ -249,7 +249,7 @@ fn accepted() -> Vec<u8> {
 }
 
 #[test]
-fn a_copy_that_is_not_whole_is_no_file() {
+fn an_incomplete_dump_leaves_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("copy.gbp");
     fs::write(&file, b"older").unwrap();

@@ -190,7 +190,7 @@ fn a_new_file_is_its_owners_alone_and_one_that_replaces_another_has_its_mode() {
 }
 
 #[test]
-fn what_cannot_be_written_is_said_before_the_node_is_asked() {
+fn an_unwritable_target_is_an_error_before_the_node_is_asked() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     fs::write(at("there"), b"older").unwrap();
@@ -234,7 +234,7 @@ fn a_symbolic_link_stays_one_and_the_file_that_it_names_is_replaced() {
 
 /// Its name is made of the process's number and the file's name where the number can be another program's again.
 #[test]
-fn what_a_killed_dump_left_is_in_nobodys_way() {
+fn the_file_of_a_killed_dump_blocks_no_later_dump() {
     let node = Halting::start();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("copy.gbp");
@@ -263,7 +263,7 @@ fn what_a_killed_dump_left_is_in_nobodys_way() {
 }
 
 #[test]
-fn a_file_that_came_into_being_meanwhile_is_not_replaced_without_force() {
+fn a_file_created_meanwhile_is_not_replaced_without_force() {
     let node = Halting::start();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("copy.gbp");
@@ -311,7 +311,7 @@ fn a_signal_leaves_no_unfinished_file() {
 }
 
 #[test]
-fn a_full_disk_is_said_and_leaves_nothing() {
+fn a_full_disk_is_an_error_and_leaves_no_file() {
     let node = Node::start();
     let addr = node.addr.to_string();
     let mut client = Client::connect(&addr).unwrap();
@@ -406,7 +406,7 @@ fn a_pipe_may_be_read_as_slowly_as_the_log_allows() {
 }
 
 #[test]
-fn a_pipe_that_is_read_too_slowly_for_the_log_is_told_so() {
+fn a_pipe_that_is_read_too_slowly_for_the_log_is_an_error() {
     let cluster = with_data();
     let mut child = start(program().args(["--addr", &cluster.addr(0).to_string(), "dump"]));
     let mut out = child.stdout.take().unwrap();
@@ -436,7 +436,7 @@ fn a_pipe_that_is_read_too_slowly_for_the_log_is_told_so() {
 }
 
 #[test]
-fn a_stream_that_ends_says_what_the_node_says_now() {
+fn the_end_of_a_stream_is_explained_by_the_nodes_status() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("copy.gbp");
     for (said, expected) in [
@@ -484,7 +484,7 @@ fn a_stream_that_ends_says_what_the_node_says_now() {
 /// A node on its own has nothing after a restart: keys that were listed before are then not there, as if they had been
 /// removed meanwhile.
 #[test]
-fn a_node_on_its_own_that_is_restarted_gives_no_copy() {
+fn a_restart_of_a_single_node_ends_a_dump() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("copy.gbp");
     let lists = Mutex::new(0);

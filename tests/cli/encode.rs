@@ -236,7 +236,7 @@ fn every_operation_of_the_document_is_encoded_by_the_names_of_its_fields() {
 }
 
 #[test]
-fn what_makes_no_line_is_exit_code_2() {
+fn words_that_form_no_line_are_exit_code_2() {
     for (arguments, parts) in [
         (&["encode"][..], ["no command to encode", "get KEY"]),
         (&["encode", "flush"], ["unknown command flush", "--help"]),

@@ -15,7 +15,7 @@ fn answering(bytes: Vec<u8>) -> Peer {
 }
 
 #[test]
-fn what_the_node_refuses_is_exit_code_3() {
+fn a_refused_request_is_exit_code_3() {
     let node = StubNode::start();
     let run = run_at(node.addr(), &["set", "k", "refuse it"], b"");
     run.expect_failure(3, &["value of 9 bytes, limit 8"]);
@@ -43,7 +43,7 @@ fn a_timeout_of_the_node_says_that_the_outcome_is_unknown() {
 }
 
 #[test]
-fn nobody_there_is_exit_code_5() {
+fn no_node_at_the_address_is_exit_code_5() {
     let addr = nobody();
     let run = run_at(&addr, &["ping"], b"");
     run.expect_failure(

@@ -34,7 +34,7 @@ fn told(message: &str) -> &str {
 }
 
 #[test]
-fn to_go_on_as_it_is_told_leaves_out_refused_entries_and_no_others() {
+fn the_named_byte_skips_only_the_refused_entry() {
     let node = Node::start_with(&node::Options {
         limits: "max_value_bytes = 10",
         ..node::Options::default()

@@ -152,7 +152,7 @@ fn a_write_that_is_never_seen_is_a_timeout_and_leaves_nothing() {
 }
 
 #[test]
-fn what_was_measured_before_a_failure_is_printed() {
+fn results_before_a_failure_are_printed() {
     let cluster = cluster(true);
     let config = ConfigFile::of(&cluster);
     let line = "race --on n2 --timeout 500ms --count 1000000 --interval 1ms -w json --config";
@@ -183,7 +183,7 @@ fn what_was_measured_before_a_failure_is_printed() {
 }
 
 #[test]
-fn a_duration_ends_it_however_long_the_pause_is() {
+fn a_duration_ends_it_during_a_long_pause() {
     let cluster = cluster(false);
     let follower = cluster.addr(1).to_string();
     let line = [
@@ -231,7 +231,7 @@ fn a_signal_ends_it_with_what_there_is_and_leaves_nothing() {
 }
 
 #[test]
-fn whoever_cannot_race_is_told_why() {
+fn a_race_that_is_not_possible_names_the_reason() {
     let cluster = cluster(false);
     let leader = cluster.addr(0).to_string();
     let on = |node: &str| run_at(&leader, &["race", "--on", node], b"");

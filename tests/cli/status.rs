@@ -291,7 +291,7 @@ fn a_follower_that_is_longer_behind_than_the_leader_timeout_is_a_fault() {
 }
 
 #[test]
-fn a_node_that_is_gone_is_a_row_and_the_rest_is_waited_for_in_vain_until_it_is_back() {
+fn a_missing_node_is_a_row_and_wait_ends_once_it_is_back() {
     let mut cluster = cluster();
     let config = ConfigFile::of(&cluster);
     cluster.kill(2);
@@ -342,7 +342,7 @@ fn a_node_that_is_gone_is_a_row_and_the_rest_is_waited_for_in_vain_until_it_is_b
 }
 
 #[test]
-fn a_leader_that_is_gone_is_told_and_so_is_who_misses_it() {
+fn a_missing_leader_and_the_followers_without_a_link_are_faults() {
     let mut cluster = cluster();
     let config = ConfigFile::of(&cluster);
     cluster.kill(0);
@@ -371,7 +371,7 @@ fn a_leader_that_is_gone_is_told_and_so_is_who_misses_it() {
 }
 
 #[test]
-fn a_node_that_stands_still_holds_nothing_up() {
+fn a_stopped_node_delays_nothing() {
     let mut cluster = cluster();
     let config = ConfigFile::of(&cluster);
     cluster.pause(1);
@@ -386,7 +386,7 @@ fn a_node_that_stands_still_holds_nothing_up() {
 }
 
 #[test]
-fn how_far_a_follower_may_lag_is_said_on_the_command_line() {
+fn max_lag_is_the_limit_of_a_followers_lag() {
     let cluster = cluster_with(60_000, true);
     // As long in the file, or the time that this takes is a fault too.
     let config = ConfigFile::of(&cluster).with_leader_timeout(60_000);
@@ -434,7 +434,7 @@ fn how_far_a_follower_may_lag_is_said_on_the_command_line() {
 }
 
 #[test]
-fn a_follower_says_when_it_heard_its_leader_and_that_its_link_is_down() {
+fn a_follower_reports_leader_heard_ms_and_a_link_that_is_down() {
     let cluster = cluster_with(1_000, true);
     let link = cluster.link(1, 0);
     let heard =
@@ -457,7 +457,7 @@ fn a_follower_says_when_it_heard_its_leader_and_that_its_link_is_down() {
 }
 
 #[test]
-fn nodes_that_do_not_belong_there_are_told() {
+fn nodes_of_other_names_and_clusters_are_faults() {
     let cluster = cluster();
     let at = |node: usize| cluster.addr(node).to_string();
     let other = ConfigFile::new("other", &[("n1", at(0)), ("n2", at(1))]);

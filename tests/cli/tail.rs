@@ -110,7 +110,7 @@ fn without_an_index_only_what_is_new_is_shown_and_a_closed_pipe_ends_it() {
 }
 
 #[test]
-fn a_lost_link_is_taken_up_where_it_was_lost() {
+fn after_a_lost_connection_tail_continues_where_it_was() {
     let mut cluster = cluster(2, "");
     cluster.client(0).set(b"a", b"1").unwrap();
     cluster.wait_converged(WITHIN);
@@ -163,7 +163,7 @@ fn a_lost_link_is_taken_up_where_it_was_lost() {
 }
 
 #[test]
-fn what_the_log_no_longer_holds_is_said_to_be_missed() {
+fn entries_that_the_log_no_longer_holds_are_reported_as_missed() {
     let cluster = cluster(2, "backlog_bytes = 1048576");
     cluster.client(0).set(b"a", b"1").unwrap();
     let proxy = Proxy::start(cluster.addr(0));
@@ -367,7 +367,7 @@ fn each_surviving_write_is_shown_once_or_said_to_be_missed_while_nodes_restart()
 }
 
 #[test]
-fn where_there_is_nothing_to_watch_one_line_says_so() {
+fn a_node_without_a_log_to_watch_is_one_error_line() {
     let addr = nobody();
     run_at(&addr, &["tail"], b"").expect_failure(5, &["cannot connect to", &addr]);
     let alone = Node::start();

@@ -400,7 +400,7 @@ fn a_refusal_from_a_node_that_reads_no_more_is_not_waited_for_until_the_timeout(
 }
 
 #[test]
-fn what_no_frame_can_carry_is_not_sent() {
+fn values_too_long_for_a_frame_are_not_sent() {
     let node = StubNode::start();
     let mut client = patient(node.addr());
     let error = client.set(&[0; 65_536], b"").unwrap_err();
@@ -413,7 +413,7 @@ fn what_no_frame_can_carry_is_not_sent() {
 }
 
 #[test]
-fn nobody_there_is_a_refused_connection() {
+fn an_address_without_a_node_is_a_refused_connection() {
     for addr in [
         nobody(),
         format!("localhost:{}", nobody().split(':').nth(1).unwrap()),
@@ -453,7 +453,7 @@ fn an_unconnected_client_connects_when_it_is_used_and_again_after_a_refusal() {
 }
 
 #[test]
-fn the_hook_sees_every_frame_and_what_came_instead_of_one() {
+fn the_hook_sees_every_frame_and_faulty_bytes() {
     let peer = Peer::start(|_, mut stream| {
         next_frame(&mut stream).unwrap();
         stream.write_all(&response(0, b"PONG")).unwrap();

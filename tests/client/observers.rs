@@ -108,7 +108,7 @@ fn fault(watch: Watch, start: Start, good: usize, parts: &[Vec<u8>]) -> Error {
 const RESUME: Start = Start::Resume { from_index: 5 };
 
 #[test]
-fn what_is_missing_or_damaged_is_never_handed_on() {
+fn missing_or_damaged_messages_are_never_returned() {
     let out_of_place = |error: Error, what: StreamOpcode| match error {
         Error::Protocol {
             source: ProtocolError::OutOfPlace { what: found },

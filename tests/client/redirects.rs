@@ -32,7 +32,7 @@ fn leader_of(error: &Error) -> Option<&str> {
 }
 
 #[test]
-fn writes_go_to_the_leader_and_reads_stay_at_home() {
+fn writes_go_to_the_leader_and_reads_to_the_own_node() {
     let leader = StubNode::start();
     let follower = StubNode::follower(leader.addr());
     follower.insert(b"k", b"old");
@@ -101,7 +101,7 @@ fn nodes_that_name_each_other_are_asked_a_bounded_number_of_times() {
 }
 
 #[test]
-fn a_leader_that_leads_no_more_is_left() {
+fn a_connection_to_a_former_leader_is_dropped() {
     let old = StubNode::start();
     let new = StubNode::start();
     let home = StubNode::follower(old.addr());
@@ -121,7 +121,7 @@ fn a_leader_that_leads_no_more_is_left() {
 }
 
 #[test]
-fn a_leader_that_has_gone_is_asked_for_at_home_again() {
+fn after_the_leader_is_gone_the_own_node_is_asked_for_it_again() {
     let old = StubNode::start();
     let new = StubNode::start();
     let home = StubNode::follower(old.addr());
@@ -173,7 +173,7 @@ fn a_leader_that_cannot_be_reached_is_named_in_the_error() {
 }
 
 #[test]
-fn a_leader_that_fails_is_told_from_the_node_that_was_named() {
+fn a_failure_of_the_leader_names_the_leader() {
     type Is = fn(&Error) -> bool;
     let cases: [(Vec<u8>, Is); 2] = [
         (Vec::new(), |error| {
@@ -350,7 +350,7 @@ fn becomes_leader_after_the_first_of(count: usize, status: u8) {
 }
 
 #[test]
-fn what_is_meant_for_one_node_goes_to_no_other() {
+fn orders_for_one_node_go_to_no_other() {
     let leader = StubNode::start();
     leader.set_refusing();
     let follower = StubNode::start();

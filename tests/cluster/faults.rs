@@ -68,7 +68,7 @@ pub(crate) fn overwrite(cluster: &Cluster, bytes: u64) {
 }
 
 #[test]
-fn a_follower_killed_under_load_has_all_again_within_five_seconds() {
+fn a_follower_killed_under_load_has_all_data_again_within_five_seconds() {
     let mut random = Random::from_env();
     let mut cluster = cluster(QUICK);
     let load = load(&cluster, &mut random);
@@ -84,7 +84,7 @@ fn a_follower_killed_under_load_has_all_again_within_five_seconds() {
 }
 
 #[test]
-fn a_link_cut_at_any_byte_goes_on_where_it_was() {
+fn a_stream_cut_at_any_byte_resumes_where_it_was() {
     let mut random = Random::from_env();
     let cluster = cluster(QUICK);
     let load = load(&cluster, &mut random);
@@ -133,7 +133,7 @@ fn a_link_cut_at_any_byte_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_leader_that_comes_back_empty_takes_what_its_followers_have() {
+fn a_leader_that_restarts_empty_takes_the_data_of_its_followers() {
     let mut random = Random::from_env();
     let mut cluster = cluster(QUICK);
     let load = load(&cluster, &mut random);
@@ -171,7 +171,7 @@ fn a_leader_that_comes_back_empty_takes_what_its_followers_have() {
 }
 
 #[test]
-fn a_node_that_stood_still_catches_up() {
+fn a_node_that_was_suspended_catches_up() {
     let mut random = Random::from_env();
     let mut cluster = cluster(QUICK);
     let load = load(&cluster, &mut random);
@@ -257,7 +257,7 @@ const ENTRIES_VALUE: [(&str, usize); 4] = [
 ];
 
 #[test]
-fn a_corrupted_byte_of_entries_is_noticed_and_never_applied() {
+fn a_corrupted_byte_of_entries_is_detected_and_never_applied() {
     let mut random = Random::from_env();
     let cluster = cluster(QUICK);
     let load = load(&cluster, &mut random);
@@ -281,7 +281,7 @@ pub(crate) fn bit(random: &mut Random) -> u8 {
 }
 
 #[test]
-fn a_follower_ahead_of_its_leader_refuses_it_and_serves_on() {
+fn a_follower_ahead_of_its_leader_refuses_it_and_serves() {
     let mut random = Random::from_env();
     for round in 0..rounds(2, 20) {
         let mut cluster = cluster(QUICK);
@@ -354,7 +354,7 @@ fn a_follower_ahead_of_its_leader_refuses_it_and_serves_on() {
 }
 
 #[test]
-fn a_half_open_link_is_noticed_by_both_sides() {
+fn a_half_open_connection_is_detected_by_both_sides() {
     let cluster = cluster(QUICK);
     let (leader, follower) = (cluster.name(0), cluster.name(1));
     for _ in 0..rounds(2, 50) {

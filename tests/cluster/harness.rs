@@ -88,7 +88,7 @@ fn contents_are_read_back_and_compared() {
 }
 
 #[test]
-fn a_load_at_peace_loses_nothing_and_keeps_its_pace() {
+fn a_load_without_faults_loses_nothing_and_keeps_its_rate() {
     let cluster = Cluster::start(1);
     let load = Load::start(
         cluster.addr(0),
@@ -117,7 +117,7 @@ fn a_load_at_peace_loses_nothing_and_keeps_its_pace() {
 
 /// A node that restarts empty has lost all: the judge counts every write, and later ones are judged anew.
 #[test]
-fn what_is_lost_with_a_node_is_counted() {
+fn data_lost_with_a_node_is_counted() {
     let mut cluster = Cluster::start(1);
     let load = Load::start(
         cluster.addr(0),
@@ -192,7 +192,7 @@ fn the_judge_finds_what_is_stale_changed_or_never_written() {
 }
 
 #[test]
-fn what_a_seed_gives_can_be_had_again() {
+fn a_seed_repeats_its_numbers() {
     let draw = |seed| {
         let mut random = Random::new(seed);
         (0..10).map(|_| random.within(3..=9)).collect::<Vec<_>>()

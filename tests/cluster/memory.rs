@@ -81,7 +81,7 @@ fn deleted_and_shortened_values_are_given_back_by_the_leader_and_by_a_follower()
 }
 
 #[test]
-fn a_data_set_that_is_given_up_is_given_back() {
+fn memory_of_a_discarded_data_set_is_returned() {
     let mut cluster = cluster();
     let had = fill(&cluster, VALUE_BYTES, FOLLOWER);
     cluster.pause(FOLLOWER);

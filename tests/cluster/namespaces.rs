@@ -307,7 +307,7 @@ fn network(count: usize) -> Option<Network> {
 }
 
 #[test]
-fn a_real_partition_is_noticed_by_both_sides_and_healed() {
+fn a_real_partition_is_detected_by_both_sides_and_healed() {
     let Some(network) = network(3) else {
         return;
     };
@@ -434,7 +434,7 @@ fn every_address_of_a_name_is_tried_by_followers_probes_and_a_leader_that_starts
 }
 
 #[test]
-fn a_silent_resolver_holds_no_command_and_no_stop_and_one_thread() {
+fn a_silent_resolver_blocks_no_command_and_no_stop() {
     let Some(network) = network(2) else {
         return;
     };

@@ -245,7 +245,7 @@ fn an_observer_is_told_what_there_is_where_that_is_not_what_it_wants() {
 }
 
 #[test]
-fn a_copy_that_is_taken_under_writes_is_the_data_at_its_index() {
+fn a_snapshot_under_writes_is_the_data_at_its_index() {
     let cluster = cluster(2, QUICK);
     let fill: Vec<_> = (0_u32..20_000).map(u32::to_be_bytes).collect();
     cluster.write_all(fill.iter().map(|key| (&key[..], &key[..])));
@@ -606,7 +606,7 @@ fn watch_while_leaders_restart(watched: usize) {
 
 /// A copy taken while the data set is being replaced is one data set or the other, or nothing.
 #[test]
-fn a_copy_of_a_follower_that_takes_another_data_set_is_never_a_mixture() {
+fn a_snapshot_of_a_follower_that_changes_its_data_set_is_never_a_mixture() {
     let cluster = with_proxy();
     let value = vec![b'v'; 1_000];
     let keys: Vec<_> = (0_u32..10_000).map(u32::to_be_bytes).collect();

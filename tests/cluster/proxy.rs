@@ -127,7 +127,7 @@ fn a_reset_is_passed_on() {
 }
 
 #[test]
-fn what_is_held_is_delivered_later_and_the_other_way_goes_on() {
+fn held_bytes_are_delivered_later_and_the_other_direction_continues() {
     for (held, free) in [(Way::Up, Way::Down), (Way::Down, Way::Up)] {
         let fixture = Fixture::new();
         let (client, node) = fixture.pair();
@@ -314,7 +314,7 @@ fn a_proxy_that_refuses_is_as_one_where_nothing_listens() {
 }
 
 #[test]
-fn what_is_delayed_comes_later_in_order_and_without_a_queue() {
+fn delayed_bytes_come_later_in_order_and_without_a_queue() {
     let fixture = Fixture::new();
     let (client, node) = fixture.pair();
     let delay = Duration::from_millis(100);

@@ -22,7 +22,7 @@ const CHUNK_FIELDS: [(&str, usize); 5] = [
 ];
 
 #[test]
-fn a_gap_larger_than_the_backlog_is_closed_by_a_copy_in_bounded_memory() {
+fn a_gap_larger_than_the_backlog_takes_a_snapshot_in_bounded_memory() {
     let cluster = cluster(QUICK_AND_SMALL);
     overwrite(&cluster, 2 * BACKLOG_BYTES);
     cluster.wait_converged(FOUND_WITHIN);
@@ -56,7 +56,7 @@ fn a_gap_larger_than_the_backlog_is_closed_by_a_copy_in_bounded_memory() {
 /// compared with what it waits for while the follower of another cluster takes the same copy: that takes as much of the
 /// machine, but has nothing to do with the writer's leader.
 #[test]
-fn a_full_copy_under_load_stalls_no_writer_and_ends() {
+fn a_snapshot_under_load_stalls_no_writer_and_ends() {
     let mut random = Random::from_env();
     let count = rounds(30_000, 2_000_000);
     let keys: Vec<Vec<u8>> = (0..count)
@@ -127,7 +127,7 @@ fn a_full_copy_under_load_stalls_no_writer_and_ends() {
 }
 
 #[test]
-fn a_corrupted_byte_of_a_snapshot_is_noticed_and_never_applied() {
+fn a_corrupted_byte_of_a_snapshot_is_detected_and_never_applied() {
     let mut random = Random::from_env();
     let mut cluster = cluster(QUICK_AND_SMALL);
     let load = load(&cluster, &mut random);
@@ -166,7 +166,7 @@ fn a_corrupted_byte_of_a_snapshot_is_noticed_and_never_applied() {
 
 /// A follower gives up its data for a copy. If both did that at once, a leader that dies would take everything with it.
 #[test]
-fn followers_that_hold_data_take_their_copies_one_after_another() {
+fn followers_that_hold_data_take_snapshots_one_after_another() {
     let mut cluster = cluster(QUICK_AND_SMALL);
     let keys: Vec<Vec<u8>> = (0..10_000_u32).map(|n| n.to_be_bytes().to_vec()).collect();
     cluster.write_all(keys.iter().map(|key| (&key[..], &[b'v'; 200][..])));
@@ -213,10 +213,10 @@ fn followers_that_hold_data_take_their_copies_one_after_another() {
     }
 }
 
-/// The only node that had the data dies while the leader copies it. What has come of it is no data set: it is not
+/// The only node that had the data dies while the leader copies it. The part that has arrived is no data set: it is not
 /// served, and the nodes become equal again.
 #[test]
-fn a_copy_that_the_leader_cannot_finish_leaves_nothing_behind() {
+fn an_unfinished_snapshot_of_the_leader_leaves_no_data() {
     let mut cluster = cluster(QUICK);
     let keys: Vec<Vec<u8>> = (0..20_000_u32).map(|n| n.to_be_bytes().to_vec()).collect();
     let value = [b'v'; 200];

@@ -56,7 +56,7 @@ fn documented() -> BTreeMap<String, &'static str> {
 }
 
 #[test]
-fn every_key_of_a_status_is_in_the_document_and_the_other_way_round() {
+fn the_keys_of_a_status_are_those_of_the_document() {
     let cluster = cluster();
     let table = documented();
     assert!(table.len() > 20, "{table:?}");
@@ -91,7 +91,7 @@ fn every_key_of_a_status_is_in_the_document_and_the_other_way_round() {
 }
 
 #[test]
-fn the_client_prints_what_the_node_says() {
+fn the_cli_prints_the_message_of_the_node() {
     let cluster = cluster();
     cluster.client(0).set(b"k", b"value").unwrap();
     cluster.wait_converged(WITHIN);
@@ -111,7 +111,7 @@ fn the_client_prints_what_the_node_says() {
 
 /// Entries that the leader lacks are given up on the whole order alone.
 #[test]
-fn a_refusing_follower_is_healed_by_the_order_and_by_nothing_less() {
+fn a_refusing_follower_discards_only_by_order() {
     let mut cluster = cluster();
     let (behind, ahead) = (1, 2);
     let keys = [b"both".to_vec(), b"one".to_vec()];

@@ -66,7 +66,7 @@ fn a_planned_stop_before_the_followers_are_back_loses_nothing() {
 
 /// A copy takes longer than a stop waits for a follower that stays away, and all the data would go with the leader.
 #[test]
-fn a_planned_stop_lets_the_only_copy_end() {
+fn a_planned_stop_waits_for_the_only_snapshot() {
     // With the defaults, since on a slow link a busy machine soon makes a silence of 300 ms.
     let mut cluster = cluster("");
     let keys: Vec<Vec<u8>> = (0..10_000_u32).map(|n| n.to_be_bytes().to_vec()).collect();
@@ -94,7 +94,7 @@ fn a_planned_stop_lets_the_only_copy_end() {
 }
 
 #[test]
-fn a_stopping_leader_does_not_wait_for_the_dead() {
+fn a_stopping_leader_does_not_wait_for_dead_followers() {
     let mut cluster = cluster(QUICK);
     cluster.client(0).set(b"k", b"v").unwrap();
     cluster.wait_converged(FOUND_WITHIN);

@@ -140,7 +140,7 @@ fn fill(node: &Node, pairs: &[(&[u8], &[u8])]) {
 }
 
 #[test]
-fn a_follower_with_other_data_is_found_stops_serving_and_heals_by_a_full_copy() {
+fn a_follower_with_other_data_stops_serving_and_takes_a_snapshot() {
     let leaders: [(&[u8], &[u8]); 3] = [(b"a", b"1"), (b"b", b"2"), (b"c", b"3")];
     // Another value, another key, and no entry where the leader has one.
     for last in [(&b"c"[..], &b"x"[..]), (b"d", b"3"), (b"a", b"1")] {

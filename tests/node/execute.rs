@@ -259,7 +259,7 @@ fn a_node_that_serves_reads_says_what_it_holds() {
 
 /// A write before that would have an index in the epoch of the leader that was copied.
 #[test]
-fn a_leader_that_has_taken_a_copy_serves_once_it_has_its_own_era() {
+fn a_leader_that_has_taken_a_snapshot_serves_once_it_has_its_own_epoch() {
     let mut node = Node::alone();
     node.discard_dataset("it copies a follower");
     let roles = node.watch();

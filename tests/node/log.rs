@@ -80,7 +80,7 @@ fn room_is_taken_up_to_a_bound_and_given_back() {
 }
 
 #[test]
-fn what_is_larger_than_all_room_waits_until_half_of_it_is_free() {
+fn a_write_larger_than_all_room_waits_until_half_of_it_is_free() {
     let sequencer = Sequencer::new(1 << 20);
     let mut held = sequencer.reserve(ROOM / 2 + 1);
     thread::scope(|scope| {
@@ -318,7 +318,7 @@ fn the_log_knows_when_its_entries_were_appended() {
 }
 
 #[test]
-fn a_watermark_reaches_positions_in_their_order_and_wakes_who_waits_for_one() {
+fn a_watermark_reaches_positions_in_order_and_wakes_their_waiters() {
     let watermarks = Watermarks::default();
     let woken = Arc::new(AtomicU64::new(0));
     let wake: Wake = Arc::new({

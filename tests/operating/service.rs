@@ -86,7 +86,7 @@ fn the_manager_takes_the_last_nodes_stop_for_a_success() {
 }
 
 #[test]
-fn a_leader_is_ready_and_stops_with_a_word_at_either_kind_of_socket() {
+fn a_leader_notifies_its_start_and_stop_at_either_kind_of_socket() {
     let abstract_name = format!("gopherstore-test-{}", std::process::id());
     let addr = std::os::unix::net::SocketAddr::from_abstract_name(&abstract_name).unwrap();
     let abstract_socket = UnixDatagram::bind_addr(&addr).unwrap();
@@ -121,7 +121,7 @@ fn a_leader_is_ready_only_once_it_serves() {
 }
 
 #[test]
-fn a_follower_is_ready_when_it_listens_and_tells_how_it_stands() {
+fn a_follower_is_ready_when_it_listens_and_reports_its_state() {
     let (reserved, addrs): (Vec<_>, Vec<_>) = (0..2).map(|_| reserve_port()).unzip();
     let dir = folder(&addrs);
     let manager = Manager::at_path(dir.path());
@@ -141,7 +141,7 @@ fn a_follower_is_ready_when_it_listens_and_tells_how_it_stands() {
 }
 
 #[test]
-fn a_manager_that_cannot_be_told_costs_a_line_and_no_more() {
+fn a_manager_that_cannot_be_notified_is_one_log_line() {
     let dir = folder(&[([127, 0, 0, 1], 0).into()]);
     for name in ["/nowhere/notify", "no address"] {
         let env = [("NOTIFY_SOCKET", name)];
@@ -162,7 +162,7 @@ fn fill(manager: &Manager) -> usize {
 }
 
 #[test]
-fn a_manager_that_does_not_read_stops_neither_requests_nor_the_stop() {
+fn a_manager_that_does_not_read_blocks_neither_requests_nor_the_stop() {
     let dir = folder(&[([127, 0, 0, 1], 0).into()]);
     let manager = Manager::at_path(dir.path());
     fill(&manager);
@@ -174,7 +174,7 @@ fn a_manager_that_does_not_read_stops_neither_requests_nor_the_stop() {
 }
 
 #[test]
-fn a_manager_that_reads_again_is_told_what_it_has_missed() {
+fn a_manager_that_reads_again_gets_the_missed_state() {
     let dir = folder(&[([127, 0, 0, 1], 0).into()]);
     let manager = Manager::at_path(dir.path());
     let count = fill(&manager);
@@ -232,7 +232,7 @@ fn a_journal_that_reads_something_else_changes_nothing() {
 }
 
 #[test]
-fn what_ends_the_start_is_an_error_in_the_journal() {
+fn a_failure_of_the_start_is_an_error_in_the_journal() {
     let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let dir = folder(&[taken.local_addr().unwrap()]);
     let log = dir.path().join("log");

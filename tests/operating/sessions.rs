@@ -226,17 +226,17 @@ fn check(document: &str) {
 }
 
 #[test]
-fn the_sessions_of_the_readme_are_as_it_says() {
+fn the_sessions_of_the_readme_run_as_shown() {
     check("README.md");
 }
 
 #[test]
-fn the_sessions_of_the_operators_text_are_as_it_says() {
+fn the_sessions_of_operating_md_run_as_shown() {
     check("docs/operating.md");
 }
 
 #[test]
-fn steps_are_commands_with_what_comes_of_them() {
+fn steps_are_commands_with_their_output() {
     let text = "```sh\n$ no\n```\n```console\n$ a \\\n  b\nx\ny\n$ c\n```\n$ no\n";
     let steps = steps(text);
     let steps: Vec<(&str, &str)> = steps
@@ -257,7 +257,7 @@ fn quoted(text: &str) -> Vec<&str> {
 }
 
 #[test]
-fn the_operators_text_explains_every_line_of_a_status() {
+fn operating_md_explains_every_line_of_a_status() {
     let protocol = document("docs/GBP.md");
     let (_, section) = protocol.split_once("\n**STATUS**").expect("its section");
     let (section, _) = section.split_once("\n**DISCARD**").expect("its end");
@@ -275,7 +275,7 @@ fn the_operators_text_explains_every_line_of_a_status() {
 }
 
 #[test]
-fn the_tests_that_the_operators_text_names_are_there() {
+fn the_tests_that_operating_md_names_exist() {
     let files = fs::read_dir(root().join("tests/cluster")).unwrap();
     let tests: String = files
         .map(|file| fs::read_to_string(file.unwrap().path()).unwrap())

@@ -316,7 +316,7 @@ fn a_stop_that_loses_data_is_asked_about_at_a_terminal() {
 }
 
 #[test]
-fn what_a_node_logs_as_lost_while_it_stops_is_shown() {
+fn lost_data_that_a_stopping_node_logs_is_shown() {
     if !tools::are_there(&["bash"]) {
         return;
     }
@@ -339,7 +339,7 @@ fn what_a_node_logs_as_lost_while_it_stops_is_shown() {
 }
 
 #[test]
-fn scripts_that_run_at_the_same_time_do_not_get_in_each_others_way() {
+fn scripts_that_run_at_the_same_time_do_not_interfere() {
     if !tools::are_there(&["bash", "flock"]) {
         return;
     }

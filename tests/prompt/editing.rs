@@ -74,7 +74,7 @@ fn sessions_at_a_time_keep_each_others_lines() {
 }
 
 #[test]
-fn the_history_is_in_the_home_where_nothing_else_is_said() {
+fn the_history_is_below_the_home_by_default() {
     let (_node, addr, prompt) = node();
     let dir = tempfile::tempdir().unwrap();
     // One that is relative does not count.
@@ -290,7 +290,7 @@ fn binary_values_are_escaped_and_raw_where_one_asks() {
 }
 
 #[test]
-fn what_is_not_utf_8_is_told_and_ends_nothing() {
+fn bytes_that_are_not_utf_8_are_an_error_and_end_nothing() {
     let (_node, addr, prompt) = node();
     let dir = tempfile::tempdir().unwrap();
     let terminal = Terminal::start(dir.path(), &["--addr", &addr], Options::default());
@@ -376,7 +376,7 @@ fn a_value_of_more_rows_than_16_bits_count_can_be_pasted() {
 }
 
 #[test]
-fn a_dumb_terminal_has_a_prompt_without_orders() {
+fn a_dumb_terminal_has_a_prompt_without_escape_sequences() {
     let (_node, addr, prompt) = node();
     let dir = tempfile::tempdir().unwrap();
     for term in ["dumb", ""] {

@@ -62,7 +62,7 @@ fn it_shows_node_role_and_address_and_talks_to_the_others() {
 }
 
 #[test]
-fn what_goes_on_for_ever_ends_by_a_signal_and_leaves_the_terminal_as_it_was() {
+fn endless_commands_end_by_a_signal_and_restore_the_terminal() {
     let cluster = Cluster::start(2);
     cluster.wait_converged(PATIENCE);
     let dir = tempfile::tempdir().unwrap();
@@ -162,7 +162,7 @@ fn it_reconnects_after_a_restart_and_says_so() {
 }
 
 #[test]
-fn a_node_that_is_not_there_is_told_and_waited_for() {
+fn a_missing_node_is_reported_and_awaited() {
     let mut cluster = Cluster::start(1);
     let addr = cluster.addr(0).to_string();
     cluster.stop(0);
@@ -207,7 +207,7 @@ fn is_still(pid: u32) -> bool {
 }
 
 #[test]
-fn a_node_that_stands_still_costs_its_timeout_and_no_more() {
+fn a_stopped_node_costs_its_timeout_only() {
     let mut cluster = Cluster::start(1);
     let dir = tempfile::tempdir().unwrap();
     let addr = cluster.addr(0).to_string();

@@ -14,7 +14,7 @@ use crate::vectors;
 use crate::{answer, closed, done, error, frames, pong, set_k};
 
 #[test]
-fn what_the_document_says_is_skipped_is_answered_and_skipped() {
+fn frames_that_the_document_skips_are_answered_and_skipped() {
     let node = Node::start();
     let stream = node.connect();
     (&stream).write_all(&frames(&[Request::Ping])).unwrap();
@@ -216,7 +216,7 @@ fn of_a_large_value_after_others_that_is_cut_or_late_nothing_is_applied() {
 }
 
 #[test]
-fn a_claim_of_4_gib_takes_no_memory_and_is_cut_off_in_time() {
+fn a_length_of_4_gib_takes_no_memory_and_times_out() {
     let node = Node::start_with(&Options {
         limits: "max_value_bytes = 4294901753\nrequest_timeout_ms = 400",
         ..Options::default()

@@ -114,7 +114,7 @@ fn a_write_to_a_follower_finds_the_leader() {
 }
 
 #[test]
-fn the_command_line_follows_the_redirect_unless_told_not_to() {
+fn the_cli_follows_redirects_unless_told_otherwise() {
     let (leader, follower) = pair();
     assert_eq!(cli(&follower, &["set", "k", "v"]).status.code(), Some(0));
     assert_eq!(cli(&leader, &["get", "k"]).stdout, b"v");

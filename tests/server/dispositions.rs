@@ -244,7 +244,7 @@ fn rest_of(bytes: &[u8]) -> usize {
 }
 
 #[test]
-fn what_stands_behind_a_refusal_that_closes_is_not_carried_out() {
+fn requests_behind_a_refusal_that_closes_are_not_executed() {
     let node = Node::start_with(&Options {
         limits: SHORT_VALUES,
         ..Options::default()

@@ -102,7 +102,7 @@ fn run_out_of_descriptors(node: &Node) -> Vec<std::net::TcpStream> {
 }
 
 #[test]
-fn running_out_of_descriptors_stops_nobody_who_is_served() {
+fn running_out_of_descriptors_disturbs_no_served_client() {
     let node = Node::start_with(&Options {
         descriptors: Some(40),
         ..Options::default()
@@ -210,7 +210,7 @@ fn connections_that_were_busy_cost_no_more_than_idle_ones_in_the_end() {
 
 /// The same of clients that leave in the middle of a large value.
 #[test]
-fn what_a_client_that_leaves_has_sent_is_given_back() {
+fn memory_of_a_client_that_leaves_is_returned() {
     const COUNT: u64 = 300;
     const HALF: usize = 60_000;
     let node = Node::start();
@@ -241,7 +241,7 @@ fn what_a_client_that_leaves_has_sent_is_given_back() {
 }
 
 #[test]
-fn too_few_descriptors_for_the_limit_are_told_at_the_start() {
+fn too_few_descriptors_for_the_limit_are_a_warning_at_the_start() {
     let node = Node::start_with(&Options {
         descriptors: Some(200),
         ..Options::default()
@@ -371,7 +371,7 @@ fn a_first_request_in_pieces_has_a_second() {
 }
 
 #[test]
-fn nobody_shuts_out_those_who_ask_for_a_status() {
+fn clients_cannot_lock_out_status_requests() {
     let (node, _clients) = full();
     // More of each kind than there is room for: silent ones, ones that have sent a part, and ones that hold a place of
     // the reserve.

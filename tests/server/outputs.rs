@@ -90,7 +90,7 @@ fn read_all(reader: &UnixStream) -> String {
 }
 
 #[test]
-fn a_log_that_nobody_reads_stops_neither_requests_nor_the_stop() {
+fn an_unread_log_blocks_neither_requests_nor_the_stop() {
     for is_read_in_the_end in [false, true] {
         let (stderr, reader) = full();
         let mut node = Single::start(Stdio::piped(), stderr);
@@ -121,7 +121,7 @@ fn a_log_that_nobody_reads_stops_neither_requests_nor_the_stop() {
 }
 
 #[test]
-fn a_ready_line_that_nobody_takes_stops_nothing() {
+fn an_unread_ready_line_blocks_nothing() {
     let (stuck, reader) = full();
     let (closed, other_end) = UnixStream::pair().unwrap();
     drop(other_end);
@@ -142,7 +142,7 @@ fn a_ready_line_that_nobody_takes_stops_nothing() {
 }
 
 #[test]
-fn what_ends_the_start_is_said_though_the_reader_is_late() {
+fn a_failure_of_the_start_is_logged_although_the_reader_is_late() {
     let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let (stderr, reader) = full();
     let mut child = Command::new(env!("CARGO_BIN_EXE_gopherstore-server"))
@@ -175,7 +175,7 @@ fn a_list_of_nodes_that_cannot_be_written_is_an_error() {
 }
 
 #[test]
-fn a_variable_that_is_not_understood_is_named_and_the_default_used() {
+fn an_invalid_variable_is_reported_and_the_default_applies() {
     let dir = tempfile::tempdir().unwrap();
     let config =
         "cluster = \"c\"\nleader = \"n1\"\n[[node]]\nname = \"n1\"\naddr = \"127.0.0.1:0\"\n";

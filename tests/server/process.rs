@@ -49,7 +49,7 @@ fn a_stop_does_not_wait_for_a_connect() {
 }
 
 #[test]
-fn requests_that_have_come_are_answered_before_the_node_stops() {
+fn received_requests_are_answered_before_the_node_stops() {
     for _ in 0..10 {
         let mut node = Node::start();
         let mut stream = node.connect();
@@ -122,7 +122,7 @@ fn a_request_that_has_begun_to_arrive_is_finished_before_the_node_stops() {
 }
 
 #[test]
-fn a_client_that_does_not_let_go_is_cut_off_in_the_end() {
+fn a_client_that_stays_connected_is_cut_off_at_the_end() {
     let mut node = Node::start();
     let value = vec![b'x'; 1 << 20];
     let mut stream = node.connect();
@@ -260,7 +260,7 @@ fn without_arguments_it_is_a_single_node_on_port_8000_and_reads_no_file() {
 }
 
 #[test]
-fn a_single_node_listens_where_it_is_told_to() {
+fn a_single_node_listens_on_its_addr_option() {
     let dir = tempfile::tempdir().unwrap();
     let start = |addr: &str| {
         Command::new(env!("CARGO_BIN_EXE_gopherstore-server"))

@@ -229,7 +229,7 @@ fn the_longest_key_passes_with_every_operation_however_it_is_split() {
 /// A large SET of the same length as the last one is read straight to where it stays; whatever else comes in its place,
 /// in whatever pieces, is taken for what it is.
 #[test]
-fn what_comes_after_a_large_value_is_taken_for_what_it_is() {
+fn requests_after_a_large_value_are_parsed_correctly() {
     let node = Node::start();
     let mut stream = node.connect();
     let mut ask = |frame: &[u8], cut: usize| {

@@ -151,7 +151,7 @@ impl Client {
     }
 }
 
-/// Whatever clients do among others that keep asking, each gets what it would get alone.
+/// Clients of every kind, beside busy ones, get the same answers as alone.
 #[test]
 fn each_client_gets_its_answers_whoever_serves_it() {
     let seed = std::env::var("GOPHERSTORE_SEED").map_or_else(

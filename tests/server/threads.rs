@@ -128,7 +128,7 @@ fn rejects_clients(node: &Process) -> bool {
             let mut stream = served.pop().unwrap();
             stream.write_all(&follow(name, is_observer)).unwrap();
             assert_eq!(answer(&stream).0, Status::Ok, "{name}");
-            // Whatever it was sent before.
+            // Skips the bytes that it was sent before.
             let _ = std::io::copy(&mut stream, &mut std::io::sink());
             let fault = format!("{name} no longer ");
             node.wait_for_log(&fault);

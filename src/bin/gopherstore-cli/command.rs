@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_lines_say_how_to_write_them() {
+    fn errors_of_wrong_lines_give_the_correct_form() {
         for line in [
             "set",
             "set k",

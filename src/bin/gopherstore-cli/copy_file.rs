@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_belong_into_a_file_is_told_with_its_place() {
+    fn wrong_frames_in_a_file_are_reported_with_their_place() {
         let end = Sum::default().end_mark(3, 9);
         for (bytes, expected) in [
             (

@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_are_names_or_nothing_is_printed() {
+    fn hosts_must_be_plain_names() {
         let pair = |host: &str| Some((host.to_owned(), "8000".to_owned()));
         assert_eq!(place("127.0.0.1:8000").ok(), pair("127.0.0.1"));
         assert_eq!(place("[::1]:8000").ok(), pair("::1"));

@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_plain_where_that_says_all() {
+    fn values_are_unquoted_where_that_is_unambiguous() {
         for plain in [
             "active",
             "two words",
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_quoted_can_be_typed_again() {
+    fn quoted_words_can_be_typed_again() {
         for first in 0..=u8::MAX {
             for second in 0..=u8::MAX {
                 let value = vec![first, second];
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_for_a_shell_is_one_line_and_says_all() {
+    fn a_word_for_a_shell_is_one_line_and_holds_every_byte() {
         for (word, expected) in [
             (&b"plain/file-1.gbp"[..], "plain/file-1.gbp"),
             (b"", "''"),

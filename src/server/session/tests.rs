@@ -407,7 +407,7 @@ fn a_spare_block_takes_the_next_frame_whatever_that_is() {
 }
 
 #[test]
-fn nothing_is_carried_out_while_a_slow_reader_has_not_taken_its_answers() {
+fn nothing_is_executed_while_a_slow_reader_has_unread_responses() {
     let node = leader();
     let mut client = Client::new(&node);
     let value = [b'v'; 4_000];

@@ -487,7 +487,7 @@ max        10.0 ms          -    10.0 ms
     }
 
     #[test]
-    fn a_run_that_measured_nothing_has_figures_all_the_same() {
+    fn a_run_without_measurements_has_results_too() {
         let Ok(mut empty) = Measured::new() else {
             unreachable!("no histogram")
         };

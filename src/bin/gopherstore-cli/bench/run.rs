@@ -24,7 +24,7 @@ use crate::{
 use super::{
     Measured, Plan, Progress,
     results::{per_second, shown_rate, span},
-    schedule::{End, Schedule, Turn},
+    schedule::{Action, End, Schedule},
     target::Target,
     workload::{Kind, Operations, Stream},
 };
@@ -256,17 +256,17 @@ impl Connection<'_> {
         let mut key = Vec::new();
         while !self.shared.stop.is_set() {
             let now = Instant::now();
-            let turn = match now.checked_duration_since(start) {
-                Some(elapsed) => schedule.turn(elapsed, plan.depth),
-                None => Turn::Wait(Duration::ZERO),
+            let action = match now.checked_duration_since(start) {
+                Some(elapsed) => schedule.next(elapsed, plan.depth),
+                None => Action::Wait(Duration::ZERO),
             };
-            match turn {
-                Turn::Over => break,
-                Turn::Wait(until) => {
+            match action {
+                Action::Over => break,
+                Action::Wait(until) => {
                     let left = (start + until).saturating_duration_since(now);
                     thread::sleep(left.min(NAP_MAX));
                 }
-                Turn::Send(count) => {
+                Action::Send(count) => {
                     for ahead in 0..count {
                         let operation = operations.draw();
                         plan.prefix.key(operation.key, &mut key);

@@ -24,7 +24,7 @@ pub(super) enum End {
 
 /// Next action of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Turn {
+pub(super) enum Action {
     /// Send this number of operations at once; at least 1.
     Send(u64),
     /// Nothing is due before this time.
@@ -62,19 +62,19 @@ impl Schedule {
     }
 
     /// The action at `now`, for at most `depth` operations.
-    pub(super) fn turn(&self, now: Duration, depth: u64) -> Turn {
+    pub(super) fn next(&self, now: Duration, depth: u64) -> Action {
         if let End::Duration(end) = self.end
             && now >= end
         {
-            return Turn::Over;
+            return Action::Over;
         }
         let exists = |ahead: &u64| self.exists(*ahead);
         let is_due = |ahead: &u64| self.due(*ahead).is_none_or(|due| due <= now);
         let count = (0..depth).take_while(exists).take_while(is_due).count();
         match (u64::try_from(count), self.due(0)) {
-            (Ok(0), Some(due)) if self.exists(0) => Turn::Wait(due),
-            (Ok(0) | Err(_), _) => Turn::Over,
-            (Ok(count), _) => Turn::Send(count),
+            (Ok(0), Some(due)) if self.exists(0) => Action::Wait(due),
+            (Ok(0) | Err(_), _) => Action::Over,
+            (Ok(count), _) => Action::Send(count),
         }
     }
 
@@ -159,13 +159,13 @@ mod tests {
     ) -> (Vec<Duration>, Vec<Duration>) {
         let (mut now, mut from_due, mut from_sent) = (Duration::ZERO, Vec::new(), Vec::new());
         loop {
-            match schedule.turn(now, depth) {
-                Turn::Over => break,
-                Turn::Wait(until) => {
+            match schedule.next(now, depth) {
+                Action::Over => break,
+                Action::Wait(until) => {
                     assert!(until > now, "a wait for what is past");
                     now = until;
                 }
-                Turn::Send(count) => {
+                Action::Send(count) => {
                     assert!(count <= depth);
                     let sent = now;
                     now += Duration::from_micros(100);
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_stands_still_shows_up_in_the_percentiles() {
+    fn a_pause_of_the_node_shows_in_the_percentiles() {
         let schedule = Schedule::new(0, 1, NonZeroU64::new(1_000), End::Count(10_000));
         let (from_due, from_sent) = simulate(schedule.clone(), 1, ms(2_000));
         assert_eq!(from_due.len(), 10_000, "the schedule is kept");
@@ -207,35 +207,35 @@ mod tests {
     }
 
     #[test]
-    fn what_is_late_is_sent_together_as_deep_as_may_be() {
+    fn late_operations_are_sent_together_up_to_the_depth() {
         let mut schedule = Schedule::new(0, 1, NonZeroU64::new(1_000), End::Count(100));
-        assert_eq!(schedule.turn(ms(0), 8), Turn::Send(1));
+        assert_eq!(schedule.next(ms(0), 8), Action::Send(1));
         schedule.advance(1);
-        assert_eq!(schedule.turn(ms(0), 8), Turn::Wait(ms(1)));
-        assert_eq!(schedule.turn(ms(3), 8), Turn::Send(3));
-        assert_eq!(schedule.turn(ms(50), 8), Turn::Send(8));
+        assert_eq!(schedule.next(ms(0), 8), Action::Wait(ms(1)));
+        assert_eq!(schedule.next(ms(3), 8), Action::Send(3));
+        assert_eq!(schedule.next(ms(50), 8), Action::Send(8));
         assert_eq!(schedule.unsent(ms(50)), 50);
         schedule.advance(98);
-        assert_eq!(schedule.turn(ms(98), 8), Turn::Wait(ms(99)));
-        assert_eq!(schedule.turn(ms(5_000), 8), Turn::Send(1));
+        assert_eq!(schedule.next(ms(98), 8), Action::Wait(ms(99)));
+        assert_eq!(schedule.next(ms(5_000), 8), Action::Send(1));
         assert_eq!(schedule.unsent(ms(5_000)), 1);
         schedule.advance(1);
-        assert_eq!(schedule.turn(ms(5_000), 8), Turn::Over);
+        assert_eq!(schedule.next(ms(5_000), 8), Action::Over);
         assert_eq!(schedule.unsent(ms(5_000)), 0);
     }
 
     #[test]
     fn without_a_rate_it_is_sent_at_once() {
         let mut schedule = Schedule::new(0, 1, None, End::Count(20));
-        assert_eq!(schedule.turn(ms(0), 16), Turn::Send(16));
+        assert_eq!(schedule.next(ms(0), 16), Action::Send(16));
         schedule.advance(16);
         assert_eq!(schedule.due(0), None);
-        assert_eq!(schedule.turn(ms(0), 16), Turn::Send(4));
+        assert_eq!(schedule.next(ms(0), 16), Action::Send(4));
         schedule.advance(4);
-        assert_eq!(schedule.turn(ms(0), 16), Turn::Over);
+        assert_eq!(schedule.next(ms(0), 16), Action::Over);
         let schedule = Schedule::new(0, 1, None, End::Duration(ms(10)));
-        assert_eq!(schedule.turn(ms(9), 16), Turn::Send(16));
-        assert_eq!(schedule.turn(ms(10), 16), Turn::Over);
+        assert_eq!(schedule.next(ms(9), 16), Action::Send(16));
+        assert_eq!(schedule.next(ms(10), 16), Action::Over);
         assert_eq!(schedule.unsent(ms(10)), 0);
     }
 
@@ -245,7 +245,7 @@ mod tests {
             let mut numbers = Vec::new();
             for connection in 0..7 {
                 let mut schedule = Schedule::new(connection, 7, None, End::Count(count));
-                while let Turn::Send(some) = schedule.turn(ms(0), 3) {
+                while let Action::Send(some) = schedule.next(ms(0), 3) {
                     numbers.extend((0..some).map(|ahead| schedule.number(ahead)));
                     schedule.advance(some);
                 }
@@ -267,10 +267,10 @@ mod tests {
                 let mut now = Duration::ZERO;
                 let mut sent = 0;
                 loop {
-                    match schedule.turn(now, 1_000) {
-                        Turn::Over => break,
-                        Turn::Wait(until) => now = until,
-                        Turn::Send(count) => {
+                    match schedule.next(now, 1_000) {
+                        Action::Over => break,
+                        Action::Wait(until) => now = until,
+                        Action::Send(count) => {
                             sent += count;
                             schedule.advance(count);
                         }

@@ -32,7 +32,7 @@ fn lists_differ_in_keys_and_in_hashes() {
 }
 
 #[test]
-fn a_difference_is_steady_only_while_both_sides_stay_what_they_were() {
+fn a_difference_is_steady_only_while_both_entries_stay_the_same() {
     let mut found = Difference::new(b"k".to_vec(), [seen(1), None]);
     found.note([seen(1), None]);
     found.note([seen(1), None]);
@@ -48,7 +48,7 @@ fn buckets_grow_with_the_keys_up_to_a_limit() {
 }
 
 #[test]
-fn a_status_tells_what_a_comparison_needs() {
+fn a_status_has_the_values_for_a_comparison() {
     let text =
         "node: n1\nstate: serving\nreason: -\nepoch: 3\nindex: 9\ndigest: 0f\nkeys: 7\nodd\n";
     let summary = NodeSummary {
@@ -75,7 +75,7 @@ fn a_status_tells_what_a_comparison_needs() {
 }
 
 #[test]
-fn the_last_line_says_in_words_what_came_of_it() {
+fn the_last_line_is_a_summary() {
     let nodes = ["n1", "n2"].map(|name| Node {
         name: name.to_owned(),
         client: Client::unconnected(name, ClientOptions::default()),

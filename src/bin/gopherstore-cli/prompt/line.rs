@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_lines_say_what_to_write() {
+    fn errors_of_wrong_lines_say_what_to_write() {
         for (line, expected) in [
             (":on", "write :on NODE COMMAND"),
             (":on n2", "write :on NODE COMMAND"),
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn hints_name_what_is_still_to_come() {
+    fn hints_name_the_missing_operands() {
         for (line, expected) in [
             ("set", Some(" KEY VALUE")),
             ("SET ", Some("KEY VALUE")),
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn words_complete_to_what_may_stand_there() {
+    fn words_complete_to_the_words_that_may_follow() {
         let nodes = ["n1".to_owned(), "n2".to_owned(), "other".to_owned()];
         for (line, start, expected) in [
             ("se", 0, vec!["set "]),

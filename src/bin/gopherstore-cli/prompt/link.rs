@@ -289,7 +289,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_status_says_who_and_what_a_node_is() {
+    fn a_status_has_name_role_and_state() {
         let text = "node: n1\nrole: leader\nstate: serving\nodd\nuptime_ms: 12\npeer.n2.state: up\n\
                     peer.n2.since_ms: 3\npeer.a.b.state: up\npeer.a.b.addr: 127.0.0.1:1\n\
                     peer.\x1b[m.state: up\npeer.n4.addr: nowhere\n";

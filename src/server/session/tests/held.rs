@@ -73,7 +73,7 @@ fn a_run_waits_for_its_last_write_and_a_stranger_for_nothing() {
 }
 
 #[test]
-fn what_is_never_reached_is_answered_by_timeout_or_not_leader() {
+fn positions_that_are_never_reached_give_timeout_or_not_leader() {
     let node = leader_of_two();
     let mut client = Client::new(&node);
     let requests = [
@@ -125,7 +125,7 @@ fn a_long_value_that_waits_is_sent_or_lost_as_others_are() {
 }
 
 #[test]
-fn nothing_more_is_carried_out_once_the_answers_that_wait_reach_the_bound() {
+fn nothing_more_is_executed_once_held_responses_reach_the_bound() {
     let node = leader_of_two();
     let mut client = Client::new(&node);
     let value = [b'v'; 1_000];

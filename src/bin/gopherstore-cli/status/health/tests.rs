@@ -42,7 +42,7 @@ const LEADER: &str = "role=leader";
 const FOLLOWER: &str = "role=follower link=up";
 
 #[test]
-fn a_cluster_is_in_sync_or_what_is_wrong_is_said() {
+fn a_cluster_is_in_sync_or_its_faults_are_named() {
     for (second, expected) in [
         (FOLLOWER, "in sync: 2/2"),
         // Older nodes say neither link nor cluster.
@@ -142,7 +142,7 @@ fn a_cluster_is_in_sync_or_what_is_wrong_is_said() {
 }
 
 #[test]
-fn what_the_leader_sees_of_a_lag_counts_and_the_files_limit_first() {
+fn the_leaders_lag_counts_first_and_so_does_the_files_limit() {
     let nodes = [
         said(
             "n1",
@@ -169,7 +169,7 @@ fn what_the_leader_sees_of_a_lag_counts_and_the_files_limit_first() {
 }
 
 #[test]
-fn what_nodes_say_of_one_another_is_told_once() {
+fn contradictions_between_nodes_are_reported_once() {
     let nodes = [
         said(
             "n1",
@@ -223,7 +223,7 @@ fn what_nodes_say_of_one_another_is_told_once() {
 }
 
 #[test]
-fn a_node_that_refuses_to_say_is_not_taken_for_another_program() {
+fn a_node_that_refuses_status_is_not_reported_as_another_program() {
     let error = Error::Server {
         message: "too many connections".to_owned(),
     };
@@ -239,7 +239,7 @@ fn a_node_that_refuses_to_say_is_not_taken_for_another_program() {
 }
 
 #[test]
-fn how_much_may_be_lacking_is_the_askers_choice() {
+fn max_lag_sets_the_entries_that_a_follower_may_lack() {
     let nodes = [
         said("n1", LEADER),
         said("n2", "role=follower link=up index=5"),
@@ -261,7 +261,7 @@ fn how_much_may_be_lacking_is_the_askers_choice() {
 }
 
 #[test]
-fn every_fault_is_told() {
+fn every_fault_is_reported() {
     let nodes = [
         silent(
             "n1",

@@ -84,7 +84,7 @@ fn no_table_is_wider_than_the_terminal() {
 }
 
 #[test]
-fn what_a_node_says_gives_the_terminal_no_orders() {
+fn texts_of_a_node_have_no_effect_on_the_terminal() {
     let mut nodes = cluster();
     nodes[1] = said("n2", "role=\x1b[31m state=\x07 digest=\x1b[2J");
     nodes[2].addr = "\x1b]0;x".to_owned();
@@ -208,7 +208,7 @@ fn json_passes_on_what_it_does_not_know() {
 }
 
 #[test]
-fn lines_name_their_node_and_say_who_said_nothing() {
+fn lines_name_their_node_and_those_without_a_status() {
     let nodes = cluster();
     let texts = ["node: n1\nepoch: 3\n", "node: n2\n", ""].map(str::to_owned);
     let expected = "n1 node: n1\nn1 epoch: 3\nn2 node: n2\nn3 error: cannot connect\n";
