@@ -16,10 +16,10 @@ mod reply;
 mod state;
 mod status;
 
+pub use crate::replication::core::role_state::{Leader, RoleState};
 pub use data::{NoRoom, NotSet};
 pub use reply::Reply;
 use state::ReplicaState;
-pub use state::{Leader, RoleState};
 pub use status::{Lines, Shown, StatusSection, Summary};
 
 use std::hash::{BuildHasher, Hasher, RandomState};

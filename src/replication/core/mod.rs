@@ -3,6 +3,9 @@
 //! | module               | answers                                                                          |
 //! |----------------------|----------------------------------------------------------------------------------|
 //! | [`rules`]            | does a follower resume, take a snapshot or keep its data; which peer is ahead    |
+//! | [`machine`]          | what a node does about its role: `step(message, now)`, `tick(now)` return actions |
+//! | [`watch`]            | what a peer's word means: yield to it, leave the leader for it                   |
+//! | [`role_state`]       | the role of a node, and the state of its data set                                |
 //! | [`role`]             | which leader a node follows, and when the initial leader leads again             |
 //! | [`start`]            | what a node that is to lead does next                                            |
 //! | [`pauses`]           | how long a node pauses between attempts to follow                                |
@@ -15,11 +18,14 @@
 
 pub mod followers;
 pub mod liveness;
+pub mod machine;
 pub mod pauses;
 pub mod progress;
 pub mod report;
 pub mod role;
+pub mod role_state;
 pub mod rules;
 pub mod shutdown;
 pub mod snapshot_permits;
 pub mod start;
+pub mod watch;

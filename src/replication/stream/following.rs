@@ -11,21 +11,13 @@ use crate::engine::{ApplyError, Group};
 use crate::history::History;
 use crate::log::Head;
 use crate::node::{Leader, Member, Node};
+pub(crate) use crate::replication::core::machine::Goal;
 use crate::replication::core::role::LeadOrder;
 use crate::replication::core::rules::{Decision, Position, decide};
 use crate::replication::peers::{Peers, Replica};
 use crate::wire::replication::{Follow, FollowAnswer, Frames, Message, Parsed, parse};
 use crate::wire::response::{self, Response};
 use crate::wire::{Buffer, Status};
-
-/// When a stream has done what it is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Goal {
-    /// Never: the node follows until the stream ends.
-    Follow,
-    /// When the node has applied everything up to this index.
-    CatchUp(u64),
-}
 
 /// The part of the stream that comes next.
 enum Receiving<'a> {

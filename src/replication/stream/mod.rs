@@ -25,46 +25,4 @@ mod snapshot_out;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
-use std::time::Duration;
-
-/// Why the follower side of a stream ended, or did not begin.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum FollowError {
-    /// No process listens at the peer's address.
-    NoProcess(String),
-    /// Nothing came from the peer for the leader timeout, which is given.
-    Silent(Duration),
-    /// The connection failed.
-    Lost(String),
-    /// The peer refuses to be followed.
-    Rejected(String),
-    /// The peer cannot be followed yet: it has no data set, or is sending a snapshot to another follower.
-    NotYet(String),
-    /// Another node than the expected one answers.
-    WrongNode(String),
-    /// The stream breaks the protocol, or has ended.
-    Protocol(String),
-    /// The data set differs from the leader's.
-    Diverged(String),
-    /// The leader does not know the node's data set. The node keeps it and does not follow.
-    KeepsData(String),
-}
-
-impl fmt::Display for FollowError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            FollowError::Silent(limit) => {
-                write!(f, "it said nothing for {} ms", limit.as_millis())
-            }
-            FollowError::NoProcess(text)
-            | FollowError::Lost(text)
-            | FollowError::Rejected(text)
-            | FollowError::NotYet(text)
-            | FollowError::WrongNode(text)
-            | FollowError::Protocol(text)
-            | FollowError::Diverged(text)
-            | FollowError::KeepsData(text) => f.write_str(text),
-        }
-    }
-}
+pub(crate) use super::core::machine::FollowError;

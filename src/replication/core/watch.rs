@@ -1,0 +1,168 @@
+//! Judges what one peer says: whether the node yields to it, leaves its leader for it, or logs something.
+
+use super::liveness::{Change, LeaderChange};
+use super::machine::{Action, Level};
+use super::report::{Contact, Report, Role, Settings, State};
+use super::role::supersedes;
+use super::role_state::RoleState;
+
+/// The state of the node that judges.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// Its role.
+    pub role: &'a RoleState,
+    /// Whether it takes writes.
+    pub takes_writes: bool,
+    /// The last epoch of its history.
+    pub epoch: u64,
+    /// Number of its process.
+    pub process: u64,
+    /// Digests of its settings.
+    pub settings: &'a Settings,
+}
+
+/// The judgement of one peer. It keeps the last state that was logged, so that each state is logged once.
+#[derive(Clone, Debug, Default)]
+pub struct Watch {
+    peer: String,
+    stranger: String,
+    unclear: String,
+    differences: Vec<&'static str>,
+    two_leaders: bool,
+    actions: Vec<Action>,
+}
+
+impl Watch {
+    /// Of a peer that was not asked yet.
+    #[must_use]
+    pub fn new(peer: &str) -> Watch {
+        Watch {
+            peer: peer.to_owned(),
+            ..Watch::default()
+        }
+    }
+
+    /// Judges the result of an attempt to ask the peer.
+    pub fn step(&mut self, contact: &Contact, view: View<'_>) -> Vec<Action> {
+        let peer = self.peer.clone();
+        match contact {
+            Contact::Stranger(text) => {
+                if *text != self.stranger {
+                    let line = format!(
+                        "{text}, and not {peer}: it is passed over; correct addr in cluster.toml"
+                    );
+                    self.log(Level::Error, line);
+                    self.stranger.clone_from(text);
+                }
+            }
+            Contact::Report(report) => {
+                self.stranger.clear();
+                self.unclear.clear();
+                self.judge(report, view);
+            }
+            Contact::Unclear(text) => {
+                if *text != self.unclear {
+                    self.log(
+                        Level::Warn,
+                        format!("{peer} gives no usable answer: {text}"),
+                    );
+                    self.unclear.clone_from(text);
+                }
+            }
+            Contact::NoProcess | Contact::Silent(_) => {}
+        }
+        std::mem::take(&mut self.actions)
+    }
+
+    fn log(&mut self, level: Level, line: String) {
+        self.actions.push(Action::Log(level, line));
+    }
+
+    fn judge(&mut self, report: &Report, view: View<'_>) {
+        self.compare_settings(report, view);
+        // One that has yielded already has led all the same.
+        let has_led = report.role == Role::Leader && report.state != State::Loading;
+        let two_leaders = view.takes_writes && has_led;
+        if two_leaders && !self.two_leaders {
+            let line = format!(
+                "two leaders: {} leads as well, in epoch {}; writes that they have taken apart cannot be joined",
+                self.peer, report.epoch
+            );
+            self.log(Level::Error, line);
+        }
+        self.two_leaders = two_leaders;
+        if let Some(reason) = yields_to(report, view) {
+            self.log(Level::Error, reason.clone());
+            self.actions.push(Action::Yield(reason));
+        }
+        let leader = view.role.leader();
+        if leader.is_some_and(|leader| supersedes(report, &leader.name, view.epoch)) {
+            self.actions.push(Action::EndStream);
+        }
+    }
+
+    fn compare_settings(&mut self, report: &Report, view: View<'_>) {
+        let differences = view.settings.differences(&report.settings);
+        if differences == self.differences {
+            return;
+        }
+        let peer = &self.peer;
+        if differences.is_empty() {
+            let line = format!("{peer} has the same settings as this node again");
+            self.log(Level::Info, line);
+        } else {
+            let groups = differences.join(", ");
+            let line = format!("cluster.toml of {peer} and of this node differ in: {groups}");
+            self.log(Level::Error, line);
+        }
+        self.differences = differences;
+    }
+}
+
+/// Why this node yields to the reported peer, if it does: both lead, and this one in the older epoch. Equal epochs are
+/// told apart by the number of the process.
+fn yields_to(report: &Report, view: View<'_>) -> Option<String> {
+    let View { epoch, process, .. } = view;
+    if !view.takes_writes || !report.leads() || (report.epoch, report.process) <= (epoch, process) {
+        return None;
+    }
+    Some(format!(
+        "{} leads in epoch {}, this node in epoch {epoch}: this one takes no more writes; compare their data \
+         (gopherstore-cli diff), correct leader in cluster.toml, and restart this node",
+        report.node, report.epoch
+    ))
+}
+
+/// The line for a peer that has come up or gone down.
+#[must_use]
+pub fn line_of_change(change: &Change) -> Action {
+    let (name, after) = (&change.name, change.after.as_millis());
+    if change.is_up {
+        Action::Log(Level::Info, format!("{name} is up, after {after} ms"))
+    } else {
+        Action::Log(Level::Warn, format!("{name} is down, after {after} ms"))
+    }
+}
+
+/// The line for a leader that is silent, or is heard again. A cluster that is stopped as a whole loses its leader
+/// first, so a node that stops has no line for the silence.
+#[must_use]
+pub fn line_of_leader(leader: &str, change: LeaderChange, is_stopping: bool) -> Option<Action> {
+    match change {
+        LeaderChange::TimedOut(_) if is_stopping => None,
+        LeaderChange::TimedOut(silence) => Some(Action::Log(
+            Level::Error,
+            format!(
+                "leader timeout: nothing heard from leader {leader} for {} ms",
+                silence.as_millis()
+            ),
+        )),
+        LeaderChange::Back(silence) => Some(Action::Log(
+            Level::Info,
+            format!(
+                "leader {leader} is heard again, after {} ms",
+                silence.as_millis()
+            ),
+        )),
+    }
+}
