@@ -214,5 +214,5 @@ fn main() {
             middle.lag
         );
     }
-    println!("full copies: {}", cluster.number(0, key::FULL_COPIES));
+    println!("snapshots: {}", cluster.number(0, key::FULL_COPIES));
 }

@@ -4,7 +4,7 @@
 //!
 //! * throughput of SET on the leader with two followers, as a multiple of that of the lone node, in turns;
 //! * the time from the leader's answer until a follower shows the write, at 50,000 writes a second;
-//! * the time that a new follower's full copy of 2 million entries takes.
+//! * the time that a new follower's snapshot of 2 million entries takes.
 //!
 //! All of them share the processor with the client.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]

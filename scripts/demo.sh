@@ -4,7 +4,7 @@
 #
 # Usage: scripts/demo.sh [CONFIG]                   CONFIG is cluster.toml where none is given
 #
-# Each answer shown is compared with the expected one. The exit status is 0 only if all of them were right, and 3 if
+# Each response shown is compared with the expected one. The exit status is 0 only if all of them were right, and 3 if
 # another program listens on the port of a node.
 set -euo pipefail
 . "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/lib/nodes.sh"
@@ -212,7 +212,7 @@ shown 0 "$leads --hex get user123"
 
 title "The same without a client: the protocol is simple enough for printf."
 missing=()
-# Netcats differ: only OpenBSD's knows -N, which ends the sending side and still reads the answers.
+# Netcats differ: only OpenBSD's knows -N, which ends the sending side and still reads the responses.
 nc -h 2>&1 | grep -q 'N.*[Ss]hutdown' || missing+=(netcat-openbsd)
 command -v xxd >/dev/null || missing+=(xxd)
 if ((${#missing[@]} == 0)); then

@@ -19,8 +19,8 @@
 //! | `limits.request_timeout_ms`         | 30,000   | 1..=86,400,000 (a day)                     |
 //! | `limits.idle_timeout_ms`            | 0: never | 0..=2,592,000,000 (30 days)                |
 //!
-//! Known limit: two names of one host, such as `localhost` and `127.0.0.1`, are not seen to be one address; the second
-//! node that binds it reports that it is in use.
+//! Known limit: two names of one host, such as `localhost` and `127.0.0.1`, count as two addresses. The second node
+//! that binds the address reports that it is in use.
 
 use std::path::Path;
 use std::time::Duration;
@@ -72,7 +72,7 @@ pub const NAME_LEN_MAX: usize = 64;
 pub struct Config {
     /// The cluster's name, which nodes compare before they talk to one another.
     pub cluster: String,
-    /// The name of the node that leads at the start; one of `nodes`.
+    /// The name of the initial leader; one of `nodes`.
     pub leader: String,
     /// The members, in the order in which the file lists them; at least one.
     pub nodes: Vec<NodeConfig>,
@@ -89,12 +89,12 @@ pub struct Config {
 pub struct NodeConfig {
     /// Its name; no other node has it.
     pub name: String,
-    /// Where clients and the other nodes reach it: `host:port`, as the file says it. The host is a name, an IPv4
+    /// Address that clients and the other nodes connect to: `host:port`, as in the file. The host is a name, an IPv4
     /// address or an IPv6 address in brackets; the port is 1..=65535, or 0 in a cluster of one node, for one that the
     /// system chooses. In a cluster of several nodes the host is no wildcard (`0.0.0.0`, `[::]`).
     pub addr: String,
-    /// Where it listens, by default at `addr`. It may be a wildcard, and several nodes, on machines of their own, may
-    /// have the same one.
+    /// Address that it listens on, by default `addr`. It may be a wildcard, and nodes on different machines may have
+    /// the same one.
     pub listen: String,
 }
 
@@ -105,8 +105,8 @@ pub struct ReplicationConfig {
     pub heartbeat_interval: Duration,
     /// Silence after which a follower reports a leader timeout: above `heartbeat_interval` to 1 h, by default 5 s.
     pub leader_timeout: Duration,
-    /// Bytes of log kept for followers that fall behind: 1 MiB to 1 TiB, by default 64 MiB. One that lacks more takes
-    /// a full copy.
+    /// Bytes of log kept for followers that fall behind: 1 MiB to 1 TiB, by default 64 MiB. A follower that lacks more
+    /// takes a snapshot.
     pub backlog_bytes: u64,
 }
 
@@ -130,7 +130,7 @@ pub struct LimitsConfig {
     pub max_value_bytes: u32,
     /// From a request's first byte to its last: 1 ms to a day, by default 30 s. A slower one is cut off.
     pub request_timeout: Duration,
-    /// How long a connection may lie idle between requests: up to 30 days, by default for ever (0 in the file).
+    /// Longest idle time of a connection between requests: up to 30 days, by default no limit (0 in the file).
     pub idle_timeout: Option<Duration>,
 }
 
@@ -150,7 +150,7 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, is no UTF-8 text, or says something that [`Config::parse`] refuses.
+    /// When the file cannot be read, is no UTF-8 text, or is refused by [`Config::parse`].
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let file = path.display().to_string();
         let bytes = match fs::read(path) {
@@ -203,7 +203,8 @@ impl Config {
         self.nodes.iter().find(|node| node.name == name)
     }
 
-    /// Settings that are valid and most likely a mistake: addresses that other machines cannot reach. A line for each.
+    /// Warnings, a line for each: valid settings that are likely mistakes, such as addresses that other machines cannot
+    /// reach.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let is_loopback = |text: &str| Address::parse(text).is_ok_and(|addr| addr.is_loopback());
@@ -227,7 +228,7 @@ impl Config {
         warnings
     }
 
-    /// The node that leads at the start.
+    /// The initial leader.
     #[must_use]
     pub fn leader(&self) -> &NodeConfig {
         // Within bounds: `parse` found it there, and nothing else makes a `Config`.
@@ -235,7 +236,7 @@ impl Config {
     }
 }
 
-/// The file as it is written: every value with its range of bytes.
+/// The parsed file: every value with its range of bytes.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 struct RawConfig {
@@ -306,7 +307,7 @@ impl<'de> Deserialize<'de> for Number {
     }
 }
 
-/// The text that is being judged, and its name.
+/// The text that is checked, and its name.
 #[derive(Clone, Copy)]
 struct Source<'a> {
     text: &'a str,
@@ -337,14 +338,14 @@ impl Source<'_> {
             let table = DeTable::parse_recoverable(self.text).0;
             let key = error
                 .span()
-                // An empty one stands for the whole file, as where a top-level key is missing.
+                // An empty range means the whole file, as for a missing top-level key.
                 .filter(|span| !span.is_empty())
                 .and_then(|span| key_at(table.get_ref(), span.start));
             self.toml(key, error)
         })
     }
 
-    /// The key on the line of a place where the text is no TOML, and so has no keys that a parser knows.
+    /// The key on a line that is not TOML, and for which the parser gives no key.
     fn key_on_line_of(self, offset: usize) -> Option<String> {
         let line = Place::of(self.text.as_bytes(), offset).line;
         let (key, _) = self.text.lines().nth(line - 1)?.split_once('=')?;
@@ -421,7 +422,7 @@ impl Source<'_> {
         Ok(nodes)
     }
 
-    /// Judges an address of the node `name`. A node that `is_alone` may leave its port to the system.
+    /// Checks an address of the node `name`. A node that `is_alone` may have port 0.
     fn address(
         self,
         name: &str,
@@ -480,7 +481,8 @@ impl Source<'_> {
         if let Some(bytes) = backlog {
             replication.backlog_bytes = bytes;
         }
-        // One of the two keys is in the file, since the defaults agree; the error stands at the timeout where it can.
+        // One of the two keys is in the file, since the defaults agree. The error names the line of the timeout if it
+        // is there.
         if replication.leader_timeout <= replication.heartbeat_interval
             && let Some(at) = raw
                 .leader_timeout_ms
@@ -529,7 +531,7 @@ impl Source<'_> {
         Ok(limits)
     }
 
-    /// The number within `min` and `max`, both included; `None` where the file leaves the key out.
+    /// The number within `min` and `max`, both included; `None` if the file has no such key.
     fn number<N>(
         self,
         key: &'static str,

@@ -27,7 +27,7 @@ const STAGGER: Duration = Duration::from_millis(250);
 /// Look-ups in flight at most, each of another name.
 const LOOK_UPS_MAX: usize = 64;
 
-/// Time for which an answer that came too late for its callers is kept for the next one.
+/// Time for which a result that came too late for its callers is kept for the next one.
 const ANSWER_KEPT: Duration = Duration::from_secs(10);
 
 static SYSTEM: Resolver = Resolver::new(|host| {
@@ -35,8 +35,8 @@ static SYSTEM: Resolver = Resolver::new(|host| {
     Ok(found.collect())
 });
 
-/// Resolves `host:port` by `deadline`; gives up where `is_over` becomes true. Addresses come in the system's order,
-/// each once.
+/// Resolves `host:port` by `deadline`; stops when `is_over` becomes true. Addresses come in the system's order, each
+/// once.
 ///
 /// # Errors
 ///
@@ -51,8 +51,8 @@ pub fn resolve(
     SYSTEM.resolve(addr, deadline, is_over)
 }
 
-/// Connects to `host:port`, at the first of its addresses that takes the connection, by `deadline`; gives up within
-/// 100 ms where `is_over` becomes true. The stream blocks and has `TCP_NODELAY`.
+/// Connects to `host:port`, at the first of its addresses that takes the connection, by `deadline`; stops within 100 ms
+/// after `is_over` becomes true. The stream blocks and has `TCP_NODELAY`.
 ///
 /// # Errors
 ///
@@ -62,12 +62,12 @@ pub fn connect(addr: &str, deadline: Instant, is_over: &dyn Fn() -> bool) -> io:
 }
 
 /// Connects to the first of `addresses` that takes the connection. The next address is tried when one has failed, and
-/// after 250 ms beside those that have not answered yet; each gets its share of a shorter time.
+/// after 250 ms beside those that have not responded yet; with less time each gets an equal share.
 ///
 /// # Errors
 ///
 /// - [`ErrorKind::ConnectionRefused`]: every address refused, so no process listens there. A connection that reached
-///   itself (loopback, where the own port happened to be the one that was asked for) counts as refused.
+///   itself (loopback, where the own port happened to be the requested one) counts as refused.
 /// - [`ErrorKind::TimedOut`]: at least one address was silent. Without an inner error where all of them were.
 /// - [`ErrorKind::Interrupted`]: it is over.
 /// - The system's error where it has no room for a socket.
@@ -146,7 +146,7 @@ fn begin(addr: SocketAddr) -> io::Result<Socket> {
     }
 }
 
-/// Whether this process or machine has no room for another socket, which says nothing about an address.
+/// Whether this process or machine has no room for another socket, which is no failure of an address.
 fn is_shortage(error: &io::Error) -> bool {
     let codes = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
     error
@@ -181,7 +181,7 @@ fn finish(socket: Socket) -> io::Result<TcpStream> {
     }
     let stream = TcpStream::from(socket);
     if stream.local_addr()? == stream.peer_addr()? {
-        // Ended with a reset, so that the port is free at once for the node that is to listen there.
+        // Ended with a reset, so that the port is free at once for the node that will listen there.
         let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
         return Err(ErrorKind::ConnectionRefused.into());
     }
@@ -265,11 +265,11 @@ fn no_address() -> io::Error {
 struct Resolver {
     look_up: fn(&str) -> io::Result<Vec<SocketAddr>>,
     look_ups: Mutex<BTreeMap<String, LookUp>>,
-    /// One of them has an answer.
+    /// One of them has a result.
     done: Condvar,
 }
 
-/// The look-up of one name: in flight, or with an answer that not all of its callers have taken.
+/// The look-up of one name: in flight, or with a result that not all of its callers have taken.
 #[derive(Default)]
 struct LookUp {
     found: Option<Found>,
@@ -282,8 +282,9 @@ struct Found {
 }
 
 impl LookUp {
-    /// Whether it is of use: in flight, or with an answer that a caller waits for, or that came after the last caller
-    /// had given up. Without the latter a name would never resolve where its look-up takes longer than each caller has.
+    /// Whether it is needed: it is in flight, or has a result that a caller waits for, or one that came after the last
+    /// caller had stopped waiting. Without the last case a name would never resolve if its look-up takes longer than
+    /// each caller waits.
     fn is_needed(&self) -> bool {
         let found = self.found.as_ref();
         self.callers > 0 || found.is_none_or(|found| found.at.elapsed() < ANSWER_KEPT)

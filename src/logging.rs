@@ -48,7 +48,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Longest time that the end of the process waits for the log to be written.
 pub const END_PATIENCE: Duration = Duration::from_secs(1);
 
-/// The process's log. All clones and the logger of the `log` macros share one queue.
+/// The log of the process. All clones and the logger of the `log` macros share one queue.
 #[derive(Clone, Debug)]
 pub struct Log {
     queue: Arc<Queue>,
@@ -56,12 +56,12 @@ pub struct Log {
 
 impl Log {
     /// Installs the logger that `$RUST_LOG` and `$RUST_LOG_STYLE` describe, starts its writer, and has a panic abort
-    /// the process with a message in the log. A value of a variable that is not understood is reported in the log, and
-    /// the default is used.
+    /// the process with a message in the log. A variable that cannot be parsed is reported in the log, and the default
+    /// applies.
     ///
     /// # Errors
     ///
-    /// When the system gives no thread, or the process has a logger already.
+    /// When no thread can be started, or the process has a logger already.
     pub fn start() -> io::Result<Log> {
         let queue = Arc::new(Queue::default());
         let log = Log {
@@ -104,12 +104,12 @@ impl Log {
         Ok(filter.remark.into_iter().chain(style_remark).collect())
     }
 
-    /// Writes a text past all filters and limits of the queue. Returns at once.
+    /// Writes a text, regardless of filters and the limit of the queue. Returns at once.
     pub fn say(&self, text: &str) {
         self.queue.push(text.as_bytes());
     }
 
-    /// Waits until everything is written, or that time has come.
+    /// Waits until everything is written, at most until the given time.
     pub fn end(&self, until: Instant) {
         self.queue.wait_until_written(until);
     }
@@ -199,7 +199,7 @@ enum Scope {
     All,
 }
 
-/// Judges a filter by env_logger's grammar, `directive,…/text`. env_logger takes an unknown word for the name of a
+/// Checks a filter by env_logger's grammar, `directive,…/text`. env_logger takes an unknown word for the name of a
 /// module, and then logs nothing.
 fn judge_filter(filter: &str) -> Result<Scope, String> {
     let (directives, text) = filter.split_once('/').unwrap_or((filter, ""));
@@ -265,12 +265,12 @@ fn style(value: Option<OsString>) -> (WriteStyle, Option<String>) {
     (style, remark)
 }
 
-/// A variable as it stands in the environment, on one line.
+/// The value of a variable, on one line.
 fn shown(name: &str, value: &OsStr) -> String {
     format!("{name}={}", value.as_encoded_bytes().escape_ascii())
 }
 
-/// Lines on their way to the writer.
+/// The queue of lines for the writer.
 #[derive(Debug, Default)]
 struct Queue {
     state: Mutex<State>,
@@ -292,7 +292,7 @@ impl Queue {
     fn offer(&self, line: &[u8]) {
         let mut state = self.state.lock();
         let has_room = state.lines.len().saturating_add(line.len()) <= QUEUE_BYTES_MAX;
-        // Once a line is dropped, shorter ones are too, so that the count stands where the lines are missing.
+        // Once a line is dropped, shorter ones are too, so that the count is written where the lines are missing.
         if has_room && state.dropped == 0 {
             state.lines.extend_from_slice(line);
         } else {
@@ -302,7 +302,7 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Adds lines, whether there is room or not.
+    /// Adds lines, regardless of the limit.
     fn push(&self, lines: &[u8]) {
         self.state.lock().lines.extend_from_slice(lines);
         self.changed.notify_all();

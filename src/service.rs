@@ -46,11 +46,11 @@ pub struct Manager {
 }
 
 impl Manager {
-    /// The one that `$NOTIFY_SOCKET` names, if it names one.
+    /// The manager of `$NOTIFY_SOCKET`; `None` if that is not set.
     ///
     /// # Errors
     ///
-    /// When that is no address of a socket, or the system gives none.
+    /// When that is no address of a socket, or no socket can be made.
     pub fn from_env() -> io::Result<Option<Manager>> {
         match env::var_os(NOTIFY_SOCKET) {
             Some(name) if !name.is_empty() => Manager::at(&name).map(Some),
@@ -70,7 +70,7 @@ impl Manager {
         Ok(Manager { addr, socket })
     }
 
-    /// Tells it all of this in one datagram.
+    /// Sends it these notifications in one datagram.
     ///
     /// # Errors
     ///
@@ -79,7 +79,7 @@ impl Manager {
         let datagram = datagram(notices);
         loop {
             match self.socket.send_to_addr(datagram.as_bytes(), &self.addr) {
-                // A socket with a timeout tells of every signal (signal(7)).
+                // On a socket with a timeout, every signal interrupts the call (signal(7)).
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => return result.map(drop),
             }

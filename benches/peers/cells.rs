@@ -17,7 +17,7 @@ pub(crate) const REQUESTS: Figure = Figure("requests/s");
 pub(crate) const PROCESSOR: Figure = Figure("processor µs/request");
 pub(crate) const P99: Figure = Figure("p99 µs");
 const RESIDENT: Figure = Figure("resident MiB");
-const COPIES: Figure = Figure("full copies taken meanwhile");
+const COPIES: Figure = Figure("snapshots taken meanwhile");
 const BEHIND: Figure = Figure("ms until followers are level");
 const ENTRY: Figure = Figure("bytes/entry");
 const PEAK: Figure = Figure("peak ÷ end");
@@ -92,7 +92,7 @@ impl Cell {
             }
             Work::Memory => "memory".to_owned(),
             Work::Stall => "stall while entries are inserted".to_owned(),
-            Work::Copy => "full copy to a new follower".to_owned(),
+            Work::Copy => "snapshot to a new follower".to_owned(),
             Work::Idle(idle, active) => format!("{active} × depth 1, 90 % GET, {idle} idle"),
         };
         let kinds = match work {

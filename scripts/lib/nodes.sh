@@ -94,7 +94,7 @@ unlock() {
 # The command line of a process, with a blank before and after each word; nothing where there is no such process.
 command_line() {
     if [[ -r /proc/self/cmdline ]]; then
-        # A process may end while it is looked at.
+        # A process may end meanwhile.
         { printf ' '; tr '\0' ' ' <"/proc/$1/cmdline"; } 2>/dev/null || true
     else
         printf ' %s ' "$(ps -p "$1" -o args= 2>/dev/null || true)"
@@ -154,7 +154,7 @@ for_others() {
     done
 }
 
-# Says how this cluster is stopped, if it runs.
+# Prints how to stop this cluster, if it runs.
 say_running() {
     local alive
     find_alive
@@ -242,7 +242,7 @@ address_of() {
     [[ $(cat "$dir/$1.out" 2>/dev/null) =~ " ready on "([^ ,]+) ]] && printf '%s\n' "${BASH_REMATCH[1]}"
 }
 
-# Asks the node at an address for its STATUS, and sets status_KEY for some keys; fails where none answers.
+# Asks the node at an address for its STATUS, and sets status_KEY for some keys; fails without a response.
 ask_status() {
     local key value
     status_cluster='' status_role='' status_state='' status_reason='' status_keys=''

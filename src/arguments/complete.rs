@@ -1,7 +1,7 @@
-//! Completions of a command line, and the shells' scripts that ask for them.
+//! Completions of a command line, and the scripts of the shells that request them.
 //!
-//! A script knows nothing of commands and options. At each TAB it runs the program with `--complete` and the words so
-//! far ([`candidates`]), so all shells offer the same, and an upgrade of the program needs no new script.
+//! A script knows no commands and options. At each TAB it runs the program with `--complete` and the typed words
+//! ([`candidates`]). So all shells offer the same, and a new version of the program needs no new script.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -14,13 +14,13 @@ use argh::{CommandInfoWithArgs, FlagInfo, FlagInfoKind, Optionality, SubCommandI
 use super::{GENERATE, GENERATED, looks_like_option};
 use crate::config::Config;
 
-/// Where node names come from when no `--config` is typed.
+/// Default file for the names of nodes.
 const CONFIG_DEFAULT: &str = "cluster.toml";
 
-/// The line that has the shell offer names of files.
+/// The line that asks the shell for names of files.
 const FILES: &str = ":files\n";
 
-/// The kind of a value, which its name in the help tells.
+/// The kind of a value, from its name in the help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind<'a> {
     File,
@@ -31,7 +31,7 @@ enum Kind<'a> {
 }
 
 impl Kind<'_> {
-    /// `name` is what the help calls the value, or the option's own name.
+    /// `name` is the value's name in the help, or the option's own name.
     fn of(name: &str) -> Kind<'_> {
         let bare = name.trim_start_matches('-').to_ascii_lowercase();
         match &*bare {
@@ -57,7 +57,7 @@ impl Kind<'_> {
 struct Line<'a> {
     program: &'a CommandInfoWithArgs,
     command: Option<&'a SubCommandInfo>,
-    /// `help` stands where the command should.
+    /// `help` is in place of the command.
     asks_for_help: bool,
     positionals_count: usize,
     options_ended: bool,
@@ -116,7 +116,7 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// Every option that may stand here, a command's own first.
+    /// Every option that may follow, those of the command first.
     fn flags(&self) -> impl Iterator<Item = &'a FlagInfo<'static>> + use<'a> {
         let own = self.command.map(|command| command.command.flags);
         own.into_iter().chain([self.program.flags]).flatten()
@@ -246,7 +246,7 @@ _FUNCTION() {
     read -ra words <<<"$line"
     [[ $line == *[[:space:]] ]] && words+=('')
     local typed=${words[-1]}
-    # What bash takes for words before the one that it replaces.
+    # The words before the one that bash replaces.
     local kept=${typed%"${typed##*[=:]}"}
     COMPREPLY=()
     while IFS= read -r word; do

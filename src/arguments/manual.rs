@@ -5,7 +5,7 @@ use roff::{Roff, bold, italic, roman};
 
 use super::NAME_IN_EXAMPLES;
 
-/// The page in ROFF (`man` macros). It bears no date, so that the same program always makes the same page.
+/// The page in ROFF (`man` macros). It has no date, so that the same program always makes the same page.
 pub(super) fn page(program: &str, info: &CommandInfoWithArgs) -> String {
     let mut page = Roff::new();
     let source = format!("GopherStore {}", env!("CARGO_PKG_VERSION"));
@@ -61,7 +61,7 @@ pub(super) fn page(program: &str, info: &CommandInfoWithArgs) -> String {
     page.render().replace("\\\\", "\\e")
 }
 
-/// A description as the line of NAME wants it: no capital, no full stop, one line.
+/// A description for the line of NAME: no capital, no full stop, one line.
 fn phrase(description: &str) -> String {
     let line: Vec<&str> = description.split_whitespace().collect();
     let line = line.join(" ");
@@ -112,7 +112,7 @@ fn brackets(optionality: &Optionality) -> (&'static str, &'static str) {
     }
 }
 
-/// Positionals and options, each with what it means.
+/// Positionals and options with their descriptions.
 fn operands(page: &mut Roff, info: &CommandInfoWithArgs) {
     for positional in info.positionals.iter().filter(|it| !it.hidden) {
         page.control("TP", []);
@@ -128,7 +128,7 @@ fn operands(page: &mut Roff, info: &CommandInfoWithArgs) {
     }
 }
 
-/// The text beside a name; without it the next name would be there.
+/// The text after a name; without it the next name would take its place.
 fn meaning(page: &mut Roff, text: &str) {
     let text = if text.trim().is_empty() { "-" } else { text };
     page.text([roman(text)]);

@@ -313,10 +313,10 @@ impl fmt::Display for ProtocolError {
                 Start::Resume { from_index } => {
                     write!(
                         f,
-                        "a stream from index {from_index}, which was not asked for"
+                        "a stream from index {from_index}, which was not requested"
                     )
                 }
-                Start::Snapshot => f.write_str("a full copy, which was not asked for"),
+                Start::Snapshot => f.write_str("a snapshot, which was not requested"),
                 Start::Unknown => f.write_str("nothing, as to a follower of other data"),
             },
             ProtocolError::Stream(error) => error.fmt(f),

@@ -355,7 +355,7 @@ impl Client {
     }
 
     /// Orders a follower that refuses its leader's data set to discard its own, with every entry that the leader lacks,
-    /// and to take a full copy. [`status`](Self::status) shows when the node serves again. The order is never
+    /// and to take a snapshot. [`status`](Self::status) shows when the node serves again. The order is never
     /// redirected.
     ///
     /// # Errors

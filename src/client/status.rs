@@ -62,7 +62,7 @@ pub struct NodeStatus {
     pub max_value_bytes: Option<u64>,
     /// Digests of its settings, by group.
     pub settings: BTreeMap<String, String>,
-    /// Streams that began with a full copy, sent and received.
+    /// Streams that began with a snapshot, sent and received.
     pub full_copies: Option<u64>,
     /// Streams that began after the follower's last entry, sent and received.
     pub resumes: Option<u64>,

@@ -1,4 +1,4 @@
-//! `host:port`, as the file says it.
+//! `host:port` in the file.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -16,7 +16,7 @@ pub(super) struct Address {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Host {
-    /// IPv4 where it can be.
+    /// IPv4 if possible.
     Ip(IpAddr),
     /// In lower case.
     Name(String),
@@ -34,12 +34,12 @@ impl Address {
         Ok(Address { host, port })
     }
 
-    /// Whether it stands for every address of a machine, so that no other machine can connect to it.
+    /// Whether it is a wildcard for every address of a machine, so that no other machine can connect to it.
     pub(super) fn is_wildcard(&self) -> bool {
         matches!(&self.host, Host::Ip(ip) if ip.is_unspecified())
     }
 
-    /// Whether it is reached from its own machine alone.
+    /// Whether only its own machine can reach it.
     pub(super) fn is_loopback(&self) -> bool {
         match &self.host {
             Host::Ip(ip) => ip.is_loopback(),

@@ -30,13 +30,12 @@ impl Place {
     }
 }
 
-/// Why there is no [`Config`](super::Config): one line that names the file, the line and the key, with the value and
-/// the remedy.
+/// A fault of a file: one line that names the file, the line and the key, with the value and advice.
 #[derive(Debug)]
 pub struct ConfigError {
     file: String,
     place: Option<Place>,
-    /// Boxed, so that a result which is most often good stays small.
+    /// Boxed, so that a result stays small.
     problem: Box<Problem>,
 }
 
@@ -96,7 +95,7 @@ pub enum Problem {
     NotUtf8(Utf8Error),
     /// The text is no TOML, or has a key that is unknown, is missing, or has a value of the wrong type.
     Toml {
-        /// The key, dotted, where the fault stands at one.
+        /// The dotted key, if the fault is at a key.
         key: Option<String>,
         /// The fault.
         error: toml::de::Error,
@@ -179,7 +178,7 @@ pub enum AddrFault {
     PortTooHigh,
     /// The port is 0 in a cluster of several nodes, which could not find one another.
     PortZero,
-    /// The host stands for every address of a machine, in a cluster of several nodes, which could not find one another.
+    /// The host is a wildcard in a cluster of several nodes, which could not find one another.
     Wildcard,
     /// A multicast or broadcast address, which no connection can be made to.
     ManyMachines,
@@ -196,7 +195,7 @@ impl fmt::Display for Problem {
                 if let Some(key) = key {
                     write!(f, "{key}: ")?;
                 }
-                // People know keys, and serde knows fields; and a message of several lines becomes one.
+                // serde's word `field` becomes `key`, and a message of several lines becomes one.
                 let message = error
                     .message()
                     .replacen("unknown field", "unknown key", 1)

@@ -61,11 +61,11 @@ pub struct Contents<'a> {
 /// Bytes one after another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flow<'a> {
-    /// From where to where, where that is known: `127.0.0.1:40000 > 127.0.0.1:8000`.
+    /// Source and target, if known: `127.0.0.1:40000 > 127.0.0.1:8000`.
     pub name: Option<String>,
     /// All bytes up to the first that is missing.
     pub bytes: Cow<'a, [u8]>,
-    /// How many bytes are missing behind them that the packets show to have been there.
+    /// Number of bytes behind them that the packets had on the wire, but the capture lacks.
     pub missing: u64,
 }
 
@@ -74,7 +74,7 @@ pub struct Flow<'a> {
 pub struct TextError {
     /// Line of the text, from 1.
     pub line: usize,
-    /// Byte in that line, from 1; 0 where it is the whole line.
+    /// Byte in that line, from 1; 0 for the whole line.
     pub column: usize,
     /// The fault there.
     pub what: String,
@@ -102,14 +102,14 @@ impl fmt::Display for TextError {
 
 impl std::error::Error for TextError {}
 
-/// Most bytes that the `*` of a dump may stand for. Without a limit a few bytes of text could ask for any number.
+/// Most bytes that a `*` of a dump may mean. Without a limit a few bytes of text could mean any number.
 pub const REPEATED_MAX: usize = 256 << 20;
 
 /// Reads an input of any form.
 ///
 /// # Errors
 ///
-/// Where it is text, and not all of it is of its form.
+/// When it is text, and a part of it has another form.
 pub fn read(input: &[u8]) -> Result<Contents<'_>, TextError> {
     let Some(text) = as_text(input) else {
         return Ok(Contents {
@@ -127,7 +127,7 @@ pub fn read(input: &[u8]) -> Result<Contents<'_>, TextError> {
     Ok(Contents { form, flows })
 }
 
-/// Whether an input is raw bytes, which [`read`] takes as they are.
+/// Whether an input is raw bytes, which [`read`] returns unchanged.
 #[must_use]
 pub fn is_raw(input: &[u8]) -> bool {
     as_text(input).is_none()
@@ -141,7 +141,7 @@ fn flow(bytes: Cow<'_, [u8]>) -> Flow<'_> {
     }
 }
 
-/// The input, where it is text, without the byte order mark that may stand before it.
+/// The input without a byte order mark, if it is text.
 fn as_text(input: &[u8]) -> Option<&str> {
     let is_control = |byte: &u8| byte.is_ascii_control() && !matches!(byte, b'\t' | b'\n' | b'\r');
     if input.iter().any(is_control) {
@@ -167,7 +167,7 @@ fn recognise(text: &str) -> Form {
     }
 }
 
-/// The number that a line of a dump begins with, and where the rest of the line starts.
+/// The number at the start of a line of a dump, and the start of the rest.
 fn offset(line: &str, form: Form) -> Option<(u64, usize)> {
     let indent = line.len() - line.trim_start().len();
     let text = &line[indent..];
@@ -190,7 +190,7 @@ fn offset(line: &str, form: Form) -> Option<(u64, usize)> {
     is_offset.then_some((number, line.len() - rest.len()))
 }
 
-/// The same of a line of `tcpdump -x`.
+/// The same for a line of `tcpdump -x`.
 fn packet_offset(line: &str) -> Option<(u64, usize)> {
     let text = line.trim_start().strip_prefix("0x")?;
     let (number, at) = offset(text, Form::Xxd)?;
@@ -228,7 +228,7 @@ fn groups(
     }
 }
 
-/// Appends the bytes that `digits` make, all of which are digits and stand at `at` of the line of this number.
+/// Appends the bytes of `digits`, which are at `at` of the line with this number and must be digits.
 fn pairs(digits: &[u8], line: usize, at: usize, out: &mut Vec<u8>) -> Result<(), TextError> {
     let mut high = None;
     for (index, &byte) in digits.iter().enumerate() {
@@ -334,7 +334,7 @@ fn dump(text: &str, form: Form) -> Result<Vec<u8>, TextError> {
     Ok(out)
 }
 
-/// Appends `count` bytes, those from `last` on over and over.
+/// Appends `count` bytes by repeating those from `last` on.
 fn repeat(out: &mut Vec<u8>, last: usize, count: usize) -> Result<(), String> {
     let unit = out[last..].to_vec();
     if unit.is_empty() || !count.is_multiple_of(unit.len()) {

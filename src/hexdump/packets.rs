@@ -12,12 +12,12 @@ use super::{Flow, Packet, TextError};
 struct Segment<'a> {
     from: SocketAddr,
     to: SocketAddr,
-    /// Number of the payload's first byte, or where there is none, of the next.
+    /// Sequence number of the payload's first byte, or without a payload of the next byte.
     sequence: u32,
-    /// It opens the connection.
+    /// Whether it opens the connection.
     opens: bool,
     payload: &'a [u8],
-    /// Bytes of payload that the packet had on the wire; fewer are there where the capture cut it.
+    /// Bytes of payload that the packet had on the wire. The capture may have cut it.
     len: usize,
 }
 
@@ -30,7 +30,7 @@ struct Open<'a> {
     segments: Vec<(i64, Segment<'a>)>,
 }
 
-/// The flows that carry anything, in the order in which they began.
+/// The flows with a payload, in the order in which they began.
 pub(super) fn flows<'b>(packets: &[Packet]) -> Result<Vec<Flow<'b>>, TextError> {
     let mut open: Vec<Open> = Vec::new();
     let mut last: HashMap<(SocketAddr, SocketAddr), usize> = HashMap::new();
@@ -96,7 +96,7 @@ fn assembled<'b>(mut flow: Open) -> Flow<'b> {
     }
 }
 
-/// Reads a packet; nothing where it is not TCP over IP.
+/// Reads a packet; `None` if it is not TCP over IP.
 fn segment(packet: &[u8]) -> Option<Segment<'_>> {
     // With one -x a packet starts at its IP header; with two, at that of the link: Ethernet, or one of the two that
     // Linux makes up where it captures from all interfaces.

@@ -35,10 +35,10 @@ pub(super) fn is_command(text: &str) -> bool {
         .is_some_and(|rest| rest.starts_with([' ', '\t']))
 }
 
-/// The bytes that a string makes, or what each `printf` of a shell's lines prints, one after another.
+/// The bytes of a string, or the output of each `printf` in a shell's lines, one after another.
 ///
-/// A string may stand in quotes, also as `b'…'` or `$'…'`. In a `printf` command the string is a format, so that `%%`
-/// is one `%`; text behind the command, such as `| nc`, is skipped.
+/// A string may be in quotes, also as `b'…'` or `$'…'`. In a `printf` command the string is a format, so that `%%` is
+/// one `%`; text behind the command, such as `| nc`, is skipped.
 pub(super) fn read(text: &str) -> Result<Vec<u8>, TextError> {
     let mut reader = Reader {
         text: text.as_bytes(),
@@ -177,8 +177,8 @@ impl Reader<'_> {
         Ok(Word((start..end).map(|at| (self.text[at], at)).collect()))
     }
 
-    /// The next word of a shell's line; none where the command ends. A backslash outside of quotes stays, since a shell
-    /// that took the quotes took it as well.
+    /// The next word of a shell's line; `None` where the command ends. A backslash outside of quotes stays, since a
+    /// shell that took the quotes took it as well.
     fn word(&mut self) -> Result<Option<Word>, TextError> {
         while matches!(self.peek(), Some(b' ' | b'\t' | b'\r')) {
             self.at += 1;
@@ -226,7 +226,7 @@ impl Reader<'_> {
     }
 }
 
-/// Appends the bytes that a word's characters make.
+/// Appends the bytes of a word's characters.
 fn unescape(
     reader: &Reader,
     word: &Word,

@@ -1,4 +1,4 @@
-//! The accept thread: admits clients while there are places, and tells the others why it rejects them.
+//! The accept thread: admits clients while there are places, and rejects the others with a reason.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};

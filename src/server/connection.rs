@@ -1,5 +1,5 @@
 //! Serves one client: reads input, has the [session](super::session) execute it, sends the answers, and waits, alone or
-//! on a [poller](super::poller). Keeps the connection's deadlines, and heeds the stop.
+//! on a [poller](super::poller). Enforces the connection's deadlines and the stop.
 
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
@@ -167,7 +167,7 @@ impl<'a> Connection<'a> {
         Handle::new(Connection::new(context, first))
     }
 
-    /// Has the session execute what has arrived, and minds what that means for deadline and reserve.
+    /// Has the session execute the input, and updates the deadline and the place in the reserve.
     fn step(&mut self, thread: Thread) -> Step {
         loop {
             if self.session.is_reserved() && !self.session.input().is_empty() {
@@ -303,8 +303,8 @@ impl<'a> Connection<'a> {
         result.map(|()| End::Followed)
     }
 
-    /// Tells the stop whether a request has begun to arrive, and between requests ends the reading side where the
-    /// server is to stop. Each side writes its flag before it reads the other's, so one of them does it.
+    /// Publishes for the stop whether a request has begun to arrive. Between requests it ends the reading side if the
+    /// server stops. Each side writes its flag before it reads the other's, so one of them does it.
     fn heed_stop(&self) {
         let peer = &self.context.peer;
         if !self.session.is_between_frames() {

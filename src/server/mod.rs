@@ -16,7 +16,7 @@
 //!
 //! * A client that takes one byte of its answers just before each write timeout keeps its thread and its place without
 //!   limit. Its cost stays bounded: one connection, one answer and 64 KiB of others.
-//! * The requests of a rejected client are not parsed, only drained. It is told of the limit, and of no other error.
+//! * The requests of a rejected client are not parsed, only drained. It gets the ERROR of the limit, and no other.
 
 #![deny(clippy::wildcard_enum_match_arm)]
 

@@ -192,7 +192,7 @@ fn a_stream_that_was_not_asked_for_is_refused_and_a_refusal_is_an_error() {
     ] {
         let error = open(&speaking(accepted(start)), watch).unwrap_err();
         assert!(
-            error.to_string().contains("which was not asked for"),
+            error.to_string().contains("which was not requested"),
             "{error}"
         );
     }
