@@ -83,6 +83,7 @@ impl<'a> Driver<'a> {
             history: &history,
             index,
             peers: liveness.peers(),
+            is_stopping: peers.is_stopping(),
             random,
         };
         f(&mut self.machine, view)

@@ -155,6 +155,8 @@ pub struct View<'a> {
     pub index: u64,
     /// What its peers have said.
     pub peers: &'a [Peer],
+    /// Whether it stops. It follows on meanwhile, and begins to lead no more.
+    pub is_stopping: bool,
     /// A random number, for a nonce or the jitter of a pause.
     pub random: u64,
 }
@@ -300,6 +302,7 @@ impl Machine {
                 self.note_wait(reason, is_conflict, now);
                 self.wait(now + DECISION_PAUSE);
             }
+            Next::Lead { .. } if view.is_stopping => self.wait(now + IDLE_PAUSE),
             Next::Lead { epoch, passed_over } => {
                 self.log_passed_over(&passed_over);
                 self.lead(epoch, view);
@@ -382,7 +385,9 @@ impl Machine {
         let leader = match role::choose(names, view.peers, self.since) {
             Choice::Follow(leader) => leader,
             // A data set that the last leader did not know is no ground for a new epoch.
-            Choice::Campaign if is_refusing => return self.wait(now + IDLE_PAUSE),
+            Choice::Campaign if is_refusing || view.is_stopping => {
+                return self.wait(now + IDLE_PAUSE);
+            }
             Choice::Campaign => return self.campaign(now),
         };
         if let Some(tried) = &self.tried
@@ -449,6 +454,8 @@ impl Machine {
         }
         match ended.outcome {
             Outcome::Reached => self.since = now,
+            // The old leader leads again once it hears that this node does not.
+            Outcome::Lead(_) if view.is_stopping => self.since = now,
             Outcome::Lead(order) => self.lead_as_ordered(order, view),
             Outcome::Failed(error) => {
                 let longest = if matches!(view.role, RoleState::Candidate { .. }) {
@@ -629,6 +636,7 @@ mod tests {
         machine: Machine,
         table: Liveness,
         role: RoleState,
+        is_stopping: bool,
     }
 
     impl Case {
@@ -649,6 +657,7 @@ mod tests {
                 machine: Machine::new(settings, start),
                 table: Liveness::new(names, TIMEOUT, start),
                 role,
+                is_stopping: false,
             }
         }
 
@@ -673,6 +682,7 @@ mod tests {
                 history: &history,
                 index: 9,
                 peers: self.table.peers(),
+                is_stopping: self.is_stopping,
                 random: 7,
             };
             let now = self.start + Duration::from_millis(ms);
@@ -738,6 +748,28 @@ mod tests {
             let actions = case.tick(90_000);
             let campaign = |action: &Action| matches!(action, Action::Campaign(_));
             assert_eq!(actions.iter().any(campaign), campaigns, "{actions:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_stops_does_not_begin_to_lead() {
+        let candidate = RoleState::Candidate {
+            why: "it asks".into(),
+            serves: false,
+        };
+        for (role, is_stopping) in [
+            (follower_of("n2"), true),
+            (candidate.clone(), true),
+            (candidate, false),
+        ] {
+            let mut case = Case::new("n1", role);
+            case.is_stopping = is_stopping;
+            for name in ["n2", "n3"] {
+                case.hear(name, Contact::NoProcess, 0);
+            }
+            let actions = case.tick(10);
+            let begins = |action: &Action| matches!(action, Action::Campaign(_) | Action::Lead(_));
+            assert_eq!(actions.iter().any(begins), !is_stopping, "{actions:?}");
         }
     }
 
