@@ -32,7 +32,7 @@ lock
 if running "$name"; then
     assess "$name"
     if [[ -n $at_risk && -z $assume_yes && ! (-t 0 && -t 2) ]]; then
-        fail "$name was not restarted, since that loses data ($at_risk); --yes restarts it all the same"
+        fail "$name was not restarted, since that loses data ($at_risk); --yes restarts it anyway"
     fi
     confirmed "Restarting $name" || fail "$name was not restarted"
 fi

@@ -221,7 +221,7 @@ impl Config {
                 ));
             } else if is_loopback(listen) {
                 warnings.push(format!(
-                    "node {name:?}: listen: only its own machine reaches it at {listen}, and others are told {addr}"
+                    "node {name:?}: listen: only its own machine reaches it at {listen}, and others connect to {addr}"
                 ));
             }
         }

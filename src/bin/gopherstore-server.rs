@@ -219,7 +219,7 @@ fn serve(plan: &Plan, ends: &mut Vec<Receiver<()>>) -> Result<Ending, String> {
     let this = config.node(name).ok_or("no such node")?;
     let mut node = Node::of_cluster(config, this);
     let manager = Manager::from_env().unwrap_or_else(|error| {
-        warn!("cannot use $NOTIFY_SOCKET, so the service manager is told nothing: {error}");
+        warn!("cannot use $NOTIFY_SOCKET, so the service manager is not notified: {error}");
         None
     });
     let manager = manager.map(|manager| (manager, node.watch()));

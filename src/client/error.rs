@@ -240,7 +240,7 @@ impl fmt::Display for Error {
                 write!(f, "connection to {addr} lost: {}", system_text(source))
             }
             Error::Protocol { addr, source } => {
-                write!(f, "{addr} does not keep to the protocol: {source}")
+                write!(f, "{addr} violates the protocol: {source}")
             }
             Error::Redirect {
                 named_by,

@@ -255,7 +255,7 @@ impl fmt::Display for Problem {
                     }
                     AddrFault::Brackets => write!(
                         f,
-                        "{addr:?} is not host:port; an IPv6 address stands in brackets, such as [::1]:8000"
+                        "{addr:?} is not host:port; an IPv6 address needs brackets, such as [::1]:8000"
                     ),
                     AddrFault::Host => write!(
                         f,

@@ -310,7 +310,7 @@ fn addresses_are_host_and_port() {
         ),
         (
             "::1:8000",
-            "\"::1:8000\" is not host:port; an IPv6 address stands in brackets, such as [::1]:8000",
+            "\"::1:8000\" is not host:port; an IPv6 address needs brackets, such as [::1]:8000",
         ),
         (
             ":8000",
@@ -400,7 +400,7 @@ fn listen_is_checked_like_addr() {
     for (listen, why) in [
         (
             "::",
-            "\"::\" is not host:port; an IPv6 address stands in brackets, such as [::1]:8000",
+            "\"::\" is not host:port; an IPv6 address needs brackets, such as [::1]:8000",
         ),
         ("x", "\"x\" is not host:port, such as 127.0.0.1:8000"),
         (
@@ -446,7 +446,7 @@ fn addresses_that_other_machines_cannot_reach_are_warned_of() {
     assert_eq!(
         warnings("db1:1", "db2:2\"\nlisten = \"127.0.0.1:2"),
         [
-            "node \"n2\": listen: only its own machine reaches it at 127.0.0.1:2, and others are told db2:2"
+            "node \"n2\": listen: only its own machine reaches it at 127.0.0.1:2, and others connect to db2:2"
         ]
     );
 }

@@ -240,7 +240,7 @@ fn unescape(
         at += 1;
         if byte == b'%' && style == Style::Format {
             if byte_at(at) != Some(b'%') {
-                let what = r"a directive of printf, which stands for no byte; write %% or \045 for a percent sign";
+                let what = r"a directive of printf, which means no byte; write %% or \045 for a percent sign";
                 return Err(reader.error(place, what));
             }
             at += 1;

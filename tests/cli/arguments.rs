@@ -8,7 +8,7 @@ use crate::{
     nodes::{cluster::Cluster, node::PATIENCE},
     program, run, run_at,
     status::ConfigFile,
-    support::{Peer, StubNode, next_frame, nobody, response, wait_for_close},
+    support::{Peer, StubNode, next_frame, response, unused_addr, wait_for_close},
 };
 
 #[test]
@@ -128,7 +128,7 @@ fn the_first_of_several_addresses_that_answers_is_taken() {
     node.insert(b"k", b"v");
     let other = StubNode::start();
     other.insert(b"k", b"other");
-    let gone = nobody();
+    let gone = unused_addr();
     let full = Peer::start(|_, mut stream| {
         use std::io::Write;
         while next_frame(&mut stream).is_some()
@@ -177,7 +177,7 @@ fn a_file_without_a_name_finds_the_leader() {
     with(&config, &["set", "k", "v", "--no-redirect"]).expect(0, "", "");
     with(&config, &["get", "k"]).expect(0, "v", "");
     // The file may be wrong about who leads, and its leader may be gone, or be somebody else.
-    let gone = nobody();
+    let gone = unused_addr();
     let nodes = [("n2", at(1)), ("n3", at(2)), ("n1", at(0))];
     let wrong = ConfigFile::new("test", &nodes);
     with(&wrong, &["set", "k", "w", "--no-redirect"]).expect(0, "", "");

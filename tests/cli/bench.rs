@@ -26,7 +26,7 @@ use crate::{
         tools,
     },
     program, run_at, start,
-    support::{Peer, StubNode, next_frame, nobody, request, response},
+    support::{Peer, StubNode, next_frame, request, response, unused_addr},
 };
 
 /// Runs `bench` with options in one line.
@@ -506,7 +506,7 @@ fn a_refused_request_ends_it_and_leaves_no_keys() {
 
 #[test]
 fn a_node_that_cannot_serve_is_one_error_line() {
-    bench(&nobody(), "--count 1").expect_failure(5, &["is the node running?"]);
+    bench(&unused_addr(), "--count 1").expect_failure(5, &["is the node running?"]);
     let node = StubNode::start();
     node.set_loading();
     bench(node.addr(), "--count 1").expect_failure(3, &["loading"]);

@@ -187,7 +187,7 @@ fn at_the_first_wrong_byte_it_says_where_and_why() {
     assert_eq!(run.code, 7);
     assert!(
         run.err
-            .contains("unknown status 0x99; what stands before it is right"),
+            .contains("unknown status 0x99; the bytes before it are right"),
         "{}",
         run.err
     );

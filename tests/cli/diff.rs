@@ -26,7 +26,7 @@ use crate::{
         proxy::{Proxy, Way},
     },
     program, start,
-    support::{Peer, StubNode, next_frame, nobody, request, response},
+    support::{Peer, StubNode, next_frame, request, response, unused_addr},
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -356,7 +356,7 @@ fn nodes_that_cannot_be_compared_are_named_in_one_line() {
     let run = diff(&[&a, old.addr()]);
     run.expect_failure(3, &[old.addr(), "unknown opcode 0x42", "another version"]);
 
-    let leader = nobody();
+    let leader = unused_addr();
     let loading = Node::start_with(&node::Options {
         leader: Some(leader.parse().unwrap()),
         ..node::Options::default()
@@ -364,7 +364,7 @@ fn nodes_that_cannot_be_compared_are_named_in_one_line() {
     let run = diff(&[&addr(&loading), &a]);
     run.expect_failure(3, &[&addr(&loading), "is loading", "status"]);
 
-    let gone = nobody();
+    let gone = unused_addr();
     diff(&[&a, &gone]).expect_failure(5, &[&gone, "cannot connect", "is the node running?"]);
     diff(&[&gone, &a]).expect_failure(5, &[&gone, "cannot connect"]);
 

@@ -11,7 +11,7 @@ use crate::{
         proxy::{Cut, Proxy, Way},
     },
     program, run_at, set,
-    support::{Peer, next_frame, nobody, response},
+    support::{Peer, next_frame, response, unused_addr},
     tail::cluster,
     text,
 };
@@ -264,7 +264,7 @@ fn an_incomplete_dump_leaves_no_file() {
     assert_eq!(fs::read(&file).unwrap(), b"older");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else");
 
-    let addr = nobody();
+    let addr = unused_addr();
     run_at(&addr, &["dump", text(&file), "--force"], b"").expect_failure(5, &["cannot connect"]);
     let cluster = cluster(2, "");
     let addr = cluster.addr(1).to_string();

@@ -29,7 +29,8 @@ use crate::{
     nodes::{cluster::Cluster, node::Node, tools},
     program, run_at, start,
     support::{
-        PATIENCE, Peer, in_time, next_frame, nobody, request, response, wait_for_close, wait_until,
+        PATIENCE, Peer, in_time, next_frame, request, response, unused_addr, wait_for_close,
+        wait_until,
     },
     tail::cluster,
 };
@@ -206,7 +207,7 @@ fn an_unwritable_target_is_an_error_before_the_node_is_asked() {
         ("new/", "there is no such folder"),
         ("there/file", "not a directory"),
     ] {
-        let run = run_at(&nobody(), &["dump", text(&at(name))], b"");
+        let run = run_at(&unused_addr(), &["dump", text(&at(name))], b"");
         assert_eq!(run.code, 8, "{name}: {run:?}");
         let said = run.err.to_lowercase();
         assert!(said.contains(expected), "{name}: {run:?}");

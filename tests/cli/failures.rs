@@ -2,7 +2,7 @@ use std::io::Write;
 
 use crate::{
     run_at,
-    support::{Peer, StubNode, next_frame, nobody, response, silent::Silent, wait_for_close},
+    support::{Peer, StubNode, next_frame, response, silent::Silent, unused_addr, wait_for_close},
 };
 
 /// A peer that answers the first request of each connection with `bytes`, and closes.
@@ -29,7 +29,7 @@ fn a_refused_request_is_exit_code_3() {
     let run = run_at(&peer.addr, &["ping"], b"");
     run.expect_failure(3, &["unknown status 0x99", r"from\nthe future\u{1b}[31m"]);
     let run = run_at(&peer.addr, &["del", "k"], b"");
-    run.expect_failure(3, &["unknown status 0x99", "not known whether the write"]);
+    run.expect_failure(3, &["unknown status 0x99", "unknown whether the write"]);
 }
 
 #[test]
@@ -37,14 +37,14 @@ fn a_timeout_of_the_node_says_that_the_outcome_is_unknown() {
     let peer = answering(response(0x07, b"it leads no more"));
     let said = "outcome unknown: it leads no more";
     let run = run_at(&peer.addr, &["set", "k", "v"], b"");
-    run.expect_failure(3, &[said, "look with get before repeating it"]);
+    run.expect_failure(3, &[said, "check with get before repeating it"]);
     let run = run_at(&peer.addr, &["get", "k"], b"");
     run.expect_failure(3, &[said, "try again"]);
 }
 
 #[test]
 fn no_node_at_the_address_is_exit_code_5() {
-    let addr = nobody();
+    let addr = unused_addr();
     let run = run_at(&addr, &["ping"], b"");
     run.expect_failure(
         5,
@@ -57,7 +57,7 @@ fn no_node_at_the_address_is_exit_code_5() {
 
 #[test]
 fn a_redirect_that_fails_names_both_nodes() {
-    let gone = nobody();
+    let gone = unused_addr();
     let follower = StubNode::follower(&gone);
     let addr = follower.addr();
     let run = run_at(addr, &["set", "k", "v"], b"");
@@ -81,7 +81,7 @@ fn a_redirect_that_fails_names_both_nodes() {
     let run = run_at(addr, &["set", "k", "v"], b"");
     run.expect_failure(
         5,
-        &[addr, &closing.addr, "lost", "not known whether the write"],
+        &[addr, &closing.addr, "lost", "unknown whether the write"],
     );
 }
 
@@ -102,7 +102,7 @@ fn a_lost_connection_is_exit_code_5_and_says_what_is_not_known() {
     run_at(&peer.addr, &["get", "k"], b"").expect_failure(5, &["lost", "try again"]);
     let peer = answering(Vec::new());
     let run = run_at(&peer.addr, &["set", "k", "v"], b"");
-    run.expect_failure(5, &["lost", "not known whether the write was carried out"]);
+    run.expect_failure(5, &["lost", "unknown whether the write was executed"]);
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn another_protocol_is_exit_code_7() {
     let run = run_at(&peer.addr, &["set", "k", "v"], b"");
     run.expect_failure(
         7,
-        &["value of 5 bytes, limit 0", "not known whether the write"],
+        &["value of 5 bytes, limit 0", "unknown whether the write"],
     );
     let peer = answering(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec());
     let run = run_at(&peer.addr, &["ping"], b"");

@@ -2,7 +2,7 @@ use std::io::Write;
 
 use crate::{
     finish_endless, program, run_at,
-    support::{Peer, StubNode, next_frame, nobody, response},
+    support::{Peer, StubNode, next_frame, response, unused_addr},
 };
 
 #[test]
@@ -67,7 +67,7 @@ fn a_status_is_its_lines_and_no_line_gives_up_data() {
 fn success_is_exit_code_0_and_the_last_line_needs_no_end() {
     let node = StubNode::start();
     run_at::<&str>(node.addr(), &[], b"ping").expect(0, "PONG\n", "");
-    run_at::<&str>(&nobody(), &[], b"# nothing to do\n").expect(0, "", "");
+    run_at::<&str>(&unused_addr(), &[], b"# nothing to do\n").expect(0, "", "");
     run_at::<&str>(node.addr(), &[], b"ping\nexit\nping\n").expect(0, "PONG\n", "");
     run_at::<&str>(node.addr(), &[], b"QUIT\nping\n").expect(0, "", "");
     let help = run_at::<&str>(node.addr(), &[], b"help\n");
@@ -178,7 +178,7 @@ fn a_connection_that_fails_ends_it() {
     );
     assert_eq!(run.err.lines().count(), 1);
     assert_eq!(peer.connections(), 1);
-    let run = run_at::<&str>(&nobody(), &[], b"ping\nping\n");
+    let run = run_at::<&str>(&unused_addr(), &[], b"ping\nping\n");
     run.expect_failure(5, &["line 1: cannot connect"]);
 }
 

@@ -12,7 +12,7 @@ use crate::{
     },
     program, run, run_at, start,
     status::ConfigFile,
-    support::{Peer, StubNode, next_frame, nobody, response},
+    support::{Peer, StubNode, next_frame, response, unused_addr},
 };
 
 fn cluster(proxies: bool) -> Cluster {
@@ -238,7 +238,7 @@ fn a_race_that_is_not_possible_names_the_reason() {
     on(&leader).expect_failure(2, &["leads", "name a follower"]);
     on("n1").expect_failure(2, &["leads", "name a follower"]);
     on("n9").expect_failure(2, &["knows no address of \"n9\", but of n2"]);
-    let gone = nobody();
+    let gone = unused_addr();
     on(&gone).expect_failure(5, &[&format!("cannot connect to {gone}")]);
     let node = StubNode::start();
     on(node.addr()).expect_failure(4, &["names no leader", "--config"]);

@@ -19,7 +19,7 @@ use crate::{
         proxy::{Cut, Way},
     },
     program, run, run_at, start,
-    support::{Peer, StubNode, next_frame, nobody, response},
+    support::{Peer, StubNode, next_frame, response, unused_addr},
 };
 
 /// A cluster.toml of a cluster for its clients, with no proxy in it.
@@ -246,7 +246,7 @@ fn a_cluster_in_sync_is_shown_in_every_form() {
 #[test]
 fn each_fault_is_a_line_of_its_own_and_an_element_of_the_list() {
     let full = answering(response(1, b"too many connections; try again"));
-    let gone = nobody();
+    let gone = unused_addr();
     let nodes = [("n1", full.addr.clone()), ("n2", gone.clone())];
     let config = ConfigFile::new("test", &nodes);
     let expected = [
@@ -504,7 +504,7 @@ fn answering(bytes: Vec<u8>) -> Peer {
 fn nodes_of_other_versions_are_one_clear_line_each() {
     let unknowing = answering(response(1, b"unknown opcode 0x40\x1b[31m"));
     let web = answering(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec());
-    let addrs = [unknowing.addr.clone(), web.addr.clone(), nobody()];
+    let addrs = [unknowing.addr.clone(), web.addr.clone(), unused_addr()];
     let nodes: Vec<(&str, String)> = ["n1", "n2", "n3"].into_iter().zip(addrs.clone()).collect();
     let run = ConfigFile::new("test", &nodes).status("-w table");
     run.expect_fault(&[
@@ -564,13 +564,13 @@ fn a_node_that_does_not_serve_is_exit_code_3() {
     run_at(node.addr(), &["status"], b"").expect(
         3,
         "node: n1\nstate: refused\nkeys: 0\n",
-        "gopherstore-cli: n1 refuses its leader: it does not say why\n",
+        "gopherstore-cli: n1 refuses its leader: it gives no reason\n",
     );
 }
 
 #[test]
 fn wrong_options_are_usage_errors() {
-    let config = ConfigFile::new("test", &[("n1", nobody())]);
+    let config = ConfigFile::new("test", &[("n1", unused_addr())]);
     config
         .status("--watch --wait")
         .expect_failure(2, &["--watch together with --wait"]);
@@ -676,7 +676,7 @@ fn a_watch_into_a_pipe_is_a_block_or_a_line_for_each_look_until_nobody_reads() {
     );
 
     // One node, which is not there.
-    let addr = nobody();
+    let addr = unused_addr();
     let mut child = start(program().args(["--addr", &addr, "status", "--watch"]));
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let first: Vec<String> = lines.take(3).map(Result::unwrap).collect();

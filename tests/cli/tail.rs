@@ -18,7 +18,7 @@ use crate::{
         proxy::{Cut, Proxy},
     },
     program, run, run_at, start,
-    support::{in_time, nobody},
+    support::{in_time, unused_addr},
 };
 
 const WITHIN: Duration = Duration::from_secs(30);
@@ -368,7 +368,7 @@ fn each_surviving_write_is_shown_once_or_said_to_be_missed_while_nodes_restart()
 
 #[test]
 fn a_node_without_a_log_to_watch_is_one_error_line() {
-    let addr = nobody();
+    let addr = unused_addr();
     run_at(&addr, &["tail"], b"").expect_failure(5, &["cannot connect to", &addr]);
     let alone = Node::start();
     let addr = alone.addr.to_string();

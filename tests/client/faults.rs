@@ -20,8 +20,8 @@ use gopherstore::{
 use crate::{
     patient,
     support::{
-        PATIENCE, Peer, StubNode, next_frame, nobody, response, silent::Silent, wait_for_close,
-        wait_until,
+        PATIENCE, Peer, StubNode, next_frame, response, silent::Silent, unused_addr,
+        wait_for_close, wait_until,
     },
     with_timeout,
 };
@@ -415,8 +415,8 @@ fn values_too_long_for_a_frame_are_not_sent() {
 #[test]
 fn an_address_without_a_node_is_a_refused_connection() {
     for addr in [
-        nobody(),
-        format!("localhost:{}", nobody().split(':').nth(1).unwrap()),
+        unused_addr(),
+        format!("localhost:{}", unused_addr().split(':').nth(1).unwrap()),
     ] {
         let error = Client::connect(&addr).unwrap_err();
         let Error::Connect {

@@ -10,7 +10,7 @@ use gopherstore::client::{Client, ClientOptions, Error, REDIRECTS_MAX, Response,
 use crate::{
     patient,
     support::{
-        Peer, StubNode, next_frame, nobody, request, response, silent::Silent, wait_for_close,
+        Peer, StubNode, next_frame, request, response, silent::Silent, unused_addr, wait_for_close,
         wait_until,
     },
     with_timeout,
@@ -153,7 +153,7 @@ fn at_leader<'a>(error: &'a Error, home: &str, named: &str) -> &'a Error {
 
 #[test]
 fn a_leader_that_cannot_be_reached_is_named_in_the_error() {
-    let gone = nobody();
+    let gone = unused_addr();
     let home = StubNode::follower(&gone);
     let mut client = patient(home.addr());
     let failures = [

@@ -228,7 +228,7 @@ fn a_stopped_node_costs_its_timeout_only() {
     terminal.wait_for_end(&format!("\nn1 unreachable {addr}>"));
     let screen = terminal.screen();
     let said = [
-        format!("gopherstore-cli: no response from {addr} within 2s; it is not known whether"),
+        format!("gopherstore-cli: no response from {addr} within 2s; it is unknown whether"),
         "; it was not sent again\n".to_owned(),
     ];
     assert!(said.iter().all(|said| screen.contains(said)), "{screen}");
@@ -304,7 +304,7 @@ fn a_write_whose_outcome_is_unknown_is_never_sent_again() {
     terminal.press("set k v");
     terminal.press(ENTER);
     terminal.wait_for_end(&format!("\nn1 unreachable {addr}>"));
-    let said = "it is not known whether the write was carried out, so look with get before repeating it; it was not \
+    let said = "it is unknown whether the write was executed, so check with get before repeating it; it was not \
                 sent again\n";
     assert!(terminal.screen().contains(said), "{}", terminal.screen());
     terminal.press("get k");

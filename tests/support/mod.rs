@@ -323,7 +323,7 @@ pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
 }
 
 /// An address where nothing listens.
-pub fn nobody() -> String {
+pub fn unused_addr() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("an address").to_string()
 }

@@ -235,7 +235,7 @@ fn explained(fault: &Fault, missing: u64, guessed: bool) -> String {
         None if guessed => {
             "if another side sent it, say which with --as request, response or stream".to_owned()
         }
-        None => "what stands before it is right".to_owned(),
+        None => "the bytes before it are right".to_owned(),
     };
     format!("{fault}; {next}")
 }

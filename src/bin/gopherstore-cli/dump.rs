@@ -343,7 +343,7 @@ impl Copy<'_> {
         let next = match error {
             Error::Connection { .. } => self.why_lost(addr, before, output.name(), context),
             Error::Timeout { .. } => {
-                "the node may stand still; try again, or allow more with --timeout".to_owned()
+                "the node may be suspended; try again, or allow more with --timeout".to_owned()
             }
             _ => "try again".to_owned(),
         };
@@ -360,7 +360,7 @@ impl Copy<'_> {
         let now = match status(addr, context) {
             Ok(now) => now,
             Err(error) => {
-                return format!("the node does not say why ({error}); try again once it serves");
+                return format!("the node gives no reason ({error}); try again once it serves");
             }
         };
         if now.state == Some(NodeState::Loading) {

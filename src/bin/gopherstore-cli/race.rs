@@ -260,7 +260,7 @@ fn follower_addr(on: &str, context: &Context) -> Result<String, Failure> {
             Outcome::Usage,
             format!(
                 "the node at {asked} knows no address of {on:?}, but of {}; write HOST:PORT, or give --config",
-                if known.is_empty() { "nobody".to_owned() } else { known.join(", ") }
+                if known.is_empty() { "no other node".to_owned() } else { known.join(", ") }
             ),
         )
     })
@@ -279,7 +279,7 @@ fn leader_addr(addr: &str, status: &NodeStatus, context: &Context) -> Result<Str
     if let Some(fault) = status::fault_of(addr, status) {
         return Err(Failure::new(
             Outcome::ServerError,
-            format!("{fault}; mend that first, see status --cluster"),
+            format!("{fault}; correct that first, see status --cluster"),
         ));
     }
     let Some(file) = &context.config else {

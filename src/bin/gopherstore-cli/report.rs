@@ -106,17 +106,17 @@ pub(crate) fn failure(error: &Error, opcode: Opcode, node: Option<&str>) -> Fail
             return Failure::new(
                 Outcome::ServerError,
                 format!(
-                    "the node refused the request: {message}; nothing was changed, so mend it and try again"
+                    "the node refused the request: {message}; nothing was changed, so correct it and try again"
                 ),
             );
         }
         Error::OutcomeUnknown { .. } if is_write => {
-            (Outcome::ServerError, "look with get before repeating it".to_owned())
+            (Outcome::ServerError, "check with get before repeating it".to_owned())
         }
         Error::OutcomeUnknown { .. } => (Outcome::ServerError, "try again".to_owned()),
         Error::UnknownStatus { .. } => {
             let unknown = if is_write {
-                "it is not known whether the write was carried out; "
+                "it is unknown whether the write was executed; "
             } else {
                 ""
             };
@@ -145,9 +145,9 @@ fn fault(error: &Error) -> Outcome {
 fn after_fault(error: &Error, opcode: Opcode, node: Option<&str>) -> String {
     let is_write = opcode.spec().writes;
     let unknown = if opcode == Opcode::Discard {
-        "it is not known whether the node took the order, so look with status before repeating it"
+        "it is unknown whether the node executed the order, so check with status before repeating it"
     } else if is_write {
-        "it is not known whether the write was carried out, so look with get before repeating it"
+        "it is unknown whether the write was executed, so check with get before repeating it"
     } else {
         "try again"
     };

@@ -148,7 +148,7 @@ fn standing(node: &NodeConfig, cluster: &str, status: &NodeStatus) -> Standing {
         (Some(NodeRole::Leader), Some(NodeState::Serving)) => Standing::Leads,
         (Some(NodeRole::Leader), _) => Standing::IsToLead,
         (Some(role), _) => Standing::No(format!("is a {}", role.as_str())),
-        (None, _) => Standing::No("does not say whether it leads".to_owned()),
+        (None, _) => Standing::No("does not report whether it leads".to_owned()),
     }
 }
 
@@ -212,7 +212,7 @@ mod tests {
             ),
             (
                 "cluster: c\nnode: n1\nstate: serving\n",
-                "does not say whether it leads",
+                "does not report whether it leads",
             ),
             (
                 "cluster: d\nnode: n1\nrole: leader\nstate: serving\n",

@@ -161,7 +161,7 @@ impl Node {
 
     fn broken(&self, what: &str) -> Failure {
         let name = &self.name;
-        let message = format!("{name} does not keep to the protocol: {what}; see --hex");
+        let message = format!("{name} violates the protocol: {what}; see --hex");
         Failure::new(Outcome::Protocol, message)
     }
 

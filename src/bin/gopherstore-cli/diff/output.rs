@@ -123,7 +123,7 @@ pub(super) fn conclude(
     }
     if tally.changing > 0 {
         notes.push(format!(
-            "{} changed at every look within {timeout}, so it is not known whether they differ; try again, or allow \
+            "{} changed at every look within {timeout}, so it is unknown whether they differ; try again, or allow \
              more with --timeout",
             keys(tally.changing)
         ));
@@ -146,7 +146,7 @@ pub(super) fn in_words(nodes: &[Node; 2], summaries: &[NodeSummary; 2], tally: &
     let [a, b] = nodes.each_ref().map(|node| quote::one_line(&node.name));
     if tally.found() == 0 {
         return if tally.changing > 0 {
-            format!("not known: {} kept changing", keys(tally.changing))
+            format!("unknown: {} kept changing", keys(tally.changing))
         } else if are_equal(summaries) {
             format!(
                 "same: {}, digest {}",

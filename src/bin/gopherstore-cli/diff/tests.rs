@@ -99,7 +99,7 @@ fn the_last_line_is_a_summary() {
         changing: 2,
         ..nothing.clone()
     };
-    assert_eq!(words(&known, changing), "not known: 2 keys kept changing");
+    assert_eq!(words(&known, changing), "unknown: 2 keys kept changing");
     let mut found = Tally {
         only_on: [1, 2],
         differ: 3,

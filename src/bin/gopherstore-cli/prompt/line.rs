@@ -99,7 +99,7 @@ pub(super) fn parse(line: &[u8]) -> Result<Entry, String> {
             is_raw,
         })),
         _ if node.is_some() || is_raw => {
-            Err("only a command can stand there, such as get k; :help lists them".to_owned())
+            Err("only a command can follow, such as get k; :help lists them".to_owned())
         }
         Line::Nothing => Ok(Entry::Nothing),
         Line::Help => Ok(Entry::Help),

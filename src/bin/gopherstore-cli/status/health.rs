@@ -231,13 +231,13 @@ pub(super) fn judge(nodes: &[Asked], scope: &Scope, limits: Limits) -> Verdict {
 
 /// Faults of a node alone.
 pub(super) fn own_fault(name: &str, status: &NodeStatus, timeout_ms: u64) -> Option<String> {
-    let reason = status.reason.as_deref().unwrap_or("it does not say why");
+    let reason = status.reason.as_deref().unwrap_or("it gives no reason");
     match &status.state {
         Some(NodeState::Serving) => {}
         Some(NodeState::Loading) => return Some(format!("{name} is loading: {reason}")),
         Some(NodeState::Refused) => return Some(format!("{name} refuses its leader: {reason}")),
         Some(state) => return Some(format!("{name} is in state {}: {reason}", state.as_str())),
-        None => return Some(format!("{name} does not say whether it serves")),
+        None => return Some(format!("{name} does not report whether it serves")),
     }
     if let Some(stopping) = status.stopping.as_deref().filter(|word| *word != "no") {
         return Some(format!("{name} is stopping: {stopping}"));

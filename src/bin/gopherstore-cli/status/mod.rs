@@ -237,7 +237,7 @@ impl Run<'_> {
             return Err(Failure::new(
                 Outcome::Timeout,
                 format!(
-                    "not healthy within {limit:?}: {words}; mend it, or allow more with --timeout"
+                    "not healthy within {limit:?}: {words}; correct it, or allow more with --timeout"
                 ),
             ));
         }

@@ -74,9 +74,12 @@ fn a_cluster_is_in_sync_or_its_faults_are_named() {
         ),
         (
             "role=follower state=dozing",
-            "n2 is in state dozing: it does not say why",
+            "n2 is in state dozing: it gives no reason",
         ),
-        ("role=follower state=", "n2 does not say whether it serves"),
+        (
+            "role=follower state=",
+            "n2 does not report whether it serves",
+        ),
         (
             "role=follower link=down leader=h:1 leader_heard_ms=1",
             "n2 does not follow its leader at h:1, last heard 1 ms ago",
