@@ -5,7 +5,7 @@
 //! | replication | node                  | the append queue's reading end, the log | the queue             |
 //! | client-N    | following connection  | that socket's writing side, a cursor    | the log, write        |
 //! | acks-NAME   | following connection  | that socket's reading side              | read                  |
-//! | follower    | node                  | the connection to the node it follows   | read, a timer         |
+//! | role        | node                  | the connection to the node it follows   | read, news of peers   |
 //! | follower-acks | stream from a leader | that connection's writing side         | a timer, write        |
 //! | heartbeat   | node                  | nothing; checks which peers are up      | a timer               |
 //! | probe-NAME  | peer                  | a connection to that peer               | a timer, read         |

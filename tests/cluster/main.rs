@@ -1,6 +1,7 @@
 //! Several nodes, each a process of its own, with the network between them and faults in it.
 //!
-//! `GOPHERSTORE_LONG=1` runs each fault as often as the long run asks for, which takes hours and wants `--release`.
+//! `GOPHERSTORE_LONG=1` runs each fault as often as the long run asks for, which takes hours and wants `--release`;
+//! `GOPHERSTORE_LONG=10%` a tenth of that.
 //! `GOPHERSTORE_SEED=N` repeats what a failed test drew; it printed its seed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 

@@ -546,14 +546,27 @@ fn ask(addr: SocketAddr, opcode: u8) -> io::Result<(u8, Vec<u8>)> {
     Ok((status, value))
 }
 
-/// Whether the long run was asked for: `GOPHERSTORE_LONG=1`.
+/// Percentage of the long run that was asked for: 100 with `GOPHERSTORE_LONG=1`, N with `GOPHERSTORE_LONG=N%`; `None`
+/// without it.
+fn long_percentage() -> Option<usize> {
+    let value = std::env::var("GOPHERSTORE_LONG").ok()?;
+    match value.strip_suffix('%') {
+        Some(number) => Some(number.parse().expect("GOPHERSTORE_LONG=1 or N%")),
+        None => (value == "1").then_some(100),
+    }
+}
+
+/// Whether the long run was asked for, or a part of it.
 pub(crate) fn is_long() -> bool {
-    std::env::var_os("GOPHERSTORE_LONG").is_some_and(|value| value == "1")
+    long_percentage().is_some()
 }
 
 /// How often a test does what it does: few times, and many in the long run.
 pub(crate) fn rounds(default: usize, long: usize) -> usize {
-    if is_long() { long } else { default }
+    match long_percentage() {
+        Some(percentage) => (long * percentage / 100).max(default),
+        None => default,
+    }
 }
 
 /// Waits for something that must come soon enough; a shorter name for what the fault tests do most.

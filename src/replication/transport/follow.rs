@@ -1,4 +1,4 @@
-//! The thread `follower`: gets the streams that the [driver](crate::replication::driver) asks for.
+//! The thread `role`: gets the streams that the [driver](crate::replication::driver) asks for.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Instant;

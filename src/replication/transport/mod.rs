@@ -53,7 +53,7 @@ pub(crate) fn start<'scope>(
     };
     spawn("replication".to_owned(), Box::new(|| log.keep()))?;
     spawn(
-        "follower".to_owned(),
+        "role".to_owned(),
         Box::new(move || follow::run(replica, member, stop)),
     )?;
     spawn(
