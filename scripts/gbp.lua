@@ -6,13 +6,13 @@
 -- or, for good, copy it into the folder of personal Lua plugins (Help, About Wireshark, Folders). The ports are a
 -- preference (-o gbp.ports:8000-8002); other ones also with Decode As (-d tcp.port==9000,gbp).
 --
--- Frames may be cut by segments and share them. An answer belongs to the oldest request of its connection that has none
+-- Frames may be cut by segments and share them. A response belongs to the oldest request of its connection that has none
 -- yet, so where a capture begins in the middle of a connection the pairs may be wrong. Checksums of the replication
 -- stream are shown and not computed: gopherstore-cli decode does that. Where the client's port is lower than the node's
 -- and Wireshark knows another protocol by it, that one wins: Decode As settles it.
 --
 -- Filters: gbp.opcode == 1, gbp.status == 1, gbp.key contains "user", gbp.time > 0.01, gbp.stream.opcode == 0x61,
--- _ws.expert.message for answers that are errors.
+-- _ws.expert.message for responses that are errors.
 
 local gbp = Proto("gbp", "GopherStore Binary Protocol")
 
@@ -84,7 +84,7 @@ local LAYOUTS = {
 }
 
 local REQUEST_HEADER_LEN = 7
-local ANSWER_HEADER_LEN = 5
+local RESPONSE_HEADER_LEN = 5
 -- Client frames of a batch, and epochs of a history, that get lines of their own.
 local ITEMS_MAX = 1000
 -- Frames that the packet list names.
@@ -102,8 +102,8 @@ local f = {
     value = ProtoField.bytes("gbp.value", "Value"),
     message = ProtoField.string("gbp.message", "Message"),
     request_in = ProtoField.framenum("gbp.request_in", "Request in", base.NONE, frametype.REQUEST),
-    answer_in = ProtoField.framenum("gbp.answer_in", "Answer in", base.NONE, frametype.RESPONSE),
-    answer_to = ProtoField.uint8("gbp.answer_to", "Answer to", base.HEX, OPCODES),
+    response_in = ProtoField.framenum("gbp.response_in", "Response in", base.NONE, frametype.RESPONSE),
+    response_to = ProtoField.uint8("gbp.response_to", "Response to", base.HEX, OPCODES),
     time = ProtoField.relative_time("gbp.time", "Time since the request"),
     version = ProtoField.uint8("gbp.follow.version", "Version"),
     flags = ProtoField.uint8("gbp.follow.flags", "Flags", base.HEX),
@@ -149,13 +149,13 @@ end
 
 local e = {
     error = ProtoExpert.new(
-        "gbp.answer.error", "The node answered ERROR or TIMEOUT", expert.group.RESPONSE_CODE, expert.severity.ERROR
+        "gbp.response.error", "The node answered ERROR or TIMEOUT", expert.group.RESPONSE_CODE, expert.severity.ERROR
     ),
     elsewhere = ProtoExpert.new(
-        "gbp.answer.elsewhere", "The node cannot answer now", expert.group.RESPONSE_CODE, expert.severity.WARN
+        "gbp.response.elsewhere", "The node cannot answer now", expert.group.RESPONSE_CODE, expert.severity.WARN
     ),
     not_found = ProtoExpert.new(
-        "gbp.answer.not_found", "No such key", expert.group.RESPONSE_CODE, expert.severity.CHAT
+        "gbp.response.not_found", "No such key", expert.group.RESPONSE_CODE, expert.severity.CHAT
     ),
     unknown = ProtoExpert.new("gbp.unknown", "Not of GBP version 1", expert.group.PROTOCOL, expert.severity.WARN),
     malformed = ProtoExpert.new("gbp.malformed", "Malformed frame", expert.group.MALFORMED, expert.severity.ERROR),
@@ -168,9 +168,9 @@ gbp.prefs.ports = Pref.range("TCP ports", "8000-8002", "Ports that nodes listen 
 
 local tcp_stream = Field.new("tcp.stream")
 
--- Of each connection, by its number: the requests that wait for an answer, oldest first.
+-- Of each connection, by its number: the requests that wait for a response, oldest first.
 local waiting
--- Of each request and answer, by its place: what it belongs to. Wireshark dissects in order once, then as it likes.
+-- Of each request and response, by its place: what it belongs to. Wireshark dissects in order once, then as it likes.
 local pairs_by_place
 
 local registered = ""
@@ -325,7 +325,7 @@ local function add_stream(tree, tvb, offset, key_len, value_len)
     return STREAM_OPCODES[opcode] .. " " .. table.concat(text, " ")
 end
 
--- What the request or answer at this place belongs to; on the first pass it is found out.
+-- What the request or response at this place belongs to; on the first pass it is found out.
 local function pair_of(pinfo, place, find)
     if not pinfo.visited then
         pairs_by_place[place] = pairs_by_place[place] or find()
@@ -350,8 +350,8 @@ local function add_request(tree, tvb, offset, pinfo, stream, place)
         queue[queue.last] = request
         return request
     end)
-    if request and request.answer_number then
-        tree:add(f.answer_in, request.answer_number):set_generated()
+    if request and request.response_number then
+        tree:add(f.response_in, request.response_number):set_generated()
     end
     local text = name or ("opcode " .. hex(opcode))
     if key_len > 0 or opcode == 0x01 or opcode == 0x02 or opcode == 0x03 then
@@ -360,7 +360,7 @@ local function add_request(tree, tvb, offset, pinfo, stream, place)
     return text
 end
 
-local function add_answer(tree, tvb, offset, pinfo, stream, place)
+local function add_response(tree, tvb, offset, pinfo, stream, place)
     local status, value_len = tvb(offset, 1):uint(), tvb(offset + 1, 4):uint()
     tree:add(f.status, tvb(offset, 1))
     tree:add(f.value_len, tvb(offset + 1, 4))
@@ -370,11 +370,11 @@ local function add_answer(tree, tvb, offset, pinfo, stream, place)
         if request then
             queue[queue.first] = nil
             queue.first = queue.first + 1
-            request.answer_number = pinfo.number
+            request.response_number = pinfo.number
         end
         return request
     end)
-    local at = offset + ANSWER_HEADER_LEN
+    local at = offset + RESPONSE_HEADER_LEN
     local text = STATUSES[status] or ("status " .. hex(status))
     local is_message = status ~= 0x00 and status ~= 0x03
     if status == 0x00 and request and request.opcode == 0x60 and value_len >= 11 then
@@ -400,7 +400,7 @@ local function add_answer(tree, tvb, offset, pinfo, stream, place)
         tree:add_proto_expert_info(e.unknown, "unknown status " .. hex(status))
     end
     if request then
-        tree:add(f.answer_to, request.opcode):set_generated()
+        tree:add(f.response_to, request.opcode):set_generated()
         tree:add(f.request_in, request.number):set_generated()
         local seconds = math.max(pinfo.rel_ts - request.time, 0)
         local whole = math.floor(seconds)
@@ -417,7 +417,7 @@ end
 
 -- The frame at offset: what adds it to a tree, and its length, or nothing for the length where its header is cut, or
 -- nothing at all where it is none. Whoever sends an opcode of the stream with its fixed length of key sends the stream:
--- no request has that opcode, and no answer that status.
+-- no request has that opcode, and no response that status.
 local function frame_at(tvb, offset, is_request)
     local there = tvb:len() - offset
     local first = tvb(offset, 1):uint()
@@ -446,10 +446,10 @@ local function frame_at(tvb, offset, is_request)
     if is_text(first) then
         return nil
     end
-    if there < ANSWER_HEADER_LEN then
-        return add_answer
+    if there < RESPONSE_HEADER_LEN then
+        return add_response
     end
-    return add_answer, ANSWER_HEADER_LEN + tvb(offset + 1, 4):uint()
+    return add_response, RESPONSE_HEADER_LEN + tvb(offset + 1, 4):uint()
 end
 
 function gbp.dissector(tvb, pinfo, tree)

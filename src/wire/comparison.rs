@@ -497,7 +497,7 @@ impl fmt::Display for ComparisonError {
                 write!(f, "value of {len} bytes, its fields say {needed}")
             }
             ComparisonError::Standstill => {
-                f.write_str("the answer goes on where the request began, or before it")
+                f.write_str("the response goes on where the request began, or before it")
             }
         }
     }

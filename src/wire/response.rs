@@ -129,7 +129,7 @@ impl fmt::Display for ResponseError {
         match self {
             ResponseError::Text { first } => write!(
                 f,
-                "the answer begins with {:?}, which is text and not GBP",
+                "the response begins with {:?}, which is text and not GBP",
                 char::from(*first)
             ),
         }

@@ -120,12 +120,12 @@ fn requests_and_responses_are_paired_and_errors_are_marked() {
     }
     let fields = [
         "frame.number",
-        "gbp.answer_to",
+        "gbp.response_to",
         "gbp.request_in",
         "gbp.time",
     ];
     let responses = of_session("gbp.request_in", &fields);
-    let requests = of_session("gbp.answer_in", &["frame.number", "gbp.answer_in"]);
+    let requests = of_session("gbp.response_in", &["frame.number", "gbp.response_in"]);
     let mut forth = Vec::new();
     for row in &requests {
         let (number, responses) = row.split_once('\t').unwrap();
@@ -154,7 +154,10 @@ fn requests_and_responses_are_paired_and_errors_are_marked() {
     assert_eq!(forth, back);
     assert!(forth.len() > 20, "{forth:?}");
     // The fourth packet of requests, in the order in which they were sent.
-    let pipelined = of_session("gbp.answer.error && gbp.answer_to", &["gbp.answer_to"]);
+    let pipelined = of_session(
+        "gbp.response.error && gbp.response_to",
+        &["gbp.response_to"],
+    );
     assert_eq!(pipelined, ["0x04,0x01,0x99,0x03,0x40"]);
 
     let marked = |filter: &str| of_session(filter, &["_ws.expert.message"]).join("\n");
@@ -165,7 +168,7 @@ fn requests_and_responses_are_paired_and_errors_are_marked() {
         "{errors}"
     );
     assert!(errors.contains("which is text"), "{errors}");
-    let elsewhere = marked("gbp.answer.elsewhere");
+    let elsewhere = marked("gbp.response.elsewhere");
     assert!(
         elsewhere.contains(r#"NOT_LEADER "127.0.0.1:8000""#),
         "{elsewhere}"

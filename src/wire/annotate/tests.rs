@@ -167,7 +167,7 @@ fn what_is_wrong_is_said_at_the_end() {
         response(b"HTTP"),
         lines(&[
             "000000  48 54 54 50              text       \"HTTP\"",
-            "! the answer begins with 'H', which is text and not GBP",
+            "! the response begins with 'H', which is text and not GBP",
         ])
     );
     assert!(response(b"\x03\x00\x00\x00\x01x").ends_with("NOT_FOUND has no value\n"));

@@ -327,7 +327,7 @@ impl fmt::Display for FollowAnswerError {
         match self {
             FollowAnswerError::TooShort { len } => write!(
                 f,
-                "value of {len} bytes, the answer to FOLLOW has {ANSWER_FIELDS_LEN} and a history"
+                "value of {len} bytes, the response to FOLLOW has {ANSWER_FIELDS_LEN} and a history"
             ),
             FollowAnswerError::Mode { got } => {
                 write!(
