@@ -59,7 +59,7 @@ fn whole(bytes: &[u8]) -> RequestFrame<'_> {
     }
 }
 
-/// An engine without a log that holds so many entries.
+/// An engine without a log, with this number of entries.
 fn filled(entries: u64) -> Engine {
     let store = Store::new();
     for number in 0..entries {

@@ -66,7 +66,7 @@ impl Kind {
         }
     }
 
-    /// Whether it holds what it is told.
+    /// Whether it stores values.
     pub(crate) fn stores(self) -> bool {
         self != Kind::Echo
     }
@@ -187,7 +187,7 @@ fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Outcome<Option<T>>) ->
     }
 }
 
-/// So many ports that are free now, all different.
+/// This number of different free ports.
 fn free_addrs(count: usize) -> Outcome<Vec<SocketAddr>> {
     let listeners: Result<Vec<TcpListener>, _> = (0..count)
         .map(|_| TcpListener::bind(("127.0.0.1", 0)))

@@ -162,7 +162,7 @@ fn results_come_in_three_forms_and_nothing_is_left() {
     assert_eq!(keys(&addr), 1, "the key that was there");
 }
 
-/// A node that has no keys, notes what it is asked on each connection, and stands still once for `stall`.
+/// A node without keys. It notes the requests of each connection, and pauses once for `stall`.
 struct Recorder {
     peer: Peer,
     frames: Arc<Mutex<Vec<Vec<Vec<u8>>>>>,

@@ -41,7 +41,7 @@ fn lines(arguments: &[&str]) -> Vec<String> {
     let home = TempDir::new().unwrap();
     let run = finish(&mut tshark(&home, arguments), b"");
     assert_eq!(run.code, 0, "{arguments:?}: {run:?}");
-    // Otherwise tshark goes on without the script.
+    // Otherwise tshark continues without the script.
     assert!(!run.err.contains("Lua"), "{}", run.err);
     let out = String::from_utf8(run.out).unwrap();
     out.lines().map(|line| line.trim_end().to_owned()).collect()

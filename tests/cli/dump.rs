@@ -236,7 +236,7 @@ fn a_load_that_loses_its_connection_names_the_byte_to_continue_from() {
     );
 }
 
-/// A node's promise of a full copy.
+/// A response that announces a snapshot.
 fn accepted() -> Vec<u8> {
     let history = "0001 0000000000000001 1111111111111111 0000000000000001";
     let bytes = |text: &str| -> Vec<u8> {

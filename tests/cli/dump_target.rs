@@ -110,7 +110,7 @@ fn end() -> Vec<u8> {
     out
 }
 
-/// A node that begins a copy for each FOLLOW, and ends it when it is told to.
+/// A node that begins a snapshot for each FOLLOW, and ends it when the test asks for it.
 struct Halting {
     /// Goes before the peer, whose threads wait for it.
     go_on: mpsc::Sender<()>,
@@ -301,7 +301,7 @@ fn a_signal_leaves_no_unfinished_file() {
         assert_eq!((&*output.stdout, &*output.stderr), (&b""[..], &b""[..]));
         assert_eq!(names(dir.path()), [""; 0], "after {name}");
     }
-    // It goes on where it was told to ignore a hangup, and so under nohup.
+    // It continues if SIGHUP is ignored, as under nohup.
     let child = node.dump(dir.path(), &mut after("trap '' HUP"), &[text(&file)]);
     bench::signal(&child, &["HUP"]);
     for _ in 0..5 {
@@ -369,7 +369,7 @@ fn a_pipe_with_a_name_is_written_as_it_is() {
     assert_eq!(names(dir.path()), ["pipe"]);
 }
 
-/// It must be told from one that is whole.
+/// It must differ from a complete one.
 #[test]
 fn a_reader_that_goes_away_is_no_success() {
     let cluster = with_data();

@@ -187,7 +187,7 @@ fn on_a_terminal(addr: &str, arguments: &[&str]) -> String {
     let mut child = command.spawn(pts).unwrap();
     let mut out = Vec::new();
     let mut part = [0; 4096];
-    // An error once nobody has the other end.
+    // An error once the other end is closed.
     while let Ok(count @ 1..) = pty.read(&mut part) {
         out.extend_from_slice(&part[..count]);
     }

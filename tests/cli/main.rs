@@ -123,7 +123,7 @@ fn finish(command: &mut Command, input: &[u8]) -> Run {
     }
 }
 
-/// Runs the program on input without an end: `begin`, and then `part` until nobody reads any more.
+/// Runs the program on input without an end: `begin`, and then `part` until the program stops reading.
 fn finish_endless(command: &mut Command, begin: &[u8], part: Vec<u8>) -> Run {
     let mut child = start(command);
     let mut stdin = child.stdin.take().expect("standard input");

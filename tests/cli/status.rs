@@ -132,7 +132,8 @@ fn cluster() -> Cluster {
     cluster_with(1_000, false)
 }
 
-/// Runs the program to its end on a terminal of so many columns and 60 rows; gives the code and what it showed.
+/// Runs the program to its end on a terminal of this number of columns and 60 rows. Returns the exit code and the
+/// output.
 fn on_terminal(columns: u16, variables: &[(&str, &str)], arguments: &[&str]) -> (i32, String) {
     let (mut child, mut terminal) = start_on_terminal(columns, variables, arguments);
     let mut shown = Vec::new();

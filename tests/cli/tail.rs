@@ -102,7 +102,7 @@ fn without_an_index_only_what_is_new_is_shown_and_a_closed_pipe_ends_it() {
         (first, out)
     });
     assert!(first.ends_with(" SET new 1\n"), "{first}");
-    // Nobody writes any more, and nobody reads.
+    // No more writes come, and the output has no reader.
     drop(out);
     let output = in_time(move || child.wait_with_output().unwrap());
     assert_eq!(output.status.code(), Some(0), "{output:?}");
@@ -391,7 +391,7 @@ fn a_node_without_a_log_to_watch_is_one_error_line() {
     }
     let mut silent = program();
     silent.args(["--addr", &addr, "tail", "--timeout", "50ms"]);
-    // A heartbeat comes every 100 ms, so each silence is too long for it, and it goes on trying.
+    // A heartbeat comes every 100 ms, so each silence is too long, and the command connects again.
     let mut child = start(&mut silent);
     let mut err = BufReader::new(child.stderr.take().unwrap());
     let said = line(&mut err);

@@ -12,7 +12,7 @@ use crate::support::proxy::{Cut, Way};
 
 /// From the end of a fault to equal nodes.
 pub(crate) const HEALED_WITHIN: Duration = Duration::from_secs(5);
-/// Where a link has to be given up, and found again, first.
+/// For a link that has to be closed and opened again first.
 pub(crate) const FOUND_WITHIN: Duration = Duration::from_secs(15);
 /// Quick enough that a test need not wait long for silence to be noticed.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);
@@ -203,7 +203,7 @@ fn a_follower_that_is_cut_off_costs_the_other_nothing() {
     let cluster = cluster(QUICK);
     let load = load(&cluster, &mut random);
     let lag = key::follower_lag_ms(cluster.name(2));
-    // The most in so many looks, while the load goes on.
+    // The greatest value of this number of reads, during the load.
     let worst_lag = || {
         let look = |_| {
             load.wait_for_more(50);
@@ -450,7 +450,7 @@ fn random_restarts_and_cuts_of_all_nodes_end_in_equal_nodes() {
         (0..3).for_each(|node| cluster.links_of(node).for_each(|link| link.pass()));
         load.pause();
         // A leader that lost its data may have come back while no peer could be asked, and a follower ahead of it then
-        // refuses it, rightly, until it is told otherwise.
+        // refuses it, rightly, until an operator orders otherwise.
         let begin = Instant::now();
         let mut refused = 0;
         while begin.elapsed() < FOUND_WITHIN {

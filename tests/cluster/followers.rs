@@ -54,7 +54,7 @@ fn follow_frame(name: &str) -> Vec<u8> {
     frame
 }
 
-/// A node that was moved to another address while the old one goes on: they used to push each other out.
+/// A node that was moved to another address while the old one runs on: they used to replace each other's streams.
 #[test]
 fn the_older_of_two_nodes_of_one_name_stays_and_the_newer_is_refused() {
     let cluster = cluster(2, QUICK);
@@ -83,7 +83,7 @@ fn the_older_of_two_nodes_of_one_name_stays_and_the_newer_is_refused() {
     wait_until(WITHIN, "the refusal", || {
         reason().contains("two nodes are called n2: the one at 127.0.0.1:")
     });
-    // It goes on asking, and neither the old one nor the logs are any the worse for it.
+    // It asks again and again, which affects neither the old one nor the logs.
     let (mut client, mut asked) = (cluster.client(0), 0);
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(2) {

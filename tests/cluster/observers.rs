@@ -159,7 +159,7 @@ fn any_node_shows_the_same_entries_and_counts_no_observer() {
         seen[0][501],
         b"\x03\x00\x04\x00\x00\x00\x00\x00\x00\x00\x07"
     );
-    // An observer that has been silent for longer than any follower may be goes on seeing.
+    // An observer that has been silent for longer than any follower may be still receives entries.
     for observer in &mut observers {
         for _ in 0..2 * SILENT_HEARTBEATS {
             let message = observer.receive().unwrap();
@@ -467,8 +467,8 @@ fn a_follower_that_takes_another_data_set_ends_the_streams_of_the_old_one() {
     );
 }
 
-/// Writes one entry after another, each under a key of its own, until it is told to stop. Gives the keys of those that
-/// were acknowledged.
+/// Writes one entry after another, each under its own key, until the test stops it. Gives the keys of those that were
+/// acknowledged.
 fn write_until(addr: &str, is_over: &AtomicBool) -> Vec<Vec<u8>> {
     let options = ClientOptions {
         timeout: PATIENCE,

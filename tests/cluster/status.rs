@@ -109,7 +109,7 @@ fn the_cli_prints_the_message_of_the_node() {
     }
 }
 
-/// Entries that the leader lacks are given up on the whole order alone.
+/// Entries that the leader lacks are discarded only by the order.
 #[test]
 fn a_refusing_follower_discards_only_by_order() {
     let mut cluster = cluster();

@@ -55,14 +55,15 @@ impl Checkout {
         &self.path
     }
 
-    /// An address that is nobody's while this folder is there.
+    /// An address that no other test uses while this folder exists.
     pub(crate) fn address(&mut self) -> SocketAddr {
         let (socket, addr) = reserve_port();
         self.reserved.push(socket);
         addr
     }
 
-    /// Writes the configuration `file` of a cluster of so many nodes, of which `n1` leads. Returns their addresses.
+    /// Writes the configuration `file` of a cluster of this number of nodes, of which `n1` leads. Returns their
+    /// addresses.
     pub(crate) fn configure(&mut self, file: &str, cluster: &str, count: usize) -> Vec<SocketAddr> {
         let addrs: Vec<SocketAddr> = (0..count).map(|_| self.address()).collect();
         let mut config = format!("cluster = \"{cluster}\"\nleader = \"n1\"\n");
@@ -109,7 +110,7 @@ impl Checkout {
         command
     }
 
-    /// Waits until so many processes work in this folder.
+    /// Waits until this number of processes run in this folder.
     #[track_caller]
     pub(crate) fn wait_for_processes(&self, count: usize) {
         wait_for(&format!("{count} processes"), || {
@@ -185,7 +186,7 @@ pub(crate) fn stop_command(printed: &str) -> &str {
     command.trim_end()
 }
 
-/// A script that goes on while the test does something else.
+/// A script that runs beside the test.
 pub(crate) fn spawn(command: &mut Command) -> Child {
     command
         .stdout(Stdio::piped())

@@ -1,4 +1,4 @@
-//! Every example in the help, run as it stands there, but shorter, against a cluster of real nodes.
+//! Runs every example of the help, with shorter durations, against a cluster of real nodes.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -131,7 +131,7 @@ fn every_example_of_every_command_works() {
             prepare(dir.path(), &addrs[0]);
             // Followers have it too.
             cluster.wait_converged(CONVERGED_WITHIN);
-            // As it stands but for the time that it takes.
+            // Unchanged except for its duration.
             let mut runs = example.replace("--duration 30s", "--duration 1s");
             runs = runs.replace("--duration 10s", "--duration 1s");
             for (node, addr) in addrs.iter().enumerate() {
@@ -160,7 +160,7 @@ fn ends_with(code: i32, example: &str, command: &mut Command) {
     assert_eq!(status.code(), Some(code), "{example}\n{printed}");
 }
 
-/// An example that shows what goes on: something does until it has printed.
+/// An example without an end: writes continue until it has printed.
 #[track_caller]
 fn goes_on(example: &str, runs: &str, dir: &Path, addr: &str) {
     let log = tempfile::tempfile().unwrap();

@@ -55,7 +55,7 @@ impl Manager {
         let mut bytes = [0; 4096];
         let len = loop {
             match self.socket.recv(&mut bytes) {
-                // A process that stood still for a moment is told so (signal(7)).
+                // A suspended process gets an interruption (signal(7)).
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 result => break result.expect("a datagram"),
             }

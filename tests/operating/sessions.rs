@@ -1,4 +1,4 @@
-//! The terminal sessions of the documents, run at a terminal as they stand there.
+//! Runs the terminal sessions of the documents in a terminal.
 //!
 //! Each `console` block is run: a line that begins with `$ ` is typed, and the lines after it are its output. Times and
 //! the widths of columns may differ ([`comparable`]); everything else is as the document shows it. Nothing else is run,

@@ -255,7 +255,7 @@ fn without_a_leader_a_node_is_restarted_if_another_one_holds_the_same() {
             .args(["--background", "n1"]),
     );
 
-    // n3 stands still while more is written than fits between the two, so it is behind n1 when the leader dies.
+    // n3 is suspended while more is written than fits between the two, so it lags behind n1 when the leader dies.
     tools::signal(pid("n3"), "STOP");
     let value = checkout.path().join("value");
     fs::write(&value, vec![b'v'; 30 << 20]).unwrap();

@@ -1,5 +1,5 @@
 //! The prompt of the built gopherstore-cli in a pseudo-terminal, against real nodes, and against peers that break the
-//! connection where real nodes cannot be told to.
+//! connection where real nodes cannot do so.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -96,7 +96,7 @@ impl Terminal {
             let (pty, seen) = (Arc::clone(&pty), Arc::clone(&seen));
             move || {
                 let mut bytes = [0; 4096];
-                // An error once nobody has the other end.
+                // An error once the other end is closed.
                 while let Ok(count @ 1..) = (&*pty).read(&mut bytes) {
                     let mut seen = seen.lock().unwrap();
                     seen.screen.process(&bytes[..count]);

@@ -62,7 +62,7 @@ fn a_second_signal_ends_the_node_at_once_unless_it_is_sighup() {
             let mut node = Node::start();
             let mut stream = node.connect();
             set_k(&stream, &value);
-            // Answers that nobody takes: the first signal waits for them.
+            // Unread answers: the first signal waits for them.
             stream
                 .write_all(&frames(&[Request::Get { key: b"k" }; 100]))
                 .unwrap();

@@ -1,4 +1,4 @@
-//! A system that gives few threads: a node that starts says what is missing, and one that runs goes on.
+//! A system with few threads: a starting node reports the missing thread, and a running one continues.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -11,10 +11,10 @@ use gopherstore::wire::{Request, Status};
 use crate::node::{Process, free_port, wait_for};
 use crate::{answer, frames, pong, tools};
 
-/// Threads that surely suffice for a node of a cluster of two and a few clients.
+/// Enough threads for a node of a cluster of two and a few clients.
 const MANY: u32 = 40;
 
-/// Starts the node n1 of a cluster of two as a user who may have so many threads.
+/// Starts the node n1 of a cluster of two as a user with this limit of threads.
 fn start(dir: &Path, limit: u32) -> Process {
     // A user of this test alone, since all processes of a user count.
     let user = format!("--reuid={}", 2_000_000 + std::process::id());

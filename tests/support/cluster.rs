@@ -188,7 +188,7 @@ impl Cluster {
         &self.links[&(from, to)]
     }
 
-    /// The proxies on all connections of a node with the others, whoever makes them.
+    /// The proxies on all connections between a node and the others.
     pub(crate) fn links_of(&self, node: usize) -> impl Iterator<Item = &Proxy> {
         let is_of = move |ends: &(usize, usize)| ends.0 == node || ends.1 == node;
         self.links
@@ -215,12 +215,12 @@ impl Cluster {
         self.process(node).signal("TERM");
     }
 
-    /// Waits for the good end of a node that was told to stop.
+    /// Waits for the end of a stopping node, with exit code 0.
     pub(crate) fn wait_stopped(&mut self, node: usize) {
         self.wait_stopped_with(node, 0);
     }
 
-    /// Waits for the end of a node that was told to stop, with this exit code.
+    /// Waits for the end of a stopping node, with this exit code.
     pub(crate) fn wait_stopped_with(&mut self, node: usize, code: i32) {
         let process = self.nodes[node].process.as_mut().expect("a running node");
         let status = process.wait();
@@ -229,7 +229,7 @@ impl Cluster {
         self.gone(node);
     }
 
-    /// Waits for the end of a node that was told to stop, and returns its exit code.
+    /// Waits for the end of a stopping node, and returns its exit code.
     pub(crate) fn wait_ended(&mut self, node: usize) -> Option<i32> {
         let process = self.nodes[node].process.as_mut().expect("a running node");
         let code = process.wait().code();
@@ -268,7 +268,8 @@ impl Cluster {
         self.update_addresses(node);
     }
 
-    /// Leaves a running node where it is, out of the cluster's hands, and gives its name another port.
+    /// Gives the name of a running node another port. The node itself goes on running and is no longer part of the
+    /// cluster.
     pub(crate) fn move_running(&mut self, node: usize) -> Process {
         let process = self.nodes[node].process.take().expect("a running node");
         self.move_node(node);
@@ -320,7 +321,7 @@ impl Cluster {
         self.set_gone(node, false);
     }
 
-    /// SIGSTOP: the process stands still, and its sockets stay open.
+    /// SIGSTOP: the process is suspended, and its sockets stay open.
     pub(crate) fn pause(&mut self, node: usize) {
         self.process(node).signal("STOP");
         self.nodes[node].is_paused = true;
@@ -332,7 +333,7 @@ impl Cluster {
         self.nodes[node].is_paused = false;
     }
 
-    /// The nodes that run and do not stand still.
+    /// The nodes that run and are not suspended.
     pub(crate) fn running(&self) -> Vec<usize> {
         let is_running =
             |&at: &usize| self.nodes[at].process.is_some() && !self.nodes[at].is_paused;

@@ -1,4 +1,5 @@
-//! A writer that remembers what it was told, so that a test can judge what was lost, and numbers that can be replayed.
+//! A writer that records acknowledgements, so that a test can check which writes were lost, and random numbers that can
+//! be replayed.
 //!
 //! Each write has a sequence number, which its value carries along with its key; the rest of a value follows from them,
 //! so a value that was changed on its way, or is another key's, is found.
@@ -221,7 +222,7 @@ impl Load {
         self.shared.changed.notify_all();
     }
 
-    /// Waits for so many more writes to be acknowledged.
+    /// Waits for this number of further acknowledged writes.
     #[track_caller]
     pub(crate) fn wait_for_more(&self, count: u64) {
         let before = self.counts().acknowledged;
@@ -329,7 +330,7 @@ impl Record {
         self.acknowledged.iter().chain(&self.unknown)
     }
 
-    /// How many acknowledged writes are newer than what was found; a fault where nobody ever wrote that.
+    /// Number of acknowledged writes that are newer than the found value; a fault for a value that was never written.
     fn lost(&self, found: Option<u64>) -> Result<usize, String> {
         let matches = |write: &Write| match found {
             Some(sequence) => !write.is_del && write.sequence == sequence,

@@ -1,4 +1,4 @@
-//! A TCP proxy in front of one node. The test decides its treatment of the bytes.
+//! A TCP proxy in front of one node. The test controls how it passes bytes on.
 //!
 //! Each connection has a thread per [`Way`], which waits in reads and writes of at most [`TICK`] and looks at the
 //! controls in between; what passes is not slowed by that. Every thread is joined when the proxy is dropped.
@@ -12,9 +12,9 @@
 //!
 //! # Known limits
 //!
-//! * A node that is gone refuses connections, and a proxy that listens cannot: it accepts, and resets. So whoever ends
-//!   a node tells the proxy with [`Proxy::set_target_gone`], which makes it refuse.
-//! * A held proxy accepts connections, where a network that is cut does not answer to the attempt.
+//! * A node that has ended refuses connections, but a listening proxy accepts and resets. So the test calls
+//!   [`Proxy::set_target_gone`] when it ends a node, which makes the proxy refuse.
+//! * A held proxy accepts connections, where a cut network does not respond.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
@@ -30,21 +30,21 @@ use socket2::{Domain, SockRef, Socket, Type};
 const TICK: Duration = Duration::from_millis(20);
 /// Bytes read at once.
 const CHUNK_LEN: usize = 64 << 10;
-/// Bytes on their way where there is a delay; without one, nothing is read before what was read is delivered.
+/// Most bytes in transit with a delay. Without one, nothing is read before the last bytes are delivered.
 const DELAYED_LEN_MAX: usize = 8 << 20;
-/// The sockets' own buffers: small, so that a link which is held or slow is soon felt by the sender.
+/// Buffers of the sockets: small, so that the sender soon notices a held or slow connection.
 const SOCKET_BUFFER_LEN: usize = 256 << 10;
 /// How long the rest of a cut connection's input is read, so that closing it does not reset it.
 const DRAIN: Duration = Duration::from_millis(200);
 /// No such request.
 const NONE: u64 = u64::MAX;
 
-/// Which way bytes go.
+/// Direction of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// From whoever connected to the node: requests, and a follower's ACKs.
+    /// From the connecting side to the node: requests, and a follower's ACKs.
     Up,
-    /// From the node to whoever connected: answers, and the leader's stream.
+    /// From the node to the connecting side: responses, and the leader's stream.
     Down,
 }
 
@@ -68,7 +68,7 @@ pub(crate) struct Counts {
     pub(crate) open: u64,
     /// Bytes delivered to the node.
     pub(crate) up: u64,
-    /// Bytes delivered to whoever connected.
+    /// Bytes delivered to the connecting side.
     pub(crate) down: u64,
     /// How often [`Proxy::cut_after`] has cut.
     pub(crate) cuts: u64,
@@ -258,7 +258,7 @@ impl Proxy {
         self.shared.state().control(way).delay = delay;
     }
 
-    /// Delivers at most so many bytes per second, over all connections.
+    /// Delivers at most this number of bytes a second over all connections.
     pub(crate) fn throttle(&self, way: Way, bytes_per_second: Option<u64>) {
         let mut state = self.shared.state();
         let control = state.control(way);
@@ -327,7 +327,7 @@ impl Drop for Proxy {
 }
 
 /// A port that stays ours and refuses connections, until a socket that may share it (`SO_REUSEADDR`) listens there. The
-/// system gives such a port to nobody who asks for a free one.
+/// system does not assign such a port as a free one.
 pub(crate) fn reserve_port() -> (Socket, SocketAddr) {
     let socket = socket();
     socket
@@ -416,7 +416,7 @@ fn serve(shared: &Shared, connection: &Connection) -> io::Result<()> {
         stream.set_write_timeout(Some(TICK))?;
     }
     {
-        // Under the lock, so that whoever cuts sees either both sockets, or none after this.
+        // Under the lock, so that a cut sees either both sockets, or none after this.
         let _state = shared.state();
         connection.node.set(node).unwrap();
         if let Some(how) = connection.cut.get() {
