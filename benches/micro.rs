@@ -69,7 +69,6 @@ fn filled(entries: u64) -> Engine {
     engine.admit(Admission {
         reads: true,
         writes: true,
-        epoch: 0,
     });
     engine
 }

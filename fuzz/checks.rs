@@ -549,7 +549,7 @@ fn is_naive_history(value: &[u8]) -> bool {
         && epochs[0].1 > 0
         && epochs
             .windows(2)
-            .all(|two| two[0].0 < two[1].0 && two[0].1 <= two[1].1)
+            .all(|two| two[0].0 < two[1].0 && two[0].1 < two[1].1)
 }
 
 /// Reads `input` as frames of the replication stream, one after another, checking each.

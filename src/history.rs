@@ -1,14 +1,14 @@
-//! The epochs of a data set: which leader wrote which entries. They make one position in the log name one data set.
+//! The epochs of a data set: which leader wrote which records. They make one position in the log name one data set.
 //!
-//! An index alone names nothing: after a change of leader two nodes may hold different entries at one index. A node
+//! An index alone names nothing: after a change of leader two nodes may hold different records at one index. A node
 //! that becomes leader therefore opens an epoch ([`EpochStart`]): a number above any before, and a random nonce, which
-//! distinguishes it from an epoch that another node opened with the same number. The epochs of a data set, oldest
-//! first, are its [`History`].
+//! distinguishes it from an epoch that another node opened with the same number. The epoch begins with a record of its
+//! own in the log, EPOCH, which holds both. The epochs of a data set, oldest first, are its [`History`].
 //!
 //! **`(epoch, nonce, index)` names one data set for ever.** An epoch is opened once, by one node, on top of one data
-//! set; the entries before its start are that data set, and its own entries have one author. Two nodes that both know
-//! an epoch and have both applied `index`, no further than the epoch goes, therefore hold the same keys and values
-//! there. A follower sends these three numbers, and is sent exactly what it lacks.
+//! set; the records before its start are that data set, and its own records have one author. Two nodes that both know
+//! an epoch and both hold `index`, no further than the epoch goes, therefore have the same keys and values there. A
+//! follower sends these three numbers, and is sent exactly what it lacks.
 //!
 //! ```
 //! use gopherstore::history::{EpochEnd, EpochStart, History};
@@ -22,29 +22,29 @@
 //! assert_eq!(history.end_of(1, 0xA), Some(EpochEnd::At(7)));
 //! assert_eq!(history.end_of(2, 0xB), Some(EpochEnd::Open));
 //! assert!(history.holds(1, 0xA, 7));
-//! assert!(!history.holds(1, 0xA, 8), "the first leader's entry 8 is not the second's");
+//! assert!(!history.holds(1, 0xA, 8), "record 8 of the first leader is not that of the second");
 //! # Ok::<(), gopherstore::history::HistoryError>(())
 //! ```
 //!
 //! # Known limits
 //!
-//! Two epochs with one number are distinguished by their nonces alone: 64 random bits, drawn for each epoch.
+//! * Two epochs with one number are distinguished by their nonces alone: 64 random bits, drawn for each epoch.
+//! * A history has the newest [`EPOCHS_MAX`] epochs. A node whose last record is of an older one is not known any more:
+//!   it keeps its data and does not follow.
 
 use std::fmt;
 
-/// Most epochs in a history: the limit of the 16-bit count on the wire. A cluster that changes its leader every hour
-/// reaches it in seven years. Then no epoch can be opened on that data set ([`HistoryError::TooMany`]).
-pub const EPOCHS_MAX: usize = 65_535;
+/// Most epochs in a history. The oldest one is forgotten for the next, so that no number of epochs ends a data set.
+pub const EPOCHS_MAX: usize = 1_024;
 
-/// The start of an epoch. From there until the start of the next epoch all entries are one leader's.
+/// The start of an epoch. From there until the start of the next epoch all records are one leader's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EpochStart {
     /// Number of the epoch, from 1. Rises with every change of leader; 0 stands for no epoch.
     pub epoch: u64,
     /// Drawn at random when the epoch was opened.
     pub nonce: u64,
-    /// Index of the epoch's first entry, from 1. While the leader has written nothing, the index that its first entry
-    /// will have.
+    /// Index of the epoch's first record, from 1: its EPOCH record.
     pub start_index: u64,
 }
 
@@ -55,8 +55,8 @@ impl EpochStart {
     ///
     /// Where its number or its start index is too low.
     pub const fn check_after(self, previous: Option<EpochStart>) -> Result<(), HistoryError> {
-        let (epoch, start_index) = match previous {
-            Some(previous) => (previous.epoch, previous.start_index),
+        let (epoch, min) = match previous {
+            Some(previous) => (previous.epoch, previous.start_index.saturating_add(1)),
             None => (0, 1),
         };
         if self.epoch <= epoch {
@@ -65,11 +65,9 @@ impl EpochStart {
                 previous: epoch,
             });
         }
-        if self.start_index < start_index {
-            return Err(HistoryError::StartIndex {
-                got: self.start_index,
-                min: start_index,
-            });
+        if self.start_index < min {
+            let got = self.start_index;
+            return Err(HistoryError::StartIndex { got, min });
         }
         Ok(())
     }
@@ -80,45 +78,38 @@ impl EpochStart {
 pub enum EpochEnd {
     /// The epoch is the newest one: any index from its start on may belong to it.
     Open,
-    /// The last index that belongs to it. An epoch in which nothing was written ends one before its start.
+    /// The last index that belongs to it.
     At(u64),
 }
 
 /// The epochs of one data set, oldest first.
 ///
-/// Invariants: epochs are 1 at least and rise strictly; start indexes are 1 at least and never fall; there are at most
-/// [`EPOCHS_MAX`] epochs. Two epochs start at one index where a leader wrote nothing. A history without epochs is that
-/// of a node that holds nothing.
+/// Invariants: epochs and start indexes are 1 at least and rise strictly; there are at most [`EPOCHS_MAX`] epochs. A
+/// history without epochs is that of a node that holds nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct History {
     epochs: Vec<EpochStart>,
 }
 
 impl History {
-    /// A history of these epochs.
+    /// A history of the newest [`EPOCHS_MAX`] of these epochs.
     ///
     /// # Errors
     ///
     /// Where the epochs break an invariant.
     pub fn new(epochs: Vec<EpochStart>) -> Result<History, HistoryError> {
-        if epochs.len() > EPOCHS_MAX {
-            return Err(HistoryError::TooMany { len: epochs.len() });
-        }
         let mut previous = None;
         for &start in &epochs {
             start.check_after(previous)?;
             previous = Some(start);
         }
-        Ok(History { epochs })
+        Ok(History::from_checked(epochs))
     }
 
-    /// A history of epochs that were checked while they were read.
-    pub(crate) fn from_checked(epochs: Vec<EpochStart>) -> History {
-        debug_assert_eq!(
-            History::new(epochs.clone()).err(),
-            None,
-            "the caller has checked the epochs"
-        );
+    /// The same of epochs that were checked while they were read.
+    pub(crate) fn from_checked(mut epochs: Vec<EpochStart>) -> History {
+        let excess = epochs.len().saturating_sub(EPOCHS_MAX);
+        epochs.drain(..excess);
         History { epochs }
     }
 
@@ -134,14 +125,29 @@ impl History {
         self.epochs.last().copied()
     }
 
-    /// The epoch that the entry at `index` belongs to: the last one that starts no later. `None` for index 0, which
-    /// means no entry, and for one before the first epoch.
+    /// The epoch that the record at `index` belongs to: the last one that starts no later. `None` for index 0, which
+    /// means no record, and for one before the first epoch.
     #[must_use]
     pub fn epoch_of(&self, index: u64) -> Option<EpochStart> {
         let count = self
             .epochs
             .partition_point(|start| start.start_index <= index);
         self.epochs[..count].last().copied()
+    }
+
+    /// The epochs whose EPOCH records are the last ones of a log that ends at `index`, with nothing behind or between
+    /// them. These records follow from the history alone.
+    #[must_use]
+    pub fn last_records(&self, index: u64) -> &[EpochStart] {
+        let mut at = self.epochs.len();
+        let mut expected = index;
+        while let Some(before) = at.checked_sub(1)
+            && self.epochs[before].start_index == expected
+        {
+            at = before;
+            expected = expected.saturating_sub(1);
+        }
+        &self.epochs[at..]
     }
 
     /// The end of the epoch with this number and nonce; `None` where this history does not have it.
@@ -176,7 +182,7 @@ impl History {
     }
 
     /// The last index, `index` at most, up to which a data set of this history that ends at `index` is one that `other`
-    /// went through as well; 0 where the two share nothing. Later entries of one are not in the other.
+    /// went through as well; 0 where the two share nothing. Later records of one are not in the other.
     #[must_use]
     pub fn shared_with(&self, other: &History, index: u64) -> u64 {
         // The newest shared epoch tells: ends never fall from one epoch to the next.
@@ -197,18 +203,16 @@ impl History {
         shared.unwrap_or(0)
     }
 
-    /// Adds the newest epoch.
+    /// Adds the newest epoch. Forgets the oldest one where there are [`EPOCHS_MAX`] already.
     ///
     /// # Errors
     ///
-    /// Where it does not follow the last one, or there are [`EPOCHS_MAX`] already; the history is then as it was.
+    /// Where it does not follow the last one; the history is then as it was.
     pub fn push(&mut self, start: EpochStart) -> Result<(), HistoryError> {
-        if self.epochs.len() >= EPOCHS_MAX {
-            return Err(HistoryError::TooMany {
-                len: self.epochs.len().saturating_add(1),
-            });
-        }
         start.check_after(self.last())?;
+        if self.epochs.len() >= EPOCHS_MAX {
+            self.epochs.remove(0);
+        }
         self.epochs.push(start);
         Ok(())
     }
@@ -224,17 +228,19 @@ pub enum HistoryError {
         /// The number of the epoch before it.
         previous: u64,
     },
-    /// A start before the start of the epoch before it, or at 0.
+    /// A start that is not behind the start of the epoch before it, or is 0.
     StartIndex {
         /// The epoch's start.
         got: u64,
         /// The least that it may be.
         min: u64,
     },
-    /// More than [`EPOCHS_MAX`] epochs.
-    TooMany {
-        /// How many there are.
-        len: usize,
+    /// An epoch that is to be opened elsewhere than at the end of the log.
+    NotNext {
+        /// The epoch's start.
+        got: u64,
+        /// The next index of the log.
+        next: u64,
     },
 }
 
@@ -247,8 +253,11 @@ impl fmt::Display for HistoryError {
             HistoryError::StartIndex { got, min } => {
                 write!(f, "an epoch starts at index {got}, must be {min} at least")
             }
-            HistoryError::TooMany { len } => {
-                write!(f, "history of {len} epochs, limit {EPOCHS_MAX}")
+            HistoryError::NotNext { got, next } => {
+                write!(
+                    f,
+                    "an epoch starts at index {got}, the next one of the log is {next}"
+                )
             }
         }
     }
@@ -274,51 +283,61 @@ mod tests {
         History::new(vec![
             epoch_start(1, 10, 1),
             epoch_start(4, 40, 8),
-            epoch_start(5, 50, 8),
+            epoch_start(5, 50, 9),
         ])
         .unwrap()
     }
 
     #[test]
-    fn an_index_belongs_to_the_last_era_that_starts_no_later() {
+    fn an_index_belongs_to_the_last_epoch_that_starts_no_later() {
         let history = history();
         let epoch = |index| history.epoch_of(index).map(|start| start.epoch);
         assert_eq!(epoch(0), None);
         assert_eq!((epoch(1), epoch(7)), (Some(1), Some(1)));
-        assert_eq!((epoch(8), epoch(u64::MAX)), (Some(5), Some(5)));
+        assert_eq!((epoch(8), epoch(9)), (Some(4), Some(5)));
+        assert_eq!(epoch(u64::MAX), Some(5));
         assert_eq!(History::default().epoch_of(1), None);
         let later = History::new(vec![epoch_start(1, 10, 5)]).unwrap();
         assert_eq!(later.epoch_of(4), None, "before the first epoch");
-        assert_eq!(history.last(), Some(epoch_start(5, 50, 8)));
+        assert_eq!(history.last(), Some(epoch_start(5, 50, 9)));
         assert_eq!(history.epochs().len(), 3);
     }
 
     #[test]
-    fn an_era_ends_where_the_next_one_starts() {
+    fn an_epoch_ends_where_the_next_one_starts() {
         let history = history();
         assert_eq!(history.end_of(1, 10), Some(EpochEnd::At(7)));
-        assert_eq!(
-            history.end_of(4, 40),
-            Some(EpochEnd::At(7)),
-            "nothing written"
-        );
+        let nothing_written = Some(EpochEnd::At(8));
+        assert_eq!(history.end_of(4, 40), nothing_written);
         assert_eq!(history.end_of(5, 50), Some(EpochEnd::Open));
         for (epoch, nonce) in [(1, 11), (2, 10), (4, 50), (0, 0), (6, 50)] {
             assert_eq!(history.end_of(epoch, nonce), None, "{epoch}, {nonce}");
         }
-        let at_once = History::new(vec![epoch_start(1, 10, 1), epoch_start(2, 20, 1)]).unwrap();
-        assert_eq!(at_once.end_of(1, 10), Some(EpochEnd::At(0)));
+        let at_once = History::new(vec![epoch_start(1, 10, 1), epoch_start(2, 20, 2)]).unwrap();
+        assert_eq!(at_once.end_of(1, 10), Some(EpochEnd::At(1)));
     }
 
     #[test]
-    fn a_data_set_is_held_up_to_the_end_of_its_era() {
+    fn records_that_follow_from_the_history_are_at_the_end_of_a_log() {
+        let history = history();
+        assert_eq!(history.last_records(9), &history.epochs()[1..]);
+        for index in [0, 1, 7, 8, 10] {
+            assert_eq!(history.last_records(index), [], "{index}");
+        }
+        let first = History::new(vec![epoch_start(1, 10, 1)]).unwrap();
+        assert_eq!(first.last_records(1), first.epochs());
+        assert_eq!(History::default().last_records(0), []);
+    }
+
+    #[test]
+    fn a_data_set_is_held_up_to_the_end_of_its_epoch() {
         let history = history();
         assert!(history.holds(1, 10, 0) && history.holds(1, 10, 7));
         assert!(
             !history.holds(1, 10, 8),
-            "that epoch's entry 8 was discarded"
+            "that epoch's record 8 was discarded"
         );
-        assert!(history.holds(4, 40, 7) && !history.holds(4, 40, 8));
+        assert!(history.holds(4, 40, 8) && !history.holds(4, 40, 9));
         assert!(history.holds(5, 50, 3), "what the epoch was opened on");
         assert!(history.holds(5, 50, 1_000_000));
         assert!(!history.holds(5, 51, 1) && !history.holds(0, 0, 0));
@@ -349,9 +368,9 @@ mod tests {
                 "an epoch starts at index 0, must be 1 at least",
             ),
             (
-                vec![epoch_start(1, 1, 9), epoch_start(2, 2, 8)],
-                HistoryError::StartIndex { got: 8, min: 9 },
-                "an epoch starts at index 8, must be 9 at least",
+                vec![epoch_start(1, 1, 9), epoch_start(2, 2, 9)],
+                HistoryError::StartIndex { got: 9, min: 10 },
+                "an epoch starts at index 9, must be 10 at least",
             ),
         ] {
             assert_eq!(History::new(epochs.clone()), Err(error));
@@ -389,17 +408,23 @@ mod tests {
     }
 
     #[test]
-    fn a_history_has_65_535_epochs_at_most() {
-        let epochs = |count| {
-            (1..=count)
-                .map(|epoch| epoch_start(epoch, 7, epoch))
-                .collect()
+    fn a_history_has_the_newest_1_024_epochs() {
+        let epochs = |first, last| -> Vec<EpochStart> {
+            let epochs = first..=last;
+            epochs.map(|epoch| epoch_start(epoch, 7, epoch)).collect()
         };
-        let mut history = History::new(epochs(65_535)).unwrap();
-        let error = HistoryError::TooMany { len: 65_536 };
-        assert_eq!(history.push(epoch_start(65_536, 7, 65_536)), Err(error));
-        assert_eq!(history.epochs().len(), EPOCHS_MAX);
-        assert_eq!(History::new(epochs(65_536)), Err(error));
-        assert_eq!(error.to_string(), "history of 65536 epochs, limit 65535");
+        let mut history = History::new(epochs(1, 1_025)).unwrap();
+        assert_eq!(history.epochs(), epochs(2, 1_025));
+        for epoch in 1_026..=3_000 {
+            history.push(epoch_start(epoch, 7, epoch)).unwrap();
+        }
+        assert_eq!(history.epochs(), epochs(1_977, 3_000));
+        // A position of an epoch that is forgotten is unknown, as one of an epoch that never was.
+        assert!(history.holds(1_977, 7, 1_977) && !history.holds(1_976, 7, 1_976));
+        assert_eq!(history.epoch_of(1_976), None);
+        let behind = History::new(epochs(1, 1_990)).unwrap();
+        assert_eq!(behind.shared_with(&history, 1_990), 1_990);
+        let long_ago = History::new(epochs(1, 1_976)).unwrap();
+        assert_eq!(long_ago.shared_with(&history, 1_976), 0);
     }
 }

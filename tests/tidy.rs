@@ -19,7 +19,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("client", &["dial", "wire", "history"]),
     ("engine::entry", &["wire"]),
     ("engine::digest", &["engine::entry"]),
-    ("log", &["engine::entry", "engine::digest", "wire"]),
+    (
+        "log",
+        &["engine::entry", "engine::digest", "history", "wire"],
+    ),
     (
         "engine",
         &["engine::entry", "engine::digest", "log", "wire", "history"],

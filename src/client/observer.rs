@@ -40,7 +40,7 @@ pub enum Watch {
 /// Name in the library's FOLLOW. A node ignores the name of an observer.
 const NAME: &[u8] = b"observer";
 
-/// A watched replication stream: every entry of a node's log in order, checked.
+/// A watched replication stream: every record of a node's log in order, checked.
 ///
 /// Any node that serves has a stream, a follower too. An observer costs the node what a follower costs. Nothing waits
 /// for an observer, and STATUS does not show it. The node drops an observer that falls behind the oldest entry of the
@@ -173,7 +173,8 @@ impl Observer {
         let Expected::Entry(next) = self.expected else {
             return None;
         };
-        let start = self.history.last()?;
+        let held = self.history.epoch_of(next - 1);
+        let start = held.or(self.history.epochs().first().copied())?;
         Some(Watch::After {
             epoch: start.epoch,
             nonce: start.nonce,

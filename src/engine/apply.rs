@@ -8,6 +8,8 @@ use super::command::{self, Command};
 use super::execute::{NotTogether, Origin};
 use super::prepared::Prepared;
 use super::work::{Work, new_entries};
+use crate::history::HistoryError;
+use crate::log::epoch_record;
 use crate::wire::replication::Frames;
 use crate::wire::run::RUN_FRAME_BYTES_MAX;
 use crate::wire::{RequestFrame, Run};
@@ -36,6 +38,8 @@ pub enum ApplyError {
         /// That key.
         key: Vec<u8>,
     },
+    /// An EPOCH record does not follow the history of this data set.
+    Epoch(HistoryError),
 }
 
 impl fmt::Display for ApplyError {
@@ -46,6 +50,7 @@ impl fmt::Display for ApplyError {
                 let key = key.escape_ascii().to_string();
                 write!(f, "the leader removed {key:.40}, which is not here")
             }
+            ApplyError::Epoch(error) => error.fmt(f),
         }
     }
 }
@@ -67,6 +72,9 @@ impl Engine {
         }
         let mut missing = None;
         for run in group.records.runs() {
+            if group.records.has_epochs() && self.apply_epoch(&run)? {
+                continue;
+            }
             let together = match run.len() {
                 1 => 0,
                 _ => self.apply_together(&run, &mut missing).unwrap_or(0),
@@ -79,6 +87,20 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Applies the record of a run that is an EPOCH. Returns whether it is.
+    fn apply_epoch(&self, run: &Run<'_>) -> Result<bool, ApplyError> {
+        let next = self.head().index + 1;
+        let mut frames = run.frames();
+        let start = frames
+            .next()
+            .and_then(|frame| epoch_record::decode(&frame, next));
+        if let (Some(start), Some(sequencer)) = (start, &self.sequencer) {
+            sequencer.begin_epoch(start).map_err(ApplyError::Epoch)?;
+            self.gate.set_epoch(start.epoch);
+        }
+        Ok(start.is_some())
     }
 
     /// Applies records of a run with all their partitions locked, and returns how many.
@@ -122,9 +144,9 @@ impl Engine {
                 let done = self.del_one(frame, key, &mut origin);
                 done.is_ok_and(|(_, removed)| removed.is_some())
             }
-            // EPOCH changes no key.
-            Command::None => true,
-            Command::Get | Command::Computed(_) => unreachable!("a record is its own effect"),
+            Command::Get | Command::Computed(_) | Command::None => {
+                unreachable!("a record is its own effect")
+            }
         };
         if !is_here {
             missing.get_or_insert_with(|| key.to_vec());

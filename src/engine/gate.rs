@@ -4,15 +4,21 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-/// Kinds of requests that an engine executes, and the epoch of its writes.
+/// Kinds of requests that an engine executes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Admission {
     /// Requests that read.
     pub reads: bool,
     /// Requests that write, and runs that do both.
     pub writes: bool,
-    /// The epoch under which writes are logged.
-    pub epoch: u64,
+}
+
+impl Admission {
+    const fn kinds(self) -> u8 {
+        let reads = if self.reads { READS } else { 0 };
+        let writes = if self.writes { WRITES } else { 0 };
+        reads | writes
+    }
 }
 
 /// The admission of an engine, read under the locks of the partitions that a request needs.
@@ -26,6 +32,7 @@ pub struct Admission {
 pub(super) struct Gate {
     /// [`READS`] and [`WRITES`].
     kinds: AtomicU8,
+    /// The newest epoch of the log; 0 without one.
     epoch: AtomicU64,
     /// Serializes changes.
     changing: Mutex<()>,
@@ -50,37 +57,55 @@ impl Gate {
         self.epoch.load(Ordering::Relaxed)
     }
 
-    /// Replaces the admission. `barrier` returns once no request is under way that began before it was called; it is
-    /// called where the new admission admits less than the old one, or another epoch.
-    pub(super) fn change(
-        &self,
-        new: Admission,
-        barrier: impl FnOnce(),
-        begin_epoch: impl FnOnce(),
-    ) {
-        let _changing = self.changing.lock();
-        let (old, epoch) = (
-            self.kinds.load(Ordering::Acquire),
-            self.epoch.load(Ordering::Relaxed),
+    /// The log has a new epoch. No request that writes is admitted.
+    pub(super) fn set_epoch(&self, epoch: u64) {
+        debug_assert_eq!(
+            self.admits(true),
+            None,
+            "an epoch that this node did not open"
         );
-        let reads = if new.reads { READS } else { 0 };
-        let writes = if new.writes { WRITES } else { 0 };
-        let kinds = reads | writes;
-        let is_new_epoch = epoch != new.epoch;
-        // Writes of two epochs are never under way at once.
-        let meanwhile = if is_new_epoch {
-            kinds & old & READS
-        } else {
-            kinds & old
-        };
-        if meanwhile != old {
-            self.kinds.store(meanwhile, Ordering::SeqCst);
+        self.epoch.store(epoch, Ordering::Relaxed);
+    }
+
+    /// Replaces the admission. `barrier` returns once no request is under way that began before it was called; it is
+    /// called where the new admission admits less than the old one.
+    pub(super) fn change(&self, new: Admission, barrier: impl FnOnce()) {
+        let _changing = self.changing.lock();
+        let old = self.kinds.load(Ordering::Acquire);
+        let kinds = new.kinds();
+        if kinds & old != old {
+            self.kinds.store(kinds & old, Ordering::SeqCst);
             barrier();
         }
-        if is_new_epoch {
-            self.epoch.store(new.epoch, Ordering::Relaxed);
-            begin_epoch();
-        }
         self.kinds.store(kinds, Ordering::SeqCst);
+    }
+
+    /// Replaces the admission, and calls `begin` in between, while no write is under way: it begins this epoch. Writes
+    /// of two epochs are thus never under way at once. `barrier` is as for [`change`](Self::change).
+    ///
+    /// # Errors
+    ///
+    /// Where `begin` fails. The admission is then as it was.
+    pub(super) fn begin_epoch<E>(
+        &self,
+        epoch: u64,
+        new: Admission,
+        barrier: impl FnOnce(),
+        begin: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        let _changing = self.changing.lock();
+        let old = self.kinds.load(Ordering::Acquire);
+        let kinds = new.kinds();
+        self.kinds.store(kinds & old & READS, Ordering::SeqCst);
+        barrier();
+        let result = begin();
+        let kinds = if result.is_ok() {
+            self.epoch.store(epoch, Ordering::Relaxed);
+            kinds
+        } else {
+            old
+        };
+        self.kinds.store(kinds, Ordering::SeqCst);
+        result
     }
 }

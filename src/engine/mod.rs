@@ -44,6 +44,7 @@ pub use execute::{NotDone, NotTogether, Outcome};
 pub use gate::Admission;
 pub use snapshot::{Load, PartitionCopy, Staged};
 
+use crate::history::{EpochStart, History, HistoryError};
 use crate::log::{Head, Log, Sequencer};
 use crate::wire::comparison::{ComparisonError, List, ListAnswer, Sums, SumsAnswer};
 use comparison::Budget;
@@ -85,13 +86,25 @@ impl Engine {
     /// Replaces the admission. When it returns, no request is under way that was executed under the one before, unless
     /// that admitted no more than this one.
     pub fn admit(&self, admission: Admission) {
-        let begin_epoch = || {
-            if let Some(sequencer) = &self.sequencer {
-                sequencer.begin_epoch(admission.epoch);
-            }
+        self.gate.change(admission, || self.store.barrier());
+    }
+
+    /// Opens an epoch, and replaces the admission by the one that holds in it. The epoch's first record is appended
+    /// while no write is under way. Without a log there are no epochs, and only the admission is replaced.
+    ///
+    /// # Errors
+    ///
+    /// Where the epoch cannot follow the log's history, or does not start at the log's next index. Nothing is changed
+    /// then.
+    pub fn open_epoch(&self, start: EpochStart, admission: Admission) -> Result<(), HistoryError> {
+        let Some(sequencer) = &self.sequencer else {
+            self.admit(admission);
+            return Ok(());
         };
+        let barrier = || self.store.barrier();
+        let begin = || sequencer.begin_epoch(start);
         self.gate
-            .change(admission, || self.store.barrier(), begin_epoch);
+            .begin_epoch(start.epoch, admission, barrier, begin)
     }
 
     /// Whether requests that read are admitted.
@@ -139,9 +152,20 @@ impl Engine {
         self.store.get(key)
     }
 
-    /// Removes all entries. Nothing is admitted, and nothing loads or applies.
+    /// Removes all entries; the log begins anew, without a history. Nothing is admitted, and nothing loads or applies.
     pub fn clear(&self) {
+        // First, so that readers of the log know before an entry is missing.
+        self.begin_anew(Head::default(), History::default());
         self.store.clear();
+    }
+
+    /// The log goes on after `head`, where a data set of this history ends.
+    fn begin_anew(&self, head: Head, history: History) {
+        if let Some(sequencer) = &self.sequencer {
+            self.gate
+                .set_epoch(history.last().map_or(0, |start| start.epoch));
+            sequencer.reset(head, history);
+        }
     }
 
     /// Number of entries; approximate beside writers.

@@ -10,6 +10,7 @@ use super::command::{self, Command};
 use super::digest::Digest;
 use super::entry::{Entry, SHORT_BYTES};
 use super::store::Store;
+use crate::history::History;
 use crate::log::Head;
 use crate::wire::RequestFrame;
 use crate::wire::request::{HEADER_LEN, frames};
@@ -256,13 +257,13 @@ impl Load<'_> {
         self.staged_bytes = 0;
     }
 
-    /// Ends the load: the log goes on after `index`. Returns whether the data set has this digest; where it has not,
-    /// the log stays as it was.
-    pub fn finish(&mut self, index: u64, digest: Digest) -> bool {
+    /// Ends the load: the log goes on after `index`, with this history. Returns whether the data set has this digest;
+    /// where it has not, the log stays empty.
+    pub fn finish(&mut self, index: u64, digest: Digest, history: History) -> bool {
         self.flush();
         let is_whole = self.digest == digest;
-        if is_whole && let Some(sequencer) = &self.engine.sequencer {
-            sequencer.reset(Head { index, digest });
+        if is_whole {
+            self.engine.begin_anew(Head { index, digest }, history);
         }
         is_whole
     }

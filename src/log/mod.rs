@@ -6,16 +6,19 @@
 //! ```
 //!
 //! [`Sequencer`] is the writing side, which the engine owns; [`Log`] is the reading side, which everything else sees.
-//! [`Watermarks`] say how far the log has come, for answers that wait for a position.
+//! [`Watermarks`] say how far the log has come, for answers that wait for a position. The log also has the [`History`]
+//! of the data set, which follows from its EPOCH records.
 
 #![deny(clippy::wildcard_enum_match_arm)]
 
 pub mod append_times;
 pub mod backlog;
+pub(crate) mod epoch_record;
 mod room;
 mod sequencer;
 mod watermarks;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -23,6 +26,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::engine::digest::Digest;
 use crate::engine::entry::Entry;
+use crate::history::History;
 use append_times::AppendTimes;
 use backlog::{After, Append, Backlog, Records};
 use room::Room;
@@ -52,13 +56,22 @@ pub struct Log {
     kept: Mutex<Kept>,
     grown: Condvar,
     watermarks: Watermarks,
+    /// Changes together with the history, under the lock of `order`.
+    dataset_generation: AtomicU64,
 }
 
 /// The end of the order of writes.
 #[derive(Debug, Default)]
 struct Order {
     head: Head,
-    epoch: u64,
+    history: History,
+}
+
+impl Order {
+    /// The newest epoch; 0 before the first.
+    fn epoch(&self) -> u64 {
+        self.history.last().map_or(0, |start| start.epoch)
+    }
 }
 
 /// An element of the append queue.
@@ -147,6 +160,7 @@ impl Log {
             }),
             grown: Condvar::new(),
             watermarks: Watermarks::default(),
+            dataset_generation: AtomicU64::new(0),
         }
     }
 
@@ -160,6 +174,47 @@ impl Log {
     #[must_use]
     pub fn head(&self) -> Head {
         self.order.lock().head
+    }
+
+    /// The last position of the data set, and the epoch of the record there; 0 where there is none.
+    #[must_use]
+    pub fn head_in_epoch(&self) -> (Head, u64) {
+        let order = self.order.lock();
+        let epoch = order.history.epoch_of(order.head.index);
+        (order.head, epoch.map_or(0, |start| start.epoch))
+    }
+
+    /// The epochs of the data set: those of its EPOCH records, and for what a snapshot replaced those of the snapshot.
+    #[must_use]
+    pub fn history(&self) -> History {
+        self.order.lock().history.clone()
+    }
+
+    /// Whether the node holds a data set: it has a [history](Self::history).
+    #[must_use]
+    pub fn has_history(&self) -> bool {
+        self.order.lock().history.last().is_some()
+    }
+
+    /// A number that rises whenever the data set or its history becomes another one: before the first entry of the old
+    /// data set is removed, and before the first record of a new epoch can be read.
+    ///
+    /// A reader that takes this number, then the history, then reads from the log or the store, and then finds the
+    /// number unchanged, has read records of that history alone.
+    #[must_use]
+    pub fn dataset_generation(&self) -> u64 {
+        self.dataset_generation.load(Ordering::SeqCst)
+    }
+
+    /// Raises [`dataset_generation`](Self::dataset_generation). The order is locked, so that no reader gets the history
+    /// before it is the new one.
+    fn next_generation(&self, _locked: &mut Order) {
+        self.dataset_generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Ends every stream of this data set, by raising [`dataset_generation`](Self::dataset_generation).
+    pub fn end_streams(&self) {
+        self.next_generation(&mut self.order.lock());
     }
 
     /// Moves records from the append queue to the backlog until the log [ends](Sequencer::end). The replication thread

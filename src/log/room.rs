@@ -86,6 +86,16 @@ impl Room {
         })
     }
 
+    /// Reserves `cost` bytes, whether there is room or not. For the few short records that cannot wait.
+    pub(super) fn take(&self, cost: u64) -> Reservation<'_> {
+        let mut state = self.state.lock();
+        state.used = state.used.saturating_add(cost);
+        Reservation {
+            room: self,
+            bytes: cost,
+        }
+    }
+
     /// Waits until `cost` bytes are reserved. The caller holds no lock.
     pub(super) fn reserve(&self, cost: u64) -> Reservation<'_> {
         let mut state = self.state.lock();

@@ -13,11 +13,13 @@
 //!    Snapshots rely on it.
 //! 4. Records are appended under the epoch in which they were executed: the writer reads the epoch with its partitions
 //!    locked, and an epoch ends only after every partition was locked and unlocked once.
+//! 5. Each epoch of the history begins with its EPOCH record. Both are added at once.
 
 use super::backlog::{Append, Records};
 use super::room::Reservation;
-use super::{Head, Log, Step};
+use super::{Head, Log, Order, Step, epoch_record};
 use crate::engine::digest::Digest;
+use crate::history::{EpochStart, History, HistoryError};
 
 /// The writing side of a [`Log`]. The engine owns it.
 #[derive(Debug)]
@@ -70,7 +72,13 @@ impl Sequencer {
     ) -> u64 {
         reservation.spend(Records::cost(records.bytes().len()));
         let mut order = self.log.order.lock();
-        debug_assert_eq!(order.epoch, epoch, "a write of another epoch");
+        debug_assert_eq!(order.epoch(), epoch, "a write of another epoch");
+        self.queue(&mut order, records, count, change)
+    }
+
+    /// Adds records to the end of the order. Returns the last index.
+    #[inline]
+    fn queue(&self, order: &mut Order, records: Records, count: u32, change: Digest) -> u64 {
         order.head.index += u64::from(count);
         order.head.digest = order.head.digest.plus(change);
         let head = order.head;
@@ -84,17 +92,56 @@ impl Sequencer {
         head.index
     }
 
-    /// Begins an epoch. No write of another one is under way.
-    pub fn begin_epoch(&self, epoch: u64) {
-        self.log.order.lock().epoch = epoch;
-        self.log.watermarks.begin_epoch(epoch);
+    /// Begins an epoch with its EPOCH record, which takes the next index and does not change the digest. No write of
+    /// another epoch is under way. Never waits for room.
+    ///
+    /// # Errors
+    ///
+    /// Where the epoch cannot follow the history, or does not start at the next index. Nothing is changed then.
+    pub fn begin_epoch(&self, start: EpochStart) -> Result<(), HistoryError> {
+        let records = Records::Frames(epoch_record::encode(start));
+        let cost = Records::cost(records.bytes().len());
+        let room = self.log.room.take(cost);
+        {
+            let order = &mut *self.log.order.lock();
+            let (got, next) = (start.start_index, order.head.index + 1);
+            if got != next {
+                return Err(HistoryError::NotNext { got, next });
+            }
+            order.history.push(start)?;
+            // Before a reader of the log can find the record.
+            self.log.next_generation(order);
+            room.spend(cost);
+            self.queue(order, records, 1, Digest::EMPTY);
+        }
+        self.log.watermarks.begin_epoch(start.epoch);
+        Ok(())
     }
 
-    /// Begins anew after `head`: another data set has replaced this one. No write is under way.
-    pub fn reset(&self, head: Head) {
-        let mut order = self.log.order.lock();
-        order.head = head;
-        let _ = self.log.sender.send(Step::Reset(head));
+    /// Begins anew after `head`: a data set of this history has replaced the one before. No write is under way.
+    ///
+    /// Where the last records of that data set are EPOCHs, they are put into the log again: a follower that lacks
+    /// nothing else can then resume.
+    pub fn reset(&self, head: Head, history: History) {
+        let order = &mut *self.log.order.lock();
+        self.log.next_generation(order);
+        let last: Vec<Vec<u8>> = history
+            .last_records(head.index)
+            .iter()
+            .map(|start| epoch_record::encode(*start))
+            .collect();
+        order.head = Head {
+            index: head.index - u64::try_from(last.len()).unwrap_or(0),
+            digest: head.digest,
+        };
+        order.history = history;
+        let _ = self.log.sender.send(Step::Reset(order.head));
+        for frame in last {
+            let cost = Records::cost(frame.len());
+            self.log.room.take(cost).spend(cost);
+            self.queue(order, Records::Frames(frame), 1, Digest::EMPTY);
+        }
+        self.log.watermarks.reset(order.epoch(), head.index);
     }
 
     /// Has writers wait for room, whether there is some or not, or no longer.

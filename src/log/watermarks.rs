@@ -61,7 +61,7 @@ pub struct Watermarks {
 #[derive(Default)]
 struct State {
     epoch: u64,
-    /// Set when the epoch was given up, until the next one begins.
+    /// Set when the epoch was given up, until this node begins one.
     is_given_up: bool,
     durable: u64,
     committed: u64,
@@ -97,7 +97,7 @@ impl State {
             Reached::Never
         } else if position.index <= watermark {
             Reached::Yes
-        } else if position.epoch == self.epoch && self.is_given_up {
+        } else if self.is_given_up {
             Reached::Never
         } else {
             Reached::NotYet
@@ -179,6 +179,17 @@ impl Watermarks {
     pub fn give_up_epoch(&self) {
         let mut state = self.state.lock();
         state.is_given_up = true;
+        state.wake(true);
+    }
+
+    /// The data set is another one, of this epoch, and ends at `index`. It was received as committed, and no disk holds
+    /// it. No position behind it is reached any more.
+    pub(super) fn reset(&self, epoch: u64, index: u64) {
+        let mut state = self.state.lock();
+        state.epoch = epoch;
+        state.is_given_up = true;
+        state.durable = 0;
+        state.committed = index;
         state.wake(true);
     }
 

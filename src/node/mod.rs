@@ -77,7 +77,6 @@ pub struct Node {
     connections: AtomicU64,
     full_copies: AtomicU64,
     resumes: AtomicU64,
-    dataset_generation: AtomicU64,
     /// The watermark that answers wait for.
     acknowledged_at: Mark,
     started: Instant,
@@ -144,7 +143,6 @@ impl Node {
             connections: AtomicU64::new(0),
             full_copies: AtomicU64::new(0),
             resumes: AtomicU64::new(0),
-            dataset_generation: AtomicU64::new(0),
             acknowledged_at: Mark::default(),
             started: Instant::now(),
         };

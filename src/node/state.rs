@@ -1,13 +1,13 @@
 //! The role and state of a node, and their transitions. [`Node::change`] alone sets what each state admits.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crossbeam_channel::Receiver;
 
 use super::{NO_DATA_YET, Node, Reply};
 use crate::engine::Admission;
 use crate::history::{EpochStart, History, HistoryError};
+use crate::log::Log;
 use crate::replication::core::role_state::{Leader, RoleState};
 
 /// The answer to a write once a leader stops.
@@ -17,7 +17,6 @@ const STOPS: &str = "this leader is stopping and takes no more writes; try again
 #[derive(Debug)]
 pub(super) struct ReplicaState {
     pub(super) role: RoleState,
-    pub(super) history: History,
     /// An operator has ordered to replace the data set by a snapshot, whatever is lost with it.
     discard_ordered: bool,
     /// The data set differs from the leader's. The node wants a snapshot of a leader that knows of the data set.
@@ -32,17 +31,11 @@ impl ReplicaState {
     pub(super) fn new(role: RoleState) -> ReplicaState {
         ReplicaState {
             role,
-            history: History::default(),
             discard_ordered: false,
             diverged: false,
             stops: false,
             moves: false,
         }
-    }
-
-    /// Whether it holds a complete data set that is not known to differ from the leader's.
-    fn holds_data(&self) -> bool {
-        self.history.last().is_some() && !self.diverged
     }
 }
 
@@ -74,10 +67,10 @@ impl Node {
         roles
     }
 
-    /// The epochs that the data set went through.
+    /// The epochs that the data set went through; none of a node without a log.
     #[must_use]
     pub fn history(&self) -> History {
-        self.state.lock().history.clone()
+        self.engine.log().map(Log::history).unwrap_or_default()
     }
 
     /// Whether an operator has ordered to discard the data set.
@@ -102,7 +95,7 @@ impl Node {
     /// Whether the node holds a complete data set, served or not.
     #[must_use]
     pub fn holds_data(&self) -> bool {
-        self.state.lock().history.last().is_some()
+        self.engine.log().is_some_and(Log::has_history)
     }
 
     /// Why the node can give its data set to no other node: it holds none, or one that differs from its leader's, or it
@@ -120,14 +113,10 @@ impl Node {
         }
     }
 
-    /// A number that rises whenever the data set or its history becomes another one: before the first entry of the old
-    /// data set is removed, and before the first entry of a new epoch is applied.
-    ///
-    /// A reader that takes this number, then the history, then reads from the log or the store, and then finds the
-    /// number unchanged, has read entries of that history alone.
+    /// A number that rises whenever the data set or its history becomes another one ([`Log::dataset_generation`]).
     #[must_use]
     pub fn dataset_generation(&self) -> u64 {
-        self.dataset_generation.load(Ordering::SeqCst)
+        self.engine.log().map_or(0, Log::dataset_generation)
     }
 
     /// The node follows `leader` from now on, or tries to. It serves the data set that it holds, if that is complete.
@@ -144,7 +133,7 @@ impl Node {
                 | RoleState::Candidate { .. }
                 | RoleState::Follower { .. }
                 | RoleState::Leader { .. } => {
-                    if state.holds_data() {
+                    if self.holds_data() && !state.diverged {
                         RoleState::Follower { leader }
                     } else {
                         let why = Arc::from(NO_DATA_YET);
@@ -186,15 +175,11 @@ impl Node {
         });
     }
 
-    /// The node holds a data set of this history, after a snapshot or where a stream resumes. A follower serves it. A
+    /// The node holds a data set of its leader's, after a snapshot or where a stream resumes. A follower serves it. A
     /// candidate serves it once it has [opened its own epoch](Self::open_epoch): a write before that would be in the
     /// epoch of another leader.
-    pub fn adopt(&self, history: History) {
+    pub fn adopt(&self) {
         self.change(|state| {
-            if state.history != history {
-                self.next_generation();
-            }
-            state.history = history;
             state.discard_ordered = false;
             state.diverged = false;
             if let Some(leader) = state.role.leader().cloned() {
@@ -205,40 +190,39 @@ impl Node {
 
     /// Discards the data set, because a snapshot replaces it. `why` is the answer to reads from now on.
     pub fn discard_dataset(&self, why: &str) {
-        self.change(|state| {
-            self.next_generation();
-            state.history = History::default();
-            state.stop_serving(why);
-        });
+        self.change(|state| state.stop_serving(why));
         self.engine.clear();
     }
 
     /// The data set differs from the leader's: the node stops serving it and wants a snapshot.
     pub fn mark_diverged(&self, why: &str) {
         self.change(|state| {
-            self.next_generation();
             state.stop_serving(why);
             state.diverged = true;
         });
+        if let Some(log) = self.engine.log() {
+            log.end_streams();
+        }
     }
 
-    /// The node leads from now on, and takes writes in a new epoch.
+    /// The node leads from now on, and takes writes in a new epoch, whose EPOCH record is the next one of the log.
     ///
     /// # Errors
     ///
-    /// Where the epoch cannot follow the node's history.
+    /// Where the epoch cannot follow the node's history, or does not start at the log's next index.
     pub fn open_epoch(&self, start: EpochStart) -> Result<(), HistoryError> {
-        let mut result = Ok(());
-        self.change(|state| {
-            result = state.history.push(start);
-            if result.is_ok() {
-                self.next_generation();
-                let epoch = start.epoch;
-                state.role = RoleState::Leader { epoch };
-                state.moves = false;
-            }
-        });
-        result
+        let state = &mut *self.state.lock();
+        let (role, moves) = (state.role.clone(), state.moves);
+        let epoch = start.epoch;
+        state.role = RoleState::Leader { epoch };
+        state.moves = false;
+        if let Err(error) = self.engine.open_epoch(start, state.admission()) {
+            state.role = role;
+            state.moves = moves;
+            return Err(error);
+        }
+        self.tell_watcher(&role, state);
+        Ok(())
     }
 
     /// Another node leads in a later epoch: this leader keeps its data and takes no more writes, for the reason given.
@@ -303,11 +287,6 @@ impl Node {
         }
     }
 
-    /// To be called in [`change`](Self::change), whose lock keeps readers from the history until it is the new one.
-    fn next_generation(&self) {
-        self.dataset_generation.fetch_add(1, Ordering::SeqCst);
-    }
-
     /// Puts in force what the role of a new node admits.
     pub(super) fn admit_initial_role(&self) {
         self.change(|_| {});
@@ -325,24 +304,34 @@ impl Node {
         let before = state.role.clone();
         with(&mut state);
         let leads = matches!(state.role, RoleState::Leader { .. });
-        self.engine.admit(Admission {
-            reads: state.role.serves(),
-            writes: leads && !state.stops && !state.moves,
-            epoch: state.history.last().map_or(0, |start| start.epoch),
-        });
+        self.engine.admit(state.admission());
         if matches!(before, RoleState::Leader { .. }) && !leads {
             then();
         }
+        self.tell_watcher(&before, &state);
+    }
+
+    /// Sends the watcher a role that is another one than before. The state is locked, for the order.
+    fn tell_watcher(&self, before: &RoleState, state: &ReplicaState) {
         if let Some(watcher) = &self.watcher
-            && before != state.role
+            && *before != state.role
         {
-            // Under the lock, for the order. A receiver that is gone needs no role.
+            // A receiver that is gone needs no role.
             let _ = watcher.send(state.role.clone());
         }
     }
 }
 
 impl ReplicaState {
+    /// The requests that the node executes.
+    const fn admission(&self) -> Admission {
+        let leads = matches!(self.role, RoleState::Leader { .. });
+        Admission {
+            reads: self.role.serves(),
+            writes: leads && !self.stops && !self.moves,
+        }
+    }
+
     /// The data set is not complete any more, or differs from the leader's.
     fn stop_serving(&mut self, why: &str) {
         let why = Arc::from(why);

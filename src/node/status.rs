@@ -24,6 +24,8 @@ pub struct Shown {
     pub role: RoleState,
     /// The last position of its data set.
     pub head: Head,
+    /// The epoch of the record there: with the index it says what the node holds.
+    pub epoch: u64,
     /// What the section said before.
     pub summary: Summary,
 }
@@ -82,9 +84,13 @@ impl Node {
                 stopping: "no",
             },
         };
+        let role = self.role();
+        let place = self.engine.log().map(Log::head_in_epoch);
+        let (head, epoch) = place.unwrap_or_default();
         let shown = Shown {
-            role: self.role(),
-            head: self.head(),
+            role,
+            head,
+            epoch,
             summary,
         };
         self.write_state(&shown, now, &mut lines);
@@ -105,11 +111,9 @@ impl Node {
         let Shown {
             role,
             head,
+            epoch,
             summary,
         } = shown;
-        // Not an epoch whose first entry is further on: epoch and index together say what the node holds.
-        let epoch = self.history().epoch_of(head.index.saturating_add(1));
-        let epoch = epoch.map_or(0, |start| start.epoch);
         let not_following = summary.not_following.as_deref();
         let why = role.why().map(AsRef::as_ref);
         let reason = match role {

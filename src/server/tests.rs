@@ -45,7 +45,7 @@ impl Drop for StopAtEnd<'_> {
     fn drop(&mut self) {
         let watermarks = self.0.node.awaited().unwrap().0;
         watermarks.advance(Mark::Committed, u64::MAX);
-        self.0.node.engine().clear();
+        self.0.node.discard_dataset("the test ends");
         self.0.stopper().stop();
     }
 }
@@ -58,13 +58,25 @@ fn wait_for(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-fn commit(server: &Server, index: u64) {
+/// The first record, an EPOCH, is in front of the writes.
+const EPOCH_INDEX: u64 = 1;
+
+/// Commits so many writes, the first ones of the log.
+fn commit(server: &Server, writes: u64) {
+    commit_up_to(server, EPOCH_INDEX + writes);
+}
+
+fn commit_up_to(server: &Server, index: u64) {
     let (watermarks, mark) = server.node.awaited().unwrap();
     watermarks.advance(mark, index);
 }
 
-/// Waits until so many records are appended.
-fn appended(server: &Server, index: u64) {
+/// Waits until so many writes are appended.
+fn appended(server: &Server, writes: u64) {
+    appended_up_to(server, EPOCH_INDEX + writes);
+}
+
+fn appended_up_to(server: &Server, index: u64) {
     wait_for("a write", || server.node.head().index >= index);
 }
 
@@ -235,7 +247,7 @@ fn a_request_that_is_not_whole_in_time_is_refused_behind_the_answers_that_wait()
         assert_eq!(status, Status::Error);
         assert_eq!(message, b"request not whole after 100 ms, the limit");
         closed(&client);
-        assert_eq!(server.node.head().index, 1);
+        assert_eq!(server.node.head().index, EPOCH_INDEX + 1);
     });
 }
 
@@ -264,7 +276,7 @@ fn held_writers(server: &Server) -> Vec<TcpStream> {
     for (key, client) in (0_u64..).zip(&clients) {
         send(client, &[set(&key.to_be_bytes(), b"v"), Request::Ping]);
     }
-    appended(server, before + 4);
+    appended_up_to(server, before + 4);
     clients
 }
 
@@ -283,7 +295,7 @@ fn a_new_epoch_ends_the_wait_for_positions_of_the_one_before() {
         // Those of the new one wait for the watermark.
         let after = held_writers(server);
         silent(&after[0]);
-        commit(server, server.node.head().index);
+        commit_up_to(server, server.node.head().index);
         for client in &after {
             assert_eq!((answer(client), answer(client)), (ok(b""), ok(b"PONG")));
         }
@@ -332,7 +344,7 @@ fn commit_late<'scope>(scope: &'scope Scope<'scope, '_>, server: &'scope Server)
         while server.shared.lifecycle.state() == lifecycle::State::Running {
             let index = server.node.head().index;
             thread::sleep(Duration::from_micros(700));
-            commit(server, index);
+            commit_up_to(server, index);
         }
     });
 }
@@ -371,7 +383,7 @@ fn many_clients_that_write_and_read_get_their_own_answers_in_order() {
             for client in clients.collect::<Vec<_>>() {
                 client.join().unwrap();
             }
-            server.node.engine().clear();
+            server.node.discard_dataset("the test ends");
             server.stopper().stop();
         });
     });

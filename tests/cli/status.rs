@@ -219,7 +219,7 @@ fn a_cluster_in_sync_is_shown_in_every_form() {
         );
         assert_eq!(
             (&node["index"], &node["keys"], &node["bytes"]),
-            (&1.into(), &1.into(), &6.into())
+            (&2.into(), &1.into(), &6.into())
         );
         assert_eq!(node["digest"], value["nodes"][0]["digest"]);
         assert_eq!(
@@ -397,7 +397,7 @@ fn max_lag_is_the_limit_of_a_followers_lag() {
         cluster.client(0).set(b"k", &[number]).unwrap();
     }
     cluster.wait_for_status(2, PATIENCE, "all entries", |status| {
-        status.number("index") == Some(5)
+        status.number("index") == Some(6)
     });
     config
         .status("--max-lag 0")

@@ -57,21 +57,25 @@ fn each_entry_is_a_line_on_any_node() {
     cluster.wait_converged(WITHIN);
     for node in 0..2 {
         let addr = cluster.addr(node).to_string();
-        let run = run_at(&addr, &["tail", "--from", "1", "--count", "4"], b"");
-        let lines = "1 SET user123 6\n2 SET \"two words\" 2\n3 SET \"\" 70\n4 DEL user123 -\n";
+        let run = run_at(&addr, &["tail", "--from", "1", "--count", "1"], b"");
+        let epoch = String::from_utf8(run.out).unwrap();
+        let nonce = epoch.strip_prefix("1 EPOCH 1 ").expect("the first record");
+        assert_eq!(nonce.trim_end().len(), 16, "{epoch}");
+        let run = run_at(&addr, &["tail", "--from", "2", "--count", "4"], b"");
+        let lines = "2 SET user123 6\n3 SET \"two words\" 2\n4 SET \"\" 70\n5 DEL user123 -\n";
         run.expect(0, lines, "");
         let run = run_at(
             &addr,
-            &["tail", "--from", "2", "--count", "2", "--values"],
+            &["tail", "--from", "3", "--count", "2", "--values"],
             b"",
         );
         let cut = "x".repeat(64);
-        let lines = format!("2 SET \"two words\" 2 \"\\xff\\n\"\n3 SET \"\" 70 \"{cut}\"...\n");
+        let lines = format!("3 SET \"two words\" 2 \"\\xff\\n\"\n4 SET \"\" 70 \"{cut}\"...\n");
         run.expect(0, &lines, "");
-        let arguments = ["tail", "--from=2", "--count=1", "--values", "-w", "json"];
+        let arguments = ["tail", "--from=3", "--count=1", "--values", "-w", "json"];
         run_at(&addr, &arguments, b"").expect(
             0,
-            "{\"epoch\":1,\"index\":2,\"key\":\"two words\",\"op\":\"SET\",\"size\":2,\"value_hex\":\"ff0a\"}\n",
+            "{\"epoch\":1,\"index\":3,\"key\":\"two words\",\"op\":\"SET\",\"size\":2,\"value_hex\":\"ff0a\"}\n",
             "",
         );
     }
@@ -116,20 +120,20 @@ fn after_a_lost_connection_tail_continues_where_it_was() {
     cluster.wait_converged(WITHIN);
     let mut child = tail(
         &cluster.addr(1).to_string(),
-        &["--from", "1", "--count", "3"],
+        &["--from", "2", "--count", "3"],
     );
     let mut out = BufReader::new(child.stdout.take().unwrap());
     let mut err = BufReader::new(child.stderr.take().unwrap());
-    assert_eq!(line(&mut out), "1 SET a 1\n");
+    assert_eq!(line(&mut out), "2 SET a 1\n");
     cluster.stop(1);
     let lost = line(&mut err);
     assert!(
-        lost.contains("lost") && lost.ends_with("trying again, from index 2 on\n"),
+        lost.contains("lost") && lost.ends_with("trying again, from index 3 on\n"),
         "{lost}"
     );
     cluster.client(0).set(b"b", b"22").unwrap();
     cluster.restart(1);
-    // Its copy ends at entry 2, so that is not in its log.
+    // Its copy ends at entry 3, so that is not in its log.
     cluster.wait_converged(WITHIN);
     let mut said = line(&mut err);
     while !said.contains("connected again") {
@@ -137,28 +141,28 @@ fn after_a_lost_connection_tail_continues_where_it_was() {
     }
     assert_eq!(
         said,
-        "gopherstore-cli: connected again; missed entries 2 to 2\n"
+        "gopherstore-cli: connected again; missed entries 3 to 3\n"
     );
     cluster.client(0).set(b"c", b"333").unwrap();
-    assert_eq!(line(&mut out), "3 SET c 3\n");
+    assert_eq!(line(&mut out), "4 SET c 3\n");
     // And without a loss where the log has it all.
     let proxy = Proxy::start(cluster.addr(0));
-    let mut child_of_leader = tail(&proxy.addr().to_string(), &["--from", "3", "--count", "2"]);
+    let mut child_of_leader = tail(&proxy.addr().to_string(), &["--from", "4", "--count", "2"]);
     let mut leaders = BufReader::new(child_of_leader.stdout.take().unwrap());
-    assert_eq!(line(&mut leaders), "3 SET c 3\n");
+    assert_eq!(line(&mut leaders), "4 SET c 3\n");
     proxy.refuse(true);
     proxy.cut(Cut::Reset);
     cluster.client(0).del(b"c").unwrap();
     proxy.refuse(false);
-    assert_eq!(line(&mut leaders), "4 DEL c -\n");
+    assert_eq!(line(&mut leaders), "5 DEL c -\n");
     let output = in_time(move || child_of_leader.wait_with_output().unwrap());
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(
-        said.ends_with("connected again, going on from index 4\n"),
+        said.ends_with("connected again, going on from index 5\n"),
         "{said}"
     );
     assert_eq!(output.status.code(), Some(0));
-    assert_eq!(line(&mut out), "4 DEL c -\n");
+    assert_eq!(line(&mut out), "5 DEL c -\n");
     assert_eq!(in_time(move || child.wait().unwrap()).code(), Some(0));
 }
 
@@ -167,10 +171,10 @@ fn entries_that_the_log_no_longer_holds_are_reported_as_missed() {
     let cluster = cluster(2, "backlog_bytes = 1048576");
     cluster.client(0).set(b"a", b"1").unwrap();
     let proxy = Proxy::start(cluster.addr(0));
-    let mut child = tail(&proxy.addr().to_string(), &["--from", "1"]);
+    let mut child = tail(&proxy.addr().to_string(), &["--from", "2"]);
     let mut out = BufReader::new(child.stdout.take().unwrap());
     let mut err = BufReader::new(child.stderr.take().unwrap());
-    assert_eq!(line(&mut out), "1 SET a 1\n");
+    assert_eq!(line(&mut out), "2 SET a 1\n");
     proxy.refuse(true);
     proxy.cut(Cut::End);
     let value = vec![b'v'; 60_000];
@@ -185,12 +189,12 @@ fn entries_that_the_log_no_longer_holds_are_reported_as_missed() {
         panic!("{said}");
     };
     // Records that the log still holds are shown.
-    assert!(first == 2 && last < 61, "{said}");
-    for index in last + 1..=61 {
+    assert!(first == 3 && last < 62, "{said}");
+    for index in last + 1..=62 {
         assert_eq!(line(&mut out), format!("{index} SET b 60000\n"));
     }
     cluster.client(0).set(b"c", b"1").unwrap();
-    assert_eq!(line(&mut out), "62 SET c 1\n");
+    assert_eq!(line(&mut out), "63 SET c 1\n");
     child.kill().unwrap();
     child.wait().unwrap();
 }
@@ -267,7 +271,9 @@ fn each_surviving_write_is_shown_once_or_said_to_be_missed_while_nodes_restart()
             let entries = lines.map(|line| {
                 let entry: Value = serde_json::from_str(&line).unwrap();
                 let number = |name: &str| entry[name].as_u64().unwrap();
-                let key = entry["key"].as_str().unwrap().to_owned();
+                // An EPOCH has no key.
+                let key = entry["key"].as_str().unwrap_or_default().to_owned();
+                assert_eq!(key.is_empty(), entry["op"] == "EPOCH");
                 (number("index"), number("epoch"), key)
             });
             let mut shown: Vec<_> = Vec::new();
@@ -380,7 +386,7 @@ fn a_node_without_a_log_to_watch_is_one_error_line() {
     let addr = cluster.addr(1).to_string();
     run_at(&addr, &["tail", "--from", "9"], b"").expect_failure(
         3,
-        &["no entry after 8 yet, this node's last one is 0", "--from"],
+        &["no entry after 8 yet, this node's last one is 1", "--from"],
     );
     for arguments in [
         ["tail", "--from", "0"],

@@ -208,7 +208,7 @@ fn an_observer_is_told_what_there_is_where_that_is_not_what_it_wants() {
         assert_eq!(held.start(), Start::Resume { from_index: first });
         assert_eq!(
             refusal(observe(&cluster, node, Watch::From(100))),
-            "no entry after 99 yet, this node's last one is 60"
+            "no entry after 99 yet, this node's last one is 61"
         );
         let stranger = Watch::After {
             epoch: 1,
@@ -228,7 +228,7 @@ fn an_observer_is_told_what_there_is_where_that_is_not_what_it_wants() {
                 is_to_lead: false,
                 epoch: 0,
                 nonce: 0,
-                last_index: 60,
+                last_index: 61,
                 cluster_id,
             };
             follow.encode(&mut frame).unwrap();
@@ -376,7 +376,7 @@ fn an_observer_may_pause_in_the_midst_of_a_copy() {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!((copy.entries.len(), index), (301, 301));
+    assert_eq!((copy.entries.len(), index), (301, 302));
     assert_eq!(copy.digest.to_u128(), digest);
 }
 
@@ -412,7 +412,8 @@ fn a_node_that_stops_sends_its_observers_what_its_log_holds() {
         cluster.write_all(keys.iter().map(|key| (&key[..], &value[..])));
         cluster.wait_converged(WITHIN);
         cluster.begin_stop(node);
-        let shown = entries(&mut observer, u64::from(count));
+        // The first record is an EPOCH.
+        let shown = entries(&mut observer, u64::from(count) + 1);
         assert_eq!(shown.len(), keys.len());
         let lost = loop {
             match observer.receive() {
@@ -442,8 +443,8 @@ fn a_follower_that_takes_another_data_set_ends_the_streams_of_the_old_one() {
     let cluster = with_proxy();
     cluster.client(0).set(b"k", b"v").unwrap();
     cluster.wait_converged(WITHIN);
-    let mut observer = observe(&cluster, 1, Watch::From(1)).unwrap();
-    assert_eq!(entries(&mut observer, 1).len(), 1);
+    let mut observer = observe(&cluster, 1, Watch::From(2)).unwrap();
+    assert_eq!(entries(&mut observer, 2).len(), 1);
     let link = cluster.link(1, 0);
     link.refuse(true);
     link.cut(Cut::End);
@@ -463,7 +464,7 @@ fn a_follower_that_takes_another_data_set_ends_the_streams_of_the_old_one() {
     let why = refusal(observe(&cluster, 1, observer.position().unwrap()));
     assert_eq!(
         why,
-        "entry 2 is no longer in the log, which begins at index 62"
+        "entry 3 is no longer in the log, which begins at index 63"
     );
 }
 

@@ -39,18 +39,18 @@ fn a_follower_comes_back_to_a_leader_whose_places_are_all_taken() {
     cluster.restart(1);
     writer.set(b"while full", b"v").unwrap();
     cluster.wait_for_status(1, WITHIN, "to have everything", |status| {
-        status.is_state(state::SERVING) && status.number(key::INDEX) == Some(2)
+        status.is_state(state::SERVING) && status.number(key::INDEX) == Some(3)
     });
     // It keeps its place: what is written later comes too.
     writer.set(b"later", b"v").unwrap();
     cluster.wait_for_status(1, WITHIN, "what came later", |status| {
-        status.number(key::INDEX) == Some(3)
+        status.number(key::INDEX) == Some(4)
     });
     // A planned stop hands over to it.
     drop(writer);
     cluster.stop(0);
     assert!(
-        cluster.folder_log(0).contains("handed over up to index 3"),
+        cluster.folder_log(0).contains("handed over up to index 4"),
         "{}",
         cluster.folder_log(0)
     );

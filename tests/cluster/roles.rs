@@ -525,7 +525,7 @@ fn the_last_holder_of_data_says_so_and_exits_with_3() {
     cluster.begin_stop(1);
     cluster.wait_stopped_with(1, 3);
     let log = cluster.folder_log(1);
-    let text = "no other node is known to hold the data: 100 keys, up to index 100, are lost with this node";
+    let text = "no other node is known to hold the data: 100 keys, up to index 101, are lost with this node";
     assert!(log.contains("ERROR") && log.contains(text), "{log}");
 }
 

@@ -113,7 +113,7 @@ fn a_stopping_leader_does_not_wait_for_dead_followers() {
     assert!(begin.elapsed() < Duration::from_secs(15), "{begin:?}");
     let log = cluster.folder_log(0);
     assert!(
-        log.contains("no other node is known to hold the data: 1 keys, up to index 2, are lost"),
+        log.contains("no other node is known to hold the data: 1 keys, up to index 3, are lost"),
         "{log}"
     );
     cluster.resume(2);

@@ -31,7 +31,6 @@ fn engine() -> Engine {
     engine.admit(Admission {
         reads: true,
         writes: true,
-        epoch: 1,
     });
     engine
 }

@@ -16,7 +16,7 @@ use gopherstore::wire::response::Response;
 use gopherstore::wire::{Opcode, Request, Status};
 use socket2::{Domain, Socket, Type};
 
-use crate::{apply, ask, entry, with_frame};
+use crate::{apply, ask, entry, epoch_record, with_frame};
 
 const HEARTBEAT: Duration = Duration::from_millis(300);
 
@@ -132,11 +132,13 @@ fn status(stream: &mut TcpStream) -> String {
     String::from_utf8(text).unwrap()
 }
 
-/// A data set of these pairs, as records of the log.
+/// A data set of these pairs, as records of the log behind that of [`EPOCH`].
 fn fill(node: &Node, pairs: &[(&[u8], &[u8])]) {
+    apply(node.engine(), &epoch_record(EPOCH)).unwrap();
     for (key, value) in pairs {
         apply(node.engine(), entry(key, value).frame()).unwrap();
     }
+    node.adopt();
 }
 
 #[test]
@@ -145,13 +147,9 @@ fn a_follower_with_other_data_stops_serving_and_takes_a_snapshot() {
     // Another value, another key, and no entry where the leader has one.
     for last in [(&b"c"[..], &b"x"[..]), (b"d", b"3"), (b"a", b"1")] {
         let mut pair = Pair::new();
-        let history = || History::new(vec![EPOCH]).unwrap();
         let (leader, follower) = (pair.node("n1"), pair.node("n2"));
         fill(&leader, &leaders);
-        leader.adopt(history());
-        fill(&follower, &leaders[..2]);
-        fill(&follower, &[last]);
-        follower.adopt(history());
+        fill(&follower, &[leaders[0], leaders[1], last]);
         assert_eq!(leader.head().index, follower.head().index);
         assert_ne!(leader.head().digest, follower.head().digest);
 
@@ -166,7 +164,7 @@ fn a_follower_with_other_data_stops_serving_and_takes_a_snapshot() {
         assert!(found < 3 * HEARTBEAT, "found after {found:?}");
         let reason = pair.status("n2", "reason");
         assert!(
-            reason.contains("digest at index 3") || reason.contains("full copy"),
+            reason.contains("digest at index 4") || reason.contains("full copy"),
             "{reason}"
         );
 
@@ -190,7 +188,6 @@ fn a_follower_that_has_found_a_difference_answers_no_reads() {
     let pair = Pair::new();
     let node = pair.node("n2");
     fill(&node, &[(b"a", b"1")]);
-    node.adopt(History::new(vec![EPOCH]).unwrap());
     let get = |node: &Node| ask(node, &Request::Get { key: b"a" });
     assert_eq!(get(&node).0, Status::Ok);
     node.mark_diverged("the digest differs");
@@ -198,7 +195,7 @@ fn a_follower_that_has_found_a_difference_answers_no_reads() {
     assert_eq!(get(&node).1, b"the digest differs");
     assert!(node.wants_snapshot());
     assert!(!node.is_to_discard(), "only an operator's order says so");
-    node.adopt(History::new(vec![EPOCH]).unwrap());
+    node.adopt();
     assert!(!node.wants_snapshot());
 }
 
@@ -207,7 +204,6 @@ fn a_leader_that_knows_nothing_of_it_does_not_empty_a_follower_that_found_a_diff
     let mut pair = Pair::new();
     let follower = pair.node("n2");
     fill(&follower, &[(b"a", b"1")]);
-    follower.adopt(History::new(vec![EPOCH]).unwrap());
     follower.mark_diverged("the digest differs");
     // The leader has no data, and does not copy data that a follower found to differ.
     let leader = pair.node("n1");
@@ -220,7 +216,7 @@ fn a_leader_that_knows_nothing_of_it_does_not_empty_a_follower_that_found_a_diff
     assert_eq!(pair.status("n2", "full_copies"), "0");
 }
 
-/// A leader that answers STATUS as `node` does, lets every follower resume after the third entry and then sends
+/// A leader that answers STATUS as `node` does, lets every follower resume after the fourth record and then sends
 /// `message`, for as long as the test runs.
 fn lead_wrongly(addr: &str, node: &Node, message: Vec<u8>) {
     let report = with_frame(&Request::Status, |frame| node.execute(frame));
@@ -230,7 +226,7 @@ fn lead_wrongly(addr: &str, node: &Node, message: Vec<u8>) {
     let mut answer = Vec::new();
     let history = History::new(vec![EPOCH]).unwrap();
     FollowAnswer {
-        start: Start::Resume { from_index: 4 },
+        start: Start::Resume { from_index: 5 },
         history: Epochs::of(&history).unwrap(),
     }
     .encode(&mut answer);
@@ -264,12 +260,11 @@ fn serve_wrongly(mut stream: TcpStream, report: &[u8], bytes: &[u8]) {
     }
 }
 
-/// Runs a follower at index 3 against such a leader.
+/// Runs a follower at index 4 against such a leader.
 fn follow_wrongly(message: &Message<'_>) -> Pair {
     let mut pair = Pair::new();
     let follower = pair.node("n2");
     fill(&follower, &[(b"a", b"1"), (b"b", b"2"), (b"c", b"3")]);
-    follower.adopt(History::new(vec![EPOCH]).unwrap());
     let mut bytes = Vec::new();
     message.encode(&mut bytes).unwrap();
     let mut leader = pair.node("n1");
@@ -282,19 +277,19 @@ fn follow_wrongly(message: &Message<'_>) -> Pair {
 
 #[test]
 fn a_heartbeat_for_an_index_that_the_follower_is_not_at_is_a_difference() {
-    for digest_index in [2, 4] {
+    for digest_index in [3, 5] {
         let pair = follow_wrongly(&Message::Heartbeat {
             epoch: 1,
             round: 1,
-            last_index: 4,
-            committed_index: 4,
+            last_index: 5,
+            committed_index: 5,
             durable_index: 0,
             time_ms: 0,
             digest_index,
             digest: 0,
         });
         pair.wait("the difference", |pair| {
-            let expected = format!("everything up to index {digest_index}, and this node is at 3");
+            let expected = format!("everything up to index {digest_index}, and this node is at 4");
             pair.status("n2", "reason").contains(&expected)
         });
     }

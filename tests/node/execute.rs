@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use gopherstore::config::Config;
 use gopherstore::engine::COPIED_BYTES;
 use gopherstore::engine::digest::Digest;
-use gopherstore::history::{EpochStart, History};
+use gopherstore::history::{EpochStart, History, HistoryError};
 use gopherstore::node::{Node, Reply, RoleState};
 use gopherstore::wire::comparison::{ListAnswer, SumsAnswer};
 use gopherstore::wire::response::Response;
@@ -116,12 +117,7 @@ fn a_follower_without_a_complete_data_set_does_not_say_not_found() {
 /// The node holds a complete data set and serves it.
 fn serve(node: &Node) {
     if !node.leads() {
-        let start = EpochStart {
-            epoch: 1,
-            nonce: 1,
-            start_index: 1,
-        };
-        node.adopt(History::new(vec![start]).unwrap());
+        node.adopt();
     }
 }
 
@@ -260,7 +256,11 @@ fn a_node_that_serves_reads_says_what_it_holds() {
 /// A write before that would have an index in the epoch of the leader that was copied.
 #[test]
 fn a_leader_that_has_taken_a_snapshot_serves_once_it_has_its_own_epoch() {
-    let mut node = Node::alone();
+    let text = "cluster = \"c\"\nleader = \"n1\"\n\
+                [[node]]\nname = \"n1\"\naddr = \"127.0.0.1:1\"\n\
+                [[node]]\nname = \"n2\"\naddr = \"127.0.0.1:2\"\n";
+    let config = Config::parse(text, "cluster.toml").unwrap();
+    let mut node = Node::of_cluster(&config, config.leader());
     node.discard_dataset("it copies a follower");
     let roles = node.watch();
     let epoch_start = |epoch, start_index| EpochStart {
@@ -269,10 +269,19 @@ fn a_leader_that_has_taken_a_snapshot_serves_once_it_has_its_own_epoch() {
         start_index,
     };
     let (key, value) = (&b"k"[..], &b"v"[..]);
-    node.adopt(History::new(vec![epoch_start(1, 1)]).unwrap());
+    let history = History::new(vec![epoch_start(1, 1)]).unwrap();
+    let mut copy = node.engine().load(0);
+    assert!(copy.finish(3, Digest::EMPTY, history.clone()));
+    node.adopt();
+    assert_eq!(node.history(), history);
     assert_eq!(ask(&node, &Request::Set { key, value }).0, Status::Loading);
     assert_eq!(ask(&node, &Request::Get { key }).0, Status::Loading);
-    node.open_epoch(epoch_start(2, 1)).unwrap();
+    let refused = node.open_epoch(epoch_start(2, 3));
+    let (got, next) = (3, 4);
+    assert_eq!(refused, Err(HistoryError::NotNext { got, next }));
+    assert_eq!(ask(&node, &Request::Set { key, value }).0, Status::Loading);
+    node.open_epoch(epoch_start(2, 4)).unwrap();
+    assert_eq!(node.history().last(), Some(epoch_start(2, 4)));
     assert_eq!(ask(&node, &Request::Set { key, value }).0, Status::Ok);
     drop(node);
     let served = roles.iter().filter(RoleState::serves);

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use gopherstore::engine::digest::Digest;
 use gopherstore::engine::entry::Entry;
+use gopherstore::history::{EpochStart, History, HistoryError};
 use gopherstore::log::backlog::Records;
 use gopherstore::log::{
     Cursor, Found, Head, Log, Mark, Position, ROOM_BYTES as ROOM, Reached, Reservation, Sequencer,
     Wake, Watermarks,
 };
 
-use crate::entry;
+use crate::{entry, epoch_record};
 
 /// Longest wait for an event that must come.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -254,7 +255,7 @@ fn a_reset_takes_readers_their_place_and_begins_after_the_new_head() {
         }
         let mut old = log.cursor_after(1).unwrap();
         assert!(matches!(read(log, &mut old, later()).0, Found::Small(1, _)));
-        sequencer.reset(head);
+        sequencer.reset(head, History::default());
         assert_eq!(log.head(), head);
         let deadline = later();
         while log.kept_head() != head {
@@ -347,6 +348,86 @@ fn a_watermark_reaches_positions_in_order_and_wakes_their_waiters() {
     }
 }
 
+/// Begins an epoch at the end of the log.
+fn begin_epoch(sequencer: &Sequencer, epoch: u64) -> EpochStart {
+    let start = EpochStart {
+        epoch,
+        nonce: epoch,
+        start_index: sequencer.log().head().index + 1,
+    };
+    sequencer.begin_epoch(start).unwrap();
+    start
+}
+
+#[test]
+fn an_epoch_begins_with_a_record_that_leaves_the_digest_as_it_is() {
+    let sequencer = Sequencer::new(1 << 20);
+    let log = sequencer.log();
+    let starts = [1, 4].map(|epoch| {
+        let (before, generation) = (log.head(), log.dataset_generation());
+        let start = begin_epoch(&sequencer, epoch);
+        assert_eq!(log.head().index, before.index + 1);
+        assert_eq!(log.head().digest, before.digest);
+        assert_eq!(log.dataset_generation(), generation + 1);
+        let reservation = sequencer.reserve(cost(&entry(b"k", b"v")));
+        let records = Records::Entry(entry(b"k", b"v"));
+        sequencer.append(epoch, records, 1, Digest::EMPTY, reservation);
+        start
+    });
+    assert_eq!(log.history().epochs(), starts);
+    assert_eq!(log.head_in_epoch(), (log.head(), 4));
+    let again = sequencer.begin_epoch(starts[1]);
+    let (got, next) = (3, 5);
+    assert_eq!(again, Err(HistoryError::NotNext { got, next }));
+    let low = EpochStart {
+        start_index: 5,
+        ..starts[1]
+    };
+    let (got, previous) = (4, 4);
+    let refused = sequencer.begin_epoch(low);
+    assert_eq!(refused, Err(HistoryError::Epoch { got, previous }));
+    assert_eq!((log.head().index, log.history().epochs().len()), (4, 2));
+    kept(&sequencer, || {});
+    assert_eq!(log.kept_head(), log.head());
+    // All room is free again.
+    drop(sequencer.try_reserve(ROOM).unwrap());
+    let mut cursor = log.cursor_after(2).unwrap();
+    let (_, frames) = read(log, &mut cursor, later());
+    let operands = [4_u64.to_be_bytes(), 4_u64.to_be_bytes()].concat();
+    assert_eq!(frames, [&[0x67, 0, 0, 0, 0, 0, 16], &operands[..]].concat());
+}
+
+/// A follower that lacks nothing else resumes, though the data set has come as a snapshot.
+#[test]
+fn the_last_epochs_of_a_snapshot_are_in_the_log_again() {
+    let sequencer = Sequencer::new(1 << 20);
+    let log = sequencer.log();
+    let start = |epoch, start_index| EpochStart {
+        epoch,
+        nonce: epoch,
+        start_index,
+    };
+    let history = History::new(vec![start(1, 1), start(3, 6), start(4, 7)]).unwrap();
+    let digest = Digest::from_u128(5);
+    for (index, first_index) in [(7, 6), (8, 9)] {
+        let head = Head { index, digest };
+        sequencer.reset(head, history.clone());
+        assert_eq!((log.head(), log.history()), (head, history.clone()));
+        log.drain(Instant::now());
+        assert_eq!((log.kept_head(), log.first_index()), (head, first_index));
+    }
+    sequencer.reset(Head { index: 7, digest }, history);
+    log.drain(Instant::now());
+    let mut cursor = log.cursor_after(5).unwrap();
+    for epoch in [3, 4] {
+        assert_eq!(log.digest_at(cursor.next - 1), Some(digest));
+        let (_, frames) = read(log, &mut cursor, later());
+        assert_eq!(frames, epoch_record(start(epoch, 0)));
+    }
+    // All room is free again.
+    drop(sequencer.try_reserve(ROOM).unwrap());
+}
+
 #[test]
 fn positions_of_an_epoch_that_was_given_up_are_never_reached() {
     let sequencer = Sequencer::new(1 << 20);
@@ -360,7 +441,7 @@ fn positions_of_an_epoch_that_was_given_up_are_never_reached() {
     });
     let (id, mark) = (watermarks.subscribe(wake), Mark::Committed);
     let at = |epoch, index| Position { epoch, index };
-    sequencer.begin_epoch(1);
+    begin_epoch(&sequencer, 1);
     watermarks.advance(mark, 4);
     assert_eq!(
         watermarks.await_position(id, mark, at(1, 5)),
@@ -377,7 +458,7 @@ fn positions_of_an_epoch_that_was_given_up_are_never_reached() {
         Reached::Yes,
         "before it was given up"
     );
-    sequencer.begin_epoch(2);
+    begin_epoch(&sequencer, 2);
     watermarks.advance(mark, 8);
     assert_eq!(
         watermarks.reached(mark, at(1, 5)),

@@ -4,6 +4,7 @@
 //! to have, and may look at another entry with the same tag. So these tests have many keys in one partition.
 
 use std::thread;
+use std::time::Duration;
 
 use gopherstore::engine::digest::Digest;
 use gopherstore::engine::store::Store;
@@ -22,7 +23,6 @@ fn engine(store: Store) -> Engine {
     engine.admit(Admission {
         reads: true,
         writes: true,
-        epoch: 1,
     });
     engine
 }
@@ -176,6 +176,8 @@ fn a_run_over_a_long_entry_has_room_after_one_wait_while_others_wait_too() {
             panic!("there is room");
         };
         let own = scope.spawn(move || engine.wait_for_room(cost));
+        // Room is given in the order in which it was asked for.
+        thread::sleep(Duration::from_millis(100));
         let others = scope.spawn(move || engine.wait_for_room(ROOM_BYTES - cost));
         drop(all);
         let (own, _others) = (own.join().unwrap(), others.join().unwrap());

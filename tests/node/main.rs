@@ -13,10 +13,11 @@ mod threads;
 
 use gopherstore::engine::entry::Entry;
 use gopherstore::engine::{Answers, ApplyError, Engine, Group};
+use gopherstore::history::EpochStart;
 use gopherstore::node::Node;
 use gopherstore::wire::replication::{self, BatchEncoder, Fields, Message, StreamOpcode};
 use gopherstore::wire::request::{Limits, Parsed, frames, parse};
-use gopherstore::wire::{Request, Run, Status, response};
+use gopherstore::wire::{Opcode, Request, Run, Status, response};
 
 /// An entry as a client sends it.
 fn entry(key: &[u8], value: &[u8]) -> Entry {
@@ -80,7 +81,15 @@ fn load<'a>(node: &Node, entries: impl IntoIterator<Item = &'a Entry>) {
     load.flush();
 }
 
-/// Applies SET and DEL frames as records of a leader.
+/// The record with which an epoch begins.
+fn epoch_record(start: EpochStart) -> Vec<u8> {
+    let value = &Opcode::Epoch.spec().value_of([start.epoch, start.nonce]);
+    let mut bytes = Vec::new();
+    Request::Epoch { value }.encode(&mut bytes).unwrap();
+    bytes
+}
+
+/// Applies frames as records of a leader.
 fn apply(engine: &Engine, records: &[u8]) -> Result<(), ApplyError> {
     let (mut bytes, first_index) = (Vec::new(), engine.head().index + 1);
     let mut batch = BatchEncoder::new(&mut bytes, StreamOpcode::Entries);

@@ -133,6 +133,13 @@ proptest! {
     }
 }
 
+/// The epoch of a node that leads.
+const EPOCH: EpochStart = EpochStart {
+    epoch: 1,
+    nonce: 1,
+    start_index: 1,
+};
+
 /// A node in a cluster of one, and one of three that leads, whose log is kept meanwhile.
 fn nodes() -> [Node; 2] {
     let config = |count: usize| {
@@ -146,12 +153,7 @@ fn nodes() -> [Node; 2] {
         let config = config(count);
         let node = Node::of_cluster(&config, config.leader());
         if count > 1 {
-            let start = EpochStart {
-                epoch: 1,
-                nonce: 1,
-                start_index: 1,
-            };
-            node.open_epoch(start).unwrap();
+            node.open_epoch(EPOCH).unwrap();
         }
         node
     })
@@ -211,7 +213,8 @@ proptest! {
     ) {
         for node in nodes() {
             let mut model: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
-            let (mut asked, mut expected, mut done) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut asked, mut expected) = (Vec::new(), Vec::new());
+            let mut done = crate::epoch_record(EPOCH);
             for operation in &operations {
                 let (keys, value): (Vec<Vec<u8>>, Vec<u8>);
                 let requests: Vec<Request<'_>> = match operation {

@@ -123,7 +123,6 @@ fn engine() -> Engine {
     engine.admit(Admission {
         reads: true,
         writes: true,
-        epoch: 0,
     });
     engine
 }

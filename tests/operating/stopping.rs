@@ -238,8 +238,8 @@ fn without_a_leader_a_node_is_restarted_if_another_one_holds_the_same() {
     };
     ends(0, &mut checkout.script("start-cluster.sh"));
     cli(0, addrs[0], &["set", "k", "v"]);
-    wait_for_index(addrs[1], 1);
-    wait_for_index(addrs[2], 1);
+    wait_for_index(addrs[1], 2);
+    wait_for_index(addrs[2], 2);
     tools::signal(pid("n1"), "KILL");
     checkout.wait_for_processes(2);
     let file = checkout.path().join("cluster.toml");
@@ -261,7 +261,7 @@ fn without_a_leader_a_node_is_restarted_if_another_one_holds_the_same() {
     fs::write(&value, vec![b'v'; 30 << 20]).unwrap();
     let mut set = client(addrs[1], "set more -");
     ends(0, set.stdin(fs::File::open(value).unwrap()));
-    wait_for_index(addrs[0], 2);
+    wait_for_index(addrs[0], 4);
     tools::signal(pid("n2"), "KILL");
     checkout.wait_for_processes(2);
     tools::signal(pid("n3"), "CONT");

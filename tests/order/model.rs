@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use gopherstore::history::{EpochStart, HistoryError};
 use gopherstore::wire::replication::{self, BatchEncoder, Fields, Message, StreamOpcode};
-use gopherstore::wire::request::{Limits, Parsed, parse};
-use gopherstore::wire::{Request, Run};
+use gopherstore::wire::request::{Limits, frames};
+use gopherstore::wire::{Opcode, Request, RequestFrame, Run};
 use shuttle::Runner;
 use shuttle::scheduler::RandomScheduler;
 use shuttle::thread;
@@ -46,19 +47,32 @@ fn get(key: &[u8]) -> Vec<u8> {
 }
 
 /// An admission of reads, and of writes where `writes`.
-fn admission(epoch: u64, writes: bool) -> Admission {
+fn admission(writes: bool) -> Admission {
     Admission {
         reads: true,
         writes,
-        epoch,
     }
 }
 
 /// The engine of a leader in epoch 1, or of a follower.
 fn engine(partitions: usize, leads: bool) -> Engine {
     let engine = Engine::with_store(Store::with_partitions(partitions), Some(1 << 20));
-    engine.admit(admission(1, leads));
+    if leads {
+        open_epoch(&engine, 1).unwrap();
+    } else {
+        engine.admit(admission(false));
+    }
     engine
+}
+
+/// Opens an epoch at the end of the log.
+fn open_epoch(engine: &Engine, epoch: u64) -> Result<(), HistoryError> {
+    let start = EpochStart {
+        epoch,
+        nonce: epoch,
+        start_index: engine.head().index + 1,
+    };
+    engine.open_epoch(start, admission(true))
 }
 
 /// Executes SETs and GETs, one frame behind the other. Returns whether they were admitted.
@@ -80,11 +94,12 @@ fn execute(engine: &Engine, frames: &[u8], planted: Planted) -> bool {
     }
 }
 
-/// Applies entries as records of a leader.
-fn apply(engine: &Engine, entries: &[Entry]) {
+/// Applies records of a leader.
+fn apply(engine: &Engine, records: &[u8]) {
     let (mut bytes, first_index) = (Vec::new(), engine.head().index + 1);
     let mut batch = BatchEncoder::new(&mut bytes, StreamOpcode::Entries);
-    assert!(entries.iter().all(|entry| batch.push(entry.frame())));
+    let frames = all_frames(records);
+    assert!(frames.iter().all(|frame| batch.push(frame.bytes())));
     batch.finish(|count| Fields::Entries {
         epoch: 1,
         first_index,
@@ -154,29 +169,20 @@ fn digest_of(entries: &[Entry]) -> Digest {
     })
 }
 
-/// Entries of the log from the cursor on, waiting for them; `None` at the log's end.
-fn next(log: &Log, cursor: &mut Cursor) -> Option<Vec<Entry>> {
+/// Records of the log from the cursor on, waiting for them; `None` at the log's end.
+fn next(log: &Log, cursor: &mut Cursor) -> Option<Vec<u8>> {
     let never = Instant::now() + Duration::from_secs(3_600);
-    let mut frames = Vec::new();
-    match log.read(cursor, 1 << 20, &mut frames, never, || false) {
-        Found::Small(..) => Some(entries(&frames)),
+    let mut records = Vec::new();
+    match log.read(cursor, 1 << 20, &mut records, never, || false) {
+        Found::Small(..) => Some(records),
         Found::Ended => None,
         found => panic!("{found:?}"),
     }
 }
 
-/// The entries of frames that lie one after another.
-fn entries(mut frames: &[u8]) -> Vec<Entry> {
-    let mut entries = Vec::new();
-    while let Parsed::Whole(frame) = parse(frames, &Limits::default()).unwrap() {
-        let entry = Entry::copy_of(&frame);
-        frames = &frames[entry.frame().len()..];
-        entries.push(entry);
-        if frames.is_empty() {
-            break;
-        }
-    }
-    entries
+/// The frames of records that lie one after another.
+fn all_frames(records: &[u8]) -> Vec<RequestFrame<'_>> {
+    frames(records).collect()
 }
 
 /// Faults that a run can have.
@@ -206,8 +212,8 @@ fn run(
         let follower = Arc::clone(&follower);
         move |leader| {
             let mut cursor = log(leader).cursor_after(0).unwrap();
-            while let Some(entries) = next(log(leader), &mut cursor) {
-                apply(&follower, &entries);
+            while let Some(records) = next(log(leader), &mut cursor) {
+                apply(&follower, &records);
             }
         }
     }));
@@ -246,7 +252,8 @@ fn run(
     keeper.join().unwrap();
     following.join().unwrap();
 
-    let count = u64::from(writers) * u64::from(writes);
+    // The first record begins the epoch.
+    let count = 1 + u64::from(writers) * u64::from(writes);
     let mut faults = Vec::new();
     let mut check = |fault, is_met: bool| {
         if !is_met {
@@ -264,11 +271,16 @@ fn run(
     // Along the log: the digest at each index, and each partition as it was where it was copied.
     let mut cursor = log(&leader).cursor_after(0).unwrap();
     let records = next(log(&leader), &mut cursor).unwrap();
+    let records = all_frames(&records);
     let mut data: BTreeMap<Vec<u8>, Entry> = BTreeMap::new();
     for index in 0..=count {
         if let Some(at) = index.checked_sub(1) {
-            let entry = &records[usize::try_from(at).unwrap()];
-            data.insert(entry.key().to_vec(), entry.clone());
+            let frame = &records[usize::try_from(at).unwrap()];
+            let is_epoch = frame.opcode() == Opcode::Epoch;
+            assert_eq!(is_epoch, index == 1);
+            if !is_epoch {
+                data.insert(frame.key().to_vec(), Entry::copy_of(frame));
+            }
         }
         let entries: Vec<_> = data.values().cloned().collect();
         let digest = log(&leader).digest_at(index);
@@ -412,7 +424,7 @@ fn grows_after_demotion(planted: Planted) -> bool {
         let engine = Arc::clone(&engine);
         thread::spawn(move || execute(&engine, &set(&key, 1), planted))
     });
-    engine.admit(admission(1, false));
+    engine.admit(admission(false));
     let head = engine.head();
     let admitted = writers.map(|writer| writer.join().unwrap());
     let count = admitted.iter().filter(|admitted| **admitted).count();
@@ -434,4 +446,56 @@ fn a_gate_that_is_asked_before_the_partition_is_locked_is_found() {
     let scheduler = RandomScheduler::new_from_seed(SEED, FINDS);
     let runner = Runner::new(scheduler, shuttle::Config::default());
     runner.run(|| assert!(!grows_after_demotion(Planted::AdmitBeforeLock), "{GROWN}"));
+}
+
+/// A leader opens its next epoch while clients write. Returns whether the log is as the history says: the records of
+/// the writers, and one EPOCH where each epoch starts.
+fn epochs_are_in_their_places(planted: Planted) -> bool {
+    let engine = Arc::new(engine(2, true));
+    let keys = [key_in(&engine, 0), key_in(&engine, 1)];
+    let keeper = thread::spawn({
+        let engine = Arc::clone(&engine);
+        move || log(&engine).keep()
+    });
+    let writers = keys.map(|key| {
+        let engine = Arc::clone(&engine);
+        thread::spawn(move || execute(&engine, &set(&key, 1), planted))
+    });
+    // Where a write comes in between, the epoch does not start at the log's next index.
+    while let Err(error) = open_epoch(&engine, 2) {
+        assert!(matches!(error, HistoryError::NotNext { .. }), "{error}");
+        thread::yield_now();
+    }
+    let admitted = writers.map(|writer| writer.join().unwrap());
+    engine.end_log();
+    keeper.join().unwrap();
+    let mut cursor = log(&engine).cursor_after(0).unwrap();
+    let records = next(log(&engine), &mut cursor).unwrap();
+    let writes = admitted.iter().filter(|admitted| **admitted).count();
+    let starts: Vec<u64> = (1..)
+        .zip(all_frames(&records))
+        .filter(|(_, frame)| frame.opcode() == Opcode::Epoch)
+        .map(|(index, _)| index)
+        .collect();
+    let history = log(&engine).history();
+    let told: Vec<u64> = history
+        .epochs()
+        .iter()
+        .map(|start| start.start_index)
+        .collect();
+    starts == told && all_frames(&records).len() == writes + 2
+}
+
+#[test]
+fn an_epoch_begins_while_no_write_is_under_way() {
+    let runner = Runner::new(RandomScheduler::new(PASSES), shuttle::Config::default());
+    runner.run(|| assert!(epochs_are_in_their_places(Planted::Nothing)));
+}
+
+#[test]
+#[should_panic(expected = "a write of another epoch")]
+fn a_write_of_the_epoch_before_is_found() {
+    let scheduler = RandomScheduler::new_from_seed(SEED, FINDS);
+    let runner = Runner::new(scheduler, shuttle::Config::default());
+    runner.run(|| assert!(epochs_are_in_their_places(Planted::AdmitBeforeLock)));
 }

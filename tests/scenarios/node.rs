@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use gopherstore::engine::digest::Digest;
 use gopherstore::engine::entry::Entry;
-use gopherstore::history::History;
+use gopherstore::history::{EpochStart, History};
 use gopherstore::log::Head;
 use gopherstore::log::append_times::AppendTimes;
 use gopherstore::log::backlog::{After, Append, Backlog, Records};
@@ -14,8 +14,8 @@ use gopherstore::replication::core::liveness::{Liveness, SILENT_HEARTBEATS};
 use gopherstore::replication::core::progress::Progress;
 use gopherstore::replication::core::rules::{Position, SnapshotRule};
 use gopherstore::replication::core::snapshot_permits::{Permit, SnapshotPermits};
-use gopherstore::wire::Request;
 use gopherstore::wire::request::{Limits, Parsed, parse};
+use gopherstore::wire::{Opcode, Request};
 
 use crate::world::HEARTBEAT;
 
@@ -117,6 +117,33 @@ pub(crate) fn is_del(entry: &Entry) -> bool {
     )
 }
 
+/// The epoch that the record at `index` begins, where it is an EPOCH.
+fn epoch_of(entry: &Entry, index: u64) -> Option<EpochStart> {
+    let Ok(Parsed::Whole(frame)) = parse(entry.frame(), &Limits::default()) else {
+        return None;
+    };
+    let Request::Epoch { value } = frame.request() else {
+        return None;
+    };
+    let [epoch, nonce] = Opcode::Epoch.spec().operands_of(value).unwrap();
+    Some(EpochStart {
+        epoch,
+        nonce,
+        start_index: index,
+    })
+}
+
+/// The record with which an epoch begins.
+pub(crate) fn epoch_entry(start: EpochStart) -> Entry {
+    let value = &Opcode::Epoch.spec().value_of([start.epoch, start.nonce]);
+    let mut bytes = Vec::new();
+    Request::Epoch { value }.encode(&mut bytes).unwrap();
+    match parse(&bytes, &Limits::default()).unwrap() {
+        Parsed::Whole(frame) => Entry::copy_of(&frame),
+        Parsed::Incomplete { .. } => unreachable!(),
+    }
+}
+
 pub(crate) fn text(entry: &Entry) -> String {
     let key = String::from_utf8_lossy(entry.key()).into_owned();
     if is_del(entry) {
@@ -167,8 +194,11 @@ impl Node {
     }
 
     pub(crate) fn apply(&mut self, entry: &Entry, now: Instant) {
-        self.head.digest = self.change(entry, self.head.digest);
         self.head.index += 1;
+        match epoch_of(entry, self.head.index) {
+            Some(start) => self.history.push(start).unwrap(),
+            None => self.head.digest = self.change(entry, self.head.digest),
+        }
         self.log.push(&Append {
             records: Records::Entry(entry.clone()),
             count: 1,
@@ -182,8 +212,7 @@ impl Node {
     }
 
     /// As `Node::adopt`.
-    pub(crate) fn adopt(&mut self, history: History) {
-        self.history = history;
+    pub(crate) fn adopt(&mut self) {
         self.phase = Phase::Serving;
         self.discards = false;
         self.has_diverged = false;
@@ -197,9 +226,21 @@ impl Node {
         self.head.digest = Digest::EMPTY;
     }
 
-    pub(crate) fn reset_log(&mut self, index: u64, now: Instant) {
+    /// As `Sequencer::reset`.
+    pub(crate) fn reset_log(&mut self, index: u64, history: History, now: Instant) {
+        let digest = self.head.digest;
         self.head.index = index;
         self.times.reset(index, now);
-        self.log.reset(index, self.head.digest);
+        let last = history.last_records(index);
+        self.log
+            .reset(index - u64::try_from(last.len()).unwrap(), digest);
+        for start in last {
+            self.log.push(&Append {
+                records: Records::Entry(epoch_entry(*start)),
+                count: 1,
+                digest,
+            });
+        }
+        self.history = history;
     }
 }

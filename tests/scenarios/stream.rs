@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 
 use gopherstore::engine::entry::Entry;
-use gopherstore::history::History;
 use gopherstore::replication::core::progress::Progress;
 use gopherstore::replication::core::rules::{Decision, Position, SnapshotRule, decide, start_of};
 
@@ -90,12 +89,12 @@ impl World {
         };
         self.say(&format!("{name}: {text}"));
         let applied = if copy.is_some() { 0 } else { own.index };
-        self.begin(at, applied, next, copy, history);
+        self.begin(at, applied, next, copy);
         true
     }
 
     /// Begins a stream, with a snapshot or the entry `next`.
-    fn begin(&mut self, at: usize, applied: u64, next: u64, copy: Option<Copy>, history: History) {
+    fn begin(&mut self, at: usize, applied: u64, next: u64, copy: Option<Copy>) {
         let now = self.now;
         self.nodes[0]
             .followers
@@ -103,7 +102,7 @@ impl World {
         let node = &mut self.nodes[at];
         match copy {
             Some(_) => node.discard_dataset(),
-            None => node.adopt(history),
+            None => node.adopt(),
         }
         node.link = Some(Link {
             next,
@@ -227,8 +226,8 @@ impl World {
             assert!(is_exact, "{name}: the copy is not what was sent");
             let history = copy.history.clone();
             link.copy = None;
-            self.nodes[at].reset_log(index, self.now);
-            self.nodes[at].adopt(history);
+            self.nodes[at].reset_log(index, history, self.now);
+            self.nodes[at].adopt();
             self.say(&format!("{name}: copied up to index {index}"));
         }
         self.nodes[at].link = Some(link);

@@ -31,7 +31,7 @@ use gopherstore::replication::core::liveness::{Change, SILENT_HEARTBEATS};
 use gopherstore::replication::core::progress::lag_since;
 use gopherstore::replication::core::rules::{PeerPosition, most_up_to_date, next_epoch};
 
-use crate::node::{Node, Phase, entry, is_del, text};
+use crate::node::{Node, Phase, entry, epoch_entry, is_del, text};
 
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(500);
 const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -213,9 +213,8 @@ impl World {
             let now = self.now;
             let leader = &mut self.nodes[0];
             leader.map = map;
-            leader.history = history;
             leader.head = head;
-            leader.reset_log(head.index, now);
+            leader.reset_log(head.index, history, now);
         }
         self.nonce += 1;
         let leader = &mut self.nodes[0];
@@ -224,17 +223,12 @@ impl World {
             nonce: self.nonce,
             start_index: leader.head.index + 1,
         };
-        let text = match leader.history.push(start) {
-            Ok(()) => {
-                leader.phase = Phase::Serving;
-                format!(
-                    "n1 leads from index {} on, in epoch {}",
-                    start.start_index, start.epoch
-                )
-            }
-            Err(error) => format!("n1 CANNOT LEAD: {error}"),
-        };
-        self.say(&text);
+        leader.apply(&epoch_entry(start), self.now);
+        leader.phase = Phase::Serving;
+        self.say(&format!(
+            "n1 leads from index {} on, in epoch {}",
+            start.start_index, start.epoch
+        ));
     }
 
     pub(crate) fn crash(&mut self, at: usize) {

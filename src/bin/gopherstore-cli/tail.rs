@@ -39,10 +39,11 @@ const SHOWN_BYTES: usize = 64;
 #[argh(
     example = "{command_name} --from 1 --values\n\
         {command_name} --addr 127.0.0.1:8001 -w json | jq .key",
-    note = "Each line has index, operation, key and the length of the value. After a lost connection the\n\
-        output continues where it was. Messages name entries that the node's log no longer holds, and\n\
-        entries that were shown but are no longer part of the node's data. The node does not wait for\n\
-        this command, and ends a stream that is too slow for its log. Ctrl-C ends the command.\n\
+    note = "Each line has index, operation, key and the length of the value. A line with EPOCH, a number\n\
+        and a nonce shows that a leader begins. After a lost connection the output continues where it\n\
+        was. Messages name entries that the node's log no longer holds, and entries that were shown\n\
+        but are no longer part of the node's data. The node does not wait for this command, and ends\n\
+        a stream that is too slow for its log. Ctrl-C ends the command.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 pub(crate) struct Tail {
@@ -283,6 +284,9 @@ impl View {
 }
 
 fn line(index: u64, request: &Request<'_>, with_value: bool) -> String {
+    if let Some([epoch, nonce]) = epoch(request) {
+        return format!("{index} EPOCH {epoch} {nonce:016x}");
+    }
     let key = word(request.key());
     let Request::Set { value, .. } = request else {
         return format!("{index} {} {key} -", request.opcode().name());
@@ -294,6 +298,14 @@ fn line(index: u64, request: &Request<'_>, with_value: bool) -> String {
         _ => format!(" {}", word(value)),
     };
     format!("{index} SET {key} {len}{shown}")
+}
+
+/// The operands of an EPOCH: number and nonce.
+fn epoch(request: &Request<'_>) -> Option<[u64; 2]> {
+    match request {
+        Request::Epoch { value } => Opcode::Epoch.spec().operands_of(value).ok(),
+        _ => None,
+    }
 }
 
 /// Bytes as one word, in quotes if necessary.
@@ -310,6 +322,10 @@ fn object(index: u64, epoch: u64, request: &Request<'_>, with_value: bool) -> Va
     object.insert("index".to_owned(), json!(index));
     object.insert("epoch".to_owned(), json!(epoch));
     object.insert("op".to_owned(), json!(request.opcode().name()));
+    if let Some([_, nonce]) = self::epoch(request) {
+        object.insert("nonce".to_owned(), json!(format!("{nonce:016x}")));
+        return Value::Object(object);
+    }
     insert_bytes(&mut object, "key", request.key());
     if let Request::Set { value, .. } = request {
         object.insert("size".to_owned(), json!(value.len()));
@@ -371,6 +387,9 @@ mod tests {
         };
         assert_eq!(line(1, &set, false), "1 SET k 1");
         assert_eq!(line(9, &Request::Del { key: b"k" }, true), "9 DEL k -");
+        let value = &Opcode::Epoch.spec().value_of([2, 171]);
+        let epoch = Request::Epoch { value };
+        assert_eq!(line(7, &epoch, false), "7 EPOCH 2 00000000000000ab");
     }
 
     #[test]
@@ -410,6 +429,11 @@ mod tests {
         assert_eq!(
             object(9, 2, &del, true).to_string(),
             r#"{"epoch":2,"index":9,"key":"k","op":"DEL"}"#
+        );
+        let value = &Opcode::Epoch.spec().value_of([2, 171]);
+        assert_eq!(
+            object(7, 2, &Request::Epoch { value }, true).to_string(),
+            r#"{"epoch":2,"index":7,"nonce":"00000000000000ab","op":"EPOCH"}"#
         );
     }
 }

@@ -95,9 +95,9 @@ pub struct Report {
     pub state: State,
     /// How far its stop has come.
     pub stopping: Stopping,
-    /// Epoch that its next entry belongs to; 0 where it holds no data set.
+    /// Epoch of the last record that it holds; 0 where it holds no data set.
     pub epoch: u64,
-    /// Index of its last entry.
+    /// Index of that record.
     pub index: u64,
     /// Number of its process, drawn at its start.
     pub process: u64,

@@ -8,22 +8,20 @@ use crate::wire::replication::Start;
 /// The position of a node in its data set, as it says itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
-    /// Epoch that its next entry belongs to, as far as it knows; 0 where it holds no data set.
+    /// Epoch of the last record that it holds; 0 where it holds no data set.
     pub epoch: u64,
     /// Nonce of that epoch.
     pub nonce: u64,
-    /// Index of its last entry.
+    /// Index of that record.
     pub index: u64,
 }
 
 impl Position {
-    /// The position of a node with this history, whose log ends at `index`. An epoch that begins further on does not
-    /// count: a node that resumes is told of epochs before it has their entries, and must not pass for one that is
-    /// ahead.
+    /// The position of a node with this history, whose log ends at `index`.
     #[must_use]
     pub fn of(history: &History, index: u64) -> Position {
         history
-            .epoch_of(index.saturating_add(1))
+            .epoch_of(index)
             .map_or_else(Position::default, |start| Position {
                 epoch: start.epoch,
                 nonce: start.nonce,
@@ -185,9 +183,9 @@ pub fn decide(own: Position, start: Start, theirs: &History) -> Decision {
 /// The position of a peer, as a leader that starts learns it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PeerPosition {
-    /// Epoch that its next entry belongs to; 0 where it holds no data set.
+    /// Epoch of the last record that it holds; 0 where it holds no data set.
     pub epoch: u64,
-    /// Index of its last entry.
+    /// Index of that record.
     pub index: u64,
     /// Whether it holds a complete data set that has not diverged.
     pub has_data: bool,
@@ -247,7 +245,7 @@ mod tests {
     use super::*;
     use crate::history::EpochStart;
 
-    /// Epoch 4 wrote nothing; epoch 5 goes on after index 7.
+    /// Epoch 4 wrote nothing; epoch 5 goes on after index 8.
     fn history() -> History {
         let epoch_start = |epoch, start_index| EpochStart {
             epoch,
@@ -257,7 +255,7 @@ mod tests {
         History::new(vec![
             epoch_start(1, 1),
             epoch_start(4, 8),
-            epoch_start(5, 8),
+            epoch_start(5, 9),
         ])
         .unwrap()
     }
@@ -286,17 +284,18 @@ mod tests {
     }
 
     #[test]
-    fn a_position_is_of_the_last_epoch_that_begins_no_later_than_its_next_entry() {
+    fn a_position_is_of_the_epoch_of_the_last_record() {
         assert_eq!(Position::of(&History::default(), 9), at(0, 0));
-        assert_eq!(Position::of(&history(), 0), at(1, 0));
-        assert_eq!(Position::of(&history(), 6), at(1, 6), "not there yet");
-        assert_eq!(Position::of(&history(), 7), at(5, 7));
+        assert_eq!(Position::of(&history(), 0), at(0, 0));
+        assert_eq!(Position::of(&history(), 7), at(1, 7), "not there yet");
+        assert_eq!(Position::of(&history(), 8), at(4, 8));
+        assert_eq!(Position::of(&history(), 9), at(5, 9));
         assert_eq!(Position::of(&history(), u64::MAX), at(5, u64::MAX));
     }
 
     #[test]
     fn a_follower_resumes_where_the_leader_side_knows_its_data_and_holds_the_rest() {
-        for position in [at(5, 9), at(5, 7), at(4, 7), at(1, 7), at(1, 3), at(5, 3)] {
+        for position in [at(5, 9), at(4, 8), at(4, 7), at(1, 7), at(1, 3), at(5, 3)] {
             assert_eq!(start(position, false), resume(position.index + 1));
             assert_eq!(start(position, true), Start::Snapshot, "asked for");
         }
@@ -319,7 +318,7 @@ mod tests {
     fn a_follower_whose_data_the_leader_side_does_not_know_is_sent_nothing() {
         for (position, why) in [
             (at(1, 8), "that epoch ended at 7"),
-            (at(4, 8), "that epoch ended at 7"),
+            (at(4, 9), "that epoch ended at 8"),
             (at(2, 3), "an epoch that it does not know"),
             (at(6, 9), "an epoch that it does not know"),
             (UNRELATED, "another nonce"),
@@ -338,7 +337,7 @@ mod tests {
 
     #[test]
     fn an_observer_begins_where_it_says_and_gets_no_snapshot_that_it_did_not_ask_for() {
-        for position in [at(5, 9), at(1, 3), at(4, 7), at(0, 3), at(0, 9)] {
+        for position in [at(5, 9), at(1, 3), at(4, 8), at(0, 3), at(0, 9)] {
             assert_eq!(watched(position, false), Ok(resume(position.index + 1)));
             assert_eq!(watched(position, true), Ok(Start::Snapshot));
         }
@@ -386,7 +385,7 @@ mod tests {
                 "{own:?}"
             );
         }
-        for own in [at(1, 8), at(4, 8), at(2, 1), at(6, 9), UNRELATED] {
+        for own in [at(1, 8), at(4, 9), at(2, 1), at(6, 9), UNRELATED] {
             assert_eq!(decision(own, Start::Snapshot), Decision::Refuse, "{own:?}");
             assert_eq!(decision(own, Start::Unknown), Decision::Refuse, "{own:?}");
         }

@@ -163,7 +163,7 @@ fn catch_up_or_lead(
 pub struct Own<'a> {
     /// The history of its data set; empty where it holds nothing.
     pub history: &'a History,
-    /// Index of its last entry.
+    /// Index of its last record.
     pub index: u64,
     /// Digest of the leader's name in its `cluster.toml`.
     pub leader_setting: u64,

@@ -173,10 +173,10 @@ impl<'a> FollowerStream<'a> {
                     return Ok(Need::Bytes(needed));
                 }
                 response::Parsed::Whole(answer) => {
-                    let (decision, history) = self.judge(&answer, own)?;
+                    let decision = self.judge(&answer, own)?;
                     let len = answer.frame_len();
                     buffer.consume(len);
-                    self.begin(decision, history, own)?;
+                    self.begin(decision, own)?;
                 }
             }
         }
@@ -271,11 +271,7 @@ impl<'a> FollowerStream<'a> {
     }
 
     /// Decides what the answer to FOLLOW means for this node.
-    fn judge(
-        &self,
-        answer: &Response<'_>,
-        own: Position,
-    ) -> Result<(Decision, History), FollowError> {
+    fn judge(&mut self, answer: &Response<'_>, own: Position) -> Result<Decision, FollowError> {
         if answer.status != Status::Ok.byte() {
             let name = Status::try_from(answer.status).map_or("an unknown status", Status::name);
             let text = String::from_utf8_lossy(answer.value);
@@ -289,17 +285,12 @@ impl<'a> FollowerStream<'a> {
         let offer = FollowAnswer::decode(answer.value)
             .map_err(|error| FollowError::Protocol(error.to_string()))?;
         let history = offer.history.to_history();
-        Ok((decide(own, offer.start, &history), history))
+        self.epoch = history.last().map_or(0, |start| start.epoch);
+        Ok(decide(own, offer.start, &history))
     }
 
     /// Begins to follow as decided, or keeps the node's own data set and fails.
-    fn begin(
-        &mut self,
-        decision: Decision,
-        history: History,
-        own: Position,
-    ) -> Result<(), FollowError> {
-        self.epoch = history.last().map_or(0, |start| start.epoch);
+    fn begin(&mut self, decision: Decision, own: Position) -> Result<(), FollowError> {
         match decision {
             Decision::Refuse => {
                 let text = format!(
@@ -317,7 +308,7 @@ impl<'a> FollowerStream<'a> {
                 self.begin_to_follow();
                 self.node.count_stream(false);
                 self.receiving = Receiving::Entries;
-                self.adopt(history);
+                self.adopt();
                 let from_index = own.index + 1;
                 let note = format!("following {} from index {from_index}", self.peer);
                 self.notes.push(note);
@@ -346,9 +337,9 @@ impl<'a> FollowerStream<'a> {
         }
     }
 
-    /// The node holds a data set of this history. A follower serves it, a candidate does not yet.
-    fn adopt(&mut self, history: History) {
-        self.node.adopt(history);
+    /// The node holds a data set of the peer's. A follower serves it, a candidate does not yet.
+    fn adopt(&mut self) {
+        self.node.adopt();
         self.has_followed = true;
     }
 
@@ -413,8 +404,8 @@ impl<'a> FollowerStream<'a> {
                 },
                 Receiving::Snapshot(snapshot),
             ) => {
-                let (history, took) = snapshot.end(index, digest, chunks, now)?;
-                self.end_snapshot(index, history, took);
+                let took = snapshot.end(index, digest, chunks, now)?;
+                self.end_snapshot(index, took);
                 Ok(())
             }
             (
@@ -462,7 +453,7 @@ impl<'a> FollowerStream<'a> {
     }
 
     /// The snapshot is complete: the node adopts it.
-    fn end_snapshot(&mut self, index: u64, history: History, took: Duration) {
+    fn end_snapshot(&mut self, index: u64, took: Duration) {
         self.notes.push(format!(
             "copied {} up to index {index} in {} ms",
             self.peer,
@@ -470,7 +461,7 @@ impl<'a> FollowerStream<'a> {
         ));
         self.receiving = Receiving::Entries;
         self.acks.snapshot_ended();
-        self.adopt(history);
+        self.adopt();
     }
 
     /// Applies a group, the first record of which must be the next one of this node's log, and after which the data set
@@ -487,7 +478,9 @@ impl<'a> FollowerStream<'a> {
         };
         let result = self.node.engine().apply(&group);
         result.map_err(|error| match error {
-            ApplyError::Gap { .. } => FollowError::Protocol(error.to_string()),
+            ApplyError::Gap { .. } | ApplyError::Epoch(_) => {
+                FollowError::Protocol(error.to_string())
+            }
             ApplyError::Missing { .. } => FollowError::Diverged(error.to_string()),
         })?;
         compare(self.node.head(), digest)

@@ -70,7 +70,7 @@ impl<'n> SnapshotIn<'n> {
     }
 
     /// Ends the snapshot, of which the sender says that it has `chunks` chunks, this digest, and ends at `index`.
-    /// Returns the history of the data set, and how long the snapshot took.
+    /// Returns how long the snapshot took.
     ///
     /// # Errors
     ///
@@ -81,14 +81,13 @@ impl<'n> SnapshotIn<'n> {
         digest: u128,
         chunks: u64,
         now: Instant,
-    ) -> Result<(History, Duration), FollowError> {
-        let is_complete = chunks == self.chunks;
-        if !self.load.finish(index, Digest::from_u128(digest)) || !is_complete {
+    ) -> Result<Duration, FollowError> {
+        let (digest, history) = (Digest::from_u128(digest), std::mem::take(&mut self.history));
+        if chunks != self.chunks || !self.load.finish(index, digest, history) {
             let text = "the copy is not what was sent".to_owned();
             return Err(FollowError::Diverged(text));
         }
-        let took = now.saturating_duration_since(self.started);
-        Ok((std::mem::take(&mut self.history), took))
+        Ok(now.saturating_duration_since(self.started))
     }
 }
 
