@@ -11,6 +11,7 @@
 use std::hint::black_box;
 
 use gopherstore::config::Config;
+use gopherstore::engine::digest::Digest;
 use gopherstore::engine::{Answers, Group};
 use gopherstore::history::EpochStart;
 use gopherstore::node::Node;
@@ -206,8 +207,10 @@ fn apply(follower: &Node, batch: &[u8]) {
     let group = Group {
         first_index,
         records,
+        digest: Digest::EMPTY,
     };
-    follower.engine().apply(&group).unwrap();
+    let engine = follower.engine();
+    engine.receive(&group, group.last_index()).unwrap();
 }
 
 /// The bytes that a leader sends of a run.

@@ -45,8 +45,8 @@ pub enum NotDone {
 pub(super) enum Origin<'e> {
     /// A client, which may have waited for room. Its requests need admission, and never wait.
     Client(Option<Reservation<'e>>),
-    /// The leader. Its records are applied whatever is admitted, and wait for room.
-    Leader,
+    /// The log. Its records are applied whatever is admitted, and are not appended.
+    Log,
 }
 
 impl<'e> Origin<'e> {
@@ -56,7 +56,7 @@ impl<'e> Origin<'e> {
         cost: u64,
     ) -> Result<Reservation<'e>, NotDone> {
         match self {
-            Origin::Leader => Ok(sequencer.reserve(cost)),
+            Origin::Log => Ok(sequencer.no_room()),
             Origin::Client(held) => {
                 let held = held.as_mut().and_then(|held| held.split(cost));
                 let reserved = held.or_else(|| sequencer.try_reserve(cost));
@@ -65,12 +65,18 @@ impl<'e> Origin<'e> {
         }
     }
 
+    /// Whether the records are in the log already.
+    #[inline]
+    pub(super) const fn is_log(&self) -> bool {
+        matches!(self, Origin::Log)
+    }
+
     /// Keeps room for requests that go one by one.
     fn keep(&mut self, room: Reservation<'e>) {
         match self {
             Origin::Client(Some(held)) => held.join(room),
             Origin::Client(held @ None) => *held = Some(room),
-            Origin::Leader => {}
+            Origin::Log => {}
         }
     }
 
@@ -78,7 +84,7 @@ impl<'e> Origin<'e> {
     #[inline]
     pub(super) fn admit(&self, engine: &Engine, writes: bool) -> Result<u64, NotDone> {
         match self {
-            Origin::Leader => Ok(engine.gate.epoch()),
+            Origin::Log => Ok(engine.gate.epoch()),
             Origin::Client(_) => engine.gate.admits(writes).ok_or(NotDone::Refused),
         }
     }

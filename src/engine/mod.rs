@@ -44,9 +44,14 @@ pub use execute::{NotDone, NotTogether, Outcome};
 pub use gate::Admission;
 pub use snapshot::{Load, PartitionCopy, Staged};
 
+use std::collections::VecDeque;
+
+use parking_lot::Mutex;
+
 use crate::history::{EpochStart, History, HistoryError};
 use crate::log::{Head, Log, Sequencer};
 use crate::wire::comparison::{ComparisonError, List, ListAnswer, Sums, SumsAnswer};
+use apply::Pending;
 use comparison::Budget;
 use gate::Gate;
 use store::Store;
@@ -64,6 +69,8 @@ pub struct Engine {
     /// `None` of a node without peers, which pays nothing for a log.
     sequencer: Option<Sequencer>,
     gate: Gate,
+    /// Records that are logged and not applied yet.
+    pending: Mutex<VecDeque<Pending>>,
 }
 
 impl Engine {
@@ -80,6 +87,7 @@ impl Engine {
             store,
             sequencer: backlog_bytes.map(Sequencer::new),
             gate: Gate::default(),
+            pending: Mutex::default(),
         }
     }
 
@@ -154,6 +162,7 @@ impl Engine {
 
     /// Removes all entries; the log begins anew, without a history. Nothing is admitted, and nothing loads or applies.
     pub fn clear(&self) {
+        self.pending.lock().clear();
         // First, so that readers of the log know before an entry is missing.
         self.begin_anew(Head::default(), History::default());
         self.store.clear();

@@ -19,6 +19,8 @@ pub(super) struct Prepared<'e> {
     reservation: Reservation<'e>,
     /// Effects are computed under the locks. `records` begins empty then, and takes them one by one.
     pub(super) is_computed: bool,
+    /// The log holds the records already: they are applied, and nothing is appended.
+    is_logged: bool,
 }
 
 /// The digest of the entry that a request makes, if the request is its own effect.
@@ -42,7 +44,19 @@ impl<'e> Prepared<'e> {
             is_computed: records.bytes().len() != len,
             records,
             reservation: origin.reserve(sequencer, Records::cost(len))?,
+            is_logged: false,
         })
+    }
+
+    /// For records that the log holds already.
+    const fn logged(sequencer: &'e Sequencer) -> Prepared<'e> {
+        Prepared {
+            sequencer,
+            records: Records::Frames(Vec::new()),
+            reservation: sequencer.no_room(),
+            is_computed: false,
+            is_logged: true,
+        }
     }
 
     /// For the writes of a run.
@@ -55,6 +69,9 @@ impl<'e> Prepared<'e> {
         let Some(sequencer) = engine.sequencer.as_ref().filter(|_| run.writes() != 0) else {
             return Ok(None);
         };
+        if origin.is_log() {
+            return Ok(Some(Prepared::logged(sequencer)));
+        }
         let records = records_of(
             run.has_computed(),
             || run.copy_of(run.writes()),
@@ -78,6 +95,9 @@ impl<'e> Prepared<'e> {
         let Some(sequencer) = &engine.sequencer else {
             return Ok(None);
         };
+        if origin.is_log() {
+            return Ok(Some(Prepared::logged(sequencer)));
+        }
         let is_computed = matches!(command::of(frame.opcode()), Command::Computed(_));
         let records = records_of(
             is_computed,
@@ -97,6 +117,9 @@ impl<'e> Prepared<'e> {
         let Some(sequencer) = &engine.sequencer else {
             return Ok(None);
         };
+        if origin.is_log() {
+            return Ok(Some(Prepared::logged(sequencer)));
+        }
         let records = (Records::Entry(entry.clone()), entry.frame().len());
         Prepared::new(sequencer, records, origin).map(Some)
     }
@@ -111,6 +134,9 @@ impl<'e> Prepared<'e> {
 
     /// Appends the records of the requests whose bits are set in `made`. Returns the last index.
     pub(super) fn append(self, epoch: u64, run: &Run<'_>, made: u16, change: Digest) -> u64 {
+        if self.is_logged {
+            return self.sequencer.applied(made.count_ones(), change);
+        }
         let records = if self.is_computed || made == run.writes() {
             self.records
         } else {
@@ -127,6 +153,9 @@ impl<'e> Prepared<'e> {
 
     /// Appends the one record.
     pub(super) fn append_one(self, epoch: u64, change: Digest) -> u64 {
+        if self.is_logged {
+            return self.sequencer.applied(1, change);
+        }
         self.sequencer
             .append(epoch, self.records, 1, change, self.reservation)
     }

@@ -91,7 +91,7 @@ impl Engine {
         self.set_entry(entry, &mut Origin::Client(room))
     }
 
-    fn set_entry<'e>(
+    pub(super) fn set_entry<'e>(
         &'e self,
         mut entry: Entry,
         origin: &mut Origin<'e>,

@@ -26,7 +26,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::engine::digest::Digest;
 use crate::engine::entry::Entry;
-use crate::history::History;
+use crate::history::{EpochStart, History, HistoryError};
 use append_times::AppendTimes;
 use backlog::{After, Append, Backlog, Records};
 use room::Room;
@@ -63,7 +63,11 @@ pub struct Log {
 /// The end of the order of writes.
 #[derive(Debug, Default)]
 struct Order {
+    /// The last record that is applied, and the digest of the data set after it.
     head: Head,
+    /// Of a follower: index of the last record that was received of the leader. It may be ahead of `head`.
+    received: u64,
+    /// Of all records, applied or not.
     history: History,
 }
 
@@ -72,6 +76,42 @@ impl Order {
     fn epoch(&self) -> u64 {
         self.history.last().map_or(0, |start| start.epoch)
     }
+
+    /// Index of the last record.
+    const fn last_index(&self) -> u64 {
+        if self.received > self.head.index {
+            self.received
+        } else {
+            self.head.index
+        }
+    }
+
+    /// Adds epochs to the history: all of them, or none.
+    fn begin_epochs(&mut self, epochs: &[EpochStart]) -> Result<(), HistoryError> {
+        if epochs.is_empty() {
+            return Ok(());
+        }
+        let mut history = self.history.clone();
+        for &start in epochs {
+            history.push(start)?;
+        }
+        self.history = history;
+        Ok(())
+    }
+}
+
+/// Why a group of records is not logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReceiveError {
+    /// The group does not begin at the next index.
+    Gap {
+        /// The next index.
+        expected: u64,
+        /// The index of the group's first record.
+        got: u64,
+    },
+    /// An EPOCH record does not follow the history.
+    Epoch(HistoryError),
 }
 
 /// An element of the append queue.
@@ -170,7 +210,21 @@ impl Log {
         &self.watermarks
     }
 
-    /// The last position of the data set.
+    /// Index of the last record of the log. On a follower it may be ahead of [`head`](Self::head): records are logged
+    /// at their receipt, and applied once they are committed.
+    #[must_use]
+    pub fn last_index(&self) -> u64 {
+        self.order.lock().last_index()
+    }
+
+    /// Index of the last record that is committed. A leader declares each record committed as it is appended, and a
+    /// follower applies what its leader has declared, so it is that of the last one applied.
+    #[must_use]
+    pub fn committed_index(&self) -> u64 {
+        self.head().index
+    }
+
+    /// The last position of the data set: of the last record that is applied.
     #[must_use]
     pub fn head(&self) -> Head {
         self.order.lock().head
@@ -276,7 +330,7 @@ impl Log {
     #[must_use]
     pub fn cursor_after(&self, index: u64) -> Option<Cursor> {
         let kept = self.kept.lock();
-        let held = index + 1 >= kept.backlog.first_index() && index <= self.head().index;
+        let held = index + 1 >= kept.backlog.first_index() && index <= self.last_index();
         held.then_some(Cursor {
             generation: kept.generation,
             next: index + 1,

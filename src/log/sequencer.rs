@@ -17,7 +17,7 @@
 
 use super::backlog::{Append, Records};
 use super::room::Reservation;
-use super::{Head, Log, Order, Step, epoch_record};
+use super::{Head, Log, Order, ReceiveError, Step, epoch_record};
 use crate::engine::digest::Digest;
 use crate::history::{EpochStart, History, HistoryError};
 
@@ -104,6 +104,10 @@ impl Sequencer {
         let room = self.log.room.take(cost);
         {
             let order = &mut *self.log.order.lock();
+            debug_assert!(
+                order.received <= order.head.index,
+                "records that are not applied"
+            );
             let (got, next) = (start.start_index, order.head.index + 1);
             if got != next {
                 return Err(HistoryError::NotNext { got, next });
@@ -135,6 +139,7 @@ impl Sequencer {
             digest: head.digest,
         };
         order.history = history;
+        order.received = 0;
         let _ = self.log.sender.send(Step::Reset(order.head));
         for frame in last {
             let cost = Records::cost(frame.len());
@@ -142,6 +147,73 @@ impl Sequencer {
             self.queue(order, Records::Frames(frame), 1, Digest::EMPTY);
         }
         self.log.watermarks.reset(order.epoch(), head.index);
+    }
+
+    /// A reservation of nothing, for records that the log holds already.
+    pub(crate) const fn no_room(&self) -> Reservation<'_> {
+        self.log.room.none()
+    }
+
+    /// Logs a group of records of the leader at its receipt; they are applied later. The history follows from the EPOCH
+    /// records among them. Waits for room in the append queue, with nothing locked.
+    ///
+    /// # Errors
+    ///
+    /// Where the group does not begin at the next index, or an epoch does not follow the history. Nothing is logged
+    /// then.
+    pub fn receive(
+        &self,
+        first_index: u64,
+        records: Records,
+        count: u32,
+        digest: Digest,
+        epochs: &[EpochStart],
+    ) -> Result<(), ReceiveError> {
+        let cost = Records::cost(records.bytes().len());
+        self.log.room.reserve_for_leader(cost).spend(cost);
+        let order = &mut *self.log.order.lock();
+        let expected = order.last_index() + 1;
+        let result = if first_index == expected {
+            order.begin_epochs(epochs).map_err(ReceiveError::Epoch)
+        } else {
+            let got = first_index;
+            Err(ReceiveError::Gap { expected, got })
+        };
+        if let Err(error) = result {
+            self.log.room.release(cost);
+            return Err(error);
+        }
+        if !epochs.is_empty() {
+            // Before a reader of the log can find the records.
+            self.log.next_generation(order);
+        }
+        order.received = first_index + u64::from(count) - 1;
+        let append = Append {
+            records,
+            count,
+            digest,
+        };
+        let _ = self.log.sender.send(Step::Append(append));
+        Ok(())
+    }
+
+    /// The next `count` records of the log are applied, which changed the data set's digest by `change`. Returns the
+    /// index of the last. The caller has all partitions of their keys locked for writing.
+    pub(crate) fn applied(&self, count: u32, change: Digest) -> u64 {
+        let mut order = self.log.order.lock();
+        order.head.index += u64::from(count);
+        order.head.digest = order.head.digest.plus(change);
+        debug_assert!(
+            order.head.index <= order.received,
+            "applied before it is logged"
+        );
+        order.head.index
+    }
+
+    /// An EPOCH record of the log is applied.
+    pub(crate) fn applied_epoch(&self, epoch: u64) {
+        self.applied(1, Digest::EMPTY);
+        self.log.watermarks.begin_epoch(epoch);
     }
 
     /// Has writers wait for room, whether there is some or not, or no longer.

@@ -33,7 +33,7 @@ use parking_lot::Mutex;
 use crate::config::{Config, LimitsConfig, NodeConfig, ReplicationConfig};
 use crate::engine::Engine;
 use crate::engine::comparison::Budget;
-use crate::log::{Head, Mark};
+use crate::log::{Head, Log, Mark};
 use crate::replication::core::report::Settings;
 use crate::wire::comparison::{ComparisonError, List, Sums};
 use crate::wire::{Request, RequestFrame};
@@ -228,7 +228,13 @@ impl Node {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Index and digest of the last entry; index 0 in a cluster of one.
+    /// Index of the last record of the log. On a follower it may be ahead of [`head`](Self::head).
+    #[must_use]
+    pub fn last_index(&self) -> u64 {
+        self.engine.log().map_or(0, Log::last_index)
+    }
+
+    /// Index and digest of the last entry that is applied; index 0 in a cluster of one.
     #[must_use]
     pub fn head(&self) -> Head {
         self.engine.head()

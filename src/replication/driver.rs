@@ -76,7 +76,7 @@ impl<'a> Driver<'a> {
     fn decide<T>(&mut self, random: u64, f: impl FnOnce(&mut Machine, View<'_>) -> T) -> T {
         let Replica { node, peers } = self.replica;
         let (role, history) = (node.role(), node.history());
-        let index = node.head().index;
+        let index = node.last_index();
         let liveness = peers.liveness().lock();
         let view = View {
             role: &role,

@@ -16,6 +16,9 @@ use gopherstore::log::{
     Wake, Watermarks,
 };
 
+use gopherstore::engine::{ApplyError, Engine};
+use gopherstore::wire::Request;
+
 use crate::{entry, epoch_record};
 
 /// Longest wait for an event that must come.
@@ -474,4 +477,56 @@ fn positions_of_an_epoch_that_was_given_up_are_never_reached() {
     watermarks.unsubscribe(id);
     watermarks.give_up_epoch();
     assert_eq!(woken.load(Ordering::SeqCst), 1);
+}
+
+/// Records are logged at their receipt and applied once they are committed, also where that is told later, within a
+/// group, and over the begin of an epoch.
+#[test]
+fn records_are_applied_up_to_the_committed_index() {
+    let (leader, follower) = (Engine::new(Some(1 << 20)), Engine::new(Some(1 << 20)));
+    let set = |key: &[u8], value: &[u8]| {
+        let mut bytes = Vec::new();
+        Request::Set { key, value }.encode(&mut bytes).unwrap();
+        bytes
+    };
+    let start = |epoch, start_index| EpochStart {
+        epoch,
+        nonce: epoch,
+        start_index,
+    };
+    let first = [epoch_record(start(1, 1)), set(b"a", b"1"), set(b"b", b"1")].concat();
+    let second = [set(b"a", b"2"), epoch_record(start(2, 5)), set(b"b", b"2")].concat();
+    for records in [&first, &second] {
+        crate::apply(&leader, records).unwrap();
+    }
+    let value = |key: &[u8]| follower.get(key).map(|entry| entry.value().to_vec());
+    let places = || {
+        let log = follower.log().unwrap();
+        (follower.head().index, log.last_index())
+    };
+    let receive = |records: &[u8], committed| {
+        crate::receive(&follower, records, committed, leader.head().digest)
+    };
+    assert_eq!(receive(&first, 2), Ok(None), "not at the end of a group");
+    assert_eq!(places(), (2, 3));
+    assert_eq!((value(b"a"), value(b"b")), (Some(b"1".to_vec()), None));
+    assert_eq!(follower.log().unwrap().history().last(), Some(start(1, 1)));
+    receive(&second, 3).unwrap();
+    assert_eq!(places(), (3, 6));
+    assert_eq!(value(b"b"), Some(b"1".to_vec()));
+    let history = follower.log().unwrap().history();
+    assert_eq!(history.last(), Some(start(2, 5)), "it follows from the log");
+    assert_eq!(follower.apply(4), Ok(None));
+    assert_eq!((places(), value(b"a")), ((4, 6), Some(b"2".to_vec())));
+    assert_eq!(follower.apply(u64::MAX), Ok(Some(leader.head().digest)));
+    assert_eq!(places(), (6, 6));
+    assert_eq!(follower.head(), leader.head());
+    assert_eq!(follower.apply(u64::MAX), Ok(None), "there is nothing more");
+    // A group that does not follow on what is logged changes nothing.
+    follower.clear();
+    receive(&first, 1).unwrap();
+    let gap = crate::receive_at(&follower, 3, &second, 9, Digest::EMPTY);
+    let (expected, got) = (4, 3);
+    assert_eq!(gap, Err(ApplyError::Gap { expected, got }));
+    assert_eq!(places(), (1, 3));
 }

@@ -11,9 +11,11 @@ mod model;
 mod peers;
 mod threads;
 
+use gopherstore::engine::digest::Digest;
 use gopherstore::engine::entry::Entry;
 use gopherstore::engine::{Answers, ApplyError, Engine, Group};
 use gopherstore::history::EpochStart;
+use gopherstore::log::Log;
 use gopherstore::node::Node;
 use gopherstore::wire::replication::{self, BatchEncoder, Fields, Message, StreamOpcode};
 use gopherstore::wire::request::{Limits, Parsed, frames, parse};
@@ -91,7 +93,29 @@ fn epoch_record(start: EpochStart) -> Vec<u8> {
 
 /// Applies frames as records of a leader.
 fn apply(engine: &Engine, records: &[u8]) -> Result<(), ApplyError> {
-    let (mut bytes, first_index) = (Vec::new(), engine.head().index + 1);
+    receive(engine, records, u64::MAX, Digest::EMPTY).map(drop)
+}
+
+/// Passes an engine the next records of a leader, which are committed up to this index.
+fn receive(
+    engine: &Engine,
+    records: &[u8],
+    committed: u64,
+    digest: Digest,
+) -> Result<Option<Digest>, ApplyError> {
+    let first_index = engine.log().map_or(0, Log::last_index) + 1;
+    receive_at(engine, first_index, records, committed, digest)
+}
+
+/// The same for a group that begins at this index.
+fn receive_at(
+    engine: &Engine,
+    first_index: u64,
+    records: &[u8],
+    committed: u64,
+    digest: Digest,
+) -> Result<Option<Digest>, ApplyError> {
+    let mut bytes = Vec::new();
     let mut batch = BatchEncoder::new(&mut bytes, StreamOpcode::Entries);
     assert!(frames(records).all(|frame| batch.push(frame.bytes())));
     batch.finish(|count| Fields::Entries {
@@ -113,8 +137,10 @@ fn apply(engine: &Engine, records: &[u8]) -> Result<(), ApplyError> {
     else {
         panic!("entries were written");
     };
-    engine.apply(&Group {
+    let group = Group {
         first_index,
         records,
-    })
+        digest,
+    };
+    engine.receive(&group, committed)
 }

@@ -120,8 +120,9 @@ fn apply(engine: &Engine, records: &[u8]) {
     let group = Group {
         first_index,
         records,
+        digest: Digest::EMPTY,
     };
-    engine.apply(&group).unwrap();
+    engine.receive(&group, group.last_index()).unwrap();
 }
 
 fn copy_partition(engine: &Engine, partition: usize, planted: Planted) -> (Map, u64) {

@@ -142,7 +142,7 @@ fn accept_follower<'a>(
     let mut cursor = None;
     let start = start_of(
         &history,
-        log.head().index,
+        log.last_index(),
         |index| {
             cursor = log.cursor_after(index);
             cursor.is_some()
@@ -219,7 +219,7 @@ fn accept_observer<'a>(
         return Err(Reply::Loading(why));
     }
     let history = node.history();
-    let (last_index, first_index) = (log.head().index, log.first_index());
+    let (last_index, first_index) = (log.last_index(), log.first_index());
     let judged = start_of_observer(
         &history,
         last_index,

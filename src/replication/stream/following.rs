@@ -15,7 +15,7 @@ pub(crate) use crate::replication::core::machine::Goal;
 use crate::replication::core::role::LeadOrder;
 use crate::replication::core::rules::{Decision, Position, decide};
 use crate::replication::peers::{Peers, Replica};
-use crate::wire::replication::{Follow, FollowAnswer, Frames, Message, Parsed, parse};
+use crate::wire::replication::{Follow, FollowAnswer, Message, Parsed, parse};
 use crate::wire::response::{self, Response};
 use crate::wire::{Buffer, Status};
 
@@ -134,7 +134,7 @@ impl<'a> FollowerStream<'a> {
         let own = if self.node.is_to_discard() {
             Position::default()
         } else {
-            Position::of(&self.node.history(), self.node.head().index)
+            Position::of(&self.node.history(), self.node.last_index())
         };
         let deadline = now + self.member.replication.leader_timeout;
         self.receiving = Receiving::Answer { own, deadline };
@@ -251,17 +251,16 @@ impl<'a> FollowerStream<'a> {
 
     /// The position that the node acknowledges.
     fn at(&self) -> Acknowledged {
-        let index = self.node.head().index;
         Acknowledged {
-            last_index: index,
-            applied_index: index,
+            last_index: self.node.last_index(),
+            applied_index: self.node.head().index,
         }
     }
 
     /// Whether the goal is reached.
     fn is_done(&self) -> bool {
         match (self.goal, &self.receiving) {
-            (Goal::CatchUp(index), Receiving::Entries) => self.node.head().index >= index,
+            (Goal::CatchUp(index), Receiving::Entries) => self.node.last_index() >= index,
             (Goal::Follow, _)
             | (
                 Goal::CatchUp(_),
@@ -353,22 +352,32 @@ impl<'a> FollowerStream<'a> {
             (
                 Message::Entries {
                     first_index,
+                    committed_index,
                     digest,
                     frames,
                     ..
                 },
                 Receiving::Entries,
-            ) => self.entries(first_index, frames, digest),
+            ) => {
+                let group = Group {
+                    first_index,
+                    records: frames,
+                    digest: Digest::from_u128(digest),
+                };
+                self.entries(&group, committed_index)
+            }
             (
                 Message::Heartbeat {
                     round,
                     last_index,
+                    committed_index,
                     digest_index,
                     digest,
                     ..
                 },
                 Receiving::Entries,
             ) => {
+                self.commit(self.node.engine().apply(committed_index))?;
                 self.heartbeat(last_index, digest_index, digest, now)?;
                 self.acks.heartbeat(round);
                 Ok(())
@@ -429,6 +438,8 @@ impl<'a> FollowerStream<'a> {
 
     /// Judges the order to lead: the node must hold exactly what the leader holds.
     fn lead(&self, order: LeadOrder) -> Result<Need, FollowError> {
+        // The leader holds all of it, so it is committed.
+        self.commit(self.node.engine().apply(order.last_index))?;
         let head = self.node.head();
         let fits = matches!(self.receiving, Receiving::Entries)
             && order.epoch == self.epoch
@@ -464,26 +475,23 @@ impl<'a> FollowerStream<'a> {
         self.adopt();
     }
 
-    /// Applies a group, the first record of which must be the next one of this node's log, and after which the data set
-    /// has this digest.
-    fn entries(
-        &self,
-        first_index: u64,
-        records: Frames<'_>,
-        digest: u128,
-    ) -> Result<(), FollowError> {
-        let group = Group {
-            first_index,
-            records,
-        };
-        let result = self.node.engine().apply(&group);
-        result.map_err(|error| match error {
+    /// Logs a group of records, and applies what is committed.
+    fn entries(&self, group: &Group<'_>, committed: u64) -> Result<(), FollowError> {
+        self.commit(self.node.engine().receive(group, committed))
+    }
+
+    /// Records are applied. Where a group of the leader ends at the last of them, the digests must be equal.
+    fn commit(&self, applied: Result<Option<Digest>, ApplyError>) -> Result<(), FollowError> {
+        let theirs = applied.map_err(|error| match error {
             ApplyError::Gap { .. } | ApplyError::Epoch(_) => {
                 FollowError::Protocol(error.to_string())
             }
             ApplyError::Missing { .. } => FollowError::Diverged(error.to_string()),
         })?;
-        compare(self.node.head(), digest)
+        match theirs {
+            Some(theirs) => compare(self.node.head(), theirs.to_u128()),
+            None => Ok(()),
+        }
     }
 
     /// Compares the leader's digest with this node's.
@@ -496,12 +504,15 @@ impl<'a> FollowerStream<'a> {
     ) -> Result<(), FollowError> {
         let head = self.node.head();
         self.peers.leader_told(last_index, head.index, now);
-        if digest_index != head.index {
-            // Everything that was sent before the heartbeat is applied, so this node has entries of another origin.
+        let logged = self.node.last_index();
+        if digest_index != logged {
+            // Everything that was sent before the heartbeat is logged, so this node has entries of another origin.
             return Err(FollowError::Diverged(format!(
-                "the leader has sent everything up to index {digest_index}, and this node is at {}",
-                head.index
+                "the leader has sent everything up to index {digest_index}, and this node is at {logged}"
             )));
+        }
+        if head.index < logged {
+            return Ok(());
         }
         compare(head, digest)
     }

@@ -369,12 +369,12 @@ impl Sender<'_> {
             None => return Ok(false),
         };
         self.round += 1;
-        let last_index = self.log.head().index;
+        let last_index = self.log.last_index();
         let beat = Message::Heartbeat {
             epoch: self.epoch,
             round: self.round,
             last_index,
-            committed_index: last_index,
+            committed_index: self.log.committed_index(),
             durable_index: 0,
             time_ms: self.time_ms,
             digest_index,
@@ -409,7 +409,7 @@ impl Sender<'_> {
             epoch: self.epoch,
             first_index: cursor.next - u64::from(count),
             count,
-            committed_index: cursor.next - 1,
+            committed_index: self.log.committed_index(),
             time_ms: self.time_ms,
             digest: digest.to_u128(),
         }

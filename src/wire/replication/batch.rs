@@ -103,18 +103,7 @@ impl<'a> Frames<'a> {
 
     /// The frames in order, as runs that may be executed together. An EPOCH is a run of its own.
     pub fn runs(&self) -> impl Iterator<Item = Run<'a>> {
-        let mut rest = self.bytes;
-        std::iter::from_fn(move || {
-            let mut run = Run::of(rest, &ANY_VALUE);
-            if run.is_empty()
-                && let Ok(Parsed::Whole(frame)) = request::parse(rest, &ANY_VALUE)
-            {
-                run = Run::of_one(&frame);
-            }
-            rest = &rest[run.bytes().len()..];
-            // `check` has accepted the frames, so this is their end.
-            (!run.is_empty()).then_some(run)
-        })
+        runs(self.bytes)
     }
 
     /// The frames, in order.
@@ -125,6 +114,21 @@ impl<'a> Frames<'a> {
             count: self.count,
         }
     }
+}
+
+/// Records that were accepted before, as runs that may be executed together. An EPOCH is a run of its own.
+pub fn runs(records: &[u8]) -> impl Iterator<Item = Run<'_>> {
+    let mut rest = records;
+    std::iter::from_fn(move || {
+        let mut run = Run::of(rest, &ANY_VALUE);
+        if run.is_empty()
+            && let Ok(Parsed::Whole(frame)) = request::parse(rest, &ANY_VALUE)
+        {
+            run = Run::of_one(&frame);
+        }
+        rest = &rest[run.bytes().len()..];
+        (!run.is_empty()).then_some(run)
+    })
 }
 
 impl<'a> IntoIterator for Frames<'a> {

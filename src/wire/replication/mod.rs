@@ -64,7 +64,7 @@ mod messages;
 
 use crate::wire::EncodeError;
 
-pub use batch::{BATCH_LEN_MAX, BatchEncoder, FrameIter, Frames};
+pub use batch::{BATCH_LEN_MAX, BatchEncoder, FrameIter, Frames, runs};
 pub use epochs::{EPOCH_LEN, Epochs, EpochsError};
 pub use error::ReplicationError;
 pub use follow::{
