@@ -1,6 +1,7 @@
 //! The role and state of a node, and their transitions. [`Node::change`] alone sets what each state admits.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crossbeam_channel::Receiver;
 
@@ -49,7 +50,7 @@ impl Node {
     /// Whether the node leads, be it that it stops and takes no more writes.
     #[must_use]
     pub fn leads(&self) -> bool {
-        matches!(self.state.lock().role, RoleState::Leader { .. })
+        self.is_leader.load(Ordering::SeqCst)
     }
 
     /// Whether the node is to lead, and finds out which data the others hold.
@@ -221,6 +222,7 @@ impl Node {
             state.moves = moves;
             return Err(error);
         }
+        self.is_leader.store(true, Ordering::SeqCst);
         self.tell_watcher(&role, state);
         Ok(())
     }
@@ -304,6 +306,7 @@ impl Node {
         let before = state.role.clone();
         with(&mut state);
         let leads = matches!(state.role, RoleState::Leader { .. });
+        self.is_leader.store(leads, Ordering::SeqCst);
         self.engine.admit(state.admission());
         if matches!(before, RoleState::Leader { .. }) && !leads {
             then();

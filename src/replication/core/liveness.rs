@@ -21,8 +21,10 @@ pub struct Peer {
     contact: Option<Asked>,
     /// Time of the last attempt that was not silent.
     answered: Option<Instant>,
-    /// Whether it led when it was last heard, or was ordered to lead.
+    /// Whether it led when it was last heard.
     leads: bool,
+    /// Whether it was ordered to lead, and may still obey: it has a stream from this node, on which the order is.
+    is_ordered: bool,
 }
 
 /// Result of one attempt to ask a peer.
@@ -68,6 +70,7 @@ impl Liveness {
             contact: None,
             answered: None,
             leads: false,
+            is_ordered: false,
         });
         Liveness {
             peers: peers.collect(),
@@ -105,8 +108,14 @@ impl Liveness {
             peer.answered = Some(now);
         }
         match &contact {
-            Contact::Report(report) => peer.leads = report.leads(),
-            Contact::NoProcess | Contact::Stranger(_) => peer.leads = false,
+            Contact::Report(report) => {
+                peer.leads = report.leads();
+                peer.is_ordered &= !report.leads() && report.follows.is_some();
+            }
+            Contact::NoProcess | Contact::Stranger(_) => {
+                peer.leads = false;
+                peer.is_ordered = false;
+            }
             Contact::Unclear(_) | Contact::Silent(_) => {}
         }
         peer.contact = Some(Asked { began, contact });
@@ -119,10 +128,11 @@ impl Liveness {
         }
     }
 
-    /// This node has ordered a peer to lead. The peer counts as one that leads until it says something else.
+    /// This node has ordered a peer to lead. The peer counts as one that leads until it says that it neither leads nor
+    /// follows: while it follows, the order may be on its way.
     pub fn ordered_to_lead(&mut self, name: &str) {
         if let Some(peer) = self.peers.iter_mut().find(|peer| peer.name == name) {
-            peer.leads = true;
+            peer.is_ordered = true;
         }
     }
 
@@ -178,10 +188,10 @@ impl Peer {
         self.heard
     }
 
-    /// Whether the peer led when it was last heard, or was ordered to lead since.
+    /// Whether the peer led when it was last heard, or was ordered to lead and may still obey.
     #[must_use]
     pub const fn is_known_to_lead(&self) -> bool {
-        self.leads
+        self.leads || self.is_ordered
     }
 
     /// How long all attempts have been silent, counted from `since` at the earliest.
@@ -268,6 +278,7 @@ impl LeaderWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replication::core::report::{Report, Role, Settings, State, Stopping};
 
     const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -332,6 +343,48 @@ mod tests {
             let changed = table.record("n2", contact.clone(), start, at(start, 10));
             assert_eq!(changed.map(|change| change.is_up), change, "{contact:?}");
         }
+    }
+
+    #[test]
+    fn a_peer_that_was_ordered_to_lead_counts_as_leading_while_it_may_obey() {
+        let start = Instant::now();
+        let report = |role, state, follows: Option<&str>| {
+            Contact::Report(Box::new(Report {
+                node: "n2".to_owned(),
+                cluster: "demo".to_owned(),
+                role,
+                state,
+                stopping: Stopping::No,
+                epoch: 3,
+                index: 9,
+                process: 1,
+                settings: Settings::default(),
+                peers: vec!["n1".to_owned()],
+                follows: follows.map(str::to_owned),
+            }))
+        };
+        let (leader, follower, serving) = (Role::Leader, Role::Follower, State::Serving);
+        let silent = Contact::Silent("timed out".to_owned());
+        let cases = [
+            (silent, true),
+            (Contact::Unclear("answers ERROR".to_owned()), true),
+            (report(follower, serving, Some("n1:1")), true),
+            (report(leader, serving, None), true),
+            (report(follower, serving, None), false),
+            (report(leader, State::Loading, None), false),
+            (Contact::NoProcess, false),
+        ];
+        for (contact, leads) in cases {
+            let mut table = Liveness::new(["n2".to_owned()], TIMEOUT, start);
+            table.ordered_to_lead("n2");
+            table.record("n2", contact.clone(), start, start);
+            let is_known_to_lead = table.peers()[0].is_known_to_lead();
+            assert_eq!(is_known_to_lead, leads, "{contact:?}");
+        }
+        let mut table = Liveness::new(["n2".to_owned()], TIMEOUT, start);
+        table.record("n2", report(leader, serving, None), start, start);
+        table.record("n2", report(follower, serving, Some("n3:1")), start, start);
+        assert!(!table.peers()[0].is_known_to_lead(), "it was not ordered");
     }
 
     #[test]

@@ -91,11 +91,15 @@ pub fn next(own: Own<'_>, peers: &[Peer], began: Instant, timeout: Duration, now
     }
     for (name, report) in reports() {
         if let Some(leader) = &report.follows {
+            // The peers of one that has handed over may not know it yet.
+            let hint = if own.has_led {
+                "this node leads no more"
+            } else {
+                "this node is to lead; stop one of the two"
+            };
             return Next::Wait {
-                reason: format!(
-                    "{name} follows a leader at {leader}, and this node is to lead; stop one of the two"
-                ),
-                is_conflict: true,
+                reason: format!("{name} follows a leader at {leader}, and {hint}"),
+                is_conflict: !own.has_led,
             };
         }
     }

@@ -24,10 +24,8 @@ pub(crate) struct Accepted<'a> {
     pub(super) generation: u64,
     pub(super) history: History,
     pub(super) cursor: Option<Cursor>,
-    /// Permit for the snapshot, where the stream begins with one.
-    pub(super) permit: Option<Permit>,
     /// Where the stream begins.
-    pub(crate) start: Start,
+    pub(super) start: Start,
     /// The answer's value.
     pub(crate) answer: Vec<u8>,
 }
@@ -38,9 +36,13 @@ impl Accepted<'_> {
         self.link.is_observer()
     }
 
-    /// The name that the request gave.
-    pub(crate) fn name(&self) -> &str {
-        self.link.name()
+    /// The line for the log.
+    pub(crate) fn line(&self) -> String {
+        let (name, verb) = (self.link.name(), self.link.verb());
+        match self.start {
+            Start::Snapshot | Start::Unknown => format!("{name} {verb}s: full copy"),
+            Start::Resume { from_index } => format!("{name} {verb}s: from index {from_index}"),
+        }
     }
 }
 
@@ -122,7 +124,8 @@ fn accept_follower<'a>(
     let peer = configured(member, follow)?;
     // A follower serves only a node that is to lead, which has to find the data again, and, while it stops, any peer
     // that can keep the data.
-    let serves_it = follow.is_to_lead || peers.is_stopping();
+    let serves_it =
+        follow.is_to_lead || *peer.name == *member.initial_leader.name || peers.is_stopping();
     if let (Some(refusal), false) = (node.redirects_writes(), serves_it) {
         return Err(refusal.into());
     }
@@ -167,7 +170,7 @@ fn accept_follower<'a>(
         Start::Snapshot | Start::Unknown => 0,
     };
     Ok(Box::new(Accepted {
-        link: Link::of_follower(replica, peer.name.clone(), number, matched),
+        link: Link::of_follower(replica, peer.name.clone(), number, matched, permit),
         log,
         interval: member.replication.heartbeat_interval,
         generation,
@@ -175,7 +178,6 @@ fn accept_follower<'a>(
         cursor: cursor.filter(|_| start != Start::Snapshot),
         answer,
         history,
-        permit,
     }))
 }
 
@@ -252,7 +254,6 @@ fn accept_observer<'a>(
         cursor,
         answer: answer_of(start, &history)?,
         history,
-        permit: None,
     }))
 }
 

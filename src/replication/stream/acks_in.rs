@@ -72,9 +72,7 @@ impl<'a> AckReader<'a> {
             let index = last_index;
             return Err(StreamEnd::AckBeyond { index, matched });
         }
-        self.link
-            .progress(|follower| follower.acknowledged(applied_index, now))?;
-        Ok(())
+        self.link.acknowledged(applied_index, now)
     }
 
     /// The longest wait for an acknowledgement; `None` of an observer, which may be silent. TCP's retransmissions or

@@ -3,9 +3,13 @@
 use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
 
 use crate::replication::core::progress::Progress;
 use crate::replication::core::role::LeadOrder;
+use crate::replication::core::snapshot_permits::Permit;
 use crate::replication::peers::Replica;
 use crate::wire::replication::ReplicationError;
 
@@ -85,6 +89,8 @@ pub(crate) struct Link<'a> {
     name: String,
     /// Number of the stream among all that the node has had; `None` for an observer, which is in no registry.
     number: Option<u64>,
+    /// Permit for the snapshot that the stream began with, until the follower has acknowledged all of it.
+    permit: Mutex<Option<Permit>>,
     /// Last index that the other side can have: where the stream began, and then what was sent.
     matched: AtomicU64,
     /// Set once the other side has ended the stream.
@@ -98,11 +104,13 @@ impl<'a> Link<'a> {
         name: String,
         number: u64,
         matched: u64,
+        permit: Option<Permit>,
     ) -> Link<'a> {
         Link {
             replica,
             name,
             number: Some(number),
+            permit: Mutex::new(permit),
             matched: AtomicU64::new(matched),
             end: OnceLock::new(),
         }
@@ -114,6 +122,7 @@ impl<'a> Link<'a> {
             replica,
             name,
             number: None,
+            permit: Mutex::new(None),
             matched: AtomicU64::new(0),
             end: OnceLock::new(),
         }
@@ -139,6 +148,24 @@ impl<'a> Link<'a> {
         self.number.is_none()
     }
 
+    /// What the other side does.
+    pub(super) const fn verb(&self) -> &'static str {
+        if self.is_observer() {
+            "observe"
+        } else {
+            "follow"
+        }
+    }
+
+    /// The line for the log when the stream has ended. `why` says how, where it is not complete.
+    pub(crate) fn end_line(&self, why: Option<&dyn fmt::Display>) -> String {
+        let (name, verb) = (self.name(), self.verb());
+        match why {
+            None => format!("{name} no longer {verb}s"),
+            Some(why) => format!("{name} no longer {verb}s: {why}"),
+        }
+    }
+
     /// Looks at or changes a follower's progress. `None` of an observer.
     ///
     /// # Errors
@@ -153,6 +180,23 @@ impl<'a> Link<'a> {
         };
         let result = self.replica.peers.with_follower(&self.name, number, f);
         result.map(Some).ok_or(StreamEnd::Replaced)
+    }
+
+    /// A follower has acknowledged everything up to `index`. Its snapshot no longer delays others, once it has all of
+    /// that.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamEnd::Replaced`], as above.
+    pub(super) fn acknowledged(&self, index: u64, now: Instant) -> Result<(), StreamEnd> {
+        let is_copying = self.progress(|follower| {
+            follower.acknowledged(index, now);
+            follower.is_copying()
+        })?;
+        if is_copying == Some(false) {
+            *self.permit.lock() = None;
+        }
+        Ok(())
     }
 
     /// The order to lead that this stream carries to its follower, once that is given.
@@ -181,8 +225,9 @@ impl<'a> Link<'a> {
         self.leave();
     }
 
-    /// Takes a follower out of the registry. A second call changes nothing.
+    /// Takes a follower out of the registry, and returns its permit. A second call changes nothing.
     fn leave(&self) {
+        *self.permit.lock() = None;
         if let Some(number) = self.number {
             // A leader keeps it in STATUS, with its last figures.
             let keeps = self.replica.node.leads();

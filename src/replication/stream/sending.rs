@@ -13,7 +13,6 @@ use crate::history::History;
 use crate::log::{Cursor, Found, Log};
 use crate::node::Node;
 use crate::replication::core::liveness::SILENT_HEARTBEATS;
-use crate::replication::core::snapshot_permits::Permit;
 use crate::wire::replication::{BatchEncoder, Fields, Head, Message, Start, StreamOpcode};
 
 /// After a batch of fewer entries the sender pauses, so that more of them gather: a write to the socket for every few
@@ -110,8 +109,6 @@ pub(super) struct Sender<'a> {
     time_ms: u64,
     /// The last batch was a small one.
     is_to_gather: bool,
-    /// Held until the follower has acknowledged the whole snapshot.
-    permit: Option<Permit>,
     /// Frames read from the log.
     pub(super) run: Vec<u8>,
     /// Lines for the log.
@@ -141,7 +138,6 @@ impl<'a> LeaderStream<'a> {
                 round: 0,
                 time_ms: 0,
                 is_to_gather: false,
-                permit: accepted.permit,
                 run: Vec::new(),
                 notes: Vec::new(),
             },
@@ -170,6 +166,13 @@ impl<'a> LeaderStream<'a> {
     /// The log that is sent.
     pub(crate) const fn log(&self) -> &'a Log {
         self.sender.log
+    }
+
+    /// Whether [`next`](Self::next) has something to decide, though the log has nothing new: the stream is over, or
+    /// carries an order.
+    pub(crate) fn has_news(&self) -> bool {
+        let sender = &self.sender;
+        sender.link.order().is_some() || sender.check_dataset().is_err()
     }
 
     /// Whether a snapshot is being sent.
@@ -254,11 +257,9 @@ impl<'a> LeaderStream<'a> {
                 return Ok(Sending::Frames { large: None });
             }
         }
-        let is_copying = sender.link.progress(|follower| follower.is_copying());
         // Only the stream of a follower that was silent is replaced.
-        if is_copying.map_err(|_| StreamEnd::Silent)? == Some(false) {
-            sender.permit = None;
-        }
+        let has_place = sender.link.progress(|_| ());
+        has_place.map_err(|_| StreamEnd::Silent)?;
         match sender.read(&mut cursor)? {
             Found::Small(count, digest) => {
                 sender.entries(count, digest, cursor, out)?;

@@ -21,7 +21,6 @@ use crate::replication::stream::acks_in::AckReader;
 use crate::replication::stream::link::StreamEnd;
 use crate::replication::stream::sending::{LeaderStream, Sending};
 use crate::wire::Buffer;
-use crate::wire::replication::Start;
 
 /// How long a follower that comes back waits for this node to notice the end of its last stream. Where the stream is
 /// another node's of the same name, it does not end, and the follower is refused.
@@ -74,19 +73,15 @@ pub(crate) fn serve(
     accepted: Box<Accepted<'_>>,
     early: &[u8],
 ) -> io::Result<()> {
-    let is_observer = accepted.is_observer();
-    let verb = if is_observer { "observe" } else { "follow" };
-    let name = accepted.name().to_owned();
-    match accepted.start {
-        Start::Snapshot | Start::Unknown => info!("{name} {verb}s: full copy"),
-        Start::Resume { from_index } => info!("{name} {verb}s: from index {from_index}"),
-    }
-    let result = run(socket, LeaderStream::new(*accepted, Instant::now()), early);
+    info!("{}", accepted.line());
+    let stream = LeaderStream::new(*accepted, Instant::now());
+    let link = Arc::clone(stream.link());
+    let result = run(socket, stream, early);
     match &result {
-        Ok(()) => info!("{name} no longer {verb}s"),
+        Ok(()) => info!("{}", link.end_line(None)),
         // The end of an observer is nothing unusual.
-        Err(error) if is_observer => info!("{name} no longer {verb}s: {error}"),
-        Err(error) => warn!("{name} no longer {verb}s: {error}"),
+        Err(error) if link.is_observer() => info!("{}", link.end_line(Some(error))),
+        Err(error) => warn!("{}", link.end_line(Some(error))),
     }
     result
 }
@@ -142,9 +137,7 @@ fn send(stream: &mut LeaderStream<'_>, socket: &TcpStream) -> Result<(), StreamE
                 }
             }
             Sending::Wait { cursor, until } => {
-                log.wait(&cursor, until, || {
-                    link.end().is_some() || link.order().is_some()
-                });
+                log.wait(&cursor, until, || stream.has_news());
             }
             Sending::Gather(time) => thread::sleep(time),
             Sending::AwaitAck { index, until } => {
