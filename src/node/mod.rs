@@ -24,7 +24,7 @@ pub use status::{Lines, Shown, StatusSection, Summary};
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
@@ -70,6 +70,8 @@ pub struct Node {
     engine: Engine,
     member: Option<Member>,
     state: Mutex<ReplicaState>,
+    /// Whether the role is that of a leader. Changed with the state locked, and read without.
+    is_leader: AtomicBool,
     /// Receives each role.
     watcher: Option<Sender<RoleState>>,
     /// The part of STATUS that is about the node's peers.
@@ -138,6 +140,7 @@ impl Node {
             engine: Engine::new(backlog_bytes),
             member,
             state: Mutex::new(ReplicaState::new(role)),
+            is_leader: AtomicBool::new(false),
             watcher: None,
             status_section: None,
             connections: AtomicU64::new(0),

@@ -194,7 +194,7 @@ impl<'a> Link<'a> {
             follower.is_copying()
         })?;
         if is_copying == Some(false) {
-            *self.permit.lock() = None;
+            self.return_permit();
         }
         Ok(())
     }
@@ -225,9 +225,15 @@ impl<'a> Link<'a> {
         self.leave();
     }
 
+    /// Returns the permit for the snapshot, if the stream has it still.
+    fn return_permit(&self) {
+        let permit = self.permit.lock().take();
+        drop(permit);
+    }
+
     /// Takes a follower out of the registry, and returns its permit. A second call changes nothing.
     fn leave(&self) {
-        *self.permit.lock() = None;
+        self.return_permit();
         if let Some(number) = self.number {
             // A leader keeps it in STATUS, with its last figures.
             let keeps = self.replica.node.leads();

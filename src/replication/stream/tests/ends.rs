@@ -225,10 +225,28 @@ fn a_follower_that_holds_data_waits_for_the_snapshot_of_another() {
     overflow(&leader);
     let error = Joined::join(&leader, &follower, leader.began).err();
     assert!(matches!(error, Some(FollowError::NotYet(_))), "{error:?}");
-    first.beat().unwrap();
-    first.beat().unwrap();
+    while !third.node.holds_data() {
+        first.step().unwrap();
+    }
+    let error = Joined::join(&leader, &follower, leader.began).err();
+    assert!(matches!(error, Some(FollowError::NotYet(_))), "{error:?}");
+    // The permit is returned with the acknowledgement, and not when the leader next sends something.
+    first.now += Duration::from_millis(2);
+    first.acknowledge().unwrap();
     let second = Joined::join(&leader, &follower, leader.began).unwrap();
     assert_eq!(second.start, Start::Snapshot, "the first one is complete");
+}
+
+#[test]
+fn the_streams_of_a_leader_end_as_soon_as_it_leads_no_more() {
+    let (leader, follower) = pair();
+    let mut stream = Joined::join(&leader, &follower, leader.began).unwrap();
+    stream.settle().unwrap();
+    assert!(!stream.leader.has_news());
+    leader.node.campaign("n2 is about to lead");
+    assert!(stream.leader.has_news());
+    let ended = stream.step();
+    assert_eq!(ended, Err(Ended::Leader(StreamEnd::NotLeading)));
 }
 
 #[test]
