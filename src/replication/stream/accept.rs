@@ -124,8 +124,7 @@ fn accept_follower<'a>(
     let peer = configured(member, follow)?;
     // A follower serves only a node that is to lead, which has to find the data again, and, while it stops, any peer
     // that can keep the data.
-    let serves_it =
-        follow.is_to_lead || *peer.name == *member.initial_leader.name || peers.is_stopping();
+    let serves_it = follow.is_to_lead || peers.is_stopping();
     if let (Some(refusal), false) = (node.redirects_writes(), serves_it) {
         return Err(refusal.into());
     }
