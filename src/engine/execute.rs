@@ -268,4 +268,10 @@ impl Engine {
         let sequencer = self.sequencer.as_ref()?;
         Some(sequencer.reserve(cost))
     }
+
+    /// Reserves room where there is some. A simulation waits by itself.
+    #[cfg(test)]
+    pub(crate) fn try_room(&self, cost: u64) -> Option<Reservation<'_>> {
+        self.sequencer.as_ref()?.try_reserve(cost)
+    }
 }

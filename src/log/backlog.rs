@@ -6,7 +6,7 @@ use crate::engine::digest::Digest;
 use crate::engine::entry::Entry;
 use crate::wire::request::RequestHeader;
 
-/// Bytes of frames in one segment.
+/// Most bytes of frames in one segment.
 const SEGMENT_BYTES: usize = 256 << 10;
 
 /// A frame longer than this is kept as its entry and not copied.
@@ -77,6 +77,8 @@ pub struct Backlog {
     last_index: u64,
     bytes: u64,
     bytes_max: u64,
+    /// Bytes of frames in one segment. Of a small backlog a segment is a quarter, so that a part of it can be evicted.
+    segment_bytes: usize,
     /// The frames of a segment that was evicted, for the next one.
     spare: Vec<u8>,
 }
@@ -122,8 +124,10 @@ pub enum After {
 impl Backlog {
     /// An empty backlog of at most `bytes_max` bytes that begins after index 0.
     #[must_use]
-    pub const fn new(bytes_max: u64) -> Backlog {
+    pub fn new(bytes_max: u64) -> Backlog {
+        let quarter = usize::try_from(bytes_max / 4).unwrap_or(usize::MAX);
         Backlog {
+            segment_bytes: quarter.min(SEGMENT_BYTES),
             base_index: 0,
             base_digest: Digest::EMPTY,
             segments: VecDeque::new(),
@@ -179,7 +183,7 @@ impl Backlog {
         if large.is_none()
             && let Some(segment) = self.segments.back_mut()
             && let Held::Small(bytes) = &mut segment.held
-            && bytes.len() + new.len() <= SEGMENT_BYTES
+            && bytes.len() + new.len() <= self.segment_bytes
         {
             let before = segment.ends.last().map_or(0, |end| end.entries);
             bytes.extend_from_slice(new);
@@ -191,7 +195,7 @@ impl Backlog {
             Held::Large(entry.clone())
         } else {
             let mut bytes = std::mem::take(&mut self.spare);
-            bytes.reserve_exact(SEGMENT_BYTES.max(new.len()));
+            bytes.reserve_exact(self.segment_bytes.max(new.len()));
             bytes.extend_from_slice(new);
             Held::Small(bytes)
         };

@@ -33,6 +33,8 @@ use parking_lot::Mutex;
 use crate::config::{Config, LimitsConfig, NodeConfig, ReplicationConfig};
 use crate::engine::Engine;
 use crate::engine::comparison::Budget;
+#[cfg(test)]
+use crate::engine::store::Store;
 use crate::log::{Head, Log, Mark};
 use crate::replication::core::report::Settings;
 use crate::wire::comparison::{ComparisonError, List, Sums};
@@ -151,6 +153,32 @@ impl Node {
         };
         node.admit_initial_role();
         node
+    }
+
+    /// A node of a simulated cluster. Its store has a few partitions, and `seed` says which keys are in them.
+    #[cfg(test)]
+    pub(crate) fn simulated(
+        config: &Config,
+        this: &NodeConfig,
+        partitions: usize,
+        seed: u64,
+        started: Instant,
+    ) -> Node {
+        let mut node = Node::of_cluster(config, this);
+        let store = Store::seeded(partitions, seed);
+        node.engine = Engine::with_store(store, Some(config.replication.backlog_bytes));
+        if let Some(member) = &mut node.member {
+            member.process = seed;
+        }
+        node.started = started;
+        node.admit_initial_role();
+        node
+    }
+
+    /// Full copies and resumed streams so far.
+    #[cfg(test)]
+    pub(crate) fn streams(&self) -> [u64; 2] {
+        [&self.full_copies, &self.resumes].map(|count| count.load(Ordering::Relaxed))
     }
 
     /// The node's data set.

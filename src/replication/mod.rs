@@ -18,11 +18,11 @@
 #![deny(clippy::wildcard_enum_match_arm)]
 
 pub mod core;
-mod driver;
+pub(crate) mod driver;
 mod peers;
-mod shutdown_sync;
+pub(crate) mod shutdown_sync;
 pub(crate) mod stream;
-mod transfer;
+pub(crate) mod transfer;
 pub(crate) mod transport;
 pub(crate) mod watch;
 

@@ -58,7 +58,11 @@ impl Peers {
     /// Makes the table of `node`'s peers, and adds it to the node's STATUS.
     #[must_use]
     pub fn attach(node: &mut Node) -> Arc<Peers> {
-        let now = Instant::now();
+        Peers::attach_at(node, Instant::now())
+    }
+
+    /// The same at a time.
+    pub(crate) fn attach_at(node: &mut Node, now: Instant) -> Arc<Peers> {
         let member = node.member();
         let (silence_max, leader_timeout) =
             member.map_or((Duration::MAX, Duration::MAX), |member| {
@@ -232,6 +236,13 @@ impl Peers {
         let result = followers.progress_mut(name, stream).map(f);
         self.progressed.notify_all();
         result
+    }
+
+    /// Whether this is the number of the newest stream of a follower.
+    #[cfg(test)]
+    pub(crate) fn has_stream(&self, name: &str, number: Option<u64>) -> bool {
+        let newest = self.followers.lock().stream_number(name);
+        newest.is_some() && newest == number
     }
 
     /// The last index that a follower with a stream has acknowledged; `None` where it has none, or is receiving a

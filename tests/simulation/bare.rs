@@ -3,18 +3,20 @@
 use std::collections::BTreeMap;
 
 use super::Event;
-use super::events::{SECOND, Timeline};
-use super::load::{Load, Outcome, Shape, addr_of};
-use super::network::{Link, Network, Signal};
+use super::events::SECOND;
+use super::load::{Outcome, Shape, addr_of};
+use super::network::{Link, Signal};
+use super::process::Shared;
 use super::random::Random;
 use super::session::{Served, Turn};
-use super::trace::{Mode, Trace};
+use super::trace::Mode;
 use crate::node::Node;
 use crate::wire::Status;
 use crate::wire::request::Limits;
 
 const SHAPE: Shape = Shape {
     clients: 3,
+    keys: 6,
     pause: 2_000,
     batch: 5,
     long: 300,
@@ -22,36 +24,34 @@ const SHAPE: Shape = Shape {
     strays: 100,
 };
 
-/// What clients got in two seconds at a leader and a node that sends them there.
+/// What clients got in two seconds at a leader and a node that sends them there, and the sum of the trace.
 fn run(seed: u64) -> (Vec<Outcome>, BTreeMap<&'static str, usize>, u64) {
     let nodes = [Node::alone(), Node::follower_of(&addr_of(0))];
     let mut random = Random::new(seed);
-    let mut timeline: Timeline<Event> = Timeline::new();
     let mut link = Link::fast();
     link.splits = 300;
-    let mut network = Network::new(3, link, 5_000, random.split());
-    let mut trace = Trace::new(Mode::Kept);
-    let mut load = Load::new(SHAPE, 2, 2, &mut random, &mut timeline);
-    network.listen(0, true);
-    network.listen(1, true);
+    let mut shared = Shared::new(2, link, 5_000, SHAPE, Mode::Kept, &mut random);
+    shared.network.listen(0, true);
+    shared.network.listen(1, true);
     let mut served = BTreeMap::new();
     let mut answers = BTreeMap::new();
-    while let Some(event) = timeline.next() {
-        if timeline.now() > 2 * SECOND {
-            load.end();
+    while let Some(event) = shared.timeline.next() {
+        if shared.timeline.now() > 2 * SECOND {
+            shared.load.end();
         }
         let event = match event {
+            Event::Network(event) => event,
             Event::Client(event) => {
-                load.step(event, &mut network, &mut timeline, &mut trace);
+                shared.client(event);
                 continue;
             }
-            Event::Network(event) => event,
+            Event::Signal(..) | Event::Process(..) | Event::Later(_) => unreachable!("no process"),
         };
-        let Some((host, end, signal)) = network.step(event, &mut timeline) else {
+        let Some((host, end, signal)) = shared.network.step(event, &mut shared.timeline) else {
             continue;
         };
         if host == 2 {
-            load.signal(end, signal, &mut network, &mut timeline, &mut trace);
+            shared.client_signal(end, signal);
             continue;
         }
         if signal == Signal::Accepted {
@@ -60,10 +60,9 @@ fn run(seed: u64) -> (Vec<Outcome>, BTreeMap<&'static str, usize>, u64) {
         let Some(session) = served.get_mut(&end) else {
             continue;
         };
-        let mut numbers = Vec::new();
-        let turn = session.step(end, &mut network, &mut timeline, &mut |answered| {
+        let turn = session.step(end, &mut shared, &mut |shared, answered| {
             *answers.entry(answered.status.name()).or_insert(0) += 1;
-            numbers.push(load.number_of(end, answered.at).expect("it was sent"));
+            assert!(shared.load.number_of(end, answered.at).is_some());
             if host == 1 && answered.frame.opcode().spec().writes {
                 assert_eq!(answered.status, Status::NotLeader);
             }
@@ -72,10 +71,10 @@ fn run(seed: u64) -> (Vec<Outcome>, BTreeMap<&'static str, usize>, u64) {
         if turn == Turn::Closed || signal == Signal::Reset {
             served.remove(&end);
         } else if random.happens(20) {
-            network.lose(end, [true, true], &mut timeline);
+            shared.network.lose(end, [true, true], &mut shared.timeline);
         }
     }
-    (load.outcomes().to_vec(), answers, trace.sum())
+    (shared.load.outcomes().to_vec(), answers, shared.trace.sum())
 }
 
 #[test]

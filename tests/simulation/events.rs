@@ -35,8 +35,9 @@ impl<E> Timeline<E> {
     /// Time 0, and nothing to come.
     pub(super) fn new() -> Timeline<E> {
         Timeline {
-            // No decision depends on the instant that stands for time 0, only on differences.
-            base: Instant::now() + Duration::from_secs(1_000),
+            // No decision depends on the instant that stands for time 0, only on differences. Instants that the shipped
+            // code takes itself lie before it, and so far that STATUS has as many digits for each of them.
+            base: Instant::now() + Duration::from_secs(5_000),
             now: 0,
             added: 0,
             events: BinaryHeap::new(),
@@ -50,7 +51,17 @@ impl<E> Timeline<E> {
 
     /// The time as the shipped code has it.
     pub(super) fn instant(&self) -> Instant {
-        self.base + Duration::from_micros(self.now)
+        self.instant_of(self.now)
+    }
+
+    /// A time as the shipped code has it.
+    pub(super) fn instant_of(&self, at: Micros) -> Instant {
+        self.base + Duration::from_micros(at)
+    }
+
+    /// The time as milliseconds since 1970.
+    pub(super) const fn time_ms(&self) -> u64 {
+        1_700_000_000_000 + self.now / MS
     }
 
     /// The time of an instant; that of one in the past is now.

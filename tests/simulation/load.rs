@@ -16,9 +16,6 @@ const ANSWER_TIMEOUT: Micros = 1_500 * MS;
 /// Times that a request is sent again after answers that say that nothing was done.
 const TRIES_MAX: u32 = 40;
 
-/// Most keys of each kind.
-const KEYS: u64 = 6;
-
 /// The number of a request among all of a run. Sent again after a refusal, it keeps its number.
 pub(super) type Number = usize;
 
@@ -93,6 +90,8 @@ pub(super) enum ClientEvent {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
     pub(super) clients: usize,
+    /// Keys with values. Counters are half as many.
+    pub(super) keys: u64,
     /// Longest pause between two batches.
     pub(super) pause: Micros,
     /// Most requests of a batch.
@@ -464,7 +463,7 @@ pub(super) fn node_at(addr: &[u8]) -> Option<usize> {
 }
 
 fn random_kind(random: &mut Random, number: Number, shape: Shape) -> Kind {
-    let key = format!("k{}", random.below(KEYS));
+    let key = format!("k{}", random.below(shape.keys));
     match random.below(100) {
         0..45 => {
             let mut value = format!("v{number}.");
@@ -477,7 +476,7 @@ fn random_kind(random: &mut Random, number: Number, shape: Shape) -> Kind {
         45..70 => Kind::Get { key },
         70..80 => Kind::Del { key },
         _ => {
-            let key = format!("n{}", random.below(KEYS / 2));
+            let key = format!("n{}", random.below(shape.keys / 2));
             let delta = i64::try_from(random.below(9)).unwrap_or(0) + 1;
             Kind::Add { key, delta }
         }

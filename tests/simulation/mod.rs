@@ -15,25 +15,39 @@
 //! | `trace.rs`    | what happened, for people                                                |
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-#![allow(dead_code)] // of what whole nodes will use
 
+mod asking;
 mod bare;
 mod events;
+mod faults;
+mod following;
 mod load;
 mod network;
+mod process;
 mod random;
+mod seeds;
+mod serving;
 mod session;
+mod stopping;
 mod trace;
 mod truth;
+mod world;
 
 use load::ClientEvent;
-use network::NetworkEvent;
+use network::{End, NetworkEvent, Signal};
+use process::Wake;
+use world::Later;
 
 /// Something that happens in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
     Network(NetworkEvent),
     Client(ClientEvent),
+    /// A host notices something at an end of a connection.
+    Signal(usize, End, Signal),
+    /// A process has waited for something.
+    Process(usize, Wake),
+    Later(Later),
 }
 
 impl From<NetworkEvent> for Event {

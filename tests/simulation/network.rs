@@ -17,6 +17,9 @@ use super::random::Random;
 /// Time after which a connection is tried again on a link that is cut, or bytes after it was.
 const RETRANSMISSION: Micros = 200 * MS;
 
+/// Most bytes that arrive at a time.
+const SEGMENT_BYTES_MAX: usize = 4_096;
+
 /// One end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct End {
@@ -174,6 +177,12 @@ impl Network {
         &mut self.links[from][to]
     }
 
+    /// The host of an end of a connection that is not over.
+    pub(super) fn host_of(&self, end: End) -> usize {
+        let connection = self.connections[end.connection].as_ref();
+        connection.map_or(usize::MAX, |connection| connection.hosts[end.side])
+    }
+
     /// The host of the other end.
     pub(super) fn host_of_other(&self, end: End) -> Option<usize> {
         let connection = self.connections[end.connection].as_ref()?;
@@ -198,6 +207,8 @@ impl Network {
                     && connection.hosts[side] == host
                 {
                     connection.states[side] = State::Closed;
+                    let pipe = &mut connection.pipes[side];
+                    pipe.sent.truncate(pipe.under_way);
                 }
             }
             self.forget_if_over(at);
@@ -277,7 +288,7 @@ impl Network {
             } else {
                 rest.len()
             };
-            let (first, behind) = rest.split_at(len.min(rest.len()));
+            let (first, behind) = rest.split_at(len.min(rest.len()).min(SEGMENT_BYTES_MAX));
             rest = behind;
             let bytes = first.to_vec();
             self.send(end, Segment { bytes, ends: false }, timeline);
@@ -332,14 +343,6 @@ impl Network {
         })
     }
 
-    /// Whether the other side has read everything that was sent.
-    pub(super) fn is_taken(&self, end: End) -> bool {
-        let connection = self.connections[end.connection].as_ref();
-        connection.is_none_or(|connection| {
-            connection.states[end.side] != State::Open || connection.pipes[end.side].unread == 0
-        })
-    }
-
     /// Closes an end: what was sent arrives, and then the end of the stream.
     pub(super) fn close<E: From<NetworkEvent>>(&mut self, end: End, timeline: &mut Timeline<E>) {
         if self.end(end) {
@@ -372,8 +375,8 @@ impl Network {
         }
     }
 
-    /// The ends of open connections at a host, and whether the other end of each is at a host below `hosts`.
-    pub(super) fn ends_at(&self, host: usize, hosts: usize) -> Vec<End> {
+    /// The ends of open connections of a host with others of `nodes` nodes, or with clients.
+    pub(super) fn ends_at(&self, host: usize, with_clients: bool, nodes: usize) -> Vec<End> {
         let mut ends = Vec::new();
         for (at, connection) in self.connections.iter().enumerate() {
             let Some(connection) = connection else {
@@ -382,7 +385,7 @@ impl Network {
             for side in [0, 1] {
                 if connection.hosts[side] == host
                     && connection.states[side] == State::Open
-                    && connection.hosts[1 - side] < hosts
+                    && (connection.hosts[1 - side] >= nodes) == with_clients
                 {
                     ends.push(End {
                         connection: at,

@@ -5,11 +5,15 @@ use std::mem::MaybeUninit;
 use super::Event;
 use super::events::Timeline;
 use super::network::{End, Network};
+use super::process::Shared;
 use crate::node::{Node, Reply};
 use crate::server::session::{Session, Source, Step, Thread};
 use crate::wire::request::{self, Limits};
 use crate::wire::response;
 use crate::wire::{Opcode, RequestFrame, Status};
+
+/// Most bytes of answers that a session holds: 64 KiB, and those to a last run or a STATUS.
+const OUTPUT_BYTES_MAX: usize = (64 << 10) + (32 << 10);
 
 /// The reason why [`Served::step`] has returned.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,8 +30,12 @@ pub(super) enum Turn {
 pub(super) struct Served<'a> {
     pub(super) session: Session<'a>,
     node: &'a Node,
-    /// It was told to end once everything is sent.
+    /// It ends once everything is sent.
     is_ending: bool,
+    /// It ends once everything that has arrived is answered.
+    is_draining: bool,
+    /// It waits for so much room in the append queue.
+    awaits_room: Option<u64>,
     /// Bytes of answers that the network has taken.
     sent: usize,
     /// Of a client's session.
@@ -90,6 +98,8 @@ impl<'a> Served<'a> {
             session: Session::new(node, limits, &[], false),
             node,
             is_ending: false,
+            is_draining: false,
+            awaits_room: None,
             sent: 0,
             tap: is_client.then(Tap::default),
         }
@@ -100,21 +110,30 @@ impl<'a> Served<'a> {
     pub(super) fn step(
         &mut self,
         end: End,
-        network: &mut Network,
-        timeline: &mut Timeline<Event>,
-        judge: &mut dyn FnMut(Answered<'_>),
+        shared: &mut Shared,
+        judge: &mut dyn FnMut(&mut Shared, Answered<'_>),
     ) -> Turn {
         loop {
             if self.is_ending {
-                self.flush(end, network, timeline);
-                if self.session.output() == [b"", b""] {
-                    network.close(end, timeline);
+                if self.is_sent(end, shared) {
+                    shared.network.close(end, &mut shared.timeline);
                     return Turn::Closed;
                 }
                 return Turn::Waits;
             }
+            if let Some(cost) = self.awaits_room {
+                let Some(room) = self.node.engine().try_room(cost) else {
+                    self.flush(end, &mut shared.network, &mut shared.timeline);
+                    return Turn::Waits;
+                };
+                self.session.give_room(Some(room));
+                self.awaits_room = None;
+            }
             let step = self.session.step(Thread::Polling);
-            self.tell(judge);
+            self.tell(shared, judge);
+            let Shared {
+                network, timeline, ..
+            } = &mut *shared;
             match step {
                 Step::Read => {
                     let mut source = Arrived {
@@ -131,7 +150,7 @@ impl<'a> Served<'a> {
                         continue;
                     }
                     self.flush(end, network, timeline);
-                    self.is_ending = network.is_at_end(end);
+                    self.is_ending = self.is_draining || network.is_at_end(end);
                     if !self.is_ending {
                         return Turn::Waits;
                     }
@@ -153,13 +172,10 @@ impl<'a> Served<'a> {
                 }
                 Step::Own => {
                     let step = self.session.step(Thread::Own);
-                    self.tell(judge);
+                    self.tell(shared, judge);
                     match step {
                         Step::Follow => return Turn::Follow,
-                        Step::Room(cost) => {
-                            let room = self.node.engine().wait_for_room(cost);
-                            self.session.give_room(room);
-                        }
+                        Step::Room(cost) => self.awaits_room = Some(cost),
                         Step::Read | Step::Send | Step::Await | Step::Own => {}
                         Step::LeaveReserve | Step::Refuse(_) => unreachable!("as on any thread"),
                     }
@@ -176,7 +192,7 @@ impl<'a> Served<'a> {
     }
 
     /// Tells the answers that have come up.
-    fn tell(&mut self, judge: &mut dyn FnMut(Answered<'_>)) {
+    fn tell(&mut self, shared: &mut Shared, judge: &mut dyn FnMut(&mut Shared, Answered<'_>)) {
         let Some(tap) = &mut self.tap else {
             return;
         };
@@ -190,17 +206,34 @@ impl<'a> Served<'a> {
                 unreachable!("an answer to no request");
             };
             let len = frame.bytes().len();
-            judge(Answered {
+            let answered = Answered {
                 at: tap.answered,
                 frame,
                 status: Status::try_from(answer.status).expect("a status"),
                 value: answer.value,
-            });
+            };
+            judge(shared, answered);
             rest = &rest[answer.frame_len()..];
             tap.requests.drain(..len);
             tap.seen += answer.frame_len();
             tap.answered += 1;
         }
+    }
+
+    /// Has it end once everything that has arrived is answered.
+    pub(super) const fn drain(&mut self) {
+        self.is_draining = true;
+    }
+
+    /// Whether it waits for room in the append queue.
+    pub(super) const fn awaits_room(&self) -> bool {
+        self.awaits_room.is_some()
+    }
+
+    /// Sends answers that can be sent. Returns whether all are sent.
+    pub(super) fn is_sent(&mut self, end: End, shared: &mut Shared) -> bool {
+        self.flush(end, &mut shared.network, &mut shared.timeline);
+        self.session.output() == [b"", b""] && !self.session.is_held()
     }
 
     fn asks_status(&self) -> bool {
@@ -222,6 +255,8 @@ impl<'a> Served<'a> {
             self.session.sent(count);
         }
         self.sent += sum;
+        let len: usize = self.session.output().iter().map(|part| part.len()).sum();
+        assert!(len <= OUTPUT_BYTES_MAX, "{len} bytes of answers wait");
         sum
     }
 }

@@ -5,9 +5,26 @@
 use std::collections::VecDeque;
 
 use super::events::Micros;
+use crate::wire::annotate;
 
 /// Lines that are kept.
 const LINES_MAX: usize = 400;
+
+/// The column of a dump in which the name of a field begins.
+const FIELD_COLUMN: usize = 33;
+
+/// Fields that say nothing about a run.
+const UNTOLD: [&str; 6] = [
+    "key_len",
+    "value_len",
+    "value_crc",
+    "head_crc",
+    "value_crc4",
+    "head_crc4",
+];
+
+/// Length of a line at which no more of a message is added.
+const LINE_LEN_MAX: usize = 300;
 
 /// The newest lines of a trace, or none.
 #[derive(Debug)]
@@ -55,11 +72,6 @@ impl Trace {
         self.lines.push_back(line);
     }
 
-    /// Whether lines are made.
-    pub(super) fn is_on(&self) -> bool {
-        self.mode != Mode::Off
-    }
-
     /// A number that two runs with the same lines share.
     pub(super) const fn sum(&self) -> u64 {
         self.sum
@@ -70,4 +82,20 @@ impl Trace {
         let lines: Vec<&str> = self.lines.iter().map(String::as_str).collect();
         lines.join("\n")
     }
+}
+
+/// What bytes that a node sends say, in one line.
+pub(super) fn line_of(bytes: &[u8]) -> String {
+    let mut line = String::new();
+    for row in annotate::sent(bytes).lines() {
+        // Offset and bytes stand in front of the field.
+        let meaning: String = row.chars().skip(FIELD_COLUMN).collect();
+        let words: Vec<&str> = meaning.split_whitespace().collect();
+        let is_told = words.first().is_some_and(|field| !UNTOLD.contains(field));
+        if is_told && line.len() < LINE_LEN_MAX {
+            line += &words.join(" ");
+            line += ", ";
+        }
+    }
+    line.trim_end_matches(", ").to_owned()
 }

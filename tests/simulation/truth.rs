@@ -118,6 +118,11 @@ impl Truth {
         self.epochs.contains_key(&(start.epoch, start.nonce))
     }
 
+    /// Number of epochs.
+    pub(super) fn epochs(&self) -> usize {
+        self.epochs.len()
+    }
+
     /// The position of a node with this history whose last record has `index`; `None` where it holds nothing.
     pub(super) fn place_of(history: &History, index: u64) -> Option<Place> {
         let start = history.epoch_of(index)?;
@@ -209,7 +214,7 @@ impl Truth {
     }
 
     fn digest_at(&self, place: Option<Place>) -> Result<Digest, Violation> {
-        let Some(place) = place else {
+        let Some(place) = place.filter(|place| place.index > 0) else {
             return Ok(Digest::EMPTY);
         };
         Ok(self.record(place, place.index)?.digest)

@@ -163,6 +163,13 @@ impl Followers {
         (own.number == stream).then_some(&mut follower.progress)
     }
 
+    /// The number of a follower's stream.
+    #[cfg(test)]
+    pub(crate) fn stream_number(&self, name: &str) -> Option<u64> {
+        let stream = self.table.get(name)?.stream.as_ref()?;
+        Some(stream.number)
+    }
+
     /// The progress of a follower that has a stream.
     #[must_use]
     pub fn attached(&self, name: &str) -> Option<&Progress> {

@@ -210,7 +210,7 @@ impl<'a> Link<'a> {
     }
 
     /// Last index that the other side can have.
-    pub(super) fn matched(&self) -> u64 {
+    pub(crate) fn matched(&self) -> u64 {
         self.matched.load(Ordering::Acquire)
     }
 
