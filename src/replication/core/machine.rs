@@ -458,8 +458,13 @@ impl Machine {
             Outcome::Lead(_) if view.is_stopping => self.since = now,
             Outcome::Lead(order) => self.lead_as_ordered(order, view),
             Outcome::Failed(error) => {
+                if ended.is_in_snapshot {
+                    // A part of a snapshot is no data set, and no ground for a new epoch.
+                    let why = format!("the full copy of {} was cut off", tried.peer);
+                    self.act(Action::Discard(why));
+                }
                 let longest = if matches!(view.role, RoleState::Candidate { .. }) {
-                    self.fail_as_candidate(&tried.peer, &error, ended.is_in_snapshot, now);
+                    self.fail_as_candidate(&tried.peer, &error, now);
                     BACK_OFF.1
                 } else {
                     self.fail_as_follower(&tried.peer, &error, view.role)
@@ -478,18 +483,8 @@ impl Machine {
     }
 
     /// A candidate could not copy a peer. It asks all of them again.
-    fn fail_as_candidate(
-        &mut self,
-        peer: &str,
-        error: &FollowError,
-        is_in_snapshot: bool,
-        now: Instant,
-    ) {
+    fn fail_as_candidate(&mut self, peer: &str, error: &FollowError, now: Instant) {
         self.log(Level::Warn, format!("no longer copying {peer}: {error}"));
-        if is_in_snapshot {
-            let why = "this leader is asking the other nodes for data";
-            self.act(Action::Discard(why.to_owned()));
-        }
         let reason = format!("this leader cannot copy {peer}: {error}");
         self.act(Action::SetReason(reason));
         self.since = now;
@@ -704,6 +699,16 @@ mod tests {
             };
             self.decide(ms, |machine, view, now| machine.step(ended, view, now))
         }
+
+        /// The stream is lost in the middle of a snapshot.
+        fn end_in_snapshot(&mut self, ms: u64) -> Vec<Action> {
+            let ended = Ended {
+                has_followed: false,
+                outcome: lost(),
+                is_in_snapshot: true,
+            };
+            self.decide(ms, |machine, view, now| machine.step(ended, view, now))
+        }
     }
 
     fn stream(peer: &str) -> Action {
@@ -830,6 +835,27 @@ mod tests {
         );
         let actions = [Action::Follow(leader("n3")), stream("n3")];
         assert_eq!(case.tick(3_600_200), actions);
+    }
+
+    #[test]
+    fn a_part_of_a_snapshot_is_discarded_whatever_the_role() {
+        let loading = RoleState::Loading {
+            leader: leader("n1"),
+            why: "".into(),
+        };
+        let candidate = RoleState::Candidate {
+            why: "".into(),
+            serves: false,
+        };
+        for (own, role, peer) in [("n3", loading, "n1"), ("n1", candidate, "n2")] {
+            let mut case = Case::new(own, role);
+            case.hear(peer, report(peer, Role::Leader, State::Serving, 4), 0);
+            let actions = case.tick(0);
+            assert!(actions.contains(&stream(peer)), "{actions:?}");
+            let actions = case.end_in_snapshot(1_000);
+            let is_discarded = |action: &Action| matches!(action, Action::Discard(_));
+            assert!(actions.iter().any(is_discarded), "{actions:?}");
+        }
     }
 
     #[test]
