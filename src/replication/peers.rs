@@ -349,7 +349,10 @@ impl StatusSection for Peers {
 impl Peers {
     fn write_leader(&self, node: &Node, has_stream: bool, now: Instant, lines: &mut Lines) {
         let LeaderStream { heard, watch, .. } = *self.leader_stream.lock();
-        let link = match (has_stream, watch.is_timed_out()) {
+        // The watch learns at the next heartbeat that the leader is heard again. A node whose stream is up must not
+        // pass for one without: a leader that has ordered it to lead would take that for a refusal.
+        let is_timed_out = watch.is_timed_out() && heard <= watch.last_heard();
+        let link = match (has_stream, is_timed_out) {
             (_, true) => "timeout",
             (true, false) => "up",
             (false, false) => "down",
@@ -399,4 +402,44 @@ fn write_follower(
     let entries = follower.lag_entries(head.index);
     lines.add_or_dash(&format!("follower.{name}.lag_entries"), entries);
     lines.add(&format!("follower.{name}.lag_ms"), &lag.as_millis());
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn the_link_is_up_as_soon_as_the_leader_is_heard_again() {
+        let text = "cluster = \"c\"\nleader = \"n1\"\n\
+                    [[node]]\nname = \"n1\"\naddr = \"127.0.0.1:1\"\n\
+                    [[node]]\nname = \"n2\"\naddr = \"127.0.0.1:2\"\n";
+        let config = Config::parse(text, "cluster.toml").unwrap();
+        let start = Instant::now();
+        let mut node = Node::of_cluster(&config, &config.nodes[1]);
+        let peers = Peers::attach_at(&mut node, start);
+        let timeout = config.replication.leader_timeout;
+        let link = |now: Instant| {
+            let text = node.status(now);
+            let link = text.lines().find(|line| line.starts_with("link: "));
+            link.unwrap_or_default().to_owned()
+        };
+        peers.leader_heard(start);
+        assert_eq!(link(start), "link: up");
+        let silent = start + timeout;
+        assert_eq!(peers.check_leader("n1", start), None);
+        let change = peers.check_leader("n1", silent);
+        assert!(
+            matches!(change, Some(LeaderChange::TimedOut(_))),
+            "{change:?}"
+        );
+        assert_eq!(link(silent), "link: timeout");
+        let heard = silent + Duration::from_millis(1);
+        peers.leader_heard(heard);
+        assert_eq!(link(heard), "link: up");
+        let change = peers.check_leader("n1", heard);
+        assert!(matches!(change, Some(LeaderChange::Back(_))), "{change:?}");
+        assert_eq!(link(heard), "link: up");
+    }
 }
