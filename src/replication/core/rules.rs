@@ -56,6 +56,13 @@ pub fn start_of(
     }
 }
 
+/// Whether a node whose log ends at `last_index` lacks records that the follower has, in an epoch that both know. A
+/// leader lacks none, but a node that stops serves peers that may be ahead of it. It cannot offer them anything.
+#[must_use]
+pub fn lacks_records(own: &History, last_index: u64, follower: Position) -> bool {
+    follower.index > last_index && own.holds(follower.epoch, follower.nonce, follower.index)
+}
+
 /// The last index that an observer gives for "from the end on".
 pub const FROM_THE_END: u64 = u64::MAX;
 
@@ -273,6 +280,25 @@ mod tests {
         nonce: 11,
         index: 3,
     };
+
+    #[test]
+    fn a_node_lacks_records_of_a_follower_that_is_further_in_an_epoch_of_both() {
+        for (follower, lacks) in [
+            (at(5, 10), true),
+            (at(5, 9), false),
+            (at(4, 8), false),
+            // Another data set: it is not known, and the follower keeps it.
+            (at(1, 10), false),
+            (at(6, 10), false),
+            (Position::default(), false),
+        ] {
+            assert_eq!(
+                lacks_records(&history(), 9, follower),
+                lacks,
+                "{follower:?}"
+            );
+        }
+    }
 
     const fn resume(from_index: u64) -> Start {
         Start::Resume { from_index }

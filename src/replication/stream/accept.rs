@@ -8,7 +8,9 @@ use crate::history::History;
 use crate::log::{Cursor, Log};
 use crate::node::{Member, Reply};
 use crate::replication::core::progress::Progress;
-use crate::replication::core::rules::{Position, Unwatched, start_of, start_of_observer};
+use crate::replication::core::rules::{
+    Position, Unwatched, lacks_records, start_of, start_of_observer,
+};
 use crate::replication::core::snapshot_permits::Permit;
 use crate::replication::peers::{Peers, Replica};
 use crate::wire::replication::{Epochs, Follow, FollowAnswer, Start};
@@ -141,10 +143,17 @@ fn accept_follower<'a>(
         return Err(Reply::Loading(why).into());
     }
     let history = node.history();
+    let last_index = log.last_index();
+    // A leader has all records of its epoch, so a data set that goes further is none of it, and is to be replaced.
+    let is_to_replace = follow.wants_snapshot && node.leads();
+    if !is_to_replace && lacks_records(&history, last_index, position_of(follow)) {
+        let why = format!("this node has records up to index {last_index} only");
+        return Err(Reply::Loading(why.into()).into());
+    }
     let mut cursor = None;
     let start = start_of(
         &history,
-        log.last_index(),
+        last_index,
         |index| {
             cursor = log.cursor_after(index);
             cursor.is_some()
