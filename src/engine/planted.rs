@@ -4,11 +4,12 @@
 use super::answers::Answers;
 use super::change::Change;
 use super::digest::Digest;
+use super::entry::Entry;
 use super::execute::{NotDone, NotTogether, Origin, Outcome};
 use super::prepared::Prepared;
 use super::work::{Work, new_entries};
 use super::{Engine, PartitionCopy};
-use crate::log::Position;
+use crate::log::{Head, Position};
 use crate::wire::Run;
 
 /// A step out of order.
@@ -27,6 +28,18 @@ pub(crate) enum Planted {
 }
 
 impl Engine {
+    /// Changes an entry and the digest, and leaves the index: this data set is not its leader's from here on.
+    pub(crate) fn plant(&self, entry: Entry) {
+        let Head { index, digest } = self.head();
+        let new = Digest::of(&entry);
+        let old = self.store.set(entry).as_ref().map(Digest::of);
+        let digest = digest.changed(old.unwrap_or_default(), new);
+        if let Some(sequencer) = &self.sequencer {
+            let history = sequencer.log().history();
+            sequencer.reset(Head { index, digest }, history);
+        }
+    }
+
     /// Executes all requests of a run at once, with a step out of order.
     pub(crate) fn execute_planted(
         &self,

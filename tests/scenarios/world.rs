@@ -1,366 +1,400 @@
-//! A cluster of simulated nodes, and the commands of the scripts.
+//! A cluster in a calm network, and the commands of the scripts.
 //!
 //! | command                        | does                                                                        |
 //! |--------------------------------|-----------------------------------------------------------------------------|
-//! | `cluster nodes=3 backlog=1000` | starts nodes; 1 leads; the log keeps that many bytes                        |
-//! | `set 1 a=1 b=2`, `del 1 a`     | writes on a node                                                            |
-//! | `get 2 a`                      | reads on a node                                                             |
-//! | `deliver`, `deliver 2`, `deliver 2 1` | all followers, or one, come to where the leader is, or by 1 entry    |
-//! | `send 2 3`                     | 3 entries are on their way to a follower, which has not applied them yet    |
-//! | `copy 2`                       | one step of a snapshot: asking for it, a partition, at last the end         |
-//! | `partition 3`, `heal 3`        | no connection of that node with others works, or all do                     |
-//! | `crash 2`, `restart 2 empty`   | a node is gone with its data; it starts anew                                |
-//! | `discard 3`                    | the order to give up data that the leader does not know                     |
+//! | `cluster nodes=3 backlog=1000` | starts nodes, until n1 leads; each log keeps about that many bytes          |
+//! | `set 1 a=1 b=2`, `del 1 a`     | a client writes on a node, one record after another                         |
+//! | `get 2 a`                      | a client reads on a node                                                    |
+//! | `deliver`, `deliver 2`         | all followers, or one, get what their leader has; for a second at most      |
+//! | `deliver 2 1`                  | one follower gets messages of its stream up to one more record              |
+//! | `copy 2`                       | one follower gets one message of its stream, which is shown                 |
+//! | `tick 500`                     | milliseconds pass, and all followers get all that is sent                   |
+//! | `hold 3`, `release 3`          | `tick` delivers nothing to that node, or does so again                      |
+//! | `partition 3`, `heal 3`        | no link of that node to others works, or all do                             |
+//! | `lose 3`                       | the connection of that node's stream is lost, with what is on its way       |
+//! | `crash 2`, `restart 2`         | a process is gone with its data and connections; an empty one starts        |
+//! | `discard 3`                    | an operator orders a node to give up data that its leader does not know     |
+//! | `transfer 1 2`                 | an operator has n1 hand leadership over to n2                               |
 //! | `plant 2 a=9`                  | changes data and digest behind the log's back, at the index where it is     |
-//! | `tick 500`                     | time passes; nodes probe each other, the leader sends heartbeats            |
-//! | `status`                       | what each node says of itself                                               |
+//! | `status`                       | what each node's STATUS says, and the data that it holds                    |
 //!
-//! A value that ends with `+` makes an entry of 40 KB, so that a few fill a log.
+//! Between commands no byte of a stream reaches a follower ([`gates`](super::gates)), though its leader may have sent
+//! it. A node that is to lead gets what it asks for at once. `cluster` also takes `partitions=4`, the number of them in
+//! each store, and `pipe=64`, the bytes of a connection that are on their way at most. Log lines about which peers are
+//! up are left out, except in `tick`.
 //!
-//! The decisions are those of `replication::core`. These files only carry them out, as `replication::stream` and
-//! `replication::transport` do with sockets.
+//! A value that ends with `+` makes a record of 40 KB.
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::time::{Duration, Instant};
+use super::super::Event;
+use super::super::events::{MS, Micros, SECOND};
+use super::super::load::{Shape, node_at};
+use super::super::network::{Link, Signal};
+use super::super::process::{Process, Shared, Slot};
+use super::super::random::Random;
+use super::super::trace::Mode;
+use super::super::world::{Later, config};
+use super::gates::Gate;
+use super::output;
+use crate::config::Config;
+use crate::engine::entry::Entry;
+use crate::node::{RoleState, StatusSection};
+use crate::wire::Request;
+use crate::wire::request::frames;
 
-use gopherstore::engine::digest::Digest;
-use gopherstore::engine::entry::Entry;
-use gopherstore::history::EpochStart;
-use gopherstore::replication::core::liveness::{Change, SILENT_HEARTBEATS};
-use gopherstore::replication::core::progress::lag_since;
-use gopherstore::replication::core::rules::{PeerPosition, most_up_to_date, next_epoch};
+const HEARTBEAT: Micros = 500 * MS;
+const LEADER_TIMEOUT: Micros = 5 * SECOND;
 
-use crate::node::{Node, Phase, entry, epoch_entry, is_del, text};
+/// Longest time that `deliver` takes.
+const DELIVERY_MAX: Micros = SECOND;
 
-pub(crate) const HEARTBEAT: Duration = Duration::from_millis(500);
-const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time that a node that starts needs until it leads or follows: it waits for silent peers.
+const START_MAX: Micros = 3 * LEADER_TIMEOUT;
 
-/// Partitions by a key's first letter: a–i, j–r, s–z.
-pub(crate) const PARTITIONS: usize = 3;
+/// No client but the script's.
+const NO_LOAD: Shape = Shape {
+    clients: 0,
+    keys: 1,
+    pause: MS,
+    batch: 1,
+    long: 0,
+    long_bytes: 0,
+    strays: 0,
+};
 
-pub(crate) fn partition_of(key: &[u8]) -> usize {
-    usize::from(key[0].saturating_sub(b'a')) / 9 % PARTITIONS
+/// A cluster, and the output of the command that runs.
+pub(super) struct World<'a> {
+    config: Config,
+    partitions: usize,
+    slots: &'a [Slot],
+    /// Processes that were started.
+    started: usize,
+    pub(super) shared: Shared,
+    /// The process of each node.
+    pub(super) nodes: Vec<Option<Process<'a>>>,
+    pub(super) gates: Vec<Gate>,
+    /// Which gates are to be open.
+    pub(super) opened: Vec<bool>,
+    is_held: Vec<bool>,
+    /// Lines are put out with the time.
+    shows_time: bool,
+    /// Data were changed behind the log's back, which the simulator's checks find as well.
+    is_planted: bool,
+    out: String,
 }
 
-pub(crate) struct World {
-    pub(crate) now: Instant,
-    pub(crate) begin: Instant,
-    pub(crate) backlog: u64,
-    pub(crate) nodes: Vec<Node>,
-    pub(crate) nonce: u64,
-    pub(crate) out: String,
-}
-
-impl World {
-    pub(crate) fn new() -> World {
-        let now = Instant::now();
+impl<'a> World<'a> {
+    /// The cluster that the first command of a script describes.
+    pub(super) fn start(words: &[&str], is_traced: bool, slots: &'a [Slot]) -> World<'a> {
+        assert_eq!(words[0], "cluster", "the first command");
+        let option = |name: &str, default: u64| {
+            let mut pairs = words.iter().filter_map(|word| word.split_once('='));
+            let value = pairs.find(|(key, _)| *key == name);
+            value.map_or(default, |(_, value)| value.parse().unwrap())
+        };
+        let option_len = |name, default| usize::try_from(option(name, default)).unwrap();
+        let (nodes, pipe) = (option_len("nodes", 3), option_len("pipe", 1 << 20));
+        let mut link = Link::fast();
+        link.jitter = 0;
+        let mode = if is_traced { Mode::Printed } else { Mode::Off };
+        output::keep_log_lines();
         World {
-            now,
-            begin: now,
-            backlog: 1 << 20,
-            nodes: Vec::new(),
-            nonce: 0,
+            config: config(
+                nodes,
+                [HEARTBEAT, LEADER_TIMEOUT],
+                option("backlog", 1 << 20),
+            ),
+            partitions: option_len("partitions", 1),
+            slots,
+            started: 0,
+            shared: Shared::new(nodes, link, pipe, NO_LOAD, mode, &mut Random::calm()),
+            nodes: (0..nodes).map(|_| None).collect(),
+            gates: (0..nodes).map(|_| Gate::default()).collect(),
+            opened: vec![false; nodes],
+            is_held: vec![false; nodes],
+            shows_time: false,
+            is_planted: false,
             out: String::new(),
         }
     }
 
-    /// Runs a command and gives what it puts out.
-    pub(crate) fn run(&mut self, command: &str) -> String {
-        let mut words = command.split(' ');
-        let name = words.next().unwrap_or_default();
-        let words: Vec<&str> = words.collect();
+    /// Runs a command, and returns its output.
+    pub(super) fn run(&mut self, words: &[&str]) -> String {
+        let number = |at: usize| -> usize { words[at].parse().unwrap() };
         let count = self.nodes.len();
-        let node = |at: usize| -> usize {
-            let number: usize = words
-                .get(at)
-                .and_then(|word| word.parse().ok())
-                .unwrap_or(0);
-            assert!((1..=count).contains(&number), "{command}: which node?");
+        let node = |at: usize| {
+            let number = number(at);
+            assert!((1..=count).contains(&number), "{words:?}: which node?");
             number - 1
         };
-        match name {
-            "cluster" => self.cluster(&words),
-            "set" => {
-                for pair in &words[1..] {
+        match (words[0], words.len()) {
+            ("cluster", _) => {
+                (0..self.nodes.len()).for_each(|at| self.start_process(at));
+                self.run_until(START_MAX, |world| world.leads(0));
+            }
+            ("set", 3..) => {
+                let at = node(1);
+                for pair in &words[2..] {
                     let (key, value) = pair.split_once('=').expect("key=value");
-                    self.write(node(0), &entry(key, Some(value)));
+                    self.set(at, key, value);
                 }
             }
-            "del" => {
-                for key in &words[1..] {
-                    self.write(node(0), &entry(key, None));
+            ("del", 3..) => {
+                let at = node(1);
+                for key in &words[2..] {
+                    let key = key.as_bytes();
+                    self.request(at, &Request::Del { key });
                 }
             }
-            "get" => self.get(node(0), words[1]),
-            "deliver" => {
-                let max = words.get(1).map_or(u64::MAX, |word| word.parse().unwrap());
-                let followers = match words.first() {
-                    Some(_) => vec![node(0)],
-                    None => (1..self.nodes.len()).collect(),
-                };
-                for follower in followers {
-                    self.deliver(follower, max);
-                }
+            ("get", 3) => {
+                let key = words[2].as_bytes();
+                self.request(node(1), &Request::Get { key });
             }
-            "send" => self.send_entries(node(0), words[1].parse().unwrap()),
-            "copy" => self.copy_step(node(0)),
-            "partition" => {
-                let at = node(0);
-                self.nodes[at].is_cut_off = true;
+            ("deliver", 1) => self.deliver(&(0..self.nodes.len()).collect::<Vec<_>>()),
+            ("deliver", 2) => self.deliver(&[node(1)]),
+            ("deliver", 3) => {
+                self.pass_records(node(1), words[2].parse().unwrap());
+                // What it acknowledges.
+                self.run_for(2 * MS);
             }
-            "heal" => {
-                let at = node(0);
-                self.nodes[at].is_cut_off = false;
+            ("copy", 2) => {
+                let message = self.pass_message(node(1));
+                let line = message.map(|bytes| output::message(&bytes));
+                self.say(&line.unwrap_or_else(|| "no message".to_owned()));
+                self.run_for(2 * MS);
             }
-            "crash" => self.crash(node(0)),
-            "restart" => self.restart(node(0)),
-            "discard" => {
-                let node = &mut self.nodes[node(0)];
-                if matches!(node.phase, Phase::Refusing(_)) {
-                    node.discards = true;
-                } else {
-                    self.out.push_str("ERROR nothing to discard\n");
-                }
+            ("tick", 2) => self.tick(words[1].parse().unwrap()),
+            ("hold", 2) => self.is_held[node(1)] = true,
+            ("release", 2) => self.is_held[node(1)] = false,
+            ("partition", 2) => self.cut(node(1), true),
+            ("heal", 2) => self.cut(node(1), false),
+            ("lose", 2) => {
+                self.lose_stream(node(1));
+                self.run_for(2 * MS);
             }
-            "plant" => {
-                let (key, value) = words[1].split_once('=').expect("key=value");
-                let node = &mut self.nodes[node(0)];
-                node.head.digest = node.change(&entry(key, Some(value)), node.head.digest);
+            ("crash", 2) => self.crash(node(1)),
+            ("restart", 2) => {
+                let at = node(1);
+                self.start_process(at);
+                self.run_until(START_MAX, |world| !world.is_candidate(at));
+                self.run_for(2 * MS);
             }
-            "tick" => self.tick(words[0].parse().unwrap()),
-            "status" => self.status(),
-            _ => panic!("no command {name:?}"),
+            ("discard", 2) => {
+                let at = node(1);
+                let process = self.nodes[at].as_mut().expect("it runs");
+                let reply = process.discard(&mut self.shared);
+                self.take_output(at);
+                self.say(reply.status().name());
+            }
+            ("transfer", 3) => {
+                let (at, target) = (node(1), format!("n{}", number(2)));
+                let process = self.nodes[at].as_mut().expect("it runs");
+                process.begin_transfer(&target, &mut self.shared);
+                self.take_output(at);
+                self.run_for(5 * MS);
+            }
+            ("plant", 3) => self.plant(node(1), words[2]),
+            ("status", 1) => self.status(),
+            (name, _) => panic!("no command {name:?} of so many words"),
         }
         std::mem::take(&mut self.out)
     }
 
-    pub(crate) fn say(&mut self, text: &str) {
-        let _ = writeln!(self.out, "{text}");
-    }
-
-    pub(crate) fn reaches(&self, from: usize, to: usize) -> bool {
-        !self.nodes[from].is_cut_off && !self.nodes[to].is_cut_off
-    }
-
-    pub(crate) fn cluster(&mut self, words: &[&str]) {
-        let option = |name: &str| {
-            let pairs = words.iter().filter_map(|word| word.split_once('='));
-            pairs
-                .filter(|(key, _)| *key == name)
-                .map(|(_, value)| value.parse().unwrap())
-                .next()
-        };
-        self.backlog = option("backlog").unwrap_or(self.backlog);
-        let names: Vec<_> = (1..=option("nodes").unwrap())
-            .map(|number| format!("n{number}"))
-            .collect();
-        self.nodes = names
-            .iter()
-            .map(|name| Node::new(name.clone(), self.backlog, &names, self.now))
-            .collect();
-        self.lead();
-    }
-
-    pub(crate) fn write(&mut self, at: usize, entry: &Entry) {
-        let now = self.now;
-        let node = &mut self.nodes[at];
-        assert!(node.is_running, "{} does not run", node.name);
-        if at > 0 {
-            self.say("NOT_LEADER n1");
-        } else if node.phase != Phase::Serving {
-            self.say("LOADING");
-        } else if is_del(entry) && !node.map.contains_key(entry.key()) {
-            self.say("NOT_FOUND");
-        } else {
-            node.apply(entry, now);
+    /// Puts out a line.
+    pub(super) fn say(&mut self, line: &str) {
+        if self.shows_time {
+            self.out += &format!("{} ms: ", self.shared.timeline.now() / MS);
         }
+        self.out += line;
+        self.out.push('\n');
     }
 
-    pub(crate) fn get(&mut self, at: usize, key: &str) {
-        let node = &self.nodes[at];
-        let answer = match node.map.get(key.as_bytes()) {
-            _ if !node.serves() => "LOADING".to_owned(),
-            Some(entry) => format!("OK {}", String::from_utf8_lossy(entry.value())),
-            None => "NOT_FOUND".to_owned(),
-        };
-        self.say(&answer);
+    fn leads(&self, at: usize) -> bool {
+        let process = self.nodes[at].as_ref();
+        process.is_some_and(|process| matches!(process.node().role(), RoleState::Leader { .. }))
     }
 
-    /// Starts to lead, as `transport::recover`.
-    pub(crate) fn lead(&mut self) {
-        let (mut found, mut found_at) = (Vec::new(), Vec::new());
-        for at in 1..self.nodes.len() {
-            let (name, node) = (self.nodes[at].name.clone(), &self.nodes[at]);
-            if !self.reaches(0, at) {
-                self.say(&format!("{name} does not answer"));
-            } else if node.is_running {
-                let position = node.position();
-                found.push(PeerPosition {
-                    epoch: position.epoch,
-                    index: position.index,
-                    has_data: node.serves(),
-                });
-                found_at.push(at);
+    pub(super) fn is_candidate(&self, at: usize) -> bool {
+        let process = self.nodes[at].as_ref();
+        process.is_some_and(|process| matches!(process.node().role(), RoleState::Candidate { .. }))
+    }
+
+    fn start_process(&mut self, at: usize) {
+        assert!(self.nodes[at].is_none(), "it runs");
+        let slot = &self.slots[self.started];
+        let process = Process::start(
+            self.started,
+            at,
+            slot,
+            &self.config,
+            self.partitions,
+            &mut self.shared,
+        );
+        self.started += 1;
+        self.nodes[at] = Some(process);
+        self.take_output(at);
+        self.keep_gates();
+    }
+
+    /// The process ends at once. What has not passed a gate is lost.
+    fn crash(&mut self, at: usize) {
+        let process = self.nodes[at].take().expect("it runs");
+        process.crash(false, &mut self.shared);
+        self.lose_streams_of(at);
+        self.keep_gates();
+        self.run_for(2 * MS);
+    }
+
+    fn cut(&mut self, at: usize, is_cut: bool) {
+        for other in (0..self.nodes.len()).filter(|other| *other != at) {
+            for (from, to) in [(at, other), (other, at)] {
+                let Shared {
+                    network, timeline, ..
+                } = &mut self.shared;
+                network.cut(from, to, is_cut, timeline);
             }
         }
-        if let Some(best) = most_up_to_date(&found) {
-            let PeerPosition { epoch, index, .. } = found[best];
-            let source = &self.nodes[found_at[best]];
-            let text = format!("n1 copies {}: index {index} of epoch {epoch}", source.name);
-            let (map, head, history) = (source.map.clone(), source.head, source.history.clone());
-            self.say(&text);
-            let now = self.now;
-            let leader = &mut self.nodes[0];
-            leader.map = map;
-            leader.head = head;
-            leader.reset_log(head.index, history, now);
-        }
-        self.nonce += 1;
-        let leader = &mut self.nodes[0];
-        let start = EpochStart {
-            epoch: next_epoch(&leader.history, &found),
-            nonce: self.nonce,
-            start_index: leader.head.index + 1,
+    }
+
+    /// Delivers to some nodes until they have all of what their leader has.
+    fn deliver(&mut self, nodes: &[usize]) {
+        nodes.iter().for_each(|at| self.open(*at, true));
+        let nodes = nodes.to_vec();
+        let are_level = |world: &World<'_>| nodes.iter().all(|at| world.is_level(*at));
+        self.run_until(DELIVERY_MAX, are_level);
+        nodes.iter().for_each(|at| self.open(*at, false));
+    }
+
+    /// Whether there is nothing to deliver to a node.
+    fn is_level(&self, at: usize) -> bool {
+        let Some(process) = &self.nodes[at] else {
+            return true;
         };
-        leader.apply(&epoch_entry(start), self.now);
-        leader.phase = Phase::Serving;
-        self.say(&format!(
-            "n1 leads from index {} on, in epoch {}",
-            start.start_index, start.epoch
-        ));
-    }
-
-    pub(crate) fn crash(&mut self, at: usize) {
-        self.nodes[at].is_running = false;
-        for (follower, node) in self.nodes.iter_mut().enumerate() {
-            if at == 0 || follower == at {
-                node.link = None;
+        let role = process.node().role();
+        let leader = match &role {
+            RoleState::Leader { .. } => return true,
+            RoleState::Follower { leader } => node_at(leader.addr.as_bytes()).unwrap(),
+            RoleState::Candidate { .. }
+            | RoleState::Loading { .. }
+            | RoleState::Refusing { .. } => {
+                return false;
             }
-        }
-        self.nodes[0].followers.remove(&at);
+        };
+        let Some(leader) = &self.nodes[leader] else {
+            return false;
+        };
+        let index = leader.node().head().index;
+        let name = format!("n{}", at + 1);
+        process.replica.peers.summary().has_stream
+            && self.is_empty(at)
+            && process.node().head().index == index
+            && leader.replica.peers.acknowledged_by(&name) == Some(index)
     }
 
-    pub(crate) fn restart(&mut self, at: usize) {
-        let names: Vec<_> = self.nodes.iter().map(|node| node.name.clone()).collect();
-        let is_cut_off = self.nodes[at].is_cut_off;
-        self.nodes[at] = Node::new(names[at].clone(), self.backlog, &names, self.now);
-        self.nodes[at].is_cut_off = is_cut_off;
-        if at == 0 {
-            self.lead();
+    fn tick(&mut self, ms: u64) {
+        self.shows_time = true;
+        for at in 0..self.nodes.len() {
+            self.open(at, !self.is_held[at]);
+        }
+        self.run_for(ms * MS);
+        for at in 0..self.nodes.len() {
+            self.open(at, false);
+        }
+        self.shows_time = false;
+    }
+
+    fn plant(&mut self, at: usize, pair: &str) {
+        let (key, value) = pair.split_once('=').expect("key=value");
+        let (key, value) = (key.as_bytes(), value.as_bytes());
+        let mut bytes = Vec::new();
+        Request::Set { key, value }.encode(&mut bytes).unwrap();
+        let frame = frames(&bytes).next().unwrap();
+        let process = self.nodes[at].as_ref().expect("it runs");
+        process.node().engine().plant(Entry::copy_of(&frame));
+        self.is_planted = true;
+    }
+
+    fn status(&mut self) {
+        let now = self.shared.timeline.instant();
+        for process in self.nodes.iter().flatten() {
+            self.out += &output::status(process, now);
+        }
+    }
+}
+
+/// Time.
+impl World<'_> {
+    /// Lets a time pass.
+    pub(super) fn run_for(&mut self, time: Micros) {
+        self.run_until(time, |_| false);
+    }
+
+    /// Lets a time pass, or less of it until something is so.
+    fn run_until(&mut self, time: Micros, is_done: impl Fn(&World<'_>) -> bool) {
+        let until = self.shared.timeline.now() + time;
+        let end = Event::Later(Later::Look);
+        self.shared.timeline.at(until, end);
+        while !is_done(self) {
+            let event = self.shared.timeline.next().expect("the end");
+            if event == end && self.shared.timeline.now() == until {
+                return;
+            }
+            self.step(event);
+            self.keep_gates();
         }
     }
 
-    pub(crate) fn tick(&mut self, ms: u64) {
-        let end = self.now + Duration::from_millis(ms);
-        while self.now < end {
-            self.now += HEARTBEAT.min(end - self.now);
-            for from in 0..self.nodes.len() {
-                if self.nodes[from].is_running {
-                    self.probe(from);
+    fn step(&mut self, event: Event) {
+        let (nodes, shared) = (&mut self.nodes, &mut self.shared);
+        let host = match event {
+            Event::Network(event) => {
+                if let Some((host, end, signal)) = shared.network.step(event, &mut shared.timeline)
+                {
+                    self.step(Event::Signal(host, end, signal));
                 }
+                return;
             }
-            for at in 1..self.nodes.len() {
-                self.hear(at);
+            // The client looks by itself.
+            Event::Signal(host, ..) if host >= nodes.len() => return,
+            Event::Signal(host, end, signal) => {
+                if let Some(process) = &mut nodes[host] {
+                    process.signal(end, signal, shared);
+                } else if signal != Signal::Reset {
+                    shared.network.reset(end, &mut shared.timeline);
+                }
+                host
             }
-        }
-    }
-
-    pub(crate) fn probe(&mut self, from: usize) {
-        let now = self.now;
-        let mut changes: Vec<Change> = Vec::new();
-        for to in 0..self.nodes.len() {
-            if to == from || !self.reaches(from, to) {
-                continue;
-            }
-            let (is_running, name) = (self.nodes[to].is_running, self.nodes[to].name.clone());
-            let table = &mut self.nodes[from].liveness;
-            changes.extend(if is_running {
-                table.observe(&name, now)
-            } else {
-                table.refused(&name, now)
-            });
-        }
-        changes.extend(self.nodes[from].liveness.check(now));
-        for change in changes {
-            let text = format!(
-                "{} ms: {} sees {} {} after {} ms",
-                self.now.duration_since(self.begin).as_millis(),
-                self.nodes[from].name,
-                change.name,
-                if change.is_up { "up" } else { "down" },
-                change.after.as_millis()
-            );
-            self.say(&text);
-        }
-    }
-
-    /// A follower hears its leader's heartbeat, or notices that it hears nothing; so does the leader.
-    pub(crate) fn hear(&mut self, at: usize) {
-        let (is_reached, now) = (self.reaches(0, at), self.now);
-        let Some(link) = self.link(at) else {
-            return;
-        };
-        let silence = now.saturating_duration_since(link.heard);
-        if is_reached {
-            self.beat(at);
-        } else if silence >= LEADER_TIMEOUT {
-            self.drop_link(at, "leader timeout");
-        }
-        let timeout = HEARTBEAT * SILENT_HEARTBEATS;
-        let progress = self.nodes[0].followers.get(&at);
-        if progress.is_some_and(|progress| progress.silence(now) > timeout) {
-            self.nodes[0].followers.remove(&at);
-            let text = format!(
-                "n1: {} said nothing for three heartbeats",
-                self.nodes[at].name
-            );
-            self.say(&text);
-        }
-    }
-
-    pub(crate) fn status(&mut self) {
-        let mut names: BTreeMap<(u64, u64, u64), (Digest, String)> = BTreeMap::new();
-        for node in self.nodes.iter().filter(|node| node.is_running) {
-            let place = node.position();
-            let (state, why) = match &node.phase {
-                Phase::Loading(why) => ("loading", why.as_ref()),
-                Phase::Serving => ("serving", ""),
-                Phase::Refusing(why) => ("refused", why.as_ref()),
-            };
-            let pairs: Vec<String> = node.map.values().map(text).collect();
-            let (name, epoch, index) = (&node.name, place.epoch, place.index);
-            let digest = &node.head.digest.to_string()[..8];
-            let pairs = pairs.join(" ");
-            let out = &mut self.out;
-            let _ = write!(out, "{name} {state} {epoch}:{index} {digest} [{pairs}]");
-            let _ = writeln!(out, "{}{why}", if why.is_empty() { "" } else { " " });
-            for (follower, progress) in &node.followers {
-                let (applied, lacks) = (
-                    progress.applied_index(),
-                    progress.lag_entries(node.head.index),
-                );
-                let lag = match node.times.of(applied + 1) {
-                    Some(since) if lacks > 0 => lag_since(since, self.now),
-                    _ => Duration::ZERO,
+            Event::Process(number, wake) => {
+                let mut running = nodes.iter_mut().flatten();
+                let Some(process) = running.find(|process| process.number == number) else {
+                    return;
                 };
-                let lag = lag.as_millis();
-                let _ = writeln!(
-                    out,
-                    "  n{} applied {applied}, lacks {lacks}, for {lag} ms",
-                    follower + 1
-                );
+                process.wake(wake, shared);
+                process.host
             }
-            // One name, one data set: what all of it rests on.
-            if node.serves() {
-                let key = (place.epoch, place.nonce, place.index);
-                let digest = node.head.digest;
-                let (other, by) = names.entry(key).or_insert((digest, node.name.clone()));
-                if *other != digest {
-                    let text = format!("{key:?} names one data set on {by} and another on {name}");
-                    let _ = writeln!(self.out, "{text}");
-                }
+            // The end of an earlier wait.
+            Event::Later(_) => return,
+            Event::Client(_) => unreachable!("no load"),
+        };
+        self.take_output(host);
+    }
+
+    /// Puts out what a node has logged, and the result of its transfer.
+    fn take_output(&mut self, at: usize) {
+        for line in output::take_log_lines() {
+            // Which peers are up is told where a script lets time pass.
+            if self.shows_time || !output::is_about_peer(&line) {
+                self.say(&format!("n{}: {line}", at + 1));
             }
+        }
+        let process = self.nodes[at].as_mut();
+        match process.and_then(|process| process.transferred.take()) {
+            None => {}
+            Some(Ok(())) => self.say(&format!("n{}: Ok(())", at + 1)),
+            Some(Err(error)) => self.say(&format!("n{}: Err({error})", at + 1)),
+        }
+        let violation = self.shared.violation.take();
+        if let (Some(text), false) = (violation, self.is_planted) {
+            self.say(&format!("VIOLATION {text}"));
         }
     }
 }

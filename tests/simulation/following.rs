@@ -136,11 +136,7 @@ impl<'a> Following<'a> {
             self.buffer.filled(count);
             self.read_at = shared.timeline.now();
             let result = self.stream.receive(&mut self.buffer, now);
-            for note in self.stream.take_notes() {
-                shared
-                    .trace
-                    .add(shared.timeline.now(), || format!("     {note}"));
-            }
+            shared.log(self.stream.take_notes());
             match result? {
                 Need::Bytes(needed) => self.needed = needed,
                 Need::Done => return Ok(Turn::Ended(Outcome::Reached)),

@@ -13,6 +13,8 @@
 //! | `session.rs`  | a client's connection at a node                                          |
 //! | `truth.rs`    | every record that was ever written, and what each position is            |
 //! | `trace.rs`    | what happened, for people                                                |
+//!
+//! `../scenarios` plays scripts with the same nodes, in a calm network.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -32,6 +34,9 @@ mod stopping;
 mod trace;
 mod truth;
 mod world;
+
+#[path = "../scenarios/mod.rs"]
+mod scenarios;
 
 use load::ClientEvent;
 use network::{End, NetworkEvent, Signal};

@@ -136,6 +136,8 @@ struct Pipe {
     /// How many of them are read.
     read: usize,
     has_ended: bool,
+    /// How many more of them the reading side may see; `None` for all.
+    seen_max: Option<usize>,
     /// Bytes that were sent and are not read, as the sending side knows.
     unread: usize,
     /// The sending side has found too little room.
@@ -146,6 +148,14 @@ struct Pipe {
 struct Segment {
     bytes: Vec<u8>,
     ends: bool,
+}
+
+impl Pipe {
+    /// Bytes that the reading side may read.
+    fn visible(&self) -> usize {
+        let arrived = self.arrived.len() - self.read;
+        self.seen_max.map_or(arrived, |max| max.min(arrived))
+    }
 }
 
 /// All connections.
@@ -308,7 +318,8 @@ impl Network {
             return 0;
         };
         let pipe = &mut connection.pipes[1 - end.side];
-        let count = max.min(pipe.arrived.len() - pipe.read);
+        let count = max.min(pipe.visible());
+        pipe.seen_max = pipe.seen_max.map(|max| max - count);
         out.extend_from_slice(&pipe.arrived[pipe.read..pipe.read + count]);
         pipe.read += count;
         if pipe.read == pipe.arrived.len() {
@@ -329,9 +340,22 @@ impl Network {
     /// Bytes that have arrived and are not read.
     pub(super) fn readable(&self, end: End) -> usize {
         let connection = self.connections[end.connection].as_ref();
-        connection.map_or(0, |connection| {
+        connection.map_or(0, |connection| connection.pipes[1 - end.side].visible())
+    }
+
+    /// Has an end see no more than so many further bytes; `None` for all that arrive.
+    pub(super) fn limit(&mut self, end: End, seen_max: Option<usize>) {
+        if let Some(connection) = &mut self.connections[end.connection] {
+            connection.pipes[1 - end.side].seen_max = seen_max;
+        }
+    }
+
+    /// The bytes that have arrived and are not read, whether the end may see them or not.
+    pub(super) fn arrived_at(&self, end: End) -> &[u8] {
+        let connection = self.connections[end.connection].as_ref();
+        connection.map_or(&[], |connection| {
             let pipe = &connection.pipes[1 - end.side];
-            pipe.arrived.len() - pipe.read
+            &pipe.arrived[pipe.read..]
         })
     }
 
@@ -339,7 +363,7 @@ impl Network {
     pub(super) fn is_at_end(&self, end: End) -> bool {
         let connection = self.connections[end.connection].as_ref();
         connection.is_none_or(|connection| {
-            connection.pipes[1 - end.side].has_ended && self.readable(end) == 0
+            connection.pipes[1 - end.side].has_ended && self.arrived_at(end).is_empty()
         })
     }
 

@@ -2,6 +2,7 @@
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,12 +21,13 @@ use super::truth::{Model, Place, Truth, Violation};
 use crate::config::Config;
 use crate::engine::PartitionCopy;
 use crate::history::History;
-use crate::node::{Member, Node, RoleState};
+use crate::node::{Member, Node, Reply, RoleState};
 use crate::replication::core::report::Contact;
 use crate::replication::driver::{Driver, Ended, Outcome, Task};
 use crate::replication::stream::FollowError;
 use crate::replication::stream::following::FollowerStream;
-use crate::replication::transfer::{Next, Transfer};
+use crate::replication::stream::link::{Link as StreamLink, StreamEnd};
+use crate::replication::transfer::{Next, Transfer, TransferError};
 use crate::replication::watch::{self, Watch};
 use crate::replication::{Peers, Replica};
 use crate::wire::request::{self, Limits, Parsed};
@@ -148,6 +150,26 @@ impl Shared {
         });
     }
 
+    /// Logs lines of a stream.
+    pub(super) fn log(&mut self, lines: Vec<String>) {
+        for line in lines {
+            log::info!("{line}");
+            self.trace
+                .add(self.timeline.now(), || format!("     {line}"));
+        }
+    }
+
+    /// Logs the end of a stream.
+    pub(super) fn log_end(&mut self, link: &StreamLink<'_>, why: Option<&StreamEnd>) {
+        let line = link.end_line(why.map(|why| why as &dyn Display));
+        match why {
+            None => log::info!("{line}"),
+            Some(_) => log::warn!("{line}"),
+        }
+        self.trace
+            .add(self.timeline.now(), || format!("     {line}"));
+    }
+
     /// Notes a violation.
     pub(super) fn fail(&mut self, host: usize, what: &str) {
         self.note(host, || format!("VIOLATION: {what}"));
@@ -194,6 +216,8 @@ pub(super) struct Process<'a> {
     member: &'a Member,
     pub(super) stopping: Option<Stopping<'a>>,
     transfer: Option<Transfer<'a>>,
+    /// The result of the last transfer.
+    pub(super) transferred: Option<Result<(), TransferError>>,
     driver: Driver<'a>,
     following: Option<Following<'a>>,
     askings: Vec<(Asking<'a>, Watch<'a>)>,
@@ -255,6 +279,7 @@ impl<'a> Process<'a> {
             member,
             stopping: None,
             transfer: None,
+            transferred: None,
             driver: Driver::new(replica, member, now),
             following: None,
             askings: member.peers.iter().map(asking).collect(),
@@ -280,6 +305,11 @@ impl<'a> Process<'a> {
     /// The node.
     pub(super) const fn node(&self) -> &'a Node {
         self.replica.node
+    }
+
+    /// The node's end of its stream from the node that it follows.
+    pub(super) fn stream_end(&self) -> Option<End> {
+        self.following.as_ref().map(|following| following.end)
     }
 
     /// The connection ends at once. `is_silent` of a machine that goes off; otherwise the system closes its sockets.
@@ -330,7 +360,10 @@ impl<'a> Process<'a> {
                 self.transfer = Some(transfer);
                 self.settle(shared);
             }
-            Err(error) => shared.note(self.host, || format!("does not hand over: {error}")),
+            Err(error) => {
+                shared.note(self.host, || format!("does not hand over: {error}"));
+                self.transferred = Some(Err(error));
+            }
         }
     }
 
@@ -351,6 +384,7 @@ impl<'a> Process<'a> {
                     Err(_) => "transfers that failed",
                 });
                 self.transfer = None;
+                self.transferred = Some(result);
                 self.has_news = true;
             }
         }
@@ -676,7 +710,9 @@ impl<'a> Process<'a> {
             let text = format!("the backlog has {} bytes", log.kept_bytes());
             shared.fail(self.host, &text);
         }
-        if log.kept_head().index != log.last_index() {
+        // After a reset the index may be the same.
+        let (kept, head) = (log.kept_head(), log.head());
+        if kept.index != log.last_index() || kept.index == head.index && kept != head {
             let delay = shared.random.below(300);
             self.wake_at(Wake::Drain, shared.timeline.now() + delay, shared);
         }
@@ -687,7 +723,7 @@ impl<'a> Process<'a> {
 /// The checks of a node after each event.
 impl Process<'_> {
     /// An operator orders the node to discard its data.
-    pub(super) fn discard(&mut self, shared: &mut Shared) {
+    pub(super) fn discard(&mut self, shared: &mut Shared) -> Reply {
         let mut bytes = Vec::new();
         Request::Discard
             .encode(&mut bytes)
@@ -705,6 +741,7 @@ impl Process<'_> {
         }
         self.has_news = true;
         self.settle(shared);
+        reply
     }
 
     /// Checks that the store has exactly the keys and values of the node's position.

@@ -123,9 +123,9 @@ impl<'a> Connection<'a> {
     ) -> Option<Micros> {
         if signal == Some(Signal::Reset) {
             if let State::Leading(leading) = &mut self.state {
-                leading
-                    .acks
-                    .end(StreamEnd::Lost("connection reset".to_owned()));
+                let why = StreamEnd::Lost("connection reset".to_owned());
+                shared.log_end(leading.stream.link(), Some(&why));
+                leading.acks.end(why);
             }
             self.state = State::Closed;
             return None;
@@ -161,11 +161,8 @@ impl<'a> Connection<'a> {
                             Some(wait)
                         }
                         Err(why) => {
-                            let host = shared.network.host_of(self.end);
-                            shared.note(host, || {
-                                format!("no longer serves {}: {why}", leading.name())
-                            });
-                            if why == StreamEnd::FellBehind {
+                            shared.log_end(leading.stream.link(), why.as_ref());
+                            if why == Some(StreamEnd::FellBehind) {
                                 shared.count("followers that fell behind");
                             }
                             drop(leading);
@@ -193,6 +190,7 @@ impl<'a> Connection<'a> {
         shared.note(host, || format!("is asked: {}", line_of(frame.bytes())));
         let reply = match accept::accept(self.replica, "peer", key, value, now) {
             Ok(mut accepted) => {
+                shared.log(vec![accepted.line()]);
                 let answer = std::mem::take(&mut accepted.answer);
                 served.session.answer(Reply::Answer(answer));
                 let stream = LeaderStream::new(*accepted, now);
@@ -232,17 +230,20 @@ impl<'a> Connection<'a> {
 }
 
 impl Leading<'_> {
-    fn name(&self) -> String {
-        self.stream.link().name().to_owned()
-    }
-
-    /// Reads acknowledgements and sends what there is. Returns when to go on.
-    fn step(&mut self, end: End, shared: &mut Shared) -> Result<Micros, StreamEnd> {
+    /// Reads acknowledgements and sends what there is. Returns when to go on, or why the stream ends: `None` where it
+    /// is complete.
+    fn step(&mut self, end: End, shared: &mut Shared) -> Result<Micros, Option<StreamEnd>> {
         if let Err(why) = self.read(end, shared) {
             self.acks.end(why.clone());
-            return Err(why);
+            if !self.unsent.is_empty() {
+                return Err(Some(why));
+            }
+            self.waits = Waits::No;
         }
-        let send_at = self.send(end, shared)?;
+        let sent = self.send(end, shared);
+        // Where the other side ended the stream, that is why the sender failed.
+        let failed = |why| self.stream.link().end().cloned().unwrap_or(why);
+        let send_at = sent.map_err(|why| why.map(failed))?;
         self.check_acknowledged(end, shared);
         let silence = self
             .acks
@@ -297,7 +298,7 @@ impl Leading<'_> {
             Waits::Ack(_) => true,
             Waits::Log(cursor, at) => {
                 now >= at
-                    || self.stream.link().order().is_some()
+                    || self.stream.has_news()
                     || log.has_ended()
                     || !log.holds(&cursor)
                     || log.kept_head().index >= cursor.next
@@ -305,7 +306,7 @@ impl Leading<'_> {
         }
     }
 
-    fn send(&mut self, end: End, shared: &mut Shared) -> Result<Micros, StreamEnd> {
+    fn send(&mut self, end: End, shared: &mut Shared) -> Result<Micros, Option<StreamEnd>> {
         let mut out = Vec::new();
         loop {
             let (now, network) = (shared.timeline.now(), &mut shared.network);
@@ -332,9 +333,7 @@ impl Leading<'_> {
                 shared.timeline.time_ms(),
                 &mut out,
             );
-            for note in self.stream.take_notes() {
-                shared.trace.add(now, || format!("     {note}"));
-            }
+            shared.log(self.stream.take_notes());
             self.waits = match sending? {
                 Sending::Frames { large } => {
                     self.unsent.append(&mut out);
@@ -362,7 +361,7 @@ impl Leading<'_> {
                     self.waits = Waits::Ack(until);
                     return Ok(until);
                 }
-                Sending::End => return Err(StreamEnd::NodeStops),
+                Sending::End => return Err(None),
             };
         }
     }

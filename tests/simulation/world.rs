@@ -129,7 +129,11 @@ impl<'a> World<'a> {
         let mut shared = Shared::new(nodes, link, pipe_bytes, load, mode, &mut random);
         shared.trace.add(0, || format!("{plan:?}"));
         World {
-            config: config(&plan),
+            config: config(
+                nodes,
+                [plan.heartbeat, plan.leader_timeout],
+                plan.backlog_bytes,
+            ),
             nodes: (0..plan.nodes).map(|_| None).collect(),
             paused: vec![0; plan.nodes],
             plan,
@@ -523,19 +527,19 @@ const fn is_begin(signal: Signal) -> bool {
     matches!(signal, Signal::Accepted | Signal::Connected)
 }
 
-/// The file of the cluster.
-fn config(plan: &Plan) -> Config {
+/// The file of a cluster with this interval of heartbeats and this leader timeout.
+pub(super) fn config(nodes: usize, times: [Micros; 2], backlog_bytes: u64) -> Config {
     let mut text = "cluster = \"sim\"\nleader = \"n1\"\n".to_owned();
-    let (heartbeat, timeout) = (plan.heartbeat / MS, plan.leader_timeout / MS);
+    let [heartbeat, timeout] = times.map(|time| time / MS);
     text += &format!(
         "[replication]\nheartbeat_interval_ms = {heartbeat}\nleader_timeout_ms = {timeout}\n"
     );
-    for node in 0..plan.nodes {
+    for node in 0..nodes {
         let addr = addr_of(node);
         text += &format!("[[node]]\nname = \"n{}\"\naddr = \"{addr}\"\n", node + 1);
     }
     let mut config = Config::parse(&text, "cluster.toml").expect("a right file");
     // A file has a lower bound, with which no run would evict anything.
-    config.replication.backlog_bytes = plan.backlog_bytes;
+    config.replication.backlog_bytes = backlog_bytes;
     config
 }
