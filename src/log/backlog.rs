@@ -183,7 +183,7 @@ impl Backlog {
         if large.is_none()
             && let Some(segment) = self.segments.back_mut()
             && let Held::Small(bytes) = &mut segment.held
-            && bytes.len() + new.len() <= self.segment_bytes
+            && bytes.len() + new.len() <= bytes.capacity().min(self.segment_bytes)
         {
             let before = segment.ends.last().map_or(0, |end| end.entries);
             bytes.extend_from_slice(new);
@@ -193,9 +193,12 @@ impl Backlog {
         self.evict();
         let held = if let Some(entry) = large {
             Held::Large(entry.clone())
+        } else if new.len() > self.segment_bytes / 4 {
+            // It has its own segment: behind it would be memory that no later append of its size fits in.
+            Held::Small(new.to_vec())
         } else {
             let mut bytes = std::mem::take(&mut self.spare);
-            bytes.reserve_exact(self.segment_bytes.max(new.len()));
+            bytes.reserve_exact(self.segment_bytes);
             bytes.extend_from_slice(new);
             Held::Small(bytes)
         };

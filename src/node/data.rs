@@ -105,7 +105,7 @@ impl Node {
             .set(entry, room)
             .map_err(|(not_done, entry)| match not_done {
                 NotDone::NoRoom { cost } => NotSet::NoRoom(NoRoom { cost }, entry),
-                NotDone::Refused if self.is_moving() => {
+                NotDone::Refused if self.is_transferring() => {
                     let cost = Records::cost(entry.frame().len());
                     NotSet::NoRoom(NoRoom { cost }, entry)
                 }
@@ -131,7 +131,7 @@ impl Node {
 
     /// Whether the first request of a run is a write that waits until leadership has moved.
     fn holds_writes(&self, run: &Run<'_>) -> bool {
-        run.writes() & 1 == 1 && self.is_moving()
+        run.writes() & 1 == 1 && self.is_transferring()
     }
 
     /// The answer to every write, where this node takes none.

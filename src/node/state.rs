@@ -25,7 +25,7 @@ pub(super) struct ReplicaState {
     /// The node stops, and takes no more writes.
     stops: bool,
     /// Leadership moves to another node: the leader takes no writes meanwhile.
-    moves: bool,
+    is_transferring: bool,
 }
 
 impl ReplicaState {
@@ -35,7 +35,7 @@ impl ReplicaState {
             discard_ordered: false,
             diverged: false,
             stops: false,
-            moves: false,
+            is_transferring: false,
         }
     }
 }
@@ -87,6 +87,12 @@ impl Node {
         state.discard_ordered || state.diverged
     }
 
+    /// Whether the data set is known to differ from the leader's.
+    #[must_use]
+    pub fn is_diverged(&self) -> bool {
+        self.state.lock().diverged
+    }
+
     /// Whether the node takes writes.
     #[must_use]
     pub fn takes_writes(&self) -> bool {
@@ -124,7 +130,7 @@ impl Node {
     /// One that led until now has taken its last write.
     pub fn follow(&self, leader: Leader) {
         let follow = |state: &mut ReplicaState| {
-            state.moves = false;
+            state.is_transferring = false;
             state.role = match &state.role {
                 RoleState::Refusing { why, .. } => RoleState::Refusing {
                     leader: Some(leader),
@@ -213,13 +219,13 @@ impl Node {
     /// Where the epoch cannot follow the node's history, or does not start at the log's next index.
     pub fn open_epoch(&self, start: EpochStart) -> Result<(), HistoryError> {
         let state = &mut *self.state.lock();
-        let (role, moves) = (state.role.clone(), state.moves);
+        let (role, is_transferring) = (state.role.clone(), state.is_transferring);
         let epoch = start.epoch;
         state.role = RoleState::Leader { epoch };
-        state.moves = false;
+        state.is_transferring = false;
         if let Err(error) = self.engine.open_epoch(start, state.admission()) {
             state.role = role;
-            state.moves = moves;
+            state.is_transferring = is_transferring;
             return Err(error);
         }
         self.is_leader.store(true, Ordering::SeqCst);
@@ -242,20 +248,38 @@ impl Node {
     /// A leader that stops takes no more writes, so that its followers can apply everything before it ends. Returns
     /// whether it took any until now.
     pub fn end_writes(&self) -> bool {
-        let took = self.engine.admits_writes();
-        self.change(|state| state.stops = true);
+        let mut took = false;
+        self.change(|state| {
+            // Writes that wait for a transfer of leadership count: the node takes them, or answers them.
+            took = matches!(state.role, RoleState::Leader { .. }) && !state.stops;
+            state.stops = true;
+        });
         took
     }
 
-    /// A leader takes no writes, or takes them again, while it hands its leadership to another node. When it returns,
-    /// no write is under way that was admitted before.
-    pub fn suspend_writes(&self, is_suspended: bool) {
-        self.change(|state| state.moves = is_suspended);
+    /// Suspends the writes of a leader for a transfer of its leadership. When it returns, no write is under way.
+    /// Returns false, and does nothing, where the node does not lead, where it stops, and during another transfer.
+    #[must_use]
+    pub fn begin_transfer(&self) -> bool {
+        let mut begins = false;
+        self.change(|state| {
+            let leads = matches!(state.role, RoleState::Leader { .. });
+            begins = leads && !state.stops && !state.is_transferring;
+            state.is_transferring |= begins;
+        });
+        begins
     }
 
-    /// Whether leadership is about to move to another node, so that writes wait.
-    pub(super) fn is_moving(&self) -> bool {
-        self.state.lock().moves
+    /// Ends what [`begin_transfer`](Self::begin_transfer) began: writes are taken again where the node leads.
+    pub fn end_transfer(&self) {
+        self.change(|state| state.is_transferring = false);
+    }
+
+    /// Whether writes wait for a transfer of leadership.
+    #[must_use]
+    pub fn is_transferring(&self) -> bool {
+        let state = self.state.lock();
+        state.is_transferring && !state.stops
     }
 
     /// An operator orders a node to discard the data set that its leader does not know.
@@ -331,7 +355,7 @@ impl ReplicaState {
         let leads = matches!(self.role, RoleState::Leader { .. });
         Admission {
             reads: self.role.serves(),
-            writes: leads && !self.stops && !self.moves,
+            writes: leads && !self.stops && !self.is_transferring,
         }
     }
 

@@ -11,6 +11,7 @@ use super::Replica;
 use super::core::machine::{Action, Level, Machine, Settings, View};
 pub(crate) use super::core::machine::{Ended, Goal, Outcome};
 use crate::config::NodeConfig;
+use crate::history::EpochStart;
 use crate::node::{Leader, Member};
 
 /// The next thing that a node does about its role.
@@ -77,13 +78,15 @@ impl<'a> Driver<'a> {
         let Replica { node, peers } = self.replica;
         let (role, history) = (node.role(), node.history());
         let index = node.last_index();
+        let is_stopping = peers.is_stopping();
         let liveness = peers.liveness().lock();
         let view = View {
             role: &role,
             history: &history,
             index,
             peers: liveness.peers(),
-            is_stopping: peers.is_stopping(),
+            is_diverged: node.is_diverged(),
+            is_stopping,
             random,
         };
         f(&mut self.machine, view)
@@ -127,13 +130,7 @@ pub(super) fn carry_out(replica: Replica<'_>, action: Action) {
         Action::Follow(leader) => node.follow(leader),
         Action::Campaign(why) => node.campaign(&why),
         Action::SetReason(why) => node.set_reason(&why),
-        Action::Lead(start) => match node.open_epoch(start) {
-            Ok(()) => info!(
-                "leading from index {} on, in epoch {}",
-                start.start_index, start.epoch
-            ),
-            Err(error) => error!("cannot lead: {error}"),
-        },
+        Action::Lead(start) => lead(replica, start),
         Action::Refuse(why) => node.refuse(&why),
         Action::MarkDiverged(why) => node.mark_diverged(&why),
         Action::Discard(why) => node.discard_dataset(&why),
@@ -141,5 +138,22 @@ pub(super) fn carry_out(replica: Replica<'_>, action: Action) {
         Action::SetNotFollowing(why) => peers.set_not_following(why.as_deref()),
         // The caller does these.
         Action::EndStream | Action::Stream { .. } | Action::Wait(_) => {}
+    }
+}
+
+/// Applies all that is logged, and leads in a new epoch.
+fn lead(replica: Replica<'_>, start: EpochStart) {
+    let node = replica.node;
+    if let Err(error) = node.engine().apply(u64::MAX) {
+        error!("cannot lead: {error}");
+        node.mark_diverged(&error.to_string());
+        return;
+    }
+    match node.open_epoch(start) {
+        Ok(()) => info!(
+            "leading from index {} on, in epoch {}",
+            start.start_index, start.epoch
+        ),
+        Err(error) => error!("cannot lead: {error}"),
     }
 }

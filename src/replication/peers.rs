@@ -254,9 +254,12 @@ impl Peers {
     }
 
     /// Orders a follower to lead: its stream sends the order as its last message. Returns whether it has a stream.
-    pub(crate) fn order_to_lead(&self, name: &str, order: LeadOrder) -> bool {
-        self.liveness.lock().ordered_to_lead(name);
-        self.followers.lock().order_to_lead(name, order)
+    pub(crate) fn order_to_lead(&self, name: &str, order: LeadOrder, now: Instant) -> bool {
+        let has_stream = self.followers.lock().order_to_lead(name, order);
+        if has_stream {
+            self.liveness.lock().ordered_to_lead(name, now);
+        }
+        has_stream
     }
 
     /// The order to lead that was given to a follower with this stream.

@@ -1,6 +1,6 @@
 //! The transfer of leadership to a follower, as planned by an operator.
 //!
-//! 1. The leader suspends writes: those that come wait in front of the append queue, with nothing done of them.
+//! 1. The leader suspends writes: new ones wait for room in the append queue, unexecuted.
 //! 2. It waits until the target has acknowledged all of the log. If that takes too long it goes on leading.
 //! 3. It steps down, and sends LEAD to the target as the last message of the stream. From here on it does not go back:
 //!    it is a candidate, as at its start. It follows the target once that leads, and leads again, in a new epoch, only
@@ -25,8 +25,10 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// Why leadership was not transferred.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TransferError {
-    /// This node does not lead, or takes no writes at present.
+    /// This node does not lead, or stops.
     NotLeading,
+    /// Another transfer has begun, and has not ended.
+    InProgress,
     /// No follower of this name has a stream.
     NotFollowing {
         /// The name.
@@ -46,6 +48,11 @@ pub enum TransferError {
         /// The target.
         target: String,
     },
+    /// Another node leads, and does not have all records of this one, which keeps them.
+    Refused {
+        /// The target.
+        target: String,
+    },
     /// The target was ordered to lead, and is not known to. This node does not lead until it knows.
     Unknown {
         /// The target.
@@ -57,6 +64,7 @@ impl fmt::Display for TransferError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             TransferError::NotLeading => f.write_str("this node does not lead"),
+            TransferError::InProgress => f.write_str("another transfer is in progress"),
             TransferError::NotFollowing { target } => {
                 write!(f, "{target} does not follow this node")
             }
@@ -71,6 +79,10 @@ impl fmt::Display for TransferError {
             TransferError::Declined { target } => {
                 write!(f, "{target} did not lead; this node leads again")
             }
+            TransferError::Refused { target } => write!(
+                f,
+                "{target} was ordered to lead, and the leader does not have all records of this node, which keeps them"
+            ),
             TransferError::Unknown { target } => write!(
                 f,
                 "{target} was ordered to lead and is not known to; this node asks the others and takes no writes"
@@ -112,14 +124,21 @@ impl<'a> Transfer<'a> {
     ) -> Result<Transfer<'a>, TransferError> {
         let node = replica.node;
         if !node.takes_writes() || node.engine().log().is_none() {
-            return Err(TransferError::NotLeading);
+            let is_second = node.is_transferring();
+            return Err(if is_second {
+                TransferError::InProgress
+            } else {
+                TransferError::NotLeading
+            });
         }
         let target = target.to_owned();
         if replica.peers.acknowledged_by(&target).is_none() {
             return Err(TransferError::NotFollowing { target });
         }
+        if !node.begin_transfer() {
+            return Err(TransferError::InProgress);
+        }
         node.engine().hold_writes(true);
-        node.suspend_writes(true);
         Ok(Transfer {
             replica,
             target,
@@ -139,7 +158,8 @@ impl<'a> Transfer<'a> {
         let Some(acknowledged) = peers.acknowledged_by(&target) else {
             return self.resume(TransferError::NotFollowing { target });
         };
-        if !node.leads() {
+        // It has yielded, or it stops.
+        if !node.leads() || !node.is_transferring() {
             return self.resume(TransferError::NotLeading);
         }
         if acknowledged < head.index {
@@ -160,7 +180,7 @@ impl<'a> Transfer<'a> {
             last_index: head.index,
             digest: head.digest.to_u128(),
         };
-        if !peers.order_to_lead(&target, order) {
+        if !peers.order_to_lead(&target, order, now) {
             return self.resume(TransferError::NotFollowing { target });
         }
         self.is_ordered = true;
@@ -177,16 +197,15 @@ impl<'a> Transfer<'a> {
         let target = self.target.clone();
         let result = match self.replica.node.role() {
             RoleState::Leader { .. } => Err(TransferError::Declined { target }),
-            RoleState::Loading { leader, .. }
-            | RoleState::Follower { leader }
-            | RoleState::Refusing {
-                leader: Some(leader),
-                ..
-            } if *leader.name == *target => Ok(()),
+            RoleState::Loading { leader, .. } | RoleState::Follower { leader }
+                if *leader.name == *target =>
+            {
+                Ok(())
+            }
+            RoleState::Refusing { .. } => Err(TransferError::Refused { target }),
             RoleState::Candidate { .. }
             | RoleState::Loading { .. }
-            | RoleState::Follower { .. }
-            | RoleState::Refusing { .. } => {
+            | RoleState::Follower { .. } => {
                 if now < self.deadline {
                     return Next::Wait(now + LOOK_INTERVAL);
                 }
@@ -206,7 +225,7 @@ impl<'a> Transfer<'a> {
     /// Writes that wait are executed, or answered as the node's role has it.
     fn release_writes(&self) {
         let node = self.replica.node;
-        node.suspend_writes(false);
+        node.end_transfer();
         node.engine().hold_writes(false);
     }
 }

@@ -21,6 +21,7 @@ use super::lifecycle::{Event, State};
 use super::registry::{Activity, Peer};
 use super::{Server, Shared};
 use crate::node::Node;
+use crate::replication::core::report::Stopping;
 use crate::replication::core::shutdown::SENDING_TIMEOUT;
 use crate::replication::{Ending, transport};
 
@@ -114,6 +115,8 @@ impl Server {
             shared.state_changed.wait(&mut clients);
         }
         drop(clients);
+        // From now on the node does not begin to lead.
+        self.peers.set_stopping(Stopping::Waiting);
         shared.wait_for_clients(&self.node, |activity| !activity.is_stream());
         let took_writes = self.node.end_writes();
         shared.advance(Event::WritesEnded);

@@ -99,20 +99,20 @@ fn wait_for_leader(nodes: &[Running], leader: usize) {
     }
 }
 
-/// Writes `KEY = 1`, `KEY = 2` and so on until it is told to end, and returns the last number that was acknowledged.
-/// Each number is written again until it is, so no acknowledged one may be followed by a lower one.
-fn write(addr: &str, key: &str, ends: &AtomicBool) -> u64 {
+/// Writes the keys `PREFIX-1`, `PREFIX-2` and so on until it is told to end, and returns the last number. Each is
+/// written again until it is acknowledged.
+fn write(addr: &str, prefix: &str, ends: &AtomicBool) -> u64 {
     let mut client = client(addr, true);
     let mut number = 0;
     while !ends.load(Ordering::Relaxed) {
         number += 1;
         loop {
-            match client.set(key.as_bytes(), number.to_string().as_bytes()) {
+            match client.set(format!("{prefix}-{number}").as_bytes(), b"v") {
                 Ok(()) => break,
                 Err(Error::Loading { .. } | Error::NotLeader { .. }) => {
                     thread::yield_now();
                 }
-                Err(error) => panic!("{key} = {number}: {error}"),
+                Err(error) => panic!("{prefix}-{number}: {error}"),
             }
         }
     }
@@ -182,8 +182,11 @@ fn leadership_moves_from_node_to_node_under_load_and_loses_nothing() {
     for node in &nodes {
         let mut client = client(&node.addr, false);
         for (number, last) in written.iter().enumerate() {
-            let value = client.get(format!("w{number}").as_bytes()).unwrap();
-            assert_eq!(value, Some(last.to_string().into_bytes()), "w{number}");
+            for at in 1..=*last {
+                let key = format!("w{number}-{at}");
+                let value = client.get(key.as_bytes()).unwrap();
+                assert_eq!(value, Some(b"v".to_vec()), "{key}");
+            }
         }
     }
     assert_eq!(copies(&nodes), before, "a full copy was taken");
@@ -210,4 +213,37 @@ fn only_a_leader_transfers_and_only_to_a_node_that_follows_it() {
 /// Stops the nodes, the leader last.
 fn stop(nodes: Vec<Running>) {
     nodes.into_iter().rev().for_each(drop);
+}
+
+/// Two callers order two nodes to lead. One of them gets its way, and the other an error.
+#[test]
+fn one_transfer_at_a_time() {
+    let nodes = start();
+    wait_for_leader(&nodes, 0);
+    for _ in 0..20 {
+        let leader = (0..3).find(|&node| status(&nodes[node].addr)["role"] == "leader");
+        let leader = leader.unwrap();
+        let results: Vec<_> = thread::scope(|scope| {
+            let others = (0..3).filter(|&node| node != leader);
+            let calls: Vec<_> = others
+                .map(|node| {
+                    let transferrer = nodes[leader].transferrer.clone();
+                    scope.spawn(move || transferrer.transfer(&format!("n{}", node + 1), TIMEOUT))
+                })
+                .collect();
+            calls.into_iter().map(|call| call.join().unwrap()).collect()
+        });
+        let moved = results.iter().filter(|result| result.is_ok()).count();
+        assert_eq!(moved, 1, "{results:?}");
+        let leads = |node: &Running| {
+            let status = status(&node.addr);
+            status["role"] == "leader" && status["state"] == "serving"
+        };
+        wait_until(PATIENCE, "one leader", || {
+            nodes.iter().filter(|node| leads(node)).count() == 1
+        });
+        let leader = nodes.iter().position(leads).unwrap();
+        wait_for_leader(&nodes, leader);
+    }
+    stop(nodes);
 }

@@ -23,8 +23,8 @@ pub struct Peer {
     answered: Option<Instant>,
     /// Whether it led when it was last heard.
     leads: bool,
-    /// Whether it was ordered to lead, and may still obey: it has a stream from this node, on which the order is.
-    is_ordered: bool,
+    /// When it was ordered to lead, while it may obey: it has a stream from this node, on which the order is.
+    ordered: Option<Instant>,
 }
 
 /// Result of one attempt to ask a peer.
@@ -70,7 +70,7 @@ impl Liveness {
             contact: None,
             answered: None,
             leads: false,
-            is_ordered: false,
+            ordered: None,
         });
         Liveness {
             peers: peers.collect(),
@@ -110,11 +110,13 @@ impl Liveness {
         match &contact {
             Contact::Report(report) => {
                 peer.leads = report.leads();
-                peer.is_ordered &= !report.leads() && report.follows.is_some();
+                let may_obey = !report.leads() && report.follows.is_some();
+                // An answer to a question of before the order says nothing about it.
+                peer.ordered = peer.ordered.filter(|&ordered| may_obey || began < ordered);
             }
             Contact::NoProcess | Contact::Stranger(_) => {
                 peer.leads = false;
-                peer.is_ordered = false;
+                peer.ordered = None;
             }
             Contact::Unclear(_) | Contact::Silent(_) => {}
         }
@@ -130,9 +132,9 @@ impl Liveness {
 
     /// This node has ordered a peer to lead. The peer counts as one that leads until it says that it neither leads nor
     /// follows: while it follows, the order may be on its way.
-    pub fn ordered_to_lead(&mut self, name: &str) {
+    pub fn ordered_to_lead(&mut self, name: &str, now: Instant) {
         if let Some(peer) = self.peers.iter_mut().find(|peer| peer.name == name) {
-            peer.is_ordered = true;
+            peer.ordered = Some(now);
         }
     }
 
@@ -191,7 +193,7 @@ impl Peer {
     /// Whether the peer led when it was last heard, or was ordered to lead and may still obey.
     #[must_use]
     pub const fn is_known_to_lead(&self) -> bool {
-        self.leads || self.is_ordered
+        self.leads || self.ordered.is_some()
     }
 
     /// How long all attempts have been silent, counted from `since` at the earliest.
@@ -376,7 +378,7 @@ mod tests {
         ];
         for (contact, leads) in cases {
             let mut table = Liveness::new(["n2".to_owned()], TIMEOUT, start);
-            table.ordered_to_lead("n2");
+            table.ordered_to_lead("n2", start);
             table.record("n2", contact.clone(), start, start);
             let is_known_to_lead = table.peers()[0].is_known_to_lead();
             assert_eq!(is_known_to_lead, leads, "{contact:?}");

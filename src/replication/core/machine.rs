@@ -155,6 +155,8 @@ pub struct View<'a> {
     pub index: u64,
     /// What its peers have said.
     pub peers: &'a [Peer],
+    /// Whether its data set is known to differ from the leader's. It does not lead with that.
+    pub is_diverged: bool,
     /// Whether it stops. It follows on meanwhile, and begins to lead no more.
     pub is_stopping: bool,
     /// A random number, for a nonce or the jitter of a pause.
@@ -305,8 +307,15 @@ impl Machine {
             Next::Lead { .. } if view.is_stopping => self.wait(now + IDLE_PAUSE),
             Next::Lead { epoch, passed_over } => {
                 self.log_passed_over(&passed_over);
+                // The node that this one ordered to lead opens the next epoch if it obeys after all: the numbers never
+                // meet.
+                let epoch = if self.has_led {
+                    epoch.saturating_add(1)
+                } else {
+                    epoch
+                };
                 self.lead(epoch, view);
-                self.wait(now);
+                self.wait(now + IDLE_PAUSE);
             }
             Next::Follow { peer, files_differ } => {
                 if files_differ {
@@ -371,6 +380,7 @@ impl Machine {
         }));
         self.act(Action::SetNotFollowing(None));
         self.has_led = false;
+        self.was_leader = true;
         self.tried = None;
     }
 
@@ -384,8 +394,8 @@ impl Machine {
         let is_refusing = matches!(view.role, RoleState::Refusing { .. });
         let leader = match role::choose(names, view.peers, self.since) {
             Choice::Follow(leader) => leader,
-            // A data set that the last leader did not know is no ground for a new epoch.
-            Choice::Campaign if is_refusing || view.is_stopping => {
+            // A data set that the last leader did not know, or that differs from its own, is no ground for a new epoch.
+            Choice::Campaign if is_refusing || view.is_diverged || view.is_stopping => {
                 return self.wait(now + IDLE_PAUSE);
             }
             Choice::Campaign => return self.campaign(now),
@@ -412,6 +422,7 @@ impl Machine {
         self.log(Level::Info, line.to_owned());
         let why = "this leader is asking the other nodes for data";
         self.act(Action::Campaign(why.to_owned()));
+        self.has_led = false;
         self.act(Action::SetNotFollowing(None));
         self.lose_leader(now);
         self.wait(now);
@@ -451,6 +462,7 @@ impl Machine {
             self.pauses = Pauses::default();
             self.failures = FailureLog::default();
             self.since = now;
+            self.has_led = false;
         }
         match ended.outcome {
             Outcome::Reached => self.since = now,
@@ -529,7 +541,7 @@ impl Machine {
     fn lead_as_ordered(&mut self, order: LeadOrder, view: View<'_>) {
         let reports = view.peers.iter().filter_map(Peer::report);
         let reported = reports.map(|report| report.epoch).max().unwrap_or(0);
-        self.lead(order.epoch.max(reported) + 1, view);
+        self.lead(order.epoch.max(reported).saturating_add(1), view);
     }
 }
 
@@ -677,6 +689,7 @@ mod tests {
                 history: &history,
                 index: 9,
                 peers: self.table.peers(),
+                is_diverged: false,
                 is_stopping: self.is_stopping,
                 random: 7,
             };
@@ -803,7 +816,7 @@ mod tests {
     fn a_leader_that_has_ordered_a_follower_to_lead_does_not_go_back_by_itself() {
         let mut case = Case::new("n2", RoleState::Leader { epoch: 3 });
         case.tick(0);
-        case.table.ordered_to_lead("n3");
+        case.table.ordered_to_lead("n3", case.start);
         case.role = RoleState::Candidate {
             why: "n3 is about to lead".into(),
             serves: true,
@@ -825,7 +838,7 @@ mod tests {
             report("n3", Role::Follower, State::Serving, 3),
             3_600_100,
         );
-        let leads = |action: &Action| matches!(action, Action::Lead(start) if start.epoch == 4);
+        let leads = |action: &Action| matches!(action, Action::Lead(start) if start.epoch == 5);
         assert!(case.tick(3_600_100).iter().any(leads));
         case.machine = declined;
         case.hear(

@@ -213,7 +213,7 @@ pub fn most_up_to_date(peers: &[PeerPosition]) -> Option<usize> {
 pub fn next_epoch(own: &History, peers: &[PeerPosition]) -> u64 {
     let heard = peers.iter().map(|peer| peer.epoch);
     let own = own.last().map(|start| start.epoch);
-    heard.chain(own).max().unwrap_or(0) + 1
+    heard.chain(own).max().unwrap_or(0).saturating_add(1)
 }
 
 /// Decides which entries of the log belong to a snapshot that is under way.

@@ -24,6 +24,8 @@ pub(crate) struct Accepted<'a> {
     pub(super) interval: Duration,
     /// [`dataset_generation`](crate::node::Node::dataset_generation) before the request was judged.
     pub(super) generation: u64,
+    /// Whether this node led when the request was judged.
+    pub(super) led: bool,
     pub(super) history: History,
     pub(super) cursor: Option<Cursor>,
     /// Where the stream begins.
@@ -137,8 +139,8 @@ fn accept_follower<'a>(
     if let Some(older) = peers.stream_of(&peer.name, now) {
         return Err(second_node(older));
     }
-    // Read before phase and history, so that the sender notices a later change of either.
-    let generation = node.dataset_generation();
+    // Read before role and history, so that the sender notices a later change of either.
+    let (generation, led) = (node.dataset_generation(), node.leads());
     if let Some(why) = node.lacks_data() {
         return Err(Reply::Loading(why).into());
     }
@@ -182,6 +184,7 @@ fn accept_follower<'a>(
         log,
         interval: member.replication.heartbeat_interval,
         generation,
+        led,
         start,
         cursor: cursor.filter(|_| start != Start::Snapshot),
         answer,
@@ -258,6 +261,7 @@ fn accept_observer<'a>(
         log,
         interval: member.replication.heartbeat_interval,
         generation,
+        led: false,
         start,
         cursor,
         answer: answer_of(start, &history)?,

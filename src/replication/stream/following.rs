@@ -180,6 +180,8 @@ impl<'a> FollowerStream<'a> {
                 }
             }
         }
+        // The leader may have given this node up by now, so an order that comes after such a silence is void.
+        self.check_silence(now)?;
         self.heard = Some(now);
         self.peers.leader_heard(now);
         while !self.is_done() {
@@ -260,7 +262,7 @@ impl<'a> FollowerStream<'a> {
     /// Whether the goal is reached.
     fn is_done(&self) -> bool {
         match (self.goal, &self.receiving) {
-            (Goal::CatchUp(index), Receiving::Entries) => self.node.last_index() >= index,
+            (Goal::CatchUp(index), Receiving::Entries) => self.node.head().index >= index,
             (Goal::Follow, _)
             | (
                 Goal::CatchUp(_),

@@ -129,7 +129,7 @@ impl<'a> LeaderStream<'a> {
                 log: accepted.log,
                 link: Arc::new(accepted.link),
                 generation: accepted.generation,
-                led: node.leads(),
+                led: accepted.led,
                 epoch: accepted.history.last().map_or(0, |start| start.epoch),
                 history: accepted.history,
                 cursor: accepted.cursor,

@@ -16,6 +16,9 @@ const ROOM_BYTES_MAX: usize = 120 << 10;
 /// Longest time that entries wait to be stored while more of them come: STATUS counts what is in the store.
 const STAGED_FOR: Duration = Duration::from_millis(100);
 
+/// Highest index at which a snapshot may end: the log goes on behind it for ever.
+const INDEX_MAX: u64 = 1 << 62;
+
 /// A snapshot that is being received.
 pub(super) struct SnapshotIn<'n> {
     history: History,
@@ -82,6 +85,11 @@ impl<'n> SnapshotIn<'n> {
         chunks: u64,
         now: Instant,
     ) -> Result<Duration, FollowError> {
+        if index > INDEX_MAX {
+            return Err(FollowError::Protocol(format!(
+                "the copy ends at index {index}, limit {INDEX_MAX}"
+            )));
+        }
         let (digest, history) = (Digest::from_u128(digest), std::mem::take(&mut self.history));
         if chunks != self.chunks || !self.load.finish(index, digest, history) {
             let text = "the copy is not what was sent".to_owned();

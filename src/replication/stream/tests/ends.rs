@@ -315,8 +315,11 @@ fn an_order_to_lead_is_the_last_message_and_is_checked_by_the_follower() {
         last_index: head.index,
         digest: head.digest.to_u128(),
     };
-    assert!(!leader.peers.order_to_lead("n3", order), "it has no stream");
-    assert!(leader.peers.order_to_lead("n2", order));
+    assert!(
+        !leader.peers.order_to_lead("n3", order, stream.now),
+        "it has no stream"
+    );
+    assert!(leader.peers.order_to_lead("n2", order, stream.now));
     let mut out = Vec::new();
     let sending = stream.leader.next(stream.now, 0, &mut out).unwrap();
     assert!(matches!(sending, Sending::Frames { large: None }));
