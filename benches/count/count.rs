@@ -9,9 +9,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use std::hint::black_box;
+use std::time::Instant;
 
 use gopherstore::config::Config;
-use gopherstore::engine::digest::Digest;
 use gopherstore::engine::{Answers, Group};
 use gopherstore::history::EpochStart;
 use gopherstore::node::Node;
@@ -157,7 +157,7 @@ fn runs(calls: usize) {
                   [[node]]\nname = \"n2\"\naddr = \"127.0.0.1:2\"\n";
     let config = Config::parse(config, "cluster.toml").unwrap();
     // Nothing consumes their append queues, so these need room for all calls. The count includes neither the work of
-    // the replication thread nor waking it.
+    // the replication thread nor waking it, which a follower does without.
     let [leader, follower] = ["n1", "n2"].map(|name| {
         let node = Node::of_cluster(&config, config.node(name).unwrap());
         // As a snapshot, which is not logged.
@@ -187,13 +187,15 @@ fn runs(calls: usize) {
     run("14 GETs and 2 SETs as a run", &alone, &mixed);
     run("16 SETs as a run, on a leader", &leader, &sets);
     let batches: Vec<Vec<u8>> = sets.iter().map(|set| batch(set)).collect();
+    let now = Instant::now();
     operation("16 SETs of a batch, on a follower", RUN_MAX, calls, |at| {
-        apply(&follower, &batches[at]);
+        receive(&follower, &batches[at], now);
     });
 }
 
-/// Applies what a leader sends, at the next index of the follower, whatever index it was sent with.
-fn apply(follower: &Node, batch: &[u8]) {
+/// Logs and applies what a leader sends, at the next index of the follower, whatever index it was sent with. It changes
+/// no value.
+fn receive(follower: &Node, batch: &[u8], now: Instant) {
     let Ok(replication::Parsed::Whole { message, .. }) = replication::parse(batch) else {
         panic!("a whole batch was written")
     };
@@ -207,10 +209,10 @@ fn apply(follower: &Node, batch: &[u8]) {
     let group = Group {
         first_index,
         records,
-        digest: Digest::EMPTY,
+        committed: u64::MAX,
+        digest: follower.head().digest,
     };
-    let engine = follower.engine();
-    engine.receive(&group, group.last_index()).unwrap();
+    follower.engine().receive(&group, now).unwrap();
 }
 
 /// The bytes that a leader sends of a run.

@@ -1,228 +1,235 @@
-//! Applies the leader's records on a follower.
+//! Logs the records that a leader sends, and applies them once they are committed.
+//!
+//! [`Engine::receive`] logs a group before any of its records is applied. Where all of them are committed and none
+//! waits in front of them, which is the rule, they are applied from the bytes that were received. Otherwise they wait
+//! in the log, and [`Engine::apply`] reads them from there. Nothing is appended while records are applied.
 
-use std::collections::VecDeque;
 use std::fmt;
+use std::time::Instant;
 
 use super::Engine;
-use super::change::Change;
+use super::change::{Change, LongOld};
 use super::command::{self, Command};
 use super::digest::Digest;
 use super::entry::Entry;
-use super::execute::{NotTogether, Origin};
-use super::prepared::Prepared;
+use super::execute::NotTogether;
+use super::prepared::{Prepared, digest};
+use super::single::learn;
+use super::store::Entries;
 use super::work::{Work, new_entries};
-use crate::history::{EpochStart, HistoryError};
-use crate::log::backlog::Records;
-use crate::log::{ReceiveError, epoch_record};
+use crate::history::EpochStart;
+use crate::log::{Found, Mark, NotLogged, Received, Sequencer, epoch_record};
 use crate::wire::replication::{Frames, runs};
-use crate::wire::request::frames;
 use crate::wire::run::RUN_FRAME_BYTES_MAX;
-use crate::wire::{Opcode, RequestFrame, Run};
+use crate::wire::{RequestFrame, Run};
+
+/// Bytes of frames that are read from the log at a time.
+const READ_BYTES: usize = 64 << 10;
 
 /// Records that came together, the first of which has `first_index`.
 #[derive(Clone, Copy, Debug)]
 pub struct Group<'a> {
     /// Index of the first record.
     pub first_index: u64,
-    /// SET, DEL and EPOCH frames, one record each.
+    /// The records' frames.
     pub records: Frames<'a>,
-    /// The leader's digest after the last record.
+    /// Index up to which records are committed, of this group or others.
+    pub committed: u64,
+    /// Digest of the data set after the last record.
     pub digest: Digest,
 }
 
-impl Group<'_> {
-    /// Index of the last record.
-    #[must_use]
-    pub fn last_index(&self) -> u64 {
-        self.first_index + u64::from(self.records.count()) - 1
-    }
-}
-
-/// A group that is logged, and not applied, or not all of it.
-#[derive(Debug)]
-pub(super) struct Pending {
-    first_index: u64,
-    last_index: u64,
-    /// The frames.
-    bytes: Vec<u8>,
-    /// Bytes and records of it that are applied.
-    applied: (usize, u64),
-    digest: Digest,
-}
-
-/// Why a group was not logged, or a record not applied.
+/// Why records were not logged, or could not be applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ApplyError {
-    /// The group does not begin at the next index. Nothing was logged.
-    Gap {
-        /// The next index.
-        expected: u64,
-        /// The index of the group's first record.
-        got: u64,
-    },
+    /// The records are not logged.
+    NotLogged(NotLogged),
+    /// The node has no log, and follows no other.
+    NoLog,
     /// A record removes a key that is not here: this data set is not the leader's.
     Missing {
         /// That key.
         key: Vec<u8>,
     },
-    /// An EPOCH record does not follow the history of this data set. Nothing was logged.
-    Epoch(HistoryError),
+    /// After a record the digest is another one than the leader's.
+    Diverged {
+        /// The record's index.
+        index: u64,
+        /// This node's digest.
+        own: Digest,
+        /// The leader's.
+        theirs: Digest,
+    },
+    /// The log does not have a record that is not applied yet.
+    Lost {
+        /// Its index.
+        index: u64,
+    },
 }
 
 impl fmt::Display for ApplyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ApplyError::Gap { expected, got } => write!(f, "entry {got} came, expected {expected}"),
+            ApplyError::NotLogged(why) => why.fmt(f),
+            ApplyError::NoLog => f.write_str("a node without a log follows no other"),
             ApplyError::Missing { key } => {
                 let key = key.escape_ascii().to_string();
                 write!(f, "the leader removed {key:.40}, which is not here")
             }
-            ApplyError::Epoch(error) => error.fmt(f),
+            ApplyError::Diverged { index, own, theirs } => {
+                write!(
+                    f,
+                    "the digest at index {index} is {own}, and the leader's {theirs}"
+                )
+            }
+            ApplyError::Lost { index } => write!(f, "entry {index} is not in the log"),
         }
     }
 }
 
 impl std::error::Error for ApplyError {}
 
-impl From<ReceiveError> for ApplyError {
-    fn from(error: ReceiveError) -> ApplyError {
-        match error {
-            ReceiveError::Gap { expected, got } => ApplyError::Gap { expected, got },
-            ReceiveError::Epoch(error) => ApplyError::Epoch(error),
-        }
-    }
-}
-
 impl Engine {
-    /// Logs a group of the leader's records, whatever is admitted, and applies what of the log is committed: up to the
-    /// index `committed`. Records beyond it wait for [`apply`](Self::apply), or for the next group. Applying never
-    /// appends. Waits for room in the append queue, with nothing locked.
+    /// Logs a group that a leader sent, as one append, and applies what is committed of it and of the records in front
+    /// of it. No request that writes is admitted, and nothing else receives or applies.
     ///
-    /// Returns the leader's digest at the last record that is applied, where a group ends there.
+    /// A program without a thread that [keeps](crate::log::Log::keep) the log calls
+    /// [`Log::drain`](crate::log::Log::drain) between the writes of a leader and this.
     ///
     /// # Errors
     ///
-    /// Where the group does not continue this data set.
-    pub fn receive(&self, group: &Group<'_>, committed: u64) -> Result<Option<Digest>, ApplyError> {
-        let Some(sequencer) = &self.sequencer else {
-            return Ok(None);
-        };
-        let Group {
-            first_index,
-            records,
-            digest,
-        } = *group;
-        let mut pending = self.pending.lock();
-        let is_next = pending.is_empty() && self.head().index + 1 == first_index;
-        let entry = long_entry(records);
-        let logged = match &entry {
-            Some(entry) => Records::Entry(entry.clone()),
-            None => Records::Frames(records.bytes().to_vec()),
-        };
+    /// Where the group does not continue this log, and nothing is logged; or where the data set turns out not to be the
+    /// leader's.
+    pub fn receive(&self, group: &Group<'_>, now: Instant) -> Result<(), ApplyError> {
+        let sequencer = self.sequencer.as_ref().ok_or(ApplyError::NoLog)?;
+        let (records, count) = (group.records, group.records.count());
         let epochs = epochs_of(group);
-        sequencer.receive(first_index, logged, records.count(), digest, &epochs)?;
-        if !is_next || committed < group.last_index() {
-            pending.push_back(Pending {
-                first_index,
-                last_index: group.last_index(),
-                bytes: records.bytes().to_vec(),
-                applied: (0, 0),
-                digest,
-            });
-            return self.apply_pending(&mut pending, committed);
+        // Copied before anything is locked; log and store share the copy.
+        let mut frames = records.iter();
+        let long = frames.next().filter(|frame| count == 1 && is_long(frame));
+        let entry = long.map(|frame| Entry::copy_of(&frame));
+        let received = Received {
+            first_index: group.first_index,
+            records: records.bytes(),
+            entry: entry.as_ref(),
+            count,
+            epochs: &epochs,
+            digest: group.digest,
+        };
+        let were_waiting = sequencer
+            .receive(&received, now)
+            .map_err(ApplyError::NotLogged)?;
+        let last = group.first_index + u64::from(count) - 1;
+        if were_waiting || group.committed < last {
+            sequencer.hold_waiting();
+            return self.apply(group.committed);
         }
-        match entry {
-            Some(entry) => drop(self.set_entry(entry, &mut Origin::Log)),
-            None => self.apply_frames(records.runs(), records.has_epochs())?,
+        if let Some(entry) = entry {
+            self.apply_entry(sequencer, entry);
+        } else {
+            self.apply_records(sequencer, records.bytes(), count)?;
         }
-        Ok(Some(digest))
+        self.compare(group.digest)?;
+        let watermarks = sequencer.log().watermarks();
+        watermarks.advance(Mark::Committed, last);
+        Ok(())
     }
 
-    /// Applies the records of the log up to the index `committed`, as far as they are received. Returns what
-    /// [`receive`](Self::receive) returns.
+    /// Applies the logged records up to this index, which are committed; those that are applied already, or not logged
+    /// yet, are left out. No request that writes is admitted, and nothing else receives or applies.
     ///
     /// # Errors
     ///
-    /// Where a record shows that this data set is not the leader's.
-    pub fn apply(&self, committed: u64) -> Result<Option<Digest>, ApplyError> {
-        self.apply_pending(&mut self.pending.lock(), committed)
-    }
-
-    fn apply_pending(
-        &self,
-        pending: &mut VecDeque<Pending>,
-        committed: u64,
-    ) -> Result<Option<Digest>, ApplyError> {
-        let mut digest = None;
-        while let Some(group) = pending.front_mut()
-            && group.first_index + group.applied.1 <= committed
-        {
-            let (from, applied) = group.applied;
-            let count = committed.min(group.last_index) + 1 - group.first_index - applied;
-            let rest = &group.bytes[from..];
-            let len = frames(rest)
-                .take(usize::try_from(count).unwrap_or(usize::MAX))
-                .map(|frame| frame.bytes().len())
-                .sum::<usize>();
-            self.apply_frames(runs(&rest[..len]), true)?;
-            group.applied = (from + len, applied + count);
-            if group.first_index + group.applied.1 <= group.last_index {
-                return Ok(None);
-            }
-            digest = Some(group.digest);
-            pending.pop_front();
+    /// Where the data set turns out not to be the leader's.
+    pub fn apply(&self, committed: u64) -> Result<(), ApplyError> {
+        let Some(sequencer) = &self.sequencer else {
+            return Ok(());
+        };
+        let log = sequencer.log();
+        let up_to = committed.min(log.last_index());
+        let mut at = log.head().index;
+        if at >= up_to {
+            return Ok(());
         }
-        Ok(digest)
+        let lost = |index| Err(ApplyError::Lost { index });
+        let mut frames = Vec::new();
+        while at < up_to {
+            let Some(mut cursor) = log.cursor_after(at) else {
+                return lost(at + 1);
+            };
+            let (count, digest) = match log.try_read(&mut cursor, READ_BYTES, &mut frames) {
+                Found::Small(count, digest) => {
+                    let left = u32::try_from(up_to - at).unwrap_or(u32::MAX);
+                    self.apply_records(sequencer, &frames, count.min(left))?;
+                    (count, digest)
+                }
+                Found::Large(entry, digest) => {
+                    self.apply_entry(sequencer, entry);
+                    (1, digest)
+                }
+                Found::Nothing | Found::Ended | Found::Gone => return lost(at + 1),
+            };
+            let end = at + u64::from(count);
+            at = log.head().index;
+            if at == end {
+                self.compare(digest)?;
+            }
+        }
+        sequencer.hold_waiting();
+        log.watermarks().advance(Mark::Committed, up_to);
+        Ok(())
     }
 
-    /// Applies records that the log holds, in their order.
-    fn apply_frames<'a>(
+    /// Compares the digest with the leader's.
+    fn compare(&self, theirs: Digest) -> Result<(), ApplyError> {
+        let head = self.head();
+        if head.digest == theirs {
+            return Ok(());
+        }
+        let (index, own) = (head.index, head.digest);
+        Err(ApplyError::Diverged { index, own, theirs })
+    }
+
+    /// Applies the first `count` of these records, which are the next ones.
+    fn apply_records(
         &self,
-        runs: impl Iterator<Item = Run<'a>>,
-        has_epochs: bool,
+        sequencer: &Sequencer,
+        records: &[u8],
+        count: u32,
     ) -> Result<(), ApplyError> {
+        let mut left = usize::try_from(count).unwrap_or(usize::MAX);
         let mut missing = None;
-        for run in runs {
-            if has_epochs && self.apply_epoch(&run) {
-                continue;
-            }
-            let together = match run.len() {
-                1 => 0,
-                _ => self.apply_together(&run, &mut missing).unwrap_or(0),
+        for run in runs(records) {
+            let together = if (2..=left).contains(&run.len()) {
+                let done = self.apply_together(sequencer, &run, &mut missing);
+                done.unwrap_or(0)
+            } else {
+                0
             };
-            for frame in run.frames().skip(together) {
-                self.apply_one(&frame, &mut missing);
+            for frame in run.frames().take(left).skip(together) {
+                self.apply_one(sequencer, &frame, &mut missing);
             }
             if let Some(key) = missing {
                 return Err(ApplyError::Missing { key });
             }
+            left = left.saturating_sub(run.len());
+            if left == 0 {
+                break;
+            }
         }
         Ok(())
-    }
-
-    /// Applies the record of a run that is an EPOCH. Returns whether it is.
-    fn apply_epoch(&self, run: &Run<'_>) -> bool {
-        let start = run
-            .frames()
-            .next()
-            .and_then(|frame| epoch_record::decode(&frame, 0));
-        if let (Some(start), Some(sequencer)) = (start, &self.sequencer) {
-            self.gate.set_epoch(start.epoch);
-            sequencer.applied_epoch(start.epoch);
-        }
-        start.is_some()
     }
 
     /// Applies records of a run with all their partitions locked, and returns how many.
     #[inline(never)]
     fn apply_together(
         &self,
+        sequencer: &Sequencer,
         run: &Run<'_>,
         missing: &mut Option<Vec<u8>>,
     ) -> Result<usize, NotTogether> {
         let store = &self.store;
-        let mut prepared = Prepared::of_run(self, run, &mut Origin::Log)?;
-        let digests = prepared.as_ref().map(|_| Prepared::digests(run));
+        let digests = Prepared::digests(run);
         let hashes = run.keys().map(|key| store.hash(key)).collect();
         let mut locked = store.lock(&hashes, run.writes())?;
         let touched = locked.touch(&hashes, run.writes());
@@ -231,55 +238,111 @@ impl Engine {
         }
         let mut work = Work {
             engine: self,
-            change: Change::new(prepared.is_some()),
-            prepared: &mut prepared,
-            digests: digests.unwrap_or_default(),
+            change: Change::new(true),
+            prepared: &mut None,
+            digests,
             made: 0,
             new: new_entries(run, touched.vacant),
             replaced: Vec::new(),
         };
         let count = work.apply(run, &hashes, &mut locked, missing);
-        work.append(run, self.gate.epoch(), &mut locked);
+        if let Ok(applied @ 1..) = u32::try_from(count) {
+            let index = sequencer.applied(applied, work.change.digest());
+            locked.set_last_index(index);
+        }
         // Before the replaced entries are freed.
         drop(locked);
         Ok(count)
     }
 
-    fn apply_one(&self, frame: &RequestFrame<'_>, missing: &mut Option<Vec<u8>>) {
-        let key = frame.key();
-        let mut origin = Origin::Log;
-        let is_here = match command::of(frame.opcode()) {
-            Command::Set => self.set_one(frame, &mut origin).is_ok(),
+    fn apply_one(
+        &self,
+        sequencer: &Sequencer,
+        frame: &RequestFrame<'_>,
+        missing: &mut Option<Vec<u8>>,
+    ) {
+        let store = &self.store;
+        match command::of(frame.opcode()) {
+            Command::Set if is_long(frame) => self.apply_entry(sequencer, Entry::copy_of(frame)),
+            Command::Set => {
+                let hash = store.hash(frame.key());
+                self.apply_alone(sequencer, hash, digest(frame), |entries, change| {
+                    store.put_frame(entries, hash, frame, None, change)
+                });
+            }
             Command::Del => {
-                let done = self.del_one(frame, key, &mut origin);
-                done.is_ok_and(|(_, removed)| removed.is_some())
+                let (key, hash) = (frame.key(), store.hash(frame.key()));
+                let removed =
+                    self.apply_alone(sequencer, hash, Digest::EMPTY, |entries, change| {
+                        store.take(entries, hash, key, change)
+                    });
+                if removed.is_none() {
+                    missing.get_or_insert_with(|| key.to_vec());
+                }
             }
-            Command::Get | Command::Computed(_) | Command::None => {
-                unreachable!("a record is its own effect")
+            // EPOCH, the one record that changes no key.
+            Command::None => {
+                let index = sequencer.applied(1, Digest::EMPTY);
+                if let Some(start) = epoch_record::decode(frame, index) {
+                    self.gate.set_epoch(start.epoch);
+                }
             }
-        };
-        if !is_here {
-            missing.get_or_insert_with(|| key.to_vec());
+            Command::Get | Command::Computed(_) => unreachable!("a record is its own effect"),
+        }
+    }
+
+    /// Applies a SET whose entry is made already.
+    fn apply_entry(&self, sequencer: &Sequencer, entry: Entry) {
+        let (hash, added) = (self.store.hash(entry.key()), Digest::of(&entry));
+        let mut given = Some(entry);
+        self.apply_alone(sequencer, hash, added, |entries, change| {
+            let Some(entry) = given.take() else {
+                unreachable!("an entry that is not stored is given back")
+            };
+            let put = self.store.put_entry(entries, hash, entry, change);
+            put.map_err(|(long, entry)| {
+                given = Some(entry);
+                long
+            })
+        });
+    }
+
+    /// Applies one record, which adds an entry of this digest: `change_entries` changes the partition of `hash`, with
+    /// that locked. Returns the entry that it replaced or removed.
+    fn apply_alone(
+        &self,
+        sequencer: &Sequencer,
+        hash: u64,
+        added: Digest,
+        mut change_entries: impl FnMut(&mut Entries, &mut Change) -> Result<Option<Entry>, LongOld>,
+    ) -> Option<Entry> {
+        let mut change = Change::new(true);
+        loop {
+            let mut entries = self.store.write(hash);
+            match change_entries(&mut entries, &mut change) {
+                Ok(old) => {
+                    change.adds(added);
+                    entries.last_index = sequencer.applied(1, change.digest());
+                    return old;
+                }
+                Err(long) => learn(entries, &mut change, long),
+            }
         }
     }
 }
 
-/// The entry of a group that is one long SET: it is copied once, and the log shares it with the store.
-fn long_entry(records: Frames<'_>) -> Option<Entry> {
-    if records.count() != 1 || records.bytes().len() <= RUN_FRAME_BYTES_MAX {
-        return None;
-    }
-    let frame = records.iter().next()?;
-    (frame.opcode() == Opcode::Set).then(|| Entry::copy_of(&frame))
+/// Whether a record's entry is made before its partition is locked.
+fn is_long(frame: &RequestFrame<'_>) -> bool {
+    let is_set = matches!(command::of(frame.opcode()), Command::Set);
+    is_set && frame.bytes().len() > RUN_FRAME_BYTES_MAX
 }
 
-/// The epochs that begin in a group.
+/// The epochs that the records of a group begin.
 fn epochs_of(group: &Group<'_>) -> Vec<EpochStart> {
     if !group.records.has_epochs() {
         return Vec::new();
     }
-    let indexed = (group.first_index..).zip(group.records.iter());
-    indexed
-        .filter_map(|(index, frame)| epoch_record::decode(&frame, index))
-        .collect()
+    let records = (group.first_index..).zip(group.records);
+    let epochs = records.filter_map(|(index, frame)| epoch_record::decode(&frame, index));
+    epochs.collect()
 }

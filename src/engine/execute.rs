@@ -41,51 +41,25 @@ pub enum NotDone {
     Refused,
 }
 
-/// Where requests come from.
-pub(super) enum Origin<'e> {
-    /// A client, which may have waited for room. Its requests need admission, and never wait.
-    Client(Option<Reservation<'e>>),
-    /// The log. Its records are applied whatever is admitted, and are not appended.
-    Log,
-}
+/// The room in the log that a client may have waited for. What a request needs beyond it is reserved without a wait.
+pub(super) struct Held<'e>(pub(super) Option<Reservation<'e>>);
 
-impl<'e> Origin<'e> {
+impl<'e> Held<'e> {
     pub(super) fn reserve(
         &mut self,
         sequencer: &'e Sequencer,
         cost: u64,
     ) -> Result<Reservation<'e>, NotDone> {
-        match self {
-            Origin::Log => Ok(sequencer.no_room()),
-            Origin::Client(held) => {
-                let held = held.as_mut().and_then(|held| held.split(cost));
-                let reserved = held.or_else(|| sequencer.try_reserve(cost));
-                reserved.ok_or(NotDone::NoRoom { cost })
-            }
-        }
-    }
-
-    /// Whether the records are in the log already.
-    #[inline]
-    pub(super) const fn is_log(&self) -> bool {
-        matches!(self, Origin::Log)
+        let held = self.0.as_mut().and_then(|held| held.split(cost));
+        let reserved = held.or_else(|| sequencer.try_reserve(cost));
+        reserved.ok_or(NotDone::NoRoom { cost })
     }
 
     /// Keeps room for requests that go one by one.
     fn keep(&mut self, room: Reservation<'e>) {
-        match self {
-            Origin::Client(Some(held)) => held.join(room),
-            Origin::Client(held @ None) => *held = Some(room),
-            Origin::Log => {}
-        }
-    }
-
-    /// The epoch under which the requests are executed, with their partitions locked.
-    #[inline]
-    pub(super) fn admit(&self, engine: &Engine, writes: bool) -> Result<u64, NotDone> {
-        match self {
-            Origin::Log => Ok(engine.gate.epoch()),
-            Origin::Client(_) => engine.gate.admits(writes).ok_or(NotDone::Refused),
+        match &mut self.0 {
+            Some(held) => held.join(room),
+            held @ None => *held = Some(room),
         }
     }
 }
@@ -129,9 +103,9 @@ impl Engine {
         room: Option<Reservation<'e>>,
         answers: &mut Answers,
     ) -> Result<Outcome, NotDone> {
-        let mut origin = Origin::Client(room);
+        let mut held = Held(room);
         if run.len() > 1 {
-            match self.together(run, &mut origin, answers) {
+            match self.together(run, &mut held, answers) {
                 Ok(outcome) => return Ok(outcome),
                 Err(NotTogether::Contended | NotTogether::LongOld) => {}
                 // Its reads may be admitted where its writes are not.
@@ -141,7 +115,7 @@ impl Engine {
         }
         let mut outcome = Outcome::default();
         for frame in run.frames() {
-            match self.execute_one(&frame, &mut origin, answers) {
+            match self.execute_one(&frame, &mut held, answers) {
                 Ok(position) => {
                     outcome.count += 1;
                     outcome.position = outcome.position.max(position);
@@ -167,7 +141,7 @@ impl Engine {
         room: Option<Reservation<'e>>,
         answers: &mut Answers,
     ) -> Result<Outcome, NotTogether> {
-        self.together(run, &mut Origin::Client(room), answers)
+        self.together(run, &mut Held(room), answers)
     }
 
     /// Executes a run with all its partitions locked. Not inlined: a connection that sends one request at a time does
@@ -176,14 +150,14 @@ impl Engine {
     fn together<'e>(
         &'e self,
         run: &Run<'_>,
-        origin: &mut Origin<'e>,
+        held: &mut Held<'e>,
         answers: &mut Answers,
     ) -> Result<Outcome, NotTogether> {
-        let mut prepared = Prepared::of_run(self, run, origin)?;
-        let result = self.with_partitions(run, &mut prepared, origin, answers);
+        let mut prepared = Prepared::of_run(self, run, held)?;
+        let result = self.with_partitions(run, &mut prepared, answers);
         if let (Err(_), Some(prepared)) = (&result, prepared) {
             // The room that a client has waited for is its requests' when they go one by one.
-            origin.keep(prepared.into_reservation());
+            held.keep(prepared.into_reservation());
         }
         result
     }
@@ -193,14 +167,13 @@ impl Engine {
         &'e self,
         run: &Run<'_>,
         prepared: &mut Option<Prepared<'e>>,
-        origin: &Origin<'e>,
         answers: &mut Answers,
     ) -> Result<Outcome, NotTogether> {
         let writes = run.writes();
         let digests = prepared.as_ref().map(|_| Prepared::digests(run));
         let hashes = run.keys().map(|key| self.store.hash(key)).collect();
         let mut locked = self.store.lock(&hashes, writes)?;
-        let epoch = origin.admit(self, writes != 0)?;
+        let epoch = self.admitted(writes != 0)?;
         let touched = locked.touch(&hashes, writes);
         if touched.longest > RUN_FRAME_BYTES_MAX {
             return Err(NotTogether::LongOld);
@@ -231,7 +204,7 @@ impl Engine {
     fn execute_one<'e>(
         &'e self,
         frame: &RequestFrame<'_>,
-        origin: &mut Origin<'e>,
+        held: &mut Held<'e>,
         answers: &mut Answers,
     ) -> Result<Position, NotDone> {
         let key = frame.key();
@@ -239,7 +212,7 @@ impl Engine {
             Command::Get => {
                 let hash = self.store.hash(key);
                 let entries = self.store.read(hash);
-                let epoch = origin.admit(self, false)?;
+                let epoch = self.admitted(false)?;
                 value::get(entries.find(hash, key), answers);
                 let index = entries.last_index;
                 drop(entries);
@@ -247,16 +220,16 @@ impl Engine {
                 Ok(Position { epoch, index })
             }
             Command::Set => {
-                let position = self.set_one(frame, origin)?;
+                let position = self.set_one(frame, held)?;
                 value::set(answers);
                 Ok(position)
             }
             Command::Del => {
-                let (position, removed) = self.del_one(frame, key, origin)?;
+                let (position, removed) = self.del_one(frame, key, held)?;
                 value::del(removed.is_some(), answers);
                 Ok(position)
             }
-            Command::Computed(function) => self.compute_one(frame, function, origin, answers),
+            Command::Computed(function) => self.compute_one(frame, function, held, answers),
             Command::None => unreachable!("no run has such a request"),
         }
     }

@@ -32,7 +32,7 @@ impl Admission {
 pub(super) struct Gate {
     /// [`READS`] and [`WRITES`].
     kinds: AtomicU8,
-    /// The newest epoch of the log; 0 without one.
+    /// The epoch of the last record that is applied; 0 without one.
     epoch: AtomicU64,
     /// Serializes changes.
     changing: Mutex<()>,
@@ -51,13 +51,7 @@ impl Gate {
         is_admitted.then(|| self.epoch.load(Ordering::Relaxed))
     }
 
-    /// The epoch of writes.
-    #[inline]
-    pub(super) fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::Relaxed)
-    }
-
-    /// The log has a new epoch. No request that writes is admitted.
+    /// The data set has come to this epoch, or is another one. No request that writes is admitted.
     pub(super) fn set_epoch(&self, epoch: u64) {
         debug_assert_eq!(
             self.admits(true),

@@ -9,7 +9,7 @@
 //! | `work.rs`       | what is done with all partitions of a run locked?                   |
 //! | `single.rs`     | how is a write executed that goes alone?                            |
 //! | `command/`      | what does an operation answer, and what is its effect?              |
-//! | `apply.rs`      | how are a leader's records applied?                                 |
+//! | `apply.rs`      | how are a leader's records logged, and applied once committed?      |
 //! | `gate.rs`       | which requests are executed now, and under which epoch?             |
 //! | `snapshot.rs`   | how is the data set copied out beside writers, and loaded?          |
 //! | `store.rs`      | which entry has a key, and how are partitions locked?               |
@@ -44,14 +44,9 @@ pub use execute::{NotDone, NotTogether, Outcome};
 pub use gate::Admission;
 pub use snapshot::{Load, PartitionCopy, Staged};
 
-use std::collections::VecDeque;
-
-use parking_lot::Mutex;
-
-use crate::history::{EpochStart, History, HistoryError};
+use crate::history::{EpochStart, HistoryError};
 use crate::log::{Head, Log, Sequencer};
 use crate::wire::comparison::{ComparisonError, List, ListAnswer, Sums, SumsAnswer};
-use apply::Pending;
 use comparison::Budget;
 use gate::Gate;
 use store::Store;
@@ -61,7 +56,7 @@ use store::Store;
 /// # Invariants
 ///
 /// 1. For each key, the order of the log is the order of the store.
-/// 2. The digest of the log's head is the digest of the store's entries, while no write is under way.
+/// 2. The digest of the log's head is the digest of the store's entries, while nothing is written or applied.
 /// 3. A request is executed under the [`Admission`] that is in force while its partitions are locked.
 #[derive(Debug)]
 pub struct Engine {
@@ -69,8 +64,6 @@ pub struct Engine {
     /// `None` of a node without peers, which pays nothing for a log.
     sequencer: Option<Sequencer>,
     gate: Gate,
-    /// Records that are logged and not applied yet.
-    pending: Mutex<VecDeque<Pending>>,
 }
 
 impl Engine {
@@ -87,7 +80,6 @@ impl Engine {
             store,
             sequencer: backlog_bytes.map(Sequencer::new),
             gate: Gate::default(),
-            pending: Mutex::default(),
         }
     }
 
@@ -113,6 +105,12 @@ impl Engine {
         let begin = || sequencer.begin_epoch(start);
         self.gate
             .begin_epoch(start.epoch, admission, barrier, begin)
+    }
+
+    /// The epoch under which a request is executed, with its partitions locked.
+    #[inline]
+    fn admitted(&self, writes: bool) -> Result<u64, NotDone> {
+        self.gate.admits(writes).ok_or(NotDone::Refused)
     }
 
     /// Whether requests that read are admitted.
@@ -162,19 +160,12 @@ impl Engine {
 
     /// Removes all entries; the log begins anew, without a history. Nothing is admitted, and nothing loads or applies.
     pub fn clear(&self) {
-        self.pending.lock().clear();
         // First, so that readers of the log know before an entry is missing.
-        self.begin_anew(Head::default(), History::default());
-        self.store.clear();
-    }
-
-    /// The log goes on after `head`, where a data set of this history ends.
-    fn begin_anew(&self, head: Head, history: History) {
         if let Some(sequencer) = &self.sequencer {
-            self.gate
-                .set_epoch(history.last().map_or(0, |start| start.epoch));
-            sequencer.reset(head, history);
+            self.gate.set_epoch(0);
+            sequencer.clear();
         }
+        self.store.clear();
     }
 
     /// Number of entries; approximate beside writers.

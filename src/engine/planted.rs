@@ -1,11 +1,13 @@
 //! The path of a write with one step out of order: faults that the model in `tests/order` has to find.
 #![allow(dead_code)] // used there, where these files are compiled a second time
 
+use std::time::Instant;
+
 use super::answers::Answers;
 use super::change::Change;
 use super::digest::Digest;
 use super::entry::Entry;
-use super::execute::{NotDone, NotTogether, Origin, Outcome};
+use super::execute::{Held, NotDone, NotTogether, Outcome};
 use super::prepared::Prepared;
 use super::work::{Work, new_entries};
 use super::{Engine, PartitionCopy};
@@ -29,14 +31,14 @@ pub(crate) enum Planted {
 
 impl Engine {
     /// Changes an entry and the digest, and leaves the index: this data set is not its leader's from here on.
-    pub(crate) fn plant(&self, entry: Entry) {
+    pub(crate) fn plant(&self, entry: Entry, now: Instant) {
         let Head { index, digest } = self.head();
         let new = Digest::of(&entry);
         let old = self.store.set(entry).as_ref().map(Digest::of);
         let digest = digest.changed(old.unwrap_or_default(), new);
         if let Some(sequencer) = &self.sequencer {
             let history = sequencer.log().history();
-            sequencer.reset(Head { index, digest }, history);
+            sequencer.reset(Head { index, digest }, history, now);
         }
     }
 
@@ -54,8 +56,8 @@ impl Engine {
             Planted::AppendAfterUnlock => true,
             Planted::AppendBeforeLock | Planted::AdmitBeforeLock => false,
         };
-        let mut origin = Origin::Client(None);
-        let mut prepared = Prepared::of_run(self, run, &mut origin)?;
+        let mut held = Held(None);
+        let mut prepared = Prepared::of_run(self, run, &mut held)?;
         let digests = Prepared::digests(run);
         let early = self.gate.admits(run.writes() != 0);
         if planted == Planted::AppendBeforeLock {
@@ -79,7 +81,7 @@ impl Engine {
             Planted::Nothing
             | Planted::AppendAfterUnlock
             | Planted::AppendBeforeLock
-            | Planted::IndexAfterUnlock => origin.admit(self, run.writes() != 0)?,
+            | Planted::IndexAfterUnlock => self.admitted(run.writes() != 0)?,
         };
         let touched = locked.touch(&hashes, run.writes());
         let mut work = Work {

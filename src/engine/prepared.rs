@@ -6,7 +6,7 @@ use super::Engine;
 use super::command::{self, Command};
 use super::digest::Digest;
 use super::entry::Entry;
-use super::execute::{NotDone, Origin};
+use super::execute::{Held, NotDone};
 use crate::log::backlog::Records;
 use crate::log::{Reservation, Sequencer};
 use crate::wire::run::RUN_MAX;
@@ -19,8 +19,6 @@ pub(super) struct Prepared<'e> {
     reservation: Reservation<'e>,
     /// Effects are computed under the locks. `records` begins empty then, and takes them one by one.
     pub(super) is_computed: bool,
-    /// The log holds the records already: they are applied, and nothing is appended.
-    is_logged: bool,
 }
 
 /// The digest of the entry that a request makes, if the request is its own effect.
@@ -37,26 +35,14 @@ impl<'e> Prepared<'e> {
     fn new(
         sequencer: &'e Sequencer,
         (records, len): (Records, usize),
-        origin: &mut Origin<'e>,
+        held: &mut Held<'e>,
     ) -> Result<Prepared<'e>, NotDone> {
         Ok(Prepared {
             sequencer,
             is_computed: records.bytes().len() != len,
             records,
-            reservation: origin.reserve(sequencer, Records::cost(len))?,
-            is_logged: false,
+            reservation: held.reserve(sequencer, Records::cost(len))?,
         })
-    }
-
-    /// For records that the log holds already.
-    const fn logged(sequencer: &'e Sequencer) -> Prepared<'e> {
-        Prepared {
-            sequencer,
-            records: Records::Frames(Vec::new()),
-            reservation: sequencer.no_room(),
-            is_computed: false,
-            is_logged: true,
-        }
     }
 
     /// For the writes of a run.
@@ -64,20 +50,17 @@ impl<'e> Prepared<'e> {
     pub(super) fn of_run(
         engine: &'e Engine,
         run: &Run<'_>,
-        origin: &mut Origin<'e>,
+        held: &mut Held<'e>,
     ) -> Result<Option<Prepared<'e>>, NotDone> {
         let Some(sequencer) = engine.sequencer.as_ref().filter(|_| run.writes() != 0) else {
             return Ok(None);
         };
-        if origin.is_log() {
-            return Ok(Some(Prepared::logged(sequencer)));
-        }
         let records = records_of(
             run.has_computed(),
             || run.copy_of(run.writes()),
             || run.frames().map(|frame| effect_len_max(&frame)).sum(),
         );
-        Prepared::new(sequencer, records, origin).map(Some)
+        Prepared::new(sequencer, records, held).map(Some)
     }
 
     /// The digests of the entries that the requests of a run make, as [`digest`] has them.
@@ -86,25 +69,30 @@ impl<'e> Prepared<'e> {
     }
 
     /// For one write.
-    #[inline]
+    #[inline(always)]
     pub(super) fn of_one(
         engine: &'e Engine,
         frame: &RequestFrame<'_>,
-        origin: &mut Origin<'e>,
+        held: &mut Held<'e>,
     ) -> Result<Option<Prepared<'e>>, NotDone> {
-        let Some(sequencer) = &engine.sequencer else {
-            return Ok(None);
-        };
-        if origin.is_log() {
-            return Ok(Some(Prepared::logged(sequencer)));
+        match &engine.sequencer {
+            None => Ok(None),
+            Some(sequencer) => Prepared::of_logged(sequencer, frame, held).map(Some),
         }
+    }
+
+    fn of_logged(
+        sequencer: &'e Sequencer,
+        frame: &RequestFrame<'_>,
+        held: &mut Held<'e>,
+    ) -> Result<Prepared<'e>, NotDone> {
         let is_computed = matches!(command::of(frame.opcode()), Command::Computed(_));
         let records = records_of(
             is_computed,
             || frame.bytes().to_vec(),
             || effect_len_max(frame),
         );
-        Prepared::new(sequencer, records, origin).map(Some)
+        Prepared::new(sequencer, records, held)
     }
 
     /// For a SET whose entry is already made.
@@ -112,16 +100,13 @@ impl<'e> Prepared<'e> {
     pub(super) fn of_entry(
         engine: &'e Engine,
         entry: &Entry,
-        origin: &mut Origin<'e>,
+        held: &mut Held<'e>,
     ) -> Result<Option<Prepared<'e>>, NotDone> {
         let Some(sequencer) = &engine.sequencer else {
             return Ok(None);
         };
-        if origin.is_log() {
-            return Ok(Some(Prepared::logged(sequencer)));
-        }
         let records = (Records::Entry(entry.clone()), entry.frame().len());
-        Prepared::new(sequencer, records, origin).map(Some)
+        Prepared::new(sequencer, records, held).map(Some)
     }
 
     /// Adds the effect of a write to records that are computed.
@@ -134,9 +119,6 @@ impl<'e> Prepared<'e> {
 
     /// Appends the records of the requests whose bits are set in `made`. Returns the last index.
     pub(super) fn append(self, epoch: u64, run: &Run<'_>, made: u16, change: Digest) -> u64 {
-        if self.is_logged {
-            return self.sequencer.applied(made.count_ones(), change);
-        }
         let records = if self.is_computed || made == run.writes() {
             self.records
         } else {
@@ -153,9 +135,6 @@ impl<'e> Prepared<'e> {
 
     /// Appends the one record.
     pub(super) fn append_one(self, epoch: u64, change: Digest) -> u64 {
-        if self.is_logged {
-            return self.sequencer.applied(1, change);
-        }
         self.sequencer
             .append(epoch, self.records, 1, change, self.reservation)
     }

@@ -6,7 +6,7 @@ use super::change::{Change, LongOld};
 use super::command::Function;
 use super::digest::Digest;
 use super::entry::Entry;
-use super::execute::{NotDone, Origin};
+use super::execute::{Held, NotDone};
 use super::prepared::{Prepared, digest};
 use super::store::Entries;
 use super::work::Computed;
@@ -19,20 +19,20 @@ impl Engine {
     pub(super) fn set_one<'e>(
         &'e self,
         frame: &RequestFrame<'_>,
-        origin: &mut Origin<'e>,
+        held: &mut Held<'e>,
     ) -> Result<Position, NotDone> {
         if frame.bytes().len() > RUN_FRAME_BYTES_MAX {
             // Copied before anything is locked; the log shares the copy.
-            let put = self.set_entry(Entry::copy_of(frame), origin);
+            let put = self.set_entry(Entry::copy_of(frame), held);
             return put.map(|(position, _)| position).map_err(|(why, _)| why);
         }
-        let prepared = Prepared::of_one(self, frame, origin)?;
+        let prepared = Prepared::of_one(self, frame, held)?;
         let added = prepared.as_ref().map_or(Digest::EMPTY, |_| digest(frame));
         let hash = self.store.hash(frame.key());
         let mut change = Change::new(prepared.is_some());
         loop {
             let mut entries = self.store.write(hash);
-            let epoch = origin.admit(self, true)?;
+            let epoch = self.admitted(true)?;
             match self
                 .store
                 .put_frame(&mut entries, hash, frame, None, &mut change)
@@ -53,15 +53,15 @@ impl Engine {
         &'e self,
         frame: &RequestFrame<'_>,
         key: &[u8],
-        origin: &mut Origin<'e>,
+        held: &mut Held<'e>,
     ) -> Result<(Position, Option<Entry>), NotDone> {
-        let prepared = Prepared::of_one(self, frame, origin)?;
+        let prepared = Prepared::of_one(self, frame, held)?;
         let added = Digest::EMPTY;
         let hash = self.store.hash(key);
         let mut change = Change::new(prepared.is_some());
         loop {
             let mut entries = self.store.write(hash);
-            let epoch = origin.admit(self, true)?;
+            let epoch = self.admitted(true)?;
             match self.store.take(&mut entries, hash, key, &mut change) {
                 Ok(removed) => {
                     let index = if removed.is_some() {
@@ -88,15 +88,15 @@ impl Engine {
         entry: Entry,
         room: Option<Reservation<'e>>,
     ) -> Result<(Position, Option<Entry>), (NotDone, Entry)> {
-        self.set_entry(entry, &mut Origin::Client(room))
+        self.set_entry(entry, &mut Held(room))
     }
 
     pub(super) fn set_entry<'e>(
         &'e self,
         mut entry: Entry,
-        origin: &mut Origin<'e>,
+        held: &mut Held<'e>,
     ) -> Result<(Position, Option<Entry>), (NotDone, Entry)> {
-        let prepared = match Prepared::of_entry(self, &entry, origin) {
+        let prepared = match Prepared::of_entry(self, &entry, held) {
             Ok(prepared) => prepared,
             Err(not_done) => return Err((not_done, entry)),
         };
@@ -107,7 +107,7 @@ impl Engine {
         let mut change = Change::new(prepared.is_some());
         loop {
             let mut entries = self.store.write(hash);
-            let epoch = match origin.admit(self, true) {
+            let epoch = match self.admitted(true) {
                 Ok(epoch) => epoch,
                 Err(not_done) => return Err((not_done, entry)),
             };
@@ -130,15 +130,15 @@ impl Engine {
         &'e self,
         frame: &RequestFrame<'_>,
         function: Function,
-        origin: &mut Origin<'e>,
+        held: &mut Held<'e>,
         answers: &mut Answers,
     ) -> Result<Position, NotDone> {
-        let mut prepared = Prepared::of_one(self, frame, origin)?;
+        let mut prepared = Prepared::of_one(self, frame, held)?;
         let hash = self.store.hash(frame.key());
         let mut change = Change::new(prepared.is_some());
         loop {
             let mut entries = self.store.write(hash);
-            let epoch = origin.admit(self, true)?;
+            let epoch = self.admitted(true)?;
             let change = &mut change;
             match self
                 .store
@@ -162,7 +162,7 @@ impl Engine {
 }
 
 /// Unlocks a partition and takes the digest of a long old entry.
-fn learn(entries: impl Sized, change: &mut Change, long: LongOld) {
+pub(super) fn learn(entries: impl Sized, change: &mut Change, long: LongOld) {
     drop(entries);
     change.learn(long);
 }

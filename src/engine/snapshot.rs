@@ -1,6 +1,7 @@
 //! Snapshots: the data set, copied out partition by partition beside writers, and loaded again.
 
 use std::hint::black_box;
+use std::time::Instant;
 
 use arrayvec::ArrayVec;
 
@@ -259,11 +260,13 @@ impl Load<'_> {
 
     /// Ends the load: the log goes on after `index`, with this history. Returns whether the data set has this digest;
     /// where it has not, the log stays empty.
-    pub fn finish(&mut self, index: u64, digest: Digest, history: History) -> bool {
+    pub fn finish(&mut self, index: u64, digest: Digest, history: History, now: Instant) -> bool {
         self.flush();
         let is_whole = self.digest == digest;
-        if is_whole {
-            self.engine.begin_anew(Head { index, digest }, history);
+        if is_whole && let Some(sequencer) = &self.engine.sequencer {
+            let epoch = history.last().map_or(0, |start| start.epoch);
+            self.engine.gate.set_epoch(epoch);
+            sequencer.reset(Head { index, digest }, history, now);
         }
         is_whole
     }

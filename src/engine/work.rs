@@ -94,8 +94,8 @@ impl Work<'_, '_> {
         run.len()
     }
 
-    /// Applies the records in their order, and returns how many, as [`execute`](Self::execute) does. Sets `missing` to
-    /// the first key that a record removes and that is not there.
+    /// Applies the records in their order, and returns how many: up to one that needs the digest of a long old entry
+    /// first. Sets `missing` to the first key that a record removes and that is not there.
     #[inline]
     pub(super) fn apply(
         &mut self,
@@ -111,15 +111,12 @@ impl Work<'_, '_> {
                 Command::Set => {
                     let is_put = self.put(at, hash, &frame, locked.of_mut(at));
                     if is_put {
-                        self.log(&Effect::AsSent, at, &frame);
+                        self.change.adds(self.digests[at]);
                     }
                     is_put
                 }
                 Command::Del => match self.take(hash, &frame, locked.of_mut(at)) {
-                    Ok(true) => {
-                        self.log(&Effect::Remove, at, &frame);
-                        true
-                    }
+                    Ok(true) => true,
                     Ok(false) => {
                         missing.get_or_insert_with(|| frame.key().to_vec());
                         true

@@ -63,7 +63,8 @@ impl Records {
 /// # Invariants
 ///
 /// 1. Indexes have no gaps: the records held are `first_index()..=last_index()`.
-/// 2. The records held count for at most `bytes_max` plus one segment, but the newest record is always held.
+/// 2. The records held count for at most `bytes_max` plus one segment, but the newest record is always held, and so are
+///    those that [wait](Self::hold_from).
 /// 3. Readers pin nothing: a reader that is too slow finds its record [gone](After::Gone).
 /// 4. An append is evicted as a whole, and the digest is known at its end alone.
 #[derive(Debug)]
@@ -75,6 +76,8 @@ pub struct Backlog {
     /// Each has at least one record.
     segments: VecDeque<Segment>,
     last_index: u64,
+    /// The records from this index on are not evicted.
+    held_from: u64,
     bytes: u64,
     bytes_max: u64,
     /// Bytes of frames in one segment. Of a small backlog a segment is a quarter, so that a part of it can be evicted.
@@ -132,6 +135,7 @@ impl Backlog {
             base_digest: Digest::EMPTY,
             segments: VecDeque::new(),
             last_index: 0,
+            held_from: u64::MAX,
             bytes: 0,
             bytes_max,
             spare: Vec::new(),
@@ -166,20 +170,39 @@ impl Backlog {
         self.bytes
     }
 
+    /// Holds the records from `index` on, whatever they count for, until it is called again; `None` for no records.
+    pub fn hold_from(&mut self, index: Option<u64>) {
+        self.held_from = index.unwrap_or(u64::MAX);
+    }
+
+    /// Whether the records that are [held](Self::hold_from) count for more than the backlog may have.
+    #[must_use]
+    pub fn is_overfull(&self) -> bool {
+        let oldest = self.segments.front();
+        self.bytes > self.bytes_max
+            && oldest.is_some_and(|oldest| oldest.last_index() >= self.held_from)
+    }
+
     /// Adds the next records. Evicts the oldest segments for them.
     pub fn push(&mut self, append: &Append) {
-        let new = append.records.bytes();
-        self.last_index += u64::from(append.count);
+        let entry = match &append.records {
+            Records::Entry(entry) => Some(entry),
+            Records::Frames(_) => None,
+        };
+        self.push_frames(append.records.bytes(), entry, append.count, append.digest);
+    }
+
+    /// The same for `count` records whose frames are `new`, with the digest after them. `entry` is the one frame that
+    /// there is, where that is shared with the store.
+    pub fn push_frames(&mut self, new: &[u8], entry: Option<&Entry>, count: u32, digest: Digest) {
+        self.last_index += u64::from(count);
         self.bytes = self.bytes.saturating_add(Records::cost(new.len()));
         let end = |bytes: usize, entries: u32| End {
             bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
             entries,
-            digest: append.digest.to_u128().to_be_bytes(),
+            digest: digest.to_u128().to_be_bytes(),
         };
-        let large = match &append.records {
-            Records::Entry(entry) if new.len() > LARGE_BYTES => Some(entry),
-            Records::Entry(_) | Records::Frames(_) => None,
-        };
+        let large = entry.filter(|_| new.len() > LARGE_BYTES);
         if large.is_none()
             && let Some(segment) = self.segments.back_mut()
             && let Held::Small(bytes) = &mut segment.held
@@ -187,7 +210,7 @@ impl Backlog {
         {
             let before = segment.ends.last().map_or(0, |end| end.entries);
             bytes.extend_from_slice(new);
-            segment.ends.push(end(bytes.len(), before + append.count));
+            segment.ends.push(end(bytes.len(), before + count));
             return;
         }
         self.evict();
@@ -203,16 +226,18 @@ impl Backlog {
             Held::Small(bytes)
         };
         self.segments.push_back(Segment {
-            first_index: self.last_index + 1 - u64::from(append.count),
+            first_index: self.last_index + 1 - u64::from(count),
             held,
-            ends: vec![end(new.len(), append.count)],
+            ends: vec![end(new.len(), count)],
         });
     }
 
     /// Evicts the oldest segments until the records held are within the bound.
     fn evict(&mut self) {
         while self.bytes > self.bytes_max
-            && let Some(oldest) = self.segments.pop_front()
+            && let Some(oldest) = self
+                .segments
+                .pop_front_if(|oldest| oldest.last_index() < self.held_from)
         {
             self.bytes -= oldest.bytes();
             self.base_index = oldest.last_index();
@@ -435,6 +460,31 @@ mod tests {
             assert_eq!(u64::from(buffer[frame_len - 1]), index, "the first of them");
         }
         assert!(matches!(log.read(6, 1_000, &mut buffer), After::Nothing));
+    }
+
+    #[test]
+    fn what_waits_is_held_however_small_the_log() {
+        let cost = Records::cost(set(1, 40_000).len());
+        let mut log = log(2, 40_000, 2 * cost);
+        log.hold_from(Some(2));
+        log.push(&logged(3, 40_000));
+        assert!(!log.is_overfull(), "the first one has gone");
+        log.push(&logged(4, 40_000));
+        assert_eq!((log.first_index(), log.last_index()), (2, 4));
+        assert!(log.is_overfull());
+        log.hold_from(Some(4));
+        assert!(!log.is_overfull());
+        log.push(&logged(5, 40_000));
+        assert_eq!((log.first_index(), log.last_index()), (4, 5));
+        log.hold_from(None);
+        log.push(&logged(6, 40_000));
+        assert_eq!(log.first_index(), 5);
+        log.hold_from(Some(5));
+        log.reset(9, Digest::EMPTY);
+        log.push(&logged(1, 40_000));
+        log.push(&logged(2, 40_000));
+        log.push(&logged(3, 40_000));
+        assert_eq!(log.first_index(), 11, "nothing waits after a reset");
     }
 
     #[test]

@@ -1,9 +1,13 @@
 //! The log: the order of all writes, and the newest part of it in memory.
 //!
 //! ```text
-//! engine ─→ Sequencer::append ─→ append queue ─→ replication thread ─→ Backlog ─→ followers, observers
-//!            (index, epoch)      (Room bounds it)  (Log::keep)
+//! a leader    engine ─→ Sequencer::append ─→ append queue ─→ replication thread ─→ Backlog ─→ followers, observers
+//!                       (index, epoch)      (Room bounds it)  (Log::keep)
+//! a follower  stream ─→ Sequencer::receive ──────────────────────────────────────→ Backlog ─→ observers
 //! ```
+//!
+//! A leader's record is applied when it is appended. A follower logs records when it receives them, and applies them
+//! once they are committed: [`Log::head`] is how far its data set is, [`Log::last_index`] how far its log.
 //!
 //! [`Sequencer`] is the writing side, which the engine owns; [`Log`] is the reading side, which everything else sees.
 //! [`Watermarks`] say how far the log has come, for answers that wait for a position. The log also has the [`History`]
@@ -22,16 +26,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::engine::digest::Digest;
 use crate::engine::entry::Entry;
-use crate::history::{EpochStart, History, HistoryError};
+use crate::history::History;
 use append_times::AppendTimes;
 use backlog::{After, Append, Backlog, Records};
 use room::Room;
 pub use room::{ROOM_BYTES, Reservation};
-pub use sequencer::Sequencer;
+pub use sequencer::{NotLogged, Received, Sequencer};
 pub use watermarks::{Mark, Position, Reached, SubscriptionId, Wake, Watermarks};
 
 /// Appends that the replication thread moves to the backlog at a time. Between them readers can lock the backlog.
@@ -40,7 +44,7 @@ const MOVED_MAX: usize = 128;
 /// The last position of a data set, and its digest there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Head {
-    /// Index of the last record.
+    /// Index of the last record that is applied.
     pub index: u64,
     /// Digest of the data set after it.
     pub digest: Digest,
@@ -63,62 +67,30 @@ pub struct Log {
 /// The end of the order of writes.
 #[derive(Debug, Default)]
 struct Order {
-    /// The last record that is applied, and the digest of the data set after it.
+    /// The position of the data set.
     head: Head,
-    /// Of a follower: index of the last record that was received of the leader. It may be ahead of `head`.
-    received: u64,
-    /// Of all records, applied or not.
+    /// Records behind it that are logged and not applied yet: 0 on a leader.
+    waiting: u64,
+    /// The epochs of all that is logged.
     history: History,
 }
 
 impl Order {
+    /// Index of the last record that is logged.
+    const fn last_index(&self) -> u64 {
+        self.head.index + self.waiting
+    }
+
     /// The newest epoch; 0 before the first.
     fn epoch(&self) -> u64 {
         self.history.last().map_or(0, |start| start.epoch)
     }
-
-    /// Index of the last record.
-    const fn last_index(&self) -> u64 {
-        if self.received > self.head.index {
-            self.received
-        } else {
-            self.head.index
-        }
-    }
-
-    /// Adds epochs to the history: all of them, or none.
-    fn begin_epochs(&mut self, epochs: &[EpochStart]) -> Result<(), HistoryError> {
-        if epochs.is_empty() {
-            return Ok(());
-        }
-        let mut history = self.history.clone();
-        for &start in epochs {
-            history.push(start)?;
-        }
-        self.history = history;
-        Ok(())
-    }
-}
-
-/// Why a group of records is not logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReceiveError {
-    /// The group does not begin at the next index.
-    Gap {
-        /// The next index.
-        expected: u64,
-        /// The index of the group's first record.
-        got: u64,
-    },
-    /// An EPOCH record does not follow the history.
-    Epoch(HistoryError),
 }
 
 /// An element of the append queue.
 #[derive(Debug)]
 enum Step {
     Append(Append),
-    Reset(Head),
     End,
 }
 
@@ -210,24 +182,23 @@ impl Log {
         &self.watermarks
     }
 
-    /// Index of the last record of the log. On a follower it may be ahead of [`head`](Self::head): records are logged
-    /// at their receipt, and applied once they are committed.
+    /// The last position of the data set.
+    #[must_use]
+    pub fn head(&self) -> Head {
+        self.order.lock().head
+    }
+
+    /// Index of the last record of the log. Records behind [`head`](Self::head) wait until they are committed.
     #[must_use]
     pub fn last_index(&self) -> u64 {
         self.order.lock().last_index()
     }
 
-    /// Index of the last record that is committed. A leader declares each record committed as it is appended, and a
-    /// follower applies what its leader has declared, so it is that of the last one applied.
+    /// Index up to which the records are known to be committed. A leader commits a record when it appends it. A
+    /// follower applies what is committed, and nothing else.
     #[must_use]
     pub fn committed_index(&self) -> u64 {
         self.head().index
-    }
-
-    /// The last position of the data set: of the last record that is applied.
-    #[must_use]
-    pub fn head(&self) -> Head {
-        self.order.lock().head
     }
 
     /// The last position of the data set, and the epoch of the record there; 0 where there is none.
@@ -296,19 +267,13 @@ impl Log {
     fn move_from(&self, first: Step, moved: &mut Vec<Append>, now: Instant) -> bool {
         let mut cost = 0;
         let mut kept = self.kept.lock();
-        let mut first_index = kept.backlog.last_index() + 1;
+        let first_index = kept.backlog.last_index() + 1;
         for step in std::iter::once(first).chain(self.receiver.try_iter().take(MOVED_MAX)) {
             match step {
                 Step::Append(append) => {
                     cost += Records::cost(append.records.bytes().len());
                     kept.backlog.push(&append);
                     moved.push(append);
-                }
-                Step::Reset(head) => {
-                    kept.backlog.reset(head.index, head.digest);
-                    kept.times.reset(head.index, now);
-                    kept.generation += 1;
-                    first_index = head.index + 1;
                 }
                 Step::End => kept.ended = true,
             }
@@ -324,6 +289,16 @@ impl Log {
         // Frees entries that the store has replaced; no lock is held meanwhile.
         moved.clear();
         ended
+    }
+
+    /// The backlog, once everything that was appended is in it: where a leader begins to follow, its last writes may
+    /// still be in the append queue.
+    fn caught_up(&self) -> MutexGuard<'_, Kept> {
+        let mut kept = self.kept.lock();
+        while kept.backlog.last_index() < self.last_index() && !kept.ended {
+            self.grown.wait(&mut kept);
+        }
+        kept
     }
 
     /// A cursor after `index`, if the backlog still holds the next record.
@@ -401,7 +376,8 @@ impl Log {
         self.kept.lock().times.of(index)
     }
 
-    /// Index and digest of the newest record in the backlog, which may be a little behind [`head`](Self::head).
+    /// Index and digest of the newest record in the backlog, which may be a little behind
+    /// [`last_index`](Self::last_index).
     #[must_use]
     pub fn kept_head(&self) -> Head {
         let kept = self.kept.lock();

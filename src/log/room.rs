@@ -86,25 +86,6 @@ impl Room {
         })
     }
 
-    /// A reservation of nothing.
-    pub(super) const fn none(&self) -> Reservation<'_> {
-        Reservation {
-            room: self,
-            bytes: 0,
-        }
-    }
-
-    /// Reserves `cost` bytes for records of the leader. Waits for room, but not while writes of clients are held: the
-    /// records end that.
-    pub(super) fn reserve_for_leader(&self, cost: u64) -> Reservation<'_> {
-        let is_held = self.state.lock().used >= PAUSED;
-        match self.try_reserve(cost) {
-            Some(reservation) => reservation,
-            None if is_held => self.take(cost),
-            None => self.reserve(cost),
-        }
-    }
-
     /// Reserves `cost` bytes, whether there is room or not. For the few short records that cannot wait.
     pub(super) fn take(&self, cost: u64) -> Reservation<'_> {
         let mut state = self.state.lock();

@@ -1,8 +1,11 @@
 //! Assigns log indexes to writes.
 //!
-//! Writers call [`Sequencer::append`] while the partitions of their keys are locked: it assigns the next indexes and
-//! puts the records into the append queue, under one mutex that is held for nothing else. The replication thread
-//! ([`Log::keep`]) moves them from the queue to the backlog. It never waits for a socket.
+//! On a leader, writers call [`Sequencer::append`] while the partitions of their keys are locked: it assigns the next
+//! indexes and puts the records into the append queue, under one mutex that is held for nothing else. The replication
+//! thread ([`Log::keep`]) moves them from the queue to the backlog. It never waits for a socket.
+//!
+//! On a follower, one thread calls [`Sequencer::receive`] with the records that a leader sends, which puts them into
+//! the backlog, and [`Sequencer::applied`] while the partitions of those that it applies are locked.
 //!
 //! # Invariants
 //!
@@ -14,12 +17,63 @@
 //! 4. Records are appended under the epoch in which they were executed: the writer reads the epoch with its partitions
 //!    locked, and an epoch ends only after every partition was locked and unlocked once.
 //! 5. Each epoch of the history begins with its EPOCH record. Both are added at once.
+//! 6. Records are received and applied by one thread, which runs only while no write is admitted.
 
+use std::fmt;
+use std::time::Instant;
+
+use super::append_times::AppendTimes;
 use super::backlog::{Append, Records};
 use super::room::Reservation;
-use super::{Head, Log, Order, ReceiveError, Step, epoch_record};
+use super::{Head, Log, Order, Step, epoch_record};
 use crate::engine::digest::Digest;
+use crate::engine::entry::Entry;
 use crate::history::{EpochStart, History, HistoryError};
+
+/// Records that a leader sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Received<'a> {
+    /// Index of the first of them.
+    pub first_index: u64,
+    /// Their frames, one behind the other.
+    pub records: &'a [u8],
+    /// The one record, where there is no other and the store is to share it.
+    pub entry: Option<&'a Entry>,
+    /// How many there are, 1 at least.
+    pub count: u32,
+    /// The epochs that they begin.
+    pub epochs: &'a [EpochStart],
+    /// Digest of the data set after the last of them.
+    pub digest: Digest,
+}
+
+/// Why records of a leader were not logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotLogged {
+    /// They do not begin at the next index.
+    Gap {
+        /// The next index.
+        expected: u64,
+        /// The index of the first of them.
+        got: u64,
+    },
+    /// An EPOCH among them does not follow the history.
+    Epoch(HistoryError),
+    /// The records that wait to be committed already count for more than the backlog may have.
+    Overfull,
+}
+
+impl fmt::Display for NotLogged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NotLogged::Gap { expected, got } => write!(f, "entry {got} came, expected {expected}"),
+            NotLogged::Epoch(error) => error.fmt(f),
+            NotLogged::Overfull => {
+                f.write_str("more entries wait to be committed than backlog_bytes allows")
+            }
+        }
+    }
+}
 
 /// The writing side of a [`Log`]. The engine owns it.
 #[derive(Debug)]
@@ -73,6 +127,7 @@ impl Sequencer {
         reservation.spend(Records::cost(records.bytes().len()));
         let mut order = self.log.order.lock();
         debug_assert_eq!(order.epoch(), epoch, "a write of another epoch");
+        debug_assert_eq!(order.waiting, 0, "a write before records are applied");
         self.queue(&mut order, records, count, change)
     }
 
@@ -104,10 +159,6 @@ impl Sequencer {
         let room = self.log.room.take(cost);
         {
             let order = &mut *self.log.order.lock();
-            debug_assert!(
-                order.received <= order.head.index,
-                "records that are not applied"
-            );
             let (got, next) = (start.start_index, order.head.index + 1);
             if got != next {
                 return Err(HistoryError::NotNext { got, next });
@@ -122,98 +173,107 @@ impl Sequencer {
         Ok(())
     }
 
-    /// Begins anew after `head`: a data set of this history has replaced the one before. No write is under way.
+    /// Logs records that a leader sent, as one append. None of them is applied yet. Returns whether records before them
+    /// are not applied either.
     ///
-    /// Where the last records of that data set are EPOCHs, they are put into the log again: a follower that lacks
-    /// nothing else can then resume.
-    pub fn reset(&self, head: Head, history: History) {
-        let order = &mut *self.log.order.lock();
-        self.log.next_generation(order);
-        let last: Vec<Vec<u8>> = history
-            .last_records(head.index)
-            .iter()
-            .map(|start| epoch_record::encode(*start))
-            .collect();
-        order.head = Head {
-            index: head.index - u64::try_from(last.len()).unwrap_or(0),
-            digest: head.digest,
-        };
-        order.history = history;
-        order.received = 0;
-        let _ = self.log.sender.send(Step::Reset(order.head));
-        for frame in last {
-            let cost = Records::cost(frame.len());
-            self.log.room.take(cost).spend(cost);
-            self.queue(order, Records::Frames(frame), 1, Digest::EMPTY);
-        }
-        self.log.watermarks.reset(order.epoch(), head.index);
-    }
-
-    /// A reservation of nothing, for records that the log holds already.
-    pub(crate) const fn no_room(&self) -> Reservation<'_> {
-        self.log.room.none()
-    }
-
-    /// Logs a group of records of the leader at its receipt; they are applied later. The history follows from the EPOCH
-    /// records among them. Waits for room in the append queue, with nothing locked.
+    /// Waits until the backlog has what was appended before. A program without a thread that
+    /// [keeps](Log::keep) the log calls [`Log::drain`] before.
     ///
     /// # Errors
     ///
-    /// Where the group does not begin at the next index, or an epoch does not follow the history. Nothing is logged
+    /// Where the records are not the next ones, or begin an epoch that cannot follow the history. Nothing is logged
     /// then.
-    pub fn receive(
-        &self,
-        first_index: u64,
-        records: Records,
-        count: u32,
-        digest: Digest,
-        epochs: &[EpochStart],
-    ) -> Result<(), ReceiveError> {
-        let cost = Records::cost(records.bytes().len());
-        self.log.room.reserve_for_leader(cost).spend(cost);
-        let order = &mut *self.log.order.lock();
-        let expected = order.last_index() + 1;
-        let result = if first_index == expected {
-            order.begin_epochs(epochs).map_err(ReceiveError::Epoch)
-        } else {
-            let got = first_index;
-            Err(ReceiveError::Gap { expected, got })
-        };
-        if let Err(error) = result {
-            self.log.room.release(cost);
-            return Err(error);
+    pub fn receive(&self, received: &Received<'_>, now: Instant) -> Result<bool, NotLogged> {
+        let count = u64::from(received.count);
+        let kept = &mut *self.log.caught_up();
+        if kept.backlog.is_overfull() {
+            return Err(NotLogged::Overfull);
         }
-        if !epochs.is_empty() {
-            // Before a reader of the log can find the records.
-            self.log.next_generation(order);
-        }
-        order.received = first_index + u64::from(count) - 1;
-        let append = Append {
-            records,
-            count,
-            digest,
+        let were_waiting = {
+            let order = &mut *self.log.order.lock();
+            let (expected, got) = (order.last_index() + 1, received.first_index);
+            if got != expected {
+                return Err(NotLogged::Gap { expected, got });
+            }
+            if !received.epochs.is_empty() {
+                let mut history = order.history.clone();
+                let mut epochs = received.epochs.iter();
+                epochs
+                    .try_for_each(|start| history.push(*start))
+                    .map_err(NotLogged::Epoch)?;
+                order.history = history;
+                // Before a reader of the log can find the record.
+                self.log.next_generation(order);
+            }
+            let were_waiting = order.waiting > 0;
+            order.waiting += count;
+            were_waiting
         };
-        let _ = self.log.sender.send(Step::Append(append));
-        Ok(())
+        let (records, entry) = (received.records, received.entry);
+        let (first, last) = (received.first_index, received.first_index + count - 1);
+        kept.backlog
+            .push_frames(records, entry, received.count, received.digest);
+        kept.times.note(first, last, now);
+        self.log.grown.notify_all();
+        Ok(were_waiting)
     }
 
-    /// The next `count` records of the log are applied, which changed the data set's digest by `change`. Returns the
-    /// index of the last. The caller has all partitions of their keys locked for writing.
-    pub(crate) fn applied(&self, count: u32, change: Digest) -> u64 {
+    /// The next `count` of the records that are logged and not applied yet are applied, and changed the data set's
+    /// digest by `change`. Returns the index of the last of them. The caller has all partitions of their keys locked
+    /// for writing.
+    pub fn applied(&self, count: u32, change: Digest) -> u64 {
         let mut order = self.log.order.lock();
+        debug_assert!(order.waiting >= u64::from(count), "not logged before");
+        order.waiting -= u64::from(count);
         order.head.index += u64::from(count);
         order.head.digest = order.head.digest.plus(change);
-        debug_assert!(
-            order.head.index <= order.received,
-            "applied before it is logged"
-        );
         order.head.index
     }
 
-    /// An EPOCH record of the log is applied.
-    pub(crate) fn applied_epoch(&self, epoch: u64) {
-        self.applied(1, Digest::EMPTY);
-        self.log.watermarks.begin_epoch(epoch);
+    /// Holds the records that wait to be applied in the backlog, or no records where none waits.
+    pub fn hold_waiting(&self) {
+        let kept = &mut *self.log.kept.lock();
+        let order = self.log.order.lock();
+        let first = (order.waiting > 0).then_some(order.head.index + 1);
+        kept.backlog.hold_from(first);
+    }
+
+    /// Begins anew after `head`: a data set of this history has replaced the one before. No write is under way, and
+    /// nothing is received or applied. Waits as [`receive`](Self::receive) does.
+    ///
+    /// Where the last records of that data set are EPOCHs, they are put into the log again: a follower that lacks
+    /// nothing else can then resume.
+    pub fn reset(&self, head: Head, history: History, now: Instant) {
+        let mut times = AppendTimes::default();
+        times.reset(head.index, now);
+        self.begin_anew(head, history, times);
+    }
+
+    /// Begins anew with nothing, as [`reset`](Self::reset) does.
+    pub fn clear(&self) {
+        self.begin_anew(Head::default(), History::default(), AppendTimes::default());
+    }
+
+    fn begin_anew(&self, head: Head, history: History, times: AppendTimes) {
+        let kept = &mut *self.log.caught_up();
+        let order = &mut *self.log.order.lock();
+        self.log.next_generation(order);
+        let last = history.last_records(head.index);
+        let base = head.index - u64::try_from(last.len()).unwrap_or(0);
+        kept.generation += 1;
+        kept.backlog.reset(base, head.digest);
+        for start in last {
+            let frame = epoch_record::encode(*start);
+            kept.backlog.push_frames(&frame, None, 1, head.digest);
+        }
+        kept.times = times;
+        *order = Order {
+            head,
+            waiting: 0,
+            history,
+        };
+        self.log.watermarks.reset(order.epoch(), head.index);
+        self.log.grown.notify_all();
     }
 
     /// Has writers wait for room, whether there is some or not, or no longer.

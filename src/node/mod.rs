@@ -19,6 +19,7 @@ mod status;
 pub use crate::replication::core::role_state::{Leader, RoleState};
 pub use data::{NoRoom, NotSet};
 pub use reply::Reply;
+pub use state::NotOpened;
 use state::ReplicaState;
 pub use status::{Lines, Shown, StatusSection, Summary};
 

@@ -1,18 +1,39 @@
 //! The role and state of a node, and their transitions. [`Node::change`] alone sets what each state admits.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crossbeam_channel::Receiver;
 
 use super::{NO_DATA_YET, Node, Reply};
-use crate::engine::Admission;
+use crate::engine::{Admission, ApplyError};
 use crate::history::{EpochStart, History, HistoryError};
 use crate::log::Log;
 use crate::replication::core::role_state::{Leader, RoleState};
 
 /// The answer to a write once a leader stops.
 const STOPS: &str = "this leader is stopping and takes no more writes; try again when it is back";
+
+/// Why a node does not lead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotOpened {
+    /// The epoch is not acceptable.
+    Epoch(HistoryError),
+    /// The records that were received last cannot be applied.
+    NotApplied(ApplyError),
+}
+
+impl fmt::Display for NotOpened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NotOpened::Epoch(error) => error.fmt(f),
+            NotOpened::NotApplied(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for NotOpened {}
 
 /// The role of a node, and the state of its data set.
 #[derive(Debug)]
@@ -212,12 +233,15 @@ impl Node {
         }
     }
 
-    /// The node leads from now on, and takes writes in a new epoch, whose EPOCH record is the next one of the log.
+    /// The node leads from now on, and takes writes in a new epoch, whose EPOCH record is the next one of the log. All
+    /// that the log has is applied before.
     ///
     /// # Errors
     ///
-    /// Where the epoch cannot follow the node's history, or does not start at the log's next index.
-    pub fn open_epoch(&self, start: EpochStart) -> Result<(), HistoryError> {
+    /// Where the records of the log cannot be applied; where the epoch cannot follow the node's history, or does not
+    /// start at the log's next index.
+    pub fn open_epoch(&self, start: EpochStart) -> Result<(), NotOpened> {
+        self.engine.apply(u64::MAX).map_err(NotOpened::NotApplied)?;
         let state = &mut *self.state.lock();
         let (role, is_transferring) = (state.role.clone(), state.is_transferring);
         let epoch = start.epoch;
@@ -226,7 +250,7 @@ impl Node {
         if let Err(error) = self.engine.open_epoch(start, state.admission()) {
             state.role = role;
             state.is_transferring = is_transferring;
-            return Err(error);
+            return Err(NotOpened::Epoch(error));
         }
         self.is_leader.store(true, Ordering::SeqCst);
         self.tell_watcher(&role, state);

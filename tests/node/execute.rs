@@ -1,12 +1,13 @@
 //! The answer to each request in each role.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use gopherstore::config::Config;
 use gopherstore::engine::COPIED_BYTES;
 use gopherstore::engine::digest::Digest;
 use gopherstore::history::{EpochStart, History, HistoryError};
-use gopherstore::node::{Node, Reply, RoleState};
+use gopherstore::node::{Node, NotOpened, Reply, RoleState};
 use gopherstore::wire::comparison::{ListAnswer, SumsAnswer};
 use gopherstore::wire::response::Response;
 use gopherstore::wire::{Opcode, Request, Status};
@@ -271,14 +272,15 @@ fn a_leader_that_has_taken_a_snapshot_serves_once_it_has_its_own_epoch() {
     let (key, value) = (&b"k"[..], &b"v"[..]);
     let history = History::new(vec![epoch_start(1, 1)]).unwrap();
     let mut copy = node.engine().load(0);
-    assert!(copy.finish(3, Digest::EMPTY, history.clone()));
+    assert!(copy.finish(3, Digest::EMPTY, history.clone(), Instant::now()));
     node.adopt();
     assert_eq!(node.history(), history);
     assert_eq!(ask(&node, &Request::Set { key, value }).0, Status::Loading);
     assert_eq!(ask(&node, &Request::Get { key }).0, Status::Loading);
     let refused = node.open_epoch(epoch_start(2, 3));
     let (got, next) = (3, 4);
-    assert_eq!(refused, Err(HistoryError::NotNext { got, next }));
+    let why = HistoryError::NotNext { got, next };
+    assert_eq!(refused, Err(NotOpened::Epoch(why)));
     assert_eq!(ask(&node, &Request::Set { key, value }).0, Status::Loading);
     node.open_epoch(epoch_start(2, 4)).unwrap();
     assert_eq!(node.history().last(), Some(epoch_start(2, 4)));

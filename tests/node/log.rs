@@ -12,8 +12,8 @@ use gopherstore::engine::entry::Entry;
 use gopherstore::history::{EpochStart, History, HistoryError};
 use gopherstore::log::backlog::Records;
 use gopherstore::log::{
-    Cursor, Found, Head, Log, Mark, Position, ROOM_BYTES as ROOM, Reached, Reservation, Sequencer,
-    Wake, Watermarks,
+    Cursor, Found, Head, Log, Mark, NotLogged, Position, ROOM_BYTES as ROOM, Reached, Reservation,
+    Sequencer, Wake, Watermarks,
 };
 
 use gopherstore::engine::{ApplyError, Engine};
@@ -258,7 +258,7 @@ fn a_reset_takes_readers_their_place_and_begins_after_the_new_head() {
         }
         let mut old = log.cursor_after(1).unwrap();
         assert!(matches!(read(log, &mut old, later()).0, Found::Small(1, _)));
-        sequencer.reset(head, History::default());
+        sequencer.reset(head, History::default(), Instant::now());
         assert_eq!(log.head(), head);
         let deadline = later();
         while log.kept_head() != head {
@@ -414,12 +414,12 @@ fn the_last_epochs_of_a_snapshot_are_in_the_log_again() {
     let digest = Digest::from_u128(5);
     for (index, first_index) in [(7, 6), (8, 9)] {
         let head = Head { index, digest };
-        sequencer.reset(head, history.clone());
+        sequencer.reset(head, history.clone(), Instant::now());
         assert_eq!((log.head(), log.history()), (head, history.clone()));
         log.drain(Instant::now());
         assert_eq!((log.kept_head(), log.first_index()), (head, first_index));
     }
-    sequencer.reset(Head { index: 7, digest }, history);
+    sequencer.reset(Head { index: 7, digest }, history, Instant::now());
     log.drain(Instant::now());
     let mut cursor = log.cursor_after(5).unwrap();
     for epoch in [3, 4] {
@@ -504,29 +504,36 @@ fn records_are_applied_up_to_the_committed_index() {
         let log = follower.log().unwrap();
         (follower.head().index, log.last_index())
     };
-    let receive = |records: &[u8], committed| {
-        crate::receive(&follower, records, committed, leader.head().digest)
+    let digest = |records: &[u8]| crate::digest_after(&Engine::new(Some(1 << 20)), records);
+    let ends = [
+        digest(&first),
+        digest(&[first.clone(), second.clone()].concat()),
+    ];
+    let receive = |records: &[u8], committed, digest| {
+        crate::receive(&follower, records, committed, digest).unwrap();
     };
-    assert_eq!(receive(&first, 2), Ok(None), "not at the end of a group");
+    receive(&first, 2, ends[0]);
     assert_eq!(places(), (2, 3));
     assert_eq!((value(b"a"), value(b"b")), (Some(b"1".to_vec()), None));
     assert_eq!(follower.log().unwrap().history().last(), Some(start(1, 1)));
-    receive(&second, 3).unwrap();
+    receive(&second, 3, ends[1]);
     assert_eq!(places(), (3, 6));
     assert_eq!(value(b"b"), Some(b"1".to_vec()));
     let history = follower.log().unwrap().history();
     assert_eq!(history.last(), Some(start(2, 5)), "it follows from the log");
-    assert_eq!(follower.apply(4), Ok(None));
+    follower.apply(4).unwrap();
     assert_eq!((places(), value(b"a")), ((4, 6), Some(b"2".to_vec())));
-    assert_eq!(follower.apply(u64::MAX), Ok(Some(leader.head().digest)));
+    follower.apply(u64::MAX).unwrap();
     assert_eq!(places(), (6, 6));
     assert_eq!(follower.head(), leader.head());
-    assert_eq!(follower.apply(u64::MAX), Ok(None), "there is nothing more");
+    follower.apply(u64::MAX).unwrap();
+    assert_eq!(places(), (6, 6), "there is nothing more");
     // A group that does not follow on what is logged changes nothing.
     follower.clear();
-    receive(&first, 1).unwrap();
+    receive(&first, 1, ends[0]);
     let gap = crate::receive_at(&follower, 3, &second, 9, Digest::EMPTY);
     let (expected, got) = (4, 3);
-    assert_eq!(gap, Err(ApplyError::Gap { expected, got }));
+    let gap_at = NotLogged::Gap { expected, got };
+    assert_eq!(gap, Err(ApplyError::NotLogged(gap_at)));
     assert_eq!(places(), (1, 3));
 }

@@ -9,7 +9,11 @@ mod log;
 mod long;
 mod model;
 mod peers;
+mod receive;
 mod threads;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
 
 use gopherstore::engine::digest::Digest;
 use gopherstore::engine::entry::Entry;
@@ -91,18 +95,34 @@ fn epoch_record(start: EpochStart) -> Vec<u8> {
     bytes
 }
 
-/// Applies frames as records of a leader.
-fn apply(engine: &Engine, records: &[u8]) -> Result<(), ApplyError> {
-    receive(engine, records, u64::MAX, Digest::EMPTY).map(drop)
+/// The digest that the engine's data set has after these records.
+fn digest_after(engine: &Engine, records: &[u8]) -> Digest {
+    let mut written: BTreeMap<Vec<u8>, Option<Entry>> = BTreeMap::new();
+    frames(records).fold(engine.head().digest, |digest, frame| {
+        if frame.opcode() == Opcode::Epoch {
+            return digest;
+        }
+        let new = (frame.opcode() == Opcode::Set).then(|| Entry::copy_of(&frame));
+        let of = |entry: Option<&Entry>| entry.map(Digest::of).unwrap_or_default();
+        let added = of(new.as_ref());
+        let old = written.insert(frame.key().to_vec(), new);
+        let old = old.unwrap_or_else(|| engine.get(frame.key()));
+        digest.changed(of(old.as_ref()), added)
+    })
 }
 
-/// Passes an engine the next records of a leader, which are committed up to this index.
+/// Logs and applies frames as records of a leader.
+fn apply(engine: &Engine, records: &[u8]) -> Result<(), ApplyError> {
+    receive(engine, records, u64::MAX, digest_after(engine, records))
+}
+
+/// Receives frames as a group of a leader, which commits what it has up to `committed`.
 fn receive(
     engine: &Engine,
     records: &[u8],
     committed: u64,
     digest: Digest,
-) -> Result<Option<Digest>, ApplyError> {
+) -> Result<(), ApplyError> {
     let first_index = engine.log().map_or(0, Log::last_index) + 1;
     receive_at(engine, first_index, records, committed, digest)
 }
@@ -114,7 +134,7 @@ fn receive_at(
     records: &[u8],
     committed: u64,
     digest: Digest,
-) -> Result<Option<Digest>, ApplyError> {
+) -> Result<(), ApplyError> {
     let mut bytes = Vec::new();
     let mut batch = BatchEncoder::new(&mut bytes, StreamOpcode::Entries);
     assert!(frames(records).all(|frame| batch.push(frame.bytes())));
@@ -140,7 +160,8 @@ fn receive_at(
     let group = Group {
         first_index,
         records,
+        committed,
         digest,
     };
-    engine.receive(&group, committed)
+    engine.receive(&group, Instant::now())
 }

@@ -23,5 +23,5 @@ mod engine;
 mod log;
 
 pub use gopherstore::{history, wire};
-pub use primitives::{Condvar, Mutex, Receiver, RwLock, Sender, unbounded};
+pub use primitives::{Condvar, Mutex, MutexGuard, Receiver, RwLock, Sender, unbounded};
 pub use shuttle::sync::{RwLockReadGuard, RwLockWriteGuard};

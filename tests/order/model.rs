@@ -13,11 +13,14 @@ use shuttle::Runner;
 use shuttle::scheduler::RandomScheduler;
 use shuttle::thread;
 
+use crate::Mutex;
 use crate::engine::digest::Digest;
 use crate::engine::entry::Entry;
 use crate::engine::planted::Planted;
 use crate::engine::store::Store;
-use crate::engine::{Admission, Answers, Engine, Group, NotDone, NotTogether, PartitionCopy};
+use crate::engine::{
+    Admission, Answers, ApplyError, Engine, Group, NotDone, NotTogether, PartitionCopy,
+};
 use crate::log::{Cursor, Found, Log};
 
 /// Schedules that the code has to pass.
@@ -94,8 +97,9 @@ fn execute(engine: &Engine, frames: &[u8], planted: Planted) -> bool {
     }
 }
 
-/// Applies records of a leader.
-fn apply(engine: &Engine, records: &[u8]) {
+/// Receives records of a leader, of which the first is committed, and applies the others later. Returns whether the
+/// data set has the leader's digest then.
+fn receive(engine: &Engine, records: &[u8], digest: Digest) -> bool {
     let (mut bytes, first_index) = (Vec::new(), engine.head().index + 1);
     let mut batch = BatchEncoder::new(&mut bytes, StreamOpcode::Entries);
     let frames = all_frames(records);
@@ -120,9 +124,15 @@ fn apply(engine: &Engine, records: &[u8]) {
     let group = Group {
         first_index,
         records,
-        digest: Digest::EMPTY,
+        committed: first_index,
+        digest,
     };
-    engine.receive(&group, group.last_index()).unwrap();
+    let received = engine.receive(&group, Instant::now());
+    match received.and_then(|()| engine.apply(u64::MAX)) {
+        Ok(()) => true,
+        Err(ApplyError::Diverged { .. }) => false,
+        Err(error) => panic!("{error}"),
+    }
 }
 
 fn copy_partition(engine: &Engine, partition: usize, planted: Planted) -> (Map, u64) {
@@ -170,12 +180,12 @@ fn digest_of(entries: &[Entry]) -> Digest {
     })
 }
 
-/// Records of the log from the cursor on, waiting for them; `None` at the log's end.
-fn next(log: &Log, cursor: &mut Cursor) -> Option<Vec<u8>> {
+/// Records of the log from the cursor on, waiting for them, and the digest after them; `None` at the log's end.
+fn next(log: &Log, cursor: &mut Cursor) -> Option<(Vec<u8>, Digest)> {
     let never = Instant::now() + Duration::from_secs(3_600);
     let mut records = Vec::new();
     match log.read(cursor, 1 << 20, &mut records, never, || false) {
-        Found::Small(..) => Some(records),
+        Found::Small(_, digest) => Some((records, digest)),
         Found::Ended => None,
         found => panic!("{found:?}"),
     }
@@ -189,6 +199,7 @@ fn all_frames(records: &[u8]) -> Vec<RequestFrame<'_>> {
 /// Faults that a run can have.
 const ORDER: &str = "the follower's data is not the leader's";
 const DIGEST: &str = "the digest is not the data's";
+const DIVERGED: &str = "the follower finds another digest than the leader's";
 const COPY: &str = "the copy of a partition is not the data at its index";
 
 /// One run: writers on as many keys as there are partitions, a follower and a snapshot. Each writer makes its writes
@@ -209,22 +220,25 @@ fn run(
     let keeper = spawn(Box::new(|leader| log(leader).keep()));
 
     let follower = Arc::new(engine(partitions, false));
+    let agreed = Arc::new(Mutex::new(false));
     let following = spawn(Box::new({
-        let follower = Arc::clone(&follower);
+        let (follower, is_agreed) = (Arc::clone(&follower), Arc::clone(&agreed));
         move |leader| {
             let mut cursor = log(leader).cursor_after(0).unwrap();
-            while let Some(records) = next(log(leader), &mut cursor) {
-                apply(&follower, &records);
+            let mut agrees = true;
+            while let Some((records, digest)) = next(log(leader), &mut cursor) {
+                agrees &= receive(&follower, &records, digest);
             }
+            *is_agreed.lock() = agrees;
         }
     }));
-    let copying = thread::spawn({
-        let leader = Arc::clone(&leader);
-        move || -> Vec<_> {
+    let copying = [(&leader, planted), (&follower, Planted::Nothing)].map(|(node, planted)| {
+        let node = Arc::clone(node);
+        thread::spawn(move || -> Vec<_> {
             (0..partitions)
-                .map(|partition| copy_partition(&leader, partition, planted))
+                .map(|partition| copy_partition(&node, partition, planted))
                 .collect()
-        }
+        })
     });
     let writing: Vec<_> = (0..writers)
         .map(|writer| {
@@ -248,7 +262,7 @@ fn run(
     for writer in writing {
         writer.join().unwrap();
     }
-    let copies = copying.join().unwrap();
+    let copies = copying.map(|copying| copying.join().unwrap());
     leader.end_log();
     keeper.join().unwrap();
     following.join().unwrap();
@@ -268,10 +282,13 @@ fn run(
     check(ORDER, map(&own) == map(&theirs));
     check(DIGEST, head.digest == digest_of(&own));
     check(DIGEST, head == follower.head());
+    check(DIVERGED, *agreed.lock());
+    let kept = (log(&follower).kept_head(), log(&follower).last_index());
+    check(DIGEST, kept == (head, head.index));
 
     // Along the log: the digest at each index, and each partition as it was where it was copied.
     let mut cursor = log(&leader).cursor_after(0).unwrap();
-    let records = next(log(&leader), &mut cursor).unwrap();
+    let (records, _) = next(log(&leader), &mut cursor).unwrap();
     let records = all_frames(&records);
     let mut data: BTreeMap<Vec<u8>, Entry> = BTreeMap::new();
     for index in 0..=count {
@@ -287,10 +304,12 @@ fn run(
         let digest = log(&leader).digest_at(index);
         // Of writes made together, only the last has one.
         check(DIGEST, digest.map_or(in_runs, |d| d == digest_of(&entries)));
-        for (partition, (copy, copied_at)) in copies.iter().enumerate() {
-            let lives_there = |entry: &Entry| leader.partition_of(entry.key()) == partition;
-            let expected: Vec<_> = entries.iter().filter(|e| lives_there(e)).cloned().collect();
-            check(COPY, *copied_at != index || *copy == map(&expected));
+        for (node, copies) in [&leader, &follower].into_iter().zip(&copies) {
+            for (partition, (copy, copied_at)) in copies.iter().enumerate() {
+                let lives_there = |entry: &Entry| node.partition_of(entry.key()) == partition;
+                let expected: Vec<_> = entries.iter().filter(|e| lives_there(e)).cloned().collect();
+                check(COPY, *copied_at != index || *copy == map(&expected));
+            }
         }
     }
     faults
@@ -471,7 +490,7 @@ fn epochs_are_in_their_places(planted: Planted) -> bool {
     engine.end_log();
     keeper.join().unwrap();
     let mut cursor = log(&engine).cursor_after(0).unwrap();
-    let records = next(log(&engine), &mut cursor).unwrap();
+    let (records, _) = next(log(&engine), &mut cursor).unwrap();
     let writes = admitted.iter().filter(|admitted| **admitted).count();
     let starts: Vec<u64> = (1..)
         .zip(all_frames(&records))

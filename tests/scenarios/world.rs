@@ -309,7 +309,8 @@ impl<'a> World<'a> {
         Request::Set { key, value }.encode(&mut bytes).unwrap();
         let frame = frames(&bytes).next().unwrap();
         let process = self.nodes[at].as_ref().expect("it runs");
-        process.node().engine().plant(Entry::copy_of(&frame));
+        let now = self.shared.timeline.instant();
+        process.node().engine().plant(Entry::copy_of(&frame), now);
         self.is_planted = true;
     }
 

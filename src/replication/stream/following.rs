@@ -9,7 +9,6 @@ use super::snapshot_in::SnapshotIn;
 use crate::engine::digest::Digest;
 use crate::engine::{ApplyError, Group};
 use crate::history::History;
-use crate::log::Head;
 use crate::node::{Leader, Member, Node};
 pub(crate) use crate::replication::core::machine::Goal;
 use crate::replication::core::role::LeadOrder;
@@ -364,9 +363,11 @@ impl<'a> FollowerStream<'a> {
                 let group = Group {
                     first_index,
                     records: frames,
+                    committed: committed_index,
                     digest: Digest::from_u128(digest),
                 };
-                self.entries(&group, committed_index)
+                let received = self.node.engine().receive(&group, now);
+                received.map_err(|error| follow_error(&error))
             }
             (
                 Message::Heartbeat {
@@ -379,7 +380,8 @@ impl<'a> FollowerStream<'a> {
                 },
                 Receiving::Entries,
             ) => {
-                self.commit(self.node.engine().apply(committed_index))?;
+                let applied = self.node.engine().apply(committed_index);
+                applied.map_err(|error| follow_error(&error))?;
                 self.heartbeat(last_index, digest_index, digest, now)?;
                 self.acks.heartbeat(round);
                 Ok(())
@@ -440,8 +442,9 @@ impl<'a> FollowerStream<'a> {
 
     /// Judges the order to lead: the node must hold exactly what the leader holds.
     fn lead(&self, order: LeadOrder) -> Result<Need, FollowError> {
-        // The leader holds all of it, so it is committed.
-        self.commit(self.node.engine().apply(order.last_index))?;
+        // The leader has everything up to there, and takes no more writes.
+        let applied = self.node.engine().apply(order.last_index);
+        applied.map_err(|error| follow_error(&error))?;
         let head = self.node.head();
         let fits = matches!(self.receiving, Receiving::Entries)
             && order.epoch == self.epoch
@@ -477,25 +480,6 @@ impl<'a> FollowerStream<'a> {
         self.adopt();
     }
 
-    /// Logs a group of records, and applies what is committed.
-    fn entries(&self, group: &Group<'_>, committed: u64) -> Result<(), FollowError> {
-        self.commit(self.node.engine().receive(group, committed))
-    }
-
-    /// Records are applied. Where a group of the leader ends at the last of them, the digests must be equal.
-    fn commit(&self, applied: Result<Option<Digest>, ApplyError>) -> Result<(), FollowError> {
-        let theirs = applied.map_err(|error| match error {
-            ApplyError::Gap { .. } | ApplyError::Epoch(_) => {
-                FollowError::Protocol(error.to_string())
-            }
-            ApplyError::Missing { .. } => FollowError::Diverged(error.to_string()),
-        })?;
-        match theirs {
-            Some(theirs) => compare(self.node.head(), theirs.to_u128()),
-            None => Ok(()),
-        }
-    }
-
     /// Compares the leader's digest with this node's.
     fn heartbeat(
         &self,
@@ -504,30 +488,32 @@ impl<'a> FollowerStream<'a> {
         digest: u128,
         now: Instant,
     ) -> Result<(), FollowError> {
-        let head = self.node.head();
+        let (own, head) = (self.node.last_index(), self.node.head());
         self.peers.leader_told(last_index, head.index, now);
-        let logged = self.node.last_index();
-        if digest_index != logged {
+        if digest_index != own {
             // Everything that was sent before the heartbeat is logged, so this node has entries of another origin.
             return Err(FollowError::Diverged(format!(
-                "the leader has sent everything up to index {digest_index}, and this node is at {logged}"
+                "the leader has sent everything up to index {digest_index}, and this node is at {own}"
             )));
         }
-        if head.index < logged {
-            return Ok(());
+        let (index, own, theirs) = (head.index, head.digest, Digest::from_u128(digest));
+        // Otherwise it is compared once all of the log is applied.
+        if index == digest_index && own != theirs {
+            let error = ApplyError::Diverged { index, own, theirs };
+            return Err(follow_error(&error));
         }
-        compare(head, digest)
+        Ok(())
     }
 }
 
-/// Compares this node's digest with the leader's at the same index.
-fn compare(head: Head, digest: u128) -> Result<(), FollowError> {
-    if digest == head.digest.to_u128() {
-        return Ok(());
+/// The end of the stream where what it brought cannot be logged or applied.
+fn follow_error(error: &ApplyError) -> FollowError {
+    match error {
+        ApplyError::NotLogged(_) | ApplyError::NoLog | ApplyError::Lost { .. } => {
+            FollowError::Protocol(error.to_string())
+        }
+        ApplyError::Missing { .. } | ApplyError::Diverged { .. } => {
+            FollowError::Diverged(error.to_string())
+        }
     }
-    let theirs = Digest::from_u128(digest);
-    Err(FollowError::Diverged(format!(
-        "the digest at index {} is {}, and the leader's {theirs}",
-        head.index, head.digest
-    )))
 }

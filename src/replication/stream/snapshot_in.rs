@@ -91,7 +91,7 @@ impl<'n> SnapshotIn<'n> {
             )));
         }
         let (digest, history) = (Digest::from_u128(digest), std::mem::take(&mut self.history));
-        if chunks != self.chunks || !self.load.finish(index, digest, history) {
+        if chunks != self.chunks || !self.load.finish(index, digest, history, now) {
             let text = "the copy is not what was sent".to_owned();
             return Err(FollowError::Diverged(text));
         }
