@@ -68,7 +68,7 @@ impl Node {
         self.state.lock().role.clone()
     }
 
-    /// Whether the node leads, be it that it stops and takes no more writes.
+    /// Whether the node leads, even while it stops.
     #[must_use]
     pub fn leads(&self) -> bool {
         self.is_leader.load(Ordering::SeqCst)

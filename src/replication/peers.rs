@@ -117,7 +117,7 @@ impl Peers {
 
 /// The leader, as a follower sees it.
 impl Peers {
-    /// Something has come on the stream from the leader, be it the first of it.
+    /// Something was received from the leader, possibly the first message.
     pub fn leader_heard(&self, now: Instant) {
         let mut stream = self.leader_stream.lock();
         stream.is_up = true;

@@ -13,7 +13,7 @@ use super::role_state::{Leader, RoleState};
 use super::start::{self, Next, Own};
 use crate::history::{EpochStart, History};
 
-/// Time between two looks at what the peers have said.
+/// Interval at which a waiting node decides again.
 const DECISION_PAUSE: Duration = Duration::from_millis(5);
 
 /// Time between two looks at the role of a node that leads or has nothing to do. A change of role wakes the node.
@@ -108,7 +108,7 @@ pub enum Level {
     Info,
 }
 
-/// What a node does as a result of a decision.
+/// Action of a node after a decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Log this line.
@@ -121,7 +121,7 @@ pub enum Action {
     SetReason(String),
     /// Open this epoch, and lead.
     Lead(EpochStart),
-    /// Keep the data set, which the leader does not know, and follow no node.
+    /// Keep the data set, which the leader does not know.
     Refuse(String),
     /// Stop serving the data set, which differs from the leader's.
     MarkDiverged(String),
@@ -153,7 +153,7 @@ pub struct View<'a> {
     pub history: &'a History,
     /// Index of its last record.
     pub index: u64,
-    /// What its peers have said.
+    /// Results of the last questions to its peers.
     pub peers: &'a [Peer],
     /// Whether its data set is known to differ from the leader's. It does not lead with that.
     pub is_diverged: bool,
@@ -200,7 +200,7 @@ pub struct Machine {
     since: Instant,
     /// The last attempt, if the node has made one since then.
     tried: Option<Attempt>,
-    /// What a candidate was last logged to wait for.
+    /// Reason for waiting that was logged last.
     logged: String,
     /// Whether the node led until it ordered a peer to lead.
     has_led: bool,
@@ -335,10 +335,10 @@ impl Machine {
             } => {
                 self.log_passed_over(&passed_over);
                 let line = format!(
-                    "{peer} is furthest ahead, at index {index} of epoch {epoch}; copying it"
+                    "{peer} is most up to date, at index {index} of epoch {epoch}; catching up with it"
                 );
                 self.log(Level::Info, line);
-                let reason = format!("this leader is copying its data from {peer}");
+                let reason = format!("this leader is catching up with {peer}");
                 self.act(Action::SetReason(reason));
                 self.stream(&peer, Goal::CatchUp(index), now);
             }
@@ -403,7 +403,7 @@ impl Machine {
         if let Some(tried) = &self.tried
             && tried.peer == leader
             && now < tried.until
-            && !tried.has_come_up(view.peers)
+            && !tried.is_up_since(view.peers)
         {
             // Another peer may be found to lead meanwhile.
             let pause = if self.is_hurried(view.role, now) {
@@ -472,7 +472,7 @@ impl Machine {
             Outcome::Failed(error) => {
                 if ended.is_in_snapshot {
                     // A part of a snapshot is no data set, and no ground for a new epoch.
-                    let why = format!("the full copy of {} was cut off", tried.peer);
+                    let why = format!("the snapshot from {} was interrupted", tried.peer);
                     self.act(Action::Discard(why));
                 }
                 let longest = if matches!(view.role, RoleState::Candidate { .. }) {
@@ -547,7 +547,7 @@ impl Machine {
 
 impl Attempt {
     /// Whether the peer has come up since the attempt.
-    fn has_come_up(&self, peers: &[Peer]) -> bool {
+    fn is_up_since(&self, peers: &[Peer]) -> bool {
         let mut peers = peers.iter().filter(|peer| peer.name == self.peer);
         peers.any(|peer| peer.is_up && peer.since > self.ended)
     }

@@ -4,7 +4,7 @@
 //! |----------------------|----------------------------------------------------------------------------------|
 //! | [`rules`]            | does a follower resume, take a snapshot or keep its data; which peer is ahead    |
 //! | [`machine`]          | what a node does about its role: `step(message, now)`, `tick(now)` return actions |
-//! | [`watch`]            | what a peer's word means: yield to it, leave the leader for it                   |
+//! | [`watch`]            | what a peer's report implies: yield to it, leave the leader for it               |
 //! | [`role_state`]       | the role of a node, and the state of its data set                                |
 //! | [`role`]             | which leader a node follows, and when the initial leader leads again             |
 //! | [`start`]            | what a node that is to lead does next                                            |

@@ -47,8 +47,8 @@ pub enum RoleState {
         /// The epoch that it opened; 0 of a node without peers.
         epoch: u64,
     },
-    /// It holds a data set that the leader does not know. It serves the data set, keeps it, and follows no node until
-    /// an operator orders it to discard the data set.
+    /// It holds a data set that the leader does not know. It serves the data set and keeps it until a leader
+    /// knows it, or an operator orders to discard it.
     Refusing {
         /// The leader; `None` of a node that led itself until it heard of another leader.
         leader: Option<Leader>,

@@ -85,7 +85,7 @@ impl Watch {
         let two_leaders = view.takes_writes && has_led;
         if two_leaders && !self.two_leaders {
             let line = format!(
-                "two leaders: {} leads as well, in epoch {}; writes that they have taken apart cannot be joined",
+                "two leaders: {} leads as well, in epoch {}; writes accepted by both cannot be merged",
                 self.peer, report.epoch
             );
             self.log(Level::Error, line);

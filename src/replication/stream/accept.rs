@@ -226,7 +226,7 @@ fn accept_observer<'a>(
     follow: &Follow<'_>,
 ) -> Result<Box<Accepted<'a>>, Reply> {
     let node = replica.node;
-    // Read before phase and history, as above.
+    // Read before role and history, as above.
     let generation = node.dataset_generation();
     if let Some(why) = node.lacks_data() {
         return Err(Reply::Loading(why));

@@ -1,4 +1,4 @@
-//! What the two halves of the leader side share: the one that sends, and the one that reads acknowledgements.
+//! State shared by the sending and the receiving half of the leader side.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -64,7 +64,7 @@ impl fmt::Display for StreamEnd {
                 f,
                 "it acknowledged index {index}, and has been sent no more than {matched}"
             ),
-            StreamEnd::Replaced => f.write_str("a newer stream of it is there"),
+            StreamEnd::Replaced => f.write_str("a newer stream of this follower exists"),
             StreamEnd::FellBehind => {
                 f.write_str("it fell behind what backlog_bytes keeps of the log")
             }

@@ -28,13 +28,13 @@ pub(super) const BATCH_BYTES: usize = 256 << 10;
 /// How long a node that stops waits for a follower to acknowledge the last entry.
 const LAST_ACK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Time between two looks whether a follower that is ordered to lead has ended its stream.
+/// Poll interval while a follower that is ordered to lead ends its stream.
 const ORDERED_TURN: Duration = Duration::from_millis(2);
 
 /// Longest time between two judgements of a write that the other side does not take.
 const STALL_TURN: Duration = Duration::from_millis(500);
 
-/// What is to be done next for a stream.
+/// Next action of the sender.
 #[derive(Debug)]
 pub(crate) enum Sending {
     /// Write the bytes of the buffer, and then the frame of this entry, which is large.
@@ -86,7 +86,7 @@ enum Part {
     },
 }
 
-/// What all parts of a stream need.
+/// State that all parts of a stream share.
 pub(super) struct Sender<'a> {
     pub(super) node: &'a Node,
     pub(super) log: &'a Log,
