@@ -14,9 +14,9 @@ pub(crate) use crate::replication::core::machine::Goal;
 use crate::replication::core::role::LeadOrder;
 use crate::replication::core::rules::{Decision, Position, decide};
 use crate::replication::peers::{Peers, Replica};
-use crate::wire::replication::{Follow, FollowAnswer, Message, Parsed, parse};
+use crate::wire::replication::{Follow, FollowAnswer, Frames, Message, Parsed, parse};
 use crate::wire::response::{self, Response};
-use crate::wire::{Buffer, Status};
+use crate::wire::{Buffer, Opcode, Status};
 
 /// The part of the stream that comes next.
 enum Receiving<'a> {
@@ -58,6 +58,8 @@ pub(crate) struct FollowerStream<'a> {
     has_followed: bool,
     receiving: Receiving<'a>,
     epoch: u64,
+    /// The history that the leader offered.
+    offered: History,
     /// When anything last came.
     heard: Option<Instant>,
     acks: Arc<AcksOut>,
@@ -82,6 +84,7 @@ impl<'a> FollowerStream<'a> {
             has_followed: false,
             receiving: Receiving::Entries,
             epoch: 0,
+            offered: History::default(),
             heard: None,
             acks: Arc::new(AcksOut::new(member.replication.heartbeat_interval)),
             notes: Vec::new(),
@@ -286,7 +289,9 @@ impl<'a> FollowerStream<'a> {
             .map_err(|error| FollowError::Protocol(error.to_string()))?;
         let history = offer.history.to_history();
         self.epoch = history.last().map_or(0, |start| start.epoch);
-        Ok(decide(own, offer.start, &history))
+        let decision = decide(own, offer.start, &history);
+        self.offered = history;
+        Ok(decision)
     }
 
     /// Begins to follow as decided, or keeps the node's own data set and fails.
@@ -366,6 +371,7 @@ impl<'a> FollowerStream<'a> {
                     committed: committed_index,
                     digest: Digest::from_u128(digest),
                 };
+                self.check_epochs(frames)?;
                 let received = self.node.engine().receive(&group, now);
                 received.map_err(|error| follow_error(&error))
             }
@@ -456,6 +462,26 @@ impl<'a> FollowerStream<'a> {
             "it orders this node, at index {}, to lead after index {} of epoch {}",
             head.index, order.last_index, order.epoch
         )))
+    }
+
+    /// Checks that the epochs that begin in a group are of the history that the leader offered.
+    fn check_epochs(&self, records: Frames<'_>) -> Result<(), FollowError> {
+        if !records.has_epochs() {
+            return Ok(());
+        }
+        let epochs = records
+            .iter()
+            .filter(|frame| frame.opcode() == Opcode::Epoch);
+        for frame in epochs {
+            let operands = Opcode::Epoch.spec().operands_of(frame.value());
+            let [epoch, nonce] = operands.unwrap_or_default();
+            if self.offered.end_of(epoch, nonce).is_none() {
+                return Err(FollowError::Protocol(format!(
+                    "epoch {epoch} begins, which is not in the history that it offered"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Discards the data set, and begins to receive a snapshot in its place.

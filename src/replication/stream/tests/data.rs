@@ -1,6 +1,8 @@
 //! The data set of the follower.
 
 use super::*;
+use crate::wire::replication::{BatchEncoder, Fields, StreamOpcode};
+use crate::wire::{Opcode, Request};
 
 #[test]
 fn a_follower_resumes_after_its_last_record_and_acknowledges_what_it_has() {
@@ -250,4 +252,31 @@ fn a_stream_means_the_same_however_it_is_split() {
     for at in 1..bytes.len() {
         receive(&mut [&bytes[..at], &bytes[at..]].into_iter());
     }
+}
+
+#[test]
+fn an_epoch_that_the_leader_did_not_offer_ends_the_stream() {
+    let (leader, follower) = pair();
+    let mut stream = Joined::join(&leader, &follower, leader.began).unwrap();
+    stream.settle().unwrap();
+    let (index, digest) = (follower.index(), follower.node.head().digest);
+    let mut frame = Vec::new();
+    let value = &Opcode::Epoch.spec().value_of([99, 7]);
+    Request::Epoch { value }.encode(&mut frame).unwrap();
+    let mut out = Vec::new();
+    let mut batch = BatchEncoder::new(&mut out, StreamOpcode::Entries);
+    assert!(batch.push(&frame));
+    batch.finish(|count| Fields::Entries {
+        epoch: 1,
+        first_index: index + 1,
+        count,
+        committed_index: index + 1,
+        time_ms: 0,
+        digest: digest.to_u128(),
+    });
+    stream.to_follower.extend(&out);
+    let error = stream.follower.receive(&mut stream.to_follower, stream.now);
+    let text = "epoch 99 begins, which is not in the history that it offered".to_owned();
+    assert_eq!(error, Err(FollowError::Protocol(text)));
+    assert_eq!(follower.index(), index, "nothing is logged");
 }
