@@ -228,7 +228,15 @@ pub struct SnapshotRule {
 }
 
 impl SnapshotRule {
-    /// The next partition was copied while the log ended at `index`.
+    /// Whether the next partition may be copied, of a data set that has everything up to `applied`, where the log was
+    /// read up to `read`. A follower logs records before it applies them. A record that was read, and left out because
+    /// its partition was not copied yet, must be in that copy.
+    #[must_use]
+    pub const fn may_copy(read: u64, applied: u64) -> bool {
+        read <= applied
+    }
+
+    /// The next partition was copied while the data set was at `index`.
     pub fn partition_copied(&mut self, index: u64) {
         self.copied_at.push(index);
     }
@@ -475,6 +483,7 @@ mod tests {
         let mut rule = SnapshotRule::default();
         assert!(!rule.sends(0, u64::MAX), "its copy will have it");
         assert_eq!(rule.exact_from(), 0);
+        assert!(SnapshotRule::may_copy(5, 5) && !SnapshotRule::may_copy(6, 5));
         rule.partition_copied(5);
         rule.partition_copied(9);
         assert_eq!((rule.sends(0, 5), rule.sends(0, 6)), (false, true));

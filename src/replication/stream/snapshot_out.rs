@@ -1,6 +1,6 @@
 //! The leader side: a snapshot, partition by partition, with the entries that the log gains meanwhile.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::link::StreamEnd;
 use super::sending::{BATCH_BYTES, Sender, Sending, encode, large};
@@ -12,6 +12,9 @@ use crate::wire::request::{self, Limits, Parsed::Whole};
 
 /// Bytes of frames after which a chunk is sent.
 const CHUNK_BYTES: usize = 64 << 10;
+
+/// Time between two looks whether this node has applied what it has sent.
+const APPLY_TURN: Duration = Duration::from_millis(1);
 
 /// For reading frames that this node has accepted.
 const ANY_VALUE: Limits = Limits {
@@ -114,6 +117,9 @@ impl SnapshotOut {
             return self.end(sender, cursor.next - 1, now, out).map(Some);
         }
         if !is_copied && cursor.next > up_to {
+            if !SnapshotRule::may_copy(cursor.next - 1, engine.head().index) {
+                return Ok(Some(Sending::Gather(APPLY_TURN)));
+            }
             let index = engine.copy_partition(self.partitions, &mut self.copied);
             self.rule.partition_copied(index);
             self.partitions += 1;

@@ -299,3 +299,20 @@ fn pair() -> (Host, Host) {
     leader.equals(&follower);
     (leader, follower)
 }
+
+/// An observer's FOLLOW, from after `last_index` on, or for a snapshot.
+fn observe(last_index: u64, wants_snapshot: bool) -> Vec<u8> {
+    let follow = Follow {
+        name: b"watcher",
+        is_observer: true,
+        wants_snapshot,
+        is_to_lead: false,
+        epoch: 0,
+        nonce: 0,
+        last_index,
+        cluster_id: b"",
+    };
+    let mut request = Vec::new();
+    follow.encode(&mut request).unwrap();
+    request
+}

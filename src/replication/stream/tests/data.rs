@@ -1,7 +1,9 @@
 //! The data set of the follower.
 
 use super::*;
-use crate::wire::replication::{BatchEncoder, Fields, StreamOpcode};
+use crate::engine::{Engine, Group};
+use crate::log::Found;
+use crate::wire::replication::{self, BatchEncoder, Fields, StreamOpcode};
 use crate::wire::{Opcode, Request};
 
 #[test]
@@ -77,6 +79,97 @@ fn a_snapshot_that_is_taken_under_writes_is_exact_at_its_end() {
     assert!(steps > 100, "{steps}");
     stream.beat().unwrap();
     leader.equals(&follower);
+}
+
+/// Receives the last `count` records of a leader as one group, of which a half is committed.
+fn receive(follower: &Host, leader: &Host, records: &[u8], count: u32) {
+    let mut bytes = Vec::new();
+    let mut batch = BatchEncoder::new(&mut bytes, StreamOpcode::Entries);
+    assert!(batch.push_run(records, count));
+    let first_index = follower.index() + 1;
+    batch.finish(|count| Fields::Entries {
+        epoch: 1,
+        first_index,
+        count,
+        committed_index: 0,
+        time_ms: 0,
+        digest: 0,
+    });
+    let Ok(replication::Parsed::Whole { message, .. }) = replication::parse(&bytes) else {
+        panic!("a whole message");
+    };
+    let Message::Entries {
+        frames: records, ..
+    } = message
+    else {
+        panic!("entries");
+    };
+    let group = Group {
+        first_index,
+        records,
+        committed: first_index + u64::from(count / 2),
+        digest: leader.node.head().digest,
+    };
+    let received = follower.node.engine().receive(&group, leader.began);
+    received.unwrap();
+}
+
+/// The log of a follower is ahead of its data set while records are applied, or wait to be committed.
+#[test]
+fn a_snapshot_of_a_follower_that_has_yet_to_apply_records_is_exact() {
+    let (leader, follower) = (Host::leader(), Host::new("n2"));
+    for at in 0..100_u32 {
+        leader.set(&format!("key{at}"), b"old");
+    }
+    let mut stream = Joined::join(&leader, &follower, leader.began).unwrap();
+    while !stream.follower.has_followed() {
+        stream.step().unwrap();
+    }
+    let (mut frames, mut cursor) = (
+        Vec::new(),
+        leader.log().cursor_after(leader.index()).unwrap(),
+    );
+    for at in 0..1_000_u32 {
+        leader.set(&format!("key{at}"), b"new");
+    }
+    let found = leader.log().try_read(&mut cursor, 1 << 20, &mut frames);
+    assert!(matches!(found, Found::Small(1_000, _)), "{found:?}");
+    receive(&follower, &leader, &frames, 1_000);
+    let engine = follower.node.engine();
+    let accepted = judge(&follower, &observe(0, true), leader.began).unwrap();
+    let mut sender = LeaderStream::new(*accepted, leader.began);
+    let copied = Engine::new(Some(1 << 20));
+    let (mut load, mut out, mut waits) = (copied.load(0), Vec::new(), 0);
+    let (index, digest) = loop {
+        let sending = sender.next(leader.began, 0, &mut out).unwrap();
+        if let Sending::Gather(_) = sending {
+            waits += 1;
+            if waits > 2 {
+                engine.apply(u64::MAX).unwrap();
+            }
+            continue;
+        }
+        assert!(
+            matches!(sending, Sending::Frames { large: None }),
+            "{sending:?}"
+        );
+        let Ok(replication::Parsed::Whole { message, .. }) = replication::parse(&out) else {
+            panic!("a whole message");
+        };
+        if let Message::SnapshotChunk { frames, .. } = message {
+            load.add(frames.iter());
+        } else if let Message::SnapshotEnd { index, digest, .. } = message {
+            break (index, digest);
+        }
+    };
+    assert_eq!(waits, 3);
+    assert_eq!(
+        (index, digest),
+        (leader.index(), leader.node.head().digest.to_u128())
+    );
+    let history = leader.node.history();
+    assert!(load.finish(index, leader.node.head().digest, history, leader.began));
+    assert_eq!(copied.len(), 1_000);
 }
 
 #[test]

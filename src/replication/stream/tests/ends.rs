@@ -12,7 +12,7 @@ fn a_stream_ends_before_the_first_record_of_a_new_epoch_and_with_its_data_set() 
     leader.open(2, 20);
     assert_eq!(stream.end(), Ended::Leader(StreamEnd::OtherData));
     // A follower serves observers.
-    let accepted = judge(&follower, &observe(follower.index()), follower.began).unwrap();
+    let accepted = judge(&follower, &observe(follower.index(), false), follower.began).unwrap();
     let mut stream = LeaderStream::new(*accepted, follower.began);
     let mut out = Vec::new();
     assert!(stream.next(follower.began, 0, &mut out).is_ok());
@@ -150,23 +150,6 @@ fn either_side_ends_a_stream_on_which_nothing_comes() {
     assert!(matches!(ended, FollowError::Lost(_)), "{ended:?}");
 }
 
-/// An observer's FOLLOW, from after `last_index` on.
-fn observe(last_index: u64) -> Vec<u8> {
-    let follow = Follow {
-        name: b"watcher",
-        is_observer: true,
-        wants_snapshot: false,
-        is_to_lead: false,
-        epoch: 0,
-        nonce: 0,
-        last_index,
-        cluster_id: b"",
-    };
-    let mut request = Vec::new();
-    follow.encode(&mut request).unwrap();
-    request
-}
-
 /// Writes more than the backlog holds.
 fn overflow(host: &Host) {
     for at in 0..64_u32 {
@@ -178,7 +161,7 @@ fn overflow(host: &Host) {
 fn an_observer_may_pause_while_the_log_holds_its_next_record() {
     let (leader, _) = pair();
     let now = leader.began;
-    let accepted = judge(&leader, &observe(leader.index()), now).unwrap();
+    let accepted = judge(&leader, &observe(leader.index(), false), now).unwrap();
     let mut stream = LeaderStream::new(*accepted, now);
     let mut out = Vec::new();
     let beat = stream.next(now, 0, &mut out).unwrap();
