@@ -409,6 +409,8 @@ impl Network {
             for side in [0, 1] {
                 if connection.hosts[side] == host
                     && connection.states[side] == State::Open
+                    // A reset would tell a side that connects that no process listens.
+                    && connection.states[1 - side] != State::Connecting
                     && (connection.hosts[1 - side] >= nodes) == with_clients
                 {
                     ends.push(End {
