@@ -26,7 +26,7 @@ pub struct Shown {
     pub head: Head,
     /// The epoch of the record there: with the index it says what the node holds.
     pub epoch: u64,
-    /// What the section said before.
+    /// The summary of the section, which was read before the role.
     pub summary: Summary,
 }
 

@@ -1,7 +1,7 @@
 //! The shutdown synchronization: before a node ends, its data has to be on another node.
 //!
-//! [`core::shutdown`](super::core::shutdown) decides. This value shows the decision the node and its peers, and logs
-//! what happens. It knows no socket, thread or clock.
+//! [`core::shutdown`](super::core::shutdown) decides. This value passes the state of the node and its peers to
+//! the decision, and logs the result. It knows no socket, thread or clock.
 
 use std::time::{Duration, Instant};
 

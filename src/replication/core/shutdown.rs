@@ -344,7 +344,7 @@ mod tests {
         case.progress[0].lacks = None;
         assert_eq!(case.is_waiting_for(20), ["n3"]);
         case.progress[1].lacks = None;
-        // What was said before the question does not count.
+        // Only reports of after the question count.
         assert_eq!(case.is_waiting_for(40), ["a peer"]);
         assert_eq!(case.shutdown.stopping(), Stopping::Waiting);
         case.say(INDEX, Stopping::No, 45);

@@ -41,7 +41,7 @@ pub(super) struct Acknowledged {
     pub(super) applied_index: u64,
 }
 
-/// What is to be done about acknowledgements.
+/// Next action of the acknowledging side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AckTurn {
     /// This one is to be sent now.

@@ -148,7 +148,7 @@ impl<'a> Link<'a> {
         self.number.is_none()
     }
 
-    /// What the other side does.
+    /// Verb for log lines.
     pub(super) const fn verb(&self) -> &'static str {
         if self.is_observer() {
             "observe"

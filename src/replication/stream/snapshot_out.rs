@@ -36,7 +36,7 @@ pub(super) struct SnapshotOut {
     stage: Stage,
 }
 
-/// What is sent next of a snapshot.
+/// Next part of a snapshot to send.
 enum Stage {
     Begin,
     /// The rest of the partition that was copied last.

@@ -1,15 +1,16 @@
 //! The sockets and the threads of replication.
 //!
-//! | file               | what it does                                                |
-//! |--------------------|-------------------------------------------------------------|
-//! | `serve.rs`         | sends a stream on the connection that asked for it          |
+//! | file               | what it does                                                 |
+//! |--------------------|--------------------------------------------------------------|
+//! | `serve.rs`         | sends a stream on the connection that asked for it           |
 //! | `follow.rs`        | gets the streams that the driver of the node's role asks for |
-//! | `follow_stream.rs` | the connection of one stream from the node that is followed |
-//! | `acks.rs`          | sends the acknowledgements of such a stream                 |
-//! | `heartbeat.rs`     | asks each peer for STATUS at every heartbeat                |
-//! | `ask.rs`           | one such question                                           |
-//! | `shutdown.rs`      | waits for the synchronization of a node that stops          |
-//! | `stop.rs`          | the stop of the threads                                     |
+//! | `follow_stream.rs` | the connection of one stream from the node that is followed  |
+//! | `acks.rs`          | sends the acknowledgements of such a stream                  |
+//! | `heartbeat.rs`     | asks each peer for STATUS at every heartbeat                 |
+//! | `ask.rs`           | one such question                                            |
+//! | `transfer.rs`      | transfers leadership, on the thread that asks for it         |
+//! | `shutdown.rs`      | waits for the synchronization of a node that stops           |
+//! | `stop.rs`          | the stop of the threads                                      |
 
 mod acks;
 mod ask;
