@@ -55,9 +55,9 @@ impl EpochStart {
     ///
     /// Where its number or its start index is too low.
     pub const fn check_after(self, previous: Option<EpochStart>) -> Result<(), HistoryError> {
-        let (epoch, min) = match previous {
-            Some(previous) => (previous.epoch, previous.start_index.saturating_add(1)),
-            None => (0, 1),
+        let (epoch, start_index) = match previous {
+            Some(previous) => (previous.epoch, previous.start_index),
+            None => (0, 0),
         };
         if self.epoch <= epoch {
             return Err(HistoryError::Epoch {
@@ -65,9 +65,12 @@ impl EpochStart {
                 previous: epoch,
             });
         }
-        if self.start_index < min {
-            let got = self.start_index;
-            return Err(HistoryError::StartIndex { got, min });
+        if self.start_index <= start_index {
+            return Err(HistoryError::StartIndex {
+                got: self.start_index,
+                // The last index of all has no next one.
+                min: start_index.saturating_add(1),
+            });
         }
         Ok(())
     }
@@ -371,6 +374,14 @@ mod tests {
                 vec![epoch_start(1, 1, 9), epoch_start(2, 2, 9)],
                 HistoryError::StartIndex { got: 9, min: 10 },
                 "an epoch starts at index 9, must be 10 at least",
+            ),
+            (
+                vec![epoch_start(1, 1, u64::MAX), epoch_start(2, 2, u64::MAX)],
+                HistoryError::StartIndex {
+                    got: u64::MAX,
+                    min: u64::MAX,
+                },
+                "an epoch starts at index 18446744073709551615, must be 18446744073709551615 at least",
             ),
         ] {
             assert_eq!(History::new(epochs.clone()), Err(error));
