@@ -46,6 +46,8 @@ pub mod history;
 pub mod log;
 pub mod logging;
 pub mod node;
+#[cfg(test)]
+pub(crate) mod planted;
 pub mod replication;
 pub mod server;
 pub mod service;

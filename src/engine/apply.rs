@@ -183,6 +183,10 @@ impl Engine {
     /// Compares the digest with the leader's.
     fn compare(&self, theirs: Digest) -> Result<(), ApplyError> {
         let head = self.head();
+        #[cfg(test)]
+        if crate::planted::is(crate::planted::Fault::DigestNotCompared) {
+            return Ok(());
+        }
         if head.digest == theirs {
             return Ok(());
         }

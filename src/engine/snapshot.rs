@@ -263,6 +263,8 @@ impl Load<'_> {
     pub fn finish(&mut self, index: u64, digest: Digest, history: History, now: Instant) -> bool {
         self.flush();
         let is_whole = self.digest == digest;
+        #[cfg(test)]
+        let is_whole = is_whole || crate::planted::is(crate::planted::Fault::DigestNotCompared);
         if is_whole && let Some(sequencer) = &self.engine.sequencer {
             let epoch = history.last().map_or(0, |start| start.epoch);
             self.engine.gate.set_epoch(epoch);

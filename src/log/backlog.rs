@@ -292,6 +292,12 @@ impl Backlog {
         }
         let fit = ends[first..].partition_point(|end| end.len() <= start.saturating_add(bytes_max));
         let last = ends[first + fit.saturating_sub(1)];
+        #[cfg(test)]
+        if crate::planted::is(crate::planted::Fault::RecordTorn) && last.entries - skipped > 1 {
+            buffer.clear();
+            buffer.extend_from_slice(&bytes[start..start + frame_len(&bytes[start..])]);
+            return After::Small(1, last.digest());
+        }
         buffer.clear();
         buffer.extend_from_slice(&bytes[start..last.len()]);
         After::Small(last.entries - skipped, last.digest())

@@ -238,11 +238,12 @@ impl Peers {
         result
     }
 
-    /// Whether this is the number of the newest stream of a follower.
+    /// The number of a follower's newest stream, and the last index that it is taken to have.
     #[cfg(test)]
-    pub(crate) fn has_stream(&self, name: &str, number: Option<u64>) -> bool {
-        let newest = self.followers.lock().stream_number(name);
-        newest.is_some() && newest == number
+    pub(crate) fn newest_stream(&self, name: &str) -> Option<(u64, u64)> {
+        let followers = self.followers.lock();
+        let number = followers.stream_number(name)?;
+        Some((number, followers.attached(name)?.applied_index()))
     }
 
     /// The last index that a follower with a stream has acknowledged; `None` where it has none, or is receiving a

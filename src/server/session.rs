@@ -472,6 +472,11 @@ mod tests;
 
 #[cfg(test)]
 impl Session<'_> {
+    /// Answers that are made and not sent, be it that they wait for a position.
+    pub(crate) fn made(&self) -> &[u8] {
+        self.output.made()
+    }
+
     pub(crate) const fn spare(&self) -> Option<&EntryBuilder> {
         self.spare.as_ref()
     }

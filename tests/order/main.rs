@@ -21,6 +21,9 @@ mod engine;
 #[path = "../../src/log/mod.rs"]
 #[allow(dead_code, unused_imports)]
 mod log;
+#[path = "../../src/planted.rs"]
+#[allow(dead_code)]
+mod planted;
 
 pub use gopherstore::{history, wire};
 pub use primitives::{Condvar, Mutex, MutexGuard, Receiver, RwLock, Sender, unbounded};

@@ -7,7 +7,7 @@
 use super::super::Event;
 use super::super::events::{MS, SECOND};
 use super::super::network::{End, Signal};
-use super::super::process::Shared;
+use super::super::shared::Shared;
 use super::world::World;
 use crate::node::StatusSection;
 use crate::wire::replication::{self, Message};

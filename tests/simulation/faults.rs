@@ -22,6 +22,12 @@ pub(super) enum Fault {
     Cut,
     /// A node is cut off from all others for some time.
     Isolate,
+    /// A process ends at once, and starts while it is cut off from all others for some time.
+    Restart,
+    /// The leader is cut off for some time, and the initial leader starts anew. Where that leads, it hands over.
+    Usurp,
+    /// The leader does nothing for some time, and a follower starts anew meanwhile.
+    RestartInPause,
     /// A connection between two nodes is lost.
     Lose,
     /// One end of a connection between two nodes learns that it is lost.
@@ -47,6 +53,9 @@ impl Fault {
             Fault::CutOneWay => "FAULT link cut one way",
             Fault::Cut => "FAULT link cut",
             Fault::Isolate => "FAULT node cut off",
+            Fault::Restart => "FAULT node restarts cut off",
+            Fault::Usurp => "FAULT leader cut off, initial leader restarts",
+            Fault::RestartInPause => "FAULT leader pauses, follower restarts",
             Fault::Lose => "FAULT connection lost",
             Fault::HalfOpen => "FAULT connection half-open",
             Fault::Slow => "FAULT link slow",
@@ -68,7 +77,7 @@ const HARMLESS: [Fault; 7] = [
     Fault::LoseClient,
 ];
 
-const ALL: [Fault; 13] = [
+const ALL: [Fault; 16] = [
     Fault::Crash,
     Fault::TurnOff,
     Fault::Stop,
@@ -76,12 +85,25 @@ const ALL: [Fault; 13] = [
     Fault::CutOneWay,
     Fault::Cut,
     Fault::Isolate,
+    Fault::Restart,
+    Fault::Usurp,
+    Fault::RestartInPause,
     Fault::Lose,
     Fault::HalfOpen,
     Fault::Slow,
     Fault::Pause,
     Fault::LoseClient,
     Fault::Discard,
+];
+
+/// Kinds that meet more often than in runs with all of them.
+const THEMES: [&[Fault]; 3] = [
+    // Two nodes lead.
+    &[Fault::Usurp, Fault::Usurp, Fault::Usurp, Fault::Discard],
+    // A follower comes back before its leader has noticed that it was gone.
+    &[Fault::RestartInPause, Fault::RestartInPause, Fault::Pause],
+    // The last node that holds the data stops.
+    &[Fault::Stop, Fault::Stop, Fault::Crash, Fault::Lose],
 ];
 
 /// The shape of a run.
@@ -96,6 +118,8 @@ pub(super) struct Plan {
     pub(super) partitions: usize,
     pub(super) heartbeat: Micros,
     pub(super) leader_timeout: Micros,
+    /// Answers wait until most nodes have what they are about.
+    pub(super) waits_for_commit: bool,
     /// Longest time until a thread has its turn; 0 where that costs no time.
     pub(super) turn: Micros,
     /// How long faults last.
@@ -111,7 +135,13 @@ impl Plan {
     /// The plan of a run.
     pub(super) fn new(random: &mut Random) -> Plan {
         let is_harmless = random.happens(300);
-        let from: &[Fault] = if is_harmless { &HARMLESS } else { &ALL };
+        let from: &[Fault] = if is_harmless {
+            &HARMLESS
+        } else if random.happens(300) {
+            random.pick(&THEMES)
+        } else {
+            &ALL
+        };
         // A few kinds, some of them more often than others.
         let kinds = (0..random.between(1, 8))
             .map(|_| random.pick(from))
@@ -137,6 +167,7 @@ impl Plan {
             pipe_bytes: random.pick(&[2_000, 16_000, 200_000]),
             backlog_bytes: random.pick(&[2_000, 10_000, 100_000]),
             partitions: random.pick(&[1, 2, 4]),
+            waits_for_commit: random.happens(250),
             turn: random.pick(&[0, 0, 100, MS]),
             heartbeat,
             leader_timeout: heartbeat * random.between(3, 6),

@@ -3,7 +3,7 @@
 use super::asking::Exchange;
 use super::events::{MS, Micros};
 use super::network::{End, Signal};
-use super::process::Shared;
+use super::shared::Shared;
 use crate::config::NodeConfig;
 use crate::replication::core::report::{Contact, Expected};
 use crate::replication::driver::Outcome;

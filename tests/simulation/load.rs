@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::Event;
-use super::events::{MS, Micros, Timeline};
+use super::events::{MS, Micros, SECOND, Timeline};
 use super::network::{End, Network, Signal};
 use super::random::Random;
 use super::trace::Trace;
 use crate::wire::response::{self, Parsed};
 use crate::wire::{Request, Status};
 
-/// Longest time that a client waits for the answers to a batch.
-const ANSWER_TIMEOUT: Micros = 1_500 * MS;
+/// Shortest and longest time that clients wait for the answers to a batch.
+const ANSWER_TIMEOUT: (Micros, Micros) = (500 * MS, 4 * SECOND);
 
 /// Times that a request is sent again after answers that say that nothing was done.
 const TRIES_MAX: u32 = 40;
@@ -279,7 +279,8 @@ impl Load {
         let client = &mut self.clients[at];
         client.batch += 1;
         let deadline = ClientEvent::Deadline(at, client.batch);
-        timeline.after(ANSWER_TIMEOUT, deadline.into());
+        let timeout = client.random.between(ANSWER_TIMEOUT.0, ANSWER_TIMEOUT.1);
+        timeline.after(timeout, deadline.into());
         // Not sent, but as good as: the deadline is for the connection, too.
         client.open.extend(client.queue.drain(..));
         if client.end.is_none() {

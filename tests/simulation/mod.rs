@@ -10,6 +10,16 @@
 //! | `events.rs`   | the clock, and what happens when                                         |
 //! | `network.rs`  | connections: delay, bandwidth, loss, cut links                           |
 //! | `load.rs`     | clients                                                                  |
+//! | `shared.rs`   | everything in a run beside its processes                                 |
+//! | `process.rs`  | a process of a node: what the transport's threads do, as events          |
+//! | `serving.rs`  | a connection that it has accepted; the leader side of a stream           |
+//! | `following.rs`| its stream from the node that it follows                                 |
+//! | `asking.rs`   | its questions to its peers                                               |
+//! | `stopping.rs` | its stop in good order                                                   |
+//! | `checks.rs`   | what is checked of it after each event                                   |
+//! | `faults.rs`   | which faults a run has                                                   |
+//! | `world.rs`    | a run, from the begin to the agreement of all nodes                      |
+//! | `seeds.rs`    | many runs                                                                |
 //! | `session.rs`  | a client's connection at a node                                          |
 //! | `truth.rs`    | every record that was ever written, and what each position is            |
 //! | `trace.rs`    | what happened, for people                                                |
@@ -20,16 +30,19 @@
 
 mod asking;
 mod bare;
+mod checks;
 mod events;
 mod faults;
 mod following;
 mod load;
 mod network;
+mod planted;
 mod process;
 mod random;
 mod seeds;
 mod serving;
 mod session;
+mod shared;
 mod stopping;
 mod trace;
 mod truth;

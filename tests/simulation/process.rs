@@ -2,36 +2,33 @@
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
-use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Event;
 use super::asking::{Asked, Asking};
-use super::events::{Micros, Timeline};
+use super::checks::place_of;
+use super::events::Micros;
 use super::following::{Following, Turn};
-use super::load::{ClientEvent, Load, Number, Shape, node_at};
-use super::network::{End, Link, Network, Signal};
-use super::random::Random;
+use super::load::node_at;
+use super::network::{End, Signal};
 use super::serving::Connection;
 use super::session::Answered;
+use super::shared::Shared;
 use super::stopping::Stopping;
-use super::trace::{Mode, Trace, line_of};
-use super::truth::{Model, Place, Truth, Violation};
+use super::truth::Model;
 use crate::config::Config;
-use crate::engine::PartitionCopy;
 use crate::history::History;
-use crate::node::{Member, Node, Reply, RoleState};
+use crate::log::Mark;
+use crate::node::{Member, Node, RoleState};
 use crate::replication::core::report::Contact;
 use crate::replication::driver::{Driver, Ended, Outcome, Task};
 use crate::replication::stream::FollowError;
 use crate::replication::stream::following::FollowerStream;
-use crate::replication::stream::link::{Link as StreamLink, StreamEnd};
 use crate::replication::transfer::{Next, Transfer, TransferError};
 use crate::replication::watch::{self, Watch};
 use crate::replication::{Peers, Replica};
-use crate::wire::request::{self, Limits, Parsed};
-use crate::wire::{Request, Status};
+use crate::wire::request::Limits;
 
 /// Shortest and longest timeout of a question, and the pause between two in a hurry: as in the transport.
 const ASK_MIN: Duration = Duration::from_secs(1);
@@ -58,133 +55,6 @@ impl Shipped {
 /// The place of a process's [`Shipped`].
 pub(super) type Slot = OnceCell<Shipped>;
 
-/// Everything in a run beside the processes.
-pub(super) struct Shared {
-    pub(super) network: Network,
-    pub(super) timeline: Timeline<Event>,
-    pub(super) random: Random,
-    pub(super) trace: Trace,
-    pub(super) truth: Truth,
-    pub(super) load: Load,
-    pub(super) nodes: usize,
-    /// The position of the log of each process that runs.
-    pub(super) places: BTreeMap<usize, Place>,
-    /// Requests whose records are on no node any more, and why.
-    pub(super) lost: BTreeMap<Number, &'static str>,
-    /// How often something happened.
-    pub(super) counts: BTreeMap<&'static str, u64>,
-    /// The first violation.
-    pub(super) violation: Option<Violation>,
-}
-
-impl Shared {
-    /// A run of so many nodes in which nothing has happened.
-    pub(super) fn new(
-        nodes: usize,
-        link: Link,
-        pipe_bytes: usize,
-        shape: Shape,
-        mode: Mode,
-        random: &mut Random,
-    ) -> Shared {
-        let mut timeline = Timeline::new();
-        // Clients are at the last host.
-        let network = Network::new(nodes + 1, link, pipe_bytes, random.split());
-        let load = Load::new(shape, nodes, nodes, random, &mut timeline);
-        Shared {
-            network,
-            timeline,
-            random: random.split(),
-            trace: Trace::new(mode),
-            truth: Truth::default(),
-            load,
-            nodes,
-            places: BTreeMap::new(),
-            lost: BTreeMap::new(),
-            counts: BTreeMap::new(),
-            violation: None,
-        }
-    }
-
-    /// Counts something that happened.
-    pub(super) fn count(&mut self, what: &'static str) {
-        *self.counts.entry(what).or_default() += 1;
-    }
-
-    /// A client waits for something no longer.
-    pub(super) fn client(&mut self, event: ClientEvent) {
-        let Shared {
-            network,
-            timeline,
-            trace,
-            load,
-            ..
-        } = self;
-        load.step(event, network, timeline, trace);
-    }
-
-    /// A client notices something.
-    pub(super) fn client_signal(&mut self, end: End, signal: Signal) {
-        let Shared {
-            network,
-            timeline,
-            trace,
-            load,
-            ..
-        } = self;
-        load.signal(end, signal, network, timeline, trace);
-    }
-
-    /// Adds a line about a host to the trace.
-    pub(super) fn note(&mut self, host: usize, line: impl FnOnce() -> String) {
-        self.trace.add(self.timeline.now(), || {
-            format!("n{}   {}", host + 1, line())
-        });
-    }
-
-    /// Adds what a node sends to the trace.
-    pub(super) fn message(&mut self, host: usize, end: End, bytes: &[u8]) {
-        let to = self.network.host_of_other(end).unwrap_or(host);
-        self.trace.add(self.timeline.now(), || {
-            format!("n{} → n{}  {}", host + 1, to + 1, line_of(bytes))
-        });
-    }
-
-    /// Logs lines of a stream.
-    pub(super) fn log(&mut self, lines: Vec<String>) {
-        for line in lines {
-            log::info!("{line}");
-            self.trace
-                .add(self.timeline.now(), || format!("     {line}"));
-        }
-    }
-
-    /// Logs the end of a stream.
-    pub(super) fn log_end(&mut self, link: &StreamLink<'_>, why: Option<&StreamEnd>) {
-        let line = link.end_line(why.map(|why| why as &dyn Display));
-        match why {
-            None => log::info!("{line}"),
-            Some(_) => log::warn!("{line}"),
-        }
-        self.trace
-            .add(self.timeline.now(), || format!("     {line}"));
-    }
-
-    /// Notes a violation.
-    pub(super) fn fail(&mut self, host: usize, what: &str) {
-        self.note(host, || format!("VIOLATION: {what}"));
-        self.violation
-            .get_or_insert_with(|| format!("n{}: {what}", host + 1));
-    }
-
-    /// The requests whose records only a process at `place` has.
-    fn only_at(&self, number: usize, place: Place) -> Vec<Number> {
-        let others = self.places.iter().filter(|(other, _)| **other != number);
-        let others: Vec<Place> = others.map(|(_, place)| *place).collect();
-        self.truth.only_at(place, &others)
-    }
-}
-
 /// Something that a process waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Wake {
@@ -198,6 +68,8 @@ pub(super) enum Wake {
     Follow,
     /// A connection that was accepted.
     Serve(End),
+    /// The acknowledgements on a stream.
+    Acks(End),
     /// The replication thread's turn.
     Drain,
     /// The next step of the stop.
@@ -213,7 +85,7 @@ pub(super) struct Process<'a> {
     /// The host, which is the node's place.
     pub(super) host: usize,
     pub(super) replica: Replica<'a>,
-    member: &'a Member,
+    pub(super) member: &'a Member,
     pub(super) stopping: Option<Stopping<'a>>,
     transfer: Option<Transfer<'a>>,
     /// The result of the last transfer.
@@ -227,22 +99,28 @@ pub(super) struct Process<'a> {
     due: BTreeMap<Wake, Micros>,
     is_hurried: bool,
     /// Something has happened that the driver is to know.
-    has_news: bool,
+    pub(super) has_news: bool,
     /// The node's data set as the truth has it.
-    model: Model,
-    seen: Seen,
+    pub(super) model: Model,
+    pub(super) seen: Seen,
     /// An operator has ordered to discard the data set.
-    may_discard: bool,
+    pub(super) may_discard: bool,
+    /// Answers wait until most nodes have what they are about.
+    pub(super) waits_for_commit: bool,
+    /// Of a leader: the index up to which most nodes have its log.
+    pub(super) committed: u64,
+    /// The last epoch in which it led.
+    pub(super) leads_in: u64,
 }
 
 /// What was last seen of a node.
 #[derive(Default)]
-struct Seen {
-    generation: u64,
-    index: u64,
-    last_index: u64,
-    role: Option<RoleState>,
-    history: History,
+pub(super) struct Seen {
+    pub(super) generation: u64,
+    pub(super) index: u64,
+    pub(super) last_index: u64,
+    pub(super) role: Option<RoleState>,
+    pub(super) history: History,
 }
 
 impl<'a> Process<'a> {
@@ -259,6 +137,9 @@ impl<'a> Process<'a> {
         let shipped = slot.get_or_init(|| {
             let (this, process) = (&config.nodes[host], shared.random.next());
             let mut node = Node::simulated(config, this, partitions, process, now);
+            if shared.waits_for_commit {
+                node.acknowledge_at(Mark::Committed);
+            }
             let peers = Peers::attach_at(&mut node, now);
             Shipped { node, peers }
         });
@@ -291,6 +172,9 @@ impl<'a> Process<'a> {
             model: Model::default(),
             seen: Seen::default(),
             may_discard: false,
+            waits_for_commit: shared.waits_for_commit,
+            committed: 0,
+            leads_in: 0,
         };
         shared.network.turn_on(host, &mut shared.timeline);
         shared.note(host, || format!("process {number} starts"));
@@ -343,6 +227,7 @@ impl<'a> Process<'a> {
         self.askings.clear();
         if let Some(following) = self.following.take() {
             following.stream.end();
+            shared.logged.remove(&following.end);
             shared.network.close(following.end, &mut shared.timeline);
         }
     }
@@ -435,6 +320,7 @@ impl<'a> Process<'a> {
             Wake::Ask(_) => {}
             Wake::Follow => self.step_following(None, shared),
             Wake::Serve(end) => self.serve(end, None, shared),
+            Wake::Acks(end) => self.serve(end, Some(Signal::Readable), shared),
             Wake::Drain => {
                 if let Some(log) = self.node().engine().log() {
                     log.drain(shared.timeline.instant());
@@ -630,6 +516,7 @@ impl<'a> Process<'a> {
         if following.stream.is_in_snapshot() {
             shared.count("copies cut off");
         }
+        shared.logged.remove(&following.end);
         shared.network.close(following.end, &mut shared.timeline);
         self.due.remove(&Wake::Follow);
         let ended = Ended {
@@ -674,12 +561,23 @@ impl<'a> Process<'a> {
             }
         };
         let wait = connection.step(signal, shared, &mut judge);
+        let released = connection.take_released();
         if connection.is_closed() {
             self.connections.remove(&end);
             self.due.remove(&Wake::Serve(end));
-        } else if let Some(until) = wait {
-            self.due.remove(&Wake::Serve(end));
-            self.wake_at(Wake::Serve(end), until, shared);
+            self.due.remove(&Wake::Acks(end));
+        } else {
+            let silent_at = connection.silent_at();
+            if let Some(until) = wait {
+                self.due.remove(&Wake::Serve(end));
+                self.wake_at(Wake::Serve(end), until, shared);
+            }
+            if let Some(at) = silent_at {
+                self.wake_at(Wake::Acks(end), at, shared);
+            }
+        }
+        if self.waits_for_commit {
+            self.check_released(end, &released, shared);
         }
     }
 
@@ -691,6 +589,9 @@ impl<'a> Process<'a> {
         );
         if self.has_news && has_threads {
             self.drive(shared);
+        }
+        if self.waits_for_commit {
+            self.commit(shared);
         }
         self.go_on_transferring(shared);
         self.go_on_stopping(shared);
@@ -717,163 +618,10 @@ impl<'a> Process<'a> {
             self.wake_at(Wake::Drain, shared.timeline.now() + delay, shared);
         }
         self.observe(shared);
-    }
-}
-
-/// The checks of a node after each event.
-impl Process<'_> {
-    /// An operator orders the node to discard its data.
-    pub(super) fn discard(&mut self, shared: &mut Shared) -> Reply {
-        let mut bytes = Vec::new();
-        Request::Discard
-            .encode(&mut bytes)
-            .expect("it has no fields");
-        let Ok(Parsed::Whole(frame)) = request::parse(&bytes, &Limits::default()) else {
-            unreachable!("it is whole");
-        };
-        let reply = self.node().execute(&frame);
-        shared.note(self.host, || {
-            format!("is told to discard its data: {}", reply.status().name())
-        });
-        if reply.status() == Status::Ok {
-            shared.count("discards");
-            self.may_discard = true;
-        }
-        self.has_news = true;
-        self.settle(shared);
-        reply
-    }
-
-    /// Checks that the store has exactly the keys and values of the node's position.
-    pub(super) fn check_store(&mut self, shared: &mut Shared) -> Result<(), Violation> {
-        let engine = self.node().engine();
-        let place = place_of(self.node(), engine.head().index);
-        shared.truth.advance(&mut self.model, place)?;
-        let (mut copy, mut count) = (PartitionCopy::default(), 0);
-        for partition in 0..engine.partitions() {
-            engine.copy_partition(partition, &mut copy);
-            let long = copy.long().iter().map(|entry| (entry.key(), entry.value()));
-            let short = request::frames(copy.short()).map(|frame| (frame.key(), frame.value()));
-            for (key, value) in short.chain(long) {
-                count += 1;
-                let right = self.model.value(key);
-                if right != Some(value) {
-                    let (key, value) = (key.escape_ascii(), value.escape_ascii());
-                    return Err(format!("the store has {value:.60} for {key} at {place:?}"));
-                }
-            }
-        }
-        if count == self.model.len() {
-            Ok(())
-        } else {
-            Err(format!(
-                "the store has {count} keys at {place:?}, and not {}",
-                self.model.len()
-            ))
+        for connection in self.connections.values() {
+            connection.check_acknowledged(shared);
         }
     }
-
-    fn observe(&mut self, shared: &mut Shared) {
-        let node = self.node();
-        let (generation, head) = (node.dataset_generation(), node.head());
-        let last_index = node.last_index();
-        let role = node.role();
-        if self.seen.role.as_ref() != Some(&role) {
-            shared.note(self.host, || format!("is {role}"));
-            shared.count(match &role {
-                RoleState::Loading { .. } => "loading",
-                RoleState::Candidate { .. } => "candidates",
-                RoleState::Follower { .. } => "followers",
-                RoleState::Leader { .. } => "leaders",
-                RoleState::Refusing { leader: None, .. } => "leaders that gave up",
-                RoleState::Refusing { .. } => "refusals",
-            });
-            self.seen.role = Some(role.clone());
-        }
-        if (generation, head.index, last_index)
-            == (self.seen.generation, self.seen.index, self.seen.last_index)
-        {
-            return;
-        }
-        self.seen.generation = generation;
-        self.seen.index = head.index;
-        self.seen.last_index = last_index;
-        let history = node.history();
-        if let Err(text) = self.check(&role, &history, shared) {
-            shared.fail(self.host, &text);
-        }
-        self.seen.history = history;
-    }
-
-    fn check(
-        &mut self,
-        role: &RoleState,
-        history: &History,
-        shared: &mut Shared,
-    ) -> Result<(), Violation> {
-        let node = self.node();
-        if *history != self.seen.history {
-            if let Some(last) = history.last()
-                && matches!(role, RoleState::Leader { .. })
-                && !shared.truth.knows(last)
-            {
-                shared.truth.open(self.number, history)?;
-            }
-            shared.truth.check_history(history)?;
-        }
-        let place = Truth::place_of(history, self.seen.last_index);
-        self.check_kept(place, shared)?;
-        let head = node.head();
-        let Some(applied) = Truth::place_of(history, head.index) else {
-            return Ok(());
-        };
-        if let RoleState::Leader { .. } = role {
-            let last = shared.truth.last_of(applied.epoch);
-            if last != head.index {
-                return Err(format!(
-                    "its log ends at {}, and record {last} was written",
-                    head.index
-                ));
-            }
-        }
-        shared.truth.check_digest(applied, head.digest)
-    }
-
-    /// Checks that no record is dropped that no other node has.
-    fn check_kept(&mut self, place: Option<Place>, shared: &mut Shared) -> Result<(), Violation> {
-        let before = match place {
-            Some(place) => shared.places.insert(self.number, place),
-            None => shared.places.remove(&self.number),
-        };
-        let Some(before) = before else {
-            return Ok(());
-        };
-        if place.is_some_and(|place| shared.truth.holds(place, before)) {
-            return Ok(());
-        }
-        let dropped = match place {
-            // What lies before the point where the two part is kept.
-            Some(_) => shared
-                .truth
-                .only_at(before, &shared.places.values().copied().collect::<Vec<_>>()),
-            None => shared.only_at(self.number, before),
-        };
-        if dropped.is_empty() || self.may_discard {
-            for number in dropped {
-                shared.lost.insert(number, "an operator discarded it");
-            }
-            self.may_discard = false;
-            return Ok(());
-        }
-        Err(format!(
-            "it gives up {before:?} for {place:?}, and nobody else has requests {dropped:?}"
-        ))
-    }
-}
-
-/// The position of a node at an index.
-fn place_of(node: &Node, index: u64) -> Option<Place> {
-    Truth::place_of(&node.history(), index)
 }
 
 fn peer_addr(peer: &crate::config::NodeConfig) -> &[u8] {

@@ -2,8 +2,8 @@
 
 use super::events::{MS, Micros};
 use super::network::{End, Signal};
-use super::process::Shared;
 use super::session::{Answered, Served, Turn};
+use super::shared::Shared;
 use super::trace::line_of;
 use crate::log::Cursor;
 use crate::node::Reply;
@@ -12,8 +12,8 @@ use crate::replication::stream::accept::{self, NotAccepted};
 use crate::replication::stream::acks_in::AckReader;
 use crate::replication::stream::link::StreamEnd;
 use crate::replication::stream::sending::{LeaderStream, Sending};
-use crate::wire::Buffer;
 use crate::wire::request::Limits;
+use crate::wire::{Buffer, Status};
 
 /// How long a FOLLOW waits for the end of an older stream of its name.
 const OLDER_STREAM_ENDS: Micros = 100 * MS;
@@ -95,9 +95,56 @@ impl<'a> Connection<'a> {
     pub(super) fn is_due(&self, now: Micros) -> bool {
         match &self.state {
             State::Leading(leading) => leading.unsent.is_empty() && leading.is_due(now),
-            State::Session(served) => served.awaits_room(),
+            State::Session(served) => served.may_go_on(),
             State::Waiting(..) | State::Answering(..) | State::Closed => false,
         }
+    }
+
+    /// Takes the answers that a client was sent since the last call.
+    pub(super) fn take_released(&mut self) -> Vec<(usize, Status)> {
+        match &mut self.state {
+            State::Session(served) => served.take_released(),
+            State::Waiting(..) | State::Answering(..) | State::Leading(_) | State::Closed => {
+                Vec::new()
+            }
+        }
+    }
+
+    /// Checks that the follower is not taken to have more than it has, or was sent on its newest stream.
+    pub(super) fn check_acknowledged(&self, shared: &mut Shared) {
+        let State::Leading(leading) = &self.state else {
+            return;
+        };
+        let (link, end) = (leading.stream.link(), self.end);
+        let peers = link.replica().peers;
+        let Some((number, index)) = peers.newest_stream(link.name()) else {
+            return;
+        };
+        if Some(number) != link.number() {
+            return;
+        }
+        let logged = shared.logged.get(&end.other());
+        let has = logged.map_or(link.matched(), |logged| link.matched().min(*logged));
+        if index > has {
+            let text = format!(
+                "{} is taken to have {index}, and has {has} at most",
+                link.name()
+            );
+            shared.fail(shared.network.host_of(end), &text);
+        }
+    }
+
+    /// When the thread that reads acknowledgements looks at the silence.
+    pub(super) fn silent_at(&self) -> Option<Micros> {
+        let State::Leading(leading) = &self.state else {
+            return None;
+        };
+        let silence = Micros::try_from(leading.acks.silence_max()?.as_micros());
+        Some(
+            leading
+                .read_at
+                .saturating_add(silence.unwrap_or(Micros::MAX)),
+        )
     }
 
     /// Closes it at the end of its process, or where it is not served any more.
@@ -154,7 +201,7 @@ impl<'a> Connection<'a> {
                     }
                 }
                 State::Leading(mut leading) => {
-                    let result = leading.step(self.end, shared);
+                    let result = leading.step(self.end, signal.is_some(), shared);
                     return match result {
                         Ok(wait) => {
                             self.state = State::Leading(leading);
@@ -230,10 +277,20 @@ impl<'a> Connection<'a> {
 }
 
 impl Leading<'_> {
-    /// Reads acknowledgements and sends what there is. Returns when to go on, or why the stream ends: `None` where it
-    /// is complete.
-    fn step(&mut self, end: End, shared: &mut Shared) -> Result<Micros, Option<StreamEnd>> {
-        if let Err(why) = self.read(end, shared) {
+    /// Reads acknowledgements, where `reads`, and sends what there is. Returns when to go on, or why the stream ends:
+    /// `None` where it is complete.
+    fn step(
+        &mut self,
+        end: End,
+        reads: bool,
+        shared: &mut Shared,
+    ) -> Result<Micros, Option<StreamEnd>> {
+        let read = if reads {
+            self.read(end, shared)
+        } else {
+            Ok(())
+        };
+        if let Err(why) = read {
             self.acks.end(why.clone());
             if !self.unsent.is_empty() {
                 return Err(Some(why));
@@ -244,26 +301,7 @@ impl Leading<'_> {
         // Where the other side ended the stream, that is why the sender failed.
         let failed = |why| self.stream.link().end().cloned().unwrap_or(why);
         let send_at = sent.map_err(|why| why.map(failed))?;
-        self.check_acknowledged(end, shared);
-        let silence = self
-            .acks
-            .silence_max()
-            .map_or(u128::MAX, |max| max.as_micros());
-        let silence = Micros::try_from(silence).unwrap_or(Micros::MAX);
-        Ok(send_at.min(self.read_at.saturating_add(silence)))
-    }
-
-    /// Checks that the follower is not taken to have more than it was sent on its newest stream.
-    fn check_acknowledged(&self, end: End, shared: &mut Shared) {
-        let link = self.stream.link();
-        let peers = link.replica().peers;
-        let is_newest = peers.has_stream(link.name(), link.number());
-        let acknowledged = peers.acknowledged_by(link.name());
-        if is_newest && acknowledged.is_some_and(|index| index > link.matched()) {
-            let (name, matched) = (link.name(), link.matched());
-            let text = format!("{name} has acknowledged {acknowledged:?}, and was sent {matched}");
-            shared.fail(shared.network.host_of(end), &text);
-        }
+        Ok(send_at)
     }
 
     fn read(&mut self, end: End, shared: &mut Shared) -> Result<(), StreamEnd> {

@@ -5,7 +5,8 @@ use std::mem::MaybeUninit;
 use super::Event;
 use super::events::Timeline;
 use super::network::{End, Network};
-use super::process::Shared;
+use super::shared::Shared;
+use crate::log::Reached;
 use crate::node::{Node, Reply};
 use crate::server::session::{Session, Source, Step, Thread};
 use crate::wire::request::{self, Limits};
@@ -36,21 +37,23 @@ pub(super) struct Served<'a> {
     is_draining: bool,
     /// It waits for so much room in the append queue.
     awaits_room: Option<u64>,
-    /// Bytes of answers that the network has taken.
-    sent: usize,
     /// Of a client's session.
     tap: Option<Tap>,
 }
 
-/// Requests of which the answers are not known yet.
+/// What a client's session has read and answered.
 #[derive(Default)]
 struct Tap {
-    /// Bytes that the session has read.
+    /// Requests that are not answered.
     requests: Vec<u8>,
-    /// Bytes of answers that were paired with requests.
-    seen: usize,
-    /// Number of those requests.
+    /// Number of requests that are answered.
     answered: usize,
+    /// The beginning of an answer, the rest of which is not sent.
+    begun: Vec<u8>,
+    /// Number of answers that are sent.
+    sent: usize,
+    /// Answers that were sent since they were last taken: the place of the request, and the status.
+    released: Vec<(usize, Status)>,
 }
 
 /// A request, its place on its connection, and its answer.
@@ -67,6 +70,19 @@ struct Arrived<'n> {
     timeline: &'n mut Timeline<Event>,
     end: End,
     bytes: Vec<u8>,
+}
+
+impl Tap {
+    fn note_sent(&mut self, bytes: &[u8]) {
+        self.begun.extend_from_slice(bytes);
+        while let Ok(response::Parsed::Whole(answer)) = response::parse(&self.begun) {
+            let status = Status::try_from(answer.status).expect("a status");
+            let len = answer.frame_len();
+            self.released.push((self.sent, status));
+            self.sent += 1;
+            self.begun.drain(..len);
+        }
+    }
 }
 
 impl Arrived<'_> {
@@ -100,7 +116,6 @@ impl<'a> Served<'a> {
             is_ending: false,
             is_draining: false,
             awaits_room: None,
-            sent: 0,
             tap: is_client.then(Tap::default),
         }
     }
@@ -196,12 +211,18 @@ impl<'a> Served<'a> {
         let Some(tap) = &mut self.tap else {
             return;
         };
-        let output = self.session.output().concat();
-        let mut rest = &output[tap.seen - self.sent..];
+        let output = [&tap.begun, self.session.made()].concat();
+        let mut rest = &output[..];
         let any = Limits {
             value_len_max: u32::MAX,
         };
+        let mut at = tap.sent;
         while let Ok(response::Parsed::Whole(answer)) = response::parse(rest) {
+            rest = &rest[answer.frame_len()..];
+            at += 1;
+            if at <= tap.answered {
+                continue;
+            }
             let Ok(request::Parsed::Whole(frame)) = request::parse(&tap.requests, &any) else {
                 unreachable!("an answer to no request");
             };
@@ -213,9 +234,7 @@ impl<'a> Served<'a> {
                 value: answer.value,
             };
             judge(shared, answered);
-            rest = &rest[answer.frame_len()..];
             tap.requests.drain(..len);
-            tap.seen += answer.frame_len();
             tap.answered += 1;
         }
     }
@@ -225,9 +244,18 @@ impl<'a> Served<'a> {
         self.is_draining = true;
     }
 
-    /// Whether it waits for room in the append queue.
-    pub(super) const fn awaits_room(&self) -> bool {
-        self.awaits_room.is_some()
+    /// Whether it may go on, though nothing was signalled: it waits for room in the append queue, or for a position
+    /// that is reached or never will be.
+    pub(super) fn may_go_on(&self) -> bool {
+        let is_released = |position| self.node.reached(position) != Reached::NotYet;
+        self.awaits_room.is_some() || self.session.awaits().is_some_and(is_released)
+    }
+
+    /// Takes the answers that were sent since the last call: the place of each request, and the status.
+    pub(super) fn take_released(&mut self) -> Vec<(usize, Status)> {
+        let tap = self.tap.as_mut();
+        tap.map(|tap| std::mem::take(&mut tap.released))
+            .unwrap_or_default()
     }
 
     /// Sends answers that can be sent. Returns whether all are sent.
@@ -252,9 +280,11 @@ impl<'a> Served<'a> {
                 count += network.write(end, second, timeline);
             }
             sum += count;
+            if let Some(tap) = &mut self.tap {
+                tap.note_sent(&[first, second].concat()[..count]);
+            }
             self.session.sent(count);
         }
-        self.sent += sum;
         let len: usize = self.session.output().iter().map(|part| part.len()).sum();
         assert!(len <= OUTPUT_BYTES_MAX, "{len} bytes of answers wait");
         sum

@@ -2,12 +2,16 @@
 
 use super::events::{Micros, SECOND};
 use super::network::End;
-use super::process::{Process, Shared, Wake};
+use super::process::{Process, Wake};
+use super::shared::Shared;
 use crate::replication::Ending;
 use crate::replication::shutdown_sync::{Next, ShutdownSync};
 
 /// How long clients are waited for, before and after the synchronization.
 const STOP_GRACE: Micros = 5 * SECOND;
+
+/// How long clients have, of that, to take answers whose wait for a position has ended.
+const LOST_ANSWERS_GRACE: Micros = SECOND;
 
 /// How far a stop has come.
 pub(super) enum Stopping<'a> {
@@ -30,7 +34,6 @@ impl Process<'_> {
         let until = shared.timeline.now() + STOP_GRACE;
         shared.note(self.host, || "begins to stop".to_owned());
         self.stopping = Some(Stopping::Draining(until));
-        self.wake_at(Wake::Stop, until, shared);
         self.drain_sessions(shared);
         self.settle(shared);
     }
@@ -64,32 +67,8 @@ impl Process<'_> {
         let now = shared.timeline.now();
         match &mut self.stopping {
             Some(Stopping::Draining(until)) => {
-                let is_late = now >= *until;
-                let sessions = self
-                    .connections
-                    .values_mut()
-                    .filter(|found| !found.is_stream());
-                let mut is_over = true;
-                for connection in sessions {
-                    if is_late {
-                        connection.close(shared);
-                    } else {
-                        is_over = false;
-                    }
-                }
-                if !is_over {
-                    return;
-                }
-                self.connections
-                    .retain(|_, connection| !connection.is_closed());
-                let took_writes = self.node().end_writes();
-                shared.note(self.host, || {
-                    format!("takes no more writes; took some: {took_writes}")
-                });
-                let sync = ShutdownSync::new(self.replica, took_writes, shared.timeline.instant());
-                self.stopping = Some(Stopping::Synchronizing(sync));
-                self.admit_waiting(shared);
-                self.go_on_stopping(shared);
+                let until = *until;
+                self.go_on_draining(until, shared);
             }
             Some(Stopping::Synchronizing(sync)) => match sync.next(shared.timeline.instant()) {
                 Next::Wait(until) => {
@@ -108,6 +87,39 @@ impl Process<'_> {
             }
             Some(Stopping::Over(_)) | None => {}
         }
+    }
+
+    /// Waits for the requests that have begun. A little before the end of the time, the wait of answers for positions
+    /// that are not reached ends.
+    fn go_on_draining(&mut self, until: Micros, shared: &mut Shared) {
+        let now = shared.timeline.now();
+        if now >= until - LOST_ANSWERS_GRACE {
+            self.node().give_up_positions();
+        } else {
+            self.wake_at(Wake::Stop, until - LOST_ANSWERS_GRACE, shared);
+        }
+        let sessions = self.connections.values_mut();
+        let mut is_over = true;
+        for connection in sessions.filter(|found| !found.is_stream()) {
+            if now >= until {
+                connection.close(shared);
+            } else {
+                is_over = false;
+            }
+        }
+        if !is_over {
+            return self.wake_at(Wake::Stop, until, shared);
+        }
+        self.connections
+            .retain(|_, connection| !connection.is_closed());
+        let took_writes = self.node().end_writes();
+        shared.note(self.host, || {
+            format!("takes no more writes; took some: {took_writes}")
+        });
+        let sync = ShutdownSync::new(self.replica, took_writes, shared.timeline.instant());
+        self.stopping = Some(Stopping::Synchronizing(sync));
+        self.admit_waiting(shared);
+        self.go_on_stopping(shared);
     }
 
     /// The port is closed, and the log ends.

@@ -8,8 +8,9 @@ use super::events::{MS, Micros, SECOND};
 use super::faults::{Fault, Plan};
 use super::load::{Outcome, addr_of};
 use super::network::Signal;
-use super::process::{Process, Shared, Shipped, Slot, Wake};
+use super::process::{Process, Shipped, Slot, Wake};
 use super::random::Random;
+use super::shared::Shared;
 use super::trace::Mode;
 use super::truth::Truth;
 use crate::config::Config;
@@ -27,7 +28,10 @@ const AGREEMENT_MAX: Micros = 120 * SECOND;
 const STEPS_MAX: u64 = 500_000;
 
 /// Longest time until a thread has its turn in a process that was paused.
-const PAUSED_TURN: Micros = 3 * MS;
+const PAUSED_TURN: Micros = 30 * MS;
+
+/// Time after which an operator restarts nodes that are stuck.
+const PATIENCE: Micros = 15 * SECOND;
 
 /// Time between two looks whether they do.
 const LOOK: Micros = 200 * MS;
@@ -97,12 +101,14 @@ pub(super) enum Later {
     Fault,
     /// A node starts.
     Start(usize),
+    /// A node crashes and starts.
+    Restart(usize),
     /// A way between two nodes is whole again.
     Heal(usize, usize),
     /// A link has its speed back.
     Quicken(usize, usize),
-    /// A process that was paused goes on.
-    GoOn(usize),
+    /// An operator gives up the data of a node that refuses.
+    Discard(usize),
     /// A look whether the nodes agree.
     Look,
 }
@@ -120,6 +126,8 @@ struct World<'a> {
     /// Until when a node does nothing.
     paused: Vec<Micros>,
     has_faults: bool,
+    /// When an operator last restarted nodes.
+    restarted: Micros,
     steps: u64,
 }
 
@@ -127,6 +135,7 @@ impl<'a> World<'a> {
     fn new(plan: Plan, mut random: Random, mode: Mode, slots: &'a [Slot]) -> World<'a> {
         let (nodes, link, pipe_bytes, load) = (plan.nodes, plan.link, plan.pipe_bytes, plan.load);
         let mut shared = Shared::new(nodes, link, pipe_bytes, load, mode, &mut random);
+        shared.waits_for_commit = plan.waits_for_commit;
         shared.trace.add(0, || format!("{plan:?}"));
         World {
             config: config(
@@ -142,6 +151,7 @@ impl<'a> World<'a> {
             slots,
             started: 0,
             has_faults: true,
+            restarted: 0,
             steps: 0,
         }
     }
@@ -248,6 +258,7 @@ impl<'a> World<'a> {
                 }
             }
             Later::Start(node) => self.start(node),
+            Later::Restart(node) => self.restart(node),
             Later::Heal(from, to) => {
                 let Shared {
                     network, timeline, ..
@@ -259,7 +270,7 @@ impl<'a> World<'a> {
             Later::Quicken(from, to) => {
                 *self.shared.network.link(from, to) = self.plan.link;
             }
-            Later::GoOn(_) => {}
+            Later::Discard(node) => self.discard(node),
             Later::Look => return self.look(),
         }
         false
@@ -317,9 +328,8 @@ impl<'a> World<'a> {
             }
             Fault::Stop => self.stop(node),
             Fault::Transfer => {
-                let leads = |process: &&mut Process<'_>| process.node().takes_writes();
-                if let Some(leader) = self.nodes.iter_mut().flatten().find(leads) {
-                    leader.begin_transfer(&format!("n{}", other + 1), &mut self.shared);
+                if let Some(leader) = self.leader() {
+                    self.transfer(leader, other);
                 }
             }
             Fault::CutOneWay => self.cut(node, other, time),
@@ -327,10 +337,31 @@ impl<'a> World<'a> {
                 self.cut(node, other, time);
                 self.cut(other, node, time);
             }
-            Fault::Isolate => {
-                for other in (0..self.plan.nodes).filter(|other| *other != node) {
-                    self.cut(node, other, time);
-                    self.cut(other, node, time);
+            Fault::Isolate => self.isolate(node, time),
+            Fault::Restart => {
+                let timeout = self.plan.leader_timeout;
+                let time = timeout + self.random.below(2 * timeout);
+                self.isolate(node, time);
+                self.restart(node);
+            }
+            Fault::Usurp => match self.leader() {
+                Some(0) => self.transfer(0, other),
+                Some(leader) => {
+                    let timeout = self.plan.leader_timeout;
+                    let time = timeout + self.random.between(timeout, 2 * timeout);
+                    self.isolate(leader, time);
+                    self.restart(0);
+                    self.later(time + 2 * self.plan.heartbeat, Later::Discard(leader));
+                }
+                None => {}
+            },
+            Fault::RestartInPause => {
+                if let Some(leader) = self.leader().filter(|leader| *leader != node) {
+                    let time = self.plan.heartbeat * self.random.between(4, 8);
+                    self.paused[leader] = self.shared.timeline.now() + time;
+                    // It acknowledges once more before.
+                    let delay = self.random.between(1, 2 * self.plan.heartbeat);
+                    self.later(delay, Later::Restart(node));
                 }
             }
             Fault::Lose | Fault::HalfOpen | Fault::LoseClient => self.lose(fault, node),
@@ -355,7 +386,6 @@ impl<'a> World<'a> {
                     time
                 };
                 self.paused[node] = self.shared.timeline.now() + time;
-                self.later(time, Later::GoOn(node));
             }
             Fault::Discard => self.discard(node),
         }
@@ -382,6 +412,38 @@ impl<'a> World<'a> {
         } = &mut self.shared;
         network.cut(from, to, true, timeline);
         self.later(time, Later::Heal(from, to));
+    }
+
+    /// The node that takes writes; the first of several.
+    fn leader(&self) -> Option<usize> {
+        let leads = |process: &Option<Process<'_>>| {
+            process
+                .as_ref()
+                .is_some_and(|process| process.node().takes_writes())
+        };
+        self.nodes.iter().position(leads)
+    }
+
+    fn transfer(&mut self, from: usize, to: usize) {
+        if let Some(leader) = &mut self.nodes[from] {
+            leader.begin_transfer(&format!("n{}", to + 1), &mut self.shared);
+        }
+    }
+
+    /// A process ends at once, and another one of its node starts.
+    fn restart(&mut self, node: usize) {
+        if let Some(process) = self.nodes[node].take() {
+            process.crash(false, &mut self.shared);
+            self.later(10 * MS, Later::Start(node));
+        }
+    }
+
+    /// Cuts a node off from all others.
+    fn isolate(&mut self, node: usize, time: Micros) {
+        for other in (0..self.plan.nodes).filter(|other| *other != node) {
+            self.cut(node, other, time);
+            self.cut(other, node, time);
+        }
     }
 
     /// Loses a connection of a node.
@@ -427,13 +489,37 @@ impl<'a> World<'a> {
         for node in 0..self.plan.nodes {
             self.discard(node);
         }
+        if self.shared.timeline.now() > self.restarted + PATIENCE {
+            self.restart_stuck();
+        }
         self.later(LOOK, Later::Look);
         is_agreed
+    }
+
+    /// An operator restarts the nodes that are to lead and cannot: one that has led beside another leader, and one
+    /// whose data the others do not know.
+    fn restart_stuck(&mut self) {
+        self.restarted = self.shared.timeline.now();
+        for node in 0..self.plan.nodes {
+            let is_stuck = |process: &mut Process<'_>| match process.node().role() {
+                RoleState::Candidate { .. } | RoleState::Refusing { leader: None, .. } => true,
+                RoleState::Loading { .. }
+                | RoleState::Follower { .. }
+                | RoleState::Leader { .. }
+                | RoleState::Refusing { .. } => false,
+            };
+            if let Some(process) = self.nodes[node].take_if(is_stuck) {
+                self.shared.count("nodes that an operator restarted");
+                process.crash(false, &mut self.shared);
+                self.later(100 * MS, Later::Start(node));
+            }
+        }
     }
 
     /// Ends all faults. Every node starts that does not run.
     fn heal(&mut self) {
         self.shared.note(0, || "FAULTS END".to_owned());
+        self.restarted = self.shared.timeline.now();
         self.shared.load.end();
         for from in 0..self.plan.nodes {
             for to in 0..self.plan.nodes {

@@ -44,6 +44,8 @@ pub fn start_of(
     wants_snapshot: bool,
 ) -> Start {
     let is_known = own.holds(follower.epoch, follower.nonce, follower.index);
+    #[cfg(test)]
+    let is_known = is_known || crate::planted::is(crate::planted::Fault::RefusingEmptied);
     if !is_known && follower.index > 0 {
         Start::Unknown
     } else if !wants_snapshot && is_known && follower.index <= last_index && is_held(follower.index)
@@ -178,6 +180,8 @@ pub enum Decision {
 #[must_use]
 pub fn decide(own: Position, start: Start, theirs: &History) -> Decision {
     let is_known = theirs.holds(own.epoch, own.nonce, own.index);
+    #[cfg(test)]
+    let is_known = is_known || crate::planted::is(crate::planted::Fault::RefusingEmptied);
     match start {
         Start::Resume { from_index } if is_known && from_index == own.index + 1 => Decision::Resume,
         Start::Resume { .. } => Decision::OfferMismatch,
@@ -244,6 +248,10 @@ impl SnapshotRule {
     /// Whether the entry with this index, of a key in this partition, must be sent.
     #[must_use]
     pub fn sends(&self, partition: usize, index: u64) -> bool {
+        #[cfg(test)]
+        if partition == 0 && crate::planted::lacks_tail_of_snapshot() {
+            return false;
+        }
         self.copied_at.get(partition).is_some_and(|&at| index > at)
     }
 

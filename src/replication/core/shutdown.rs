@@ -142,6 +142,10 @@ impl Shutdown {
 
     /// The next thing to do. `progress` is how far each peer is with the log, and `peers` what each of them has said.
     pub fn next(&mut self, progress: &[PeerAt], peers: &[Peer], now: Instant) -> Step {
+        #[cfg(test)]
+        if crate::planted::is(crate::planted::Fault::StopDoesNotWait) {
+            return self.end(Some(self.own_name.clone()));
+        }
         if let Some(question) = self.question {
             return self.next_of_question(question, peers, now);
         }

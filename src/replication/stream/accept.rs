@@ -158,6 +158,10 @@ fn accept_follower<'a>(
         last_index,
         |index| {
             cursor = log.cursor_after(index);
+            #[cfg(test)]
+            if crate::planted::is(crate::planted::Fault::SkippedOnResume) {
+                cursor = log.cursor_after(index + 1).or(cursor);
+            }
             cursor.is_some()
         },
         position_of(follow),

@@ -373,6 +373,18 @@ impl<'a> FollowerStream<'a> {
                 };
                 self.check_epochs(frames)?;
                 let received = self.node.engine().receive(&group, now);
+                #[cfg(test)]
+                let received = if crate::planted::is(crate::planted::Fault::AppliedTwice) {
+                    let first_index = first_index + u64::from(frames.count());
+                    let again = Group {
+                        first_index,
+                        committed: u64::MAX,
+                        ..group
+                    };
+                    received.and_then(|()| self.node.engine().receive(&again, now))
+                } else {
+                    received
+                };
                 received.map_err(|error| follow_error(&error))
             }
             (
@@ -524,6 +536,12 @@ impl<'a> FollowerStream<'a> {
         }
         let (index, own, theirs) = (head.index, head.digest, Digest::from_u128(digest));
         // Otherwise it is compared once all of the log is applied.
+        #[cfg(test)]
+        let own = if crate::planted::is(crate::planted::Fault::DigestNotCompared) {
+            theirs
+        } else {
+            own
+        };
         if index == digest_index && own != theirs {
             let error = ApplyError::Diverged { index, own, theirs };
             return Err(follow_error(&error));

@@ -172,6 +172,13 @@ impl Output {
         self.held.front().is_none_or(|first| first.range.start == 0)
     }
 
+    /// Answers that are made and not sent, except for a value that is apart.
+    #[cfg(test)]
+    pub(super) fn made(&self) -> &[u8] {
+        let bytes = self.answers.bytes();
+        &bytes[self.sent.min(bytes.len())..]
+    }
+
     /// Whether more memory is held than for short answers.
     pub(super) fn is_grown(&self) -> bool {
         self.answers.capacity() + self.held.capacity() * size_of::<Held>() > DIRECT_BYTES

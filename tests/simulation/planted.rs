@@ -1,0 +1,67 @@
+//! Faults that are planted in the shipped code. A run finds each of them.
+//!
+//! A change of the simulator or of the shipped code makes other runs of the seeds. Then
+//! `GOPHERSTORE_PLANTED=1 cargo test --lib simulation::planted -- --nocapture` says which seeds find the faults.
+
+use super::trace::Mode;
+use super::world::run;
+use crate::planted::{Fault, plant};
+
+/// Seeds within which a search finds each fault.
+const SEEDS_MAX: u64 = 1_000;
+
+/// Each fault, a seed that finds it, and a part of what that says.
+const FOUND: [(Fault, u64, &str); 10] = [
+    (
+        Fault::SkippedOnResume,
+        1,
+        "diverged: the leader has sent everything up to index",
+    ),
+    (Fault::AppliedTwice, 1, "never was"),
+    (
+        Fault::TailOfSnapshot,
+        23,
+        "diverged: the copy is not what was sent",
+    ),
+    (Fault::DigestNotCompared, 23, "the store has"),
+    (Fault::EpochReused, 1, "which opened that epoch"),
+    (Fault::RefusingEmptied, 85, "and nobody else has requests"),
+    (Fault::WatermarkSurvives, 156, "is answered by OK, and"),
+    (Fault::RecordTorn, 1, "diverged: the digest at index"),
+    (Fault::OldAckCounts, 789, "is taken to have"),
+    (Fault::StopDoesNotWait, 767, "said that another one held it"),
+];
+
+/// The violation that a run with a fault finds.
+fn violation(fault: Fault, seed: u64) -> Option<String> {
+    plant(Some(fault));
+    let result = run(seed, Mode::Off);
+    plant(None);
+    result.err().map(|failure| failure.what)
+}
+
+#[test]
+fn each_planted_fault_is_found() {
+    for (fault, seed, expected) in FOUND {
+        let what = violation(fault, seed);
+        let is_found = what.as_deref().is_some_and(|what| what.contains(expected));
+        assert!(is_found, "{fault:?}, seed {seed}: {what:?}");
+    }
+}
+
+/// With `GOPHERSTORE_PLANTED` set: searches a seed for each fault.
+#[test]
+fn a_search_of_a_thousand_seeds_finds_each_planted_fault() {
+    if std::env::var_os("GOPHERSTORE_PLANTED").is_none() {
+        return;
+    }
+    let mut missing = Vec::new();
+    for (fault, ..) in FOUND {
+        let found = (1..=SEEDS_MAX).find_map(|seed| Some((seed, violation(fault, seed)?)));
+        match found {
+            Some((seed, what)) => println!("{fault:?}, seed {seed}: {what}"),
+            None => missing.push(fault),
+        }
+    }
+    assert!(missing.is_empty(), "not found: {missing:?}");
+}
