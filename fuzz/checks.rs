@@ -336,7 +336,7 @@ fn responses(input: &[u8]) {
                 assert_eq!(response.value, &rest[5..len]);
                 assert_eq!(
                     Status::try_from(response.status).map(Status::byte).ok(),
-                    [0, 1, 2, 3, 4, 7]
+                    [0, 1, 2, 3, 4, 5, 6, 7, 8, 11]
                         .contains(&response.status)
                         .then_some(response.status)
                 );

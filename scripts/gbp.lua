@@ -47,7 +47,11 @@ local STATUSES = {
     [0x02] = "NOT_LEADER",
     [0x03] = "NOT_FOUND",
     [0x04] = "LOADING",
+    [0x05] = "CONFLICT",
+    [0x06] = "FULL",
     [0x07] = "TIMEOUT",
+    [0x08] = "LOST",
+    [0x0B] = "COMPACTED",
 }
 
 local STREAM_OPCODES = {
@@ -149,13 +153,16 @@ end
 
 local e = {
     error = ProtoExpert.new(
-        "gbp.response.error", "The node answered ERROR or TIMEOUT", expert.group.RESPONSE_CODE, expert.severity.ERROR
+        "gbp.response.error", "The node answered ERROR, FULL, TIMEOUT, LOST or COMPACTED", expert.group.RESPONSE_CODE, expert.severity.ERROR
     ),
     elsewhere = ProtoExpert.new(
         "gbp.response.elsewhere", "The node cannot answer now", expert.group.RESPONSE_CODE, expert.severity.WARN
     ),
     not_found = ProtoExpert.new(
         "gbp.response.not_found", "No such key", expert.group.RESPONSE_CODE, expert.severity.CHAT
+    ),
+    conflict = ProtoExpert.new(
+        "gbp.response.conflict", "A condition is not met", expert.group.RESPONSE_CODE, expert.severity.CHAT
     ),
     unknown = ProtoExpert.new("gbp.unknown", "Not of GBP version 1", expert.group.PROTOCOL, expert.severity.WARN),
     malformed = ProtoExpert.new("gbp.malformed", "Malformed frame", expert.group.MALFORMED, expert.severity.ERROR),
@@ -390,12 +397,14 @@ local function add_response(tree, tvb, offset, pinfo, stream, place)
             tree:add(f.value, tvb(at, value_len)):append_text(" " .. value)
         end
     end
-    if status == 0x01 or status == 0x07 then
+    if status == 0x01 or status == 0x06 or status == 0x07 or status == 0x08 or status == 0x0B then
         tree:add_proto_expert_info(e.error, text)
     elseif status == 0x02 or status == 0x04 then
         tree:add_proto_expert_info(e.elsewhere, text)
     elseif status == 0x03 then
         tree:add_proto_expert_info(e.not_found)
+    elseif status == 0x05 then
+        tree:add_proto_expert_info(e.conflict)
     elseif not STATUSES[status] then
         tree:add_proto_expert_info(e.unknown, "unknown status " .. hex(status))
     end

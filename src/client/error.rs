@@ -15,7 +15,7 @@ use crate::{
 ///
 /// | variant | was a write executed? | the connection |
 /// |---|---|---|
-/// | `NotLeader`, `Loading`, `Server` | no | goes on |
+/// | `NotLeader`, `Loading`, `Server`, `Full`, `Lost`, `Compacted` | no | goes on |
 /// | `OutcomeUnknown`, `UnknownStatus` | unknown | goes on |
 /// | `TooLong`, `Connect` | no, nothing was sent | – |
 /// | `Timeout`, `Connection`, `Protocol` | unknown, unless it failed while connecting | dropped, and made anew |
@@ -41,6 +41,21 @@ pub enum Error {
     Server {
         /// Why.
         message: String,
+    },
+    /// The write needs more memory than the node's `max_memory_bytes` leaves.
+    Full {
+        /// The node's message, with both numbers.
+        message: String,
+    },
+    /// The position was never part of the node's history: another leader's records took its place.
+    Lost {
+        /// The node's message.
+        message: String,
+    },
+    /// The node's log no longer reaches back to the position.
+    Compacted {
+        /// Index of the oldest record that is left.
+        oldest: u64,
     },
     /// The node cannot tell the outcome: a write was executed or will be, or it is lost.
     OutcomeUnknown {
@@ -122,6 +137,9 @@ impl Error {
             Error::NotLeader { .. }
             | Error::Loading { .. }
             | Error::Server { .. }
+            | Error::Full { .. }
+            | Error::Lost { .. }
+            | Error::Compacted { .. }
             | Error::Connect { .. }
             | Error::Redirect { .. }
             | Error::TooLong(_) => false,
@@ -156,6 +174,16 @@ pub enum ProtocolError {
     NothingToFind {
         /// The operation.
         opcode: Opcode,
+    },
+    /// CONFLICT to an operation without a condition.
+    NoCondition {
+        /// The operation.
+        opcode: Opcode,
+    },
+    /// COMPACTED with a value that is no index.
+    OldestIndex {
+        /// The first bytes of the value.
+        value: Vec<u8>,
     },
     /// A value with a status or an operation that has none.
     UnexpectedValue {
@@ -220,6 +248,14 @@ impl fmt::Display for Error {
             }
             Error::Loading { message } => write!(f, "the node is loading: {message}"),
             Error::Server { message } => f.write_str(message),
+            Error::Full { message } => write!(f, "the node is full: {message}"),
+            Error::Lost { message } => write!(f, "the position is lost: {message}"),
+            Error::Compacted { oldest } => {
+                write!(
+                    f,
+                    "the log no longer reaches so far back; its oldest index is {oldest}"
+                )
+            }
             Error::OutcomeUnknown { message } => write!(f, "outcome unknown: {message}"),
             Error::UnknownStatus { status, message } => {
                 write!(f, "unknown status 0x{status:02x}: {message}")
@@ -267,6 +303,9 @@ impl error::Error for Error {
             Error::NotLeader { .. }
             | Error::Loading { .. }
             | Error::Server { .. }
+            | Error::Full { .. }
+            | Error::Lost { .. }
+            | Error::Compacted { .. }
             | Error::OutcomeUnknown { .. }
             | Error::UnknownStatus { .. }
             | Error::Timeout { .. } => None,
@@ -286,6 +325,12 @@ impl fmt::Display for ProtocolError {
             ProtocolError::Response(error) => error.fmt(f),
             ProtocolError::NothingToFind { opcode } => {
                 write!(f, "NOT_FOUND to a {}", opcode.name())
+            }
+            ProtocolError::NoCondition { opcode } => {
+                write!(f, "CONFLICT to a {}", opcode.name())
+            }
+            ProtocolError::OldestIndex { value } => {
+                write!(f, "\"{}\" is no index of 8 bytes", value.escape_ascii())
             }
             ProtocolError::UnexpectedValue {
                 opcode,
@@ -339,6 +384,8 @@ impl error::Error for ProtocolError {
             ProtocolError::Stream(error) => Some(error),
             ProtocolError::Comparison(error) => Some(error),
             ProtocolError::NothingToFind { .. }
+            | ProtocolError::NoCondition { .. }
+            | ProtocolError::OldestIndex { .. }
             | ProtocolError::UnexpectedValue { .. }
             | ProtocolError::NotPong { .. }
             | ProtocolError::NotText { .. }

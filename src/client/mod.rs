@@ -281,7 +281,7 @@ impl Client {
     pub fn get(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>> {
         Ok(match self.request(Request::Get { key })? {
             Response::Value(value) => Some(value),
-            Response::Done | Response::NotFound | Response::Pong => None,
+            Response::Done | Response::NotFound | Response::Conflict(_) | Response::Pong => None,
         })
     }
 
@@ -318,7 +318,7 @@ impl Client {
         Ok(match response {
             // It was judged when it was read.
             Response::Value(sum) => response::number(&sum).unwrap_or_default(),
-            Response::Done | Response::NotFound | Response::Pong => 0,
+            Response::Done | Response::NotFound | Response::Conflict(_) | Response::Pong => 0,
         })
     }
 
@@ -350,7 +350,9 @@ impl Client {
     pub fn status(&mut self) -> Result<String> {
         match self.request(Request::Status)? {
             Response::Value(text) => Ok(String::from_utf8_lossy(&text).into_owned()),
-            Response::Done | Response::NotFound | Response::Pong => Ok(String::new()),
+            Response::Done | Response::NotFound | Response::Conflict(_) | Response::Pong => {
+                Ok(String::new())
+            }
         }
     }
 
@@ -406,7 +408,7 @@ impl Client {
     ) -> Result<T> {
         let bytes = match response {
             Response::Value(bytes) => bytes.as_slice(),
-            Response::Done | Response::NotFound | Response::Pong => &[],
+            Response::Done | Response::NotFound | Response::Conflict(_) | Response::Pong => &[],
         };
         decode(bytes).map_err(|error| {
             self.home = None;

@@ -126,7 +126,9 @@ impl Observer {
         connection.write_all(&frame, deadline)?;
         let value = match connection.receive(Opcode::Follow, deadline)?? {
             Response::Value(value) => value,
-            Response::Done | Response::NotFound | Response::Pong => Vec::new(),
+            Response::Done | Response::NotFound | Response::Conflict(_) | Response::Pong => {
+                Vec::new()
+            }
         };
         let response = FollowAnswer::decode(&value)
             .map_err(|error| connection.protocol(ProtocolError::FollowAnswer(error)))?;

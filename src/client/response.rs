@@ -14,6 +14,8 @@ pub enum Response {
     Value(Vec<u8>),
     /// NOT_FOUND: there is no such key.
     NotFound,
+    /// CONFLICT: a condition of the request is not met. The value is the key's state, as the operation defines it.
+    Conflict(Vec<u8>),
     /// OK to a PING.
     Pong,
 }
@@ -71,6 +73,18 @@ pub(super) fn read(
         },
         Ok(Status::Error) => Ok(Err(Error::Server { message: message() })),
         Ok(Status::Loading) => Ok(Err(Error::Loading { message: message() })),
+        Ok(Status::Conflict) if spec.answers(Status::Conflict) => {
+            Ok(Ok(Response::Conflict(value.to_vec())))
+        }
+        Ok(Status::Conflict) => Err(ProtocolError::NoCondition { opcode }),
+        Ok(Status::Full) => Ok(Err(Error::Full { message: message() })),
+        Ok(Status::Lost) => Ok(Err(Error::Lost { message: message() })),
+        Ok(Status::Compacted) => match value.try_into() {
+            Ok(oldest) => Ok(Err(Error::Compacted {
+                oldest: u64::from_be_bytes(oldest),
+            })),
+            Err(_) => Err(ProtocolError::OldestIndex { value: sample() }),
+        },
         Ok(Status::Timeout) => Ok(Err(Error::OutcomeUnknown { message: message() })),
         Err(status) => Ok(Err(Error::UnknownStatus {
             status,

@@ -39,6 +39,7 @@ pub mod request;
 pub mod response;
 pub mod run;
 mod status;
+mod token;
 mod traits;
 pub mod transcript;
 
@@ -49,6 +50,7 @@ pub use request::{EncodeError, RequestError, RequestFrame};
 pub use response::{Response, ResponseError};
 pub use run::Run;
 pub use status::{Status, StatusSpec, StatusValue};
+pub use token::{TOKEN_LEN, Token, TokenError};
 
 /// Longest key in bytes: the largest number of the header's 16-bit length.
 pub const KEY_LEN_MAX: usize = 65_535;

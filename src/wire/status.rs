@@ -26,6 +26,10 @@ pub enum StatusValue {
     Address,
     /// Empty.
     Empty,
+    /// The state of the key that fails a condition, as the operation defines it.
+    State,
+    /// An index of the log, 8 bytes.
+    Index,
 }
 
 /// Makes [`Status`] and the specs from the table.
@@ -80,8 +84,16 @@ statuses! {
     NotFound = 0x03 "NOT_FOUND" Empty;
     /// This node has no complete data set yet; nothing was changed.
     Loading = 0x04 "LOADING" Message;
+    /// A condition of the request is not met; nothing was changed.
+    Conflict = 0x05 "CONFLICT" State;
+    /// The write needs more memory than the node's limit leaves; nothing was changed.
+    Full = 0x06 "FULL" Message;
     /// The outcome is unknown: the write was executed or will be, or it is lost.
     Timeout = 0x07 "TIMEOUT" Message;
+    /// The position was never part of this node's history.
+    Lost = 0x08 "LOST" Message;
+    /// The log no longer reaches back to the position; the value is the oldest index that is left.
+    Compacted = 0x0B "COMPACTED" Index;
 }
 
 impl Status {

@@ -347,12 +347,22 @@ fn judge_response(bytes: &[u8]) -> (Kind, Result<usize, Wrong>) {
 /// The fault of a value of this length in a response with this status, if there is one.
 pub(super) fn value_fault(status: Status, len: usize) -> Option<String> {
     let spec = status.spec();
-    let must_be_empty = match spec.value {
-        StatusValue::Empty => true,
-        StatusValue::Result | StatusValue::Message | StatusValue::Address => false,
-    };
-    (must_be_empty && len > 0)
-        .then(|| format!("value of {len} bytes, limit 0: {} has no value", spec.name))
+    match spec.value {
+        StatusValue::Empty if len > 0 => Some(format!(
+            "value of {len} bytes, limit 0: {} has no value",
+            spec.name
+        )),
+        StatusValue::Index if len != size_of::<u64>() => Some(format!(
+            "value of {len} bytes in {}, must have 8",
+            spec.name
+        )),
+        StatusValue::Empty
+        | StatusValue::Index
+        | StatusValue::Result
+        | StatusValue::State
+        | StatusValue::Message
+        | StatusValue::Address => None,
+    }
 }
 
 /// Whether a response looks like one to FOLLOW. A stored value hardly looks so by accident: it would begin with 0, 1 or

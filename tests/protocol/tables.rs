@@ -151,6 +151,8 @@ fn the_document_has_the_statuses_of_the_code_and_no_others() {
                 "empty" => StatusValue::Empty,
                 text if text.starts_with("a message in UTF-8") => StatusValue::Message,
                 text if text.starts_with("the leader's address") => StatusValue::Address,
+                text if text.starts_with("the state of the key") => StatusValue::State,
+                text if text.starts_with("an index of 8 bytes") => StatusValue::Index,
                 text => {
                     assert!(text.starts_with("the result"), "{text}");
                     StatusValue::Result

@@ -391,13 +391,15 @@ impl Load {
             }
         };
         match status {
-            Status::Ok | Status::NotFound => self.outcomes[operation.number] = Outcome::Done,
+            Status::Ok | Status::NotFound | Status::Conflict => {
+                self.outcomes[operation.number] = Outcome::Done
+            }
             Status::Timeout => self.outcomes[operation.number] = Outcome::Unknown,
             Status::NotLeader => {
                 let target = node_at(value).unwrap_or_else(|| client.random.place(nodes));
                 return again(client, target);
             }
-            Status::Loading | Status::Error => {
+            Status::Loading | Status::Error | Status::Full | Status::Lost | Status::Compacted => {
                 let target = client.random.place(nodes);
                 return again(client, target);
             }

@@ -271,7 +271,15 @@ impl Truth {
             Err(text)
         };
         let effect = match (request, status, old) {
-            (_, Status::NotLeader | Status::Loading | Status::Error | Status::Timeout, _) => {
+            (
+                _,
+                Status::NotLeader
+                | Status::Loading
+                | Status::Error
+                | Status::Full
+                | Status::Timeout,
+                _,
+            ) => {
                 return Ok(());
             }
             (Request::Get { .. }, Status::Ok, Some(old)) if old[..] == *value => return Ok(()),

@@ -24,6 +24,8 @@ pub(crate) enum Response {
     Done,
     Value(Vec<u8>),
     NotFound,
+    /// A condition is not met.
+    Conflict,
     Pong,
     /// A number in decimal.
     Number(String),
@@ -193,6 +195,7 @@ impl Command {
                 | OkValue::Stream => Response::Value(value),
             },
             client::Response::NotFound => Response::NotFound,
+            client::Response::Conflict(_) => Response::Conflict,
             client::Response::Pong => Response::Pong,
         })
     }

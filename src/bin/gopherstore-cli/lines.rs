@@ -133,6 +133,7 @@ pub(crate) fn shown(response: Response) -> (String, Outcome) {
         Response::Done => ("OK".to_owned(), Outcome::Done),
         Response::Pong => ("PONG".to_owned(), Outcome::Done),
         Response::NotFound => ("(not found)".to_owned(), Outcome::NotFound),
+        Response::Conflict => ("(conflict)".to_owned(), Outcome::Conflict),
         Response::Value(value) => (quote::shown(&value), Outcome::Done),
         Response::Number(text) => (text, Outcome::Done),
         Response::Status(text) => {

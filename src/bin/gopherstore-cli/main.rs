@@ -369,6 +369,13 @@ fn once(context: &Context, command: &Command) -> Result<Outcome, Failure> {
         }
         Response::Done if is_terminal => (b"OK".to_vec(), true),
         Response::Done => (Vec::new(), false),
+        Response::Conflict => {
+            let key = quote::quoted(command.key());
+            return Err(Failure::new(
+                Outcome::Conflict,
+                format!("the condition is not met: {key}; get shows its value"),
+            ));
+        }
         Response::NotFound => {
             let key = quote::quoted(command.key());
             return Err(Failure::new(

@@ -22,6 +22,14 @@ pub(crate) enum Outcome {
     Protocol = 7,
     /// Standard input or a file cannot be read, or standard output or a file cannot be written.
     LocalInput = 8,
+    /// A condition is not met.
+    Conflict = 9,
+    /// The node has no memory left for the write.
+    Full = 10,
+    /// The log no longer reaches back to the position.
+    Compacted = 11,
+    /// The position was never part of the node's history.
+    Lost = 12,
 }
 
 impl Outcome {
@@ -89,6 +97,18 @@ pub(crate) fn failure(error: &Error, opcode: Opcode, node: Option<&str>) -> Fail
         Error::Loading { .. } => (
             Outcome::ServerError,
             "try again in a moment, or ask another node with --addr".to_owned(),
+        ),
+        Error::Full { .. } => (
+            Outcome::Full,
+            "remove keys, or raise max_memory_bytes; reads and del go on".to_owned(),
+        ),
+        Error::Lost { .. } => (
+            Outcome::Lost,
+            "the write was not kept; read the key again".to_owned(),
+        ),
+        Error::Compacted { .. } => (
+            Outcome::Compacted,
+            "begin with a snapshot, or at that index".to_owned(),
         ),
         Error::Server { message } if message.starts_with(UNKNOWN_OPCODE) => (
             Outcome::ServerError,

@@ -143,7 +143,10 @@ impl Node {
                         .map_err(|error| self.broken(&error.to_string()))?
                         .items
                         .pop(),
-                    Response::Done | Response::NotFound | Response::Pong => {
+                    Response::Done
+                    | Response::NotFound
+                    | Response::Conflict(_)
+                    | Response::Pong => {
                         return Err(self.broken("a LIST is answered without a list"));
                     }
                 };
