@@ -12,6 +12,8 @@
 //! 7. The same holds for frames of the replication stream, once as they come and once with their checksums put right,
 //!    since random bytes hardly ever have right ones.
 
+use gopherstore::wire::conditional::{Add, Found, Put, Take, Want, sum_of};
+use gopherstore::wire::expiry::{SetAt, expiry_of, ttl_of};
 use gopherstore::wire::replication::{
     self, Epochs, Follow, FollowAnswer, Message, ReplicationError,
 };
@@ -42,6 +44,7 @@ pub(super) fn check(input: &[u8]) {
     stream(input);
     stream(&repaired(input));
     following(input);
+    operands(input);
 }
 
 /// What became of one frame.
@@ -73,12 +76,17 @@ enum Naive {
 }
 
 /// The operations of GBP §3: opcode, whether there is a key, and what limits the value.
-const OPERATIONS: [(u8, bool, NaiveValue); 11] = [
+const OPERATIONS: [(u8, bool, NaiveValue); 16] = [
     (0x01, true, NaiveValue::OfNode),
     (0x02, true, NaiveValue::None),
     (0x03, true, NaiveValue::None),
     (0x04, false, NaiveValue::None),
+    (0x05, true, NaiveValue::OfNodeAnd(8)),
+    (0x06, true, NaiveValue::OfNodeAnd(13)),
+    (0x07, true, NaiveValue::UpTo(4_100)),
     (0x08, true, NaiveValue::UpTo(25)),
+    (0x0B, true, NaiveValue::UpTo(9)),
+    (0x0C, true, NaiveValue::None),
     (0x40, false, NaiveValue::None),
     (0x41, false, NaiveValue::None),
     (0x42, true, NaiveValue::UpTo(13)),
@@ -94,6 +102,8 @@ enum NaiveValue {
     None,
     /// The node's limit.
     OfNode,
+    /// The node's limit, and so many bytes before it.
+    OfNodeAnd(u32),
     /// A limit of its own, in bytes.
     UpTo(u32),
 }
@@ -108,6 +118,7 @@ fn operation(opcode: u8) -> Option<(bool, NaiveValue)> {
 fn longest(opcode: u8, value_len_max: u32) -> u32 {
     match operation(opcode) {
         Some((_, NaiveValue::UpTo(max))) => max,
+        Some((_, NaiveValue::OfNodeAnd(more))) => value_len_max.saturating_add(more),
         Some((_, NaiveValue::None | NaiveValue::OfNode)) | None => value_len_max,
     }
 }
@@ -159,7 +170,9 @@ fn requests(input: &[u8], limits: &Limits) -> Vec<Outcome> {
                     }
                 );
                 assert!(needed > rest.len());
-                assert!(needed as u64 <= 7 + 65_535 + u64::from(limits.value_len_max.max(1_050)));
+                assert!(
+                    needed as u64 <= 7 + 65_535 + u64::from(limits.value_len_max.max(4_100)) + 13
+                );
                 outcomes.push(Outcome::Incomplete(needed));
                 return outcomes;
             }
@@ -623,6 +636,85 @@ fn repaired(input: &[u8]) -> Vec<u8> {
         at = value_end;
     }
     bytes
+}
+
+/// The values of PUT and its like: what is accepted, as a plain reading of GBP §4 has it, and that what is read is
+/// written to the same bytes.
+fn operands(input: &[u8]) {
+    for opcode in [0x05, 0x06, 0x07, 0x08, 0x0B] {
+        let spec = Opcode::try_from(opcode).unwrap().spec();
+        let judged = spec.check(b"key", input);
+        assert_eq!(
+            judged.is_ok(),
+            naive_operands(opcode, input),
+            "{opcode:#04x} {judged:?}"
+        );
+        match judged {
+            Ok(()) => {
+                let again = match opcode {
+                    0x05 => SetAt::decode(b"", input).unwrap().encode(),
+                    0x06 => Put::decode(b"", input).unwrap().encode(),
+                    0x07 => Take::decode(b"", input).unwrap().encode(),
+                    0x08 => Add::decode(b"", input).unwrap().encode(),
+                    _ => {
+                        let (expiry, time) = expiry_of(input).unwrap().operands();
+                        spec.value_of([expiry.into(), time])
+                    }
+                };
+                // An ADD ends with its operands.
+                let len = if opcode == 0x08 { 25 } else { input.len() };
+                assert_eq!(again[..], input[..len], "{opcode:#04x}");
+            }
+            Err(error) => {
+                assert_message(&error.reason);
+                assert!(error.at < 7 + 3 + spec.operands_len(), "{error:?}");
+            }
+        }
+    }
+    let want = Want {
+        value: input.len().is_multiple_of(2),
+        token: input.len().is_multiple_of(3),
+    };
+    if let Some(found) = Found::of_ok(input, want) {
+        assert_eq!(found.token.is_some(), want.token);
+        assert!(found.value.is_none() || (want.value && found.existed));
+    }
+    let _ = (sum_of(input), ttl_of(input));
+}
+
+/// Whether these operands are acceptable.
+fn naive_operands(opcode: u8, value: &[u8]) -> bool {
+    let at = |at: usize| value.get(at).copied().unwrap_or(0xFF);
+    let expiry = |kind: u8, time: u64| match kind {
+        0 | 2 => time == 0,
+        1 | 3 => time > 0,
+        _ => false,
+    };
+    let condition = |kind: u8, len: u64| match kind {
+        0..=2 => len == 0,
+        3 => len <= 4_096,
+        4 => len == 16,
+        _ => false,
+    };
+    let len = value.len() as u64;
+    match opcode {
+        0x05 => len >= 8 && number(&value[..8]) > 0,
+        0x06 if len >= 13 => {
+            let expected = number(&value[11..13]);
+            condition(at(0), expected)
+                && expiry(at(1), number(&value[3..11]))
+                && at(2) < 4
+                && 13 + expected <= len
+                && (at(0), at(1)) != (1, 2)
+        }
+        0x07 if len >= 4 => {
+            let expected = number(&value[2..4]);
+            at(0) != 1 && condition(at(0), expected) && at(1) < 4 && 4 + expected == len
+        }
+        0x08 => len >= 25 && matches!(at(0), 0 | 2),
+        0x0B => len == 9 && at(0) != 2 && expiry(at(0), number(&value[1..9])),
+        _ => false,
+    }
 }
 
 /// The fields of FOLLOW, those of its answer, and a history: what is read is written to the same bytes.

@@ -23,7 +23,12 @@ local OPCODES = {
     [0x02] = "GET",
     [0x03] = "DEL",
     [0x04] = "PING",
+    [0x05] = "SETAT",
+    [0x06] = "PUT",
+    [0x07] = "TAKE",
     [0x08] = "ADD",
+    [0x0b] = "EXPIRE",
+    [0x0c] = "TTL",
     [0x40] = "STATUS",
     [0x41] = "DISCARD",
     [0x42] = "SUMS",
@@ -34,7 +39,11 @@ local OPCODES = {
 
 -- The fields at the start of a request's value, each with its length.
 local OPERANDS = {
+    [0x05] = { { "deadline", 8 } },
+    [0x06] = { { "if", 1 }, { "expiry", 1 }, { "want", 1 }, { "time", 8 }, { "expected_len", 2 } },
+    [0x07] = { { "if", 1 }, { "want", 1 }, { "expected_len", 2 } },
     [0x08] = { { "want", 1 }, { "delta", 8 }, { "start", 8 }, { "ttl", 8 } },
+    [0x0b] = { { "expiry", 1 }, { "time", 8 } },
     [0x42] = { { "incarnation", 8 }, { "partition", 4 }, { "bits", 1 } },
     [0x43] = { { "incarnation", 8 }, { "partition", 4 }, { "bits", 1 } },
     [0x60] = { { "version", 1 }, { "flags", 1 }, { "epoch", 8 }, { "nonce", 8 }, { "last_index", 8 } },
@@ -104,6 +113,7 @@ local f = {
     value_len = ProtoField.uint32("gbp.value_len", "Value length"),
     key = ProtoField.bytes("gbp.key", "Key"),
     value = ProtoField.bytes("gbp.value", "Value"),
+    expected = ProtoField.bytes("gbp.expected", "Expected"),
     message = ProtoField.string("gbp.message", "Message"),
     request_in = ProtoField.framenum("gbp.request_in", "Request in", base.NONE, frametype.REQUEST),
     response_in = ProtoField.framenum("gbp.response_in", "Response in", base.NONE, frametype.RESPONSE),
@@ -276,6 +286,12 @@ local function add_value(tree, tvb, offset, opcode, value_len)
             end
             offset = offset + len
         end
+    end
+    local last = operands[#operands]
+    if value_len > 0 and last and last[1] == "expected_len" then
+        local len = math.min(tvb(offset - last[2], last[2]):uint(), finish - offset)
+        add_bytes(tree, f.expected, tvb, offset, len)
+        offset = offset + len
     end
     add_bytes(tree, opcode == 0x60 and f.cluster_id or f.value, tvb, offset, finish - offset)
 end

@@ -209,6 +209,13 @@ pub enum ProtocolError {
         /// The first bytes of what came instead.
         value: Vec<u8>,
     },
+    /// OK or CONFLICT to an operation whose value has fields, but not with these fields.
+    Fields {
+        /// The operation.
+        opcode: Opcode,
+        /// The first bytes of what came instead.
+        value: Vec<u8>,
+    },
     /// NOT_LEADER with a value that is no `host:port`.
     LeaderAddress {
         /// The first bytes of the value.
@@ -350,6 +357,10 @@ impl fmt::Display for ProtocolError {
             ProtocolError::NotNumber { value } => {
                 write!(f, "\"{}\", not a number", value.escape_ascii())
             }
+            ProtocolError::Fields { opcode, value } => {
+                let (value, name) = (value.escape_ascii(), opcode.name());
+                write!(f, "\"{value}\" to a {name}, not its fields")
+            }
             ProtocolError::LeaderAddress { value } => {
                 write!(f, "\"{}\" is no address of a leader", value.escape_ascii())
             }
@@ -390,6 +401,7 @@ impl error::Error for ProtocolError {
             | ProtocolError::NotPong { .. }
             | ProtocolError::NotText { .. }
             | ProtocolError::NotNumber { .. }
+            | ProtocolError::Fields { .. }
             | ProtocolError::LeaderAddress { .. }
             | ProtocolError::OtherStart { .. }
             | ProtocolError::OutOfPlace { .. }

@@ -44,6 +44,7 @@ use std::{fmt, mem, sync::Arc, time::Duration};
 use crate::wire::{
     Access, Opcode, Request,
     comparison::{ComparisonError, List, ListAnswer, Place, Sums, SumsAnswer},
+    conditional::sum_of,
 };
 
 mod connection;
@@ -317,7 +318,7 @@ impl Client {
         let response = self.request(Request::Add { key, value })?;
         Ok(match response {
             // It was judged when it was read.
-            Response::Value(sum) => response::number(&sum).unwrap_or_default(),
+            Response::Value(sum) => sum_of(&sum).map_or(0, |(_, sum)| sum),
             Response::Done | Response::NotFound | Response::Conflict(_) | Response::Pong => 0,
         })
     }

@@ -1,6 +1,8 @@
 //! Judges a response to a request. Pure.
 
 use crate::wire::command::OkValue;
+use crate::wire::conditional::{Found, sum_of};
+use crate::wire::expiry::ttl_of;
 use crate::wire::{self, Opcode, Status};
 
 use super::error::{Error, ProtocolError, Result};
@@ -60,8 +62,19 @@ pub(super) fn read(
                 Ok(Ok(Response::Value(value.to_vec())))
             }
             OkValue::Text => Err(ProtocolError::NotText { value: sample() }),
-            OkValue::Number if number(value).is_some() => Ok(Ok(Response::Value(value.to_vec()))),
+            OkValue::Number if sum_of(value).is_some() => Ok(Ok(Response::Value(value.to_vec()))),
             OkValue::Number => Err(ProtocolError::NotNumber { value: sample() }),
+            OkValue::Found if value.is_empty() => Ok(Ok(Response::Done)),
+            OkValue::Found if value[0] & !Found::EXISTED == 0 => {
+                Ok(Ok(Response::Value(value.to_vec())))
+            }
+            OkValue::Remaining if ttl_of(value).is_some() => {
+                Ok(Ok(Response::Value(value.to_vec())))
+            }
+            OkValue::Found | OkValue::Remaining => Err(ProtocolError::Fields {
+                opcode,
+                value: sample(),
+            }),
             OkValue::Pong if value == PONG => Ok(Ok(Response::Pong)),
             OkValue::Pong => Err(ProtocolError::NotPong { value: sample() }),
         },
@@ -91,11 +104,6 @@ pub(super) fn read(
             message: message(),
         })),
     }
-}
-
-/// A number in decimal, as an operation answers it.
-pub(super) fn number(value: &[u8]) -> Option<i64> {
-    str::from_utf8(value).ok()?.parse().ok()
 }
 
 /// The address in the value of NOT_LEADER: `host:port`, or nothing. `None` where the value is neither.

@@ -202,7 +202,12 @@ impl Node {
             Request::Get { .. }
             | Request::Set { .. }
             | Request::Del { .. }
-            | Request::Add { .. } => {
+            | Request::SetAt { .. }
+            | Request::Put { .. }
+            | Request::Take { .. }
+            | Request::Add { .. }
+            | Request::Expire { .. }
+            | Request::Ttl { .. } => {
                 Reply::Error(format!("{} is executed in runs", frame.opcode().name()))
             }
             Request::Status => Reply::Text(self.status(Instant::now())),

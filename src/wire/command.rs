@@ -22,6 +22,8 @@
 use byteorder::{BigEndian, ByteOrder};
 
 use super::comparison::{List, Sums};
+use super::conditional::{Add, CONDITION_NAMES, Put, Take, Want};
+use super::expiry::{self, EXPIRY_NAMES};
 use super::replication::Follow;
 use super::request::Limits;
 use super::{Field, Status};
@@ -107,8 +109,13 @@ pub enum OkValue {
     Bytes,
     /// Text in UTF-8.
     Text,
-    /// A signed number of 64 bits, in decimal.
+    /// A signed number of 64 bits, in decimal, behind the token where that is wanted:
+    /// [`sum_of`](super::conditional::sum_of).
     Number,
+    /// Empty, or what a key had: a [`Found`](super::conditional::Found).
+    Found,
+    /// A time in milliseconds, or empty: [`ttl_of`](super::expiry::ttl_of).
+    Remaining,
     /// The four bytes `PONG`.
     Pong,
     /// Sums of buckets: a [`SumsAnswer`](super::comparison::SumsAnswer).
@@ -173,6 +180,27 @@ const WRITE_KEY: &[Status] = &[
     Status::NotLeader,
     Status::NotFound,
     Status::Loading,
+    Status::Timeout,
+];
+
+/// Statuses of a write with a condition.
+const WRITE_IF: &[Status] = &[
+    Status::Ok,
+    Status::Error,
+    Status::NotLeader,
+    Status::Loading,
+    Status::Conflict,
+    Status::Timeout,
+];
+
+/// Statuses of a removal with a condition.
+const TAKE: &[Status] = &[
+    Status::Ok,
+    Status::Error,
+    Status::NotLeader,
+    Status::NotFound,
+    Status::Loading,
+    Status::Conflict,
     Status::Timeout,
 ];
 
@@ -359,18 +387,77 @@ commands! {
         statuses: ALWAYS,
         ok: OkValue::Pong,
     }
-    /// Adds a number to the decimal value of `key`; `operands` are those of [`CommandSpec::operands_of`].
+    /// Stores a value that expires at a deadline; [`SetAt::decode`](super::expiry::SetAt::decode) judges the value.
+    SetAt { key, value } = 0x05 {
+        name: "SETAT",
+        operands: &[Field::number("deadline", 8)],
+        rest: "value",
+        rest_max: Limit::Node,
+        check: Some(expiry::check_setat),
+        access: Access::Write,
+        writes: true,
+        is_record: false,
+        effect_extra: 0,
+        batchable: false,
+        reserve: Reserve::Refused,
+        statuses: WRITE,
+        ok: OkValue::Empty,
+    }
+    /// Stores a value where a condition is met; [`Put::decode`] judges the value.
+    Put { key, value } = 0x06 {
+        name: "PUT",
+        operands: &[
+            Field::choice("if", CONDITION_NAMES),
+            Field::choice("expiry", EXPIRY_NAMES),
+            Field::flags("want", Want::BITS),
+            Field::number("time", 8),
+            Field::length("expected_len", 2, "expected"),
+        ],
+        rest: "value",
+        rest_max: Limit::Node,
+        check: Some(Put::check),
+        access: Access::Write,
+        writes: true,
+        is_record: false,
+        effect_extra: 0,
+        batchable: false,
+        reserve: Reserve::Refused,
+        statuses: WRITE_IF,
+        ok: OkValue::Found,
+    }
+    /// Removes `key` where a condition is met; [`Take::decode`] judges the value.
+    Take { key, value } = 0x07 {
+        name: "TAKE",
+        operands: &[
+            Field::choice("if", CONDITION_NAMES),
+            Field::flags("want", Want::BITS),
+            Field::length("expected_len", 2, "expected"),
+        ],
+        rest: "expected",
+        // As long as `EXPECTED_LEN_MAX`.
+        rest_max: Limit::Bytes(4_096),
+        check: Some(Take::check),
+        access: Access::Write,
+        writes: true,
+        is_record: false,
+        effect_extra: 0,
+        batchable: false,
+        reserve: Reserve::Refused,
+        statuses: TAKE,
+        ok: OkValue::Found,
+    }
+    /// Adds a number to the decimal value of `key`; [`Add::decode`] judges the value.
     Add { key, value } = 0x08 {
         name: "ADD",
         operands: &[
-            Field::flags("want", &[]),
+            Field::flags("want", Want::TOKEN_BIT),
             Field::signed("delta", 8),
             Field::signed("start", 8),
             Field::number("ttl", 8),
         ],
         rest: "value",
         rest_max: NO_VALUE,
-        check: None,
+        check: Some(Add::check),
         access: Access::Write,
         writes: true,
         is_record: false,
@@ -379,6 +466,38 @@ commands! {
         reserve: Reserve::Refused,
         statuses: WRITE,
         ok: OkValue::Number,
+    }
+    /// Sets, changes or removes the deadline of `key`; [`expiry_of`](super::expiry::expiry_of) judges the value.
+    Expire { key, value } = 0x0B {
+        name: "EXPIRE",
+        operands: &[Field::choice("expiry", EXPIRY_NAMES), Field::number("time", 8)],
+        rest: "value",
+        rest_max: NO_VALUE,
+        check: Some(expiry::check_expire),
+        access: Access::Write,
+        writes: true,
+        is_record: false,
+        effect_extra: 0,
+        batchable: false,
+        reserve: Reserve::Refused,
+        statuses: WRITE_KEY,
+        ok: OkValue::Empty,
+    }
+    /// Reads the time that is left until `key` expires.
+    Ttl { key } = 0x0C {
+        name: "TTL",
+        operands: &[],
+        rest: "value",
+        rest_max: NO_VALUE,
+        check: None,
+        access: Access::Read,
+        writes: false,
+        is_record: false,
+        effect_extra: 0,
+        batchable: false,
+        reserve: Reserve::Refused,
+        statuses: READ_KEY,
+        ok: OkValue::Remaining,
     }
     /// Reads the node's state.
     Status = 0x40 {
@@ -553,23 +672,48 @@ impl CommandSpec {
         if let Some(check) = self.check {
             return check(key, value);
         }
+        self.has_operands(value)
+    }
+
+    /// The error for an operand of a request with this key: the one whose name `reason` begins with, or else the length
+    /// of the value.
+    pub(super) fn wrong(&self, key: &[u8], reason: String) -> OperandError {
+        let name = reason.split(' ').next().unwrap_or_default();
+        let at = match self.operands.iter().position(|field| field.name == name) {
+            Some(number) => {
+                super::request::HEADER_LEN + key.len() + Field::total(&self.operands[..number])
+            }
+            None => super::request::VALUE_LEN_AT,
+        };
+        OperandError { at, reason }
+    }
+
+    /// Whether a value is long enough for the operands, and nothing else.
+    pub(super) fn has_operands(&self, value: &[u8]) -> Result<(), OperandError> {
         let (name, len, needed) = (self.name, value.len(), self.operands_len());
         if len >= needed {
             return Ok(());
         }
-        Err(OperandError {
-            at: super::request::VALUE_LEN_AT,
-            reason: format!("value of {len} bytes in {name}, must have {needed}"),
-        })
+        let reason = format!("value of {len} bytes in {name}, must have {needed}");
+        Err(self.wrong(&[], reason))
     }
 
     /// Reads the first `N` operands at the start of a request's value as unsigned numbers, in their order.
     ///
     /// # Errors
     ///
-    /// Where the value is shorter than the operands.
+    /// Where the value is shorter than the operands, or one of them is wrong.
     pub fn operands_of<const N: usize>(&self, value: &[u8]) -> Result<[u64; N], OperandError> {
         self.check(&[], value)?;
+        self.operands_before(value)
+    }
+
+    /// The same for what judges the operands: only the length of the value is wrong.
+    pub(super) fn operands_before<const N: usize>(
+        &self,
+        value: &[u8],
+    ) -> Result<[u64; N], OperandError> {
+        self.has_operands(value)?;
         let (mut operands, mut rest) = ([0; N], value);
         for (operand, field) in operands.iter_mut().zip(self.operands) {
             let (bytes, after) = rest.split_at_checked(field.size).unwrap_or((rest, &[]));

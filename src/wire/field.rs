@@ -22,6 +22,10 @@ pub enum Form {
     Hex,
     /// One byte of flags: the name of each bit that has one, by its mask.
     Flags(&'static [(u8, &'static str)]),
+    /// One byte that stands for one of these names, counted from 0.
+    Choice(&'static [&'static str]),
+    /// The length in bytes of the field with this name, which stands behind the operands.
+    Length(&'static str),
 }
 
 impl Field {
@@ -50,6 +54,20 @@ impl Field {
     #[must_use]
     pub const fn flags(name: &'static str, bits: &'static [(u8, &'static str)]) -> Field {
         let (size, form) = (1, Form::Flags(bits));
+        Field { name, size, form }
+    }
+
+    /// A byte that stands for one of `names`, counted from 0.
+    #[must_use]
+    pub const fn choice(name: &'static str, names: &'static [&'static str]) -> Field {
+        let (size, form) = (1, Form::Choice(names));
+        Field { name, size, form }
+    }
+
+    /// A length of `size` bytes, of the field `of` behind the operands.
+    #[must_use]
+    pub const fn length(name: &'static str, size: usize, of: &'static str) -> Field {
+        let form = Form::Length(of);
         Field { name, size, form }
     }
 

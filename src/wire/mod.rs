@@ -8,6 +8,7 @@
 //! * [`response`]: responses. [`response::parse`] turns received bytes into a [`Response`]; [`Status`] is their table.
 //! * [`replication`]: FOLLOW, and the messages of the replication stream.
 //! * [`run`]: pipelined requests that are executed together.
+//! * [`conditional`]: PUT, TAKE and ADD. [`expiry`]: SETAT, EXPIRE and TTL.
 //! * [`comparison`]: SUMS and LIST, which compare the data of two nodes.
 //! * [`Buffer`]: received bytes, with a bound on the memory that they may take.
 //! * [`annotate`]: frames as an annotated hex dump, for people.
@@ -33,6 +34,8 @@ pub mod annotate;
 mod buffer;
 pub mod command;
 pub mod comparison;
+pub mod conditional;
+pub mod expiry;
 mod field;
 pub mod replication;
 pub mod request;

@@ -104,7 +104,10 @@ fn operands_that_this_version_does_not_know_are_refused() {
     let node = Node::alone();
     let spec = Opcode::Add.spec();
     for (value, message) in [
-        (spec.value_of([1, 1, 0, 0]), "want 0x01, must be 0x00"),
+        (
+            spec.value_of([1, 1, 0, 0]),
+            "want 0x01, must have no bit but 0x02",
+        ),
         (
             spec.value_of([0, 1, 0, 1_000]),
             "ttl of 1000 ms, must be 0: keys do not expire",

@@ -158,6 +158,22 @@ fn request_meaning(request: &Request) -> String {
         words.push(format!("{}={}", field.name, field_meaning(field, bytes)));
         rest = after;
     }
+    if let Some(Field {
+        size,
+        form: Form::Length(name),
+        ..
+    }) = spec.operands.last()
+    {
+        let operands_len = value.len() - rest.len();
+        let len = &value[operands_len - size..operands_len];
+        let len = len.iter().fold(0, |n, &byte| n << 8 | usize::from(byte));
+        let (bytes, after) = rest.split_at(len);
+        words.push(format!("{name}={}", quoted(bytes)));
+        rest = after;
+        if *name == spec.rest {
+            return words.join(" ");
+        }
+    }
     words.extend((spec.rest_max != Limit::Bytes(0)).then(|| quoted(rest)));
     words.join(" ")
 }
@@ -166,7 +182,8 @@ fn request_meaning(request: &Request) -> String {
 fn field_meaning(field: &Field, bytes: &[u8]) -> String {
     let number = bytes.iter().fold(0, |n, &byte| n << 8 | i128::from(byte));
     match field.form {
-        Form::Number | Form::Flags(_) => number.to_string(),
+        Form::Number | Form::Flags(_) | Form::Length(_) => number.to_string(),
+        Form::Choice(names) => names[usize::from(bytes[0])].to_owned(),
         Form::Hex => format!("{number:#0width$x}", width = 2 + 2 * field.size),
         Form::Signed if bytes[0] < 0x80 => number.to_string(),
         Form::Signed => (number - (1 << (8 * field.size))).to_string(),

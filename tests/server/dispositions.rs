@@ -132,13 +132,23 @@ const ROWS: [Row; 17] = [
         |node| each(node, &[b"\x02\0\x01\0\0\0\x65k", b"\x40\0\0\0\0\0\x65"]),
     ),
     ("a SET with a `value_len` above", SHORT_VALUES, |node| {
-        each(node, &[b"\x01\0\x01\0\0\0\x65k"])
+        each(
+            node,
+            &[
+                b"\x01\0\x01\0\0\0\x65k",
+                b"\x05\0\x01\0\0\0\x6dk",
+                b"\x06\0\x01\0\0\0\x72k",
+            ],
+        )
     }),
     ("a FOLLOW with a `value_len` above 1,050", "", |node| {
         each(
             node,
             &[
                 b"\x60\0\x01\0\0\x04\x1bn",
+                b"\x07\0\0\0\0\x10\x05",
+                b"\x08\0\0\0\0\0\x1a",
+                b"\x0b\0\0\0\0\0\x0a",
                 b"\x42\0\0\0\0\0\x0e",
                 b"\x43\0\0\0\0\x02\x0e",
                 b"\x67\0\0\0\0\0\x11",
@@ -155,19 +165,29 @@ const ROWS: [Row; 17] = [
         "request_timeout_ms = 200",
         |node| each(node, &[b"\x7f\0\0\0\0\0\x05ab"]),
     ),
-    ("wrong fields in an ADD, FOLLOW, SUMS or LIST", "", |node| {
-        let other_process = [&b"\x42\0\0\0\0\0\x0d"[..], &[1; 8], &[0; 5]].concat();
-        each(
-            node,
-            &[
-                b"\x08\0\0\0\0\0\0",
-                b"\x60\0\0\0\0\0\0",
-                b"\x42\0\0\0\0\0\0",
-                b"\x43\0\0\0\0\0\x01x",
-                &other_process,
-            ],
-        )
-    }),
+    (
+        "wrong fields in a SETAT, PUT, TAKE, ADD, EXPIRE, FOLLOW, SUMS or LIST",
+        "",
+        |node| {
+            let put = [&b"\x06\0\0\0\0\0\x0d\x05"[..], &[0; 12]].concat();
+            let expire = [&b"\x0b\0\0\0\0\0\x09\x02"[..], &[0; 8]].concat();
+            let other_process = [&b"\x42\0\0\0\0\0\x0d"[..], &[1; 8], &[0; 5]].concat();
+            each(
+                node,
+                &[
+                    b"\x05\0\0\0\0\0\0",
+                    &put,
+                    b"\x07\0\0\0\0\0\x04\x01\0\0\0",
+                    b"\x08\0\0\0\0\0\0",
+                    &expire,
+                    b"\x60\0\0\0\0\0\0",
+                    b"\x42\0\0\0\0\0\0",
+                    b"\x43\0\0\0\0\0\x01x",
+                    &other_process,
+                ],
+            )
+        },
+    ),
     ("a FOLLOW that the node cannot serve", "", |node| {
         let follow = [&b"\x60\0\x02\0\0\0\x1an2"[..], &[2], &[0; 25]].concat();
         each(node, &[&follow])

@@ -276,8 +276,14 @@ impl State {
                 Some(Vec::new())
             }
             // As a node of a version before these.
-            Request::Add { .. } => {
-                return response(Status::Error.byte(), b"unknown opcode 0x08");
+            Request::SetAt { .. }
+            | Request::Put { .. }
+            | Request::Take { .. }
+            | Request::Add { .. }
+            | Request::Expire { .. }
+            | Request::Ttl { .. } => {
+                let message = format!("unknown opcode {:#04x}", frame[0]);
+                return response(Status::Error.byte(), message.as_bytes());
             }
             Request::Sums { .. } => {
                 return response(Status::Error.byte(), b"unknown opcode 0x42");

@@ -189,6 +189,8 @@ impl Command {
                 OkValue::Number => Response::Number(text(value)),
                 OkValue::Empty
                 | OkValue::Bytes
+                | OkValue::Found
+                | OkValue::Remaining
                 | OkValue::Pong
                 | OkValue::Sums
                 | OkValue::Items

@@ -174,7 +174,11 @@ fn number(field: &Field, word: &[u8]) -> Result<Vec<u8>, String> {
     let end = end.unwrap_or(i128::MAX);
     let range = match field.form {
         FieldForm::Signed => -(end / 2)..end / 2,
-        FieldForm::Number | FieldForm::Hex | FieldForm::Flags(_) => 0..end,
+        FieldForm::Number
+        | FieldForm::Hex
+        | FieldForm::Flags(_)
+        | FieldForm::Choice(_)
+        | FieldForm::Length(_) => 0..end,
     };
     let bytes = number.ok().filter(|number| range.contains(number));
     let bytes = bytes.map(i128::to_be_bytes);

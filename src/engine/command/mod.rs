@@ -53,7 +53,12 @@ pub(super) const fn of(opcode: Opcode) -> Command {
         Opcode::Get => Command::Get,
         Opcode::Del => Command::Del,
         Opcode::Add => Command::Computed(counter::add),
-        Opcode::Ping
+        Opcode::SetAt
+        | Opcode::Put
+        | Opcode::Take
+        | Opcode::Expire
+        | Opcode::Ttl
+        | Opcode::Ping
         | Opcode::Status
         | Opcode::Discard
         | Opcode::Sums

@@ -99,7 +99,7 @@ impl<'a> Dump<'a> {
     /// Shows a field of one of the protocol's tables.
     pub(super) fn operand(&mut self, field: &Field) {
         match field.form {
-            Form::Number => self.field(field.name, field.size, number),
+            Form::Number | Form::Length(_) => self.field(field.name, field.size, number),
             Form::Signed => self.field(field.name, field.size, signed),
             Form::Hex => self.field(field.name, field.size, hexadecimal),
             Form::Flags(bits) => self.field(field.name, field.size, |flags| {
@@ -112,6 +112,11 @@ impl<'a> Dump<'a> {
                     names.push(format!("0x{unnamed:02x}"));
                 }
                 names.join(", ")
+            }),
+            Form::Choice(names) => self.field(field.name, field.size, |choice| {
+                let choice = choice.first().copied().unwrap_or_default();
+                let name = names.get(usize::from(choice));
+                name.map_or_else(|| number(&[choice]), |&name| name.to_owned())
             }),
         }
     }

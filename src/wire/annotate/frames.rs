@@ -2,13 +2,14 @@
 
 use super::dump::Dump;
 use super::text::{hexadecimal, number};
+use crate::wire::conditional::Found;
 use crate::wire::replication::{
     self, EPOCH_LEN, FollowAnswer, MessageValue, ReplicationError, StreamOpcode,
 };
 use crate::wire::request::{self, ANY_VALUE, RequestHeader};
 use crate::wire::response::{self, ResponseHeader};
 use crate::wire::transcript::value_fault;
-use crate::wire::{CommandSpec, Opcode, Status, is_text};
+use crate::wire::{CommandSpec, Field, Form, Opcode, Status, is_text};
 
 /// Client frames of a batch, epochs of a history, and items of a list that are shown. The rest is counted.
 const ITEMS_MAX: usize = 16;
@@ -86,6 +87,9 @@ impl Dump<'_> {
             }
             for field in spec.operands {
                 dump.operand(field);
+            }
+            if let Some((name, len)) = counted(spec, &dump.bytes[..dump.at]) {
+                dump.rows(name, len);
             }
             dump.rows(spec.rest, dump.rest());
         });
@@ -196,17 +200,29 @@ impl Dump<'_> {
         });
     }
 
+    /// An OK to a PUT or TAKE. Only the request says whether a token comes before the value.
+    pub(super) fn found_response(&mut self) {
+        self.value_of_response(|dump| {
+            if dump.has_more() {
+                dump.operand(&Field::flags("flags", &[(Found::EXISTED, "existed")]));
+            }
+            dump.rows("rest", dump.rest());
+        });
+    }
+
+    /// An OK to a TTL.
+    pub(super) fn ttl_response(&mut self) {
+        self.value_of_response(|dump| {
+            if dump.has_more() {
+                dump.field("ms", 8, number);
+            }
+            dump.rows("rest", dump.rest());
+        });
+    }
+
     /// An OK to a SUMS or LIST, with `rest` for what follows the fields that both have.
     fn comparison_response(&mut self, rest: impl FnOnce(&mut Self)) {
-        let start = self.at;
-        let header = self.bytes[start..].first_chunk().copied();
-        self.response_fields();
-        let Some(header) = header else {
-            self.missing(start, response::HEADER_LEN, "at least ");
-            return;
-        };
-        let frame_len = ResponseHeader::decode(header).frame_len();
-        self.within(start.saturating_add(frame_len), |dump| {
+        self.value_of_response(|dump| {
             dump.field("incarnation", 8, hexadecimal);
             dump.field("partitions", 4, number);
             dump.field("partition", 4, number);
@@ -215,6 +231,19 @@ impl Dump<'_> {
             rest(dump);
             dump.leave_out();
         });
+    }
+
+    /// A response whose value is shown by `describe`.
+    fn value_of_response(&mut self, describe: impl FnOnce(&mut Self)) {
+        let start = self.at;
+        let header = self.bytes[start..].first_chunk().copied();
+        self.response_fields();
+        let Some(header) = header else {
+            self.missing(start, response::HEADER_LEN, "at least ");
+            return;
+        };
+        let frame_len = ResponseHeader::decode(header).frame_len();
+        self.within(start.saturating_add(frame_len), describe);
         self.missing(start, frame_len, "");
     }
 
@@ -293,6 +322,19 @@ impl Dump<'_> {
         }
         self.leave_out();
     }
+}
+
+/// Name and length of the field behind the operands whose length the last of them states; `bytes` end with that.
+fn counted(spec: &CommandSpec, bytes: &[u8]) -> Option<(&'static str, usize)> {
+    let last = spec.operands.last()?;
+    let Form::Length(name) = last.form else {
+        return None;
+    };
+    let len = bytes.get(bytes.len().checked_sub(last.size)?..)?;
+    let len = len
+        .iter()
+        .fold(0, |len, &byte| len << 8 | usize::from(byte));
+    Some((name, len))
 }
 
 /// Bytes of a frame's value.

@@ -95,6 +95,8 @@ pub fn response_to(opcode: Opcode, bytes: &[u8]) -> String {
                 dump.stream();
             }
         }
+        OkValue::Found => dump.found_response(),
+        OkValue::Remaining => dump.ttl_response(),
         OkValue::Empty | OkValue::Bytes | OkValue::Text | OkValue::Number | OkValue::Pong => {
             return response(bytes);
         }

@@ -493,6 +493,41 @@ fn every_line_fits_78_columns_and_nothing_panics_on_any_bytes() {
 }
 
 #[test]
+fn a_condition_is_named_and_what_it_compares_with_is_a_field() {
+    let put = [&b"\x06\0\x01\0\0\0\x13k\x03\x01\x03"[..], &[0; 6]].concat();
+    let put = [&put[..], b"\x75\x30\0\x03oldnew"].concat();
+    assert_eq!(
+        request(&put),
+        lines(&[
+            "000000  06                       opcode     PUT",
+            "000001  00 01                    key_len    1",
+            "000003  00 00 00 13              value_len  19",
+            "000007  6b                       key        \"k\"",
+            "000008  03                       if         equal",
+            "000009  01                       expiry     ttl",
+            "00000a  03                       want       value, token",
+            "00000b  00 00 00 00 00 00 75 30  time       30,000",
+            "000013  00 03                    expected_len  3",
+            "000015  6f 6c 64                 expected   \"old\"",
+            "000018  6e 65 77                 value      \"new\"",
+        ])
+    );
+    let wrong = [&put[..8], b"\x05", &put[9..]].concat();
+    let text = request(&wrong);
+    assert!(text.ends_with("! if 5, must be 0 to 4\n"), "{text}");
+    assert!(text.contains("if         5\n"), "{text}");
+    let cut = request(&put[..put.len() - 5]);
+    assert!(cut.contains("expected   \"o\""), "{cut}");
+    let take = request(b"\x07\0\x01\0\0\0\x04k\x03\0\0\x02");
+    let note = "! expected_len 2, but 0 bytes follow the operands\n";
+    assert!(take.ends_with(note), "{take}");
+    let found = response_to(Opcode::Put, b"\0\0\0\0\x04\x01old");
+    assert!(found.contains("flags      existed\n"), "{found}");
+    let left = response_to(Opcode::Ttl, b"\0\0\0\0\x08\0\0\0\0\0\0\x75\x30");
+    assert!(left.contains("ms         30,000\n"), "{left}");
+}
+
+#[test]
 fn flags_are_named_and_what_has_no_name_is_a_number() {
     let shown = |frame: &[u8], field: &str| {
         let text = request(frame);
@@ -506,7 +541,8 @@ fn flags_are_named_and_what_has_no_name_is_a_number() {
         [start, &[flags], &[0; 24]].concat()
     };
     assert_eq!(shown(&add(0), "want"), "0x00");
-    assert_eq!(shown(&add(2), "want"), "0x02");
+    assert_eq!(shown(&add(2), "want"), "token");
+    assert_eq!(shown(&add(7), "want"), "token, 0x05");
     assert_eq!(shown(&follow(0), "flags"), "0x00");
     assert_eq!(shown(&follow(0b1010), "flags"), "snapshot, 0x08");
 }
