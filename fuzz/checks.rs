@@ -76,7 +76,7 @@ enum Naive {
 }
 
 /// The operations of GBP §3: opcode, whether there is a key, and what limits the value.
-const OPERATIONS: [(u8, bool, NaiveValue); 16] = [
+const OPERATIONS: [(u8, bool, NaiveValue); 17] = [
     (0x01, true, NaiveValue::OfNode),
     (0x02, true, NaiveValue::None),
     (0x03, true, NaiveValue::None),
@@ -87,6 +87,7 @@ const OPERATIONS: [(u8, bool, NaiveValue); 16] = [
     (0x08, true, NaiveValue::UpTo(25)),
     (0x0B, true, NaiveValue::UpTo(9)),
     (0x0C, true, NaiveValue::None),
+    (0x10, false, NaiveValue::UpTo(29)),
     (0x40, false, NaiveValue::None),
     (0x41, false, NaiveValue::None),
     (0x42, true, NaiveValue::UpTo(13)),

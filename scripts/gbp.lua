@@ -29,6 +29,7 @@ local OPCODES = {
     [0x08] = "ADD",
     [0x0b] = "EXPIRE",
     [0x0c] = "TTL",
+    [0x10] = "SYNC",
     [0x40] = "STATUS",
     [0x41] = "DISCARD",
     [0x42] = "SUMS",
@@ -44,6 +45,7 @@ local OPERANDS = {
     [0x07] = { { "if", 1 }, { "want", 1 }, { "expected_len", 2 } },
     [0x08] = { { "want", 1 }, { "delta", 8 }, { "start", 8 }, { "ttl", 8 } },
     [0x0b] = { { "expiry", 1 }, { "time", 8 } },
+    [0x10] = { { "mode", 1 }, { "timeout", 4 } },
     [0x42] = { { "incarnation", 8 }, { "partition", 4 }, { "bits", 1 } },
     [0x43] = { { "incarnation", 8 }, { "partition", 4 }, { "bits", 1 } },
     [0x60] = { { "version", 1 }, { "flags", 1 }, { "epoch", 8 }, { "nonce", 8 }, { "last_index", 8 } },
@@ -96,6 +98,7 @@ local LAYOUTS = {
     [0x68] = { { "epoch", 8 }, { "last_index", 8 }, { "digest", 16 }, { "value_crc", 4 }, { "head_crc", 4 } },
 }
 
+local TOKEN_LEN = 24
 local REQUEST_HEADER_LEN = 7
 local RESPONSE_HEADER_LEN = 5
 -- Client frames of a batch, and epochs of a history, that get lines of their own.
@@ -129,6 +132,7 @@ local f = {
     from_index = ProtoField.uint64("gbp.follow.from_index", "From index"),
     epochs = ProtoField.uint16("gbp.history.count", "Epochs"),
     start_index = ProtoField.uint64("gbp.history.start_index", "Start index"),
+    token_index = ProtoField.uint64("gbp.token.index", "Index"),
     nonce = ProtoField.uint64("gbp.nonce", "Nonce", base.HEX),
     epoch = ProtoField.uint64("gbp.epoch", "Epoch"),
     first_index = ProtoField.uint64("gbp.stream.first_index", "First index"),
@@ -261,6 +265,13 @@ local function add_history(tree, tvb, offset, finish)
     end
 end
 
+-- A position of the log.
+local function add_token(tree, tvb, offset)
+    tree:add(f.epoch, tvb(offset, 8))
+    tree:add(f.token_index, tvb(offset + 8, 8))
+    tree:add(f.nonce, tvb(offset + 16, 8))
+end
+
 -- Adds the value of a request: its operands, and what is behind them.
 local function add_value(tree, tvb, offset, opcode, value_len)
     local operands, finish = OPERANDS[opcode] or {}, offset + value_len
@@ -292,6 +303,9 @@ local function add_value(tree, tvb, offset, opcode, value_len)
         local len = math.min(tvb(offset - last[2], last[2]):uint(), finish - offset)
         add_bytes(tree, f.expected, tvb, offset, len)
         offset = offset + len
+    elseif opcode == 0x10 and finish - offset == TOKEN_LEN then
+        add_token(tree, tvb, offset)
+        return
     end
     add_bytes(tree, opcode == 0x60 and f.cluster_id or f.value, tvb, offset, finish - offset)
 end
@@ -404,6 +418,8 @@ local function add_response(tree, tvb, offset, pinfo, stream, place)
         tree:add(f.mode, tvb(at, 1))
         tree:add(f.from_index, tvb(at + 1, 8))
         add_history(tree, tvb, at + 9, at + value_len)
+    elseif status == 0x00 and request and request.opcode == 0x10 and value_len == TOKEN_LEN then
+        add_token(tree, tvb, at)
     elseif value_len > 0 then
         local value = quoted(tvb(at, value_len))
         if is_message then

@@ -85,6 +85,22 @@ pub enum EpochEnd {
     At(u64),
 }
 
+/// Whether a data set has a position that is named by its epoch, nonce and index ([`History::holding`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holding {
+    /// The data set is at the position, or has gone through it.
+    Held,
+    /// It may get there: the index is ahead of it, or the epoch begins later than any that it knows.
+    NotYet,
+    /// The position is not part of this history and never will be.
+    Lost,
+    /// The history no longer has the epochs of that time.
+    Forgotten {
+        /// Index at which the oldest epoch begins that it has.
+        oldest: u64,
+    },
+}
+
 /// The epochs of one data set, oldest first.
 ///
 /// Invariants: epochs and start indexes are 1 at least and rise strictly; there are at most [`EPOCHS_MAX`] epochs. A
@@ -181,6 +197,38 @@ impl History {
             None => false,
             Some(EpochEnd::Open) => true,
             Some(EpochEnd::At(end)) => index <= end,
+        }
+    }
+
+    /// Whether a data set of this history that ends at `last` has the position `(epoch, nonce, index)`.
+    ///
+    /// ```
+    /// use gopherstore::history::{EpochStart, History, Holding};
+    ///
+    /// let first = EpochStart { epoch: 1, nonce: 0xA, start_index: 1 };
+    /// let third = EpochStart { epoch: 3, nonce: 0xC, start_index: 8 };
+    /// let history = History::new(vec![first, third])?;
+    /// assert_eq!(history.holding(1, 0xA, 7, 20), Holding::Held);
+    /// assert_eq!(history.holding(3, 0xC, 21, 20), Holding::NotYet);
+    /// assert_eq!(history.holding(1, 0xA, 8, 20), Holding::Lost, "record 8 is another leader's");
+    /// assert_eq!(history.holding(2, 0xB, 8, 20), Holding::Lost, "no such epoch was ever followed");
+    /// # Ok::<(), gopherstore::history::HistoryError>(())
+    /// ```
+    #[must_use]
+    pub fn holding(&self, epoch: u64, nonce: u64, index: u64, last: u64) -> Holding {
+        let [Some(oldest), Some(newest)] = [self.epochs.first(), self.epochs.last()] else {
+            return Holding::NotYet;
+        };
+        match self.end_of(epoch, nonce) {
+            Some(EpochEnd::At(end)) if index > end => Holding::Lost,
+            Some(_) if index <= last => Holding::Held,
+            Some(_) => Holding::NotYet,
+            None if epoch > newest.epoch => Holding::NotYet,
+            // A history that begins with the first record of all has never forgotten an epoch.
+            None if epoch < oldest.epoch && oldest.start_index > 1 => Holding::Forgotten {
+                oldest: oldest.start_index,
+            },
+            None => Holding::Lost,
         }
     }
 
@@ -344,6 +392,48 @@ mod tests {
         assert!(history.holds(5, 50, 3), "what the epoch was opened on");
         assert!(history.holds(5, 50, 1_000_000));
         assert!(!history.holds(5, 51, 1) && !history.holds(0, 0, 0));
+    }
+
+    #[test]
+    fn a_position_is_held_or_awaited_or_lost_or_forgotten() {
+        let history = history();
+        let holding = |epoch, nonce, index| history.holding(epoch, nonce, index, 12);
+        for (epoch, nonce, index) in [(1, 10, 1), (1, 10, 7), (4, 40, 8), (5, 50, 9), (5, 50, 12)] {
+            assert_eq!(
+                holding(epoch, nonce, index),
+                Holding::Held,
+                "{epoch} {index}"
+            );
+        }
+        for (epoch, nonce, index) in [(5, 50, 13), (6, 1, 3), (u64::MAX, 1, 1)] {
+            assert_eq!(
+                holding(epoch, nonce, index),
+                Holding::NotYet,
+                "{epoch} {index}"
+            );
+        }
+        let lost = [
+            (1, 10, 8),
+            (4, 40, 9),
+            (1, 11, 1),
+            (2, 10, 1),
+            (5, 51, 9),
+            (0, 0, 1),
+        ];
+        for (epoch, nonce, index) in lost {
+            assert_eq!(
+                holding(epoch, nonce, index),
+                Holding::Lost,
+                "{epoch} {index}"
+            );
+        }
+        // Records that are logged and not applied yet, of an epoch that has ended in the log.
+        assert_eq!(history.holding(1, 10, 7, 6), Holding::NotYet);
+        let later = History::new(vec![epoch_start(3, 30, 5), epoch_start(4, 40, 8)]).unwrap();
+        let forgotten = Holding::Forgotten { oldest: 5 };
+        assert_eq!(later.holding(1, 10, 1, 9), forgotten);
+        assert_eq!(later.holding(3, 31, 5, 9), Holding::Lost);
+        assert_eq!(History::default().holding(1, 10, 1, 0), Holding::NotYet);
     }
 
     #[test]

@@ -49,6 +49,12 @@ impl Deadline {
         }
     }
 
+    /// The same with more time.
+    pub(super) fn plus(self, more: Duration) -> Deadline {
+        let at = self.at.and_then(|at| at.checked_add(more));
+        Deadline { at }
+    }
+
     /// The earlier of the two.
     fn sooner(self, other: Deadline) -> Deadline {
         let at = match (self.at, other.at) {

@@ -15,7 +15,7 @@ use crate::{
 ///
 /// | variant | was a write executed? | the connection |
 /// |---|---|---|
-/// | `NotLeader`, `Loading`, `Server`, `Full`, `Lost`, `Compacted` | no | goes on |
+/// | `NotLeader`, `Loading`, `Server`, `Full`, `Lost`, `Compacted`, `NotReached` | no | goes on |
 /// | `OutcomeUnknown`, `UnknownStatus` | unknown | goes on |
 /// | `TooLong`, `Connect` | no, nothing was sent | – |
 /// | `Timeout`, `Connection`, `Protocol` | unknown, unless it failed while connecting | dropped, and made anew |
@@ -56,6 +56,11 @@ pub enum Error {
     Compacted {
         /// Index of the oldest record that is left.
         oldest: u64,
+    },
+    /// The node's data set did not get to the position in time, as [`Client::sync_at`](super::Client::sync_at) asks.
+    NotReached {
+        /// The node's message, with both positions.
+        message: String,
     },
     /// The node cannot tell the outcome: a write was executed or will be, or it is lost.
     OutcomeUnknown {
@@ -140,6 +145,7 @@ impl Error {
             | Error::Full { .. }
             | Error::Lost { .. }
             | Error::Compacted { .. }
+            | Error::NotReached { .. }
             | Error::Connect { .. }
             | Error::Redirect { .. }
             | Error::TooLong(_) => false,
@@ -263,6 +269,7 @@ impl fmt::Display for Error {
                     "the log no longer reaches so far back; its oldest index is {oldest}"
                 )
             }
+            Error::NotReached { message } => write!(f, "not reached: {message}"),
             Error::OutcomeUnknown { message } => write!(f, "outcome unknown: {message}"),
             Error::UnknownStatus { status, message } => {
                 write!(f, "unknown status 0x{status:02x}: {message}")
@@ -313,6 +320,7 @@ impl error::Error for Error {
             | Error::Full { .. }
             | Error::Lost { .. }
             | Error::Compacted { .. }
+            | Error::NotReached { .. }
             | Error::OutcomeUnknown { .. }
             | Error::UnknownStatus { .. }
             | Error::Timeout { .. } => None,

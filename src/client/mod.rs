@@ -42,7 +42,7 @@
 use std::{fmt, mem, sync::Arc, time::Duration};
 
 use crate::wire::{
-    Access, Opcode, Request,
+    Access, Opcode, Request, SyncRequest,
     comparison::{ComparisonError, List, ListAnswer, Place, Sums, SumsAnswer},
     conditional::sum_of,
 };
@@ -53,6 +53,7 @@ mod observer;
 mod pipeline;
 mod response;
 mod status;
+mod sync;
 
 pub use error::{Error, PipelineError, ProtocolError, Result, Wait};
 pub use observer::{Observer, Watch};
@@ -444,19 +445,31 @@ impl Client {
     ///
     /// Any [`Error`]; its table says whether a write was executed.
     pub fn request(&mut self, request: Request<'_>) -> Result<Response> {
+        self.request_as(request, request.opcode().spec().writes)
+    }
+
+    /// The same; `as_write` says whether it goes to the node that the last write was redirected to.
+    fn request_as(&mut self, request: Request<'_>, as_write: bool) -> Result<Response> {
         let mut frame = mem::take(&mut self.frame);
         frame.clear();
         request.encode(&mut frame)?;
-        let response = self.exchange(request.opcode(), &frame);
+        let timeout = (self.options.timeout).saturating_add(SyncRequest::wait_of(&request));
+        let deadline = Deadline::after(timeout);
+        let route = self.route(as_write);
+        let response = self.exchange(request.opcode(), &frame, route, deadline);
         if frame.capacity() <= Client::FRAME_KEPT_MAX {
             self.frame = frame;
         }
         response
     }
 
-    fn exchange(&mut self, opcode: Opcode, frame: &[u8]) -> Result<Response> {
-        let deadline = Deadline::after(self.options.timeout);
-        let mut route = self.route(opcode.spec().writes);
+    fn exchange(
+        &mut self,
+        opcode: Opcode,
+        frame: &[u8],
+        mut route: Route,
+        deadline: Deadline,
+    ) -> Result<Response> {
         let mut redirects = 0;
         loop {
             let mut connection = self.open(route, deadline)?;

@@ -15,9 +15,15 @@
 //! This holds for any size of the sockets' buffers. The window bounds the bytes that a node reads ahead, keeps writes
 //! large, and saves calls that the system would refuse.
 
-use std::{mem, time::Instant};
+use std::{
+    mem,
+    time::{Duration, Instant},
+};
 
-use crate::wire::{EncodeError, Opcode, Request};
+use crate::wire::{
+    EncodeError, Opcode, Request, SyncRequest,
+    request::{ANY_VALUE, Parsed, parse},
+};
 
 use super::{
     Client, Direction, REDIRECTS_MAX, Route,
@@ -197,6 +203,18 @@ impl Queue {
         self.requests[at].1
     }
 
+    /// How long a request may wait at the node by itself.
+    fn wait(&self, at: usize) -> Duration {
+        if self.opcode(at) != Opcode::Sync {
+            return Duration::ZERO;
+        }
+        let frame = &self.bytes[self.start(at)..self.end(at)];
+        match parse(frame, &ANY_VALUE) {
+            Ok(Parsed::Whole(frame)) => SyncRequest::wait_of(&frame.request()),
+            Ok(Parsed::Incomplete { .. }) | Err(_) => Duration::ZERO,
+        }
+    }
+
     fn has_write(&self) -> bool {
         self.requests
             .iter()
@@ -286,6 +304,7 @@ impl Run<'_> {
             let connection = &self.connection;
             let deadline = self.deadline.take();
             let deadline = deadline.unwrap_or_else(|| connection.deadline());
+            let deadline = deadline.plus(self.queue.wait(next));
             let written = self.send(&mut sent, admitted, &mut shown, deadline);
             if let Err(fault) = written {
                 return Err(self.gather(sent, fault, deadline));

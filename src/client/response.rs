@@ -3,7 +3,7 @@
 use crate::wire::command::OkValue;
 use crate::wire::conditional::{Found, sum_of};
 use crate::wire::expiry::ttl_of;
-use crate::wire::{self, Opcode, Status};
+use crate::wire::{self, Opcode, Status, TOKEN_LEN};
 
 use super::error::{Error, ProtocolError, Result};
 
@@ -71,7 +71,8 @@ pub(super) fn read(
             OkValue::Remaining if ttl_of(value).is_some() => {
                 Ok(Ok(Response::Value(value.to_vec())))
             }
-            OkValue::Found | OkValue::Remaining => Err(ProtocolError::Fields {
+            OkValue::Token if value.len() == TOKEN_LEN => Ok(Ok(Response::Value(value.to_vec()))),
+            OkValue::Found | OkValue::Remaining | OkValue::Token => Err(ProtocolError::Fields {
                 opcode,
                 value: sample(),
             }),
@@ -98,6 +99,9 @@ pub(super) fn read(
             })),
             Err(_) => Err(ProtocolError::OldestIndex { value: sample() }),
         },
+        Ok(Status::Timeout) if opcode == Opcode::Sync => {
+            Ok(Err(Error::NotReached { message: message() }))
+        }
         Ok(Status::Timeout) => Ok(Err(Error::OutcomeUnknown { message: message() })),
         Err(status) => Ok(Err(Error::UnknownStatus {
             status,
@@ -131,7 +135,7 @@ mod tests {
                 Err(error) => format!("fault: {error}"),
             }
         };
-        use Opcode::{Del, Discard, Follow, Get, Ping, Set, Status};
+        use Opcode::{Del, Discard, Follow, Get, Ping, Set, Status, Sync};
         assert_eq!(judge(Set, 0, b""), "Done");
         assert_eq!(judge(Del, 0, b""), "Done");
         assert_eq!(judge(Del, 3, b""), "NotFound");
@@ -139,6 +143,11 @@ mod tests {
         assert_eq!(judge(Get, 0, b""), "Value([])");
         assert_eq!(judge(Get, 0, b"\xff"), "Value([255])");
         assert_eq!(judge(Ping, 0, b"PONG"), "Pong");
+        assert_eq!(judge(Sync, 0, &[0; 24]), format!("Value({:?})", [0; 24]));
+        assert_eq!(
+            judge(Sync, 0, b"1"),
+            "fault: \"1\" to a SYNC, not its fields"
+        );
         assert_eq!(
             judge(Ping, 0, b"PANG"),
             "fault: \"PANG\" to a PING, not PONG"
@@ -166,7 +175,9 @@ mod tests {
         for opcode in Opcode::ALL {
             assert_eq!(judge(opcode, 1, b"no"), "no: no");
             assert_eq!(judge(opcode, 4, b"m"), "no: the node is loading: m");
-            assert_eq!(judge(opcode, 7, b"m"), "no: outcome unknown: m");
+            // A SYNC changes nothing.
+            let unknown = ["outcome unknown", "not reached"][usize::from(opcode == Sync)];
+            assert_eq!(judge(opcode, 7, b"m"), format!("no: {unknown}: m"));
             assert_eq!(judge(opcode, 9 + 128, b"m"), "no: unknown status 0x89: m");
             assert_eq!(
                 judge(opcode, 2, b"h:1"),

@@ -20,6 +20,7 @@ pub mod backlog;
 pub(crate) mod epoch_record;
 mod room;
 mod sequencer;
+mod waits;
 mod watermarks;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,12 +31,15 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::engine::digest::Digest;
 use crate::engine::entry::Entry;
-use crate::history::History;
+use crate::history::{EpochStart, History, Holding};
+use crate::wire::Token;
 use append_times::AppendTimes;
 use backlog::{After, Append, Backlog, Records};
 use room::Room;
 pub use room::{ROOM_BYTES, Reservation};
 pub use sequencer::{NotLogged, Received, Sequencer};
+pub use waits::Wait;
+use waits::Waits;
 pub use watermarks::{Mark, Position, Reached, SubscriptionId, Wake, Watermarks};
 
 /// Appends that the replication thread moves to the backlog at a time. Between them readers can lock the backlog.
@@ -60,6 +64,8 @@ pub struct Log {
     kept: Mutex<Kept>,
     grown: Condvar,
     watermarks: Watermarks,
+    /// Requests that wait until the data set gets to an index.
+    waits: Waits,
     /// Changes together with the history, under the lock of `order`.
     dataset_generation: AtomicU64,
 }
@@ -79,6 +85,17 @@ impl Order {
     /// Index of the last record that is logged.
     const fn last_index(&self) -> u64 {
         self.head.index + self.waiting
+    }
+
+    /// The position of the data set.
+    fn token(&self) -> Token {
+        let index = self.head.index;
+        let start = self.history.epoch_of(index);
+        start.map_or_else(Token::default, |EpochStart { epoch, nonce, .. }| Token {
+            epoch,
+            index,
+            nonce,
+        })
     }
 
     /// The newest epoch; 0 before the first.
@@ -172,6 +189,7 @@ impl Log {
             }),
             grown: Condvar::new(),
             watermarks: Watermarks::default(),
+            waits: Waits::new(),
             dataset_generation: AtomicU64::new(0),
         }
     }
@@ -199,6 +217,30 @@ impl Log {
     #[must_use]
     pub fn committed_index(&self) -> u64 {
         self.head().index
+    }
+
+    /// The position of the data set: the index of the last record that is applied, with the epoch and the nonce that it
+    /// belongs to; zeros where there is none.
+    #[must_use]
+    pub fn token(&self) -> Token {
+        self.order.lock().token()
+    }
+
+    /// Whether the data set has the position of `token`, and its own position at that moment.
+    #[must_use]
+    pub fn holding(&self, token: Token) -> (Holding, Token) {
+        let order = self.order.lock();
+        let last = order.head.index;
+        let holding = order
+            .history
+            .holding(token.epoch, token.nonce, token.index, last);
+        (holding, order.token())
+    }
+
+    /// Has `wake` called once, when the data set gets to `index`, becomes another one, or gets another history. The
+    /// caller looks at the data set after this call, and again when it is woken.
+    pub fn await_index(&self, index: u64, wake: Wake) -> Wait<'_> {
+        self.waits.register(index, wake)
     }
 
     /// The last position of the data set, and the epoch of the record there; 0 where there is none.
@@ -235,6 +277,8 @@ impl Log {
     /// before it is the new one.
     fn next_generation(&self, _locked: &mut Order) {
         self.dataset_generation.fetch_add(1, Ordering::SeqCst);
+        // They look again once the order is unlocked.
+        self.waits.wake_all();
     }
 
     /// Ends every stream of this data set, by raising [`dataset_generation`](Self::dataset_generation).

@@ -128,7 +128,10 @@ impl Sequencer {
         let mut order = self.log.order.lock();
         debug_assert_eq!(order.epoch(), epoch, "a write of another epoch");
         debug_assert_eq!(order.waiting, 0, "a write before records are applied");
-        self.queue(&mut order, records, count, change)
+        let index = self.queue(&mut order, records, count, change);
+        drop(order);
+        self.log.waits.reach(index);
+        index
     }
 
     /// Adds records to the end of the order. Returns the last index.
@@ -227,7 +230,10 @@ impl Sequencer {
         order.waiting -= u64::from(count);
         order.head.index += u64::from(count);
         order.head.digest = order.head.digest.plus(change);
-        order.head.index
+        let index = order.head.index;
+        drop(order);
+        self.log.waits.reach(index);
+        index
     }
 
     /// Holds the records that wait to be applied in the backlog, or no records where none waits.

@@ -7,6 +7,7 @@
 //! | `positions.rs` | which answers wait for the log                                                |
 //! | `reply.rs`     | answers to all other requests                                                 |
 //! | `status.rs`    | the answer to STATUS                                                          |
+//! | `sync.rs`      | the answer to SYNC, and when it waits                                         |
 
 #![deny(clippy::wildcard_enum_match_arm)]
 
@@ -15,6 +16,7 @@ mod positions;
 mod reply;
 mod state;
 mod status;
+mod sync;
 
 pub use crate::replication::core::role_state::{Leader, RoleState};
 pub use data::{NoRoom, NotSet};
@@ -22,6 +24,7 @@ pub use reply::Reply;
 pub use state::NotOpened;
 use state::ReplicaState;
 pub use status::{Lines, Shown, StatusSection, Summary};
+pub use sync::Synced;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
@@ -210,6 +213,10 @@ impl Node {
             | Request::Ttl { .. } => {
                 Reply::Error(format!("{} is executed in runs", frame.opcode().name()))
             }
+            Request::Sync { value } => match self.sync(value) {
+                Synced::Done(reply, _) => reply,
+                Synced::NotYet { reply, .. } => reply,
+            },
             Request::Status => Reply::Text(self.status(Instant::now())),
             Request::Discard => self.order_discard(),
             Request::Sums { key, value } => self.comparison(|out| {

@@ -28,6 +28,12 @@ pub enum Reply {
     Error(String),
     /// TIMEOUT: it is unknown whether the write is kept.
     Timeout,
+    /// TIMEOUT to a SYNC, and a message: the data set did not get to the position in time.
+    NotReached(String),
+    /// LOST and a message.
+    Lost(String),
+    /// COMPACTED and the oldest index, big-endian.
+    Compacted([u8; 8]),
 }
 
 impl Reply {
@@ -39,7 +45,9 @@ impl Reply {
             Reply::NotLeader(_) => Status::NotLeader,
             Reply::Loading(_) => Status::Loading,
             Reply::Error(_) => Status::Error,
-            Reply::Timeout => Status::Timeout,
+            Reply::Timeout | Reply::NotReached(_) => Status::Timeout,
+            Reply::Lost(_) => Status::Lost,
+            Reply::Compacted(_) => Status::Compacted,
         }
     }
 
@@ -51,7 +59,11 @@ impl Reply {
             Reply::Pong => b"PONG",
             Reply::Answer(bytes) => bytes,
             Reply::NotLeader(text) | Reply::Loading(text) => text.as_bytes(),
-            Reply::Text(text) | Reply::Error(text) => text.as_bytes(),
+            Reply::Text(text)
+            | Reply::Error(text)
+            | Reply::NotReached(text)
+            | Reply::Lost(text) => text.as_bytes(),
+            Reply::Compacted(index) => index,
             Reply::Timeout => OUTCOME_UNKNOWN.as_bytes(),
         }
     }
@@ -60,12 +72,16 @@ impl Reply {
     pub fn push_to(self, answers: &mut Answers) {
         let status = self.status();
         match self {
-            Reply::Text(text) | Reply::Error(text) => answers.push_bytes(status, text.into_bytes()),
+            Reply::Text(text)
+            | Reply::Error(text)
+            | Reply::NotReached(text)
+            | Reply::Lost(text) => answers.push_bytes(status, text.into_bytes()),
             Reply::Answer(bytes) => answers.push_bytes(status, bytes),
             Reply::Done
             | Reply::Pong
             | Reply::NotLeader(_)
             | Reply::Loading(_)
+            | Reply::Compacted(_)
             | Reply::Timeout => {
                 answers.push(status, self.value());
             }

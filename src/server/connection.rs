@@ -17,6 +17,7 @@ use super::lifecycle::StopSignal;
 use super::poller::{Handle, Polled, Poller, State};
 use super::registry::{Activity, Peer, Registry};
 use super::session::{Session, Step, Thread};
+use super::sync_wait::SyncWait;
 use super::transport::Mode;
 use crate::log::Position;
 use crate::node::Reply;
@@ -212,6 +213,7 @@ impl<'a> Connection<'a> {
                     let room = self.context.replica.node.engine().wait_for_room(cost);
                     self.session.give_room(room);
                 }
+                Step::Sync(index, timeout) => self.wait_for_position(poller, index, timeout)?,
                 Step::Follow => {
                     if let Some(end) = self.follow(poller)? {
                         return Ok(Some(end));
@@ -258,6 +260,31 @@ impl<'a> Connection<'a> {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Waits for the position of the SYNC at the start of the input, which has this index, and answers it.
+    fn wait_for_position(
+        &mut self,
+        poller: &Poller<'_, Connection<'a>>,
+        index: u64,
+        timeout: Duration,
+    ) -> io::Result<()> {
+        let Some(frame) = self.session.frame() else {
+            return Ok(());
+        };
+        let wait = SyncWait {
+            node: self.context.replica.node,
+            value: frame.request().value(),
+            index,
+            timeout,
+            stop: self.context.stop,
+        };
+        poller.leave();
+        let waited = wait.run(&self.context.peer.stream);
+        poller.enter();
+        let (reply, position) = waited?;
+        self.session.answer_at(reply, position);
+        Ok(())
     }
 
     /// Answers a FOLLOW. Sends the stream where it is accepted, and returns how that ended.

@@ -34,6 +34,7 @@ mod poller;
 mod registry;
 pub(crate) mod session;
 mod shutdown;
+mod sync_wait;
 mod system;
 #[cfg(test)]
 mod tests;

@@ -7,10 +7,11 @@
 mod output;
 
 use std::mem::MaybeUninit;
+use std::time::Duration;
 
 use crate::engine::entry::{Entry, EntryBuilder};
 use crate::log::{Position, Reservation};
-use crate::node::{NoRoom, Node, NotSet, Reply};
+use crate::node::{NoRoom, Node, NotSet, Reply, Synced};
 use crate::wire::command::OkValue;
 use crate::wire::command::Reserve;
 use crate::wire::request::{self, Disposition, HEADER_LEN, Limits, Parsed, RequestError};
@@ -60,6 +61,9 @@ pub(crate) enum Step {
     Own,
     /// Room for so many bytes in the append queue, which is waited for: [`Session::give_room`].
     Room(u64),
+    /// The answer to the [frame](Session::frame) at the start of the input, a SYNC, by [`Session::answer_at`], once the
+    /// data set has the position with this index, or this time is over.
+    Sync(u64, Duration),
     /// The answer to the [frame](Session::frame) at the start of the input, a FOLLOW, by [`Session::answer`].
     Follow,
     /// A place outside the reserve, for the next request: [`Session::leave_reserve`] or [`Session::refuse`].
@@ -300,8 +304,12 @@ impl<'a> Session<'a> {
                     // A record of the log, which is no request.
                     (Access::Peer, Thread::Own) => {}
                 }
-                let reply = self.node.execute(&frame);
                 let len = frame.bytes().len();
+                if frame.opcode() == Opcode::Sync {
+                    let synced = self.node.sync(frame.request().value());
+                    return self.sync(thread, len, synced);
+                }
+                let reply = self.node.execute(&frame);
                 self.complete(len, reply);
                 None
             }
@@ -315,6 +323,25 @@ impl<'a> Session<'a> {
                 }
             },
         }
+    }
+
+    /// Answers the SYNC of `len` bytes at the start of the input, or gives what is needed for it.
+    fn sync(&mut self, thread: Thread, len: usize, synced: Synced) -> Option<Step> {
+        match (synced, thread) {
+            (Synced::Done(reply, position), _) => self.complete_at(len, reply, position),
+            (Synced::NotYet { timeout, reply, .. }, _) if timeout.is_zero() => {
+                self.complete(len, reply);
+            }
+            (Synced::NotYet { .. }, Thread::Polling) => return Some(Step::Own),
+            // The answers in front of it are not to wait with it.
+            (Synced::NotYet { .. }, Thread::Own) if self.output.is_held() => {
+                return Some(Step::Await);
+            }
+            (Synced::NotYet { index, timeout, .. }, Thread::Own) => {
+                return Some(Step::Sync(index, timeout));
+            }
+        }
+        None
     }
 
     /// The frame at the start of the input is of `needed` bytes, as far as is known, and some of them are missing.
@@ -347,6 +374,18 @@ impl<'a> Session<'a> {
     pub(crate) fn answer(&mut self, reply: Reply) {
         let len = self.frame().map_or(0, |frame| frame.bytes().len());
         self.complete(len, reply);
+    }
+
+    /// The same where the answer waits for `position`.
+    pub(crate) fn answer_at(&mut self, reply: Reply, position: Position) {
+        let len = self.frame().map_or(0, |frame| frame.bytes().len());
+        self.complete_at(len, reply, position);
+    }
+
+    fn complete_at(&mut self, len: usize, reply: Reply, position: Position) {
+        let start = self.output.len();
+        self.complete(len, reply);
+        self.output.hold(self.node, start, position, 0);
     }
 
     fn complete(&mut self, len: usize, reply: Reply) {

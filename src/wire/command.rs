@@ -26,7 +26,7 @@ use super::conditional::{Add, CONDITION_NAMES, Put, Take, Want};
 use super::expiry::{self, EXPIRY_NAMES};
 use super::replication::Follow;
 use super::request::Limits;
-use super::{Field, Status};
+use super::{Field, Status, SyncRequest};
 
 /// One operation of the protocol: a row of the command table.
 #[derive(Clone, Copy, Debug)]
@@ -118,6 +118,8 @@ pub enum OkValue {
     Remaining,
     /// The four bytes `PONG`.
     Pong,
+    /// A [`Token`](super::Token).
+    Token,
     /// Sums of buckets: a [`SumsAnswer`](super::comparison::SumsAnswer).
     Sums,
     /// Items of buckets: a [`ListAnswer`](super::comparison::ListAnswer).
@@ -152,6 +154,16 @@ const READ: &[Status] = &[Status::Ok, Status::Error, Status::Loading];
 
 /// Statuses of a GET.
 const READ_KEY: &[Status] = &[Status::Ok, Status::Error, Status::NotFound, Status::Loading];
+
+/// Statuses of a SYNC.
+const SYNC: &[Status] = &[
+    Status::Ok,
+    Status::Error,
+    Status::Loading,
+    Status::Timeout,
+    Status::Lost,
+    Status::Compacted,
+];
 
 /// Statuses of a write.
 const WRITE: &[Status] = &[
@@ -498,6 +510,22 @@ commands! {
         reserve: Reserve::Refused,
         statuses: READ_KEY,
         ok: OkValue::Remaining,
+    }
+    /// Reads the position of the node's data set, or waits until it has one; [`SyncRequest::decode`] judges the value.
+    Sync { , value } = 0x10 {
+        name: "SYNC",
+        operands: &[Field::number("mode", 1), Field::number("timeout", 4)],
+        rest: "token",
+        rest_max: Limit::Bytes(24),
+        check: Some(SyncRequest::check),
+        access: Access::Read,
+        writes: false,
+        is_record: false,
+        effect_extra: 0,
+        batchable: false,
+        reserve: Reserve::Refused,
+        statuses: SYNC,
+        ok: OkValue::Token,
     }
     /// Reads the node's state.
     Status = 0x40 {

@@ -42,6 +42,7 @@ pub mod request;
 pub mod response;
 pub mod run;
 mod status;
+mod sync;
 mod token;
 mod traits;
 pub mod transcript;
@@ -53,6 +54,7 @@ pub use request::{EncodeError, RequestError, RequestFrame};
 pub use response::{Response, ResponseError};
 pub use run::Run;
 pub use status::{Status, StatusSpec, StatusValue};
+pub use sync::{SYNC_TIMEOUT_MAX_MS, SyncRequest};
 pub use token::{TOKEN_LEN, Token, TokenError};
 
 /// Longest key in bytes: the largest number of the header's 16-bit length.

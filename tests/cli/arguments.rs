@@ -53,7 +53,7 @@ fn mistakes_are_one_line_and_exit_code_2() {
             "put",
             &[
                 "unknown command put",
-                "set, get, del, incr, decr, ping, status, resync",
+                "set, get, del, incr, decr, sync, ping, status, resync",
             ],
         ),
         ("status now", &["one argument too many: now"]),

@@ -35,6 +35,7 @@ mod race;
 mod status;
 #[path = "../support/mod.rs"]
 mod support;
+mod sync;
 mod tail;
 #[path = "../protocol/vectors.rs"]
 mod vectors;

@@ -17,6 +17,7 @@ mod roles;
 mod snapshots;
 mod status;
 mod stops;
+mod sync;
 mod transfer;
 
 /// Helpers of these tests.

@@ -10,6 +10,7 @@ mod long;
 mod model;
 mod peers;
 mod receive;
+mod sync;
 mod threads;
 
 use std::collections::BTreeMap;

@@ -7,7 +7,9 @@ use gopherstore::wire::replication::{
     StreamOpcode,
 };
 use gopherstore::wire::request::{self, Disposition, Limits, RequestError};
-use gopherstore::wire::{Field, Form, Opcode, Request, Response, Status, response};
+use gopherstore::wire::{
+    Field, Form, Opcode, Request, Response, Status, SyncRequest, Token, response,
+};
 
 /// The side that sends the frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +96,13 @@ fn add(vectors: &mut Vec<Vector>, line: usize, text: &str) {
     let before = vectors
         .last()
         .and_then(|last| Opcode::try_from(last.bytes[0]).ok());
-    let to = before.filter(|before| matches!(before, Opcode::Follow | Opcode::Sums | Opcode::List));
+    let has_fields = |to: &Opcode| {
+        matches!(
+            to,
+            Opcode::Follow | Opcode::Sums | Opcode::List | Opcode::Sync
+        )
+    };
+    let to = before.filter(has_fields);
     let side = match side {
         " " => None,
         ">" => Some(Side::Client),
@@ -147,6 +155,9 @@ fn request_meaning(request: &Request) -> String {
     if request.opcode() == Opcode::List {
         return list_meaning(&List::decode(key, value).unwrap());
     }
+    if request.opcode() == Opcode::Sync {
+        return sync_meaning(value);
+    }
     if request.opcode() == Opcode::Follow {
         return follow_meaning(&Follow::decode(key, value).unwrap());
     }
@@ -188,6 +199,24 @@ fn field_meaning(field: &Field, bytes: &[u8]) -> String {
         Form::Signed if bytes[0] < 0x80 => number.to_string(),
         Form::Signed => (number - (1 << (8 * field.size))).to_string(),
     }
+}
+
+fn sync_meaning(value: &[u8]) -> String {
+    match SyncRequest::decode(value).unwrap() {
+        SyncRequest::Position => "SYNC mode=0 timeout=0".to_owned(),
+        SyncRequest::At { token, timeout_ms } => {
+            format!("SYNC mode=1 timeout={timeout_ms} {}", token_meaning(token))
+        }
+    }
+}
+
+fn token_meaning(token: Token) -> String {
+    let Token {
+        epoch,
+        index,
+        nonce,
+    } = token;
+    format!("epoch={epoch} index={index} nonce={nonce:#018x}")
 }
 
 fn list_meaning(list: &List) -> String {
@@ -361,6 +390,10 @@ fn every_answer_means_what_the_document_says() {
                 let name = Status::try_from(status).unwrap().name();
                 match value {
                     _ if to == Some(Opcode::Follow) && name == "OK" => answer_meaning(value),
+                    _ if name == "OK" && to == Some(Opcode::Sync) => {
+                        let token = Token::decode(value.try_into().unwrap());
+                        format!("OK {}", token_meaning(token))
+                    }
                     _ if name == "OK" && to.is_some() => comparison_meaning(to.unwrap(), value),
                     b"" => name.to_owned(),
                     _ => format!("{name} {}", quoted(value)),

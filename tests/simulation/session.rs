@@ -193,13 +193,14 @@ impl<'a> Served<'a> {
                         Step::Room(cost) => self.awaits_room = Some(cost),
                         Step::Read | Step::Send | Step::Await | Step::Own => {}
                         Step::LeaveReserve | Step::Refuse(_) => unreachable!("as on any thread"),
+                        Step::Sync(..) => unreachable!("no load sends a SYNC that waits"),
                     }
                 }
                 Step::Refuse(error) => {
                     self.session.refuse(error.to_string());
                     self.is_ending = true;
                 }
-                Step::Room(_) | Step::Follow | Step::LeaveReserve => {
+                Step::Room(_) | Step::Sync(..) | Step::Follow | Step::LeaveReserve => {
                     unreachable!("not on a polling thread, and in no reserve")
                 }
             }

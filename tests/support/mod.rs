@@ -285,6 +285,9 @@ impl State {
                 let message = format!("unknown opcode {:#04x}", frame[0]);
                 return response(Status::Error.byte(), message.as_bytes());
             }
+            Request::Sync { .. } => {
+                return response(Status::Error.byte(), b"unknown opcode 0x10");
+            }
             Request::Sums { .. } => {
                 return response(Status::Error.byte(), b"unknown opcode 0x42");
             }

@@ -1,8 +1,11 @@
 //! Commands: an operation of the protocol's table with a key and a value.
 
 use std::io::{self, Read};
+use std::time::Duration;
 
-use gopherstore::wire::{Opcode, Request, command::OkValue};
+use gopherstore::wire::{
+    Opcode, Request, SYNC_TIMEOUT_MAX_MS, SyncRequest, Token, TokenError, command::OkValue,
+};
 use gopherstore::{Client, client, client::Error};
 
 use crate::{
@@ -29,6 +32,8 @@ pub(crate) enum Response {
     Pong,
     /// A number in decimal.
     Number(String),
+    /// A position of the log.
+    Token(Token),
     /// The text of a STATUS.
     Status(String),
 }
@@ -69,6 +74,18 @@ pub(crate) const OFFERS: &[Offer] = &[
         synopsis: "decr KEY [BY]",
         meaning: "subtract BY, or 1",
         make: |operands| Command::add(operands, -1),
+    },
+    Offer {
+        synopsis: "sync [TOKEN] [TIME]",
+        meaning: "wait until the node has a position",
+        make: |operands| {
+            let mut operands = operands.into_iter();
+            let mut next = || operands.next();
+            let token = next().map(|token| parsed_token(&token)).transpose()?;
+            let time = next().map(|time| crate::duration(&String::from_utf8_lossy(&time)));
+            let time = time.transpose()?;
+            Ok(Command::sync(token, time.unwrap_or(crate::TIMEOUT_DEFAULT)))
+        },
     },
     Offer {
         synopsis: "ping",
@@ -125,6 +142,17 @@ impl Command {
             .spec()
             .value_of([0, delta.cast_unsigned(), 0, 0]);
         Ok(Command::new(Opcode::Add, key, value))
+    }
+
+    /// A SYNC: at `token`, for which it waits that long, or for the position now.
+    pub(crate) fn sync(token: Option<Token>, timeout: Duration) -> Command {
+        let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+        let timeout_ms = timeout_ms.min(SYNC_TIMEOUT_MAX_MS);
+        let request = match token {
+            None => SyncRequest::Position,
+            Some(token) => SyncRequest::At { token, timeout_ms },
+        };
+        Command::new(Opcode::Sync, Vec::new(), request.value())
     }
 
     /// The command that the words of a line form.
@@ -195,12 +223,24 @@ impl Command {
                 | OkValue::Sums
                 | OkValue::Items
                 | OkValue::Stream => Response::Value(value),
+                OkValue::Token => {
+                    let bytes = value.first_chunk().copied();
+                    // It was judged when it was read.
+                    Response::Token(Token::decode(bytes.unwrap_or_default()))
+                }
             },
             client::Response::NotFound => Response::NotFound,
             client::Response::Conflict(_) => Response::Conflict,
             client::Response::Pong => Response::Pong,
         })
     }
+}
+
+/// The token that a word states.
+pub(crate) fn parsed_token(word: &[u8]) -> Result<Token, String> {
+    let text = String::from_utf8_lossy(word);
+    let token = text.parse();
+    token.map_err(|error: TokenError| format!("{text:?} is no token: {error}, as sync prints it"))
 }
 
 /// The message for a wrong number of operands.
@@ -314,6 +354,18 @@ mod tests {
             let name = line.split(' ').next().unwrap_or_default();
             assert!(message.contains(&format!("; write {name}")), "{message}");
         }
+        let token = Token {
+            epoch: 1,
+            index: 2,
+            nonce: 3,
+        };
+        let five_seconds = Duration::from_secs(5);
+        assert_eq!(command("sync"), Ok(Command::sync(None, five_seconds)));
+        let at = Command::sync(Some(token), five_seconds);
+        assert_eq!(command(&format!("sync {token}")), Ok(at));
+        let at = Command::sync(Some(token), Duration::from_millis(200));
+        assert_eq!(command(&format!("SYNC {token} 200ms")), Ok(at));
+        assert!(command("sync 12").is_err_and(|error| error.contains("48 hexadecimal digits")));
         for line in ["incr k one", "decr k -9223372036854775808"] {
             let message = command(line).err().unwrap_or_default();
             assert!(

@@ -25,7 +25,7 @@ use crate::{
     example = "gopherstore-cli encode set user123 active\n\
         gopherstore-cli encode 'set k \"two words\\x00\"' --as nc\n\
         gopherstore-cli encode get user123 --as python --addr 127.0.0.1:8001",
-    note = "WORDS are a command: set, get, del, incr, decr, ping or status, or another operation of docs/GBP.md\n\
+    note = "WORDS are a command for lines, as help lists them, or another operation of docs/GBP.md\n\
         with its key and its fields, such as list KEY. Several words are taken literally, and - as the value\n\
         of set reads standard input. A single word is a whole line, with quotes and escapes.\n\
         hex is for xxd -r -p and decode. printf prints the bytes of the frame. nc sends them to the node of\n\

@@ -136,6 +136,7 @@ pub(crate) fn shown(response: Response) -> (String, Outcome) {
         Response::Conflict => ("(conflict)".to_owned(), Outcome::Conflict),
         Response::Value(value) => (quote::shown(&value), Outcome::Done),
         Response::Number(text) => (text, Outcome::Done),
+        Response::Token(token) => (token.to_string(), Outcome::Done),
         Response::Status(text) => {
             let text = shown_status(&text, io::stdout().is_terminal());
             (text.trim_end().to_owned(), Outcome::Done)

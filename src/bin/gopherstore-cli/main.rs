@@ -29,7 +29,7 @@ use std::{
 
 use argh::{ArgsInfo, FromArgs};
 use gopherstore::arguments::{self, Bytes, Exit, Program};
-use gopherstore::wire::Opcode;
+use gopherstore::wire::{Opcode, Token};
 
 use command::{Command, Response};
 use context::Context;
@@ -65,7 +65,9 @@ const PROGRAM: Program = Program {
     error_code(
         8,
         "cannot read standard input or a file, or write standard output or a file"
-    )
+    ),
+    error_code(11, "the node no longer knows the position, or what came after it"),
+    error_code(12, "the position was never part of the node's history")
 )]
 struct Arguments {
     /// address of the node, HOST:PORT; several with commas or repeated options: the first node that responds; by
@@ -112,6 +114,7 @@ enum Subcommand {
     Del(Del),
     Incr(Incr),
     Decr(Decr),
+    Sync(Sync),
     Ping(Ping),
     Status(status::Status),
     Resync(Resync),
@@ -212,6 +215,23 @@ struct Decr {
     by: Option<Bytes>,
 }
 
+/// Print the position of the node's data, or wait until it has a position.
+#[derive(ArgsInfo, FromArgs)]
+#[argh(subcommand, name = "sync", help_triggers("-h", "--help"))]
+#[argh(
+    example = "{command_name}\n\
+        {command_name} --addr 127.0.0.1:8001 --timeout 10s --at \"$(gopherstore-cli sync)\"",
+    note = "The position is a token of 48 hexadecimal digits. A node that has the position of a token shows\n\
+        every write before it: set at the leader, sync there, and sync --at that token at a follower, before\n\
+        get there. --timeout bounds the wait; after it the exit code is 6. A node without peers has no\n\
+        positions. For options such as --addr see gopherstore-cli --help."
+)]
+struct Sync {
+    /// wait until the node has this position
+    #[argh(option, from_str_fn(token), arg_name = "TOKEN")]
+    at: Option<Token>,
+}
+
 /// Check that the node responds.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "ping", help_triggers("-h", "--help"))]
@@ -251,11 +271,19 @@ fn list_form(encoded: &str) -> Result<ListForm, String> {
     arguments::one_of(encoded, &forms)
 }
 
+fn token(encoded: &str) -> Result<Token, String> {
+    command::parsed_token(&arguments::bytes(encoded)?)
+}
+
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 
 fn timeout(encoded: &str) -> Result<Duration, String> {
-    let text = arguments::text(encoded)?;
-    match humantime::parse_duration(&text) {
+    duration(&arguments::text(encoded)?)
+}
+
+/// A time limit, such as 200ms.
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("nothing takes no time; write a time such as 5s".to_owned()),
         Ok(timeout) => Ok(timeout),
         Err(error) => Err(format!("{error}; write a time such as 5s or 200ms")),
@@ -311,6 +339,7 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         }
         Some(Subcommand::Incr(Incr { key, by })) => add(&context, key, by, 1),
         Some(Subcommand::Decr(Decr { key, by })) => add(&context, key, by, -1),
+        Some(Subcommand::Sync(Sync { at })) => once(&context, &Command::sync(at, context.timeout)),
         Some(Subcommand::Ping(Ping {})) => once(
             &context,
             &Command::new(Opcode::Ping, Vec::new(), Vec::new()),
@@ -363,6 +392,7 @@ fn once(context: &Context, command: &Command) -> Result<Outcome, Failure> {
         Response::Value(value) => (value, is_terminal),
         Response::Pong => (b"PONG".to_vec(), true),
         Response::Number(text) => (text.into_bytes(), true),
+        Response::Token(token) => (token.to_string().into_bytes(), true),
         Response::Status(text) => {
             let text = command::shown_status(&text, is_terminal);
             (text.into_bytes(), false)

@@ -106,6 +106,14 @@ pub(crate) fn failure(error: &Error, opcode: Opcode, node: Option<&str>) -> Fail
             Outcome::Lost,
             "the write was not kept; read the key again".to_owned(),
         ),
+        Error::NotReached { .. } => (
+            Outcome::Timeout,
+            "allow more with --timeout, or ask the leader".to_owned(),
+        ),
+        Error::Compacted { .. } if opcode == Opcode::Sync => (
+            Outcome::Compacted,
+            "the position is too old for this node to judge; read the keys again".to_owned(),
+        ),
         Error::Compacted { .. } => (
             Outcome::Compacted,
             "begin with a snapshot, or at that index".to_owned(),

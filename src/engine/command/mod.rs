@@ -59,6 +59,7 @@ pub(super) const fn of(opcode: Opcode) -> Command {
         | Opcode::Expire
         | Opcode::Ttl
         | Opcode::Ping
+        | Opcode::Sync
         | Opcode::Status
         | Opcode::Discard
         | Opcode::Sums

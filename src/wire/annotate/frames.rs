@@ -91,8 +91,18 @@ impl Dump<'_> {
             if let Some((name, len)) = counted(spec, &dump.bytes[..dump.at]) {
                 dump.rows(name, len);
             }
+            if spec.opcode == Opcode::Sync && dump.has_more() {
+                dump.token();
+            }
             dump.rows(spec.rest, dump.rest());
         });
+    }
+
+    /// The fields of a token.
+    fn token(&mut self) {
+        self.field("epoch", 8, number);
+        self.field("index", 8, number);
+        self.field("nonce", 8, hexadecimal);
     }
 
     /// A response. False where it does not say where the next one starts.
@@ -217,6 +227,14 @@ impl Dump<'_> {
                 dump.field("ms", 8, number);
             }
             dump.rows("rest", dump.rest());
+        });
+    }
+
+    /// An OK whose value is a token.
+    pub(super) fn token_response(&mut self) {
+        self.value_of_response(|dump| {
+            dump.token();
+            dump.leave_out();
         });
     }
 

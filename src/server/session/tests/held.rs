@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::log::Mark;
+use crate::wire::{SyncRequest, Token};
 
 /// A leader with a log, whose answers wait until their positions are committed.
 fn leader_of_two() -> Node {
@@ -174,6 +175,76 @@ fn a_follow_is_not_accepted_before_the_answers_in_front_of_it_are_sent() {
     commit(&node, 1);
     client.receive();
     assert!(matches!(client.session.step(Thread::Own), Step::Follow));
+}
+
+/// A SYNC at an index of the first epoch of [`leader_of_two`].
+fn sync_at(index: u64, timeout_ms: u32) -> Vec<u8> {
+    let (epoch, nonce) = (1, 1);
+    let token = Token {
+        epoch,
+        index,
+        nonce,
+    };
+    let value = &SyncRequest::At { token, timeout_ms }.value();
+    frame(Request::Sync { value })
+}
+
+fn position(index: u64) -> Vec<u8> {
+    let [epoch, nonce] = [1, 1];
+    let token = Token {
+        epoch,
+        index,
+        nonce,
+    };
+    ok(&token.encode())
+}
+
+#[test]
+fn a_sync_that_waits_is_on_the_own_thread_and_begins_behind_the_answers_in_front_of_it() {
+    let node = leader_of_two();
+    let mut client = Client::new(&node);
+    let requests = [set(b"k", b"v"), sync_at(9, 100), get(b"k")].concat();
+    let (bytes, piece) = (&requests[..], usize::MAX);
+    client.session.read(&mut Arrived { bytes, piece }).unwrap();
+    assert!(matches!(client.session.step(Thread::Polling), Step::Own));
+    assert!(matches!(client.session.step(Thread::Own), Step::Await));
+    commit(&node, 1);
+    client.receive();
+    assert_eq!(client.received, ok(b""));
+    let Step::Sync(index, timeout) = client.session.step(Thread::Own) else {
+        panic!("it waits for the position")
+    };
+    assert_eq!((index, timeout), (9, Duration::from_millis(100)));
+    // Nothing behind it is executed before its answer.
+    assert!(matches!(client.session.step(Thread::Own), Step::Sync(..)));
+    let late = Reply::NotReached("late".to_owned());
+    client.session.answer_at(late, Position::default());
+    client.send(b"");
+    let expected = [ok(b""), answer(Status::Timeout, b"late"), ok(b"v")];
+    assert_eq!(client.received, expected.concat());
+}
+
+#[test]
+fn a_sync_that_waits_for_nothing_is_answered_on_any_thread_when_its_position_is_acknowledged() {
+    for thread in [Thread::Own, Thread::Polling] {
+        let node = leader_of_two();
+        let mut client = Client::new(&node);
+        client.thread = thread;
+        let value = &SyncRequest::Position.value();
+        let now = frame(Request::Sync { value });
+        client.send(&[&set(b"k", b"v"), &now[..], &sync_at(1, 7), &sync_at(3, 0)].concat());
+        assert_eq!(client.received, b"", "the SET is not acknowledged");
+        commit(&node, 1);
+        client.receive();
+        let late = "this node is at index 2 of epoch 1, the token is index 3 of epoch 1";
+        let expected = [
+            ok(b""),
+            position(2),
+            position(2),
+            answer(Status::Timeout, late.as_bytes()),
+        ];
+        assert_eq!(client.received, expected.concat());
+    }
 }
 
 #[test]

@@ -1,0 +1,291 @@
+//! SYNC: the position of a data set, and the waits for one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use gopherstore::config::Config;
+use gopherstore::engine::digest::Digest;
+use gopherstore::history::{EpochStart, History};
+use gopherstore::node::{Leader, Node, Synced};
+use gopherstore::wire::{Request, Status, SyncRequest, Token};
+
+use crate::{apply, ask, digest_after, entry, epoch_record, receive};
+
+const EPOCH: EpochStart = EpochStart {
+    epoch: 3,
+    nonce: 7,
+    start_index: 1,
+};
+
+fn node_of_two(name: &str) -> Node {
+    let text = "cluster = \"c\"\nleader = \"n1\"\n\
+                [[node]]\nname = \"n1\"\naddr = \"127.0.0.1:1\"\n\
+                [[node]]\nname = \"n2\"\naddr = \"127.0.0.1:2\"\n";
+    let config = Config::parse(text, "cluster.toml").unwrap();
+    Node::of_cluster(&config, config.node(name).unwrap())
+}
+
+/// A follower that serves, and whose log has one record, the beginning of [`EPOCH`].
+fn follower() -> Node {
+    let node = node_of_two("n2");
+    apply(node.engine(), &epoch_record(EPOCH)).unwrap();
+    node.adopt();
+    node
+}
+
+fn set(key: &[u8]) -> Vec<u8> {
+    entry(key, b"v").frame().to_vec()
+}
+
+const fn token(epoch: u64, index: u64, nonce: u64) -> Token {
+    Token {
+        epoch,
+        index,
+        nonce,
+    }
+}
+
+fn sync(node: &Node, request: SyncRequest) -> (Status, Vec<u8>) {
+    let value = &request.value();
+    ask(node, &Request::Sync { value })
+}
+
+/// The status of a SYNC at a token, which does not wait.
+fn status_at(node: &Node, token: Token) -> Status {
+    let timeout_ms = 0;
+    sync(node, SyncRequest::At { token, timeout_ms }).0
+}
+
+fn position(node: &Node) -> Token {
+    let (status, value) = sync(node, SyncRequest::Position);
+    assert_eq!(status, Status::Ok);
+    Token::decode(value.try_into().unwrap())
+}
+
+#[test]
+fn the_position_is_that_of_the_last_record_which_is_applied() {
+    let leader = node_of_two("n1");
+    assert_eq!(sync(&leader, SyncRequest::Position).0, Status::Loading);
+    leader.open_epoch(EPOCH).unwrap();
+    assert_eq!(position(&leader), token(3, 1, 7));
+    ask(
+        &leader,
+        &Request::Set {
+            key: b"k",
+            value: b"v",
+        },
+    );
+    assert_eq!(position(&leader), token(3, 2, 7));
+    ask(&leader, &Request::Del { key: b"none" });
+    assert_eq!(position(&leader), token(3, 2, 7));
+
+    let follower = follower();
+    let records = [set(b"a"), set(b"b"), set(b"c")].concat();
+    let digest = digest_after(follower.engine(), &records);
+    receive(follower.engine(), &records, 2, digest).unwrap();
+    assert_eq!(
+        position(&follower),
+        token(3, 2, 7),
+        "the rest is not committed"
+    );
+    assert_eq!(status_at(&follower, token(3, 3, 7)), Status::Timeout);
+    follower.engine().apply(4).unwrap();
+    assert_eq!(position(&follower), token(3, 4, 7));
+    assert_eq!(status_at(&follower, token(3, 3, 7)), Status::Ok);
+}
+
+#[test]
+fn a_token_is_held_awaited_lost_or_compacted() {
+    let node = follower();
+    apply(node.engine(), &set(b"a")).unwrap();
+    let next = EpochStart {
+        epoch: 5,
+        nonce: 9,
+        start_index: 3,
+    };
+    apply(node.engine(), &epoch_record(next)).unwrap();
+    for (token, status) in [
+        (token(3, 1, 7), Status::Ok),
+        (token(3, 2, 7), Status::Ok),
+        (token(3, 3, 7), Status::Lost),
+        (token(3, 2, 8), Status::Lost),
+        (token(4, 3, 1), Status::Lost),
+        (token(5, 3, 9), Status::Ok),
+        (token(5, 4, 9), Status::Timeout),
+        (token(5, 3, 8), Status::Lost),
+        (token(6, 3, 1), Status::Timeout),
+    ] {
+        assert_eq!(status_at(&node, token), status, "{token}");
+    }
+    let (_, message) = sync(
+        &node,
+        SyncRequest::At {
+            token: token(5, 4, 9),
+            timeout_ms: 0,
+        },
+    );
+    assert_eq!(
+        String::from_utf8(message).unwrap(),
+        "this node is at index 3 of epoch 5, the token is index 4 of epoch 5"
+    );
+    // A snapshot of a leader whose history begins later.
+    let later = History::new(vec![EpochStart {
+        epoch: 8,
+        nonce: 1,
+        start_index: 100,
+    }]);
+    let engine = node.engine();
+    engine.clear();
+    let (mut load, digest) = (engine.load(0), Digest::EMPTY);
+    assert!(load.finish(120, digest, later.unwrap(), Instant::now()));
+    let request = SyncRequest::At {
+        token: token(3, 2, 7),
+        timeout_ms: 0,
+    };
+    let (status, oldest) = sync(&node, request);
+    assert_eq!(
+        (status, oldest),
+        (Status::Compacted, 100_u64.to_be_bytes().to_vec())
+    );
+}
+
+#[test]
+fn without_a_log_the_error_names_the_setting_and_bad_fields_are_named() {
+    let node = Node::alone();
+    let (status, message) = sync(&node, SyncRequest::Position);
+    let message = String::from_utf8(message).unwrap();
+    assert_eq!(status, Status::Error);
+    assert_eq!(
+        message,
+        "SYNC: a token needs a log, which a node has with peers in cluster.toml"
+    );
+    let value = b"\x02\0\0\0\0";
+    let (status, message) = ask(&node, &Request::Sync { value });
+    assert_eq!(status, Status::Error);
+    assert_eq!(message, b"mode 2, must be 0 or 1");
+    // A node that serves no reads yet.
+    let loading = node_of_two("n2");
+    assert_eq!(status_at(&loading, token(1, 1, 1)), Status::Loading);
+}
+
+/// Counts how often it is called.
+fn counter() -> (Arc<AtomicU64>, Arc<dyn Fn() + Send + Sync>) {
+    let count = Arc::new(AtomicU64::new(0));
+    let called = Arc::clone(&count);
+    let wake = move || {
+        called.fetch_add(1, Ordering::SeqCst);
+    };
+    (count, Arc::new(wake))
+}
+
+#[test]
+fn a_wait_is_woken_once_when_the_data_set_gets_there_or_becomes_another() {
+    let node = follower();
+    let (counts, wakes): (Vec<_>, Vec<_>) = (0..4).map(|_| counter()).unzip();
+    let counts = || -> Vec<u64> {
+        let counts = counts.iter();
+        counts.map(|count| count.load(Ordering::SeqCst)).collect()
+    };
+    let wait = |at: usize, index| node.await_index(index, Arc::clone(&wakes[at])).unwrap();
+    let (_two, _three, four, _far) = (wait(0, 2), wait(1, 3), wait(2, 4), wait(3, 1_000));
+    let records = [set(b"a"), set(b"b")].concat();
+    let digest = digest_after(node.engine(), &records);
+    // Logged and not applied: nothing is reached.
+    receive(node.engine(), &records, 1, digest).unwrap();
+    assert_eq!(counts(), [0, 0, 0, 0]);
+    node.engine().apply(2).unwrap();
+    assert_eq!(counts(), [1, 0, 0, 0]);
+    node.engine().apply(3).unwrap();
+    assert_eq!(counts(), [1, 1, 0, 0]);
+    drop(four);
+    apply(node.engine(), &[set(b"c"), set(b"d")].concat()).unwrap();
+    assert_eq!(counts(), [1, 1, 0, 0]);
+    // A new epoch, and another data set.
+    let (_again, next) = (wait(2, 2_000), node.head().index + 1);
+    let next = EpochStart {
+        epoch: 4,
+        nonce: 1,
+        start_index: next,
+    };
+    apply(node.engine(), &epoch_record(next)).unwrap();
+    assert_eq!(counts(), [1, 1, 1, 1]);
+    let _again = wait(3, 2_000);
+    node.discard_dataset("a snapshot replaces it");
+    assert_eq!(counts(), [1, 1, 1, 2]);
+    assert_eq!(status_at(&node, token(3, 1, 7)), Status::Loading);
+}
+
+#[test]
+fn no_wait_is_missed_while_a_leader_writes() {
+    let leader = node_of_two("n1");
+    leader.open_epoch(EPOCH).unwrap();
+    let (leader, writes) = (&leader, 3_000_u64);
+    thread::scope(|scope| {
+        for thread in 0..4 {
+            scope.spawn(move || {
+                for index in (2 + thread..writes).step_by(4) {
+                    let token = token(3, index, 7);
+                    let value = SyncRequest::At {
+                        token,
+                        timeout_ms: 1,
+                    };
+                    let value = value.value();
+                    let me = thread::current();
+                    let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || me.unpark());
+                    loop {
+                        let _wait = leader.await_index(index, Arc::clone(&wake));
+                        match leader.sync(&value) {
+                            Synced::Done(reply, _) => {
+                                assert_eq!(reply.status(), Status::Ok);
+                                break;
+                            }
+                            // A wake-up that is missed would end the test here.
+                            Synced::NotYet { .. } => park(),
+                        }
+                    }
+                }
+            });
+        }
+        for _ in 0..writes {
+            ask(
+                leader,
+                &Request::Set {
+                    key: b"k",
+                    value: b"v",
+                },
+            );
+        }
+    });
+}
+
+/// Sleeps until the thread is woken, which must happen.
+fn park() {
+    let begin = Instant::now();
+    thread::park_timeout(Duration::from_secs(30));
+    assert!(
+        begin.elapsed() < Duration::from_secs(30),
+        "a wake-up was missed"
+    );
+}
+
+#[test]
+fn a_leader_that_follows_another_keeps_what_both_had() {
+    let node = node_of_two("n1");
+    node.open_epoch(EPOCH).unwrap();
+    ask(
+        &node,
+        &Request::Set {
+            key: b"k",
+            value: b"v",
+        },
+    );
+    let before = position(&node);
+    node.follow(Leader {
+        name: Arc::from("n2"),
+        addr: Arc::from("127.0.0.1:2"),
+    });
+    assert_eq!(status_at(&node, before), Status::Ok);
+    assert_eq!(status_at(&node, token(4, 5, 1)), Status::Timeout);
+}
