@@ -65,7 +65,7 @@ fn filled(entries: u64) -> Engine {
     for number in 0..entries {
         store.set(Entry::copy_of(&whole(&frames([(true, number)]))));
     }
-    let engine = Engine::with_store(store, None);
+    let engine = Engine::with_store(store, None, gopherstore::time::MachineTime::clock());
     engine.admit(Admission {
         reads: true,
         writes: true,

@@ -23,6 +23,7 @@
 //! | [`hexdump`]           | bytes as people paste them: dumps, captures, `printf` strings; pure               |
 //! | [`service`]           | notifications of the service manager, and priorities of log lines                 |
 //! | [`signals`]           | signals that the process was started with                                         |
+//! | [`time`]              | the machine's clocks                                                              |
 //! | [`logging`]           | the server's log, which no thread waits for                                       |
 //!
 //! # Arrows
@@ -52,6 +53,7 @@ pub mod replication;
 pub mod server;
 pub mod service;
 pub mod signals;
+pub mod time;
 pub mod wire;
 
 #[cfg(test)]

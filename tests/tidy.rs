@@ -19,7 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("dial", &[]),
     ("client", &["dial", "wire", "history"]),
     ("engine::entry", &["wire"]),
-    ("engine::digest", &["engine::entry"]),
+    ("engine::digest", &["engine::entry", "wire"]),
     (
         "log",
         &["engine::entry", "engine::digest", "history", "wire"],
@@ -40,6 +40,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "replication::core",
             "wire",
             "config",
+            "time",
         ],
     ),
     ("replication::peers", &["node", "log", "replication::core"]),
@@ -56,6 +57,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "history",
             "wire",
             "config",
+            "time",
         ],
     ),
     (
@@ -94,6 +96,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("server::lifecycle", &[]),
+    ("time", &["engine"]),
 ];
 
 /// Modules that are pure: what they do follows from their arguments alone, so they are tested without waiting, and can

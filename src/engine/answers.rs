@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::entry::{Entry, SHORT_BYTES};
-use crate::wire::Status;
 use crate::wire::response::ResponseHeader;
+use crate::wire::{Status, TOKEN_LEN, Token};
 
 /// Longest value in bytes that is copied while its partition is locked: such a copy costs less than raising and
 /// lowering the entry's count. A longer value is cloned under the lock, and copied or sent after it.
@@ -23,6 +23,18 @@ pub const DIRECT_BYTES: usize = 16 << 10;
 pub struct Answers {
     bytes: Vec<u8>,
     apart: Option<Apart>,
+    /// Offset of a token in the newest answer, which has to be filled in.
+    slot: Option<usize>,
+}
+
+/// A part of an answer's value.
+pub(super) enum Part<'p> {
+    Bytes(&'p [u8]),
+    /// The token of the record that the command makes: filled in once the record has its index.
+    Token,
+    /// The value of an entry whose partition is locked. It is the last part.
+    #[allow(dead_code, reason = "conditional operations answer with it")]
+    Value(&'p Entry),
 }
 
 /// A value that follows [`Answers::bytes`] and is not copied.
@@ -48,6 +60,7 @@ impl Answers {
         Answers {
             bytes: Vec::new(),
             apart: None,
+            slot: None,
         }
     }
 
@@ -84,6 +97,47 @@ impl Answers {
             self.push_long(entry);
         }
         is_short
+    }
+
+    /// Adds an answer whose value is made of parts. As [`push_value`](Self::push_value) where a long value is among
+    /// them: then nothing may be added before [`settle`](Self::settle), as [`has_apart`](Self::has_apart) says.
+    pub(super) fn push_parts(&mut self, status: Status, parts: &[Part<'_>]) {
+        debug_assert!(
+            self.apart.is_none(),
+            "an answer behind a value that is apart"
+        );
+        let len = |part: &Part<'_>| match part {
+            Part::Bytes(bytes) => bytes.len(),
+            Part::Token => TOKEN_LEN,
+            Part::Value(entry) => entry.value().len(),
+        };
+        let header = header(status, parts.iter().map(len).sum());
+        self.bytes.extend_from_slice(&header);
+        for part in parts {
+            match part {
+                Part::Bytes(bytes) => self.bytes.extend_from_slice(bytes),
+                Part::Token => {
+                    self.slot = Some(self.bytes.len());
+                    self.bytes.extend_from_slice(&[0; TOKEN_LEN]);
+                }
+                Part::Value(entry) if entry.value().len() <= COPIED_BYTES => {
+                    self.bytes.extend_from_slice(entry.value());
+                }
+                Part::Value(entry) => self.apart = Some(Apart::Entry(Entry::clone(entry))),
+            }
+        }
+    }
+
+    /// The place of a token in the newest answer, which is then the caller's to [fill](Self::fill).
+    pub(super) const fn take_slot(&mut self) -> Option<usize> {
+        self.slot.take()
+    }
+
+    /// Fills in a token.
+    pub(super) fn fill(&mut self, slot: usize, token: Token) {
+        if let Some(place) = self.bytes.get_mut(slot..slot + TOKEN_LEN) {
+            place.copy_from_slice(&token.encode());
+        }
     }
 
     #[cold]
@@ -149,6 +203,7 @@ impl Answers {
     pub fn truncate(&mut self, len: usize) {
         self.bytes.truncate(len);
         self.apart = None;
+        self.slot = None;
     }
 
     /// Adds whole frames.

@@ -9,11 +9,11 @@ use std::time::Instant;
 
 use super::Engine;
 use super::change::{Change, LongOld};
-use super::command::{self, Command};
+use super::command::Record;
+use super::compute::Ahead;
 use super::digest::Digest;
 use super::entry::Entry;
 use super::execute::NotTogether;
-use super::prepared::{Prepared, digest};
 use super::single::learn;
 use super::store::Entries;
 use super::work::{Work, new_entries};
@@ -233,22 +233,16 @@ impl Engine {
         missing: &mut Option<Vec<u8>>,
     ) -> Result<usize, NotTogether> {
         let store = &self.store;
-        let digests = Prepared::digests(run);
+        let mut prepared = None;
+        let digests = run.frames().map(|frame| record_digest(&frame)).collect();
         let hashes = run.keys().map(|key| store.hash(key)).collect();
         let mut locked = store.lock(&hashes, run.writes())?;
         let touched = locked.touch(&hashes, run.writes());
         if touched.longest > RUN_FRAME_BYTES_MAX {
             return Err(NotTogether::LongOld);
         }
-        let mut work = Work {
-            engine: self,
-            change: Change::new(true),
-            prepared: &mut None,
-            digests,
-            made: 0,
-            new: new_entries(run, touched.vacant),
-            replaced: Vec::new(),
-        };
+        let new = new_entries(run, touched.vacant);
+        let mut work = Work::new(self, &mut prepared, digests, new, true);
         let count = work.apply(run, &hashes, &mut locked, missing);
         if let Ok(applied @ 1..) = u32::try_from(count) {
             let index = sequencer.applied(applied, work.change.digest());
@@ -266,32 +260,57 @@ impl Engine {
         missing: &mut Option<Vec<u8>>,
     ) {
         let store = &self.store;
-        match command::of(frame.opcode()) {
-            Command::Set if is_long(frame) => self.apply_entry(sequencer, Entry::copy_of(frame)),
-            Command::Set => {
-                let hash = store.hash(frame.key());
-                self.apply_alone(sequencer, hash, digest(frame), |entries, change| {
+        let key = frame.key();
+        match Record::of(frame) {
+            Record::Put if is_long(frame) => self.apply_entry(sequencer, Entry::copy_of(frame)),
+            Record::Put => {
+                let (hash, added) = (store.hash(key), record_digest(frame));
+                self.apply_alone(sequencer, hash, added, |entries, change| {
                     store.put_frame(entries, hash, frame, None, change)
                 });
             }
-            Command::Del => {
-                let (key, hash) = (frame.key(), store.hash(frame.key()));
+            Record::Remove => {
+                let hash = store.hash(key);
                 let removed =
                     self.apply_alone(sequencer, hash, Digest::EMPTY, |entries, change| {
-                        store.take(entries, hash, key, change)
+                        store.take(entries, hash, key, None, change)
                     });
                 if removed.is_none() {
                     missing.get_or_insert_with(|| key.to_vec());
                 }
             }
-            // EPOCH, the one record that changes no key.
-            Command::None => {
+            Record::Expire(deadline) => {
+                if !self.apply_expire(sequencer, key, deadline) {
+                    missing.get_or_insert_with(|| key.to_vec());
+                }
+            }
+            Record::Epoch => {
                 let index = sequencer.applied(1, Digest::EMPTY);
                 if let Some(start) = epoch_record::decode(frame, index) {
                     self.gate.set_epoch(start.epoch);
                 }
             }
-            Command::Get | Command::Computed(_) => unreachable!("a record is its own effect"),
+        }
+    }
+
+    /// Applies an EXPIRE. Returns whether the key is there.
+    fn apply_expire(&self, sequencer: &Sequencer, key: &[u8], deadline: Option<u64>) -> bool {
+        let hash = self.store.hash(key);
+        let (mut change, mut ahead) = (Change::new(true), Ahead::default());
+        loop {
+            let mut entries = self.store.write(hash);
+            let state = (&mut change, &mut ahead);
+            match self.store.expire(&mut entries, hash, key, deadline, state) {
+                Ok(replaced) => {
+                    entries.last_index = sequencer.applied(1, change.digest());
+                    drop(entries);
+                    return replaced.is_some();
+                }
+                Err(needed) => {
+                    drop(entries);
+                    ahead.prepare(key, &mut change, needed);
+                }
+            }
         }
     }
 
@@ -335,10 +354,18 @@ impl Engine {
     }
 }
 
+/// The digest of the entry that a record makes, if it makes one.
+#[inline]
+fn record_digest(frame: &RequestFrame<'_>) -> Digest {
+    match Record::of(frame) {
+        Record::Put => Digest::of_frame(frame.bytes()),
+        Record::Remove | Record::Expire(_) | Record::Epoch => Digest::EMPTY,
+    }
+}
+
 /// Whether a record's entry is made before its partition is locked.
 fn is_long(frame: &RequestFrame<'_>) -> bool {
-    let is_set = matches!(command::of(frame.opcode()), Command::Set);
-    is_set && frame.bytes().len() > RUN_FRAME_BYTES_MAX
+    Record::of(frame) == Record::Put && frame.bytes().len() > RUN_FRAME_BYTES_MAX
 }
 
 /// The epochs that the records of a group begin.

@@ -99,6 +99,20 @@ impl Change {
         self.digest = self.digest.plus(new);
     }
 
+    /// Records that the deadline of `key` changes.
+    pub(super) fn expires(&mut self, key: &[u8], old: Option<u64>, new: Option<u64>) {
+        if self.is_logged {
+            let of = |deadline| Digest::of_deadline(key, deadline);
+            self.digest = self.digest.changed(of(old), of(new));
+        }
+    }
+
+    /// Whether the digest is needed.
+    #[inline]
+    pub(super) const fn is_logged(&self) -> bool {
+        self.is_logged
+    }
+
     /// The sum of all changes.
     #[inline]
     pub(super) const fn digest(&self) -> Digest {

@@ -18,11 +18,12 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::engine::PartitionCopy;
 use crate::engine::digest::Digest;
 use crate::engine::store::Store;
-use crate::wire::RequestFrame;
 use crate::wire::comparison::{
     BITS_MAX, ComparisonError, ITEM_FIELDS_LEN, Item, List, ListAnswer, Place, Sums, SumsAnswer,
 };
+use crate::wire::expiry::DEADLINE_LEN;
 use crate::wire::request::frames;
+use crate::wire::{Opcode, RequestFrame};
 
 /// Bounds of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +92,7 @@ pub fn list(store: &Store, request: &List, budget: Budget) -> Result<ListAnswer,
         items.push(Item {
             key: entry.key().to_vec(),
             // It came in a frame, whose length field is as wide.
-            value_len: u32::try_from(entry.value().len()).unwrap_or(u32::MAX),
+            value_len: u32::try_from(put_value_len(entry)).unwrap_or(u32::MAX),
             hash: Digest::of_frame(entry.bytes()).to_u128(),
         });
     };
@@ -121,6 +122,16 @@ pub fn list(store: &Store, request: &List, budget: Budget) -> Result<ListAnswer,
         next,
         items,
     })
+}
+
+/// Bytes of the value of a put: without the deadline.
+fn put_value_len(entry: &RequestFrame<'_>) -> usize {
+    let deadline_len = if entry.opcode() == Opcode::SetAt {
+        DEADLINE_LEN
+    } else {
+        0
+    };
+    entry.value().len().saturating_sub(deadline_len)
 }
 
 /// Number of partitions as the wire has it; at most 2^16.

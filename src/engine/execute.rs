@@ -10,7 +10,7 @@
 
 use super::Engine;
 use super::answers::Answers;
-use super::change::Change;
+use super::clock::Now;
 use super::command::{self, Command, value};
 use super::prepared::Prepared;
 use super::store::Contended;
@@ -178,20 +178,14 @@ impl Engine {
         if touched.longest > RUN_FRAME_BYTES_MAX {
             return Err(NotTogether::LongOld);
         }
-        let mut work = Work {
-            engine: self,
-            prepared,
-            digests: digests.unwrap_or_default(),
-            made: 0,
-            change: Change::new(self.sequencer.is_some()),
-            new: new_entries(run, touched.vacant),
-            replaced: Vec::new(),
-        };
+        let digests = digests.unwrap_or_default();
+        let new = new_entries(run, touched.vacant);
+        let mut work = Work::new(self, prepared, digests, new, self.sequencer.is_some());
         let count = work.execute(run, &hashes, &mut locked, answers);
         if count == 0 {
             return Err(NotTogether::LongOld);
         }
-        let index = work.append(run, epoch, &mut locked);
+        let index = work.append(run, epoch, &mut locked, answers);
         drop(locked);
         answers.settle();
         Ok(Outcome {
@@ -213,7 +207,7 @@ impl Engine {
                 let hash = self.store.hash(key);
                 let entries = self.store.read(hash);
                 let epoch = self.admitted(false)?;
-                value::get(entries.find(hash, key), answers);
+                value::get(entries.find_live(hash, key, &Now::of(&self.clock)), answers);
                 let index = entries.last_index;
                 drop(entries);
                 answers.settle();

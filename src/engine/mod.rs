@@ -9,6 +9,8 @@
 //! | `work.rs`       | what is done with all partitions of a run locked?                   |
 //! | `single.rs`     | how is a write executed that goes alone?                            |
 //! | `command/`      | what does an operation answer, and what is its effect?              |
+//! | `compute.rs`   | how is a command executed whose effect follows from the old entry?  |
+//! | `clock.rs`     | by which clock do entries expire?                                   |
 //! | `apply.rs`      | how are a leader's records logged, and applied once committed?      |
 //! | `gate.rs`       | which requests are executed now, and under which epoch?             |
 //! | `snapshot.rs`   | how is the data set copied out beside writers, and loaded?          |
@@ -24,8 +26,10 @@
 mod answers;
 mod apply;
 mod change;
+pub mod clock;
 mod command;
 pub mod comparison;
+mod compute;
 pub mod digest;
 pub mod entry;
 mod execute;
@@ -47,6 +51,7 @@ pub use snapshot::{Load, PartitionCopy, Staged};
 use crate::history::{EpochStart, HistoryError};
 use crate::log::{Head, Log, Sequencer};
 use crate::wire::comparison::{ComparisonError, List, ListAnswer, Sums, SumsAnswer};
+use clock::Clock;
 use comparison::Budget;
 use gate::Gate;
 use store::Store;
@@ -64,20 +69,23 @@ pub struct Engine {
     /// `None` of a node without peers, which pays nothing for a log.
     sequencer: Option<Sequencer>,
     gate: Gate,
+    clock: Clock,
 }
 
 impl Engine {
-    /// An empty data set, which admits nothing. It has a log where `backlog_bytes` says how much of it is kept.
+    /// An empty data set, which admits nothing. It has a log where `backlog_bytes` says how much of it is kept. Entries
+    /// expire by `clock`.
     #[must_use]
-    pub fn new(backlog_bytes: Option<u64>) -> Engine {
-        Engine::with_store(Store::new(), backlog_bytes)
+    pub fn new(backlog_bytes: Option<u64>, clock: Clock) -> Engine {
+        Engine::with_store(Store::new(), backlog_bytes, clock)
     }
 
     /// The same with this store. For measurements and tests.
     #[must_use]
-    pub fn with_store(store: Store, backlog_bytes: Option<u64>) -> Engine {
+    pub fn with_store(store: Store, backlog_bytes: Option<u64>, clock: Clock) -> Engine {
         Engine {
             store,
+            clock,
             sequencer: backlog_bytes.map(Sequencer::new),
             gate: Gate::default(),
         }
@@ -152,7 +160,13 @@ impl Engine {
         self.log().map(Log::head).unwrap_or_default()
     }
 
-    /// A clone of the entry of `key`, whatever is admitted.
+    /// The clock by which entries expire.
+    #[must_use]
+    pub const fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// A clone of the entry of `key`, whatever is admitted, and also where its deadline has passed.
     #[must_use]
     pub fn get(&self, key: &[u8]) -> Option<entry::Entry> {
         self.store.get(key)

@@ -4,7 +4,6 @@
 use std::time::Instant;
 
 use super::answers::Answers;
-use super::change::Change;
 use super::digest::Digest;
 use super::entry::Entry;
 use super::execute::{Held, NotDone, NotTogether, Outcome};
@@ -84,15 +83,8 @@ impl Engine {
             | Planted::IndexAfterUnlock => self.admitted(run.writes() != 0)?,
         };
         let touched = locked.touch(&hashes, run.writes());
-        let mut work = Work {
-            engine: self,
-            prepared: &mut prepared,
-            digests,
-            made: 0,
-            change: Change::new(true),
-            new: new_entries(run, touched.vacant),
-            replaced: Vec::new(),
-        };
+        let new = new_entries(run, touched.vacant);
+        let mut work = Work::new(self, &mut prepared, digests, new, true);
         let count = work.execute(run, &hashes, &mut locked, answers);
         let index = if is_late {
             drop(locked);
@@ -100,7 +92,7 @@ impl Engine {
             let prepared = prepared.take();
             prepared.map_or(0, |prepared| prepared.append(epoch, run, made, change))
         } else {
-            work.append(run, epoch, &mut locked)
+            work.append(run, epoch, &mut locked, answers)
         };
         let position = Position { epoch, index };
         Ok(Outcome { count, position })

@@ -109,12 +109,17 @@ impl<'e> Prepared<'e> {
         Prepared::new(sequencer, records, held).map(Some)
     }
 
-    /// Adds the effect of a write to records that are computed.
-    pub(super) fn push(&mut self, effect: &[u8]) {
+    /// The records, where they are computed: the effects of writes are added behind them.
+    pub(super) fn effects(&mut self) -> &mut Vec<u8> {
         match &mut self.records {
-            Records::Frames(frames) => frames.extend_from_slice(effect),
+            Records::Frames(frames) => frames,
             Records::Entry(_) => unreachable!("an entry is its own effect"),
         }
+    }
+
+    /// Has an entry as the one record.
+    pub(super) fn set_entry(&mut self, entry: Entry) {
+        self.records = Records::Entry(entry);
     }
 
     /// Appends the records of the requests whose bits are set in `made`. Returns the last index.
@@ -160,7 +165,7 @@ fn records_of(
 fn effect_len_max(frame: &RequestFrame<'_>) -> usize {
     let spec = frame.opcode().spec();
     if spec.writes {
-        frame.bytes().len() + spec.effect_extra
+        frame.bytes().len() + spec.effect_extra.unwrap_or(0)
     } else {
         0
     }

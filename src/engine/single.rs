@@ -3,13 +3,14 @@
 use super::Engine;
 use super::answers::Answers;
 use super::change::{Change, LongOld};
+use super::clock::Now;
 use super::command::Function;
+use super::compute::{Ahead, Call};
 use super::digest::Digest;
 use super::entry::Entry;
 use super::execute::{Held, NotDone};
 use super::prepared::{Prepared, digest};
 use super::store::Entries;
-use super::work::Computed;
 use crate::log::{Position, Reservation};
 use crate::wire::RequestFrame;
 use crate::wire::run::RUN_FRAME_BYTES_MAX;
@@ -57,12 +58,16 @@ impl Engine {
     ) -> Result<(Position, Option<Entry>), NotDone> {
         let prepared = Prepared::of_one(self, frame, held)?;
         let added = Digest::EMPTY;
+        let clock = Now::of(&self.clock);
         let hash = self.store.hash(key);
         let mut change = Change::new(prepared.is_some());
         loop {
             let mut entries = self.store.write(hash);
             let epoch = self.admitted(true)?;
-            match self.store.take(&mut entries, hash, key, &mut change) {
+            match self
+                .store
+                .take(&mut entries, hash, key, Some(&clock), &mut change)
+            {
                 Ok(removed) => {
                     let index = if removed.is_some() {
                         append_one(prepared, added, epoch, &mut entries, &mut change)
@@ -134,28 +139,48 @@ impl Engine {
         answers: &mut Answers,
     ) -> Result<Position, NotDone> {
         let mut prepared = Prepared::of_one(self, frame, held)?;
-        let hash = self.store.hash(frame.key());
-        let mut change = Change::new(prepared.is_some());
+        let key = frame.key();
+        let clock = Now::of(&self.clock);
+        let call = Call {
+            frame,
+            function,
+            hash: self.store.hash(key),
+            clock: &clock,
+            has_log: prepared.is_some(),
+        };
+        let (mut change, mut ahead) = (Change::new(prepared.is_some()), Ahead::default());
+        let mut unlogged = Vec::new();
         loop {
-            let mut entries = self.store.write(hash);
+            let mut entries = self.store.write(call.hash);
             let epoch = self.admitted(true)?;
-            let change = &mut change;
-            match self
-                .store
-                .compute(&mut entries, hash, frame, function, change, answers)
-            {
-                Ok(Computed { effect, replaced }) => {
+            let effects = match &mut prepared {
+                Some(prepared) => prepared.effects(),
+                None => &mut unlogged,
+            };
+            let state = (&mut change, &mut ahead);
+            let done = (self.store).compute(&mut entries, &call, state, effects, answers);
+            match done {
+                Ok(computed) => {
                     let mut index = entries.last_index;
-                    if let (Some(mut prepared), Some(effect)) = (prepared.take(), effect) {
-                        prepared.push(&effect);
+                    if let Some(mut prepared) = prepared.take().filter(|_| computed.is_made) {
+                        if let Some(entry) = computed.long {
+                            prepared.set_entry(entry);
+                        }
                         index = prepared.append_one(epoch, change.digest());
                         entries.last_index = index;
+                        if let Some(place) = answers.take_slot() {
+                            answers.fill(place, self.token_of(index));
+                        }
                     }
                     drop(entries);
-                    drop(replaced);
+                    drop(computed.replaced);
+                    answers.settle();
                     return Ok(Position { epoch, index });
                 }
-                Err(long) => learn(entries, change, long),
+                Err(needed) => {
+                    drop(entries);
+                    ahead.prepare(key, &mut change, needed);
+                }
             }
         }
     }

@@ -7,7 +7,7 @@ use arrayvec::ArrayVec;
 
 use super::Engine;
 use super::change::Change;
-use super::command::{self, Command};
+use super::command::Record;
 use super::digest::Digest;
 use super::entry::{Entry, SHORT_BYTES};
 use super::store::Store;
@@ -223,25 +223,35 @@ pub struct Load<'e> {
 }
 
 impl Load<'_> {
-    /// Adds SET and DEL frames in their order.
+    /// Adds SET, SETAT, DEL and EXPIRE frames in their order.
     pub fn add<'a>(&mut self, frames: impl Iterator<Item = RequestFrame<'a>>) {
         for frame in frames {
-            match command::of(frame.opcode()) {
-                Command::Set => {
+            let (key, store) = (frame.key(), &self.engine.store);
+            match Record::of(&frame) {
+                Record::Put => {
                     self.digest = self.digest.plus(Digest::of_frame(frame.bytes()));
                     let entry = Entry::copy_of(&frame);
-                    self.engine.store.stage(&mut self.staged, entry);
+                    store.stage(&mut self.staged, entry);
                     self.staged_bytes += frame.bytes().len();
                 }
-                Command::Del => {
+                Record::Remove => {
                     self.flush();
-                    let old = self.engine.store.remove(frame.key());
+                    let old = store.remove(key);
                     let old = old.as_ref().map(Digest::of).unwrap_or_default();
                     self.digest = self.digest.changed(old, Digest::EMPTY);
                 }
-                Command::Get | Command::Computed(_) | Command::None => {
-                    unreachable!("a record is its own effect")
+                Record::Expire(deadline) => {
+                    self.flush();
+                    // Nothing reads or writes meanwhile, so the copy of a long entry takes nobody's time.
+                    let old = store.get(key);
+                    let new = old.as_ref().map(|old| old.with_deadline(deadline));
+                    if let (Some(old), Some(Ok(new))) = (old, new) {
+                        let of = |entry: &Entry| Digest::of_deadline(key, entry.deadline());
+                        self.digest = self.digest.changed(of(&old), of(&new));
+                        store.set(new);
+                    }
                 }
+                Record::Epoch => unreachable!("a snapshot has its epochs in its history"),
             }
         }
         if self.staged.len() >= STAGED_MAX || self.staged_bytes >= STAGED_BYTES_MAX {

@@ -10,10 +10,13 @@ use hashbrown::hash_table::Entry as Slot;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::change::{Change, LongOld};
+use super::clock::Now;
+use super::compute::is_live;
 use super::entry::Entry;
-use crate::wire::RequestFrame;
+use crate::wire::expiry::DEADLINE_LEN;
 use crate::wire::request::HEADER_LEN;
 use crate::wire::run::RUN_MAX;
+use crate::wire::{Opcode, RequestFrame};
 
 /// Partitions of a node's store.
 ///
@@ -66,12 +69,28 @@ impl Entries {
     pub(super) fn find(&self, hash: u64, key: &[u8]) -> Option<&Entry> {
         self.table.find(hash, |entry| entry.key() == key)
     }
+
+    /// The entry of `key`, unless its deadline has passed.
+    #[inline]
+    pub(super) fn find_live(&self, hash: u64, key: &[u8], clock: &Now<'_>) -> Option<&Entry> {
+        self.find(hash, key).filter(|entry| is_live(entry, clock))
+    }
+
+    /// The entry of `key`, to be changed.
+    pub(super) fn find_mut(&mut self, hash: u64, key: &[u8]) -> Option<&mut Entry> {
+        self.table.find_mut(hash, |entry| entry.key() == key)
+    }
 }
 
-/// Bytes of an entry's key and value.
+/// Bytes of key and value of the entry that a frame becomes.
 #[inline]
-fn size(entry: &Entry) -> u64 {
-    u64::try_from(entry.key().len() + entry.value().len()).unwrap_or(u64::MAX)
+fn put_size(frame: &RequestFrame<'_>) -> usize {
+    let deadline_len = if frame.opcode() == Opcode::SetAt {
+        DEADLINE_LEN
+    } else {
+        0
+    };
+    frame.bytes().len() - HEADER_LEN - deadline_len
 }
 
 /// The locked partitions of a run.
@@ -234,12 +253,12 @@ impl Store {
     pub fn remove(&self, key: &[u8]) -> Option<Entry> {
         let hash = self.hash(key);
         let entries = &mut *self.write(hash);
-        let taken = self.take(entries, hash, key, &mut Change::unlogged());
+        let taken = self.take(entries, hash, key, None, &mut Change::unlogged());
         taken.unwrap_or_else(|_| unreachable!("only a change that is logged asks for old digests"))
     }
 
-    /// Stores the entry of a SET frame in a locked partition: in the memory of the old entry where it fits there, else
-    /// as `new`, or as a copy where there is none. Returns the entry that it replaced.
+    /// Stores the entry of a SET or SETAT frame in a locked partition: in the memory of the old entry where it fits
+    /// there, else as `new`, or as a copy where there is none. Returns the entry that it replaced.
     ///
     /// # Errors
     ///
@@ -254,12 +273,12 @@ impl Store {
         change: &mut Change,
     ) -> Result<Option<Entry>, LongOld> {
         let key = frame.key();
-        let len = u64::try_from(frame.bytes().len() - HEADER_LEN).unwrap_or(u64::MAX);
+        let len = u64::try_from(put_size(frame)).unwrap_or(u64::MAX);
         let replaced = match self.slot(&mut entries.table, hash, key) {
             Slot::Occupied(mut slot) => {
                 let entry = slot.get_mut();
                 change.replaces(entry)?;
-                entries.bytes -= size(entry);
+                entries.bytes -= entry.size();
                 let fits = entry.overwrite(frame);
                 let new = || new.unwrap_or_else(|| Entry::copy_of(frame));
                 (!fits).then(|| std::mem::replace(entry, new()))
@@ -285,13 +304,13 @@ impl Store {
         entry: Entry,
         change: &mut Change,
     ) -> Result<Option<Entry>, (LongOld, Entry)> {
-        let len = size(&entry);
+        let len = entry.size();
         let replaced = match self.slot(&mut entries.table, hash, entry.key()) {
             Slot::Occupied(mut slot) => {
                 if let Err(long) = change.replaces(slot.get()) {
                     return Err((long, entry));
                 }
-                entries.bytes -= size(slot.get());
+                entries.bytes -= slot.get().size();
                 Some(std::mem::replace(slot.get_mut(), entry))
             }
             Slot::Vacant(slot) => {
@@ -303,7 +322,8 @@ impl Store {
         Ok(replaced)
     }
 
-    /// Removes `key` from a locked partition and returns its entry.
+    /// Removes `key` from a locked partition and returns its entry. With a clock, an entry whose deadline has passed is
+    /// none.
     ///
     /// # Errors
     ///
@@ -314,14 +334,18 @@ impl Store {
         entries: &mut Entries,
         hash: u64,
         key: &[u8],
+        clock: Option<&Now<'_>>,
         change: &mut Change,
     ) -> Result<Option<Entry>, LongOld> {
         let table = &mut entries.table;
         let Ok(slot) = table.find_entry(hash, |entry| entry.key() == key) else {
             return Ok(None);
         };
+        if clock.is_some_and(|clock| !is_live(slot.get(), clock)) {
+            return Ok(None);
+        }
         change.replaces(slot.get())?;
-        entries.bytes -= size(slot.get());
+        entries.bytes -= slot.get().size();
         let (removed, _) = slot.remove();
         // An eighth: far enough below the point of growth that a client cannot cause both in turn.
         if table.len() < table.capacity() / 8 {

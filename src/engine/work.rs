@@ -5,16 +5,18 @@ use arrayvec::ArrayVec;
 use super::Engine;
 use super::answers::Answers;
 use super::change::{Change, LongOld};
-use super::command::{self, Command, Effect, Function, value};
+use super::clock::Now;
+use super::command::{self, Command, Effect, Function, Record, value};
+use super::compute::{Ahead, Call, Computed};
 use super::digest::Digest;
 use super::entry::Entry;
 use super::prepared::Prepared;
-use super::store::{Entries, Locked, Store};
-use crate::wire::request::frames;
+use super::store::{Entries, Locked};
+use crate::log::Log;
 use crate::wire::run::RUN_MAX;
-use crate::wire::{Opcode, Request, RequestFrame, Run};
+use crate::wire::{Opcode, RequestFrame, Run, Token};
 
-/// Entries for the SETs of a run whose bits are set in `vacant`.
+/// Entries for the puts, SET and as records SETAT, of a run whose bits are set in `vacant`.
 ///
 /// All are made before the first is stored: taking the allocator's lock waits for earlier stores of the processor, and
 /// a store into a table usually misses the cache.
@@ -32,6 +34,7 @@ pub(super) fn new_entries(run: &Run<'_>, vacant: u16) -> ArrayVec<Option<Entry>,
 /// The execution of a run whose partitions are locked.
 pub(super) struct Work<'w, 'e> {
     pub(super) engine: &'e Engine,
+    pub(super) clock: Now<'e>,
     /// Taken where records are appended.
     pub(super) prepared: &'w mut Option<Prepared<'e>>,
     /// Of each request: the digest of the entry that it makes, where it is its own effect. Empty without a log.
@@ -43,9 +46,37 @@ pub(super) struct Work<'w, 'e> {
     pub(super) new: ArrayVec<Option<Entry>, RUN_MAX>,
     /// Entries to be freed after the unlock.
     pub(super) replaced: Vec<Entry>,
+    /// Tokens in the answers that are filled in when the records have their indexes: the place, and the number of the
+    /// record among those of the run, from 1.
+    pub(super) tokens: Vec<(usize, u32)>,
+    /// Memory for effects that are not logged.
+    pub(super) unlogged: Vec<u8>,
 }
 
-impl Work<'_, '_> {
+impl<'w, 'e> Work<'w, 'e> {
+    /// Nothing is done yet. `digests` is empty without a log.
+    #[inline(always)]
+    pub(super) fn new(
+        engine: &'e Engine,
+        prepared: &'w mut Option<Prepared<'e>>,
+        digests: ArrayVec<Digest, RUN_MAX>,
+        new: ArrayVec<Option<Entry>, RUN_MAX>,
+        is_logged: bool,
+    ) -> Work<'w, 'e> {
+        Work {
+            engine,
+            clock: Now::of(&engine.clock),
+            prepared,
+            digests,
+            made: 0,
+            change: Change::new(is_logged),
+            new,
+            replaced: Vec::new(),
+            tokens: Vec::new(),
+            unlogged: Vec::new(),
+        }
+    }
+
     /// Executes the requests in their order, and returns how many: up to a GET of a long value, and up to a write that
     /// needs the digest of a long old entry first.
     #[inline]
@@ -61,7 +92,8 @@ impl Work<'_, '_> {
             let Some(frame) = frames.next() else { break };
             let is_done = match command::of(frame.opcode()) {
                 Command::Get => {
-                    if !value::get(locked.of(at).find(hash, frame.key()), answers) {
+                    let entries = locked.of(at);
+                    if !value::get(entries.find_live(hash, frame.key(), &self.clock), answers) {
                         return at + 1;
                     }
                     true
@@ -74,7 +106,7 @@ impl Work<'_, '_> {
                     }
                     is_put
                 }
-                Command::Del => match self.take(hash, &frame, locked.of_mut(at)) {
+                Command::Del => match self.take(hash, &frame, locked.of_mut(at), true) {
                     Ok(is_there) => {
                         let effect = value::del(is_there, answers);
                         self.log(&effect, at, &frame);
@@ -83,7 +115,12 @@ impl Work<'_, '_> {
                     Err(LongOld(_)) => false,
                 },
                 Command::Computed(function) => {
-                    self.compute(at, hash, &frame, function, locked.of_mut(at), answers)
+                    let is_done =
+                        self.compute(at, hash, &frame, function, locked.of_mut(at), answers);
+                    if is_done && answers.has_apart() {
+                        return at + 1;
+                    }
+                    is_done
                 }
                 Command::None => unreachable!("no run has such a request"),
             };
@@ -107,15 +144,15 @@ impl Work<'_, '_> {
         let mut frames = run.frames();
         for (at, &hash) in hashes.iter().enumerate() {
             let Some(frame) = frames.next() else { break };
-            let is_done = match command::of(frame.opcode()) {
-                Command::Set => {
+            let is_done = match Record::of(&frame) {
+                Record::Put => {
                     let is_put = self.put(at, hash, &frame, locked.of_mut(at));
                     if is_put {
                         self.change.adds(self.digests[at]);
                     }
                     is_put
                 }
-                Command::Del => match self.take(hash, &frame, locked.of_mut(at)) {
+                Record::Remove => match self.take(hash, &frame, locked.of_mut(at), false) {
                     Ok(true) => true,
                     Ok(false) => {
                         missing.get_or_insert_with(|| frame.key().to_vec());
@@ -123,9 +160,10 @@ impl Work<'_, '_> {
                     }
                     Err(LongOld(_)) => false,
                 },
-                Command::Get | Command::Computed(_) | Command::None => {
-                    unreachable!("a record is its own effect")
+                Record::Expire(deadline) => {
+                    self.expire(hash, &frame, deadline, locked.of_mut(at), missing)
                 }
+                Record::Epoch => unreachable!("it is a run of its own"),
             };
             if !is_done {
                 return at;
@@ -153,16 +191,39 @@ impl Work<'_, '_> {
         true
     }
 
-    /// Removes the key of a DEL, and returns whether it was there.
+    /// Gives a key another deadline, or none, as a record says. Returns false as [`put`](Self::put) does.
+    #[inline(never)]
+    fn expire(
+        &mut self,
+        hash: u64,
+        frame: &RequestFrame<'_>,
+        deadline: Option<u64>,
+        entries: &mut Entries,
+        missing: &mut Option<Vec<u8>>,
+    ) -> bool {
+        let (key, ahead) = (frame.key(), &mut Ahead::default());
+        let store = &self.engine.store;
+        match store.expire(entries, hash, key, deadline, (&mut self.change, ahead)) {
+            Ok(Some(replaced)) => self.replaced.extend(replaced),
+            Ok(None) => drop(missing.get_or_insert_with(|| key.to_vec())),
+            Err(_) => return false,
+        }
+        true
+    }
+
+    /// Removes the key of a DEL, and returns whether it was there. To a client an entry whose deadline has passed is
+    /// not there.
     #[inline(always)]
     fn take(
         &mut self,
         hash: u64,
         frame: &RequestFrame<'_>,
         entries: &mut Entries,
+        is_request: bool,
     ) -> Result<bool, LongOld> {
         let store = &self.engine.store;
-        let removed = store.take(entries, hash, frame.key(), &mut self.change)?;
+        let clock = is_request.then_some(&self.clock);
+        let removed = store.take(entries, hash, frame.key(), clock, &mut self.change)?;
         let is_there = removed.is_some();
         if let Some(old) = removed {
             self.replaced.push(old);
@@ -182,15 +243,34 @@ impl Work<'_, '_> {
         entries: &mut Entries,
         answers: &mut Answers,
     ) -> bool {
-        let (store, change) = (&self.engine.store, &mut self.change);
-        let done = store.compute(entries, hash, frame, function, change, answers);
-        let Ok(Computed { effect, replaced }) = done else {
+        let call = Call {
+            frame,
+            function,
+            hash,
+            clock: &self.clock,
+            has_log: self.engine.sequencer.is_some(),
+        };
+        let effects = match &mut *self.prepared {
+            Some(prepared) => prepared.effects(),
+            None => {
+                self.unlogged.clear();
+                &mut self.unlogged
+            }
+        };
+        let state = (&mut self.change, &mut Ahead::default());
+        let done = (self.engine.store).compute(entries, &call, state, effects, answers);
+        let Ok(Computed {
+            is_made, replaced, ..
+        }) = done
+        else {
             return false;
         };
         self.replaced.extend(replaced);
-        if let (Some(prepared), Some(effect)) = (&mut *self.prepared, effect) {
-            prepared.push(&effect);
+        if is_made && self.prepared.is_some() {
             self.made |= 1 << at;
+            let token = answers.take_slot();
+            let number = self.made.count_ones();
+            self.tokens.extend(token.map(|place| (place, number)));
         }
         true
     }
@@ -201,20 +281,26 @@ impl Work<'_, '_> {
         match effect {
             Effect::AsSent | Effect::Remove => {}
             // A computed effect has a record of its own.
-            Effect::None | Effect::Put(_) => return,
+            Effect::None | Effect::Put { .. } | Effect::Expire { .. } => return,
         }
         if let Some(prepared) = &mut *self.prepared {
             self.made |= 1 << at;
             self.change.adds(self.digests[at]);
             if prepared.is_computed {
-                prepared.push(frame.bytes());
+                prepared.effects().extend_from_slice(frame.bytes());
             }
         }
     }
 
     /// Appends the records of the run. Returns the index that its answers wait for; 0 without a log.
     #[inline]
-    pub(super) fn append(&mut self, run: &Run<'_>, epoch: u64, locked: &mut Locked<'_>) -> u64 {
+    pub(super) fn append(
+        &mut self,
+        run: &Run<'_>,
+        epoch: u64,
+        locked: &mut Locked<'_>,
+        answers: &mut Answers,
+    ) -> u64 {
         if self.engine.sequencer.is_none() {
             return 0;
         }
@@ -222,75 +308,34 @@ impl Work<'_, '_> {
             Some(prepared) if self.made != 0 => {
                 let index = prepared.append(epoch, run, self.made, self.change.digest());
                 locked.set_last_index(index);
+                if !self.tokens.is_empty() {
+                    self.fill_tokens(index, answers);
+                }
                 index
             }
             Some(_) | None => locked.last_index(),
         }
     }
-}
 
-/// The result of a computed command.
-pub(super) struct Computed {
-    /// The frame of its effect, which the log records.
-    pub(super) effect: Option<Vec<u8>>,
-    /// The entry that it replaced.
-    pub(super) replaced: Option<Entry>,
-}
-
-impl Store {
-    /// Executes a command whose effect follows from the old entry, with the key's partition locked for writing.
-    ///
-    /// # Errors
-    ///
-    /// [`LongOld`], where `change` needs the digest of the old entry first. Nothing is done then.
-    pub(super) fn compute(
-        &self,
-        entries: &mut Entries,
-        hash: u64,
-        frame: &RequestFrame<'_>,
-        function: Function,
-        change: &mut Change,
-        answers: &mut Answers,
-    ) -> Result<Computed, LongOld> {
-        let key = frame.key();
-        let old = entries.find(hash, key);
-        let before = answers.bytes().len();
-        let effect = function(frame, old, answers);
-        if let (Effect::Put(_) | Effect::Remove, Some(old)) = (&effect, old)
-            && let Err(long) = change.knows(old)
-        {
-            answers.truncate(before);
-            return Err(long);
+    /// Fills in the tokens of the run's records, the last of which has this index.
+    #[cold]
+    fn fill_tokens(&mut self, last: u64, answers: &mut Answers) {
+        for (place, number) in self.tokens.drain(..) {
+            let index = last - u64::from(self.made.count_ones() - number);
+            answers.fill(place, self.engine.token_of(index));
         }
-        let mut record = Vec::new();
-        let replaced = match effect {
-            Effect::None => {
-                let (effect, replaced) = (None, None);
-                return Ok(Computed { effect, replaced });
-            }
-            Effect::AsSent => unreachable!("a computed command is not its own effect"),
-            Effect::Put(value) => {
-                let value = &value;
-                encode(&Request::Set { key, value }, &mut record);
-                let mut replaced = None;
-                for put in frames(&record) {
-                    replaced = self.put_frame(entries, hash, &put, None, change)?;
-                }
-                change.adds(Digest::of_frame(&record));
-                replaced
-            }
-            Effect::Remove => {
-                encode(&Request::Del { key }, &mut record);
-                self.take(entries, hash, key, change)?
-            }
-        };
-        let effect = Some(record);
-        Ok(Computed { effect, replaced })
     }
 }
 
-/// Adds the frame of an effect.
-fn encode(effect: &Request<'_>, out: &mut Vec<u8>) {
-    let encoded = effect.encode(out);
-    encoded.unwrap_or_else(|_| unreachable!("an effect is little longer than its request"));
+impl Engine {
+    /// The token of a record of the newest epoch, with a partition locked.
+    pub(super) fn token_of(&self, index: u64) -> Token {
+        let start = self.log().and_then(Log::last_epoch);
+        let (epoch, nonce) = start.map_or((0, 0), |start| (start.epoch, start.nonce));
+        Token {
+            epoch,
+            index,
+            nonce,
+        }
+    }
 }

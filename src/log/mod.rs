@@ -257,6 +257,12 @@ impl Log {
         self.order.lock().history.clone()
     }
 
+    /// The newest epoch of the data set; `None` before the first.
+    #[must_use]
+    pub fn last_epoch(&self) -> Option<EpochStart> {
+        self.order.lock().history.last()
+    }
+
     /// Whether the node holds a data set: it has a [history](Self::history).
     #[must_use]
     pub fn has_history(&self) -> bool {

@@ -36,11 +36,14 @@ use parking_lot::Mutex;
 
 use crate::config::{Config, LimitsConfig, NodeConfig, ReplicationConfig};
 use crate::engine::Engine;
+#[cfg(test)]
+use crate::engine::clock::Clock;
 use crate::engine::comparison::Budget;
 #[cfg(test)]
 use crate::engine::store::Store;
 use crate::log::{Head, Log, Mark};
 use crate::replication::core::report::Settings;
+use crate::time::MachineTime;
 use crate::wire::comparison::{ComparisonError, List, Sums};
 use crate::wire::{Request, RequestFrame};
 
@@ -143,7 +146,7 @@ impl Node {
 
     fn with(backlog_bytes: Option<u64>, member: Option<Member>, role: RoleState) -> Node {
         let node = Node {
-            engine: Engine::new(backlog_bytes),
+            engine: Engine::new(backlog_bytes, MachineTime::clock()),
             member,
             state: Mutex::new(ReplicaState::new(role)),
             is_leader: AtomicBool::new(false),
@@ -166,11 +169,11 @@ impl Node {
         this: &NodeConfig,
         partitions: usize,
         seed: u64,
-        started: Instant,
+        (started, clock): (Instant, Clock),
     ) -> Node {
         let mut node = Node::of_cluster(config, this);
         let store = Store::seeded(partitions, seed);
-        node.engine = Engine::with_store(store, Some(config.replication.backlog_bytes));
+        node.engine = Engine::with_store(store, Some(config.replication.backlog_bytes), clock);
         if let Some(member) = &mut node.member {
             member.process = seed;
         }

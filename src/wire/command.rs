@@ -49,11 +49,11 @@ pub struct CommandSpec {
     pub access: Access,
     /// Whether it changes the data set, so that only the leader executes it.
     pub writes: bool,
-    /// Whether its frame may be a record of the log: a write that is its own effect, or a record that nodes alone make.
-    /// The effect of another write is computed from the old value.
+    /// Whether its frame may be a record of the log: the effect of a write, or a record that nodes alone make.
     pub is_record: bool,
-    /// Bytes by which the frame of its effect may be longer than that of the request.
-    pub effect_extra: usize,
+    /// Where the effect of a write is computed from the old entry: bytes by which the frame of its effect may be longer
+    /// than that of the request. `None` where the request is its own effect, or has none.
+    pub effect_extra: Option<usize>,
     /// Whether it may share a [`Run`](super::Run) with other requests.
     pub batchable: bool,
     /// Whether a connection beyond `max_connections` may send it.
@@ -345,7 +345,7 @@ commands! {
         access: Access::Write,
         writes: true,
         is_record: true,
-        effect_extra: 0,
+        effect_extra: None,
         batchable: true,
         reserve: Reserve::Refused,
         statuses: WRITE,
@@ -361,7 +361,7 @@ commands! {
         access: Access::Read,
         writes: false,
         is_record: false,
-        effect_extra: 0,
+        effect_extra: None,
         batchable: true,
         reserve: Reserve::Refused,
         statuses: READ_KEY,
@@ -377,7 +377,7 @@ commands! {
         access: Access::Write,
         writes: true,
         is_record: true,
-        effect_extra: 0,
+        effect_extra: None,
         batchable: true,
         reserve: Reserve::Refused,
         statuses: WRITE_KEY,
@@ -393,7 +393,7 @@ commands! {
         access: Access::Read,
         writes: false,
         is_record: false,
-        effect_extra: 0,
+        effect_extra: None,
         batchable: false,
         reserve: Reserve::Answered,
         statuses: ALWAYS,
@@ -408,9 +408,9 @@ commands! {
         check: Some(expiry::check_setat),
         access: Access::Write,
         writes: true,
-        is_record: false,
-        effect_extra: 0,
-        batchable: false,
+        is_record: true,
+        effect_extra: Some(0),
+        batchable: true,
         reserve: Reserve::Refused,
         statuses: WRITE,
         ok: OkValue::Empty,
@@ -431,7 +431,7 @@ commands! {
         access: Access::Write,
         writes: true,
         is_record: false,
-        effect_extra: 0,
+        effect_extra: Some(0),
         batchable: false,
         reserve: Reserve::Refused,
         statuses: WRITE_IF,
@@ -452,7 +452,7 @@ commands! {
         access: Access::Write,
         writes: true,
         is_record: false,
-        effect_extra: 0,
+        effect_extra: Some(0),
         batchable: false,
         reserve: Reserve::Refused,
         statuses: TAKE,
@@ -473,7 +473,7 @@ commands! {
         access: Access::Write,
         writes: true,
         is_record: false,
-        effect_extra: 0,
+        effect_extra: Some(3),
         batchable: true,
         reserve: Reserve::Refused,
         statuses: WRITE,
@@ -488,9 +488,9 @@ commands! {
         check: Some(expiry::check_expire),
         access: Access::Write,
         writes: true,
-        is_record: false,
-        effect_extra: 0,
-        batchable: false,
+        is_record: true,
+        effect_extra: Some(0),
+        batchable: true,
         reserve: Reserve::Refused,
         statuses: WRITE_KEY,
         ok: OkValue::Empty,
@@ -505,7 +505,7 @@ commands! {
         access: Access::Read,
         writes: false,
         is_record: false,
-        effect_extra: 0,
+        effect_extra: None,
         batchable: false,
         reserve: Reserve::Refused,
         statuses: READ_KEY,
@@ -521,7 +521,7 @@ commands! {
         access: Access::Read,
         writes: false,
         is_record: false,
-        effect_extra: 0,
+        effect_extra: None,
         batchable: false,
         reserve: Reserve::Refused,
         statuses: SYNC,
@@ -537,7 +537,7 @@ commands! {
         access: Access::Admin,
         writes: false,
         is_record: false,
-        effect_extra: 0,
+        effect_extra: None,
         batchable: false,
         reserve: Reserve::Admitted,
         statuses: ALWAYS,
@@ -553,7 +553,7 @@ commands! {
         access: Access::Admin,
         writes: false,
         is_record: false,
-        effect_extra: 0,
+        effect_extra: None,
         batchable: false,
         reserve: Reserve::Refused,
         statuses: ALWAYS,
@@ -569,7 +569,7 @@ commands! {
         access: Access::Admin,
         writes: false,
         is_record: false,
-        effect_extra: 0,
+        effect_extra: None,
         batchable: false,
         reserve: Reserve::Refused,
         statuses: READ,
@@ -586,7 +586,7 @@ commands! {
         access: Access::Admin,
         writes: false,
         is_record: false,
-        effect_extra: 0,
+        effect_extra: None,
         batchable: false,
         reserve: Reserve::Refused,
         statuses: READ,
@@ -608,7 +608,7 @@ commands! {
         access: Access::Peer,
         writes: false,
         is_record: false,
-        effect_extra: 0,
+        effect_extra: None,
         batchable: false,
         reserve: Reserve::Admitted,
         statuses: FOLLOW,
@@ -624,7 +624,7 @@ commands! {
         access: Access::Peer,
         writes: false,
         is_record: true,
-        effect_extra: 0,
+        effect_extra: None,
         batchable: false,
         reserve: Reserve::Refused,
         statuses: RECORD,
@@ -771,12 +771,16 @@ impl CommandSpec {
             "a record is a write, or of nodes alone"
         );
         assert!(
+            !self.writes || self.is_record || self.effect_extra.is_some(),
+            "a write has an effect"
+        );
+        assert!(
             self.writes == matches!(self.access, Access::Write),
             "a write needs the right to write"
         );
         assert!(
-            self.effect_extra == 0 || (self.writes && !self.is_record),
-            "the request is its own effect"
+            self.effect_extra.is_none() || self.writes,
+            "only a write has an effect"
         );
         assert!(self.has_key || !self.batchable, "runs are sorted by key");
     }

@@ -199,9 +199,9 @@ impl<'a> Iterator for Frames<'a, '_> {
     }
 }
 
-/// Whether the frame becomes a record as it is, and is long.
+/// Whether the frame is that of a write with a value, and is long.
 fn is_large(frame: &RequestFrame<'_>, traits: Traits) -> bool {
-    traits.is_record() && traits.has_value() && frame.bytes().len() > RUN_FRAME_BYTES_MAX
+    traits.writes() && traits.has_value() && frame.bytes().len() > RUN_FRAME_BYTES_MAX
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ impl Traits {
     const BATCHABLE: u8 = 1 << 4;
     /// The limit on its value is another one than the node's.
     const OWN_LIMIT: u8 = 1 << 5;
+    /// Its effect is computed from the old entry.
+    const COMPUTED: u8 = 1 << 6;
 
     /// The traits of an opcode's byte.
     #[inline]
@@ -46,6 +48,7 @@ impl Traits {
             (spec.is_record, Traits::RECORD),
             (spec.batchable, Traits::BATCHABLE),
             (has_own_limit, Traits::OWN_LIMIT),
+            (spec.effect_extra.is_some(), Traits::COMPUTED),
         ];
         let (mut traits, mut at) = (0, 0);
         while at < bits.len() {
@@ -76,9 +79,9 @@ impl Traits {
         self.has(Traits::WRITES)
     }
 
-    /// Whether the operation is a write and its request is not its effect.
+    /// Whether the effect of the operation is computed from the old entry.
     pub(super) const fn is_computed(self) -> bool {
-        self.0 & (Traits::WRITES | Traits::RECORD) == Traits::WRITES
+        self.has(Traits::COMPUTED)
     }
 
     /// Whether the request's frame may be a record of the log.
@@ -116,7 +119,7 @@ mod tests {
             assert_eq!(traits.has_value(), spec.uses_value());
             assert_eq!(traits.writes(), spec.writes);
             assert_eq!(traits.is_record(), spec.is_record);
-            assert_eq!(traits.is_computed(), spec.writes && !spec.is_record);
+            assert_eq!(traits.is_computed(), spec.effect_extra.is_some());
             assert_eq!(traits.is_batchable(), spec.batchable);
             for value_len_max in [0, 1, 5_000] {
                 let limits = Limits { value_len_max };

@@ -27,7 +27,7 @@ fn encoded<'a>(requests: impl IntoIterator<Item = Request<'a>>) -> Vec<u8> {
 
 /// An engine with a log, which admits everything.
 fn engine() -> Engine {
-    let engine = Engine::new(Some(1 << 20));
+    let engine = Engine::new(Some(1 << 20), gopherstore::time::MachineTime::clock());
     engine.admit(Admission {
         reads: true,
         writes: true,
@@ -100,7 +100,7 @@ fn the_sum_is_stored_and_answered_and_what_is_no_number_is_left_as_it_is() {
 }
 
 #[test]
-fn operands_that_this_version_does_not_know_are_refused() {
+fn operands_that_the_operation_does_not_know_are_refused() {
     let node = Node::alone();
     let spec = Opcode::Add.spec();
     for (value, message) in [
@@ -109,8 +109,12 @@ fn operands_that_this_version_does_not_know_are_refused() {
             "want 0x01, must have no bit but 0x02",
         ),
         (
-            spec.value_of([0, 1, 0, 1_000]),
-            "ttl of 1000 ms, must be 0: keys do not expire",
+            spec.value_of([2, 1, 0, 0]),
+            "want 0x02: a token needs a log, which a node has with peers in cluster.toml",
+        ),
+        (
+            spec.value_of([0, 1, 0, u64::MAX]),
+            "ttl of 18446744073709551615 ms from now is beyond 64 bits",
         ),
         (vec![0; 24], "value of 24 bytes in ADD, must have 25"),
         (vec![], "value of 0 bytes in ADD, must have 25"),

@@ -483,7 +483,10 @@ fn positions_of_an_epoch_that_was_given_up_are_never_reached() {
 /// group, and over the begin of an epoch.
 #[test]
 fn records_are_applied_up_to_the_committed_index() {
-    let (leader, follower) = (Engine::new(Some(1 << 20)), Engine::new(Some(1 << 20)));
+    let (leader, follower) = (
+        Engine::new(Some(1 << 20), gopherstore::time::MachineTime::clock()),
+        Engine::new(Some(1 << 20), gopherstore::time::MachineTime::clock()),
+    );
     let set = |key: &[u8], value: &[u8]| {
         let mut bytes = Vec::new();
         Request::Set { key, value }.encode(&mut bytes).unwrap();
@@ -504,7 +507,12 @@ fn records_are_applied_up_to_the_committed_index() {
         let log = follower.log().unwrap();
         (follower.head().index, log.last_index())
     };
-    let digest = |records: &[u8]| crate::digest_after(&Engine::new(Some(1 << 20)), records);
+    let digest = |records: &[u8]| {
+        crate::digest_after(
+            &Engine::new(Some(1 << 20), gopherstore::time::MachineTime::clock()),
+            records,
+        )
+    };
     let ends = [
         digest(&first),
         digest(&[first.clone(), second.clone()].concat()),

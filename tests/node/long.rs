@@ -19,7 +19,11 @@ use crate::apply;
 const KEYS: u32 = 3_000;
 
 fn engine(store: Store) -> Engine {
-    let engine = Engine::with_store(store, Some(64 << 20));
+    let engine = Engine::with_store(
+        store,
+        Some(64 << 20),
+        gopherstore::time::MachineTime::clock(),
+    );
     engine.admit(Admission {
         reads: true,
         writes: true,

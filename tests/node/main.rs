@@ -5,6 +5,7 @@ mod add;
 mod comparison;
 mod differences;
 mod execute;
+mod expiry;
 mod log;
 mod long;
 mod model;

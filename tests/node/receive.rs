@@ -24,7 +24,7 @@ const EPOCH: EpochStart = EpochStart {
 
 /// A follower whose log has one record, the beginning of [`EPOCH`].
 fn follower() -> Engine {
-    let engine = Engine::new(Some(BACKLOG_BYTES));
+    let engine = Engine::new(Some(BACKLOG_BYTES), gopherstore::time::MachineTime::clock());
     apply(&engine, &epoch_record(EPOCH)).unwrap();
     engine
 }
@@ -155,7 +155,7 @@ fn what_does_not_continue_the_log_is_not_logged() {
     assert_eq!(places(&engine), (1, 1));
     assert_eq!(log(&engine).history().epochs(), [EPOCH]);
     assert_eq!(log(&engine).dataset_generation(), generation);
-    let alone = Engine::new(None);
+    let alone = Engine::new(None, gopherstore::time::MachineTime::clock());
     let received = receive(&alone, &set(b"a", b"1"), u64::MAX, Digest::EMPTY);
     assert_eq!(received, Err(ApplyError::NoLog));
 }

@@ -119,7 +119,11 @@ fn frames<'a>(requests: impl IntoIterator<Item = Request<'a>>) -> Vec<u8> {
 
 /// An engine of few partitions without a log, which admits everything.
 fn engine() -> Engine {
-    let engine = Engine::with_store(Store::with_partitions(4), None);
+    let engine = Engine::with_store(
+        Store::with_partitions(4),
+        None,
+        gopherstore::time::MachineTime::clock(),
+    );
     engine.admit(Admission {
         reads: true,
         writes: true,

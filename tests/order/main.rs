@@ -24,6 +24,9 @@ mod log;
 #[path = "../../src/planted.rs"]
 #[allow(dead_code)]
 mod planted;
+#[path = "../../src/time.rs"]
+#[allow(dead_code)]
+mod time;
 
 pub use gopherstore::{history, wire};
 pub use primitives::{Condvar, Mutex, MutexGuard, Receiver, RwLock, Sender, unbounded};

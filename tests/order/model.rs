@@ -59,7 +59,11 @@ fn admission(writes: bool) -> Admission {
 
 /// The engine of a leader in epoch 1, or of a follower.
 fn engine(partitions: usize, leads: bool) -> Engine {
-    let engine = Engine::with_store(Store::with_partitions(partitions), Some(1 << 20));
+    let engine = Engine::with_store(
+        Store::with_partitions(partitions),
+        Some(1 << 20),
+        crate::time::MachineTime::clock(),
+    );
     if leads {
         open_epoch(&engine, 1).unwrap();
     } else {

@@ -2,7 +2,11 @@
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+
+use crate::engine::clock::{Clock, Reading, TimeSource};
 
 /// Microseconds since the begin of the run.
 pub(super) type Micros = u64;
@@ -19,8 +23,24 @@ pub(super) const SECOND: Micros = 1_000_000;
 pub(super) struct Timeline<E> {
     base: Instant,
     now: Micros,
+    /// The same, for the clocks of nodes.
+    shared: Arc<AtomicU64>,
     added: u64,
     events: BinaryHeap<Entry<E>>,
+}
+
+/// The clocks of a simulated machine.
+#[derive(Debug)]
+struct SimulatedTime(Arc<AtomicU64>);
+
+impl TimeSource for SimulatedTime {
+    fn read(&self) -> Reading {
+        let monotonic = self.0.load(Relaxed) / MS;
+        Reading {
+            wall: 1_700_000_000_000 + monotonic,
+            monotonic,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -39,6 +59,7 @@ impl<E> Timeline<E> {
             // code takes itself lie before it, and so far that STATUS has as many digits for each of them.
             base: Instant::now() + Duration::from_secs(5_000),
             now: 0,
+            shared: Arc::default(),
             added: 0,
             events: BinaryHeap::new(),
         }
@@ -59,9 +80,9 @@ impl<E> Timeline<E> {
         self.base + Duration::from_micros(at)
     }
 
-    /// The time as milliseconds since 1970.
-    pub(super) const fn time_ms(&self) -> u64 {
-        1_700_000_000_000 + self.now / MS
+    /// A clock that goes with this time.
+    pub(super) fn clock(&self) -> Clock {
+        Clock::new(Box::new(SimulatedTime(Arc::clone(&self.shared))))
     }
 
     /// The time of an instant; that of one in the past is now.
@@ -91,6 +112,7 @@ impl<E> Timeline<E> {
     pub(super) fn next(&mut self) -> Option<E> {
         let entry = self.events.pop()?;
         self.now = entry.at;
+        self.shared.store(entry.at, Relaxed);
         Some(entry.event)
     }
 

@@ -136,7 +136,8 @@ impl<'a> Process<'a> {
         let now = shared.timeline.instant();
         let shipped = slot.get_or_init(|| {
             let (this, process) = (&config.nodes[host], shared.random.next());
-            let mut node = Node::simulated(config, this, partitions, process, now);
+            let clock = shared.timeline.clock();
+            let mut node = Node::simulated(config, this, partitions, process, (now, clock));
             if shared.waits_for_commit {
                 node.acknowledge_at(Mark::Committed);
             }

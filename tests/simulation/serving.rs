@@ -366,11 +366,7 @@ impl Leading<'_> {
                 };
                 return Ok(at);
             }
-            let sending = self.stream.next(
-                shared.timeline.instant(),
-                shared.timeline.time_ms(),
-                &mut out,
-            );
+            let sending = self.stream.next(shared.timeline.instant(), &mut out);
             shared.log(self.stream.take_notes());
             self.waits = match sending? {
                 Sending::Frames { large } => {

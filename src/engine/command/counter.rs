@@ -2,47 +2,51 @@
 
 use std::borrow::Cow;
 
-use super::Effect;
-use crate::engine::answers::Answers;
-use crate::engine::entry::Entry;
-use crate::wire::{RequestFrame, Status};
+use super::{Effect, Input, NO_TOKEN, Needs};
+use crate::engine::answers::{Answers, Part};
+use crate::wire::Status;
+use crate::wire::conditional::Add;
 
-/// ADD: adds to the decimal value of the key, which is `start` where there is none, and answers the sum.
-pub(super) fn add<'a>(
-    frame: &RequestFrame<'a>,
-    old: Option<&Entry>,
-    answers: &mut Answers,
-) -> Effect<'a> {
-    match sum(frame, old) {
-        Ok(sum) => {
+/// ADD: adds to the decimal value of the key, which is `start` where there is none, and answers the sum. A value that
+/// is there keeps its deadline.
+pub(super) fn add<'a>(input: &Input<'_, 'a>, answers: &mut Answers) -> Result<Effect<'a>, Needs> {
+    match sum(input) {
+        Ok((sum, deadline, want_token)) => {
             let text = sum.to_string().into_bytes();
-            answers.push(Status::Ok, &text);
-            Effect::Put(Cow::Owned(text))
+            if want_token {
+                answers.push_parts(Status::Ok, &[Part::Token, Part::Bytes(&text)]);
+            } else {
+                answers.push(Status::Ok, &text);
+            }
+            let value = Cow::Owned(text);
+            Ok(Effect::Put { value, deadline })
         }
         Err(message) => {
             answers.push(Status::Error, message.as_bytes());
-            Effect::None
+            Ok(Effect::None)
         }
     }
 }
 
-/// The sum that an ADD stores.
-fn sum(frame: &RequestFrame<'_>, old: Option<&Entry>) -> Result<i64, String> {
-    let operands = frame.opcode().spec().operands_of(frame.request().value());
-    let [want, delta, start, ttl] = operands.map_err(|error| error.reason)?;
-    if want != 0 {
-        return Err(format!("want 0x{want:02x}, must be 0x00"));
+/// The sum that an ADD stores, the deadline of its key, and whether a token is wanted.
+fn sum(input: &Input<'_, '_>) -> Result<(i64, Option<u64>, bool), String> {
+    let frame = input.frame;
+    let add = Add::decode(frame.key(), frame.value()).map_err(|error| error.reason)?;
+    if add.want_token && !input.has_log {
+        return Err(NO_TOKEN.to_owned());
     }
-    if ttl != 0 {
-        return Err(format!("ttl of {ttl} ms, must be 0: keys do not expire"));
-    }
-    let number = match old {
-        Some(entry) => decimal(entry.value()).ok_or("the value is no decimal number of 64 bits")?,
-        None => start.cast_signed(),
+    let (number, deadline) = match input.old {
+        Some(entry) => {
+            let number =
+                decimal(entry.value()).ok_or("the value is no decimal number of 64 bits")?;
+            (number, entry.deadline())
+        }
+        None => (add.start, add.expiry.deadline(|| input.clock.now(), None)?),
     };
-    let delta = delta.cast_signed();
+    let delta = add.delta;
     let sum = number.checked_add(delta);
-    sum.ok_or_else(|| format!("{number} and {delta} add up to no number of 64 bits"))
+    let sum = sum.ok_or_else(|| format!("{number} and {delta} add up to no number of 64 bits"))?;
+    Ok((sum, deadline, add.want_token))
 }
 
 /// Length of the longest decimal number of 64 bits, that of -2^63.

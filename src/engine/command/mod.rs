@@ -4,12 +4,15 @@
 //! ([`crate::wire::command`]), its documentation and its vectors.
 
 mod counter;
+mod expiry;
 pub(super) mod value;
 
 use std::borrow::Cow;
 
 use super::answers::Answers;
+use super::clock::Now;
 use super::entry::Entry;
+use crate::wire::expiry::recorded_expiry;
 use crate::wire::{Opcode, RequestFrame};
 
 /// The change that a command makes to its key. Effects are absolute, so replaying one is harmless.
@@ -19,16 +22,48 @@ pub(super) enum Effect<'a> {
     None,
     /// The request is its own effect, byte for byte: a SET.
     AsSent,
-    /// The key has this value from now on, as if by a SET. That frame is at most as long as the request and the
-    /// `effect_extra` bytes of its row in the command table.
-    Put(Cow<'a, [u8]>),
+    /// The key has this value and this deadline from now on, as if by a SET or a SETAT. That frame is at most as long
+    /// as the request and the `effect_extra` bytes of its row in the command table.
+    Put {
+        value: Cow<'a, [u8]>,
+        deadline: Option<u64>,
+    },
     /// The key is removed, as if by a DEL.
     Remove,
+    /// The key, which exists, has this deadline from now on, or none, as if by an EXPIRE.
+    Expire { deadline: Option<u64> },
 }
 
-/// A command. It adds one answer, and is called with the key's partition locked.
+/// The request of a command, and the state that it meets.
+pub(super) struct Input<'i, 'a> {
+    pub(super) frame: &'i RequestFrame<'a>,
+    /// The entry of the key; `None` where there is none, or where its deadline has passed.
+    pub(super) old: Option<&'i Entry>,
+    /// The time, which is read where the command asks for it.
+    pub(super) clock: &'i Now<'i>,
+    /// XXH3-128 of the old entry's value, where it was [asked for](Needs::OldHash).
+    pub(super) old_hash: Option<u128>,
+    /// Whether writes are logged, so that there are tokens.
+    pub(super) has_log: bool,
+}
+
+/// The thing that a command needs to be executed, and that takes too long under a lock. It is called again with it, and
+/// its answer is taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Needs {
+    /// The XXH3-128 of the old entry's value, which is long.
+    #[allow(dead_code, reason = "conditions by hash ask for it")]
+    OldHash,
+}
+
+/// The fault of a request for a token where there is no log.
+pub(super) const NO_TOKEN: &str =
+    "want 0x02: a token needs a log, which a node has with peers in cluster.toml";
+
+/// A command. It adds one answer, and is called with the key's partition locked. It may be called more than once for
+/// one request.
 pub(super) type Function =
-    for<'a> fn(&RequestFrame<'a>, old: Option<&Entry>, answers: &mut Answers) -> Effect<'a>;
+    for<'i, 'a> fn(&Input<'i, 'a>, answers: &mut Answers) -> Result<Effect<'a>, Needs>;
 
 /// How the engine executes an operation.
 #[derive(Clone, Copy)]
@@ -52,11 +87,11 @@ pub(super) const fn of(opcode: Opcode) -> Command {
         Opcode::Set => Command::Set,
         Opcode::Get => Command::Get,
         Opcode::Del => Command::Del,
+        Opcode::SetAt => Command::Computed(expiry::set_at),
         Opcode::Add => Command::Computed(counter::add),
-        Opcode::SetAt
-        | Opcode::Put
+        Opcode::Expire => Command::Computed(expiry::expire),
+        Opcode::Put
         | Opcode::Take
-        | Opcode::Expire
         | Opcode::Ttl
         | Opcode::Ping
         | Opcode::Sync
@@ -66,5 +101,43 @@ pub(super) const fn of(opcode: Opcode) -> Command {
         | Opcode::List
         | Opcode::Follow
         | Opcode::Epoch => Command::None,
+    }
+}
+
+/// A record of the log, by its effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Record {
+    /// SET or SETAT: the frame becomes the entry.
+    Put,
+    /// DEL.
+    Remove,
+    /// EXPIRE: the key has this deadline, or none.
+    Expire(Option<u64>),
+    /// EPOCH, which changes no key.
+    Epoch,
+}
+
+impl Record {
+    /// The effect of a frame that was accepted as a record.
+    #[inline]
+    pub(super) fn of(frame: &RequestFrame<'_>) -> Record {
+        match frame.opcode() {
+            Opcode::Set | Opcode::SetAt => Record::Put,
+            Opcode::Del => Record::Remove,
+            Opcode::Expire => Record::Expire(recorded_expiry(frame.value()).flatten()),
+            Opcode::Epoch => Record::Epoch,
+            Opcode::Get
+            | Opcode::Put
+            | Opcode::Take
+            | Opcode::Ttl
+            | Opcode::Ping
+            | Opcode::Add
+            | Opcode::Sync
+            | Opcode::Status
+            | Opcode::Discard
+            | Opcode::Sums
+            | Opcode::List
+            | Opcode::Follow => unreachable!("no record has this opcode"),
+        }
     }
 }

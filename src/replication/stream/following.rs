@@ -359,12 +359,14 @@ impl<'a> FollowerStream<'a> {
                 Message::Entries {
                     first_index,
                     committed_index,
+                    time_ms,
                     digest,
                     frames,
                     ..
                 },
                 Receiving::Entries,
             ) => {
+                self.node.engine().clock().pull(time_ms);
                 let group = Group {
                     first_index,
                     records: frames,
@@ -392,19 +394,22 @@ impl<'a> FollowerStream<'a> {
                     round,
                     last_index,
                     committed_index,
+                    time_ms,
                     digest_index,
                     digest,
                     ..
                 },
                 Receiving::Entries,
             ) => {
+                self.node.engine().clock().pull(time_ms);
                 let applied = self.node.engine().apply(committed_index);
                 applied.map_err(|error| follow_error(&error))?;
                 self.heartbeat(last_index, digest_index, digest, now)?;
                 self.acks.heartbeat(round);
                 Ok(())
             }
-            (Message::Heartbeat { round, .. }, Receiving::Snapshot(_)) => {
+            (Message::Heartbeat { round, time_ms, .. }, Receiving::Snapshot(_)) => {
+                self.node.engine().clock().pull(time_ms);
                 self.acks.heartbeat(round);
                 Ok(())
             }

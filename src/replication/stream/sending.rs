@@ -105,8 +105,6 @@ pub(super) struct Sender<'a> {
     beat_at: Instant,
     /// Number of the last heartbeat.
     round: u64,
-    /// The clock of this node, in milliseconds since 1970 UTC.
-    time_ms: u64,
     /// The last batch was a small one.
     is_to_gather: bool,
     /// Frames read from the log.
@@ -136,7 +134,6 @@ impl<'a> LeaderStream<'a> {
                 interval: accepted.interval,
                 beat_at: now,
                 round: 0,
-                time_ms: 0,
                 is_to_gather: false,
                 run: Vec::new(),
                 notes: Vec::new(),
@@ -185,24 +182,17 @@ impl<'a> LeaderStream<'a> {
         std::mem::take(&mut self.sender.notes)
     }
 
-    /// Decides what is to be done next. Bytes to write replace the contents of `out`. They count as sent. `time_ms` is
-    /// the clock of this node, in milliseconds since 1970 UTC.
+    /// Decides what is to be done next. Bytes to write replace the contents of `out`. They count as sent.
     ///
     /// # Errors
     ///
     /// Why the stream ends.
-    pub(crate) fn next(
-        &mut self,
-        now: Instant,
-        time_ms: u64,
-        out: &mut Vec<u8>,
-    ) -> Result<Sending, StreamEnd> {
+    pub(crate) fn next(&mut self, now: Instant, out: &mut Vec<u8>) -> Result<Sending, StreamEnd> {
         out.clear();
         if let Some(sending) = self.next_of_order(now, out)? {
             return Ok(sending);
         }
         let sender = &mut self.sender;
-        sender.time_ms = time_ms;
         sender.check_dataset()?;
         match &mut self.part {
             Part::Snapshot(snapshot) => {
@@ -377,7 +367,7 @@ impl Sender<'_> {
             last_index,
             committed_index: self.log.committed_index(),
             durable_index: 0,
-            time_ms: self.time_ms,
+            time_ms: self.node.engine().clock().now(),
             digest_index,
             digest: digest.to_u128(),
         };
@@ -411,7 +401,7 @@ impl Sender<'_> {
             first_index: cursor.next - u64::from(count),
             count,
             committed_index: self.log.committed_index(),
-            time_ms: self.time_ms,
+            time_ms: self.node.engine().clock().now(),
             digest: digest.to_u128(),
         }
     }

@@ -221,7 +221,7 @@ impl<'a> Joined<'a> {
     /// Sends what is next, and has it received. Returns the time to wait until where there is nothing.
     fn step(&mut self) -> Result<Option<Instant>, Ended> {
         let mut out = Vec::new();
-        let sending = self.leader.next(self.now, 0, &mut out);
+        let sending = self.leader.next(self.now, &mut out);
         match sending.map_err(Ended::Leader)? {
             Sending::Frames { large } => {
                 self.to_follower.extend(&out);

@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
@@ -122,7 +122,7 @@ fn send(stream: &mut LeaderStream<'_>, socket: &TcpStream) -> Result<(), StreamE
     let peers = link.replica().peers;
     let mut out = Vec::new();
     loop {
-        let sending = stream.next(Instant::now(), clock_ms(), &mut out);
+        let sending = stream.next(Instant::now(), &mut out);
         for note in stream.take_notes() {
             info!("{note}");
         }
@@ -148,14 +148,6 @@ fn send(stream: &mut LeaderStream<'_>, socket: &TcpStream) -> Result<(), StreamE
             Sending::End => return Ok(()),
         }
     }
-}
-
-/// The system's clock, in milliseconds since 1970 UTC.
-fn clock_ms() -> u64 {
-    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    time.map_or(0, |time| {
-        u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-    })
 }
 
 /// Writes all of `bytes`.

@@ -1,8 +1,9 @@
 //! Batches: records one after another, the value of ENTRIES and SNAPSHOT_CHUNK.
 
 use super::{Fields, Head, ReplicationError, StreamOpcode};
+use crate::wire::expiry::recorded_expiry;
 use crate::wire::request::{self, ANY_VALUE, Parsed};
-use crate::wire::{RequestFrame, Run, size};
+use crate::wire::{Opcode, RequestFrame, Run, size};
 
 /// Longest value in bytes of a batch of more than one frame. A batch of one frame may be longer.
 pub const BATCH_LEN_MAX: u32 = 1 << 20;
@@ -53,9 +54,16 @@ impl<'a> Frames<'a> {
                             operation,
                         });
                     }
-                    let got = frame.request().value().len();
-                    if is_epoch && got < operation.spec().operands_len() {
+                    let got = frame.value().len();
+                    if got < operation.spec().operands_len() {
                         return Err(ReplicationError::RecordLen { at, operation, got });
+                    }
+                    if traits.is_computed() && !is_record(&frame) {
+                        return Err(ReplicationError::NotARecord {
+                            opcode,
+                            at,
+                            operation,
+                        });
                     }
                     has_epochs |= is_epoch;
                     rest = &rest[frame.bytes().len()..];
@@ -114,6 +122,13 @@ impl<'a> Frames<'a> {
             count: self.count,
         }
     }
+}
+
+/// Whether the operands of a frame are those of a record. Records say the same at every time.
+fn is_record(frame: &RequestFrame<'_>) -> bool {
+    let (opcode, value) = (frame.opcode(), frame.value());
+    let is_absolute = opcode != Opcode::Expire || recorded_expiry(value).is_some();
+    is_absolute && opcode.spec().check(frame.key(), value).is_ok()
 }
 
 /// Records that were accepted before, as runs that may be executed together. An EPOCH is a run of its own.

@@ -138,10 +138,10 @@ fn a_snapshot_of_a_follower_that_has_yet_to_apply_records_is_exact() {
     let engine = follower.node.engine();
     let accepted = judge(&follower, &observe(0, true), leader.began).unwrap();
     let mut sender = LeaderStream::new(*accepted, leader.began);
-    let copied = Engine::new(Some(1 << 20));
+    let copied = Engine::new(Some(1 << 20), crate::time::MachineTime::clock());
     let (mut load, mut out, mut waits) = (copied.load(0), Vec::new(), 0);
     let (index, digest) = loop {
-        let sending = sender.next(leader.began, 0, &mut out).unwrap();
+        let sending = sender.next(leader.began, &mut out).unwrap();
         if let Sending::Gather(_) = sending {
             waits += 1;
             if waits > 2 {
@@ -273,7 +273,7 @@ fn a_data_set_that_differs_is_found_by_the_digest_of_a_group() {
     stranger.settle().unwrap();
     twin.set("more", b"1");
     let mut out = Vec::new();
-    stranger.leader.next(stranger.now, 0, &mut out).unwrap();
+    stranger.leader.next(stranger.now, &mut out).unwrap();
     stream.to_follower.extend(&out);
     let result = stream.follower.receive(&mut stream.to_follower, stream.now);
     assert_diverged(&result.unwrap_err());
@@ -289,7 +289,7 @@ fn a_message_of_another_epoch_ends_the_stream() {
     let third = Host::new("n3");
     let mut other = Joined::join(&later, &third, later.began).unwrap();
     let mut out = Vec::new();
-    other.leader.next(other.now, 0, &mut out).unwrap();
+    other.leader.next(other.now, &mut out).unwrap();
     stream.to_follower.extend(&out);
     let error = stream.follower.receive(&mut stream.to_follower, stream.now);
     let text = "a message of epoch 2, not 1".to_owned();
@@ -305,7 +305,7 @@ fn transcript(leader: &Host) -> Vec<u8> {
     let mut stream = LeaderStream::new(*accepted, leader.began);
     let (mut out, mut rest) = (Vec::new(), 10);
     loop {
-        match stream.next(leader.began, 0, &mut out).unwrap() {
+        match stream.next(leader.began, &mut out).unwrap() {
             Sending::Frames { large } => {
                 bytes.extend_from_slice(&out);
                 bytes.extend(large.iter().flat_map(|entry| entry.frame()));

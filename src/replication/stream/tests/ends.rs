@@ -15,9 +15,9 @@ fn a_stream_ends_before_the_first_record_of_a_new_epoch_and_with_its_data_set() 
     let accepted = judge(&follower, &observe(follower.index(), false), follower.began).unwrap();
     let mut stream = LeaderStream::new(*accepted, follower.began);
     let mut out = Vec::new();
-    assert!(stream.next(follower.began, 0, &mut out).is_ok());
+    assert!(stream.next(follower.began, &mut out).is_ok());
     follower.node.discard_dataset("test");
-    let ended = stream.next(follower.began, 0, &mut out).map(drop);
+    let ended = stream.next(follower.began, &mut out).map(drop);
     assert_eq!(ended, Err(StreamEnd::OtherData));
 }
 
@@ -82,9 +82,9 @@ fn an_ack_of_an_older_stream_counts_for_nothing() {
     assert_eq!(ended, Err(Ended::Leader(StreamEnd::Replaced)));
     let followers = leader.peers.peers_at(index + 1);
     assert_eq!(followers[0].lacks, Some(Lacking::At(index)));
-    let ended = old.leader.next(now + INTERVAL, 0, &mut out).map(drop);
+    let ended = old.leader.next(now + INTERVAL, &mut out).map(drop);
     assert_eq!(ended, Ok(()), "a heartbeat");
-    let ended = old.leader.next(now + INTERVAL, 0, &mut out).map(drop);
+    let ended = old.leader.next(now + INTERVAL, &mut out).map(drop);
     assert_eq!(ended, Err(StreamEnd::Silent));
     drop(old);
     let followers = leader.peers.peers_at(index + 1);
@@ -164,7 +164,7 @@ fn an_observer_may_pause_while_the_log_holds_its_next_record() {
     let accepted = judge(&leader, &observe(leader.index(), false), now).unwrap();
     let mut stream = LeaderStream::new(*accepted, now);
     let mut out = Vec::new();
-    let beat = stream.next(now, 0, &mut out).unwrap();
+    let beat = stream.next(now, &mut out).unwrap();
     assert!(matches!(beat, Sending::Frames { large: None }), "{beat:?}");
     let acks = stream.ack_reader(now);
     assert_eq!(acks.silence_max(), None);
@@ -248,9 +248,9 @@ fn a_node_that_stops_waits_for_the_last_ack() {
     let accepted = judge(&leader, &request, leader.began).unwrap();
     let mut stream = LeaderStream::new(*accepted, leader.began);
     let mut out = Vec::new();
-    let begin = stream.next(leader.began, 0, &mut out);
+    let begin = stream.next(leader.began, &mut out);
     assert!(begin.is_ok(), "{begin:?}");
-    let ended = stream.next(leader.began, 0, &mut out).map(drop);
+    let ended = stream.next(leader.began, &mut out).map(drop);
     assert_eq!(
         ended,
         Err(StreamEnd::NodeStops),
@@ -277,7 +277,7 @@ fn acknowledgements_mean_the_same_however_they_are_split() {
         assert!(buffer.is_empty());
     }
     let mut beat = Vec::new();
-    stream.leader.next(leader.began, 0, &mut beat).unwrap();
+    stream.leader.next(leader.began, &mut beat).unwrap();
     buffer.extend(&beat);
     let ended = stream.acks.receive(&mut buffer, leader.began);
     assert_eq!(ended, Err(StreamEnd::NotAnAck("HEARTBEAT")));
@@ -304,7 +304,7 @@ fn an_order_to_lead_is_the_last_message_and_is_checked_by_the_follower() {
     );
     assert!(leader.peers.order_to_lead("n2", order, stream.now));
     let mut out = Vec::new();
-    let sending = stream.leader.next(stream.now, 0, &mut out).unwrap();
+    let sending = stream.leader.next(stream.now, &mut out).unwrap();
     assert!(matches!(sending, Sending::Frames { large: None }));
     let receive = |bytes: &[u8]| {
         let mut follower_stream = follower.follows("n1");
@@ -344,7 +344,7 @@ fn an_order_to_lead_is_the_last_message_and_is_checked_by_the_follower() {
         );
     }
     stream.acks.end(StreamEnd::Closed);
-    let ended = stream.leader.next(stream.now, 0, &mut out);
+    let ended = stream.leader.next(stream.now, &mut out);
     assert!(matches!(ended, Ok(Sending::End)), "{ended:?}");
 }
 

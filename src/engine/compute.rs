@@ -1,0 +1,325 @@
+//! Commands whose effect follows from the old entry, and changes of deadlines.
+//!
+//! Under a partition's lock nothing of more than a few KiB is copied or hashed. Where a command needs that, it is not
+//! executed ([`NotYet`]): the caller unlocks, prepares it ([`Ahead`]), and tries again.
+
+use std::borrow::Cow;
+
+use super::answers::Answers;
+use super::change::{Change, LongOld};
+use super::clock::Now;
+use super::command::{Effect, Function, Input, Needs};
+use super::digest::Digest;
+use super::entry::{Entry, encode_put};
+use super::store::{Entries, Store};
+use crate::wire::request::{HEADER_LEN, frames};
+use crate::wire::run::RUN_FRAME_BYTES_MAX;
+use crate::wire::{Request, RequestFrame};
+
+/// Times that something is prepared for one write. Where the old entry is replaced by others more often than this
+/// meanwhile, the work is done under the lock.
+const ROUNDS_MAX: u8 = 4;
+
+/// A command that the engine computes, with its request.
+pub(super) struct Call<'c, 'a> {
+    pub(super) frame: &'c RequestFrame<'a>,
+    pub(super) function: Function,
+    pub(super) hash: u64,
+    pub(super) clock: &'c Now<'c>,
+    /// Whether writes are logged.
+    pub(super) has_log: bool,
+}
+
+/// The result of a computed command.
+#[derive(Default)]
+pub(super) struct Computed {
+    /// It had an effect.
+    pub(super) is_made: bool,
+    /// The entry that it replaced.
+    pub(super) replaced: Option<Entry>,
+    /// A long entry that it stored, which is its record. A shorter record's frame is in the buffer for effects.
+    pub(super) long: Option<Entry>,
+}
+
+/// The thing that a command needs first, without a lock. Nothing was done.
+pub(super) enum NotYet<'a> {
+    /// The digest of this old entry.
+    Digest(LongOld),
+    /// The XXH3-128 of the value of this old entry.
+    ValueHash(Entry),
+    /// The entry of this value, which is long.
+    Entry(Cow<'a, [u8]>, Option<u64>),
+    /// This entry with a deadline, or without one.
+    Moved(Entry, Option<u64>),
+}
+
+impl From<LongOld> for NotYet<'_> {
+    fn from(long: LongOld) -> Self {
+        NotYet::Digest(long)
+    }
+}
+
+/// Things that were prepared without a lock for one write.
+#[derive(Default)]
+pub(super) struct Ahead {
+    /// A clone of the old entry, and the XXH3-128 of its value.
+    value_hash: Option<(Entry, u128)>,
+    /// The new entry, and its digest without the deadline.
+    entry: Option<(Entry, Digest)>,
+    /// A clone of the old entry, and a copy of it with a deadline, or without one.
+    moved: Option<(Entry, Entry)>,
+    rounds: u8,
+}
+
+impl Ahead {
+    /// Prepares what a write to `key` needs. Nothing is locked.
+    pub(super) fn prepare(&mut self, key: &[u8], change: &mut Change, needed: NotYet<'_>) {
+        self.rounds = self.rounds.saturating_add(1);
+        let made = |made| match made {
+            Ok(entry) => entry,
+            Err(_) => unreachable!("an effect is little longer than its request"),
+        };
+        match needed {
+            NotYet::Digest(long) => change.learn(long),
+            NotYet::ValueHash(old) => {
+                let hash = xxhash_rust::xxh3::xxh3_128(old.value());
+                self.value_hash = Some((old, hash));
+            }
+            NotYet::Entry(value, deadline) => {
+                let entry: Entry = made(Entry::of_put(key, &value, deadline));
+                let digest = if change.is_logged() {
+                    let of_deadline = Digest::of_deadline(key, deadline);
+                    Digest::of(&entry).changed(of_deadline, Digest::EMPTY)
+                } else {
+                    Digest::EMPTY
+                };
+                self.entry = Some((entry, digest));
+            }
+            NotYet::Moved(old, deadline) => {
+                let moved = made(old.with_deadline(deadline));
+                self.moved = Some((old, moved));
+            }
+        }
+    }
+
+    fn has_patience(&self) -> bool {
+        self.rounds < ROUNDS_MAX
+    }
+
+    fn hash_of(&self, old: Option<&Entry>) -> Option<u128> {
+        let (known, hash) = self.value_hash.as_ref()?;
+        old.is_some_and(|old| known.is_same_block(old))
+            .then_some(*hash)
+    }
+}
+
+impl Store {
+    /// Executes a command whose effect follows from the old entry, with the key's partition locked for writing. Adds
+    /// its answer, and the frame of its effect to `effects`.
+    ///
+    /// # Errors
+    ///
+    /// The thing that it needs first. Nothing is done then.
+    pub(super) fn compute<'a>(
+        &self,
+        entries: &mut Entries,
+        call: &Call<'_, 'a>,
+        (change, ahead): (&mut Change, &mut Ahead),
+        effects: &mut Vec<u8>,
+        answers: &mut Answers,
+    ) -> Result<Computed, NotYet<'a>> {
+        let before = answers.bytes().len();
+        let computed = self.try_compute(entries, call, (change, ahead), effects, answers);
+        if computed.is_err() {
+            answers.truncate(before);
+        }
+        computed
+    }
+
+    fn try_compute<'a>(
+        &self,
+        entries: &mut Entries,
+        call: &Call<'_, 'a>,
+        (change, ahead): (&mut Change, &mut Ahead),
+        effects: &mut Vec<u8>,
+        answers: &mut Answers,
+    ) -> Result<Computed, NotYet<'a>> {
+        let key = call.frame.key();
+        let raw = entries.find(call.hash, key);
+        let old = raw.filter(|entry| is_live(entry, call.clock));
+        let mut input = Input {
+            frame: call.frame,
+            old,
+            clock: call.clock,
+            old_hash: ahead.hash_of(old),
+            has_log: call.has_log,
+        };
+        let effect = match ((call.function)(&input, answers), old) {
+            (Ok(effect), _) => effect,
+            (Err(Needs::OldHash), Some(old)) if ahead.has_patience() => {
+                return Err(NotYet::ValueHash(old.clone()));
+            }
+            (Err(Needs::OldHash), old) => {
+                let value = old.map_or(&[][..], Entry::value);
+                input.old_hash = Some(xxhash_rust::xxh3::xxh3_128(value));
+                (call.function)(&input, answers).unwrap_or(Effect::None)
+            }
+        };
+        match effect {
+            Effect::None => Ok(Computed::default()),
+            Effect::AsSent => unreachable!("a computed command is not its own effect"),
+            Effect::Put { value, deadline } => {
+                if let Some(raw) = raw {
+                    change.knows(raw)?;
+                }
+                let put = Put {
+                    hash: call.hash,
+                    key,
+                    value,
+                    deadline,
+                };
+                self.compute_put(entries, put, (change, ahead), effects, call.has_log)
+            }
+            Effect::Remove => {
+                if let Some(raw) = raw {
+                    change.knows(raw)?;
+                }
+                encode(&Request::Del { key }, effects);
+                Ok(Computed {
+                    is_made: true,
+                    replaced: self.take(entries, call.hash, key, None, change)?,
+                    long: None,
+                })
+            }
+            Effect::Expire { deadline } => {
+                let replaced = self.expire(entries, call.hash, key, deadline, (change, ahead))?;
+                let value = &crate::wire::expiry::expire_value(deadline);
+                encode(&Request::Expire { key, value }, effects);
+                Ok(Computed {
+                    is_made: true,
+                    replaced: replaced.flatten(),
+                    long: None,
+                })
+            }
+        }
+    }
+
+    fn compute_put<'a>(
+        &self,
+        entries: &mut Entries,
+        put: Put<'_, 'a>,
+        (change, ahead): (&mut Change, &mut Ahead),
+        effects: &mut Vec<u8>,
+        has_log: bool,
+    ) -> Result<Computed, NotYet<'a>> {
+        let Put { hash, key, .. } = put;
+        if HEADER_LEN + key.len() + put.value.len() > RUN_FRAME_BYTES_MAX {
+            let Some((entry, digest)) = ahead.entry.take().and_then(|ready| put.fits(ready)) else {
+                return Err(NotYet::Entry(put.value, put.deadline));
+            };
+            change.adds(digest.plus(Digest::of_deadline(key, put.deadline)));
+            let long = has_log.then(|| entry.clone());
+            let stored = self.put_entry(entries, hash, entry, change);
+            return Ok(Computed {
+                is_made: true,
+                replaced: stored.map_err(|(long, _)| long)?,
+                long,
+            });
+        }
+        let start = effects.len();
+        if encode_put(key, &put.value, put.deadline, effects).is_err() {
+            unreachable!("an effect is little longer than its request");
+        }
+        let frame = &effects[start..];
+        let mut replaced = None;
+        for put in frames(frame) {
+            replaced = self.put_frame(entries, hash, &put, None, change)?;
+        }
+        if change.is_logged() {
+            change.adds(Digest::of_frame(frame));
+        }
+        Ok(Computed {
+            is_made: true,
+            replaced,
+            long: None,
+        })
+    }
+
+    /// Gives the entry of `key` a deadline, or takes it away, with its partition locked for writing. Returns the entry
+    /// that was replaced, where one was; `None` where the key does not exist.
+    ///
+    /// # Errors
+    ///
+    /// The thing that it needs first. Nothing is done then.
+    pub(super) fn expire(
+        &self,
+        entries: &mut Entries,
+        hash: u64,
+        key: &[u8],
+        deadline: Option<u64>,
+        (change, ahead): (&mut Change, &mut Ahead),
+    ) -> Result<Option<Option<Entry>>, NotYet<'static>> {
+        let Some(entry) = entries.find_mut(hash, key) else {
+            return Ok(None);
+        };
+        let old = entry.deadline();
+        if deadline.is_some_and(|deadline| entry.set_deadline(deadline)) {
+            change.expires(key, old, deadline);
+            return Ok(Some(None));
+        }
+        let is_known = |(known, _): &(Entry, Entry)| known.is_same_block(entry);
+        let mut moved = match ahead.moved.take_if(|moved| is_known(moved)) {
+            Some((_, moved)) => moved,
+            None if entry.frame().len() > RUN_FRAME_BYTES_MAX && ahead.has_patience() => {
+                return Err(NotYet::Moved(entry.clone(), deadline));
+            }
+            None => match entry.with_deadline(deadline) {
+                Ok(moved) => moved,
+                Err(_) => unreachable!("an effect is little longer than its request"),
+            },
+        };
+        if let Some(deadline) = deadline {
+            moved.set_deadline(deadline);
+        }
+        let replaced = std::mem::replace(entry, moved);
+        change.expires(key, old, deadline);
+        Ok(Some(Some(replaced)))
+    }
+}
+
+/// Whether the deadline of an entry has not passed.
+#[inline]
+pub(super) fn is_live(entry: &Entry, clock: &Now<'_>) -> bool {
+    match entry.deadline() {
+        None => true,
+        Some(deadline) => !clock.has_passed(deadline),
+    }
+}
+
+/// The effect of a command that stores a value.
+struct Put<'k, 'a> {
+    hash: u64,
+    key: &'k [u8],
+    value: Cow<'a, [u8]>,
+    deadline: Option<u64>,
+}
+
+impl Put<'_, '_> {
+    /// The entry that was made ahead, where it is this put's, with its deadline.
+    fn fits(&self, (mut entry, digest): (Entry, Digest)) -> Option<(Entry, Digest)> {
+        // A long value is that of the request, so only one that was computed may have changed.
+        let is_same = entry.value().len() == self.value.len()
+            && (self.value.len() > RUN_FRAME_BYTES_MAX || entry.value() == &*self.value);
+        let is_dated = match self.deadline {
+            None => entry.deadline().is_none(),
+            Some(deadline) => entry.set_deadline(deadline),
+        };
+        (is_same && is_dated).then_some((entry, digest))
+    }
+}
+
+/// Adds the frame of an effect.
+fn encode(effect: &Request<'_>, out: &mut Vec<u8>) {
+    let encoded = effect.encode(out);
+    encoded.unwrap_or_else(|_| unreachable!("an effect is little longer than its request"));
+}
