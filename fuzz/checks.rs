@@ -15,7 +15,7 @@
 use gopherstore::wire::conditional::{Add, Found, Put, Take, Want, sum_of};
 use gopherstore::wire::expiry::{SetAt, expiry_of, ttl_of};
 use gopherstore::wire::replication::{
-    self, Epochs, Follow, FollowAnswer, Message, ReplicationError,
+    self, Epochs, Follow, FollowAnswer, Message, ReplicationError, Watch,
 };
 use gopherstore::wire::request::{self, Disposition, Limits, RequestHeader, reject_text};
 use gopherstore::wire::response::{self, ResponseHeader};
@@ -76,7 +76,7 @@ enum Naive {
 }
 
 /// The operations of GBP §3: opcode, whether there is a key, and what limits the value.
-const OPERATIONS: [(u8, bool, NaiveValue); 17] = [
+const OPERATIONS: [(u8, bool, NaiveValue); 18] = [
     (0x01, true, NaiveValue::OfNode),
     (0x02, true, NaiveValue::None),
     (0x03, true, NaiveValue::None),
@@ -88,6 +88,7 @@ const OPERATIONS: [(u8, bool, NaiveValue); 17] = [
     (0x0B, true, NaiveValue::UpTo(9)),
     (0x0C, true, NaiveValue::None),
     (0x10, false, NaiveValue::UpTo(29)),
+    (0x11, true, NaiveValue::UpTo(25)),
     (0x40, false, NaiveValue::None),
     (0x41, false, NaiveValue::None),
     (0x42, true, NaiveValue::UpTo(13)),
@@ -439,7 +440,7 @@ enum NaiveStream {
 }
 
 /// Opcode, the key's length, and whether there is a value.
-const STREAM: [(u8, u64, bool); 7] = [
+const STREAM: [(u8, u64, bool); 8] = [
     (0x61, 60, true),
     (0x62, 32, true),
     (0x63, 28, true),
@@ -447,6 +448,7 @@ const STREAM: [(u8, u64, bool); 7] = [
     (0x65, 80, false),
     (0x66, 48, false),
     (0x68, 40, false),
+    (0x69, 29, true),
 ];
 
 fn number(bytes: &[u8]) -> u64 {
@@ -492,10 +494,15 @@ fn naive_stream(bytes: &[u8]) -> NaiveStream {
     }
     let key = &head[7..];
     let is_batch = opcode == 0x61 || opcode == 0x63;
-    let count = if is_batch { number(&key[16..20]) } else { 0 };
+    let is_event = opcode == 0x69;
+    let count = match opcode {
+        0x61 | 0x63 => number(&key[16..20]),
+        0x69 => number(&key[17..21]),
+        _ => 0,
+    };
     let limit = match opcode {
-        0x61 | 0x63 if count == 1 => u64::from(u32::MAX),
-        0x61 | 0x63 => 1_048_576,
+        0x61 | 0x63 | 0x69 if count == 1 => u64::from(u32::MAX),
+        0x61 | 0x63 | 0x69 => 1_048_576,
         0x62 => 2 + 24 * 65_535,
         _ => 0,
     };
@@ -503,7 +510,12 @@ fn naive_stream(bytes: &[u8]) -> NaiveStream {
     let first = u128::from(number(&key[8..16]));
     let is_out_of_range =
         opcode == 0x61 && (first == 0 || first + u128::from(count) > u128::from(u64::MAX) + 1);
-    if value_len > limit || (is_batch && count == 0) || is_out_of_range {
+    let is_bad_event = is_event && (first == 0 || key[16] > 1);
+    if value_len > limit
+        || ((is_batch || is_event) && count == 0)
+        || is_out_of_range
+        || is_bad_event
+    {
         return NaiveStream::Refused;
     }
     let needed = needed + value_len;
@@ -518,6 +530,7 @@ fn naive_stream(bytes: &[u8]) -> NaiveStream {
             naive_records(value, opcode).is_some_and(|frames| frames.len() as u64 == count)
         }
         0x62 => is_naive_history(value),
+        0x69 => naive_changes(value, key[16] == 1) == Some(count),
         _ => true,
     };
     match is_good {
@@ -547,6 +560,37 @@ fn naive_records(mut value: &[u8], batch: u8) -> Option<Vec<&[u8]>> {
         }
     }
     Some(frames)
+}
+
+/// The number of changes in the value of an EVENT; none where it holds anything else.
+fn naive_changes(mut value: &[u8], has_values: bool) -> Option<u64> {
+    let mut count = 0;
+    while !value.is_empty() {
+        let header = value.get(..7)?;
+        let (key_len, value_len) = (number(&header[1..3]), number(&header[3..7]));
+        let operands = match header[0] {
+            1 => 0,
+            3 if value_len == 0 => 0,
+            5 if value_len >= 8 => 8,
+            0x0B if value_len == 9 => 9,
+            0x67 if key_len == 0 && value_len == 16 => 16,
+            _ => return None,
+        };
+        let sent = if has_values { value_len } else { operands };
+        let after = value.get(len(7 + key_len + sent)..)?;
+        let operands = &value[len(7 + key_len)..len(7 + key_len + operands)];
+        let is_record = match header[0] {
+            5 => number(operands) > 0,
+            0x0B => (operands[0], number(&operands[1..]) > 0) == (3, true) || operands == [0; 9],
+            _ => true,
+        };
+        if !is_record {
+            return None;
+        }
+        value = after;
+        count += 1;
+    }
+    Some(count)
 }
 
 fn is_naive_history(value: &[u8]) -> bool {
@@ -600,6 +644,10 @@ fn stream(input: &[u8]) {
                     assert!(frames.iter().map(|frame| frame.bytes()).eq(naive));
                     let runs = frames.runs().map(|run| run.bytes().len());
                     assert_eq!(runs.sum::<usize>(), frames.bytes().len());
+                }
+                if let Message::Event { changes, .. } = message {
+                    let all = changes.iter().count();
+                    assert_eq!(u32::try_from(all), Ok(changes.count()));
                 }
                 for cut in cuts(frame_len) {
                     let Ok(replication::Parsed::Incomplete { needed }) =
@@ -732,6 +780,10 @@ fn following(input: &[u8]) {
             }
             Err(error) => assert_message(&error.to_string()),
         }
+    }
+    match Watch::decode(b"prefix", input) {
+        Ok(watch) => assert_eq!(watch.value(), input[..25]),
+        Err(error) => assert_message(&error.to_string()),
     }
     match FollowAnswer::decode(input) {
         Ok(answer) => {

@@ -30,6 +30,7 @@ local OPCODES = {
     [0x0b] = "EXPIRE",
     [0x0c] = "TTL",
     [0x10] = "SYNC",
+    [0x11] = "WATCH",
     [0x40] = "STATUS",
     [0x41] = "DISCARD",
     [0x42] = "SUMS",
@@ -46,6 +47,7 @@ local OPERANDS = {
     [0x08] = { { "want", 1 }, { "delta", 8 }, { "start", 8 }, { "ttl", 8 } },
     [0x0b] = { { "expiry", 1 }, { "time", 8 } },
     [0x10] = { { "mode", 1 }, { "timeout", 4 } },
+    [0x11] = { { "want", 1 }, { "epoch", 8 }, { "index", 8 }, { "nonce", 8 } },
     [0x42] = { { "incarnation", 8 }, { "partition", 4 }, { "bits", 1 } },
     [0x43] = { { "incarnation", 8 }, { "partition", 4 }, { "bits", 1 } },
     [0x60] = { { "version", 1 }, { "flags", 1 }, { "epoch", 8 }, { "nonce", 8 }, { "last_index", 8 } },
@@ -73,6 +75,7 @@ local STREAM_OPCODES = {
     [0x65] = "HEARTBEAT",
     [0x66] = "ACK",
     [0x68] = "LEAD",
+    [0x69] = "EVENT",
 }
 
 -- The fields of a stream frame's key, each with its length.
@@ -96,6 +99,9 @@ local LAYOUTS = {
         { "value_crc", 4 }, { "head_crc", 4 },
     },
     [0x68] = { { "epoch", 8 }, { "last_index", 8 }, { "digest", 16 }, { "value_crc", 4 }, { "head_crc", 4 } },
+    [0x69] = {
+        { "epoch", 8 }, { "index", 8 }, { "values", 1 }, { "count", 4 }, { "value_crc", 4 }, { "head_crc", 4 },
+    },
 }
 
 local TOKEN_LEN = 24
@@ -141,6 +147,7 @@ local f = {
     bytes = ProtoField.uint64("gbp.stream.bytes", "Bytes, about"),
     sequence = ProtoField.uint64("gbp.stream.sequence", "Sequence"),
     index = ProtoField.uint64("gbp.stream.index", "Index"),
+    values = ProtoField.uint8("gbp.stream.values", "Values"),
     digest = ProtoField.bytes("gbp.stream.digest", "Digest"),
     chunks = ProtoField.uint64("gbp.stream.chunks", "Chunks"),
     committed_index = ProtoField.uint64("gbp.stream.committed_index", "Committed index"),
@@ -310,8 +317,20 @@ local function add_value(tree, tvb, offset, opcode, value_len)
     add_bytes(tree, opcode == 0x60 and f.cluster_id or f.value, tvb, offset, finish - offset)
 end
 
+-- Bytes of the value that are there of a frame in a batch: all of them, or no more than its operands.
+local function sent_len(opcode, value_len, has_values)
+    if has_values then
+        return value_len
+    end
+    local len = 0
+    for _, operand in ipairs(OPERANDS[opcode] or {}) do
+        len = len + operand[2]
+    end
+    return math.min(len, value_len)
+end
+
 -- The client frames of a batch.
-local function add_batch(tree, tvb, offset, finish)
+local function add_batch(tree, tvb, offset, finish, has_values)
     local number = 0
     while offset < finish do
         if number == ITEMS_MAX then
@@ -322,7 +341,8 @@ local function add_batch(tree, tvb, offset, finish)
             tree:add_proto_expert_info(e.malformed, "the last frame of the batch is cut")
             return
         end
-        local key_len, value_len = tvb(offset + 1, 2):uint(), tvb(offset + 3, 4):uint()
+        local key_len = tvb(offset + 1, 2):uint()
+        local value_len = sent_len(tvb(offset, 1):uint(), tvb(offset + 3, 4):uint(), has_values)
         local len = REQUEST_HEADER_LEN + key_len + value_len
         if len > finish - offset then
             tree:add_proto_expert_info(e.malformed, "the last frame of the batch is cut")
@@ -354,7 +374,9 @@ local function add_stream(tree, tvb, offset, key_len, value_len)
     if opcode == 0x62 then
         add_history(tree, tvb, at, finish)
     elseif opcode == 0x61 or opcode == 0x63 then
-        add_batch(tree, tvb, at, finish)
+        add_batch(tree, tvb, at, finish, true)
+    elseif opcode == 0x69 then
+        add_batch(tree, tvb, at, finish, tvb(offset + REQUEST_HEADER_LEN + 16, 1):uint() ~= 0)
     elseif value_len > 0 then
         tree:add(f.value, tvb(at, value_len))
         tree:add_proto_expert_info(e.malformed, STREAM_OPCODES[opcode] .. " has no value")
@@ -414,7 +436,8 @@ local function add_response(tree, tvb, offset, pinfo, stream, place)
     local at = offset + RESPONSE_HEADER_LEN
     local text = STATUSES[status] or ("status " .. hex(status))
     local is_message = status ~= 0x00 and status ~= 0x03
-    if status == 0x00 and request and request.opcode == 0x60 and value_len >= 11 then
+    local is_stream = request and (request.opcode == 0x60 or request.opcode == 0x11)
+    if status == 0x00 and is_stream and value_len >= 11 then
         tree:add(f.mode, tvb(at, 1))
         tree:add(f.from_index, tvb(at + 1, 8))
         add_history(tree, tvb, at + 9, at + value_len)

@@ -259,7 +259,8 @@ fn after(expected: Expected, message: &Message<'_>, history: &History) -> Option
             | Message::SnapshotChunk { .. }
             | Message::SnapshotEnd { .. }
             | Message::Ack { .. }
-            | Message::Lead { .. },
+            | Message::Lead { .. }
+            | Message::Event { .. },
             Expected::Begin | Expected::Chunk(_) | Expected::Entry(_),
         ) => None,
     }

@@ -130,8 +130,7 @@ impl Engine {
             self.apply_records(sequencer, records.bytes(), count)?;
         }
         self.compare(group.digest)?;
-        let watermarks = sequencer.log().watermarks();
-        watermarks.advance(Mark::Committed, last);
+        self.committed(sequencer, last);
         Ok(())
     }
 
@@ -176,8 +175,15 @@ impl Engine {
             }
         }
         sequencer.hold_waiting();
-        log.watermarks().advance(Mark::Committed, up_to);
+        self.committed(sequencer, up_to);
         Ok(())
+    }
+
+    /// The records up to this index are committed and applied: answers and watchers may wait for that.
+    fn committed(&self, sequencer: &Sequencer, up_to: u64) {
+        let log = sequencer.log();
+        log.watermarks().advance(Mark::Committed, up_to);
+        log.wake_readers();
     }
 
     /// Compares the digest with the leader's.

@@ -390,6 +390,19 @@ impl Log {
         {}
     }
 
+    /// Waits until the next record of the cursor is committed and can be read, until the log has ended or no longer
+    /// holds it, until `deadline`, or until `is_over`, which is asked again at each
+    /// [`wake_readers`](Self::wake_readers).
+    pub fn wait_committed(&self, cursor: &Cursor, deadline: Instant, is_over: impl Fn() -> bool) {
+        let mut kept = self.kept.lock();
+        while kept.generation == cursor.generation
+            && !kept.ended
+            && (cursor.next > kept.backlog.last_index() || cursor.next > self.committed_index())
+            && !is_over()
+            && !self.grown.wait_until(&mut kept, deadline).timed_out()
+        {}
+    }
+
     /// Reads the next records of the cursor ([`try_read`](Self::try_read)). Waits for them ([`wait`](Self::wait)).
     pub fn read(
         &self,

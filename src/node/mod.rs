@@ -232,6 +232,7 @@ impl Node {
                 (self.engine.list(&request, Budget::default())?).encode(out);
                 Ok(())
             }),
+            Request::Watch { .. } => Reply::Error("this node has no watchers".to_owned()),
             Request::Follow { .. } => Reply::Error("this node has no followers".to_owned()),
             Request::Epoch { .. } => {
                 Reply::Error("EPOCH is a record of the log and not a request".to_owned())

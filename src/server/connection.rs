@@ -22,10 +22,11 @@ use super::transport::Mode;
 use crate::log::Position;
 use crate::node::Reply;
 use crate::replication::stream::accept::Accepted;
+use crate::replication::stream::watching::{AcceptedWatch, accept_watch};
 use crate::replication::{Replica, transport};
-use crate::wire::RequestError;
 use crate::wire::request::Limits;
 use crate::wire::run::RUN_MAX;
+use crate::wire::{Opcode, RequestError};
 
 /// Most requests at a time for which a client shares a poller. With more, a context switch costs little beside the
 /// work, and there may be a core for each thread: with up to 64 allowed, 50 clients with 32 GETs each got 0.76 to 0.94
@@ -214,8 +215,8 @@ impl<'a> Connection<'a> {
                     self.session.give_room(room);
                 }
                 Step::Sync(index, timeout) => self.wait_for_position(poller, index, timeout)?,
-                Step::Follow => {
-                    if let Some(end) = self.follow(poller)? {
+                Step::Stream => {
+                    if let Some(end) = self.answer_stream(poller)? {
                         return Ok(Some(end));
                     }
                 }
@@ -287,13 +288,23 @@ impl<'a> Connection<'a> {
         Ok(())
     }
 
-    /// Answers a FOLLOW. Sends the stream where it is accepted, and returns how that ended.
-    fn follow(&mut self, poller: &Poller<'_, Connection<'a>>) -> io::Result<Option<End>> {
+    /// Answers a request for a stream. Sends the stream where it is accepted, and returns how that ended.
+    fn answer_stream(&mut self, poller: &Poller<'_, Connection<'a>>) -> io::Result<Option<End>> {
         let addr = self.context.peer.stream.peer_addr()?;
         let Some(frame) = self.session.frame() else {
             return Ok(None);
         };
         let (key, value) = (frame.request().key(), frame.request().value());
+        if frame.opcode() == Opcode::Watch {
+            let node = self.context.replica.node;
+            return match accept_watch(node, &addr.to_string(), key, value) {
+                Ok(accepted) => self.watch(accepted, poller).map(Some),
+                Err(reply) => {
+                    self.session.answer(reply);
+                    Ok(None)
+                }
+            };
+        }
         let accepted = transport::serve::accept(self.context.replica, addr, key, value);
         match accepted {
             Ok(mut accepted) => {
@@ -309,6 +320,24 @@ impl<'a> Connection<'a> {
                 Ok(None)
             }
         }
+    }
+
+    /// Sends the stream of a watcher, until that ends.
+    fn watch(
+        &mut self,
+        mut accepted: Box<AcceptedWatch<'_>>,
+        poller: &Poller<'_, Connection<'a>>,
+    ) -> io::Result<End> {
+        let answer = std::mem::take(&mut accepted.answer);
+        self.session.answer(Reply::Answer(answer));
+        poller.count_stream(true);
+        let result = self.send_all().and_then(|()| {
+            let peer = &self.context.peer;
+            peer.set_activity(Activity::Observing);
+            transport::watch::serve_watch(peer.stream.tcp(), *accepted)
+        });
+        poller.count_stream(false);
+        result.map(|()| End::Observed)
     }
 
     /// Sends the stream of a follower or an observer, until that ends.

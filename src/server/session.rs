@@ -64,8 +64,9 @@ pub(crate) enum Step {
     /// The answer to the [frame](Session::frame) at the start of the input, a SYNC, by [`Session::answer_at`], once the
     /// data set has the position with this index, or this time is over.
     Sync(u64, Duration),
-    /// The answer to the [frame](Session::frame) at the start of the input, a FOLLOW, by [`Session::answer`].
-    Follow,
+    /// The answer to the [frame](Session::frame) at the start of the input, a request for a stream, by
+    /// [`Session::answer`].
+    Stream,
     /// A place outside the reserve, for the next request: [`Session::leave_reserve`] or [`Session::refuse`].
     LeaveReserve,
     /// The end, after an ERROR for this by [`Session::refuse`].
@@ -290,19 +291,26 @@ impl<'a> Session<'a> {
         match request::parse(self.input.bytes(), &self.limits) {
             Ok(Parsed::Whole(frame)) => {
                 let spec = frame.opcode().spec();
+                let opens_stream = spec.ok == OkValue::Stream;
                 match (spec.access, thread) {
-                    (Access::Read | Access::Write, _) | (Access::Admin, Thread::Own) => {}
+                    (Access::Read | Access::Write, _) if !opens_stream => {}
+                    (Access::Admin, Thread::Own) => {}
                     // They may take longer than other clients can wait for.
-                    (Access::Admin | Access::Peer, Thread::Polling) => return Some(Step::Own),
+                    (
+                        Access::Read | Access::Write | Access::Admin | Access::Peer,
+                        Thread::Polling,
+                    ) => return Some(Step::Own),
                     // A stream replaces answers, so it begins behind them.
-                    (Access::Peer, Thread::Own) if self.output.is_held() => {
+                    (Access::Read | Access::Write | Access::Peer, Thread::Own)
+                        if self.output.is_held() =>
+                    {
                         return Some(Step::Await);
                     }
-                    (Access::Peer, Thread::Own) if spec.ok == OkValue::Stream => {
-                        return Some(Step::Follow);
+                    (Access::Read | Access::Write | Access::Peer, Thread::Own) if opens_stream => {
+                        return Some(Step::Stream);
                     }
                     // A record of the log, which is no request.
-                    (Access::Peer, Thread::Own) => {}
+                    (Access::Read | Access::Write | Access::Peer, Thread::Own) => {}
                 }
                 let len = frame.bytes().len();
                 if frame.opcode() == Opcode::Sync {

@@ -24,7 +24,7 @@ use byteorder::{BigEndian, ByteOrder};
 use super::comparison::{List, Sums};
 use super::conditional::{Add, CONDITION_NAMES, Put, Take, Want};
 use super::expiry::{self, EXPIRY_NAMES};
-use super::replication::Follow;
+use super::replication::{Follow, Watch};
 use super::request::Limits;
 use super::{Field, Status, SyncRequest};
 
@@ -124,7 +124,7 @@ pub enum OkValue {
     Sums,
     /// Items of buckets: a [`ListAnswer`](super::comparison::ListAnswer).
     Items,
-    /// A [`FollowAnswer`](super::replication::FollowAnswer), and behind the response frames of the replication stream.
+    /// A [`FollowAnswer`](super::replication::FollowAnswer), and behind the response frames of a stream.
     Stream,
 }
 
@@ -180,6 +180,15 @@ const FOLLOW: &[Status] = &[
     Status::Error,
     Status::NotLeader,
     Status::Loading,
+];
+
+/// Statuses of a WATCH.
+const WATCH: &[Status] = &[
+    Status::Ok,
+    Status::Error,
+    Status::Loading,
+    Status::Lost,
+    Status::Compacted,
 ];
 
 /// Statuses of a record that only nodes make.
@@ -526,6 +535,27 @@ commands! {
         reserve: Reserve::Refused,
         statuses: SYNC,
         ok: OkValue::Token,
+    }
+    /// Requests the changes of the keys that begin with `key`; [`Watch::decode`] judges key and value.
+    Watch { key, value } = 0x11 {
+        name: "WATCH",
+        operands: &[
+            Field::flags("want", &[(1, "values"), (2, "snapshot")]),
+            Field::number("epoch", 8),
+            Field::number("index", 8),
+            Field::hex("nonce", 8),
+        ],
+        rest: "value",
+        rest_max: NO_VALUE,
+        check: Some(Watch::check_operands),
+        access: Access::Read,
+        writes: false,
+        is_record: false,
+        effect_extra: None,
+        batchable: false,
+        reserve: Reserve::Refused,
+        statuses: WATCH,
+        ok: OkValue::Stream,
     }
     /// Reads the node's state.
     Status = 0x40 {

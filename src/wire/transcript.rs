@@ -19,7 +19,9 @@
 use std::fmt;
 
 use super::command::OkValue;
-use super::replication::{self, FollowAnswer, Head, ReplicationError, StreamOpcode};
+use super::replication::{
+    self, FollowAnswer, Head, ParsedHead, ReplicationError, StreamOpcode, sent_value_len,
+};
 use super::request::{self, ANY_VALUE, KEY_LEN_AT, RequestError, RequestHeader, VALUE_LEN_AT};
 use super::response::{self, Response};
 use super::{Opcode, Status, StatusValue, is_text, size};
@@ -397,6 +399,8 @@ fn judge_stream(bytes: &[u8]) -> Result<usize, Wrong> {
         ReplicationError::ValueChecksum { .. } => field("value_crc"),
         ReplicationError::NoFrames { .. } | ReplicationError::Count { .. } => field("count"),
         ReplicationError::Index { .. } => field("first_index"),
+        ReplicationError::EventIndex => field("index"),
+        ReplicationError::EventValues { .. } => field("values"),
         ReplicationError::History(_) => value_at,
         ReplicationError::CutFrame { at, .. } | ReplicationError::NotARecord { at, .. } => {
             nested_at(bytes, value_at, at)
@@ -409,14 +413,21 @@ fn judge_stream(bytes: &[u8]) -> Result<usize, Wrong> {
     Err(Wrong::at(at, &error))
 }
 
-/// Offset of the client frame with this number, from 0, in the batch whose value begins at `value_at`.
+/// Offset of the client frame with this number, from 0, in the stream frame whose value begins at `value_at`.
 fn nested_at(bytes: &[u8], value_at: usize, number: u32) -> usize {
     let mut at = value_at;
+    let has_values = match Head::parse(bytes) {
+        Ok(ParsedHead::Whole(head)) => head.fields().has_values(),
+        Ok(ParsedHead::Incomplete { .. }) | Err(_) => true,
+    };
     for _ in 0..size(number) {
         let Some(header) = bytes.get(at..).and_then(|rest| rest.first_chunk()) else {
             break;
         };
-        at = at.saturating_add(RequestHeader::decode(*header).frame_len());
+        let header = RequestHeader::decode(*header);
+        let value_len = sent_value_len(header, has_values);
+        let before = request::HEADER_LEN + usize::from(header.key_len);
+        at = at.saturating_add(before).saturating_add(value_len);
     }
     at
 }

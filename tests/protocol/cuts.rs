@@ -160,6 +160,9 @@ fn a_frame_of_a_stream_that_is_cut_at_any_byte_is_incomplete_or_refused_already(
                 | ReplicationError::ValueTooLong { opcode, .. },
             ) => Some(Head::len_of(opcode)),
             Err(ReplicationError::Index { .. }) => Some(7 + 60),
+            Err(ReplicationError::EventIndex | ReplicationError::EventValues { .. }) => {
+                Some(7 + 29)
+            }
             Err(_) => Some(vector.bytes.len()),
         };
         let judged_at = refused_at.or_else(|| verdict.is_err().then_some(vector.bytes.len()));

@@ -205,6 +205,7 @@ fn the_document_has_the_messages_of_the_stream() {
             MessageValue::Empty => "none",
             MessageValue::Frames => "`count` records",
             MessageValue::History => "history",
+            MessageValue::Changes => "`count` changes",
         };
         assert!(row[4].contains(value), "{row:?}");
         // The fields of its own stand between the epoch that all have and the checksums.

@@ -3,8 +3,8 @@
 use gopherstore::wire::command::Limit;
 use gopherstore::wire::comparison::{self, List, ListAnswer, Sums, SumsAnswer};
 use gopherstore::wire::replication::{
-    self, BatchEncoder, Epochs, Follow, FollowAnswer, Frames, Head, Message, ParsedHead, Start,
-    StreamOpcode,
+    self, BatchEncoder, Changes, Epochs, Follow, FollowAnswer, Frames, Head, Message, ParsedHead,
+    Start, StreamOpcode, Watch,
 };
 use gopherstore::wire::request::{self, Disposition, Limits, RequestError};
 use gopherstore::wire::{
@@ -99,7 +99,7 @@ fn add(vectors: &mut Vec<Vector>, line: usize, text: &str) {
     let has_fields = |to: &Opcode| {
         matches!(
             to,
-            Opcode::Follow | Opcode::Sums | Opcode::List | Opcode::Sync
+            Opcode::Watch | Opcode::Follow | Opcode::Sums | Opcode::List | Opcode::Sync
         )
     };
     let to = before.filter(has_fields);
@@ -317,6 +317,23 @@ fn frames_meaning(frames: &Frames) -> String {
     meanings.join(", ")
 }
 
+fn changes_meaning(changes: &Changes) -> String {
+    let meanings = changes.iter().map(|change| {
+        let (opcode, key) = (change.opcode(), change.key());
+        let whole = [change.operands(), change.value().unwrap_or_default()].concat();
+        match (change.value(), change.value_len()) {
+            (None, Some(len)) => {
+                let operands = Request::new(opcode, key, change.operands());
+                let meaning = request_meaning(&operands);
+                let fields = meaning.strip_suffix(" \"\"").unwrap();
+                format!("{fields} {len} bytes")
+            }
+            (Some(_), _) | (None, None) => request_meaning(&Request::new(opcode, key, &whole)),
+        }
+    });
+    meanings.collect::<Vec<_>>().join(", ")
+}
+
 fn message_meaning(message: &Message, frame: &[u8]) -> String {
     let spec = message.opcode().spec();
     let mut words = vec![spec.name.to_owned()];
@@ -330,6 +347,9 @@ fn message_meaning(message: &Message, frame: &[u8]) -> String {
     match message {
         Message::Entries { frames, .. } | Message::SnapshotChunk { frames, .. } => {
             format!("{fields}: {}", frames_meaning(frames))
+        }
+        Message::Event { changes, .. } => {
+            format!("{fields}: {}", changes_meaning(changes))
         }
         Message::SnapshotBegin { history, .. } => {
             format!("{fields} {}", history_meaning(history))
@@ -389,7 +409,9 @@ fn every_answer_means_what_the_document_says() {
                 assert_eq!(vector.bytes.len(), 5 + value.len(), "line {}", vector.line);
                 let name = Status::try_from(status).unwrap().name();
                 match value {
-                    _ if to == Some(Opcode::Follow) && name == "OK" => answer_meaning(value),
+                    _ if matches!(to, Some(Opcode::Watch | Opcode::Follow)) && name == "OK" => {
+                        answer_meaning(value)
+                    }
                     _ if name == "OK" && to == Some(Opcode::Sync) => {
                         let token = Token::decode(value.try_into().unwrap());
                         format!("OK {}", token_meaning(token))
@@ -465,6 +487,18 @@ fn every_good_follow_and_its_answer_are_written_just_as_they_are_read() {
         count += 1;
     }
     let to = Some(Opcode::Follow);
+    for vector in requests().filter(|v| v.meaning.starts_with("WATCH")) {
+        let Ok(request::Parsed::Whole(frame)) = request::parse(&vector.bytes, &Limits::default())
+        else {
+            panic!("line {}: not whole", vector.line)
+        };
+        let request = frame.request();
+        let watch = Watch::decode(request.key(), request.value()).unwrap();
+        let mut bytes = Vec::new();
+        watch.encode(&mut bytes).unwrap();
+        assert_eq!(bytes, vector.bytes, "line {}", vector.line);
+        count += 1;
+    }
     for vector in responses().filter(|v| v.side == Side::Node { to }) {
         let Ok(response::Parsed::Whole(response)) = response::parse(&vector.bytes) else {
             panic!("line {}: not whole", vector.line)

@@ -79,7 +79,9 @@ pub(super) fn message(bytes: &[u8]) -> String {
         Message::SnapshotEnd { index, .. } => format!("at index {index}"),
         Message::Heartbeat { last_index, .. } => format!("last index {last_index}"),
         Message::Lead { last_index, .. } => format!("after index {last_index}"),
-        Message::Ack { .. } => unreachable!("a leader sends none"),
+        Message::Ack { .. } | Message::Event { .. } => {
+            unreachable!("no follower is sent one")
+        }
     };
     format!("{} {rest}", message.opcode().name())
 }

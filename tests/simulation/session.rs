@@ -189,7 +189,7 @@ impl<'a> Served<'a> {
                     let step = self.session.step(Thread::Own);
                     self.tell(shared, judge);
                     match step {
-                        Step::Follow => return Turn::Follow,
+                        Step::Stream => return Turn::Follow,
                         Step::Room(cost) => self.awaits_room = Some(cost),
                         Step::Read | Step::Send | Step::Await | Step::Own => {}
                         Step::LeaveReserve | Step::Refuse(_) => unreachable!("as on any thread"),
@@ -200,7 +200,7 @@ impl<'a> Served<'a> {
                     self.session.refuse(error.to_string());
                     self.is_ending = true;
                 }
-                Step::Room(_) | Step::Sync(..) | Step::Follow | Step::LeaveReserve => {
+                Step::Room(_) | Step::Sync(..) | Step::Stream | Step::LeaveReserve => {
                     unreachable!("not on a polling thread, and in no reserve")
                 }
             }

@@ -294,7 +294,7 @@ impl State {
             Request::List { .. } => {
                 return response(Status::Error.byte(), b"unknown opcode 0x43");
             }
-            Request::Follow { .. } => {
+            Request::Watch { .. } | Request::Follow { .. } => {
                 return response(Status::Error.byte(), b"a map has no such operation");
             }
             Request::Epoch { .. } => {

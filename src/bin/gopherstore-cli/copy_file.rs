@@ -132,7 +132,8 @@ impl<R: Read> Reader<R> {
                                 | Message::SnapshotChunk { .. }
                                 | Message::Heartbeat { .. }
                                 | Message::Ack { .. }
-                                | Message::Lead { .. } => Sum::default(),
+                                | Message::Lead { .. }
+                                | Message::Event { .. } => Sum::default(),
                             };
                             return self.end(told, frame_len);
                         }

@@ -259,7 +259,8 @@ impl Copy<'_> {
                 Message::Heartbeat { .. }
                 | Message::Entries { .. }
                 | Message::Ack { .. }
-                | Message::Lead { .. } => {}
+                | Message::Lead { .. }
+                | Message::Event { .. } => {}
             }
         }
     }

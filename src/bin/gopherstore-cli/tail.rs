@@ -251,7 +251,8 @@ impl View {
                 | Message::SnapshotEnd { .. }
                 | Message::Heartbeat { .. }
                 | Message::Ack { .. }
-                | Message::Lead { .. } => !is_abandoned(),
+                | Message::Lead { .. }
+                | Message::Event { .. } => !is_abandoned(),
             };
             if !is_read {
                 break;

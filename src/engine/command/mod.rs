@@ -99,6 +99,7 @@ pub(super) const fn of(opcode: Opcode) -> Command {
         | Opcode::Discard
         | Opcode::Sums
         | Opcode::List
+        | Opcode::Watch
         | Opcode::Follow
         | Opcode::Epoch => Command::None,
     }
@@ -137,6 +138,7 @@ impl Record {
             | Opcode::Discard
             | Opcode::Sums
             | Opcode::List
+            | Opcode::Watch
             | Opcode::Follow => unreachable!("no record has this opcode"),
         }
     }

@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-use crate::history::History;
-use crate::wire::replication::Start;
+use crate::history::{EpochEnd, History};
+use crate::wire::Token;
+use crate::wire::replication::{Start, WatchFrom};
 
 /// The position of a node in its data set, as it says itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,6 +110,64 @@ pub fn start_of_observer(
         });
     }
     Ok(Start::Resume { from_index })
+}
+
+/// The decision of a node about the position that a watcher asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchStart {
+    /// The stream begins after this index.
+    After(u64),
+    /// The node has not come so far: it is the position of a later record of its own data set, or may be.
+    Later,
+    /// There is no record with this index yet, and none was named whose successor it would be.
+    Beyond,
+    /// The position was never part of the data set. The epoch ended at this index, where the history has it.
+    Lost {
+        /// Last index of the position's epoch; `None` where the history does not have that epoch.
+        epoch_end: Option<u64>,
+    },
+    /// The history no longer reaches back to the epoch.
+    Forgotten,
+}
+
+/// Decides where the stream of a watcher begins, on a node with the history `own`, whose log ends at `last_index` and
+/// is committed up to `committed`.
+#[must_use]
+pub fn start_of_watch(
+    own: &History,
+    last_index: u64,
+    committed: u64,
+    from: WatchFrom,
+) -> WatchStart {
+    let token = match from {
+        WatchFrom::Now | WatchFrom::Snapshot => return WatchStart::After(committed),
+        WatchFrom::Index(index) if index > last_index + 1 => return WatchStart::Beyond,
+        WatchFrom::Index(index) => return WatchStart::After(index - 1),
+        WatchFrom::After(token) => token,
+    };
+    let Token {
+        epoch,
+        index,
+        nonce,
+    } = token;
+    if own.holds(epoch, nonce, index) {
+        return if index > last_index {
+            WatchStart::Later
+        } else {
+            WatchStart::After(index)
+        };
+    }
+    let is_forgotten = own
+        .epochs()
+        .first()
+        .is_some_and(|oldest| epoch < oldest.epoch && index < oldest.start_index);
+    match own.end_of(epoch, nonce) {
+        Some(EpochEnd::At(end)) => WatchStart::Lost {
+            epoch_end: Some(end),
+        },
+        Some(EpochEnd::Open) | None if is_forgotten => WatchStart::Forgotten,
+        Some(EpochEnd::Open) | None => WatchStart::Lost { epoch_end: None },
+    }
 }
 
 /// Why a stream cannot begin where the observer asks.

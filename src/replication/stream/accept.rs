@@ -1,11 +1,12 @@
 //! The answer to FOLLOW, and the registration of a follower whose stream begins.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::link::{Link, StreamEnd};
+use super::source::Offer;
 use crate::config::NodeConfig;
 use crate::history::History;
-use crate::log::{Cursor, Log};
+use crate::log::Log;
 use crate::node::{Member, Reply};
 use crate::replication::core::progress::Progress;
 use crate::replication::core::rules::{
@@ -19,15 +20,9 @@ use crate::wire::replication::{Epochs, Follow, FollowAnswer, Start};
 #[derive(Debug)]
 pub(crate) struct Accepted<'a> {
     pub(super) link: Link<'a>,
-    pub(super) log: &'a Log,
-    /// Interval of heartbeats.
-    pub(super) interval: Duration,
-    /// [`dataset_generation`](crate::node::Node::dataset_generation) before the request was judged.
-    pub(super) generation: u64,
+    pub(super) offer: Offer<'a>,
     /// Whether this node led when the request was judged.
     pub(super) led: bool,
-    pub(super) history: History,
-    pub(super) cursor: Option<Cursor>,
     /// Where the stream begins.
     pub(super) start: Start,
     /// The answer's value.
@@ -185,14 +180,17 @@ fn accept_follower<'a>(
     };
     Ok(Box::new(Accepted {
         link: Link::of_follower(replica, peer.name.clone(), number, matched, permit),
-        log,
-        interval: member.replication.heartbeat_interval,
-        generation,
+        offer: Offer {
+            node,
+            log,
+            generation,
+            history,
+            cursor: cursor.filter(|_| start != Start::Snapshot),
+            interval: member.replication.heartbeat_interval,
+        },
         led,
         start,
-        cursor: cursor.filter(|_| start != Start::Snapshot),
         answer,
-        history,
     }))
 }
 
@@ -262,19 +260,22 @@ fn accept_observer<'a>(
     let (start, cursor) = judged.map_err(|why| Reply::Error(why.to_string()))?;
     Ok(Box::new(Accepted {
         link: Link::of_observer(replica, follow.name.escape_ascii().to_string()),
-        log,
-        interval: member.replication.heartbeat_interval,
-        generation,
         led: false,
         start,
-        cursor,
         answer: answer_of(start, &history)?,
-        history,
+        offer: Offer {
+            node,
+            log,
+            generation,
+            history,
+            cursor,
+            interval: member.replication.heartbeat_interval,
+        },
     }))
 }
 
 /// The value of the answer.
-fn answer_of(start: Start, history: &History) -> Result<Vec<u8>, Reply> {
+pub(super) fn answer_of(start: Start, history: &History) -> Result<Vec<u8>, Reply> {
     let Some(history) = Epochs::of(history) else {
         return Err(Reply::Loading("this node has no history yet".into()));
     };

@@ -451,7 +451,8 @@ impl<'a> FollowerStream<'a> {
                 | Message::SnapshotChunk { .. }
                 | Message::SnapshotEnd { .. }
                 | Message::Ack { .. }
-                | Message::Lead { .. },
+                | Message::Lead { .. }
+                | Message::Event { .. },
                 Receiving::Answer { .. }
                 | Receiving::NoSnapshotYet
                 | Receiving::Snapshot(_)

@@ -7,7 +7,9 @@
 //! |-------------------|------------------------------------------------------------------------|
 //! | `accept.rs`       | answers FOLLOW, and registers the follower                             |
 //! | `sending.rs`      | the leader side: entries and heartbeats                                |
+//! | `source.rs`       | the leader side: reads of one data set, for followers and watchers     |
 //! | `snapshot_out.rs` | the leader side: a snapshot before them                                |
+//! | `watching.rs`     | answers WATCH, and sends events                                        |
 //! | `acks_in.rs`      | the leader side: acknowledgements of the follower                      |
 //! | `link.rs`         | the leader side: the state that its two halves share                   |
 //! | `following.rs`    | the follower side: FOLLOW, its answer, and one method for each message |
@@ -22,7 +24,9 @@ pub(crate) mod link;
 pub(crate) mod sending;
 mod snapshot_in;
 mod snapshot_out;
+mod source;
 #[cfg(test)]
 mod tests;
+pub(crate) mod watching;
 
 pub(crate) use super::core::machine::FollowError;

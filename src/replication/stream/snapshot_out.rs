@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::link::StreamEnd;
-use super::sending::{BATCH_BYTES, Sender, Sending, encode, large};
+use super::sending::{Sending, encode, large};
+use super::source::{BATCH_BYTES, Source};
 use crate::engine::PartitionCopy;
 use crate::log::Found;
 use crate::replication::core::rules::SnapshotRule;
@@ -34,6 +35,17 @@ pub(super) struct SnapshotOut {
     /// Bytes of its short entries, and number of its long ones, that are sent.
     sent: (usize, usize),
     stage: Stage,
+    end: Option<SnapshotEnd>,
+    /// Prefix of the keys that are sent.
+    prefix: Vec<u8>,
+}
+
+/// The end of a snapshot.
+pub(super) struct SnapshotEnd {
+    /// Index at which it is exact.
+    pub(super) index: u64,
+    /// Time since it began.
+    pub(super) took: Duration,
 }
 
 /// Next part of a snapshot to send.
@@ -49,7 +61,8 @@ enum Stage {
 }
 
 impl SnapshotOut {
-    pub(super) fn new(now: Instant) -> SnapshotOut {
+    /// A snapshot of the keys that begin with `prefix`.
+    pub(super) fn new(prefix: &[u8], now: Instant) -> SnapshotOut {
         SnapshotOut {
             started: now,
             rule: SnapshotRule::default(),
@@ -58,21 +71,33 @@ impl SnapshotOut {
             copied: PartitionCopy::default(),
             sent: (0, 0),
             stage: Stage::Begin,
+            end: None,
+            prefix: prefix.to_vec(),
         }
+    }
+
+    /// Takes the end of the snapshot, once that is made.
+    pub(super) const fn take_end(&mut self) -> Option<SnapshotEnd> {
+        self.end.take()
+    }
+
+    /// Whether this key is sent.
+    fn takes(&self, key: &[u8]) -> bool {
+        key.starts_with(&self.prefix)
     }
 
     /// Decides what is to be done next for the snapshot; `None` once all of it is sent.
     pub(super) fn next(
         &mut self,
-        sender: &mut Sender<'_>,
+        source: &mut Source<'_>,
         now: Instant,
         out: &mut Vec<u8>,
     ) -> Result<Option<Sending>, StreamEnd> {
         loop {
             let sending = match self.stage {
-                Stage::Begin => Some(self.begin(sender, out)?),
-                Stage::Copied => self.send_copied(sender, out)?,
-                Stage::Gained(up_to) => self.send_gained(sender, up_to, now, out)?,
+                Stage::Begin => Some(self.begin(source, out)?),
+                Stage::Copied => self.send_copied(source, out)?,
+                Stage::Gained(up_to) => self.send_gained(source, up_to, now, out)?,
                 Stage::Over => return Ok(None),
             };
             if sending.is_some() {
@@ -81,17 +106,17 @@ impl SnapshotOut {
         }
     }
 
-    fn begin(&mut self, sender: &mut Sender<'_>, out: &mut Vec<u8>) -> Result<Sending, StreamEnd> {
-        let (engine, log) = (sender.node.engine(), sender.log);
+    fn begin(&mut self, source: &mut Source<'_>, out: &mut Vec<u8>) -> Result<Sending, StreamEnd> {
+        let (engine, log) = (source.node.engine(), source.log);
         // The data set has all of that already, and the backlog knows the digest there.
         let index = engine.head().index.min(log.kept_head().index);
         let cursor = log.cursor_after(index).ok_or(StreamEnd::FellBehind)?;
-        sender.cursor = Some(cursor);
+        source.cursor = Some(cursor);
         let begin = Message::SnapshotBegin {
-            epoch: sender.epoch,
+            epoch: source.epoch,
             keys: u64::try_from(engine.len()).unwrap_or(u64::MAX),
             bytes: engine.bytes(),
-            history: Epochs::of(&sender.history).ok_or(StreamEnd::TooLong)?,
+            history: Epochs::of(&source.history).ok_or(StreamEnd::TooLong)?,
         };
         encode(&begin, out)?;
         self.stage = Stage::Gained(index);
@@ -102,19 +127,19 @@ impl SnapshotOut {
     /// the next partition, or ends the snapshot once it is exact.
     fn send_gained(
         &mut self,
-        sender: &mut Sender<'_>,
+        source: &mut Source<'_>,
         up_to: u64,
         now: Instant,
         out: &mut Vec<u8>,
     ) -> Result<Option<Sending>, StreamEnd> {
-        let engine = sender.node.engine();
-        let mut cursor = sender.cursor.ok_or(StreamEnd::FellBehind)?;
-        if sender.log.has_ended() {
+        let engine = source.node.engine();
+        let mut cursor = source.cursor.ok_or(StreamEnd::FellBehind)?;
+        if source.log.has_ended() {
             return Err(StreamEnd::NodeStops);
         }
         let is_copied = self.partitions == engine.partitions();
         if is_copied && cursor.next > self.rule.exact_from() {
-            return self.end(sender, cursor.next - 1, now, out).map(Some);
+            return self.end(source, cursor.next - 1, now, out).map(Some);
         }
         if !is_copied && cursor.next > up_to {
             if !SnapshotRule::may_copy(cursor.next - 1, engine.head().index) {
@@ -124,50 +149,53 @@ impl SnapshotOut {
             self.rule.partition_copied(index);
             self.partitions += 1;
             self.sent = (0, 0);
-            sender.check_dataset()?;
+            source.check_dataset()?;
             self.stage = Stage::Copied;
             return Ok(None);
         }
         let first_index = cursor.next;
-        match sender.read(&mut cursor)? {
-            Found::Small(..) => self.send_run(sender, first_index, out),
+        match source.read(&mut cursor)? {
+            Found::Small(..) => self.send_run(source, first_index, out),
             Found::Large(entry, _) => {
                 let partition = engine.partition_of(entry.key());
-                if self.rule.sends(partition, first_index) {
-                    return large(self.next_chunk(sender.epoch), entry, out).map(Some);
+                if self.rule.sends(partition, first_index) && self.takes(entry.key()) {
+                    return large(self.next_chunk(source.epoch), entry, out).map(Some);
                 }
                 Ok(None)
             }
             Found::Nothing => Ok(Some(Sending::Wait {
                 cursor,
-                until: now + sender.interval,
+                until: now + source.interval,
             })),
             Found::Gone => Err(StreamEnd::FellBehind),
             Found::Ended => Err(StreamEnd::NodeStops),
         }
     }
 
-    /// Sends what the snapshot needs of the entries whose frames are in the sender's `run`.
+    /// Sends what the snapshot needs of the entries whose frames are in the source's `run`.
     fn send_run(
         &mut self,
-        sender: &Sender<'_>,
+        source: &Source<'_>,
         first_index: u64,
         out: &mut Vec<u8>,
     ) -> Result<Option<Sending>, StreamEnd> {
-        let engine = sender.node.engine();
-        let (mut rest, mut index) = (&sender.run[..], first_index);
+        let engine = source.node.engine();
+        let (mut rest, mut index) = (&source.run[..], first_index);
         let mut batch = BatchEncoder::new(out, StreamOpcode::SnapshotChunk);
         while let Ok(Whole(frame)) = request::parse(rest, &ANY_VALUE) {
             rest = &rest[frame.bytes().len()..];
-            let partition = engine.partition_of(frame.request().key());
+            let key = frame.request().key();
+            let partition = engine.partition_of(key);
             // The history of a snapshot has the epochs.
-            let is_sent = frame.opcode().spec().writes && self.rule.sends(partition, index);
+            let is_sent = frame.opcode().spec().writes
+                && self.rule.sends(partition, index)
+                && self.takes(key);
             if is_sent && !batch.push(frame.bytes()) {
                 return Err(StreamEnd::TooLong);
             }
             index += 1;
         }
-        if batch.finish(|count| chunk_fields(sender.epoch, self.chunks, count)) == 0 {
+        if batch.finish(|count| chunk_fields(source.epoch, self.chunks, count)) == 0 {
             return Ok(None);
         }
         self.chunks += 1;
@@ -177,45 +205,66 @@ impl SnapshotOut {
     /// Sends a chunk of the partition that was copied last; `None` where all of it is sent.
     fn send_copied(
         &mut self,
-        sender: &Sender<'_>,
+        source: &Source<'_>,
         out: &mut Vec<u8>,
     ) -> Result<Option<Sending>, StreamEnd> {
+        let mut batch = BatchEncoder::new(out, StreamOpcode::SnapshotChunk);
+        // Frames that are sent, and not in the batch yet: they lie one behind the other.
         let rest = &self.copied.short()[self.sent.0..];
-        if !rest.is_empty() {
-            let (mut len, mut count) = (0, 0);
-            for frame in request::frames(rest) {
-                len += frame.bytes().len();
+        let (mut from, mut at, mut count) = (0, 0, 0);
+        for frame in request::frames(rest) {
+            if batch.value_len() + (at - from) >= CHUNK_BYTES {
+                break;
+            }
+            let end = at + frame.bytes().len();
+            if self.takes(frame.key()) {
                 count += 1;
-                if len >= CHUNK_BYTES {
-                    break;
+            } else {
+                if count > 0 && !batch.push_run(&rest[from..at], count) {
+                    return Err(StreamEnd::TooLong);
                 }
+                (from, count) = (end, 0);
             }
-            let mut batch = BatchEncoder::new(out, StreamOpcode::SnapshotChunk);
-            if !batch.push_run(&rest[..len], count) {
-                return Err(StreamEnd::TooLong);
-            }
-            batch.finish(|count| chunk_fields(sender.epoch, self.chunks, count));
-            self.sent.0 += len;
+            at = end;
+        }
+        if count > 0 && !batch.push_run(&rest[from..at], count) {
+            return Err(StreamEnd::TooLong);
+        }
+        self.sent.0 += at;
+        if batch.count() > 0 {
+            batch.finish(|count| chunk_fields(source.epoch, self.chunks, count));
             self.chunks += 1;
             return Ok(Some(Sending::Frames { large: None }));
         }
-        let rest = &self.copied.long()[self.sent.1..];
-        let Some(first) = rest.first() else {
-            self.stage = Stage::Gained(sender.log.kept_head().index);
-            return Ok(None);
-        };
-        if first.frame().len() > BATCH_BYTES {
-            let entry = first.clone();
-            self.sent.1 += 1;
-            return large(self.next_chunk(sender.epoch), entry, out).map(Some);
-        }
+        drop(batch);
+        self.send_long(source, out)
+    }
+
+    /// Sends a chunk of the long entries of that partition; `None` where all of them are sent.
+    fn send_long(
+        &mut self,
+        source: &Source<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Sending>, StreamEnd> {
         let mut batch = BatchEncoder::new(out, StreamOpcode::SnapshotChunk);
-        let count = rest
-            .iter()
-            .take_while(|entry| batch.value_len() < CHUNK_BYTES && batch.push(entry.frame()))
-            .count();
-        batch.finish(|count| chunk_fields(sender.epoch, self.chunks, count));
-        self.sent.1 += count;
+        for entry in &self.copied.long()[self.sent.1..] {
+            let is_taken = self.takes(entry.key());
+            if is_taken && entry.frame().len() > BATCH_BYTES && batch.count() == 0 {
+                drop(batch);
+                let entry = entry.clone();
+                self.sent.1 += 1;
+                return large(self.next_chunk(source.epoch), entry, out).map(Some);
+            }
+            let has_room = batch.value_len() < CHUNK_BYTES;
+            if is_taken && !(has_room && batch.push(entry.frame())) {
+                break;
+            }
+            self.sent.1 += 1;
+        }
+        if batch.finish(|count| chunk_fields(source.epoch, self.chunks, count)) == 0 {
+            self.stage = Stage::Gained(source.log.kept_head().index);
+            return Ok(None);
+        }
         self.chunks += 1;
         Ok(Some(Sending::Frames { large: None }))
     }
@@ -230,29 +279,22 @@ impl SnapshotOut {
     /// Ends the snapshot, which is exact at `index`.
     fn end(
         &mut self,
-        sender: &mut Sender<'_>,
+        source: &mut Source<'_>,
         index: u64,
         now: Instant,
         out: &mut Vec<u8>,
     ) -> Result<Sending, StreamEnd> {
-        let digest = sender.log.digest_at(index).ok_or(StreamEnd::FellBehind)?;
-        sender.check_dataset()?;
+        let digest = source.log.digest_at(index).ok_or(StreamEnd::FellBehind)?;
+        source.check_dataset()?;
         let end = Message::SnapshotEnd {
-            epoch: sender.epoch,
+            epoch: source.epoch,
             index,
             digest: digest.to_u128(),
             chunks: self.chunks,
         };
         encode(&end, out)?;
-        sender
-            .link
-            .progress(|follower| follower.snapshot_ends_at(index))?;
-        sender.link.sent(index);
-        let took = now.saturating_duration_since(self.started).as_millis();
-        let name = sender.link.name();
-        sender.notes.push(format!(
-            "{name} was sent a full copy up to index {index} in {took} ms"
-        ));
+        let took = now.saturating_duration_since(self.started);
+        self.end = Some(SnapshotEnd { index, took });
         self.stage = Stage::Over;
         Ok(Sending::Frames { large: None })
     }

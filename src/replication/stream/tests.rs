@@ -4,6 +4,7 @@
 
 mod data;
 mod ends;
+mod watch;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -3,6 +3,7 @@
 //! | file               | what it does                                                 |
 //! |--------------------|--------------------------------------------------------------|
 //! | `serve.rs`         | sends a stream on the connection that asked for it           |
+//! | `watch.rs`         | sends the events of a watch on the connection that asked     |
 //! | `follow.rs`        | gets the streams that the driver of the node's role asks for |
 //! | `follow_stream.rs` | the connection of one stream from the node that is followed  |
 //! | `acks.rs`          | sends the acknowledgements of such a stream                  |
@@ -21,6 +22,7 @@ pub(crate) mod serve;
 pub(crate) mod shutdown;
 mod stop;
 mod transfer;
+pub(crate) mod watch;
 
 use std::io::{self, ErrorKind};
 use std::net::TcpStream;

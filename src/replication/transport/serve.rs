@@ -128,9 +128,10 @@ fn send(stream: &mut LeaderStream<'_>, socket: &TcpStream) -> Result<(), StreamE
         }
         match sending? {
             Sending::Frames { large } => {
-                write(stream, socket, &out)?;
+                let check = |since, now| stream.check_stall(since, now);
+                write(socket, &out, check)?;
                 if let Some(entry) = large {
-                    write(stream, socket, entry.frame())?;
+                    write(socket, entry.frame(), check)?;
                 }
                 if stream.is_in_snapshot() {
                     thread::yield_now();
@@ -150,11 +151,12 @@ fn send(stream: &mut LeaderStream<'_>, socket: &TcpStream) -> Result<(), StreamE
     }
 }
 
-/// Writes all of `bytes`.
-fn write(
-    stream: &LeaderStream<'_>,
+/// Writes all of `bytes`. Where the other side takes none, asks `check_stall`, with the time since it does not and the
+/// time now.
+pub(super) fn write(
     mut socket: &TcpStream,
     mut bytes: &[u8],
+    check_stall: impl Fn(Instant, Instant) -> Result<(), StreamEnd>,
 ) -> Result<(), StreamEnd> {
     let mut since = Instant::now();
     while !bytes.is_empty() {
@@ -165,7 +167,7 @@ fn write(
                 since = Instant::now();
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if is_timeout(&error) => stream.check_stall(since, Instant::now())?,
+            Err(error) if is_timeout(&error) => check_stall(since, Instant::now())?,
             Err(error) => return Err(lost(&error)),
         }
     }

@@ -98,7 +98,7 @@ impl<'a> Client<'a> {
                 }
                 Step::Room(cost) => panic!("no room for {cost} bytes"),
                 Step::Sync(..) => self.session.answer(Reply::Error("not now".to_owned())),
-                Step::Follow => self.session.answer(Reply::Error("not here".to_owned())),
+                Step::Stream => self.session.answer(Reply::Error("not here".to_owned())),
                 Step::LeaveReserve => panic!("it has no place of the reserve"),
                 Step::Refuse(error) => {
                     self.session.refuse(error.to_string());

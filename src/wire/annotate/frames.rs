@@ -4,7 +4,8 @@ use super::dump::Dump;
 use super::text::{hexadecimal, number};
 use crate::wire::conditional::Found;
 use crate::wire::replication::{
-    self, EPOCH_LEN, FollowAnswer, MessageValue, ReplicationError, StreamOpcode,
+    self, EPOCH_LEN, FollowAnswer, Head, MessageValue, ParsedHead, ReplicationError, StreamOpcode,
+    sent_value_len,
 };
 use crate::wire::request::{self, ANY_VALUE, RequestHeader};
 use crate::wire::response::{self, ResponseHeader};
@@ -32,7 +33,7 @@ impl Dump<'_> {
         let Some(header) = self.header_from(start) else {
             return false;
         };
-        self.key_and_value(header);
+        self.key_and_value(header, sent_value_len(header, true));
         match request::parse(frame, &ANY_VALUE) {
             Err(error) => self.note(&error.to_string()),
             Ok(request::Parsed::Whole(frame)) => {
@@ -67,10 +68,9 @@ impl Dump<'_> {
         header.map(RequestHeader::decode)
     }
 
-    /// Key and value of a request with this header, as far as they are there.
-    fn key_and_value(&mut self, header: RequestHeader) {
+    /// Key and value of a request with this header, as far as they are there. The value has `value_len` bytes.
+    fn key_and_value(&mut self, header: RequestHeader, value_len: usize) {
         self.rows("key", usize::from(header.key_len));
-        let value_len = value_len(header);
         match Opcode::try_from(header.opcode) {
             Ok(opcode) => self.value(opcode.spec(), value_len),
             Err(_) => self.rows("value", value_len),
@@ -303,8 +303,13 @@ impl Dump<'_> {
             return false;
         }
         let (value, frame_len) = (opcode.spec().value, header.frame_len());
+        let has_values = match Head::parse(&self.bytes[start..]) {
+            Ok(ParsedHead::Whole(head)) => head.fields().has_values(),
+            Ok(ParsedHead::Incomplete { .. }) | Err(_) => true,
+        };
         self.within(start.saturating_add(frame_len), |dump| match value {
-            MessageValue::Frames => dump.frames(),
+            MessageValue::Frames => dump.frames(true),
+            MessageValue::Changes => dump.frames(has_values),
             MessageValue::History if header.value_len > 0 => dump.history(),
             MessageValue::History | MessageValue::Empty => dump.rows("value", dump.rest()),
         });
@@ -325,8 +330,9 @@ impl Dump<'_> {
         self.leave_out();
     }
 
-    /// The client frames of a batch, as far as the bytes go.
-    fn frames(&mut self) {
+    /// The client frames of a batch, as far as the bytes go; without what is behind their operands, unless
+    /// `has_values`.
+    fn frames(&mut self, has_values: bool) {
         for _ in 0..ITEMS_MAX {
             if !self.has_more() {
                 break;
@@ -336,7 +342,8 @@ impl Dump<'_> {
             let Some(header) = self.bytes[start..].first_chunk() else {
                 break;
             };
-            self.key_and_value(RequestHeader::decode(*header));
+            let header = RequestHeader::decode(*header);
+            self.key_and_value(header, sent_value_len(header, has_values));
         }
         self.leave_out();
     }
@@ -353,10 +360,4 @@ fn counted(spec: &CommandSpec, bytes: &[u8]) -> Option<(&'static str, usize)> {
         .iter()
         .fold(0, |len, &byte| len << 8 | usize::from(byte));
     Some((name, len))
-}
-
-/// Bytes of a frame's value.
-fn value_len(header: RequestHeader) -> usize {
-    let before = request::HEADER_LEN + usize::from(header.key_len);
-    header.frame_len().saturating_sub(before)
 }

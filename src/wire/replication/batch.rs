@@ -58,7 +58,7 @@ impl<'a> Frames<'a> {
                     if got < operation.spec().operands_len() {
                         return Err(ReplicationError::RecordLen { at, operation, got });
                     }
-                    if traits.is_computed() && !is_record(&frame) {
+                    if traits.is_computed() && !is_record(operation, frame.key(), frame.value()) {
                         return Err(ReplicationError::NotARecord {
                             opcode,
                             at,
@@ -124,11 +124,10 @@ impl<'a> Frames<'a> {
     }
 }
 
-/// Whether the operands of a frame are those of a record. Records say the same at every time.
-fn is_record(frame: &RequestFrame<'_>) -> bool {
-    let (opcode, value) = (frame.opcode(), frame.value());
+/// Whether the operands at the start of a value are those of a record. Records say the same at every time.
+pub(super) fn is_record(opcode: Opcode, key: &[u8], value: &[u8]) -> bool {
     let is_absolute = opcode != Opcode::Expire || recorded_expiry(value).is_some();
-    is_absolute && opcode.spec().check(frame.key(), value).is_ok()
+    is_absolute && opcode.spec().check(key, value).is_ok()
 }
 
 /// Records that were accepted before, as runs that may be executed together. An EPOCH is a run of its own.

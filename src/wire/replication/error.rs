@@ -44,6 +44,13 @@ pub enum ReplicationError {
         /// The number of records.
         count: u32,
     },
+    /// An EVENT of index 0.
+    EventIndex,
+    /// An EVENT whose `values` is neither 0 nor 1.
+    EventValues {
+        /// That number.
+        got: u8,
+    },
     /// The value is longer than a frame with this opcode allows.
     ValueTooLong {
         /// Its opcode.
@@ -150,6 +157,10 @@ impl fmt::Display for ReplicationError {
                 "first_index {first_index} and count {count} in ENTRIES, indexes go from 1 to {}",
                 u64::MAX
             ),
+            ReplicationError::EventIndex => f.write_str("index 0 in EVENT, must be 1 at least"),
+            ReplicationError::EventValues { got } => {
+                write!(f, "values {got} in EVENT, must be 0 or 1")
+            }
             ReplicationError::ValueTooLong { opcode, len, max } => {
                 write!(f, "value of {len} bytes in {}, limit {max}", opcode.name())
             }
@@ -195,7 +206,7 @@ impl fmt::Display for ReplicationError {
                 "operation {} after {at} others, {} has only {}",
                 operation.name(),
                 opcode.name(),
-                if *opcode == StreamOpcode::Entries {
+                if matches!(opcode, StreamOpcode::Entries | StreamOpcode::Event) {
                     "SET, DEL and EPOCH"
                 } else {
                     "SET and DEL"
@@ -222,6 +233,8 @@ impl std::error::Error for ReplicationError {
             | ReplicationError::HeadChecksum { .. }
             | ReplicationError::NoFrames { .. }
             | ReplicationError::Index { .. }
+            | ReplicationError::EventIndex
+            | ReplicationError::EventValues { .. }
             | ReplicationError::ValueTooLong { .. }
             | ReplicationError::ValueLen { .. }
             | ReplicationError::ValueChecksum { .. }

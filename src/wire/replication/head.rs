@@ -19,12 +19,12 @@ impl Fields {
     fn check(&self, value_len: u32) -> Result<(), ReplicationError> {
         let opcode = self.opcode();
         let max = match (opcode.spec().value, self.count()) {
-            (MessageValue::Frames, None | Some(0)) => {
+            (MessageValue::Frames | MessageValue::Changes, None | Some(0)) => {
                 return Err(ReplicationError::NoFrames { opcode });
             }
             // One frame may have any length that a frame can have.
-            (MessageValue::Frames, Some(1)) => u32::MAX,
-            (MessageValue::Frames, Some(_)) => BATCH_LEN_MAX,
+            (MessageValue::Frames | MessageValue::Changes, Some(1)) => u32::MAX,
+            (MessageValue::Frames | MessageValue::Changes, Some(_)) => BATCH_LEN_MAX,
             (MessageValue::History, _) => EPOCHS_LEN_MAX,
             (MessageValue::Empty, _) => 0,
         };
@@ -34,6 +34,14 @@ impl Fields {
             && (first_index == 0 || first_index.checked_add(u64::from(count) - 1).is_none())
         {
             return Err(ReplicationError::Index { first_index, count });
+        }
+        if let Fields::Event { index, values, .. } = *self {
+            if index == 0 {
+                return Err(ReplicationError::EventIndex);
+            }
+            if values > 1 {
+                return Err(ReplicationError::EventValues { got: values });
+            }
         }
         if value_len > max {
             return Err(ReplicationError::ValueTooLong {

@@ -8,7 +8,7 @@
 //!
 //! GBP §6 "The replication stream".
 
-use super::{Epochs, Frames, ReplicationError};
+use super::{Changes, Epochs, Frames, ReplicationError};
 use crate::wire::Field;
 
 /// One message of the stream: a row of the table.
@@ -46,6 +46,8 @@ pub enum MessageValue {
     Frames,
     /// A history: [`Epochs`].
     History,
+    /// The effects of one record: [`Changes`].
+    Changes,
 }
 
 /// An `Option` with what is given.
@@ -334,6 +336,19 @@ messages! {
         /// The digest at that index.
         hex digest u128,
     } Empty
+    /// Node to watcher: one record of the log, as far as it is about keys that are watched.
+    Event = 0x69 "EVENT" Leader {
+        /// Epoch of the stream.
+        number epoch u64,
+        /// Index of the record, at least 1.
+        number index u64,
+        /// 1 where the frames are whole, 0 where they end behind their operands.
+        number values u8,
+        [count of changes]
+    } Changes {
+        /// The effects of the record, one frame each.
+        changes: Changes<'a>
+    }
 }
 
 impl StreamOpcode {
@@ -367,7 +382,7 @@ impl StreamOpcode {
     pub const fn uses_value(self) -> bool {
         match self.spec().value {
             MessageValue::Empty => false,
-            MessageValue::Frames | MessageValue::History => true,
+            MessageValue::Frames | MessageValue::History | MessageValue::Changes => true,
         }
     }
 }
@@ -390,6 +405,10 @@ impl Reader<'_> {
         let (bytes, rest) = self.0.split_first_chunk().unwrap_or((&[0; N], &[]));
         self.0 = rest;
         *bytes
+    }
+
+    fn u8(&mut self) -> u8 {
+        u8::from_be_bytes(self.take())
     }
 
     fn u32(&mut self) -> u32 {

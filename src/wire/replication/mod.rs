@@ -56,15 +56,19 @@
 //! GBP §5 "Following", §6 "The replication stream".
 
 mod batch;
+mod changes;
 mod epochs;
 mod error;
 mod follow;
 mod head;
 mod messages;
+mod watch;
 
 use crate::wire::EncodeError;
 
 pub use batch::{BATCH_LEN_MAX, BatchEncoder, FrameIter, Frames, runs};
+pub(in crate::wire) use changes::sent_value_len;
+pub use changes::{Change, Changes, EventEncoder, event_head};
 pub use epochs::{EPOCH_LEN, Epochs, EpochsError};
 pub use error::ReplicationError;
 pub use follow::{
@@ -73,6 +77,7 @@ pub use follow::{
 };
 pub use head::{Head, ParsedHead};
 pub use messages::{Fields, Message, MessageSpec, MessageValue, Sender, StreamOpcode};
+pub use watch::{WATCH_LEN, Watch, WatchError, WatchFrom};
 
 impl Message<'_> {
     /// Appends the message's frame to `out`.

@@ -82,7 +82,7 @@ fn a_snapshot_that_is_taken_under_writes_is_exact_at_its_end() {
 }
 
 /// Receives the last `count` records of a leader as one group, of which a half is committed.
-fn receive(follower: &Host, leader: &Host, records: &[u8], count: u32) {
+pub(super) fn receive(follower: &Host, leader: &Host, records: &[u8], count: u32) {
     let mut bytes = Vec::new();
     let mut batch = BatchEncoder::new(&mut bytes, StreamOpcode::Entries);
     assert!(batch.push_run(records, count));

@@ -151,7 +151,7 @@ fn either_side_ends_a_stream_on_which_nothing_comes() {
 }
 
 /// Writes more than the backlog holds.
-fn overflow(host: &Host) {
+pub(super) fn overflow(host: &Host) {
     for at in 0..64_u32 {
         host.set("wide", &[&at.to_be_bytes()[..], &[0; 30_000]].concat());
     }

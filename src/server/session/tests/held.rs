@@ -174,7 +174,7 @@ fn a_follow_is_not_accepted_before_the_answers_in_front_of_it_are_sent() {
     assert!(matches!(client.session.step(Thread::Own), Step::Await));
     commit(&node, 1);
     client.receive();
-    assert!(matches!(client.session.step(Thread::Own), Step::Follow));
+    assert!(matches!(client.session.step(Thread::Own), Step::Stream));
 }
 
 /// A SYNC at an index of the first epoch of [`leader_of_two`].

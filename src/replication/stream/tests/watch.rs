@@ -1,0 +1,396 @@
+//! Watchers.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::replication::stream::watching::{AcceptedWatch, WatchStream, accept_watch};
+use crate::wire::replication::{self, Change, Parsed as StreamParsed, Watch, WatchFrom};
+use crate::wire::{RequestFrame, Token};
+
+const fn all(from: WatchFrom) -> Watch<'static> {
+    Watch {
+        prefix: b"",
+        wants_values: true,
+        from,
+    }
+}
+
+/// Judges a WATCH, as a session does.
+fn judge_watch<'a>(host: &'a Host, watch: &Watch<'_>) -> Result<Box<AcceptedWatch<'a>>, Reply> {
+    accept_watch(&host.node, "watcher:1", watch.prefix, &watch.value())
+}
+
+fn open<'a>(host: &'a Host, watch: &Watch<'_>) -> WatchStream<'a> {
+    let accepted = judge_watch(host, watch).unwrap();
+    WatchStream::new(*accepted, host.began)
+}
+
+/// The status of a refusal, and its value as text or as an index.
+#[track_caller]
+fn refused(host: &Host, from: WatchFrom) -> String {
+    match judge_watch(host, &all(from)).map(drop) {
+        Err(Reply::Compacted(index)) => format!("COMPACTED {}", u64::from_be_bytes(index)),
+        Err(reply) => {
+            let text = String::from_utf8(reply.value().to_vec()).unwrap();
+            format!("{} {text}", reply.status().name())
+        }
+        Ok(()) => "OK".to_owned(),
+    }
+}
+
+/// The position of a node's record.
+fn token(host: &Host, index: u64) -> Token {
+    let start = host.node.history().epoch_of(index).unwrap();
+    Token {
+        epoch: start.epoch,
+        index,
+        nonce: start.nonce,
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    bytes.escape_ascii().to_string()
+}
+
+fn record(frame: &RequestFrame<'_>) -> String {
+    let (opcode, request) = (frame.opcode().name(), frame.request());
+    format!("{opcode} {} {}", text(request.key()), text(request.value()))
+}
+
+fn change(change: &Change<'_>) -> String {
+    let value = match (change.value(), change.value_len()) {
+        (Some(value), Some(_)) => format!(" {}", text(value)),
+        (None, Some(len)) => format!(" ({len})"),
+        (_, None) => String::new(),
+    };
+    format!(
+        "{} {}{value}",
+        change.opcode().name(),
+        text(change.key()).as_str()
+    )
+}
+
+/// The messages of one write, a line each.
+fn lines(mut bytes: &[u8], lines: &mut Vec<String>) {
+    while !bytes.is_empty() {
+        let Ok(StreamParsed::Whole { message, frame_len }) = replication::parse(bytes) else {
+            panic!("whole messages");
+        };
+        bytes = &bytes[frame_len..];
+        match message {
+            Message::Event { index, changes, .. } => {
+                let changes: Vec<String> = changes.iter().map(|one| change(&one)).collect();
+                lines.push(format!("{index}: {}", changes.join(", ")));
+            }
+            Message::Heartbeat { last_index, .. } => lines.push(format!("at {last_index}")),
+            Message::SnapshotBegin { .. } => lines.push("begin".to_owned()),
+            Message::SnapshotChunk { frames, .. } => {
+                lines.extend(frames.iter().map(|frame| record(&frame)));
+            }
+            Message::SnapshotEnd { index, .. } => lines.push(format!("end {index}")),
+            Message::Entries { .. } | Message::Ack { .. } | Message::Lead { .. } => {
+                panic!("{message:?}")
+            }
+        }
+    }
+}
+
+/// A data set made from what a stream sends.
+#[derive(Default)]
+struct Copy {
+    values: BTreeMap<String, String>,
+    /// Index of the end of the snapshot.
+    end: Option<u64>,
+}
+
+impl Copy {
+    fn apply(&mut self, lines: &[String]) {
+        for line in lines {
+            // An event begins with its index, a record of a snapshot does not.
+            let record = match line.split_once(": ") {
+                Some((index, record)) if index.parse::<u64>().is_ok() => record,
+                Some(_) | None => line,
+            };
+            let mut words = record.split(' ');
+            match (words.next(), words.next(), words.next()) {
+                (Some("SET"), Some(key), Some(value)) => {
+                    self.values.insert(key.to_owned(), value.to_owned());
+                }
+                (Some("DEL"), Some(key), _) => drop(self.values.remove(key)),
+                (Some("end"), Some(index), _) => self.end = index.parse().ok(),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// What the stream sends until it waits; or why it ends.
+fn sent(stream: &mut WatchStream<'_>, now: Instant) -> Result<Vec<String>, StreamEnd> {
+    let (mut out, mut all) = (Vec::new(), Vec::new());
+    loop {
+        match stream.next(now, &mut out)? {
+            Sending::Frames { large } => {
+                if let Some(entry) = large {
+                    out.extend_from_slice(entry.frame());
+                }
+                lines(&out, &mut all);
+            }
+            Sending::Gather(_) => {}
+            Sending::Wait { .. } => return Ok(all),
+            Sending::AwaitAck { .. } | Sending::End => {
+                all.push("over".to_owned());
+                return Ok(all);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_watcher_is_told_of_each_record_once_and_of_its_position() {
+    let leader = Host::leader();
+    leader.set("a", b"1");
+    let mut stream = open(&leader, &all(WatchFrom::Index(1)));
+    let now = leader.began;
+    assert_eq!(
+        sent(&mut stream, now).unwrap(),
+        ["at 0", "1: EPOCH ", "2: SET a 1"]
+    );
+    assert_eq!(sent(&mut stream, now).unwrap(), [""; 0]);
+    leader.set("large", &vec![b'x'; 300_000]);
+    leader.del("a");
+    let told = sent(&mut stream, now).unwrap();
+    assert_eq!(
+        (told[0].len(), &told[1][..]),
+        ("3: SET large ".len() + 300_000, "4: DEL a")
+    );
+    assert_eq!(sent(&mut stream, now + INTERVAL).unwrap(), ["at 4"]);
+    let mut new = open(&leader, &all(WatchFrom::Now));
+    assert_eq!(sent(&mut new, now).unwrap(), ["at 4"]);
+    let mut later = open(&leader, &all(WatchFrom::After(token(&leader, 3))));
+    assert_eq!(sent(&mut later, now).unwrap(), ["at 3", "4: DEL a"]);
+}
+
+#[test]
+fn a_prefix_and_values_are_as_asked_for_and_the_position_moves_on_without_events() {
+    let leader = Host::leader();
+    let watch = |from, wants_values| Watch {
+        prefix: b"user:",
+        wants_values,
+        from,
+    };
+    leader.set("user:1", b"one");
+    leader.set("other", b"1");
+    leader.set("user:", &vec![b'x'; 300_000]);
+    leader.set("use", &vec![b'y'; 300_000]);
+    leader.del("user:1");
+    let mut stream = open(&leader, &watch(WatchFrom::Index(1), false));
+    let now = leader.began;
+    let told = sent(&mut stream, now).unwrap();
+    let events = [
+        "at 0",
+        "2: SET user:1 (3)",
+        "4: SET user: (300000)",
+        "6: DEL user:1",
+    ];
+    assert_eq!(told, events);
+    leader.set("other", b"2");
+    assert_eq!(sent(&mut stream, now).unwrap(), [""; 0]);
+    assert_eq!(sent(&mut stream, now + INTERVAL).unwrap(), ["at 7"]);
+    let mut snapshot = open(&leader, &watch(WatchFrom::Snapshot, true));
+    let told = sent(&mut snapshot, now).unwrap();
+    assert_eq!(told.len(), 4, "{}", told.len());
+    assert_eq!(
+        (&told[0][..], &told[2][..], &told[3][..]),
+        ("begin", "end 7", "at 7")
+    );
+    assert!(told[1].starts_with("SET user: xxx"));
+}
+
+#[test]
+fn a_snapshot_goes_on_into_events_without_a_gap() {
+    let leader = Host::leader();
+    for at in 0..5_000_u32 {
+        leader.set(&format!("user:{}", at % 700), &at.to_be_bytes());
+        leader.set(&format!("key{at}"), b"old");
+    }
+    let watch = Watch {
+        prefix: b"user:",
+        wants_values: true,
+        from: WatchFrom::Snapshot,
+    };
+    let mut stream = open(&leader, &watch);
+    let (mut copy, mut out, mut at, mut more) = (Copy::default(), Vec::new(), 0_u32, 0);
+    while more < 50 {
+        if copy.end.is_some() {
+            more += 1;
+        }
+        let sending = stream.next(leader.began, &mut out).unwrap();
+        if let Sending::Frames { .. } = sending {
+            let mut told = Vec::new();
+            lines(&out, &mut told);
+            copy.apply(&told);
+        }
+        for _ in 0..5 {
+            at += 1;
+            match at % 4 {
+                0 => leader.del(&format!("user:{}", at / 4 % 700)),
+                1 => leader.set(&format!("new{at}"), b"x"),
+                _ => leader.set(&format!("user:{}", at * 31 % 900), &at.to_be_bytes()),
+            }
+        }
+    }
+    copy.apply(&sent(&mut stream, leader.began).unwrap());
+    assert!(copy.end.unwrap() < leader.index());
+    let mut truth = Copy::default();
+    truth.apply(&sent(&mut open(&leader, &watch), leader.began).unwrap());
+    assert_eq!(truth.end, Some(leader.index()));
+    assert!(copy.values == truth.values);
+}
+
+#[test]
+fn nothing_is_sent_that_is_not_committed() {
+    let (leader, follower) = (Host::leader(), Host::new("n2"));
+    leader.set("a", b"1");
+    let mut stream = Joined::join(&leader, &follower, leader.began).unwrap();
+    stream.settle().unwrap();
+    let at = leader.index();
+    let mut frames = Vec::new();
+    let mut cursor = leader.log().cursor_after(at).unwrap();
+    for number in 1..=4 {
+        leader.set(&format!("k{number}"), b"v");
+    }
+    leader.log().try_read(&mut cursor, 1 << 20, &mut frames);
+    super::data::receive(&follower, &leader, &frames, 4);
+    // Half of them and one more are committed: the first three.
+    assert_eq!(follower.log().committed_index(), at + 3);
+    assert_eq!(follower.log().last_index(), at + 4);
+    let now = follower.began;
+    let mut watcher = open(&follower, &all(WatchFrom::After(token(&follower, at))));
+    let told = sent(&mut watcher, now).unwrap();
+    let event = |number: u64| format!("{}: SET k{number} v", at + number);
+    assert_eq!(told, [format!("at {at}"), event(1), event(2), event(3)]);
+    assert_eq!(sent(&mut watcher, now).unwrap(), [""; 0]);
+    let mut new = open(&follower, &all(WatchFrom::Now));
+    assert_eq!(sent(&mut new, now).unwrap(), [format!("at {}", at + 3)]);
+    follower.node.engine().apply(at + 4).unwrap();
+    assert_eq!(sent(&mut watcher, now).unwrap(), [event(4)]);
+    assert_eq!(sent(&mut new, now).unwrap(), [event(4)]);
+}
+
+#[test]
+fn a_watch_that_cannot_begin_is_told_why() {
+    let (leader, follower) = pair();
+    let after = |epoch, index, nonce| {
+        WatchFrom::After(Token {
+            epoch,
+            index,
+            nonce,
+        })
+    };
+    assert_eq!(refused(&leader, WatchFrom::Index(5)), "OK", "the next one");
+    assert_eq!(
+        refused(&leader, WatchFrom::Index(6)),
+        "ERROR no record after 5 yet, this node's last one is 4"
+    );
+    assert_eq!(
+        refused(&leader, after(1, 6, 10)),
+        "LOADING this node has records up to index 4 only"
+    );
+    assert_eq!(
+        refused(&leader, after(1, 2, 11)),
+        "LOST record 2 of epoch 1 is not in this node's history, which does not have that epoch"
+    );
+    // The follower's log begins behind its snapshot.
+    assert_eq!(refused(&follower, WatchFrom::Index(2)), "COMPACTED 5");
+    assert_eq!(refused(&follower, after(1, 3, 10)), "COMPACTED 5");
+    assert_eq!(refused(&follower, after(1, 4, 10)), "OK");
+    leader.open(3, 30);
+    assert_eq!(
+        refused(&leader, after(1, 5, 10)),
+        "LOST record 5 of epoch 1 is not in this node's history, where that epoch ends at index 4"
+    );
+    assert_eq!(refused(&leader, after(1, 4, 10)), "OK");
+    let alone = Node::alone();
+    let answer = accept_watch(&alone, "watcher:1", b"", &all(WatchFrom::Now).value());
+    let Err(Reply::Error(text)) = answer.map(drop) else {
+        panic!("accepted");
+    };
+    assert_eq!(
+        text,
+        "a watch needs a log, which a node has with peers in cluster.toml"
+    );
+    let empty = Host::new("n3");
+    assert!(refused(&empty, WatchFrom::Now).starts_with("LOADING"));
+}
+
+#[test]
+fn a_watcher_may_pause_while_the_log_holds_its_next_record() {
+    let (leader, _) = pair();
+    let now = leader.began;
+    let mut stream = open(&leader, &all(WatchFrom::Now));
+    assert_eq!(sent(&mut stream, now).unwrap(), ["at 4"]);
+    let later = now + ms(1_000_000);
+    assert_eq!(stream.check_stall(), Ok(()));
+    leader.set("c", b"3");
+    assert_eq!(stream.check_stall(), Ok(()));
+    super::ends::overflow(&leader);
+    assert_eq!(stream.check_stall(), Err(StreamEnd::FellBehind));
+    assert_eq!(sent(&mut stream, now), Err(StreamEnd::FellBehind));
+    let oldest = leader.log().first_index();
+    assert!(oldest > 5);
+    let answer = refused(&leader, WatchFrom::After(token(&leader, 4)));
+    assert_eq!(answer, format!("COMPACTED {oldest}"));
+    let mut stream = open(&leader, &all(WatchFrom::Index(oldest)));
+    let told = sent(&mut stream, later).unwrap();
+    assert_eq!(told.len() as u64, 1 + leader.index() - oldest + 1);
+    assert!(
+        leader
+            .peers
+            .peers_at(0)
+            .iter()
+            .all(|peer| peer.lacks == Some(Lacking::Absent)),
+        "it is no follower"
+    );
+}
+
+#[test]
+fn a_watch_ends_with_its_data_set_and_before_a_new_epoch_and_continues_at_another_node() {
+    let (leader, follower) = pair();
+    let (mut stream, now) = (open(&leader, &all(WatchFrom::Now)), leader.began);
+    leader.set("c", b"3");
+    assert_eq!(sent(&mut stream, now).unwrap(), ["at 4", "5: SET c 3"]);
+    let position = token(&leader, 5);
+    assert_eq!(
+        refused(&follower, WatchFrom::After(position)),
+        "LOADING this node has records up to index 4 only"
+    );
+    Joined::join(&leader, &follower, now)
+        .unwrap()
+        .settle()
+        .unwrap();
+    follower.open(2, 20);
+    follower.set("d", b"4");
+    let mut resumed = open(&follower, &all(WatchFrom::After(position)));
+    assert_eq!(
+        sent(&mut resumed, follower.began).unwrap(),
+        ["at 5", "6: EPOCH ", "7: SET d 4"]
+    );
+    assert!(!resumed.has_news());
+    leader.open(3, 30);
+    assert!(stream.has_news());
+    assert_eq!(sent(&mut stream, now), Err(StreamEnd::OtherData));
+    follower.node.discard_dataset("test");
+    assert_eq!(sent(&mut resumed, now), Err(StreamEnd::OtherData));
+}
+
+#[test]
+fn a_node_that_stops_sends_a_watcher_what_its_log_holds() {
+    let leader = Host::leader();
+    let mut stream = open(&leader, &all(WatchFrom::Index(1)));
+    leader.set("a", b"1");
+    leader.node.engine().end_log();
+    leader.log().drain(leader.began);
+    let told = sent(&mut stream, leader.began).unwrap();
+    assert_eq!(told, ["at 0", "1: EPOCH ", "2: SET a 1", "over"]);
+    assert_eq!(stream.check_stall(), Err(StreamEnd::NodeStops));
+}
