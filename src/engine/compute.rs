@@ -265,6 +265,7 @@ impl Store {
         let old = entry.deadline();
         if deadline.is_some_and(|deadline| entry.set_deadline(deadline)) {
             change.expires(key, old, deadline);
+            self.note_deadline(entries, hash, old, deadline);
             return Ok(Some(None));
         }
         let is_known = |(known, _): &(Entry, Entry)| known.is_same_block(entry);
@@ -283,6 +284,7 @@ impl Store {
         }
         let replaced = std::mem::replace(entry, moved);
         change.expires(key, old, deadline);
+        self.note_deadline(entries, hash, old, deadline);
         Ok(Some(Some(replaced)))
     }
 }
@@ -319,7 +321,7 @@ impl Put<'_, '_> {
 }
 
 /// Adds the frame of an effect.
-fn encode(effect: &Request<'_>, out: &mut Vec<u8>) {
+pub(super) fn encode(effect: &Request<'_>, out: &mut Vec<u8>) {
     let encoded = effect.encode(out);
     encoded.unwrap_or_else(|_| unreachable!("an effect is little longer than its request"));
 }

@@ -11,6 +11,8 @@
 //! | `command/`      | what does an operation answer, and what is its effect?              |
 //! | `compute.rs`   | how is a command executed whose effect follows from the old entry?  |
 //! | `clock.rs`     | by which clock do entries expire?                                   |
+//! | `expire.rs`     | how are entries removed whose deadline has passed?                  |
+//! | `expiring.rs`   | which deadlines of a partition's entries are the next?              |
 //! | `apply.rs`      | how are a leader's records logged, and applied once committed?      |
 //! | `gate.rs`       | which requests are executed now, and under which epoch?             |
 //! | `snapshot.rs`   | how is the data set copied out beside writers, and loaded?          |
@@ -33,6 +35,8 @@ mod compute;
 pub mod digest;
 pub mod entry;
 mod execute;
+mod expire;
+mod expiring;
 mod gate;
 #[cfg(test)]
 pub(crate) mod planted;
@@ -45,8 +49,11 @@ mod work;
 pub use answers::{Answers, COPIED_BYTES, DIRECT_BYTES};
 pub use apply::{ApplyError, Group};
 pub use execute::{NotDone, NotTogether, Outcome};
+pub use expire::{EXPIRED_MAX, Expired};
 pub use gate::Admission;
 pub use snapshot::{Load, PartitionCopy, Staged};
+
+use std::sync::atomic::AtomicU64;
 
 use crate::history::{EpochStart, HistoryError};
 use crate::log::{Head, Log, Sequencer};
@@ -70,6 +77,8 @@ pub struct Engine {
     sequencer: Option<Sequencer>,
     gate: Gate,
     clock: Clock,
+    /// Entries removed because their deadline had passed.
+    expired: AtomicU64,
 }
 
 impl Engine {
@@ -88,6 +97,7 @@ impl Engine {
             clock,
             sequencer: backlog_bytes.map(Sequencer::new),
             gate: Gate::default(),
+            expired: AtomicU64::new(0),
         }
     }
 

@@ -11,6 +11,7 @@ mod long;
 mod model;
 mod peers;
 mod receive;
+mod removals;
 mod sync;
 mod threads;
 

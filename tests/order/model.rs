@@ -42,6 +42,14 @@ fn set(key: &[u8], value: u8) -> Vec<u8> {
     bytes
 }
 
+/// A SETAT frame whose deadline has passed.
+fn set_expired(key: &[u8], value: u8) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let value = &[&1_u64.to_be_bytes()[..], &[value]].concat();
+    Request::SetAt { key, value }.encode(&mut bytes).unwrap();
+    bytes
+}
+
 /// A GET frame.
 fn get(key: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -522,4 +530,57 @@ fn a_write_of_the_epoch_before_is_found() {
     let scheduler = RandomScheduler::new_from_seed(SEED, FINDS);
     let runner = Runner::new(scheduler, shuttle::Config::default());
     runner.run(|| assert!(epochs_are_in_their_places(Planted::AdmitBeforeLock)));
+}
+
+/// Clients store an expired entry and others under one key, another thread removes what has expired, and the node is
+/// demoted at last. Returns whether the log is the order of the store.
+fn removals_are_in_the_order_of_the_log() -> bool {
+    let leader = Arc::new(engine(1, true));
+    let key = key_in(&leader, 0);
+    let spawn = |work: Box<dyn FnOnce(&Engine) + Send>| {
+        let leader = Arc::clone(&leader);
+        thread::spawn(move || work(&leader))
+    };
+    let keeper = spawn(Box::new(|leader| log(leader).keep()));
+    let writers = [
+        [set_expired(&key, 1), set(&key, 2)],
+        [set_expired(&key, 3), set_expired(&key, 4)],
+    ];
+    let writers = writers.map(|frames| {
+        spawn(Box::new(move |leader| {
+            for frame in frames {
+                execute(leader, &frame, Planted::Nothing);
+            }
+        }))
+    });
+    let sweeper = spawn(Box::new(|leader| {
+        for _ in 0..3 {
+            // After the demotion nothing is admitted.
+            let _ = leader.expire(0, None, || ());
+        }
+    }));
+    leader.admit(admission(false));
+    let head = leader.head();
+    for thread in writers.into_iter().chain([sweeper]) {
+        thread.join().unwrap();
+    }
+    leader.end_log();
+    keeper.join().unwrap();
+    let follower = engine(1, false);
+    let mut cursor = log(&leader).cursor_after(0).unwrap();
+    let mut agrees = leader.head() == head;
+    while let Some((records, digest)) = next(log(&leader), &mut cursor) {
+        agrees &= receive(&follower, &records, digest);
+    }
+    let (own, theirs) = (contents(&leader), contents(&follower));
+    agrees
+        && map(&own) == map(&theirs)
+        && leader.head() == follower.head()
+        && leader.expiring() == follower.expiring()
+}
+
+#[test]
+fn removals_of_expired_entries_are_in_the_order_of_the_log() {
+    let runner = Runner::new(RandomScheduler::new(PASSES), shuttle::Config::default());
+    runner.run(|| assert!(removals_are_in_the_order_of_the_log(), "{ORDER}"));
 }
