@@ -44,6 +44,10 @@ pub struct NodeStatus {
     pub keys: Option<u64>,
     /// Bytes of all keys and values.
     pub bytes: Option<u64>,
+    /// Keys that have a deadline.
+    pub expiring: Option<u64>,
+    /// Expired keys that it has removed since its start, as the leader.
+    pub expired: Option<u64>,
     /// Connections that it serves.
     pub connections: Option<u64>,
     /// Milliseconds since its start.
@@ -192,6 +196,8 @@ impl NodeStatus {
             "digest" => self.digest = word(value),
             "keys" => self.keys = number(value),
             "bytes" => self.bytes = number(value),
+            "expiring" => self.expiring = number(value),
+            "expired" => self.expired = number(value),
             "connections" => self.connections = number(value),
             "uptime_ms" => self.uptime_ms = number(value),
             "version" => self.version = word(value),
@@ -336,7 +342,7 @@ leader_timeout_ms: 18
 max_value_bytes: 19
 lag_entries: 20
 \
-            lag_ms: 21\nstopping: no\nsettings.leader: 22
+            lag_ms: 21\nexpiring: 22\nexpired: 23\nstopping: no\nsettings.leader: 22
 ";
         let text_of = |text: &str| Some(text.to_owned());
         let peer = PeerStatus {
@@ -386,6 +392,8 @@ lag_entries: 20
             settings: BTreeMap::from([("leader".to_owned(), "22".to_owned())]),
             lag_entries: Some(20),
             lag_ms: Some(21),
+            expiring: Some(22),
+            expired: Some(23),
             peers: BTreeMap::from([("a.b".to_owned(), peer)]),
             followers: BTreeMap::from([("n3".to_owned(), follower)]),
         };

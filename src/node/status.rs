@@ -134,6 +134,8 @@ impl Node {
         lines.add("digest", &head.digest);
         lines.add("keys", &self.engine.len());
         lines.add("bytes", &self.engine.bytes());
+        lines.add("expiring", &self.engine.expiring());
+        lines.add("expired", &self.engine.expired());
         lines.add("connections", &self.connections.load(Ordering::Relaxed));
         let uptime = now.saturating_duration_since(self.started);
         lines.add("uptime_ms", &uptime.as_millis());

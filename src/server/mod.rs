@@ -5,6 +5,7 @@
 //! | accept        | server          | the listening sockets      | a client at any    | when the server closes     |
 //! | client-N      | client          | the client's socket        | read, write        | with its client, at a stop |
 //! | shutdown-sync | node with peers | nothing                    | a condition        | when the server closes     |
+//! | expiry        | server          | nothing                    | a timer, log room  | when the server closes     |
 //! | housekeeping  | server          | sockets of refused clients | a channel, a timer | when every other has ended |
 //!
 //! Connections with small, frequent requests share a thread (`poller.rs`).
@@ -26,6 +27,7 @@ mod back_off;
 mod client;
 mod connection;
 mod end;
+mod expiry;
 mod housekeeping;
 mod lifecycle;
 mod listener;
@@ -170,7 +172,7 @@ impl Server {
             let housekeeper = housekeeper;
             let node = &self.node;
             start(scope, "housekeeping", move || maintenance.run(node))?;
-            let started = self.start_replication(scope, &ending);
+            let started = self.start_others(scope, &ending);
             match started {
                 Ok(()) => Acceptor::new(self, scope, housekeeper, &pollers).run(),
                 Err(_) => self.shared.advance(Event::StartFailed),
@@ -189,14 +191,16 @@ impl Server {
         }
     }
 
-    /// Starts the threads of replication, and for a node with peers the one that synchronizes with them at a stop.
-    fn start_replication<'scope>(
+    /// Starts the threads of replication, the one that removes expired entries, and for a node with peers the one that
+    /// synchronizes with them at a stop.
+    fn start_others<'scope>(
         &'scope self,
         scope: &'scope thread::Scope<'scope, '_>,
         ending: &'scope Mutex<Ending>,
     ) -> io::Result<()> {
         replication::transport::start(scope, self.replica(), &self.stop)
             .map_err(|error| cannot_start("the threads of replication", &error))?;
+        start(scope, "expiry", || expiry::run(&self.node, &self.stop))?;
         if self.shared.has_peers {
             start(scope, "shutdown-sync", || {
                 *ending.lock() = self.synchronize();

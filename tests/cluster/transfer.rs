@@ -13,6 +13,7 @@ use gopherstore::node::Node;
 use gopherstore::replication::{Ending, Transferrer};
 use gopherstore::server::{Server, Stopper};
 
+use crate::expiry::{now_ms, puts, send};
 use crate::support::cluster::wait_until;
 use crate::support::node::PATIENCE;
 use crate::support::proxy::reserve_port;
@@ -191,6 +192,42 @@ fn leadership_moves_from_node_to_node_under_load_and_loses_nothing() {
     }
     assert_eq!(copies(&nodes), before, "a full copy was taken");
     assert_eq!(status(&nodes[0].addr)["epoch"], "4");
+    stop(nodes);
+}
+
+#[test]
+fn a_new_leader_goes_on_to_remove_expired_keys() {
+    const KEYS: usize = 2_000;
+    let nodes = start();
+    wait_for_leader(&nodes, 0);
+    let number =
+        |node: usize, key: &str| -> usize { status(&nodes[node].addr)[key].parse().unwrap() };
+    // Half of them expire at once, and the others once the new leader leads.
+    let near = now_ms() + 200;
+    let deadlines = (0..KEYS).map(|number| if number % 2 == 0 { near } else { near + 4_000 });
+    let addr = nodes[0].addr.parse().unwrap();
+    send(addr, &puts(deadlines, 10), KEYS);
+    client(&nodes[0].addr, false).set(b"stays", b"v").unwrap();
+    wait_until(PATIENCE, "removals by the old leader", || {
+        number(0, "expired") == KEYS / 2
+    });
+    let moved = nodes[0].transferrer.transfer("n2", TIMEOUT);
+    assert_eq!(moved, Ok(()));
+    wait_for_leader(&nodes, 1);
+    for node in 0..3 {
+        wait_until(PATIENCE, "the removal of all keys", || {
+            number(node, "keys") == 1
+        });
+        assert_eq!(number(node, "expiring"), 0);
+    }
+    let expired = [0, 1, 2].map(|node| number(node, "expired"));
+    assert_eq!(expired.iter().sum::<usize>(), KEYS);
+    assert!(expired[1] > 0 && expired[2] == 0, "{expired:?}");
+    let digests = [0, 1, 2].map(|node| status(&nodes[node].addr)["digest"].clone());
+    assert!(
+        digests.iter().all(|digest| *digest == digests[0]),
+        "{digests:?}"
+    );
     stop(nodes);
 }
 

@@ -235,7 +235,7 @@ enum Kind {
 }
 
 /// The keys of STATUS that every node of the JSON has, null if it does not report them. Source: docs/GBP.md, section 4.
-const KEYS: [(&str, Kind); 26] = [
+const KEYS: [(&str, Kind); 28] = [
     ("cluster", Kind::Text),
     ("role", Kind::Text),
     ("state", Kind::Text),
@@ -246,6 +246,8 @@ const KEYS: [(&str, Kind); 26] = [
     ("digest", Kind::Text),
     ("keys", Kind::Number),
     ("bytes", Kind::Number),
+    ("expiring", Kind::Number),
+    ("expired", Kind::Number),
     ("connections", Kind::Number),
     ("uptime_ms", Kind::Number),
     ("version", Kind::Text),
