@@ -31,7 +31,7 @@
 //! ```text
 //! wire ←─ engine::{entry, digest} ←─ log ←─ engine ←─ node ←─ replication ←─ server
 //!   ↑                                                │           │
-//! history ←──────────── replication::core ←──────────┴───────────┘         client ─→ dial, wire
+//! history ←──────────── replication::core ←──────────┴───────────┘         client ─→ config, dial, wire
 //! ```
 //!
 //! `use` lines point only in the direction of these arrows. `MAY_USE` in `tests/tidy.rs` has all of them, and `PURE`

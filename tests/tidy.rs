@@ -17,7 +17,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("signals", &[]),
     ("logging", &["service"]),
     ("dial", &[]),
-    ("client", &["dial", "wire", "history"]),
+    ("client", &["config", "dial", "wire", "history"]),
     ("engine::entry", &["wire"]),
     ("engine::digest", &["engine::entry", "wire"]),
     (

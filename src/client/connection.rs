@@ -100,6 +100,8 @@ pub(super) struct Connection {
     read_at: Instant,
     /// Whether sending has failed. Responses may still have been received.
     is_broken: bool,
+    /// Whether the last request was not sent whole, so that the node cannot have executed it (GBP §1).
+    is_unsent: bool,
 }
 
 impl Connection {
@@ -119,6 +121,7 @@ impl Connection {
             write_timeout: None,
             read_at: Instant::now(),
             is_broken: false,
+            is_unsent: false,
         })
     }
 
@@ -194,6 +197,11 @@ impl Connection {
         !self.is_broken
     }
 
+    /// Whether the last request was not sent whole.
+    pub(super) const fn is_unsent(&self) -> bool {
+        self.is_unsent
+    }
+
     /// The same connection as one to the client's own node.
     pub(super) fn into_home(self) -> Connection {
         Connection {
@@ -219,7 +227,9 @@ impl Connection {
         deadline: Deadline,
     ) -> Result<Result<Response>> {
         self.show(Direction::Sent, frame);
+        self.is_unsent = false;
         if let Err(fault) = self.write_all(frame, deadline) {
+            self.is_unsent = true;
             return match self.last_words(opcode, &fault, deadline) {
                 Some(refusal) => Ok(Err(refusal)),
                 None => Err(fault),

@@ -47,6 +47,7 @@ use crate::wire::{
     conditional::sum_of,
 };
 
+pub mod cluster;
 mod connection;
 mod error;
 mod observer;
@@ -55,6 +56,7 @@ mod response;
 mod status;
 mod sync;
 
+pub use cluster::{Cluster, ClusterError, ClusterOptions, ClusterResult};
 pub use error::{Error, PipelineError, ProtocolError, Result, Wait};
 pub use observer::{Observer, Watch};
 pub use pipeline::{Pipeline, Timed};
@@ -179,6 +181,8 @@ pub struct Client {
     leader: Option<Connection>,
     /// The last request's frame, kept for its memory.
     frame: Vec<u8>,
+    /// Whether the last request failed before it was sent whole: no node can have executed it.
+    was_unsent: bool,
 }
 
 /// Connection that a request uses.
@@ -221,6 +225,7 @@ impl Client {
             home: None,
             leader: None,
             frame: Vec::new(),
+            was_unsent: false,
         }
     }
 
@@ -473,7 +478,9 @@ impl Client {
         let mut redirects = 0;
         loop {
             let mut connection = self.open(route, deadline)?;
-            let response = connection.exchange(opcode, frame, deadline)?;
+            let exchanged = connection.exchange(opcode, frame, deadline);
+            self.was_unsent = connection.is_unsent();
+            let response = exchanged?;
             let refused = matches!(response, Err(Error::NotLeader { .. }));
             let asked = refused.then(|| connection.addr().to_owned());
             // A leader that has ceased to lead is forgotten, so that the next write goes to the own node.

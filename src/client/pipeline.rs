@@ -224,6 +224,7 @@ impl Queue {
 
 impl Client {
     fn run(&mut self, queue: &Queue, responses: &mut Vec<Timed>) -> Result<()> {
+        self.was_unsent = false;
         let mut route = self.route(queue.has_write());
         let mut redirects_left = if self.options.follow_redirects {
             REDIRECTS_MAX

@@ -8,6 +8,7 @@
     unreachable_pub
 )]
 
+mod cluster;
 mod faults;
 mod observers;
 mod pipelines;

@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use gopherstore::client::{Error, Response};
+use gopherstore::client::{self, ClusterOptions, Error, Response};
 use gopherstore::wire::{Request, Status, SyncRequest, Token};
 
 use crate::support::cluster::{Cluster, Options};
@@ -152,6 +152,37 @@ fn a_session_reads_its_own_writes_at_a_follower_every_time() {
             });
         }
     });
+}
+
+#[test]
+fn a_client_of_the_cluster_outlives_restarts_of_every_node() {
+    let options = Options {
+        replication: QUICK.to_owned(),
+        ..Options::default()
+    };
+    let mut cluster = Cluster::start_with(3, &options);
+    cluster.wait_converged(WITHIN);
+    let addrs: Vec<String> = (0..3).map(|node| cluster.addr(node).to_string()).collect();
+    let limits = ClusterOptions {
+        timeout: PATIENCE,
+        ..ClusterOptions::default()
+    };
+    let mut client = client::Cluster::with_options(addrs, limits);
+    for node in [1, 0, 2, 0] {
+        client.set(b"k", b"before").unwrap();
+        cluster.wait_converged(WITHIN);
+        cluster.stop(node);
+        thread::scope(|scope| {
+            let call = scope.spawn(|| {
+                // Also while no node leads; the stopping one has answered all that it has read.
+                client.set(b"k", b"after").unwrap();
+                let token = client.position().unwrap();
+                client.read_at(token, |node| node.get(b"k")).unwrap()
+            });
+            cluster.restart(node);
+            assert_eq!(call.join().unwrap(), Some(b"after".to_vec()), "{node}");
+        });
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use gopherstore::Client;
-use gopherstore::client::{ClientOptions, Error};
+use gopherstore::client::{ClientOptions, Cluster, ClusterError, ClusterOptions, Error};
 use gopherstore::config::Config;
 use gopherstore::node::Node;
 use gopherstore::replication::{Ending, Transferrer};
@@ -192,6 +192,77 @@ fn leadership_moves_from_node_to_node_under_load_and_loses_nothing() {
     }
     assert_eq!(copies(&nodes), before, "a full copy was taken");
     assert_eq!(status(&nodes[0].addr)["epoch"], "4");
+    stop(nodes);
+}
+
+/// Adds 1 to a counter again and again through a client of the whole cluster, and now and then reads at a node what it
+/// has just written. Returns how often it was acknowledged, and how often the outcome was unknown.
+fn count(addrs: &[&str], number: usize, ends: &AtomicBool) -> [i64; 2] {
+    let options = ClusterOptions {
+        timeout: PATIENCE,
+        ..ClusterOptions::default()
+    };
+    let mut cluster = Cluster::with_options(addrs.iter().copied(), options);
+    let (key, [mut acknowledged, mut unknown]) = (format!("of-{number}"), [0, 0]);
+    while !ends.load(Ordering::Relaxed) {
+        match cluster.write(|leader| leader.add(b"count", 1, 0)) {
+            Ok(_) => acknowledged += 1,
+            Err(ClusterError::OutcomeUnknown { .. }) => unknown += 1,
+            Err(error) => panic!("{error}"),
+        }
+        if acknowledged % 50 == 0 {
+            let value = acknowledged.to_string().into_bytes();
+            cluster.set(key.as_bytes(), &value).unwrap();
+            let token = cluster.position().unwrap();
+            let read = cluster.read_at(token, |node| node.get(key.as_bytes()));
+            assert_eq!(read.unwrap(), Some(value));
+        }
+    }
+    [acknowledged, unknown]
+}
+
+#[test]
+fn a_client_of_the_cluster_follows_the_leader_under_load_and_adds_once() {
+    let nodes = start();
+    wait_for_leader(&nodes, 0);
+    let addrs: Vec<&str> = nodes.iter().map(|node| node.addr.as_str()).collect();
+    let ends = AtomicBool::new(false);
+    let counted: Vec<[i64; 2]> = thread::scope(|scope| {
+        let _ends = EndsOnDrop(&ends);
+        let counters: Vec<_> = (0..WRITERS)
+            .map(|number| {
+                // Some know one node only, and hear of the others.
+                let known = if number % 2 == 0 {
+                    &addrs[..]
+                } else {
+                    &addrs[1..2]
+                };
+                let ends = &ends;
+                scope.spawn(move || count(known, number, ends))
+            })
+            .collect();
+        for (from, to) in [(0, 1), (1, 2), (2, 0), (0, 2)] {
+            let index = || -> u64 { status(addrs[from])["index"].parse().unwrap() };
+            let begin = index();
+            wait_until(PATIENCE, "writes", || index() > begin + 300);
+            let target = format!("n{}", to + 1);
+            let moved = nodes[from].transferrer.transfer(&target, TIMEOUT);
+            assert_eq!(moved, Ok(()), "n{} to {target}", from + 1);
+            wait_for_leader(&nodes, to);
+        }
+        ends.store(true, Ordering::Relaxed);
+        let results = counters.into_iter().map(|counter| counter.join().unwrap());
+        results.collect()
+    });
+    let sum = |at: usize| counted.iter().map(|counts| counts[at]).sum::<i64>();
+    let count = client(&nodes[2].addr, false)
+        .get(b"count")
+        .unwrap()
+        .unwrap();
+    let count: i64 = String::from_utf8(count).unwrap().parse().unwrap();
+    // Writes that wait for the transfer are answered NOT_LEADER, so the outcome of none is unknown.
+    assert_eq!((count, sum(1)), (sum(0), 0));
+    assert!(count > 1_200);
     stop(nodes);
 }
 
