@@ -19,6 +19,7 @@ use gopherstore::wire::replication::{
 };
 use gopherstore::wire::request::{self, Disposition, Limits, RequestHeader, reject_text};
 use gopherstore::wire::response::{self, ResponseHeader};
+use gopherstore::wire::scan::{Scan, ScanAnswer};
 use gopherstore::wire::{
     Buffer, GROWTH_BYTES_MAX, KEY_LEN_MAX, Opcode, Request, RequestError, Response, ResponseError,
     Status,
@@ -45,6 +46,7 @@ pub(super) fn check(input: &[u8]) {
     stream(&repaired(input));
     following(input);
     operands(input);
+    scan(input);
 }
 
 /// What became of one frame.
@@ -76,7 +78,7 @@ enum Naive {
 }
 
 /// The operations of GBP §3: opcode, whether there is a key, and what limits the value.
-const OPERATIONS: [(u8, bool, NaiveValue); 18] = [
+const OPERATIONS: [(u8, bool, NaiveValue); 19] = [
     (0x01, true, NaiveValue::OfNode),
     (0x02, true, NaiveValue::None),
     (0x03, true, NaiveValue::None),
@@ -87,6 +89,7 @@ const OPERATIONS: [(u8, bool, NaiveValue); 18] = [
     (0x08, true, NaiveValue::UpTo(25)),
     (0x0B, true, NaiveValue::UpTo(9)),
     (0x0C, true, NaiveValue::None),
+    (0x0E, true, NaiveValue::UpTo(65_552)),
     (0x10, false, NaiveValue::UpTo(29)),
     (0x11, true, NaiveValue::UpTo(25)),
     (0x40, false, NaiveValue::None),
@@ -173,7 +176,7 @@ fn requests(input: &[u8], limits: &Limits) -> Vec<Outcome> {
                 );
                 assert!(needed > rest.len());
                 assert!(
-                    needed as u64 <= 7 + 65_535 + u64::from(limits.value_len_max.max(4_100)) + 13
+                    needed as u64 <= 7 + 65_535 + u64::from(limits.value_len_max.max(65_552)) + 13
                 );
                 outcomes.push(Outcome::Incomplete(needed));
                 return outcomes;
@@ -764,6 +767,75 @@ fn naive_operands(opcode: u8, value: &[u8]) -> bool {
         0x0B => len == 9 && at(0) != 2 && expiry(at(0), number(&value[1..9])),
         _ => false,
     }
+}
+
+/// The fields of SCAN and those of its answer: what is accepted, as a plain reading of GBP §4 has it, and that what is
+/// read is written to the same bytes.
+fn scan(input: &[u8]) {
+    let is_good = input.len() >= 17 && input[0] < 2;
+    let judged = Scan::decode(b"prefix", input);
+    assert_eq!(judged.is_ok(), is_good, "{judged:?}");
+    match judged {
+        Ok(scan) => assert_eq!(scan.value(), input),
+        Err(error) => assert_message(&error.to_string()),
+    }
+    let answer = ScanAnswer::decode(input);
+    assert_eq!(answer.is_ok(), naive_scan_answer(input), "{answer:?}");
+    match answer {
+        Ok(answer) => {
+            let mut again = Vec::new();
+            answer.encode(&mut again);
+            assert_eq!(again, input);
+            for item in answer.items() {
+                assert_eq!(item.value.is_some(), answer.with_values);
+                assert!(answer.with_values || item.deadline.is_none());
+            }
+        }
+        Err(error) => assert_message(&error.to_string()),
+    }
+}
+
+/// Whether these bytes are the value of an OK to a SCAN.
+fn naive_scan_answer(value: &[u8]) -> bool {
+    let small = |bytes: &[u8]| usize::try_from(number(bytes)).unwrap();
+    let part = |from: usize, len: u64| {
+        let to = usize::try_from(len)
+            .ok()
+            .and_then(|len| from.checked_add(len));
+        to.and_then(|to| value.get(from..to))
+    };
+    let (Some(partitions), Some(partition), Some(from_len)) =
+        (part(8, 4), part(12, 4), part(16, 2))
+    else {
+        return false;
+    };
+    if number(partitions) == 0 || number(partition) > number(partitions) {
+        return false;
+    }
+    let want_at = 18 + small(from_len);
+    let (Some(&want), mut at) = (value.get(want_at), want_at + 1) else {
+        return false;
+    };
+    while at < value.len() {
+        let len = match want {
+            0 => part(at, 2).map(|len| 2 + number(len)),
+            1 => match (value[at], part(at + 1, 2), part(at + 3, 4)) {
+                (0x01, Some(key), Some(value)) => Some(7 + number(key) + number(value)),
+                (0x05, Some(key), Some(len)) => {
+                    let deadline = part(at + 7 + small(key), 8);
+                    let is_good = number(len) >= 8 && deadline.is_some_and(|at| number(at) > 0);
+                    is_good.then(|| 7 + number(key) + number(len))
+                }
+                _ => None,
+            },
+            _ => None,
+        };
+        match len.and_then(|len| part(at, len)) {
+            Some(item) => at += item.len(),
+            None => return false,
+        }
+    }
+    want < 2
 }
 
 /// The fields of FOLLOW, those of its answer, and a history: what is read is written to the same bytes.

@@ -8,6 +8,7 @@ use crate::{
         EncodeError, Opcode, ResponseError,
         comparison::ComparisonError,
         replication::{FollowAnswerError, ReplicationError, Start, StreamOpcode},
+        scan::ScanError,
     },
 };
 
@@ -243,6 +244,8 @@ pub enum ProtocolError {
     },
     /// OK to a SUMS or LIST, but with a value that is no response to it.
     Comparison(ComparisonError),
+    /// OK to a SCAN, but with a value that is no response to it.
+    Scan(ScanError),
     /// More bytes after the last response.
     Unrequested {
         /// The number of bytes received.
@@ -388,6 +391,7 @@ impl fmt::Display for ProtocolError {
                 write!(f, "{} where another message belongs", what.name())
             }
             ProtocolError::Comparison(error) => error.fmt(f),
+            ProtocolError::Scan(error) => error.fmt(f),
             ProtocolError::Unrequested { len } => {
                 write!(f, "{len} bytes came after the last response")
             }
@@ -402,6 +406,7 @@ impl error::Error for ProtocolError {
             ProtocolError::FollowAnswer(error) => Some(error),
             ProtocolError::Stream(error) => Some(error),
             ProtocolError::Comparison(error) => Some(error),
+            ProtocolError::Scan(error) => Some(error),
             ProtocolError::NothingToFind { .. }
             | ProtocolError::NoCondition { .. }
             | ProtocolError::OldestIndex { .. }

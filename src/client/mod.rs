@@ -53,6 +53,7 @@ mod error;
 mod observer;
 mod pipeline;
 mod response;
+mod scan;
 mod status;
 mod sync;
 
@@ -61,6 +62,7 @@ pub use error::{Error, PipelineError, ProtocolError, Result, Wait};
 pub use observer::{Observer, Watch};
 pub use pipeline::{Pipeline, Timed};
 pub use response::Response;
+pub use scan::{Scan, ScanItem, ScanOptions};
 pub use status::{FollowerStatus, NodeRole, NodeState, NodeStatus, PeerStatus};
 
 use connection::{Connection, Deadline};

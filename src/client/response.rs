@@ -55,9 +55,11 @@ pub(super) fn read(
     match Status::try_from(status) {
         Ok(Status::Ok) => match spec.ok {
             OkValue::Empty => empty(Response::Done),
-            OkValue::Bytes | OkValue::Sums | OkValue::Items | OkValue::Stream => {
-                Ok(Ok(Response::Value(value.to_vec())))
-            }
+            OkValue::Bytes
+            | OkValue::Sums
+            | OkValue::Items
+            | OkValue::Entries
+            | OkValue::Stream => Ok(Ok(Response::Value(value.to_vec()))),
             OkValue::Text if str::from_utf8(value).is_ok() => {
                 Ok(Ok(Response::Value(value.to_vec())))
             }

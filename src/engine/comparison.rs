@@ -135,8 +135,30 @@ fn put_value_len(entry: &RequestFrame<'_>) -> usize {
 }
 
 /// Number of partitions as the wire has it; at most 2^16.
-fn partitions(store: &Store) -> u32 {
+pub(super) fn partitions(store: &Store) -> u32 {
     u32::try_from(store.partitions()).unwrap_or(u32::MAX)
+}
+
+/// The place where a request begins, as one of this store.
+///
+/// # Errors
+///
+/// When there is no such place in this store.
+pub(super) fn begin(store: &Store, place: &Place) -> Result<Place, ComparisonError> {
+    let (partitions, incarnation) = (partitions(store), store.incarnation());
+    if place.partition > partitions {
+        return Err(ComparisonError::Partition {
+            partition: place.partition,
+            partitions,
+        });
+    }
+    if *place != Place::default() && place.incarnation != incarnation {
+        return Err(ComparisonError::Incarnation);
+    }
+    Ok(Place {
+        incarnation,
+        ..place.clone()
+    })
 }
 
 /// The scan of one request.
@@ -167,21 +189,7 @@ impl<W: Fn(&[u8]) -> bool, L: Fn(&RequestFrame<'_>) -> usize> Walk<'_, W, L> {
         place: &Place,
         mut take: impl FnMut(&RequestFrame<'_>),
     ) -> Result<Place, ComparisonError> {
-        let (partitions, run) = (partitions(self.store), self.store.incarnation());
-        if place.partition > partitions {
-            let partition = place.partition;
-            return Err(ComparisonError::Partition {
-                partition,
-                partitions,
-            });
-        }
-        if *place != Place::default() && place.incarnation != run {
-            return Err(ComparisonError::Incarnation);
-        }
-        let mut next = Place {
-            incarnation: run,
-            ..place.clone()
-        };
+        let (partitions, mut next) = (partitions(self.store), begin(self.store, place)?);
         let mut left = self.budget;
         let mut is_first = true;
         let mut copied = PartitionCopy::default();

@@ -21,6 +21,7 @@
 //! | `change.rs`     | how does the digest follow the writes?                              |
 //! | `digest.rs`     | which checksum do equal data sets share?                            |
 //! | `comparison.rs` | how do two nodes find out which entries differ?                     |
+//! | `scan.rs`       | how are keys and entries read piece by piece?                       |
 //! | `answers.rs`    | where do answers gather?                                            |
 
 #![deny(clippy::wildcard_enum_match_arm)]
@@ -41,6 +42,7 @@ mod gate;
 #[cfg(test)]
 pub(crate) mod planted;
 mod prepared;
+pub mod scan;
 mod single;
 mod snapshot;
 pub mod store;

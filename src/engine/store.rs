@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
 use std::hint::{black_box, spin_loop};
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use arrayvec::ArrayVec;
 use hashbrown::HashTable;
@@ -46,6 +46,9 @@ const SPINS: u32 = 100;
 #[derive(Debug)]
 pub struct Store {
     partitions: Box<[Partition]>,
+    /// Of each partition: how often its entries may have changed their buckets otherwise than by being removed and
+    /// stored again. Changed with the partition locked.
+    rehashes: Box<[AtomicU32]>,
     /// A hasher with the key, and nothing hashed yet.
     hashing: DefaultHasher,
     /// Whether an entry ever had a deadline.
@@ -266,6 +269,7 @@ impl Store {
         let count = count.clamp(1, 1 << 16).next_power_of_two();
         Store {
             partitions: (0..count).map(|_| Partition::default()).collect(),
+            rehashes: (0..count).map(|_| AtomicU32::new(0)).collect(),
             hashing,
             has_expiring: AtomicBool::new(false),
         }
@@ -408,6 +412,7 @@ impl Store {
         // An eighth: far enough below the point of growth that a client cannot cause both in turn.
         if table.len() < table.capacity() / 8 {
             let twice = table.len() * 2;
+            self.count_rehash(usize::from(self.place(hash)));
             table.shrink_to(twice, |entry| self.hash(entry.key()));
         }
         if entries.expiring.is_some() {
@@ -488,6 +493,7 @@ impl Store {
             // The table grows now and hashes each of its keys. They lie all over memory; this loop overlaps the misses.
             let ends = table.iter().filter_map(|entry| entry.key().last());
             black_box(ends.fold(0, |sum, byte| sum ^ byte));
+            self.count_rehash(usize::from(self.place(hash)));
         }
         table.entry(
             hash,
@@ -520,10 +526,13 @@ impl Store {
 
     /// Removes everything, one partition at a time.
     pub fn clear(&self) {
-        for partition in &self.partitions {
+        for (number, partition) in self.partitions.iter().enumerate() {
+            let mut entries = partition.0.write();
+            self.count_rehash(number);
+            let old = std::mem::take(&mut *entries);
             // Freed after the unlock.
-            let entries = std::mem::take(&mut *partition.0.write());
             drop(entries);
+            drop(old);
         }
     }
 
@@ -538,8 +547,9 @@ impl Store {
     pub fn reserve(&self, count: usize) {
         // Keys spread evenly but not exactly; an eighth more than the mean suffices for nearly all partitions.
         let each = count / self.partitions.len();
-        for partition in &self.partitions {
+        for (number, partition) in self.partitions.iter().enumerate() {
             let entries = &mut *partition.0.write();
+            self.count_rehash(number);
             let more = (each + each / 8).saturating_sub(entries.table.len());
             entries.table.reserve(more, |entry| self.hash(entry.key()));
         }
@@ -649,6 +659,19 @@ impl Store {
     /// Locks the partition with this number for reading.
     pub(super) fn read_partition(&self, partition: usize) -> RwLockReadGuard<'_, Entries> {
         self.partitions[partition].0.read()
+    }
+
+    /// Number of times that the table of this partition, which is locked, was rehashed. While it stays the same, an
+    /// entry stays in its bucket as long as its key exists.
+    pub(super) fn rehashes(&self, partition: usize) -> u32 {
+        self.rehashes[partition].load(Ordering::Relaxed)
+    }
+
+    /// The table of this partition, which is locked for writing, is about to be rehashed.
+    #[cold]
+    #[inline(never)]
+    fn count_rehash(&self, partition: usize) {
+        self.rehashes[partition].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Locks the partition with this number for writing.

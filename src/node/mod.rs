@@ -39,12 +39,14 @@ use crate::engine::Engine;
 #[cfg(test)]
 use crate::engine::clock::Clock;
 use crate::engine::comparison::Budget;
+use crate::engine::scan::{Bounds, NotScanned};
 #[cfg(test)]
 use crate::engine::store::Store;
 use crate::log::{Head, Log, Mark};
 use crate::replication::core::report::Settings;
 use crate::time::MachineTime;
 use crate::wire::comparison::{ComparisonError, List, Sums};
+use crate::wire::scan::Scan;
 use crate::wire::{Request, RequestFrame};
 
 /// Why a follower does not serve before its first stream.
@@ -216,6 +218,10 @@ impl Node {
             | Request::Ttl { .. } => {
                 Reply::Error(format!("{} is executed in runs", frame.opcode().name()))
             }
+            Request::Scan { key, value } => match Scan::decode(key, value) {
+                Ok(request) => self.scan(&request),
+                Err(error) => Reply::Error(error.to_string()),
+            },
             Request::Sync { value } => match self.sync(value) {
                 Synced::Done(reply, _) => reply,
                 Synced::NotYet { reply, .. } => reply,
@@ -237,6 +243,19 @@ impl Node {
             Request::Epoch { .. } => {
                 Reply::Error("EPOCH is a record of the log and not a request".to_owned())
             }
+        }
+    }
+
+    fn scan(&self, request: &Scan) -> Reply {
+        let result = self.engine.scan(request, Bounds::default());
+        // Asked again, since the data set may have been discarded meanwhile.
+        if !self.engine.admits_reads() {
+            return self.refusal_of_read();
+        }
+        match result {
+            Ok((answer, position)) => Reply::Entries(answer, position),
+            Err(NotScanned::Refused) => self.refusal_of_read(),
+            Err(NotScanned::Fault(error)) => Reply::Error(error.to_string()),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::engine::Answers;
+use crate::log::Position;
 use crate::wire::Status;
 use crate::wire::response::ResponseHeader;
 
@@ -20,6 +21,8 @@ pub enum Reply {
     Text(String),
     /// OK and bytes.
     Answer(Vec<u8>),
+    /// OK and entries, in the state that the data set had at a position.
+    Entries(Vec<u8>, Position),
     /// NOT_LEADER and the leader's address.
     NotLeader(Arc<str>),
     /// LOADING and a message.
@@ -41,7 +44,9 @@ impl Reply {
     #[must_use]
     pub const fn status(&self) -> Status {
         match self {
-            Reply::Done | Reply::Pong | Reply::Text(_) | Reply::Answer(_) => Status::Ok,
+            Reply::Done | Reply::Pong | Reply::Text(_) | Reply::Answer(_) | Reply::Entries(..) => {
+                Status::Ok
+            }
             Reply::NotLeader(_) => Status::NotLeader,
             Reply::Loading(_) => Status::Loading,
             Reply::Error(_) => Status::Error,
@@ -57,7 +62,7 @@ impl Reply {
         match self {
             Reply::Done => b"",
             Reply::Pong => b"PONG",
-            Reply::Answer(bytes) => bytes,
+            Reply::Answer(bytes) | Reply::Entries(bytes, _) => bytes,
             Reply::NotLeader(text) | Reply::Loading(text) => text.as_bytes(),
             Reply::Text(text)
             | Reply::Error(text)
@@ -65,6 +70,25 @@ impl Reply {
             | Reply::Lost(text) => text.as_bytes(),
             Reply::Compacted(index) => index,
             Reply::Timeout => OUTCOME_UNKNOWN.as_bytes(),
+        }
+    }
+
+    /// The position that the answer waits for.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        match self {
+            Reply::Entries(_, position) => *position,
+            Reply::Done
+            | Reply::Pong
+            | Reply::Text(_)
+            | Reply::Answer(_)
+            | Reply::NotLeader(_)
+            | Reply::Loading(_)
+            | Reply::Error(_)
+            | Reply::NotReached(_)
+            | Reply::Lost(_)
+            | Reply::Compacted(_)
+            | Reply::Timeout => Position::default(),
         }
     }
 
@@ -76,7 +100,7 @@ impl Reply {
             | Reply::Error(text)
             | Reply::NotReached(text)
             | Reply::Lost(text) => answers.push_bytes(status, text.into_bytes()),
-            Reply::Answer(bytes) => answers.push_bytes(status, bytes),
+            Reply::Answer(bytes) | Reply::Entries(bytes, _) => answers.push_bytes(status, bytes),
             Reply::Done
             | Reply::Pong
             | Reply::NotLeader(_)

@@ -15,7 +15,7 @@ use crate::node::{NoRoom, Node, NotSet, Reply, Synced};
 use crate::wire::command::OkValue;
 use crate::wire::command::Reserve;
 use crate::wire::request::{self, Disposition, HEADER_LEN, Limits, Parsed, RequestError};
-use crate::wire::{Access, Buffer, Opcode, RequestFrame, Run};
+use crate::wire::{Buffer, Opcode, RequestFrame, Run};
 use output::Output;
 
 /// A SET frame longer than this is read straight into the entry that it becomes. For shorter ones a copy costs less
@@ -291,26 +291,16 @@ impl<'a> Session<'a> {
         match request::parse(self.input.bytes(), &self.limits) {
             Ok(Parsed::Whole(frame)) => {
                 let spec = frame.opcode().spec();
-                let opens_stream = spec.ok == OkValue::Stream;
-                match (spec.access, thread) {
-                    (Access::Read | Access::Write, _) if !opens_stream => {}
-                    (Access::Admin, Thread::Own) => {}
-                    // They may take longer than other clients can wait for.
-                    (
-                        Access::Read | Access::Write | Access::Admin | Access::Peer,
-                        Thread::Polling,
-                    ) => return Some(Step::Own),
+                if thread == Thread::Polling && spec.may_take_long() {
+                    return Some(Step::Own);
+                }
+                if spec.ok == OkValue::Stream {
                     // A stream replaces answers, so it begins behind them.
-                    (Access::Read | Access::Write | Access::Peer, Thread::Own)
-                        if self.output.is_held() =>
-                    {
-                        return Some(Step::Await);
-                    }
-                    (Access::Read | Access::Write | Access::Peer, Thread::Own) if opens_stream => {
-                        return Some(Step::Stream);
-                    }
-                    // A record of the log, which is no request.
-                    (Access::Read | Access::Write | Access::Peer, Thread::Own) => {}
+                    return Some(if self.output.is_held() {
+                        Step::Await
+                    } else {
+                        Step::Stream
+                    });
                 }
                 let len = frame.bytes().len();
                 if frame.opcode() == Opcode::Sync {
@@ -391,15 +381,16 @@ impl<'a> Session<'a> {
     }
 
     fn complete_at(&mut self, len: usize, reply: Reply, position: Position) {
+        self.completed += 1;
+        self.input.consume(len);
         let start = self.output.len();
-        self.complete(len, reply);
+        self.output.push(reply);
         self.output.hold(self.node, start, position, 0);
     }
 
     fn complete(&mut self, len: usize, reply: Reply) {
-        self.completed += 1;
-        self.input.consume(len);
-        self.output.push(reply);
+        let position = reply.position();
+        self.complete_at(len, reply, position);
     }
 
     /// Answers with an ERROR, the last answer of this session.

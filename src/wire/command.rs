@@ -26,6 +26,7 @@ use super::conditional::{Add, CONDITION_NAMES, Put, Take, Want};
 use super::expiry::{self, EXPIRY_NAMES};
 use super::replication::{Follow, Watch};
 use super::request::Limits;
+use super::scan::Scan;
 use super::{Field, Status, SyncRequest};
 
 /// One operation of the protocol: a row of the command table.
@@ -124,6 +125,8 @@ pub enum OkValue {
     Sums,
     /// Items of buckets: a [`ListAnswer`](super::comparison::ListAnswer).
     Items,
+    /// Keys or entries: a [`ScanAnswer`](super::scan::ScanAnswer).
+    Entries,
     /// A [`FollowAnswer`](super::replication::FollowAnswer), and behind the response frames of a stream.
     Stream,
 }
@@ -139,8 +142,8 @@ pub struct OperandError {
 
 const NO_VALUE: Limit = Limit::Bytes(0);
 
-/// Where a scan for SUMS or LIST goes on.
-const SCAN: &[Field] = &[
+/// Where a SUMS or LIST goes on.
+const COMPARISON: &[Field] = &[
     Field::hex("incarnation", 8),
     Field::number("partition", 4),
     Field::number("bits", 1),
@@ -520,6 +523,28 @@ commands! {
         statuses: READ_KEY,
         ok: OkValue::Remaining,
     }
+    /// Reads keys, or entries, that begin with `key`; [`Scan::decode`] judges key and value.
+    Scan { key, value } = 0x0E {
+        name: "SCAN",
+        operands: &[
+            Field::flags("want", &[(1, "values")]),
+            Field::number("max", 4),
+            Field::hex("incarnation", 8),
+            Field::number("partition", 4),
+        ],
+        rest: "from",
+        // A key.
+        rest_max: Limit::Bytes(65_535),
+        check: Some(Scan::check),
+        access: Access::Read,
+        writes: false,
+        is_record: false,
+        effect_extra: None,
+        batchable: false,
+        reserve: Reserve::Refused,
+        statuses: READ,
+        ok: OkValue::Entries,
+    }
     /// Reads the position of the node's data set, or waits until it has one; [`SyncRequest::decode`] judges the value.
     Sync { , value } = 0x10 {
         name: "SYNC",
@@ -592,7 +617,7 @@ commands! {
     /// Reads checksums of the node's data; [`Sums::decode`] judges key and value.
     Sums { key, value } = 0x42 {
         name: "SUMS",
-        operands: SCAN,
+        operands: COMPARISON,
         rest: "value",
         rest_max: NO_VALUE,
         check: Some(Sums::check),
@@ -608,7 +633,7 @@ commands! {
     /// Lists some of the node's keys, with hashes; [`List::decode`] judges key and value.
     List { key, value } = 0x43 {
         name: "LIST",
-        operands: SCAN,
+        operands: COMPARISON,
         rest: "buckets",
         // A bit for each of 4,096 buckets.
         rest_max: Limit::Bytes(512),
@@ -713,6 +738,15 @@ impl CommandSpec {
         #[allow(clippy::cast_possible_truncation)]
         let operands_len = self.operands_len() as u32;
         rest_max.saturating_add(operands_len)
+    }
+
+    /// Whether a request may take longer than other clients can wait for.
+    #[must_use]
+    pub const fn may_take_long(&self) -> bool {
+        match self.access {
+            Access::Admin | Access::Peer => true,
+            Access::Read | Access::Write => matches!(self.ok, OkValue::Entries | OkValue::Stream),
+        }
     }
 
     /// Whether the operation answers with this status.

@@ -327,7 +327,7 @@ impl List {
 }
 
 /// Appends the fields that both answers begin with. The place's key came in a frame, whose length field is as wide.
-fn encode_next(partitions: u32, next: &Place, out: &mut Vec<u8>) {
+pub(super) fn encode_next(partitions: u32, next: &Place, out: &mut Vec<u8>) {
     let from_len = u16::try_from(next.from.len()).unwrap_or(u16::MAX);
     out.extend_from_slice(&next.incarnation.to_be_bytes());
     out.extend_from_slice(&partitions.to_be_bytes());
@@ -337,7 +337,7 @@ fn encode_next(partitions: u32, next: &Place, out: &mut Vec<u8>) {
 }
 
 /// Reads the fields that both answers begin with, and returns them with the bytes behind them.
-fn decode_next(value: &[u8]) -> Result<(u32, Place, &[u8]), ComparisonError> {
+pub(super) fn decode_next(value: &[u8]) -> Result<(u32, Place, &[u8]), ComparisonError> {
     let len = value.len();
     let cut = |needed| ComparisonError::Cut { len, needed };
     let Some((fields, rest)) = value.split_first_chunk::<ANSWER_FIELDS_LEN>() else {

@@ -10,6 +10,7 @@
 //! * [`run`]: pipelined requests that are executed together.
 //! * [`conditional`]: PUT, TAKE and ADD. [`expiry`]: SETAT, EXPIRE and TTL.
 //! * [`comparison`]: SUMS and LIST, which compare the data of two nodes.
+//! * [`scan`]: SCAN, which reads keys and entries piece by piece.
 //! * [`Buffer`]: received bytes, with a bound on the memory that they may take.
 //! * [`annotate`]: frames as an annotated hex dump, for people.
 //! * [`transcript`]: the frames of one side of a connection, up to the first wrong byte.
@@ -41,6 +42,7 @@ pub mod replication;
 pub mod request;
 pub mod response;
 pub mod run;
+pub mod scan;
 mod status;
 mod sync;
 mod token;

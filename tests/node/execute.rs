@@ -143,7 +143,7 @@ fn in_state(row: &str) -> Node {
 fn each_request_gets_the_status_that_the_document_says_for_role_and_state() {
     let document = include_str!("../../docs/GBP.md");
     let (_, table) = document
-        .split_once("GET, SUMS, LIST | SET, DEL, ADD")
+        .split_once("GET, SCAN, SUMS, LIST | SET, DEL, ADD")
         .expect("the table");
     let rows: Vec<Vec<&str>> = table
         .lines()
@@ -160,6 +160,10 @@ fn each_request_gets_the_status_that_the_document_says_for_role_and_state() {
             value: &[0; 13],
         },
         Request::List { key, value: b"" },
+        Request::Scan {
+            key: b"",
+            value: &[0; 17],
+        },
     ];
     let add = &Opcode::Add.spec().value_of([0, 1, 0, 0]);
     let writes = [

@@ -12,6 +12,7 @@ mod model;
 mod peers;
 mod receive;
 mod removals;
+mod scan;
 mod sync;
 mod threads;
 

@@ -7,6 +7,7 @@ use gopherstore::wire::replication::{
     Start, StreamOpcode, Watch,
 };
 use gopherstore::wire::request::{self, Disposition, Limits, RequestError};
+use gopherstore::wire::scan::{Scan, ScanAnswer};
 use gopherstore::wire::{
     Field, Form, Opcode, Request, Response, Status, SyncRequest, Token, response,
 };
@@ -99,7 +100,12 @@ fn add(vectors: &mut Vec<Vector>, line: usize, text: &str) {
     let has_fields = |to: &Opcode| {
         matches!(
             to,
-            Opcode::Watch | Opcode::Follow | Opcode::Sums | Opcode::List | Opcode::Sync
+            Opcode::Watch
+                | Opcode::Follow
+                | Opcode::Sums
+                | Opcode::List
+                | Opcode::Scan
+                | Opcode::Sync
         )
     };
     let to = before.filter(has_fields);
@@ -185,6 +191,10 @@ fn request_meaning(request: &Request) -> String {
             return words.join(" ");
         }
     }
+    if request.opcode() == Opcode::Scan {
+        words.push(format!("from={}", quoted(rest)));
+        return words.join(" ");
+    }
     words.extend((spec.rest_max != Limit::Bytes(0)).then(|| quoted(rest)));
     words.join(" ")
 }
@@ -254,6 +264,8 @@ fn comparison_meaning(to: Opcode, value: &[u8]) -> String {
             let sums = format!(" sums:{}", sums.collect::<String>());
             meaning(answer.partitions, &answer.next, sums)
         })
+    } else if to == Opcode::Scan {
+        return scan_meaning(value);
     } else {
         ListAnswer::decode(value).map(|answer| {
             let items = answer.items.iter().map(|item| {
@@ -265,6 +277,29 @@ fn comparison_meaning(to: Opcode, value: &[u8]) -> String {
         })
     };
     answer.unwrap_or_else(|error| format!("refused, close: {error}"))
+}
+
+/// Of the value of an OK to a SCAN.
+fn scan_meaning(value: &[u8]) -> String {
+    let answer = match ScanAnswer::decode(value) {
+        Ok(answer) => answer,
+        Err(error) => return format!("refused, close: {error}"),
+    };
+    let items = answer.items().map(|item| {
+        let value = item.value.map(|value| format!("={}", quoted(value)));
+        let deadline = item.deadline.map(|deadline| format!(" until {deadline}"));
+        let key = quoted(item.key);
+        format!(
+            " {key}{}{}",
+            value.unwrap_or_default(),
+            deadline.unwrap_or_default()
+        )
+    });
+    let (partitions, next) = (answer.partitions, place_meaning(&answer.next));
+    format!(
+        "OK partitions={partitions} {next}{}",
+        items.collect::<String>()
+    )
 }
 
 fn follow_meaning(follow: &Follow) -> String {
@@ -531,6 +566,10 @@ fn every_good_comparison_and_its_answer_are_written_just_as_they_are_read() {
                 Ok(list) => list.encode(&mut bytes).unwrap(),
                 Err(_) => continue,
             },
+            Request::Scan { key, value } => match Scan::decode(key, value) {
+                Ok(scan) => scan.encode(&mut bytes).unwrap(),
+                Err(_) => continue,
+            },
             _ => continue,
         }
         assert_eq!(bytes, vector.bytes, "line {}", vector.line);
@@ -550,12 +589,15 @@ fn every_good_comparison_and_its_answer_are_written_just_as_they_are_read() {
             Side::Node {
                 to: Some(Opcode::List),
             } => ListAnswer::decode(value).unwrap().encode(&mut written),
+            Side::Node {
+                to: Some(Opcode::Scan),
+            } => ScanAnswer::decode(value).unwrap().encode(&mut written),
             _ => continue,
         }
         assert_eq!(written, value, "line {}", vector.line);
         count += 1;
     }
-    assert!(count >= 8, "{count} vectors");
+    assert!(count >= 14, "{count} vectors");
 }
 
 #[test]

@@ -149,6 +149,7 @@ const ROWS: [Row; 17] = [
                 b"\x07\0\0\0\0\x10\x05",
                 b"\x08\0\0\0\0\0\x1a",
                 b"\x0b\0\0\0\0\0\x0a",
+                b"\x0e\0\0\0\x01\0\x11",
                 b"\x42\0\0\0\0\0\x0e",
                 b"\x43\0\0\0\0\x02\x0e",
                 b"\x67\0\0\0\0\0\x11",
@@ -166,7 +167,7 @@ const ROWS: [Row; 17] = [
         |node| each(node, &[b"\x7f\0\0\0\0\0\x05ab"]),
     ),
     (
-        "wrong fields in a SETAT, PUT, TAKE, ADD, EXPIRE, FOLLOW, SUMS or LIST",
+        "wrong fields in a SETAT, PUT, TAKE, ADD, EXPIRE, SCAN, FOLLOW, SUMS or LIST",
         "",
         |node| {
             let put = [&b"\x06\0\0\0\0\0\x0d\x05"[..], &[0; 12]].concat();
@@ -180,6 +181,9 @@ const ROWS: [Row; 17] = [
                     b"\x07\0\0\0\0\0\x04\x01\0\0\0",
                     b"\x08\0\0\0\0\0\0",
                     &expire,
+                    b"\x0e\0\0\0\0\0\0",
+                    &[&b"\x0e\0\0\0\0\0\x11\x02"[..], &[0; 16]].concat(),
+                    &[&b"\x0e\0\0\0\0\0\x11\0\0\0\0\0"[..], &[1; 8], &[0; 4]].concat(),
                     b"\x60\0\0\0\0\0\0",
                     b"\x42\0\0\0\0\0\0",
                     b"\x43\0\0\0\0\0\x01x",

@@ -281,7 +281,8 @@ impl State {
             | Request::Take { .. }
             | Request::Add { .. }
             | Request::Expire { .. }
-            | Request::Ttl { .. } => {
+            | Request::Ttl { .. }
+            | Request::Scan { .. } => {
                 let message = format!("unknown opcode {:#04x}", frame[0]);
                 return response(Status::Error.byte(), message.as_bytes());
             }

@@ -222,6 +222,7 @@ impl Command {
                 | OkValue::Pong
                 | OkValue::Sums
                 | OkValue::Items
+                | OkValue::Entries
                 | OkValue::Stream => Response::Value(value),
                 OkValue::Token => {
                     let bytes = value.first_chunk().copied();

@@ -94,6 +94,7 @@ pub(super) const fn of(opcode: Opcode) -> Command {
         | Opcode::Take
         | Opcode::Ttl
         | Opcode::Ping
+        | Opcode::Scan
         | Opcode::Sync
         | Opcode::Status
         | Opcode::Discard
@@ -133,6 +134,7 @@ impl Record {
             | Opcode::Ttl
             | Opcode::Ping
             | Opcode::Add
+            | Opcode::Scan
             | Opcode::Sync
             | Opcode::Status
             | Opcode::Discard

@@ -9,6 +9,7 @@ use crate::wire::replication::{
 };
 use crate::wire::request::{self, ANY_VALUE, RequestHeader};
 use crate::wire::response::{self, ResponseHeader};
+use crate::wire::scan::{ScanAnswer, WANT_VALUES};
 use crate::wire::transcript::value_fault;
 use crate::wire::{CommandSpec, Field, Form, Opcode, Status, is_text};
 
@@ -238,7 +239,34 @@ impl Dump<'_> {
         });
     }
 
-    /// An OK to a SUMS or LIST, with `rest` for what follows the fields that both have.
+    /// An OK to a SCAN.
+    pub(super) fn scan_response(&mut self) {
+        let start = self.at;
+        self.comparison_response(|dump| {
+            let mut has_frames = false;
+            dump.field("want", 1, |want| {
+                has_frames = want[0] == WANT_VALUES;
+                if has_frames { "values" } else { "keys" }.to_owned()
+            });
+            if has_frames {
+                dump.some_frames(true);
+                return;
+            }
+            for _ in 0..ITEMS_MAX {
+                if dump.has_more() {
+                    let key_len = dump.len_field("key_len");
+                    dump.rows("key", key_len);
+                }
+            }
+        });
+        if let Ok(response::Parsed::Whole(response)) = response::parse(&self.bytes[start..])
+            && let Err(error) = ScanAnswer::decode(response.value)
+        {
+            self.note(&error.to_string());
+        }
+    }
+
+    /// An OK to a SUMS, LIST or SCAN, with `rest` for what follows the fields that both have.
     fn comparison_response(&mut self, rest: impl FnOnce(&mut Self)) {
         self.value_of_response(|dump| {
             dump.field("incarnation", 8, hexadecimal);
@@ -333,6 +361,12 @@ impl Dump<'_> {
     /// The client frames of a batch, as far as the bytes go; without what is behind their operands, unless
     /// `has_values`.
     fn frames(&mut self, has_values: bool) {
+        self.some_frames(has_values);
+        self.leave_out();
+    }
+
+    /// The first of some client frames.
+    fn some_frames(&mut self, has_values: bool) {
         for _ in 0..ITEMS_MAX {
             if !self.has_more() {
                 break;
@@ -345,7 +379,6 @@ impl Dump<'_> {
             let header = RequestHeader::decode(*header);
             self.key_and_value(header, sent_value_len(header, has_values));
         }
-        self.leave_out();
     }
 }
 

@@ -89,6 +89,7 @@ pub fn response_to(opcode: Opcode, bytes: &[u8]) -> String {
     match opcode.spec().ok {
         OkValue::Sums => dump.sums_response(),
         OkValue::Items => dump.list_response(),
+        OkValue::Entries => dump.scan_response(),
         OkValue::Token => dump.token_response(),
         OkValue::Stream => {
             // No stream follows where the follower's data set is unknown (mode 2).

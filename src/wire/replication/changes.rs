@@ -215,6 +215,7 @@ impl<'a> Change<'a> {
             | Opcode::Watch
             | Opcode::Status
             | Opcode::Discard
+            | Opcode::Scan
             | Opcode::Sums
             | Opcode::List
             | Opcode::Follow
