@@ -27,6 +27,7 @@ use super::expiry::{self, EXPIRY_NAMES};
 use super::replication::{Follow, Watch};
 use super::request::Limits;
 use super::scan::Scan;
+use super::sync::SYNC_MODES;
 use super::{Field, Status, SyncRequest};
 
 /// One operation of the protocol: a row of the command table.
@@ -548,7 +549,7 @@ commands! {
     /// Reads the position of the node's data set, or waits until it has one; [`SyncRequest::decode`] judges the value.
     Sync { , value } = 0x10 {
         name: "SYNC",
-        operands: &[Field::number("mode", 1), Field::number("timeout", 4)],
+        operands: &[Field::choice("mode", SYNC_MODES), Field::number("timeout", 4)],
         rest: "token",
         rest_max: Limit::Bytes(24),
         check: Some(SyncRequest::check),

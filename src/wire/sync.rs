@@ -9,6 +9,9 @@ use super::{Opcode, Request, TOKEN_LEN, Token};
 /// Longest time that a SYNC waits, in milliseconds: an hour. A longer one is ERROR.
 pub const SYNC_TIMEOUT_MAX_MS: u32 = 3_600_000;
 
+/// Names of the modes.
+pub(super) const SYNC_MODES: &[&str] = &["position", "at token"];
+
 /// Bytes of a SYNC's value before its token.
 const FIELDS_LEN: usize = 5;
 

@@ -24,7 +24,7 @@ fn sync_prints_a_token_and_waits_for_one() {
     let run = run_at(&follower, &["--hex", "sync", "--at", text.trim_end()], b"");
     assert_eq!(run.code, 0);
     for field in [
-        "mode       1",
+        "mode       at token",
         "timeout    5,000",
         "epoch      1",
         "nonce      0x",

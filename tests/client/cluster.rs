@@ -422,6 +422,53 @@ fn a_read_at_a_token_goes_to_any_node_that_has_it_and_to_the_leader_at_last() {
 }
 
 #[test]
+fn the_wait_of_a_sync_counts_in_addition_to_the_timeout_of_the_client() {
+    let late = Duration::from_millis(400);
+    let node = Peer::start(move |_, mut stream| {
+        while let Some(frame) = next_frame(&mut stream) {
+            let is_sync = request(&frame).opcode() == Opcode::Sync;
+            if is_sync {
+                thread::sleep(late);
+            }
+            let value = if is_sync {
+                TOKEN.encode().to_vec()
+            } else {
+                b"PONG".to_vec()
+            };
+            if stream.write_all(&response(0, &value)).is_err() {
+                return;
+            }
+        }
+    });
+    let timeout = late / 2;
+    let mut client = crate::with_timeout(&node.addr, timeout);
+    let sync = |timeout_ms| {
+        SyncRequest::At {
+            token: TOKEN,
+            timeout_ms,
+        }
+        .value()
+    };
+    assert_eq!(client.sync_at(TOKEN, late * 20).unwrap(), TOKEN);
+    let value = &sync(8_000);
+    let mut pipeline = client.pipeline();
+    pipeline.ping().request(&Request::Sync { value }).ping();
+    let responses = pipeline.run().unwrap();
+    assert!(responses.iter().all(Result::is_ok), "{responses:?}");
+    // Without that wait the limit holds.
+    let error = client.sync_at(TOKEN, Duration::ZERO).unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+    let value = &sync(0);
+    let mut pipeline = client.pipeline();
+    let error = pipeline
+        .request(&Request::Sync { value })
+        .run()
+        .unwrap_err()
+        .error;
+    assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+}
+
+#[test]
 fn a_call_that_waits_goes_on_as_soon_as_a_leader_is_there() {
     let node = Fake::following("");
     let mut cluster = patient([node.addr()]);

@@ -128,6 +128,46 @@ fn a_follower_shows_a_write_after_its_sync_and_not_before() {
     assert_eq!(follower.get(b"k").unwrap(), Some(b"newer".to_vec()));
 }
 
+/// Clients that share a thread are not delayed by one of them that waits, and each waits for its own position.
+#[test]
+fn many_clients_wait_while_many_others_are_served() {
+    let cluster = cluster();
+    let token = write_behind(&cluster, b"k");
+    // More than a node serves with a thread for each.
+    let mut waiting: Vec<TcpStream> = (0..20).map(|_| connect(&cluster, 1)).collect();
+    let mut served: Vec<TcpStream> = (0..20).map(|_| connect(&cluster, 1)).collect();
+    let ping = frame(Request::Ping);
+    for stream in waiting.iter_mut().chain(&mut served) {
+        stream.write_all(&ping).unwrap();
+        assert_eq!(response(stream), (0, b"PONG".to_vec()));
+    }
+    let request = [sync_at(token, 60_000), frame(Request::Get { key: b"k" })].concat();
+    for (at, stream) in waiting.iter_mut().enumerate() {
+        // In one piece, or cut.
+        let (first, rest) = request.split_at(at * 2);
+        stream.write_all(first).unwrap();
+        stream.write_all(rest).unwrap();
+    }
+    let begin = Instant::now();
+    for _ in 0..200 {
+        for stream in &mut served {
+            stream
+                .write_all(&frame(Request::Get { key: b"k" }))
+                .unwrap();
+        }
+        for stream in &mut served {
+            assert_eq!(response(stream).0, Status::NotFound.byte());
+        }
+    }
+    assert!(begin.elapsed() < PATIENCE, "{:?}", begin.elapsed());
+    assert!(waiting.iter().all(|stream| !has_arrivals(stream)));
+    cluster.link(1, 0).release(Way::Down);
+    for stream in &mut waiting {
+        assert_eq!(response(stream).0, Status::Ok.byte());
+        assert_eq!(response(stream), (0, b"new".to_vec()));
+    }
+}
+
 #[test]
 fn a_session_reads_its_own_writes_at_a_follower_every_time() {
     let options = Options {

@@ -6,7 +6,7 @@ use crate::history::{EpochStart, History};
 use crate::wire::replication::{
     BatchEncoder, Epochs, Fields, Follow, FollowAnswer, Message, Start, StreamOpcode,
 };
-use crate::wire::{Request, Response};
+use crate::wire::{Request, Response, SyncRequest, Token};
 
 const SET: &[u8] = b"\x01\x00\x07\x00\x00\x00\x06user123active";
 
@@ -35,6 +35,48 @@ fn answers_have_a_status_and_a_value() {
             "000000  00                       status     OK",
             "000001  00 00 00 04              value_len  4",
             "000005  50 4f 4e 47              value      \"PONG\"",
+        ])
+    );
+}
+
+#[test]
+fn a_sync_and_its_answer_have_the_fields_of_a_token() {
+    let token = Token {
+        epoch: 1,
+        index: 42,
+        nonce: 0xAB,
+    };
+    let timeout_ms = 5_000;
+    let value = &SyncRequest::At { token, timeout_ms }.value();
+    let mut bytes = Vec::new();
+    assert!(Request::Sync { value }.encode(&mut bytes).is_ok());
+    let at = lines(&[
+        "000000  10                       opcode     SYNC",
+        "000001  00 00                    key_len    0",
+        "000003  00 00 00 1d              value_len  29",
+        "000007  01                       mode       at token",
+        "000008  00 00 13 88              timeout    5,000",
+        "00000c  00 00 00 00 00 00 00 01  epoch      1",
+        "000014  00 00 00 00 00 00 00 2a  index      42",
+        "00001c  00 00 00 00 00 00 00 ab  nonce      0x00000000000000ab",
+    ]);
+    assert_eq!(request(&bytes), at);
+    let mut cut = at
+        .lines()
+        .take(6)
+        .map(|line| format!("{line}\n"))
+        .collect::<String>();
+    cut += "! incomplete: 20 of 36 bytes, 16 missing\n";
+    assert_eq!(request(&bytes[..20]), cut);
+    let answer = [&b"\x00\x00\x00\x00\x18"[..], &token.encode()].concat();
+    assert_eq!(
+        response_to(Opcode::Sync, &answer),
+        lines(&[
+            "000000  00                       status     OK",
+            "000001  00 00 00 18              value_len  24",
+            "000005  00 00 00 00 00 00 00 01  epoch      1",
+            "00000d  00 00 00 00 00 00 00 2a  index      42",
+            "000015  00 00 00 00 00 00 00 ab  nonce      0x00000000000000ab",
         ])
     );
 }
