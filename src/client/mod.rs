@@ -44,12 +44,12 @@ use std::{fmt, mem, sync::Arc, time::Duration};
 use crate::wire::{
     Access, Opcode, Request, SyncRequest,
     comparison::{ComparisonError, List, ListAnswer, Place, Sums, SumsAnswer},
-    conditional::sum_of,
 };
 
 pub mod cluster;
 mod connection;
 mod error;
+mod keys;
 mod observer;
 mod pipeline;
 mod response;
@@ -59,11 +59,17 @@ mod sync;
 
 pub use cluster::{Cluster, ClusterError, ClusterOptions, ClusterResult};
 pub use error::{Error, PipelineError, ProtocolError, Result, Wait};
+pub use keys::{
+    AddOptions, Added, Conflict, PutOptions, PutOutcome, TakeOptions, TakeOutcome, TimeLeft,
+    Written,
+};
 pub use observer::{Observer, Watch};
 pub use pipeline::{Pipeline, Timed};
 pub use response::Response;
 pub use scan::{Scan, ScanItem, ScanOptions};
 pub use status::{FollowerStatus, NodeRole, NodeState, NodeStatus, PeerStatus};
+
+pub use crate::wire::{conditional::Condition, expiry::Expiry};
 
 use connection::{Connection, Deadline};
 
@@ -301,34 +307,6 @@ impl Client {
     /// Any [`Error`]; its table says whether the write was executed.
     pub fn del(&mut self, key: &[u8]) -> Result<bool> {
         Ok(self.request(Request::Del { key })? == Response::Done)
-    }
-
-    /// Adds `delta` to the decimal value of `key` and returns the sum. A key that does not exist counts as `start`.
-    ///
-    /// ```
-    /// # use gopherstore::{config::LimitsConfig, node::Node, server::Server};
-    /// # let server = Server::bind("127.0.0.1:0", Node::alone(), LimitsConfig::default())?;
-    /// # let addr = &server.local_addr().to_string();
-    /// # std::thread::spawn(|| server.run());
-    /// let mut client = gopherstore::Client::connect(addr)?;
-    /// assert_eq!(client.add(b"visits", 1, 0)?, 1);
-    /// assert_eq!(client.add(b"visits", 41, 0)?, 42);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Server`] where the value is no decimal number of 64 bits, or the sum is none; any other [`Error`]; its
-    /// table says whether the write was executed.
-    pub fn add(&mut self, key: &[u8], delta: i64, start: i64) -> Result<i64> {
-        let operands = [0, delta.cast_unsigned(), start.cast_unsigned(), 0];
-        let value = &Opcode::Add.spec().value_of(operands);
-        let response = self.request(Request::Add { key, value })?;
-        Ok(match response {
-            // It was judged when it was read.
-            Response::Value(sum) => sum_of(&sum).map_or(0, |(_, sum)| sum),
-            Response::Done | Response::NotFound | Response::Conflict(_) | Response::Pong => 0,
-        })
     }
 
     /// Checks that the node responds.

@@ -25,7 +25,7 @@ pub enum Response {
 /// Value of the OK to a PING.
 const PONG: &[u8] = b"PONG";
 /// Most wrong bytes that an error keeps.
-const SAMPLE_LEN: usize = 32;
+pub(super) const SAMPLE_LEN: usize = 32;
 
 /// Judges `response` as the response to a request with `opcode`.
 ///

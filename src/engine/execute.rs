@@ -11,7 +11,7 @@
 use super::Engine;
 use super::answers::Answers;
 use super::clock::Now;
-use super::command::{self, Command, value};
+use super::command::{self, Command, expiry, value};
 use super::prepared::Prepared;
 use super::store::Contended;
 use super::work::{Work, new_entries};
@@ -223,9 +223,21 @@ impl Engine {
                 value::del(removed.is_some(), answers);
                 Ok(position)
             }
+            Command::Ttl => self.ttl_one(key, answers),
             Command::Computed(function) => self.compute_one(frame, function, held, answers),
             Command::None => unreachable!("no run has such a request"),
         }
+    }
+
+    /// Executes a TTL. Not inlined, as it is no part of the hot path.
+    #[inline(never)]
+    fn ttl_one(&self, key: &[u8], answers: &mut Answers) -> Result<Position, NotDone> {
+        let (hash, clock) = (self.store.hash(key), Now::of(&self.clock));
+        let entries = self.store.read(hash);
+        let epoch = self.admitted(false)?;
+        expiry::ttl(entries.find_live(hash, key, &clock), &clock, answers);
+        let index = entries.last_index;
+        Ok(Position { epoch, index })
     }
 
     /// Waits until the append queue has room for records of this cost, behind the writers that wait already. The

@@ -26,7 +26,9 @@ pub(super) struct Prepared<'e> {
 pub(super) fn digest(frame: &RequestFrame<'_>) -> Digest {
     match command::of(frame.opcode()) {
         Command::Set => Digest::of_frame(frame.bytes()),
-        Command::Get | Command::Del | Command::Computed(_) | Command::None => Digest::EMPTY,
+        Command::Get | Command::Del | Command::Ttl | Command::Computed(_) | Command::None => {
+            Digest::EMPTY
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use super::Engine;
 use super::answers::Answers;
 use super::change::{Change, LongOld};
 use super::clock::Now;
-use super::command::{self, Command, Effect, Function, Record, value};
+use super::command::{self, Command, Effect, Function, Record, expiry, value};
 use super::compute::{Ahead, Call, Computed};
 use super::digest::Digest;
 use super::entry::Entry;
@@ -114,6 +114,11 @@ impl<'w, 'e> Work<'w, 'e> {
                     }
                     Err(LongOld(_)) => false,
                 },
+                Command::Ttl => {
+                    let old = locked.of(at).find_live(hash, frame.key(), &self.clock);
+                    expiry::ttl(old, &self.clock, answers);
+                    true
+                }
                 Command::Computed(function) => {
                     let is_done =
                         self.compute(at, hash, &frame, function, locked.of_mut(at), answers);

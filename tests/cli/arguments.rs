@@ -50,10 +50,10 @@ fn mistakes_are_one_line_and_exit_code_2() {
         ("get", &["missing key"]),
         ("get a b", &["one argument too many: b"]),
         (
-            "put",
+            "putt",
             &[
-                "unknown command put",
-                "set, get, del, incr, decr, sync, ping, status, resync",
+                "unknown command putt",
+                "set, get, del, put, take, incr, decr, expire, persist, ttl, exists, sync, ping, status, resync",
             ],
         ),
         ("status now", &["one argument too many: now"]),

@@ -18,6 +18,7 @@ mod dump;
 mod dump_target;
 mod encode;
 mod failures;
+mod keys;
 mod lines;
 mod load;
 /// Real nodes.

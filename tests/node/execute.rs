@@ -143,7 +143,7 @@ fn in_state(row: &str) -> Node {
 fn each_request_gets_the_status_that_the_document_says_for_role_and_state() {
     let document = include_str!("../../docs/GBP.md");
     let (_, table) = document
-        .split_once("GET, SCAN, SUMS, LIST | SET, DEL, ADD")
+        .split_once("reads: GET, TTL, SCAN, SYNC, SUMS, LIST | writes")
         .expect("the table");
     let rows: Vec<Vec<&str>> = table
         .lines()
@@ -155,6 +155,7 @@ fn each_request_gets_the_status_that_the_document_says_for_role_and_state() {
     let key = &b"k"[..];
     let reads = [
         Request::Get { key },
+        Request::Ttl { key },
         Request::Sums {
             key: b"",
             value: &[0; 13],
@@ -166,9 +167,21 @@ fn each_request_gets_the_status_that_the_document_says_for_role_and_state() {
         },
     ];
     let add = &Opcode::Add.spec().value_of([0, 1, 0, 0]);
+    let put = &[&[0; 13][..], b"1"].concat();
+    let set_at = &[&[0x7f; 8][..], b"1"].concat();
     let writes = [
         Request::Set { key, value: b"1" },
+        Request::Put { key, value: put },
+        Request::SetAt { key, value: set_at },
         Request::Add { key, value: add },
+        Request::Expire {
+            key,
+            value: &[0; 9],
+        },
+        Request::Take {
+            key,
+            value: &[0; 4],
+        },
         Request::Del { key },
     ];
     for row in &rows {

@@ -19,16 +19,16 @@ use rand::{RngExt, SeedableRng};
 
 /// A clock that tests set: the wall, and the time since a start.
 #[derive(Clone, Debug, Default)]
-struct Manual(Arc<[AtomicU64; 2]>);
+pub(crate) struct Manual(Arc<[AtomicU64; 2]>);
 
 impl Manual {
-    fn set(&self, wall: u64, monotonic: u64) {
+    pub(crate) fn set(&self, wall: u64, monotonic: u64) {
         self.0[0].store(wall, Ordering::SeqCst);
         self.0[1].store(monotonic, Ordering::SeqCst);
     }
 
     /// Both clocks go on.
-    fn pass(&self, ms: u64) {
+    pub(crate) fn pass(&self, ms: u64) {
         for clock in &*self.0 {
             clock.fetch_add(ms, Ordering::SeqCst);
         }
@@ -42,9 +42,9 @@ impl TimeSource for Manual {
     }
 }
 
-const START: u64 = 1_000_000;
+pub(crate) const START: u64 = 1_000_000;
 
-fn engine(partitions: usize) -> (Engine, Manual) {
+pub(crate) fn engine(partitions: usize) -> (Engine, Manual) {
     let time = Manual::default();
     time.set(START, 0);
     let clock = Clock::new(Box::new(time.clone()));
@@ -65,7 +65,7 @@ fn encoded(requests: &[Request<'_>]) -> Vec<u8> {
 }
 
 /// Executes requests as a connection does, and returns their answers.
-fn execute(engine: &Engine, requests: &[Request<'_>]) -> Vec<(Status, Vec<u8>)> {
+pub(crate) fn execute(engine: &Engine, requests: &[Request<'_>]) -> Vec<(Status, Vec<u8>)> {
     let bytes = encoded(requests);
     let (mut at, mut answers, mut out) = (0, Answers::new(), Vec::new());
     while at < bytes.len() {
@@ -84,17 +84,17 @@ fn execute(engine: &Engine, requests: &[Request<'_>]) -> Vec<(Status, Vec<u8>)> 
     all
 }
 
-fn one(engine: &Engine, request: Request<'_>) -> (Status, Vec<u8>) {
+pub(crate) fn one(engine: &Engine, request: Request<'_>) -> (Status, Vec<u8>) {
     execute(engine, &[request]).remove(0)
 }
 
 /// The value of a SETAT.
-fn at(deadline: u64, value: &[u8]) -> Vec<u8> {
+pub(crate) fn at(deadline: u64, value: &[u8]) -> Vec<u8> {
     [&deadline.to_be_bytes()[..], value].concat()
 }
 
 /// The value of an EXPIRE.
-fn expiry(expiry: Expiry) -> Vec<u8> {
+pub(crate) fn expiry(expiry: Expiry) -> Vec<u8> {
     let (expiry, time) = expiry.operands();
     Opcode::Expire.spec().value_of([expiry.into(), time])
 }
@@ -111,7 +111,7 @@ fn digest(engine: &Engine) -> Digest {
 }
 
 /// Has `follower` log and apply what `leader` has logged behind it.
-fn follow(leader: &Engine, follower: &Engine) {
+pub(crate) fn follow(leader: &Engine, follower: &Engine) {
     let now = Instant::now();
     let log = leader.log().unwrap();
     log.drain(now);

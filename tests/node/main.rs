@@ -3,6 +3,7 @@
 
 mod add;
 mod comparison;
+mod conditional;
 mod differences;
 mod execute;
 mod expiry;

@@ -4,12 +4,15 @@ use std::io::{self, Read};
 use std::time::Duration;
 
 use gopherstore::wire::{
-    Opcode, Request, SYNC_TIMEOUT_MAX_MS, SyncRequest, Token, TokenError, command::OkValue,
+    Opcode, Request, SYNC_TIMEOUT_MAX_MS, SyncRequest, Token, TokenError,
+    command::OkValue,
+    conditional::{Condition, Found, Put, Take, Want},
+    expiry::ttl_of,
 };
 use gopherstore::{Client, client, client::Error};
 
 use crate::{
-    quote,
+    keys, quote,
     report::{self, Failure, Outcome},
 };
 
@@ -19,6 +22,8 @@ pub(crate) struct Command {
     opcode: Opcode,
     key: Vec<u8>,
     value: Vec<u8>,
+    /// Whether only the existence of the key is asked for.
+    is_for_existence: bool,
 }
 
 /// A successful response to a [`Command`].
@@ -28,7 +33,18 @@ pub(crate) enum Response {
     Value(Vec<u8>),
     NotFound,
     /// A condition is not met.
-    Conflict,
+    /// What a PUT or TAKE was asked for.
+    Found {
+        token: Option<Token>,
+        value: Option<Vec<u8>>,
+    },
+    /// A condition is not met: whether the key exists, and its value where that was asked for.
+    Conflict {
+        exists: bool,
+        value: Option<Vec<u8>>,
+    },
+    /// The time that a key has left, in milliseconds; `None` where it does not expire.
+    Left(Option<u64>),
     Pong,
     /// A number in decimal.
     Number(String),
@@ -48,6 +64,9 @@ pub(crate) struct Offer {
     make: fn(Vec<Vec<u8>>) -> Result<Command, String>,
 }
 
+/// The end of a synopsis with options.
+pub(crate) const OPTIONS: &str = "[OPTIONS]";
+
 /// The commands for lines. DISCARD is not one of them, since it removes data.
 pub(crate) const OFFERS: &[Offer] = &[
     Offer {
@@ -66,14 +85,44 @@ pub(crate) const OFFERS: &[Offer] = &[
         make: |operands| Ok(Command::plain(Opcode::Del, operands)),
     },
     Offer {
-        synopsis: "incr KEY [BY]",
-        meaning: "add BY, or 1, to a number",
-        make: |operands| Command::add(operands, 1),
+        synopsis: "put KEY VALUE [OPTIONS]",
+        meaning: "store VALUE with conditions, expiry",
+        make: |operands| keys::command("put", operands, "put KEY VALUE [OPTIONS]"),
     },
     Offer {
-        synopsis: "decr KEY [BY]",
+        synopsis: "take KEY [OPTIONS]",
+        meaning: "remove KEY and print its value",
+        make: |operands| keys::command("take", operands, "take KEY [OPTIONS]"),
+    },
+    Offer {
+        synopsis: "incr KEY [BY] [OPTIONS]",
+        meaning: "add BY, or 1, to a number",
+        make: |operands| keys::command("incr", operands, "incr KEY [BY] [OPTIONS]"),
+    },
+    Offer {
+        synopsis: "decr KEY [BY] [OPTIONS]",
         meaning: "subtract BY, or 1",
-        make: |operands| Command::add(operands, -1),
+        make: |operands| keys::command("decr", operands, "decr KEY [BY] [OPTIONS]"),
+    },
+    Offer {
+        synopsis: "expire KEY TIME",
+        meaning: "let KEY expire after TIME, such as 30s",
+        make: |operands| keys::command("expire", operands, "expire KEY TIME"),
+    },
+    Offer {
+        synopsis: "persist KEY",
+        meaning: "let KEY no longer expire",
+        make: |operands| keys::command("persist", operands, "persist KEY"),
+    },
+    Offer {
+        synopsis: "ttl KEY",
+        meaning: "print the time until KEY expires",
+        make: |operands| keys::command("ttl", operands, "ttl KEY"),
+    },
+    Offer {
+        synopsis: "exists KEY",
+        meaning: "check whether KEY exists",
+        make: |operands| keys::command("exists", operands, "exists KEY"),
     },
     Offer {
         synopsis: "sync [TOKEN] [TIME]",
@@ -108,6 +157,11 @@ impl Offer {
         self.synopsis.split(' ').skip(1)
     }
 
+    /// Whether the command takes options, and judges the number of its operands itself.
+    pub(crate) fn takes_options(&self) -> bool {
+        self.synopsis.ends_with(OPTIONS)
+    }
+
     /// Whether the command may have this number of operands.
     fn takes(&self, count: usize) -> bool {
         let required = self.operands().filter(|operand| !operand.starts_with('['));
@@ -117,7 +171,20 @@ impl Offer {
 
 impl Command {
     pub(crate) const fn new(opcode: Opcode, key: Vec<u8>, value: Vec<u8>) -> Command {
-        Command { opcode, key, value }
+        Command {
+            opcode,
+            key,
+            value,
+            is_for_existence: false,
+        }
+    }
+
+    /// The same command, asked only to learn whether the key exists.
+    pub(crate) fn for_existence(self) -> Command {
+        Command {
+            is_for_existence: true,
+            ..self
+        }
     }
 
     /// A command whose operands are its key and its value, if it has them.
@@ -125,23 +192,6 @@ impl Command {
         let mut operands = operands.into_iter();
         let mut next = || operands.next().unwrap_or_default();
         Command::new(opcode, next(), next())
-    }
-
-    /// An ADD of the second operand, or of 1, times `sign`. A key that does not exist counts as 0.
-    pub(crate) fn add(operands: Vec<Vec<u8>>, sign: i64) -> Result<Command, String> {
-        let mut operands = operands.into_iter();
-        let key = operands.next().unwrap_or_default();
-        let by = operands.next().unwrap_or_else(|| b"1".to_vec());
-        let number = str::from_utf8(&by).ok().and_then(|text| text.parse().ok());
-        let delta = number.and_then(|number: i64| number.checked_mul(sign));
-        let delta = delta.ok_or_else(|| {
-            let by = String::from_utf8_lossy(&by).into_owned();
-            format!("{by:?} is out of range, or no number")
-        })?;
-        let value = Opcode::Add
-            .spec()
-            .value_of([0, delta.cast_unsigned(), 0, 0]);
-        Ok(Command::new(Opcode::Add, key, value))
     }
 
     /// A SYNC: at `token`, for which it waits that long, or for the position now.
@@ -171,7 +221,7 @@ impl Command {
                 "unknown command {name}; help lists those that there are"
             ));
         };
-        if !offer.takes(operands.len()) {
+        if !offer.takes_options() && !offer.takes(operands.len()) {
             return Err(wrong_count(operands.len(), offer.synopsis));
         }
         (offer.make)(operands)
@@ -211,14 +261,16 @@ impl Command {
     pub(crate) fn run(&self, client: &mut Client) -> Result<Response, Error> {
         let text = |value: Vec<u8>| String::from_utf8_lossy(&value).into_owned();
         Ok(match client.request(self.request())? {
+            client::Response::Done if self.opcode.spec().ok == OkValue::Found => self.found(b""),
             client::Response::Done => Response::Done,
+            client::Response::Value(_) if self.is_for_existence => Response::Done,
             client::Response::Value(value) => match self.opcode.spec().ok {
                 OkValue::Text => Response::Status(text(value)),
                 OkValue::Number => Response::Number(text(value)),
+                OkValue::Found => self.found(&value),
+                OkValue::Remaining => Response::Left(ttl_of(&value).flatten()),
                 OkValue::Empty
                 | OkValue::Bytes
-                | OkValue::Found
-                | OkValue::Remaining
                 | OkValue::Pong
                 | OkValue::Sums
                 | OkValue::Items
@@ -231,10 +283,61 @@ impl Command {
                 }
             },
             client::Response::NotFound => Response::NotFound,
-            client::Response::Conflict(_) => Response::Conflict,
+            client::Response::Conflict(value) => {
+                let found = Found::of_conflict(&value, self.want()).unwrap_or_default();
+                Response::Conflict {
+                    exists: found.existed,
+                    value: found.value.map(<[u8]>::to_vec),
+                }
+            }
             client::Response::Pong => Response::Pong,
         })
     }
+
+    /// The response whose OK has this value.
+    fn found(&self, value: &[u8]) -> Response {
+        let want = self.want();
+        if want.is_nothing() {
+            return Response::Done;
+        }
+        let found = Found::of_ok(value, want).unwrap_or_default();
+        Response::Found {
+            token: found.token,
+            value: found.value.map(<[u8]>::to_vec),
+        }
+    }
+
+    /// What a PUT or TAKE asks for.
+    fn want(&self) -> Want {
+        let put = || Put::decode(&self.key, &self.value).map(|put| put.want);
+        let take = || Take::decode(&self.key, &self.value).map(|take| take.want);
+        let want = if self.opcode == Opcode::Put {
+            put()
+        } else {
+            take()
+        };
+        want.unwrap_or_default()
+    }
+
+    /// The message for a condition that is not met.
+    pub(crate) fn conflict(&self, exists: bool) -> String {
+        let key = quote::quoted(&self.key);
+        let condition = match self.opcode {
+            Opcode::Put => Put::decode(&self.key, &self.value).map(|put| put.condition),
+            _ => Take::decode(&self.key, &self.value).map(|take| take.condition),
+        };
+        let state = match condition {
+            Ok(Condition::Equal(_) | Condition::EqualHash(_)) if exists => "has another value",
+            _ if exists => "exists",
+            _ => "does not exist",
+        };
+        format!("conflict: {key} {state}; nothing was changed")
+    }
+}
+
+/// The time that a key has left.
+pub(crate) fn shown_left(left: Option<u64>) -> String {
+    left.map_or_else(|| "never".to_owned(), |ms| format!("{ms}ms"))
 }
 
 /// The token that a word states.

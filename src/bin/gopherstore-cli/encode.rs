@@ -27,7 +27,8 @@ use crate::{
         gopherstore-cli encode get user123 --as python --addr 127.0.0.1:8001",
     note = "WORDS are a command for lines, as help lists them, or another operation of docs/GBP.md\n\
         with its key and its fields, such as list KEY. Several words are taken literally, and - as the value\n\
-        of set reads standard input. A single word is a whole line, with quotes and escapes.\n\
+        of set reads standard input. A single word is a whole line, with quotes and escapes; options of the\n\
+        command are written there, such as 'put k v --if-absent'.\n\
         hex is for xxd -r -p and decode. printf prints the bytes of the frame. nc sends them to the node of\n\
         --addr and shows the response with xxd; python does the same with python3 alone. The output is for\n\
         sh, bash and zsh. encode itself sends nothing."

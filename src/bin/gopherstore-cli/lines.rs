@@ -5,7 +5,7 @@ use std::io::{self, BufRead, IsTerminal, Read};
 use gopherstore::Client;
 
 use crate::{
-    command::{Command, OFFERS, Response, shown_status},
+    command::{Command, OFFERS, Response, shown_left, shown_status},
     quote,
     report::{self, Failure, Outcome},
 };
@@ -133,7 +133,22 @@ pub(crate) fn shown(response: Response) -> (String, Outcome) {
         Response::Done => ("OK".to_owned(), Outcome::Done),
         Response::Pong => ("PONG".to_owned(), Outcome::Done),
         Response::NotFound => ("(not found)".to_owned(), Outcome::NotFound),
-        Response::Conflict => ("(conflict)".to_owned(), Outcome::Conflict),
+        Response::Found { token, value } => {
+            let token = token.map(|token| token.to_string());
+            let value = value.map(|value| quote::shown(&value));
+            let words: Vec<String> = token.into_iter().chain(value).collect();
+            let text = match words.is_empty() {
+                true => "(none)".to_owned(),
+                false => words.join(" "),
+            };
+            (text, Outcome::Done)
+        }
+        Response::Left(left) => (shown_left(left), Outcome::Done),
+        Response::Conflict { value, .. } => {
+            let value = value.map(|value| format!(" {}", quote::shown(&value)));
+            let text = format!("(conflict){}", value.unwrap_or_default());
+            (text, Outcome::Conflict)
+        }
         Response::Value(value) => (quote::shown(&value), Outcome::Done),
         Response::Number(text) => (text, Outcome::Done),
         Response::Token(token) => (token.to_string(), Outcome::Done),
@@ -161,7 +176,7 @@ fn help() -> String {
     ];
     let offers = OFFERS.iter().map(|offer| (offer.synopsis, offer.meaning));
     for (synopsis, meaning) in offers.chain(more) {
-        text.push_str(&format!("{synopsis:<15} {meaning}\n"));
+        text.push_str(&format!("{synopsis:<23} {meaning}\n"));
     }
     text.push('\n');
     text.push_str(QUOTING);

@@ -8,6 +8,7 @@ mod decode;
 mod diff;
 mod dump;
 mod encode;
+mod keys;
 mod lines;
 mod load;
 mod new_file;
@@ -66,6 +67,8 @@ const PROGRAM: Program = Program {
         8,
         "cannot read standard input or a file, or write standard output or a file"
     ),
+    error_code(9, "a condition is not met"),
+    error_code(10, "the node has no memory left for the write"),
     error_code(11, "the node no longer knows the position, or what came after it"),
     error_code(12, "the position was never part of the node's history")
 )]
@@ -112,8 +115,14 @@ enum Subcommand {
     Set(Set),
     Get(Get),
     Del(Del),
-    Incr(Incr),
-    Decr(Decr),
+    Put(keys::Put),
+    Take(keys::Take),
+    Incr(keys::Incr),
+    Decr(keys::Decr),
+    Expire(keys::Expire),
+    Persist(keys::Persist),
+    Ttl(keys::Ttl),
+    Exists(keys::Exists),
     Sync(Sync),
     Ping(Ping),
     Status(status::Status),
@@ -175,44 +184,6 @@ struct Del {
     /// any bytes
     #[argh(positional, from_str_fn(arguments::bytes))]
     key: Bytes,
-}
-
-/// Add to the number in a key, and print the sum. A key that does not exist counts as 0.
-#[derive(ArgsInfo, FromArgs)]
-#[argh(subcommand, name = "incr", help_triggers("-h", "--help"))]
-#[argh(
-    example = "{command_name} visits\n\
-        {command_name} visits 10\n\
-        {command_name} balance -5",
-    note = "The value must be a decimal number of 64 bits, and so must the sum; otherwise the node refuses.\n\
-        For options such as --addr see gopherstore-cli --help."
-)]
-struct Incr {
-    /// any bytes
-    #[argh(positional, from_str_fn(arguments::bytes))]
-    key: Bytes,
-    /// number to add; by default 1
-    #[argh(positional, from_str_fn(arguments::bytes))]
-    by: Option<Bytes>,
-}
-
-/// Subtract from the number in a key, and print the difference. A key that does not exist counts as 0.
-#[derive(ArgsInfo, FromArgs)]
-#[argh(subcommand, name = "decr", help_triggers("-h", "--help"))]
-#[argh(
-    example = "{command_name} stock\n\
-        {command_name} stock 3",
-    note = "The value must be a decimal number of 64 bits, and so must the difference; otherwise the node\n\
-        refuses.\n\
-        For options such as --addr see gopherstore-cli --help."
-)]
-struct Decr {
-    /// any bytes
-    #[argh(positional, from_str_fn(arguments::bytes))]
-    key: Bytes,
-    /// number to subtract; by default 1
-    #[argh(positional, from_str_fn(arguments::bytes))]
-    by: Option<Bytes>,
 }
 
 /// Print the position of the node's data, or wait until it has a position.
@@ -337,8 +308,21 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Some(Subcommand::Del(Del { key })) => {
             once(&context, &Command::new(Opcode::Del, key, Vec::new()))
         }
-        Some(Subcommand::Incr(Incr { key, by })) => add(&context, key, by, 1),
-        Some(Subcommand::Decr(Decr { key, by })) => add(&context, key, by, -1),
+        Some(Subcommand::Put(mut put)) => {
+            if put.value == b"-" {
+                // After the node is known.
+                context.addr()?;
+                put.value = command::standard_input()?;
+            }
+            once_made(&context, put.command())
+        }
+        Some(Subcommand::Take(take)) => once_made(&context, take.command()),
+        Some(Subcommand::Incr(incr)) => once_made(&context, incr.command()),
+        Some(Subcommand::Decr(decr)) => once_made(&context, decr.command()),
+        Some(Subcommand::Expire(expire)) => once(&context, &expire.command()),
+        Some(Subcommand::Persist(persist)) => once(&context, &persist.command()),
+        Some(Subcommand::Ttl(ttl)) => once(&context, &ttl.command()),
+        Some(Subcommand::Exists(exists)) => once(&context, &exists.command()),
         Some(Subcommand::Sync(Sync { at })) => once(&context, &Command::sync(at, context.timeout)),
         Some(Subcommand::Ping(Ping {})) => once(
             &context,
@@ -367,11 +351,9 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
     }
 }
 
-/// Runs `incr`, or with the sign -1 `decr`.
-fn add(context: &Context, key: Bytes, by: Option<Bytes>, sign: i64) -> Result<Outcome, Failure> {
-    let operands = std::iter::once(key).chain(by).collect();
-    let command = Command::add(operands, sign).map_err(|message| mistake(&message))?;
-    once(context, &command)
+/// Sends a command whose options may contradict each other.
+fn once_made(context: &Context, command: Result<Command, String>) -> Result<Outcome, Failure> {
+    once(context, &command.map_err(|message| mistake(&message))?)
 }
 
 /// Whether this is the name of a command.
@@ -399,12 +381,19 @@ fn once(context: &Context, command: &Command) -> Result<Outcome, Failure> {
         }
         Response::Done if is_terminal => (b"OK".to_vec(), true),
         Response::Done => (Vec::new(), false),
-        Response::Conflict => {
-            let key = quote::quoted(command.key());
-            return Err(Failure::new(
-                Outcome::Conflict,
-                format!("the condition is not met: {key}; get shows its value"),
-            ));
+        Response::Found { token, value } => {
+            let token = token.map(|token| format!("{token}\n").into_bytes());
+            let end = is_terminal && value.is_some();
+            let parts = [token.unwrap_or_default(), value.unwrap_or_default()];
+            (parts.concat(), end)
+        }
+        Response::Left(left) => (command::shown_left(left).into_bytes(), true),
+        Response::Conflict { exists, value } => {
+            let mut value = value.unwrap_or_default();
+            value.extend((is_terminal && !value.is_empty()).then_some(b'\n'));
+            write_out(&value)?;
+            let message = command.conflict(exists);
+            return Err(Failure::new(Outcome::Conflict, message));
         }
         Response::NotFound => {
             let key = quote::quoted(command.key());

@@ -1,9 +1,11 @@
-//! SETAT and EXPIRE (GBP §4).
+//! SETAT, EXPIRE and TTL (GBP §4).
 
 use std::borrow::Cow;
 
 use super::{Effect, Input, Needs};
 use crate::engine::answers::Answers;
+use crate::engine::clock::Now;
+use crate::engine::entry::Entry;
 use crate::wire::Status;
 use crate::wire::expiry::{SetAt, expiry_of};
 
@@ -24,6 +26,19 @@ pub(super) fn set_at<'a>(
         Err(error) => {
             answers.push(Status::Error, error.reason.as_bytes());
             Ok(Effect::None)
+        }
+    }
+}
+
+/// TTL: answers the time that the key has left. `old` is its entry, which has not expired.
+#[inline(never)]
+pub(in crate::engine) fn ttl(old: Option<&Entry>, clock: &Now<'_>, answers: &mut Answers) {
+    match old.map(Entry::deadline) {
+        None => answers.push(Status::NotFound, b""),
+        Some(None) => answers.push(Status::Ok, b""),
+        Some(Some(deadline)) => {
+            let left = deadline.saturating_sub(clock.now());
+            answers.push(Status::Ok, &left.to_be_bytes());
         }
     }
 }

@@ -3,8 +3,9 @@
 //! One file per family of operations. A new operation is one function here, one row in the command table
 //! ([`crate::wire::command`]), its documentation and its vectors.
 
+mod conditional;
 mod counter;
-mod expiry;
+pub(super) mod expiry;
 pub(super) mod value;
 
 use std::borrow::Cow;
@@ -13,7 +14,7 @@ use super::answers::Answers;
 use super::clock::Now;
 use super::entry::Entry;
 use crate::wire::expiry::recorded_expiry;
-use crate::wire::{Opcode, RequestFrame};
+use crate::wire::{Opcode, RequestFrame, Status};
 
 /// The change that a command makes to its key. Effects are absolute, so replaying one is harmless.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,13 +53,18 @@ pub(super) struct Input<'i, 'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Needs {
     /// The XXH3-128 of the old entry's value, which is long.
-    #[allow(dead_code, reason = "conditions by hash ask for it")]
     OldHash,
 }
 
 /// The fault of a request for a token where there is no log.
 pub(super) const NO_TOKEN: &str =
     "want 0x02: a token needs a log, which a node has with peers in cluster.toml";
+
+/// The effect of a request that is refused, for this reason.
+fn refused<'a>(answers: &mut Answers, reason: &str) -> Result<Effect<'a>, Needs> {
+    answers.push(Status::Error, reason.as_bytes());
+    Ok(Effect::None)
+}
 
 /// A command. It adds one answer, and is called with the key's partition locked. It may be called more than once for
 /// one request.
@@ -74,6 +80,8 @@ pub(super) enum Command {
     Get,
     /// DEL, which is its own effect where the key exists. [`value::del`] answers it.
     Del,
+    /// TTL. [`expiry::ttl`] answers it.
+    Ttl,
     /// An operation whose effect follows from the old entry.
     Computed(Function),
     /// The engine does not execute the operation.
@@ -90,10 +98,10 @@ pub(super) const fn of(opcode: Opcode) -> Command {
         Opcode::SetAt => Command::Computed(expiry::set_at),
         Opcode::Add => Command::Computed(counter::add),
         Opcode::Expire => Command::Computed(expiry::expire),
-        Opcode::Put
-        | Opcode::Take
-        | Opcode::Ttl
-        | Opcode::Ping
+        Opcode::Put => Command::Computed(conditional::put),
+        Opcode::Take => Command::Computed(conditional::take),
+        Opcode::Ttl => Command::Ttl,
+        Opcode::Ping
         | Opcode::Scan
         | Opcode::Sync
         | Opcode::Status

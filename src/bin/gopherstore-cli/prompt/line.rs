@@ -1,7 +1,8 @@
 //! Lines of the prompt: parsing, hints and completion. Pure.
 
 use crate::{
-    command::{Command, OFFERS},
+    command::{Command, OFFERS, OPTIONS, Offer},
+    keys,
     lines::{self, Line},
     quote,
 };
@@ -34,13 +35,13 @@ pub(super) struct Job {
 pub(super) const DIRECTIVES: [(&str, &str); 6] = [
     (
         ":on NODE COMMAND",
-        "run COMMAND on another node, by its name or HOST:PORT",
+        "run COMMAND on another node, NAME or HOST:PORT",
     ),
     (":raw COMMAND", "print the value byte by byte, unescaped"),
     (":raw on|off", "do so from now on, or no more"),
     (":hex on|off", "dump every frame, sent (>) and received (<)"),
     (":help", "print this"),
-    (":quit", "leave; so does Ctrl-D, and Ctrl-C abandons a line"),
+    (":quit", "leave, as Ctrl-D does; Ctrl-C abandons a line"),
 ];
 
 pub(super) fn parse(line: &[u8]) -> Result<Entry, String> {
@@ -150,14 +151,50 @@ fn operands_after(words: &[Vec<u8>]) -> Option<Vec<&'static str>> {
         ":hex" if rest.is_empty() => Some(vec!["on|off"]),
         name => {
             let offer = OFFERS.iter().find(|offer| offer.name() == name)?;
-            let mut operands = offer.operands();
-            // Skips the given operands.
-            for _ in rest {
-                operands.next()?;
+            let mut operands = offer.operands().peekable();
+            // Skips the given operands; there may be any number of options.
+            for _ in 0..given(offer, rest) {
+                operands.next_if(|operand| *operand != OPTIONS)?;
             }
             Some(operands.collect())
         }
     }
+}
+
+/// The number of operands among the words of a command, without its options and their values.
+fn given(offer: &Offer, words: &[Vec<u8>]) -> usize {
+    if !offer.takes_options() {
+        return words.len();
+    }
+    let options = keys::options(offer.name());
+    let (mut count, mut words) = (0, words.iter());
+    while let Some(word) = words.next() {
+        match options.iter().find(|(name, _)| name.as_bytes() == word) {
+            Some((_, true)) => drop(words.next()),
+            Some((_, false)) => {}
+            None => count += 1,
+        }
+    }
+    count
+}
+
+/// The options that may follow the words of a command.
+fn options_after(words: &[Vec<u8>]) -> Vec<String> {
+    let name = lower(words.first());
+    let offer = OFFERS.iter().find(|offer| offer.name() == name);
+    if !offer.is_some_and(Offer::takes_options) {
+        return Vec::new();
+    }
+    let options = keys::options(&name);
+    let is_value = words.last().is_some_and(|last| {
+        let mut options = options.iter();
+        options.any(|(name, takes_value)| *takes_value && name.as_bytes() == last)
+    });
+    let is_given = |name: &str| words.iter().any(|word| word == name.as_bytes());
+    let rest = options
+        .into_iter()
+        .filter(|(name, _)| !is_value && !is_given(name));
+    rest.map(|(name, _)| name).collect()
 }
 
 /// Completions of the last word of `line`: its start, and the possible words, each with a space behind it if more must
@@ -168,8 +205,11 @@ pub(super) fn completions(line: &str, nodes: &[String]) -> (usize, Vec<String>) 
     let Ok(before) = lines::words(before.as_bytes()) else {
         return (start, Vec::new()); // within quotes
     };
+    // Operands can be any words, so that options are offered only once one is begun.
+    let is_free = |word: &String| begun.is_empty() && word.starts_with('-');
     let found = candidates(&before, nodes)
         .into_iter()
+        .filter(|word| !is_free(word))
         .filter(|word| {
             let head = word.as_bytes().get(..begun.len());
             head.is_some_and(|head| head.eq_ignore_ascii_case(begun.as_bytes()))
@@ -207,7 +247,7 @@ fn candidates(before: &[Vec<u8>], nodes: &[String]) -> Vec<String> {
         (":raw", []) => also(commands(), &["on", "off", ":on"]),
         (":raw", rest) => candidates(rest, nodes),
         (":hex", []) => also(Vec::new(), &["on", "off"]),
-        _ => Vec::new(),
+        _ => options_after(before),
     }
 }
 
@@ -337,6 +377,12 @@ mod tests {
             ("get \"k", None),
             ("ping", None),
             ("# set", None),
+            ("put k", Some(" VALUE [OPTIONS]")),
+            ("put --if-equals old k ", Some("VALUE [OPTIONS]")),
+            ("put k v --ttl 30s ", Some("[OPTIONS]")),
+            ("incr k 1", Some(" [OPTIONS]")),
+            ("expire k ", Some("TIME")),
+            ("take", Some(" KEY [OPTIONS]")),
             (":on", Some(" NODE COMMAND")),
             (":on n2", Some(" COMMAND")),
             (":on n2 set ", Some("KEY VALUE")),
@@ -356,7 +402,7 @@ mod tests {
         for (line, start, expected) in [
             ("se", 0, vec!["set "]),
             ("PI", 0, vec!["ping"]),
-            ("s", 0, vec!["set ", "status"]),
+            ("s", 0, vec!["set ", "sync ", "status"]),
             (":", 0, vec![":on ", ":raw ", ":hex ", ":help", ":quit"]),
             (":on ", 4, vec!["n1 ", "n2 ", "other "]),
             (":on o", 4, vec!["other "]),
@@ -366,6 +412,12 @@ mod tests {
             (":raw :on n", 9, vec!["n1 ", "n2 "]),
             (":hex o", 5, vec!["on", "off"]),
             ("get k", 4, vec![]),
+            ("get --", 4, vec![]),
+            ("put k v ", 8, vec![]),
+            ("put k v --if-a", 8, vec!["--if-absent "]),
+            ("put --if-absent k v --if-a", 20, vec![]),
+            ("put k v --ttl --if-a", 14, vec![]),
+            (":on n2 take k --q", 14, vec!["--quiet "]),
             ("set \"a ", 7, vec![]),
             ("\u{e4}", 0, vec![]),
         ] {
