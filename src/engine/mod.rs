@@ -12,7 +12,8 @@
 //! | `compute.rs`   | how is a command executed whose effect follows from the old entry?  |
 //! | `clock.rs`     | by which clock do entries expire?                                   |
 //! | `expire.rs`     | how are entries removed whose deadline has passed?                  |
-//! | `expiring.rs`   | which deadlines of a partition's entries are the next?              |
+//! | `deadlines.rs`  | how does a partition know the deadlines of its entries?             |
+//! | `expiring.rs`   | which of them are the next?                                         |
 //! | `apply.rs`      | how are a leader's records logged, and applied once committed?      |
 //! | `gate.rs`       | which requests are executed now, and under which epoch?             |
 //! | `snapshot.rs`   | how is the data set copied out beside writers, and loaded?          |
@@ -33,6 +34,7 @@ pub mod clock;
 mod command;
 pub mod comparison;
 mod compute;
+mod deadlines;
 pub mod digest;
 pub mod entry;
 mod execute;

@@ -14,7 +14,7 @@ use super::change::{Change, LongOld};
 use super::clock::Now;
 use super::compute::is_live;
 use super::entry::Entry;
-use super::expiring::{Expiring, Item};
+use super::expiring::Expiring;
 use crate::wire::expiry::DEADLINE_LEN;
 use crate::wire::request::HEADER_LEN;
 use crate::wire::run::RUN_MAX;
@@ -52,7 +52,7 @@ pub struct Store {
     /// A hasher with the key, and nothing hashed yet.
     hashing: DefaultHasher,
     /// Whether an entry ever had a deadline.
-    has_expiring: AtomicBool,
+    pub(super) has_expiring: AtomicBool,
 }
 
 /// One table, on a cache line of its own: two cores with different partitions do not contend for a line.
@@ -73,17 +73,7 @@ pub(super) struct Entries {
     /// Index of the last record that changed the partition; 0 without a log. It lies in the cache line of the lock.
     pub(super) last_index: u64,
     /// The deadlines of entries that expire; `None` while no entry does.
-    expiring: Option<Box<Expiring>>,
-}
-
-/// The result of a look at the earliest deadline of a partition.
-pub(super) enum Due {
-    /// It had passed, and this entry was removed.
-    Removed(Entry),
-    /// Its entry lives longer, or is not there any more.
-    Corrected,
-    /// No deadline has passed.
-    Nothing,
+    pub(super) expiring: Option<Box<Expiring>>,
 }
 
 impl Entries {
@@ -103,15 +93,6 @@ impl Entries {
     pub(super) fn find_mut(&mut self, hash: u64, key: &[u8]) -> Option<&mut Entry> {
         self.table.find_mut(hash, |entry| entry.key() == key)
     }
-
-    /// A time before which no entry expires, in milliseconds since 1970 UTC; `None` where none has a deadline.
-    pub(super) fn first_deadline(&self) -> Option<u64> {
-        self.first_expiring().map(|item| item.deadline)
-    }
-
-    fn first_expiring(&self) -> Option<Item> {
-        self.expiring.as_ref().and_then(|expiring| expiring.first())
-    }
 }
 
 /// Bytes of key and value of the entry that a frame becomes.
@@ -123,13 +104,6 @@ fn put_size(frame: &RequestFrame<'_>) -> usize {
         0
     };
     frame.bytes().len() - HEADER_LEN - deadline_len
-}
-
-/// The deadline of the entry that a frame becomes.
-#[cold]
-fn put_deadline(frame: &RequestFrame<'_>) -> Option<u64> {
-    let deadline = frame.value().first_chunk().copied().map(u64::from_be_bytes);
-    deadline.filter(|_| frame.opcode() == Opcode::SetAt)
 }
 
 /// The locked partitions of a run.
@@ -313,17 +287,31 @@ impl Store {
         new: Option<Entry>,
         change: &mut Change,
     ) -> Result<Option<Entry>, LongOld> {
+        if entries.expiring.is_some() || frame.opcode() == Opcode::SetAt {
+            return self.put_dated(entries, hash, frame, new, change);
+        }
+        self.put_after(entries, hash, frame, new, change, |_| ())
+    }
+
+    /// The same, without a note of deadlines. `replaces` is shown the old entry.
+    #[inline(always)]
+    pub(super) fn put_after(
+        &self,
+        entries: &mut Entries,
+        hash: u64,
+        frame: &RequestFrame<'_>,
+        new: Option<Entry>,
+        change: &mut Change,
+        replaces: impl FnOnce(&Entry),
+    ) -> Result<Option<Entry>, LongOld> {
         let key = frame.key();
         let len = u64::try_from(put_size(frame)).unwrap_or(u64::MAX);
-        let (is_expiring, mut old_deadline) = (entries.expiring.is_some(), None);
         let replaced = match self.slot(&mut entries.table, hash, key) {
             Slot::Occupied(mut slot) => {
                 let entry = slot.get_mut();
                 change.replaces(entry)?;
+                replaces(entry);
                 entries.bytes -= entry.size();
-                if is_expiring {
-                    old_deadline = entry.deadline();
-                }
                 let fits = entry.overwrite(frame);
                 let new = || new.unwrap_or_else(|| Entry::copy_of(frame));
                 (!fits).then(|| std::mem::replace(entry, new()))
@@ -334,9 +322,6 @@ impl Store {
             }
         };
         entries.bytes += len;
-        if is_expiring || frame.opcode() == Opcode::SetAt {
-            self.note_deadline(entries, hash, old_deadline, put_deadline(frame));
-        }
         Ok(replaced)
     }
 
@@ -388,14 +373,15 @@ impl Store {
         clock: Option<&Now<'_>>,
         change: &mut Change,
     ) -> Result<Option<Entry>, LongOld> {
-        self.take_where(entries, hash, change, |entry| {
-            entry.key() == key && clock.is_none_or(|clock| is_live(entry, clock))
-        })
+        if entries.expiring.is_some() {
+            return self.take_dated(entries, hash, key, clock, change);
+        }
+        self.take_where(entries, hash, change, |entry| entry.key() == key)
     }
 
-    /// The same for an entry of this hash that `is_meant`.
+    /// The same for an entry of this hash that `is_meant`, without a note of its deadline.
     #[inline(always)]
-    fn take_where(
+    pub(super) fn take_where(
         &self,
         entries: &mut Entries,
         hash: u64,
@@ -415,75 +401,7 @@ impl Store {
             self.count_rehash(usize::from(self.place(hash)));
             table.shrink_to(twice, |entry| self.hash(entry.key()));
         }
-        if entries.expiring.is_some() {
-            self.note_deadline(entries, hash, removed.deadline(), None);
-        }
         Ok(Some(removed))
-    }
-
-    /// Removes an entry of a locked partition whose deadline is not after `now`.
-    ///
-    /// # Errors
-    ///
-    /// [`LongOld`], as for [`put_frame`](Self::put_frame).
-    pub(super) fn take_expired(
-        &self,
-        entries: &mut Entries,
-        now: u64,
-        change: &mut Change,
-    ) -> Result<Due, LongOld> {
-        let Some(Item { deadline, hash }) = entries.first_expiring() else {
-            return Ok(Due::Nothing);
-        };
-        if deadline > now {
-            return Ok(Due::Nothing);
-        }
-        let has_expired = |entry: &Entry| {
-            let deadline = entry.deadline();
-            deadline.is_some_and(|at| at <= now) && self.hash(entry.key()) == hash
-        };
-        if let Some(removed) = self.take_where(entries, hash, change, has_expired)? {
-            return Ok(Due::Removed(removed));
-        }
-        let earliest = self.earliest_deadline(&entries.table, hash);
-        if let Some(expiring) = &mut entries.expiring {
-            expiring.correct_first(earliest);
-        }
-        Ok(Due::Corrected)
-    }
-
-    /// Notes that an entry of this hash had the deadline `old` and has `new`; `None` where it had or has none, or is
-    /// not there.
-    #[inline(never)]
-    pub(super) fn note_deadline(
-        &self,
-        entries: &mut Entries,
-        hash: u64,
-        old: Option<u64>,
-        new: Option<u64>,
-    ) {
-        if old == new {
-            return;
-        }
-        let Entries {
-            table, expiring, ..
-        } = entries;
-        let deadlines = expiring.get_or_insert_with(|| {
-            self.has_expiring.store(true, Ordering::Relaxed);
-            Box::default()
-        });
-        deadlines.change(hash, old, new, |hash| self.earliest_deadline(table, hash));
-        if deadlines.live() == 0 {
-            *expiring = None;
-        }
-    }
-
-    /// The earliest deadline of the entries with this hash.
-    fn earliest_deadline(&self, table: &HashTable<Entry>, hash: u64) -> Option<u64> {
-        let alike = table.iter_hash(hash);
-        let deadlines = alike.filter_map(|entry| Some((entry, entry.deadline()?)));
-        let meant = deadlines.filter(|(entry, _)| self.hash(entry.key()) == hash);
-        meant.map(|(_, deadline)| deadline).min()
     }
 
     /// The place of `key` in a table, or one for it.
@@ -500,28 +418,6 @@ impl Store {
             |entry| entry.key() == key,
             |entry| self.hash(entry.key()),
         )
-    }
-
-    /// Whether an entry ever had a deadline.
-    pub(super) fn has_expiring(&self) -> bool {
-        self.has_expiring.load(Ordering::Relaxed)
-    }
-
-    /// Number of entries with a deadline; as exact as [`len`](Self::len).
-    pub(super) fn expiring(&self) -> usize {
-        let live = |part: &Partition| {
-            let entries = part.0.read();
-            entries
-                .expiring
-                .as_ref()
-                .map_or(0, |expiring| expiring.live())
-        };
-        self.partitions.iter().map(live).sum()
-    }
-
-    /// [`Entries::first_deadline`] of the partition with this number.
-    pub(super) fn first_deadline(&self, partition: usize) -> Option<u64> {
-        self.read_partition(partition).first_deadline()
     }
 
     /// Removes everything, one partition at a time.
