@@ -135,6 +135,13 @@ impl Vocabulary {
         commands.find(|(known, _)| known.as_bytes().eq_ignore_ascii_case(name.as_bytes()))
     }
 
+    /// Whether a command has an option of this name, such as `-0`, which is a value of other commands.
+    fn has(&self, command: &OsStr, name: &[u8]) -> bool {
+        let flags = self.find_command(command).map(|(_, flags)| flags);
+        let mut known = flags.into_iter().flatten();
+        known.any(|(known, _)| known.as_bytes() == name)
+    }
+
     /// The option of this name, the program's own or a command's. `command` is asked first: two may mean different
     /// things by one name.
     fn find(&self, command: Option<&OsStr>, name: &[u8]) -> Option<(&str, bool)> {
@@ -263,7 +270,11 @@ impl Program {
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
             let bytes = argument.as_bytes();
-            if options_ended || !looks_like_option(bytes) {
+            let is_of_command = || {
+                let command = scanned.command.as_deref();
+                command.is_some_and(|command| vocabulary.has(command, bytes))
+            };
+            if options_ended || !(looks_like_option(bytes) || is_of_command()) {
                 match scanned.command {
                     None if !vocabulary.commands.is_empty() => scanned.command = Some(argument),
                     _ => scanned.positionals.push(argument),

@@ -176,6 +176,14 @@ fn several_words_are_taken_as_they_are() {
 fn every_operation_of_the_document_is_encoded_by_the_names_of_its_fields() {
     for (words, digits) in [
         (&["discard"][..], "41 0000 00000000\n"),
+        (
+            &["scan", "user:"],
+            "0e 0005 00000011 757365723a 0000000000000000000000000000000000\n",
+        ),
+        (
+            &["scan", "u", "1", "2", "0x1122334455667788", "7", "k"],
+            "0e 0001 00000012 75 01000000021122334455667788000000076b\n",
+        ),
         (&["LIST", "user123"], "43 0007 00000000 75736572313233\n"),
         (
             &["sums", "", "0x1122334455667788", "7", "12"],
@@ -239,7 +247,7 @@ fn every_operation_of_the_document_is_encoded_by_the_names_of_its_fields() {
 fn words_that_form_no_line_are_exit_code_2() {
     for (arguments, parts) in [
         (&["encode"][..], ["no command to encode", "get KEY"]),
-        (&["encode", "flush"], ["unknown command flush", "--help"]),
+        (&["encode", "purge"], ["unknown command purge", "--help"]),
         (&["encode", "set", "k"], ["write set KEY VALUE", "--help"]),
         (&["encode", "get \"k"], ["no closing \"", "--help"]),
         (&["encode", "resync", "--discard"], ["--discard", "--help"]),

@@ -110,7 +110,7 @@ OK
 #[test]
 fn a_bad_line_is_reported_with_its_number_and_the_others_go_on() {
     let node = StubNode::start();
-    let input = b"ping\n\nset k\nget \"k\nset k refuse\nflush\nget k\nping\n";
+    let input = b"ping\n\nset k\nget \"k\nset k refuse\npurge\nget k\nping\n";
     let run = run_at::<&str>(node.addr(), &[], input);
     assert_eq!(
         (run.code, &*run.out),
@@ -120,7 +120,7 @@ fn a_bad_line_is_reported_with_its_number_and_the_others_go_on() {
         "gopherstore-cli: line 3: 1 given after set; write set KEY VALUE",
         "gopherstore-cli: line 4: no closing \"",
         "gopherstore-cli: line 5: the node refused the request: ",
-        "gopherstore-cli: line 6: unknown command flush",
+        "gopherstore-cli: line 6: unknown command purge",
     ];
     let lines: Vec<&str> = run.err.lines().collect();
     assert_eq!(lines.len(), starts.len(), "{}", run.err);

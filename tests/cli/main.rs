@@ -33,6 +33,7 @@ mod nodes {
     pub(crate) mod tools;
 }
 mod race;
+mod scan;
 mod status;
 #[path = "../support/mod.rs"]
 mod support;

@@ -13,6 +13,7 @@ mod faults;
 mod observers;
 mod pipelines;
 mod redirects;
+mod scan;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -3,6 +3,7 @@
 use std::io::{self, Read};
 use std::time::Duration;
 
+use gopherstore::wire::scan::Scan;
 use gopherstore::wire::{
     Opcode, Request, SYNC_TIMEOUT_MAX_MS, SyncRequest, Token, TokenError,
     command::OkValue,
@@ -14,6 +15,7 @@ use gopherstore::{Client, client, client::Error};
 use crate::{
     keys, quote,
     report::{self, Failure, Outcome},
+    scan,
 };
 
 /// A request of the user.
@@ -50,6 +52,8 @@ pub(crate) enum Response {
     Number(String),
     /// A position of the log.
     Token(Token),
+    /// Keys, a line each.
+    Keys(String),
     /// The text of a STATUS.
     Status(String),
 }
@@ -137,6 +141,11 @@ pub(crate) const OFFERS: &[Offer] = &[
         },
     },
     Offer {
+        synopsis: "scan [PREFIX]",
+        meaning: "print the keys that begin with PREFIX",
+        make: |operands| Ok(Command::scan(operands)),
+    },
+    Offer {
         synopsis: "ping",
         meaning: "ask whether the node is there",
         make: |operands| Ok(Command::plain(Opcode::Ping, operands)),
@@ -163,7 +172,7 @@ impl Offer {
     }
 
     /// Whether the command may have this number of operands.
-    fn takes(&self, count: usize) -> bool {
+    pub(crate) fn takes(&self, count: usize) -> bool {
         let required = self.operands().filter(|operand| !operand.starts_with('['));
         (required.count()..=self.operands().count()).contains(&count)
     }
@@ -203,6 +212,12 @@ impl Command {
             Some(token) => SyncRequest::At { token, timeout_ms },
         };
         Command::new(Opcode::Sync, Vec::new(), request.value())
+    }
+
+    /// A SCAN from the beginning, of the keys with this prefix.
+    fn scan(mut operands: Vec<Vec<u8>>) -> Command {
+        let prefix = operands.pop().unwrap_or_default();
+        Command::new(Opcode::Scan, prefix, Scan::default().value())
     }
 
     /// The command that the words of a line form.
@@ -259,6 +274,9 @@ impl Command {
     }
 
     pub(crate) fn run(&self, client: &mut Client) -> Result<Response, Error> {
+        if self.opcode == Opcode::Scan {
+            return scan::lines(client, &self.key).map(Response::Keys);
+        }
         let text = |value: Vec<u8>| String::from_utf8_lossy(&value).into_owned();
         Ok(match client.request(self.request())? {
             client::Response::Done if self.opcode.spec().ok == OkValue::Found => self.found(b""),
@@ -480,6 +498,11 @@ mod tests {
         let message = command("tail").err().unwrap_or_default();
         assert!(message.ends_with("write gopherstore-cli tail"), "{message}");
         let message = command("flush all").err().unwrap_or_default();
-        assert!(message.starts_with("unknown command flush;"), "{message}");
+        assert!(
+            message.ends_with("write gopherstore-cli flush"),
+            "{message}"
+        );
+        let message = command("purge all").err().unwrap_or_default();
+        assert!(message.starts_with("unknown command purge;"), "{message}");
     }
 }

@@ -117,7 +117,12 @@ fn parse(words: Vec<Bytes>) -> Result<Command, Failure> {
 /// A command of a line, or any other operation of the protocol's table, with its fields one by one.
 fn command(words: Vec<Bytes>) -> Result<Command, String> {
     let name = words.first().map_or(&b""[..], Vec::as_slice);
-    let offered = |offer: &Offer| name.eq_ignore_ascii_case(offer.name().as_bytes());
+    let count = words.len().saturating_sub(1);
+    // A line has no place for all the fields of a SCAN.
+    let offered = |offer: &Offer| {
+        name.eq_ignore_ascii_case(offer.name().as_bytes())
+            && (offer.takes(count) || !name.eq_ignore_ascii_case(b"scan"))
+    };
     let has_name = |opcode: &Opcode| name.eq_ignore_ascii_case(opcode.name().as_bytes());
     match Opcode::ALL.into_iter().find(has_name) {
         Some(opcode) if !OFFERS.iter().any(offered) => with_fields(opcode.spec(), &words[1..]),

@@ -151,6 +151,8 @@ pub(crate) fn shown(response: Response) -> (String, Outcome) {
         }
         Response::Value(value) => (quote::shown(&value), Outcome::Done),
         Response::Number(text) => (text, Outcome::Done),
+        Response::Keys(text) if text.is_empty() => ("(no keys)".to_owned(), Outcome::Done),
+        Response::Keys(text) => (text, Outcome::Done),
         Response::Token(token) => (token.to_string(), Outcome::Done),
         Response::Status(text) => {
             let text = shown_status(&text, io::stdout().is_terminal());

@@ -15,7 +15,9 @@ mod new_file;
 mod prompt;
 mod quote;
 mod race;
+mod removal;
 mod report;
+mod scan;
 mod status;
 mod stop;
 mod tail;
@@ -127,6 +129,8 @@ enum Subcommand {
     Ping(Ping),
     Status(status::Status),
     Resync(Resync),
+    Scan(scan::Scan),
+    Flush(removal::Flush),
     Tail(tail::Tail),
     Dump(dump::Dump),
     Load(load::Load),
@@ -173,17 +177,27 @@ struct Get {
     key: Bytes,
 }
 
-/// Remove a key.
+/// Remove a key, or all keys that begin with a prefix.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "del", help_triggers("-h", "--help"))]
 #[argh(
-    example = "{command_name} user123",
-    note = "For options such as --addr see gopherstore-cli --help."
+    example = "{command_name} user123\n\
+        {command_name} --prefix user --yes",
+    note = "With --prefix the command counts the keys and asks on the terminal. Without a terminal it needs\n\
+        --yes. It removes one key after another, through the leader. Keys that clients store meanwhile\n\
+        may stay. If no key begins with the prefix, the exit code is 1.\n\
+        For options such as --addr see gopherstore-cli --help."
 )]
 struct Del {
     /// any bytes
     #[argh(positional, from_str_fn(arguments::bytes))]
-    key: Bytes,
+    key: Option<Bytes>,
+    /// remove all keys that begin with this
+    #[argh(option, from_str_fn(arguments::bytes), arg_name = "PREFIX")]
+    prefix: Option<Bytes>,
+    /// do not ask
+    #[argh(switch)]
+    yes: bool,
 }
 
 /// Print the position of the node's data, or wait until it has a position.
@@ -305,9 +319,9 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Some(Subcommand::Get(Get { key })) => {
             once(&context, &Command::new(Opcode::Get, key, Vec::new()))
         }
-        Some(Subcommand::Del(Del { key })) => {
-            once(&context, &Command::new(Opcode::Del, key, Vec::new()))
-        }
+        Some(Subcommand::Del(command)) => del(command, &context),
+        Some(Subcommand::Scan(command)) => scan::run(command, &context),
+        Some(Subcommand::Flush(command)) => removal::flush(&command, &context),
         Some(Subcommand::Put(mut put)) => {
             if put.value == b"-" {
                 // After the node is known.
@@ -351,6 +365,21 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
     }
 }
 
+/// Runs `del`.
+fn del(command: Del, context: &Context) -> Result<Outcome, Failure> {
+    match (command.key, command.prefix) {
+        (Some(key), None) => once(context, &Command::new(Opcode::Del, key, Vec::new())),
+        (None, Some(prefix)) if prefix.is_empty() => Err(mistake(
+            "--prefix is empty, and all keys begin with that; flush removes all",
+        )),
+        (None, Some(prefix)) => removal::with_prefix(prefix, command.yes, context),
+        (None, None) => Err(mistake("no key after del; name one, or --prefix")),
+        (Some(_), Some(_)) => Err(mistake(
+            "a key together with --prefix; leave one of them out",
+        )),
+    }
+}
+
 /// Sends a command whose options may contradict each other.
 fn once_made(context: &Context, command: Result<Command, String>) -> Result<Outcome, Failure> {
     once(context, &command.map_err(|message| mistake(&message))?)
@@ -373,6 +402,7 @@ fn once(context: &Context, command: &Command) -> Result<Outcome, Failure> {
     let (mut text, end) = match response {
         Response::Value(value) => (value, is_terminal),
         Response::Pong => (b"PONG".to_vec(), true),
+        Response::Keys(text) => (text.into_bytes(), true),
         Response::Number(text) => (text.into_bytes(), true),
         Response::Token(token) => (token.to_string().into_bytes(), true),
         Response::Status(text) => {

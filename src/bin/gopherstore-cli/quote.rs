@@ -117,6 +117,18 @@ pub(crate) fn shown(value: &[u8]) -> String {
     }
 }
 
+/// A value as one word of a line: literal if [`words`] reads it so, otherwise in double quotes.
+pub(crate) fn word(value: &[u8]) -> String {
+    match str::from_utf8(value) {
+        Ok(text)
+            if is_plain(text) && !text.starts_with('\'') && !text.contains(char::is_whitespace) =>
+        {
+            text.to_owned()
+        }
+        _ => quoted(value),
+    }
+}
+
 /// Whether text is unambiguous on its line, and every character of it is visible.
 fn is_plain(text: &str) -> bool {
     !text.is_empty()

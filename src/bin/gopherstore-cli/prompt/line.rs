@@ -402,7 +402,7 @@ mod tests {
         for (line, start, expected) in [
             ("se", 0, vec!["set "]),
             ("PI", 0, vec!["ping"]),
-            ("s", 0, vec!["set ", "sync ", "status"]),
+            ("s", 0, vec!["set ", "sync ", "scan ", "status"]),
             (":", 0, vec![":on ", ":raw ", ":hex ", ":help", ":quit"]),
             (":on ", 4, vec!["n1 ", "n2 ", "other "]),
             (":on o", 4, vec!["other "]),
