@@ -78,7 +78,7 @@ enum Naive {
 }
 
 /// The operations of GBP §3: opcode, whether there is a key, and what limits the value.
-const OPERATIONS: [(u8, bool, NaiveValue); 19] = [
+const OPERATIONS: [(u8, bool, NaiveValue); 20] = [
     (0x01, true, NaiveValue::OfNode),
     (0x02, true, NaiveValue::None),
     (0x03, true, NaiveValue::None),
@@ -90,6 +90,7 @@ const OPERATIONS: [(u8, bool, NaiveValue); 19] = [
     (0x0B, true, NaiveValue::UpTo(9)),
     (0x0C, true, NaiveValue::None),
     (0x0E, true, NaiveValue::UpTo(65_552)),
+    (0x0F, false, NaiveValue::UpTo(262_144)),
     (0x10, false, NaiveValue::UpTo(29)),
     (0x11, true, NaiveValue::UpTo(25)),
     (0x40, false, NaiveValue::None),

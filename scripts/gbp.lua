@@ -30,6 +30,7 @@ local OPCODES = {
     [0x0b] = "EXPIRE",
     [0x0c] = "TTL",
     [0x0e] = "SCAN",
+    [0x0f] = "BATCH",
     [0x10] = "SYNC",
     [0x11] = "WATCH",
     [0x40] = "STATUS",

@@ -56,6 +56,7 @@ pub(super) fn read(
         Ok(Status::Ok) => match spec.ok {
             OkValue::Empty => empty(Response::Done),
             OkValue::Bytes
+            | OkValue::Batch
             | OkValue::Sums
             | OkValue::Items
             | OkValue::Entries

@@ -128,6 +128,14 @@ impl Answers {
         }
     }
 
+    /// The entry whose value is apart, which is then the caller's to add.
+    pub(super) fn take_apart(&mut self) -> Option<Entry> {
+        match self.apart.take()? {
+            Apart::Entry(entry) => Some(entry),
+            Apart::Bytes(_) => unreachable!("a command answers with values of entries"),
+        }
+    }
+
     /// The place of a token in the newest answer, which is then the caller's to [fill](Self::fill).
     pub(super) const fn take_slot(&mut self) -> Option<usize> {
         self.slot.take()

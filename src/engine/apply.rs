@@ -290,6 +290,7 @@ impl Engine {
                     missing.get_or_insert_with(|| key.to_vec());
                 }
             }
+            Record::Batch => self.apply_batch(sequencer, frame.value(), missing),
             Record::Epoch => {
                 let index = sequencer.applied(1, Digest::EMPTY);
                 if let Some(start) = epoch_record::decode(frame, index) {
@@ -365,7 +366,7 @@ impl Engine {
 fn record_digest(frame: &RequestFrame<'_>) -> Digest {
     match Record::of(frame) {
         Record::Put => Digest::of_frame(frame.bytes()),
-        Record::Remove | Record::Expire(_) | Record::Epoch => Digest::EMPTY,
+        Record::Remove | Record::Expire(_) | Record::Batch | Record::Epoch => Digest::EMPTY,
     }
 }
 

@@ -53,6 +53,16 @@ impl Change {
         self.learned = self.learned.saturating_add(1);
     }
 
+    /// Knows the digest of an old entry, whose clone this is.
+    pub(super) fn know(&mut self, old: Entry, digest: Digest) {
+        self.known = Some((old, digest));
+    }
+
+    /// Takes digests that are not known under the lock from now on.
+    pub(super) const fn lose_patience(&mut self) {
+        self.learned = LEARNED_MAX;
+    }
+
     /// Records that `old` is replaced or removed.
     ///
     /// # Errors

@@ -72,6 +72,19 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
+    /// Does everything that is not known under the lock.
+    pub(super) fn impatient() -> Ahead {
+        Ahead {
+            rounds: ROUNDS_MAX,
+            ..Ahead::default()
+        }
+    }
+
+    /// Knows a copy of an old entry with a deadline, or without one.
+    pub(super) fn move_to(&mut self, old: Entry, moved: Option<Entry>) {
+        self.moved = moved.map(|moved| (old, moved));
+    }
+
     /// Prepares what a write to `key` needs. Nothing is locked.
     pub(super) fn prepare(&mut self, key: &[u8], change: &mut Change, needed: NotYet<'_>) {
         self.rounds = self.rounds.saturating_add(1);
@@ -268,7 +281,9 @@ impl Store {
             self.note_deadline(entries, hash, old, deadline);
             return Ok(Some(None));
         }
-        let is_known = |(known, _): &(Entry, Entry)| known.is_same_block(entry);
+        let is_known = |(known, moved): &(Entry, Entry)| {
+            known.is_same_block(entry) && moved.deadline().is_some() == deadline.is_some()
+        };
         let mut moved = match ahead.moved.take_if(|moved| is_known(moved)) {
             Some((_, moved)) => moved,
             None if entry.frame().len() > RUN_FRAME_BYTES_MAX && ahead.has_patience() => {

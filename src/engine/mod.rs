@@ -11,6 +11,7 @@
 //! | `command/`      | what does an operation answer, and what is its effect?              |
 //! | `compute.rs`   | how is a command executed whose effect follows from the old entry?  |
 //! | `clock.rs`     | by which clock do entries expire?                                   |
+//! | `atomic.rs`    | how are commands executed that go together or not at all?           |
 //! | `expire.rs`     | how are entries removed whose deadline has passed?                  |
 //! | `deadlines.rs`  | how does a partition know the deadlines of its entries?             |
 //! | `expiring.rs`   | which of them are the next?                                         |
@@ -29,6 +30,7 @@
 
 mod answers;
 mod apply;
+mod atomic;
 mod change;
 pub mod clock;
 mod command;
@@ -52,11 +54,13 @@ mod work;
 
 pub use answers::{Answers, COPIED_BYTES, DIRECT_BYTES};
 pub use apply::{ApplyError, Group};
+pub use atomic::BATCH_ANSWER_BYTES_MAX;
 pub use execute::{NotDone, NotTogether, Outcome};
 pub use expire::{EXPIRED_MAX, Expired};
 pub use gate::Admission;
 pub use snapshot::{Load, PartitionCopy, Staged};
 
+use parking_lot::Mutex;
 use std::sync::atomic::AtomicU64;
 
 use crate::history::{EpochStart, HistoryError};
@@ -83,6 +87,8 @@ pub struct Engine {
     clock: Clock,
     /// Entries removed because their deadline had passed.
     expired: AtomicU64,
+    /// Of batches that wait for their partitions, one at a time.
+    batch_turn: Mutex<()>,
 }
 
 impl Engine {
@@ -99,6 +105,7 @@ impl Engine {
         Engine {
             store,
             clock,
+            batch_turn: Mutex::default(),
             sequencer: backlog_bytes.map(Sequencer::new),
             gate: Gate::default(),
             expired: AtomicU64::new(0),

@@ -251,6 +251,7 @@ impl Load<'_> {
                         store.set(new);
                     }
                 }
+                Record::Batch => unreachable!("a snapshot has the effects of a batch one by one"),
                 Record::Epoch => unreachable!("a snapshot has its epochs in its history"),
             }
         }

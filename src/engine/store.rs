@@ -106,11 +106,11 @@ fn put_size(frame: &RequestFrame<'_>) -> usize {
     frame.bytes().len() - HEADER_LEN - deadline_len
 }
 
-/// The locked partitions of a run.
-pub(super) struct Locked<'a> {
-    guards: ArrayVec<Guard<'a>, RUN_MAX>,
-    /// The guard of each request of the run.
-    guard_of: [u8; RUN_MAX],
+/// The locked partitions of a run, or of a batch of at most `N` requests.
+pub(super) struct Locked<'a, const N: usize = RUN_MAX> {
+    guards: ArrayVec<Guard<'a>, N>,
+    /// The guard of each request.
+    guard_of: [u8; N],
 }
 
 /// A locked partition.
@@ -154,20 +154,20 @@ fn spin<G>(mut lock: impl FnMut() -> Option<G>) -> Option<G> {
     lock()
 }
 
-impl Locked<'_> {
-    /// The partition of the run's request with this number.
+impl<const N: usize> Locked<'_, N> {
+    /// The partition of the request with this number.
     #[inline]
     pub(super) fn of(&self, at: usize) -> &Entries {
         &self.guards[usize::from(self.guard_of[at])]
     }
 
-    /// The partition of the run's write with this number.
+    /// The partition of the write with this number.
     #[inline]
     pub(super) fn of_mut(&mut self, at: usize) -> &mut Entries {
         match &mut self.guards[usize::from(self.guard_of[at])] {
             Guard::Write(entries) => entries,
             Guard::Read(_) => {
-                unreachable!("a partition that the run writes is locked for writing")
+                unreachable!("a partition that is written is locked for writing")
             }
         }
     }
@@ -178,7 +178,7 @@ impl Locked<'_> {
         indexes.max().unwrap_or(0)
     }
 
-    /// Notes the last index of the run in the partitions that are locked for writing.
+    /// Notes the last index that was written in the partitions that are locked for writing.
     pub(super) fn set_last_index(&mut self, index: u64) {
         for guard in &mut self.guards {
             match guard {
@@ -187,7 +187,9 @@ impl Locked<'_> {
             }
         }
     }
+}
 
+impl Locked<'_> {
     /// Reads everything that the run needs into the cache: two short loops whose rounds do not depend on each other,
     /// so the processor overlaps the misses.
     pub(super) fn touch(&self, hashes: &ArrayVec<u64, RUN_MAX>, writes: u16) -> Touched {
@@ -517,22 +519,77 @@ impl Store {
         });
         black_box(held.count());
         order.sort_unstable();
+        Store::lock_in_order(&order, |place, is_read| self.try_lock(place, is_read))
+    }
+
+    /// The same for a batch, whose bits are in `writes`.
+    pub(super) fn lock_many<const N: usize>(
+        &self,
+        hashes: &ArrayVec<u64, N>,
+        writes: u64,
+    ) -> Result<Locked<'_, N>, Contended> {
+        let order = self.order_of(hashes, writes);
+        Store::lock_in_order(&order, |place, is_read| self.try_lock(place, is_read))
+    }
+
+    /// The same, but waits for each partition. One thread at a time may call this: every other one either waits for a
+    /// partition with none locked, or does not wait.
+    pub(super) fn wait_for_many<const N: usize>(
+        &self,
+        hashes: &ArrayVec<u64, N>,
+        writes: u64,
+    ) -> Locked<'_, N> {
+        let order = self.order_of(hashes, writes);
+        let locked = Store::lock_in_order(&order, |place, is_read| {
+            let partition = &self.partitions[usize::from(place)].0;
+            Some(if is_read {
+                Guard::Read(partition.read())
+            } else {
+                Guard::Write(partition.write())
+            })
+        });
+        locked.unwrap_or_else(|Contended| unreachable!("it waits"))
+    }
+
+    /// Partitions in ascending order. Of the requests of one partition a write comes first.
+    fn order_of<const N: usize>(
+        &self,
+        hashes: &ArrayVec<u64, N>,
+        writes: u64,
+    ) -> ArrayVec<(u16, bool, u8), N> {
+        let places = (0..).zip(hashes);
+        let order = places.map(|(at, &hash)| (self.place(hash), writes >> at & 1 == 0, at));
+        let mut order: ArrayVec<_, N> = order.collect();
+        order.sort_unstable();
+        order
+    }
+
+    #[inline(always)]
+    fn try_lock(&self, place: u16, is_read: bool) -> Option<Guard<'_>> {
+        let partition = &self.partitions[usize::from(place)].0;
+        if is_read {
+            spin(|| partition.try_read()).map(Guard::Read)
+        } else {
+            spin(|| partition.try_write()).map(Guard::Write)
+        }
+    }
+
+    /// Locks each partition of the order once, by `lock`.
+    #[inline(always)]
+    fn lock_in_order<'a, const N: usize>(
+        order: &ArrayVec<(u16, bool, u8), N>,
+        lock: impl Fn(u16, bool) -> Option<Guard<'a>>,
+    ) -> Result<Locked<'a, N>, Contended> {
         let mut locked = Locked {
             guards: ArrayVec::new(),
-            guard_of: [0; RUN_MAX],
+            guard_of: [0; N],
         };
         let mut last = None;
         let mut guard = 0;
-        for (place, is_read, at) in order {
+        for &(place, is_read, at) in order {
             if last != Some(place) {
-                let partition = &self.partitions[usize::from(place)].0;
                 guard = u8::try_from(locked.guards.len()).unwrap_or(u8::MAX);
-                let held = if is_read {
-                    spin(|| partition.try_read()).map(Guard::Read)
-                } else {
-                    spin(|| partition.try_write()).map(Guard::Write)
-                };
-                locked.guards.push(held.ok_or(Contended)?);
+                locked.guards.push(lock(place, is_read).ok_or(Contended)?);
                 last = Some(place);
             }
             locked.guard_of[usize::from(at)] = guard;

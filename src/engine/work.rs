@@ -168,7 +168,7 @@ impl<'w, 'e> Work<'w, 'e> {
                 Record::Expire(deadline) => {
                     self.expire(hash, &frame, deadline, locked.of_mut(at), missing)
                 }
-                Record::Epoch => unreachable!("it is a run of its own"),
+                Record::Batch | Record::Epoch => unreachable!("it is a run of its own"),
             };
             if !is_done {
                 return at;

@@ -7,7 +7,8 @@ use crate::engine::entry::Entry;
 use crate::engine::{Answers, NotDone, Outcome};
 use crate::log::backlog::Records;
 use crate::log::{Position, Reservation};
-use crate::wire::Run;
+use crate::wire::batch::Batch;
+use crate::wire::{RequestFrame, Run, Status};
 
 /// The append queue has no room for a request's records. Nothing was done;
 /// [`Engine::wait_for_room`](crate::engine::Engine::wait_for_room) waits for it.
@@ -54,6 +55,44 @@ impl Node {
             return Ok(outcome);
         }
         Ok(self.execute_rest(run, outcome, is_refused, answers))
+    }
+
+    /// Executes the requests of a BATCH together, or none of them, and adds the one answer. Returns the position that
+    /// it waits for, and whether the batch writes. `room` is as for [`execute_run`](Self::execute_run).
+    ///
+    /// # Errors
+    ///
+    /// [`NoRoom`], where it could not be executed.
+    pub fn execute_batch<'n>(
+        &'n self,
+        frame: &RequestFrame<'_>,
+        room: Option<Reservation<'n>>,
+        answers: &mut Answers,
+    ) -> Result<(Position, bool), NoRoom> {
+        let batch = match Batch::decode(frame.value()) {
+            Ok(batch) => batch,
+            Err(error) => {
+                answers.push(Status::Error, error.reason.as_bytes());
+                return Ok((Position::default(), true));
+            }
+        };
+        let writes = batch.writes();
+        match self.engine.execute_batch(&batch, room, answers) {
+            Ok(position) => return Ok((position, writes)),
+            Err(NotDone::NoRoom { cost }) => return Err(NoRoom { cost }),
+            Err(NotDone::Refused) if writes && self.is_transferring() => {
+                let cost = Records::cost(frame.bytes().len());
+                return Err(NoRoom { cost });
+            }
+            Err(NotDone::Refused) => {}
+        }
+        let reply = if writes {
+            self.refusal_of_write()
+        } else {
+            self.refusal_of_read()
+        };
+        answers.push(reply.status(), reply.value());
+        Ok((Position::default(), writes))
     }
 
     /// Goes on behind the requests of `outcome`, if there is one that is refused. The others, as those behind a long

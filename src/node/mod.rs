@@ -222,6 +222,7 @@ impl Node {
                 Ok(request) => self.scan(&request),
                 Err(error) => Reply::Error(error.to_string()),
             },
+            Request::Batch { .. } => Reply::Error("BATCH is executed by itself".to_owned()),
             Request::Sync { value } => match self.sync(value) {
                 Synced::Done(reply, _) => reply,
                 Synced::NotYet { reply, .. } => reply,

@@ -307,6 +307,18 @@ impl<'a> Session<'a> {
                     let synced = self.node.sync(frame.request().value());
                     return self.sync(thread, len, synced);
                 }
+                if frame.opcode() == Opcode::Batch {
+                    let (start, answers) = (self.output.len(), &mut self.output.answers);
+                    let done = self.node.execute_batch(&frame, self.room.take(), answers);
+                    let (position, writes) = match done {
+                        Ok(done) => done,
+                        Err(NoRoom { cost }) => return Some(wait_for_room(thread, cost)),
+                    };
+                    self.output.hold(self.node, start, position, writes.into());
+                    self.completed += 1;
+                    self.input.consume(len);
+                    return None;
+                }
                 let reply = self.node.execute(&frame);
                 self.complete(len, reply);
                 None

@@ -21,6 +21,7 @@
 
 use byteorder::{BigEndian, ByteOrder};
 
+use super::batch::{self, Batch};
 use super::comparison::{List, Sums};
 use super::conditional::{Add, CONDITION_NAMES, Put, Take, Want};
 use super::expiry::{self, EXPIRY_NAMES};
@@ -118,6 +119,8 @@ pub enum OkValue {
     Found,
     /// A time in milliseconds, or empty: [`ttl_of`](super::expiry::ttl_of).
     Remaining,
+    /// The responses to the requests of a BATCH: a [`BatchAnswer`](super::batch::BatchAnswer).
+    Batch,
     /// The four bytes `PONG`.
     Pong,
     /// A [`Token`](super::Token).
@@ -545,6 +548,23 @@ commands! {
         reserve: Reserve::Refused,
         statuses: READ,
         ok: OkValue::Entries,
+    }
+    /// Carries out the requests in its value together, or none of them; [`Batch::decode`] judges it.
+    Batch { , value } = 0x0F {
+        name: "BATCH",
+        operands: &[],
+        rest: "requests",
+        // As long as `BATCH_BYTES_MAX`.
+        rest_max: Limit::Bytes(256 << 10),
+        check: Some(Batch::check),
+        access: Access::Write,
+        writes: true,
+        is_record: true,
+        effect_extra: Some(batch::EFFECT_EXTRA),
+        batchable: false,
+        reserve: Reserve::Refused,
+        statuses: WRITE_IF,
+        ok: OkValue::Batch,
     }
     /// Reads the position of the node's data set, or waits until it has one; [`SyncRequest::decode`] judges the value.
     Sync { , value } = 0x10 {

@@ -9,6 +9,7 @@
 //! * [`replication`]: FOLLOW, and the messages of the replication stream.
 //! * [`run`]: pipelined requests that are executed together.
 //! * [`conditional`]: PUT, TAKE and ADD. [`expiry`]: SETAT, EXPIRE and TTL.
+//! * [`batch`]: BATCH, whose requests are carried out together.
 //! * [`comparison`]: SUMS and LIST, which compare the data of two nodes.
 //! * [`scan`]: SCAN, which reads keys and entries piece by piece.
 //! * [`Buffer`]: received bytes, with a bound on the memory that they may take.
@@ -32,6 +33,7 @@
 #![deny(clippy::wildcard_enum_match_arm)]
 
 pub mod annotate;
+pub mod batch;
 mod buffer;
 pub mod command;
 pub mod comparison;

@@ -56,7 +56,7 @@ pub(crate) fn engine(partitions: usize) -> (Engine, Manual) {
     (engine, time)
 }
 
-fn encoded(requests: &[Request<'_>]) -> Vec<u8> {
+pub(crate) fn encoded(requests: &[Request<'_>]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for request in requests {
         request.encode(&mut bytes).unwrap();
@@ -100,7 +100,7 @@ pub(crate) fn expiry(expiry: Expiry) -> Vec<u8> {
 }
 
 /// The digest of the entries, beside the one that the log has.
-fn digest(engine: &Engine) -> Digest {
+pub(crate) fn digest(engine: &Engine) -> Digest {
     let (mut copy, mut sum) = (PartitionCopy::default(), Digest::EMPTY);
     for partition in 0..engine.partitions() {
         engine.copy_partition(partition, &mut copy);

@@ -1,5 +1,6 @@
 //! The vectors of `docs/GBP.md`, read from the document itself and checked both ways.
 
+use gopherstore::wire::batch::Batch;
 use gopherstore::wire::command::Limit;
 use gopherstore::wire::comparison::{self, List, ListAnswer, Sums, SumsAnswer};
 use gopherstore::wire::replication::{
@@ -163,6 +164,14 @@ fn request_meaning(request: &Request) -> String {
     }
     if request.opcode() == Opcode::Sync {
         return sync_meaning(value);
+    }
+    if request.opcode() == Opcode::Batch {
+        let batch = Batch::decode(value).unwrap();
+        let frames = batch.frames().iter();
+        let meanings: Vec<_> = frames
+            .map(|frame| request_meaning(&frame.request()))
+            .collect();
+        return format!("BATCH {}", meanings.join(", "));
     }
     if request.opcode() == Opcode::Follow {
         return follow_meaning(&Follow::decode(key, value).unwrap());

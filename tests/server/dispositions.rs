@@ -167,7 +167,7 @@ const ROWS: [Row; 17] = [
         |node| each(node, &[b"\x7f\0\0\0\0\0\x05ab"]),
     ),
     (
-        "wrong fields in a SETAT, PUT, TAKE, ADD, EXPIRE, SCAN, FOLLOW, SUMS or LIST",
+        "wrong fields in a SETAT, PUT, TAKE, ADD, EXPIRE, SCAN, BATCH, SYNC, WATCH, FOLLOW, SUMS or LIST",
         "",
         |node| {
             let put = [&b"\x06\0\0\0\0\0\x0d\x05"[..], &[0; 12]].concat();
@@ -192,7 +192,7 @@ const ROWS: [Row; 17] = [
             )
         },
     ),
-    ("a FOLLOW that the node cannot serve", "", |node| {
+    ("a FOLLOW or WATCH that the node cannot serve", "", |node| {
         let follow = [&b"\x60\0\x02\0\0\0\x1an2"[..], &[2], &[0; 25]].concat();
         each(node, &[&follow])
     }),

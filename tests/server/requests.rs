@@ -14,7 +14,7 @@ use crate::vectors::{self, Side};
 use crate::{answer, done, frames, pong};
 
 /// The conversations of `docs/GBP.md` about data: each request that is followed by an answer. The answers to
-/// STATUS, DISCARD, SYNC and FOLLOW depend on the node's state.
+/// SCAN, SYNC, WATCH, STATUS, DISCARD and FOLLOW depend on the node's state.
 fn conversations() -> Vec<(Vec<u8>, Vec<u8>)> {
     let all: Vec<_> = vectors::all()
         .into_iter()
@@ -23,8 +23,10 @@ fn conversations() -> Vec<(Vec<u8>, Vec<u8>)> {
     let pairs: Vec<_> = all
         .windows(2)
         .filter(|pair| pair[0].side == Side::Client && matches!(pair[1].side, Side::Node { .. }))
-        .filter(|pair| pair[0].bytes[0] < Opcode::Status.byte())
-        .filter(|pair| pair[0].bytes[0] != Opcode::Sync.byte())
+        .filter(|pair| {
+            let opcode = pair[0].bytes[0];
+            opcode < Opcode::Sync.byte() && opcode != Opcode::Scan.byte()
+        })
         .map(|pair| (pair[0].bytes.clone(), pair[1].bytes.clone()))
         .collect();
     assert!(pairs.len() >= 13);

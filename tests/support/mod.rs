@@ -282,7 +282,8 @@ impl State {
             | Request::Add { .. }
             | Request::Expire { .. }
             | Request::Ttl { .. }
-            | Request::Scan { .. } => {
+            | Request::Scan { .. }
+            | Request::Batch { .. } => {
                 let message = format!("unknown opcode {:#04x}", frame[0]);
                 return response(Status::Error.byte(), message.as_bytes());
             }

@@ -289,6 +289,7 @@ impl Command {
                 OkValue::Remaining => Response::Left(ttl_of(&value).flatten()),
                 OkValue::Empty
                 | OkValue::Bytes
+                | OkValue::Batch
                 | OkValue::Pong
                 | OkValue::Sums
                 | OkValue::Items

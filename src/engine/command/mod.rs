@@ -110,6 +110,7 @@ pub(super) const fn of(opcode: Opcode) -> Command {
         | Opcode::List
         | Opcode::Watch
         | Opcode::Follow
+        | Opcode::Batch
         | Opcode::Epoch => Command::None,
     }
 }
@@ -123,6 +124,8 @@ pub(super) enum Record {
     Remove,
     /// EXPIRE: the key has this deadline, or none.
     Expire(Option<u64>),
+    /// BATCH: the effects in its value, together.
+    Batch,
     /// EPOCH, which changes no key.
     Epoch,
 }
@@ -135,6 +138,7 @@ impl Record {
             Opcode::Set | Opcode::SetAt => Record::Put,
             Opcode::Del => Record::Remove,
             Opcode::Expire => Record::Expire(recorded_expiry(frame.value()).flatten()),
+            Opcode::Batch => Record::Batch,
             Opcode::Epoch => Record::Epoch,
             Opcode::Get
             | Opcode::Put

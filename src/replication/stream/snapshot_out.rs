@@ -8,6 +8,7 @@ use super::source::{BATCH_BYTES, Source};
 use crate::engine::PartitionCopy;
 use crate::log::Found;
 use crate::replication::core::rules::SnapshotRule;
+use crate::wire::batch::effects;
 use crate::wire::replication::{BatchEncoder, Epochs, Fields, Message, StreamOpcode};
 use crate::wire::request::{self, Limits, Parsed::Whole};
 
@@ -184,14 +185,15 @@ impl SnapshotOut {
         let mut batch = BatchEncoder::new(out, StreamOpcode::SnapshotChunk);
         while let Ok(Whole(frame)) = request::parse(rest, &ANY_VALUE) {
             rest = &rest[frame.bytes().len()..];
-            let key = frame.request().key();
-            let partition = engine.partition_of(key);
-            // The history of a snapshot has the epochs.
-            let is_sent = frame.opcode().spec().writes
-                && self.rule.sends(partition, index)
-                && self.takes(key);
-            if is_sent && !batch.push(frame.bytes()) {
-                return Err(StreamEnd::TooLong);
+            // The history of a snapshot has the epochs. The effects of a batch may be sent in parts: nobody reads them
+            // before the snapshot's end, which is behind all of them.
+            for effect in effects(&frame) {
+                let key = effect.key();
+                let partition = engine.partition_of(key);
+                let is_sent = self.rule.sends(partition, index) && self.takes(key);
+                if is_sent && !batch.push(effect.bytes()) {
+                    return Err(StreamEnd::TooLong);
+                }
             }
             index += 1;
         }

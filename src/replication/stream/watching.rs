@@ -16,9 +16,10 @@ use crate::history::History;
 use crate::log::{Cursor, Found, Log};
 use crate::node::{Node, Reply};
 use crate::replication::core::rules::{WatchStart, start_of_watch};
+use crate::wire::batch::effects;
 use crate::wire::replication::{EventEncoder, Start, Watch, WatchFrom, event_head};
 use crate::wire::request::{self, ANY_VALUE, Parsed};
-use crate::wire::{RequestFrame, Token};
+use crate::wire::{Opcode, RequestFrame, Token};
 
 /// Longest frame in bytes that is copied into an event. A longer one is sent from where it lies.
 const COPIED_MAX: usize = 256 << 10;
@@ -305,9 +306,13 @@ impl<'a> WatchStream<'a> {
         out: &mut Vec<u8>,
     ) -> Result<(), StreamEnd> {
         let mut event = EventEncoder::new(out, self.wants_values);
-        // A record has one effect, which is the record itself.
-        if record.key().starts_with(&self.prefix) {
+        if record.opcode() == Opcode::Epoch && self.prefix.is_empty() {
             event.push(record);
+        }
+        for effect in effects(record) {
+            if effect.key().starts_with(&self.prefix) {
+                event.push(&effect);
+            }
         }
         let made = event.finish(self.source.epoch, index);
         made.map(drop).map_err(|_| StreamEnd::TooLong)

@@ -95,6 +95,10 @@ impl Dump<'_> {
             if spec.opcode == Opcode::Sync && dump.has_more() {
                 dump.token();
             }
+            if spec.opcode == Opcode::Batch {
+                dump.frames(true);
+                return;
+            }
             dump.rows(spec.rest, dump.rest());
         });
     }
@@ -228,6 +232,18 @@ impl Dump<'_> {
                 dump.field("ms", 8, number);
             }
             dump.rows("rest", dump.rest());
+        });
+    }
+
+    /// An OK to a BATCH: the responses to its requests.
+    pub(super) fn batch_response(&mut self) {
+        self.value_of_response(|dump| {
+            for _ in 0..ITEMS_MAX {
+                if !dump.has_more() || !dump.response_frame() {
+                    break;
+                }
+            }
+            dump.leave_out();
         });
     }
 

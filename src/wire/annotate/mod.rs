@@ -99,6 +99,7 @@ pub fn response_to(opcode: Opcode, bytes: &[u8]) -> String {
         }
         OkValue::Found => dump.found_response(),
         OkValue::Remaining => dump.ttl_response(),
+        OkValue::Batch => dump.batch_response(),
         OkValue::Empty | OkValue::Bytes | OkValue::Text | OkValue::Number | OkValue::Pong => {
             return response(bytes);
         }

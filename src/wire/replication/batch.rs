@@ -1,6 +1,7 @@
 //! Batches: records one after another, the value of ENTRIES and SNAPSHOT_CHUNK.
 
 use super::{Fields, Head, ReplicationError, StreamOpcode};
+use crate::wire::batch;
 use crate::wire::expiry::recorded_expiry;
 use crate::wire::request::{self, ANY_VALUE, Parsed};
 use crate::wire::{Opcode, RequestFrame, Run, size};
@@ -39,6 +40,7 @@ impl<'a> Frames<'a> {
         count: u32,
         bytes: &'a [u8],
     ) -> Result<Frames<'a>, ReplicationError> {
+        // A snapshot has the effects of a BATCH one by one, and its epochs in its history.
         let takes_epochs = opcode == StreamOpcode::Entries;
         let (mut rest, mut at, mut has_epochs) = (bytes, 0_u32, false);
         while !rest.is_empty() {
@@ -47,7 +49,8 @@ impl<'a> Frames<'a> {
                     let (operation, traits) = (frame.opcode(), frame.traits());
                     // The one record that is no write is EPOCH.
                     let is_epoch = traits.is_record() && !traits.writes();
-                    if !traits.is_record() || is_epoch && !takes_epochs {
+                    let is_of_log = is_epoch || operation == Opcode::Batch;
+                    if !traits.is_record() || is_of_log && !takes_epochs {
                         return Err(ReplicationError::NotARecord {
                             opcode,
                             at,
@@ -126,6 +129,9 @@ impl<'a> Frames<'a> {
 
 /// Whether the operands at the start of a value are those of a record. Records say the same at every time.
 pub(super) fn is_record(opcode: Opcode, key: &[u8], value: &[u8]) -> bool {
+    if opcode == Opcode::Batch {
+        return batch::is_record(value);
+    }
     let is_absolute = opcode != Opcode::Expire || recorded_expiry(value).is_some();
     is_absolute && opcode.spec().check(key, value).is_ok()
 }

@@ -211,6 +211,7 @@ impl<'a> Change<'a> {
             | Opcode::Take
             | Opcode::Add
             | Opcode::Ttl
+            | Opcode::Batch
             | Opcode::Sync
             | Opcode::Watch
             | Opcode::Status

@@ -1,0 +1,185 @@
+//! BATCH: requests that are carried out together or not at all.
+//!
+//! # Source
+//!
+//! GBP §4 "BATCH".
+
+use arrayvec::ArrayVec;
+
+use super::command::OperandError;
+use super::request::{HEADER_LEN, Limits, Parsed, VALUE_LEN_AT, frames, parse};
+use super::response::{self, Response};
+use super::{Opcode, RequestFrame, Status};
+
+/// Most requests in a BATCH.
+pub const BATCH_MAX: usize = 64;
+
+/// Longest request in a BATCH, in bytes of its frame.
+pub const BATCH_FRAME_BYTES_MAX: usize = 4 << 10;
+
+/// Longest value of a BATCH in bytes: room for the most requests of the greatest length.
+pub const BATCH_BYTES_MAX: u32 = 256 << 10;
+
+/// Bytes by which the effect of a BATCH may be longer than the BATCH: 3 for each ADD of a key that expires.
+pub(super) const EFFECT_EXTRA: usize = 3 * BATCH_MAX;
+
+/// The requests of a BATCH: whole, acceptable frames, of operations that may be in one.
+///
+/// ```
+/// use gopherstore::wire::{Request, batch::Batch};
+///
+/// let mut value = Vec::new();
+/// Request::Set { key: b"a", value: b"1" }.encode(&mut value)?;
+/// Request::Del { key: b"b" }.encode(&mut value)?;
+/// let batch = Batch::decode(&value).expect("two requests");
+/// assert_eq!(batch.frames().len(), 2);
+/// assert!(batch.writes());
+/// # Ok::<(), gopherstore::wire::EncodeError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Batch<'a> {
+    frames: ArrayVec<RequestFrame<'a>, BATCH_MAX>,
+    writes: u64,
+}
+
+impl<'a> Batch<'a> {
+    /// Reads the value of a request.
+    ///
+    /// # Errors
+    ///
+    /// The first fault. It names the number of the request, from 1, and what is wrong with it.
+    pub fn decode(value: &'a [u8]) -> Result<Batch<'a>, OperandError> {
+        let limits = Limits::default();
+        let (mut frames, mut writes, mut at) = (ArrayVec::new(), 0, 0);
+        while at < value.len() {
+            let number = frames.len() + 1;
+            let wrong = |reason: String| {
+                let reason = format!("request {number}: {reason}");
+                Err(OperandError {
+                    at: HEADER_LEN + at,
+                    reason,
+                })
+            };
+            if frames.is_full() {
+                return wrong(format!("limit {BATCH_MAX}"));
+            }
+            let frame = match parse(&value[at..], &limits) {
+                Ok(Parsed::Whole(frame)) => frame,
+                Ok(Parsed::Incomplete { needed }) => {
+                    let there = value.len() - at;
+                    return wrong(format!("frame of {needed} bytes, and {there} are there"));
+                }
+                Err(error) => return wrong(error.to_string()),
+            };
+            let (spec, len) = (frame.opcode().spec(), frame.bytes().len());
+            if !spec.batchable {
+                return wrong(format!("{} may not be in a BATCH", spec.name));
+            }
+            if len > BATCH_FRAME_BYTES_MAX {
+                return wrong(format!(
+                    "frame of {len} bytes, limit {BATCH_FRAME_BYTES_MAX}"
+                ));
+            }
+            if let Err(error) = spec.check(frame.key(), frame.value()) {
+                return wrong(error.reason);
+            }
+            writes |= u64::from(spec.writes) << frames.len();
+            frames.push(frame);
+            at += len;
+        }
+        if frames.is_empty() {
+            return Err(OperandError {
+                at: VALUE_LEN_AT,
+                reason: "value of 0 bytes in BATCH, must have 1 request at least".to_owned(),
+            });
+        }
+        Ok(Batch { frames, writes })
+    }
+
+    /// The requests, in their order.
+    #[must_use]
+    pub fn frames(&self) -> &[RequestFrame<'a>] {
+        &self.frames
+    }
+
+    /// Whether one of the requests writes. A BATCH without is a read.
+    #[must_use]
+    pub const fn writes(&self) -> bool {
+        self.writes != 0
+    }
+
+    /// A bit for each request, the lowest for the first: 1 for a write.
+    #[must_use]
+    pub const fn write_bits(&self) -> u64 {
+        self.writes
+    }
+
+    pub(super) fn check(_key: &[u8], value: &[u8]) -> Result<(), OperandError> {
+        Batch::decode(value).map(drop)
+    }
+}
+
+/// The effects of a BATCH that is a record of the log: SET, SETAT, DEL and EXPIRE. `None` where they are none.
+#[must_use]
+pub(super) fn is_record(value: &[u8]) -> bool {
+    Batch::decode(value).is_ok_and(|batch| batch.frames.iter().all(is_effect))
+}
+
+fn is_effect(frame: &RequestFrame<'_>) -> bool {
+    let opcode = frame.opcode();
+    let is_absolute =
+        opcode != Opcode::Expire || super::expiry::recorded_expiry(frame.value()).is_some();
+    is_absolute && opcode.spec().is_record
+}
+
+/// The effects in a record of the log, each on one key: those of a BATCH, none of an EPOCH, and else the record itself.
+pub fn effects<'a>(record: &RequestFrame<'a>) -> impl Iterator<Item = RequestFrame<'a>> {
+    let opcode = record.opcode();
+    let of_batch = if opcode == Opcode::Batch {
+        record.value()
+    } else {
+        &[]
+    };
+    let own = (opcode != Opcode::Batch && opcode != Opcode::Epoch).then_some(*record);
+    own.into_iter().chain(frames(of_batch))
+}
+
+/// The answer to a BATCH.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BatchAnswer<'a> {
+    /// All requests were carried out: their responses, in their order.
+    Done(Vec<Response<'a>>),
+    /// A condition is not met, and nothing was carried out.
+    Conflict {
+        /// The number of the request, from 0.
+        position: u8,
+        /// Its CONFLICT.
+        response: Response<'a>,
+    },
+}
+
+impl<'a> BatchAnswer<'a> {
+    /// Reads the value of an OK to a BATCH of `count` requests; `None` where it is none.
+    #[must_use]
+    pub fn of_ok(value: &'a [u8], count: usize) -> Option<BatchAnswer<'a>> {
+        let (mut responses, mut rest) = (Vec::new(), value);
+        while let Ok(response::Parsed::Whole(response)) = response::parse(rest) {
+            rest = &rest[response.frame_len()..];
+            responses.push(response);
+        }
+        (rest.is_empty() && responses.len() == count).then_some(BatchAnswer::Done(responses))
+    }
+
+    /// Reads the value of a CONFLICT to a BATCH of `count` requests; `None` where it is none.
+    #[must_use]
+    pub fn of_conflict(value: &'a [u8], count: usize) -> Option<BatchAnswer<'a>> {
+        let (&position, rest) = value.split_first()?;
+        let Ok(response::Parsed::Whole(response)) = response::parse(rest) else {
+            return None;
+        };
+        let is_it = response.frame_len() == rest.len()
+            && response.status == Status::Conflict.byte()
+            && usize::from(position) < count;
+        is_it.then_some(BatchAnswer::Conflict { position, response })
+    }
+}
