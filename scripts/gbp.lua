@@ -133,7 +133,6 @@ local f = {
     time = ProtoField.relative_time("gbp.time", "Time since the request"),
     version = ProtoField.uint8("gbp.follow.version", "Version"),
     flags = ProtoField.uint8("gbp.follow.flags", "Flags", base.HEX),
-    observer = ProtoField.bool("gbp.follow.observer", "Observer", 8, nil, 0x01),
     snapshot = ProtoField.bool("gbp.follow.snapshot", "Requests a snapshot", 8, nil, 0x02),
     to_lead = ProtoField.bool("gbp.follow.to_lead", "Is to lead", 8, nil, 0x04),
     cluster_id = ProtoField.bytes("gbp.follow.cluster_id", "Cluster id"),
@@ -301,7 +300,6 @@ local function add_value(tree, tvb, offset, opcode, value_len)
             local name, len = operand[1], operand[2]
             tree:add(f[name], tvb(offset, len))
             if name == "flags" then
-                tree:add(f.observer, tvb(offset, len))
                 tree:add(f.snapshot, tvb(offset, len))
                 tree:add(f.to_lead, tvb(offset, len))
             end

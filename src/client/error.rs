@@ -228,9 +228,9 @@ pub enum ProtocolError {
         /// The first bytes of the value.
         value: Vec<u8>,
     },
-    /// OK to a FOLLOW, but not with the start of a stream.
+    /// OK to a request for a stream, but not with the start of a stream.
     FollowAnswer(FollowAnswerError),
-    /// OK to a FOLLOW, but with another start than requested.
+    /// OK to a request for a stream, but with another start than requested.
     OtherStart {
         /// The start.
         start: Start,

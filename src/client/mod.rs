@@ -50,12 +50,12 @@ pub mod cluster;
 mod connection;
 mod error;
 mod keys;
-mod observer;
 mod pipeline;
 mod response;
 mod scan;
 mod status;
 mod sync;
+mod watch;
 
 pub use cluster::{Cluster, ClusterError, ClusterOptions, ClusterResult};
 pub use error::{Error, PipelineError, ProtocolError, Result, Wait};
@@ -63,13 +63,17 @@ pub use keys::{
     AddOptions, Added, Conflict, PutOptions, PutOutcome, TakeOptions, TakeOutcome, TimeLeft,
     Written,
 };
-pub use observer::{Observer, Watch};
 pub use pipeline::{Pipeline, Timed};
 pub use response::Response;
 pub use scan::{Scan, ScanItem, ScanOptions};
 pub use status::{FollowerStatus, NodeRole, NodeState, NodeStatus, PeerStatus};
+pub use watch::{Event, Watch, Watched, Watcher};
 
-pub use crate::wire::{conditional::Condition, expiry::Expiry};
+pub use crate::wire::{
+    conditional::Condition,
+    expiry::Expiry,
+    replication::{Change, WatchFrom},
+};
 
 use connection::{Connection, Deadline};
 

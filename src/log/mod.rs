@@ -1,9 +1,9 @@
 //! The log: the order of all writes, and the newest part of it in memory.
 //!
 //! ```text
-//! a leader    engine ─→ Sequencer::append ─→ append queue ─→ replication thread ─→ Backlog ─→ followers, observers
+//! a leader    engine ─→ Sequencer::append ─→ append queue ─→ replication thread ─→ Backlog ─→ followers, watchers
 //!                       (index, epoch)      (Room bounds it)  (Log::keep)
-//! a follower  stream ─→ Sequencer::receive ──────────────────────────────────────→ Backlog ─→ observers
+//! a follower  stream ─→ Sequencer::receive ──────────────────────────────────────→ Backlog ─→ watchers
 //! ```
 //!
 //! A leader's record is applied when it is appended. A follower logs records when it receives them, and applies them

@@ -108,15 +108,15 @@ impl Server {
     /// Releases the place of a client whose connection has ended, and logs how it ended.
     fn finish(&self, client: Client, end: End, housekeeper: &Housekeeper) {
         let Client { id, peer, addr, .. } = client;
-        let is_observer = matches!(end, End::Observed);
-        if !is_observer && self.shared.lifecycle.state() != State::Running {
+        let is_watcher = matches!(end, End::Watched);
+        if !is_watcher && self.shared.lifecycle.state() != State::Running {
             shutdown::wait_until_taken(&peer);
         }
         self.node.count_connection(false);
         // The place is free before the client can see that its connection is closed.
         self.release(id);
         match end {
-            End::Done | End::Followed | End::Observed => {}
+            End::Done | End::Followed | End::Watched => {}
             End::Truncated { len, needed } => {
                 debug!("client {addr}: end of stream inside a frame, {len} of {needed} bytes");
             }

@@ -333,29 +333,20 @@ impl<'a> Connection<'a> {
         poller.count_stream(true);
         let result = self.send_all().and_then(|()| {
             let peer = &self.context.peer;
-            peer.set_activity(Activity::Observing);
+            peer.set_activity(Activity::Watching);
             transport::watch::serve_watch(peer.stream.tcp(), *accepted)
         });
         poller.count_stream(false);
-        result.map(|()| End::Observed)
+        result.map(|()| End::Watched)
     }
 
-    /// Sends the stream of a follower or an observer, until that ends.
+    /// Sends the stream of a follower, until that ends.
     fn stream(&mut self, accepted: Box<Accepted<'_>>) -> io::Result<End> {
         self.send_all()?;
         let early = self.session.input();
         let peer = &self.context.peer;
-        let is_observer = accepted.is_observer();
-        peer.set_activity(if is_observer {
-            Activity::Observing
-        } else {
-            Activity::Following
-        });
+        peer.set_activity(Activity::Following);
         let result = transport::serve::serve(peer.stream.tcp(), accepted, early);
-        if is_observer {
-            // It is logged there how the stream ends.
-            return Ok(End::Observed);
-        }
         result.map(|()| End::Followed)
     }
 

@@ -25,8 +25,8 @@ pub(super) enum End {
     Idle,
     /// The client was a follower, and its stream has ended.
     Followed,
-    /// The client was an observer, and its stream has ended, however it did.
-    Observed,
+    /// The client was a watcher, and its stream has ended, however it did.
+    Watched,
     /// The socket failed, or the client took no byte of its answers for the request timeout.
     Failed(io::Error),
 }

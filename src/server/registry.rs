@@ -42,8 +42,8 @@ pub(super) enum Activity {
     Receiving,
     /// Sends a follower's stream.
     Following,
-    /// Sends an observer's stream.
-    Observing,
+    /// Sends a watcher's stream.
+    Watching,
 }
 
 /// The place that a connection holds.
@@ -68,14 +68,14 @@ impl Activity {
         Activity::BetweenRequests,
         Activity::Receiving,
         Activity::Following,
-        Activity::Observing,
+        Activity::Watching,
     ];
 
     /// Whether the connection sends a stream of log entries in place of answers.
     pub(super) const fn is_stream(self) -> bool {
         match self {
             Activity::BetweenRequests | Activity::Receiving => false,
-            Activity::Following | Activity::Observing => true,
+            Activity::Following | Activity::Watching => true,
         }
     }
 }
@@ -322,8 +322,8 @@ mod tests {
         }
         newest.set_activity(Activity::Following);
         assert!(!admit(&registry, 1_001, &peer().1, true));
-        // An observer has a stream as well, and must not keep others out.
-        pairs[5].1.set_activity(Activity::Observing);
+        // A watcher has a stream as well, and must not keep others out.
+        pairs[5].1.set_activity(Activity::Watching);
         assert!(admit(&registry, 1_002, &peer().1, true));
         assert!(pairs[5].1.is_cut());
     }

@@ -69,7 +69,7 @@ impl Shared {
             let is_spared = match peer.activity() {
                 Activity::BetweenRequests => false,
                 Activity::Receiving => spares_receiving,
-                Activity::Following | Activity::Observing => true,
+                Activity::Following | Activity::Watching => true,
             };
             if !is_spared {
                 // A blocked read returns. A spared client's thread does this once the request is whole.

@@ -673,7 +673,7 @@ commands! {
         name: "FOLLOW",
         operands: &[
             Field::number("version", 1),
-            Field::flags("flags", &[(1, "observer"), (2, "snapshot"), (4, "to lead")]),
+            Field::flags("flags", &[(2, "snapshot"), (4, "to lead")]),
             Field::number("epoch", 8),
             Field::hex("nonce", 8),
             Field::number("last_index", 8),

@@ -125,7 +125,7 @@ impl Halting {
             let Some(frame) = next_frame(&mut stream) else {
                 return;
             };
-            if !matches!(request(&frame), Request::Follow { .. }) {
+            if !matches!(request(&frame), Request::Watch { .. }) {
                 let _ = stream.write_all(&response(Status::Ok.byte(), b"role: leader\n"));
                 return;
             }
@@ -415,7 +415,7 @@ fn a_pipe_that_is_read_too_slowly_for_the_log_is_an_error() {
     let value = vec![b'v'; 100_000];
     let mut client = cluster.client(0);
     let begin = Instant::now();
-    let fell_behind = "no longer observes: it fell behind";
+    let fell_behind = "no longer watches: it fell behind";
     while !cluster.process(0).log().contains(fell_behind) {
         assert!(begin.elapsed() < PATIENCE, "it waits");
         (0_u32..10).for_each(|at| client.set(&at.to_be_bytes(), &value).unwrap());
@@ -465,7 +465,7 @@ fn the_end_of_a_stream_is_explained_by_the_nodes_status() {
                 return;
             };
             let out = match request(&frame) {
-                Request::Follow { .. } => begun(),
+                Request::Watch { .. } => begun(),
                 _ => {
                     let mut statuses = statuses.lock().unwrap();
                     *statuses += 1;
@@ -492,7 +492,7 @@ fn a_restart_of_a_single_node_ends_a_dump() {
     let peer = Peer::start(move |_, mut stream| {
         while let Some(frame) = next_frame(&mut stream) {
             let out = match request(&frame) {
-                Request::Follow { .. } => response(Status::Error.byte(), b"no followers"),
+                Request::Watch { .. } => response(Status::Error.byte(), b"no followers"),
                 Request::Status => {
                     response(Status::Ok.byte(), b"state: serving\nepoch: 0\nkeys: 1\n")
                 }

@@ -3,11 +3,14 @@
 use std::{
     io::{BufRead, BufReader, Read},
     process::Child,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use gopherstore::client::{Client, ClientOptions, Error, Observer, Watch};
+use gopherstore::client::{Client, ClientOptions, Error, Watch, Watcher};
 use serde_json::Value;
 
 use crate::{
@@ -72,12 +75,25 @@ fn each_entry_is_a_line_on_any_node() {
         let cut = "x".repeat(64);
         let lines = format!("3 SET \"two words\" 2 \"\\xff\\n\"\n4 SET \"\" 70 \"{cut}\"...\n");
         run.expect(0, &lines, "");
-        let arguments = ["tail", "--from=3", "--count=1", "--values", "-w", "json"];
-        run_at(&addr, &arguments, b"").expect(
-            0,
-            "{\"epoch\":1,\"index\":3,\"key\":\"two words\",\"op\":\"SET\",\"size\":2,\"value_hex\":\"ff0a\"}\n",
-            "",
+        let token = |index: u64| format!("{:016x}{index:016x}{}", 1, nonce.trim_end());
+        let json = format!(
+            "{{\"epoch\":1,\"index\":3,\"key\":\"two words\",\"op\":\"SET\",\"size\":2,\"token\":\"{}\",\
+             \"value_hex\":\"ff0a\"}}\n",
+            token(3)
         );
+        let arguments = ["tail", "--from=3", "--count=1", "--values", "-w", "json"];
+        run_at(&addr, &arguments, b"").expect(0, &json, "");
+        let after = token(2);
+        let arguments = [
+            "tail",
+            "--token",
+            &after,
+            "--count=1",
+            "--values",
+            "-w",
+            "json",
+        ];
+        run_at(&addr, &arguments, b"").expect(0, &json, "");
     }
 }
 
@@ -136,13 +152,21 @@ fn after_a_lost_connection_tail_continues_where_it_was() {
     // Its copy ends at entry 3, so that is not in its log.
     cluster.wait_converged(WITHIN);
     let mut said = line(&mut err);
-    while !said.contains("connected again") {
+    while !said.contains("missed") {
         said = line(&mut err);
     }
-    assert_eq!(
-        said,
-        "gopherstore-cli: connected again; missed entries 3 to 3\n"
+    assert!(
+        said.contains(
+            ": missed entries 3 to 3, since the log begins at index 4 now; go on with --from 4, "
+        ),
+        "{said}"
     );
+    assert_eq!(in_time(move || child.wait().unwrap()).code(), Some(11));
+    let mut child = tail(
+        &cluster.addr(1).to_string(),
+        &["--from", "4", "--count", "2"],
+    );
+    let mut out = BufReader::new(child.stdout.take().unwrap());
     cluster.client(0).set(b"c", b"333").unwrap();
     assert_eq!(line(&mut out), "4 SET c 3\n");
     // And without a loss where the log has it all.
@@ -167,7 +191,7 @@ fn after_a_lost_connection_tail_continues_where_it_was() {
 }
 
 #[test]
-fn entries_that_the_log_no_longer_holds_are_reported_as_missed() {
+fn entries_that_the_log_no_longer_holds_are_reported_as_missed_and_end_it() {
     let cluster = cluster(2, "backlog_bytes = 1048576");
     cluster.client(0).set(b"a", b"1").unwrap();
     let proxy = Proxy::start(cluster.addr(0));
@@ -188,8 +212,13 @@ fn entries_that_the_log_no_longer_holds_are_reported_as_missed() {
     let [(first, last)] = told(&said, "missed entries ")[..] else {
         panic!("{said}");
     };
+    assert_eq!(in_time(move || child.wait().unwrap()).code(), Some(11));
     // Records that the log still holds are shown.
     assert!(first == 3 && last < 62, "{said}");
+    let next = (last + 1).to_string();
+    assert!(said.contains(&format!("--from {next}, ")), "{said}");
+    let mut child = tail(&proxy.addr().to_string(), &["--from", &next]);
+    let mut out = BufReader::new(child.stdout.take().unwrap());
     for index in last + 1..=62 {
         assert_eq!(line(&mut out), format!("{index} SET b 60000\n"));
     }
@@ -197,6 +226,56 @@ fn entries_that_the_log_no_longer_holds_are_reported_as_missed() {
     assert_eq!(line(&mut out), "63 SET c 1\n");
     child.kill().unwrap();
     child.wait().unwrap();
+    let addr = cluster.addr(0).to_string();
+    let text = format!(
+        "nothing to watch: missed entries 1 to {last}, since the log begins at index {next} now; "
+    );
+    run_at(&addr, &["tail", "--from", "1"], b"").expect_failure(11, &[&text]);
+}
+
+#[test]
+fn a_prefix_shows_its_keys_alone_and_a_snapshot_comes_before_the_changes() {
+    let cluster = cluster(2, "");
+    let mut client = cluster.client(0);
+    for (key, value) in [("user:1", "one"), ("other", "x"), ("user:2", "two")] {
+        client.set(key.as_bytes(), value.as_bytes()).unwrap();
+    }
+    assert!(client.del(b"user:1").unwrap());
+    cluster.wait_converged(WITHIN);
+    for node in 0..2 {
+        let addr = cluster.addr(node).to_string();
+        let arguments = ["tail", "--prefix", "user:", "--from", "5", "--count", "1"];
+        if node == 0 {
+            run_at(&addr, &arguments, b"").expect(0, "5 DEL user:1 -\n", "");
+        }
+        let mut child = tail(
+            &addr,
+            &["--prefix=user:", "--from-snapshot", "--values", "--count=3"],
+        );
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let index = 5 + 4 * u64::try_from(node).unwrap();
+        assert_eq!(line(&mut out), "- SNAPSHOT_BEGIN\n");
+        let value = if node == 0 { "two" } else { "again" };
+        assert_eq!(
+            line(&mut out),
+            format!("- SET user:2 {} {value}\n", value.len())
+        );
+        assert_eq!(line(&mut out), format!("{index} SNAPSHOT_END\n"));
+        client.set(b"use", b"not this").unwrap();
+        client.set(b"user:3", b"three").unwrap();
+        assert_eq!(
+            line(&mut out),
+            format!("{} SET user:3 5 three\n", index + 2)
+        );
+        client.set(b"user:2", b"again").unwrap();
+        assert_eq!(
+            line(&mut out),
+            format!("{} SET user:2 5 again\n", index + 3)
+        );
+        assert_eq!(in_time(move || child.wait().unwrap()).code(), Some(0));
+        assert!(client.del(b"user:3").unwrap());
+        cluster.wait_converged(WITHIN);
+    }
 }
 
 /// Writes one entry after another, each under a key of its own, and gives those that were acknowledged.
@@ -239,58 +318,91 @@ fn told(said: &str, word: &str) -> Vec<(u64, u64)> {
     ranges.collect()
 }
 
-/// Every entry is shown once and in order, or is said to be missed, whichever nodes are stopped or killed.
 /// Ends a test's writer and its `tail` when the test ends or fails, so that no thread waits for them for ever.
 struct Running<'a> {
     is_over: &'a AtomicBool,
-    child: Child,
+    tail: &'a RunningTail,
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::SeqCst);
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.tail.gives_up.store(true, Ordering::SeqCst);
+        if let Some(child) = &mut *self.tail.child.lock().unwrap() {
+            let _ = child.kill();
+        }
     }
 }
 
+/// A `tail` that is started again where it ends, as its message says.
+#[derive(Default)]
+struct RunningTail {
+    gives_up: AtomicBool,
+    child: Mutex<Option<Child>>,
+}
+
+/// An entry as it is shown: index, epoch, and key, which an EPOCH does not have.
+type Entry = (u64, u64, String);
+
+impl RunningTail {
+    /// The entries from the first on, up to the key `last`, and what was said on standard error.
+    fn run(&self, addr: &str) -> (Vec<Entry>, String) {
+        let (mut shown, mut said, mut from) = (Vec::new(), String::new(), 1);
+        while !self.gives_up.load(Ordering::SeqCst) {
+            let mut child = tail(addr, &["--from", &format!("{from}"), "-w", "json"]);
+            let (out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+            *self.child.lock().unwrap() = Some(child);
+            let told = std::thread::spawn(move || {
+                let mut text = String::new();
+                err.read_to_string(&mut text).unwrap();
+                text
+            });
+            for line in BufReader::new(out).lines() {
+                let entry: Value = serde_json::from_str(&line.unwrap()).unwrap();
+                let number = |name: &str| entry[name].as_u64().unwrap();
+                let key = entry["key"].as_str().unwrap_or_default().to_owned();
+                assert_eq!(key.is_empty(), entry["op"] == "EPOCH");
+                from = number("index") + 1;
+                shown.push((number("index"), number("epoch"), key));
+                if shown.last().is_some_and(|(.., key)| key == "last") {
+                    self.gives_up.store(true, Ordering::SeqCst);
+                    if let Some(child) = &mut *self.child.lock().unwrap() {
+                        let _ = child.kill();
+                    }
+                    break;
+                }
+            }
+            let mut child = self.child.lock().unwrap().take().unwrap();
+            let code = child.wait().unwrap().code();
+            let text = told.join().unwrap();
+            if code == Some(11) {
+                let place = text.rsplit_once("go on with --from ");
+                let (_, rest) = place.unwrap_or_else(|| panic!("{text}"));
+                let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+                from = digits.parse().unwrap();
+            } else if code.is_some() {
+                // The node is not there yet.
+                assert!(!text.contains("lost"), "{text}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            said += &text;
+        }
+        (shown, said)
+    }
+}
+
+/// Every entry is shown once and in order, or is said to be missed, whichever nodes are stopped or killed.
 #[test]
 fn each_surviving_write_is_shown_once_or_said_to_be_missed_while_nodes_restart() {
     let mut cluster = cluster(3, "");
     let (leader, follower) = (cluster.addr(0).to_string(), cluster.addr(1).to_string());
-    let mut child = tail(&follower, &["--from", "1", "-w", "json"]);
-    let (out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-    let is_over = AtomicBool::new(false);
+    let (is_over, tail) = (AtomicBool::new(false), RunningTail::default());
     let (acknowledged, shown, said) = std::thread::scope(|scope| {
         let running = Running {
             is_over: &is_over,
-            child,
+            tail: &tail,
         };
-        let shown = scope.spawn(|| {
-            let lines = BufReader::new(out).lines().map(Result::unwrap);
-            let entries = lines.map(|line| {
-                let entry: Value = serde_json::from_str(&line).unwrap();
-                let number = |name: &str| entry[name].as_u64().unwrap();
-                // An EPOCH has no key.
-                let key = entry["key"].as_str().unwrap_or_default().to_owned();
-                assert_eq!(key.is_empty(), entry["op"] == "EPOCH");
-                (number("index"), number("epoch"), key)
-            });
-            let mut shown: Vec<_> = Vec::new();
-            for entry in entries {
-                let is_last = entry.2 == "last";
-                shown.push(entry);
-                if is_last {
-                    break;
-                }
-            }
-            shown
-        });
-        let said = scope.spawn(move || {
-            let mut said = String::new();
-            err.read_to_string(&mut said).unwrap();
-            said
-        });
+        let shown = scope.spawn(|| tail.run(&follower));
         let writer = scope.spawn(|| write_until(&leader, &is_over));
         // Leader, watched follower, the other one.
         for (node, kills) in [
@@ -329,12 +441,12 @@ fn each_surviving_write_is_shown_once_or_said_to_be_missed_while_nodes_restart()
             cluster.client(0).set(b"last", b"v").unwrap();
             std::thread::sleep(Duration::from_millis(100));
         }
-        let shown = shown.join().unwrap();
+        let (shown, said) = shown.join().unwrap();
         drop(running);
-        (acknowledged, shown, said.join().unwrap())
+        (acknowledged, shown, said)
     });
     let missed = told(&said, "missed entries ");
-    assert_eq!(told(&said, "no longer has entries "), [], "{said}");
+    assert!(!said.contains("is lost"), "{said}");
     let mut next = 1;
     for (index, ..) in &shown {
         while *index > next {
@@ -346,8 +458,8 @@ fn each_surviving_write_is_shown_once_or_said_to_be_missed_while_nodes_restart()
         assert_eq!(*index, next, "shown twice\n{said}");
         next += 1;
     }
-    let observer = Observer::open(&follower, &ClientOptions::default(), Watch::New).unwrap();
-    let history = observer.history();
+    let watcher = Watcher::open(&follower, &ClientOptions::default(), Watch::default()).unwrap();
+    let history = watcher.history();
     for (index, epoch, _) in &shown {
         let start = history.epoch_of(*index).unwrap();
         assert_eq!(start.epoch, *epoch, "entry {index}\n{said}");
@@ -380,7 +492,10 @@ fn a_node_without_a_log_to_watch_is_one_error_line() {
     let addr = alone.addr.to_string();
     run_at(&addr, &["tail"], b"").expect_failure(
         3,
-        &["nothing to watch: a cluster of one node keeps no log and has no followers; name another node with --addr\n"],
+        &[
+            "nothing to watch: a watch needs a log, which a node has with peers in cluster.toml; \
+           name another node with --addr\n",
+        ],
     );
     let cluster = cluster(2, "");
     let addr = cluster.addr(1).to_string();
@@ -392,9 +507,20 @@ fn a_node_without_a_log_to_watch_is_one_error_line() {
         ["tail", "--from", "0"],
         ["tail", "--count", "0"],
         ["tail", "-w", "xml"],
+        ["tail", "--token", "12"],
     ] {
         run(&arguments, b"").expect_failure(2, &["--help"]);
     }
+    let both = ["tail", "--from", "1", "--from-snapshot"];
+    run(&both, b"").expect_failure(2, &["--from", "--from-snapshot", "give one of them"]);
+    let stranger = "0000000000000001000000000000000100000000000000ff";
+    run_at(&addr, &["tail", "--token", stranger], b"").expect_failure(
+        12,
+        &[
+            "entry 1 of epoch 1 is not in this node's history",
+            "--from-snapshot",
+        ],
+    );
     let mut silent = program();
     silent.args(["--addr", &addr, "tail", "--timeout", "50ms"]);
     // A heartbeat comes every 100 ms, so each silence is too long, and the command connects again.

@@ -9,7 +9,7 @@ use std::{
 
 use gopherstore::{
     client::{
-        Client, ClientOptions, Direction, Error, FrameHook, Observer, ProtocolError, Wait, Watch,
+        Client, ClientOptions, Direction, Error, FrameHook, ProtocolError, Wait, Watch, Watcher,
     },
     wire::{
         EncodeError,
@@ -141,7 +141,7 @@ fn the_timeout_is_for_connecting_too() {
     let failures = [
         client.get(b"k").unwrap_err(),
         client.pipeline().set(b"k", b"v").run().unwrap_err().error,
-        Observer::open(&addr, &whole, Watch::New).unwrap_err(),
+        Watcher::open(&addr, &whole, Watch::default()).unwrap_err(),
         Client::connect_with(&addr, one.clone()).unwrap_err(),
         Client::unconnected(&addr, one).ping().unwrap_err(),
     ];

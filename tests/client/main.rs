@@ -10,12 +10,12 @@
 
 mod cluster;
 mod faults;
-mod observers;
 mod pipelines;
 mod redirects;
 mod scan;
 #[path = "../support/mod.rs"]
 mod support;
+mod watchers;
 
 use std::time::Duration;
 

@@ -42,7 +42,6 @@ fn follow_frame(name: &str) -> Vec<u8> {
     let mut frame = Vec::new();
     let follow = Follow {
         name: name.as_bytes(),
-        is_observer: false,
         wants_snapshot: false,
         is_to_lead: false,
         epoch: 0,

@@ -11,7 +11,6 @@ mod followers;
 mod harness;
 mod memory;
 mod namespaces;
-mod observers;
 mod proxy;
 mod reserve;
 mod roles;
@@ -20,6 +19,7 @@ mod status;
 mod stops;
 mod sync;
 mod transfer;
+mod watchers;
 
 /// Helpers of these tests.
 #[path = "../support"]

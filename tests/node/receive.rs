@@ -272,7 +272,7 @@ fn a_node_that_leads_has_applied_all_that_it_has_logged() {
     }
 }
 
-/// Its last writes may still be on their way to the backlog, from which observers and other followers are sent them.
+/// Its last writes may still be on their way to the backlog, from which watchers and other followers are sent them.
 #[test]
 fn a_leader_that_begins_to_follow_logs_behind_its_own_writes() {
     let node = node("n1");

@@ -184,12 +184,12 @@ proptest! {
 
     #[test]
     fn a_follow_is_read_as_it_was_written(
-        name in vec(any::<u8>(), 0..70), cluster_id in vec(any::<u8>(), 0..1_100), flags in any::<(bool, bool, bool)>(),
+        name in vec(any::<u8>(), 0..70), cluster_id in vec(any::<u8>(), 0..1_100), flags in any::<(bool, bool)>(),
         (epoch, nonce, last_index) in any::<(u64, u64, u64)>()
     ) {
-        let (is_observer, wants_snapshot, is_to_lead) = flags;
+        let (wants_snapshot, is_to_lead) = flags;
         let follow = Follow {
-            name: &name, is_observer, wants_snapshot, is_to_lead, epoch, nonce, last_index, cluster_id: &cluster_id,
+            name: &name, wants_snapshot, is_to_lead, epoch, nonce, last_index, cluster_id: &cluster_id,
         };
         let mut stream = Vec::new();
         let is_acceptable = (1..=64).contains(&name.len()) && cluster_id.len() <= 1_024;

@@ -316,9 +316,8 @@ fn follow_meaning(follow: &Follow) -> String {
         epoch, last_index, ..
     } = follow;
     format!(
-        "FOLLOW {}{}{} epoch={epoch} nonce={:#018x} last_index={last_index} cluster_id={}",
+        "FOLLOW {}{} epoch={epoch} nonce={:#018x} last_index={last_index} cluster_id={}",
         quoted(follow.name),
-        if follow.is_observer { " observer" } else { "" },
         if follow.wants_snapshot {
             " snapshot"
         } else {

@@ -1,11 +1,11 @@
 //! A system with few threads: a starting node reports the missing thread, and a running one continues.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use gopherstore::wire::replication::Follow;
+use gopherstore::wire::replication::{Follow, StreamOpcode, Watch, WatchFrom};
 use gopherstore::wire::{Request, Status};
 
 use crate::node::{Process, free_port, wait_for};
@@ -86,12 +86,11 @@ fn a_node_without_threads_ends_with_an_error_or_rejects_clients_and_goes_on() {
     panic!("no client was rejected");
 }
 
-/// A FOLLOW of a node that holds nothing, or of an observer.
-fn follow(name: &str, is_observer: bool) -> Vec<u8> {
+/// A FOLLOW of a node that holds nothing.
+fn follow(name: &str) -> Vec<u8> {
     let mut frame = Vec::new();
     let follow = Follow {
         name: name.as_bytes(),
-        is_observer,
         wants_snapshot: true,
         is_to_lead: false,
         epoch: 0,
@@ -100,6 +99,18 @@ fn follow(name: &str, is_observer: bool) -> Vec<u8> {
         cluster_id: b"c",
     };
     follow.encode(&mut frame).unwrap();
+    frame
+}
+
+/// A WATCH of all keys from now on.
+fn watch() -> Vec<u8> {
+    let mut frame = Vec::new();
+    let watch = Watch {
+        prefix: b"",
+        wants_values: false,
+        from: WatchFrom::Now,
+    };
+    watch.encode(&mut frame).unwrap();
     frame
 }
 
@@ -124,23 +135,28 @@ fn rejects_clients(node: &Process) -> bool {
             return false;
         }
         // A stream needs one more thread than a client: it ends, and nothing else does.
-        for (name, is_observer) in [("n2", false), ("observer", true)] {
-            let mut stream = served.pop().unwrap();
-            stream.write_all(&follow(name, is_observer)).unwrap();
-            assert_eq!(answer(&stream).0, Status::Ok, "{name}");
-            // Skips the bytes that it was sent before.
-            let _ = std::io::copy(&mut stream, &mut std::io::sink());
-            let fault = format!("{name} no longer ");
-            node.wait_for_log(&fault);
-            let log = node.log();
-            let line = log.lines().find(|line| line.contains(&fault)).unwrap();
-            assert!(line.contains("no thread for it: "), "{line}");
-            // So that the next one finds none either.
-            served.push(wait_for("its thread", || {
-                let stream = node.connect();
-                (ask(&stream) == pong()).then_some(stream)
-            }));
-        }
+        let mut stream = served.pop().unwrap();
+        stream.write_all(&follow("n2")).unwrap();
+        assert_eq!(answer(&stream).0, Status::Ok);
+        // Skips the bytes that it was sent before.
+        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        let fault = "n2 no longer ";
+        node.wait_for_log(fault);
+        let log = node.log();
+        let line = log.lines().find(|line| line.contains(fault)).unwrap();
+        assert!(line.contains("no thread for it: "), "{line}");
+        // So that the next one finds none either.
+        served.push(wait_for("its thread", || {
+            let stream = node.connect();
+            (ask(&stream) == pong()).then_some(stream)
+        }));
+        // That of a watcher needs none.
+        let mut watcher = served.pop().unwrap();
+        watcher.write_all(&watch()).unwrap();
+        assert_eq!(answer(&watcher).0, Status::Ok);
+        let mut beat = [0; 87];
+        watcher.read_exact(&mut beat).unwrap();
+        assert_eq!(beat[0], StreamOpcode::Heartbeat.byte());
         for stream in &served {
             assert_eq!(ask(stream), pong());
         }

@@ -120,7 +120,7 @@ impl<'a> Connection<'a> {
         let Some((number, index)) = peers.newest_stream(link.name()) else {
             return;
         };
-        if Some(number) != link.number() {
+        if number != link.number() {
             return;
         }
         let logged = shared.logged.get(&end.other());
@@ -139,7 +139,7 @@ impl<'a> Connection<'a> {
         let State::Leading(leading) = &self.state else {
             return None;
         };
-        let silence = Micros::try_from(leading.acks.silence_max()?.as_micros());
+        let silence = Micros::try_from(leading.acks.silence_max().as_micros());
         Some(
             leading
                 .read_at

@@ -10,11 +10,12 @@ use std::{
 use argh::{ArgsInfo, FromArgs};
 use gopherstore::{
     Client, arguments,
-    client::{ClientOptions, Error, NodeState, NodeStatus, Observer, Response, Watch},
+    client::{
+        ClientOptions, Error, NodeState, NodeStatus, Response, Watch, WatchFrom, Watched, Watcher,
+    },
     wire::{
         Opcode, Request,
         comparison::{Buckets, Item, List, Place},
-        replication::Message,
     },
 };
 use indicatif::{HumanBytes, ProgressBar};
@@ -163,15 +164,20 @@ fn status(addr: &str, context: &Context) -> Result<NodeStatus, Error> {
 /// Source of the data.
 enum Source {
     /// A stream that begins with a snapshot.
-    Stream(Box<Observer>),
+    Stream(Box<Watcher>),
     /// A node in a cluster of one, which has no stream: its keys are listed, and each is read.
     Alone(Box<Client>),
 }
 
 impl Source {
     fn open(addr: &str, context: &Context) -> Result<Source, Error> {
-        match Observer::open(addr, &context.options(), Watch::Copy) {
-            Ok(observer) => Ok(Source::Stream(Box::new(observer))),
+        let watch = Watch {
+            values: true,
+            from: WatchFrom::Snapshot,
+            ..Watch::default()
+        };
+        match Watcher::open(addr, &context.options(), watch) {
+            Ok(watcher) => Ok(Source::Stream(Box::new(watcher))),
             Err(error @ Error::Server { .. }) => {
                 let mut client = context.client_of(addr);
                 let status = NodeStatus::parse(&client.status()?);
@@ -188,7 +194,7 @@ impl Source {
     /// Writes all data and an end mark.
     fn copy(&mut self, copy: &mut Copy<'_>, context: &Context) -> Result<End, Fault> {
         let end = match self {
-            Source::Stream(observer) => copy.stream(observer, context)?,
+            Source::Stream(watcher) => copy.stream(watcher, context)?,
             Source::Alone(client) => copy.keys(client, context)?,
         };
         copy.put(&copy.sum.end_mark(end.epoch, end.index))?;
@@ -234,33 +240,25 @@ impl Copy<'_> {
     }
 
     /// Writes the snapshot of a stream.
-    fn stream(&mut self, observer: &mut Observer, context: &Context) -> Result<End, Fault> {
+    fn stream(&mut self, watcher: &mut Watcher, context: &Context) -> Result<End, Fault> {
         loop {
-            match observer.receive().map_err(Fault::Node)? {
-                Message::SnapshotBegin { keys, .. } => self.begin(keys, context),
-                Message::SnapshotChunk { frames, .. } => {
+            match watcher.receive().map_err(Fault::Node)? {
+                Watched::SnapshotBegin { keys } => self.begin(keys, context),
+                Watched::Snapshot(frames) => {
                     for frame in frames {
                         self.sum.add(frame.bytes());
                     }
                     self.put(frames.bytes())?;
                 }
-                Message::SnapshotEnd {
-                    epoch,
-                    index,
-                    digest,
-                    ..
-                } => {
+                Watched::SnapshotEnd { position, digest } => {
                     return Ok(End {
-                        epoch,
-                        index,
+                        epoch: position.epoch,
+                        index: position.index,
                         digest,
                     });
                 }
-                Message::Heartbeat { .. }
-                | Message::Entries { .. }
-                | Message::Ack { .. }
-                | Message::Lead { .. }
-                | Message::Event { .. } => {}
+                // Nothing else comes before the end of the snapshot.
+                _ => {}
             }
         }
     }

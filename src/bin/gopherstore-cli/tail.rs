@@ -1,4 +1,4 @@
-//! `tail`: prints the replication stream of a node.
+//! `tail`: prints the events of a node's log.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -8,13 +8,9 @@ use std::{
 
 use argh::{ArgsInfo, FromArgs};
 use gopherstore::{
-    arguments,
-    client::{Client, ClientOptions, Error, NodeStatus, Observer, Watch},
-    history::History,
-    wire::{
-        Opcode, Request,
-        replication::{Frames, Message, Start},
-    },
+    arguments::{self, Bytes},
+    client::{Change, Error, Watch, WatchFrom, Watched, Watcher},
+    wire::{Opcode, Token, TokenError, replication::Start},
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Map, Value, json};
@@ -22,7 +18,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     ListForm,
     context::Context,
-    list_form, quote,
+    list_form, mistake, quote,
     report::{self, Failure, Outcome, UNKNOWN_OPCODE},
     write_out,
 };
@@ -38,18 +34,36 @@ const SHOWN_BYTES: usize = 64;
 #[argh(subcommand, name = "tail", help_triggers("-h", "--help"))]
 #[argh(
     example = "{command_name} --from 1 --values\n\
+        {command_name} --prefix config: --from-snapshot --values\n\
         {command_name} --addr 127.0.0.1:8001 -w json | jq .key",
-    note = "Each line has index, operation, key and the length of the value. A line with EPOCH, a number\n\
-        and a nonce shows that a leader begins. After a lost connection the output continues where it\n\
-        was. Messages name entries that the node's log no longer holds, and entries that were shown\n\
-        but are no longer part of the node's data. The node does not wait for this command, and ends\n\
-        a stream that is too slow for its log. Ctrl-C ends the command.\n\
+    note = "Each line has index, operation, key, the length of the value, and the deadline of SETAT and EXPIRE in\n\
+        milliseconds since 1970. A line with EPOCH, a number and a nonce shows that a leader begins. In a\n\
+        snapshot a line has - for the index, and SNAPSHOT_END shows the index that it is of.\n\
+        After a lost connection the output continues where it was. Where that is impossible the command\n\
+        ends: with exit code 11 where the log no longer holds the next entry, and the message names the\n\
+        oldest index that is left; with 12 where entries that were shown are no longer part of the node's\n\
+        data. The node does not wait for this command, and ends a stream that is too slow for its log.\n\
+        Ctrl-C ends the command.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 pub(crate) struct Tail {
+    /// show only keys that begin with this
+    #[argh(
+        option,
+        from_str_fn(arguments::bytes),
+        arg_name = "PREFIX",
+        default = "Bytes::default()"
+    )]
+    prefix: Bytes,
     /// index of the first entry to show, from 1; by default the next new entry
     #[argh(option, from_str_fn(positive), arg_name = "INDEX")]
     from: Option<u64>,
+    /// show the entries after this position, 48 digits as json has them
+    #[argh(option, from_str_fn(token), arg_name = "TOKEN")]
+    token: Option<Token>,
+    /// show all keys with their values first, and then each entry after that
+    #[argh(switch)]
+    from_snapshot: bool,
     /// end after this number of entries
     #[argh(option, from_str_fn(positive), arg_name = "N")]
     count: Option<u64>,
@@ -72,17 +86,39 @@ fn positive(encoded: &str) -> Result<u64, String> {
     arguments::whole(encoded, 1, u64::MAX)
 }
 
+fn token(encoded: &str) -> Result<Token, String> {
+    let text = arguments::text(encoded)?;
+    text.parse().map_err(|error: TokenError| error.to_string())
+}
+
+/// Where the output begins.
+fn first(command: &Tail) -> Result<WatchFrom, Failure> {
+    match (command.from, command.token, command.from_snapshot) {
+        (None, None, false) => Ok(WatchFrom::Now),
+        (Some(index), None, false) => Ok(WatchFrom::Index(index)),
+        (None, Some(token), false) => Ok(WatchFrom::After(token)),
+        (None, None, true) => Ok(WatchFrom::Snapshot),
+        _ => Err(mistake(
+            "--from, --token and --from-snapshot each say where to begin; give one of them",
+        )),
+    }
+}
+
 pub(crate) fn run(command: Tail, context: &Context) -> Result<Outcome, Failure> {
+    let from = first(&command)?;
     let addr = context.addr()?;
-    let options = context.options();
-    let watch = command.from.map_or(Watch::New, Watch::From);
-    let first = Observer::open(&addr, &options, watch)
-        .map_err(|error| failure(&error, command.from.is_some(), context))?;
+    let watch = Watch {
+        prefix: command.prefix,
+        values: command.values,
+        from,
+    };
+    let mut watcher = Watcher::open(&addr, &context.options(), watch)
+        .map_err(|error| failure(&error, from, context))?;
     if io::stderr().is_terminal() {
-        say(&format!(
-            "watching {addr} from index {}",
-            from_index(&first)
-        ));
+        say(&match watcher.start() {
+            Start::Resume { from_index } => format!("watching {addr} from index {from_index}"),
+            Start::Snapshot | Start::Unknown => format!("watching {addr} from a snapshot on"),
+        });
     }
     let mut view = View {
         form: command.form,
@@ -90,17 +126,20 @@ pub(crate) fn run(command: Tail, context: &Context) -> Result<Outcome, Failure> 
         left: command.count,
         out: Vec::new(),
     };
-    let mut observer = first;
     let mut pause = PAUSES.0;
     loop {
-        let begun = from_index(&observer);
-        let lost = match view.show(&mut observer) {
+        let begun = next_index(&watcher);
+        let lost = match view.show(&mut watcher) {
             Ok(()) => return Ok(Outcome::Done),
             Err(End::Failed(failure)) => return Err(failure),
             Err(End::Lost(error)) => error,
         };
-        let next = next_index(&observer);
-        say(&format!("{lost}; trying again, from index {next} on"));
+        let next = next_index(&watcher);
+        let place = next.map_or_else(
+            || "with another snapshot".to_owned(),
+            |next| format!("from index {next} on"),
+        );
+        say(&format!("{lost}; trying again, {place}"));
         // A stream that ends at once is not requested again at once.
         pause = if next > begun {
             PAUSES.0
@@ -108,37 +147,31 @@ pub(crate) fn run(command: Tail, context: &Context) -> Result<Outcome, Failure> 
             PAUSES.1.min(pause * 2)
         };
         thread::sleep(pause);
-        let (found, shared) = again(&addr, &options, &observer);
-        say(&connected_again(shared, next, from_index(&found)));
-        observer = found;
+        resume(&addr, &mut watcher)?;
+        let place = next_index(&watcher).map_or_else(
+            || "beginning with another snapshot".to_owned(),
+            |next| format!("going on from index {next}"),
+        );
+        say(&format!("connected again, {place}"));
     }
 }
 
-/// Message after a reconnection. The stream begins with `start`, `next` was expected, and the shown entries up to
-/// `shared` are part of the node's data set.
-fn connected_again(shared: u64, next: u64, start: u64) -> String {
-    let mut text = "connected again".to_owned();
-    let first = next.min(shared.saturating_add(1));
-    if first < next {
-        let last = next - 1;
-        text += &format!("; the node's data no longer has entries {first} to {last}");
-    }
-    if first < start {
-        let last = start - 1;
-        text += &format!("; missed entries {first} to {last}");
-    } else {
-        text += &format!(", going on from index {start}");
-    }
-    text
-}
-
-/// Reconnects without a time limit. Also returns the last shown entry that is still in the node's data set.
-fn again(addr: &str, options: &ClientOptions, lost: &Observer) -> (Observer, u64) {
+/// Requests the stream again where it was, without a time limit.
+fn resume(addr: &str, watcher: &mut Watcher) -> Result<(), Failure> {
     let mut pause = PAUSES.0;
     let mut said = String::new();
     loop {
-        let error = match resume(addr, options, lost) {
-            Ok(found) => return found,
+        let error = match watcher.resume(&[addr], Duration::ZERO) {
+            Ok(()) => return Ok(()),
+            Err(Error::Compacted { oldest }) => {
+                let next = next_index(watcher).unwrap_or(oldest);
+                return Err(compacted(
+                    next,
+                    oldest,
+                    "the output was too slow, or stopped for too long",
+                ));
+            }
+            Err(error @ Error::Lost { .. }) => return Err(lost(&error)),
             Err(error) => error,
         };
         let text = error.to_string();
@@ -154,57 +187,53 @@ fn again(addr: &str, options: &ClientOptions, lost: &Observer) -> (Observer, u64
     }
 }
 
-/// Requests the stream after the last shown entry. If the node refuses that, requests it from the first entry in its
-/// log that was not shown or differs from the shown one.
-fn resume(addr: &str, options: &ClientOptions, lost: &Observer) -> Result<(Observer, u64), Error> {
-    let shown = next_index(lost).saturating_sub(1);
-    let position = lost.position().unwrap_or(Watch::New);
-    let refused = match Observer::open(addr, options, position) {
-        Err(error @ Error::Server { .. }) => error,
-        result => return result.map(|observer| (observer, shown)),
-    };
-    // The text of a refusal is not a stable interface, so the node's history and log decide. A node that does not
-    // respond is asked again later.
-    let probe = Observer::open(addr, options, Watch::New)?;
-    let status = Client::connect_with(addr, options.clone())?.status()?;
-    let Some(start) = probe.history().last() else {
-        return Err(refused);
-    };
-    let shared = lost.history().shared_with(probe.history(), shown);
-    let oldest = NodeStatus::parse(&status).backlog_first_index;
-    let watch = Watch::After {
-        epoch: start.epoch,
-        nonce: start.nonce,
-        index: oldest
-            .unwrap_or_else(|| from_index(&probe))
-            .saturating_sub(1)
-            .max(shared),
-    };
-    Observer::open(addr, options, watch).map(|observer| (observer, shared))
+/// Index of the next entry; `None` during a snapshot.
+fn next_index(watcher: &Watcher) -> Option<u64> {
+    let position = watcher.position()?;
+    Some(position.index.saturating_add(1))
 }
 
-fn from_index(observer: &Observer) -> u64 {
-    match observer.start() {
-        Start::Resume { from_index } => from_index,
-        Start::Snapshot | Start::Unknown => 0,
-    }
+/// The failure where the log no longer holds the entry with the index `next`.
+fn compacted(next: u64, oldest: u64, why: &str) -> Failure {
+    let missed = if next < oldest {
+        format!("missed entries {next} to {}", oldest - 1)
+    } else {
+        "the node's history no longer reaches back to the position".to_owned()
+    };
+    Failure::new(
+        Outcome::Compacted,
+        format!(
+            "{why}: {missed}, since the log begins at index {oldest} now; go on with --from {oldest}, begin anew with \
+             --from-snapshot, or name another node with --addr"
+        ),
+    )
 }
 
-/// Index of the next entry.
-fn next_index(observer: &Observer) -> u64 {
-    match observer.position() {
-        Some(Watch::After { index, .. }) => index.saturating_add(1),
-        Some(Watch::From(_) | Watch::New | Watch::Copy) | None => 0,
-    }
+fn lost(error: &Error) -> Failure {
+    let next = "the node's data went another way; begin anew with --from-snapshot, or name another node with --addr";
+    Failure::new(Outcome::Lost, format!("{error}; {next}"))
 }
 
-fn failure(error: &Error, asked_from: bool, context: &Context) -> Failure {
+/// The failure where no stream begins.
+fn failure(error: &Error, from: WatchFrom, context: &Context) -> Failure {
     match error {
+        Error::Compacted { oldest } => {
+            let next = match from {
+                WatchFrom::Index(index) => index,
+                WatchFrom::After(token) => token.index.saturating_add(1),
+                WatchFrom::Now | WatchFrom::Snapshot => *oldest,
+            };
+            compacted(next, *oldest, "nothing to watch")
+        }
+        Error::Lost { .. } => lost(error),
         Error::Server { message } if !message.starts_with(UNKNOWN_OPCODE) => {
-            let next = if asked_from {
-                "try without --from, for what is new, or name another node with --addr"
-            } else {
-                "name another node with --addr"
+            let next = match from {
+                WatchFrom::Index(_) => {
+                    "try without --from, for what is new, or name another node with --addr"
+                }
+                WatchFrom::Now | WatchFrom::After(_) | WatchFrom::Snapshot => {
+                    "name another node with --addr"
+                }
             };
             Failure::new(
                 Outcome::ServerError,
@@ -232,28 +261,32 @@ struct View {
 
 impl View {
     /// Prints a stream until the limit is reached or the output has no reader.
-    fn show(&mut self, observer: &mut Observer) -> Result<(), End> {
-        let history = observer.history().clone();
+    fn show(&mut self, watcher: &mut Watcher) -> Result<(), End> {
         while self.left != Some(0) {
-            let is_read = match observer.receive().map_err(End::Lost)? {
-                Message::Entries {
-                    first_index,
-                    frames,
-                    ..
-                } => {
-                    self.put(first_index, frames, &history);
-                    let written = write_out(&self.out).map_err(End::Failed);
-                    self.out = Vec::new();
-                    written?
+            match watcher.receive().map_err(End::Lost)? {
+                Watched::Event(event) => {
+                    let position = Some(event.position());
+                    self.count();
+                    for change in event.changes() {
+                        self.put(position, &change);
+                    }
                 }
-                Message::SnapshotBegin { .. }
-                | Message::SnapshotChunk { .. }
-                | Message::SnapshotEnd { .. }
-                | Message::Heartbeat { .. }
-                | Message::Ack { .. }
-                | Message::Lead { .. }
-                | Message::Event { .. } => !is_abandoned(),
-            };
+                Watched::SnapshotBegin { .. } => self.mark(None),
+                Watched::Snapshot(frames) => {
+                    for change in frames.changes() {
+                        if self.left != Some(0) {
+                            self.count();
+                            self.put(None, &change);
+                        }
+                    }
+                }
+                Watched::SnapshotEnd { position, .. } => self.mark(Some(position)),
+                // Heartbeats, and messages of a later version.
+                _ if is_abandoned() => break,
+                _ => {}
+            }
+            let is_read = write_out(&self.out).map_err(End::Failed)?;
+            self.out.clear();
             if !is_read {
                 break;
             }
@@ -261,52 +294,67 @@ impl View {
         Ok(())
     }
 
-    fn put(&mut self, first_index: u64, frames: Frames<'_>, history: &History) {
-        for (index, frame) in (first_index..).zip(frames) {
-            match &mut self.left {
-                Some(0) => return,
-                Some(left) => *left -= 1,
-                None => {}
-            }
-            match self.form {
-                ListForm::Lines => {
-                    let line = line(index, &frame.request(), self.values);
-                    self.out.extend_from_slice(line.as_bytes());
-                }
-                ListForm::Json => {
-                    let epoch = history.epoch_of(index).map_or(0, |start| start.epoch);
-                    let object = object(index, epoch, &frame.request(), self.values);
-                    self.out.extend_from_slice(object.to_string().as_bytes());
-                }
-            }
-            self.out.push(b'\n');
+    /// Counts an entry that is shown.
+    const fn count(&mut self) {
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(1);
         }
     }
+
+    fn put(&mut self, position: Option<Token>, change: &Change<'_>) {
+        let text = match self.form {
+            ListForm::Lines => line(position, change, self.values),
+            ListForm::Json => object(position, change, self.values).to_string(),
+        };
+        self.out.extend_from_slice(text.as_bytes());
+        self.out.push(b'\n');
+    }
+
+    /// Shows that a snapshot begins, or that one is complete that is of this position.
+    fn mark(&mut self, end: Option<Token>) {
+        let name = if end.is_some() {
+            "SNAPSHOT_END"
+        } else {
+            "SNAPSHOT_BEGIN"
+        };
+        let text = match self.form {
+            ListForm::Lines => format!("{} {name}", index_of(end)),
+            ListForm::Json => Value::Object(members(end, name)).to_string(),
+        };
+        self.out.extend_from_slice(text.as_bytes());
+        self.out.push(b'\n');
+    }
 }
 
-fn line(index: u64, request: &Request<'_>, with_value: bool) -> String {
-    if let Some([epoch, nonce]) = epoch(request) {
-        return format!("{index} EPOCH {epoch} {nonce:016x}");
-    }
-    let key = word(request.key());
-    let Request::Set { value, .. } = request else {
-        return format!("{index} {} {key} -", request.opcode().name());
-    };
-    let len = value.len();
-    let shown = match value.get(..SHOWN_BYTES) {
-        _ if !with_value => String::new(),
-        Some(start) if len > SHOWN_BYTES => format!(" {}...", quote::quoted(start)),
-        _ => format!(" {}", word(value)),
-    };
-    format!("{index} SET {key} {len}{shown}")
+/// The first word of a line.
+fn index_of(position: Option<Token>) -> String {
+    position.map_or_else(|| "-".to_owned(), |token| token.index.to_string())
 }
 
-/// The operands of an EPOCH: number and nonce.
-fn epoch(request: &Request<'_>) -> Option<[u64; 2]> {
-    match request {
-        Request::Epoch { value } => Opcode::Epoch.spec().operands_of(value).ok(),
-        _ => None,
+fn line(position: Option<Token>, change: &Change<'_>, with_value: bool) -> String {
+    let (index, name) = (index_of(position), change.opcode().name());
+    if let Some([epoch, nonce]) = change.epoch() {
+        return format!("{index} {name} {epoch} {nonce:016x}");
     }
+    let key = word(change.key());
+    let deadline = change.deadline().map(|deadline| deadline.to_string());
+    let Some(len) = change.value_len() else {
+        return format!(
+            "{index} {name} {key} {}",
+            deadline.as_deref().unwrap_or("-")
+        );
+    };
+    let deadline = deadline
+        .map(|deadline| format!(" {deadline}"))
+        .unwrap_or_default();
+    let shown = match change.value() {
+        Some(value) if with_value => match value.get(..SHOWN_BYTES) {
+            Some(start) if len > SHOWN_BYTES => format!(" {}...", quote::quoted(start)),
+            _ => format!(" {}", word(value)),
+        },
+        _ => String::new(),
+    };
+    format!("{index} {name} {key} {len}{deadline}{shown}")
 }
 
 /// Bytes as one word, in quotes if necessary.
@@ -318,21 +366,33 @@ fn word(bytes: &[u8]) -> String {
     shown
 }
 
-fn object(index: u64, epoch: u64, request: &Request<'_>, with_value: bool) -> Value {
+/// The members that every object has.
+fn members(position: Option<Token>, name: &str) -> Map<String, Value> {
     let mut object = Map::new();
-    object.insert("index".to_owned(), json!(index));
-    object.insert("epoch".to_owned(), json!(epoch));
-    object.insert("op".to_owned(), json!(request.opcode().name()));
-    if let Some([_, nonce]) = self::epoch(request) {
+    if let Some(token) = position {
+        object.insert("index".to_owned(), json!(token.index));
+        object.insert("epoch".to_owned(), json!(token.epoch));
+        object.insert("token".to_owned(), json!(token.to_string()));
+    }
+    object.insert("op".to_owned(), json!(name));
+    object
+}
+
+fn object(position: Option<Token>, change: &Change<'_>, with_value: bool) -> Value {
+    let mut object = members(position, change.opcode().name());
+    if let Some([_, nonce]) = change.epoch() {
         object.insert("nonce".to_owned(), json!(format!("{nonce:016x}")));
         return Value::Object(object);
     }
-    insert_bytes(&mut object, "key", request.key());
-    if let Request::Set { value, .. } = request {
-        object.insert("size".to_owned(), json!(value.len()));
-        if with_value {
-            insert_bytes(&mut object, "value", value);
-        }
+    insert_bytes(&mut object, "key", change.key());
+    if let Some(len) = change.value_len() {
+        object.insert("size".to_owned(), json!(len));
+    }
+    if let Some(deadline) = change.deadline() {
+        object.insert("deadline".to_owned(), json!(deadline));
+    }
+    if let (Some(value), true) = (change.value(), with_value) {
+        insert_bytes(&mut object, "value", value);
     }
     Value::Object(object)
 }
@@ -367,7 +427,55 @@ fn say(message: &str) {
 
 #[cfg(test)]
 mod tests {
+    use gopherstore::wire::{
+        Request,
+        replication::{BatchEncoder, Fields, Message, Parsed, StreamOpcode, parse},
+    };
+
     use super::*;
+
+    /// Calls `f` with the change of this request.
+    fn with_change<T>(request: &Request<'_>, f: impl FnOnce(&Change<'_>) -> T) -> Option<T> {
+        let (mut frame, mut bytes) = (Vec::new(), Vec::new());
+        request.encode(&mut frame).ok()?;
+        let mut batch = BatchEncoder::new(&mut bytes, StreamOpcode::Entries);
+        assert!(batch.push(&frame));
+        batch.finish(|count| Fields::Entries {
+            epoch: 2,
+            first_index: 1,
+            count,
+            committed_index: 1,
+            time_ms: 0,
+            digest: 0,
+        });
+        let Ok(Parsed::Whole {
+            message: Message::Entries { frames, .. },
+            ..
+        }) = parse(&bytes)
+        else {
+            return None;
+        };
+        frames.changes().next().map(|change| f(&change))
+    }
+
+    const fn at(index: u64) -> Option<Token> {
+        Some(Token {
+            epoch: 2,
+            index,
+            nonce: 171,
+        })
+    }
+
+    fn line_of(index: u64, request: &Request<'_>, with_value: bool) -> String {
+        with_change(request, |change| line(at(index), change, with_value)).unwrap_or_default()
+    }
+
+    fn object_of(index: u64, request: &Request<'_>) -> String {
+        with_change(request, |change| {
+            object(at(index), change, true).to_string()
+        })
+        .unwrap_or_default()
+    }
 
     #[test]
     fn a_line_has_a_word_for_each_part_whatever_the_bytes() {
@@ -380,61 +488,77 @@ mod tests {
             ("k", &long, &format!("8 SET k 65 \"{}\"...", "x".repeat(64))),
         ] {
             let (key, value) = (key.as_bytes(), value.as_bytes());
-            assert_eq!(line(8, &Request::Set { key, value }, true), expected);
+            assert_eq!(line_of(8, &Request::Set { key, value }, true), expected);
         }
         let set = Request::Set {
             key: b"k",
             value: b"v",
         };
-        assert_eq!(line(1, &set, false), "1 SET k 1");
-        assert_eq!(line(9, &Request::Del { key: b"k" }, true), "9 DEL k -");
+        assert_eq!(line_of(1, &set, false), "1 SET k 1");
+        let in_snapshot = with_change(&set, |change| line(None, change, true));
+        assert_eq!(in_snapshot.as_deref(), Some("- SET k 1 v"));
+        assert_eq!(line_of(9, &Request::Del { key: b"k" }, true), "9 DEL k -");
         let value = &Opcode::Epoch.spec().value_of([2, 171]);
         let epoch = Request::Epoch { value };
-        assert_eq!(line(7, &epoch, false), "7 EPOCH 2 00000000000000ab");
+        assert_eq!(line_of(7, &epoch, false), "7 EPOCH 2 00000000000000ab");
     }
 
     #[test]
-    fn a_stream_that_is_back_is_compared_with_what_was_shown() {
-        for (shared, next, start, expected) in [
-            (7, 8, 8, ", going on from index 8"),
-            (7, 8, 12, "; missed entries 8 to 11"),
-            (
-                4,
-                8,
-                5,
-                "; the node's data no longer has entries 5 to 7, going on from index 5",
-            ),
-            (
-                0,
-                8,
-                12,
-                "; the node's data no longer has entries 1 to 7; missed entries 1 to 11",
-            ),
-        ] {
-            let text = connected_again(shared, next, start);
-            assert_eq!(text, format!("connected again{expected}"));
-        }
+    fn a_deadline_is_shown_behind_the_length() {
+        let deadline = 1_700_000_000_000_u64.to_be_bytes();
+        let value = [&deadline[..], b"v"].concat();
+        let set = Request::SetAt {
+            key: b"k",
+            value: &value,
+        };
+        assert_eq!(line_of(8, &set, true), "8 SETAT k 1 1700000000000 v");
+        assert_eq!(line_of(8, &set, false), "8 SETAT k 1 1700000000000");
+        let expire = |value: &[u8]| line_of(8, &Request::Expire { key: b"k", value }, true);
+        assert_eq!(
+            expire(&[&[3], &deadline[..]].concat()),
+            "8 EXPIRE k 1700000000000"
+        );
+        assert_eq!(expire(&[0; 9]), "8 EXPIRE k -");
+        let object = object_of(8, &set);
+        assert!(object.contains(r#""deadline":1700000000000,"#), "{object}");
+        assert!(object.ends_with(
+            r#""size":1,"token":"0000000000000002000000000000000800000000000000ab","value":"v"}"#
+        ));
+    }
+
+    #[test]
+    fn entries_that_are_gone_are_named() {
+        let text = |next, oldest| compacted(next, oldest, "why").message;
+        assert!(
+            text(8, 12)
+                .starts_with("why: missed entries 8 to 11, since the log begins at index 12 now; ")
+        );
+        assert!(text(12, 12).starts_with("why: the node's history no longer reaches back"));
+        assert!(text(8, 12).contains("--from 12"));
     }
 
     #[test]
     fn an_object_says_which_bytes_are_no_text() {
+        let token = |index| format!("0000000000000002{index:016x}00000000000000ab");
         let set = Request::Set {
             key: b"\xff\x00",
             value: b"v\n",
         };
-        assert_eq!(
-            object(8, 2, &set, true).to_string(),
-            r#"{"epoch":2,"index":8,"key_hex":"ff00","op":"SET","size":2,"value":"v\n"}"#
+        let expected = format!(
+            r#"{{"epoch":2,"index":8,"key_hex":"ff00","op":"SET","size":2,"token":"{}","value":"v\n"}}"#,
+            token(8)
         );
-        let del = Request::Del { key: b"k" };
-        assert_eq!(
-            object(9, 2, &del, true).to_string(),
-            r#"{"epoch":2,"index":9,"key":"k","op":"DEL"}"#
+        assert_eq!(object_of(8, &set), expected);
+        let expected = format!(
+            r#"{{"epoch":2,"index":9,"key":"k","op":"DEL","token":"{}"}}"#,
+            token(9)
         );
+        assert_eq!(object_of(9, &Request::Del { key: b"k" }), expected);
         let value = &Opcode::Epoch.spec().value_of([2, 171]);
-        assert_eq!(
-            object(7, 2, &Request::Epoch { value }, true).to_string(),
-            r#"{"epoch":2,"index":7,"nonce":"00000000000000ab","op":"EPOCH"}"#
+        let expected = format!(
+            r#"{{"epoch":2,"index":7,"nonce":"00000000000000ab","op":"EPOCH","token":"{}"}}"#,
+            token(7)
         );
+        assert_eq!(object_of(7, &Request::Epoch { value }), expected);
     }
 }

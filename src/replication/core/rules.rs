@@ -1,7 +1,5 @@
 //! Decides between resume and snapshot, and which peer is most up to date: rules over positions.
 
-use std::fmt;
-
 use crate::history::{EpochEnd, History};
 use crate::wire::Token;
 use crate::wire::replication::{Start, WatchFrom};
@@ -66,52 +64,6 @@ pub fn lacks_records(own: &History, last_index: u64, follower: Position) -> bool
     follower.index > last_index && own.holds(follower.epoch, follower.nonce, follower.index)
 }
 
-/// The last index that an observer gives for "from the end on".
-pub const FROM_THE_END: u64 = u64::MAX;
-
-/// The start that the leader side offers to an observer, which keeps no data set that could differ: the entry after its
-/// last one, in any history where it names none; a snapshot only where it asks for one. `first_index` is the oldest
-/// entry that the log holds.
-///
-/// # Errors
-///
-/// Where the stream cannot begin there.
-pub fn start_of_observer(
-    own: &History,
-    last_index: u64,
-    first_index: u64,
-    observer: Position,
-    wants_snapshot: bool,
-) -> Result<Start, Unwatched> {
-    let Position {
-        epoch,
-        nonce,
-        index,
-    } = observer;
-    if wants_snapshot {
-        return Ok(Start::Snapshot);
-    }
-    let names_a_history = (epoch, nonce) != (0, 0);
-    if !names_a_history && index == FROM_THE_END {
-        let from_index = last_index + 1;
-        return Ok(Start::Resume { from_index });
-    }
-    if names_a_history && !own.holds(epoch, nonce, index) {
-        return Err(Unwatched::Unknown { epoch, index });
-    }
-    if index > last_index {
-        return Err(Unwatched::Beyond { index, last_index });
-    }
-    let from_index = index + 1;
-    if from_index < first_index {
-        return Err(Unwatched::Gone {
-            from_index,
-            first_index,
-        });
-    }
-    Ok(Start::Resume { from_index })
-}
-
 /// The decision of a node about the position that a watcher asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchStart {
@@ -167,54 +119,6 @@ pub fn start_of_watch(
         },
         Some(EpochEnd::Open) | None if is_forgotten => WatchStart::Forgotten,
         Some(EpochEnd::Open) | None => WatchStart::Lost { epoch_end: None },
-    }
-}
-
-/// Why a stream cannot begin where the observer asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unwatched {
-    /// The node's data set did not go through the observer's last entry.
-    Unknown {
-        /// Epoch of that entry.
-        epoch: u64,
-        /// Its index.
-        index: u64,
-    },
-    /// The node has no such entry yet.
-    Beyond {
-        /// The observer's last index.
-        index: u64,
-        /// The node's last index.
-        last_index: u64,
-    },
-    /// The log no longer holds the entry.
-    Gone {
-        /// The entry that the observer wants first.
-        from_index: u64,
-        /// The oldest one held.
-        first_index: u64,
-    },
-}
-
-impl fmt::Display for Unwatched {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Unwatched::Unknown { epoch, index } => write!(
-                f,
-                "entry {index} of epoch {epoch} is not in this node's history"
-            ),
-            Unwatched::Beyond { index, last_index } => write!(
-                f,
-                "no entry after {index} yet, this node's last one is {last_index}"
-            ),
-            Unwatched::Gone {
-                from_index,
-                first_index,
-            } => write!(
-                f,
-                "entry {from_index} is no longer in the log, which begins at index {first_index}"
-            ),
-        }
     }
 }
 
@@ -431,44 +335,71 @@ mod tests {
         }
     }
 
-    /// Of a node at index 9 whose log begins with entry 4.
-    fn watched(observer: Position, wants_snapshot: bool) -> Result<Start, String> {
-        start_of_observer(&history(), 9, 4, observer, wants_snapshot).map_err(|why| why.to_string())
+    /// Of a node at index 9 that has committed up to 8.
+    fn watched(from: WatchFrom) -> WatchStart {
+        start_of_watch(&history(), 9, 8, from)
+    }
+
+    fn after(position: Position) -> WatchStart {
+        let Position {
+            epoch,
+            nonce,
+            index,
+        } = position;
+        watched(WatchFrom::After(Token {
+            epoch,
+            index,
+            nonce,
+        }))
     }
 
     #[test]
-    fn an_observer_begins_where_it_says_and_gets_no_snapshot_that_it_did_not_ask_for() {
-        for position in [at(5, 9), at(1, 3), at(4, 8), at(0, 3), at(0, 9)] {
-            assert_eq!(watched(position, false), Ok(resume(position.index + 1)));
-            assert_eq!(watched(position, true), Ok(Start::Snapshot));
+    fn a_watcher_begins_where_it_says() {
+        for position in [at(5, 9), at(1, 3), at(4, 8), at(5, 0)] {
+            assert_eq!(after(position), WatchStart::After(position.index));
         }
-        assert_eq!(watched(at(0, FROM_THE_END), false), Ok(resume(10)));
-        assert_eq!(watched(UNRELATED, true), Ok(Start::Snapshot));
-        for (position, why) in [
-            (
-                at(0, 2),
-                "entry 3 is no longer in the log, which begins at index 4",
-            ),
-            (
-                at(5, 0),
-                "entry 1 is no longer in the log, which begins at index 4",
-            ),
-            (
-                at(0, 10),
-                "no entry after 10 yet, this node's last one is 9",
-            ),
-            (
-                at(5, FROM_THE_END),
-                "no entry after 18446744073709551615 yet, this node's last one is 9",
-            ),
-            (at(1, 8), "entry 8 of epoch 1 is not in this node's history"),
-            (
-                UNRELATED,
-                "entry 3 of epoch 1 is not in this node's history",
-            ),
+        assert_eq!(watched(WatchFrom::Now), WatchStart::After(8));
+        for (index, start) in [
+            (1, WatchStart::After(0)),
+            (10, WatchStart::After(9)),
+            (11, WatchStart::Beyond),
+            (u64::MAX, WatchStart::Beyond),
         ] {
-            assert_eq!(watched(position, false), Err(why.to_owned()));
+            assert_eq!(watched(WatchFrom::Index(index)), start, "{index}");
         }
+        for index in [10, u64::MAX] {
+            assert_eq!(after(at(5, index)), WatchStart::Later);
+        }
+    }
+
+    #[test]
+    fn a_position_of_other_data_is_lost_and_one_of_forgotten_epochs_is_not_known() {
+        let lost = |epoch_end| WatchStart::Lost { epoch_end };
+        assert_eq!(after(at(1, 8)), lost(Some(7)));
+        assert_eq!(after(at(4, 9)), lost(Some(8)));
+        assert_eq!(after(UNRELATED), lost(None));
+        for position in [at(2, 3), at(6, 9), at(6, 0)] {
+            assert_eq!(after(position), lost(None), "{position:?}");
+        }
+        let oldest = EpochStart {
+            epoch: 7,
+            nonce: 70,
+            start_index: 100,
+        };
+        let history = History::new(vec![oldest]).unwrap();
+        let start = |epoch, index| {
+            let nonce = epoch * 10;
+            let token = Token {
+                epoch,
+                index,
+                nonce,
+            };
+            start_of_watch(&history, 200, 200, WatchFrom::After(token))
+        };
+        assert_eq!(start(6, 99), WatchStart::Forgotten);
+        assert_eq!(start(6, 100), lost(None));
+        assert_eq!(start(7, 99), WatchStart::After(99));
+        assert_eq!(start(8, 99), lost(None));
     }
 
     #[test]

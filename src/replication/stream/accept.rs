@@ -2,21 +2,19 @@
 
 use std::time::Instant;
 
-use super::link::{Link, StreamEnd};
+use super::link::Link;
 use super::source::Offer;
 use crate::config::NodeConfig;
 use crate::history::History;
 use crate::log::Log;
 use crate::node::{Member, Reply};
 use crate::replication::core::progress::Progress;
-use crate::replication::core::rules::{
-    Position, Unwatched, lacks_records, start_of, start_of_observer,
-};
+use crate::replication::core::rules::{Position, lacks_records, start_of};
 use crate::replication::core::snapshot_permits::Permit;
 use crate::replication::peers::{Peers, Replica};
 use crate::wire::replication::{Epochs, Follow, FollowAnswer, Start};
 
-/// A follower or an observer whose request was accepted.
+/// A follower whose request was accepted.
 #[derive(Debug)]
 pub(crate) struct Accepted<'a> {
     pub(super) link: Link<'a>,
@@ -30,17 +28,12 @@ pub(crate) struct Accepted<'a> {
 }
 
 impl Accepted<'_> {
-    /// Whether the stream is an observer's.
-    pub(crate) const fn is_observer(&self) -> bool {
-        self.link.is_observer()
-    }
-
     /// The line for the log.
     pub(crate) fn line(&self) -> String {
-        let (name, verb) = (self.link.name(), self.link.verb());
+        let name = self.link.name();
         match self.start {
-            Start::Snapshot | Start::Unknown => format!("{name} {verb}s: full copy"),
-            Start::Resume { from_index } => format!("{name} {verb}s: from index {from_index}"),
+            Start::Snapshot | Start::Unknown => format!("{name} follows: full copy"),
+            Start::Resume { from_index } => format!("{name} follows: from index {from_index}"),
         }
     }
 }
@@ -88,12 +81,8 @@ pub(crate) fn accept<'a>(
     let (Some(log), Some(member)) = (node.engine().log(), node.member()) else {
         return error("a cluster of one node keeps no log and has no followers".to_owned());
     };
-    let names_no_cluster = follow.is_observer && follow.cluster_id.is_empty();
-    if follow.cluster_id != member.cluster.as_bytes() && !names_no_cluster {
+    if follow.cluster_id != member.cluster.as_bytes() {
         return error(format!("this node is of cluster {}", member.cluster));
-    }
-    if follow.is_observer {
-        return Ok(accept_observer(replica, log, member, &follow)?);
     }
     accept_follower(replica, log, member, &follow, addr, now)
 }
@@ -179,7 +168,7 @@ fn accept_follower<'a>(
         Start::Snapshot | Start::Unknown => 0,
     };
     Ok(Box::new(Accepted {
-        link: Link::of_follower(replica, peer.name.clone(), number, matched, permit),
+        link: Link::new(replica, peer.name.clone(), number, matched, permit),
         offer: Offer {
             node,
             log,
@@ -218,60 +207,6 @@ fn permit_of(
     let permit = peers.snapshot_permits().begin(holds_data, now);
     let why = "another follower is taking a full copy; one that holds data waits for its turn";
     permit.map(Some).ok_or_else(|| Reply::Loading(why.into()))
-}
-
-/// Judges the FOLLOW of an observer. It may have any name, and any node that serves data accepts it.
-fn accept_observer<'a>(
-    replica: Replica<'a>,
-    log: &'a Log,
-    member: &'a Member,
-    follow: &Follow<'_>,
-) -> Result<Box<Accepted<'a>>, Reply> {
-    let node = replica.node;
-    // Read before role and history, as above.
-    let generation = node.dataset_generation();
-    if let Some(why) = node.lacks_data() {
-        return Err(Reply::Loading(why));
-    }
-    let history = node.history();
-    let (last_index, first_index) = (log.last_index(), log.first_index());
-    let judged = start_of_observer(
-        &history,
-        last_index,
-        first_index,
-        position_of(follow),
-        follow.wants_snapshot,
-    )
-    .and_then(|start| match start {
-        Start::Resume { from_index } => {
-            let cursor = log.cursor_after(from_index - 1);
-            let gone = || Unwatched::Gone {
-                from_index,
-                first_index: log.first_index(),
-            };
-            Ok((start, Some(cursor.ok_or_else(gone)?)))
-        }
-        Start::Snapshot | Start::Unknown => Ok((start, None)),
-    });
-    // A refusal is final, so it must not be judged by two data sets.
-    if node.dataset_generation() != generation {
-        return Err(Reply::Loading(StreamEnd::OtherData.to_string().into()));
-    }
-    let (start, cursor) = judged.map_err(|why| Reply::Error(why.to_string()))?;
-    Ok(Box::new(Accepted {
-        link: Link::of_observer(replica, follow.name.escape_ascii().to_string()),
-        led: false,
-        start,
-        answer: answer_of(start, &history)?,
-        offer: Offer {
-            node,
-            log,
-            generation,
-            history,
-            cursor,
-            interval: member.replication.heartbeat_interval,
-        },
-    }))
 }
 
 /// The value of the answer.

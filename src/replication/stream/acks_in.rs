@@ -7,10 +7,10 @@ use super::link::{Link, StreamEnd};
 use crate::wire::Buffer;
 use crate::wire::replication::{Message, Parsed, parse};
 
-/// The half of the leader side that takes acknowledgements. Those of an observer change nothing.
+/// The half of the leader side that takes acknowledgements.
 pub(crate) struct AckReader<'a> {
     link: Arc<Link<'a>>,
-    /// Silence after which the stream of a follower ends.
+    /// Silence after which the stream ends.
     silence_max: Duration,
     /// When anything last came.
     heard: Instant,
@@ -68,17 +68,16 @@ impl<'a> AckReader<'a> {
         now: Instant,
     ) -> Result<(), StreamEnd> {
         let matched = self.link.matched();
-        if last_index > matched && !self.link.is_observer() {
+        if last_index > matched {
             let index = last_index;
             return Err(StreamEnd::AckBeyond { index, matched });
         }
         self.link.acknowledged(applied_index, now)
     }
 
-    /// The longest wait for an acknowledgement; `None` of an observer, which may be silent. TCP's retransmissions or
-    /// its keepalive end a connection whose observer has vanished.
-    pub(crate) fn silence_max(&self) -> Option<Duration> {
-        (!self.link.is_observer()).then_some(self.silence_max)
+    /// The longest wait for an acknowledgement.
+    pub(crate) const fn silence_max(&self) -> Duration {
+        self.silence_max
     }
 
     /// Judges a wait in which nothing has come. To be called where a read has timed out.
@@ -88,9 +87,10 @@ impl<'a> AckReader<'a> {
     /// [`StreamEnd::Silent`], where the stream has to end.
     pub(crate) fn check_silence(&self, now: Instant) -> Result<(), StreamEnd> {
         let silence = now.saturating_duration_since(self.heard);
-        match self.silence_max() {
-            Some(max) if silence >= max => Err(StreamEnd::Silent),
-            Some(_) | None => Ok(()),
+        if silence < self.silence_max {
+            Ok(())
+        } else {
+            Err(StreamEnd::Silent)
         }
     }
 

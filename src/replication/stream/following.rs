@@ -142,7 +142,6 @@ impl<'a> FollowerStream<'a> {
         self.receiving = Receiving::Answer { own, deadline };
         let follow = Follow {
             name: self.member.name.as_bytes(),
-            is_observer: false,
             wants_snapshot: self.node.wants_snapshot(),
             is_to_lead: self.node.is_candidate(),
             epoch: own.epoch,

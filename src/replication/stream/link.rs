@@ -87,8 +87,8 @@ impl std::error::Error for StreamEnd {}
 pub(crate) struct Link<'a> {
     replica: Replica<'a>,
     name: String,
-    /// Number of the stream among all that the node has had; `None` for an observer, which is in no registry.
-    number: Option<u64>,
+    /// Number of the stream among all that the node has had.
+    number: u64,
     /// Permit for the snapshot that the stream began with, until the follower has acknowledged all of it.
     permit: Mutex<Option<Permit>>,
     /// Last index that the other side can have: where the stream began, and then what was sent.
@@ -99,7 +99,7 @@ pub(crate) struct Link<'a> {
 
 impl<'a> Link<'a> {
     /// The link to a follower that holds everything up to `matched`.
-    pub(super) const fn of_follower(
+    pub(super) const fn new(
         replica: Replica<'a>,
         name: String,
         number: u64,
@@ -109,21 +109,9 @@ impl<'a> Link<'a> {
         Link {
             replica,
             name,
-            number: Some(number),
+            number,
             permit: Mutex::new(permit),
             matched: AtomicU64::new(matched),
-            end: OnceLock::new(),
-        }
-    }
-
-    /// The link to an observer.
-    pub(super) const fn of_observer(replica: Replica<'a>, name: String) -> Link<'a> {
-        Link {
-            replica,
-            name,
-            number: None,
-            permit: Mutex::new(None),
-            matched: AtomicU64::new(0),
             end: OnceLock::new(),
         }
     }
@@ -138,48 +126,29 @@ impl<'a> Link<'a> {
         &self.name
     }
 
-    /// Number of a follower's stream among all that the node has had.
-    pub(crate) const fn number(&self) -> Option<u64> {
+    /// Number of the stream among all that the node has had.
+    pub(crate) const fn number(&self) -> u64 {
         self.number
-    }
-
-    /// Whether the other side is an observer.
-    pub(crate) const fn is_observer(&self) -> bool {
-        self.number.is_none()
-    }
-
-    /// Verb for log lines.
-    pub(super) const fn verb(&self) -> &'static str {
-        if self.is_observer() {
-            "observe"
-        } else {
-            "follow"
-        }
     }
 
     /// The line for the log when the stream has ended. `why` says how, where it is not complete.
     pub(crate) fn end_line(&self, why: Option<&dyn fmt::Display>) -> String {
-        let (name, verb) = (self.name(), self.verb());
+        let name = self.name();
         match why {
-            None => format!("{name} no longer {verb}s"),
-            Some(why) => format!("{name} no longer {verb}s: {why}"),
+            None => format!("{name} no longer follows"),
+            Some(why) => format!("{name} no longer follows: {why}"),
         }
     }
 
-    /// Looks at or changes a follower's progress. `None` of an observer.
+    /// Looks at or changes the follower's progress.
     ///
     /// # Errors
     ///
     /// [`StreamEnd::Replaced`], where the follower has left, or has another stream by now.
-    pub(super) fn progress<T>(
-        &self,
-        f: impl FnOnce(&mut Progress) -> T,
-    ) -> Result<Option<T>, StreamEnd> {
-        let Some(number) = self.number else {
-            return Ok(None);
-        };
-        let result = self.replica.peers.with_follower(&self.name, number, f);
-        result.map(Some).ok_or(StreamEnd::Replaced)
+    pub(super) fn progress<T>(&self, f: impl FnOnce(&mut Progress) -> T) -> Result<T, StreamEnd> {
+        let peers = self.replica.peers;
+        let result = peers.with_follower(&self.name, self.number, f);
+        result.ok_or(StreamEnd::Replaced)
     }
 
     /// A follower has acknowledged everything up to `index`. Its snapshot no longer delays others, once it has all of
@@ -193,7 +162,7 @@ impl<'a> Link<'a> {
             follower.acknowledged(index, now);
             follower.is_copying()
         })?;
-        if is_copying == Some(false) {
+        if !is_copying {
             self.return_permit();
         }
         Ok(())
@@ -201,7 +170,7 @@ impl<'a> Link<'a> {
 
     /// The order to lead that this stream carries to its follower, once that is given.
     pub(crate) fn order(&self) -> Option<LeadOrder> {
-        self.replica.peers.order_of(&self.name, self.number?)
+        self.replica.peers.order_of(&self.name, self.number)
     }
 
     /// Everything up to `index` is sent. To be called before the other side can acknowledge it.
@@ -234,11 +203,10 @@ impl<'a> Link<'a> {
     /// Takes a follower out of the registry, and returns its permit. A second call changes nothing.
     fn leave(&self) {
         self.return_permit();
-        if let Some(number) = self.number {
-            // A leader keeps it in STATUS, with its last figures.
-            let keeps = self.replica.node.leads();
-            self.replica.peers.follower_left(&self.name, number, keeps);
-        }
+        // A leader keeps it in STATUS, with its last figures.
+        let keeps = self.replica.node.leads();
+        let peers = self.replica.peers;
+        peers.follower_left(&self.name, self.number, keeps);
     }
 }
 

@@ -87,9 +87,7 @@ impl<'a> LeaderStream<'a> {
     /// Begins a stream that was accepted.
     pub(crate) fn new(accepted: Accepted<'a>, now: Instant) -> LeaderStream<'a> {
         let is_snapshot = accepted.start == Start::Snapshot;
-        if !accepted.is_observer() {
-            accepted.offer.node.count_stream(is_snapshot);
-        }
+        accepted.offer.node.count_stream(is_snapshot);
         let source = Source::new(accepted.offer, now);
         LeaderStream {
             link: Arc::new(accepted.link),
@@ -236,7 +234,6 @@ impl<'a> LeaderStream<'a> {
                 until: self.source.beat_at(),
             }),
             Found::Gone => Err(StreamEnd::FellBehind),
-            Found::Ended if self.link.is_observer() => Ok(Sending::End),
             Found::Ended => {
                 let (index, deadline) = (cursor.next - 1, now + LAST_ACK_TIMEOUT);
                 self.part = Part::LastAck { index, deadline };
@@ -253,16 +250,13 @@ impl<'a> LeaderStream<'a> {
         stall_turn(self.source.interval)
     }
 
-    /// Judges a write of which the other side has taken nothing since `since`. The stream of a follower that takes
-    /// nothing for three heartbeat intervals ends. An observer may pause for as long as this node holds the next entry.
+    /// Judges a write of which the follower has taken nothing since `since`. The stream ends where it takes nothing for
+    /// three heartbeat intervals.
     ///
     /// # Errors
     ///
     /// Why the stream has to end.
     pub(crate) fn check_stall(&self, since: Instant, now: Instant) -> Result<(), StreamEnd> {
-        if self.link.is_observer() {
-            return self.source.check_pause();
-        }
         let stalled = now.saturating_duration_since(since);
         if stalled < self.silence_max() {
             Ok(())
@@ -291,14 +285,13 @@ impl<'a> LeaderStream<'a> {
     /// Whether the stream ends where this node does not lead any more. The order to lead is given before that, and its
     /// stream carries it then.
     fn ends_with_leadership(&self) -> bool {
-        !self.link.is_observer() && self.link.order().is_none()
+        self.link.order().is_none()
     }
 
     /// Makes a heartbeat with the digest at the cursor. Returns whether there is one.
     fn beat(&mut self, cursor: Cursor, out: &mut Vec<u8>) -> Result<bool, StreamEnd> {
         let last_index = self.source.log.last_index();
-        let is_exact = !self.link.is_observer();
-        let Some(beat) = self.source.beat(cursor, last_index, is_exact) else {
+        let Some(beat) = self.source.beat(cursor, last_index, true) else {
             return Ok(false);
         };
         self.check()?;
@@ -339,10 +332,8 @@ impl<'a> LeaderStream<'a> {
     /// Judges whether the follower has acknowledged the last index of the log.
     fn last_ack(&self, index: u64, until: Instant, now: Instant) -> Result<Sending, StreamEnd> {
         match self.link.progress(|follower| follower.applied_index()) {
-            Ok(Some(applied)) if applied < index && now < until => {
-                Ok(Sending::AwaitAck { index, until })
-            }
-            Ok(Some(applied)) if applied < index => Err(StreamEnd::NoLastAck(index)),
+            Ok(applied) if applied < index && now < until => Ok(Sending::AwaitAck { index, until }),
+            Ok(applied) if applied < index => Err(StreamEnd::NoLastAck(index)),
             Ok(_) => Ok(Sending::End),
             Err(_) => Err(StreamEnd::NoLastAck(index)),
         }

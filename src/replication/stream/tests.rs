@@ -16,6 +16,7 @@ use super::acks_out::AckTurn;
 use super::following::{FollowerStream, Goal, Need};
 use super::link::StreamEnd;
 use super::sending::{LeaderStream, Sending};
+use super::watching::{AcceptedWatch, WatchStream, accept_watch};
 use crate::config::Config;
 use crate::engine::Answers;
 use crate::history::EpochStart;
@@ -23,7 +24,7 @@ use crate::log::Log;
 use crate::node::{Node, Reply, RoleState};
 use crate::replication::core::shutdown::Lacking;
 use crate::replication::peers::{Peers, Replica};
-use crate::wire::replication::{Follow, Message, Start};
+use crate::wire::replication::{Message, Start, Watch, WatchFrom};
 use crate::wire::request::{Limits, Parsed, parse};
 use crate::wire::{Buffer, Request, Run, Status};
 
@@ -301,19 +302,21 @@ fn pair() -> (Host, Host) {
     (leader, follower)
 }
 
-/// An observer's FOLLOW, from after `last_index` on, or for a snapshot.
-fn observe(last_index: u64, wants_snapshot: bool) -> Vec<u8> {
-    let follow = Follow {
-        name: b"watcher",
-        is_observer: true,
-        wants_snapshot,
-        is_to_lead: false,
-        epoch: 0,
-        nonce: 0,
-        last_index,
-        cluster_id: b"",
-    };
-    let mut request = Vec::new();
-    follow.encode(&mut request).unwrap();
-    request
+const fn all(from: WatchFrom) -> Watch<'static> {
+    Watch {
+        prefix: b"",
+        wants_values: true,
+        from,
+    }
+}
+
+/// Judges a WATCH, as a session does.
+fn judge_watch<'a>(host: &'a Host, watch: &Watch<'_>) -> Result<Box<AcceptedWatch<'a>>, Reply> {
+    accept_watch(&host.node, "watcher:1", watch.prefix, &watch.value())
+}
+
+/// The stream of a watcher.
+fn watch<'a>(host: &'a Host, watch: &Watch<'_>) -> WatchStream<'a> {
+    let accepted = judge_watch(host, watch).unwrap();
+    WatchStream::new(*accepted, host.began)
 }

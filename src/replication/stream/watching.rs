@@ -128,7 +128,7 @@ fn judge(log: &Log, history: &History, from: WatchFrom) -> Result<(Start, Option
         WatchStart::Beyond => {
             let index = index_of(from).saturating_sub(1);
             Err(Reply::Error(format!(
-                "no record after {index} yet, this node's last one is {last_index}"
+                "no entry after {index} yet, this node's last one is {last_index}"
             )))
         }
         WatchStart::Lost { epoch_end } => {
@@ -138,7 +138,7 @@ fn judge(log: &Log, history: &History, from: WatchFrom) -> Result<(Start, Option
                 |end| format!("where that epoch ends at index {end}"),
             );
             Err(Reply::Lost(format!(
-                "record {index} of epoch {epoch} is not in this node's history, {end}"
+                "entry {index} of epoch {epoch} is not in this node's history, {end}"
             )))
         }
         WatchStart::Forgotten => Err(compacted()),

@@ -1,9 +1,4 @@
 //! Carries out the leader side of a stream, on the connection that asked for it.
-//!
-//! The same code serves observers, within the same bounds. An observer is no follower: it is not in the registry and
-//! not in STATUS, it need not acknowledge, and a stop does not wait for it. A follower may serve observers as well. Its
-//! data set can be replaced while it is read, and its history grows when its leader restarts. The stream then ends
-//! before the first entry of the other data set or of the new epoch, and the observer asks again.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -79,8 +74,6 @@ pub(crate) fn serve(
     let result = run(socket, stream, early);
     match &result {
         Ok(()) => info!("{}", link.end_line(None)),
-        // The end of an observer is nothing unusual.
-        Err(error) if link.is_observer() => info!("{}", link.end_line(Some(error))),
         Err(error) => warn!("{}", link.end_line(Some(error))),
     }
     result
@@ -91,12 +84,8 @@ fn run(socket: &TcpStream, mut stream: LeaderStream<'_>, early: &[u8]) -> io::Re
     let (link, log) = (Arc::clone(stream.link()), stream.log());
     let mut acks = stream.ack_reader(Instant::now());
     socket.set_write_timeout(Some(stream.stall_turn()))?;
-    socket.set_read_timeout(acks.silence_max())?;
-    let thread_name = if link.is_observer() {
-        "acks-observer".to_owned()
-    } else {
-        format!("acks-{}", link.name())
-    };
+    socket.set_read_timeout(Some(acks.silence_max()))?;
+    let thread_name = format!("acks-{}", link.name());
     thread::scope(|scope| {
         thread::Builder::new()
             .name(thread_name)
@@ -142,9 +131,7 @@ fn send(stream: &mut LeaderStream<'_>, socket: &TcpStream) -> Result<(), StreamE
             }
             Sending::Gather(time) => thread::sleep(time),
             Sending::AwaitAck { index, until } => {
-                if let Some(number) = link.number() {
-                    let _ = peers.wait_for_follower(link.name(), number, index, until);
-                }
+                let _ = peers.wait_for_follower(link.name(), link.number(), index, until);
             }
             Sending::End => return Ok(()),
         }

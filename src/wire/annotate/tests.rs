@@ -227,9 +227,8 @@ fn epoch_start(epoch: u64, start_index: u64) -> EpochStart {
 fn a_follow_and_the_stream_behind_it_are_shown_field_by_field() {
     let follow = Follow {
         name: b"n2",
-        is_observer: true,
         wants_snapshot: true,
-        is_to_lead: false,
+        is_to_lead: true,
         epoch: 1,
         nonce: 0xABC,
         last_index: 1_000,
@@ -251,7 +250,7 @@ fn a_follow_and_the_stream_behind_it_are_shown_field_by_field() {
         "000003  00 00 00 1e              value_len  30",
         "000007  6e 32                    key        \"n2\"",
         "000009  02                       version    2",
-        "00000a  03                       flags      observer, snapshot",
+        "00000a  06                       flags      snapshot, to lead",
         "00000b  00 00 00 00 00 00 00 01  epoch      1",
         "000013  00 00 00 00 00 00 0a bc  nonce      0x0000000000000abc",
         "00001b  00 00 00 00 00 00 03 e8  last_index  1,000",

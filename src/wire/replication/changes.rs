@@ -1,7 +1,7 @@
 //! Changes: the effects of one record, the value of EVENT.
 
 use super::batch::{BATCH_LEN_MAX, is_record};
-use super::{Fields, Head, ReplicationError, StreamOpcode};
+use super::{Fields, Frames, Head, ReplicationError, StreamOpcode};
 use crate::wire::command::Limit;
 use crate::wire::expiry::recorded_expiry;
 use crate::wire::request::{self, ANY_VALUE, HEADER_LEN, RequestHeader};
@@ -36,6 +36,26 @@ impl Fields {
             | Fields::Lead { .. } => true,
         }
     }
+}
+
+impl<'a> Frames<'a> {
+    /// The records as changes, in order.
+    pub fn changes(&self) -> impl Iterator<Item = Change<'a>> + use<'a> {
+        changes(self.bytes(), true)
+    }
+}
+
+/// The changes of frames that were accepted.
+fn changes(bytes: &[u8], has_values: bool) -> impl Iterator<Item = Change<'_>> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let (change, after) = Change::split(rest, has_values, 0).ok()?;
+        rest = after;
+        Some(change)
+    })
 }
 
 impl<'a> Changes<'a> {
@@ -84,16 +104,7 @@ impl<'a> Changes<'a> {
 
     /// The changes, in order.
     pub fn iter(&self) -> impl Iterator<Item = Change<'a>> + use<'a> {
-        let (mut rest, has_values) = (self.bytes, self.has_values);
-        std::iter::from_fn(move || {
-            if rest.is_empty() {
-                return None;
-            }
-            // `of_value` has accepted all of them.
-            let (change, after) = Change::split(rest, has_values, 0).ok()?;
-            rest = after;
-            Some(change)
-        })
+        changes(self.bytes, self.has_values)
     }
 }
 

@@ -22,17 +22,16 @@ pub const FOLLOW_FIELDS_LEN: usize = 26;
 pub const CLUSTER_ID_LEN_MAX: usize = 1_024;
 
 /// Bits of `flags`.
-const OBSERVER: u8 = 0b0000_0001;
 const SNAPSHOT: u8 = 0b0000_0010;
 const TO_LEAD: u8 = 0b0000_0100;
-const FLAGS: u8 = OBSERVER | SNAPSHOT | TO_LEAD;
+const FLAGS: u8 = SNAPSHOT | TO_LEAD;
 
 /// Key and value of a FOLLOW. The key is the node's name; the value:
 ///
 /// | offset | size | field        | meaning                                                              |
 /// |--------|------|--------------|----------------------------------------------------------------------|
 /// | 0      | 1    | `version`    | 2                                                                    |
-/// | 1      | 1    | `flags`      | bit 0 `is_observer`, 1 `wants_snapshot`, 2 `is_to_lead`; the others are 0 |
+/// | 1      | 1    | `flags`      | bit 1 `wants_snapshot`, 2 `is_to_lead`; the others are 0 |
 /// | 2      | 8    | `epoch`      | of the epoch that the node's last record belongs to; 0 where it holds nothing |
 /// | 10     | 8    | `nonce`      | of that epoch; 0 where it holds nothing                                 |
 /// | 18     | 8    | `last_index` | index of the node's last record; 0 where it holds nothing              |
@@ -45,8 +44,6 @@ const FLAGS: u8 = OBSERVER | SNAPSHOT | TO_LEAD;
 pub struct Follow<'a> {
     /// The node's name, 1..=64 bytes.
     pub name: &'a [u8],
-    /// The node is an observer and not a follower.
-    pub is_observer: bool,
     /// The node requests a snapshot, whatever its position is.
     pub wants_snapshot: bool,
     /// The node is about to lead and needs data. A follower serves it too.
@@ -84,7 +81,6 @@ impl<'a> Follow<'a> {
         }
         let follow = Follow {
             name: key,
-            is_observer: flags & OBSERVER != 0,
             wants_snapshot: flags & SNAPSHOT != 0,
             is_to_lead: flags & TO_LEAD != 0,
             epoch: BigEndian::read_u64(&fields[2..10]),
@@ -105,8 +101,7 @@ impl<'a> Follow<'a> {
         self.check()?;
         let mut value = vec![0; FOLLOW_FIELDS_LEN];
         value[0] = FOLLOW_VERSION;
-        value[1] = if self.is_observer { OBSERVER } else { 0 }
-            | if self.wants_snapshot { SNAPSHOT } else { 0 }
+        value[1] = if self.wants_snapshot { SNAPSHOT } else { 0 }
             | if self.is_to_lead { TO_LEAD } else { 0 };
         BigEndian::write_u64(&mut value[2..10], self.epoch);
         BigEndian::write_u64(&mut value[10..18], self.nonce);

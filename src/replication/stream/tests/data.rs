@@ -136,8 +136,7 @@ fn a_snapshot_of_a_follower_that_has_yet_to_apply_records_is_exact() {
     assert!(matches!(found, Found::Small(1_000, _)), "{found:?}");
     receive(&follower, &leader, &frames, 1_000);
     let engine = follower.node.engine();
-    let accepted = judge(&follower, &observe(0, true), leader.began).unwrap();
-    let mut sender = LeaderStream::new(*accepted, leader.began);
+    let mut sender = watch(&follower, &all(WatchFrom::Snapshot));
     let copied = Engine::new(Some(1 << 20), crate::time::MachineTime::clock());
     let (mut load, mut out, mut waits) = (copied.load(0), Vec::new(), 0);
     let (index, digest) = loop {

@@ -11,9 +11,8 @@ fn a_stream_ends_before_the_first_record_of_a_new_epoch_and_with_its_data_set() 
     stream.settle().unwrap();
     leader.open(2, 20);
     assert_eq!(stream.end(), Ended::Leader(StreamEnd::OtherData));
-    // A follower serves observers.
-    let accepted = judge(&follower, &observe(follower.index(), false), follower.began).unwrap();
-    let mut stream = LeaderStream::new(*accepted, follower.began);
+    // A follower serves watchers.
+    let mut stream = watch(&follower, &all(WatchFrom::Now));
     let mut out = Vec::new();
     assert!(stream.next(follower.began, &mut out).is_ok());
     follower.node.discard_dataset("test");
@@ -155,34 +154,6 @@ pub(super) fn overflow(host: &Host) {
     for at in 0..64_u32 {
         host.set("wide", &[&at.to_be_bytes()[..], &[0; 30_000]].concat());
     }
-}
-
-#[test]
-fn an_observer_may_pause_while_the_log_holds_its_next_record() {
-    let (leader, _) = pair();
-    let now = leader.began;
-    let accepted = judge(&leader, &observe(leader.index(), false), now).unwrap();
-    let mut stream = LeaderStream::new(*accepted, now);
-    let mut out = Vec::new();
-    let beat = stream.next(now, &mut out).unwrap();
-    assert!(matches!(beat, Sending::Frames { large: None }), "{beat:?}");
-    let acks = stream.ack_reader(now);
-    assert_eq!(acks.silence_max(), None);
-    let later = now + ms(1_000_000);
-    assert_eq!(acks.check_silence(later), Ok(()));
-    assert_eq!(stream.check_stall(now, later), Ok(()));
-    leader.set("c", b"3");
-    assert_eq!(stream.check_stall(now, later), Ok(()));
-    overflow(&leader);
-    let ended = stream.check_stall(now, later);
-    assert_eq!(ended, Err(StreamEnd::FellBehind));
-    assert!(
-        leader
-            .peers
-            .peers_at(0)
-            .iter()
-            .all(|peer| peer.lacks == Some(Lacking::Absent))
-    );
 }
 
 #[test]

@@ -3,27 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::replication::stream::watching::{AcceptedWatch, WatchStream, accept_watch};
-use crate::wire::replication::{self, Change, Parsed as StreamParsed, Watch, WatchFrom};
+use crate::wire::replication::{self, Change, Parsed as StreamParsed};
 use crate::wire::{RequestFrame, Token};
-
-const fn all(from: WatchFrom) -> Watch<'static> {
-    Watch {
-        prefix: b"",
-        wants_values: true,
-        from,
-    }
-}
-
-/// Judges a WATCH, as a session does.
-fn judge_watch<'a>(host: &'a Host, watch: &Watch<'_>) -> Result<Box<AcceptedWatch<'a>>, Reply> {
-    accept_watch(&host.node, "watcher:1", watch.prefix, &watch.value())
-}
-
-fn open<'a>(host: &'a Host, watch: &Watch<'_>) -> WatchStream<'a> {
-    let accepted = judge_watch(host, watch).unwrap();
-    WatchStream::new(*accepted, host.began)
-}
 
 /// The status of a refusal, and its value as text or as an index.
 #[track_caller]
@@ -149,7 +130,7 @@ fn sent(stream: &mut WatchStream<'_>, now: Instant) -> Result<Vec<String>, Strea
 fn a_watcher_is_told_of_each_record_once_and_of_its_position() {
     let leader = Host::leader();
     leader.set("a", b"1");
-    let mut stream = open(&leader, &all(WatchFrom::Index(1)));
+    let mut stream = watch(&leader, &all(WatchFrom::Index(1)));
     let now = leader.began;
     assert_eq!(
         sent(&mut stream, now).unwrap(),
@@ -164,16 +145,16 @@ fn a_watcher_is_told_of_each_record_once_and_of_its_position() {
         ("3: SET large ".len() + 300_000, "4: DEL a")
     );
     assert_eq!(sent(&mut stream, now + INTERVAL).unwrap(), ["at 4"]);
-    let mut new = open(&leader, &all(WatchFrom::Now));
+    let mut new = watch(&leader, &all(WatchFrom::Now));
     assert_eq!(sent(&mut new, now).unwrap(), ["at 4"]);
-    let mut later = open(&leader, &all(WatchFrom::After(token(&leader, 3))));
+    let mut later = watch(&leader, &all(WatchFrom::After(token(&leader, 3))));
     assert_eq!(sent(&mut later, now).unwrap(), ["at 3", "4: DEL a"]);
 }
 
 #[test]
 fn a_prefix_and_values_are_as_asked_for_and_the_position_moves_on_without_events() {
     let leader = Host::leader();
-    let watch = |from, wants_values| Watch {
+    let of = |from, wants_values| Watch {
         prefix: b"user:",
         wants_values,
         from,
@@ -183,7 +164,7 @@ fn a_prefix_and_values_are_as_asked_for_and_the_position_moves_on_without_events
     leader.set("user:", &vec![b'x'; 300_000]);
     leader.set("use", &vec![b'y'; 300_000]);
     leader.del("user:1");
-    let mut stream = open(&leader, &watch(WatchFrom::Index(1), false));
+    let mut stream = watch(&leader, &of(WatchFrom::Index(1), false));
     let now = leader.began;
     let told = sent(&mut stream, now).unwrap();
     let events = [
@@ -196,7 +177,7 @@ fn a_prefix_and_values_are_as_asked_for_and_the_position_moves_on_without_events
     leader.set("other", b"2");
     assert_eq!(sent(&mut stream, now).unwrap(), [""; 0]);
     assert_eq!(sent(&mut stream, now + INTERVAL).unwrap(), ["at 7"]);
-    let mut snapshot = open(&leader, &watch(WatchFrom::Snapshot, true));
+    let mut snapshot = watch(&leader, &of(WatchFrom::Snapshot, true));
     let told = sent(&mut snapshot, now).unwrap();
     assert_eq!(told.len(), 4, "{}", told.len());
     assert_eq!(
@@ -213,12 +194,12 @@ fn a_snapshot_goes_on_into_events_without_a_gap() {
         leader.set(&format!("user:{}", at % 700), &at.to_be_bytes());
         leader.set(&format!("key{at}"), b"old");
     }
-    let watch = Watch {
+    let users = Watch {
         prefix: b"user:",
         wants_values: true,
         from: WatchFrom::Snapshot,
     };
-    let mut stream = open(&leader, &watch);
+    let mut stream = watch(&leader, &users);
     let (mut copy, mut out, mut at, mut more) = (Copy::default(), Vec::new(), 0_u32, 0);
     while more < 50 {
         if copy.end.is_some() {
@@ -242,7 +223,7 @@ fn a_snapshot_goes_on_into_events_without_a_gap() {
     copy.apply(&sent(&mut stream, leader.began).unwrap());
     assert!(copy.end.unwrap() < leader.index());
     let mut truth = Copy::default();
-    truth.apply(&sent(&mut open(&leader, &watch), leader.began).unwrap());
+    truth.apply(&sent(&mut watch(&leader, &users), leader.began).unwrap());
     assert_eq!(truth.end, Some(leader.index()));
     assert!(copy.values == truth.values);
 }
@@ -265,12 +246,12 @@ fn nothing_is_sent_that_is_not_committed() {
     assert_eq!(follower.log().committed_index(), at + 3);
     assert_eq!(follower.log().last_index(), at + 4);
     let now = follower.began;
-    let mut watcher = open(&follower, &all(WatchFrom::After(token(&follower, at))));
+    let mut watcher = watch(&follower, &all(WatchFrom::After(token(&follower, at))));
     let told = sent(&mut watcher, now).unwrap();
     let event = |number: u64| format!("{}: SET k{number} v", at + number);
     assert_eq!(told, [format!("at {at}"), event(1), event(2), event(3)]);
     assert_eq!(sent(&mut watcher, now).unwrap(), [""; 0]);
-    let mut new = open(&follower, &all(WatchFrom::Now));
+    let mut new = watch(&follower, &all(WatchFrom::Now));
     assert_eq!(sent(&mut new, now).unwrap(), [format!("at {}", at + 3)]);
     follower.node.engine().apply(at + 4).unwrap();
     assert_eq!(sent(&mut watcher, now).unwrap(), [event(4)]);
@@ -290,7 +271,7 @@ fn a_watch_that_cannot_begin_is_told_why() {
     assert_eq!(refused(&leader, WatchFrom::Index(5)), "OK", "the next one");
     assert_eq!(
         refused(&leader, WatchFrom::Index(6)),
-        "ERROR no record after 5 yet, this node's last one is 4"
+        "ERROR no entry after 5 yet, this node's last one is 4"
     );
     assert_eq!(
         refused(&leader, after(1, 6, 10)),
@@ -298,7 +279,7 @@ fn a_watch_that_cannot_begin_is_told_why() {
     );
     assert_eq!(
         refused(&leader, after(1, 2, 11)),
-        "LOST record 2 of epoch 1 is not in this node's history, which does not have that epoch"
+        "LOST entry 2 of epoch 1 is not in this node's history, which does not have that epoch"
     );
     // The follower's log begins behind its snapshot.
     assert_eq!(refused(&follower, WatchFrom::Index(2)), "COMPACTED 5");
@@ -307,7 +288,7 @@ fn a_watch_that_cannot_begin_is_told_why() {
     leader.open(3, 30);
     assert_eq!(
         refused(&leader, after(1, 5, 10)),
-        "LOST record 5 of epoch 1 is not in this node's history, where that epoch ends at index 4"
+        "LOST entry 5 of epoch 1 is not in this node's history, where that epoch ends at index 4"
     );
     assert_eq!(refused(&leader, after(1, 4, 10)), "OK");
     let alone = Node::alone();
@@ -327,7 +308,7 @@ fn a_watch_that_cannot_begin_is_told_why() {
 fn a_watcher_may_pause_while_the_log_holds_its_next_record() {
     let (leader, _) = pair();
     let now = leader.began;
-    let mut stream = open(&leader, &all(WatchFrom::Now));
+    let mut stream = watch(&leader, &all(WatchFrom::Now));
     assert_eq!(sent(&mut stream, now).unwrap(), ["at 4"]);
     let later = now + ms(1_000_000);
     assert_eq!(stream.check_stall(), Ok(()));
@@ -340,7 +321,7 @@ fn a_watcher_may_pause_while_the_log_holds_its_next_record() {
     assert!(oldest > 5);
     let answer = refused(&leader, WatchFrom::After(token(&leader, 4)));
     assert_eq!(answer, format!("COMPACTED {oldest}"));
-    let mut stream = open(&leader, &all(WatchFrom::Index(oldest)));
+    let mut stream = watch(&leader, &all(WatchFrom::Index(oldest)));
     let told = sent(&mut stream, later).unwrap();
     assert_eq!(told.len() as u64, 1 + leader.index() - oldest + 1);
     assert!(
@@ -356,7 +337,7 @@ fn a_watcher_may_pause_while_the_log_holds_its_next_record() {
 #[test]
 fn a_watch_ends_with_its_data_set_and_before_a_new_epoch_and_continues_at_another_node() {
     let (leader, follower) = pair();
-    let (mut stream, now) = (open(&leader, &all(WatchFrom::Now)), leader.began);
+    let (mut stream, now) = (watch(&leader, &all(WatchFrom::Now)), leader.began);
     leader.set("c", b"3");
     assert_eq!(sent(&mut stream, now).unwrap(), ["at 4", "5: SET c 3"]);
     let position = token(&leader, 5);
@@ -370,7 +351,7 @@ fn a_watch_ends_with_its_data_set_and_before_a_new_epoch_and_continues_at_anothe
         .unwrap();
     follower.open(2, 20);
     follower.set("d", b"4");
-    let mut resumed = open(&follower, &all(WatchFrom::After(position)));
+    let mut resumed = watch(&follower, &all(WatchFrom::After(position)));
     assert_eq!(
         sent(&mut resumed, follower.began).unwrap(),
         ["at 5", "6: EPOCH ", "7: SET d 4"]
@@ -386,7 +367,7 @@ fn a_watch_ends_with_its_data_set_and_before_a_new_epoch_and_continues_at_anothe
 #[test]
 fn a_node_that_stops_sends_a_watcher_what_its_log_holds() {
     let leader = Host::leader();
-    let mut stream = open(&leader, &all(WatchFrom::Index(1)));
+    let mut stream = watch(&leader, &all(WatchFrom::Index(1)));
     leader.set("a", b"1");
     leader.node.engine().end_log();
     leader.log().drain(leader.began);

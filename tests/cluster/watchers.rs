@@ -1,17 +1,17 @@
-//! An observer of a stream sees the same as a follower, on any node, and is in no count.
+//! Watchers see the same as a follower, on any node, and are in no count.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
-use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use gopherstore::client::{Client, ClientOptions, Error, Observer, Watch};
+use gopherstore::client::{
+    Change, Client, ClientOptions, Error, Watch, WatchFrom, Watched, Watcher,
+};
 use gopherstore::engine::digest::Digest;
 use gopherstore::engine::entry::Entry;
 use gopherstore::replication::core::liveness::SILENT_HEARTBEATS;
-use gopherstore::wire::replication::{Follow, Frames, Message, Start};
-use gopherstore::wire::{Request, RequestFrame};
+use gopherstore::wire::replication::Start;
+use gopherstore::wire::{Opcode, Request, Token};
 
 use crate::support::cluster::{Cluster, Options, wait_until};
 use crate::support::load::{self, Load};
@@ -34,21 +34,53 @@ fn cluster(count: usize, replication: &str) -> Cluster {
     cluster
 }
 
-fn observe(cluster: &Cluster, node: usize, watch: Watch) -> Result<Observer, Error> {
-    let options = ClientOptions {
+fn options() -> ClientOptions {
+    ClientOptions {
         connect_timeout: PATIENCE,
         timeout: PATIENCE,
         ..ClientOptions::default()
-    };
-    Observer::open(&cluster.addr(node).to_string(), &options, watch)
+    }
 }
 
-/// The response to an observer whose stream does not begin.
+/// A watch of all keys with their values.
+fn all(from: WatchFrom) -> Watch {
+    Watch {
+        values: true,
+        from,
+        ..Watch::default()
+    }
+}
+
+fn watch(cluster: &Cluster, node: usize, from: WatchFrom) -> Result<Watcher, Error> {
+    Watcher::open(&cluster.addr(node).to_string(), &options(), all(from))
+}
+
+/// The response to a watcher whose stream does not begin.
 #[track_caller]
-fn refusal(result: Result<Observer, Error>) -> String {
+fn refusal(result: Result<Watcher, Error>) -> String {
     match result {
-        Err(Error::Server { message }) => message,
+        Err(Error::Server { message } | Error::Lost { message }) => message,
         other => panic!("{other:?}"),
+    }
+}
+
+/// The oldest index that is left, where a stream does not begin for lack of older ones.
+#[track_caller]
+fn oldest<T: std::fmt::Debug>(result: Result<T, Error>) -> u64 {
+    match result {
+        Err(Error::Compacted { oldest }) => oldest,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The error that ends a stream on which nothing but heartbeats comes.
+#[track_caller]
+fn end_of(watcher: &mut Watcher) -> Error {
+    loop {
+        match watcher.receive() {
+            Ok(message) => assert!(matches!(message, Watched::Heartbeat { .. }), "{message:?}"),
+            Err(error) => return error,
+        }
     }
 }
 
@@ -60,23 +92,22 @@ struct Copy {
 }
 
 impl Copy {
-    fn apply(&mut self, frames: Frames<'_>) {
-        for frame in frames {
-            self.apply_one(&frame);
+    fn apply<'a>(&mut self, changes: impl Iterator<Item = Change<'a>>) {
+        for change in changes {
+            let key = change.key();
+            let (old, new) = match change.value() {
+                None => {
+                    assert!(matches!(change.opcode(), Opcode::Del | Opcode::Epoch));
+                    (self.entries.remove(key), Digest::EMPTY)
+                }
+                Some(value) => (
+                    self.entries.insert(key.to_vec(), value.to_vec()),
+                    digest_of(key, value),
+                ),
+            };
+            let old = old.map_or(Digest::EMPTY, |value| digest_of(key, &value));
+            self.digest = self.digest.changed(old, new);
         }
-    }
-
-    fn apply_one(&mut self, frame: &RequestFrame<'_>) {
-        let key = frame.request().key();
-        let (old, new) = match frame.request() {
-            Request::Del { .. } => (self.entries.remove(key), Digest::EMPTY),
-            request => (
-                self.entries.insert(key.to_vec(), request.value().to_vec()),
-                Digest::of(&Entry::copy_of(frame)),
-            ),
-        };
-        let old = old.map_or(Digest::EMPTY, |value| digest_of(key, &value));
-        self.digest = self.digest.changed(old, new);
     }
 }
 
@@ -92,26 +123,26 @@ fn digest_of(key: &[u8], value: &[u8]) -> Digest {
     }
 }
 
-/// The frames of all entries up to `last`, from the stream's start.
-fn entries(observer: &mut Observer, last: u64) -> Vec<Vec<u8>> {
+/// A change as it was received: operation, key, and value.
+type Shown = (Opcode, Vec<u8>, Option<Vec<u8>>);
+
+/// All changes up to the record with the index `last`, from the stream's start.
+fn entries(watcher: &mut Watcher, last: u64) -> Vec<Shown> {
     let mut seen = Vec::new();
-    loop {
-        if let Message::Entries {
-            first_index,
-            frames,
-            ..
-        } = observer.receive().unwrap()
-        {
-            seen.extend(frames.iter().map(|frame| frame.bytes().to_vec()));
-            if first_index + u64::from(frames.count()) > last {
-                return seen;
-            }
+    while watcher.position().unwrap().index < last {
+        if let Watched::Event(event) = watcher.receive().unwrap() {
+            let changes = event.changes();
+            seen.extend(changes.map(|change| {
+                let value = change.value().map(<[u8]>::to_vec);
+                (change.opcode(), change.key().to_vec(), value)
+            }));
         }
     }
+    seen
 }
 
 #[test]
-fn any_node_shows_the_same_entries_and_counts_no_observer() {
+fn any_node_shows_the_same_entries_and_counts_no_watcher() {
     let cluster = cluster(3, QUICK);
     let counts = |node: usize| {
         let status = cluster.status(node).unwrap();
@@ -132,8 +163,8 @@ fn any_node_shows_the_same_entries_and_counts_no_observer() {
             .all(|&at| status.get(&key::follower_state(cluster.name(at))) == Some("following"))
     });
     let before: Vec<_> = (0..3).map(counts).collect();
-    let mut observers: Vec<Observer> = (0..3)
-        .map(|node| observe(&cluster, node, Watch::New).unwrap())
+    let mut watchers: Vec<Watcher> = (0..3)
+        .map(|node| watch(&cluster, node, WatchFrom::Now).unwrap())
         .collect();
     let mut client = cluster.client(0);
     let first = cluster.number(0, key::INDEX) + 1;
@@ -145,34 +176,35 @@ fn any_node_shows_the_same_entries_and_counts_no_observer() {
     assert!(client.del(&7_u32.to_be_bytes()).unwrap());
     let last = cluster.number(0, key::INDEX);
     assert_eq!(last, first + 501);
-    let seen: Vec<_> = observers
+    let seen: Vec<_> = watchers
         .iter_mut()
-        .map(|observer| {
-            assert_eq!(observer.start(), Start::Resume { from_index: first });
-            entries(observer, last)
+        .map(|watcher| {
+            assert_eq!(watcher.start(), Start::Resume { from_index: first });
+            entries(watcher, last)
         })
         .collect();
     assert_eq!(seen[0].len(), 502);
     assert!(seen[0] == seen[1] && seen[1] == seen[2]);
-    assert_eq!(&seen[0][500][12..], &large);
+    assert_eq!(seen[0][500], (Opcode::Set, b"large".to_vec(), Some(large)));
     assert_eq!(
         seen[0][501],
-        b"\x03\x00\x04\x00\x00\x00\x00\x00\x00\x00\x07"
+        (Opcode::Del, 7_u32.to_be_bytes().to_vec(), None)
     );
-    // An observer that has been silent for longer than any follower may be still receives entries.
-    for observer in &mut observers {
+    // A watcher that has been silent for longer than any follower may be still receives entries.
+    for watcher in &mut watchers {
         for _ in 0..2 * SILENT_HEARTBEATS {
-            let message = observer.receive().unwrap();
-            assert!(matches!(message, Message::Heartbeat { .. }), "{message:?}");
+            let message = watcher.receive().unwrap();
+            assert!(matches!(message, Watched::Heartbeat { .. }), "{message:?}");
         }
     }
     client.set(b"late", b"1").unwrap();
     cluster.wait_converged(WITHIN);
-    for (node, observer) in observers.iter_mut().enumerate() {
-        let late = entries(observer, last + 1);
+    for (node, watcher) in watchers.iter_mut().enumerate() {
+        let late = entries(watcher, last + 1);
         assert_eq!(late.len(), 1, "{}", cluster.name(node));
-        let position = observer.position().unwrap();
-        let mut again = observe(&cluster, (node + 1) % 3, position).unwrap();
+        let position = watcher.position().unwrap();
+        let from = WatchFrom::After(position);
+        let mut again = watch(&cluster, (node + 1) % 3, from).unwrap();
         assert_eq!(
             again.start(),
             Start::Resume {
@@ -181,17 +213,18 @@ fn any_node_shows_the_same_entries_and_counts_no_observer() {
         );
         assert!(matches!(
             again.receive().unwrap(),
-            Message::Heartbeat { .. }
+            Watched::Heartbeat { .. }
         ));
+        assert_eq!(again.position(), Some(position));
     }
-    let old = observe(&cluster, 2, Watch::From(first));
+    let old = watch(&cluster, 2, WatchFrom::Index(first));
     let old = entries(&mut old.unwrap(), last);
     assert!(old[..502] == seen[0], "not the same a second time");
     assert_eq!((0..3).map(counts).collect::<Vec<_>>(), before);
 }
 
 #[test]
-fn an_observer_is_told_what_there_is_where_that_is_not_what_it_wants() {
+fn a_watcher_is_told_what_there_is_where_that_is_not_what_it_wants() {
     let cluster = cluster(2, SMALL);
     let pairs: Vec<_> = (0_u32..60)
         .map(|at| (at.to_be_bytes(), vec![b'v'; 60_000]))
@@ -199,48 +232,25 @@ fn an_observer_is_told_what_there_is_where_that_is_not_what_it_wants() {
     cluster.write_all(pairs.iter().map(|(key, value)| (&key[..], &value[..])));
     cluster.wait_converged(WITHIN);
     for node in 0..2 {
-        let gone = refusal(observe(&cluster, node, Watch::From(1)));
-        let (_, first) = gone
-            .split_once("entry 1 is no longer in the log, which begins at index ")
-            .unwrap_or_else(|| panic!("{gone}"));
-        let first: u64 = first.parse().unwrap();
-        let held = observe(&cluster, node, Watch::From(first)).unwrap();
+        let first = oldest(watch(&cluster, node, WatchFrom::Index(1)));
+        assert!((2..62).contains(&first), "{first}");
+        let held = watch(&cluster, node, WatchFrom::Index(first)).unwrap();
         assert_eq!(held.start(), Start::Resume { from_index: first });
         assert_eq!(
-            refusal(observe(&cluster, node, Watch::From(100))),
+            refusal(watch(&cluster, node, WatchFrom::Index(100))),
             "no entry after 99 yet, this node's last one is 61"
         );
-        let stranger = Watch::After {
+        let stranger = Token {
             epoch: 1,
             nonce: 1,
             index: 3,
         };
+        let lost = watch(&cluster, node, WatchFrom::After(stranger));
+        assert!(matches!(lost, Err(Error::Lost { .. })), "{lost:?}");
         assert_eq!(
-            refusal(observe(&cluster, node, stranger)),
-            "entry 3 of epoch 1 is not in this node's history"
+            refusal(lost),
+            "entry 3 of epoch 1 is not in this node's history, which does not have that epoch"
         );
-        let follow = |cluster_id: &[u8]| {
-            let mut frame = Vec::new();
-            let follow = Follow {
-                name: b"anybody",
-                is_observer: true,
-                wants_snapshot: false,
-                is_to_lead: false,
-                epoch: 0,
-                nonce: 0,
-                last_index: 61,
-                cluster_id,
-            };
-            follow.encode(&mut frame).unwrap();
-            // The node shuts nothing down: the first bytes are the response.
-            let mut stream = TcpStream::connect(cluster.addr(node)).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            stream.write_all(&frame).unwrap();
-            let mut header = [0; 5];
-            std::io::Read::read_exact(&mut stream, &mut header).unwrap();
-            header[0]
-        };
-        assert_eq!((follow(b""), follow(b"test"), follow(b"prod")), (0, 0, 1));
     }
 }
 
@@ -260,37 +270,33 @@ fn a_snapshot_under_writes_is_the_data_at_its_index() {
     );
     load.wait_for_more(2_000);
     for node in [0, 1] {
-        let mut observer = observe(&cluster, node, Watch::Copy).unwrap();
-        assert_eq!(observer.start(), Start::Snapshot);
+        let mut watcher = watch(&cluster, node, WatchFrom::Snapshot).unwrap();
+        assert_eq!(watcher.start(), Start::Snapshot);
+        assert_eq!(watcher.position(), None);
         let mut copy = Copy::default();
         let index = loop {
-            match observer.receive().unwrap() {
-                Message::SnapshotChunk { frames, .. } => copy.apply(frames),
-                Message::SnapshotEnd { index, digest, .. } => {
+            match watcher.receive().unwrap() {
+                Watched::Snapshot(frames) => copy.apply(frames.changes()),
+                Watched::SnapshotEnd { position, digest } => {
                     assert_eq!(copy.digest.to_u128(), digest, "{}", cluster.name(node));
-                    break index;
+                    break position.index;
                 }
-                Message::SnapshotBegin { .. } | Message::Heartbeat { .. } => {}
+                Watched::SnapshotBegin { .. } => {}
                 other => panic!("{other:?}"),
             }
         };
         // And the entries that follow lead on from it, up to every digest that the node then tells.
         let (mut last, mut compared) = (index, 0);
         while compared < 3 {
-            match observer.receive().unwrap() {
-                Message::Entries {
-                    first_index,
-                    frames,
-                    ..
-                } => {
-                    assert_eq!(first_index, last + 1);
-                    last += u64::from(frames.count());
-                    copy.apply(frames);
+            match watcher.receive().unwrap() {
+                Watched::Event(event) => {
+                    assert_eq!(event.position().index, last + 1);
+                    last += 1;
+                    copy.apply(event.changes());
                 }
-                Message::Heartbeat {
+                Watched::Heartbeat {
                     digest_index,
                     digest,
-                    ..
                 } => {
                     assert_eq!((digest_index, digest), (last, copy.digest.to_u128()));
                     compared += 1;
@@ -302,9 +308,9 @@ fn a_snapshot_under_writes_is_the_data_at_its_index() {
 }
 
 #[test]
-fn an_observer_that_takes_nothing_is_dropped_and_told_why_when_it_asks_again() {
+fn a_watcher_that_takes_nothing_is_dropped_and_told_that_it_was_too_slow() {
     let cluster = cluster(2, SMALL);
-    let mut idle = observe(&cluster, 0, Watch::New).unwrap();
+    let mut idle = watch(&cluster, 0, WatchFrom::Now).unwrap();
     let position = idle.position().unwrap();
     // The other node's probe is one of them, once it is there.
     cluster.wait_for_status(1, WITHIN, "its probe of n1", |status| {
@@ -316,7 +322,7 @@ fn an_observer_that_takes_nothing_is_dropped_and_told_why_when_it_asks_again() {
     let mut written = 0_u32;
     // Until the sockets between hold no more; the writer is never held up by that.
     let begin = Instant::now();
-    while !cluster.process(0).log().contains("no longer observes: it") {
+    while !cluster.process(0).log().contains("no longer watches: it") {
         assert!(
             begin.elapsed() < WITHIN,
             "not dropped after {written} writes"
@@ -341,38 +347,45 @@ fn an_observer_that_takes_nothing_is_dropped_and_told_why_when_it_asks_again() {
         }
     };
     assert!(matches!(lost, Error::Connection { .. }), "{lost}");
-    let why = refusal(observe(&cluster, 0, position));
+    assert!(cluster.process(0).log().contains("fell behind"));
+    let left = oldest(watch(&cluster, 0, WatchFrom::After(position)));
+    assert!(left > position.index + 1, "{left}");
+    // What the sockets held was received by now, and what comes after that is gone.
+    let received = idle.position().unwrap().index;
     assert!(
-        why.contains("is no longer in the log, which begins at index "),
-        "{why}"
+        received >= position.index && received + 1 < left,
+        "{received}"
     );
+    let addr = cluster.addr(0).to_string();
+    assert_eq!(oldest(idle.resume(&[&addr], WITHIN)), left);
+    assert_eq!(idle.position().unwrap().index, received, "as it was");
 }
 
 /// As `dump` does while it writes into a pipe whose reader pauses.
 #[test]
-fn an_observer_may_pause_in_the_midst_of_a_copy() {
+fn a_watcher_may_pause_in_the_midst_of_a_snapshot() {
     const HEARTBEAT: Duration = Duration::from_millis(100);
     let cluster = cluster(2, QUICK);
     let value = vec![b'v'; 100_000];
     let keys: Vec<_> = (0_u32..300).map(u32::to_be_bytes).collect();
     cluster.write_all(keys.iter().map(|key| (&key[..], &value[..])));
     let mut copy = Copy::default();
-    let mut paused = observe(&cluster, 0, Watch::Copy).unwrap();
+    let mut paused = watch(&cluster, 0, WatchFrom::Snapshot).unwrap();
     let begin = paused.receive().unwrap();
-    assert!(matches!(begin, Message::SnapshotBegin { .. }), "{begin:?}");
+    assert!(matches!(begin, Watched::SnapshotBegin { .. }), "{begin:?}");
     // More than the sockets between hold, so the sender waits.
     let begin = Instant::now();
     while begin.elapsed() < HEARTBEAT * SILENT_HEARTBEATS * 4 {
         let log = cluster.process(0).log();
-        assert!(!log.contains("no longer observes"), "{log}");
+        assert!(!log.contains("no longer watches"), "{log}");
         std::thread::sleep(HEARTBEAT / 4);
     }
     // The log moves on meanwhile, and still holds what comes next.
     cluster.client(0).set(b"late", b"entry").unwrap();
     let (index, digest) = loop {
         match paused.receive().unwrap() {
-            Message::SnapshotChunk { frames, .. } => copy.apply(frames),
-            Message::SnapshotEnd { index, digest, .. } => break (index, digest),
+            Watched::Snapshot(frames) => copy.apply(frames.changes()),
+            Watched::SnapshotEnd { position, digest } => break (position.index, digest),
             other => panic!("{other:?}"),
         }
     };
@@ -381,10 +394,10 @@ fn an_observer_may_pause_in_the_midst_of_a_copy() {
 }
 
 #[test]
-fn the_stop_does_not_wait_for_an_observer() {
+fn the_stop_does_not_wait_for_a_watcher() {
     let replication = "heartbeat_interval_ms = 10000\nleader_timeout_ms = 40000";
     let mut cluster = cluster(2, replication);
-    let stuck = observe(&cluster, 0, Watch::New).unwrap();
+    let stuck = watch(&cluster, 0, WatchFrom::Now).unwrap();
     let value = vec![b'v'; 1_000_000];
     let mut client: Client = cluster.client(0);
     // More than the sockets take, so that its sender waits for room.
@@ -394,18 +407,18 @@ fn the_stop_does_not_wait_for_an_observer() {
     cluster.wait_converged(WITHIN);
     let begin = Instant::now();
     cluster.stop(0);
-    // It would be cut off after 5 seconds, or give the observer 30 of its own.
+    // It would be cut off after 5 seconds, or give the watcher 30 of its own.
     let took = begin.elapsed();
     assert!(took < Duration::from_secs(5), "{took:?}");
     drop(stuck);
 }
 
-/// All that was acknowledged before the stop is shown, to an observer that reads on, though it is behind.
+/// All that was acknowledged before the stop is shown, to a watcher that reads on, though it is behind.
 #[test]
-fn a_node_that_stops_sends_its_observers_what_its_log_holds() {
+fn a_node_that_stops_sends_its_watchers_what_its_log_holds() {
     for node in [0, 1] {
         let mut cluster = cluster(2, QUICK);
-        let mut observer = observe(&cluster, node, Watch::New).unwrap();
+        let mut watcher = watch(&cluster, node, WatchFrom::Now).unwrap();
         // More than the sockets take.
         let (count, value) = (1_000, vec![b'v'; 20_000]);
         let keys: Vec<_> = (0_u32..count).map(u32::to_be_bytes).collect();
@@ -413,14 +426,9 @@ fn a_node_that_stops_sends_its_observers_what_its_log_holds() {
         cluster.wait_converged(WITHIN);
         cluster.begin_stop(node);
         // The first record is an EPOCH.
-        let shown = entries(&mut observer, u64::from(count) + 1);
+        let shown = entries(&mut watcher, u64::from(count) + 1);
         assert_eq!(shown.len(), keys.len());
-        let lost = loop {
-            match observer.receive() {
-                Ok(message) => assert!(matches!(message, Message::Heartbeat { .. }), "{message:?}"),
-                Err(error) => break error,
-            }
-        };
+        let lost = end_of(&mut watcher);
         assert!(matches!(lost, Error::Connection { .. }), "{lost}");
         cluster.wait_stopped(node);
     }
@@ -443,8 +451,8 @@ fn a_follower_that_takes_another_data_set_ends_the_streams_of_the_old_one() {
     let cluster = with_proxy();
     cluster.client(0).set(b"k", b"v").unwrap();
     cluster.wait_converged(WITHIN);
-    let mut observer = observe(&cluster, 1, Watch::From(2)).unwrap();
-    assert_eq!(entries(&mut observer, 2).len(), 1);
+    let mut watcher = watch(&cluster, 1, WatchFrom::Index(2)).unwrap();
+    assert_eq!(entries(&mut watcher, 2).len(), 1);
     let link = cluster.link(1, 0);
     link.refuse(true);
     link.cut(Cut::End);
@@ -454,18 +462,12 @@ fn a_follower_that_takes_another_data_set_ends_the_streams_of_the_old_one() {
     cluster.write_all(pairs.iter().map(|(key, value)| (&key[..], &value[..])));
     link.pass();
     cluster.wait_converged(WITHIN);
-    let lost = loop {
-        match observer.receive() {
-            Ok(message) => assert!(matches!(message, Message::Heartbeat { .. }), "{message:?}"),
-            Err(error) => break error,
-        }
-    };
+    let lost = end_of(&mut watcher);
     assert!(matches!(lost, Error::Connection { .. }), "{lost}");
-    let why = refusal(observe(&cluster, 1, observer.position().unwrap()));
-    assert_eq!(
-        why,
-        "entry 3 is no longer in the log, which begins at index 63"
-    );
+    let position = watcher.position().unwrap();
+    assert_eq!(position.index, 2);
+    let left = oldest(watch(&cluster, 1, WatchFrom::After(position)));
+    assert_eq!(left, 63);
 }
 
 /// Writes one entry after another, each under its own key, until the test stops it. Gives the keys of those that were
@@ -500,62 +502,53 @@ fn write_until(addr: &str, is_over: &AtomicBool) -> Vec<Vec<u8>> {
     acknowledged
 }
 
-/// The entries that an observer received on all its streams: index, epoch by the history of its stream, and key.
-type Shown = Vec<(u64, u64, Vec<u8>)>;
+/// The entries that a watcher received on all its streams: position and key.
+type Received = Vec<(Token, Vec<u8>)>;
 
-/// Watches a node until the entry with the key `last`, and goes on after each end of the stream where it was.
-fn watch_until(addr: &str, last: &[u8], shown: &mut Shown) -> u64 {
-    let options = ClientOptions {
-        timeout: PATIENCE,
-        ..ClientOptions::default()
-    };
+/// Watches a node until the entry with the key `last`, and goes on after each end of the stream where it was. Returns
+/// the number of streams.
+fn watch_until(addr: &str, last: &[u8], received: &mut Received) -> u64 {
     let begin = Instant::now();
-    let (mut watch, mut streams) = (Watch::From(1), 0);
+    let mut watcher = Watcher::open(addr, &options(), all(WatchFrom::Index(1))).unwrap();
+    let mut streams = 1;
     while begin.elapsed() < 4 * WITHIN {
-        let mut observer = match Observer::open(addr, &options, watch) {
-            Ok(observer) => observer,
-            Err(Error::Loading { .. } | Error::Connect { .. }) => {
-                std::thread::sleep(Duration::from_millis(10));
-                continue;
+        let newest = watcher.history().last().unwrap().epoch;
+        match watcher.receive() {
+            Ok(Watched::Event(event)) => {
+                let position = event.position();
+                assert!(position.epoch <= newest);
+                received.extend(
+                    event
+                        .changes()
+                        .map(|change| (position, change.key().to_vec())),
+                );
+                if received.last().is_some_and(|(_, key)| key == last) {
+                    return streams;
+                }
             }
-            Err(error) => panic!("refused after {:?}: {error}", shown.last()),
-        };
-        streams += 1;
-        let history = observer.history().clone();
-        while let Ok(message) = observer.receive() {
-            let Message::Entries {
-                epoch,
-                first_index,
-                frames,
-                ..
-            } = message
-            else {
-                continue;
-            };
-            assert_eq!(Some(epoch), history.last().map(|start| start.epoch));
-            for (index, frame) in (first_index..).zip(frames) {
-                let start = history.epoch_of(index).unwrap();
-                shown.push((index, start.epoch, frame.request().key().to_vec()));
+            Ok(message) => assert!(matches!(message, Watched::Heartbeat { .. }), "{message:?}"),
+            Err(Error::Connection { .. }) => {
+                if let Err(error) = watcher.resume(&[addr], WITHIN) {
+                    panic!("refused after {:?}: {error}", received.last());
+                }
+                streams += 1;
             }
-            if shown.last().is_some_and(|(_, _, key)| key == last) {
-                return streams;
-            }
+            Err(error) => panic!("{error}"),
         }
-        watch = observer.position().unwrap();
     }
-    panic!("{} entries within {:?}", shown.len(), begin.elapsed());
+    panic!("{} entries within {:?}", received.len(), begin.elapsed());
 }
 
-/// A follower's history grows when its leader restarts, and its observers see that before the first entry of the new
-/// epoch: the follower may adopt the history and apply entries between two heartbeats of the observer's sender.
+/// A follower's history grows when its leader restarts, and its watchers see that before the first entry of the new
+/// epoch: the follower may adopt the history and apply entries between two heartbeats of the watcher's sender.
 #[test]
-fn an_observer_of_a_follower_sees_each_entry_once_and_under_its_epoch_while_leaders_restart() {
+fn a_watcher_of_a_follower_sees_each_entry_once_and_under_its_epoch_while_leaders_restart() {
     watch_while_leaders_restart(1);
 }
 
-/// Entries acknowledged just before a leader stops are in no log once it is back, so observers receive them first.
+/// Entries acknowledged just before a leader stops are in no log once it is back, so watchers receive them first.
 #[test]
-fn an_observer_of_a_leader_sees_each_entry_once_while_that_stops_and_starts() {
+fn a_watcher_of_a_leader_sees_each_entry_once_while_that_stops_and_starts() {
     watch_while_leaders_restart(0);
 }
 
@@ -566,7 +559,7 @@ fn watch_while_leaders_restart(watched: usize) {
         cluster.addr(watched).to_string(),
     );
     let is_over = AtomicBool::new(false);
-    let mut shown = Shown::new();
+    let mut shown = Received::new();
     let (acknowledged, streams) = std::thread::scope(|scope| {
         let writer = scope.spawn(|| write_until(&leader, &is_over));
         let watcher = scope.spawn(|| watch_until(&watched_addr, b"last", &mut shown));
@@ -589,18 +582,25 @@ fn watch_while_leaders_restart(watched: usize) {
         (acknowledged, watcher.join().unwrap())
     });
     assert!(streams > 5, "{streams} streams and 5 new epochs");
-    let indexes: Vec<u64> = shown.iter().map(|(index, ..)| *index).collect();
+    let indexes: Vec<u64> = shown.iter().map(|(position, _)| position.index).collect();
     let all: Vec<u64> = (1..).take(indexes.len()).collect();
     assert!(indexes == all, "missed or doubled: {indexes:?}");
-    let observer = observe(&cluster, watched, Watch::New).unwrap();
-    let history = observer.history();
+    let watcher = watch(&cluster, watched, WatchFrom::Now).unwrap();
+    let history = watcher.history();
     assert_eq!(history.epochs().len(), 6);
-    for (index, epoch, _) in &shown {
-        let start = history.epoch_of(*index).unwrap();
-        assert_eq!(start.epoch, *epoch, "entry {index}");
+    for (position, _) in &shown {
+        let start = history.epoch_of(position.index).unwrap();
+        let found = (position.epoch, position.nonce);
+        assert_eq!(
+            (start.epoch, start.nonce),
+            found,
+            "entry {}",
+            position.index
+        );
     }
+    assert!(shown.is_sorted_by_key(|(position, _)| *position));
     let set: BTreeSet<&[u8]> = acknowledged.iter().map(|key| &key[..]).collect();
-    let keys = shown.iter().map(|(_, _, key)| key);
+    let keys = shown.iter().map(|(_, key)| key);
     let keys: Vec<&Vec<u8>> = keys.filter(|key| set.contains(&key[..])).collect();
     assert!(keys.into_iter().eq(&acknowledged), "not in their order");
 }
@@ -615,18 +615,14 @@ fn a_snapshot_of_a_follower_that_changes_its_data_set_is_never_a_mixture() {
     cluster.wait_converged(WITHIN);
     let proxy = Proxy::start(cluster.addr(1));
     proxy.throttle(Way::Down, Some(4 << 20));
-    let options = ClientOptions {
-        timeout: PATIENCE,
-        ..ClientOptions::default()
-    };
     let addr = proxy.addr().to_string();
-    let mut observer = Observer::open(&addr, &options, Watch::Copy).unwrap();
+    let mut watcher = Watcher::open(&addr, &options(), all(WatchFrom::Snapshot)).unwrap();
     let mut copy = Copy::default();
     let mut has_replaced = false;
     let ended = loop {
-        match observer.receive() {
-            Ok(Message::SnapshotChunk { frames, .. }) => copy.apply(frames),
-            Ok(Message::SnapshotEnd { digest, .. }) => {
+        match watcher.receive() {
+            Ok(Watched::Snapshot(frames)) => copy.apply(frames.changes()),
+            Ok(Watched::SnapshotEnd { digest, .. }) => {
                 break Ok((digest, copy.digest.to_u128()));
             }
             Ok(_) => {}
