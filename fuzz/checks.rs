@@ -545,7 +545,46 @@ fn naive_stream(bytes: &[u8]) -> NaiveStream {
     }
 }
 
-/// The SET and DEL frames of a batch, and those EPOCH of one of ENTRIES; none where it holds anything else.
+/// Whether a frame with these operands is a record; EPOCH only where these are taken.
+fn is_naive_record(opcode: u8, operands: &[u8], takes_epochs: bool) -> bool {
+    match opcode {
+        1 | 3 => true,
+        5 => operands.len() >= 8 && number(&operands[..8]) > 0,
+        0x0B if operands.len() == 9 => match operands[0] {
+            0 => number(&operands[1..]) == 0,
+            3 => number(&operands[1..]) > 0,
+            _ => false,
+        },
+        0x0F => takes_epochs && is_naive_batch(operands),
+        0x67 => takes_epochs && operands.len() == 16,
+        _ => false,
+    }
+}
+
+/// Whether a value is that of a BATCH of effects: 1 to 64 frames of 4 KiB at most.
+fn is_naive_batch(mut value: &[u8]) -> bool {
+    let mut count = 0;
+    while !value.is_empty() {
+        let Naive::Whole {
+            opcode,
+            key,
+            value: operands,
+        } = naive_request(value, 64 << 20)
+        else {
+            return false;
+        };
+        let frame_len = 7 + key.len() + operands.len();
+        let is_effect = opcode != 0x0F && is_naive_record(opcode, &operands, false);
+        if !is_effect || frame_len > 4_096 {
+            return false;
+        }
+        value = &value[frame_len..];
+        count += 1;
+    }
+    (1..=64).contains(&count)
+}
+
+/// The records of a batch, those EPOCH of one of ENTRIES too; none where it holds anything else.
 fn naive_records(mut value: &[u8], batch: u8) -> Option<Vec<&[u8]>> {
     let mut frames = Vec::new();
     while !value.is_empty() {
@@ -554,7 +593,7 @@ fn naive_records(mut value: &[u8], batch: u8) -> Option<Vec<&[u8]>> {
                 opcode,
                 value: operands,
                 ..
-            } if matches!(opcode, 1 | 3) || (opcode, batch, operands.len()) == (0x67, 0x61, 16) => {
+            } if is_naive_record(opcode, &operands, batch == 0x61) => {
                 let frame_len = 7 + number(&value[1..3]) + number(&value[3..7]);
                 let (frame, rest) = value.split_at(len(frame_len));
                 frames.push(frame);
@@ -583,11 +622,7 @@ fn naive_changes(mut value: &[u8], has_values: bool) -> Option<u64> {
         let sent = if has_values { value_len } else { operands };
         let after = value.get(len(7 + key_len + sent)..)?;
         let operands = &value[len(7 + key_len)..len(7 + key_len + operands)];
-        let is_record = match header[0] {
-            5 => number(operands) > 0,
-            0x0B => (operands[0], number(&operands[1..]) > 0) == (3, true) || operands == [0; 9],
-            _ => true,
-        };
+        let is_record = is_naive_record(header[0], operands, true);
         if !is_record {
             return None;
         }

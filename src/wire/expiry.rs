@@ -163,10 +163,11 @@ pub fn expiry_of(value: &[u8]) -> Result<Expiry, String> {
 /// value is no record's: a record has a time that does not depend on the clock of its reader.
 #[must_use]
 pub fn recorded_expiry(value: &[u8]) -> Option<Option<u64>> {
-    match expiry_of(value) {
-        Ok(Expiry::None) => Some(None),
-        Ok(Expiry::Deadline(deadline)) => Some(Some(deadline)),
-        Ok(Expiry::Ttl(_) | Expiry::Keep) | Err(_) => None,
+    let (&expiry, time) = value.split_first()?;
+    match (expiry, u64::from_be_bytes(time.try_into().ok()?)) {
+        (0, 0) => Some(None),
+        (3, deadline @ 1..) => Some(Some(deadline)),
+        _ => None,
     }
 }
 

@@ -402,9 +402,9 @@ fn judge_stream(bytes: &[u8]) -> Result<usize, Wrong> {
         ReplicationError::EventIndex => field("index"),
         ReplicationError::EventValues { .. } => field("values"),
         ReplicationError::History(_) => value_at,
-        ReplicationError::CutFrame { at, .. } | ReplicationError::NotARecord { at, .. } => {
-            nested_at(bytes, value_at, at)
-        }
+        ReplicationError::CutFrame { at, .. }
+        | ReplicationError::NotARecord { at, .. }
+        | ReplicationError::BadRecord { at, .. } => nested_at(bytes, value_at, at),
         ReplicationError::RecordLen { at, .. } => nested_at(bytes, value_at, at) + VALUE_LEN_AT,
         ReplicationError::BadFrame { at, error } => {
             nested_at(bytes, value_at, at) + request_error_at(&error)

@@ -12,7 +12,7 @@ use std::{
 };
 
 use gopherstore::{
-    client::{Client, ClientOptions},
+    client::{Client, ClientOptions, Expiry},
     wire::{Request, Status},
 };
 use serde_json::{Value, json};
@@ -422,4 +422,27 @@ fn wrong_input_gets_advice() {
     let help = diff(&["--help"]);
     assert_eq!(help.code, 0);
     assert!(String::from_utf8_lossy(&help.out).contains("diff n1 n2 --config cluster.toml"));
+}
+
+#[test]
+fn keys_whose_deadlines_differ_are_different() {
+    const FAR: u64 = 4_102_444_800_000;
+    let (a, b) = (Node::start(), Node::start());
+    let (mut on_a, mut on_b) = (client(&addr(&a)), client(&addr(&b)));
+    for client in [&mut on_a, &mut on_b] {
+        client.set_at(b"equal", b"v", FAR).unwrap();
+    }
+    on_a.set_at(b"other", b"v", FAR).unwrap();
+    on_b.set_at(b"other", b"v", FAR + 1).unwrap();
+    on_a.set_at(b"one", b"v", FAR).unwrap();
+    on_b.set(b"one", b"v").unwrap();
+    let (a, b) = (addr(&a), addr(&b));
+    let lines = format!(
+        "differs: \"one\", 1 byte on {a}, 1 byte on {b}\n\
+         differs: \"other\", 1 byte on {a}, 1 byte on {b}\n"
+    );
+    diff(&[&a, &b]).expect(1, &lines, "");
+    on_b.expire(b"other", Expiry::Deadline(FAR)).unwrap();
+    on_a.expire(b"one", Expiry::None).unwrap();
+    diff(&[&a, &b]).expect(0, "", "");
 }

@@ -7,7 +7,9 @@ use std::{
     process::{Child, Stdio},
 };
 
-use gopherstore::{client::Client, wire::Status};
+use gopherstore::client::{Client, TimeLeft};
+use gopherstore::wire::expiry::{SetAt, expire_value};
+use gopherstore::wire::{Request, Status};
 use pty_process::blocking::{Command, open};
 
 use crate::{
@@ -221,4 +223,76 @@ fn dump_and_load_say_the_same_of_a_file_and_it_is_true() {
         let mut client = Client::connect(&addr).unwrap();
         client.set(format!("{count}").as_bytes(), b"value").unwrap();
     }
+}
+
+/// The deadline of a key, as its node holds it: what TTL leaves, and the time now, in milliseconds since 1970.
+fn deadline(client: &mut Client, key: &[u8]) -> Option<u64> {
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+    match client.ttl(key).unwrap() {
+        TimeLeft::Limited(left) => Some(u64::try_from((now + left).as_millis()).unwrap()),
+        TimeLeft::Unlimited | TimeLeft::NotFound => None,
+    }
+}
+
+#[test]
+fn deadlines_are_loaded_as_the_file_has_them() {
+    const FAR: u64 = 4_102_444_800_000;
+    let node = Node::start();
+    let addr = node.addr.to_string();
+    let frame = |request: Request<'_>| {
+        let mut bytes = Vec::new();
+        request.encode(&mut bytes).unwrap();
+        bytes
+    };
+    let set_at = |key: &[u8], deadline, value: &[u8]| {
+        let value = &SetAt { deadline, value }.encode();
+        frame(Request::SetAt { key, value })
+    };
+    let expire = |key: &[u8], deadline| {
+        let value = &expire_value(deadline);
+        frame(Request::Expire { key, value })
+    };
+    let frames = [
+        set_at(b"session", FAR, b"alice"),
+        set_at(b"past", 1, b"v"),
+        set(b"later", b"v"),
+        expire(b"later", Some(FAR)),
+        set_at(b"kept", FAR, b"v"),
+        expire(b"kept", None),
+        expire(b"nobody", Some(FAR)),
+    ];
+    let run = run_at(&addr, &["load", "--no-end-mark", "-"], &frames.concat());
+    run.expect(0, "", "");
+    let mut client = Client::connect(&addr).unwrap();
+    for key in [&b"session"[..], b"later"] {
+        let found = deadline(&mut client, key).unwrap();
+        assert!(found.abs_diff(FAR) < 5_000, "{found}");
+    }
+    assert_eq!(
+        client.get(b"session").unwrap().as_deref(),
+        Some(&b"alice"[..])
+    );
+    assert_eq!(client.get(b"past").unwrap(), None);
+    assert_eq!(client.ttl(b"kept").unwrap(), TimeLeft::Unlimited);
+    assert_eq!(client.ttl(b"nobody").unwrap(), TimeLeft::NotFound);
+
+    let ttl = [&b"\x0b\0\x01\0\0\0\x09k\x01"[..], &1_000_u64.to_be_bytes()].concat();
+    for (wrong, why) in [
+        (set_at(b"k", 0, b"v"), "deadline 0, must be 1 at least"),
+        (
+            ttl,
+            "EXPIRE with a time from now, where only a deadline belongs",
+        ),
+        (
+            frame(Request::Put {
+                key: b"k",
+                value: &[0; 13],
+            }),
+            "PUT, where only SET, SETAT, DEL and EXPIRE belong",
+        ),
+    ] {
+        let run = run_at(&addr, &["load", "--no-end-mark", "-"], &wrong);
+        run.expect_failure(8, &["is damaged at byte 0", why, "nothing was written"]);
+    }
+    assert_eq!(client.get(b"k").unwrap(), None);
 }

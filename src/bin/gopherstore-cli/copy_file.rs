@@ -1,4 +1,4 @@
-//! The file of `dump` and `load` (GBP §11): SET and DEL frames and an end mark.
+//! The file of `dump` and `load` (GBP §11): records and an end mark.
 
 use std::{
     fmt,
@@ -6,20 +6,21 @@ use std::{
     time::Duration,
 };
 
+use gopherstore::engine::digest::Digest;
 use gopherstore::wire::{
-    Buffer, RequestFrame,
+    Buffer, Opcode, RequestFrame,
+    expiry::recorded_expiry,
     replication::{self, Message, StreamOpcode},
     request::{self, ANY_VALUE, Parsed},
 };
 use indicatif::HumanCount;
-use xxhash_rust::xxh3::xxh3_128;
 
 /// Number and digest of the frames, as in the end mark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sum {
     /// Number of frames.
     pub(crate) frames: u64,
-    /// Sum modulo 2^128 of the XXH3-128 of each frame. It is the digest of the data set if each key has one frame.
+    /// Sum modulo 2^128 of the hash of each record. It is the digest of the data set if each key has one record.
     pub(crate) digest: u128,
 }
 
@@ -41,7 +42,8 @@ pub(crate) fn duration(took: Duration) -> String {
 impl Sum {
     pub(crate) fn add(&mut self, frame: &[u8]) {
         self.frames += 1;
-        self.digest = self.digest.wrapping_add(xxh3_128(frame));
+        let hash = Digest::of_frame(frame).to_u128();
+        self.digest = self.digest.wrapping_add(hash);
     }
 
     /// The end mark of a file with these frames, whose snapshot ends at this index.
@@ -82,7 +84,7 @@ pub(crate) enum Fault {
     Cut { at: u64, got: usize, needed: usize },
     /// It ends between frames, without an end mark.
     NoEndMark { at: u64 },
-    /// The bytes are not a SET or DEL frame.
+    /// The bytes are no record.
     Bad { at: u64, why: String },
     /// The end mark does not match the frames.
     Sum { told: Sum, found: Sum },
@@ -142,13 +144,7 @@ impl<R: Read> Reader<R> {
                 _ => match request::parse(bytes, &ANY_VALUE) {
                     Ok(Parsed::Incomplete { needed }) => needed,
                     Ok(Parsed::Whole(frame)) => {
-                        let spec = frame.opcode().spec();
-                        if !(spec.writes && spec.is_record) {
-                            return Err(bad(format!(
-                                "{}, where only SET and DEL belong",
-                                spec.name
-                            )));
-                        }
+                        judge(&frame).map_err(bad)?;
                         break;
                     }
                     Err(error) => return Err(bad(error.to_string())),
@@ -208,6 +204,24 @@ impl<R: Read> Reader<R> {
         }
         Ok(false)
     }
+}
+
+/// Whether a frame may be in a file.
+fn judge(frame: &RequestFrame<'_>) -> Result<(), String> {
+    let spec = frame.opcode().spec();
+    let is_record = spec.writes && spec.is_record;
+    if !is_record || spec.opcode == Opcode::Batch {
+        return Err(format!(
+            "{}, where only SET, SETAT, DEL and EXPIRE belong",
+            spec.name
+        ));
+    }
+    let judged = spec.check(frame.key(), frame.value());
+    judged.map_err(|error| error.reason)?;
+    if frame.opcode() == Opcode::Expire && recorded_expiry(frame.value()).is_none() {
+        return Err("EXPIRE with a time from now, where only a deadline belongs".to_owned());
+    }
+    Ok(())
 }
 
 impl fmt::Display for Fault {
@@ -355,7 +369,7 @@ mod tests {
         for (bytes, expected) in [
             (
                 frame(Request::Get { key: b"k" }),
-                "is damaged at byte 0: GET, where only SET and DEL belong",
+                "is damaged at byte 0: GET, where only SET, SETAT, DEL and EXPIRE belong",
             ),
             (
                 [end.clone(), b"\n".to_vec()].concat(),

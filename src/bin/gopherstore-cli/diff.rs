@@ -46,8 +46,8 @@ const STEADY_READS: u32 = 12;
 #[argh(
     example = "{command_name} n1 n2 --config cluster.toml\n\
         {command_name} 127.0.0.1:8000 127.0.0.1:8001 -w json --max 100",
-    note = "Prints a line for each key that is on one node only or has different values. On a terminal the\n\
-        last line is a summary. The command compares digests first, then sums of hashes, and then\n\
+    note = "Prints a line for each key that is on one node only or has another value or another deadline.\n\
+        On a terminal the last line is a summary. The command compares digests first, then sums of hashes, and then\n\
         hashes of the keys that differ. It transfers no value.\n\
         Clients may write meanwhile: a key is shown if it stays different after the node that lags\n\
         has caught up, for which the command waits at most --timeout. The nodes may be of different\n\

@@ -12,7 +12,7 @@ use argh::{ArgsInfo, FromArgs};
 use gopherstore::{
     Client, arguments,
     client::{Error, Pipeline},
-    wire::{Opcode, Request, RequestFrame},
+    wire::{Opcode, RequestFrame},
 };
 use indicatif::{HumanBytes, ProgressBar};
 use parking_lot::Mutex;
@@ -32,7 +32,7 @@ const BATCH_ENTRIES: usize = 32 << 10;
 /// Start of a node's ERROR to an entry that is too long. Source: docs/GBP.md, section 8.
 const VALUE_TOO_LONG: &str = "value of ";
 
-/// Write all entries of a file from dump, or of any sequence of SET and DEL frames.
+/// Write all entries of a file from dump, or of any sequence of SET, SETAT, DEL and EXPIRE frames.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "load", help_triggers("-h", "--help"))]
 #[argh(
@@ -40,9 +40,10 @@ const VALUE_TOO_LONG: &str = "value of ";
         zstd -dc monday.gbp.zst | {command_name} -",
     note = "The whole file is checked before the first entry is written, so a damaged or incomplete file\n\
         changes nothing. Standard input is checked while it is written. Keys that are not in the file\n\
-        keep their values. A failure names the byte to continue from: all entries before it are\n\
-        written, and writing an entry twice does no harm. If the node refuses an entry because its\n\
-        value is too long, that byte is behind the entry, so continuing there skips it.\n\
+        keep their values. Keys that expire do so at the time that the file has, at once if it has\n\
+        passed. A failure names the byte to continue from: all entries before it are written, and\n\
+        writing an entry twice does no harm. If the node refuses an entry because its value is too\n\
+        long, that byte is behind the entry, so continuing there skips it.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 pub(crate) struct Load {
@@ -305,10 +306,7 @@ struct Refused {
 
 impl Batch<'_> {
     fn push(&mut self, at: u64, frame: &RequestFrame<'_>) {
-        match frame.request() {
-            Request::Set { key, value } => self.pipeline.set(key, value),
-            request => self.pipeline.del(request.key()),
-        };
+        self.pipeline.request(&frame.request());
         let len = u64::try_from(frame.bytes().len()).unwrap_or(u64::MAX);
         self.spans.push((at, at.saturating_add(len)));
     }
@@ -333,7 +331,7 @@ impl Batch<'_> {
         // The first missing response belongs to the entry that failed.
         let responses = responses.into_iter().chain(fault.map(Err));
         for ((at, end), response) in spans.into_iter().zip(responses) {
-            // NOT_FOUND to a DEL is a success.
+            // NOT_FOUND to a DEL or EXPIRE is a success.
             if let Err(error) = response {
                 return Err(Refused { at, end, error });
             }

@@ -2,14 +2,14 @@
 
 use super::{Fields, Head, ReplicationError, StreamOpcode};
 use crate::wire::batch;
-use crate::wire::expiry::recorded_expiry;
+use crate::wire::expiry::{DEADLINE_LEN, recorded_expiry};
 use crate::wire::request::{self, ANY_VALUE, Parsed};
 use crate::wire::{Opcode, RequestFrame, Run, size};
 
 /// Longest value in bytes of a batch of more than one frame. A batch of one frame may be longer.
 pub const BATCH_LEN_MAX: u32 = 1 << 20;
 
-/// The records of a batch: whole frames, one after another. SET and DEL, and in ENTRIES also EPOCH.
+/// The records of a batch: whole frames, one after another. SET, SETAT, DEL and EXPIRE, and in ENTRIES also EPOCH.
 ///
 /// Reading a batch is the only way to make them, so every one of them is acceptable, whatever this node's limit on
 /// values is: a follower cannot leave out a record that its leader accepted.
@@ -61,12 +61,8 @@ impl<'a> Frames<'a> {
                     if got < operation.spec().operands_len() {
                         return Err(ReplicationError::RecordLen { at, operation, got });
                     }
-                    if traits.is_computed() && !is_record(operation, frame.key(), frame.value()) {
-                        return Err(ReplicationError::NotARecord {
-                            opcode,
-                            at,
-                            operation,
-                        });
+                    if traits.is_computed() && !is_record(operation, frame.value()) {
+                        return Err(ReplicationError::BadRecord { at, operation });
                     }
                     has_epochs |= is_epoch;
                     rest = &rest[frame.bytes().len()..];
@@ -128,12 +124,18 @@ impl<'a> Frames<'a> {
 }
 
 /// Whether the operands at the start of a value are those of a record. Records say the same at every time.
-pub(super) fn is_record(opcode: Opcode, key: &[u8], value: &[u8]) -> bool {
+pub(super) fn is_record(opcode: Opcode, value: &[u8]) -> bool {
     if opcode == Opcode::Batch {
         return batch::is_record(value);
     }
-    let is_absolute = opcode != Opcode::Expire || recorded_expiry(value).is_some();
-    is_absolute && opcode.spec().check(key, value).is_ok()
+    if opcode == Opcode::Expire {
+        return recorded_expiry(value).is_some();
+    }
+    if opcode == Opcode::SetAt {
+        let deadline = value.first_chunk();
+        return deadline.is_some_and(|deadline| *deadline != [0; DEADLINE_LEN]);
+    }
+    opcode.spec().is_record
 }
 
 /// Records that were accepted before, as runs that may be executed together. An EPOCH is a run of its own.
@@ -407,7 +409,7 @@ mod tests {
         };
         assert_eq!(
             message(StreamOpcode::SnapshotChunk, &[&set[..], &epoch].concat()),
-            "operation EPOCH after 1 others, SNAPSHOT_CHUNK has only SET and DEL"
+            "operation EPOCH after 1 others, SNAPSHOT_CHUNK has only SET, SETAT, DEL and EXPIRE"
         );
         let mut short = Vec::new();
         let request = Request::Epoch { value: &[7; 15] };

@@ -159,12 +159,8 @@ impl<'a> Change<'a> {
         let (frame, rest) = bytes.split_at_checked(end).ok_or(cut(end))?;
         let key = &frame[HEADER_LEN..value_at];
         let (operands, value) = frame[value_at..].split_at(spec.operands_len());
-        if spec.writes && !is_record(operation, key, operands) {
-            return Err(ReplicationError::NotARecord {
-                opcode: StreamOpcode::Event,
-                at,
-                operation,
-            });
+        if spec.writes && !is_record(operation, operands) {
+            return Err(ReplicationError::BadRecord { at, operation });
         }
         let has_value = uses_rest(spec);
         let change = Change {

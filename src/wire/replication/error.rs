@@ -112,6 +112,13 @@ pub enum ReplicationError {
         /// The operation.
         operation: Opcode,
     },
+    /// The operands of a record are those of none: they are wrong, or mean a time from now.
+    BadRecord {
+        /// Its place in the value, from 0.
+        at: u32,
+        /// The operation.
+        operation: Opcode,
+    },
     /// A batch with a record whose value is shorter than its fields.
     RecordLen {
         /// The number of frames before it.
@@ -206,11 +213,21 @@ impl fmt::Display for ReplicationError {
                 "operation {} after {at} others, {} has only {}",
                 operation.name(),
                 opcode.name(),
-                if matches!(opcode, StreamOpcode::Entries | StreamOpcode::Event) {
-                    "SET, DEL and EPOCH"
-                } else {
-                    "SET and DEL"
+                match opcode {
+                    StreamOpcode::Entries => "SET, SETAT, DEL, EXPIRE, BATCH and EPOCH",
+                    StreamOpcode::Event => "SET, SETAT, DEL, EXPIRE and EPOCH",
+                    StreamOpcode::SnapshotBegin
+                    | StreamOpcode::SnapshotChunk
+                    | StreamOpcode::SnapshotEnd
+                    | StreamOpcode::Heartbeat
+                    | StreamOpcode::Ack
+                    | StreamOpcode::Lead => "SET, SETAT, DEL and EXPIRE",
                 }
+            ),
+            ReplicationError::BadRecord { at, operation } => write!(
+                f,
+                "operands of {} after {at} others that no record has",
+                operation.name()
             ),
             ReplicationError::RecordLen { at, operation, got } => write!(
                 f,
@@ -241,6 +258,7 @@ impl std::error::Error for ReplicationError {
             | ReplicationError::Count { .. }
             | ReplicationError::CutFrame { .. }
             | ReplicationError::NotARecord { .. }
+            | ReplicationError::BadRecord { .. }
             | ReplicationError::RecordLen { .. } => None,
         }
     }
