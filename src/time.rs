@@ -1,4 +1,4 @@
-//! The machine's clocks, as the engine's [`Clock`](crate::engine::clock::Clock) reads them.
+//! The machine's clocks, as the engine's [`Clock`] reads them.
 
 use std::time::{Instant, SystemTime};
 
