@@ -18,6 +18,8 @@
 //! | `limits.max_value_bytes`            | 64 MiB   | 1..=4,294,901,753                          |
 //! | `limits.request_timeout_ms`         | 30,000   | 1..=86,400,000 (a day)                     |
 //! | `limits.idle_timeout_ms`            | 0: never | 0..=2,592,000,000 (30 days)                |
+//! | `limits.max_memory_bytes`           | 0: none  | 0, or 1 MiB..=1 PiB                        |
+//! | `limits.when_full`                  | refuse   | `refuse`, `evict`                          |
 //!
 //! Known limit: two names of one host, such as `localhost` and `127.0.0.1`, count as two addresses. The second node
 //! that binds the address reports that it is in use.
@@ -132,6 +134,32 @@ pub struct LimitsConfig {
     pub request_timeout: Duration,
     /// Longest idle time of a connection between requests: up to 30 days, by default no limit (0 in the file).
     pub idle_timeout: Option<Duration>,
+    /// Most bytes that the data set may take: 1 MiB to 1 PiB, by default no limit (0 in the file).
+    pub max_memory_bytes: Option<u64>,
+    /// What happens to a write that needs more than `max_memory_bytes`.
+    pub when_full: WhenFull,
+}
+
+/// What happens to a write for which `max_memory_bytes` leaves no room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhenFull {
+    /// It is answered with FULL, and nothing is changed.
+    #[default]
+    Refuse,
+    /// Entries that were not read lately are removed, and then it is executed.
+    Evict,
+}
+
+impl WhenFull {
+    /// The word for it, as in the file.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            WhenFull::Refuse => "refuse",
+            WhenFull::Evict => "evict",
+        }
+    }
 }
 
 impl Default for LimitsConfig {
@@ -141,6 +169,8 @@ impl Default for LimitsConfig {
             max_value_bytes: 64 << 20,
             request_timeout: Duration::from_secs(30),
             idle_timeout: None,
+            max_memory_bytes: None,
+            when_full: WhenFull::default(),
         }
     }
 }
@@ -207,6 +237,24 @@ impl Config {
     /// reach.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.warnings_of_addresses();
+        let limits = &self.limits;
+        match limits.max_memory_bytes {
+            None if limits.when_full != WhenFull::default() => warnings.push(format!(
+                "limits.when_full: {:?} has no effect without max_memory_bytes",
+                limits.when_full.as_str()
+            )),
+            Some(max) if max < u64::from(limits.max_value_bytes) => warnings.push(format!(
+                "limits.max_memory_bytes: {max} is less than max_value_bytes, which is {}; a value longer than that \
+                 always gets FULL",
+                limits.max_value_bytes
+            )),
+            None | Some(_) => {}
+        }
+        warnings
+    }
+
+    fn warnings_of_addresses(&self) -> Vec<String> {
         let is_loopback = |text: &str| Address::parse(text).is_ok_and(|addr| addr.is_loopback());
         let Some(other) = self.nodes.iter().find(|node| !is_loopback(&node.addr)) else {
             return Vec::new();
@@ -273,6 +321,8 @@ struct RawLimits {
     max_value_bytes: Option<Spanned<Number>>,
     request_timeout_ms: Option<Spanned<Number>>,
     idle_timeout_ms: Option<Spanned<Number>>,
+    max_memory_bytes: Option<Spanned<Number>>,
+    when_full: Option<WhenFull>,
 }
 
 /// Any whole number, so that errors report the range of the key and not that of a Rust type.
@@ -528,6 +578,14 @@ impl Source<'_> {
         )? {
             limits.idle_timeout = (ms > 0).then(|| Duration::from_millis(ms));
         }
+        let max_memory = raw.max_memory_bytes.as_ref();
+        let is_zero = |number: &Spanned<Number>| matches!(number.get_ref(), Number(0));
+        limits.max_memory_bytes = self.number(
+            "limits.max_memory_bytes",
+            max_memory.filter(|number| !is_zero(number)),
+            (1 << 20, 1_u64 << 50),
+        )?;
+        limits.when_full = raw.when_full.unwrap_or_default();
         Ok(limits)
     }
 

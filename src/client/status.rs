@@ -48,6 +48,16 @@ pub struct NodeStatus {
     pub expiring: Option<u64>,
     /// Expired keys that it has removed since its start, as the leader.
     pub expired: Option<u64>,
+    /// Bytes of memory that its data set takes.
+    pub memory_bytes: Option<u64>,
+    /// Most bytes of memory that its data set may take; 0 without a limit.
+    pub max_memory_bytes: Option<u64>,
+    /// What it does with writes that need more: `refuse` or `evict`.
+    pub when_full: Option<String>,
+    /// Entries that it has removed to make room for others, since its start.
+    pub evicted: Option<u64>,
+    /// Writes that it has answered with FULL, since its start.
+    pub refused_writes: Option<u64>,
     /// Connections that it serves.
     pub connections: Option<u64>,
     /// Milliseconds since its start.
@@ -198,6 +208,11 @@ impl NodeStatus {
             "bytes" => self.bytes = number(value),
             "expiring" => self.expiring = number(value),
             "expired" => self.expired = number(value),
+            "memory_bytes" => self.memory_bytes = number(value),
+            "max_memory_bytes" => self.max_memory_bytes = number(value),
+            "when_full" => self.when_full = word(value),
+            "evicted" => self.evicted = number(value),
+            "refused_writes" => self.refused_writes = number(value),
             "connections" => self.connections = number(value),
             "uptime_ms" => self.uptime_ms = number(value),
             "version" => self.version = word(value),
@@ -336,6 +351,12 @@ follower.n3.index: 13
 follower.n3.lag_entries: 14
 follower.n3.lag_ms: 15
 \
+            memory_bytes: 23
+max_memory_bytes: 24
+when_full: evict
+evicted: 25
+refused_writes: 26
+\
             process: 16
 heartbeat_interval_ms: 17
 leader_timeout_ms: 18
@@ -374,6 +395,11 @@ lag_entries: 20
             digest: text_of("00ff"),
             keys: Some(4),
             bytes: Some(5),
+            memory_bytes: Some(23),
+            max_memory_bytes: Some(24),
+            when_full: text_of("evict"),
+            evicted: Some(25),
+            refused_writes: Some(26),
             connections: Some(6),
             uptime_ms: Some(7),
             version: text_of("0.1.0"),

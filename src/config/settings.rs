@@ -22,6 +22,7 @@ impl Config {
             members: xxh3_64(names.join(" ").as_bytes()),
             leader: xxh3_64(self.leader.as_bytes()),
             limits: xxh3_64(limits.as_bytes()),
+            max_memory_bytes: self.limits.max_memory_bytes,
         }
     }
 }

@@ -69,7 +69,7 @@ fn omitted_settings_have_their_defaults() {
 fn every_value_arrives_in_its_field() {
     let more = "[replication]\nheartbeat_interval_ms = 11\nleader_timeout_ms = 12\nbacklog_bytes = 1_048_577\n\
                     [limits]\nmax_connections = 13\nmax_value_bytes = 14\nrequest_timeout_ms = 15\n\
-                    idle_timeout_ms = 16\n";
+                    idle_timeout_ms = 16\nmax_memory_bytes = 1_048_593\nwhen_full = \"evict\"\n";
     let config = Config::parse(&format!("{GOOD}{more}"), "cluster.toml").unwrap();
     assert_eq!(
         config.replication,
@@ -86,13 +86,15 @@ fn every_value_arrives_in_its_field() {
             max_value_bytes: 14,
             request_timeout: Duration::from_millis(15),
             idle_timeout: Some(Duration::from_millis(16)),
+            max_memory_bytes: Some(1_048_593),
+            when_full: WhenFull::Evict,
         }
     );
 }
 
 #[test]
 fn numbers_have_ranges_and_their_ends_are_in_them() {
-    let cases: [(&str, &str, i128, i128); 7] = [
+    let cases: [(&str, &str, i128, i128); 8] = [
         ("replication", "heartbeat_interval_ms", 10, 60_000),
         ("replication", "leader_timeout_ms", 501, 3_600_000),
         ("replication", "backlog_bytes", 1 << 20, 1 << 40),
@@ -100,6 +102,7 @@ fn numbers_have_ranges_and_their_ends_are_in_them() {
         ("limits", "max_value_bytes", 1, 4_294_901_753),
         ("limits", "request_timeout_ms", 1, 86_400_000),
         ("limits", "idle_timeout_ms", 0, 2_592_000_000),
+        ("limits", "max_memory_bytes", 1 << 20, 1 << 50),
     ];
     for (table, key, min, max) in cases {
         let text = |value: i128| {
@@ -136,6 +139,40 @@ fn numbers_have_ranges_and_their_ends_are_in_them() {
 }
 
 #[test]
+fn a_memory_limit_of_0_is_none() {
+    let text = format!("{GOOD}[limits]\nmax_memory_bytes = 0\nwhen_full = \"refuse\"\n");
+    let config = Config::parse(&text, "cluster.toml").unwrap();
+    assert_eq!(config.limits, LimitsConfig::default());
+    check_with(
+        "[limits]\nmax_memory_bytes = 1048575\n",
+        "cluster.toml:10: limits.max_memory_bytes: 1048575 is out of range 1048576..=1125899906842624",
+    );
+}
+
+#[test]
+fn memory_settings_that_are_likely_mistakes_give_warnings() {
+    let warnings = |more: &str| {
+        let text = format!("{GOOD}[limits]\n{more}");
+        Config::parse(&text, "cluster.toml").unwrap().warnings()
+    };
+    assert_eq!(
+        warnings("when_full = \"evict\""),
+        ["limits.when_full: \"evict\" has no effect without max_memory_bytes"]
+    );
+    assert_eq!(
+        warnings("max_memory_bytes = 67108863"),
+        [
+            "limits.max_memory_bytes: 67108863 is less than max_value_bytes, which is 67108864; a value longer than \
+             that always gets FULL"
+        ]
+    );
+    assert_eq!(
+        warnings("max_memory_bytes = 67108864\nwhen_full = \"evict\""),
+        [""; 0]
+    );
+}
+
+#[test]
 fn the_leader_timeout_is_above_the_heartbeat_interval() {
     check_with(
         "[replication]\nleader_timeout_ms = 500\n",
@@ -164,7 +201,7 @@ fn unknown_keys_are_named_with_the_known_ones() {
     check_with(
         "[limits]\nmax_conns = 1\n",
         "cluster.toml:10:1: limits.max_conns: unknown key `max_conns`, expected one of `max_connections`, \
-             `max_value_bytes`, `request_timeout_ms`, `idle_timeout_ms`",
+             `max_value_bytes`, `request_timeout_ms`, `idle_timeout_ms`, `max_memory_bytes`, `when_full`",
     );
     check_with(
         "[replication]\n\"a\\nb\" = 1\n",
@@ -198,6 +235,10 @@ fn missing_keys_and_wrong_types_are_named() {
     check_with(
         "[limits]\nmax_connections = 1.5\n",
         "cluster.toml:10:19: limits.max_connections: invalid type: floating point `1.5`, expected a whole number",
+    );
+    check_with(
+        "[limits]\nwhen_full = \"wait\"\n",
+        "cluster.toml:10:13: limits.when_full: unknown variant `wait`, expected `refuse` or `evict`",
     );
     assert_eq!(
         error("limits = 3\ncluster = \"a\"\nleader = \"b\"\n"),

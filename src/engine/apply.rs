@@ -8,7 +8,7 @@ use std::fmt;
 use std::time::Instant;
 
 use super::Engine;
-use super::change::{Change, LongOld};
+use super::change::{Change, LongOld, NotPut};
 use super::command::Record;
 use super::compute::Ahead;
 use super::digest::Digest;
@@ -248,7 +248,7 @@ impl Engine {
             return Err(NotTogether::LongOld);
         }
         let new = new_entries(run, touched.vacant);
-        let mut work = Work::new(self, &mut prepared, digests, new, true);
+        let mut work = Work::new(self, &mut prepared, digests, new, Change::new(true));
         let count = work.apply(run, &hashes, &mut locked, missing);
         if let Ok(applied @ 1..) = u32::try_from(count) {
             let index = sequencer.applied(applied, work.change.digest());
@@ -272,7 +272,8 @@ impl Engine {
             Record::Put => {
                 let (hash, added) = (store.hash(key), record_digest(frame));
                 self.apply_alone(sequencer, hash, added, |entries, change| {
-                    store.put_frame(entries, hash, frame, None, change)
+                    let put = store.put_frame(entries, hash, frame, None, change);
+                    put.map_err(NotPut::unlimited)
                 });
             }
             Record::Remove => {
@@ -330,9 +331,9 @@ impl Engine {
                 unreachable!("an entry that is not stored is given back")
             };
             let put = self.store.put_entry(entries, hash, entry, change);
-            put.map_err(|(long, entry)| {
+            put.map_err(|(why, entry)| {
                 given = Some(entry);
-                long
+                why.unlimited()
             })
         });
     }

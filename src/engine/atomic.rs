@@ -18,6 +18,7 @@ use super::compute::{Ahead, is_live};
 use super::digest::Digest;
 use super::entry::{Entry, encode_put};
 use super::execute::{Held, NotDone};
+use super::memory::Full;
 use super::store::{Entries, Locked};
 use crate::log::backlog::Records;
 use crate::log::{Position, Reservation, Sequencer};
@@ -158,7 +159,22 @@ impl Engine {
                     return Ok(Position { epoch, index });
                 }
                 Ok(()) => {
+                    let memory = match atomic.reserve_memory(&locked) {
+                        Ok(memory) => memory,
+                        Err(full) => {
+                            drop(locked);
+                            match self.make_room(full, &mut held) {
+                                Ok(()) => continue,
+                                Err(NotDone::Full(full)) => {
+                                    answers.push(Status::Full, full.to_string().as_bytes());
+                                    return Ok(Position::default());
+                                }
+                                Err(not_done) => return Err(not_done),
+                            }
+                        }
+                    };
                     let (index, replaced) = atomic.commit(&mut locked, epoch, reserved.take());
+                    self.store.release(memory);
                     drop(locked);
                     drop(replaced);
                     answers.push_bytes(Status::Ok, atomic.take_answer(0));
@@ -352,6 +368,7 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
         let (frame, hash) = (self.members.frames[at], self.members.hashes[at]);
         let (key, made);
         key = frame.key();
+        self.engine.store.note_hit(entries, hash, key);
         let old = match self.changed_before(at) {
             None => entries.find_live(hash, key, &self.clock),
             Some(changed) => {
@@ -472,6 +489,25 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
                 self.changed[changed] = Changed { at, kind, frame };
             }
         }
+    }
+
+    /// Reserves the memory that the effects may need, and returns how much that is.
+    fn reserve_memory(&self, locked: &Locked<'_, BATCH_MAX>) -> Result<u64, Full> {
+        let store = &self.engine.store;
+        // New keys of each partition so far.
+        let mut new: ArrayVec<u16, BATCH_MAX> = ArrayVec::new();
+        let puts = (self.changed.iter()).filter(|changed| changed.kind == Kind::Put);
+        let growth = puts.map(|changed| {
+            let (at, frame_len) = (changed.at, changed.frame.len());
+            let (hash, key) = (self.members.hashes[at], self.members.frames[at].key());
+            let (entries, place) = (locked.of(at), store.place(hash));
+            let before = new.iter().filter(|other| **other == place).count();
+            if entries.find(hash, key).is_none() {
+                new.push(place);
+            }
+            store.growth(entries, (hash, key), frame_len, before)
+        });
+        self.engine.store.reserve_memory(growth)
     }
 
     /// Makes the effects the record of the log, appends it and applies them. Returns the index that the answer waits

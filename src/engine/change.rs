@@ -2,6 +2,7 @@
 
 use super::digest::Digest;
 use super::entry::Entry;
+use super::memory::Full;
 use crate::wire::run::RUN_FRAME_BYTES_MAX;
 
 /// The change of a data set's digest by the writes of a run.
@@ -14,6 +15,8 @@ pub(super) struct Change {
     digest: Digest,
     /// A log needs the digest.
     is_logged: bool,
+    /// The writes are a client's, which the memory limit may refuse.
+    is_limited: bool,
     /// A clone of an old entry, and its digest. While it is here, the entry's bytes cannot change.
     known: Option<(Entry, Digest)>,
     /// Digests learned so far.
@@ -23,6 +26,31 @@ pub(super) struct Change {
 /// Digests learned for one write. An old entry that is replaced by others more often than this meanwhile is hashed
 /// under the lock.
 const LEARNED_MAX: u8 = 4;
+
+/// Why an entry was not stored. Nothing was changed.
+#[derive(Debug)]
+pub(super) enum NotPut {
+    /// The digest of the old entry is needed first.
+    Long(LongOld),
+    /// The memory limit leaves no room for it.
+    Full(Full),
+}
+
+impl NotPut {
+    /// Of a write that no limit refuses.
+    pub(super) fn unlimited(self) -> LongOld {
+        match self {
+            NotPut::Long(long) => long,
+            NotPut::Full(_) => unreachable!("only a client's write is refused"),
+        }
+    }
+}
+
+impl From<LongOld> for NotPut {
+    fn from(long: LongOld) -> NotPut {
+        NotPut::Long(long)
+    }
+}
 
 /// The digest of this old entry has to be taken first, without the lock.
 #[derive(Debug)]
@@ -41,9 +69,23 @@ impl Change {
         Change {
             digest: Digest::EMPTY,
             is_logged,
+            is_limited: false,
             known: None,
             learned: 0,
         }
+    }
+
+    /// The same by writes of a client, which the memory limit may refuse.
+    #[inline]
+    pub(super) const fn of_client(is_logged: bool) -> Change {
+        let mut change = Change::new(is_logged);
+        change.is_limited = true;
+        change
+    }
+
+    /// Whether the memory limit may refuse the writes.
+    pub(super) const fn is_limited(&self) -> bool {
+        self.is_limited
     }
 
     /// Takes the digest of an old entry. Nothing is locked.

@@ -6,11 +6,12 @@
 use std::borrow::Cow;
 
 use super::answers::Answers;
-use super::change::{Change, LongOld};
+use super::change::{Change, LongOld, NotPut};
 use super::clock::Now;
 use super::command::{Effect, Function, Input, Needs};
 use super::digest::Digest;
 use super::entry::{Entry, encode_put};
+use super::memory::Full;
 use super::store::{Entries, Store};
 use crate::wire::request::{HEADER_LEN, frames};
 use crate::wire::run::RUN_FRAME_BYTES_MAX;
@@ -51,6 +52,17 @@ pub(super) enum NotYet<'a> {
     Entry(Cow<'a, [u8]>, Option<u64>),
     /// This entry with a deadline, or without one.
     Moved(Entry, Option<u64>),
+    /// Memory.
+    Full(Full),
+}
+
+impl From<NotPut> for NotYet<'_> {
+    fn from(why: NotPut) -> Self {
+        match why {
+            NotPut::Long(long) => NotYet::Digest(long),
+            NotPut::Full(full) => NotYet::Full(full),
+        }
+    }
 }
 
 impl From<LongOld> for NotYet<'_> {
@@ -112,6 +124,8 @@ impl Ahead {
                 let moved = made(old.with_deadline(deadline));
                 self.moved = Some((old, moved));
             }
+            // The engine makes room for it, or the command is not executed.
+            NotYet::Full(_) => {}
         }
     }
 
@@ -141,10 +155,11 @@ impl Store {
         effects: &mut Vec<u8>,
         answers: &mut Answers,
     ) -> Result<Computed, NotYet<'a>> {
-        let before = answers.bytes().len();
+        let before = (effects.len(), answers.bytes().len());
         let computed = self.try_compute(entries, call, (change, ahead), effects, answers);
         if computed.is_err() {
-            answers.truncate(before);
+            effects.truncate(before.0);
+            answers.truncate(before.1);
         }
         computed
     }
@@ -159,6 +174,7 @@ impl Store {
     ) -> Result<Computed, NotYet<'a>> {
         let key = call.frame.key();
         let raw = entries.find(call.hash, key);
+        self.note_hit(entries, call.hash, key);
         let old = raw.filter(|entry| is_live(entry, call.clock));
         let mut input = Input {
             frame: call.frame,
@@ -230,12 +246,13 @@ impl Store {
             let Some((entry, digest)) = ahead.entry.take().and_then(|ready| put.fits(ready)) else {
                 return Err(NotYet::Entry(put.value, put.deadline));
             };
-            change.adds(digest.plus(Digest::of_deadline(key, put.deadline)));
             let long = has_log.then(|| entry.clone());
             let stored = self.put_entry(entries, hash, entry, change);
+            let replaced = stored.map_err(|(why, _)| why)?;
+            change.adds(digest.plus(Digest::of_deadline(key, put.deadline)));
             return Ok(Computed {
                 is_made: true,
-                replaced: stored.map_err(|(long, _)| long)?,
+                replaced,
                 long,
             });
         }
@@ -297,7 +314,12 @@ impl Store {
         if let Some(deadline) = deadline {
             moved.set_deadline(deadline);
         }
+        let (frame_len, size) = (moved.frame().len(), moved.size());
         let replaced = std::mem::replace(entry, moved);
+        self.counted(entries, |entries| {
+            entries.sizes.subtract(&replaced);
+            entries.sizes.add(frame_len, size);
+        });
         change.expires(key, old, deadline);
         self.note_deadline(entries, hash, old, deadline);
         Ok(Some(Some(replaced)))

@@ -104,9 +104,11 @@ impl Store {
             return Ok(Due::Removed(removed));
         }
         let earliest = self.earliest_deadline(&entries.table, hash);
-        if let Some(expiring) = &mut entries.expiring {
-            expiring.correct_first(earliest);
-        }
+        self.counted_heap(entries, |entries| {
+            if let Some(expiring) = &mut entries.expiring {
+                expiring.correct_first(earliest);
+            }
+        });
         Ok(Due::Corrected)
     }
 
@@ -123,17 +125,19 @@ impl Store {
         if old == new {
             return;
         }
-        let Entries {
-            table, expiring, ..
-        } = entries;
-        let deadlines = expiring.get_or_insert_with(|| {
-            self.has_expiring.store(true, Ordering::Relaxed);
-            Box::default()
+        self.counted_heap(entries, |entries| {
+            let Entries {
+                table, expiring, ..
+            } = entries;
+            let deadlines = expiring.get_or_insert_with(|| {
+                self.has_expiring.store(true, Ordering::Relaxed);
+                Box::default()
+            });
+            deadlines.change(hash, old, new, |hash| self.earliest_deadline(table, hash));
+            if deadlines.live() == 0 {
+                *expiring = None;
+            }
         });
-        deadlines.change(hash, old, new, |hash| self.earliest_deadline(table, hash));
-        if deadlines.live() == 0 {
-            *expiring = None;
-        }
     }
 
     /// The earliest deadline of the entries with this hash.

@@ -10,14 +10,16 @@
 
 use super::Engine;
 use super::answers::Answers;
+use super::change::Change;
 use super::clock::Now;
 use super::command::{self, Command, expiry, value};
+use super::memory::Full;
 use super::prepared::Prepared;
 use super::store::Contended;
 use super::work::{Work, new_entries};
 use crate::log::{Position, Reservation, Sequencer};
 use crate::wire::run::RUN_FRAME_BYTES_MAX;
-use crate::wire::{RequestFrame, Run};
+use crate::wire::{RequestFrame, Run, Status};
 
 /// Requests that were executed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +41,8 @@ pub enum NotDone {
     },
     /// Requests of this kind are not admitted now.
     Refused,
+    /// The memory limit leaves no room for the write. Only [`Engine::set`] returns it: other writes are answered.
+    Full(Full),
 }
 
 /// The room in the log that a client may have waited for. What a request needs beyond it is reserved without a wait.
@@ -104,12 +108,13 @@ impl Engine {
         answers: &mut Answers,
     ) -> Result<Outcome, NotDone> {
         let mut held = Held(room);
+        self.make_room_ahead(run, &mut held)?;
         if run.len() > 1 {
             match self.together(run, &mut held, answers) {
                 Ok(outcome) => return Ok(outcome),
                 Err(NotTogether::Contended | NotTogether::LongOld) => {}
                 // Its reads may be admitted where its writes are not.
-                Err(NotTogether::NotDone(NotDone::Refused)) => {}
+                Err(NotTogether::NotDone(NotDone::Refused | NotDone::Full(_))) => {}
                 Err(NotTogether::NotDone(no_room @ NotDone::NoRoom { .. })) => return Err(no_room),
             }
         }
@@ -119,6 +124,10 @@ impl Engine {
                 Ok(position) => {
                     outcome.count += 1;
                     outcome.position = outcome.position.max(position);
+                }
+                Err(NotDone::Full(full)) => {
+                    answers.push(Status::Full, full.to_string().as_bytes());
+                    outcome.count += 1;
                 }
                 Err(not_done) if outcome.count == 0 => return Err(not_done),
                 Err(_) => break,
@@ -180,7 +189,8 @@ impl Engine {
         }
         let digests = digests.unwrap_or_default();
         let new = new_entries(run, touched.vacant);
-        let mut work = Work::new(self, prepared, digests, new, self.sequencer.is_some());
+        let change = Change::of_client(self.sequencer.is_some());
+        let mut work = Work::new(self, prepared, digests, new, change);
         let count = work.execute(run, &hashes, &mut locked, answers);
         if count == 0 {
             return Err(NotTogether::LongOld);
@@ -207,6 +217,7 @@ impl Engine {
                 let hash = self.store.hash(key);
                 let entries = self.store.read(hash);
                 let epoch = self.admitted(false)?;
+                self.store.note_hit(&entries, hash, key);
                 value::get(entries.find_live(hash, key, &Now::of(&self.clock)), answers);
                 let index = entries.last_index;
                 drop(entries);

@@ -56,6 +56,13 @@ impl Expiring {
         self.live
     }
 
+    /// Bytes of memory that the heap takes.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        let heaps = [&self.items, &self.old];
+        let items: usize = heaps.into_iter().map(BinaryHeap::capacity).sum();
+        u64::try_from(size_of::<Expiring>() + items * size_of::<Item>()).unwrap_or(u64::MAX)
+    }
+
     /// Number of items.
     #[cfg(test)]
     fn len(&self) -> usize {

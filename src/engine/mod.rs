@@ -16,6 +16,9 @@
 //! | `deadlines.rs`  | how does a partition know the deadlines of its entries?             |
 //! | `expiring.rs`   | which of them are the next?                                         |
 //! | `apply.rs`      | how are a leader's records logged, and applied once committed?      |
+//! | `memory.rs`     | how much memory do entries and tables take?                         |
+//! | `limited.rs`    | how do writes keep a limit of the memory?                           |
+//! | `eviction.rs`   | which entries make room for others?                                 |
 //! | `gate.rs`       | which requests are executed now, and under which epoch?             |
 //! | `snapshot.rs`   | how is the data set copied out beside writers, and loaded?          |
 //! | `store.rs`      | which entry has a key, and how are partitions locked?               |
@@ -39,10 +42,13 @@ mod compute;
 mod deadlines;
 pub mod digest;
 pub mod entry;
+mod eviction;
 mod execute;
 mod expire;
 mod expiring;
 mod gate;
+mod limited;
+pub mod memory;
 #[cfg(test)]
 pub(crate) mod planted;
 mod prepared;

@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use super::answers::Answers;
+use super::change::Change;
 use super::digest::Digest;
 use super::entry::Entry;
 use super::execute::{Held, NotDone, NotTogether, Outcome};
@@ -84,7 +85,7 @@ impl Engine {
         };
         let touched = locked.touch(&hashes, run.writes());
         let new = new_entries(run, touched.vacant);
-        let mut work = Work::new(self, &mut prepared, digests, new, true);
+        let mut work = Work::new(self, &mut prepared, digests, new, Change::new(true));
         let count = work.execute(run, &hashes, &mut locked, answers);
         let index = if is_late {
             drop(locked);

@@ -2,10 +2,10 @@
 
 use super::Engine;
 use super::answers::Answers;
-use super::change::{Change, LongOld};
+use super::change::{Change, LongOld, NotPut};
 use super::clock::Now;
 use super::command::Function;
-use super::compute::{Ahead, Call};
+use super::compute::{Ahead, Call, NotYet};
 use super::digest::Digest;
 use super::entry::Entry;
 use super::execute::{Held, NotDone};
@@ -30,7 +30,7 @@ impl Engine {
         let prepared = Prepared::of_one(self, frame, held)?;
         let added = prepared.as_ref().map_or(Digest::EMPTY, |_| digest(frame));
         let hash = self.store.hash(frame.key());
-        let mut change = Change::new(prepared.is_some());
+        let mut change = Change::of_client(prepared.is_some());
         loop {
             let mut entries = self.store.write(hash);
             let epoch = self.admitted(true)?;
@@ -44,7 +44,7 @@ impl Engine {
                     drop(replaced);
                     return Ok(Position { epoch, index });
                 }
-                Err(long) => learn(entries, &mut change, long),
+                Err(why) => self.unblock(entries, &mut change, why, held)?,
             }
         }
     }
@@ -109,7 +109,7 @@ impl Engine {
             .as_ref()
             .map_or(Digest::EMPTY, |_| Digest::of(&entry));
         let hash = self.store.hash(entry.key());
-        let mut change = Change::new(prepared.is_some());
+        let mut change = Change::of_client(prepared.is_some());
         loop {
             let mut entries = self.store.write(hash);
             let epoch = match self.admitted(true) {
@@ -122,9 +122,11 @@ impl Engine {
                     drop(entries);
                     return Ok((Position { epoch, index }, replaced));
                 }
-                Err((long, given_back)) => {
+                Err((why, given_back)) => {
                     entry = given_back;
-                    learn(entries, &mut change, long);
+                    if let Err(not_done) = self.unblock(entries, &mut change, why, held) {
+                        return Err((not_done, entry));
+                    }
                 }
             }
         }
@@ -148,7 +150,7 @@ impl Engine {
             clock: &clock,
             has_log: prepared.is_some(),
         };
-        let (mut change, mut ahead) = (Change::new(prepared.is_some()), Ahead::default());
+        let (mut change, mut ahead) = (Change::of_client(prepared.is_some()), Ahead::default());
         let mut unlogged = Vec::new();
         loop {
             let mut entries = self.store.write(call.hash);
@@ -177,12 +179,34 @@ impl Engine {
                     answers.settle();
                     return Ok(Position { epoch, index });
                 }
+                Err(NotYet::Full(full)) => {
+                    drop(entries);
+                    self.make_room(full, held)?;
+                }
                 Err(needed) => {
                     drop(entries);
                     ahead.prepare(key, &mut change, needed);
                 }
             }
         }
+    }
+}
+
+impl Engine {
+    /// Unlocks a partition, and does what a put needs that was not made.
+    fn unblock<'e>(
+        &'e self,
+        entries: impl Sized,
+        change: &mut Change,
+        why: NotPut,
+        held: &mut Held<'e>,
+    ) -> Result<(), NotDone> {
+        drop(entries);
+        match why {
+            NotPut::Long(long) => change.learn(long),
+            NotPut::Full(full) => self.make_room(full, held)?,
+        }
+        Ok(())
     }
 }
 

@@ -81,7 +81,7 @@ impl Store {
         long.clear();
         let entries = self.read_partition(partition);
         *len = entries.table.len();
-        let bytes = usize::try_from(entries.bytes).unwrap_or(usize::MAX);
+        let bytes = usize::try_from(entries.sizes.bytes()).unwrap_or(usize::MAX);
         // The most that short entries can take.
         short.reserve(bytes.min(*len * SHORT_BYTES) + *len * HEADER_LEN);
         let mut rest = entries.table.iter();

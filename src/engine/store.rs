@@ -10,11 +10,12 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Slot;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::change::{Change, LongOld};
+use super::change::{Change, LongOld, NotPut};
 use super::clock::Now;
 use super::compute::is_live;
 use super::entry::Entry;
 use super::expiring::Expiring;
+use super::memory::{Memory, Sizes};
 use crate::wire::expiry::DEADLINE_LEN;
 use crate::wire::request::HEADER_LEN;
 use crate::wire::run::RUN_MAX;
@@ -53,6 +54,8 @@ pub struct Store {
     hashing: DefaultHasher,
     /// Whether an entry ever had a deadline.
     pub(super) has_expiring: AtomicBool,
+    /// What the data set takes, where that has a limit.
+    pub(super) memory: Option<Box<Memory>>,
 }
 
 /// One table, on a cache line of its own: two cores with different partitions do not contend for a line.
@@ -68,8 +71,8 @@ const _: () = assert!(size_of::<Partition>() == 64);
 #[derive(Debug, Default)]
 pub(super) struct Entries {
     pub(super) table: HashTable<Entry>,
-    /// Bytes of all keys and values.
-    pub(super) bytes: u64,
+    /// Bytes of the entries.
+    pub(super) sizes: Sizes,
     /// Index of the last record that changed the partition; 0 without a log. It lies in the cache line of the lock.
     pub(super) last_index: u64,
     /// The deadlines of entries that expire; `None` while no entry does.
@@ -97,13 +100,14 @@ impl Entries {
 
 /// Bytes of key and value of the entry that a frame becomes.
 #[inline]
-fn put_size(frame: &RequestFrame<'_>) -> usize {
+fn put_size(frame: &RequestFrame<'_>) -> u64 {
     let deadline_len = if frame.opcode() == Opcode::SetAt {
         DEADLINE_LEN
     } else {
         0
     };
-    frame.bytes().len() - HEADER_LEN - deadline_len
+    let len = frame.bytes().len() - HEADER_LEN - deadline_len;
+    u64::try_from(len).unwrap_or(u64::MAX)
 }
 
 /// The locked partitions of a run, or of a batch of at most `N` requests.
@@ -248,6 +252,7 @@ impl Store {
             rehashes: (0..count).map(|_| AtomicU32::new(0)).collect(),
             hashing,
             has_expiring: AtomicBool::new(false),
+            memory: None,
         }
     }
 
@@ -263,7 +268,9 @@ impl Store {
         let hash = self.hash(entry.key());
         let entries = &mut *self.write(hash);
         let put = self.put_entry(entries, hash, entry, &mut Change::unlogged());
-        put.unwrap_or_else(|_| unreachable!("only a change that is logged asks for old digests"))
+        put.unwrap_or_else(|_| {
+            unreachable!("only a client's change is refused, or one that is logged")
+        })
     }
 
     /// Removes `key` and returns its entry.
@@ -279,9 +286,26 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`LongOld`], where `change` needs the digest of the old entry first. Nothing is changed then.
+    /// Where `change` needs the digest of the old entry first, or the memory limit leaves no room for a client's write.
+    /// Nothing is changed then.
     #[inline(always)]
     pub(super) fn put_frame(
+        &self,
+        entries: &mut Entries,
+        hash: u64,
+        frame: &RequestFrame<'_>,
+        new: Option<Entry>,
+        change: &mut Change,
+    ) -> Result<Option<Entry>, NotPut> {
+        if let Some(memory) = self.memory() {
+            return self.put_frame_counted(memory, entries, (hash, frame), new, change);
+        }
+        Ok(self.put_frame_uncounted(entries, hash, frame, new, change)?)
+    }
+
+    /// The same without regard to the memory limit.
+    #[inline(always)]
+    pub(super) fn put_frame_uncounted(
         &self,
         entries: &mut Entries,
         hash: u64,
@@ -306,47 +330,65 @@ impl Store {
         change: &mut Change,
         replaces: impl FnOnce(&Entry),
     ) -> Result<Option<Entry>, LongOld> {
-        let key = frame.key();
-        let len = u64::try_from(put_size(frame)).unwrap_or(u64::MAX);
-        let replaced = match self.slot(&mut entries.table, hash, key) {
+        let (key, size) = (frame.key(), put_size(frame));
+        match self.slot(&mut entries.table, hash, key) {
             Slot::Occupied(mut slot) => {
                 let entry = slot.get_mut();
                 change.replaces(entry)?;
                 replaces(entry);
-                entries.bytes -= entry.size();
-                let fits = entry.overwrite(frame);
-                let new = || new.unwrap_or_else(|| Entry::copy_of(frame));
-                (!fits).then(|| std::mem::replace(entry, new()))
+                let old_size = entry.size();
+                if entry.overwrite(frame) {
+                    entries.sizes.overwrite(old_size, size);
+                    return Ok(None);
+                }
+                entries.sizes.subtract(entry);
+                entries.sizes.add(frame.bytes().len(), size);
+                let new = new.unwrap_or_else(|| Entry::copy_of(frame));
+                Ok(Some(std::mem::replace(entry, new)))
             }
             Slot::Vacant(slot) => {
                 slot.insert(new.unwrap_or_else(|| Entry::copy_of(frame)));
-                None
+                entries.sizes.add(frame.bytes().len(), size);
+                Ok(None)
             }
-        };
-        entries.bytes += len;
-        Ok(replaced)
+        }
     }
 
     /// Stores `entry` in a locked partition and returns the entry that it replaced.
     ///
     /// # Errors
     ///
-    /// [`LongOld`] and the entry, as for [`put_frame`](Self::put_frame).
+    /// As for [`put_frame`](Self::put_frame); with the entry.
     pub(super) fn put_entry(
         &self,
         entries: &mut Entries,
         hash: u64,
         entry: Entry,
         change: &mut Change,
+    ) -> Result<Option<Entry>, (NotPut, Entry)> {
+        if let Some(memory) = self.memory() {
+            return self.put_entry_counted(memory, entries, hash, entry, change);
+        }
+        let put = self.put_entry_uncounted(entries, hash, entry, change);
+        put.map_err(|(long, entry)| (NotPut::Long(long), entry))
+    }
+
+    /// The same without regard to the memory limit.
+    pub(super) fn put_entry_uncounted(
+        &self,
+        entries: &mut Entries,
+        hash: u64,
+        entry: Entry,
+        change: &mut Change,
     ) -> Result<Option<Entry>, (LongOld, Entry)> {
-        let (len, deadline) = (entry.size(), entry.deadline());
+        let (frame_len, size, deadline) = (entry.frame().len(), entry.size(), entry.deadline());
         let mut old_deadline = None;
         let replaced = match self.slot(&mut entries.table, hash, entry.key()) {
             Slot::Occupied(mut slot) => {
                 if let Err(long) = change.replaces(slot.get()) {
                     return Err((long, entry));
                 }
-                entries.bytes -= slot.get().size();
+                entries.sizes.subtract(slot.get());
                 old_deadline = slot.get().deadline();
                 Some(std::mem::replace(slot.get_mut(), entry))
             }
@@ -355,7 +397,7 @@ impl Store {
                 None
             }
         };
-        entries.bytes += len;
+        entries.sizes.add(frame_len, size);
         self.note_deadline(entries, hash, old_deadline, deadline);
         Ok(replaced)
     }
@@ -365,7 +407,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`LongOld`], as for [`put_frame`](Self::put_frame).
+    /// [`LongOld`], where `change` needs the digest of the old entry first. Nothing is changed then.
     #[inline(always)]
     pub(super) fn take(
         &self,
@@ -390,12 +432,29 @@ impl Store {
         change: &mut Change,
         is_meant: impl FnMut(&Entry) -> bool,
     ) -> Result<Option<Entry>, LongOld> {
+        if let Some(memory) = self.memory() {
+            return self.take_counted(memory, entries, hash, change, is_meant);
+        }
+        self.take_uncounted(entries, hash, change, is_meant, |_| ())
+    }
+
+    /// The same without regard to the memory limit. `removes` is told the place of the entry in the table.
+    #[inline(always)]
+    pub(super) fn take_uncounted(
+        &self,
+        entries: &mut Entries,
+        hash: u64,
+        change: &mut Change,
+        is_meant: impl FnMut(&Entry) -> bool,
+        removes: impl FnOnce(usize),
+    ) -> Result<Option<Entry>, LongOld> {
         let table = &mut entries.table;
         let Ok(slot) = table.find_entry(hash, is_meant) else {
             return Ok(None);
         };
         change.replaces(slot.get())?;
-        entries.bytes -= slot.get().size();
+        removes(slot.bucket_index());
+        entries.sizes.subtract(slot.get());
         let (removed, _) = slot.remove();
         // An eighth: far enough below the point of growth that a client cannot cause both in turn.
         if table.len() < table.capacity() / 8 {
@@ -427,7 +486,9 @@ impl Store {
         for (number, partition) in self.partitions.iter().enumerate() {
             let mut entries = partition.0.write();
             self.count_rehash(number);
-            let old = std::mem::take(&mut *entries);
+            let old = self.counted(&mut entries, |entries| {
+                self.counted_heap(entries, std::mem::take)
+            });
             // Freed after the unlock.
             drop(entries);
             drop(old);
@@ -449,7 +510,9 @@ impl Store {
             let entries = &mut *partition.0.write();
             self.count_rehash(number);
             let more = (each + each / 8).saturating_sub(entries.table.len());
-            entries.table.reserve(more, |entry| self.hash(entry.key()));
+            self.counted(entries, |entries| {
+                entries.table.reserve(more, |entry| self.hash(entry.key()));
+            });
         }
     }
 
@@ -485,7 +548,8 @@ impl Store {
     /// Bytes of all keys and values; as exact as [`len`](Self::len).
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.partitions.iter().map(|part| part.0.read().bytes).sum()
+        let bytes = |part: &Partition| part.0.read().sizes.bytes();
+        self.partitions.iter().map(bytes).sum()
     }
 
     /// Whether there is no entry; as exact as [`len`](Self::len).
@@ -623,7 +687,7 @@ impl Store {
     /// The table of this partition, which is locked for writing, is about to be rehashed.
     #[cold]
     #[inline(never)]
-    fn count_rehash(&self, partition: usize) {
+    pub(super) fn count_rehash(&self, partition: usize) {
         self.rehashes[partition].fetch_add(1, Ordering::Relaxed);
     }
 

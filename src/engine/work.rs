@@ -4,7 +4,7 @@ use arrayvec::ArrayVec;
 
 use super::Engine;
 use super::answers::Answers;
-use super::change::{Change, LongOld};
+use super::change::{Change, LongOld, NotPut};
 use super::clock::Now;
 use super::command::{self, Command, Effect, Function, Record, expiry, value};
 use super::compute::{Ahead, Call, Computed};
@@ -61,7 +61,7 @@ impl<'w, 'e> Work<'w, 'e> {
         prepared: &'w mut Option<Prepared<'e>>,
         digests: ArrayVec<Digest, RUN_MAX>,
         new: ArrayVec<Option<Entry>, RUN_MAX>,
-        is_logged: bool,
+        change: Change,
     ) -> Work<'w, 'e> {
         Work {
             engine,
@@ -69,7 +69,7 @@ impl<'w, 'e> Work<'w, 'e> {
             prepared,
             digests,
             made: 0,
-            change: Change::new(is_logged),
+            change,
             new,
             replaced: Vec::new(),
             tokens: Vec::new(),
@@ -78,7 +78,7 @@ impl<'w, 'e> Work<'w, 'e> {
     }
 
     /// Executes the requests in their order, and returns how many: up to a GET of a long value, and up to a write that
-    /// needs the digest of a long old entry first.
+    /// needs the digest of a long old entry first, or memory.
     #[inline]
     pub(super) fn execute(
         &mut self,
@@ -93,6 +93,7 @@ impl<'w, 'e> Work<'w, 'e> {
             let is_done = match command::of(frame.opcode()) {
                 Command::Get => {
                     let entries = locked.of(at);
+                    self.engine.store.note_hit(entries, hash, frame.key());
                     if !value::get(entries.find_live(hash, frame.key(), &self.clock), answers) {
                         return at + 1;
                     }
@@ -177,7 +178,8 @@ impl<'w, 'e> Work<'w, 'e> {
         run.len()
     }
 
-    /// Stores the entry of a SET. False, and nothing done, where the digest of a long old entry is needed first.
+    /// Stores the entry of a SET. False, and nothing done, where the digest of a long old entry is needed first, or
+    /// memory.
     #[inline(always)]
     fn put(
         &mut self,
@@ -191,7 +193,7 @@ impl<'w, 'e> Work<'w, 'e> {
         match store.put_frame(entries, hash, frame, new, &mut self.change) {
             Ok(None) => {}
             Ok(Some(old)) => self.replaced.push(old),
-            Err(LongOld(_)) => return false,
+            Err(NotPut::Long(_) | NotPut::Full(_)) => return false,
         }
         true
     }

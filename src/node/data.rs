@@ -23,7 +23,7 @@ pub struct NoRoom {
 pub enum NotSet {
     /// The append queue has no room for it. The entry is given back.
     NoRoom(NoRoom, Entry),
-    /// This node takes no writes; the answer to the client.
+    /// This node takes no writes, or has no memory for it; the answer to the client.
     Refused(Reply),
 }
 
@@ -50,6 +50,7 @@ impl Node {
                 return Err(NoRoom { cost });
             }
             Err(NotDone::Refused) => (self.refuse_run(run, answers), true),
+            Err(NotDone::Full(_)) => unreachable!("a run answers FULL itself"),
         };
         if outcome.count == run.len() {
             return Ok(outcome);
@@ -85,6 +86,7 @@ impl Node {
                 return Err(NoRoom { cost });
             }
             Err(NotDone::Refused) => {}
+            Err(NotDone::Full(_)) => unreachable!("a batch answers FULL itself"),
         }
         let reply = if writes {
             self.refusal_of_write()
@@ -149,6 +151,7 @@ impl Node {
                     NotSet::NoRoom(NoRoom { cost }, entry)
                 }
                 NotDone::Refused => NotSet::Refused(self.refusal_of_write()),
+                NotDone::Full(full) => NotSet::Refused(Reply::Full(full.to_string())),
             })
     }
 

@@ -34,13 +34,13 @@ use std::time::Instant;
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
-use crate::config::{Config, LimitsConfig, NodeConfig, ReplicationConfig};
+use crate::config::{Config, LimitsConfig, NodeConfig, ReplicationConfig, WhenFull};
 use crate::engine::Engine;
 #[cfg(test)]
 use crate::engine::clock::Clock;
 use crate::engine::comparison::Budget;
+use crate::engine::memory::MemoryLimit;
 use crate::engine::scan::{Bounds, NotScanned};
-#[cfg(test)]
 use crate::engine::store::Store;
 use crate::log::{Head, Log, Mark};
 use crate::replication::core::report::Settings;
@@ -147,8 +147,10 @@ impl Node {
     }
 
     fn with(backlog_bytes: Option<u64>, member: Option<Member>, role: RoleState) -> Node {
+        let limits = member.as_ref().map(|member| &member.limits);
+        let store = limited(Store::new(), limits);
         let node = Node {
-            engine: Engine::new(backlog_bytes, MachineTime::clock()),
+            engine: Engine::with_store(store, backlog_bytes, MachineTime::clock()),
             member,
             state: Mutex::new(ReplicaState::new(role)),
             is_leader: AtomicBool::new(false),
@@ -174,7 +176,7 @@ impl Node {
         (started, clock): (Instant, Clock),
     ) -> Node {
         let mut node = Node::of_cluster(config, this);
-        let store = Store::seeded(partitions, seed);
+        let store = limited(Store::seeded(partitions, seed), Some(&config.limits));
         node.engine = Engine::with_store(store, Some(config.replication.backlog_bytes), clock);
         if let Some(member) = &mut node.member {
             member.process = seed;
@@ -307,4 +309,15 @@ impl Node {
     pub fn head(&self) -> Head {
         self.engine.head()
     }
+}
+
+/// The same store, with the memory limit of `cluster.toml` if there is one.
+fn limited(store: Store, limits: Option<&LimitsConfig>) -> Store {
+    let Some((limits, max_bytes)) =
+        limits.and_then(|limits| Some((limits, limits.max_memory_bytes?)))
+    else {
+        return store;
+    };
+    let evicts = limits.when_full == WhenFull::Evict;
+    store.with_limit(MemoryLimit { max_bytes, evicts })
 }

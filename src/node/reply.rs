@@ -29,6 +29,8 @@ pub enum Reply {
     Loading(Arc<str>),
     /// ERROR and a message.
     Error(String),
+    /// FULL and a message.
+    Full(String),
     /// TIMEOUT: it is unknown whether the write is kept.
     Timeout,
     /// TIMEOUT to a SYNC, and a message: the data set did not get to the position in time.
@@ -50,6 +52,7 @@ impl Reply {
             Reply::NotLeader(_) => Status::NotLeader,
             Reply::Loading(_) => Status::Loading,
             Reply::Error(_) => Status::Error,
+            Reply::Full(_) => Status::Full,
             Reply::Timeout | Reply::NotReached(_) => Status::Timeout,
             Reply::Lost(_) => Status::Lost,
             Reply::Compacted(_) => Status::Compacted,
@@ -66,6 +69,7 @@ impl Reply {
             Reply::NotLeader(text) | Reply::Loading(text) => text.as_bytes(),
             Reply::Text(text)
             | Reply::Error(text)
+            | Reply::Full(text)
             | Reply::NotReached(text)
             | Reply::Lost(text) => text.as_bytes(),
             Reply::Compacted(index) => index,
@@ -85,6 +89,7 @@ impl Reply {
             | Reply::NotLeader(_)
             | Reply::Loading(_)
             | Reply::Error(_)
+            | Reply::Full(_)
             | Reply::NotReached(_)
             | Reply::Lost(_)
             | Reply::Compacted(_)
@@ -98,6 +103,7 @@ impl Reply {
         match self {
             Reply::Text(text)
             | Reply::Error(text)
+            | Reply::Full(text)
             | Reply::NotReached(text)
             | Reply::Lost(text) => answers.push_bytes(status, text.into_bytes()),
             Reply::Answer(bytes) | Reply::Entries(bytes, _) => answers.push_bytes(status, bytes),

@@ -6,6 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::{Node, RoleState};
+use crate::config::WhenFull;
+use crate::engine::memory::MemoryLimit;
 use crate::log::{Head, Log};
 
 /// The part of STATUS that is about a node's peers.
@@ -136,10 +138,29 @@ impl Node {
         lines.add("bytes", &self.engine.bytes());
         lines.add("expiring", &self.engine.expiring());
         lines.add("expired", &self.engine.expired());
+        self.write_memory(lines);
         lines.add("connections", &self.connections.load(Ordering::Relaxed));
         let uptime = now.saturating_duration_since(self.started);
         lines.add("uptime_ms", &uptime.as_millis());
         lines.add("version", &env!("CARGO_PKG_VERSION"));
+    }
+
+    /// The memory of the data set, and its limit.
+    fn write_memory(&self, lines: &mut Lines) {
+        let limit = self.engine.memory_limit();
+        let when_full = match limit {
+            Some(MemoryLimit { evicts: true, .. }) => WhenFull::Evict,
+            Some(MemoryLimit { evicts: false, .. }) | None => WhenFull::Refuse,
+        };
+        let [evicted, refused] = self.engine.evicted_and_refused();
+        lines.add("memory_bytes", &self.engine.memory_bytes());
+        lines.add(
+            "max_memory_bytes",
+            &limit.map_or(0, |limit| limit.max_bytes),
+        );
+        lines.add("when_full", &when_full.as_str());
+        lines.add("evicted", &evicted);
+        lines.add("refused_writes", &refused);
     }
 
     /// The settings that peers and clients need to know.

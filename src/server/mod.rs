@@ -102,6 +102,9 @@ impl Server {
     ///
     /// When the name is unknown, or the port is in use or not allowed.
     pub fn bind(addr: &str, mut node: Node, limits: LimitsConfig) -> Result<Server, BindError> {
+        if limits.max_memory_bytes.is_some() {
+            system::use_one_heap();
+        }
         let listeners = Listeners::bind(addr)?;
         let allowance = Allowance::new(limits.max_connections);
         let registry = Registry::new(allowance.connections);

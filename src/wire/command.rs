@@ -178,6 +178,7 @@ const WRITE: &[Status] = &[
     Status::Error,
     Status::NotLeader,
     Status::Loading,
+    Status::Full,
     Status::Timeout,
 ];
 
@@ -218,6 +219,7 @@ const WRITE_IF: &[Status] = &[
     Status::NotLeader,
     Status::Loading,
     Status::Conflict,
+    Status::Full,
     Status::Timeout,
 ];
 

@@ -10,6 +10,7 @@ mod execute;
 mod expiry;
 mod log;
 mod long;
+mod memory;
 mod model;
 mod peers;
 mod receive;

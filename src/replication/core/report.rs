@@ -60,6 +60,8 @@ pub struct Settings {
     pub leader: u64,
     /// The sections `[replication]` and `[limits]`.
     pub limits: u64,
+    /// The limit of the data set's memory in bytes; `None` where there is none. It is a part of `limits` too.
+    pub max_memory_bytes: Option<u64>,
 }
 
 impl Settings {
@@ -170,6 +172,8 @@ impl Report {
                 members: hex("settings.members")?,
                 leader: hex("settings.leader")?,
                 limits: hex("settings.limits")?,
+                // A node of an earlier version has no such line, and no limit.
+                max_memory_bytes: number("max_memory_bytes").ok().filter(|&bytes| bytes > 0),
             },
             peers: peers.map(str::to_owned).collect(),
             follows: match (field("link"), field("leader")) {

@@ -29,6 +29,7 @@ pub struct Watch {
     unclear: String,
     differences: Vec<&'static str>,
     two_leaders: bool,
+    lower_limit: bool,
     actions: Vec<Action>,
 }
 
@@ -80,6 +81,7 @@ impl Watch {
 
     fn judge(&mut self, report: &Report, view: View<'_>) {
         self.compare_settings(report, view);
+        self.compare_limits(report, view);
         // One that has yielded already has led all the same.
         let has_led = report.role == Role::Leader && report.state != State::Loading;
         let two_leaders = view.takes_writes && has_led;
@@ -116,6 +118,28 @@ impl Watch {
             self.log(Level::Error, line);
         }
         self.differences = differences;
+    }
+
+    /// A follower applies what its leader has, whatever its own limit: that holds once the node leads.
+    fn compare_limits(&mut self, report: &Report, view: View<'_>) {
+        let leader = view.role.leader();
+        let is_leader = leader.is_some_and(|leader| *leader.name == *self.peer);
+        let (own, of_leader) = (
+            view.settings.max_memory_bytes,
+            report.settings.max_memory_bytes,
+        );
+        let limit = own.filter(|&own| of_leader.is_none_or(|of_leader| own < of_leader));
+        let is_lower = is_leader && report.leads() && limit.is_some();
+        if let Some(own) = limit.filter(|_| is_lower && !self.lower_limit) {
+            let of_leader = of_leader.map_or("none".to_owned(), |bytes| bytes.to_string());
+            let line = format!(
+                "max_memory_bytes of this node is {own}, of its leader {} it is {of_leader}: a follower takes all that \
+                 its leader has, and keeps its own limit only once it leads",
+                self.peer
+            );
+            self.log(Level::Warn, line);
+        }
+        self.lower_limit = is_lower;
     }
 }
 

@@ -235,7 +235,7 @@ enum Kind {
 }
 
 /// The keys of STATUS that every node of the JSON has, null if it does not report them. Source: docs/GBP.md, section 4.
-const KEYS: [(&str, Kind); 28] = [
+const KEYS: [(&str, Kind); 33] = [
     ("cluster", Kind::Text),
     ("role", Kind::Text),
     ("state", Kind::Text),
@@ -248,6 +248,11 @@ const KEYS: [(&str, Kind); 28] = [
     ("bytes", Kind::Number),
     ("expiring", Kind::Number),
     ("expired", Kind::Number),
+    ("memory_bytes", Kind::Number),
+    ("max_memory_bytes", Kind::Number),
+    ("when_full", Kind::Text),
+    ("evicted", Kind::Number),
+    ("refused_writes", Kind::Number),
     ("connections", Kind::Number),
     ("uptime_ms", Kind::Number),
     ("version", Kind::Text),

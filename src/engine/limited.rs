@@ -1,0 +1,375 @@
+//! Writes to a store with a memory limit: what they need is reserved before anything is changed, the sum of what is
+//! used follows, and where entries are evicted, so do the marks of those that are in use.
+
+use super::change::{Change, LongOld, NotPut};
+use super::entry::Entry;
+use super::eviction::Marks;
+use super::memory::{Full, Memory, MemoryLimit, block_bytes, table_bytes, table_growth};
+use super::store::{Entries, Store};
+use crate::wire::RequestFrame;
+
+impl Entries {
+    /// Bytes of memory of the entries and of their table.
+    #[inline]
+    fn memory_bytes(&self, evicts: bool) -> u64 {
+        self.sizes.block_bytes() + table_bytes(self.table.num_buckets(), evicts)
+    }
+
+    /// Bytes of memory of the heap of deadlines.
+    fn heap_bytes(&self) -> u64 {
+        let expiring = self.expiring.as_ref();
+        expiring.map_or(0, |expiring| expiring.memory_bytes())
+    }
+
+    /// The place of `key` in the table.
+    fn bucket_of(&self, hash: u64, key: &[u8]) -> Option<usize> {
+        let is_meant = |entry: &Entry| entry.key() == key;
+        self.table.find_bucket_index(hash, is_meant)
+    }
+
+    /// Bytes that the partition takes more where a frame of this length becomes the entry of `key`, after `new` other
+    /// entries were added.
+    fn growth(&self, (hash, key): (u64, &[u8]), frame_len: usize, new: usize, evicts: bool) -> u64 {
+        let (table, block) = (&self.table, block_bytes(frame_len));
+        match self.find(hash, key) {
+            Some(old) => block.saturating_sub(block_bytes(old.frame().len())),
+            // It grows once.
+            None if table.len() + new == table.capacity() => {
+                block
+                    + table_growth(
+                        table.len() + new,
+                        table.capacity(),
+                        table.num_buckets(),
+                        evicts,
+                    )
+            }
+            None => block,
+        }
+    }
+}
+
+impl Store {
+    /// The same store, which is empty, with a limit.
+    #[must_use]
+    pub fn with_limit(mut self, limit: MemoryLimit) -> Store {
+        self.memory = Some(Box::new(Memory::new(limit, self.partitions())));
+        self
+    }
+
+    /// The limit's state, where there is a limit.
+    #[inline]
+    pub(super) fn memory(&self) -> Option<&Memory> {
+        self.memory.as_deref()
+    }
+
+    /// Bytes of memory that the data set takes; as exact as [`len`](Self::len).
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        let evicts = self.memory().is_some_and(|memory| memory.limit.evicts);
+        let bytes = |partition| {
+            let entries = self.read_partition(partition);
+            entries.memory_bytes(evicts) + entries.heap_bytes()
+        };
+        (0..self.partitions()).map(bytes).sum()
+    }
+
+    /// Bytes that a partition takes more where a frame of this length becomes the entry of `key`, after `new` other
+    /// entries were added; 0 without a limit.
+    pub(super) fn growth(
+        &self,
+        entries: &Entries,
+        at: (u64, &[u8]),
+        frame_len: usize,
+        new: usize,
+    ) -> u64 {
+        self.memory().map_or(0, |memory| {
+            entries.growth(at, frame_len, new, memory.limit.evicts)
+        })
+    }
+
+    /// Reserves the sum of these bytes for writes that are not limited themselves, and returns it.
+    ///
+    /// # Errors
+    ///
+    /// Where the limit leaves too few.
+    pub(super) fn reserve_memory(&self, growth: impl Iterator<Item = u64>) -> Result<u64, Full> {
+        let Some(memory) = self.memory() else {
+            return Ok(0);
+        };
+        let needed = growth.sum();
+        memory.reserve(needed)?;
+        Ok(needed)
+    }
+
+    /// Gives reserved bytes back.
+    pub(super) fn release(&self, reserved: u64) {
+        if let Some(memory) = self.memory() {
+            memory.changed(reserved, 0, 0);
+        }
+    }
+
+    /// Notes that the entry of `key` was asked for.
+    #[inline]
+    pub(super) fn note_hit(&self, entries: &Entries, hash: u64, key: &[u8]) {
+        if let Some(memory) = self.memory() {
+            self.mark(memory, entries, hash, key);
+        }
+    }
+
+    #[inline(never)]
+    fn mark(&self, memory: &Memory, entries: &Entries, hash: u64, key: &[u8]) {
+        if memory.limit.evicts
+            && let Some(bucket) = entries.bucket_of(hash, key)
+        {
+            memory.mark(self.place(hash), Marks::len_of(entries), bucket);
+        }
+    }
+
+    /// [`put_frame`](Self::put_frame) with a limit.
+    #[inline(never)]
+    pub(super) fn put_frame_counted(
+        &self,
+        memory: &Memory,
+        entries: &mut Entries,
+        (hash, frame): (u64, &RequestFrame<'_>),
+        new: Option<Entry>,
+        change: &mut Change,
+    ) -> Result<Option<Entry>, NotPut> {
+        let put = Put {
+            hash,
+            key: frame.key(),
+            frame_len: frame.bytes().len(),
+        };
+        let before = entries.memory_bytes(memory.limit.evicts);
+        let reserved = self
+            .prepare(memory, entries, &put, change)
+            .map_err(NotPut::Full)?;
+        let stored = self.put_frame_uncounted(entries, hash, frame, new, change);
+        memory.changed(before, entries.memory_bytes(memory.limit.evicts), reserved);
+        Ok(stored?)
+    }
+
+    /// [`put_entry`](Self::put_entry) with a limit.
+    pub(super) fn put_entry_counted(
+        &self,
+        memory: &Memory,
+        entries: &mut Entries,
+        hash: u64,
+        entry: Entry,
+        change: &mut Change,
+    ) -> Result<Option<Entry>, (NotPut, Entry)> {
+        let put = Put {
+            hash,
+            key: entry.key(),
+            frame_len: entry.frame().len(),
+        };
+        let before = entries.memory_bytes(memory.limit.evicts);
+        let reserved = match self.prepare(memory, entries, &put, change) {
+            Ok(reserved) => reserved,
+            Err(full) => return Err((NotPut::Full(full), entry)),
+        };
+        let stored = self.put_entry_uncounted(entries, hash, entry, change);
+        memory.changed(before, entries.memory_bytes(memory.limit.evicts), reserved);
+        stored.map_err(|(long, entry)| (NotPut::Long(long), entry))
+    }
+
+    /// [`take_where`](Self::take_where) with a limit.
+    #[inline(never)]
+    pub(super) fn take_counted(
+        &self,
+        memory: &Memory,
+        entries: &mut Entries,
+        hash: u64,
+        change: &mut Change,
+        is_meant: impl FnMut(&Entry) -> bool,
+    ) -> Result<Option<Entry>, LongOld> {
+        let len = Marks::len_of(entries);
+        let removes = |bucket| {
+            if memory.limit.evicts {
+                memory.marks_mut(self.place(hash), len).clear(bucket);
+            }
+        };
+        self.counted(entries, |entries| {
+            self.take_uncounted(entries, hash, change, is_meant, removes)
+        })
+    }
+
+    /// Changes the entries or the table of a locked partition, and notes by how much their memory has changed.
+    pub(super) fn counted<T>(
+        &self,
+        entries: &mut Entries,
+        body: impl FnOnce(&mut Entries) -> T,
+    ) -> T {
+        let Some(memory) = self.memory() else {
+            return body(entries);
+        };
+        let of = |entries: &Entries| entries.memory_bytes(memory.limit.evicts);
+        let before = of(entries);
+        let result = body(entries);
+        memory.changed(before, of(entries), 0);
+        result
+    }
+
+    /// The same of the heap of deadlines. It grows by a few bytes at a time, or by as much as it has, for what is
+    /// stored already, so it is not refused.
+    pub(super) fn counted_heap<T>(
+        &self,
+        entries: &mut Entries,
+        body: impl FnOnce(&mut Entries) -> T,
+    ) -> T {
+        let Some(memory) = self.memory() else {
+            return body(entries);
+        };
+        let before = entries.heap_bytes();
+        let result = body(entries);
+        memory.changed(before, entries.heap_bytes(), 0);
+        result
+    }
+
+    /// Reserves what a put needs, if the limit holds for it, and returns how much that is. Where entries are evicted,
+    /// the one of the key is marked, or the table made ready for a new one.
+    fn prepare(
+        &self,
+        memory: &Memory,
+        entries: &mut Entries,
+        put: &Put<'_>,
+        change: &Change,
+    ) -> Result<u64, Full> {
+        let evicts = memory.limit.evicts;
+        let mut reserved = 0;
+        if change.is_limited() {
+            reserved = entries.growth((put.hash, put.key), put.frame_len, 0, evicts);
+            memory.reserve(reserved)?;
+        }
+        if evicts {
+            match entries.bucket_of(put.hash, put.key) {
+                Some(bucket) => {
+                    memory.mark(self.place(put.hash), Marks::len_of(entries), bucket);
+                }
+                None => self.make_place(memory, entries, put.hash),
+            }
+        }
+        Ok(reserved)
+    }
+
+    /// Makes a place for one more entry, of this hash. Where the table grows for it, the marks move with their entries.
+    fn make_place(&self, memory: &Memory, entries: &mut Entries, hash: u64) {
+        if entries.table.len() < entries.table.capacity() {
+            return;
+        }
+        let mut marks = memory.marks_mut(self.place(hash), Marks::len_of(entries));
+        let table = &mut entries.table;
+        let buckets = (0..table.num_buckets()).filter(|&bucket| marks.is_set(bucket));
+        let marked = buckets.filter_map(|bucket| table.get_bucket(bucket));
+        let marked: Vec<(u64, *const u8)> = marked
+            .map(|entry| (self.hash(entry.key()), entry.frame().as_ptr()))
+            .collect();
+        self.count_rehash(usize::from(self.place(hash)));
+        table.reserve(1, |entry| self.hash(entry.key()));
+        *marks = Marks::new(table.num_buckets());
+        for (hash, block) in marked {
+            let is_meant = |entry: &Entry| entry.frame().as_ptr() == block;
+            if let Some(bucket) = table.find_bucket_index(hash, is_meant) {
+                marks.set(bucket);
+            }
+        }
+    }
+}
+
+/// A frame that becomes the entry of its key.
+struct Put<'k> {
+    hash: u64,
+    key: &'k [u8],
+    frame_len: usize,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use rand::rngs::ChaCha8Rng;
+    use rand::{RngExt, SeedableRng};
+
+    use super::*;
+    use crate::wire::Request;
+    use crate::wire::request::frames;
+
+    fn entry(number: u32, value_len: usize) -> Entry {
+        let (key, value) = (&number.to_be_bytes()[..], &vec![b'v'; value_len][..]);
+        let mut bytes = Vec::new();
+        Request::Set { key, value }.encode(&mut bytes).unwrap();
+        frames(&bytes)
+            .map(|frame| Entry::copy_of(&frame))
+            .next()
+            .unwrap()
+    }
+
+    #[test]
+    fn what_is_used_is_what_the_partitions_take() {
+        for evicts in [false, true] {
+            let max_bytes = u64::MAX;
+            let store = Store::seeded(4, 3).with_limit(MemoryLimit { max_bytes, evicts });
+            let used = || store.memory().unwrap().used();
+            let mut random = ChaCha8Rng::seed_from_u64(5);
+            for step in 0..30_000 {
+                let number = random.random_range(0..3_000);
+                let new = entry(number, random.random_range(0..600));
+                if random.random_range(0..20_000) < step {
+                    store.remove(new.key());
+                } else if step % 2 == 0 {
+                    store.set(new);
+                } else {
+                    let (hash, mut change) = (store.hash(new.key()), Change::unlogged());
+                    let entries = &mut *store.write(hash);
+                    let frame = frames(new.frame()).next().unwrap();
+                    store
+                        .put_frame(entries, hash, &frame, None, &mut change)
+                        .unwrap();
+                }
+                if step % 1_000 == 0 {
+                    assert_eq!(used(), store.memory_bytes(), "{step}");
+                }
+            }
+            assert_eq!(used(), store.memory_bytes());
+            store.reserve(10_000);
+            assert_eq!(used(), store.memory_bytes());
+            assert!(used() > 100_000);
+            store.clear();
+            assert_eq!((used(), store.memory_bytes()), (0, 0));
+        }
+    }
+
+    #[test]
+    fn marks_stay_with_their_entries_as_a_table_grows() {
+        let (max_bytes, evicts) = (u64::MAX, true);
+        let store = Store::seeded(1, 3).with_limit(MemoryLimit { max_bytes, evicts });
+        let is_marked = |number: u32| {
+            let key = &number.to_be_bytes()[..];
+            let hash = store.hash(key);
+            let entries = &*store.read(hash);
+            let bucket = entries.bucket_of(hash, key).unwrap();
+            let memory = store.memory().unwrap();
+            memory.marks_mut(0, Marks::len_of(entries)).is_set(bucket)
+        };
+        for number in 0..2_000 {
+            store.set(entry(number, 10));
+            // A new entry is not in use.
+            assert!(!is_marked(number));
+            if number % 3 == 0 {
+                let key = &number.to_be_bytes()[..];
+                let hash = store.hash(key);
+                store.note_hit(&store.read(hash), hash, key);
+            }
+        }
+        for number in 0..2_000 {
+            assert_eq!(is_marked(number), number % 3 == 0, "{number}");
+        }
+        // A place that is free again is not marked for its next entry.
+        for number in (0..2_000_u32).step_by(3) {
+            store.remove(&number.to_be_bytes());
+        }
+        for number in 2_000..2_600 {
+            store.set(entry(number, 10));
+            assert!(!is_marked(number));
+        }
+    }
+}
