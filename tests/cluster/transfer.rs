@@ -7,11 +7,14 @@ use std::thread;
 use std::time::Duration;
 
 use gopherstore::Client;
-use gopherstore::client::{ClientOptions, Cluster, ClusterError, ClusterOptions, Error};
+use gopherstore::client::{
+    ClientOptions, Cluster, ClusterError, ClusterOptions, Error, Watch, WatchFrom, Watched, Watcher,
+};
 use gopherstore::config::Config;
 use gopherstore::node::Node;
 use gopherstore::replication::{Ending, Transferrer};
 use gopherstore::server::{Server, Stopper};
+use gopherstore::wire::Token;
 
 use crate::expiry::{now_ms, puts, send};
 use crate::support::cluster::wait_until;
@@ -263,6 +266,119 @@ fn a_client_of_the_cluster_follows_the_leader_under_load_and_adds_once() {
     // Writes that wait for the transfer are answered NOT_LEADER, so the outcome of none is unknown.
     assert_eq!((count, sum(1)), (sum(0), 0));
     assert!(count > 1_200);
+    stop(nodes);
+}
+
+/// What a watcher received: the positions of all events, and the keys that they set.
+#[derive(Default)]
+struct Seen {
+    positions: Vec<Token>,
+    keys: Vec<Vec<u8>>,
+    resumes: usize,
+}
+
+/// Watches from the first record on until the key `last` is set, and resumes at any of the nodes.
+fn watch(addrs: &[&str], prefix: &[u8]) -> Seen {
+    let options = ClientOptions {
+        connect_timeout: PATIENCE,
+        timeout: PATIENCE,
+        ..ClientOptions::default()
+    };
+    let watch = Watch {
+        prefix: prefix.to_vec(),
+        from: WatchFrom::Index(1),
+        ..Watch::default()
+    };
+    let mut watcher = Watcher::open(addrs[0], &options, watch).unwrap();
+    let mut seen = Seen::default();
+    loop {
+        match watcher.receive() {
+            Ok(Watched::Event(event)) => {
+                seen.positions.push(event.position());
+                let sets = event
+                    .changes()
+                    .filter(|change| change.value_len().is_some());
+                seen.keys.extend(sets.map(|change| change.key().to_vec()));
+                if seen.keys.last().is_some_and(|key| key.ends_with(b"last")) {
+                    return seen;
+                }
+            }
+            Ok(message) => assert!(matches!(message, Watched::Heartbeat { .. }), "{message:?}"),
+            Err(Error::Connection { .. }) => {
+                // Not at the node where it was, if another one has the position.
+                let mut others = addrs.to_vec();
+                others.rotate_left(1 + seen.resumes % addrs.len());
+                watcher.resume(&others, PATIENCE).unwrap();
+                seen.resumes += 1;
+            }
+            Err(error) => panic!("after {:?}: {error}", seen.positions.last()),
+        }
+    }
+}
+
+#[test]
+fn watchers_see_each_record_once_though_the_leader_changes() {
+    let nodes = start();
+    wait_for_leader(&nodes, 0);
+    let addrs: Vec<&str> = nodes.iter().map(|node| node.addr.as_str()).collect();
+    // A follower's log begins behind its first snapshot, which has the first EPOCH.
+    for addr in &addrs {
+        let log: u64 = status(addr)["backlog_first_index"].parse().unwrap();
+        assert_eq!(log, 1, "{addr}");
+    }
+    let ends = AtomicBool::new(false);
+    let (written, all, some) = thread::scope(|scope| {
+        let _ends = EndsOnDrop(&ends);
+        let writers: Vec<_> = (0..2)
+            .map(|number| {
+                let (addr, ends) = (addrs[number], &ends);
+                scope.spawn(move || write(addr, &format!("w{number}"), ends))
+            })
+            .collect();
+        let watchers: Vec<_> = (0..3)
+            .map(|at| {
+                let mut addrs = addrs.clone();
+                addrs.rotate_left(at);
+                scope.spawn(move || watch(&addrs, b""))
+            })
+            .collect();
+        let some = scope.spawn(|| watch(&addrs, b"w1-"));
+        for (from, to) in [(0, 1), (1, 2), (2, 0)] {
+            let index = || -> u64 { status(addrs[from])["index"].parse().unwrap() };
+            let begin = index();
+            wait_until(PATIENCE, "writes", || index() > begin + 300);
+            let moved = nodes[from]
+                .transferrer
+                .transfer(&format!("n{}", to + 1), TIMEOUT);
+            assert_eq!(moved, Ok(()), "n{} to n{}", from + 1, to + 1);
+            wait_for_leader(&nodes, to);
+        }
+        ends.store(true, Ordering::Relaxed);
+        let written = writers.into_iter().map(|writer| writer.join().unwrap());
+        let written: Vec<u64> = written.collect();
+        client(addrs[0], false).set(b"w1-last", b"v").unwrap();
+        let all = watchers.into_iter().map(|watcher| watcher.join().unwrap());
+        let all: Vec<Seen> = all.collect();
+        (written, all, some.join().unwrap())
+    });
+    let keys_of = |number: usize| (1..=written[number]).map(move |at| format!("w{number}-{at}"));
+    for seen in &all {
+        let indexes: Vec<u64> = seen.positions.iter().map(|token| token.index).collect();
+        let expected: Vec<u64> = (1..).take(indexes.len()).collect();
+        assert!(indexes == expected, "missed or doubled: {indexes:?}");
+        assert!(seen.resumes >= 3, "{} and 3 new epochs", seen.resumes);
+        assert_eq!(seen.positions, all[0].positions);
+        assert_eq!(seen.keys, all[0].keys);
+        for number in 0..2 {
+            let prefix = format!("w{number}-");
+            let mut keys = seen.keys.clone();
+            keys.retain(|key| key.starts_with(prefix.as_bytes()) && !key.ends_with(b"last"));
+            assert!(keys.into_iter().eq(keys_of(number).map(String::into_bytes)));
+        }
+    }
+    let keys = keys_of(1).chain(["w1-last".to_owned()]);
+    assert!(some.keys.into_iter().eq(keys.map(String::into_bytes)));
+    assert!(some.positions.is_sorted_by(|a, b| a < b));
     stop(nodes);
 }
 

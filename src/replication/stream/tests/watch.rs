@@ -44,11 +44,9 @@ fn change(change: &Change<'_>) -> String {
         (None, Some(len)) => format!(" ({len})"),
         (_, None) => String::new(),
     };
-    format!(
-        "{} {}{value}",
-        change.opcode().name(),
-        text(change.key()).as_str()
-    )
+    let until = change.deadline().map(|time| format!(" until {time}"));
+    let (name, key) = (change.opcode().name(), text(change.key()));
+    format!("{name} {key}{value}{}", until.unwrap_or_default())
 }
 
 /// The messages of one write, a line each.
@@ -226,6 +224,81 @@ fn a_snapshot_goes_on_into_events_without_a_gap() {
     truth.apply(&sent(&mut watch(&leader, &users), leader.began).unwrap());
     assert_eq!(truth.end, Some(leader.index()));
     assert!(copy.values == truth.values);
+}
+
+/// Executes these requests as one BATCH.
+fn batch(host: &Host, requests: &[Request<'_>]) {
+    let (mut frames, mut answers) = (Vec::new(), Answers::new());
+    for request in requests {
+        request.encode(&mut frames).unwrap();
+    }
+    let value = &frames;
+    let mut bytes = Vec::new();
+    Request::Batch { value }.encode(&mut bytes).unwrap();
+    let Ok(Parsed::Whole(frame)) = parse(&bytes, &Limits::default()) else {
+        panic!("a whole request");
+    };
+    host.node.execute_batch(&frame, None, &mut answers).unwrap();
+    assert_eq!(answers.bytes()[0], Status::Ok.byte());
+    host.log().drain(host.began);
+}
+
+#[test]
+fn the_effects_of_a_batch_are_one_event_and_deadlines_are_told() {
+    let leader = Host::leader();
+    leader.set("user:1", b"1");
+    let mut everything = watch(&leader, &all(WatchFrom::Index(3)));
+    let users = Watch {
+        prefix: b"user:",
+        wants_values: false,
+        from: WatchFrom::Index(3),
+    };
+    let mut users = watch(&leader, &users);
+    let deadline = u64::MAX.to_be_bytes();
+    let (value, expiry) = (
+        [&deadline[..], b"v"].concat(),
+        [&[3], &deadline[..]].concat(),
+    );
+    let set = |key| Request::Set { key, value: b"v" };
+    let requests = [
+        set(b"other"),
+        Request::SetAt {
+            key: b"user:2",
+            value: &value,
+        },
+        Request::Expire {
+            key: b"other",
+            value: &expiry,
+        },
+        Request::Del { key: b"user:1" },
+    ];
+    batch(&leader, &requests);
+    batch(&leader, &[set(b"other"), set(b"another")]);
+    let now = leader.began;
+    let changes = |stream: &mut WatchStream<'_>| {
+        let mut told = sent(stream, now).unwrap();
+        assert_eq!(told.remove(0), "at 2");
+        told.iter_mut().for_each(|line| {
+            let (index, changes) = line.split_once(": ").unwrap();
+            let mut changes: Vec<&str> = changes.split(", ").collect();
+            changes.sort_unstable();
+            *line = format!("{index}: {}", changes.join(", "));
+        });
+        told
+    };
+    assert_eq!(
+        changes(&mut everything),
+        [
+            format!(
+                "3: DEL user:1, SETAT other v until {0}, SETAT user:2 v until {0}",
+                u64::MAX
+            ),
+            "4: SET another v, SET other v".to_owned(),
+        ]
+    );
+    let of_users = format!("3: DEL user:1, SETAT user:2 (1) until {}", u64::MAX);
+    assert_eq!(changes(&mut users), [of_users]);
+    assert_eq!(sent(&mut users, now + INTERVAL).unwrap(), ["at 4"]);
 }
 
 #[test]
