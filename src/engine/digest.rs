@@ -30,6 +30,7 @@ impl Digest {
     pub const EMPTY: Digest = Digest(0);
 
     /// The digest of a data set with this entry alone.
+    #[inline]
     #[must_use]
     pub fn of(entry: &Entry) -> Digest {
         Digest::of_frame(entry.frame())

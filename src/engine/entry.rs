@@ -219,6 +219,7 @@ impl Entry {
     }
 
     /// The frame of the put, byte for byte: SET, or SETAT where there is a deadline.
+    #[inline]
     #[must_use]
     pub fn frame(&self) -> &[u8] {
         let len = self.header().frame_len();
@@ -228,6 +229,7 @@ impl Entry {
     }
 
     /// The key.
+    #[inline]
     #[must_use]
     pub fn key(&self) -> &[u8] {
         let key_len = usize::from(self.header().key_len);
@@ -235,6 +237,7 @@ impl Entry {
     }
 
     /// The value.
+    #[inline]
     #[must_use]
     pub fn value(&self) -> &[u8] {
         let header = self.header();
@@ -320,6 +323,7 @@ impl Entry {
     ///
     /// Saves an allocation for each overwrite: with 4 connections x 128 requests in flight a single server executes
     /// 1.35 times as many SETs, each with a third less processor time.
+    #[inline]
     pub fn overwrite(&mut self, frame: &RequestFrame<'_>) -> bool {
         let new = frame.bytes();
         checked(new);
@@ -365,10 +369,17 @@ impl Entry {
         lines.fold(last, |sum, byte| sum ^ byte)
     }
 
+    #[inline(always)]
     fn header(&self) -> RequestHeader {
         // SAFETY: an entry's block has a header at least. It is initialised, and not written while an entry of the
         // block is borrowed; an array of bytes needs no alignment.
-        RequestHeader::decode(unsafe { self.block.0.cast().read() })
+        let bytes: [u8; HEADER_LEN] = unsafe { self.block.0.cast().read() };
+        // As `RequestHeader::decode`, whose calls from here the compiler does not inline.
+        RequestHeader {
+            opcode: bytes[0],
+            key_len: u16::from_be_bytes([bytes[1], bytes[2]]),
+            value_len: u32::from_be_bytes([bytes[3], bytes[4], bytes[5], bytes[6]]),
+        }
     }
 
     /// The count of the block's owners; `None` for a block without a count.

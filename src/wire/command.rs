@@ -293,11 +293,15 @@ macro_rules! commands {
             /// The byte that is no opcode of this version.
             type Error = u8;
 
+            #[inline]
             fn try_from(byte: u8) -> Result<Opcode, u8> {
-                match byte {
-                    $($byte => Ok(Opcode::$variant),)+
-                    _ => Err(byte),
-                }
+                // A load, where a match is a call with several branches for each frame.
+                static BY_BYTE: [Option<Opcode>; 256] = {
+                    let mut by_byte = [None; 256];
+                    $(by_byte[$byte] = Some(Opcode::$variant);)+
+                    by_byte
+                };
+                BY_BYTE[usize::from(byte)].ok_or(byte)
             }
         }
 

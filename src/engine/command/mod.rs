@@ -132,8 +132,17 @@ pub(super) enum Record {
 
 impl Record {
     /// The effect of a frame that was accepted as a record.
-    #[inline]
+    #[inline(always)]
     pub(super) fn of(frame: &RequestFrame<'_>) -> Record {
+        // Nearly all of them are.
+        if frame.opcode() == Opcode::Set {
+            return Record::Put;
+        }
+        Record::of_other(frame)
+    }
+
+    #[inline(never)]
+    fn of_other(frame: &RequestFrame<'_>) -> Record {
         match frame.opcode() {
             Opcode::Set | Opcode::SetAt => Record::Put,
             Opcode::Del => Record::Remove,
