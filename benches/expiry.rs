@@ -7,9 +7,10 @@
 //! * the longest wait of a client before, and during the removal;
 //! * the longest time for which a partition was locked for it, which the node logs;
 //! * how long after the last deadline all keys were gone;
-//! * the memory of the leader before the keys, with them, and some seconds after their removal.
+//! * the memory of the leader before the keys, with them, and some seconds after their removal. Its backlog keeps up to
+//!   64 MiB of records once there are so many.
 //!
-//! Both nodes share the processor with the clients.
+//! Both nodes share the processor with the clients. A lock is held for longer where its thread loses the processor.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,5 +1,6 @@
 //! The deadlines of a store's entries: each change of one is noted in its partition's heap ([`Expiring`]).
 
+use std::hint::black_box;
 use std::sync::atomic::Ordering;
 
 use hashbrown::HashTable;
@@ -9,7 +10,7 @@ use super::clock::Now;
 use super::compute::is_live;
 use super::entry::Entry;
 use super::expiring::Item;
-use super::store::{Entries, Store};
+use super::store::{Entries, Store, is_sparse};
 use crate::wire::{Opcode, RequestFrame};
 
 /// The result of a look at the earliest deadline of a partition.
@@ -23,6 +24,14 @@ pub(super) enum Due {
 }
 
 impl Entries {
+    /// Whether the partition has memory that it does not need.
+    pub(super) fn is_sparse(&self) -> bool {
+        let expiring = self.expiring.as_ref();
+        is_sparse(&self.table)
+            || expiring
+                .is_some_and(|expiring| expiring.live() == 0 || expiring.to_shrink().is_some())
+    }
+
     /// A time before which no entry expires, in milliseconds since 1970 UTC; `None` where none has a deadline.
     pub(super) fn first_deadline(&self) -> Option<u64> {
         self.first_expiring().map(|item| item.deadline)
@@ -73,12 +82,17 @@ impl Store {
         let is_meant =
             |entry: &Entry| entry.key() == key && clock.is_none_or(|clock| is_live(entry, clock));
         let taken = self.take_where(entries, hash, change, is_meant)?;
-        let deadline = taken.as_ref().and_then(Entry::deadline);
-        self.note_deadline(entries, hash, deadline, None);
+        if let Some(taken) = &taken {
+            self.note_deadline(entries, hash, taken.deadline(), None);
+            if is_sparse(&entries.table) {
+                self.shrink(entries, hash);
+            }
+        }
         Ok(taken)
     }
 
-    /// Removes an entry of a locked partition whose deadline is not after `now`.
+    /// Removes an entry of a locked partition whose deadline is not after `now`. Neither allocates nor frees memory:
+    /// [`shrink_partition`](Self::shrink_partition) does that.
     ///
     /// # Errors
     ///
@@ -100,16 +114,70 @@ impl Store {
             deadline.is_some_and(|at| at <= now) && self.hash(entry.key()) == hash
         };
         if let Some(removed) = self.take_where(entries, hash, change, has_expired)? {
-            self.note_deadline(entries, hash, removed.deadline(), None);
+            if let Some(expiring) = &mut entries.expiring {
+                expiring.remove();
+            }
             return Ok(Due::Removed(removed));
         }
         let earliest = self.earliest_deadline(&entries.table, hash);
-        self.counted_heap(entries, |entries| {
-            if let Some(expiring) = &mut entries.expiring {
-                expiring.correct_first(earliest);
-            }
-        });
+        if let Some(expiring) = &mut entries.expiring {
+            expiring.correct_first(earliest);
+        }
         Ok(Due::Corrected)
+    }
+
+    /// Shrinks the table and the heap of a partition that are sparse. The allocator may take milliseconds, so memory is
+    /// allocated before the partition is locked, and freed after. `on_lock` is as for
+    /// [`expire`](super::Engine::expire).
+    pub(super) fn shrink_partition(&self, partition: usize, mut on_lock: impl FnMut()) {
+        let (entries_max, items_max) = {
+            let entries = self.read_partition(partition);
+            let expiring = entries.expiring.as_ref();
+            let entries_max = is_sparse(&entries.table).then_some(entries.table.len() * 2);
+            (
+                entries_max,
+                expiring.and_then(|expiring| expiring.to_shrink()),
+            )
+        };
+        let (table, items) = (
+            entries_max.map(HashTable::<Entry>::with_capacity),
+            items_max.map(Vec::with_capacity),
+        );
+        let mut locked = self.write_partition(partition);
+        on_lock();
+        let table = self.counted(&mut locked, |entries| {
+            let fits = table.filter(|table| entries.table.len() <= table.capacity());
+            fits.map(|table| self.move_table(partition, entries, table))
+        });
+        let heap = self.counted_heap(&mut locked, |entries| {
+            let items = match (&mut entries.expiring, items) {
+                (Some(expiring), Some(items)) => Some(expiring.shrink_into(items)),
+                (None, items) | (_, items @ None) => items,
+            };
+            let expiring = &mut entries.expiring;
+            (items, expiring.take_if(|expiring| expiring.live() == 0))
+        });
+        on_lock();
+        drop(locked);
+        drop((table, heap));
+    }
+
+    /// Moves the entries of a locked partition into `table`, where they have room. Returns the table of before.
+    fn move_table(
+        &self,
+        partition: usize,
+        entries: &mut Entries,
+        mut table: HashTable<Entry>,
+    ) -> HashTable<Entry> {
+        // As where a table grows: this loop overlaps the misses.
+        let ends = entries.table.iter().filter_map(|entry| entry.key().last());
+        black_box(ends.fold(0, |sum, byte| sum ^ byte));
+        self.count_rehash(partition);
+        let hash = |entry: &Entry| self.hash(entry.key());
+        for entry in entries.table.drain() {
+            table.insert_unique(hash(&entry), entry, hash);
+        }
+        std::mem::replace(&mut entries.table, table)
     }
 
     /// Notes that an entry of this hash had the deadline `old` and has `new`; `None` where it had or has none, or is
@@ -166,5 +234,43 @@ impl Store {
     /// [`Entries::first_deadline`] of the partition with this number.
     pub(super) fn first_deadline(&self, partition: usize) -> Option<u64> {
         self.read_partition(partition).first_deadline()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::engine::memory::MemoryLimit;
+
+    #[test]
+    fn what_is_used_is_what_the_partitions_take_while_entries_expire() {
+        for evicts in [false, true] {
+            let max_bytes = u64::MAX;
+            let store = Store::seeded(2, 3).with_limit(MemoryLimit { max_bytes, evicts });
+            let used = || store.memory().unwrap().used();
+            let empty = store.memory_bytes();
+            for number in 0..3_000_u32 {
+                let deadline = u64::from(number % 100);
+                let entry = Entry::of_put(&number.to_be_bytes(), b"v", Some(deadline));
+                store.set(entry.unwrap());
+            }
+            let full = used();
+            for now in 0..100 {
+                for partition in 0..2 {
+                    let mut entries = store.write_partition(partition);
+                    let change = &mut Change::unlogged();
+                    while !matches!(
+                        store.take_expired(&mut entries, now, change),
+                        Ok(Due::Nothing)
+                    ) {}
+                    drop(entries);
+                    store.shrink_partition(partition, || ());
+                }
+                assert_eq!(used(), store.memory_bytes(), "{now}");
+                assert!(now < 95 || used() < full / 5, "{now}: {} of {full}", used());
+            }
+            assert_eq!((store.len(), used()), (0, empty));
+        }
     }
 }

@@ -30,9 +30,6 @@ const REMOVED_BYTES: usize = 16 << 10;
 /// Most bytes of the records of one lock: DELs that are no longer than what was removed, and the longest DEL.
 const RECORDS_BYTES_MAX: usize = REMOVED_BYTES + HEADER_LEN + KEY_LEN_MAX;
 
-/// Bytes of records that there is memory for beforehand: of keys that are not very long.
-const RECORDS_BYTES: usize = 4 << 10;
-
 /// The result of [`Engine::expire`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Expired {
@@ -106,8 +103,12 @@ impl Engine {
                 entries.last_index = sequencer.append(epoch, records, count, change.digest(), room);
             }
             let is_more = entries.first_deadline().is_some_and(|first| first <= now);
+            let is_sparse = entries.is_sparse();
             on_lock();
             drop(entries);
+            if is_sparse {
+                self.store.shrink_partition(partition, &mut on_lock);
+            }
             let count = u64::try_from(removed).unwrap_or(u64::MAX);
             self.expired.fetch_add(count, Ordering::Relaxed);
             return Ok(Expired {
@@ -143,7 +144,7 @@ impl Batch {
         Batch {
             removed: Vec::with_capacity(EXPIRED_MAX),
             bytes: 0,
-            records: is_logged.then(|| Vec::with_capacity(RECORDS_BYTES)),
+            records: is_logged.then(|| Vec::with_capacity(REMOVED_BYTES)),
         }
     }
 

@@ -101,6 +101,11 @@ impl Expiring {
         self.clean(earliest);
     }
 
+    /// An entry is removed whose deadline was that of the [first](Self::first) item, or before it.
+    pub(super) const fn remove(&mut self) {
+        self.live -= 1;
+    }
+
     /// Removes the [first](Self::first) item, whose deadline has passed and whose entries of an earlier deadline are
     /// removed. `earliest` is the earliest deadline of the others of its hash.
     pub(super) fn correct_first(&mut self, earliest: Option<u64>) {
@@ -115,13 +120,28 @@ impl Expiring {
         } else {
             &mut self.items
         };
-        let Some(Reverse(Item { hash, .. })) = heap.pop() else {
-            return;
-        };
-        shrink(heap);
-        if let Some(deadline) = earliest {
-            self.push(Item { deadline, hash });
+        if let Some(Reverse(Item { hash, .. })) = heap.pop()
+            && let Some(deadline) = earliest
+        {
+            heap.push(Reverse(Item { deadline, hash }));
         }
+    }
+
+    /// Where the heap is sparse: the number of items that [`shrink_into`](Self::shrink_into) is to be given memory for.
+    pub(super) fn to_shrink(&self) -> Option<usize> {
+        let (len, capacity) = (self.items.len(), self.items.capacity());
+        (capacity > CAPACITY_MIN && len < capacity / 8).then_some(len * 2)
+    }
+
+    /// Moves the items into this memory, where they have room there. Returns memory that is free.
+    pub(super) fn shrink_into(&mut self, mut memory: Vec<Reverse<Item>>) -> Vec<Reverse<Item>> {
+        if memory.capacity() < self.items.len() {
+            return memory;
+        }
+        let old = std::mem::take(&mut self.items).into_vec();
+        memory.extend_from_slice(&old);
+        self.items = BinaryHeap::from(memory);
+        old
     }
 
     fn push(&mut self, item: Item) {
@@ -158,14 +178,6 @@ impl Expiring {
         if self.old.is_empty() {
             self.old = BinaryHeap::new();
         }
-    }
-}
-
-/// Gives memory back where an eighth of it is used.
-fn shrink(heap: &mut BinaryHeap<Reverse<Item>>) {
-    let len = heap.len();
-    if heap.capacity() > CAPACITY_MIN && len < heap.capacity() / 8 {
-        heap.shrink_to(len * 2);
     }
 }
 
@@ -212,7 +224,10 @@ mod tests {
                 let due = entries
                     .find(|&(&key, &deadline)| hash(key) == first.hash && deadline <= self.now);
                 match due.map(|(&key, _)| key) {
-                    Some(key) => self.set(key, None),
+                    Some(key) => {
+                        self.entries.remove(&key);
+                        self.expiring.remove();
+                    }
                     None => self
                         .expiring
                         .correct_first(earliest(&self.entries, first.hash)),
@@ -354,17 +369,22 @@ mod tests {
     #[test]
     fn memory_of_items_is_given_back_as_they_are_due() {
         let mut model = Model::default();
-        for key in 0..10_000 {
-            model.set(key, Some(1_000 + key));
+        for number in 0..10_000 {
+            // No two of them share a hash.
+            model.set(7 * number + 1, Some(1_000 + number));
         }
         let most = model.expiring.items.capacity();
         assert!(most >= 10_000);
+        assert_eq!(model.expiring.to_shrink(), None);
         model.now = 10_900;
         model.sweep();
-        assert!(
-            model.expiring.items.capacity() <= most / 8,
-            "{}",
-            model.expiring.items.capacity()
-        );
+        let room = Vec::with_capacity(model.expiring.to_shrink().unwrap());
+        let freed = model.expiring.shrink_into(room);
+        let left = model.expiring.items.capacity();
+        assert!(freed.capacity() >= most && left < most / 8, "{left}");
+        model.check(0);
+        // Items that have come meanwhile may have no room.
+        assert_eq!(model.expiring.shrink_into(Vec::new()), Vec::new());
+        model.check(0);
     }
 }

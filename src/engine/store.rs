@@ -98,6 +98,13 @@ impl Entries {
     }
 }
 
+/// Whether a table should shrink.
+#[inline(always)]
+pub(super) fn is_sparse(table: &HashTable<Entry>) -> bool {
+    // An eighth: far enough below the point of growth that a client cannot cause both in turn.
+    table.len() < table.capacity() / 8
+}
+
 /// Bytes of key and value of the entry that a frame becomes.
 #[inline]
 fn put_size(frame: &RequestFrame<'_>) -> u64 {
@@ -420,10 +427,27 @@ impl Store {
         if entries.expiring.is_some() {
             return self.take_dated(entries, hash, key, clock, change);
         }
-        self.take_where(entries, hash, change, |entry| entry.key() == key)
+        let taken = self.take_where(entries, hash, change, |entry| entry.key() == key)?;
+        if taken.is_some() && is_sparse(&entries.table) {
+            self.shrink(entries, hash);
+        }
+        Ok(taken)
     }
 
-    /// The same for an entry of this hash that `is_meant`, without a note of its deadline.
+    /// Shrinks the table of a hash, which is sparse.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn shrink(&self, entries: &mut Entries, hash: u64) {
+        let twice = entries.table.len() * 2;
+        self.count_rehash(usize::from(self.place(hash)));
+        self.counted(entries, |entries| {
+            let table = &mut entries.table;
+            table.shrink_to(twice, |entry| self.hash(entry.key()));
+        });
+    }
+
+    /// Removes an entry of this hash that `is_meant` from a locked partition, without a note of its deadline. The table
+    /// does not shrink.
     #[inline(always)]
     pub(super) fn take_where(
         &self,
@@ -448,20 +472,13 @@ impl Store {
         is_meant: impl FnMut(&Entry) -> bool,
         removes: impl FnOnce(usize),
     ) -> Result<Option<Entry>, LongOld> {
-        let table = &mut entries.table;
-        let Ok(slot) = table.find_entry(hash, is_meant) else {
+        let Ok(slot) = entries.table.find_entry(hash, is_meant) else {
             return Ok(None);
         };
         change.replaces(slot.get())?;
         removes(slot.bucket_index());
         entries.sizes.subtract(slot.get());
         let (removed, _) = slot.remove();
-        // An eighth: far enough below the point of growth that a client cannot cause both in turn.
-        if table.len() < table.capacity() / 8 {
-            let twice = table.len() * 2;
-            self.count_rehash(usize::from(self.place(hash)));
-            table.shrink_to(twice, |entry| self.hash(entry.key()));
-        }
         Ok(Some(removed))
     }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use gopherstore::engine::clock::{Clock, Reading, TimeSource};
 use gopherstore::engine::digest::Digest;
+use gopherstore::engine::memory::MemoryLimit;
 use gopherstore::engine::store::Store;
 use gopherstore::engine::{
     Admission, Answers, EXPIRED_MAX, Engine, Expired, NotDone, PartitionCopy,
@@ -276,6 +277,35 @@ fn a_node_without_a_log_removes_too() {
         (1_000, 0, 0)
     );
     assert_eq!((engine.expiring(), engine.expired()), (0, 1_000));
+}
+
+#[test]
+fn memory_of_expired_entries_is_no_longer_used() {
+    for evicts in [false, true] {
+        let time = Time::new();
+        let limit = MemoryLimit {
+            max_bytes: 1 << 30,
+            evicts,
+        };
+        let store = Store::seeded(4, 7).with_limit(limit);
+        let clock = Clock::new(Box::new(time.clone()));
+        let engine = Engine::with_store(store, None, clock);
+        engine.admit(admission(true));
+        let empty = engine.memory_bytes();
+        for number in 0..4_000_u32 {
+            let deadline = START + 1 + u64::from(number % 100);
+            execute(&engine, &setat(&number.to_be_bytes(), deadline, b"v"));
+        }
+        let full = engine.memory_bytes();
+        assert!(full > empty + 4_000 * 32, "{empty} {full}");
+        time.pass(90);
+        assert_eq!(sweep(&engine), 3_600);
+        let few = engine.memory_bytes();
+        assert!(few < empty + (full - empty) / 5, "{empty} {full} {few}");
+        time.pass(10);
+        assert_eq!((sweep(&engine), engine.len()), (400, 0));
+        assert_eq!(engine.memory_bytes(), empty);
+    }
 }
 
 #[test]
