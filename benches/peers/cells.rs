@@ -6,8 +6,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::drive::{Load, Measured, Until, connect, count, drive};
+use crate::protocol::WriteKind;
+use crate::scan;
 use crate::servers::{Kind, Programs, Server, Setup, memory_kib, processor_time};
 use crate::{Outcome, check_interrupted};
+
+/// Scans beside which a client is kept waiting.
+const SCANS: usize = 3;
 
 /// A figure that a reading holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +27,7 @@ const BEHIND: Figure = Figure("ms until followers are level");
 const ENTRY: Figure = Figure("bytes/entry");
 const PEAK: Figure = Figure("peak ÷ end");
 const LOADED: Figure = Figure("loaded entries/s");
+const SCANNED: Figure = Figure("scanned keys/s");
 const COPIED: Figure = Figure("copied entries/s");
 const LONGEST: Figure = Figure("longest stall ms");
 const P9999: Figure = Figure("p99.99 µs");
@@ -48,6 +54,8 @@ enum Work {
     Memory,
     /// Each key once, while another client asks for a few others: how long it is kept waiting.
     Stall,
+    /// A scan of all keys, alone, and then while another client asks for a few of them: how long it is kept waiting.
+    Scan,
     /// A new follower, while one client writes.
     Copy,
     /// Connections that say nothing, and those that go on.
@@ -92,11 +100,16 @@ impl Cell {
             }
             Work::Memory => "memory".to_owned(),
             Work::Stall => "stall while entries are inserted".to_owned(),
+            Work::Scan => "scan of all keys".to_owned(),
             Work::Copy => "snapshot to a new follower".to_owned(),
             Work::Idle(idle, active) => format!("{active} × depth 1, 90 % GET, {idle} idle"),
         };
         let kinds = match work {
             Work::Copy => Kind::ALL
+                .into_iter()
+                .filter(|kind| kind.replicates())
+                .collect(),
+            Work::Scan => Kind::ALL
                 .into_iter()
                 .filter(|kind| kind.replicates())
                 .collect(),
@@ -116,6 +129,7 @@ impl Cell {
             keys,
             setup: Setup {
                 value_len,
+                write: WriteKind::Set,
                 followers: 0,
                 later: usize::from(matches!(work, Work::Copy)),
             },
@@ -136,6 +150,20 @@ impl Cell {
         self.setup.followers = followers;
         self.kinds.retain(|kind| kind.replicates());
         self.text += &format!(", {followers} followers");
+        self
+    }
+
+    /// With another write than a SET.
+    fn writing(mut self, write: WriteKind) -> Cell {
+        let name = match write {
+            WriteKind::Set => "SET",
+            WriteKind::SetExpiring => "SET with an expiry",
+            WriteKind::Add => "add 1 to a number",
+        };
+        self.text = self.text.replacen("SET", name, 1);
+        self.setup.write = write;
+        let is_able = |kind: &Kind| write != WriteKind::Add || *kind != Kind::Memcached;
+        self.kinds.retain(|kind| kind.stores() && is_able(kind));
         self
     }
 
@@ -227,6 +255,16 @@ pub(crate) fn all() -> Vec<Cell> {
             .goal(ENTRY, Some(Memcached), false, 1.0)
             .goal(PEAK, None, false, 1.25),
         Cell::new("stall-1m", Work::Stall, 1_000_000, 64).goal(LONGEST, None, false, 10.0),
+        deep("setex-4x128", 4, 128, 0, 1.0)
+            .writing(WriteKind::SetExpiring)
+            .of_group("operations"),
+        deep("incr-4x128", 4, 128, 0, 1.0)
+            .writing(WriteKind::Add)
+            .of_group("operations"),
+        Cell::new("scan-2m", Work::Scan, large, 64)
+            .of_group("operations")
+            .goal(SCANNED, Some(Redis), true, 3.0)
+            .goal(LONGEST, None, false, 5.0),
         Cell::new("memory-10m", Work::Memory, 10_000_000, 32)
             .of_group("big")
             .goal(ENTRY, Some(Memcached), false, 1.0)
@@ -308,7 +346,7 @@ impl<'a> Fleet<'a> {
     pub(crate) fn ready(&mut self, cell: &Cell, kinds: &[Kind]) -> Outcome<()> {
         for &kind in kinds {
             match cell.work {
-                Work::Requests(..) | Work::Copy => drop(self.server(cell, kind)?),
+                Work::Requests(..) | Work::Copy | Work::Scan => drop(self.server(cell, kind)?),
                 // These have their own, one at a time.
                 Work::Memory | Work::Stall | Work::Idle(..) => self.servers.clear(),
             }
@@ -333,6 +371,7 @@ impl<'a> Fleet<'a> {
                 read_requests(cell, server, time, seed, work, beside)
             }
             Work::Copy => read_copy(cell, self.server(cell, kind)?),
+            Work::Scan => read_scan(cell, self.server(cell, kind)?),
             Work::Memory => read_memory(cell, &own()?),
             Work::Stall => read_stall(cell, &own()?),
             Work::Idle(idle, active) => read_idle(cell, &own()?, time, (idle, active)),
@@ -351,6 +390,7 @@ fn load_of<'a>(cell: &Cell, server: &Server, until: Until<'a>) -> Load<'a> {
         get_percent: 0,
         keys: cell.keys,
         value_len: cell.setup.value_len,
+        write: cell.setup.write,
         until,
         seed: 1,
     }
@@ -453,6 +493,36 @@ fn read_stall(cell: &Cell, server: &Server) -> Outcome<Figures> {
         (LONGEST, seen.longest_ms()),
         (P9999, seen.latency_us(0.9999)),
         (LOADED, inserted.per_second()),
+    ])
+}
+
+fn read_scan(cell: &Cell, server: &Server) -> Outcome<Figures> {
+    let scan = || {
+        let count = scan::scan(server.protocol(), server.leader.addr)?;
+        if count == cell.keys {
+            Ok(())
+        } else {
+            Err(format!("{count} keys of {}", cell.keys))
+        }
+    };
+    let start = Instant::now();
+    scan()?;
+    let took = start.elapsed();
+    let client = |over: &AtomicBool| {
+        drive(&Load {
+            get_percent: 90,
+            keys: cell.keys.min(1_000),
+            ..load_of(cell, server, Until::Told(over))
+        })
+    };
+    let (seen, ()) = while_driven(client, || {
+        // Long enough that the client sends some thousand requests.
+        (0..SCANS).try_for_each(|_| scan())
+    })?;
+    Ok(vec![
+        (SCANNED, count(cell.keys) / took.as_secs_f64()),
+        (LONGEST, seen.longest_ms()),
+        (P9999, seen.latency_us(0.9999)),
     ])
 }
 

@@ -9,7 +9,7 @@ use hdrhistogram::Histogram;
 use rustix::event::epoll;
 use rustix::fs::Timespec;
 
-use crate::protocol::{Head, Keys, Protocol, Requests, head};
+use crate::protocol::{self, Head, Keys, Protocol, Requests, head};
 use crate::{Outcome, check_interrupted, servers};
 
 /// Bytes that are read at once.
@@ -44,6 +44,7 @@ pub(crate) struct Load<'a> {
     /// Keys, of which each request takes one at random.
     pub(crate) keys: u64,
     pub(crate) value_len: usize,
+    pub(crate) write: protocol::WriteKind,
     pub(crate) until: Until<'a>,
     pub(crate) seed: u64,
 }
@@ -142,8 +143,11 @@ impl Connection {
                 self.start = bytes.to_vec();
                 return Ok(answers);
             };
+            let is_number = load.write == protocol::WriteKind::Add;
             // Every key is there, and all values are of one length.
-            if value_len.is_some_and(|len| len != load.value_len)
+            if is_number {
+                // A sum has as many digits as it has.
+            } else if value_len.is_some_and(|len| len != load.value_len)
                 || (load.get_percent == 100 && value_len.is_none() && load.value_len > 0)
             {
                 return Err(format!(
@@ -222,7 +226,10 @@ pub(crate) fn connect(addr: SocketAddr) -> Outcome<TcpStream> {
 pub(crate) fn drive(load: &Load<'_>) -> Outcome<Measured> {
     let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| failed("epoll", &e))?;
-    let (keys, requests) = (Keys::new(), Requests::new(load.protocol, load.value_len));
+    let (keys, requests) = (
+        Keys::new(),
+        Requests::new(load.protocol, load.write, load.value_len),
+    );
     let mut choice = Choice {
         state: load.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
         next_key: 0,

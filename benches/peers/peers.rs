@@ -17,6 +17,8 @@ mod protocol;
 #[cfg(target_os = "linux")]
 mod report;
 #[cfg(target_os = "linux")]
+mod scan;
+#[cfg(target_os = "linux")]
 mod servers;
 
 /// A result, or a line that reports the failure.

@@ -1,6 +1,8 @@
 //! The servers' protocols: the same SETs and GETs in GBP, in RESP and in memcached's text protocol.
 
-use gopherstore::wire::Request;
+use gopherstore::wire::conditional::{Condition, Put, Want};
+use gopherstore::wire::expiry::Expiry;
+use gopherstore::wire::{Opcode, Request};
 
 /// Bytes of every key.
 pub(crate) const KEY_LEN: usize = 16;
@@ -14,6 +16,20 @@ pub(crate) enum Protocol {
     Resp,
     Memcached,
 }
+
+/// The write of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WriteKind {
+    /// SET.
+    Set,
+    /// SET of a key that expires in an hour.
+    SetExpiring,
+    /// Adds 1 to a number.
+    Add,
+}
+
+/// Seconds until a key of [`WriteKind::SetExpiring`] expires.
+const EXPIRY_SECONDS: u64 = 3_600;
 
 /// Keys as text, `key:000000000042`, from a table rather than by division: the generator shares the processor.
 pub(crate) struct Keys {
@@ -64,7 +80,7 @@ pub(crate) struct Requests {
 }
 
 impl Requests {
-    pub(crate) fn new(protocol: Protocol, value_len: usize) -> Requests {
+    pub(crate) fn new(protocol: Protocol, write: WriteKind, value_len: usize) -> Requests {
         let value = vec![b'v'; value_len];
         let text = |before: String, parts: &[&[u8]]| Template {
             before: before.into_bytes(),
@@ -82,17 +98,47 @@ impl Requests {
                 };
                 let key = [0; KEY_LEN].as_slice();
                 let value = value.as_slice();
-                let set = Request::Set { key, value };
+                let expiring = Put {
+                    condition: Condition::Always,
+                    expiry: Expiry::Ttl(EXPIRY_SECONDS * 1_000),
+                    want: Want::default(),
+                    value,
+                }
+                .encode();
+                let add = Opcode::Add.spec().value_of([0, 1, 0, 0]);
+                let set = match write {
+                    WriteKind::Set => Request::Set { key, value },
+                    WriteKind::SetExpiring => Request::Put {
+                        key,
+                        value: &expiring,
+                    },
+                    WriteKind::Add => Request::Add { key, value: &add },
+                };
                 (template(set), template(Request::Get { key }))
             }
             Protocol::Resp => {
                 let len = format!("\r\n${value_len}\r\n");
-                let set = format!("*3\r\n$3\r\nSET\r\n${KEY_LEN}\r\n");
-                let get = format!("*2\r\n$3\r\nGET\r\n${KEY_LEN}\r\n");
-                (text(set, &[len.as_bytes(), &value, end]), text(get, &[end]))
+                let of = |count: u8, name: &str| {
+                    format!("*{count}\r\n${}\r\n{name}\r\n${KEY_LEN}\r\n", name.len())
+                };
+                let expiry = format!("\r\n$2\r\nEX\r\n$4\r\n{EXPIRY_SECONDS}\r\n");
+                let set = match write {
+                    WriteKind::Set => text(of(3, "SET"), &[len.as_bytes(), &value, end]),
+                    WriteKind::SetExpiring => {
+                        let after = [len.as_bytes(), &value, expiry.as_bytes()];
+                        text(of(5, "SET"), &after)
+                    }
+                    WriteKind::Add => text(of(2, "INCR"), &[end]),
+                };
+                (set, text(of(2, "GET"), &[end]))
             }
             Protocol::Memcached => {
-                let len = format!(" 0 0 {value_len}\r\n");
+                let expiry = match write {
+                    WriteKind::SetExpiring => EXPIRY_SECONDS,
+                    // It adds to keys that exist alone, so no cell has it add.
+                    WriteKind::Set | WriteKind::Add => 0,
+                };
+                let len = format!(" 0 {expiry} {value_len}\r\n");
                 (
                     text("set ".into(), &[len.as_bytes(), &value, end]),
                     text("get ".into(), &[end]),
@@ -162,6 +208,10 @@ pub(crate) fn head(protocol: Protocol, bytes: &[u8]) -> Result<Option<Head>, Str
     match (protocol, line) {
         (Protocol::Resp, b"+OK\r\n" | b"$-1\r\n")
         | (Protocol::Memcached, b"STORED\r\n" | b"END\r\n") => Ok(Some(Head {
+            len: line.len(),
+            value_len: None,
+        })),
+        (Protocol::Resp, [b':', digits @ ..]) if number(digits).is_some() => Ok(Some(Head {
             len: line.len(),
             value_len: None,
         })),

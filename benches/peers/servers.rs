@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use gopherstore::Client;
 use gopherstore::client::{NodeState, NodeStatus};
 
+use crate::protocol::WriteKind;
 use crate::protocol::{Keys, Protocol, Requests, head};
 use crate::{Outcome, check_interrupted};
 
@@ -206,7 +207,7 @@ fn answers(protocol: Protocol, addr: SocketAddr) -> bool {
         let mut stream = TcpStream::connect(addr).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
         let mut out = Vec::new();
-        Requests::new(protocol, 1).push(true, &Keys::new().key(0), &mut out);
+        Requests::new(protocol, WriteKind::Set, 1).push(true, &Keys::new().key(0), &mut out);
         stream.write_all(&out).ok()?;
         let (mut answer, mut buffer) = (Vec::new(), [0; 256]);
         loop {
@@ -225,6 +226,8 @@ fn answers(protocol: Protocol, addr: SocketAddr) -> bool {
 pub(crate) struct Setup {
     /// Bytes of the values that are asked for; an echo server must know.
     pub(crate) value_len: usize,
+    /// The write that loads the data, and that clients send.
+    pub(crate) write: WriteKind,
     /// Followers that run from the start.
     pub(crate) followers: usize,
     /// Followers that are known, and started later.
