@@ -389,7 +389,11 @@ struct Wanted<'w> {
 
 impl Wanted<'_> {
     fn has(&self, key: &[u8]) -> bool {
-        key.starts_with(self.prefix) && key >= self.from && self.end.is_none_or(|end| key < end)
+        // Comparing with nothing takes longer than looking at a key: `memcmp` is then called with an address where no
+        // memory is, and its masked load is slow there.
+        (self.prefix.is_empty() || key.starts_with(self.prefix))
+            && (self.from.is_empty() || key >= self.from)
+            && self.end.is_none_or(|end| key < end)
     }
 }
 
