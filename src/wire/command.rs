@@ -809,12 +809,18 @@ impl CommandSpec {
 
     /// Whether a value is long enough for the operands, and nothing else.
     pub(super) fn has_operands(&self, value: &[u8]) -> Result<(), OperandError> {
-        let (name, len, needed) = (self.name, value.len(), self.operands_len());
-        if len >= needed {
+        if value.len() >= self.operands_len() {
             return Ok(());
         }
+        Err(self.too_short(value.len()))
+    }
+
+    /// The error for a value of `len` bytes, which does not hold the operands.
+    #[cold]
+    pub(super) fn too_short(&self, len: usize) -> OperandError {
+        let (name, needed) = (self.name, self.operands_len());
         let reason = format!("value of {len} bytes in {name}, must have {needed}");
-        Err(self.wrong(&[], reason))
+        self.wrong(&[], reason)
     }
 
     /// Reads the first `N` operands at the start of a request's value as unsigned numbers, in their order.

@@ -6,7 +6,7 @@
 
 use byteorder::{BigEndian, ByteOrder};
 
-use super::command::OperandError;
+use super::command::{CommandSpec, OperandError};
 use super::expiry::Expiry;
 use super::{Opcode, TOKEN_LEN, Token};
 
@@ -64,8 +64,8 @@ impl<'a> Condition<'a> {
     /// Reads the condition at the start of `rest`, and returns it with what is behind it. The error begins with the
     /// name of the operand.
     fn of(
-        byte: u64,
-        expected_len: u64,
+        byte: u8,
+        expected_len: u16,
         rest: &'a [u8],
     ) -> Result<(Condition<'a>, &'a [u8]), String> {
         let wrong = |must: String| {
@@ -73,7 +73,7 @@ impl<'a> Condition<'a> {
                 "expected_len {expected_len} with if {byte}, {must}"
             ))
         };
-        let len = usize::try_from(expected_len).unwrap_or(usize::MAX);
+        let len = usize::from(expected_len);
         match byte {
             0..=2 if len > 0 => return wrong("must be 0".to_owned()),
             3 if len > EXPECTED_LEN_MAX => return wrong(format!("limit {EXPECTED_LEN_MAX}")),
@@ -134,16 +134,28 @@ impl Want {
         !self.value && !self.token
     }
 
-    fn of(byte: u64, known: u8) -> Result<Want, String> {
-        if byte & !u64::from(known) != 0 {
+    fn of(byte: u8, known: u8) -> Result<Want, String> {
+        if byte & !known != 0 {
             return Err(format!(
                 "want 0x{byte:02x}, must have no bit but 0x{known:02x}"
             ));
         }
         Ok(Want {
-            value: byte & u64::from(Want::VALUE) != 0,
-            token: byte & u64::from(Want::TOKEN) != 0,
+            value: byte & Want::VALUE != 0,
+            token: byte & Want::TOKEN != 0,
         })
+    }
+}
+
+/// The `N` bytes of the operands at the start of a value, and what is behind them.
+#[inline]
+fn split<'a, const N: usize>(
+    spec: &CommandSpec,
+    value: &'a [u8],
+) -> Result<(&'a [u8; N], &'a [u8]), OperandError> {
+    match value.split_first_chunk() {
+        Some(split) => Ok(split),
+        None => Err(spec.too_short(value.len())),
     }
 }
 
@@ -178,13 +190,18 @@ impl<'a> Put<'a> {
     /// The first field that is wrong.
     pub fn decode(key: &[u8], value: &'a [u8]) -> Result<Put<'a>, OperandError> {
         let spec = Opcode::Put.spec();
-        let [condition, expiry, want, time, expected_len] = spec.operands_before(value)?;
+        let (fields, rest) = split::<13>(spec, value)?;
+        if *fields == [0; 13] {
+            return Ok(Put {
+                value: rest,
+                ..Put::default()
+            });
+        }
+        let [condition, expiry, want, time @ .., high, low] = *fields;
+        let expected_len = u16::from_be_bytes([high, low]);
         let wrong = |reason| spec.wrong(key, reason);
-        let rest = &value[spec.operands_len()..];
         let (condition, value) = Condition::of(condition, expected_len, rest).map_err(wrong)?;
-        // It was read from one byte.
-        let expiry = u8::try_from(expiry).unwrap_or(u8::MAX);
-        let expiry = Expiry::of(expiry, time).map_err(wrong)?;
+        let expiry = Expiry::of(expiry, u64::from_be_bytes(time)).map_err(wrong)?;
         let want = Want::of(want, Want::VALUE | Want::TOKEN).map_err(wrong)?;
         if (condition, expiry) == (Condition::Absent, Expiry::Keep) {
             let reason = "expiry 2 with if 1: an absent key has no expiry to keep";
@@ -242,9 +259,9 @@ impl<'a> Take<'a> {
     /// The first field that is wrong.
     pub fn decode(key: &[u8], value: &'a [u8]) -> Result<Take<'a>, OperandError> {
         let spec = Opcode::Take.spec();
-        let [condition, want, expected_len] = spec.operands_before(value)?;
+        let (&[condition, want, high, low], rest) = split(spec, value)?;
+        let expected_len = u16::from_be_bytes([high, low]);
         let wrong = |reason| spec.wrong(key, reason);
-        let rest = &value[spec.operands_len()..];
         let (condition, rest) = Condition::of(condition, expected_len, rest).map_err(wrong)?;
         if condition == Condition::Absent {
             return Err(wrong("if 1, must be 0, 2, 3 or 4 in TAKE".to_owned()));
@@ -302,7 +319,9 @@ impl Add {
     /// The first field that is wrong.
     pub fn decode(key: &[u8], value: &[u8]) -> Result<Add, OperandError> {
         let spec = Opcode::Add.spec();
-        let [want, delta, start, ttl] = spec.operands_before(value)?;
+        let (fields, _) = split::<25>(spec, value)?;
+        let [delta, start, ttl] = [1, 9, 17].map(|at| BigEndian::read_u64(&fields[at..]));
+        let want = fields[0];
         let want = Want::of(want, Want::TOKEN).map_err(|reason| spec.wrong(key, reason))?;
         Ok(Add {
             want_token: want.token,

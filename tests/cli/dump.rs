@@ -2,6 +2,8 @@
 
 use std::{fs, io::Write, path::Path, time::Duration};
 
+use gopherstore::client::TimeLeft;
+
 use crate::{
     finish,
     nodes::{
@@ -279,7 +281,7 @@ fn an_incomplete_dump_leaves_no_file() {
     assert_eq!(finish(program().args(["load", "--help"]), b"").code, 0);
 }
 
-/// It has no log and no stream, so its keys are listed and read.
+/// It has no log and no stream, so it is scanned.
 #[test]
 fn a_node_on_its_own_is_dumped_as_well() {
     let (alone, empty) = (Node::start(), Node::start());
@@ -292,6 +294,8 @@ fn a_node_on_its_own_is_dumped_as_well() {
     }
     pipeline.set(b"long", &[7; 3 << 20]).set(b"", b"");
     assert!(pipeline.run().unwrap().iter().all(Result::is_ok));
+    client.set_at(b"session", b"alice", FAR).unwrap();
+    client.set_at(b"past", b"v", 1).unwrap();
     let run = run_at(&alone.addr.to_string(), &["dump", text(&file)], b"");
     assert_eq!(run.code, 0, "{run:?}");
     assert!(run.err.contains("keeps no log"), "{run:?}");
@@ -303,5 +307,33 @@ fn a_node_on_its_own_is_dumped_as_well() {
     }
     assert_eq!(client.get(b"long").unwrap(), Some(vec![7; 3 << 20]));
     assert_eq!(client.get(b"").unwrap(), Some(Vec::new()));
-    assert!(client.status().unwrap().contains("keys: 5002\n"));
+    assert_eq!(client.get(b"session").unwrap(), Some(b"alice".to_vec()));
+    assert!(matches!(
+        client.ttl(b"session").unwrap(),
+        TimeLeft::Limited(_)
+    ));
+    assert!(client.status().unwrap().contains("keys: 5003\n"));
+}
+
+/// A deadline far ahead.
+const FAR: u64 = 4_102_444_800_000;
+
+#[test]
+fn deadlines_go_with_their_keys_from_one_cluster_to_another() {
+    let (from, to) = (Cluster::start(2), Cluster::start(2));
+    let [from_addr, to_addr] = [&from, &to].map(|cluster| cluster.addr(0).to_string());
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("expiring.gbp");
+    let mut client = gopherstore::Client::connect(&from_addr).unwrap();
+    for n in 0..100_u8 {
+        let (key, value) = ([n], [n; 300]);
+        client
+            .set_at(&key, &value[..usize::from(n) * 3], FAR + u64::from(n))
+            .unwrap();
+    }
+    client.set(b"kept", b"v").unwrap();
+    run_at(&from_addr, &["dump", text(&file)], b"").expect(0, "", "");
+    run_at(&to_addr, &["load", text(&file)], b"").expect(0, "", "");
+    let digests = [&from, &to].map(|cluster| digest(cluster, 0));
+    assert_eq!(digests[0], digests[1], "values and deadlines");
 }

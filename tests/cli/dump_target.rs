@@ -27,7 +27,7 @@ use gopherstore::{
 use crate::{
     bench, ended,
     nodes::{cluster::Cluster, node::Node, tools},
-    program, run_at, start,
+    program, run_at, set, start,
     support::{
         PATIENCE, Peer, in_time, next_frame, request, response, unused_addr, wait_for_close,
         wait_until,
@@ -482,13 +482,12 @@ fn the_end_of_a_stream_is_explained_by_the_nodes_status() {
     }
 }
 
-/// A node on its own has nothing after a restart: keys that were listed before are then not there, as if they had been
-/// removed meanwhile.
+/// A node on its own has nothing after a restart, and refuses a place of a scan that began before.
 #[test]
 fn a_restart_of_a_single_node_ends_a_dump() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("copy.gbp");
-    let lists = Mutex::new(0);
+    let scans = Mutex::new(0);
     let peer = Peer::start(move |_, mut stream| {
         while let Some(frame) = next_frame(&mut stream) {
             let out = match request(&frame) {
@@ -496,19 +495,19 @@ fn a_restart_of_a_single_node_ends_a_dump() {
                 Request::Status => {
                     response(Status::Ok.byte(), b"state: serving\nepoch: 0\nkeys: 1\n")
                 }
-                Request::List { .. } => {
-                    let mut lists = lists.lock().unwrap();
-                    *lists += 1;
-                    if *lists > 1 {
+                Request::Scan { .. } => {
+                    let mut scans = scans.lock().unwrap();
+                    *scans += 1;
+                    if *scans > 1 {
                         response(Status::Error.byte(), b"the place is of an earlier run")
                     } else {
-                        // One partition, read to its end, and the key "k".
+                        // The first of two partitions, with one entry.
                         let head = [
                             &[0, 0, 0, 0, 0, 0, 0, 7][..],
-                            &[0, 0, 0, 1, 0, 0, 0, 1, 0, 0],
+                            &[0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 1],
                         ];
-                        let item = [&[0, 1, 0, 0, 0, 1][..], &[0; 16], b"k"].concat();
-                        response(Status::Ok.byte(), &[head.concat(), item].concat())
+                        let answer = [head.concat(), set(b"k", b"v")].concat();
+                        response(Status::Ok.byte(), &answer)
                     }
                 }
                 _ => response(Status::NotFound.byte(), b""),

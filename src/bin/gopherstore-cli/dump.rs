@@ -11,12 +11,10 @@ use argh::{ArgsInfo, FromArgs};
 use gopherstore::{
     Client, arguments,
     client::{
-        ClientOptions, Error, NodeState, NodeStatus, Response, Watch, WatchFrom, Watched, Watcher,
+        ClientOptions, Error, NodeState, NodeStatus, ScanItem, ScanOptions, Watch, WatchFrom,
+        Watched, Watcher,
     },
-    wire::{
-        Opcode, Request,
-        comparison::{Buckets, Item, List, Place},
-    },
+    wire::{EncodeError, Opcode, Request, expiry::SetAt},
 };
 use indicatif::{HumanBytes, ProgressBar};
 
@@ -34,10 +32,6 @@ const GATHERED_BYTES: usize = 1 << 20;
 const PROGRESS: &str =
     "{percent:>3}%  {human_pos} of about {human_len} entries, {rate}, {left} left";
 
-/// Most bytes of values that one pipeline requests where keys are read one by one, and the bytes added for each key.
-const ASKED_BYTES: u64 = 4 << 20;
-const ITEM_BYTES: u64 = 1 << 10;
-
 /// Time limit of a STATUS that is only used to explain the end of a stream.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -50,9 +44,9 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
     note = "The file holds the data as of one entry of the log, although clients may write meanwhile. A\n\
         node in a cluster of one has no log, so there the file may hold some later writes.\n\
         A slow reader of a pipe must not fall behind the node's log (backlog_bytes).\n\
-        The file gets its name when it is complete and on the disk. It consists of SET frames and an\n\
-        end mark (docs/GBP.md, section 11). A new file has mode 0600; a file that replaces another\n\
-        keeps its mode.\n\
+        The file gets its name when it is complete and on the disk. It consists of SET and SETAT\n\
+        frames and an end mark (docs/GBP.md, section 11). A new file has mode 0600; a file that\n\
+        replaces another keeps its mode.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 pub(crate) struct Dump {
@@ -165,7 +159,7 @@ fn status(addr: &str, context: &Context) -> Result<NodeStatus, Error> {
 enum Source {
     /// A stream that begins with a snapshot.
     Stream(Box<Watcher>),
-    /// A node in a cluster of one, which has no stream: its keys are listed, and each is read.
+    /// A node in a cluster of one, which has no stream: it is scanned.
     Alone(Box<Client>),
 }
 
@@ -195,12 +189,26 @@ impl Source {
     fn copy(&mut self, copy: &mut Copy<'_>, context: &Context) -> Result<End, Fault> {
         let end = match self {
             Source::Stream(watcher) => copy.stream(watcher, context)?,
-            Source::Alone(client) => copy.keys(client, context)?,
+            Source::Alone(client) => copy.entries(client, context)?,
         };
         copy.put(&copy.sum.end_mark(end.epoch, end.index))?;
         copy.output.flush()?;
         Ok(end)
     }
+}
+
+/// The record of an entry.
+fn frame_of(item: &ScanItem) -> Result<Vec<u8>, EncodeError> {
+    let (key, value) = (&item.key[..], item.value.as_deref().unwrap_or_default());
+    let mut frame = Vec::new();
+    match item.deadline {
+        None => Request::Set { key, value }.encode(&mut frame)?,
+        Some(deadline) => {
+            let value = &SetAt { deadline, value }.encode();
+            Request::SetAt { key, value }.encode(&mut frame)?;
+        }
+    }
+    Ok(frame)
 }
 
 /// A snapshot that is being written.
@@ -263,71 +271,25 @@ impl Copy<'_> {
         }
     }
 
-    /// Writes every listed key with the value that it has when it is read.
-    fn keys(&mut self, client: &mut Client, context: &Context) -> Result<End, Fault> {
+    /// Writes every entry of a scan, as it is when it is read.
+    fn entries(&mut self, client: &mut Client, context: &Context) -> Result<End, Fault> {
         let status = NodeStatus::parse(&client.status().map_err(Fault::Node)?);
         self.begin(status.keys.unwrap_or(0), context);
-        let mut buckets = Buckets::none(0);
-        buckets.insert(0);
-        let mut place = Place::default();
-        loop {
-            let request = List::Some {
-                place,
-                buckets: buckets.clone(),
-            };
-            let response = client.list(&request).map_err(Fault::Node)?;
-            let (mut from, mut asked) = (0, 0);
-            for (at, item) in response.items.iter().enumerate() {
-                asked += u64::from(item.value_len) + ITEM_BYTES;
-                if asked >= ASKED_BYTES || at + 1 == response.items.len() {
-                    self.read(client, &response.items[from..=at])?;
-                    (from, asked) = (at + 1, 0);
-                }
-            }
-            if response.next.is_end(response.partitions) {
-                return self.end_of_keys(client, response.next.incarnation);
-            }
-            place = response.next;
-        }
-    }
-
-    /// Checks that the node has not restarted since its keys were listed. After a restart all keys would seem to be
-    /// removed. The node refuses a place of an earlier incarnation.
-    fn end_of_keys(&self, client: &mut Client, incarnation: u64) -> Result<End, Fault> {
-        let request = List::Some {
-            place: Place {
-                incarnation,
-                ..Place::default()
-            },
-            buckets: Buckets::none(0),
+        let options = ScanOptions {
+            values: true,
+            ..ScanOptions::default()
         };
-        client.list(&request).map_err(Fault::Node)?;
+        for item in client.scan(options) {
+            let frame = frame_of(&item.map_err(Fault::Node)?);
+            let frame = frame.map_err(|error| Fault::Node(error.into()))?;
+            self.sum.add(&frame);
+            self.put(&frame)?;
+        }
         Ok(End {
             epoch: 0,
             index: 0,
             digest: self.sum.digest,
         })
-    }
-
-    /// Reads these keys in one pipeline. Keys that were removed meanwhile are skipped.
-    fn read(&mut self, client: &mut Client, items: &[Item]) -> Result<(), Fault> {
-        let mut pipeline = client.pipeline();
-        for item in items {
-            pipeline.get(&item.key);
-        }
-        let responses = pipeline.run().map_err(|error| Fault::Node(error.into()))?;
-        for (item, response) in items.iter().zip(responses) {
-            let Response::Value(value) = response.map_err(Fault::Node)? else {
-                continue;
-            };
-            let mut frame = Vec::new();
-            let (key, value) = (&item.key[..], &value[..]);
-            let encoded = Request::Set { key, value }.encode(&mut frame);
-            encoded.map_err(|error| Fault::Node(error.into()))?;
-            self.sum.add(&frame);
-            self.put(&frame)?;
-        }
-        Ok(())
     }
 
     /// The failure of a snapshot that the node has ended. `before` is the node's status when it began.

@@ -58,6 +58,14 @@ fn decimal(text: &[u8]) -> Option<i64> {
     if text.len() > DECIMAL_LEN_MAX {
         return None;
     }
-    let number: i64 = str::from_utf8(text).ok()?.parse().ok()?;
-    (number.to_string().as_bytes() == text).then_some(number)
+    let digits = text.strip_prefix(b"-").unwrap_or(text);
+    let is_plain = match digits {
+        [b'0', ..] => text == b"0",
+        [first, ..] => first.is_ascii_digit(),
+        [] => false,
+    };
+    if !is_plain {
+        return None;
+    }
+    str::from_utf8(text).ok()?.parse().ok()
 }
