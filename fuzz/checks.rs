@@ -12,6 +12,7 @@
 //! 7. The same holds for frames of the replication stream, once as they come and once with their checksums put right,
 //!    since random bytes hardly ever have right ones.
 
+use gopherstore::wire::batch::{Batch, BatchAnswer};
 use gopherstore::wire::conditional::{Add, Found, Put, Take, Want, sum_of};
 use gopherstore::wire::expiry::{SetAt, expiry_of, ttl_of};
 use gopherstore::wire::replication::{
@@ -47,6 +48,7 @@ pub(super) fn check(input: &[u8]) {
     following(input);
     operands(input);
     scan(input);
+    batch(input);
 }
 
 /// What became of one frame.
@@ -144,11 +146,12 @@ fn naive_request(bytes: &[u8], value_len_max: u32) -> Naive {
     let is_allowed = operation(opcode).is_some_and(|(has_key, value)| {
         (has_key || key_len == 0) && (value != NaiveValue::None || value_len == 0)
     });
-    if is_too_long {
-        return Naive::Close;
-    }
-    if !is_allowed {
-        return Naive::Skip { frame_len };
+    if is_too_long || !is_allowed {
+        return if value_len > value_len_max.into() {
+            Naive::Close
+        } else {
+            Naive::Skip { frame_len }
+        };
     }
     if (bytes.len() as u64) < frame_len {
         return Naive::Incomplete { needed: frame_len };
@@ -177,7 +180,7 @@ fn requests(input: &[u8], limits: &Limits) -> Vec<Outcome> {
                 );
                 assert!(needed > rest.len());
                 assert!(
-                    needed as u64 <= 7 + 65_535 + u64::from(limits.value_len_max.max(65_552)) + 13
+                    needed as u64 <= 7 + 65_535 + u64::from(limits.value_len_max.max(262_144)) + 13
                 );
                 outcomes.push(Outcome::Incomplete(needed));
                 return outcomes;
@@ -221,21 +224,24 @@ fn requests(input: &[u8], limits: &Limits) -> Vec<Outcome> {
                 );
                 assert_message(&error.to_string());
                 outcomes.push(Outcome::Refused(error));
+                let (len, max) = (
+                    header.value_len,
+                    longest(header.opcode, limits.value_len_max),
+                );
+                let skip = (len <= limits.value_len_max).then(|| header.frame_len());
+                // Of a frame that has a value it is the length that is wrong, of any other something else in the first
+                // place.
+                let is_length = error == RequestError::ValueTooLong { len, max, skip };
+                assert_eq!(
+                    is_length,
+                    operation(header.opcode).is_some_and(|(has_key, value)| {
+                        value != NaiveValue::None && (has_key || header.key_len == 0)
+                    }),
+                    "{error}"
+                );
                 match error.disposition() {
                     Disposition::Close => {
                         assert_eq!(naive, Naive::Close);
-                        let max = longest(header.opcode, limits.value_len_max);
-                        let len = header.value_len;
-                        // Of a frame that has a value it is the length that is wrong, of any other something else in
-                        // the first place.
-                        let is_length = error == RequestError::ValueTooLong { len, max };
-                        assert_eq!(
-                            is_length,
-                            operation(header.opcode).is_some_and(|(has_key, value)| {
-                                value != NaiveValue::None && (has_key || header.key_len == 0)
-                            }),
-                            "{error}"
-                        );
                         return outcomes;
                     }
                     Disposition::Skip(frame_len) => {
@@ -561,27 +567,14 @@ fn is_naive_record(opcode: u8, operands: &[u8], takes_epochs: bool) -> bool {
     }
 }
 
-/// Whether a value is that of a BATCH of effects: 1 to 64 frames of 4 KiB at most.
-fn is_naive_batch(mut value: &[u8]) -> bool {
-    let mut count = 0;
-    while !value.is_empty() {
-        let Naive::Whole {
-            opcode,
-            key,
-            value: operands,
-        } = naive_request(value, 64 << 20)
-        else {
-            return false;
-        };
-        let frame_len = 7 + key.len() + operands.len();
-        let is_effect = opcode != 0x0F && is_naive_record(opcode, &operands, false);
-        if !is_effect || frame_len > 4_096 {
-            return false;
-        }
-        value = &value[frame_len..];
-        count += 1;
-    }
-    (1..=64).contains(&count)
+/// Whether a value is that of a BATCH of effects.
+fn is_naive_batch(value: &[u8]) -> bool {
+    let frames = naive_batch(value);
+    frames.is_some_and(|frames| {
+        frames
+            .iter()
+            .all(|(opcode, value)| is_naive_record(*opcode, value, false))
+    })
 }
 
 /// The records of a batch, those EPOCH of one of ENTRIES too; none where it holds anything else.
@@ -603,6 +596,75 @@ fn naive_records(mut value: &[u8], batch: u8) -> Option<Vec<&[u8]>> {
         }
     }
     Some(frames)
+}
+
+/// Opcodes and values of the requests in the value of a BATCH; none where it is no good one.
+fn naive_batch(mut value: &[u8]) -> Option<Vec<(u8, Vec<u8>)>> {
+    let mut requests = Vec::new();
+    while !value.is_empty() {
+        let Naive::Whole {
+            opcode,
+            key,
+            value: operands,
+        } = naive_request(value, u32::MAX)
+        else {
+            return None;
+        };
+        let is_good = match opcode {
+            1..=3 | 0x0C => true,
+            5..=8 | 0x0B => naive_operands(opcode, &operands),
+            _ => false,
+        };
+        let frame_len = 7 + key.len() + operands.len();
+        if !is_good || frame_len > 4_096 {
+            return None;
+        }
+        value = &value[frame_len..];
+        requests.push((opcode, operands));
+    }
+    (1..=64).contains(&requests.len()).then_some(requests)
+}
+
+/// The requests of a BATCH and its answer: what is accepted, as a plain reading of GBP §4 has it.
+fn batch(input: &[u8]) {
+    let naive = naive_batch(input);
+    match Batch::decode(input) {
+        Ok(batch) => {
+            let frames = batch.frames();
+            let read: Vec<_> = frames
+                .iter()
+                .map(|frame| (frame.opcode().byte(), frame.value().to_vec()))
+                .collect();
+            assert_eq!(Some(read), naive);
+            let bytes: Vec<u8> = frames
+                .iter()
+                .flat_map(|frame| frame.bytes().to_vec())
+                .collect();
+            assert_eq!(bytes, input);
+            let writes = frames
+                .iter()
+                .any(|frame| !matches!(frame.opcode().byte(), 2 | 0x0C));
+            assert_eq!(batch.writes(), writes);
+        }
+        Err(error) => {
+            assert_eq!(naive, None, "{error:?}");
+            assert_message(&error.reason);
+            assert!(error.at < 7 + input.len(), "{error:?}");
+        }
+    }
+    for count in 0..3 {
+        if let Some(BatchAnswer::Done(responses)) = BatchAnswer::of_ok(input, count) {
+            assert_eq!(responses.len(), count);
+            let bytes = responses.iter().map(|response| 5 + response.value.len());
+            assert_eq!(bytes.sum::<usize>(), input.len());
+        }
+        if let Some(BatchAnswer::Conflict { position, response }) =
+            BatchAnswer::of_conflict(input, count)
+        {
+            assert!(usize::from(position) < count && response.status == 5);
+            assert_eq!(6 + response.value.len(), input.len());
+        }
+    }
 }
 
 /// The number of changes in the value of an EVENT; none where it holds anything else.

@@ -127,6 +127,7 @@ local f = {
     value = ProtoField.bytes("gbp.value", "Value"),
     expected = ProtoField.bytes("gbp.expected", "Expected"),
     message = ProtoField.string("gbp.message", "Message"),
+    position = ProtoField.uint8("gbp.batch.position", "Position, from 0"),
     request_in = ProtoField.framenum("gbp.request_in", "Request in", base.NONE, frametype.REQUEST),
     response_in = ProtoField.framenum("gbp.response_in", "Response in", base.NONE, frametype.RESPONSE),
     response_to = ProtoField.uint8("gbp.response_to", "Response to", base.HEX, OPCODES),
@@ -281,8 +282,14 @@ local function add_token(tree, tvb, offset)
     tree:add(f.nonce, tvb(offset + 16, 8))
 end
 
+local add_batch
+
 -- Adds the value of a request: its operands, and what is behind them.
 local function add_value(tree, tvb, offset, opcode, value_len)
+    if opcode == 0x0f then
+        add_batch(tree, tvb, offset, offset + value_len, true, true)
+        return
+    end
     local operands, finish = OPERANDS[opcode] or {}, offset + value_len
     local needed = 0
     for _, operand in ipairs(operands) do
@@ -331,7 +338,7 @@ local function sent_len(opcode, value_len, has_values)
 end
 
 -- The client frames of a batch.
-local function add_batch(tree, tvb, offset, finish, has_values)
+function add_batch(tree, tvb, offset, finish, has_values, is_nested)
     local number = 0
     while offset < finish do
         if number == ITEMS_MAX then
@@ -352,7 +359,12 @@ local function add_batch(tree, tvb, offset, finish, has_values)
         local entry = tree:add(gbp, tvb(offset, len))
         local opcode = add_request_header(entry, f.opcode, tvb, offset)
         local key = add_bytes(entry, f.key, tvb, offset + REQUEST_HEADER_LEN, key_len)
-        add_value(entry, tvb, offset + REQUEST_HEADER_LEN + key_len, opcode, value_len)
+        -- One BATCH in another is none of the protocol.
+        if opcode == 0x0f and is_nested then
+            entry:add_proto_expert_info(e.malformed, "a BATCH in a BATCH")
+        else
+            add_value(entry, tvb, offset + REQUEST_HEADER_LEN + key_len, opcode, value_len)
+        end
         entry:set_text((OPCODES[opcode] or hex(opcode)) .. " " .. key)
         offset = offset + len
         number = number + 1
@@ -420,6 +432,27 @@ local function add_request(tree, tvb, offset, pinfo, stream, place)
     return text
 end
 
+-- The responses to the requests of a batch.
+local function add_batch_responses(tree, tvb, offset, finish)
+    while offset < finish do
+        local len = finish - offset
+        if len >= RESPONSE_HEADER_LEN then
+            len = RESPONSE_HEADER_LEN + tvb(offset + 1, 4):uint()
+        end
+        if len < RESPONSE_HEADER_LEN or len > finish - offset then
+            tree:add_proto_expert_info(e.malformed, "the last response of the batch is cut")
+            return
+        end
+        local status = tvb(offset, 1):uint()
+        local entry = tree:add(gbp, tvb(offset, len))
+        entry:add(f.status, tvb(offset, 1))
+        entry:add(f.value_len, tvb(offset + 1, 4))
+        local value = add_bytes(entry, f.value, tvb, offset + RESPONSE_HEADER_LEN, len - RESPONSE_HEADER_LEN)
+        entry:set_text((STATUSES[status] or hex(status)) .. " " .. value)
+        offset = offset + len
+    end
+end
+
 local function add_response(tree, tvb, offset, pinfo, stream, place)
     local status, value_len = tvb(offset, 1):uint(), tvb(offset + 1, 4):uint()
     tree:add(f.status, tvb(offset, 1))
@@ -444,6 +477,13 @@ local function add_response(tree, tvb, offset, pinfo, stream, place)
         add_history(tree, tvb, at + 9, at + value_len)
     elseif status == 0x00 and request and request.opcode == 0x10 and value_len == TOKEN_LEN then
         add_token(tree, tvb, at)
+    elseif request and request.opcode == 0x0f and status == 0x00 then
+        add_batch_responses(tree, tvb, at, at + value_len)
+    elseif request and request.opcode == 0x0f and status == 0x05 and value_len > 0 then
+        local position = tvb(at, 1):uint()
+        tree:add(f.position, tvb(at, 1))
+        add_batch_responses(tree, tvb, at + 1, at + value_len)
+        text = text .. " at " .. position
     elseif value_len > 0 then
         local value = quoted(tvb(at, value_len))
         if is_message then

@@ -61,10 +61,14 @@ impl<'a> Batch<'a> {
                 })
             };
             if frames.is_full() {
-                return wrong(format!("limit {BATCH_MAX}"));
+                return wrong(format!("a BATCH has {BATCH_MAX} at most"));
             }
+            let too_long = |len| format!("frame of {len} bytes, limit {BATCH_FRAME_BYTES_MAX}");
             let frame = match parse(&value[at..], &limits) {
                 Ok(Parsed::Whole(frame)) => frame,
+                Ok(Parsed::Incomplete { needed }) if needed > BATCH_FRAME_BYTES_MAX => {
+                    return wrong(too_long(needed));
+                }
                 Ok(Parsed::Incomplete { needed }) => {
                     let there = value.len() - at;
                     return wrong(format!("frame of {needed} bytes, and {there} are there"));
@@ -76,9 +80,7 @@ impl<'a> Batch<'a> {
                 return wrong(format!("{} may not be in a BATCH", spec.name));
             }
             if len > BATCH_FRAME_BYTES_MAX {
-                return wrong(format!(
-                    "frame of {len} bytes, limit {BATCH_FRAME_BYTES_MAX}"
-                ));
+                return wrong(too_long(len));
             }
             if let Err(error) = spec.check(frame.key(), frame.value()) {
                 return wrong(error.reason);

@@ -233,6 +233,8 @@ pub enum RequestError {
         len: u32,
         /// The limit in bytes: the node's, or the operation's own.
         max: u32,
+        /// Bytes of the whole frame, to be skipped; `None` where its value is longer than the node accepts.
+        skip: Option<usize>,
     },
     /// The opcode is not one of this version.
     UnknownOpcode {
@@ -275,7 +277,10 @@ impl RequestError {
     #[must_use]
     pub const fn disposition(&self) -> Disposition {
         match *self {
-            RequestError::UnknownOpcode {
+            RequestError::ValueTooLong {
+                skip: Some(len), ..
+            }
+            | RequestError::UnknownOpcode {
                 skip: Some(len), ..
             }
             | RequestError::UnusedKey {
@@ -285,7 +290,7 @@ impl RequestError {
                 skip: Some(len), ..
             } => Disposition::Skip(len),
             RequestError::Text { .. }
-            | RequestError::ValueTooLong { .. }
+            | RequestError::ValueTooLong { skip: None, .. }
             | RequestError::UnknownOpcode { skip: None, .. }
             | RequestError::UnusedKey { skip: None, .. }
             | RequestError::UnusedValue { skip: None, .. } => Disposition::Close,
@@ -301,7 +306,7 @@ impl fmt::Display for RequestError {
                 "the first byte is {:?}, which is text; this port speaks GBP, a binary protocol",
                 char::from(*first)
             ),
-            RequestError::ValueTooLong { len, max } => {
+            RequestError::ValueTooLong { len, max, .. } => {
                 write!(f, "value of {len} bytes, limit {max}")
             }
             RequestError::UnknownOpcode { opcode, .. } => {
@@ -359,9 +364,8 @@ pub fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, Request
     } else {
         limits.value_len_max
     };
-    let is_too_long = header.value_len > max;
     // Only a frame whose length the node would accept is worth waiting for.
-    let skip = (!is_too_long).then_some(frame_len);
+    let skip = (header.value_len <= limits.value_len_max).then_some(frame_len);
     let opcode = Opcode::try_from(header.opcode)
         .map_err(|opcode| RequestError::UnknownOpcode { opcode, skip })?;
     if header.key_len > 0 && !traits.has_key() {
@@ -378,10 +382,11 @@ pub fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, Request
             skip,
         });
     }
-    if is_too_long {
+    if header.value_len > max {
         return Err(RequestError::ValueTooLong {
             len: header.value_len,
             max,
+            skip,
         });
     }
     if payload.len() < frame_len - HEADER_LEN {

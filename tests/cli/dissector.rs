@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use gopherstore::wire::request::RequestHeader;
 use tempfile::TempDir;
 
 use crate::{finish, nodes::node::Node, nodes::tools, support::PATIENCE, vectors};
@@ -215,6 +216,85 @@ fn text2pcap(bytes: &[u8], len: usize, ports: &str, file: &Path) {
     assert_eq!(run.code, 0, "{run:?}");
 }
 
+/// The first byte of a frame, and those of the whole frames within it where it is a BATCH.
+fn opcodes(frame: &[u8]) -> Vec<u8> {
+    let mut opcodes = vec![frame[0]];
+    let mut rest = match frame[0] {
+        0x0f => &frame[7..],
+        _ => &[],
+    };
+    while let Some(header) = rest.first_chunk::<7>() {
+        let header = RequestHeader::decode(*header);
+        let Some(after) = rest.get(header.frame_len()..) else {
+            break;
+        };
+        opcodes.push(header.opcode);
+        rest = after;
+    }
+    opcodes
+}
+
+#[test]
+fn the_requests_and_responses_of_a_batch_are_dissected() {
+    if !tools::are_there(&["tshark", "text2pcap"]) {
+        return;
+    }
+    let batches = vectors::all()
+        .into_iter()
+        .filter(|vector| !vector.is_refused());
+    let batches: Vec<_> = batches.collect();
+    let conversations = batches
+        .windows(2)
+        .filter(|two| two[0].bytes[0] == 0x0f && matches!(two[1].side, vectors::Side::Node { .. }));
+    let mut text = String::new();
+    for vector in conversations.flatten() {
+        let direction = match vector.side {
+            vectors::Side::Client => "I",
+            vectors::Side::Node { .. } | vectors::Side::Stream => "O",
+        };
+        write!(text, "{direction}\n000000").unwrap();
+        for byte in &vector.bytes {
+            write!(text, " {byte:02x}").unwrap();
+        }
+        text.push('\n');
+    }
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("batch.pcap");
+    let mut command = Command::new("text2pcap");
+    command
+        .args(["-q", "-D", "-T", "40000,8000", "-"])
+        .arg(&file);
+    let run = finish(&mut command, text.as_bytes());
+    assert_eq!(run.code, 0, "{run:?}");
+    let rows = lines(&[
+        "-r",
+        file.to_str().unwrap(),
+        "-Y",
+        "gbp",
+        "-T",
+        "fields",
+        "-e",
+        "gbp.opcode",
+        "-e",
+        "gbp.status",
+        "-e",
+        "gbp.batch.position",
+    ]);
+    let expected = [
+        "0x0f,0x01,0x02",
+        "\t0x00,0x00,0x00",
+        "0x0f,0x03,0x02",
+        "\t0x00,0x00,0x03",
+        "0x0f,0x01,0x06",
+        "\t0x05,0x05\t1",
+        "0x0f,0x02,0x08,0x08,0x03",
+        "\t0x00,0x03,0x00,0x00,0x00",
+        "0x0f,0x03,0x08",
+        "\t0x01",
+    ];
+    assert_eq!(rows, expected);
+}
+
 #[test]
 fn every_frame_of_the_document_is_dissected_however_it_is_cut() {
     if !tools::are_there(&["tshark", "text2pcap"]) {
@@ -237,7 +317,8 @@ fn every_frame_of_the_document_is_dissected_however_it_is_cut() {
             .collect();
         let expected: Vec<String> = vectors
             .iter()
-            .map(|vector| format!("0x{:02x}", vector.bytes[0]))
+            .flat_map(|vector| opcodes(&vector.bytes))
+            .map(|opcode| format!("0x{opcode:02x}"))
             .collect();
         for len in [1, 33] {
             let file = dir.path().join("cut.pcap");

@@ -13,6 +13,13 @@ use crate::tools;
 use crate::vectors;
 use crate::{answer, closed, done, error, frames, pong, set_k};
 
+/// The length of a frame that is refused and skipped.
+fn skipped(vector: &vectors::Vector) -> Option<usize> {
+    let rest = vector.meaning.strip_prefix("refused, skip ")?;
+    let (len, _) = rest.split_once(':').unwrap();
+    Some(len.parse().unwrap())
+}
+
 #[test]
 fn frames_that_the_document_skips_are_answered_and_skipped() {
     let node = Node::start();
@@ -34,6 +41,9 @@ fn frames_that_the_document_skips_are_answered_and_skipped() {
             vector.line
         );
         (&stream).write_all(payload).unwrap();
+        // Of some frames the document has the header alone.
+        let left = skipped(&vector).unwrap() - vector.bytes.len();
+        (&stream).write_all(&vec![b'x'; left]).unwrap();
         (&stream).write_all(&frames(&[Request::Ping])).unwrap();
         assert_eq!(answer(&stream), pong(), "after line {}", vector.line);
         count += 1;
@@ -326,7 +336,8 @@ fn a_stream_means_the_same_however_it_is_split() {
         // The answers to SCAN, SYNC and WATCH depend on the node's state.
         let is_data =
             v.is_refused() || v.bytes[0] < 0x40 && ![0x0E, 0x10, 0x11].contains(&v.bytes[0]);
-        is_request && is_data && !v.meaning.starts_with("refused, close")
+        let is_whole = skipped(v).is_none_or(|len| len == v.bytes.len());
+        is_request && is_data && is_whole && !v.meaning.starts_with("refused, close")
     };
     let all = vectors::all();
     let stream: Vec<u8> = all

@@ -43,7 +43,7 @@ fn each_beyond(node: &Node, sent: &[&[u8]]) -> Clients {
 }
 
 /// The table's rows, in its order. Where they are not about new connections, a PING goes before the bytes.
-const ROWS: [Row; 17] = [
+const ROWS: [Row; 18] = [
     (
         "a connection beyond `max_connections` that does not begin",
         "max_connections = 1",
@@ -150,12 +150,29 @@ const ROWS: [Row; 17] = [
                 b"\x08\0\0\0\0\0\x1a",
                 b"\x0b\0\0\0\0\0\x0a",
                 b"\x0e\0\0\0\x01\0\x11",
+                b"\x0f\0\0\0\x04\0\x01",
+                b"\x10\0\0\0\0\0\x1e",
+                b"\x11\0\0\0\0\0\x1a",
                 b"\x42\0\0\0\0\0\x0e",
                 b"\x43\0\0\0\0\x02\x0e",
                 b"\x67\0\0\0\0\0\x11",
             ],
         )
     }),
+    (
+        "one of these, and a `value_len` above `max_value_bytes` too",
+        SHORT_VALUES,
+        |node| {
+            each(
+                node,
+                &[
+                    b"\x08\0\x01\0\0\0\x65k",
+                    b"\x0f\0\0\0\x04\0\x01",
+                    b"\x43\0\0\xff\xff\xff\xff",
+                ],
+            )
+        },
+    ),
     (
         "a request that is not whole `request_timeout_ms`",
         "request_timeout_ms = 200",

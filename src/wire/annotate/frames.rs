@@ -247,6 +247,17 @@ impl Dump<'_> {
         });
     }
 
+    /// A CONFLICT to a BATCH: the number of a request, from 0, and the response to it.
+    pub(super) fn batch_conflict(&mut self) {
+        self.value_of_response(|dump| {
+            dump.field("position", 1, number);
+            if dump.has_more() {
+                dump.response_frame();
+            }
+            dump.leave_out();
+        });
+    }
+
     /// An OK whose value is a token.
     pub(super) fn token_response(&mut self) {
         self.value_of_response(|dump| {

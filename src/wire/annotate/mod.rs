@@ -82,10 +82,14 @@ pub fn response(bytes: &[u8]) -> String {
 /// begins, where it begins one.
 #[must_use]
 pub fn response_to(opcode: Opcode, bytes: &[u8]) -> String {
+    let mut dump = Dump::new(bytes, 0);
+    if opcode == Opcode::Batch && bytes.first() == Some(&Status::Conflict.byte()) {
+        dump.batch_conflict();
+        return dump.finish();
+    }
     if bytes.first() != Some(&Status::Ok.byte()) {
         return response(bytes);
     }
-    let mut dump = Dump::new(bytes, 0);
     match opcode.spec().ok {
         OkValue::Sums => dump.sums_response(),
         OkValue::Items => dump.list_response(),

@@ -587,3 +587,44 @@ fn flags_are_named_and_what_has_no_name_is_a_number() {
     assert_eq!(shown(&follow(0), "flags"), "0x00");
     assert_eq!(shown(&follow(0b1010), "flags"), "snapshot, 0x08");
 }
+
+#[test]
+fn the_requests_and_responses_of_a_batch_have_their_own_lines() {
+    let value = b"\x03\0\x01\0\0\0\0k\x02\0\x01\0\0\0\0k";
+    let mut bytes = Vec::new();
+    assert!(Request::Batch { value }.encode(&mut bytes).is_ok());
+    let expected = [
+        "000000  0f                       opcode     BATCH",
+        "000001  00 00                    key_len    0",
+        "000003  00 00 00 10              value_len  16",
+        "000007  03                       opcode     DEL",
+        "000008  00 01                    key_len    1",
+        "00000a  00 00 00 00              value_len  0",
+        "00000e  6b                       key        \"k\"",
+        "00000f  02                       opcode     GET",
+        "000010  00 01                    key_len    1",
+        "000012  00 00 00 00              value_len  0",
+        "000016  6b                       key        \"k\"",
+    ];
+    assert_eq!(request(&bytes), lines(&expected));
+    let done = b"\0\0\0\0\x0a\0\0\0\0\0\x03\0\0\0\0";
+    let expected = [
+        "000000  00                       status     OK",
+        "000001  00 00 00 0a              value_len  10",
+        "000005  00                       status     OK",
+        "000006  00 00 00 00              value_len  0",
+        "00000a  03                       status     NOT_FOUND",
+        "00000b  00 00 00 00              value_len  0",
+    ];
+    assert_eq!(response_to(Opcode::Batch, done), lines(&expected));
+    let conflict = b"\x05\0\0\0\x0a\x01\x05\0\0\0\x04\x01you";
+    let expected = [
+        "000000  05                       status     CONFLICT",
+        "000001  00 00 00 0a              value_len  10",
+        "000005  01                       position   1",
+        "000006  05                       status     CONFLICT",
+        "000007  00 00 00 04              value_len  4",
+        "00000b  01 79 6f 75              value      \"\\x01you\"",
+    ];
+    assert_eq!(response_to(Opcode::Batch, conflict), lines(&expected));
+}
