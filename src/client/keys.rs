@@ -121,25 +121,125 @@ impl TakeOutcome {
     }
 }
 
+impl PutOptions<'_> {
+    /// What the response has.
+    pub(super) const fn want(&self) -> Want {
+        Want {
+            value: self.want_value,
+            token: self.want_token,
+        }
+    }
+
+    /// The operands of a PUT of `value`.
+    pub(super) const fn with<'a>(&'a self, value: &'a [u8]) -> Put<'a> {
+        Put {
+            condition: self.condition,
+            expiry: self.expiry,
+            want: self.want(),
+            value,
+        }
+    }
+}
+
+impl TakeOptions<'_> {
+    /// What the response has.
+    pub(super) const fn want(&self) -> Want {
+        Want {
+            value: self.want_value,
+            token: self.want_token,
+        }
+    }
+
+    /// The operands of a TAKE.
+    pub(super) const fn take(&self) -> Take<'_> {
+        Take {
+            condition: self.condition,
+            want: self.want(),
+        }
+    }
+}
+
+impl AddOptions {
+    /// The operands of an ADD of `delta`.
+    pub(super) fn with(&self, delta: i64) -> Add {
+        Add {
+            want_token: self.want_token,
+            delta,
+            start: self.start,
+            expiry: self.ttl.map_or(Expiry::None, Expiry::after),
+        }
+    }
+}
+
+/// The operands of an EXPIRE.
+pub(super) fn expire_value(expiry: Expiry) -> Vec<u8> {
+    let (expiry, time) = expiry.operands();
+    Opcode::Expire.spec().value_of([u64::from(expiry), time])
+}
+
+/// What the key of a PUT or TAKE has.
+pub(super) fn conflict_of(found: Found<'_>) -> Conflict {
+    Conflict {
+        exists: found.existed,
+        value: found.value.map(<[u8]>::to_vec),
+    }
+}
+
+/// What the response to a PUT says; `None` where it is no such response.
+pub(super) fn put_outcome(response: &Response, want: Want) -> Option<PutOutcome> {
+    outcome_of(response, want).map(|outcome| match outcome {
+        Ok(written) => PutOutcome::Stored(written),
+        Err(conflict) => PutOutcome::Conflict(conflict),
+    })
+}
+
+/// What the response to a TAKE says; `None` where it is no such response.
+pub(super) fn take_outcome(response: &Response, want: Want) -> Option<TakeOutcome> {
+    if *response == Response::NotFound {
+        return Some(TakeOutcome::NotFound);
+    }
+    outcome_of(response, want).map(|outcome| match outcome {
+        Ok(written) => TakeOutcome::Taken(written),
+        Err(conflict) => TakeOutcome::Conflict(conflict),
+    })
+}
+
+/// What the response to an ADD says; `None` where it is no such response.
+pub(super) fn added_of(response: &Response, want_token: bool) -> Option<Added> {
+    match response {
+        Response::Value(value) => sum_of(value)
+            .filter(|(token, _)| token.is_some() == want_token)
+            .map(|(token, sum)| Added { sum, token }),
+        Response::Done | Response::NotFound | Response::Conflict(_) | Response::Pong => None,
+    }
+}
+
+/// What the response to a TTL says; `None` where it is no such response.
+pub(super) fn time_left_of(response: &Response) -> Option<TimeLeft> {
+    match response {
+        Response::Value(value) => ttl_of(value).map(|left| match left {
+            Some(ms) => TimeLeft::Limited(Duration::from_millis(ms)),
+            None => TimeLeft::Unlimited,
+        }),
+        Response::NotFound => Some(TimeLeft::NotFound),
+        Response::Done | Response::Conflict(_) | Response::Pong => None,
+    }
+}
+
 /// What the response to a PUT or TAKE with this `want` says; `None` where it is no such response.
 fn outcome_of(response: &Response, want: Want) -> Option<std::result::Result<Written, Conflict>> {
-    let owned = |value: Option<&[u8]>| value.map(<[u8]>::to_vec);
     let value = match response {
         Response::Done => b"",
         Response::Value(value) => value.as_slice(),
         Response::Conflict(value) => {
-            let found = Found::of_conflict(value, want)?;
-            return Some(Err(Conflict {
-                exists: found.existed,
-                value: owned(found.value),
-            }));
+            return Some(Err(conflict_of(Found::of_conflict(value, want)?)));
         }
         Response::NotFound | Response::Pong => return None,
     };
     let found = Found::of_ok(value, want)?;
     Some(Ok(Written {
         existed: (!want.is_nothing()).then_some(found.existed),
-        value: owned(found.value),
+        value: found.value.map(<[u8]>::to_vec),
         token: found.token,
     }))
 }
@@ -178,24 +278,11 @@ impl Client {
         value: &[u8],
         options: &PutOptions<'_>,
     ) -> Result<PutOutcome> {
-        let want = Want {
-            value: options.want_value,
-            token: options.want_token,
-        };
-        let put = Put {
-            condition: options.condition,
-            expiry: options.expiry,
-            want,
-            value,
-        };
         let response = self.request(Request::Put {
             key,
-            value: &put.encode(),
+            value: &options.with(value).encode(),
         })?;
-        let outcome = outcome_of(&response, want).map(|outcome| match outcome {
-            Ok(written) => PutOutcome::Stored(written),
-            Err(conflict) => PutOutcome::Conflict(conflict),
-        });
+        let outcome = put_outcome(&response, options.want());
         self.fields(Opcode::Put, &response, outcome)
     }
 
@@ -226,25 +313,11 @@ impl Client {
     /// [`Error::Server`] where an option is out of range; any other [`Error`]; its table says whether the write was
     /// executed.
     pub fn take(&mut self, key: &[u8], options: &TakeOptions<'_>) -> Result<TakeOutcome> {
-        let want = Want {
-            value: options.want_value,
-            token: options.want_token,
-        };
-        let condition = options.condition;
-        let take = Take { condition, want };
         let response = self.request(Request::Take {
             key,
-            value: &take.encode(),
+            value: &options.take().encode(),
         })?;
-        let outcome = match &response {
-            Response::NotFound => Some(TakeOutcome::NotFound),
-            Response::Done | Response::Value(_) | Response::Conflict(_) | Response::Pong => {
-                outcome_of(&response, want).map(|outcome| match outcome {
-                    Ok(written) => TakeOutcome::Taken(written),
-                    Err(conflict) => TakeOutcome::Conflict(conflict),
-                })
-            }
-        };
+        let outcome = take_outcome(&response, options.want());
         self.fields(Opcode::Take, &response, outcome)
     }
 
@@ -295,22 +368,11 @@ impl Client {
     ///
     /// As [`add`](Self::add).
     pub fn add_with(&mut self, key: &[u8], delta: i64, options: &AddOptions) -> Result<Added> {
-        let add = Add {
-            want_token: options.want_token,
-            delta,
-            start: options.start,
-            expiry: options.ttl.map_or(Expiry::None, Expiry::after),
-        };
         let response = self.request(Request::Add {
             key,
-            value: &add.encode(),
+            value: &options.with(delta).encode(),
         })?;
-        let outcome = match &response {
-            Response::Value(value) => sum_of(value)
-                .filter(|(token, _)| token.is_some() == options.want_token)
-                .map(|(token, sum)| Added { sum, token }),
-            Response::Done | Response::NotFound | Response::Conflict(_) | Response::Pong => None,
-        };
+        let outcome = added_of(&response, options.want_token);
         self.fields(Opcode::Add, &response, outcome)
     }
 
@@ -352,9 +414,7 @@ impl Client {
     /// [`Error::Server`] where the time is 0 or too long; any other [`Error`]; its table says whether the write was
     /// executed.
     pub fn expire(&mut self, key: &[u8], expiry: Expiry) -> Result<bool> {
-        let (expiry, time) = expiry.operands();
-        let spec = Opcode::Expire.spec();
-        let value = &spec.value_of([u64::from(expiry), time]);
+        let value = &expire_value(expiry);
         Ok(self.request(Request::Expire { key, value })? == Response::Done)
     }
 
@@ -365,19 +425,17 @@ impl Client {
     /// Any [`Error`].
     pub fn ttl(&mut self, key: &[u8]) -> Result<TimeLeft> {
         let response = self.request(Request::Ttl { key })?;
-        let left = match &response {
-            Response::Value(value) => ttl_of(value).map(|left| match left {
-                Some(ms) => TimeLeft::Limited(Duration::from_millis(ms)),
-                None => TimeLeft::Unlimited,
-            }),
-            Response::NotFound => Some(TimeLeft::NotFound),
-            Response::Done | Response::Conflict(_) | Response::Pong => None,
-        };
+        let left = time_left_of(&response);
         self.fields(Opcode::Ttl, &response, left)
     }
 
     /// The fields of a response; without them, the error for it. The connection that it came on cannot be used then.
-    fn fields<T>(&mut self, opcode: Opcode, response: &Response, fields: Option<T>) -> Result<T> {
+    pub(super) fn fields<T>(
+        &mut self,
+        opcode: Opcode,
+        response: &Response,
+        fields: Option<T>,
+    ) -> Result<T> {
         if let Some(fields) = fields {
             return Ok(fields);
         }

@@ -46,6 +46,7 @@ use crate::wire::{
     comparison::{ComparisonError, List, ListAnswer, Place, Sums, SumsAnswer},
 };
 
+mod batch;
 pub mod cluster;
 mod connection;
 mod error;
@@ -57,6 +58,7 @@ mod status;
 mod sync;
 mod watch;
 
+pub use batch::{Batch, BatchOutcome, BatchResult};
 pub use cluster::{Cluster, ClusterError, ClusterOptions, ClusterResult};
 pub use error::{Error, PipelineError, ProtocolError, Result, Wait};
 pub use keys::{

@@ -102,9 +102,15 @@ impl<'a> Pipeline<'a> {
 
     /// Queues a request of any operation but FOLLOW.
     pub fn request(&mut self, request: &Request<'_>) -> &mut Self {
-        if let Err(error) = self.queue.push(request) {
-            self.too_long.get_or_insert(error);
+        match self.queue.push(request) {
+            Ok(()) => self,
+            Err(error) => self.refuse(error),
         }
+    }
+
+    /// Notes a request that is too long for a frame.
+    pub(super) fn refuse(&mut self, error: EncodeError) -> &mut Self {
+        self.too_long.get_or_insert(error);
         self
     }
 

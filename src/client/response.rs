@@ -22,6 +22,14 @@ pub enum Response {
     Pong,
 }
 
+impl Response {
+    /// Reads a response in the answer to a BATCH, to a request with `opcode`; `None` where it is none.
+    #[must_use]
+    pub fn in_batch(opcode: Opcode, response: &wire::Response<'_>) -> Option<Response> {
+        read(opcode, response).ok()?.ok()
+    }
+}
+
 /// Value of the OK to a PING.
 const PONG: &[u8] = b"PONG";
 /// Most wrong bytes that an error keeps.

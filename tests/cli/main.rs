@@ -9,6 +9,7 @@
 )]
 
 mod arguments;
+mod batch;
 mod bench;
 mod commands;
 mod decode;

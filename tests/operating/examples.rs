@@ -51,6 +51,8 @@ impl End {
 /// The environment of an example: a stored value, and files.
 fn prepare(dir: &Path, addr: &str) {
     fs::write(dir.join("photo.jpg"), [0xff, 0xd8, 0xff, 0xe0]).unwrap();
+    let payment = "put payment:7 paid --if-absent\ndecr alice 30\nincr bob 30\n";
+    fs::write(dir.join("payment.txt"), payment).unwrap();
     fs::copy(CAPTURE, dir.join("capture.pcap")).unwrap();
     for [key, value] in [["user123", "active"], ["photo", "pixels"]] {
         output(Command::new(CLI).args(["--addr", addr, "set", key, value]));

@@ -13,7 +13,7 @@ use gopherstore::wire::{
 use gopherstore::{Client, client, client::Error};
 
 use crate::{
-    keys, quote,
+    batch, keys, quote,
     report::{self, Failure, Outcome},
     scan,
 };
@@ -26,6 +26,8 @@ pub(crate) struct Command {
     value: Vec<u8>,
     /// Whether only the existence of the key is asked for.
     is_for_existence: bool,
+    /// The commands of a batch.
+    parts: Vec<batch::Part>,
 }
 
 /// A successful response to a [`Command`].
@@ -34,7 +36,6 @@ pub(crate) enum Response {
     Done,
     Value(Vec<u8>),
     NotFound,
-    /// A condition is not met.
     /// What a PUT or TAKE was asked for.
     Found {
         token: Option<Token>,
@@ -56,6 +57,13 @@ pub(crate) enum Response {
     Keys(String),
     /// The text of a STATUS.
     Status(String),
+    /// The responses to the commands of a batch.
+    Batch(Vec<Response>),
+    /// A condition in a batch is not met, that of the command in this line.
+    BatchConflict {
+        line: u64,
+        found: Box<Response>,
+    },
 }
 
 /// A command for lines.
@@ -146,6 +154,11 @@ pub(crate) const OFFERS: &[Offer] = &[
         make: |operands| Ok(Command::scan(operands)),
     },
     Offer {
+        synopsis: "batch FILE",
+        meaning: "carry out FILE together, or not at all",
+        make: batch::of_file,
+    },
+    Offer {
         synopsis: "ping",
         meaning: "ask whether the node is there",
         make: |operands| Ok(Command::plain(Opcode::Ping, operands)),
@@ -185,6 +198,15 @@ impl Command {
             key,
             value,
             is_for_existence: false,
+            parts: Vec::new(),
+        }
+    }
+
+    /// A batch of these commands, whose frames are `value`.
+    pub(crate) fn batch(value: Vec<u8>, parts: Vec<batch::Part>) -> Command {
+        Command {
+            parts,
+            ..Command::new(Opcode::Batch, Vec::new(), value)
         }
     }
 
@@ -277,8 +299,18 @@ impl Command {
         if self.opcode == Opcode::Scan {
             return scan::lines(client, &self.key).map(Response::Keys);
         }
+        if !self.parts.is_empty() {
+            return batch::send(self, &self.parts, client);
+        }
+        client
+            .request(self.request())
+            .map(|answer| self.response(answer))
+    }
+
+    /// The response to the command.
+    pub(crate) fn response(&self, answer: client::Response) -> Response {
         let text = |value: Vec<u8>| String::from_utf8_lossy(&value).into_owned();
-        Ok(match client.request(self.request())? {
+        match answer {
             client::Response::Done if self.opcode.spec().ok == OkValue::Found => self.found(b""),
             client::Response::Done => Response::Done,
             client::Response::Value(_) if self.is_for_existence => Response::Done,
@@ -310,7 +342,7 @@ impl Command {
                 }
             }
             client::Response::Pong => Response::Pong,
-        })
+        }
     }
 
     /// The response whose OK has this value.
@@ -336,6 +368,14 @@ impl Command {
             take()
         };
         want.unwrap_or_default()
+    }
+
+    /// The message for a condition in a batch that is not met, that of the command in this line.
+    pub(crate) fn conflict_in(&self, line: u64, exists: bool) -> String {
+        let part = self.parts.iter().find(|part| part.0 == line);
+        let message = part.map(|(_, command)| command.conflict(exists));
+        let message = message.unwrap_or_else(|| self.conflict(exists));
+        message.replacen("conflict: ", &format!("conflict: line {line}: "), 1)
     }
 
     /// The message for a condition that is not met.

@@ -12,6 +12,7 @@ use gopherstore::{
 };
 
 use crate::{
+    batch,
     command::{self, Command, OFFERS, Offer},
     context::Context,
     quote,
@@ -27,8 +28,8 @@ use crate::{
         gopherstore-cli encode get user123 --as python --addr 127.0.0.1:8001",
     note = "WORDS are a command for lines, as help lists them, or another operation of docs/GBP.md\n\
         with its key and its fields, such as list KEY. Several words are taken literally, and - as the value\n\
-        of set reads standard input. A single word is a whole line, with quotes and escapes; options of the\n\
-        command are written there, such as 'put k v --if-absent'.\n\
+        of set reads standard input, as batch does without a file. A single word is a whole line, with\n\
+        quotes and escapes; options of the command are written there, such as 'put k v --if-absent'.\n\
         hex is for xxd -r -p and decode. printf prints the bytes of the frame. nc sends them to the node of\n\
         --addr and shows the response with xxd; python does the same with python3 alone. The output is for\n\
         sh, bash and zsh. encode itself sends nothing."
@@ -92,6 +93,10 @@ pub(crate) fn run(command: Encode, context: &Context) -> Result<Outcome, Failure
 
 /// The command that the words form.
 fn parse(words: Vec<Bytes>) -> Result<Command, Failure> {
+    if is_input_of_batch(&words) {
+        return batch::command(&batch::standard_input()?)
+            .map_err(|message| crate::mistake(&message));
+    }
     let command = match &words[..] {
         [] => {
             return Err(crate::mistake(
@@ -112,6 +117,16 @@ fn parse(words: Vec<Bytes>) -> Result<Command, Failure> {
         }
     };
     command.map_err(|message| crate::mistake(&message))
+}
+
+/// Whether the words are a batch whose commands are on standard input.
+fn is_input_of_batch(words: &[Bytes]) -> bool {
+    let is_batch = |name: &Bytes| name.eq_ignore_ascii_case(b"batch");
+    match words {
+        [name] => is_batch(name),
+        [name, file] => is_batch(name) && file == b"-",
+        _ => false,
+    }
 }
 
 /// A command of a line, or any other operation of the protocol's table, with its fields one by one.

@@ -149,6 +149,15 @@ pub(crate) fn shown(response: Response) -> (String, Outcome) {
             let text = format!("(conflict){}", value.unwrap_or_default());
             (text, Outcome::Conflict)
         }
+        Response::Batch(responses) => {
+            let lines = responses.into_iter().map(|response| shown(response).0);
+            // A key of a batch that is not found is no failure.
+            (lines.collect::<Vec<_>>().join("\n"), Outcome::Done)
+        }
+        Response::BatchConflict { line, found } => {
+            let (text, outcome) = shown(*found);
+            (format!("(line {line}) {text}"), outcome)
+        }
         Response::Value(value) => (quote::shown(&value), Outcome::Done),
         Response::Number(text) => (text, Outcome::Done),
         Response::Keys(text) if text.is_empty() => ("(no keys)".to_owned(), Outcome::Done),

@@ -1,5 +1,6 @@
 //! The command-line client: one command, or commands line by line.
 
+mod batch;
 mod bench;
 mod command;
 mod context;
@@ -125,6 +126,7 @@ enum Subcommand {
     Persist(keys::Persist),
     Ttl(keys::Ttl),
     Exists(keys::Exists),
+    Batch(batch::Arguments),
     Sync(Sync),
     Ping(Ping),
     Status(status::Status),
@@ -337,6 +339,7 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Some(Subcommand::Persist(persist)) => once(&context, &persist.command()),
         Some(Subcommand::Ttl(ttl)) => once(&context, &ttl.command()),
         Some(Subcommand::Exists(exists)) => once(&context, &exists.command()),
+        Some(Subcommand::Batch(command)) => batch::run(command, &context),
         Some(Subcommand::Sync(Sync { at })) => once(&context, &Command::sync(at, context.timeout)),
         Some(Subcommand::Ping(Ping {})) => once(
             &context,
@@ -425,6 +428,17 @@ fn once(context: &Context, command: &Command) -> Result<Outcome, Failure> {
             let message = command.conflict(exists);
             return Err(Failure::new(Outcome::Conflict, message));
         }
+        Response::BatchConflict { line, found } => {
+            let (exists, value) = match *found {
+                Response::Conflict { exists, value } => (exists, value),
+                _ => (false, None),
+            };
+            let value = value.map(|value| format!("{}\n", quote::shown(&value)));
+            write_out(value.unwrap_or_default().as_bytes())?;
+            let message = command.conflict_in(line, exists);
+            return Err(Failure::new(Outcome::Conflict, message));
+        }
+        response @ Response::Batch(_) => (lines::shown(response).0.into_bytes(), true),
         Response::NotFound => {
             let key = quote::quoted(command.key());
             return Err(Failure::new(
