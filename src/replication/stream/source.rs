@@ -110,6 +110,11 @@ impl<'a> Source<'a> {
         self.beat_at = now;
     }
 
+    /// Whether a heartbeat has been due for an interval.
+    pub(super) fn is_beat_late(&self, now: Instant) -> bool {
+        self.beat_at + self.interval <= now
+    }
+
     /// Whether a heartbeat is due; the next one is then due an interval later.
     pub(super) fn is_beat_due(&mut self, now: Instant) -> bool {
         let is_due = self.beat_at <= now;
@@ -119,8 +124,14 @@ impl<'a> Source<'a> {
         is_due
     }
 
+    /// Whether the digest at the cursor is known, or nothing behind it is committed: the data set is there then.
+    pub(super) fn is_at_digest(&self, cursor: Cursor) -> bool {
+        let index = cursor.next - 1;
+        self.log.digest_at(index).is_some() || self.log.committed_index() <= index
+    }
+
     /// A heartbeat with this last index, and the digest at the cursor. Where the log does not know that digest, the
-    /// newest one that it has, or no heartbeat, if `is_exact`.
+    /// data set's or the newest one, or no heartbeat, if `is_exact`.
     pub(super) fn beat(
         &mut self,
         cursor: Cursor,
@@ -131,7 +142,9 @@ impl<'a> Source<'a> {
         let at = match self.log.digest_at(index) {
             Some(digest) => Head { index, digest },
             None if is_exact => return None,
-            None => self.log.kept_head(),
+            None => Some(self.log.head())
+                .filter(|head| head.index == index)
+                .unwrap_or_else(|| self.log.kept_head()),
         };
         self.round += 1;
         Some(Message::Heartbeat {

@@ -244,7 +244,9 @@ impl<'a> WatchStream<'a> {
         if self.source.takes_pause() {
             return Ok(Sending::Gather(GATHER));
         }
-        if self.source.is_beat_due(now) {
+        // In the midst of records that a follower is applying, the digest is not known.
+        let may_beat = self.source.is_at_digest(cursor) || self.source.is_beat_late(now);
+        if may_beat && self.source.is_beat_due(now) {
             return self.beat(cursor, out);
         }
         let (first_index, committed) = (cursor.next, self.source.log.committed_index());
