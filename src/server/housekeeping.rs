@@ -50,9 +50,6 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// them.
 const FREED_MIN: u64 = 4 << 20;
 
-/// Estimate of an entry's bytes beside its key and value: its header, its place in a table, the allocator's overhead.
-const ENTRY_BYTES: u64 = 32;
-
 /// Time between the first request of a connection to return memory and the call of the allocator, which serves all
 /// requests that come meanwhile.
 const TRIM_AFTER: Duration = Duration::from_secs(1);
@@ -149,14 +146,10 @@ impl Holdings {
     }
 }
 
-/// Estimate of the bytes of the node's data and log.
+/// Bytes of the node's data and log.
 fn held_bytes(node: &Node) -> u64 {
-    let entries = u64::try_from(node.engine().len()).unwrap_or(u64::MAX);
     let log = node.engine().log().map_or(0, |log| log.kept_bytes());
-    let store = node.engine().bytes();
-    store
-        .saturating_add(entries.saturating_mul(ENTRY_BYTES))
-        .saturating_add(log)
+    node.engine().memory_bytes().saturating_add(log)
 }
 
 impl Maintenance {

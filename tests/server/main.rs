@@ -6,6 +6,7 @@ mod bad_input;
 mod clients;
 mod dispositions;
 mod limits;
+mod memory;
 #[path = "../support/node.rs"]
 mod node;
 mod outputs;

@@ -190,3 +190,69 @@ pub fn line_of_leader(leader: &str, change: LeaderChange, is_stopping: bool) -> 
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::replication::core::report::Stopping;
+    use crate::replication::core::role_state::Leader;
+
+    #[test]
+    fn a_follower_with_a_lower_memory_limit_than_its_leader_says_so_once() {
+        let role = RoleState::Follower {
+            leader: Leader {
+                name: Arc::from("n1"),
+                addr: Arc::from("h:1"),
+            },
+        };
+        let warnings = |peer: &str, own: Option<u64>, of_leader: Option<u64>| {
+            let settings = |max_memory_bytes| Settings {
+                max_memory_bytes,
+                ..Settings::default()
+            };
+            let report = Report {
+                node: peer.to_owned(),
+                cluster: "demo".to_owned(),
+                role: Role::Leader,
+                state: State::Serving,
+                stopping: Stopping::No,
+                epoch: 1,
+                index: 9,
+                process: 1,
+                settings: settings(of_leader),
+                peers: vec![],
+                follows: None,
+            };
+            let view = View {
+                role: &role,
+                takes_writes: false,
+                epoch: 1,
+                process: 2,
+                settings: &settings(own),
+            };
+            let (mut watch, contact) = (Watch::new(peer), Contact::Report(Box::new(report)));
+            let again = watch.step(&contact, view).into_iter();
+            let actions = again.chain(watch.step(&contact, view));
+            let is_warning = |action: &Action| matches!(action, Action::Log(Level::Warn, _));
+            actions.filter(is_warning).count()
+        };
+        for (peer, own, of_leader, expected) in [
+            ("n1", Some(5), Some(6), 1),
+            ("n1", Some(5), None, 1),
+            ("n1", Some(6), Some(6), 0),
+            ("n1", Some(7), Some(6), 0),
+            ("n1", None, Some(6), 0),
+            ("n1", None, None, 0),
+            // Not its leader.
+            ("n3", Some(5), Some(6), 0),
+        ] {
+            assert_eq!(
+                warnings(peer, own, of_leader),
+                expected,
+                "{peer} {own:?} {of_leader:?}"
+            );
+        }
+    }
+}
