@@ -15,6 +15,7 @@ use gopherstore::config::Config;
 use gopherstore::engine::{Answers, Group};
 use gopherstore::history::EpochStart;
 use gopherstore::node::Node;
+use gopherstore::wire::conditional::{Add, Put};
 use gopherstore::wire::replication::{self, BatchEncoder, Fields, Message, StreamOpcode};
 use gopherstore::wire::request::{Limits, Parsed, parse};
 use gopherstore::wire::response::Response;
@@ -186,11 +187,49 @@ fn runs(calls: usize) {
     run("16 SETs as a run", &alone, &sets);
     run("14 GETs and 2 SETs as a run", &alone, &mixed);
     run("16 SETs as a run, on a leader", &leader, &sets);
+    let value = Put {
+        value: &VALUE,
+        ..Put::default()
+    };
+    let puts = with_value(calls, &value.encode(), |key, value| Request::Put {
+        key,
+        value,
+    });
+    run("16 PUTs as a run", &alone, &puts);
+    let add = Add {
+        delta: 1,
+        ..Add::default()
+    };
+    let adds = with_value(calls, &add.encode(), |key, value| Request::Add {
+        key,
+        value,
+    });
+    let numbers = with_value(calls, b"12345678", |key, value| Request::Set { key, value });
+    settle(&alone, &numbers);
+    run("16 SETs of 8 bytes as a run", &alone, &numbers);
+    run("16 ADDs as a run", &alone, &adds);
     let batches: Vec<Vec<u8>> = sets.iter().map(|set| batch(set)).collect();
     let now = Instant::now();
     operation("16 SETs of a batch, on a follower", RUN_MAX, calls, |at| {
         receive(&follower, &batches[at], now);
     });
+}
+
+/// Runs of requests with this value, over 16 keys for each call.
+fn with_value(
+    calls: usize,
+    value: &[u8],
+    request: impl for<'a> Fn(&'a [u8], &'a [u8]) -> Request<'a>,
+) -> Vec<Vec<u8>> {
+    let run = |call: usize| {
+        let mut bytes = Vec::new();
+        for number in (call * RUN_MAX..).take(RUN_MAX) {
+            let key = format!("key:{number:012}");
+            request(key.as_bytes(), value).encode(&mut bytes).unwrap();
+        }
+        bytes
+    };
+    (0..calls).map(run).collect()
 }
 
 /// Logs and applies what a leader sends, at the next index of the follower, whatever index it was sent with. It changes

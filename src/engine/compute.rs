@@ -3,17 +3,15 @@
 //! Under a partition's lock nothing of more than a few KiB is copied or hashed. Where a command needs that, it is not
 //! executed ([`NotYet`]): the caller unlocks, prepares it ([`Ahead`]), and tries again.
 
-use std::borrow::Cow;
-
 use super::answers::Answers;
 use super::change::{Change, LongOld, NotPut};
 use super::clock::Now;
-use super::command::{Effect, Function, Input, Needs};
+use super::command::{Effect, Function, Input, Needs, NewValue};
 use super::digest::Digest;
 use super::entry::{Entry, encode_put};
 use super::memory::Full;
 use super::store::{Entries, Store};
-use crate::wire::request::{HEADER_LEN, frames};
+use crate::wire::request::HEADER_LEN;
 use crate::wire::run::RUN_FRAME_BYTES_MAX;
 use crate::wire::{Request, RequestFrame};
 
@@ -49,7 +47,7 @@ pub(super) enum NotYet<'a> {
     /// The XXH3-128 of the value of this old entry.
     ValueHash(Entry),
     /// The entry of this value, which is long.
-    Entry(Cow<'a, [u8]>, Option<u64>),
+    Entry(NewValue<'a>, Option<u64>),
     /// This entry with a deadline, or without one.
     Moved(Entry, Option<u64>),
     /// Memory.
@@ -261,10 +259,8 @@ impl Store {
             unreachable!("an effect is little longer than its request");
         }
         let frame = &effects[start..];
-        let mut replaced = None;
-        for put in frames(frame) {
-            replaced = self.put_frame(entries, hash, &put, None, change)?;
-        }
+        let put = RequestFrame::of_encoded(frame);
+        let replaced = self.put_frame(entries, hash, &put, None, change)?;
         if change.is_logged() {
             change.adds(Digest::of_frame(frame));
         }
@@ -339,7 +335,7 @@ pub(super) fn is_live(entry: &Entry, clock: &Now<'_>) -> bool {
 struct Put<'k, 'a> {
     hash: u64,
     key: &'k [u8],
-    value: Cow<'a, [u8]>,
+    value: NewValue<'a>,
     deadline: Option<u64>,
 }
 

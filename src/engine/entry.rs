@@ -58,7 +58,7 @@ use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
 use crate::wire::expiry::DEADLINE_LEN;
 use crate::wire::request::{HEADER_LEN, RequestHeader};
-use crate::wire::{EncodeError, GROWTH_BYTES_MAX, Opcode, Request, RequestFrame};
+use crate::wire::{EncodeError, GROWTH_BYTES_MAX, Opcode, RequestFrame};
 
 /// Bytes of a cache line.
 const CACHE_LINE: usize = 64;
@@ -419,20 +419,23 @@ pub fn encode_put(
     deadline: Option<u64>,
     out: &mut Vec<u8>,
 ) -> Result<(), EncodeError> {
-    let Some(deadline) = deadline else {
-        return Request::Set { key, value }.encode(out);
-    };
     let too_long = |_| EncodeError::ValueTooLong { len: value.len() };
+    let (opcode, deadline_len) = match deadline {
+        None => (Opcode::Set.byte(), 0),
+        Some(_) => (SETAT, DEADLINE_LEN),
+    };
     let header = RequestHeader {
-        opcode: SETAT,
+        opcode,
         key_len: u16::try_from(key.len())
             .map_err(|_| EncodeError::KeyTooLong { len: key.len() })?,
-        value_len: u32::try_from(value.len().saturating_add(DEADLINE_LEN)).map_err(too_long)?,
+        value_len: u32::try_from(value.len().saturating_add(deadline_len)).map_err(too_long)?,
     };
     out.reserve(header.frame_len());
     out.extend_from_slice(&header.encode());
     out.extend_from_slice(key);
-    out.extend_from_slice(&deadline.to_be_bytes());
+    if let Some(deadline) = deadline {
+        out.extend_from_slice(&deadline.to_be_bytes());
+    }
     out.extend_from_slice(value);
     Ok(())
 }

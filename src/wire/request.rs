@@ -4,6 +4,7 @@ use std::fmt;
 
 use byteorder::{BigEndian, ByteOrder};
 
+use super::command::Limit;
 use super::traits::Traits;
 use super::{KEY_LEN_MAX, Opcode, Request, VALUE_LEN_MAX, is_text, size};
 
@@ -151,6 +152,24 @@ impl<'a> RequestFrame<'a> {
             opcode,
             key_len,
         }
+    }
+
+    /// The frame of a request that the caller has just [encoded](Request::encode), which is all of `bytes`: what
+    /// [`parse`] would find.
+    ///
+    /// # Panics
+    ///
+    /// Where the bytes begin with no opcode.
+    #[inline]
+    #[must_use]
+    pub fn of_encoded(bytes: &'a [u8]) -> RequestFrame<'a> {
+        let frame = RequestFrame::of_whole(bytes);
+        debug_assert_eq!(
+            parse(bytes, &ANY_VALUE),
+            Ok(Parsed::Whole(frame)),
+            "it was encoded"
+        );
+        frame
     }
 
     /// The operation and its operands.
@@ -400,11 +419,23 @@ pub fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, Request
 }
 
 /// The limit on the value of an operation whose limit is not just the node's.
-#[cold]
+#[inline(never)]
 fn own_value_len_max(opcode: u8, limits: &Limits) -> u32 {
-    Opcode::try_from(opcode).map_or(limits.value_len_max, |opcode| {
-        opcode.spec().value_len_max(limits)
-    })
+    /// For each opcode: whether the node's limit counts, and so many bytes more.
+    static OWN: [(bool, u32); 256] = {
+        let (mut own, mut at) = ([(true, 0); 256], 0);
+        while at < Opcode::ALL.len() {
+            let spec = Opcode::ALL[at].spec();
+            let none = spec.value_len_max(&Limits { value_len_max: 0 });
+            let is_node = matches!(spec.rest_max, Limit::Node);
+            own[Opcode::ALL[at] as usize] = (is_node, none);
+            at += 1;
+        }
+        own
+    };
+    let (is_node, more) = OWN[usize::from(opcode)];
+    let node = if is_node { limits.value_len_max } else { 0 };
+    node.saturating_add(more)
 }
 
 /// The requests at the start of `bytes`, one after another, with values of any length: up to the first bytes that are

@@ -1,8 +1,6 @@
 //! PUT and TAKE (GBP §4).
 
-use std::borrow::Cow;
-
-use super::{Effect, Input, NO_TOKEN, Needs, refused};
+use super::{Effect, Input, NO_TOKEN, Needs, NewValue, refused};
 use crate::engine::answers::{Answers, Part};
 use crate::engine::entry::Entry;
 use crate::wire::Status;
@@ -29,7 +27,7 @@ pub(super) fn put<'a>(input: &Input<'_, 'a>, answers: &mut Answers) -> Result<Ef
     match put.expiry.deadline(|| input.clock.now(), kept) {
         Ok(deadline) => {
             done(input.old, put.want, answers);
-            let value = Cow::Borrowed(put.value);
+            let value = NewValue::Sent(put.value);
             Ok(Effect::Put { value, deadline })
         }
         Err(reason) => refused(answers, &reason),

@@ -1,8 +1,8 @@
 //! ADD (GBP §4).
 
-use std::borrow::Cow;
+use arrayvec::ArrayVec;
 
-use super::{Effect, Input, NO_TOKEN, Needs};
+use super::{DECIMAL_LEN_MAX, Effect, Input, NO_TOKEN, Needs, NewValue};
 use crate::engine::answers::{Answers, Part};
 use crate::wire::Status;
 use crate::wire::conditional::Add;
@@ -12,13 +12,13 @@ use crate::wire::conditional::Add;
 pub(super) fn add<'a>(input: &Input<'_, 'a>, answers: &mut Answers) -> Result<Effect<'a>, Needs> {
     match sum(input) {
         Ok((sum, deadline, want_token)) => {
-            let text = sum.to_string().into_bytes();
+            let text = text_of(sum);
             if want_token {
                 answers.push_parts(Status::Ok, &[Part::Token, Part::Bytes(&text)]);
             } else {
                 answers.push(Status::Ok, &text);
             }
-            let value = Cow::Owned(text);
+            let value = NewValue::Number(text);
             Ok(Effect::Put { value, deadline })
         }
         Err(message) => {
@@ -49,8 +49,25 @@ fn sum(input: &Input<'_, '_>) -> Result<(i64, Option<u64>, bool), String> {
     Ok((sum, deadline, add.want_token))
 }
 
-/// Length of the longest decimal number of 64 bits, that of -2^63.
-const DECIMAL_LEN_MAX: usize = 20;
+/// The decimal form of a number.
+fn text_of(number: i64) -> ArrayVec<u8, DECIMAL_LEN_MAX> {
+    let mut text = ArrayVec::new();
+    let mut rest = number.unsigned_abs();
+    // The digits from the last one on.
+    loop {
+        let digit = u8::try_from(rest % 10).unwrap_or(0);
+        text.push(b'0' + digit);
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    if number < 0 {
+        text.push(b'-');
+    }
+    text.reverse();
+    text
+}
 
 /// The number that `text` is the decimal form of: digits without leading zeros, behind a `-` where it is negative.
 fn decimal(text: &[u8]) -> Option<i64> {
@@ -58,14 +75,67 @@ fn decimal(text: &[u8]) -> Option<i64> {
     if text.len() > DECIMAL_LEN_MAX {
         return None;
     }
-    let digits = text.strip_prefix(b"-").unwrap_or(text);
-    let is_plain = match digits {
-        [b'0', ..] => text == b"0",
-        [first, ..] => first.is_ascii_digit(),
-        [] => false,
+    let (is_negative, digits) = match text {
+        [b'-', digits @ ..] => (true, digits),
+        digits => (false, digits),
     };
-    if !is_plain {
+    let is_canonical = match digits {
+        [] => false,
+        [b'0'] => !is_negative,
+        [first, ..] => *first != b'0',
+    };
+    if !is_canonical {
         return None;
     }
-    str::from_utf8(text).ok()?.parse().ok()
+    if !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    // Negative numbers reach further. So many digits overflow nothing.
+    let (start, rest) = digits.split_at(digits.len().min(18));
+    let digit = |byte: &u8| i64::from(byte - b'0');
+    let number = start
+        .iter()
+        .fold(0, |number: i64, byte| number * 10 - digit(byte));
+    let number = rest.iter().try_fold(number, |number, byte| {
+        number.checked_mul(10)?.checked_sub(digit(byte))
+    })?;
+    if is_negative {
+        Some(number)
+    } else {
+        number.checked_neg()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_read_as_it_is_written_and_nothing_else_is() {
+        let near = |number: i64| (-12..=12).filter_map(move |by| number.checked_add(by));
+        let powers = (0..19).map(|power| 10_i64.pow(power));
+        let all = powers.flat_map(|power| [power, -power]);
+        for number in all.chain([i64::MIN, i64::MAX, 0]).flat_map(near) {
+            let text = text_of(number);
+            assert_eq!(text[..], *number.to_string().as_bytes());
+            assert_eq!(decimal(&text), Some(number));
+            for wrong in [&b"+"[..], b" ", b"0", b"--"] {
+                assert_eq!(decimal(&[wrong, &text].concat()), None, "{number}");
+            }
+            for wrong in [&b" "[..], b"x", b".0"] {
+                assert_eq!(decimal(&[&text[..], wrong].concat()), None, "{number}");
+            }
+        }
+        for wrong in [
+            "",
+            "-",
+            "-0",
+            "00",
+            "9223372036854775808",
+            "-9223372036854775809",
+            "99999999999999999999",
+        ] {
+            assert_eq!(decimal(wrong.as_bytes()), None, "{wrong}");
+        }
+    }
 }

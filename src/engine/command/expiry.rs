@@ -1,8 +1,6 @@
 //! SETAT, EXPIRE and TTL (GBP §4).
 
-use std::borrow::Cow;
-
-use super::{Effect, Input, Needs};
+use super::{Effect, Input, Needs, NewValue};
 use crate::engine::answers::Answers;
 use crate::engine::clock::Now;
 use crate::engine::entry::Entry;
@@ -19,7 +17,7 @@ pub(super) fn set_at<'a>(
         Ok(SetAt { deadline, value }) => {
             answers.push(Status::Ok, b"");
             Ok(Effect::Put {
-                value: Cow::Borrowed(value),
+                value: NewValue::Sent(value),
                 deadline: Some(deadline),
             })
         }

@@ -8,7 +8,9 @@ mod counter;
 pub(super) mod expiry;
 pub(super) mod value;
 
-use std::borrow::Cow;
+use std::ops::Deref;
+
+use arrayvec::ArrayVec;
 
 use super::answers::Answers;
 use super::clock::Now;
@@ -26,13 +28,37 @@ pub(super) enum Effect<'a> {
     /// The key has this value and this deadline from now on, as if by a SET or a SETAT. That frame is at most as long
     /// as the request and the `effect_extra` bytes of its row in the command table.
     Put {
-        value: Cow<'a, [u8]>,
+        value: NewValue<'a>,
         deadline: Option<u64>,
     },
     /// The key is removed, as if by a DEL.
     Remove,
     /// The key, which exists, has this deadline from now on, or none, as if by an EXPIRE.
     Expire { deadline: Option<u64> },
+}
+
+/// The value that a command stores.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum NewValue<'a> {
+    /// A part of the request.
+    Sent(&'a [u8]),
+    /// The text of a number.
+    Number(ArrayVec<u8, DECIMAL_LEN_MAX>),
+}
+
+/// Length of the longest decimal number of 64 bits, that of -2^63.
+pub(super) const DECIMAL_LEN_MAX: usize = 20;
+
+impl Deref for NewValue<'_> {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        match self {
+            NewValue::Sent(value) => value,
+            NewValue::Number(text) => text,
+        }
+    }
 }
 
 /// The request of a command, and the state that it meets.
