@@ -58,6 +58,8 @@ pub(crate) struct FollowerStream<'a> {
     has_followed: bool,
     receiving: Receiving<'a>,
     epoch: u64,
+    /// The peer's clock has pulled the node's since the last snapshot, which says no time.
+    has_time: bool,
     /// The history that the leader offered.
     offered: History,
     /// When anything last came.
@@ -84,6 +86,7 @@ impl<'a> FollowerStream<'a> {
             has_followed: false,
             receiving: Receiving::Entries,
             epoch: 0,
+            has_time: true,
             offered: History::default(),
             heard: None,
             acks: Arc::new(AcksOut::new(member.replication.heartbeat_interval)),
@@ -260,10 +263,13 @@ impl<'a> FollowerStream<'a> {
         }
     }
 
-    /// Whether the goal is reached.
+    /// Whether the goal is reached. A node that is to lead needs the peer's time with a snapshot: keys that have
+    /// expired there do not come back.
     fn is_done(&self) -> bool {
         match (self.goal, &self.receiving) {
-            (Goal::CatchUp(index), Receiving::Entries) => self.node.head().index >= index,
+            (Goal::CatchUp(index), Receiving::Entries) => {
+                self.has_time && self.node.head().index >= index
+            }
             (Goal::Follow, _)
             | (
                 Goal::CatchUp(_),
@@ -322,6 +328,7 @@ impl<'a> FollowerStream<'a> {
                 self.begin_to_follow();
                 self.node.count_stream(true);
                 self.receiving = Receiving::NoSnapshotYet;
+                self.has_time = false;
                 // Nothing that the snapshot replaces counts.
                 self.acks.begin(self.epoch, Acknowledged::default());
             }
@@ -366,6 +373,7 @@ impl<'a> FollowerStream<'a> {
                 Receiving::Entries,
             ) => {
                 self.node.engine().clock().pull(time_ms);
+                self.has_time = true;
                 let group = Group {
                     first_index,
                     records: frames,
@@ -401,6 +409,7 @@ impl<'a> FollowerStream<'a> {
                 Receiving::Entries,
             ) => {
                 self.node.engine().clock().pull(time_ms);
+                self.has_time = true;
                 let applied = self.node.engine().apply(committed_index);
                 applied.map_err(|error| follow_error(&error))?;
                 self.heartbeat(last_index, digest_index, digest, now)?;
@@ -409,6 +418,7 @@ impl<'a> FollowerStream<'a> {
             }
             (Message::Heartbeat { round, time_ms, .. }, Receiving::Snapshot(_)) => {
                 self.node.engine().clock().pull(time_ms);
+                self.has_time = true;
                 self.acks.heartbeat(round);
                 Ok(())
             }
