@@ -21,7 +21,7 @@ use super::execute::{Held, NotDone};
 use super::memory::Full;
 use super::store::{Entries, Locked};
 use crate::log::backlog::Records;
-use crate::log::{Position, Reservation, Sequencer};
+use crate::log::{Log, Position, Reservation, Sequencer};
 use crate::wire::batch::{BATCH_MAX, Batch};
 use crate::wire::conditional::{Condition, Put, Take};
 use crate::wire::request::{HEADER_LEN, RequestHeader, frames};
@@ -519,6 +519,11 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
         reserved: Option<(&Sequencer, Reservation<'_>)>,
     ) -> (u64, Vec<Entry>) {
         if self.changed.is_empty() {
+            // All that the batch has made it has removed again: the position is that of the data set as it is.
+            let token = self.engine.log().map(Log::token).unwrap_or_default();
+            for place in self.tokens.drain(..) {
+                self.inner.fill(place, token);
+            }
             return (locked.last_index(), Vec::new());
         }
         if self.is_compact {
