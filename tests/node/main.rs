@@ -12,12 +12,16 @@ mod log;
 mod long;
 mod memory;
 mod model;
+mod operations;
 mod peers;
 mod receive;
 mod removals;
 mod scan;
 mod sync;
 mod threads;
+
+#[path = "../support/reference.rs"]
+mod reference;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -28,6 +32,7 @@ use gopherstore::engine::{Answers, ApplyError, Engine, Group};
 use gopherstore::history::EpochStart;
 use gopherstore::log::Log;
 use gopherstore::node::Node;
+use gopherstore::wire;
 use gopherstore::wire::replication::{self, BatchEncoder, Fields, Message, StreamOpcode};
 use gopherstore::wire::request::{Limits, Parsed, frames, parse};
 use gopherstore::wire::{Opcode, Request, Run, Status, response};

@@ -134,7 +134,7 @@ proptest! {
 }
 
 /// The epoch of a node that leads.
-const EPOCH: EpochStart = EpochStart {
+pub(crate) const EPOCH: EpochStart = EpochStart {
     epoch: 1,
     nonce: 1,
     start_index: 1,
