@@ -28,6 +28,18 @@ pub(crate) enum Fault {
     OldAckCounts,
     /// A node that stops does not wait until another one has its data.
     StopDoesNotWait,
+    /// An operation takes a key whose deadline has passed for one that exists.
+    HiddenIsPresent,
+    /// A follower removes expired entries by itself.
+    FollowerExpires,
+    /// The clock by which entries expire goes back with the wall clock.
+    ClockGoesBack,
+    /// The clock of a follower is not pulled by its leader's.
+    ClockNotPulled,
+    /// The digest does not include deadlines.
+    DeadlineNotInDigest,
+    /// The token in an answer names the last record of the run.
+    TokenOfRun,
 }
 
 thread_local! {

@@ -53,6 +53,10 @@ impl Clock {
 
     /// Pulls the clock forward to a time that another node has reached; a time that has passed changes nothing.
     pub fn pull(&self, time_ms: u64) {
+        #[cfg(test)]
+        if crate::planted::is(crate::planted::Fault::ClockNotPulled) {
+            return;
+        }
         let Reading { monotonic, .. } = self.source.read();
         self.raise(time_ms.saturating_sub(monotonic));
     }
@@ -65,6 +69,11 @@ impl Clock {
 
     fn raise(&self, ahead: u64) -> u64 {
         let before = self.ahead.load(Ordering::Relaxed);
+        #[cfg(test)]
+        if crate::planted::is(crate::planted::Fault::ClockGoesBack) {
+            self.ahead.store(ahead, Ordering::Relaxed);
+            return ahead;
+        }
         if ahead <= before {
             return before;
         }

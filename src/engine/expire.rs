@@ -85,6 +85,10 @@ impl Engine {
             let mut entries = self.store.write_partition(partition);
             on_lock();
             let Ok(epoch) = self.admitted(true) else {
+                #[cfg(test)]
+                if crate::planted::is(crate::planted::Fault::FollowerExpires) {
+                    let _ = batch.take(&self.store, &mut entries, now, &mut change);
+                }
                 on_lock();
                 return Err(NotDone::Refused);
             };

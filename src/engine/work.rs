@@ -329,6 +329,12 @@ impl<'w, 'e> Work<'w, 'e> {
     fn fill_tokens(&mut self, last: u64, answers: &mut Answers) {
         for (place, number) in self.tokens.drain(..) {
             let index = last - u64::from(self.made.count_ones() - number);
+            #[cfg(test)]
+            let index = if crate::planted::is(crate::planted::Fault::TokenOfRun) {
+                last
+            } else {
+                index
+            };
             answers.fill(place, self.engine.token_of(index));
         }
     }

@@ -20,6 +20,8 @@ pub mod backlog;
 pub(crate) mod epoch_record;
 mod room;
 mod sequencer;
+#[cfg(test)]
+pub(crate) mod tap;
 mod waits;
 mod watermarks;
 

@@ -125,6 +125,8 @@ impl Sequencer {
         reservation: Reservation<'_>,
     ) -> u64 {
         reservation.spend(Records::cost(records.bytes().len()));
+        #[cfg(test)]
+        super::tap::note(records.bytes());
         let mut order = self.log.order.lock();
         debug_assert_eq!(order.epoch(), epoch, "a write of another epoch");
         debug_assert_eq!(order.waiting, 0, "a write before records are applied");

@@ -186,6 +186,14 @@ impl Node {
         node
     }
 
+    /// The same without a log, and with this clock.
+    #[cfg(test)]
+    pub(crate) fn with_clock(mut self, clock: Clock) -> Node {
+        self.engine = Engine::new(None, clock);
+        self.admit_initial_role();
+        self
+    }
+
     /// Full copies and resumed streams so far.
     #[cfg(test)]
     pub(crate) fn streams(&self) -> [u64; 2] {

@@ -2,7 +2,9 @@
 
 use super::network::End;
 use super::process::Process;
+use super::reference::Item;
 use super::shared::Shared;
+use super::trace::line_of;
 use super::truth::{Place, Truth, Violation};
 use crate::engine::PartitionCopy;
 use crate::history::History;
@@ -43,14 +45,11 @@ impl Process<'_> {
         let (mut copy, mut count) = (PartitionCopy::default(), 0);
         for partition in 0..engine.partitions() {
             engine.copy_partition(partition, &mut copy);
-            let long = copy.long().iter().map(|entry| (entry.key(), entry.value()));
-            let short = request::frames(copy.short()).map(|frame| (frame.key(), frame.value()));
-            for (key, value) in short.chain(long) {
+            for frame in copy.frames() {
                 count += 1;
-                let right = self.model.value(key);
-                if right != Some(value) {
-                    let (key, value) = (key.escape_ascii(), value.escape_ascii());
-                    return Err(format!("the store has {value:.60} for {key} at {place:?}"));
+                if self.model.item(frame.key()) != Some(&Item::of(&frame)) {
+                    let entry = line_of(frame.bytes());
+                    return Err(format!("the store has {entry} at {place:?}"));
                 }
             }
         }
@@ -159,9 +158,33 @@ impl Process<'_> {
             self.may_discard = false;
             return Ok(());
         }
+        if place.is_none() && self.is_known_limit(before, shared) {
+            shared.count("known limit: a leader died while a follower took its snapshot");
+            for number in dropped {
+                shared.lost.insert(
+                    number,
+                    "its leader died while the last follower took a snapshot",
+                );
+            }
+            return Ok(());
+        }
         Err(format!(
             "it gives up {before:?} for {place:?}, and nobody else has requests {dropped:?}"
         ))
+    }
+
+    /// Whether the node has given up its data for a snapshot whose sender had them, and has crashed since. That is a
+    /// known limit (docs/operating.md, "Data lost by failures").
+    fn is_known_limit(&self, before: Place, shared: &Shared) -> bool {
+        let sender = self
+            .copies_from
+            .and_then(|sender| shared.crashed.get(&sender));
+        let Some(sender) = sender else {
+            return false;
+        };
+        let others = shared.places.values().chain([sender]);
+        let others: Vec<Place> = others.copied().collect();
+        shared.truth.only_at(before, &others).is_empty()
     }
 
     /// Checks that what a client was told to be done is committed.

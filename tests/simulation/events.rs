@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::engine::clock::{Clock, Reading, TimeSource};
@@ -25,20 +25,32 @@ pub(super) struct Timeline<E> {
     now: Micros,
     /// The same, for the clocks of nodes.
     shared: Arc<AtomicU64>,
+    /// Milliseconds that the wall clock of each machine is ahead of the right time.
+    walls: Vec<Arc<AtomicI64>>,
+    /// The most of them so far.
+    most_ahead: i64,
     added: u64,
     events: BinaryHeap<Entry<E>>,
 }
 
+/// The right wall clock at the begin of a run.
+const WALL: u64 = 1_700_000_000_000;
+
 /// The clocks of a simulated machine.
 #[derive(Debug)]
-struct SimulatedTime(Arc<AtomicU64>);
+struct SimulatedTime {
+    now: Arc<AtomicU64>,
+    wall: Arc<AtomicI64>,
+    /// Milliseconds for which the machine runs already when the run begins.
+    uptime: u64,
+}
 
 impl TimeSource for SimulatedTime {
     fn read(&self) -> Reading {
-        let monotonic = self.0.load(Relaxed) / MS;
+        let now = self.now.load(Relaxed) / MS;
         Reading {
-            wall: 1_700_000_000_000 + monotonic,
-            monotonic,
+            wall: (WALL + now).saturating_add_signed(self.wall.load(Relaxed)),
+            monotonic: self.uptime + now,
         }
     }
 }
@@ -60,6 +72,8 @@ impl<E> Timeline<E> {
             base: Instant::now() + Duration::from_secs(5_000),
             now: 0,
             shared: Arc::default(),
+            walls: Vec::new(),
+            most_ahead: 0,
             added: 0,
             events: BinaryHeap::new(),
         }
@@ -80,9 +94,40 @@ impl<E> Timeline<E> {
         self.base + Duration::from_micros(at)
     }
 
-    /// A clock that goes with this time.
-    pub(super) fn clock(&self) -> Clock {
-        Clock::new(Box::new(SimulatedTime(Arc::clone(&self.shared))))
+    /// A clock that goes with this time and with the wall clock of a machine.
+    pub(super) fn clock(&mut self, host: usize) -> Clock {
+        let wall = Arc::clone(self.wall(host));
+        let hours = u64::try_from(host).unwrap_or(0) + 1;
+        Clock::new(Box::new(SimulatedTime {
+            now: Arc::clone(&self.shared),
+            wall,
+            uptime: hours * 3_600_000,
+        }))
+    }
+
+    fn wall(&mut self, host: usize) -> &Arc<AtomicI64> {
+        if self.walls.len() <= host {
+            self.walls.resize_with(host + 1, Arc::default);
+        }
+        &self.walls[host]
+    }
+
+    /// Sets the wall clock of a machine forward or backward.
+    pub(super) fn step_wall(&mut self, host: usize, ms: i64) {
+        let wall = self.wall(host);
+        let ahead = wall.load(Relaxed) + ms;
+        wall.store(ahead, Relaxed);
+        self.most_ahead = self.most_ahead.max(ahead);
+    }
+
+    /// Milliseconds since the begin of the run.
+    pub(super) const fn ms(&self) -> u64 {
+        self.now / MS
+    }
+
+    /// The latest time, in milliseconds since 1970, that any clock can have: none of a node is ahead of all machines'.
+    pub(super) const fn latest_ms(&self) -> u64 {
+        (WALL + self.ms()).saturating_add_signed(self.most_ahead)
     }
 
     /// The time of an instant; that of one in the past is now.

@@ -40,6 +40,8 @@ pub(super) enum Fault {
     LoseClient,
     /// An operator orders a node that refuses its leader to discard its data.
     Discard,
+    /// The wall clock of a machine is set forward or backward.
+    ClockStep,
 }
 
 impl Fault {
@@ -62,12 +64,14 @@ impl Fault {
             Fault::Pause => "FAULT process pauses",
             Fault::LoseClient => "FAULT client's connection lost",
             Fault::Discard => "FAULT data discarded",
+            Fault::ClockStep => "FAULT wall clock set",
         }
     }
 }
 
 /// The kinds that leave every acknowledged write.
-const HARMLESS: [Fault; 7] = [
+const HARMLESS: [Fault; 8] = [
+    Fault::ClockStep,
     Fault::Stop,
     Fault::Transfer,
     Fault::Lose,
@@ -77,7 +81,8 @@ const HARMLESS: [Fault; 7] = [
     Fault::LoseClient,
 ];
 
-const ALL: [Fault; 16] = [
+const ALL: [Fault; 17] = [
+    Fault::ClockStep,
     Fault::Crash,
     Fault::TurnOff,
     Fault::Stop,
@@ -97,13 +102,20 @@ const ALL: [Fault; 16] = [
 ];
 
 /// Kinds that meet more often than in runs with all of them.
-const THEMES: [&[Fault]; 3] = [
+const THEMES: [&[Fault]; 4] = [
     // Two nodes lead.
     &[Fault::Usurp, Fault::Usurp, Fault::Usurp, Fault::Discard],
     // A follower comes back before its leader has noticed that it was gone.
     &[Fault::RestartInPause, Fault::RestartInPause, Fault::Pause],
     // The last node that holds the data stops.
     &[Fault::Stop, Fault::Stop, Fault::Crash, Fault::Lose],
+    // Leaders with different clocks follow each other.
+    &[
+        Fault::ClockStep,
+        Fault::ClockStep,
+        Fault::Transfer,
+        Fault::Crash,
+    ],
 ];
 
 /// The shape of a run.
@@ -128,6 +140,10 @@ pub(super) struct Plan {
     pub(super) pause: Micros,
     /// No acknowledged write may be lost.
     pub(super) is_harmless: bool,
+    /// Milliseconds by which the wall clocks of two machines differ at most when the run begins.
+    pub(super) clocks_differ: u64,
+    /// The memory limit of each node in bytes, and whether entries are evicted.
+    pub(super) memory: Option<(u64, bool)>,
     kinds: Vec<Fault>,
 }
 
@@ -174,6 +190,10 @@ impl Plan {
             until: random.between(2 * SECOND, 6 * SECOND),
             pause: random.pick(&[200 * MS, SECOND, 3 * SECOND]),
             is_harmless,
+            clocks_differ: random.pick(&[0, 20, 200, 5_000]),
+            memory: random
+                .pick(&[None, None, None, Some(2_500), Some(6_000), Some(20_000)])
+                .map(|bytes| (bytes, random.happens(700))),
             kinds,
         }
     }

@@ -11,7 +11,8 @@ use crate::replication::stream::FollowError;
 use crate::replication::stream::acks_out::AckTurn;
 use crate::replication::stream::following::{FollowerStream, Need};
 use crate::wire::Buffer;
-use crate::wire::response::HEADER_LEN;
+use crate::wire::replication::{self, Message, Parsed};
+use crate::wire::response::{self, HEADER_LEN};
 
 /// Longest wait in one read until the stream is accepted.
 const ANSWER_TURN: Micros = 50 * MS;
@@ -30,6 +31,11 @@ pub(super) struct Following<'a> {
     needed: usize,
     /// Bytes that the network has not taken.
     unsent: Vec<u8>,
+    /// The process that it is connected to.
+    pub(super) leader: Option<usize>,
+    /// The latest time that the leader's clock had when it sent what was received: milliseconds since 1970. `None`
+    /// after a snapshot.
+    pub(super) leader_time: Option<u64>,
 }
 
 enum Part {
@@ -68,6 +74,8 @@ impl<'a> Following<'a> {
             buffer: Buffer::new(),
             needed: HEADER_LEN,
             unsent: Vec::new(),
+            leader: None,
+            leader_time: Some(0),
         }
     }
 
@@ -85,6 +93,8 @@ impl<'a> Following<'a> {
             }
             Some(Signal::Reset) => return lost("connection reset"),
             Some(Signal::Connected) => {
+                let host = shared.network.host_of_other(self.end);
+                self.leader = host.and_then(|host| shared.running.get(&host).copied());
                 let exchange = Exchange::begin(self.end, &mut shared.network, &mut shared.timeline);
                 self.part = Part::Identifying(exchange);
             }
@@ -135,7 +145,13 @@ impl<'a> Following<'a> {
             space[..count].copy_from_slice(&bytes);
             self.buffer.filled(count);
             self.read_at = shared.timeline.now();
+            let bytes = self.buffer.bytes().to_vec();
+            let was_accepted = self.stream.is_accepted();
             let result = self.stream.receive(&mut self.buffer, now);
+            if result.is_ok() {
+                let consumed = bytes.len() - self.buffer.bytes().len();
+                self.heard(&bytes[..consumed], was_accepted);
+            }
             shared.log(self.stream.take_notes());
             match result? {
                 Need::Bytes(needed) => self.needed = needed,
@@ -178,6 +194,24 @@ impl<'a> Following<'a> {
                 }
                 AckTurn::NotBefore(at) => return Some(timeline.micros_of(at)),
                 AckTurn::OnChange(at) => return at.map(|at| timeline.micros_of(at)),
+            }
+        }
+    }
+
+    /// Notes the leader's time in messages that the node has taken. In front of them is the answer to FOLLOW, unless
+    /// the stream `was_accepted` before.
+    fn heard(&mut self, bytes: &[u8], was_accepted: bool) {
+        let mut rest = bytes;
+        if let (false, Ok(response::Parsed::Whole(answer))) = (was_accepted, response::parse(rest))
+        {
+            rest = &rest[answer.frame_len()..];
+        }
+        while let Ok(Parsed::Whole { message, frame_len }) = replication::parse(rest) {
+            rest = &rest[frame_len..];
+            if let Message::Entries { time_ms, .. } | Message::Heartbeat { time_ms, .. } = message {
+                self.leader_time = self.leader_time.max(Some(time_ms));
+            } else if let Message::SnapshotEnd { .. } = message {
+                self.leader_time = None;
             }
         }
     }

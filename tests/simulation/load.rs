@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, VecDeque};
 use super::Event;
 use super::events::{MS, Micros, SECOND, Timeline};
 use super::network::{End, Network, Signal};
+use super::operations::{Kind, Known};
 use super::random::Random;
-use super::trace::Trace;
+use super::trace::{Trace, line_of};
+use crate::wire::Status;
 use crate::wire::response::{self, Parsed};
-use crate::wire::{Request, Status};
 
 /// Shortest and longest time that clients wait for the answers to a batch.
 const ANSWER_TIMEOUT: (Micros, Micros) = (500 * MS, 4 * SECOND);
@@ -27,49 +28,12 @@ pub(super) struct Operation {
     tries: u32,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Set { key: String, value: String },
-    Get { key: String },
-    Del { key: String },
-    Add { key: String, delta: i64 },
-}
-
-impl Kind {
-    fn encode(&self, out: &mut Vec<u8>) {
-        let mut operands = Vec::new();
-        let request = match self {
-            Kind::Set { key, value } => Request::Set {
-                key: key.as_bytes(),
-                value: value.as_bytes(),
-            },
-            Kind::Get { key } => Request::Get {
-                key: key.as_bytes(),
-            },
-            Kind::Del { key } => Request::Del {
-                key: key.as_bytes(),
-            },
-            Kind::Add { key, delta } => {
-                // It wants nothing more than the sum, begins with 0, and never expires.
-                operands.push(0);
-                operands.extend(delta.to_be_bytes());
-                operands.extend([0; 16]);
-                Request::Add {
-                    key: key.as_bytes(),
-                    value: &operands,
-                }
-            }
-        };
-        request.encode(out).expect("it is short");
-    }
-}
-
 /// What a client knows of a request in the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// It is under way, or is to be sent again.
     Open,
-    /// Answered by OK or NOT_FOUND.
+    /// Answered by OK, NOT_FOUND, CONFLICT, ERROR or FULL.
     Done,
     /// No answer came, or TIMEOUT.
     Unknown,
@@ -133,6 +97,8 @@ struct Client {
     /// Bytes that the network has not taken.
     unsent: Vec<u8>,
     received: Vec<u8>,
+    /// Values that keys had.
+    known: Known,
     /// Number of the batch.
     batch: u64,
     /// A turn is to come.
@@ -161,6 +127,7 @@ impl Load {
                 open: VecDeque::new(),
                 unsent: Vec::new(),
                 received: Vec::new(),
+                known: Known::default(),
                 batch: 0,
             }
         });
@@ -255,12 +222,12 @@ impl Load {
             if has_ended {
                 return;
             }
-            let shape = self.shape;
+            let (shape, now) = (self.shape, timeline.latest_ms());
             let client = &mut self.clients[at];
             for _ in 0..client.random.between(1, shape.batch) {
                 let number = self.outcomes.len();
                 self.outcomes.push(Outcome::Open);
-                let kind = random_kind(&mut client.random, number, shape);
+                let kind = client.known.choose(&mut client.random, number, shape, now);
                 let tries = 0;
                 client.queue.push_back(Operation {
                     number,
@@ -304,11 +271,13 @@ impl Load {
             return;
         };
         for operation in &client.open {
-            let (number, kind, target) = (operation.number, &operation.kind, client.target);
+            let (number, target) = (operation.number, client.target);
+            let start = client.unsent.len();
+            operation.kind.encode(&mut client.unsent);
             trace.add(timeline.now(), || {
-                format!("c{at} → n{}  #{number} {kind:.60?}", target + 1)
+                let line = line_of(&client.unsent[start..]);
+                format!("c{at} → n{}  #{number} {line:.160}", target + 1)
             });
-            kind.encode(&mut client.unsent);
             self.sent.entry(end).or_default().push(number);
         }
         self.flush(at, network, timeline);
@@ -380,6 +349,7 @@ impl Load {
         value: &[u8],
     ) -> Option<usize> {
         let (client, nodes) = (&mut self.clients[at], self.nodes);
+        let kind = operation.kind.clone();
         let mut again = |client: &mut Client, target: usize| {
             operation.tries += 1;
             if operation.tries < TRIES_MAX {
@@ -391,15 +361,17 @@ impl Load {
             }
         };
         match status {
-            Status::Ok | Status::NotFound | Status::Conflict => {
-                self.outcomes[operation.number] = Outcome::Done
+            // ERROR and FULL are right answers to some.
+            Status::Ok | Status::NotFound | Status::Conflict | Status::Error | Status::Full => {
+                client.known.learn(&kind, status, value);
+                self.outcomes[operation.number] = Outcome::Done;
             }
             Status::Timeout => self.outcomes[operation.number] = Outcome::Unknown,
             Status::NotLeader => {
                 let target = node_at(value).unwrap_or_else(|| client.random.place(nodes));
                 return again(client, target);
             }
-            Status::Loading | Status::Error | Status::Full | Status::Lost | Status::Compacted => {
+            Status::Loading | Status::Lost | Status::Compacted => {
                 let target = client.random.place(nodes);
                 return again(client, target);
             }
@@ -463,25 +435,4 @@ pub(super) fn node_at(addr: &[u8]) -> Option<usize> {
         .parse::<usize>()
         .ok()?
         .checked_sub(1)
-}
-
-fn random_kind(random: &mut Random, number: Number, shape: Shape) -> Kind {
-    let key = format!("k{}", random.below(shape.keys));
-    match random.below(100) {
-        0..45 => {
-            let mut value = format!("v{number}.");
-            if random.happens(shape.long) {
-                let len = random.below(shape.long_bytes);
-                value.extend(std::iter::repeat_n('.', usize::try_from(len).unwrap_or(0)));
-            }
-            Kind::Set { key, value }
-        }
-        45..70 => Kind::Get { key },
-        70..80 => Kind::Del { key },
-        _ => {
-            let key = format!("n{}", random.below(shape.keys / 2));
-            let delta = i64::try_from(random.below(9)).unwrap_or(0) + 1;
-            Kind::Add { key, delta }
-        }
-    }
 }

@@ -10,6 +10,7 @@
 //! | `events.rs`   | the clock, and what happens when                                         |
 //! | `network.rs`  | connections: delay, bandwidth, loss, cut links                           |
 //! | `load.rs`     | clients                                                                  |
+//! | `operations.rs`| the requests that they send                                             |
 //! | `shared.rs`   | everything in a run beside its processes                                 |
 //! | `process.rs`  | a process of a node: what the transport's threads do, as events          |
 //! | `serving.rs`  | a connection that it has accepted; the leader side of a stream           |
@@ -17,11 +18,13 @@
 //! | `asking.rs`   | its questions to its peers                                               |
 //! | `stopping.rs` | its stop in good order                                                   |
 //! | `checks.rs`   | what is checked of it after each event                                   |
+//! | `clocks.rs`   | what is checked of its clock                                             |
 //! | `faults.rs`   | which faults a run has                                                   |
 //! | `world.rs`    | a run, from the begin to the agreement of all nodes                      |
 //! | `seeds.rs`    | many runs                                                                |
 //! | `session.rs`  | a client's connection at a node                                          |
 //! | `truth.rs`    | every record that was ever written, and what each position is            |
+//! | `reference.rs`| what each operation answers and changes; of `../support`                 |
 //! | `trace.rs`    | what happened, for people                                                |
 //!
 //! `../scenarios` plays scripts with the same nodes, in a calm network.
@@ -31,11 +34,13 @@
 mod asking;
 mod bare;
 mod checks;
+mod clocks;
 mod events;
 mod faults;
 mod following;
 mod load;
 mod network;
+mod operations;
 mod planted;
 mod process;
 mod random;
@@ -48,8 +53,12 @@ mod trace;
 mod truth;
 mod world;
 
+#[path = "../support/reference.rs"]
+mod reference;
 #[path = "../scenarios/mod.rs"]
 mod scenarios;
+
+use crate::wire;
 
 use load::ClientEvent;
 use network::{End, NetworkEvent, Signal};

@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::Event;
 use super::asking::{Asked, Asking};
 use super::checks::place_of;
-use super::events::Micros;
+use super::clocks::ClockCheck;
+use super::events::{MS, Micros};
 use super::following::{Following, Turn};
 use super::load::node_at;
 use super::network::{End, Signal};
@@ -16,8 +17,9 @@ use super::serving::Connection;
 use super::session::Answered;
 use super::shared::Shared;
 use super::stopping::Stopping;
-use super::truth::Model;
+use super::truth::{Executing, Limit, Model, Written};
 use crate::config::Config;
+use crate::engine::Engine;
 use crate::history::History;
 use crate::log::Mark;
 use crate::node::{Member, Node, RoleState};
@@ -34,6 +36,21 @@ use crate::wire::request::Limits;
 const ASK_MIN: Duration = Duration::from_secs(1);
 const ASK_MAX: Duration = Duration::from_secs(5);
 const HURRIED_PAUSE: Duration = Duration::from_millis(20);
+
+/// Time between two turns of the expiry thread, on average: as in the transport.
+const EXPIRY_PAUSE: Micros = 100 * MS;
+
+/// Entries that a leader removes by itself.
+pub(super) const EXPIRED: &str = "entries that expired and were removed";
+
+/// Entries that a leader removes to make room.
+pub(super) const EVICTED: &str = "entries that were evicted";
+
+/// What requests meet that are about an expired entry: on a leader, and on another node.
+pub(super) const MET_EXPIRED: [&str; 2] = [
+    "requests about an expired entry on a leader",
+    "requests about an expired entry on another node",
+];
 
 /// Bytes that one append of a run counts for at most.
 const APPEND_BYTES_MAX: u64 = 16 * 3_100;
@@ -72,6 +89,8 @@ pub(super) enum Wake {
     Acks(End),
     /// The replication thread's turn.
     Drain,
+    /// The expiry thread's turn.
+    Expire,
     /// The next step of the stop.
     Stop,
     /// The next step of a transfer of leadership.
@@ -102,6 +121,10 @@ pub(super) struct Process<'a> {
     pub(super) has_news: bool,
     /// The node's data set as the truth has it.
     pub(super) model: Model,
+    written: Written,
+    clock_check: ClockCheck,
+    /// The process whose snapshot it last began to take.
+    pub(super) copies_from: Option<usize>,
     pub(super) seen: Seen,
     /// An operator has ordered to discard the data set.
     pub(super) may_discard: bool,
@@ -136,7 +159,7 @@ impl<'a> Process<'a> {
         let now = shared.timeline.instant();
         let shipped = slot.get_or_init(|| {
             let (this, process) = (&config.nodes[host], shared.random.next());
-            let clock = shared.timeline.clock();
+            let clock = shared.timeline.clock(host);
             let mut node = Node::simulated(config, this, partitions, process, (now, clock));
             if shared.waits_for_commit {
                 node.acknowledge_at(Mark::Committed);
@@ -171,15 +194,20 @@ impl<'a> Process<'a> {
             is_hurried: false,
             has_news: true,
             model: Model::default(),
+            written: Written::default(),
+            clock_check: ClockCheck::default(),
+            copies_from: None,
             seen: Seen::default(),
             may_discard: false,
             waits_for_commit: shared.waits_for_commit,
             committed: 0,
             leads_in: 0,
         };
+        shared.running.insert(host, number);
         shared.network.turn_on(host, &mut shared.timeline);
         shared.note(host, || format!("process {number} starts"));
         process.wake_at(Wake::Heartbeat, 0, shared);
+        process.wake_at(Wake::Expire, shared.timeline.now() + EXPIRY_PAUSE, shared);
         for at in 0..process.askings.len() {
             process.wake_at(Wake::Ask(at), 0, shared);
         }
@@ -206,6 +234,9 @@ impl<'a> Process<'a> {
         } else {
             self.close_all(shared);
             shared.network.listen(host, false);
+        }
+        if let Some(place) = shared.places.get(&number) {
+            shared.crashed.insert(number, *place);
         }
         self.lose("its last node crashed", shared);
     }
@@ -322,6 +353,7 @@ impl<'a> Process<'a> {
             Wake::Follow => self.step_following(None, shared),
             Wake::Serve(end) => self.serve(end, None, shared),
             Wake::Acks(end) => self.serve(end, Some(Signal::Readable), shared),
+            Wake::Expire => self.expire(shared),
             Wake::Drain => {
                 if let Some(log) = self.node().engine().log() {
                     log.drain(shared.timeline.instant());
@@ -490,7 +522,19 @@ impl<'a> Process<'a> {
         let Some(following) = &mut self.following else {
             return;
         };
-        match following.step(signal, shared) {
+        let turn = following.step(signal, shared);
+        if following.stream.is_in_snapshot() {
+            self.copies_from = following.leader;
+        }
+        let leader_time = following.leader_time;
+        let time_ms = leader_time.unwrap_or_default();
+        self.clock_check.pulled(time_ms, &shared.timeline);
+        self.clock_now(shared);
+        if let (Turn::Ended(Outcome::Reached), None) = (&turn, leader_time) {
+            let text = "it may lead with the data of a node whose time it does not know";
+            shared.fail(self.host, text);
+        }
+        match turn {
             Turn::Wait(until) => self.wake_at(Wake::Follow, until, shared),
             Turn::Ended(outcome) => self.end_following(outcome, shared),
         }
@@ -535,6 +579,7 @@ impl<'a> Process<'a> {
     pub(super) fn serve(&mut self, end: End, signal: Option<Signal>, shared: &mut Shared) {
         // It may have begun to lead since the last event.
         self.observe(shared);
+        let now = self.clock_now(shared);
         let Some(connection) = self.connections.get_mut(&end) else {
             return;
         };
@@ -545,7 +590,15 @@ impl<'a> Process<'a> {
                 shared.fail(host, &text);
             }
         }
-        let model = &mut self.model;
+        let limit = limit_of(node.engine());
+        let evicted = node.engine().evicted_and_refused()[0];
+        let mut by = Executing {
+            process: number,
+            model: &mut self.model,
+            written: &mut self.written,
+            now,
+            limit,
+        };
         let mut judge = |shared: &mut Shared, answered: Answered<'_>| {
             let request = shared.load.number_of(end, answered.at);
             let Answered {
@@ -554,14 +607,31 @@ impl<'a> Process<'a> {
                 value,
                 ..
             } = answered;
+            by.written.gather();
+            let item = by.model.item(frame.key());
+            if item.is_some_and(|item| item.has_expired(by.now)) {
+                shared.count(if node.takes_writes() {
+                    MET_EXPIRED[0]
+                } else {
+                    MET_EXPIRED[1]
+                });
+            }
+            shared.count(status.name());
             let result = shared
                 .truth
-                .executed(number, model, request, &frame, status, value);
+                .executed(&mut by, request, &frame, (status, value));
             if let Err(text) = result {
                 shared.fail(host, &text);
             }
         };
         let wait = connection.step(signal, shared, &mut judge);
+        by.written.gather();
+        if let Err(text) = shared.truth.settled(&mut by) {
+            shared.fail(host, &text);
+        }
+        for _ in evicted..node.engine().evicted_and_refused()[0] {
+            shared.count(EVICTED);
+        }
         let released = connection.take_released();
         if connection.is_closed() {
             self.connections.remove(&end);
@@ -582,13 +652,65 @@ impl<'a> Process<'a> {
         }
     }
 
-    /// Carries out what follows from the last event, and checks the node.
-    pub(super) fn settle(&mut self, shared: &mut Shared) {
-        let has_threads = !matches!(
+    /// The turn of the expiry thread: it removes expired entries from each partition, as many as it may at a time.
+    fn expire(&mut self, shared: &mut Shared) {
+        if !self.has_threads() {
+            return;
+        }
+        // It may have begun to lead since the last event.
+        self.observe(shared);
+        let (host, engine, now) = (self.host, self.node().engine(), self.clock_now(shared));
+        let place = place_of(self.node(), engine.head().index);
+        if let Err(text) = shared.truth.advance(&mut self.model, place) {
+            shared.fail(host, &text);
+        }
+        for partition in 0..engine.partitions() {
+            // Where there is no room, it waits for it, and goes on when its turn comes.
+            let removed = engine.expire(partition, None, || ());
+            let Ok(expired) = removed else {
+                break;
+            };
+            for _ in 0..expired.removed {
+                shared.count(EXPIRED);
+            }
+        }
+        self.written.gather();
+        let mut by = Executing {
+            process: self.number,
+            model: &mut self.model,
+            written: &mut self.written,
+            now,
+            // Only what has expired is removed.
+            limit: Limit::None,
+        };
+        if let Err(text) = shared.truth.settled(&mut by) {
+            shared.fail(host, &text);
+        }
+        let pause = shared.random.below(2 * EXPIRY_PAUSE);
+        self.wake_at(Wake::Expire, shared.timeline.now() + pause, shared);
+    }
+
+    /// Whether the threads of replication and of expiry run.
+    const fn has_threads(&self) -> bool {
+        !matches!(
             self.stopping,
             Some(Stopping::Closing(..) | Stopping::Over(_))
-        );
-        if self.has_news && has_threads {
+        )
+    }
+
+    /// The time by the node's clock, in milliseconds since 1970, which is checked.
+    fn clock_now(&mut self, shared: &mut Shared) -> u64 {
+        let clock = self.node().engine().clock();
+        let now = self.clock_check.read(clock, &shared.timeline);
+        now.unwrap_or_else(|text| {
+            shared.fail(self.host, &text);
+            0
+        })
+    }
+
+    /// Carries out what follows from the last event, and checks the node.
+    pub(super) fn settle(&mut self, shared: &mut Shared) {
+        if self.has_news && self.has_threads() {
             self.drive(shared);
         }
         if self.waits_for_commit {
@@ -622,6 +744,14 @@ impl<'a> Process<'a> {
         for connection in self.connections.values() {
             connection.check_acknowledged(shared);
         }
+    }
+}
+
+fn limit_of(engine: &Engine) -> Limit {
+    match engine.memory_limit() {
+        None => Limit::None,
+        Some(limit) if limit.evicts => Limit::Evicts,
+        Some(_) => Limit::Refuses,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::env;
 use std::time::{Duration, Instant};
 
+use super::process::{EVICTED, EXPIRED, MET_EXPIRED};
 use super::trace::Mode;
 use super::world::{Failure, Summary, run};
 
@@ -69,6 +70,9 @@ fn simulated_clusters_keep_what_they_acknowledged_and_agree_in_the_end() {
         "{seeds} seeds in {} ms: {sum:#?}",
         begin.elapsed().as_millis()
     );
+    for met in MET_EXPIRED.into_iter().chain([EXPIRED, EVICTED]) {
+        assert!(sum.counts.contains_key(met), "no run has {met}");
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use super::network::{End, Link, Network, Signal};
 use super::random::Random;
 use super::trace::{Mode, Trace, line_of};
 use super::truth::{Place, Truth, Violation};
+use crate::log::tap;
 use crate::replication::stream::link::{Link as StreamLink, StreamEnd};
 
 /// Everything in a run beside the processes.
@@ -25,6 +26,10 @@ pub(super) struct Shared {
     pub(super) waits_for_commit: bool,
     /// The position of the log of each process that runs.
     pub(super) places: BTreeMap<usize, Place>,
+    /// The process that was last started on each host.
+    pub(super) running: BTreeMap<usize, usize>,
+    /// The last position of the log of each process that crashed.
+    pub(super) crashed: BTreeMap<usize, Place>,
     /// The last index of the log of each node that follows, by its end of the stream.
     pub(super) logged: BTreeMap<End, u64>,
     /// Requests whose records are on no node any more, and why.
@@ -45,6 +50,7 @@ impl Shared {
         mode: Mode,
         random: &mut Random,
     ) -> Shared {
+        tap::keep();
         let mut timeline = Timeline::new();
         // Clients are at the last host.
         let network = Network::new(nodes + 1, link, pipe_bytes, random.split());
@@ -59,6 +65,8 @@ impl Shared {
             nodes,
             waits_for_commit: false,
             places: BTreeMap::new(),
+            running: BTreeMap::new(),
+            crashed: BTreeMap::new(),
             logged: BTreeMap::new(),
             lost: BTreeMap::new(),
             counts: BTreeMap::new(),

@@ -1,17 +1,21 @@
 //! The truth about a run: every record that was ever written, and what follows from it.
 //!
 //! A record is known from the answer to the request that made it, by a rule of its own that knows nothing of the store
-//! or the log. The records of all epochs are a tree: an epoch begins behind a record of another one. So for each
-//! position, `(epoch, nonce, index)`, the truth has the one data set that it names, and its digest.
+//! or the log. The log has to have that record next; a leader adds others by itself where entries have expired. The
+//! records of all epochs are a tree: an epoch begins behind a record of another one. So for each position, `(epoch,
+//! nonce, index)`, the truth has the one data set that it names, and its digest.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::load::Number;
+use super::reference::{At, Effect, Effects, Expected, Item};
+use super::trace::line_of;
 use crate::engine::digest::Digest;
 use crate::history::{EpochStart, History};
-use crate::wire::request::RequestFrame;
-use crate::wire::{Request, Status};
+use crate::log::tap;
+use crate::wire::request::{RequestFrame, frames};
+use crate::wire::{Opcode, Status, Token};
 
 /// Number and nonce of an epoch.
 pub(super) type EpochKey = (u64, u64);
@@ -30,23 +34,73 @@ pub(super) type Violation = String;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Model {
     place: Option<Place>,
-    map: BTreeMap<Rc<[u8]>, Rc<[u8]>>,
+    map: BTreeMap<Rc<[u8]>, Item>,
 }
 
-/// The data set after a record.
+/// A record, and the data set after it.
 #[derive(Clone, Debug)]
 struct Record {
-    effect: Effect,
+    /// None of an EPOCH.
+    changes: Effects,
     digest: Digest,
     /// The request that made it.
     number: Option<Number>,
 }
 
-#[derive(Clone, Debug)]
-enum Effect {
-    Epoch,
-    Set(Rc<[u8]>, Rc<[u8]>),
-    Del(Rc<[u8]>),
+/// A process that executes requests.
+pub(super) struct Executing<'m> {
+    /// Its number.
+    pub(super) process: usize,
+    /// Its data set.
+    pub(super) model: &'m mut Model,
+    /// What it has logged.
+    pub(super) written: &'m mut Written,
+    /// What its clock says, in milliseconds.
+    pub(super) now: u64,
+    /// What becomes of writes for which there is no memory.
+    pub(super) limit: Limit,
+}
+
+/// The memory limit of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Limit {
+    None,
+    /// Writes are answered by FULL.
+    Refuses,
+    /// Other entries are removed, and only writes that are too large are answered by FULL.
+    Evicts,
+}
+
+/// Records that a process has logged, and that the truth does not know yet.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    frames: Vec<u8>,
+    /// Bytes that are known.
+    known: usize,
+}
+
+impl Written {
+    /// Takes what was logged since the last call.
+    pub(super) fn gather(&mut self) {
+        if self.known == self.frames.len() {
+            self.frames.clear();
+            self.known = 0;
+        }
+        self.frames.append(&mut tap::take());
+    }
+
+    fn rest(&self) -> &[u8] {
+        &self.frames[self.known..]
+    }
+
+    /// The next record.
+    fn next(&self) -> Option<&[u8]> {
+        frames(self.rest()).next().map(|frame| frame.bytes())
+    }
+
+    fn pass(&mut self) {
+        self.known += self.next().map_or(0, <[u8]>::len);
+    }
 }
 
 /// One epoch.
@@ -97,7 +151,7 @@ impl Truth {
             index: before,
         }))?;
         let first = Record {
-            effect: Effect::Epoch,
+            changes: Vec::new(),
             digest,
             number: None,
         };
@@ -237,128 +291,141 @@ impl Truth {
         }
         let from = model.place.map_or(1, |earlier| earlier.index + 1);
         for index in from..=place.index {
-            match &self.record(place, index)?.effect {
-                Effect::Epoch => {}
-                Effect::Set(key, value) => drop(model.map.insert(key.clone(), value.clone())),
-                Effect::Del(key) => drop(model.map.remove(key)),
+            for (key, effect) in &self.record(place, index)?.changes {
+                model.change(key, effect);
             }
         }
         model.place = Some(place);
         Ok(())
     }
 
-    /// A process that leads has executed a request, and its answer is this. `model` is the node's data set before it,
-    /// and then the one after it.
+    /// A process has executed a request, and its answer is this. The model is the node's data set before it, and then
+    /// the one after it.
     pub(super) fn executed(
         &mut self,
-        author: usize,
-        model: &mut Model,
+        by: &mut Executing<'_>,
         number: Option<Number>,
         frame: &RequestFrame<'_>,
-        status: Status,
-        value: &[u8],
+        (status, value): (Status, &[u8]),
     ) -> Result<(), Violation> {
-        let request = frame.request();
-        let (key, old) = (frame.key(), model.map.get(frame.key()));
-        let wrong = |right: &[u8]| {
-            let name = frame.opcode().name();
-            let (key, place) = (key.escape_ascii(), model.place);
-            let (value, right) = (value.escape_ascii(), right.escape_ascii());
-            let text = format!(
-                "{name} {key} is answered by {} {value:.60}, and is {right:.60} at {place:?}",
-                status.name()
-            );
-            Err(text)
-        };
-        let effect = match (request, status, old) {
-            (
-                _,
-                Status::NotLeader
-                | Status::Loading
-                | Status::Error
-                | Status::Full
-                | Status::Timeout,
-                _,
-            ) => {
-                return Ok(());
-            }
-            (Request::Get { .. }, Status::Ok, Some(old)) if old[..] == *value => return Ok(()),
-            (Request::Get { .. } | Request::Del { .. }, Status::NotFound, None) => return Ok(()),
-            (Request::Set { value, .. }, Status::Ok, _) => {
-                Effect::Set(Rc::from(key), Rc::from(value))
-            }
-            (Request::Del { .. }, Status::Ok, Some(_)) => Effect::Del(Rc::from(key)),
-            (
-                Request::Add {
-                    value: operands, ..
-                },
-                Status::Ok,
-                old,
-            ) => {
-                let delta = operands[1..9].try_into().map_or(0, i64::from_be_bytes);
-                let old = old.map_or("0", |old| std::str::from_utf8(old).unwrap_or("?"));
-                let sum = old.parse::<i64>().map_or(0, |old| old + delta).to_string();
-                if sum.as_bytes() != value {
-                    return wrong(sum.as_bytes());
+        match status {
+            Status::NotLeader
+            | Status::Loading
+            | Status::Timeout
+            | Status::Lost
+            | Status::Compacted => return Ok(()),
+            Status::Full if by.limit != Limit::None => return Ok(()),
+            Status::Full | Status::Ok | Status::NotFound | Status::Conflict | Status::Error => {}
+        }
+        let key = frame.key();
+        loop {
+            let last = by.model.place.map(|place| Token {
+                epoch: place.epoch.0,
+                index: place.index,
+                nonce: place.epoch.1,
+            });
+            let token = last.map(|last| Token {
+                index: last.index + 1,
+                ..last
+            });
+            let at = At {
+                now: by.now,
+                token,
+                last,
+            };
+            let expected = Expected::of(frame, |key| by.model.map.get(key), at);
+            let is_right = (expected.status, &expected.value[..]) == (status, value);
+            let is_batch = frame.opcode() == Opcode::Batch;
+            if is_right && expected.is_recorded(is_batch, by.written.next()) {
+                if expected.effects.is_empty() {
+                    return Ok(());
                 }
-                Effect::Set(Rc::from(key), Rc::from(value))
+                by.written.pass();
+                return self.add(by, number, expected.effects);
             }
-            (_, _, old) => return wrong(old.map_or(b"absent", |old| old)),
+            // The node may have removed something before.
+            if self.removed(by)? {
+                continue;
+            }
+            let (name, place, now) = (frame.opcode().name(), by.model.place, by.now);
+            let (key, value) = (key.escape_ascii(), value.escape_ascii());
+            let right = expected.value.escape_ascii();
+            let (status, due) = (status.name(), expected.status.name());
+            return Err(format!(
+                "{name} {key} is answered by {status} {value:.80}, and is {due} {right:.80} at {place:?}, {now} ms; \
+                 its effects are {:.300?}, and the next record is {}",
+                expected.effects,
+                line_of(by.written.next().unwrap_or_default())
+            ));
+        }
+    }
+
+    /// All requests that a process was asked are judged: the records that are left are of its own.
+    pub(super) fn settled(&mut self, by: &mut Executing<'_>) -> Result<(), Violation> {
+        while self.removed(by)? {}
+        match by.written.next() {
+            None => Ok(()),
+            Some(record) => Err(format!(
+                "it has written {}, and was not asked to, at {:?}, {} ms",
+                line_of(record),
+                by.model.place,
+                by.now
+            )),
+        }
+    }
+
+    /// Takes the next record where it removes an entry that a leader may remove by itself: one that has expired, or any
+    /// where entries are evicted.
+    fn removed(&mut self, by: &mut Executing<'_>) -> Result<bool, Violation> {
+        let Some(frame) = frames(by.written.rest()).next() else {
+            return Ok(false);
         };
-        self.add(author, model, number, effect)
+        let key = Rc::from(frame.key());
+        let may_remove = |item: &Item| by.limit == Limit::Evicts || item.has_expired(by.now);
+        if frame.opcode() != Opcode::Del || !by.model.map.get(&key).is_some_and(may_remove) {
+            return Ok(false);
+        }
+        by.written.pass();
+        self.add(by, None, vec![(key, Effect::Remove)])?;
+        Ok(true)
     }
 
     /// Adds a record behind the model's position.
     fn add(
         &mut self,
-        author: usize,
-        model: &mut Model,
+        by: &mut Executing<'_>,
         number: Option<Number>,
-        effect: Effect,
+        changes: Effects,
     ) -> Result<(), Violation> {
-        let Some(mut place) = model.place else {
+        let Some(mut place) = by.model.place else {
             return Err("a write is executed in no epoch".to_owned());
         };
-        let digest = self.digest_at(model.place)?;
+        let mut digest = self.digest_at(by.model.place)?.to_u128();
         let Some(epoch) = self.epochs.get_mut(&place.epoch) else {
             return Err(format!(
                 "a write is executed in {place:?}, which nobody opened"
             ));
         };
-        if epoch.author != author {
+        if epoch.author != by.process {
             return Err(format!(
-                "a write is executed in {place:?} by process {author}, and not by {}, which opened that epoch",
-                epoch.author
+                "a write is executed in {place:?} by process {}, and not by {}, which opened that epoch",
+                by.process, epoch.author
             ));
         }
-        let digest_of = |key: &[u8], value: Option<&Rc<[u8]>>| {
-            value.map_or(Digest::EMPTY, |value| {
-                let mut frame = Vec::new();
-                let (encoded, value) = (&mut frame, &value[..]);
-                Request::Set { key, value }
-                    .encode(encoded)
-                    .expect("it came in a frame");
-                Digest::of_frame(&frame)
-            })
-        };
-        let (key, new) = match &effect {
-            Effect::Epoch => unreachable!("it is opened"),
-            Effect::Set(key, value) => (key.clone(), Some(value.clone())),
-            Effect::Del(key) => (key.clone(), None),
-        };
-        let old = model.map.get(&key);
-        let digest = digest.changed(digest_of(&key, old), digest_of(&key, new.as_ref()));
-        match new {
-            Some(value) => drop(model.map.insert(key, value)),
-            None => drop(model.map.remove(&key)),
+        for (key, effect) in &changes {
+            let hash = |item: Option<&Item>| item.map_or(0, |item| item.hash(key));
+            let before = hash(by.model.map.get(key));
+            by.model.change(key, effect);
+            let after = hash(by.model.map.get(key));
+            digest = digest.wrapping_sub(before).wrapping_add(after);
         }
         epoch.records.push(Record {
-            effect,
-            digest,
+            changes,
+            digest: Digest::from_u128(digest),
             number,
         });
         place.index += 1;
-        model.place = Some(place);
+        by.model.place = Some(place);
         if self.last_of(place.epoch) != place.index {
             let last = self.last_of(place.epoch) - 1;
             return Err(format!(
@@ -404,9 +471,16 @@ impl Truth {
 }
 
 impl Model {
-    /// The value of a key.
-    pub(super) fn value(&self, key: &[u8]) -> Option<&[u8]> {
-        self.map.get(key).map(|value| &value[..])
+    fn change(&mut self, key: &Rc<[u8]>, effect: &Effect) {
+        match effect.on(self.map.get(key)) {
+            Some(item) => drop(self.map.insert(Rc::clone(key), item)),
+            None => drop(self.map.remove(key)),
+        }
+    }
+
+    /// The value of a key, and its deadline.
+    pub(super) fn item(&self, key: &[u8]) -> Option<&Item> {
+        self.map.get(key)
     }
 
     /// Number of keys.
@@ -418,7 +492,7 @@ impl Model {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::request::{Limits, Parsed, parse};
+    use crate::wire::Request;
 
     fn history(epochs: &[(u64, u64, u64)]) -> History {
         let starts = epochs
@@ -433,18 +507,28 @@ mod tests {
 
     fn answer(
         truth: &mut Truth,
-        author: usize,
+        process: usize,
         model: &mut Model,
         request: Request<'_>,
-        answer: (Status, &str),
+        (status, value): (Status, &str),
     ) -> Result<(), Violation> {
         let mut bytes = Vec::new();
         request.encode(&mut bytes).unwrap();
-        let Ok(Parsed::Whole(frame)) = parse(&bytes, &Limits::default()) else {
-            panic!("it is whole");
+        let frame = frames(&bytes).next().unwrap();
+        let mut written = Written::default();
+        if frame.opcode() != Opcode::Get {
+            written.frames.extend_from_slice(&bytes);
+        }
+        let mut by = Executing {
+            process,
+            model,
+            written: &mut written,
+            now: 1,
+            limit: Limit::None,
         };
         let number = Some(truth.executed.len());
-        truth.executed(author, model, number, &frame, answer.0, answer.1.as_bytes())
+        truth.executed(&mut by, number, &frame, (status, value.as_bytes()))?;
+        truth.settled(&mut by)
     }
 
     fn set<'a>(value: &'a str) -> Request<'a> {
@@ -468,7 +552,7 @@ mod tests {
         answer(&mut truth, 0, &mut model, set("b"), (Status::Ok, "")).unwrap();
         answer(&mut truth, 0, &mut model, get, (Status::Ok, "b")).unwrap();
         let stale = answer(&mut truth, 0, &mut model, get, (Status::Ok, "a"));
-        assert!(stale.unwrap_err().contains("and is b at"));
+        assert!(stale.unwrap_err().contains("and is OK b at"));
         let other = answer(&mut truth, 1, &mut model, set("c"), (Status::Ok, ""));
         assert!(other.unwrap_err().contains("by process 1, and not by 0"));
         // A second epoch begins behind the first write.
@@ -487,7 +571,10 @@ mod tests {
         truth
             .advance(&mut other, Truth::place_of(&second, 3))
             .unwrap();
-        assert_eq!(other.value(b"k"), Some(&b"a"[..]));
+        assert_eq!(
+            other.item(b"k").map(|item| &item.value[..]),
+            Some(&b"a"[..])
+        );
         let del = Request::Del { key: b"k" };
         answer(&mut truth, 1, &mut other, del, (Status::Ok, "")).unwrap();
         answer(&mut truth, 1, &mut other, get, (Status::NotFound, "")).unwrap();

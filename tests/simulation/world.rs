@@ -13,7 +13,7 @@ use super::random::Random;
 use super::shared::Shared;
 use super::trace::Mode;
 use super::truth::Truth;
-use crate::config::Config;
+use crate::config::{Config, WhenFull};
 use crate::engine::digest::Digest;
 use crate::node::RoleState;
 use crate::replication::Ending;
@@ -138,10 +138,13 @@ impl<'a> World<'a> {
         shared.waits_for_commit = plan.waits_for_commit;
         shared.trace.add(0, || format!("{plan:?}"));
         World {
-            config: config(
-                nodes,
-                [plan.heartbeat, plan.leader_timeout],
-                plan.backlog_bytes,
+            config: limited(
+                config(
+                    nodes,
+                    [plan.heartbeat, plan.leader_timeout],
+                    plan.backlog_bytes,
+                ),
+                plan.memory,
             ),
             nodes: (0..plan.nodes).map(|_| None).collect(),
             paused: vec![0; plan.nodes],
@@ -164,6 +167,7 @@ impl<'a> World<'a> {
             }
             let delay = self.random.below(200 * MS);
             self.later(delay, Later::Start(node));
+            self.step_wall(node, self.plan.clocks_differ / 2);
         }
         let (_, pause) = self.plan.next(&mut self.random);
         self.later(pause, Later::Fault);
@@ -388,7 +392,21 @@ impl<'a> World<'a> {
                 self.paused[node] = self.shared.timeline.now() + time;
             }
             Fault::Discard => self.discard(node),
+            Fault::ClockStep => {
+                let most = self.random.pick(&[50, 500, 500, 60_000]);
+                let ms = self.step_wall(node, most);
+                self.shared
+                    .note(node, || format!("has its wall clock set by {ms} ms"));
+            }
         }
+    }
+
+    /// Sets the wall clock of a machine forward or backward, by so many milliseconds at most. Returns by how many.
+    fn step_wall(&mut self, node: usize, most: u64) -> i64 {
+        let ms = i64::try_from(self.random.below(2 * most + 1)).unwrap_or(0);
+        let ms = ms - i64::try_from(most).unwrap_or(0);
+        self.shared.timeline.step_wall(node, ms);
+        ms
     }
 
     /// Stops a node in good order. Where nothing may be lost, the others have to run.
@@ -606,6 +624,19 @@ impl<'a> World<'a> {
             sum: self.shared.trace.sum(),
         })
     }
+}
+
+/// The same with a memory limit, which in a file has a lower bound as well.
+fn limited(mut config: Config, memory: Option<(u64, bool)>) -> Config {
+    if let Some((bytes, evicts)) = memory {
+        config.limits.max_memory_bytes = Some(bytes);
+        config.limits.when_full = if evicts {
+            WhenFull::Evict
+        } else {
+            WhenFull::Refuse
+        };
+    }
+    config
 }
 
 /// Whether a signal has to come before all others of its connection.
