@@ -9,9 +9,9 @@
 //! change. So what remains to be shown is that a request misses no key of that range and returns none twice.
 //!
 //! A request visits the buckets of the partition's table in their order, a few under each read lock
-//! ([`BUCKETS_PER_LOCK`]). An entry stays in its bucket as long as its key exists, except where the table is rehashed:
+//! (`BUCKETS_PER_LOCK`). An entry stays in its bucket as long as its key exists, except where the table is rehashed:
 //! to grow, to shrink, or to reuse the buckets of removed entries. The store counts these, and the request begins the
-//! partition again where the count has changed, before anything of it is answered. After [`RESTARTS_MAX`] such restarts
+//! partition again where the count has changed, before anything of it is answered. After `RESTARTS_MAX` such restarts
 //! it visits the partition under one lock, so that it ends whatever is written. A table that was rehashed as often has
 //! delayed its clients by more.
 //!
