@@ -54,13 +54,31 @@ fn take_prints_what_it_removes() {
     let (_node, run) = node();
     run(&["take", "k"]).expect_failure(1, &["not found: \"k\""]);
     run(&["set", "k", "v"]).expect(0, "", "");
-    run(&["take", "k", "--if-equals", "x", "--quiet"])
+    run(&["take", "k", "--if-equals", "x", "--no-value"])
         .expect_failure(9, &["conflict: \"k\" has another value"]);
     run(&["take", "k", "--if-equals", "v"]).expect(0, "v", "");
     run(&["take", "k", "--if-equals", "v"]).expect_failure(9, &["\"k\" does not exist"]);
     run(&["set", "k", "v"]).expect(0, "", "");
-    run(&["take", "k", "--quiet"]).expect(0, "", "");
+    run(&["take", "k", "--no-value"]).expect(0, "", "");
     run(&["get", "k"]).expect_failure(1, &["not found"]);
+}
+
+#[test]
+fn a_quiet_command_tells_by_its_exit_code_alone() {
+    let (_node, run) = node();
+    run(&["--quiet", "get", "k"]).expect(1, "", "");
+    run(&["exists", "k", "-q"]).expect(1, "", "");
+    run(&["-q", "expire", "k", "30s"]).expect(1, "", "");
+    run(&["-q", "take", "k"]).expect(1, "", "");
+    run(&["-q", "put", "k", "v", "--if-present"]).expect(9, "", "");
+    run(&["-q", "set", "k", "v"]).expect(0, "", "");
+    run(&["-q", "get", "k"]).expect(0, "v", "");
+    // What was asked for is printed.
+    run(&["-q", "put", "k", "w", "--if-absent", "--return-old"]).expect(9, "v", "");
+    run(&["-q", "take", "k", "--if-equals", "w", "--no-value"]).expect(9, "", "");
+    // Other failures have their message.
+    run(&["-q", "incr", "k"]).expect_failure(3, &["no decimal number"]);
+    run(&["-q", "take", "k"]).expect(0, "v", "");
 }
 
 /// The number of milliseconds that `ttl` prints.

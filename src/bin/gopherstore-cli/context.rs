@@ -48,6 +48,8 @@ pub(crate) struct Context {
     pub(crate) follow_redirects: bool,
     /// Dump every frame to standard error.
     pub(crate) hex: bool,
+    /// Whether an OK, a key that is not found and a condition that is not met print nothing.
+    pub(crate) quiet: bool,
     /// The address of the node that was found among several.
     pub(crate) found: OnceLock<String>,
 }

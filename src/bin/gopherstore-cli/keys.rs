@@ -90,7 +90,7 @@ pub(crate) struct Take {
     if_hash: Option<u128>,
     /// do not print the value
     #[argh(switch)]
-    quiet: bool,
+    no_value: bool,
     /// print the token of the write first: 48 digits on a line
     #[argh(switch)]
     token: bool,
@@ -337,7 +337,7 @@ impl Take {
         let take = conditional::Take {
             condition: one_of(&conditions)?.unwrap_or_default(),
             want: Want {
-                value: !self.quiet,
+                value: !self.no_value,
                 token: self.token,
             },
         };

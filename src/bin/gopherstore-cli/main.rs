@@ -100,6 +100,9 @@ struct Arguments {
     /// dump every frame, sent (>) and received (<), to standard error
     #[argh(switch)]
     hex: bool,
+    /// print neither OK nor a message where a key is not found or a condition is not met; the exit code says so
+    #[argh(switch, short = 'q')]
+    quiet: bool,
     /// print the man page (man) or a completion script (complete-bash, complete-zsh, complete-fish)
     #[argh(option, from_str_fn(arguments::text), arg_name = "WHAT")]
     #[allow(dead_code, reason = "for the help; Program::parse answers it")]
@@ -300,6 +303,7 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         timeout: arguments.timeout,
         follow_redirects: !arguments.no_redirect,
         hex: arguments.hex,
+        quiet: arguments.quiet,
         ..Context::default()
     };
     match arguments.command {
@@ -412,7 +416,7 @@ fn once(context: &Context, command: &Command) -> Result<Outcome, Failure> {
             let text = command::shown_status(&text, is_terminal);
             (text.into_bytes(), false)
         }
-        Response::Done if is_terminal => (b"OK".to_vec(), true),
+        Response::Done if is_terminal && !context.quiet => (b"OK".to_vec(), true),
         Response::Done => (Vec::new(), false),
         Response::Found { token, value } => {
             let token = token.map(|token| format!("{token}\n").into_bytes());
@@ -425,6 +429,9 @@ fn once(context: &Context, command: &Command) -> Result<Outcome, Failure> {
             let mut value = value.unwrap_or_default();
             value.extend((is_terminal && !value.is_empty()).then_some(b'\n'));
             write_out(&value)?;
+            if context.quiet {
+                return Ok(Outcome::Conflict);
+            }
             let message = command.conflict(exists);
             return Err(Failure::new(Outcome::Conflict, message));
         }
@@ -435,10 +442,14 @@ fn once(context: &Context, command: &Command) -> Result<Outcome, Failure> {
             };
             let value = value.map(|value| format!("{}\n", quote::shown(&value)));
             write_out(value.unwrap_or_default().as_bytes())?;
+            if context.quiet {
+                return Ok(Outcome::Conflict);
+            }
             let message = command.conflict_in(line, exists);
             return Err(Failure::new(Outcome::Conflict, message));
         }
         response @ Response::Batch(_) => (lines::shown(response).0.into_bytes(), true),
+        Response::NotFound if context.quiet => return Ok(Outcome::NotFound),
         Response::NotFound => {
             let key = quote::quoted(command.key());
             return Err(Failure::new(

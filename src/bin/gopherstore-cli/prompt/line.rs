@@ -417,7 +417,7 @@ mod tests {
             ("put k v --if-a", 8, vec!["--if-absent "]),
             ("put --if-absent k v --if-a", 20, vec![]),
             ("put k v --ttl --if-a", 14, vec![]),
-            (":on n2 take k --q", 14, vec!["--quiet "]),
+            (":on n2 take k --n", 14, vec!["--no-value "]),
             ("set \"a ", 7, vec![]),
             ("\u{e4}", 0, vec![]),
         ] {
