@@ -5,6 +5,7 @@
 mod checkout;
 mod examples;
 mod peers;
+mod recipes;
 mod service;
 mod sessions;
 mod shells;

@@ -7,18 +7,20 @@
 //!
 //! Each document is one session in a folder of its own, where `scripts`, `cluster.toml` and `target/release` are as in
 //! a clone after its first build. Its nodes are at ports of their own; in what is typed and in what is printed
-//! they stand as 8000, 8001, 8002, and 8003 for one more.
+//! they stand as 8000, 8001, 8002, and 8003 for one more. `bin` holds the programs of `docs/recipes.md`.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::process::Command;
 
+use gopherstore::wire::Opcode;
 use snapbox::IntoData;
 
 use crate::checkout::Checkout;
 use crate::support::node::PATIENCE;
 use crate::support::tools;
-use crate::{both, root};
+use crate::{CLI, both, output, recipes, root};
 
 /// Separates, in what the terminal shows, one step from the next.
 const MARK: char = '\u{1}';
@@ -74,6 +76,7 @@ impl Sandbox {
             ports.map(|(documented, addr)| (addr.port().to_string(), documented.to_string()));
         let addrs = addrs.collect();
         symlink(root().join("docs"), checkout.path().join("docs")).unwrap();
+        recipes::install(&checkout.path().join("bin"));
         Sandbox { checkout, addrs }
     }
 
@@ -236,6 +239,13 @@ fn the_sessions_of_operating_md_run_as_shown() {
 }
 
 #[test]
+fn the_sessions_of_recipes_md_run_as_shown() {
+    if tools::are_there(&["flock", "mktemp", "sleep", "sort"]) {
+        check("docs/recipes.md");
+    }
+}
+
+#[test]
 fn steps_are_commands_with_their_output() {
     let text = "```sh\n$ no\n```\n```console\n$ a \\\n  b\nx\ny\n$ c\n```\n$ no\n";
     let steps = steps(text);
@@ -271,6 +281,32 @@ fn operating_md_explains_every_line_of_a_status() {
         .collect();
     for key in keys {
         assert!(explained.contains(&key), "no {key} in docs/operating.md");
+    }
+}
+
+#[test]
+fn the_readme_names_every_operation_and_command() {
+    let text = document("README.md");
+    let (_, table) = text
+        .split_once("\n| operation | command |")
+        .expect("the table");
+    let (table, _) = table.split_once("\n\n").expect("its end");
+    // Those of a client: the frames of replication are not among them.
+    for opcode in Opcode::ALL.iter().filter(|opcode| opcode.byte() < 0x60) {
+        let name = opcode.name();
+        let is_named = |row: &str| row.split(['|', ',', ' ']).any(|word| word == name);
+        assert!(
+            table.lines().any(is_named),
+            "no {name} in the table of README.md"
+        );
+    }
+    let help = output(Command::new(CLI).arg("--help"));
+    let (_, list) = help.split_once("\nCommands:\n").unwrap();
+    let list = list.split("\n\n").next().unwrap().lines();
+    let names = list.filter_map(|line| line.strip_prefix("  ")?.split_once(' '));
+    for (name, _) in names.filter(|(name, _)| !name.is_empty()) {
+        let is_named = text.contains(&format!("`{name}")) || text.contains(&format!("gs {name}"));
+        assert!(is_named, "no {name} in README.md");
     }
 }
 
