@@ -5,6 +5,7 @@
 //! `GOPHERSTORE_SEED=N` repeats what a failed test drew; it printed its seed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod batches;
 mod expiry;
 mod faults;
 mod followers;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gopherstore::history::{EpochStart, HistoryError};
+use gopherstore::wire::batch::{Batch, BatchAnswer, effects};
 use gopherstore::wire::replication::{self, BatchEncoder, Fields, Message, StreamOpcode};
 use gopherstore::wire::request::{Limits, frames};
 use gopherstore::wire::{Opcode, Request, RequestFrame, Run};
@@ -583,4 +584,142 @@ fn removals_are_in_the_order_of_the_log() -> bool {
 fn removals_of_expired_entries_are_in_the_order_of_the_log() {
     let runner = Runner::new(RandomScheduler::new(PASSES), shuttle::Config::default());
     runner.run(|| assert!(removals_are_in_the_order_of_the_log(), "{ORDER}"));
+}
+
+/// Executes requests as a BATCH, and returns the values of their responses.
+fn batch(engine: &Engine, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let value = frames.concat();
+    let mut answers = Answers::new();
+    let batch = Batch::decode(&value).unwrap();
+    engine.execute_batch(&batch, None, &mut answers).unwrap();
+    let Some(BatchAnswer::Done(responses)) =
+        BatchAnswer::of_ok(&answers.bytes()[5..], frames.len())
+    else {
+        panic!("it is refused");
+    };
+    let values = responses.iter().map(|response| response.value.to_vec());
+    values.collect()
+}
+
+/// Clients write two keys by a BATCH, each in another order, beside runs and single writes of other keys in the same
+/// partitions, a follower, and a copy of the partitions. Readers of both keys, here and at the follower, find them
+/// equal. Returns the faults found.
+fn batches_are_one_step() -> Vec<&'static str> {
+    let leader = Arc::new(engine(2, true));
+    let follower = Arc::new(engine(2, false));
+    let (a, b) = (key_in(&leader, 0), key_in(&leader, 1));
+    let mut others = (0..=255_u8).map(|byte| vec![byte, byte]);
+    let mut other = |partition| others.find(|key| leader.partition_of(key) == partition);
+    let (c, d) = (other(0).unwrap(), other(1).unwrap());
+    let spawn = |node: &Arc<Engine>, work: Box<dyn FnOnce(&Engine) -> bool + Send>| {
+        let node = Arc::clone(node);
+        thread::spawn(move || work(&node))
+    };
+    let keeper = thread::spawn({
+        let leader = Arc::clone(&leader);
+        move || log(&leader).keep()
+    });
+    let following = thread::spawn({
+        let (leader, follower) = (Arc::clone(&leader), Arc::clone(&follower));
+        move || {
+            let mut cursor = log(&leader).cursor_after(0).unwrap();
+            let mut agrees = true;
+            while let Some((records, digest)) = next(log(&leader), &mut cursor) {
+                agrees &= receive(&follower, &records, digest);
+            }
+            agrees
+        }
+    });
+    let copying = thread::spawn({
+        let leader = Arc::clone(&leader);
+        move || [0, 1].map(|partition| copy_partition(&leader, partition, Planted::Nothing))
+    });
+    let both = [get(&a), get(&b)];
+    let reads = |node| {
+        let both = both.clone();
+        let read = move |node: &Engine| {
+            let values = batch(node, &both);
+            values[0] == values[1]
+        };
+        spawn(node, Box::new(read))
+    };
+    let readers = [reads(&leader), reads(&follower)];
+    let in_run = spawn(&leader, {
+        let frames = both.concat();
+        Box::new(move |leader| {
+            let run = Run::of(&frames, &Limits::default());
+            let mut answers = Answers::new();
+            while leader.execute_together(&run, None, &mut answers).is_err() {
+                thread::yield_now();
+            }
+            let bytes = answers.bytes();
+            bytes[..bytes.len() / 2] == bytes[bytes.len() / 2..]
+        })
+    });
+    let batches = [
+        vec![set(&a, 1), set(&b, 1)],
+        vec![set(&d, 2), set(&b, 2), set(&a, 3), set(&a, 2)],
+    ];
+    let batches = batches.map(|frames| {
+        let write = move |leader: &Engine| !batch(leader, &frames).is_empty();
+        spawn(&leader, Box::new(write))
+    });
+    let runs = [
+        [set(&c, 1), set(&d, 1), get(&a)].concat(),
+        [set(&d, 3)].concat(),
+    ];
+    let runs = runs.map(|frames| {
+        let write = move |leader: &Engine| execute(leader, &frames, Planted::Nothing);
+        spawn(&leader, Box::new(write))
+    });
+    let mut faults = Vec::new();
+    for thread in readers.into_iter().chain([in_run]) {
+        if !thread.join().unwrap() {
+            faults.push("a reader has found half of a batch");
+        }
+    }
+    for thread in batches.into_iter().chain(runs) {
+        assert!(thread.join().unwrap());
+    }
+    let copies = copying.join().unwrap();
+    leader.end_log();
+    keeper.join().unwrap();
+    let mut check = |fault, is_met: bool| {
+        if !is_met {
+            faults.push(fault);
+        }
+    };
+    check(DIVERGED, following.join().unwrap());
+    check(ORDER, map(&contents(&leader)) == map(&contents(&follower)));
+    check(DIGEST, leader.head() == follower.head());
+    check(
+        DIGEST,
+        leader.head().digest == digest_of(&contents(&leader)),
+    );
+
+    // Along the log: each partition as it was where it was copied.
+    let mut cursor = log(&leader).cursor_after(0).unwrap();
+    let (records, _) = next(log(&leader), &mut cursor).unwrap();
+    let mut data: BTreeMap<Vec<u8>, Entry> = BTreeMap::new();
+    for (index, record) in (1..).zip(all_frames(&records)) {
+        for effect in effects(&record) {
+            data.insert(effect.key().to_vec(), Entry::copy_of(&effect));
+        }
+        for (partition, (copy, copied_at)) in copies.iter().enumerate() {
+            let entries = data.values();
+            let expected = entries.filter(|entry| leader.partition_of(entry.key()) == partition);
+            let expected: Vec<_> = expected.cloned().collect();
+            check(COPY, *copied_at != index || *copy == map(&expected));
+        }
+    }
+    faults
+}
+
+#[test]
+fn a_batch_beside_runs_and_single_writes_is_one_step() {
+    let runner = Runner::new(RandomScheduler::new(PASSES), shuttle::Config::default());
+    runner.run(|| {
+        let faults = batches_are_one_step();
+        assert!(faults.is_empty(), "{faults:?}");
+    });
 }

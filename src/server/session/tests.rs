@@ -390,6 +390,37 @@ fn a_follower_refuses_a_large_value_before_it_has_arrived() {
 }
 
 #[test]
+fn a_batch_to_a_node_without_a_data_set_is_refused_as_a_read_or_a_write_is() {
+    let node = follower();
+    let mut client = Client::new(&node);
+    client.send(&get(b"a"));
+    let loading = std::mem::take(&mut client.received);
+    assert_eq!(loading[0], Status::Loading.byte());
+    let reads = [get(b"a"), get(b"b")].concat();
+    client.send(&frame(Request::Batch { value: &reads }));
+    assert_eq!(std::mem::take(&mut client.received), loading);
+    let writes = [get(b"a"), set(b"b", b"1")].concat();
+    client.send(&frame(Request::Batch { value: &writes }));
+    assert_eq!(client.received, answer(Status::NotLeader, b"leader:1"));
+}
+
+/// As after a large SET and its GET.
+#[test]
+fn a_session_gives_back_the_memory_of_a_batch_and_its_answer() {
+    let node = leader();
+    let mut client = Client::new(&node);
+    let value = vec![b'v'; 4_080];
+    let sets: Vec<u8> = (0..64_u8).flat_map(|key| set(&[key], &value)).collect();
+    let gets: Vec<u8> = (0..64_u8).flat_map(|key| get(&[key])).collect();
+    for requests in [sets, gets] {
+        client.send_in(&frame(Request::Batch { value: &requests }), 10_000);
+    }
+    assert_eq!(client.received.len(), 2 * 5 + 64 * 5 + 64 * (5 + 4_080));
+    client.session.release();
+    assert!(!client.session.is_large());
+}
+
+#[test]
 fn a_spare_block_takes_the_next_frame_whatever_that_is() {
     let large = |byte: u8, len: usize| set(b"k", &vec![byte; len]);
     let ok = answer(Status::Ok, b"");

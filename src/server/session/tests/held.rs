@@ -320,3 +320,34 @@ fn a_write_without_room_in_the_log_waits_unexecuted_on_the_own_thread() {
         assert!(client.session.is_between_frames());
     }
 }
+
+#[test]
+fn a_batch_without_room_in_the_log_waits_unexecuted_and_then_is_executed_as_a_whole() {
+    let node = leader_of_two();
+    let mut client = Client::new(&node);
+    let Step::Room(_) = fill_log(&mut client, &node, 1_000) else {
+        panic!("room is what it needs")
+    };
+    // Another client, whose batch has a read before its write.
+    let mut client = Client::new(&node);
+    let value = [set(b"a", b"1"), get(b"a"), set(b"b", &[b'v'; 2_000])].concat();
+    let index = node.engine().head().index;
+    let request = frame(Request::Batch { value: &value });
+    let (bytes, piece) = (&request[..], usize::MAX);
+    let mut arrived = Arrived { bytes, piece };
+    while matches!(client.session.step(Thread::Own), Step::Read) {
+        assert!(client.session.read(&mut arrived).unwrap() > 0);
+    }
+    let Step::Room(cost) = client.session.step(Thread::Own) else {
+        panic!("room is what it needs")
+    };
+    assert!(matches!(client.session.step(Thread::Polling), Step::Own));
+    assert_eq!(node.engine().head().index, index);
+    assert!(node.engine().get(b"a").is_none() && node.engine().get(b"b").is_none());
+    // The end of the log grants every reservation.
+    node.engine().end_log();
+    client.session.give_room(node.engine().wait_for_room(cost));
+    client.send(b"");
+    assert_eq!(node.engine().head().index, index + 1);
+    assert_eq!(client.received, ok(&[ok(b""), ok(b"1"), ok(b"")].concat()));
+}
