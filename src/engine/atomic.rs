@@ -166,7 +166,7 @@ impl Engine {
                             match self.make_room(full, &mut held) {
                                 Ok(()) => continue,
                                 Err(NotDone::Full(full)) => {
-                                    answers.push(Status::Full, full.to_string().as_bytes());
+                                    answers.push(Status::Full, self.message_of(full).as_bytes());
                                     return Ok(Position::default());
                                 }
                                 Err(not_done) => return Err(not_done),

@@ -293,17 +293,25 @@ impl Entry {
         Entry::of_put(self.key(), self.value(), deadline)
     }
 
-    /// Bytes of key and value.
+    /// Bytes of the frame, and of key and value.
     #[inline]
-    #[must_use]
-    pub fn size(&self) -> u64 {
+    pub(super) fn lens(&self) -> (usize, u64) {
         let header = self.header();
+        let frame_len = header.frame_len();
         let deadline_len = if header.opcode == SETAT {
             DEADLINE_LEN
         } else {
             0
         };
-        u64::try_from(header.frame_len() - HEADER_LEN - deadline_len).unwrap_or(u64::MAX)
+        let size = frame_len - HEADER_LEN - deadline_len;
+        (frame_len, u64::try_from(size).unwrap_or(u64::MAX))
+    }
+
+    /// Bytes of key and value.
+    #[inline]
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.lens().1
     }
 
     /// Whether the frame is longer than [`SHORT_BYTES`]. Cloning a long entry copies none of its bytes.

@@ -132,7 +132,8 @@ struct Visit {
 impl Engine {
     /// Makes room for the writes of a run, where entries are evicted: before they lock anything, since nothing is
     /// removed from other partitions with theirs locked.
-    #[inline]
+    #[cold]
+    #[inline(never)]
     pub(super) fn make_room_ahead<'e>(
         &'e self,
         run: &Run<'_>,
@@ -164,7 +165,7 @@ impl Engine {
     pub(super) fn make_room<'e>(&'e self, full: Full, held: &mut Held<'e>) -> Result<(), NotDone> {
         if let Some(memory) = self.store.memory() {
             if memory.limit.evicts
-                && full.needed <= full.max
+                && full.needed <= memory.limit.max_bytes
                 && self.evict(memory, full.needed, held)?
             {
                 return Ok(());
@@ -239,6 +240,13 @@ impl Engine {
     #[must_use]
     pub fn evicted_and_refused(&self) -> [u64; 2] {
         self.store.memory().map_or([0; 2], Memory::counts)
+    }
+
+    /// The message of FULL (GBP §7).
+    #[must_use]
+    pub fn message_of(&self, full: Full) -> String {
+        let memory = self.store.memory();
+        memory.map_or_else(String::new, |memory| memory.message(full))
     }
 
     /// Bytes of memory that the data set takes; as exact as [`len`](Self::len).

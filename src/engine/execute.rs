@@ -108,7 +108,9 @@ impl Engine {
         answers: &mut Answers,
     ) -> Result<Outcome, NotDone> {
         let mut held = Held(room);
-        self.make_room_ahead(run, &mut held)?;
+        if self.store.memory().is_some() {
+            self.make_room_ahead(run, &mut held)?;
+        }
         if run.len() > 1 {
             match self.together(run, &mut held, answers) {
                 Ok(outcome) => return Ok(outcome),
@@ -126,7 +128,7 @@ impl Engine {
                     outcome.position = outcome.position.max(position);
                 }
                 Err(NotDone::Full(full)) => {
-                    answers.push(Status::Full, full.to_string().as_bytes());
+                    answers.push(Status::Full, self.message_of(full).as_bytes());
                     outcome.count += 1;
                 }
                 Err(not_done) if outcome.count == 0 => return Err(not_done),

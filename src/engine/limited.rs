@@ -116,6 +116,7 @@ impl Store {
         }
     }
 
+    #[cold]
     #[inline(never)]
     fn mark(&self, memory: &Memory, entries: &Entries, hash: u64, key: &[u8]) {
         if memory.limit.evicts
@@ -126,6 +127,7 @@ impl Store {
     }
 
     /// [`put_frame`](Self::put_frame) with a limit.
+    #[cold]
     #[inline(never)]
     pub(super) fn put_frame_counted(
         &self,
@@ -150,6 +152,8 @@ impl Store {
     }
 
     /// [`put_entry`](Self::put_entry) with a limit.
+    #[cold]
+    #[inline(never)]
     pub(super) fn put_entry_counted(
         &self,
         memory: &Memory,
@@ -174,6 +178,7 @@ impl Store {
     }
 
     /// [`take_where`](Self::take_where) with a limit.
+    #[cold]
     #[inline(never)]
     pub(super) fn take_counted(
         &self,

@@ -10,7 +10,6 @@
 //! never exceeds the limit by what clients store. Records of a leader are applied whatever the limit: a follower that
 //! refused one would have another data set.
 
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{RwLock, RwLockWriteGuard};
@@ -132,7 +131,8 @@ impl Sizes {
     /// An entry is removed.
     #[inline]
     pub(super) fn subtract(&mut self, entry: &Entry) {
-        let of_entry = Sizes::of(entry.frame().len(), entry.size());
+        let (frame_len, size) = entry.lens();
+        let of_entry = Sizes::of(frame_len, size);
         self.0 = self.0.wrapping_sub(of_entry);
     }
 
@@ -160,21 +160,6 @@ impl Sizes {
 pub struct Full {
     /// Bytes that it needs more than before.
     pub needed: u64,
-    /// Bytes that the data set takes.
-    pub used: u64,
-    /// Bytes that it may take.
-    pub max: u64,
-}
-
-/// The text of FULL (GBP §5).
-impl fmt::Display for Full {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Full { needed, used, max } = self;
-        write!(
-            f,
-            "the data set takes {used} of {max} bytes (max_memory_bytes), and this needs {needed} more"
-        )
-    }
 }
 
 /// The limit of a data set's memory.
@@ -275,13 +260,20 @@ impl Memory {
         if needed == 0 {
             return Ok(());
         }
-        let max = self.limit.max_bytes;
         let used = self.used.fetch_add(needed, Ordering::Relaxed);
-        if used.saturating_add(needed) > max {
+        if used.saturating_add(needed) > self.limit.max_bytes {
             self.used.fetch_sub(needed, Ordering::Relaxed);
-            return Err(Full { needed, used, max });
+            return Err(Full { needed });
         }
         Ok(())
+    }
+
+    /// The message of FULL (GBP §7).
+    pub(super) fn message(&self, Full { needed }: Full) -> String {
+        let (used, max) = (self.used(), self.limit.max_bytes);
+        format!(
+            "the data set takes {used} of {max} bytes (max_memory_bytes), and this needs {needed} more"
+        )
     }
 
     /// Notes that a locked partition has changed from `before` to `after` bytes, of which `reserved` are counted
@@ -397,11 +389,7 @@ mod tests {
             0,
         );
         memory.reserve(60).unwrap();
-        let full = Full {
-            needed: 41,
-            used: 60,
-            max: 100,
-        };
+        let full = Full { needed: 41 };
         assert_eq!(memory.reserve(41), Err(full));
         assert_eq!((memory.used(), memory.excess(41)), (60, 1));
         memory.reserve(0).unwrap();
@@ -412,19 +400,12 @@ mod tests {
         memory.changed(50, 200, 0);
         assert_eq!((memory.used(), memory.excess(0)), (200, 100));
         memory.reserve(0).unwrap();
-        assert_eq!(
-            memory.reserve(1),
-            Err(Full {
-                needed: 1,
-                used: 200,
-                max: 100
-            })
-        );
+        assert_eq!(memory.reserve(1), Err(Full { needed: 1 }));
         memory.changed(200, 0, 0);
         assert_eq!(memory.used(), 0);
         assert_eq!(
-            full.to_string(),
-            "the data set takes 60 of 100 bytes (max_memory_bytes), and this needs 41 more"
+            memory.message(full),
+            "the data set takes 0 of 100 bytes (max_memory_bytes), and this needs 41 more"
         );
     }
 }

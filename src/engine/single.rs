@@ -194,6 +194,8 @@ impl Engine {
 
 impl Engine {
     /// Unlocks a partition, and does what a put needs that was not made.
+    #[cold]
+    #[inline(never)]
     fn unblock<'e>(
         &'e self,
         entries: impl Sized,

@@ -151,7 +151,7 @@ impl Node {
                     NotSet::NoRoom(NoRoom { cost }, entry)
                 }
                 NotDone::Refused => NotSet::Refused(self.refusal_of_write()),
-                NotDone::Full(full) => NotSet::Refused(Reply::Full(full.to_string())),
+                NotDone::Full(full) => NotSet::Refused(Reply::Full(self.engine.message_of(full))),
             })
     }
 

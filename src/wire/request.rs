@@ -371,6 +371,7 @@ pub fn reject_text(first: u8) -> Result<(), RequestError> {
 /// # Errors
 ///
 /// The first fault of the frame; [`RequestError::disposition`] says how the connection continues.
+#[inline]
 pub fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, RequestError> {
     let Some((header, payload)) = bytes.split_first_chunk::<HEADER_LEN>() else {
         return Ok(Parsed::Incomplete { needed: HEADER_LEN });
