@@ -1,7 +1,7 @@
 //! What the data set takes of the process' memory, and the limit for it (`max_memory_bytes`).
 //!
 //! Counted are the blocks of the entries, as large as the allocator makes them ([`block_bytes`]), and the tables
-//! ([`table_bytes`]). Not counted are the log's backlog and append queue, which have limits of their own, buffers of
+//! (`table_bytes`). Not counted are the log's backlog and append queue, which have limits of their own, buffers of
 //! connections, and values that are on their way in or out. `cargo bench --bench memory` compares the sum with the
 //! growth of the process.
 //!
