@@ -37,6 +37,9 @@ const SPAN: Duration = Duration::from_secs(2);
 const CONNECTIONS: usize = 4;
 const DEPTH: usize = 120;
 
+/// Turns of that comparison in a round.
+const TURNS: usize = 10;
+
 struct Node {
     child: Child,
     addr: SocketAddr,
@@ -142,7 +145,7 @@ impl Work {
 }
 
 /// Has connections work for a while. Returns for each how long every exchange took.
-fn measure(addr: SocketAddr, works: &[Work]) -> Vec<Vec<Duration>> {
+fn measure(addr: SocketAddr, works: &[Work], span: Duration) -> Vec<Vec<Duration>> {
     let (barrier, is_over) = (Barrier::new(works.len() + 1), AtomicBool::new(false));
     thread::scope(|scope| {
         let threads: Vec<_> = (0..)
@@ -169,7 +172,7 @@ fn measure(addr: SocketAddr, works: &[Work]) -> Vec<Vec<Duration>> {
             })
             .collect();
         barrier.wait();
-        thread::sleep(SPAN);
+        thread::sleep(span);
         is_over.store(true, Ordering::Relaxed);
         threads
             .into_iter()
@@ -202,15 +205,15 @@ struct Round {
     tens: f64,
 }
 
-fn round(addr: SocketAddr, number: usize) -> Round {
+fn round(addr: SocketAddr) -> Round {
     let runs = [Work::Sets(RUN); CLIENTS];
     let beside = |work: Work| {
         let all = [&runs[..], &[work; CLIENTS]].concat();
-        let mut times = measure(addr, &all);
+        let mut times = measure(addr, &all, SPAN);
         let writers = times.split_off(CLIENTS);
         (p99(&times), writers)
     };
-    let alone = p99(&measure(addr, &runs));
+    let alone = p99(&measure(addr, &runs, SPAN));
     let (beside_batches, writers) = beside(Work::Batches(1, BATCH));
     let (beside_pipelines, _) = beside(Work::Sets(BATCH));
     let counts: Vec<usize> = writers.iter().map(Vec::len).collect();
@@ -219,20 +222,12 @@ fn round(addr: SocketAddr, number: usize) -> Round {
         *counts.iter().min().unwrap() as f64,
         counts.iter().sum::<usize>() as f64,
     );
-    // In turn the one and the other first.
-    let ten = |work: Work| {
-        let times = measure(addr, &[work; CONNECTIONS]);
-        #[allow(clippy::cast_precision_loss)]
-        let exchanges = times.iter().map(Vec::len).sum::<usize>() as f64;
-        exchanges
-    };
-    let (pipeline, batches) = (Work::Sets(DEPTH), Work::Batches(DEPTH / 10, 10));
-    let tens = if number.is_multiple_of(2) {
-        let pipeline = ten(pipeline);
-        ten(batches) / pipeline
-    } else {
-        ten(batches) / ten(pipeline)
-    };
+    // In turn, and for short times: what else the machine does meets both.
+    let (mut in_pipelines, mut in_batches) = (0, 0);
+    for _ in 0..TURNS {
+        in_pipelines += exchanges(addr, Work::Sets(DEPTH));
+        in_batches += exchanges(addr, Work::Batches(DEPTH / 10, 10));
+    }
     #[allow(clippy::cast_precision_loss)]
     Round {
         alone,
@@ -240,8 +235,14 @@ fn round(addr: SocketAddr, number: usize) -> Round {
         beside_pipelines,
         slowest: least / (total / CLIENTS as f64),
         batches_per_second: total / SPAN.as_secs_f64(),
-        tens,
+        tens: in_batches as f64 / in_pipelines as f64,
     }
+}
+
+/// Exchanges of some connections in a short time.
+fn exchanges(addr: SocketAddr, work: Work) -> usize {
+    let times = measure(addr, &[work; CONNECTIONS], SPAN / 10);
+    times.iter().map(Vec::len).sum()
 }
 
 fn main() {
@@ -250,10 +251,10 @@ fn main() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path());
     // Every key is there.
-    measure(node.addr, &[Work::Sets(DEPTH); 4]);
+    measure(node.addr, &[Work::Sets(DEPTH); 4], SPAN);
     let rounds: Vec<Round> = (0..rounds.unwrap_or(ROUNDS))
-        .map(|number| {
-            let round = round(node.addr, number);
+        .map(|_| {
+            let round = round(node.addr);
             println!(
                 "runs p99 {:.0} us alone, {:.0} us beside batches, {:.0} us beside pipelines; {:.0} batches/s, the \
                  slowest writer has {:.2} of the mean; batches of 10: {:.2} of a pipeline",

@@ -290,13 +290,16 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
         members: &'x Members<'f, 'a>,
         longs: &'x mut [Long],
     ) -> Atomic<'x, 'e, 'f, 'a> {
+        let len = members.frames.iter().map(|frame| frame.bytes().len());
+        let mut effects = Vec::with_capacity(HEADER_LEN + len.sum::<usize>());
+        effects.resize(HEADER_LEN, 0);
         Atomic {
             engine,
             members,
             longs,
             clock: Now::of(&engine.clock),
-            effects: vec![0; HEADER_LEN],
-            changed: Vec::new(),
+            effects,
+            changed: Vec::with_capacity(members.frames.len()),
             is_compact: false,
             inner: Answers::new(),
             apart: Vec::new(),
@@ -369,6 +372,10 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
         let (key, made);
         key = frame.key();
         self.engine.store.note_hit(entries, hash, key);
+        if frame.opcode() == Opcode::Set {
+            // It does not depend on what there is.
+            return value::set(&mut self.inner);
+        }
         let old = match self.changed_before(at) {
             None => entries.find_live(hash, key, &self.clock),
             Some(changed) => {
@@ -568,7 +575,9 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
         let (store, key, hash) = (&self.engine.store, frame.key(), self.members.hashes[at]);
         let entries = locked.of_mut(at);
         let mut ahead = Ahead::impatient();
-        if let Some(raw) = entries.find(hash, key) {
+        if !self.longs.is_empty()
+            && let Some(raw) = entries.find(hash, key)
+        {
             let mut longs = self.longs.iter_mut();
             if let Some(long) = longs.find(|long| long.old.is_same_block(raw)) {
                 change.know(long.old.clone(), long.digest);
