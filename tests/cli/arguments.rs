@@ -53,7 +53,7 @@ fn mistakes_are_one_line_and_exit_code_2() {
             "putt",
             &[
                 "unknown command putt",
-                "set, get, del, put, take, incr, decr, expire, persist, ttl, exists, sync, ping, status, resync",
+                "set, get, del, put, take, incr, decr, expire, persist, ttl, exists, batch, sync, ping, status, resync",
             ],
         ),
         ("status now", &["one argument too many: now"]),

@@ -228,6 +228,7 @@ fn tokens_rise_and_a_node_without_a_log_has_none() {
     run_alone(&["exists", "k"]).expect_failure(1, &["not found"]);
 
     let cluster = Cluster::start(2);
+    cluster.wait_converged(std::time::Duration::from_secs(15));
     let run = |words: &[&str]| run_at(&cluster.addr(0).to_string(), words, b"");
     let token = |run: &Run| -> Token {
         let text = String::from_utf8_lossy(&run.out).into_owned();
