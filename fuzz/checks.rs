@@ -92,7 +92,7 @@ const OPERATIONS: [(u8, bool, NaiveValue); 20] = [
     (0x0B, true, NaiveValue::UpTo(9)),
     (0x0C, true, NaiveValue::None),
     (0x0E, true, NaiveValue::UpTo(65_552)),
-    (0x0F, false, NaiveValue::UpTo(262_144)),
+    (0x0F, false, NaiveValue::UpTo(262_656)),
     (0x10, false, NaiveValue::UpTo(29)),
     (0x11, true, NaiveValue::UpTo(25)),
     (0x40, false, NaiveValue::None),

@@ -412,6 +412,7 @@ fn after(expected: Expected, message: &Message<'_>, is_all: bool) -> Option<Expe
         {
             Some(Expected::Event(index.saturating_add(1)))
         }
+        (Message::Heartbeat { .. }, Expected::Chunk(number)) => Some(Expected::Chunk(number)),
         (Message::Heartbeat { last_index, .. }, Expected::Event(next)) => {
             let then = last_index.saturating_add(1);
             (then == next || (then > next && !is_all)).then_some(Expected::Event(then))

@@ -14,7 +14,7 @@ use super::answers::Answers;
 use super::change::Change;
 use super::clock::Now;
 use super::command::{self, Command, Effect, Input, Record, expiry, value};
-use super::compute::{Ahead, is_live};
+use super::compute::Ahead;
 use super::digest::Digest;
 use super::entry::{Entry, encode_put};
 use super::execute::{Held, NotDone};
@@ -24,6 +24,7 @@ use crate::log::backlog::Records;
 use crate::log::{Log, Position, Reservation, Sequencer};
 use crate::wire::batch::{BATCH_MAX, Batch};
 use crate::wire::conditional::{Condition, Put, Take};
+use crate::wire::expiry::{DEADLINE_LEN, recorded_expiry};
 use crate::wire::request::{HEADER_LEN, RequestHeader, frames};
 use crate::wire::run::RUN_FRAME_BYTES_MAX;
 use crate::wire::{Opcode, Request, RequestFrame, Status};
@@ -96,7 +97,9 @@ enum Stop {
     /// The answer of this command refuses it.
     Refused(usize),
     /// The responses are too long.
-    TooLong(usize),
+    TooLong,
+    /// New deadlines need copies of values that are too long.
+    CopiesTooLong,
 }
 
 /// The execution of a batch whose partitions are locked.
@@ -192,7 +195,7 @@ impl Engine {
         value: &[u8],
         missing: &mut Option<Vec<u8>>,
     ) {
-        let Ok(batch) = Batch::decode(value) else {
+        let Some(batch) = Batch::of_record(value) else {
             unreachable!("it was accepted as a record");
         };
         let members = &Members::of(self, &batch);
@@ -234,20 +237,27 @@ impl Engine {
     }
 }
 
-impl Members<'_, '_> {
+impl<'a> Members<'_, 'a> {
+    /// The last EXPIRE of a key.
+    fn last_expire(&self, key: &[u8]) -> Option<&RequestFrame<'a>> {
+        let is_it =
+            |frame: &&RequestFrame<'_>| frame.opcode() == Opcode::Expire && frame.key() == key;
+        self.frames.iter().rev().find(is_it)
+    }
+
     /// Looks at a long old entry, without a lock.
     fn look_at(&self, old: Entry) -> Long {
-        let of_key = self.frames.iter().filter(|frame| frame.key() == old.key());
-        let (mut value_hash, mut moved) = (0, None);
-        for frame in of_key {
-            if has_hash(frame) && value_hash == 0 {
-                value_hash = xxhash_rust::xxh3::xxh3_128(old.value());
-            }
-            if frame.opcode() == Opcode::Expire && moved.is_none() {
-                let expires = crate::wire::expiry::recorded_expiry(frame.value()) != Some(None);
-                moved = old.with_deadline(expires.then_some(1)).ok();
-            }
-        }
+        let mut of_key = self.frames.iter().filter(|frame| frame.key() == old.key());
+        let value_hash = if of_key.any(has_hash) {
+            xxhash_rust::xxh3::xxh3_128(old.value())
+        } else {
+            0
+        };
+        let last = self.last_expire(old.key());
+        let moved = last.and_then(|expire| {
+            let expires = recorded_expiry(expire.value()) != Some(None);
+            old.with_deadline(expires.then_some(1)).ok()
+        });
         Long {
             digest: Digest::of(&old),
             value_hash,
@@ -323,9 +333,16 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
             if let Some(raw) = raw
                 && needs
                 && raw.frame().len() > RUN_FRAME_BYTES_MAX
+                && !olds.iter().any(|old: &Entry| old.is_same_block(raw))
             {
                 olds.push(raw.clone());
             }
+        }
+        let copies = olds
+            .iter()
+            .filter(|old| self.members.last_expire(old.key()).is_some());
+        if copies.map(|old| old.frame().len()).sum::<usize>() > BATCH_ANSWER_BYTES_MAX {
+            return Err(Stop::CopiesTooLong);
         }
         let are_known = olds.iter().all(|old| self.long(old).is_some());
         if are_known || rounds >= ROUNDS_MAX {
@@ -359,30 +376,34 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
                 return Err(Stop::Refused(at));
             }
             self.note(at, &effect, entries);
+            if self.answer_len() > BATCH_ANSWER_BYTES_MAX {
+                return Err(Stop::TooLong);
+            }
         }
-        match self.answer_len() {
-            ..=BATCH_ANSWER_BYTES_MAX => Ok(()),
-            len => Err(Stop::TooLong(len)),
-        }
+        Ok(())
     }
 
     /// Executes a command against the store and the changes of those before it.
     fn command(&mut self, at: usize, entries: &Entries) -> Effect<'a> {
         let (frame, hash) = (self.members.frames[at], self.members.hashes[at]);
-        let (key, made);
-        key = frame.key();
+        let key = frame.key();
         self.engine.store.note_hit(entries, hash, key);
         if frame.opcode() == Opcode::Set {
             // It does not depend on what there is.
             return value::set(&mut self.inner);
         }
-        let old = match self.changed_before(at) {
-            None => entries.find_live(hash, key, &self.clock),
-            Some(changed) => {
-                made = self.entry_of(&self.changed[changed], entries);
-                made.as_ref().filter(|entry| is_live(entry, &self.clock))
-            }
+        let made = self.put_before(at);
+        let raw = made.as_ref().or_else(|| entries.find(hash, key));
+        let kind = self
+            .changed_before(at)
+            .map(|changed| self.changed[changed].kind);
+        let old = raw.filter(|_| kind != Some(Kind::Removed));
+        let deadline = match kind {
+            Some(Kind::Dated(deadline)) => deadline,
+            Some(Kind::Put | Kind::Removed) | None => old.and_then(Entry::deadline),
         };
+        let old = old.filter(|_| !deadline.is_some_and(|deadline| self.clock.has_passed(deadline)));
+        let deadline = deadline.filter(|_| old.is_some());
         match command::of(frame.opcode()) {
             Command::Set => value::set(&mut self.inner),
             Command::Get => {
@@ -391,13 +412,14 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
             }
             Command::Del => value::del(old.is_some(), &mut self.inner),
             Command::Ttl => {
-                expiry::ttl(old, &self.clock, &mut self.inner);
+                expiry::ttl(old.is_some(), deadline, &self.clock, &mut self.inner);
                 Effect::None
             }
             Command::Computed(function) => {
                 let mut input = Input {
                     frame: &frame,
                     old,
+                    deadline,
                     clock: &self.clock,
                     old_hash: old
                         .and_then(|old| self.long(old))
@@ -424,23 +446,11 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
         self.changed.iter().position(is_it)
     }
 
-    /// The entry that a changed key has.
-    fn entry_of(&self, changed: &Changed, entries: &Entries) -> Option<Entry> {
-        match changed.kind {
-            Kind::Removed => None,
-            Kind::Put => {
-                let put = frames(&self.effects[changed.frame.clone()]).next();
-                put.map(|frame| Entry::copy_of(&frame))
-            }
-            Kind::Dated(deadline) => {
-                let (frame, hash) = (
-                    self.members.frames[changed.at],
-                    self.members.hashes[changed.at],
-                );
-                let raw = entries.find(hash, frame.key())?;
-                raw.with_deadline(deadline).ok()
-            }
-        }
+    /// The entry that those before a command have made for its key.
+    fn put_before(&self, at: usize) -> Option<Entry> {
+        let changed = &self.changed[self.changed_before(at)?];
+        let frame = &self.effects[changed.frame.clone()];
+        (changed.kind == Kind::Put).then(|| Entry::copy_of(&RequestFrame::of_encoded(frame)))
     }
 
     /// Notes the effect of a command.
@@ -476,7 +486,7 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
                 Kind::Removed
             }
             Effect::Expire { deadline } if kind_before == Some(Kind::Put) => {
-                let made = before.and_then(|at| self.entry_of(&self.changed[at], entries));
+                let made = self.put_before(at);
                 let value = made.as_ref().map_or(&[][..], Entry::value);
                 put(value, *deadline, &mut self.effects);
                 Kind::Put
@@ -503,16 +513,26 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
         let store = &self.engine.store;
         // New keys of each partition so far.
         let mut new: ArrayVec<u16, BATCH_MAX> = ArrayVec::new();
-        let puts = (self.changed.iter()).filter(|changed| changed.kind == Kind::Put);
-        let growth = puts.map(|changed| {
-            let (at, frame_len) = (changed.at, changed.frame.len());
+        let growth = self.changed.iter().map(|changed| {
+            let at = changed.at;
             let (hash, key) = (self.members.hashes[at], self.members.frames[at].key());
             let (entries, place) = (locked.of(at), store.place(hash));
+            let becomes = match changed.kind {
+                Kind::Put => {
+                    let opcode = self.effects[changed.frame.start];
+                    (changed.frame.len(), opcode == Opcode::SetAt.byte())
+                }
+                Kind::Dated(Some(_)) => {
+                    let old = entries.find(hash, key).map_or(0, |old| old.frame().len());
+                    (old + DEADLINE_LEN, true)
+                }
+                Kind::Removed | Kind::Dated(None) => return 0,
+            };
             let before = new.iter().filter(|other| **other == place).count();
             if entries.find(hash, key).is_none() {
                 new.push(place);
             }
-            store.growth(entries, (hash, key), frame_len, before)
+            store.growth(entries, (hash, key), becomes, before)
         });
         self.engine.store.reserve_memory(growth)
     }
@@ -629,8 +649,14 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
     fn refuse(&mut self, stop: &Stop, answers: &mut Answers) {
         match *stop {
             Stop::Long(_) => unreachable!("it is tried again"),
-            Stop::TooLong(len) => {
-                let message = format!("responses of {len} bytes, limit {BATCH_ANSWER_BYTES_MAX}");
+            Stop::TooLong => {
+                let message = format!("responses of more than {BATCH_ANSWER_BYTES_MAX} bytes");
+                answers.push(Status::Error, message.as_bytes());
+            }
+            Stop::CopiesTooLong => {
+                let message = format!(
+                    "EXPIRE of values of more than {BATCH_ANSWER_BYTES_MAX} bytes in one BATCH"
+                );
                 answers.push(Status::Error, message.as_bytes());
             }
             Stop::Refused(at) => {

@@ -11,6 +11,7 @@ use super::digest::Digest;
 use super::entry::{Entry, encode_put};
 use super::memory::Full;
 use super::store::{Entries, Store};
+use crate::wire::expiry::DEADLINE_LEN;
 use crate::wire::request::HEADER_LEN;
 use crate::wire::run::RUN_FRAME_BYTES_MAX;
 use crate::wire::{Request, RequestFrame};
@@ -183,6 +184,7 @@ impl Store {
         let mut input = Input {
             frame: call.frame,
             old,
+            deadline: old.and_then(Entry::deadline),
             clock: call.clock,
             old_hash: ahead.hash_of(old),
             has_log: call.has_log,
@@ -225,7 +227,18 @@ impl Store {
                 })
             }
             Effect::Expire { deadline } => {
-                let replaced = self.expire(entries, call.hash, key, deadline, (change, ahead))?;
+                let old = raw.map_or(0, |raw| raw.frame().len());
+                let becomes = (old + DEADLINE_LEN, deadline.is_some());
+                let growth = if change.is_limited() && input.deadline.is_none() {
+                    self.growth(entries, (call.hash, key), becomes, 0)
+                } else {
+                    0
+                };
+                let reserved = self.reserve_memory(std::iter::once(growth));
+                let reserved = reserved.map_err(NotYet::Full)?;
+                let moved = self.expire(entries, call.hash, key, deadline, (change, ahead));
+                self.release(reserved);
+                let replaced = moved?;
                 let value = &crate::wire::expiry::expire_value(deadline);
                 encode(&Request::Expire { key, value }, effects);
                 Ok(Computed {
@@ -247,12 +260,17 @@ impl Store {
     ) -> Result<Computed, NotYet<'a>> {
         let Put { hash, key, .. } = put;
         if HEADER_LEN + key.len() + put.value.len() > RUN_FRAME_BYTES_MAX {
-            let Some((entry, digest)) = ahead.entry.take().and_then(|ready| put.fits(ready)) else {
+            // It stays there where it is not stored, so that it is freed without the lock.
+            let fits = ahead.entry.as_mut().is_some_and(|ready| put.fits(ready));
+            let Some((entry, digest)) = ahead.entry.take_if(|_| fits) else {
                 return Err(NotYet::Entry(put.value, put.deadline));
             };
             let long = has_log.then(|| entry.clone());
             let stored = self.put_entry(entries, hash, entry, change);
-            let replaced = stored.map_err(|(why, _)| why)?;
+            let replaced = stored.map_err(|(why, entry)| {
+                ahead.entry = Some((entry, digest));
+                why
+            })?;
             change.adds(digest.plus(Digest::of_deadline(key, put.deadline)));
             return Ok(Computed {
                 is_made: true,
@@ -346,16 +364,16 @@ struct Put<'k, 'a> {
 }
 
 impl Put<'_, '_> {
-    /// The entry that was made ahead, where it is this put's, with its deadline.
-    fn fits(&self, (mut entry, digest): (Entry, Digest)) -> Option<(Entry, Digest)> {
+    /// Whether the entry that was made ahead is this put's, which has its deadline then.
+    fn fits(&self, (entry, _): &mut (Entry, Digest)) -> bool {
         // A long value is that of the request, so only one that was computed may have changed.
         let is_same = entry.value().len() == self.value.len()
             && (self.value.len() > RUN_FRAME_BYTES_MAX || entry.value() == &*self.value);
-        let is_dated = match self.deadline {
-            None => entry.deadline().is_none(),
-            Some(deadline) => entry.set_deadline(deadline),
-        };
-        (is_same && is_dated).then_some((entry, digest))
+        is_same
+            && match self.deadline {
+                None => entry.deadline().is_none(),
+                Some(deadline) => entry.set_deadline(deadline),
+            }
     }
 }
 

@@ -28,15 +28,16 @@
 //!
 //! *Deadline.* An entry whose header says SETAT has the 8 bytes of a deadline behind its key: each function that makes
 //! an entry of bytes, or puts other bytes in their place, checks that (`checked`). A builder takes SET frames alone.
+//! [`Entry::set_deadline`] writes these 8 bytes and leaves the header, and with it the kind, as it is.
 //!
 //! *Blocks without a count.* Such a block has one entry, from [`EntryBuilder::finish`] or [`Entry::copy_of`] until that
 //! entry is dropped: [`Entry::clone`] copies the bytes to another block. It is owned like a `Box<[u8]>`, written only
 //! through `&mut Entry` and read only through `&Entry`, so it may be sent to and shared between threads.
 //!
 //! *Blocks with a count.* A block is unshared until it becomes an [`Entry`]. After that its bytes are written only by
-//! [`Entry::overwrite`], through a `&mut` of an entry that is the only one of its block, and by a builder that has
-//! taken the place of such an entry ([`Entry::into_room`]). No other thread reads them meanwhile, so sharing them
-//! between threads is sound (`Send` and `Sync`).
+//! [`Entry::overwrite`] and [`Entry::set_deadline`], through a `&mut` of an entry that is the only one of its block,
+//! and by a builder that has taken the place of such an entry ([`Entry::into_room`]). No other thread reads them
+//! meanwhile, so sharing them between threads is sound (`Send` and `Sync`).
 //!
 //! A count of 1, read with acquire ordering as in `Arc::get_mut`, shows that an entry is the only one. No thread can
 //! clone it meanwhile, since the only entry is borrowed or consumed. Every access by other owners happens before they

@@ -13,6 +13,7 @@ use super::answers::Answers;
 use super::change::Change;
 use super::clock::Now;
 use super::command::{self, Command, expiry, value};
+use super::entry;
 use super::memory::Full;
 use super::prepared::Prepared;
 use super::store::Contended;
@@ -248,7 +249,13 @@ impl Engine {
         let (hash, clock) = (self.store.hash(key), Now::of(&self.clock));
         let entries = self.store.read(hash);
         let epoch = self.admitted(false)?;
-        expiry::ttl(entries.find_live(hash, key, &clock), &clock, answers);
+        let old = entries.find_live(hash, key, &clock);
+        expiry::ttl(
+            old.is_some(),
+            old.and_then(entry::Entry::deadline),
+            &clock,
+            answers,
+        );
         let index = entries.last_index;
         Ok(Position { epoch, index })
     }

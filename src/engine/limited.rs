@@ -6,7 +6,7 @@ use super::entry::Entry;
 use super::eviction::Marks;
 use super::memory::{Full, Memory, MemoryLimit, block_bytes, table_bytes, table_growth};
 use super::store::{Entries, Store};
-use crate::wire::RequestFrame;
+use crate::wire::{Opcode, RequestFrame};
 
 impl Entries {
     /// Bytes of memory of the entries and of their table.
@@ -28,10 +28,19 @@ impl Entries {
     }
 
     /// Bytes that the partition takes more where a frame of this length becomes the entry of `key`, after `new` other
-    /// entries were added.
-    fn growth(&self, (hash, key): (u64, &[u8]), frame_len: usize, new: usize, evicts: bool) -> u64 {
+    /// entries were added. `is_dated` says that the entry has a deadline then.
+    fn growth(
+        &self,
+        (hash, key): (u64, &[u8]),
+        (frame_len, is_dated): (usize, bool),
+        new: usize,
+        evicts: bool,
+    ) -> u64 {
         let (table, block) = (&self.table, block_bytes(frame_len));
-        match self.find(hash, key) {
+        let old = self.find(hash, key);
+        let has_item = old.is_some_and(|old| old.deadline().is_some());
+        let item = if is_dated && !has_item { ITEM_BYTES } else { 0 };
+        let growth = match old {
             Some(old) => block.saturating_sub(block_bytes(old.frame().len())),
             // It grows once.
             None if table.len() + new == table.capacity() => {
@@ -44,9 +53,13 @@ impl Entries {
                     )
             }
             None => block,
-        }
+        };
+        growth + item
     }
 }
+
+/// Bytes that one more deadline takes of its heap, which doubles when it is full.
+const ITEM_BYTES: u64 = 32;
 
 impl Store {
     /// The same store, which is empty, with a limit.
@@ -73,17 +86,17 @@ impl Store {
         (0..self.partitions()).map(bytes).sum()
     }
 
-    /// Bytes that a partition takes more where a frame of this length becomes the entry of `key`, after `new` other
-    /// entries were added; 0 without a limit.
+    /// Bytes that a partition takes more where a frame of this length becomes the entry of `key`, with a deadline or
+    /// without one, after `new` other entries were added; 0 without a limit.
     pub(super) fn growth(
         &self,
         entries: &Entries,
         at: (u64, &[u8]),
-        frame_len: usize,
+        frame: (usize, bool),
         new: usize,
     ) -> u64 {
         self.memory().map_or(0, |memory| {
-            entries.growth(at, frame_len, new, memory.limit.evicts)
+            entries.growth(at, frame, new, memory.limit.evicts)
         })
     }
 
@@ -141,6 +154,7 @@ impl Store {
             hash,
             key: frame.key(),
             frame_len: frame.bytes().len(),
+            is_dated: frame.opcode() == Opcode::SetAt,
         };
         let before = entries.memory_bytes(memory.limit.evicts);
         let reserved = self
@@ -166,6 +180,7 @@ impl Store {
             hash,
             key: entry.key(),
             frame_len: entry.frame().len(),
+            is_dated: entry.deadline().is_some(),
         };
         let before = entries.memory_bytes(memory.limit.evicts);
         let reserved = match self.prepare(memory, entries, &put, change) {
@@ -243,7 +258,12 @@ impl Store {
         let evicts = memory.limit.evicts;
         let mut reserved = 0;
         if change.is_limited() {
-            reserved = entries.growth((put.hash, put.key), put.frame_len, 0, evicts);
+            reserved = entries.growth(
+                (put.hash, put.key),
+                (put.frame_len, put.is_dated),
+                0,
+                evicts,
+            );
             memory.reserve(reserved)?;
         }
         if evicts {
@@ -286,6 +306,8 @@ struct Put<'k> {
     hash: u64,
     key: &'k [u8],
     frame_len: usize,
+    /// It has a deadline.
+    is_dated: bool,
 }
 
 #[cfg(test)]

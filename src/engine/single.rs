@@ -58,11 +58,11 @@ impl Engine {
     ) -> Result<(Position, Option<Entry>), NotDone> {
         let prepared = Prepared::of_one(self, frame, held)?;
         let added = Digest::EMPTY;
-        let clock = Now::of(&self.clock);
         let hash = self.store.hash(key);
         let mut change = Change::new(prepared.is_some());
         loop {
             let mut entries = self.store.write(hash);
+            let clock = Now::of(&self.clock);
             let epoch = self.admitted(true)?;
             match self
                 .store
@@ -142,19 +142,22 @@ impl Engine {
     ) -> Result<Position, NotDone> {
         let mut prepared = Prepared::of_one(self, frame, held)?;
         let key = frame.key();
-        let clock = Now::of(&self.clock);
-        let call = Call {
-            frame,
-            function,
-            hash: self.store.hash(key),
-            clock: &clock,
-            has_log: prepared.is_some(),
-        };
+        let hash = self.store.hash(key);
+        let has_log = prepared.is_some();
         let (mut change, mut ahead) = (Change::of_client(prepared.is_some()), Ahead::default());
         let mut unlogged = Vec::new();
         loop {
-            let mut entries = self.store.write(call.hash);
+            let mut entries = self.store.write(hash);
             let epoch = self.admitted(true)?;
+            // The time is that of this attempt: a deadline may have passed since the one before, and a reader may have
+            // seen that.
+            let call = Call {
+                frame,
+                function,
+                hash,
+                clock: &Now::of(&self.clock),
+                has_log,
+            };
             let effects = match &mut prepared {
                 Some(prepared) => prepared.effects(),
                 None => &mut unlogged,

@@ -117,7 +117,8 @@ impl<'w, 'e> Work<'w, 'e> {
                 },
                 Command::Ttl => {
                     let old = locked.of(at).find_live(hash, frame.key(), &self.clock);
-                    expiry::ttl(old, &self.clock, answers);
+                    let deadline = old.and_then(Entry::deadline);
+                    expiry::ttl(old.is_some(), deadline, &self.clock, answers);
                     true
                 }
                 Command::Computed(function) => {

@@ -8,6 +8,7 @@ use crate::engine::{Answers, NotDone, Outcome};
 use crate::log::backlog::Records;
 use crate::log::{Position, Reservation};
 use crate::wire::batch::Batch;
+use crate::wire::request::Limits;
 use crate::wire::{RequestFrame, Run, Status};
 
 /// The append queue has no room for a request's records. Nothing was done;
@@ -67,10 +68,11 @@ impl Node {
     pub fn execute_batch<'n>(
         &'n self,
         frame: &RequestFrame<'_>,
+        limits: &Limits,
         room: Option<Reservation<'n>>,
         answers: &mut Answers,
     ) -> Result<(Position, bool), NoRoom> {
-        let batch = match Batch::decode(frame.value()) {
+        let batch = match Batch::decode_within(frame.value(), limits) {
             Ok(batch) => batch,
             Err(error) => {
                 answers.push(Status::Error, error.reason.as_bytes());

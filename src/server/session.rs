@@ -309,7 +309,9 @@ impl<'a> Session<'a> {
                 }
                 if frame.opcode() == Opcode::Batch {
                     let (start, answers) = (self.output.len(), &mut self.output.answers);
-                    let done = self.node.execute_batch(&frame, self.room.take(), answers);
+                    let done =
+                        self.node
+                            .execute_batch(&frame, &self.limits, self.room.take(), answers);
                     let (position, writes) = match done {
                         Ok(done) => done,
                         Err(NoRoom { cost }) => return Some(wait_for_room(thread, cost)),

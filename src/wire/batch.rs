@@ -7,6 +7,7 @@
 use arrayvec::ArrayVec;
 
 use super::command::OperandError;
+use super::expiry::{DEADLINE_LEN, recorded_expiry};
 use super::request::{HEADER_LEN, Limits, Parsed, VALUE_LEN_AT, frames, parse};
 use super::response::{self, Response};
 use super::{Opcode, RequestFrame, Status};
@@ -19,6 +20,9 @@ pub const BATCH_FRAME_BYTES_MAX: usize = 4 << 10;
 
 /// Longest value of a BATCH in bytes: room for the most requests of the greatest length.
 pub const BATCH_BYTES_MAX: u32 = 256 << 10;
+
+/// Longest value of a BATCH as a record of the log: each of its effects may have a deadline more than its request.
+pub const BATCH_RECORD_BYTES_MAX: u32 = BATCH_BYTES_MAX + 64 * 8;
 
 /// Bytes by which the effect of a BATCH may be longer than the BATCH: 3 for each ADD of a key that expires.
 pub(super) const EFFECT_EXTRA: usize = 3 * BATCH_MAX;
@@ -49,7 +53,22 @@ impl<'a> Batch<'a> {
     ///
     /// The first fault. It names the number of the request, from 1, and what is wrong with it.
     pub fn decode(value: &'a [u8]) -> Result<Batch<'a>, OperandError> {
-        let limits = Limits::default();
+        Batch::decode_within(value, &Limits::default())
+    }
+
+    /// The same on a node with these limits, which hold for each value.
+    ///
+    /// # Errors
+    ///
+    /// As [`decode`](Self::decode).
+    pub fn decode_within(value: &'a [u8], limits: &Limits) -> Result<Batch<'a>, OperandError> {
+        if u32::try_from(value.len()).is_ok_and(|len| len > BATCH_BYTES_MAX) {
+            let len = value.len();
+            return Err(OperandError {
+                at: VALUE_LEN_AT,
+                reason: format!("value of {len} bytes in BATCH, limit {BATCH_BYTES_MAX}"),
+            });
+        }
         let (mut frames, mut writes, mut at) = (ArrayVec::new(), 0, 0);
         while at < value.len() {
             let number = frames.len() + 1;
@@ -64,7 +83,7 @@ impl<'a> Batch<'a> {
                 return wrong(format!("a BATCH has {BATCH_MAX} at most"));
             }
             let too_long = |len| format!("frame of {len} bytes, limit {BATCH_FRAME_BYTES_MAX}");
-            let frame = match parse(&value[at..], &limits) {
+            let frame = match parse(&value[at..], limits) {
                 Ok(Parsed::Whole(frame)) => frame,
                 Ok(Parsed::Incomplete { needed }) if needed > BATCH_FRAME_BYTES_MAX => {
                     return wrong(too_long(needed));
@@ -98,6 +117,26 @@ impl<'a> Batch<'a> {
         Ok(Batch { frames, writes })
     }
 
+    /// The effects in the value of a record of the log: SET, SETAT, DEL and EXPIRE. `None` where they are none. They
+    /// may be longer than the requests of a BATCH, whose effects they are.
+    #[must_use]
+    pub fn of_record(value: &'a [u8]) -> Option<Batch<'a>> {
+        let (mut effects, mut writes, mut len) = (ArrayVec::new(), 0, 0);
+        for frame in frames(value) {
+            if !is_effect(&frame) || frame.bytes().len() > BATCH_FRAME_BYTES_MAX + DEADLINE_LEN {
+                return None;
+            }
+            len += frame.bytes().len();
+            writes |= 1 << effects.len();
+            effects.try_push(frame).ok()?;
+        }
+        let is_whole = len == value.len() && !effects.is_empty();
+        is_whole.then_some(Batch {
+            frames: effects,
+            writes,
+        })
+    }
+
     /// The requests, in their order.
     #[must_use]
     pub fn frames(&self) -> &[RequestFrame<'a>] {
@@ -121,17 +160,12 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// The effects of a BATCH that is a record of the log: SET, SETAT, DEL and EXPIRE. `None` where they are none.
-#[must_use]
-pub(super) fn is_record(value: &[u8]) -> bool {
-    Batch::decode(value).is_ok_and(|batch| batch.frames.iter().all(is_effect))
-}
-
+/// Whether a frame may be an effect of a batch.
 fn is_effect(frame: &RequestFrame<'_>) -> bool {
-    let opcode = frame.opcode();
-    let is_absolute =
-        opcode != Opcode::Expire || super::expiry::recorded_expiry(frame.value()).is_some();
-    is_absolute && opcode.spec().is_record
+    let (opcode, value) = (frame.opcode(), frame.value());
+    let is_absolute = opcode != Opcode::Expire || recorded_expiry(value).is_some();
+    let spec = opcode.spec();
+    spec.is_record && spec.batchable && is_absolute && spec.check(frame.key(), value).is_ok()
 }
 
 /// The effects in a record of the log, each on one key: those of a BATCH, none of an EPOCH, and else the record itself.

@@ -212,6 +212,17 @@ const WRITE_KEY: &[Status] = &[
     Status::Timeout,
 ];
 
+/// Statuses of an EXPIRE.
+const EXPIRE: &[Status] = &[
+    Status::Ok,
+    Status::Error,
+    Status::NotLeader,
+    Status::NotFound,
+    Status::Loading,
+    Status::Full,
+    Status::Timeout,
+];
+
 /// Statuses of a write with a condition.
 const WRITE_IF: &[Status] = &[
     Status::Ok,
@@ -514,7 +525,7 @@ commands! {
         effect_extra: Some(0),
         batchable: true,
         reserve: Reserve::Refused,
-        statuses: WRITE_KEY,
+        statuses: EXPIRE,
         ok: OkValue::Empty,
     }
     /// Reads the time that is left until `key` expires.
@@ -560,8 +571,8 @@ commands! {
         name: "BATCH",
         operands: &[],
         rest: "requests",
-        // As long as `BATCH_BYTES_MAX`.
-        rest_max: Limit::Bytes(256 << 10),
+        // A record may be longer than a request, which `Batch::decode` limits.
+        rest_max: Limit::Bytes(batch::BATCH_RECORD_BYTES_MAX),
         check: Some(Batch::check),
         access: Access::Write,
         writes: true,

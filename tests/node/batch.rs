@@ -3,6 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use gopherstore::engine::{Answers, Engine};
 use gopherstore::wire::batch::{Batch, BatchAnswer};
@@ -350,4 +351,113 @@ fn a_batch_that_only_reads_is_a_read() {
     }]);
     let refused = leader.execute_batch(&Batch::decode(&value).unwrap(), None, &mut Answers::new());
     assert!(refused.is_err());
+}
+
+/// The requests that fold into one effect are as long as they may be: the effect is longer.
+#[test]
+fn a_record_may_be_longer_than_the_requests_of_its_batch() {
+    let (leader, _) = engine(8);
+    let (follower, _) = engine(2);
+    let ttl = expiry(Expiry::Ttl(1_000_000));
+    for len in 4_080..=4_096 {
+        let value = vec![b'v'; len - 8];
+        let put = Request::Set {
+            key: b"k",
+            value: &value,
+        };
+        let expire = Request::Expire {
+            key: b"k",
+            value: &ttl,
+        };
+        done(&leader, &[put, expire]);
+        follow(&leader, &follower);
+    }
+    // As many bytes as a batch may have, and each number becomes one with a deadline and all its digits.
+    let value = Opcode::Add
+        .spec()
+        .value_of([0, 0, i64::MIN.cast_unsigned(), 1_000_000]);
+    let keys: Vec<Vec<u8>> = (0..64_u8).map(|at| vec![at; 4_096 - 32]).collect();
+    let adds: Vec<_> = keys
+        .iter()
+        .map(|key| Request::Add { key, value: &value })
+        .collect();
+    assert_eq!(encoded(&adds).len(), 262_144);
+    done(&leader, &adds);
+    follow(&leader, &follower);
+    assert_eq!(follower.len(), 65);
+}
+
+#[test]
+fn a_deadline_of_a_long_value_holds_for_the_requests_behind_it() {
+    let (leader, time) = engine(8);
+    let (follower, _) = engine(2);
+    let ok = |value: &[u8]| (Status::Ok, value.to_vec());
+    let value = vec![b'l'; 100_000];
+    let (key, get) = (&b"k"[..], Request::Get { key: b"k" });
+    let (soon, never) = (expiry(Expiry::Ttl(5)), expiry(Expiry::None));
+    let soon = Request::Expire { key, value: &soon };
+    let never = Request::Expire { key, value: &never };
+    let ttl = Request::Ttl { key };
+    execute(&leader, &[Request::Set { key, value: &value }]);
+    let five = 5_u64.to_be_bytes();
+    let expected = [
+        ok(b""),
+        ok(&five),
+        ok(&value),
+        ok(b""),
+        ok(b""),
+        ok(b""),
+        ok(&five),
+    ];
+    assert_eq!(
+        done(&leader, &[soon, ttl, get, never, ttl, soon, ttl]),
+        expected
+    );
+    assert_eq!(leader.head().index, 2);
+    follow(&leader, &follower);
+    time.pass(5);
+    assert_eq!(
+        done(&leader, &[ttl, get]),
+        [(); 2].map(|()| (Status::NotFound, vec![]))
+    );
+    // A deadline that has passed hides the key within the batch.
+    execute(&leader, &[Request::Set { key, value: &value }]);
+    let past = expiry(Expiry::Deadline(1));
+    let past = Request::Expire { key, value: &past };
+    assert_eq!(
+        done(&leader, &[past, get]),
+        [ok(b""), (Status::NotFound, vec![])]
+    );
+    follow(&leader, &follower);
+}
+
+#[test]
+fn the_responses_of_a_batch_are_limited_before_they_are_gathered() {
+    let (leader, _) = engine(8);
+    let value = vec![b'l'; 8 << 20];
+    execute(
+        &leader,
+        &[Request::Set {
+            key: b"k",
+            value: &value,
+        }],
+    );
+    let gets = [Request::Get { key: b"k" }; 20];
+    let (status, message) = batch(&leader, &gets);
+    assert_eq!(status, Status::Error);
+    assert_eq!(message, b"responses of more than 67108864 bytes");
+    let ttl = expiry(Expiry::Ttl(1_000));
+    let keys: Vec<[u8; 1]> = (0..9).map(|key| [key]).collect();
+    for key in &keys {
+        leader.log().unwrap().drain(Instant::now());
+        execute(&leader, &[Request::Set { key, value: &value }]);
+    }
+    let expires: Vec<_> = keys
+        .iter()
+        .map(|key| Request::Expire { key, value: &ttl })
+        .collect();
+    leader.log().unwrap().drain(Instant::now());
+    let (status, _) = batch(&leader, &expires);
+    assert_eq!(status, Status::Error);
+    assert_eq!(leader.get(&keys[0]).unwrap().deadline(), None);
 }

@@ -337,3 +337,34 @@ fn random_requests_on_a_leader_and_its_follower() {
     }
     follow(&leader, &follower);
 }
+
+/// A clock that goes on by a millisecond each time it is read.
+#[derive(Debug)]
+struct Running(AtomicU64);
+
+impl TimeSource for Running {
+    fn read(&self) -> Reading {
+        let monotonic = self.0.fetch_add(1, Ordering::SeqCst);
+        let wall = START + monotonic;
+        Reading { wall, monotonic }
+    }
+}
+
+/// The first attempt at a new deadline of a long value finds the key there, and copies it without the lock. Its
+/// deadline passes meanwhile, which a reader may see.
+#[test]
+fn a_key_that_expires_between_two_attempts_at_a_write_has_expired() {
+    let engine = Engine::new(None, Clock::new(Box::new(Running(AtomicU64::new(0)))));
+    engine.admit(Admission {
+        reads: true,
+        writes: true,
+    });
+    let (key, ttl) = (&b"k"[..], expiry(Expiry::None));
+    let now = engine.clock().now();
+    // The next reading is before the deadline, and the one behind it is not.
+    let value = at(now + 2, &[b'l'; 100_000]);
+    let request = Request::SetAt { key, value: &value };
+    assert_eq!(one(&engine, request).0, Status::Ok);
+    let request = Request::Expire { key, value: &ttl };
+    assert_eq!(one(&engine, request).0, Status::NotFound);
+}

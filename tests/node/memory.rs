@@ -176,7 +176,8 @@ fn a_write_that_would_grow_is_refused_and_every_other_goes_on() {
                 key: number,
                 value: &expire,
             },
-            Status::Ok,
+            // The heap of deadlines grows for it.
+            Status::Full,
         ),
         (Request::Get { key: b"new" }, Status::NotFound),
     ] {
@@ -399,4 +400,47 @@ fn what_makes_room_is_removed_from_followers_by_the_log() {
     assert_eq!(follower.head(), leader.head());
     assert_eq!(follower.len(), leader.len());
     assert_eq!(follower.evicted_and_refused(), [0, 0]);
+}
+
+#[test]
+fn deadlines_count_before_they_are_set() {
+    let max = 4 << 20;
+    let engine = engine(max, false, None);
+    let count = fill(&engine, b"");
+    let value = Opcode::Expire.spec().value_of([1, 1_000_000]);
+    let mut refused = 0;
+    for number in 0..count {
+        let key = &number.to_be_bytes();
+        let value = &value;
+        match status(&engine, Request::Expire { key, value }) {
+            Status::Ok => {}
+            Status::Full => refused += 1,
+            other => panic!("{other:?}"),
+        }
+        assert!(engine.memory_bytes() <= max, "after {number}");
+    }
+    assert!(refused > count / 2);
+    // As a part of a batch.
+    let (first, last) = (0_u64.to_be_bytes(), (count - 1).to_be_bytes());
+    let batch = [&last, &first].map(|key| Request::Expire { key, value: &value });
+    let mut frames = Vec::new();
+    for request in batch {
+        request.encode(&mut frames).unwrap();
+    }
+    let batch = Batch::decode(&frames).unwrap();
+    let mut answers = Answers::new();
+    engine.execute_batch(&batch, None, &mut answers).unwrap();
+    assert_eq!(answers.bytes()[0], Status::Full.byte());
+    // Another deadline, and none, need nothing more.
+    let with_deadline = (0..count).find(|number| {
+        let entry = engine.get(&number.to_be_bytes());
+        entry.is_some_and(|entry| entry.deadline().is_some())
+    });
+    if let Some(number) = with_deadline {
+        let key = &number.to_be_bytes();
+        for operands in [[1, 5_000], [0, 0]] {
+            let value = &Opcode::Expire.spec().value_of(operands);
+            assert_eq!(status(&engine, Request::Expire { key, value }), Status::Ok);
+        }
+    }
 }

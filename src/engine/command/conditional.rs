@@ -23,8 +23,7 @@ pub(super) fn put<'a>(input: &Input<'_, 'a>, answers: &mut Answers) -> Result<Ef
         conflict(input.old, put.want, answers);
         return Ok(Effect::None);
     }
-    let kept = input.old.and_then(Entry::deadline);
-    match put.expiry.deadline(|| input.clock.now(), kept) {
+    match put.expiry.deadline(|| input.clock.now(), input.deadline) {
         Ok(deadline) => {
             done(input.old, put.want, answers);
             let value = NewValue::Sent(put.value);

@@ -39,7 +39,7 @@ fn sum(input: &Input<'_, '_>) -> Result<(i64, Option<u64>, bool), String> {
         Some(entry) => {
             let number =
                 decimal(entry.value()).ok_or("the value is no decimal number of 64 bits")?;
-            (number, entry.deadline())
+            (number, input.deadline)
         }
         None => (add.start, add.expiry.deadline(|| input.clock.now(), None)?),
     };

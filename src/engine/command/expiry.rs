@@ -3,7 +3,6 @@
 use super::{Effect, Input, Needs, NewValue};
 use crate::engine::answers::Answers;
 use crate::engine::clock::Now;
-use crate::engine::entry::Entry;
 use crate::wire::Status;
 use crate::wire::expiry::{SetAt, expiry_of};
 
@@ -28,13 +27,18 @@ pub(super) fn set_at<'a>(
     }
 }
 
-/// TTL: answers the time that the key has left. `old` is its entry, which has not expired.
+/// TTL: answers the time that the key has left, where it `is_there` and has not expired.
 #[inline(never)]
-pub(in crate::engine) fn ttl(old: Option<&Entry>, clock: &Now<'_>, answers: &mut Answers) {
-    match old.map(Entry::deadline) {
-        None => answers.push(Status::NotFound, b""),
-        Some(None) => answers.push(Status::Ok, b""),
-        Some(Some(deadline)) => {
+pub(in crate::engine) fn ttl(
+    is_there: bool,
+    deadline: Option<u64>,
+    clock: &Now<'_>,
+    answers: &mut Answers,
+) {
+    match deadline {
+        _ if !is_there => answers.push(Status::NotFound, b""),
+        None => answers.push(Status::Ok, b""),
+        Some(deadline) => {
             let left = deadline.saturating_sub(clock.now());
             answers.push(Status::Ok, &left.to_be_bytes());
         }
@@ -51,9 +55,9 @@ pub(super) fn expire<'a>(
     match (deadline, input.old) {
         (Err(reason), _) => answers.push(Status::Error, reason.as_bytes()),
         (Ok(_), None) => answers.push(Status::NotFound, b""),
-        (Ok(deadline), Some(old)) => {
+        (Ok(deadline), Some(_)) => {
             answers.push(Status::Ok, b"");
-            if deadline != old.deadline() {
+            if deadline != input.deadline {
                 return Ok(Effect::Expire { deadline });
             }
         }

@@ -66,6 +66,8 @@ pub(super) struct Input<'i, 'a> {
     pub(super) frame: &'i RequestFrame<'a>,
     /// The entry of the key; `None` where there is none, or where its deadline has passed.
     pub(super) old: Option<&'i Entry>,
+    /// The deadline that the key has; a request of a BATCH before this one may have changed that of the entry.
+    pub(super) deadline: Option<u64>,
     /// The time, which is read where the command asks for it.
     pub(super) clock: &'i Now<'i>,
     /// XXH3-128 of the old entry's value, where it was [asked for](Needs::OldHash).

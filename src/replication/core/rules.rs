@@ -113,6 +113,10 @@ pub fn start_of_watch(
         .epochs()
         .first()
         .is_some_and(|oldest| epoch < oldest.epoch && index < oldest.start_index);
+    if own.last().is_none_or(|newest| epoch > newest.epoch) {
+        // This node has not heard of that epoch yet.
+        return WatchStart::Later;
+    }
     match own.end_of(epoch, nonce) {
         Some(EpochEnd::At(end)) => WatchStart::Lost {
             epoch_end: Some(end),
@@ -378,8 +382,10 @@ mod tests {
         assert_eq!(after(at(1, 8)), lost(Some(7)));
         assert_eq!(after(at(4, 9)), lost(Some(8)));
         assert_eq!(after(UNRELATED), lost(None));
-        for position in [at(2, 3), at(6, 9), at(6, 0)] {
-            assert_eq!(after(position), lost(None), "{position:?}");
+        assert_eq!(after(at(2, 3)), lost(None));
+        // An epoch that this node has not heard of yet.
+        for position in [at(6, 9), at(6, 0)] {
+            assert_eq!(after(position), WatchStart::Later, "{position:?}");
         }
         let oldest = EpochStart {
             epoch: 7,
@@ -399,7 +405,7 @@ mod tests {
         assert_eq!(start(6, 99), WatchStart::Forgotten);
         assert_eq!(start(6, 100), lost(None));
         assert_eq!(start(7, 99), WatchStart::After(99));
-        assert_eq!(start(8, 99), lost(None));
+        assert_eq!(start(8, 99), WatchStart::Later, "an epoch that is new here");
     }
 
     #[test]

@@ -15,6 +15,9 @@ use crate::wire::request::{self, Limits, Parsed::Whole};
 /// Bytes of frames after which a chunk is sent.
 const CHUNK_BYTES: usize = 64 << 10;
 
+/// Steps of a snapshot that send nothing before others have a turn: a heartbeat, and the end of the connection.
+const QUIET_MAX: usize = 32;
+
 /// Time between two looks whether this node has applied what it has sent.
 const APPLY_TURN: Duration = Duration::from_millis(1);
 
@@ -94,7 +97,7 @@ impl SnapshotOut {
         now: Instant,
         out: &mut Vec<u8>,
     ) -> Result<Option<Sending>, StreamEnd> {
-        loop {
+        for _ in 0..QUIET_MAX {
             let sending = match self.stage {
                 Stage::Begin => Some(self.begin(source, out)?),
                 Stage::Copied => self.send_copied(source, out)?,
@@ -105,6 +108,7 @@ impl SnapshotOut {
                 return Ok(sending);
             }
         }
+        Ok(Some(Sending::Gather(Duration::ZERO)))
     }
 
     fn begin(&mut self, source: &mut Source<'_>, out: &mut Vec<u8>) -> Result<Sending, StreamEnd> {
@@ -196,6 +200,9 @@ impl SnapshotOut {
                 }
             }
             index += 1;
+        }
+        if !rest.is_empty() {
+            return Err(StreamEnd::TooLong);
         }
         if batch.finish(|count| chunk_fields(source.epoch, self.chunks, count)) == 0 {
             return Ok(None);

@@ -179,10 +179,14 @@ pub(crate) struct WatchStream<'a> {
 impl<'a> WatchStream<'a> {
     /// Begins a stream that was accepted.
     pub(crate) fn new(accepted: AcceptedWatch<'a>, now: Instant) -> WatchStream<'a> {
-        let source = Source::new(accepted.offer, now);
+        let mut source = Source::new(accepted.offer, now);
         let snapshot = match source.cursor {
             Some(_) => None,
-            None => Some(Box::new(SnapshotOut::new(&accepted.prefix, now))),
+            None => {
+                // Its first message says that the node is alive.
+                source.beat_from(now + source.interval);
+                Some(Box::new(SnapshotOut::new(&accepted.prefix, now)))
+            }
         };
         WatchStream {
             source,
@@ -230,8 +234,14 @@ impl<'a> WatchStream<'a> {
                     "{addr} was sent a snapshot up to index {index} in {took} ms"
                 ));
             }
-            if let Some(sending) = sending {
-                return Ok(sending);
+            match sending {
+                // It visits keys that are not watched.
+                Some(Sending::Gather(_)) if self.source.is_beat_due(now) => {
+                    let cursor = self.source.cursor.ok_or(StreamEnd::FellBehind)?;
+                    return self.beat(cursor, out);
+                }
+                Some(sending) => return Ok(sending),
+                None => {}
             }
             self.source.beat_from(now);
             self.snapshot = None;
@@ -293,8 +303,13 @@ impl<'a> WatchStream<'a> {
 
     /// Makes the events of the first `count` records that were read.
     fn events(&self, first_index: u64, count: u32, out: &mut Vec<u8>) -> Result<(), StreamEnd> {
-        let frames = request::frames(&self.source.run);
-        for (index, frame) in (first_index..).zip(frames).take(size(count)) {
+        let (mut frames, end) = (
+            request::frames(&self.source.run),
+            first_index + u64::from(count),
+        );
+        for index in first_index..end {
+            // A watcher is to miss none, whatever is wrong.
+            let frame = frames.next().ok_or(StreamEnd::TooLong)?;
             self.event(index, &frame, out)?;
         }
         Ok(())
@@ -355,9 +370,4 @@ impl<'a> WatchStream<'a> {
     pub(crate) fn check_stall(&self) -> Result<(), StreamEnd> {
         self.source.check_pause()
     }
-}
-
-/// A count as a size in memory.
-fn size(count: u32) -> usize {
-    usize::try_from(count).unwrap_or(usize::MAX)
 }

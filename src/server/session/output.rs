@@ -198,4 +198,5 @@ const fn is_refusal(status: u8) -> bool {
     status == Status::Error.byte()
         || status == Status::NotLeader.byte()
         || status == Status::Loading.byte()
+        || status == Status::Full.byte()
 }

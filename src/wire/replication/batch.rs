@@ -1,7 +1,7 @@
 //! Batches: records one after another, the value of ENTRIES and SNAPSHOT_CHUNK.
 
 use super::{Fields, Head, ReplicationError, StreamOpcode};
-use crate::wire::batch;
+use crate::wire::batch::Batch;
 use crate::wire::expiry::{DEADLINE_LEN, recorded_expiry};
 use crate::wire::request::{self, ANY_VALUE, Parsed};
 use crate::wire::{Opcode, RequestFrame, Run, size};
@@ -126,7 +126,7 @@ impl<'a> Frames<'a> {
 /// Whether the operands at the start of a value are those of a record. Records say the same at every time.
 pub(super) fn is_record(opcode: Opcode, value: &[u8]) -> bool {
     if opcode == Opcode::Batch {
-        return batch::is_record(value);
+        return Batch::of_record(value).is_some();
     }
     if opcode == Opcode::Expire {
         return recorded_expiry(value).is_some();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::wire::replication::{self, Change, Parsed as StreamParsed};
+use crate::wire::request::Limits;
 use crate::wire::{RequestFrame, Token};
 
 /// The status of a refusal, and its value as text or as an index.
@@ -238,7 +239,9 @@ fn batch(host: &Host, requests: &[Request<'_>]) {
     let Ok(Parsed::Whole(frame)) = parse(&bytes, &Limits::default()) else {
         panic!("a whole request");
     };
-    host.node.execute_batch(&frame, None, &mut answers).unwrap();
+    host.node
+        .execute_batch(&frame, &Limits::default(), None, &mut answers)
+        .unwrap();
     assert_eq!(answers.bytes()[0], Status::Ok.byte());
     host.log().drain(host.began);
 }
