@@ -10,7 +10,7 @@ use log::{error, info, warn};
 use super::Replica;
 use super::core::report::{Role, Stopping};
 use super::core::shutdown::{ANSWER_TIMEOUT, Shutdown, Step};
-use crate::node::RoleState;
+use crate::node::{Node, RoleState};
 
 /// How a stop in good order ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ impl<'a> ShutdownSync<'a> {
         };
         let own_name = node.member().map_or("", |member| member.name.as_str());
         let index = node.head().index;
-        let holds_data = node.holds_data() && !node.engine().is_empty();
+        let holds_data = node.holds_data() && has_written(node);
         let is_refusing = matches!(role, RoleState::Refusing { .. });
         let shutdown = (holds_data && !is_refusing)
             .then(|| Shutdown::new((own_role, own_name), index, took_writes, now));
@@ -111,7 +111,7 @@ impl<'a> ShutdownSync<'a> {
         let RoleState::Refusing { why, .. } = node.role() else {
             return Ending::Kept;
         };
-        if node.engine().is_empty() {
+        if !has_written(node) {
             return Ending::Kept;
         }
         let (keys, index) = (node.engine().len(), self.index);
@@ -167,4 +167,13 @@ impl<'a> ShutdownSync<'a> {
     fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.began)
     }
+}
+
+/// Whether there is anything to lose: a data set that is empty because everything in it was removed is not one that
+/// was never written to. A node that lacks the removals would have the keys again.
+fn has_written(node: &Node) -> bool {
+    let index = node.head().index;
+    let log = node.engine().log();
+    let epochs = log.map_or(0, |log| log.history().last_records(index).len());
+    !node.engine().is_empty() || u64::try_from(epochs).is_ok_and(|epochs| epochs < index)
 }

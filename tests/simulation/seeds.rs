@@ -21,6 +21,12 @@ fn number(name: &str) -> Option<u64> {
     )
 }
 
+/// Seeds that failed once, by a fault that is mended.
+const RECORDED: [u64; 1] = [
+    // A leader whose data set had become empty stopped while its followers lacked the last removals.
+    15_667,
+];
+
 /// Failures after which no more seeds are run.
 const FAILURES_MAX: usize = 10;
 
@@ -49,6 +55,11 @@ fn simulated_clusters_keep_what_they_acknowledged_and_agree_in_the_end() {
     let (begin, count) = (Instant::now(), number("GOPHERSTORE_SEEDS"));
     let mut sum = Summary::default();
     let mut failures = Vec::new();
+    for seed in RECORDED {
+        if let Err(failure) = run(seed, Mode::Off) {
+            report(seed, &failure);
+        }
+    }
     let mut seeds = 0;
     while seeds < count.unwrap_or(SEEDS_MIN) || (count.is_none() && begin.elapsed() < BUDGET) {
         seeds += 1;
