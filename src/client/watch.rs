@@ -333,6 +333,12 @@ impl Watcher {
     /// the oldest index that is left were not received. [`Error::Lost`] where records that it has received are not part
     /// of the node's data. Otherwise the last error; the watcher is then as it was.
     pub fn resume(&mut self, addrs: &[impl AsRef<str>], patience: Duration) -> Result<()> {
+        if addrs.is_empty() {
+            let source =
+                std::io::Error::new(std::io::ErrorKind::InvalidInput, "no address is given");
+            let addr = String::new();
+            return Err(Error::Connect { addr, source });
+        }
         let until = Instant::now() + patience;
         let from = match self.position() {
             Some(position) => WatchFrom::After(position),

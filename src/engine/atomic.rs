@@ -166,7 +166,7 @@ impl Engine {
                         Ok(memory) => memory,
                         Err(full) => {
                             drop(locked);
-                            match self.make_room(full, &mut held) {
+                            match self.make_room(full) {
                                 Ok(()) => continue,
                                 Err(NotDone::Full(full)) => {
                                     answers.push(Status::Full, self.message_of(full).as_bytes());
@@ -526,13 +526,14 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
                     let old = entries.find(hash, key).map_or(0, |old| old.frame().len());
                     (old + DEADLINE_LEN, true)
                 }
-                Kind::Removed | Kind::Dated(None) => return 0,
+                Kind::Removed => return (0, store.block_of(entries.find(hash, key))),
+                Kind::Dated(None) => return (0, 0),
             };
             let before = new.iter().filter(|other| **other == place).count();
             if entries.find(hash, key).is_none() {
                 new.push(place);
             }
-            store.growth(entries, (hash, key), becomes, before)
+            (store.growth(entries, (hash, key), becomes, before), 0)
         });
         self.engine.store.reserve_memory(growth)
     }

@@ -234,7 +234,7 @@ impl Store {
                 } else {
                     0
                 };
-                let reserved = self.reserve_memory(std::iter::once(growth));
+                let reserved = self.reserve_memory(std::iter::once((growth, 0)));
                 let reserved = reserved.map_err(NotYet::Full)?;
                 let moved = self.expire(entries, call.hash, key, deadline, (change, ahead));
                 self.release(reserved);

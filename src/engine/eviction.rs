@@ -14,7 +14,7 @@ use arrayvec::ArrayVec;
 use super::Engine;
 use super::change::{Change, LongOld};
 use super::entry::Entry;
-use super::execute::{Held, NotDone};
+use super::execute::NotDone;
 use super::memory::{Full, Memory, MemoryLimit, allocation_bytes};
 use super::store::{Entries, Store};
 use crate::log::backlog::Records;
@@ -134,19 +134,15 @@ impl Engine {
     /// removed from other partitions with theirs locked.
     #[cold]
     #[inline(never)]
-    pub(super) fn make_room_ahead<'e>(
-        &'e self,
-        run: &Run<'_>,
-        held: &mut Held<'e>,
-    ) -> Result<(), NotDone> {
+    pub(super) fn make_room_ahead(&self, run: &Run<'_>) -> Result<(), NotDone> {
         match self.store.memory() {
             Some(memory) if memory.limit.evicts && run.writes() != 0 => {
                 // About what they need if all their keys are new.
                 let needed = allocation_bytes(run.bytes().len());
-                if needed > memory.limit.max_bytes {
+                if needed > memory.evicted_max() {
                     return Ok(());
                 }
-                match self.evict(memory, needed, held) {
+                match self.evict(memory, needed) {
                     // Its reads may be admitted where its writes are not.
                     Ok(_) | Err(NotDone::Refused) => Ok(()),
                     Err(not_done) => Err(not_done),
@@ -160,13 +156,13 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// Where there can be none, and where records of evictions have no room in the log.
+    /// Where there can be none, and while writes are held.
     #[cold]
-    pub(super) fn make_room<'e>(&'e self, full: Full, held: &mut Held<'e>) -> Result<(), NotDone> {
+    pub(super) fn make_room(&self, full: Full) -> Result<(), NotDone> {
         if let Some(memory) = self.store.memory() {
             if memory.limit.evicts
-                && full.needed <= memory.limit.max_bytes
-                && self.evict(memory, full.needed, held)?
+                && full.needed <= memory.evicted_max()
+                && self.evict(memory, full.needed)?
             {
                 return Ok(());
             }
@@ -176,12 +172,10 @@ impl Engine {
     }
 
     /// Removes entries until `needed` more bytes fit. Returns false where nothing is left to be removed.
-    fn evict<'e>(
-        &'e self,
-        memory: &Memory,
-        needed: u64,
-        held: &mut Held<'e>,
-    ) -> Result<bool, NotDone> {
+    ///
+    /// The records take room in the log beyond its capacity: the writer may hold so much of it that there is none left,
+    /// and they are fewer bytes than what they remove.
+    fn evict(&self, memory: &Memory, needed: u64) -> Result<bool, NotDone> {
         let mut change = Change::new(self.sequencer.is_some());
         // The hand may clear all bits in one turn, and has to pass the place where it began in the next.
         let mut turns = 0;
@@ -190,7 +184,8 @@ impl Engine {
             let room = match &self.sequencer {
                 Some(sequencer) => {
                     let cost = Records::cost(RECORDS_BYTES + RECORD_BYTES_MAX);
-                    Some((sequencer, held.reserve(sequencer, cost)?))
+                    let room = sequencer.reserve_beyond(cost);
+                    Some((sequencer, room.ok_or(NotDone::NoRoom { cost })?))
                 }
                 None => None,
             };

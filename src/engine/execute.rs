@@ -110,7 +110,7 @@ impl Engine {
     ) -> Result<Outcome, NotDone> {
         let mut held = Held(room);
         if self.store.memory().is_some() {
-            self.make_room_ahead(run, &mut held)?;
+            self.make_room_ahead(run)?;
         }
         if run.len() > 1 {
             match self.together(run, &mut held, answers) {

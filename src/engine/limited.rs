@@ -100,18 +100,33 @@ impl Store {
         })
     }
 
-    /// Reserves the sum of these bytes for writes that are not limited themselves, and returns it.
+    /// Reserves the sum of these bytes, less those that are freed by the same write, for writes that are not limited
+    /// themselves, and returns it.
     ///
     /// # Errors
     ///
     /// Where the limit leaves too few.
-    pub(super) fn reserve_memory(&self, growth: impl Iterator<Item = u64>) -> Result<u64, Full> {
+    pub(super) fn reserve_memory(
+        &self,
+        changes: impl Iterator<Item = (u64, u64)>,
+    ) -> Result<u64, Full> {
         let Some(memory) = self.memory() else {
             return Ok(0);
         };
-        let needed = growth.sum();
+        let (mut growth, mut freed) = (0_u64, 0_u64);
+        for (more, less) in changes {
+            growth += more;
+            freed += less;
+        }
+        let needed = growth.saturating_sub(freed);
         memory.reserve(needed)?;
         Ok(needed)
+    }
+
+    /// Bytes of the block of an entry; 0 without a limit.
+    pub(super) fn block_of(&self, entry: Option<&Entry>) -> u64 {
+        let block = |_: &Memory| entry.map_or(0, |entry| block_bytes(entry.frame().len()));
+        self.memory().map_or(0, block)
     }
 
     /// Gives reserved bytes back.
@@ -264,7 +279,16 @@ impl Store {
                 0,
                 evicts,
             );
-            memory.reserve(reserved)?;
+            memory.reserve(reserved).map_err(|full| {
+                // Of a value that no others make room for, the old one is not to make room either.
+                let block = block_bytes(put.frame_len);
+                let is_too_long = evicts && block > memory.evicted_max();
+                if is_too_long {
+                    Full { needed: block }
+                } else {
+                    full
+                }
+            })?;
         }
         if evicts {
             match entries.bucket_of(put.hash, put.key) {

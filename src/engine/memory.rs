@@ -244,6 +244,12 @@ impl Memory {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Most bytes that other entries make room for: half of the limit. A greater value would push out nearly
+    /// everything, and might not fit even then.
+    pub(super) const fn evicted_max(&self) -> u64 {
+        self.limit.max_bytes / 2
+    }
+
     /// Bytes above the limit, if `needed` more are used.
     pub(super) fn excess(&self, needed: u64) -> u64 {
         let after = self.used().saturating_add(needed);
@@ -300,6 +306,7 @@ mod tests {
     #[cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
     #[allow(unsafe_code)]
     fn blocks_are_as_large_as_the_allocator_makes_them() {
+        let mut exact = 0;
         for len in (1..2_000).chain([4_096, 10_023, 65_535, 130_000, 131_072, 500_000]) {
             let mut block: Vec<u8> = Vec::with_capacity(len);
             let start = block.as_mut_ptr();
@@ -307,12 +314,15 @@ mod tests {
             let usable = unsafe { libc::malloc_usable_size(start.cast()) } as u64;
             let (block, counted) = (usable + BLOCK_HEADER, allocation_bytes(len));
             if len < 131_072 {
-                assert_eq!(block, counted, "{len}");
+                // A free block that is too small to be split is handed out whole.
+                assert!(block == counted || block == counted + 16, "{len}: {block}");
+                exact += u32::from(block == counted);
             } else {
                 // Whether it is one of whole pages depends on what was freed before.
                 assert!(block <= counted && counted < block + PAGE_BYTES, "{len}");
             }
         }
+        assert!(exact > 1_500, "{exact}");
     }
 
     #[test]

@@ -44,7 +44,7 @@ impl Engine {
                     drop(replaced);
                     return Ok(Position { epoch, index });
                 }
-                Err(why) => self.unblock(entries, &mut change, why, held)?,
+                Err(why) => self.unblock(entries, &mut change, why)?,
             }
         }
     }
@@ -124,7 +124,7 @@ impl Engine {
                 }
                 Err((why, given_back)) => {
                     entry = given_back;
-                    if let Err(not_done) = self.unblock(entries, &mut change, why, held) {
+                    if let Err(not_done) = self.unblock(entries, &mut change, why) {
                         return Err((not_done, entry));
                     }
                 }
@@ -184,7 +184,7 @@ impl Engine {
                 }
                 Err(NotYet::Full(full)) => {
                     drop(entries);
-                    self.make_room(full, held)?;
+                    self.make_room(full)?;
                 }
                 Err(needed) => {
                     drop(entries);
@@ -199,17 +199,16 @@ impl Engine {
     /// Unlocks a partition, and does what a put needs that was not made.
     #[cold]
     #[inline(never)]
-    fn unblock<'e>(
-        &'e self,
+    fn unblock(
+        &self,
         entries: impl Sized,
         change: &mut Change,
         why: NotPut,
-        held: &mut Held<'e>,
     ) -> Result<(), NotDone> {
         drop(entries);
         match why {
             NotPut::Long(long) => change.learn(long),
-            NotPut::Full(full) => self.make_room(full, held)?,
+            NotPut::Full(full) => self.make_room(full)?,
         }
         Ok(())
     }

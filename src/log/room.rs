@@ -96,6 +96,19 @@ impl Room {
         }
     }
 
+    /// Reserves `cost` bytes beyond the capacity, or returns `None` while the budget is paused.
+    pub(super) fn take_unless_paused(&self, cost: u64) -> Option<Reservation<'_>> {
+        let mut state = self.state.lock();
+        if state.used >= PAUSED {
+            return None;
+        }
+        state.used = state.used.saturating_add(cost);
+        Some(Reservation {
+            room: self,
+            bytes: cost,
+        })
+    }
+
     /// Waits until `cost` bytes are reserved. The caller holds no lock.
     pub(super) fn reserve(&self, cost: u64) -> Reservation<'_> {
         let mut state = self.state.lock();

@@ -102,6 +102,13 @@ impl Sequencer {
         self.log.room.try_reserve(cost)
     }
 
+    /// Reserves room for records of this cost, whether there is some or not; `None` while writes are
+    /// [held](Self::hold_writes). For records without which a writer that has room already cannot go on.
+    #[must_use]
+    pub fn reserve_beyond(&self, cost: u64) -> Option<Reservation<'_>> {
+        self.log.room.take_unless_paused(cost)
+    }
+
     /// Waits for room for records of this cost, behind the writers that wait already. Once the log has
     /// [ended](Self::end) nothing waits. The caller holds no lock.
     #[must_use]

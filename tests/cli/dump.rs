@@ -321,6 +321,9 @@ const FAR: u64 = 4_102_444_800_000;
 #[test]
 fn deadlines_go_with_their_keys_from_one_cluster_to_another() {
     let (from, to) = (Cluster::start(2), Cluster::start(2));
+    for cluster in [&from, &to] {
+        cluster.wait_converged(std::time::Duration::from_secs(15));
+    }
     let [from_addr, to_addr] = [&from, &to].map(|cluster| cluster.addr(0).to_string());
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("expiring.gbp");

@@ -444,3 +444,54 @@ fn deadlines_count_before_they_are_set() {
         }
     }
 }
+
+/// A value that takes nearly all of the limit pushes nothing out, and one that fits is stored: also where its record
+/// takes all the room of the append queue.
+#[test]
+fn a_large_value_makes_room_or_is_refused_with_everything_as_it_was() {
+    for backlog_bytes in [None, Some(64 << 20)] {
+        let max = 24 << 20;
+        let engine = engine(max, true, backlog_bytes);
+        for number in 0..1_000 {
+            assert_eq!(set(&engine, number, b"small"), Status::Ok);
+        }
+        let drain = || {
+            if let Some(log) = engine.log() {
+                log.drain(Instant::now());
+            }
+        };
+        drain();
+        assert_eq!(set(&engine, 1_000, &vec![b'l'; 9 << 20]), Status::Ok);
+        drain();
+        for (number, len) in [(1_000, 30 << 20), (1_001, 16 << 20), (1_000, 24 << 20)] {
+            let value = vec![b'l'; len];
+            assert_eq!(set(&engine, number, &value), Status::Full, "{len}");
+            drain();
+            assert_eq!(engine.len(), 1_001);
+            assert!(engine.memory_bytes() > 9 << 20, "the old one is there");
+        }
+        // Each of these has to push out those before it, and its record is longer than the append queue.
+        for number in 2_000..2_010 {
+            assert_eq!(set(&engine, number, &vec![b'l'; 11 << 20]), Status::Ok);
+            drain();
+            assert!(engine.memory_bytes() <= max);
+        }
+    }
+}
+
+#[test]
+fn a_batch_moves_a_value_from_key_to_key_at_the_limit() {
+    let engine = engine(1 << 20, false, None);
+    let value = &[b'v'; 100];
+    fill(&engine, value);
+    let (from, to) = (&0_u64.to_be_bytes()[..], &u64::MAX.to_be_bytes()[..]);
+    let mut frames = Vec::new();
+    for request in [Request::Del { key: from }, Request::Set { key: to, value }] {
+        request.encode(&mut frames).unwrap();
+    }
+    let batch = Batch::decode(&frames).unwrap();
+    let mut answers = Answers::new();
+    engine.execute_batch(&batch, None, &mut answers).unwrap();
+    assert_eq!(answers.bytes()[0], Status::Ok.byte());
+    assert!(engine.get(from).is_none() && engine.get(to).is_some());
+}

@@ -151,7 +151,16 @@ pub(crate) const OFFERS: &[Offer] = &[
     Offer {
         synopsis: "scan [PREFIX]",
         meaning: "print the keys that begin with PREFIX",
-        make: |operands| Ok(Command::scan(operands)),
+        make: |operands| match operands.first() {
+            // Taken for a prefix, it would find nothing and say so.
+            Some(option) if option.starts_with(b"--") => {
+                let option = String::from_utf8_lossy(option);
+                Err(format!(
+                    "scan has no {option} in lines; gopherstore-cli scan has options"
+                ))
+            }
+            Some(_) | None => Ok(Command::scan(operands)),
+        },
     },
     Offer {
         synopsis: "batch FILE",

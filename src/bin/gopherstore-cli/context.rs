@@ -189,6 +189,22 @@ impl Context {
     }
 
     /// The first address of a comma-separated list that responds.
+    /// The address that is used, and behind it the others that were given.
+    pub(crate) fn addrs(&self) -> Result<Vec<String>, Failure> {
+        let first = self.addr()?;
+        let given = match (&self.addr, &self.config) {
+            (Some(addrs), _) => addrs.clone(),
+            (None, Some(_)) => String::new(),
+            (None, None) => variable(ADDR_VARIABLE)
+                .and_then(|addrs| addrs.into_string().ok())
+                .unwrap_or_default(),
+        };
+        let others = given.split(',').map(str::trim);
+        let others = others.filter(|addr| is_address(addr) && *addr != first);
+        let others: Vec<String> = others.map(str::to_owned).collect();
+        Ok(std::iter::once(first).chain(others).collect())
+    }
+
     fn first_of(&self, addrs: &str, origin: &str) -> Result<String, Failure> {
         let addrs: Vec<&str> = addrs.split(',').map(str::trim).collect();
         if let Some(odd) = addrs.iter().find(|addr| !is_address(addr)) {

@@ -106,13 +106,14 @@ fn first(command: &Tail) -> Result<WatchFrom, Failure> {
 
 pub(crate) fn run(command: Tail, context: &Context) -> Result<Outcome, Failure> {
     let from = first(&command)?;
-    let addr = context.addr()?;
+    let addrs = context.addrs()?;
+    let addr = &addrs[0];
     let watch = Watch {
         prefix: command.prefix,
         values: command.values,
         from,
     };
-    let mut watcher = Watcher::open(&addr, &context.options(), watch)
+    let mut watcher = Watcher::open(addr, &context.options(), watch)
         .map_err(|error| failure(&error, from, context))?;
     if io::stderr().is_terminal() {
         say(&match watcher.start() {
@@ -147,7 +148,7 @@ pub(crate) fn run(command: Tail, context: &Context) -> Result<Outcome, Failure> 
             PAUSES.1.min(pause * 2)
         };
         thread::sleep(pause);
-        resume(&addr, &mut watcher)?;
+        resume(&addrs, &mut watcher)?;
         let place = next_index(&watcher).map_or_else(
             || "beginning with another snapshot".to_owned(),
             |next| format!("going on from index {next}"),
@@ -156,19 +157,19 @@ pub(crate) fn run(command: Tail, context: &Context) -> Result<Outcome, Failure> 
     }
 }
 
-/// Requests the stream again where it was, without a time limit.
-fn resume(addr: &str, watcher: &mut Watcher) -> Result<(), Failure> {
+/// Requests the stream again where it was, of each node in turn, without a time limit.
+fn resume(addrs: &[String], watcher: &mut Watcher) -> Result<(), Failure> {
     let mut pause = PAUSES.0;
     let mut said = String::new();
     loop {
-        let error = match watcher.resume(&[addr], Duration::ZERO) {
+        let error = match watcher.resume(addrs, Duration::ZERO) {
             Ok(()) => return Ok(()),
             Err(Error::Compacted { oldest }) => {
                 let next = next_index(watcher).unwrap_or(oldest);
                 return Err(compacted(
                     next,
                     oldest,
-                    "the output was too slow, or stopped for too long",
+                    "this command was too slow or away for too long, or the node has started again",
                 ));
             }
             Err(error @ Error::Lost { .. }) => return Err(lost(&error)),
