@@ -132,7 +132,7 @@ fn a_leader_that_starts_waits_for_a_peer_whose_answer_is_unclear() {
         (response(4, "this node is about to serve"), false, "LOADING"),
         (response(2, "127.0.0.1:1"), false, "NOT_LEADER"),
         (
-            response(0x0b, "of a later version"),
+            response(0x0c, "of a later version"),
             false,
             "unknown status",
         ),
