@@ -245,6 +245,9 @@ mod tests {
 
     #[test]
     fn what_is_used_is_what_the_partitions_take_while_entries_expire() {
+        if !crate::engine::HAS_PLAIN_LOCKS {
+            return;
+        }
         for evicts in [false, true] {
             let max_bytes = u64::MAX;
             let store = Store::seeded(2, 3).with_limit(MemoryLimit { max_bytes, evicts });

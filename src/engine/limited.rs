@@ -356,6 +356,9 @@ mod tests {
 
     #[test]
     fn what_is_used_is_what_the_partitions_take() {
+        if !crate::engine::HAS_PLAIN_LOCKS {
+            return;
+        }
         for evicts in [false, true] {
             let max_bytes = u64::MAX;
             let store = Store::seeded(4, 3).with_limit(MemoryLimit { max_bytes, evicts });
@@ -391,6 +394,9 @@ mod tests {
 
     #[test]
     fn marks_stay_with_their_entries_as_a_table_grows() {
+        if !crate::engine::HAS_PLAIN_LOCKS {
+            return;
+        }
         let (max_bytes, evicts) = (u64::MAX, true);
         let store = Store::seeded(1, 3).with_limit(MemoryLimit { max_bytes, evicts });
         let is_marked = |number: u32| {
