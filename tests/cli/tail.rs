@@ -21,7 +21,7 @@ use crate::{
         proxy::{Cut, Proxy},
     },
     program, run, run_at, start,
-    support::{in_time, unused_addr},
+    support::{in_time, unused_addr, wait_until},
 };
 
 const WITHIN: Duration = Duration::from_secs(30);
@@ -383,7 +383,10 @@ impl RunningTail {
             } else if code.is_some() {
                 // The node is not there yet.
                 assert!(!text.contains("lost"), "{text}");
-                std::thread::sleep(Duration::from_millis(20));
+                wait_until("a node at the address of the tail", || {
+                    self.gives_up.load(Ordering::SeqCst)
+                        || std::net::TcpStream::connect(addr).is_ok()
+                });
             }
             said += &text;
         }

@@ -14,7 +14,9 @@ use gopherstore::{
     wire::{Opcode, Request, Status, SyncRequest, Token},
 };
 
-use crate::support::{PATIENCE, Peer, next_frame, request, response, silent::Silent, unused_addr};
+use crate::support::{
+    PATIENCE, Peer, next_frame, request, response, silent::Silent, unused_addr, wait_until,
+};
 
 /// What a fake node does with a request of the client, other than STATUS.
 #[derive(Clone, Debug)]
@@ -428,7 +430,10 @@ fn the_wait_of_a_sync_counts_in_addition_to_the_timeout_of_the_client() {
         while let Some(frame) = next_frame(&mut stream) {
             let is_sync = request(&frame).opcode() == Opcode::Sync;
             if is_sync {
-                thread::sleep(late);
+                // Until the client has gone, or has waited for longer than its timeout.
+                stream.set_read_timeout(Some(late)).unwrap();
+                let _ = stream.peek(&mut [0]);
+                stream.set_read_timeout(None).unwrap();
             }
             let value = if is_sync {
                 TOKEN.encode().to_vec()
@@ -474,9 +479,7 @@ fn a_call_that_waits_goes_on_as_soon_as_a_leader_is_there() {
     let mut cluster = patient([node.addr()]);
     thread::scope(|scope| {
         let writer = scope.spawn(|| cluster.set(b"k", b"v"));
-        while node.asked(Opcode::Set) < 3 {
-            thread::sleep(Duration::from_millis(1));
-        }
+        wait_until("three attempts", || node.asked(Opcode::Set) >= 3);
         node.follow(None);
         writer.join().unwrap().unwrap();
     });

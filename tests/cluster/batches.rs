@@ -210,7 +210,9 @@ fn money_that_moves_is_whole_on_every_node_in_a_snapshot_and_for_watchers() {
                             reads[at].fetch_add(1, Ordering::SeqCst);
                         }
                         // It is restarted meanwhile.
-                        Err(_) if at == 2 => thread::sleep(Duration::from_millis(5)),
+                        Err(_) if at == 2 => wait_until(PATIENCE, "the restarted node", || {
+                            is_over.load(Ordering::SeqCst) || sum(&mut client).is_ok()
+                        }),
                         Err(error) => panic!("{error}"),
                     }
                 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gopherstore::engine::store::Store;
 use gopherstore::engine::{Admission, Answers, Engine, NotTogether};
@@ -11,6 +11,9 @@ use gopherstore::wire::response::{self, Parsed};
 use gopherstore::wire::{Request, Run};
 
 use crate::entry;
+
+/// Time for anything that is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Sequence numbers and thread make a value; its length varies with them, and every byte can be checked.
 fn value(writer: u64, sequence: u64) -> Vec<u8> {
@@ -156,7 +159,7 @@ fn runs_of_writes_are_seen_whole_and_in_order_by_runs_of_reads() {
     let keys: [[u8; 1]; 6] = [[0], [1], [2], [3], [4], [5]];
     let engine = engine();
     let done = AtomicBool::new(false);
-    let reads = AtomicU64::new(0);
+    let (reads, written) = (AtomicU64::new(0), AtomicU64::new(0));
     let word = |value: &[u8], at: usize| u64::from_be_bytes(value[at..at + 8].try_into().unwrap());
     thread::scope(|scope| {
         let engine = &engine;
@@ -168,6 +171,7 @@ fn runs_of_writes_are_seen_whole_and_in_order_by_runs_of_reads() {
                 let run = Run::of(&bytes, &Limits::default());
                 assert_eq!(run.len(), keys.len());
                 execute_at_once(engine, &run);
+                written.store(round, Ordering::Relaxed);
             }
         });
         for _ in 0..3 {
@@ -193,8 +197,13 @@ fn runs_of_writes_are_seen_whole_and_in_order_by_runs_of_reads() {
                     assert!(rounds[0] >= last, "{} after {last}", rounds[0]);
                     last = rounds[0];
                     reads.fetch_add(1, Ordering::Relaxed);
-                    // The writer does not wait for partitions, so readers that always hold some would starve it.
-                    thread::sleep(Duration::from_micros(20));
+                    // The writer does not wait for partitions, so readers that always hold some would starve it. Each
+                    // waits for the next round.
+                    let until = Instant::now() + PATIENCE;
+                    while written.load(Ordering::Relaxed) <= last && !done.load(Ordering::Relaxed) {
+                        assert!(Instant::now() < until, "no round behind {last}");
+                        thread::yield_now();
+                    }
                 }
             });
         }

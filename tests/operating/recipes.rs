@@ -145,6 +145,10 @@ impl Drop for Group {
     }
 }
 
+/// Waits in a shell until the test makes the file `go`; for half a minute at most.
+const UNTIL_GO: &str =
+    "n=0; until [ -e go ]; do n=$((n + 1)); [ $n -lt 600 ] || exit 99; sleep 0.05; done";
+
 /// Whether the machine has what the programs use.
 fn is_there() -> bool {
     tools::are_there(&["flock", "mktemp", "sleep", "sort", "timeout"])
@@ -170,7 +174,7 @@ fn one_process_at_a_time_holds_the_lock_and_tokens_rise() {
     let kitchen = Kitchen::new();
     fs::write(kitchen.file("count"), "0").unwrap();
     // Fails where another one is inside, and counts in two steps.
-    let inside = "mkdir inside && n=$(cat count) && sleep 0.02 && echo $((n + 1)) >count && \
+    let inside = "mkdir inside && n=$(cat count) && gopherstore-cli ping >pong && echo $((n + 1)) >count && \
                   echo $TOKEN >>tokens && rmdir inside";
     let contender =
         format!("for i in 1 2 3 4 5; do with-lock shared sh -c '{inside}' || exit; done");
@@ -196,7 +200,8 @@ fn a_lock_with_a_limit_is_held_by_one_and_released() {
         return;
     }
     let kitchen = Kitchen::new();
-    let hold = "try-lock brief 600 sh -c '[ -n \"$TOKEN\" ] && echo x >>ran && until [ -e go ]; do sleep 0.05; done'";
+    let hold =
+        &format!("try-lock brief 600 sh -c '[ -n \"$TOKEN\" ] && echo x >>ran && {UNTIL_GO}'");
     let mut contenders: Vec<Group> = (0..4).map(|_| kitchen.start(hold)).collect();
     wait_for("the holder", || kitchen.lines("ran").pop());
     kitchen.expect(9, hold);
@@ -207,7 +212,7 @@ fn a_lock_with_a_limit_is_held_by_one_and_released() {
         "{codes:?}"
     );
     kitchen.expect(3, "try-lock brief 600 sh -c 'exit 3'");
-    kitchen.expect(124, "try-lock brief 1 sleep 600");
+    kitchen.expect(124, "try-lock brief 1 tail -f /dev/null");
     kitchen.expect(0, "try-lock brief 600 true");
 }
 
@@ -217,7 +222,8 @@ fn the_lock_of_a_dead_holder_expires_and_its_token_is_refused() {
         return;
     }
     let kitchen = Kitchen::new();
-    let hold = "LOCK_SECONDS=3 exec with-lock shared sh -c 'echo $TOKEN >first; exec sleep 600'";
+    let hold =
+        "LOCK_SECONDS=3 exec with-lock shared sh -c 'echo $TOKEN >first; exec tail -f /dev/null'";
     let mut holder = kitchen.start(hold);
     wait_for("the first holder", || kitchen.lines("first").pop());
     // It is held, and stays so for longer than it lasts without being renewed.
@@ -243,7 +249,8 @@ fn a_lock_whose_shell_alone_is_killed_is_not_renewed() {
         return;
     }
     let kitchen = Kitchen::new();
-    let hold = "LOCK_SECONDS=3 exec with-lock shared sh -c 'echo $TOKEN >first; exec sleep 600'";
+    let hold =
+        "LOCK_SECONDS=3 exec with-lock shared sh -c 'echo $TOKEN >first; exec tail -f /dev/null'";
     let mut holder = kitchen.start(hold);
     wait_for("the first holder", || kitchen.lines("first").pop());
     holder.0.kill().unwrap();
@@ -369,7 +376,7 @@ fn another_worker_does_the_job_of_one_that_was_killed() {
         0,
         "add-job mail one && add-job mail two && add-job mail three",
     );
-    let stuck = "LOCK_SECONDS=3 exec work mail sh -c 'cat >taken; exec sleep 600'";
+    let stuck = "LOCK_SECONDS=3 exec work mail sh -c 'cat >taken; exec tail -f /dev/null'";
     let mut first = kitchen.start(stuck);
     wait_for("a job in work", || {
         fs::read(kitchen.file("taken"))
@@ -417,8 +424,14 @@ fn a_slow_command_runs_once_for_all_who_ask() {
         return;
     }
     let kitchen = Kitchen::new();
-    let ask = "cached slow 600 sh -c 'echo run >>runs; sleep 0.5; echo 42'";
+    let ask = "echo x >>asked; cached slow 600 sh -c 'echo run >>runs; ";
+    let ask = &format!("{ask}{UNTIL_GO}; echo 42'");
     let mut askers: Vec<Group> = (0..8).map(|_| kitchen.start(ask)).collect();
+    wait_for("all who ask", || {
+        let is_all = kitchen.lines("asked").len() == 8 && !kitchen.lines("runs").is_empty();
+        is_all.then_some(())
+    });
+    fs::write(kitchen.file("go"), "").unwrap();
     for asker in &mut askers {
         assert_eq!(asker.code(), Some(0), "{}", kitchen.log());
     }
