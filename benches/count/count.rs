@@ -195,6 +195,18 @@ fn runs(calls: usize) {
         key,
         value,
     });
+    let tens: Vec<Vec<u8>> = sets.iter().map(|set| batch_of_ten(set)).collect();
+    operation("10 SETs as a BATCH, on a leader", 10, calls, |at| {
+        let (frame, limits) = (whole(&tens[at]), Limits::default());
+        answers.clear();
+        let done = leader.execute_batch(&frame, &limits, None, &mut answers);
+        black_box(done.unwrap());
+    });
+    let mut run = |name, node: &Node, requests: &[Vec<u8>]| {
+        operation(name, RUN_MAX, calls, |at| {
+            execute(node, &requests[at], &mut answers)
+        });
+    };
     run("16 PUTs as a run", &alone, &puts);
     let add = Add {
         delta: 1,
@@ -213,6 +225,14 @@ fn runs(calls: usize) {
     operation("16 SETs of a batch, on a follower", RUN_MAX, calls, |at| {
         receive(&follower, &batches[at], now);
     });
+}
+
+/// The first ten requests of a run as a BATCH.
+fn batch_of_ten(run: &[u8]) -> Vec<u8> {
+    let value = &run[..Run::of(run, &Limits::default()).bytes_of(10)];
+    let mut bytes = Vec::new();
+    Request::Batch { value }.encode(&mut bytes).unwrap();
+    bytes
 }
 
 /// Runs of requests with this value, over 16 keys for each call.

@@ -64,6 +64,15 @@ impl Answers {
         }
     }
 
+    /// No answers, and memory for so many bytes of them.
+    #[must_use]
+    pub(super) fn with_capacity(bytes: usize) -> Answers {
+        Answers {
+            bytes: Vec::with_capacity(bytes),
+            ..Answers::new()
+        }
+    }
+
     /// Adds an answer.
     #[inline]
     pub fn push(&mut self, status: Status, value: &[u8]) {

@@ -25,7 +25,7 @@ use crate::log::{Log, Position, Reservation, Sequencer};
 use crate::wire::batch::{BATCH_MAX, Batch};
 use crate::wire::conditional::{Condition, Put, Take};
 use crate::wire::expiry::{DEADLINE_LEN, recorded_expiry};
-use crate::wire::request::{HEADER_LEN, RequestHeader, frames};
+use crate::wire::request::{HEADER_LEN, RequestHeader};
 use crate::wire::run::RUN_FRAME_BYTES_MAX;
 use crate::wire::{Opcode, Request, RequestFrame, Status};
 
@@ -38,6 +38,14 @@ const ATTEMPTS: u32 = 3;
 /// Times that long old entries are looked at before the locks are taken. Where they are replaced more often than that
 /// meanwhile, they are looked at under the locks.
 const ROUNDS_MAX: u8 = 4;
+
+/// Bytes of a short response: there is memory for one of each request at first.
+const ANSWER_BYTES: usize = 8;
+
+/// One of 64 bits that stand for hashes. A key whose bit is not set has not changed.
+const fn bit_of(hash: u64) -> u64 {
+    1 << (hash & 63)
+}
 
 /// Why no effect needs anything first.
 const KNOWN: &str = "long entries were looked at before, or are now";
@@ -111,6 +119,8 @@ struct Atomic<'x, 'e, 'f, 'a> {
     /// Room for the header of the record, and the frames of effects.
     effects: Vec<u8>,
     changed: Vec<Changed>,
+    /// The [bits](bit_of) of the hashes of their keys.
+    seen: u64,
     /// A key has changed more than once, so that some frames are no effects.
     is_compact: bool,
     inner: Answers,
@@ -145,6 +155,7 @@ impl Engine {
         loop {
             let mut locked = self.lock_all(members);
             let epoch = self.admitted(batch.writes())?;
+            locked.warm(&members.hashes);
             let mut atomic = Atomic::new(self, members, &mut longs);
             let result = atomic
                 .check_longs(&locked, rounds, self.sequencer.is_some())
@@ -202,6 +213,7 @@ impl Engine {
         let (mut longs, mut rounds) = (Vec::new(), 0);
         loop {
             let mut locked = self.lock_all(members);
+            locked.warm(&members.hashes);
             let mut atomic = Atomic::new(self, members, &mut longs);
             if let Err(Stop::Long(olds)) = atomic.check_longs(&locked, rounds, true) {
                 drop(locked);
@@ -310,8 +322,9 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
             clock: Now::of(&engine.clock),
             effects,
             changed: Vec::with_capacity(members.frames.len()),
+            seen: 0,
             is_compact: false,
-            inner: Answers::new(),
+            inner: Answers::with_capacity(ANSWER_BYTES * members.frames.len()),
             apart: Vec::new(),
             tokens: Vec::new(),
         }
@@ -440,6 +453,9 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
     /// The change of the key of a command by those before it.
     fn changed_before(&self, at: usize) -> Option<usize> {
         let Members { frames, hashes, .. } = self.members;
+        if self.seen & bit_of(hashes[at]) == 0 {
+            return None;
+        }
         let is_it = |changed: &Changed| {
             hashes[changed.at] == hashes[at] && frames[changed.at].key() == frames[at].key()
         };
@@ -499,7 +515,10 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
         };
         let frame = start..self.effects.len();
         match before {
-            None => self.changed.push(Changed { at, kind, frame }),
+            None => {
+                self.seen |= bit_of(hash);
+                self.changed.push(Changed { at, kind, frame });
+            }
             Some(changed) => {
                 self.is_compact = true;
                 let at = self.changed[changed].at;
@@ -556,8 +575,10 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
         }
         if self.is_compact {
             let mut effects = vec![0; HEADER_LEN];
-            for changed in &self.changed {
+            for changed in &mut self.changed {
+                let start = effects.len();
                 effects.extend_from_slice(&self.effects[changed.frame.clone()]);
+                changed.frame = start..effects.len();
             }
             self.effects = effects;
         }
@@ -565,7 +586,8 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
         let mut change = Change::new(reserved.is_some());
         let mut replaced = Vec::with_capacity(self.changed.len());
         let changed = std::mem::take(&mut self.changed);
-        for (changed, frame) in changed.iter().zip(frames(&record[HEADER_LEN..])) {
+        for changed in &changed {
+            let frame = RequestFrame::of_encoded(&record[changed.frame.clone()]);
             let done = self.apply(changed.at, &frame, locked, &mut change);
             replaced.extend(done.flatten());
         }
