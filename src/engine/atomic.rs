@@ -155,7 +155,6 @@ impl Engine {
         loop {
             let mut locked = self.lock_all(members);
             let epoch = self.admitted(batch.writes())?;
-            locked.warm(&members.hashes);
             let mut atomic = Atomic::new(self, members, &mut longs);
             let result = atomic
                 .check_longs(&locked, rounds, self.sequencer.is_some())
@@ -213,7 +212,6 @@ impl Engine {
         let (mut longs, mut rounds) = (Vec::new(), 0);
         loop {
             let mut locked = self.lock_all(members);
-            locked.warm(&members.hashes);
             let mut atomic = Atomic::new(self, members, &mut longs);
             if let Err(Stop::Long(olds)) = atomic.check_longs(&locked, rounds, true) {
                 drop(locked);
@@ -338,7 +336,13 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
         is_logged: bool,
     ) -> Result<(), Stop> {
         let mut olds = Vec::new();
+        let seeming = locked.warm(&self.members.hashes);
         for (at, frame) in self.members.frames.iter().enumerate() {
+            let is_short =
+                |old: &Entry| old.frame().len() <= RUN_FRAME_BYTES_MAX && old.key() == frame.key();
+            if seeming[at].is_none_or(is_short) {
+                continue;
+            }
             let raw = (self.members.writes >> at & 1 == 1)
                 .then(|| locked.of(at).find(self.members.hashes[at], frame.key()))
                 .flatten();

@@ -201,13 +201,16 @@ impl<const N: usize> Locked<'_, N> {
 }
 
 impl<const N: usize> Locked<'_, N> {
-    /// Reads the entries of these keys into the cache, as [`touch`](Locked::touch) does.
-    pub(super) fn warm(&self, hashes: &ArrayVec<u64, N>) {
+    /// The entries that these keys seem to have, read into the cache as [`touch`](Locked::touch) does. Another entry
+    /// may have the tag of one that a key has.
+    pub(super) fn warm(&self, hashes: &ArrayVec<u64, N>) -> ArrayVec<Option<&Entry>, N> {
         let places = hashes.iter().enumerate();
-        let found: ArrayVec<&Entry, N> = places
-            .filter_map(|(at, &hash)| self.of(at).table.iter_hash(hash).next())
+        let found: ArrayVec<Option<&Entry>, N> = places
+            .map(|(at, &hash)| self.of(at).table.iter_hash(hash).next())
             .collect();
-        black_box(found.iter().fold(0, |sum, entry| sum ^ entry.touch()));
+        let touched = found.iter().flatten();
+        black_box(touched.fold(0, |sum, entry| sum ^ entry.touch()));
+        found
     }
 }
 

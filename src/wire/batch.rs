@@ -4,8 +4,6 @@
 //!
 //! GBP §4 "BATCH".
 
-use arrayvec::ArrayVec;
-
 use super::command::OperandError;
 use super::expiry::{DEADLINE_LEN, recorded_expiry};
 use super::request::{HEADER_LEN, Limits, Parsed, VALUE_LEN_AT, frames, parse};
@@ -14,6 +12,9 @@ use super::{Opcode, RequestFrame, Status};
 
 /// Most requests in a BATCH.
 pub const BATCH_MAX: usize = 64;
+
+/// Requests that there is memory for at first.
+const FRAMES: usize = 16;
 
 /// Longest request in a BATCH, in bytes of its frame.
 pub const BATCH_FRAME_BYTES_MAX: usize = 4 << 10;
@@ -42,7 +43,7 @@ pub(super) const EFFECT_EXTRA: usize = 3 * BATCH_MAX;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Batch<'a> {
-    frames: ArrayVec<RequestFrame<'a>, BATCH_MAX>,
+    frames: Vec<RequestFrame<'a>>,
     writes: u64,
 }
 
@@ -69,7 +70,7 @@ impl<'a> Batch<'a> {
                 reason: format!("value of {len} bytes in BATCH, limit {BATCH_BYTES_MAX}"),
             });
         }
-        let (mut frames, mut writes, mut at) = (ArrayVec::new(), 0, 0);
+        let (mut frames, mut writes, mut at) = (Vec::with_capacity(FRAMES), 0, 0);
         while at < value.len() {
             let number = frames.len() + 1;
             let wrong = |reason: String| {
@@ -79,7 +80,7 @@ impl<'a> Batch<'a> {
                     reason,
                 })
             };
-            if frames.is_full() {
+            if frames.len() == BATCH_MAX {
                 return wrong(format!("a BATCH has {BATCH_MAX} at most"));
             }
             let too_long = |len| format!("frame of {len} bytes, limit {BATCH_FRAME_BYTES_MAX}");
@@ -121,14 +122,15 @@ impl<'a> Batch<'a> {
     /// may be longer than the requests of a BATCH, whose effects they are.
     #[must_use]
     pub fn of_record(value: &'a [u8]) -> Option<Batch<'a>> {
-        let (mut effects, mut writes, mut len) = (ArrayVec::new(), 0, 0);
+        let (mut effects, mut writes, mut len) = (Vec::with_capacity(FRAMES), 0, 0);
         for frame in frames(value) {
-            if !is_effect(&frame) || frame.bytes().len() > BATCH_FRAME_BYTES_MAX + DEADLINE_LEN {
+            let is_too_long = frame.bytes().len() > BATCH_FRAME_BYTES_MAX + DEADLINE_LEN;
+            if !is_effect(&frame) || is_too_long || effects.len() == BATCH_MAX {
                 return None;
             }
             len += frame.bytes().len();
             writes |= 1 << effects.len();
-            effects.try_push(frame).ok()?;
+            effects.push(frame);
         }
         let is_whole = len == value.len() && !effects.is_empty();
         is_whole.then_some(Batch {

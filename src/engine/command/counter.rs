@@ -51,23 +51,28 @@ fn sum(input: &Input<'_, '_>) -> Result<(i64, Option<u64>, bool), String> {
 
 /// The decimal form of a number.
 fn text_of(number: i64) -> ArrayVec<u8, DECIMAL_LEN_MAX> {
-    let mut text = ArrayVec::new();
+    let (mut digits, mut start) = ([0; DECIMAL_LEN_MAX], DECIMAL_LEN_MAX);
     let mut rest = number.unsigned_abs();
     // The digits from the last one on.
     loop {
-        let digit = u8::try_from(rest % 10).unwrap_or(0);
-        text.push(b'0' + digit);
+        start -= 1;
+        digits[start] = DIGITS[usize::try_from(rest % 10).unwrap_or(0)];
         rest /= 10;
         if rest == 0 {
             break;
         }
     }
     if number < 0 {
-        text.push(b'-');
+        start -= 1;
+        digits[start] = b'-';
     }
-    text.reverse();
+    let mut text = ArrayVec::new();
+    // It is as long as the longest number.
+    let _ = text.try_extend_from_slice(&digits[start..]);
     text
 }
+
+const DIGITS: [u8; 10] = *b"0123456789";
 
 /// The number that `text` is the decimal form of: digits without leading zeros, behind a `-` where it is negative.
 fn decimal(text: &[u8]) -> Option<i64> {
