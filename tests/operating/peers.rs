@@ -187,9 +187,9 @@ fn instructions_are_counted_and_compared_with_those_that_were_saved() {
         output(command.arg("--smoke").args(arguments))
     };
     let first = count(&["--save", "before"]);
-    assert_eq!(first.lines().count(), 19, "{first}");
+    assert_eq!(first.lines().count(), 20, "{first}");
     let compared = count(&["--baseline", "before"]);
-    assert_eq!(compared.lines().count(), 19, "{compared}");
+    assert_eq!(compared.lines().count(), 20, "{compared}");
     for (line, found) in first.lines().zip(compared.lines()).skip(1) {
         let (instructions, name) = line.trim_start().split_once("  ").unwrap();
         assert!(instructions.parse::<f64>().unwrap() > 10.0, "{first}");
