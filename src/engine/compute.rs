@@ -227,27 +227,41 @@ impl Store {
                 })
             }
             Effect::Expire { deadline } => {
-                let old = raw.map_or(0, |raw| raw.frame().len());
-                let becomes = (old + DEADLINE_LEN, deadline.is_some());
-                let growth = if change.is_limited() && input.deadline.is_none() {
-                    self.growth(entries, (call.hash, key), becomes, 0)
-                } else {
-                    0
-                };
-                let reserved = self.reserve_memory(std::iter::once((growth, 0)));
-                let reserved = reserved.map_err(NotYet::Full)?;
-                let moved = self.expire(entries, call.hash, key, deadline, (change, ahead));
-                self.release(reserved);
-                let replaced = moved?;
-                let value = &crate::wire::expiry::expire_value(deadline);
-                encode(&Request::Expire { key, value }, effects);
-                Ok(Computed {
-                    is_made: true,
-                    replaced: replaced.flatten(),
-                    long: None,
-                })
+                let old = (raw.map_or(0, |raw| raw.frame().len()), input.deadline);
+                self.compute_expire(entries, (call, old), deadline, (change, ahead), effects)
             }
         }
+    }
+
+    /// Executes the effect [`Effect::Expire`]. `old` is the length of the entry's frame, and its deadline.
+    #[inline]
+    fn compute_expire<'a>(
+        &self,
+        entries: &mut Entries,
+        (call, old): (&Call<'_, 'a>, (usize, Option<u64>)),
+        deadline: Option<u64>,
+        (change, ahead): (&mut Change, &mut Ahead),
+        effects: &mut Vec<u8>,
+    ) -> Result<Computed, NotYet<'a>> {
+        let (hash, key) = (call.hash, call.frame.key());
+        let becomes = (old.0 + DEADLINE_LEN, deadline.is_some());
+        let growth = if change.is_limited() && old.1.is_none() {
+            self.growth(entries, (hash, key), becomes, 0)
+        } else {
+            0
+        };
+        let reserved = self.reserve_memory(std::iter::once((growth, 0)));
+        let reserved = reserved.map_err(NotYet::Full)?;
+        let moved = self.expire(entries, hash, key, deadline, (change, ahead));
+        self.release(reserved);
+        let replaced = moved?;
+        let value = &crate::wire::expiry::expire_value(deadline);
+        encode(&Request::Expire { key, value }, effects);
+        Ok(Computed {
+            is_made: true,
+            replaced: replaced.flatten(),
+            long: None,
+        })
     }
 
     fn compute_put<'a>(

@@ -36,7 +36,7 @@ pub(crate) enum Response {
     Done,
     Value(Vec<u8>),
     NotFound,
-    /// What a PUT or TAKE was asked for.
+    /// The parts that a PUT or TAKE asked for.
     Found {
         token: Option<Token>,
         value: Option<Vec<u8>>,
@@ -367,7 +367,7 @@ impl Command {
         }
     }
 
-    /// What a PUT or TAKE asks for.
+    /// Returns the parts that a PUT or TAKE asks for.
     fn want(&self) -> Want {
         let put = || Put::decode(&self.key, &self.value).map(|put| put.want);
         let take = || Take::decode(&self.key, &self.value).map(|take| take.want);
@@ -390,9 +390,10 @@ impl Command {
     /// The message for a condition that is not met.
     pub(crate) fn conflict(&self, exists: bool) -> String {
         let key = quote::quoted(&self.key);
-        let condition = match self.opcode {
-            Opcode::Put => Put::decode(&self.key, &self.value).map(|put| put.condition),
-            _ => Take::decode(&self.key, &self.value).map(|take| take.condition),
+        let condition = if self.opcode == Opcode::Put {
+            Put::decode(&self.key, &self.value).map(|put| put.condition)
+        } else {
+            Take::decode(&self.key, &self.value).map(|take| take.condition)
         };
         let state = match condition {
             Ok(Condition::Equal(_) | Condition::EqualHash(_)) if exists => "has another value",

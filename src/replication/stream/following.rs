@@ -372,29 +372,14 @@ impl<'a> FollowerStream<'a> {
                 },
                 Receiving::Entries,
             ) => {
-                self.node.engine().clock().pull(time_ms);
-                self.has_time = true;
+                self.pull_clock(time_ms);
                 let group = Group {
                     first_index,
                     records: frames,
                     committed: committed_index,
                     digest: Digest::from_u128(digest),
                 };
-                self.check_epochs(frames)?;
-                let received = self.node.engine().receive(&group, now);
-                #[cfg(test)]
-                let received = if crate::planted::is(crate::planted::Fault::AppliedTwice) {
-                    let first_index = first_index + u64::from(frames.count());
-                    let again = Group {
-                        first_index,
-                        committed: u64::MAX,
-                        ..group
-                    };
-                    received.and_then(|()| self.node.engine().receive(&again, now))
-                } else {
-                    received
-                };
-                received.map_err(|error| follow_error(&error))
+                self.receive_group(group, now)
             }
             (
                 Message::Heartbeat {
@@ -408,8 +393,7 @@ impl<'a> FollowerStream<'a> {
                 },
                 Receiving::Entries,
             ) => {
-                self.node.engine().clock().pull(time_ms);
-                self.has_time = true;
+                self.pull_clock(time_ms);
                 let applied = self.node.engine().apply(committed_index);
                 applied.map_err(|error| follow_error(&error))?;
                 self.heartbeat(last_index, digest_index, digest, now)?;
@@ -417,8 +401,7 @@ impl<'a> FollowerStream<'a> {
                 Ok(())
             }
             (Message::Heartbeat { round, time_ms, .. }, Receiving::Snapshot(_)) => {
-                self.node.engine().clock().pull(time_ms);
-                self.has_time = true;
+                self.pull_clock(time_ms);
                 self.acks.heartbeat(round);
                 Ok(())
             }
@@ -471,6 +454,30 @@ impl<'a> FollowerStream<'a> {
                 message.opcode().name()
             ))),
         }
+    }
+
+    /// Moves the clock to the time of the node that sends the stream, where that is later.
+    fn pull_clock(&mut self, time_ms: u64) {
+        self.node.engine().clock().pull(time_ms);
+        self.has_time = true;
+    }
+
+    /// Adds a group of records to the log, and applies the committed ones.
+    fn receive_group(&self, group: Group<'_>, now: Instant) -> Result<(), FollowError> {
+        self.check_epochs(group.records)?;
+        let received = self.node.engine().receive(&group, now);
+        #[cfg(test)]
+        let received = if crate::planted::is(crate::planted::Fault::AppliedTwice) {
+            let again = Group {
+                first_index: group.first_index + u64::from(group.records.count()),
+                committed: u64::MAX,
+                ..group
+            };
+            received.and_then(|()| self.node.engine().receive(&again, now))
+        } else {
+            received
+        };
+        received.map_err(|error| follow_error(&error))
     }
 
     /// Judges the order to lead: the node must hold exactly what the leader holds.
