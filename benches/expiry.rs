@@ -155,7 +155,7 @@ fn load(addr: SocketAddr, last: u64) {
     }
 }
 
-/// What the clients are timed for.
+/// The phases that the clients are timed in.
 const IDLE: u8 = 0;
 const BEFOREHAND: u8 = 1;
 const REMOVAL: u8 = 2;

@@ -1,4 +1,4 @@
-//! What `memory_bytes` counts beside what the process takes: `cargo bench --bench memory [-- WORDS]`.
+//! `memory_bytes` beside the memory of the process: `cargo bench --bench memory [-- WORDS]`.
 //!
 //! Each case runs in a process of its own. Four threads, as of four clients, load entries into an engine without a log.
 //! The growth of the resident memory is compared with what the engine counts.
@@ -44,7 +44,7 @@ const CASES: [(&str, u64, usize); 4] = [
     ("100k-16+10000", 100_000, 10_000),
 ];
 
-/// What is done.
+/// The cases.
 const KINDS: [&str; 5] = ["load", "churn", "churn-at-limit", "load-free", "churn-free"];
 
 /// Names the case for a process of its own.
@@ -122,7 +122,7 @@ fn measure(name: &str, kind: &str, entries: u64, value_len: usize) {
     );
 }
 
-/// What these entries take, by the rules that the engine counts by; the tables are left out.
+/// Returns the memory of these entries by the engine's rules, without the tables.
 fn loaded_bytes(entries: u64, value_len: usize) -> u64 {
     entries * gopherstore::engine::memory::block_bytes(7 + 16 + value_len)
 }

@@ -1,4 +1,4 @@
-//! What must hold for every sequence of bytes that reaches a decoder of GBP.
+//! The properties that must hold for every sequence of bytes that reaches a decoder of GBP.
 //!
 //! Included by the fuzz target (`fuzz/targets/decode.rs`) and by an ordinary test (`tests/protocol/fuzz.rs`).
 //!
@@ -8,7 +8,7 @@
 //! 4. Every strict prefix of a frame is incomplete, and says that it needs more than there is, up to the frame's end.
 //! 5. A refusal needs the header alone, and skips what the header declares.
 //! 6. However the bytes are cut on their way through a [`Buffer`], the frames are the same, and its memory follows
-//!    what has arrived and not what is claimed.
+//!    the bytes that have arrived and not the lengths that are claimed.
 //! 7. The same holds for frames of the replication stream, once as they come and once with their checksums put right,
 //!    since random bytes hardly ever have right ones.
 
@@ -51,7 +51,7 @@ pub(super) fn check(input: &[u8]) {
     batch(input);
 }
 
-/// What became of one frame.
+/// The result for one frame.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     /// It was whole; its bytes.
@@ -103,7 +103,7 @@ const OPERATIONS: [(u8, bool, NaiveValue); 20] = [
     (0x67, false, NaiveValue::UpTo(16)),
 ];
 
-/// What limits an operation's value.
+/// The limit of an operation's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum NaiveValue {
     /// It has none.

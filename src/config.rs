@@ -136,11 +136,11 @@ pub struct LimitsConfig {
     pub idle_timeout: Option<Duration>,
     /// Most bytes that the data set may take: 1 MiB to 1 PiB, by default no limit (0 in the file).
     pub max_memory_bytes: Option<u64>,
-    /// What happens to a write that needs more than `max_memory_bytes`.
+    /// The rule for a write that needs more than `max_memory_bytes`.
     pub when_full: WhenFull,
 }
 
-/// What happens to a write for which `max_memory_bytes` leaves no room.
+/// The rule for a write for which `max_memory_bytes` leaves no room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WhenFull {

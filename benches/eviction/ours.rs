@@ -12,7 +12,7 @@ use crate::{CAPACITY, Score, VALUE_LEN, key};
 
 /// Drives the engine with a limit at which it holds about [`CAPACITY`] entries. Returns the entries at the end, too.
 pub(crate) fn run(trace: &[u32]) -> (Score, usize) {
-    // What that many entries take, and then what they take once their tables have seen evictions.
+    // The memory of that many entries, and then their memory once their tables have seen evictions.
     let filled = Cache::new(u64::MAX);
     (0..u32::try_from(CAPACITY).unwrap()).for_each(|number| filled.store(number));
     let mut max_bytes = filled.engine.memory_bytes();

@@ -34,7 +34,7 @@ pub enum BatchOutcome {
     Conflict {
         /// The number of the request with that condition, from 0.
         position: usize,
-        /// What its key has.
+        /// The state of its key.
         found: Conflict,
     },
 }
@@ -200,7 +200,7 @@ impl Batch {
     }
 }
 
-/// What a response in a batch says; `None` where it is no response to that request.
+/// Decodes a response in a batch; `None` where it is no response to that request.
 fn result_of((opcode, want): (Opcode, Want), answer: &wire::Response<'_>) -> Option<BatchResult> {
     let response = Response::in_batch(opcode, answer)?;
     let existed = response != Response::NotFound;

@@ -12,7 +12,7 @@ use super::{Client, Response};
 /// Options of [`Client::put`]. By default the value is stored whatever the key has, and does not expire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PutOptions<'a> {
-    /// What must be true of the key.
+    /// The condition that the key must meet.
     pub condition: Condition<'a>,
     /// When the key expires.
     pub expiry: Expiry,
@@ -25,7 +25,7 @@ pub struct PutOptions<'a> {
 /// Options of [`Client::take`]. By default the key is removed whatever it has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TakeOptions<'a> {
-    /// What must be true of the key; not [`Condition::Absent`].
+    /// The condition that the key must meet; not [`Condition::Absent`].
     pub condition: Condition<'a>,
     /// Whether the outcome has the value that the key had.
     pub want_value: bool,
@@ -122,7 +122,7 @@ impl TakeOutcome {
 }
 
 impl PutOptions<'_> {
-    /// What the response has.
+    /// Returns the parts that the response has.
     pub(super) const fn want(&self) -> Want {
         Want {
             value: self.want_value,
@@ -142,7 +142,7 @@ impl PutOptions<'_> {
 }
 
 impl TakeOptions<'_> {
-    /// What the response has.
+    /// Returns the parts that the response has.
     pub(super) const fn want(&self) -> Want {
         Want {
             value: self.want_value,
@@ -177,7 +177,7 @@ pub(super) fn expire_value(expiry: Expiry) -> Vec<u8> {
     Opcode::Expire.spec().value_of([u64::from(expiry), time])
 }
 
-/// What the key of a PUT or TAKE has.
+/// Returns the state of the key of a PUT or TAKE.
 pub(super) fn conflict_of(found: Found<'_>) -> Conflict {
     Conflict {
         exists: found.existed,
@@ -185,7 +185,7 @@ pub(super) fn conflict_of(found: Found<'_>) -> Conflict {
     }
 }
 
-/// What the response to a PUT says; `None` where it is no such response.
+/// Decodes the response to a PUT; `None` where it is no such response.
 pub(super) fn put_outcome(response: &Response, want: Want) -> Option<PutOutcome> {
     outcome_of(response, want).map(|outcome| match outcome {
         Ok(written) => PutOutcome::Stored(written),
@@ -193,7 +193,7 @@ pub(super) fn put_outcome(response: &Response, want: Want) -> Option<PutOutcome>
     })
 }
 
-/// What the response to a TAKE says; `None` where it is no such response.
+/// Decodes the response to a TAKE; `None` where it is no such response.
 pub(super) fn take_outcome(response: &Response, want: Want) -> Option<TakeOutcome> {
     if *response == Response::NotFound {
         return Some(TakeOutcome::NotFound);
@@ -204,7 +204,7 @@ pub(super) fn take_outcome(response: &Response, want: Want) -> Option<TakeOutcom
     })
 }
 
-/// What the response to an ADD says; `None` where it is no such response.
+/// Decodes the response to an ADD; `None` where it is no such response.
 pub(super) fn added_of(response: &Response, want_token: bool) -> Option<Added> {
     match response {
         Response::Value(value) => sum_of(value)
@@ -214,7 +214,7 @@ pub(super) fn added_of(response: &Response, want_token: bool) -> Option<Added> {
     }
 }
 
-/// What the response to a TTL says; `None` where it is no such response.
+/// Decodes the response to a TTL; `None` where it is no such response.
 pub(super) fn time_left_of(response: &Response) -> Option<TimeLeft> {
     match response {
         Response::Value(value) => ttl_of(value).map(|left| match left {
@@ -226,7 +226,7 @@ pub(super) fn time_left_of(response: &Response) -> Option<TimeLeft> {
     }
 }
 
-/// What the response to a PUT or TAKE with this `want` says; `None` where it is no such response.
+/// Decodes the response to a PUT or TAKE with this `want`; `None` where it is no such response.
 fn outcome_of(response: &Response, want: Want) -> Option<std::result::Result<Written, Conflict>> {
     let value = match response {
         Response::Done => b"",

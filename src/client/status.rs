@@ -52,7 +52,7 @@ pub struct NodeStatus {
     pub memory_bytes: Option<u64>,
     /// Most bytes of memory that its data set may take; 0 without a limit.
     pub max_memory_bytes: Option<u64>,
-    /// What it does with writes that need more: `refuse` or `evict`.
+    /// The rule for writes that need more: `refuse` or `evict`.
     pub when_full: Option<String>,
     /// Entries that it has removed to make room for others, since its start.
     pub evicted: Option<u64>,

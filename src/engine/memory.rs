@@ -1,4 +1,4 @@
-//! What the data set takes of the process' memory, and the limit for it (`max_memory_bytes`).
+//! The memory of the data set, and its limit (`max_memory_bytes`).
 //!
 //! Counted are the blocks of the entries, as large as the allocator makes them ([`block_bytes`]), and the tables
 //! (`table_bytes`). Not counted are the log's backlog and append queue, which have limits of their own, buffers of

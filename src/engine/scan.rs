@@ -149,7 +149,7 @@ struct Size {
     bytes: usize,
 }
 
-/// What a piece had before a partition.
+/// The lengths of a piece before a partition was added to it.
 #[derive(Clone, Copy)]
 struct Mark {
     short: usize,

@@ -54,7 +54,7 @@ pub struct Store {
     hashing: DefaultHasher,
     /// Whether an entry ever had a deadline.
     pub(super) has_expiring: AtomicBool,
-    /// What the data set takes, where that has a limit.
+    /// The memory of the data set, where that has a limit.
     pub(super) memory: Option<Box<Memory>>,
 }
 

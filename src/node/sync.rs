@@ -10,7 +10,7 @@ use crate::wire::{SyncRequest, Token};
 /// The answer to a SYNC where the node has no log.
 const NO_LOG: &str = "SYNC: a token needs a log, which a node has with peers in cluster.toml";
 
-/// What a SYNC comes to.
+/// The result of a SYNC.
 #[derive(Debug)]
 pub enum Synced {
     /// Its answer, and the position that the answer waits for.

@@ -13,7 +13,7 @@ use super::{Opcode, TOKEN_LEN, Token};
 /// Longest value in bytes that [`Condition::Equal`] compares with.
 pub const EXPECTED_LEN_MAX: usize = 4_096;
 
-/// What must be true of the key for a PUT or TAKE to be executed: the operands `if` and `expected`.
+/// The condition that the key must meet for a PUT or TAKE to be executed: the operands `if` and `expected`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Condition<'a> {
     /// Nothing.
@@ -98,7 +98,7 @@ impl<'a> Condition<'a> {
     }
 }
 
-/// What a request asks for beyond its outcome: the operand `want`.
+/// The parts of an answer that a request asks for beyond its outcome: the operand `want`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Want {
     /// The value that the key had.
@@ -172,11 +172,11 @@ fn split<'a, const N: usize>(
 /// | 13 + `expected_len` | rest           | `value`        |                                     |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Put<'a> {
-    /// What must be true of the key.
+    /// The condition that the key must meet.
     pub condition: Condition<'a>,
     /// When the key expires.
     pub expiry: Expiry,
-    /// What the answer holds.
+    /// The parts that the answer holds.
     pub want: Want,
     /// The new value.
     pub value: &'a [u8],
@@ -245,9 +245,9 @@ impl<'a> Put<'a> {
 /// | 4      | `expected_len` | `expected`     | what the condition compares with   |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Take<'a> {
-    /// What must be true of the key.
+    /// The condition that the key must meet.
     pub condition: Condition<'a>,
-    /// What the answer holds.
+    /// The parts that the answer holds.
     pub want: Want,
 }
 
@@ -356,7 +356,7 @@ impl Add {
     }
 }
 
-/// What the value of an OK or a CONFLICT says of a key: the answer to a PUT or TAKE that wants something.
+/// The value of an OK or a CONFLICT that answers a PUT or TAKE with a `want`: the state of the key.
 ///
 /// | offset | size      | field   | meaning                                                            |
 /// |--------|-----------|---------|--------------------------------------------------------------------|

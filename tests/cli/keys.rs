@@ -73,7 +73,7 @@ fn a_quiet_command_tells_by_its_exit_code_alone() {
     run(&["-q", "put", "k", "v", "--if-present"]).expect(9, "", "");
     run(&["-q", "set", "k", "v"]).expect(0, "", "");
     run(&["-q", "get", "k"]).expect(0, "v", "");
-    // What was asked for is printed.
+    // The parts that were asked for are printed.
     run(&["-q", "put", "k", "w", "--if-absent", "--return-old"]).expect(9, "v", "");
     run(&["-q", "take", "k", "--if-equals", "w", "--no-value"]).expect(9, "", "");
     // Other failures have their message.

@@ -18,7 +18,7 @@ use crate::support::{
     PATIENCE, Peer, next_frame, request, response, silent::Silent, unused_addr, wait_until,
 };
 
-/// What a fake node does with a request of the client, other than STATUS.
+/// The action of a fake node for a request of the client, other than STATUS.
 #[derive(Clone, Debug)]
 enum Deed {
     Answer(Status, Vec<u8>),

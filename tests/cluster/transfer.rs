@@ -269,7 +269,7 @@ fn a_client_of_the_cluster_follows_the_leader_under_load_and_adds_once() {
     stop(nodes);
 }
 
-/// What a watcher received: the positions of all events, and the keys that they set.
+/// The events that a watcher received: their positions, and the keys that they set.
 #[derive(Default)]
 struct Seen {
     positions: Vec<Token>,

@@ -350,7 +350,7 @@ fn a_watcher_that_takes_nothing_is_dropped_and_told_that_it_was_too_slow() {
     assert!(cluster.process(0).log().contains("fell behind"));
     let left = oldest(watch(&cluster, 0, WatchFrom::After(position)));
     assert!(left > position.index + 1, "{left}");
-    // What the sockets held was received by now, and what comes after that is gone.
+    // The content of the sockets is received by now, and later events are gone.
     let received = idle.position().unwrap().index;
     assert!(
         received >= position.index && received + 1 < left,

@@ -333,7 +333,7 @@ fn the_hash_of_a_long_value_is_that_of_the_value_that_is_replaced() {
 /// The state of a key in the model: its value and its deadline.
 type Model = BTreeMap<u8, (Vec<u8>, Option<u64>)>;
 
-/// What a PUT or TAKE finds, and what it answers.
+/// Returns whether a PUT or TAKE is executed, its status and its answer.
 fn naive(model: &Model, key: u8, condition: Condition<'_>, want: Want) -> (bool, Status, Vec<u8>) {
     let old = model.get(&key).map(|(value, _)| value);
     let is_met = match condition {

@@ -37,18 +37,18 @@ pub(crate) fn install(folder: &Path) -> Vec<String> {
 }
 
 /// A cluster, and a folder in which the programs run.
-struct Kitchen {
+struct Sandbox {
     cluster: Cluster,
     dir: TempDir,
 }
 
-impl Kitchen {
-    fn new() -> Kitchen {
+impl Sandbox {
+    fn new() -> Sandbox {
         let cluster = Cluster::start(2);
         cluster.wait_converged(CONVERGED_WITHIN);
         let dir = tempfile::tempdir().unwrap();
         install(&dir.path().join("bin"));
-        Kitchen { cluster, dir }
+        Sandbox { cluster, dir }
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -116,7 +116,7 @@ impl Kitchen {
         self.start_at(0, line)
     }
 
-    /// What the programs in the background have printed.
+    /// Returns the output of the programs in the background.
     fn log(&self) -> String {
         fs::read_to_string(self.file("log")).unwrap_or_default()
     }
@@ -171,27 +171,27 @@ fn one_process_at_a_time_holds_the_lock_and_tokens_rise() {
     if !is_there() {
         return;
     }
-    let kitchen = Kitchen::new();
-    fs::write(kitchen.file("count"), "0").unwrap();
+    let sandbox = Sandbox::new();
+    fs::write(sandbox.file("count"), "0").unwrap();
     // Fails where another one is inside, and counts in two steps.
     let inside = "mkdir inside && n=$(cat count) && gopherstore-cli ping >pong && echo $((n + 1)) >count && \
                   echo $TOKEN >>tokens && rmdir inside";
     let contender =
         format!("for i in 1 2 3 4 5; do with-lock shared sh -c '{inside}' || exit; done");
-    let mut contenders: Vec<Group> = (0..4).map(|_| kitchen.start(&contender)).collect();
+    let mut contenders: Vec<Group> = (0..4).map(|_| sandbox.start(&contender)).collect();
     for contender in &mut contenders {
-        assert_eq!(contender.code(), Some(0), "{}", kitchen.log());
+        assert_eq!(contender.code(), Some(0), "{}", sandbox.log());
     }
-    assert_eq!(kitchen.lines("count"), ["20"]);
-    let tokens = kitchen.lines("tokens");
+    assert_eq!(sandbox.lines("count"), ["20"]);
+    let tokens = sandbox.lines("tokens");
     assert!(tokens.is_sorted_by(|a, b| a < b), "{tokens:#?}");
-    assert_eq!((tokens.len(), kitchen.log()), (20, String::new()));
+    assert_eq!((tokens.len(), sandbox.log()), (20, String::new()));
     // It is released, also after a command that fails.
     assert_eq!(
-        kitchen.expect(7, "with-lock --try shared sh -c 'exit 7'"),
+        sandbox.expect(7, "with-lock --try shared sh -c 'exit 7'"),
         ""
     );
-    kitchen.expect(1, "gopherstore-cli --quiet exists lock:shared");
+    sandbox.expect(1, "gopherstore-cli --quiet exists lock:shared");
 }
 
 #[test]
@@ -199,21 +199,21 @@ fn a_lock_with_a_limit_is_held_by_one_and_released() {
     if !is_there() {
         return;
     }
-    let kitchen = Kitchen::new();
+    let sandbox = Sandbox::new();
     let hold =
         &format!("try-lock brief 600 sh -c '[ -n \"$TOKEN\" ] && echo x >>ran && {UNTIL_GO}'");
-    let mut contenders: Vec<Group> = (0..4).map(|_| kitchen.start(hold)).collect();
-    wait_for("the holder", || kitchen.lines("ran").pop());
-    kitchen.expect(9, hold);
-    fs::write(kitchen.file("go"), "").unwrap();
+    let mut contenders: Vec<Group> = (0..4).map(|_| sandbox.start(hold)).collect();
+    wait_for("the holder", || sandbox.lines("ran").pop());
+    sandbox.expect(9, hold);
+    fs::write(sandbox.file("go"), "").unwrap();
     let codes: BTreeSet<Option<i32>> = contenders.iter_mut().map(Group::code).collect();
     assert!(
         codes.is_subset(&BTreeSet::from([Some(0), Some(9)])),
         "{codes:?}"
     );
-    kitchen.expect(3, "try-lock brief 600 sh -c 'exit 3'");
-    kitchen.expect(124, "try-lock brief 1 tail -f /dev/null");
-    kitchen.expect(0, "try-lock brief 600 true");
+    sandbox.expect(3, "try-lock brief 600 sh -c 'exit 3'");
+    sandbox.expect(124, "try-lock brief 1 tail -f /dev/null");
+    sandbox.expect(0, "try-lock brief 600 true");
 }
 
 #[test]
@@ -221,26 +221,26 @@ fn the_lock_of_a_dead_holder_expires_and_its_token_is_refused() {
     if !is_there() {
         return;
     }
-    let kitchen = Kitchen::new();
+    let sandbox = Sandbox::new();
     let hold =
         "LOCK_SECONDS=3 exec with-lock shared sh -c 'echo $TOKEN >first; exec tail -f /dev/null'";
-    let mut holder = kitchen.start(hold);
-    wait_for("the first holder", || kitchen.lines("first").pop());
+    let mut holder = sandbox.start(hold);
+    wait_for("the first holder", || sandbox.lines("first").pop());
     // It is held, and stays so for longer than it lasts without being renewed.
     let held_from = Instant::now();
     while held_from.elapsed() < Duration::from_millis(4_500) {
-        kitchen.expect(9, "with-lock --try shared true");
+        sandbox.expect(9, "with-lock --try shared true");
     }
     holder.kill();
     let next = "with-lock shared sh -c 'echo $TOKEN >second; echo new | fenced result'";
-    assert_eq!(kitchen.start(next).code(), Some(0), "{}", kitchen.log());
+    assert_eq!(sandbox.start(next).code(), Some(0), "{}", sandbox.log());
     // The first holder comes back, and writes.
-    let late = kitchen.run("echo old | TOKEN=$(cat first) fenced result");
+    let late = sandbox.run("echo old | TOKEN=$(cat first) fenced result");
     assert_eq!(late.status.code(), Some(1));
     assert!(both(&late).contains("a later holder of the lock has written result"));
-    assert_eq!(kitchen.lines("result"), ["new"]);
-    kitchen.expect(0, "echo newer | TOKEN=$(cat second) fenced result");
-    assert_eq!(kitchen.lines("result"), ["newer"]);
+    assert_eq!(sandbox.lines("result"), ["new"]);
+    sandbox.expect(0, "echo newer | TOKEN=$(cat second) fenced result");
+    assert_eq!(sandbox.lines("result"), ["newer"]);
 }
 
 #[test]
@@ -248,14 +248,14 @@ fn a_lock_whose_shell_alone_is_killed_is_not_renewed() {
     if !is_there() {
         return;
     }
-    let kitchen = Kitchen::new();
+    let sandbox = Sandbox::new();
     let hold =
         "LOCK_SECONDS=3 exec with-lock shared sh -c 'echo $TOKEN >first; exec tail -f /dev/null'";
-    let mut holder = kitchen.start(hold);
-    wait_for("the first holder", || kitchen.lines("first").pop());
+    let mut holder = sandbox.start(hold);
+    wait_for("the first holder", || sandbox.lines("first").pop());
     holder.0.kill().unwrap();
-    let mut next = kitchen.start("exec with-lock shared true");
-    assert_eq!(next.code(), Some(0), "{}", kitchen.log());
+    let mut next = sandbox.start("exec with-lock shared true");
+    assert_eq!(next.code(), Some(0), "{}", sandbox.log());
 }
 
 #[test]
@@ -263,8 +263,8 @@ fn a_holder_that_lost_its_lock_says_so() {
     if !is_there() {
         return;
     }
-    let kitchen = Kitchen::new();
-    let lost = kitchen.run("with-lock shared gopherstore-cli set lock:shared other");
+    let sandbox = Sandbox::new();
+    let lost = sandbox.run("with-lock shared gopherstore-cli set lock:shared other");
     assert_eq!(lost.status.code(), Some(0));
     assert!(
         both(&lost).contains("lock:shared was lost"),
@@ -272,7 +272,7 @@ fn a_holder_that_lost_its_lock_says_so() {
         both(&lost)
     );
     assert_eq!(
-        kitchen.expect(0, "gopherstore-cli get lock:shared"),
+        sandbox.expect(0, "gopherstore-cli get lock:shared"),
         "other"
     );
 }
@@ -282,16 +282,16 @@ fn exactly_as_many_pass_the_limiter_as_it_allows() {
     if !is_there() {
         return;
     }
-    let kitchen = Kitchen::new();
+    let sandbox = Sandbox::new();
     for _ in 0..2 {
-        let mut askers: Vec<Group> = (0..16).map(|_| kitchen.start("allow a 5 600")).collect();
+        let mut askers: Vec<Group> = (0..16).map(|_| sandbox.start("allow a 5 600")).collect();
         let codes: Vec<Option<i32>> = askers.iter_mut().map(Group::code).collect();
         let count = |code| codes.iter().filter(|got| **got == Some(code)).count();
-        assert_eq!((count(0), count(1)), (5, 11), "{codes:?} {}", kitchen.log());
+        assert_eq!((count(0), count(1)), (5, 11), "{codes:?} {}", sandbox.log());
         // The period ends.
-        kitchen.expect(0, "gopherstore-cli expire rate:a 1ms");
+        sandbox.expect(0, "gopherstore-cli expire rate:a 1ms");
         wait_for("the next period", || {
-            let gone = kitchen
+            let gone = sandbox
                 .run("gopherstore-cli -q exists rate:a")
                 .status
                 .code()
@@ -300,16 +300,16 @@ fn exactly_as_many_pass_the_limiter_as_it_allows() {
         });
     }
     // A period ends by itself, although it is asked for meanwhile.
-    kitchen.expect(0, "allow b 1 1");
+    sandbox.expect(0, "allow b 1 1");
     wait_for("the next period", || {
-        kitchen.run("allow b 1 1").status.success().then_some(())
+        sandbox.run("allow b 1 1").status.success().then_some(())
     });
 }
 
 /// The milliseconds that a session has left.
 #[track_caller]
-fn left(kitchen: &Kitchen, id: &str) -> u64 {
-    let text = kitchen.expect(0, &format!("gopherstore-cli ttl session:{id}"));
+fn left(sandbox: &Sandbox, id: &str) -> u64 {
+    let text = sandbox.expect(0, &format!("gopherstore-cli ttl session:{id}"));
     text.strip_suffix("ms\n").unwrap().parse().unwrap()
 }
 
@@ -318,29 +318,29 @@ fn a_session_lasts_as_long_as_it_is_used() {
     if !is_there() {
         return;
     }
-    let kitchen = Kitchen::new();
-    let id = kitchen
+    let sandbox = Sandbox::new();
+    let id = sandbox
         .expect(0, "session start alice")
         .trim_end()
         .to_owned();
-    let at_first = left(&kitchen, &id);
+    let at_first = left(&sandbox, &id);
     assert!(at_first <= 30 * 60 * 1_000, "{at_first}");
     wait_for("time to pass", || {
-        (left(&kitchen, &id) < at_first - 200).then_some(())
+        (left(&sandbox, &id) < at_first - 200).then_some(())
     });
-    let before = left(&kitchen, &id);
-    assert_eq!(kitchen.expect(0, &format!("session user {id}")), "alice");
-    assert!(left(&kitchen, &id) > before);
-    kitchen.expect(0, &format!("session end {id}"));
-    assert_eq!(kitchen.expect(1, &format!("session user {id}")), "");
+    let before = left(&sandbox, &id);
+    assert_eq!(sandbox.expect(0, &format!("session user {id}")), "alice");
+    assert!(left(&sandbox, &id) > before);
+    sandbox.expect(0, &format!("session end {id}"));
+    assert_eq!(sandbox.expect(1, &format!("session user {id}")), "");
 
-    let id = kitchen.expect(0, "SESSION_SECONDS=1 session start bob");
+    let id = sandbox.expect(0, "SESSION_SECONDS=1 session start bob");
     let id = id.trim_end();
     wait_for("the end of the session", || {
         let exists = format!("gopherstore-cli -q exists session:{id}");
-        (kitchen.run(&exists).status.code() == Some(1)).then_some(())
+        (sandbox.run(&exists).status.code() == Some(1)).then_some(())
     });
-    assert_eq!(kitchen.expect(1, &format!("session user {id}")), "");
+    assert_eq!(sandbox.expect(1, &format!("session user {id}")), "");
 }
 
 #[test]
@@ -348,22 +348,22 @@ fn workers_do_each_job_once_while_none_dies() {
     if !is_there() {
         return;
     }
-    let kitchen = Kitchen::new();
+    let sandbox = Sandbox::new();
     let add = "for n in 1 2 3 4 5 6 7 8 9 10 11 12; do add-job mail \"job $n\"; done";
-    assert_eq!(kitchen.expect(0, add).lines().count(), 12);
+    assert_eq!(sandbox.expect(0, add).lines().count(), 12);
     let work = "WORK_PAUSE=0.1 exec work mail sh -c 'echo \"$(cat)\" >>done'";
-    let _workers: Vec<Group> = (0..3).map(|_| kitchen.start(work)).collect();
+    let _workers: Vec<Group> = (0..3).map(|_| sandbox.start(work)).collect();
     wait_for("the jobs", || {
-        kitchen
+        sandbox
             .expect(0, "gopherstore-cli scan job:")
             .is_empty()
             .then_some(())
     });
-    let mut done = kitchen.lines("done");
+    let mut done = sandbox.lines("done");
     done.sort_unstable();
     let mut jobs: Vec<String> = (1..=12).map(|n| format!("job {n}")).collect();
     jobs.sort_unstable();
-    assert_eq!(done, jobs, "{}", kitchen.log());
+    assert_eq!(done, jobs, "{}", sandbox.log());
 }
 
 #[test]
@@ -371,29 +371,29 @@ fn another_worker_does_the_job_of_one_that_was_killed() {
     if !is_there() {
         return;
     }
-    let kitchen = Kitchen::new();
-    kitchen.expect(
+    let sandbox = Sandbox::new();
+    sandbox.expect(
         0,
         "add-job mail one && add-job mail two && add-job mail three",
     );
     let stuck = "LOCK_SECONDS=3 exec work mail sh -c 'cat >taken; exec tail -f /dev/null'";
-    let mut first = kitchen.start(stuck);
+    let mut first = sandbox.start(stuck);
     wait_for("a job in work", || {
-        fs::read(kitchen.file("taken"))
+        fs::read(sandbox.file("taken"))
             .is_ok_and(|text| text == b"one")
             .then_some(())
     });
     let work = "WORK_PAUSE=0.1 exec work mail sh -c 'cat >>done; echo >>done'";
-    let _second = kitchen.start(work);
+    let _second = sandbox.start(work);
     wait_for("the other jobs", || {
-        (kitchen.lines("done") == ["two", "three"]).then_some(())
+        (sandbox.lines("done") == ["two", "three"]).then_some(())
     });
     first.kill();
     wait_for("the job of the dead worker", || {
-        (kitchen.lines("done") == ["two", "three", "one"]).then_some(())
+        (sandbox.lines("done") == ["two", "three", "one"]).then_some(())
     });
     wait_for("the end of the job", || {
-        kitchen
+        sandbox
             .expect(0, "gopherstore-cli scan job:")
             .is_empty()
             .then_some(())
@@ -405,17 +405,17 @@ fn a_job_that_fails_is_done_again() {
     if !is_there() {
         return;
     }
-    let kitchen = Kitchen::new();
-    kitchen.expect(0, "add-job mail one");
+    let sandbox = Sandbox::new();
+    sandbox.expect(0, "add-job mail one");
     let work = "WORK_PAUSE=0.1 exec work mail sh -c 'cat >>tries; echo >>tries; mkdir tried || exit 0; exit 1'";
-    let _worker = kitchen.start(work);
+    let _worker = sandbox.start(work);
     wait_for("the end of the job", || {
-        kitchen
+        sandbox
             .expect(0, "gopherstore-cli scan job:")
             .is_empty()
             .then_some(())
     });
-    assert_eq!(kitchen.lines("tries"), ["one", "one"]);
+    assert_eq!(sandbox.lines("tries"), ["one", "one"]);
 }
 
 #[test]
@@ -423,32 +423,32 @@ fn a_slow_command_runs_once_for_all_who_ask() {
     if !is_there() {
         return;
     }
-    let kitchen = Kitchen::new();
+    let sandbox = Sandbox::new();
     let ask = "echo x >>asked; cached slow 600 sh -c 'echo run >>runs; ";
     let ask = &format!("{ask}{UNTIL_GO}; echo 42'");
-    let mut askers: Vec<Group> = (0..8).map(|_| kitchen.start(ask)).collect();
+    let mut askers: Vec<Group> = (0..8).map(|_| sandbox.start(ask)).collect();
     wait_for("all who ask", || {
-        let is_all = kitchen.lines("asked").len() == 8 && !kitchen.lines("runs").is_empty();
+        let is_all = sandbox.lines("asked").len() == 8 && !sandbox.lines("runs").is_empty();
         is_all.then_some(())
     });
-    fs::write(kitchen.file("go"), "").unwrap();
+    fs::write(sandbox.file("go"), "").unwrap();
     for asker in &mut askers {
-        assert_eq!(asker.code(), Some(0), "{}", kitchen.log());
+        assert_eq!(asker.code(), Some(0), "{}", sandbox.log());
     }
-    assert_eq!(kitchen.log(), "42\n".repeat(8));
-    assert_eq!(kitchen.lines("runs"), ["run"]);
+    assert_eq!(sandbox.log(), "42\n".repeat(8));
+    assert_eq!(sandbox.lines("runs"), ["run"]);
     // A failure is not kept, and its code is passed on.
-    kitchen.expect(3, "cached failing 600 sh -c 'echo no; exit 3'");
-    assert_eq!(kitchen.expect(0, "cached failing 600 echo yes"), "yes\n");
-    assert_eq!(kitchen.expect(0, "cached failing 600 echo no"), "yes\n");
+    sandbox.expect(3, "cached failing 600 sh -c 'echo no; exit 3'");
+    assert_eq!(sandbox.expect(0, "cached failing 600 echo yes"), "yes\n");
+    assert_eq!(sandbox.expect(0, "cached failing 600 echo no"), "yes\n");
     // It expires.
-    assert_eq!(kitchen.expect(0, "cached brief 1 echo one"), "one\n");
+    assert_eq!(sandbox.expect(0, "cached brief 1 echo one"), "one\n");
     wait_for("the value to expire", || {
-        (kitchen.expect(0, "cached brief 1 echo two") == "two\n").then_some(())
+        (sandbox.expect(0, "cached brief 1 echo two") == "two\n").then_some(())
     });
     // Without a node the command runs.
     let alone = "GOPHERSTORE_ADDR=127.0.0.1:1 cached slow 600 echo alone 2>/dev/null";
-    assert_eq!(kitchen.expect(0, alone), "alone\n");
+    assert_eq!(sandbox.expect(0, alone), "alone\n");
 }
 
 #[test]
@@ -456,31 +456,31 @@ fn a_file_follows_the_configuration_through_a_restart_of_the_node() {
     if !is_there() {
         return;
     }
-    let mut kitchen = Kitchen::new();
-    kitchen.expect(
+    let mut sandbox = Sandbox::new();
+    sandbox.expect(
         0,
         "gopherstore-cli set config:a 1 && gopherstore-cli set other 1",
     );
-    let _watcher = kitchen.start_at(1, "exec on-change config: write-config app.conf");
-    let is = |kitchen: &Kitchen, what: &str, lines: &[&str]| {
-        wait_for(what, || (kitchen.lines("app.conf") == lines).then_some(()));
+    let _watcher = sandbox.start_at(1, "exec on-change config: write-config app.conf");
+    let is = |sandbox: &Sandbox, what: &str, lines: &[&str]| {
+        wait_for(what, || (sandbox.lines("app.conf") == lines).then_some(()));
     };
-    is(&kitchen, "the first values", &["config:a 1"]);
+    is(&sandbox, "the first values", &["config:a 1"]);
     for number in 2..=20 {
         let set = format!(
             "gopherstore-cli set config:a {number}; gopherstore-cli put config:b {number} --ttl 1s"
         );
-        kitchen.expect(0, &set);
+        sandbox.expect(0, &set);
     }
     // One of them expires.
-    is(&kitchen, "the last values", &["config:a 20"]);
-    kitchen.cluster.kill(1);
-    kitchen.expect(
+    is(&sandbox, "the last values", &["config:a 20"]);
+    sandbox.cluster.kill(1);
+    sandbox.expect(
         0,
         "gopherstore-cli del config:a && gopherstore-cli set config:c 3",
     );
-    kitchen.cluster.restart(1);
-    is(&kitchen, "what changed meanwhile", &["config:c 3"]);
-    kitchen.expect(0, "gopherstore-cli set config:c 4");
-    is(&kitchen, "what changed afterwards", &["config:c 4"]);
+    sandbox.cluster.restart(1);
+    is(&sandbox, "what changed meanwhile", &["config:c 3"]);
+    sandbox.expect(0, "gopherstore-cli set config:c 4");
+    is(&sandbox, "what changed afterwards", &["config:c 4"]);
 }

@@ -21,7 +21,7 @@ const RESPONSES: u32 = 2;
 pub(super) struct Gate {
     /// The node's end of the connection.
     end: Option<End>,
-    /// What the node sends does not pass.
+    /// Whether the frames of the node are held back.
     is_silent: bool,
     /// Frames that have passed.
     frames: u32,

@@ -116,7 +116,7 @@ pub(super) fn short(value: &[u8]) -> String {
     String::from_utf8_lossy(value).trim_end().to_owned()
 }
 
-/// What a node's STATUS says, and the keys and values that it holds.
+/// Returns a node's STATUS, and the keys and values that it holds.
 pub(super) fn status(process: &Process<'_>, now: std::time::Instant) -> String {
     let node = process.node();
     let text = node.status(now);

@@ -154,7 +154,7 @@ impl<'a> World<'a> {
             ("deliver", 2) => self.deliver(&[node(1)]),
             ("deliver", 3) => {
                 self.pass_records(node(1), words[2].parse().unwrap());
-                // What it acknowledges.
+                // Its acknowledgements.
                 self.run_for(2 * MS);
             }
             ("copy", 2) => {

@@ -93,7 +93,7 @@ struct Question {
     is_on_old: bool,
 }
 
-/// What is to be done about the questions to a peer.
+/// The next step for the questions to a peer.
 #[derive(Debug)]
 pub(super) enum Asked {
     /// Nothing before this time.

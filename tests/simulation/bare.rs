@@ -25,7 +25,7 @@ const SHAPE: Shape = Shape {
     strays: 100,
 };
 
-/// What clients got in two seconds at a leader and a node that sends them there, and the sum of the trace.
+/// Returns the outcomes of two seconds of load at a leader and a node that redirects to it, and the sum of the trace.
 fn run(seed: u64) -> (Vec<Outcome>, BTreeMap<&'static str, usize>, u64) {
     let mut random = Random::new(seed);
     let mut link = Link::fast();

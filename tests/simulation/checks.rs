@@ -145,7 +145,7 @@ impl Process<'_> {
             return Ok(());
         }
         let dropped = match place {
-            // What lies before the point where the two part is kept.
+            // The entries before the point where the two logs part are kept.
             Some(_) => shared
                 .truth
                 .only_at(before, &shared.places.values().copied().collect::<Vec<_>>()),

@@ -1,4 +1,4 @@
-//! What is checked of a node's clock.
+//! The checks of a node's clock.
 
 use super::events::Timeline;
 use super::truth::Violation;

@@ -28,7 +28,7 @@ pub(super) struct Operation {
     tries: u32,
 }
 
-/// What a client knows of a request in the end.
+/// A client's knowledge of a request in the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// It is under way, or is to be sent again.

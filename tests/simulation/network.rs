@@ -127,7 +127,7 @@ struct Connection {
 /// The bytes on their way from one side to the other.
 #[derive(Debug, Default)]
 struct Pipe {
-    /// What was sent and has not arrived.
+    /// The messages that were sent and have not arrived.
     sent: VecDeque<Segment>,
     /// How many of them are on their way. The others wait for the link.
     under_way: usize,

@@ -46,7 +46,7 @@ pub(super) const EXPIRED: &str = "entries that expired and were removed";
 /// Entries that a leader removes to make room.
 pub(super) const EVICTED: &str = "entries that were evicted";
 
-/// What requests meet that are about an expired entry: on a leader, and on another node.
+/// The events of requests about an expired entry: on a leader, and on another node.
 pub(super) const MET_EXPIRED: [&str; 2] = [
     "requests about an expired entry on a leader",
     "requests about an expired entry on another node",
@@ -136,7 +136,7 @@ pub(super) struct Process<'a> {
     pub(super) leads_in: u64,
 }
 
-/// What was last seen of a node.
+/// The last observation of a node.
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) generation: u64,
@@ -727,7 +727,7 @@ impl<'a> Process<'a> {
             self.serve(end, None, shared);
         }
         let log = self.node().engine().log().expect("it has peers");
-        // What is kept counts for a segment more at most, or for one append.
+        // The limit of the kept bytes is exceeded by one segment at most, or by one append.
         let backlog_bytes = self.member.replication.backlog_bytes;
         let kept_max = backlog_bytes + (backlog_bytes / 4).max(APPEND_BYTES_MAX);
         if log.kept_bytes() > kept_max {

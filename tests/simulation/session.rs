@@ -41,7 +41,7 @@ pub(super) struct Served<'a> {
     tap: Option<Tap>,
 }
 
-/// What a client's session has read and answered.
+/// The requests and answers of a client's session.
 #[derive(Default)]
 struct Tap {
     /// Requests that are not answered.

@@ -35,7 +35,7 @@ pub(super) struct Trace {
     sum: u64,
 }
 
-/// What becomes of lines.
+/// The use of the lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
     /// They are not even made.
@@ -84,7 +84,7 @@ impl Trace {
     }
 }
 
-/// What bytes that a node sends say, in one line.
+/// Describes bytes that a node sends, in one line.
 pub(super) fn line_of(bytes: &[u8]) -> String {
     let mut line = String::new();
     for row in annotate::sent(bytes).lines() {

@@ -53,11 +53,11 @@ pub(super) struct Executing<'m> {
     pub(super) process: usize,
     /// Its data set.
     pub(super) model: &'m mut Model,
-    /// What it has logged.
+    /// The entries that it has logged.
     pub(super) written: &'m mut Written,
-    /// What its clock says, in milliseconds.
+    /// The time of its clock, in milliseconds.
     pub(super) now: u64,
-    /// What becomes of writes for which there is no memory.
+    /// The rule for writes for which there is no memory.
     pub(super) limit: Limit,
 }
 

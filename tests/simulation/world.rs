@@ -552,7 +552,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// What keeps the nodes from agreement; `None` where they agree.
+    /// Returns the reason why the nodes do not agree; `None` where they agree.
     fn disagreement(&self) -> Option<String> {
         let mut leaders = 0;
         let mut common: Option<(u64, Digest, u64)> = None;

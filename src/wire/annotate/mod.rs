@@ -145,8 +145,8 @@ fn is_stream(bytes: &[u8]) -> bool {
     })
 }
 
-/// Describes the one frame that `bytes` begin with, or as much of it as there is, without notes: a [`Transcript`] says
-/// what is wrong. The offset of the first byte is printed as `offset`.
+/// Describes the one frame that `bytes` begin with, or as much of it as there is, without notes: a [`Transcript`] notes
+/// errors. The offset of the first byte is printed as `offset`.
 #[must_use]
 pub fn frame(kind: Kind, bytes: &[u8], offset: usize) -> String {
     let mut dump = Dump::new(bytes, offset);

@@ -104,7 +104,7 @@ impl Copy {
     }
 }
 
-/// What the stream sends until it waits; or why it ends.
+/// Returns the frames that the stream sends until it waits, or the reason why it ends.
 fn sent(stream: &mut WatchStream<'_>, now: Instant) -> Result<Vec<String>, StreamEnd> {
     let (mut out, mut all) = (Vec::new(), Vec::new());
     loop {
