@@ -21,6 +21,7 @@ pub(crate) struct Figure(pub(crate) &'static str);
 pub(crate) const REQUESTS: Figure = Figure("requests/s");
 pub(crate) const PROCESSOR: Figure = Figure("processor µs/request");
 pub(crate) const P99: Figure = Figure("p99 µs");
+const OF_SET: Figure = Figure("requests ÷ SETs in turn");
 const RESIDENT: Figure = Figure("resident MiB");
 const COPIES: Figure = Figure("snapshots taken meanwhile");
 const BEHIND: Figure = Figure("ms until followers are level");
@@ -157,6 +158,7 @@ impl Cell {
     fn writing(mut self, write: WriteKind) -> Cell {
         let name = match write {
             WriteKind::Set => "SET",
+            WriteKind::Put => "PUT (others: SET)",
             WriteKind::SetExpiring => "SET with an expiry",
             WriteKind::Add => "add 1 to a number",
         };
@@ -255,12 +257,18 @@ pub(crate) fn all() -> Vec<Cell> {
             .goal(ENTRY, Some(Memcached), false, 1.0)
             .goal(PEAK, None, false, 1.25),
         Cell::new("stall-1m", Work::Stall, 1_000_000, 64).goal(LONGEST, None, false, 10.0),
+        deep("put-4x128", 4, 128, 0, 1.0)
+            .writing(WriteKind::Put)
+            .of_group("operations")
+            .goal(OF_SET, None, true, 0.9),
         deep("setex-4x128", 4, 128, 0, 1.0)
             .writing(WriteKind::SetExpiring)
             .of_group("operations"),
-        deep("incr-4x128", 4, 128, 0, 1.0)
+        requests("incr-4x128", 4, 128, 0, small, 8)
+            .ahead(Redis, 1.0)
             .writing(WriteKind::Add)
-            .of_group("operations"),
+            .of_group("operations")
+            .goal(OF_SET, None, true, 0.85),
         Cell::new("scan-2m", Work::Scan, large, 64)
             .of_group("operations")
             .goal(SCANNED, Some(Redis), true, 3.0)
@@ -443,6 +451,15 @@ fn read_requests(
         (P99, measured.latency_us(0.99)),
         (RESIDENT, count(memory_kib(server.leader.pid()).0) / 1024.0),
     ];
+    match cell.setup.write {
+        WriteKind::Put | WriteKind::Add => {
+            let write = WriteKind::Set;
+            let sets = drive(&Load { write, ..load })?;
+            figures.push((OF_SET, measured.per_second() / sets.per_second()));
+        }
+        // A SET takes the deadlines away.
+        WriteKind::Set | WriteKind::SetExpiring => {}
+    }
     if is_followed {
         let start = Instant::now();
         server.wait_followed()?;

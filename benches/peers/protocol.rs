@@ -22,6 +22,8 @@ pub(crate) enum Protocol {
 pub(crate) enum WriteKind {
     /// SET.
     Set,
+    /// A write that may have a condition, and has none: PUT. Other servers have SET for it.
+    Put,
     /// SET of a key that expires in an hour.
     SetExpiring,
     /// Adds 1 to a number.
@@ -81,7 +83,8 @@ pub(crate) struct Requests {
 
 impl Requests {
     pub(crate) fn new(protocol: Protocol, write: WriteKind, value_len: usize) -> Requests {
-        let value = vec![b'v'; value_len];
+        // A number, to which may be added.
+        let value = vec![b'1'; value_len];
         let text = |before: String, parts: &[&[u8]]| Template {
             before: before.into_bytes(),
             after: parts.concat(),
@@ -98,16 +101,22 @@ impl Requests {
                 };
                 let key = [0; KEY_LEN].as_slice();
                 let value = value.as_slice();
-                let expiring = Put {
-                    condition: Condition::Always,
-                    expiry: Expiry::Ttl(EXPIRY_SECONDS * 1_000),
-                    want: Want::default(),
-                    value,
-                }
-                .encode();
+                let put = |expiry| {
+                    let (condition, want) = (Condition::Always, Want::default());
+                    let put = Put {
+                        condition,
+                        expiry,
+                        want,
+                        value,
+                    };
+                    put.encode()
+                };
+                let expiring = put(Expiry::Ttl(EXPIRY_SECONDS * 1_000));
+                let plain = put(Expiry::None);
                 let add = Opcode::Add.spec().value_of([0, 1, 0, 0]);
                 let set = match write {
                     WriteKind::Set => Request::Set { key, value },
+                    WriteKind::Put => Request::Put { key, value: &plain },
                     WriteKind::SetExpiring => Request::Put {
                         key,
                         value: &expiring,
@@ -123,7 +132,9 @@ impl Requests {
                 };
                 let expiry = format!("\r\n$2\r\nEX\r\n$4\r\n{EXPIRY_SECONDS}\r\n");
                 let set = match write {
-                    WriteKind::Set => text(of(3, "SET"), &[len.as_bytes(), &value, end]),
+                    WriteKind::Set | WriteKind::Put => {
+                        text(of(3, "SET"), &[len.as_bytes(), &value, end])
+                    }
                     WriteKind::SetExpiring => {
                         let after = [len.as_bytes(), &value, expiry.as_bytes()];
                         text(of(5, "SET"), &after)
@@ -136,7 +147,7 @@ impl Requests {
                 let expiry = match write {
                     WriteKind::SetExpiring => EXPIRY_SECONDS,
                     // It adds to keys that exist alone, so no cell has it add.
-                    WriteKind::Set | WriteKind::Add => 0,
+                    WriteKind::Set | WriteKind::Put | WriteKind::Add => 0,
                 };
                 let len = format!(" 0 {expiry} {value_len}\r\n");
                 (
