@@ -316,7 +316,7 @@ impl Engine {
                 }
                 Err(needed) => {
                     drop(entries);
-                    ahead.prepare(key, &mut change, needed);
+                    ahead.prepare(key, &mut change, *needed);
                 }
             }
         }

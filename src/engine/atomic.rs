@@ -13,7 +13,7 @@ use super::Engine;
 use super::answers::Answers;
 use super::change::Change;
 use super::clock::Now;
-use super::command::{self, Command, Effect, Input, Record, expiry, value};
+use super::command::{self, Command, Digits, Effect, Input, Record, expiry, value};
 use super::compute::Ahead;
 use super::digest::Digest;
 use super::entry::{Entry, encode_put};
@@ -492,7 +492,8 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
                 Kind::Put
             }
             Effect::Put { value, deadline } => {
-                put(value, *deadline, &mut self.effects);
+                let mut digits = Digits::new();
+                put(value.bytes(&mut digits), *deadline, &mut self.effects);
                 Kind::Put
             }
             Effect::Remove => {

@@ -6,7 +6,7 @@
 use super::answers::Answers;
 use super::change::{Change, LongOld, NotPut};
 use super::clock::Now;
-use super::command::{Effect, Function, Input, Needs, NewValue};
+use super::command::{Digits, Effect, Function, Input, Needs, NewValue};
 use super::digest::Digest;
 use super::entry::{Entry, encode_put};
 use super::memory::Full;
@@ -30,15 +30,30 @@ pub(super) struct Call<'c, 'a> {
     pub(super) has_log: bool,
 }
 
-/// The result of a computed command.
-#[derive(Default)]
-pub(super) struct Computed {
-    /// It had an effect.
-    pub(super) is_made: bool,
+/// The result of a computed command. It fits in registers.
+pub(super) enum Computed {
+    /// It had no effect.
+    Nothing,
+    /// It had an effect, whose frame is in the buffer for effects where writes are logged.
+    Made,
+    /// The same, and it replaced this entry.
+    Replaced(Entry),
+    /// It stored a long entry.
+    Long(Box<LongMade>),
+}
+
+/// The result of a command that stored a long entry.
+pub(super) struct LongMade {
+    /// That entry, where writes are logged: it is the record.
+    pub(super) record: Option<Entry>,
     /// The entry that it replaced.
     pub(super) replaced: Option<Entry>,
-    /// A long entry that it stored, which is its record. A shorter record's frame is in the buffer for effects.
-    pub(super) long: Option<Entry>,
+}
+
+impl Computed {
+    fn made(replaced: Option<Entry>) -> Computed {
+        replaced.map_or(Computed::Made, Computed::Replaced)
+    }
 }
 
 /// The thing that a command needs first, without a lock. Nothing was done.
@@ -55,31 +70,37 @@ pub(super) enum NotYet<'a> {
     Full(Full),
 }
 
-impl From<NotPut> for NotYet<'_> {
+impl From<NotPut> for Box<NotYet<'_>> {
     fn from(why: NotPut) -> Self {
-        match why {
+        Box::new(match why {
             NotPut::Long(long) => NotYet::Digest(long),
             NotPut::Full(full) => NotYet::Full(full),
-        }
+        })
     }
 }
 
-impl From<LongOld> for NotYet<'_> {
+impl From<LongOld> for Box<NotYet<'_>> {
     fn from(long: LongOld) -> Self {
-        NotYet::Digest(long)
+        Box::new(NotYet::Digest(long))
     }
 }
 
 /// Things that were prepared without a lock for one write.
 #[derive(Default)]
 pub(super) struct Ahead {
+    /// On the heap, as most writes need none.
+    things: Option<Box<Things>>,
+    rounds: u8,
+}
+
+#[derive(Default)]
+struct Things {
     /// A clone of the old entry, and the XXH3-128 of its value.
     value_hash: Option<(Entry, u128)>,
     /// The new entry, and its digest without the deadline.
     entry: Option<(Entry, Digest)>,
     /// A clone of the old entry, and a copy of it with a deadline, or without one.
     moved: Option<(Entry, Entry)>,
-    rounds: u8,
 }
 
 impl Ahead {
@@ -93,12 +114,13 @@ impl Ahead {
 
     /// Knows a copy of an old entry with a deadline, or without one.
     pub(super) fn move_to(&mut self, old: Entry, moved: Option<Entry>) {
-        self.moved = moved.map(|moved| (old, moved));
+        self.things().moved = moved.map(|moved| (old, moved));
     }
 
     /// Prepares what a write to `key` needs. Nothing is locked.
     pub(super) fn prepare(&mut self, key: &[u8], change: &mut Change, needed: NotYet<'_>) {
         self.rounds = self.rounds.saturating_add(1);
+        let mut digits = Digits::new();
         let made = |made| match made {
             Ok(entry) => entry,
             Err(_) => unreachable!("an effect is little longer than its request"),
@@ -107,25 +129,30 @@ impl Ahead {
             NotYet::Digest(long) => change.learn(long),
             NotYet::ValueHash(old) => {
                 let hash = xxhash_rust::xxh3::xxh3_128(old.value());
-                self.value_hash = Some((old, hash));
+                self.things().value_hash = Some((old, hash));
             }
             NotYet::Entry(value, deadline) => {
-                let entry: Entry = made(Entry::of_put(key, &value, deadline));
+                let value = value.bytes(&mut digits);
+                let entry: Entry = made(Entry::of_put(key, value, deadline));
                 let digest = if change.is_logged() {
                     let of_deadline = Digest::of_deadline(key, deadline);
                     Digest::of(&entry).changed(of_deadline, Digest::EMPTY)
                 } else {
                     Digest::EMPTY
                 };
-                self.entry = Some((entry, digest));
+                self.things().entry = Some((entry, digest));
             }
             NotYet::Moved(old, deadline) => {
                 let moved = made(old.with_deadline(deadline));
-                self.moved = Some((old, moved));
+                self.things().moved = Some((old, moved));
             }
             // The engine makes room for it, or the command is not executed.
             NotYet::Full(_) => {}
         }
+    }
+
+    fn things(&mut self) -> &mut Things {
+        self.things.get_or_insert_default()
     }
 
     fn has_patience(&self) -> bool {
@@ -133,7 +160,7 @@ impl Ahead {
     }
 
     fn hash_of(&self, old: Option<&Entry>) -> Option<u128> {
-        let (known, hash) = self.value_hash.as_ref()?;
+        let (known, hash) = self.things.as_ref()?.value_hash.as_ref()?;
         old.is_some_and(|old| known.is_same_block(old))
             .then_some(*hash)
     }
@@ -146,6 +173,7 @@ impl Store {
     /// # Errors
     ///
     /// The thing that it needs first. Nothing is done then.
+    #[inline(always)]
     pub(super) fn compute<'a>(
         &self,
         entries: &mut Entries,
@@ -153,27 +181,12 @@ impl Store {
         (change, ahead): (&mut Change, &mut Ahead),
         effects: &mut Vec<u8>,
         answers: &mut Answers,
-    ) -> Result<Computed, NotYet<'a>> {
+    ) -> Result<Computed, Box<NotYet<'a>>> {
         let before = (effects.len(), answers.bytes().len());
-        let computed = self.try_compute(entries, call, (change, ahead), effects, answers);
-        if computed.is_err() {
-            effects.truncate(before.0);
-            answers.truncate(before.1);
-        }
-        computed
-    }
-
-    fn try_compute<'a>(
-        &self,
-        entries: &mut Entries,
-        call: &Call<'_, 'a>,
-        (change, ahead): (&mut Change, &mut Ahead),
-        effects: &mut Vec<u8>,
-        answers: &mut Answers,
-    ) -> Result<Computed, NotYet<'a>> {
         let key = call.frame.key();
-        let raw = entries.find(call.hash, key);
         self.note_hit(entries, call.hash, key);
+        let place = entries.place(call.hash, key);
+        let raw = place.and_then(|place| entries.table.get_bucket(place));
         let old = raw.filter(|entry| is_live(entry, call.clock));
         #[cfg(test)]
         let old = if crate::planted::is(crate::planted::Fault::HiddenIsPresent) {
@@ -189,19 +202,53 @@ impl Store {
             old_hash: ahead.hash_of(old),
             has_log: call.has_log,
         };
-        let effect = match ((call.function)(&input, answers), old) {
-            (Ok(effect), _) => effect,
-            (Err(Needs::OldHash), Some(old)) if ahead.has_patience() => {
-                return Err(NotYet::ValueHash(old.clone()));
+        let mut done = (call.function)(&input, answers);
+        if let Err(Needs::OldHash) = done {
+            answers.truncate(before.1);
+            if let Some(old) = old.filter(|_| ahead.has_patience()) {
+                return Err(Box::new(NotYet::ValueHash(old.clone())));
             }
-            (Err(Needs::OldHash), old) => {
-                let value = old.map_or(&[][..], Entry::value);
-                input.old_hash = Some(xxhash_rust::xxh3::xxh3_128(value));
-                (call.function)(&input, answers).unwrap_or(Effect::None)
-            }
-        };
+            let value = old.map_or(&[][..], Entry::value);
+            input.old_hash = Some(xxhash_rust::xxh3::xxh3_128(value));
+            done = (call.function)(&input, answers);
+        }
+        let effect = done.as_ref().unwrap_or(&Effect::None);
+        let old = (place, input.deadline);
+        // By far the most frequent one. It needs no frame where it is not logged.
+        if let Effect::Put { value, deadline } = effect
+            && deadline.is_none()
+            && !change.is_logged()
+            && let Some(entry) = place.and_then(|place| entries.table.get_bucket_mut(place))
+            && let value = value.bytes(&mut Digits::new())
+            && value.len() <= RUN_FRAME_BYTES_MAX
+            && entry.overwrite_value(value)
+        {
+            return Ok(Computed::Made);
+        }
+        let computed = self.carry_out(entries, (call, old), effect, (change, ahead), effects);
+        if computed.is_err() {
+            effects.truncate(before.0);
+            answers.truncate(before.1);
+        }
+        computed
+    }
+
+    /// Carries out the effect of a command. `old` is the place of the key's entry in its table, and its deadline, unless
+    /// that has passed.
+    #[inline(never)]
+    fn carry_out<'a>(
+        &self,
+        entries: &mut Entries,
+        (call, old): (&Call<'_, 'a>, (Option<usize>, Option<u64>)),
+        effect: &Effect<'a>,
+        (change, ahead): (&mut Change, &mut Ahead),
+        effects: &mut Vec<u8>,
+    ) -> Result<Computed, Box<NotYet<'a>>> {
+        let key = call.frame.key();
+        let raw = old.0.and_then(|place| entries.table.get_bucket(place));
+        let mut digits = Digits::new();
         match effect {
-            Effect::None => Ok(Computed::default()),
+            Effect::None => Ok(Computed::Nothing),
             Effect::AsSent => unreachable!("a computed command is not its own effect"),
             Effect::Put { value, deadline } => {
                 if let Some(raw) = raw {
@@ -210,8 +257,9 @@ impl Store {
                 let put = Put {
                     hash: call.hash,
                     key,
-                    value,
-                    deadline,
+                    value: *value,
+                    bytes: value.bytes(&mut digits),
+                    deadline: *deadline,
                 };
                 self.compute_put(entries, put, (change, ahead), effects, call.has_log)
             }
@@ -220,15 +268,12 @@ impl Store {
                     change.knows(raw)?;
                 }
                 encode(&Request::Del { key }, effects);
-                Ok(Computed {
-                    is_made: true,
-                    replaced: self.take(entries, call.hash, key, None, change)?,
-                    long: None,
-                })
+                let taken = self.take(entries, call.hash, key, None, change)?;
+                Ok(Computed::made(taken))
             }
             Effect::Expire { deadline } => {
-                let old = (raw.map_or(0, |raw| raw.frame().len()), input.deadline);
-                self.compute_expire(entries, (call, old), deadline, (change, ahead), effects)
+                let old = (raw.map_or(0, |raw| raw.frame().len()), old.1);
+                self.compute_expire(entries, (call, old), *deadline, (change, ahead), effects)
             }
         }
     }
@@ -242,7 +287,7 @@ impl Store {
         deadline: Option<u64>,
         (change, ahead): (&mut Change, &mut Ahead),
         effects: &mut Vec<u8>,
-    ) -> Result<Computed, NotYet<'a>> {
+    ) -> Result<Computed, Box<NotYet<'a>>> {
         let (hash, key) = (call.hash, call.frame.key());
         let becomes = (old.0 + DEADLINE_LEN, deadline.is_some());
         let growth = if change.is_limited() && old.1.is_none() {
@@ -251,17 +296,13 @@ impl Store {
             0
         };
         let reserved = self.reserve_memory(std::iter::once((growth, 0)));
-        let reserved = reserved.map_err(NotYet::Full)?;
+        let reserved = reserved.map_err(NotPut::Full)?;
         let moved = self.expire(entries, hash, key, deadline, (change, ahead));
         self.release(reserved);
         let replaced = moved?;
         let value = &crate::wire::expiry::expire_value(deadline);
         encode(&Request::Expire { key, value }, effects);
-        Ok(Computed {
-            is_made: true,
-            replaced: replaced.flatten(),
-            long: None,
-        })
+        Ok(Computed::made(replaced.flatten()))
     }
 
     fn compute_put<'a>(
@@ -271,29 +312,30 @@ impl Store {
         (change, ahead): (&mut Change, &mut Ahead),
         effects: &mut Vec<u8>,
         has_log: bool,
-    ) -> Result<Computed, NotYet<'a>> {
+    ) -> Result<Computed, Box<NotYet<'a>>> {
         let Put { hash, key, .. } = put;
-        if HEADER_LEN + key.len() + put.value.len() > RUN_FRAME_BYTES_MAX {
+        if HEADER_LEN + key.len() + put.bytes.len() > RUN_FRAME_BYTES_MAX {
             // It stays there where it is not stored, so that it is freed without the lock.
-            let fits = ahead.entry.as_mut().is_some_and(|ready| put.fits(ready));
-            let Some((entry, digest)) = ahead.entry.take_if(|_| fits) else {
-                return Err(NotYet::Entry(put.value, put.deadline));
+            let mut ready = ahead.things.as_mut().map(|things| &mut things.entry);
+            let taken = ready
+                .as_mut()
+                .and_then(|ready| ready.take_if(|ready| put.fits(ready)));
+            let Some((entry, digest)) = taken else {
+                return Err(Box::new(NotYet::Entry(put.value, put.deadline)));
             };
-            let long = has_log.then(|| entry.clone());
+            let record = has_log.then(|| entry.clone());
             let stored = self.put_entry(entries, hash, entry, change);
             let replaced = stored.map_err(|(why, entry)| {
-                ahead.entry = Some((entry, digest));
+                if let Some(ready) = ready {
+                    *ready = Some((entry, digest));
+                }
                 why
             })?;
             change.adds(digest.plus(Digest::of_deadline(key, put.deadline)));
-            return Ok(Computed {
-                is_made: true,
-                replaced,
-                long,
-            });
+            return Ok(Computed::Long(Box::new(LongMade { record, replaced })));
         }
         let start = effects.len();
-        if encode_put(key, &put.value, put.deadline, effects).is_err() {
+        if encode_put(key, put.bytes, put.deadline, effects).is_err() {
             unreachable!("an effect is little longer than its request");
         }
         let frame = &effects[start..];
@@ -302,11 +344,7 @@ impl Store {
         if change.is_logged() {
             change.adds(Digest::of_frame(frame));
         }
-        Ok(Computed {
-            is_made: true,
-            replaced,
-            long: None,
-        })
+        Ok(Computed::made(replaced))
     }
 
     /// Gives the entry of `key` a deadline, or takes it away, with its partition locked for writing. Returns the entry
@@ -322,7 +360,7 @@ impl Store {
         key: &[u8],
         deadline: Option<u64>,
         (change, ahead): (&mut Change, &mut Ahead),
-    ) -> Result<Option<Option<Entry>>, NotYet<'static>> {
+    ) -> Result<Option<Option<Entry>>, Box<NotYet<'static>>> {
         let Some(entry) = entries.find_mut(hash, key) else {
             return Ok(None);
         };
@@ -335,10 +373,12 @@ impl Store {
         let is_known = |(known, moved): &(Entry, Entry)| {
             known.is_same_block(entry) && moved.deadline().is_some() == deadline.is_some()
         };
-        let mut moved = match ahead.moved.take_if(|moved| is_known(moved)) {
+        let has_patience = ahead.has_patience();
+        let ready = ahead.things.as_mut().map(|things| &mut things.moved);
+        let mut moved = match ready.and_then(|ready| ready.take_if(|moved| is_known(moved))) {
             Some((_, moved)) => moved,
-            None if entry.frame().len() > RUN_FRAME_BYTES_MAX && ahead.has_patience() => {
-                return Err(NotYet::Moved(entry.clone(), deadline));
+            None if entry.frame().len() > RUN_FRAME_BYTES_MAX && has_patience => {
+                return Err(Box::new(NotYet::Moved(entry.clone(), deadline)));
             }
             None => match entry.with_deadline(deadline) {
                 Ok(moved) => moved,
@@ -374,6 +414,8 @@ struct Put<'k, 'a> {
     hash: u64,
     key: &'k [u8],
     value: NewValue<'a>,
+    /// Of that value.
+    bytes: &'k [u8],
     deadline: Option<u64>,
 }
 
@@ -381,8 +423,8 @@ impl Put<'_, '_> {
     /// Whether the entry that was made ahead is this put's, which has its deadline then.
     fn fits(&self, (entry, _): &mut (Entry, Digest)) -> bool {
         // A long value is that of the request, so only one that was computed may have changed.
-        let is_same = entry.value().len() == self.value.len()
-            && (self.value.len() > RUN_FRAME_BYTES_MAX || entry.value() == &*self.value);
+        let is_same = entry.value().len() == self.bytes.len()
+            && (self.bytes.len() > RUN_FRAME_BYTES_MAX || entry.value() == self.bytes);
         is_same
             && match self.deadline {
                 None => entry.deadline().is_none(),

@@ -28,16 +28,17 @@
 //!
 //! *Deadline.* An entry whose header says SETAT has the 8 bytes of a deadline behind its key: each function that makes
 //! an entry of bytes, or puts other bytes in their place, checks that (`checked`). A builder takes SET frames alone.
-//! [`Entry::set_deadline`] writes these 8 bytes and leaves the header, and with it the kind, as it is.
+//! [`Entry::set_deadline`] writes these 8 bytes, and [`Entry::overwrite_value`] leaves an entry with a deadline alone.
+//! Both change only bytes behind the key, so the header, and with it the kind, stays as it is.
 //!
 //! *Blocks without a count.* Such a block has one entry, from [`EntryBuilder::finish`] or [`Entry::copy_of`] until that
 //! entry is dropped: [`Entry::clone`] copies the bytes to another block. It is owned like a `Box<[u8]>`, written only
 //! through `&mut Entry` and read only through `&Entry`, so it may be sent to and shared between threads.
 //!
 //! *Blocks with a count.* A block is unshared until it becomes an [`Entry`]. After that its bytes are written only by
-//! [`Entry::overwrite`] and [`Entry::set_deadline`], through a `&mut` of an entry that is the only one of its block,
-//! and by a builder that has taken the place of such an entry ([`Entry::into_room`]). No other thread reads them
-//! meanwhile, so sharing them between threads is sound (`Send` and `Sync`).
+//! [`Entry::overwrite`], [`Entry::set_deadline`] and [`Entry::overwrite_value`], through a `&mut` of an entry that is
+//! the only one of its block, and by a builder that has taken the place of such an entry ([`Entry::into_room`]). No
+//! other thread reads them meanwhile, so sharing them between threads is sound (`Send` and `Sync`).
 //!
 //! A count of 1, read with acquire ordering as in `Arc::get_mut`, shows that an entry is the only one. No thread can
 //! clone it meanwhile, since the only entry is borrowed or consumed. Every access by other owners happens before they
@@ -264,25 +265,51 @@ impl Entry {
         u64::from_be_bytes(field.copied().unwrap_or_default())
     }
 
+    /// The bytes behind the key, to be changed: the value, of a SETAT with the deadline. `None` where a clone shares them.
+    #[inline]
+    fn behind_key(&mut self) -> Option<&mut [u8]> {
+        let is_shared = |count: &AtomicUsize| count.load(Ordering::Acquire) != 1;
+        if self.count().is_some_and(is_shared) {
+            return None;
+        }
+        let header = self.header();
+        let start = HEADER_LEN + usize::from(header.key_len);
+        // SAFETY: the block has as many initialized bytes as its header states, so `start` is not behind their end. This
+        // is the block's only entry, and it is borrowed mutably as long as the slice, so nothing else reads or writes
+        // the bytes. The header is not among them.
+        Some(unsafe {
+            let to = self.block.0.add(start);
+            slice::from_raw_parts_mut(to.as_ptr(), header.frame_len() - start)
+        })
+    }
+
     /// Changes the deadline in place, if the entry has one and no clone shares its bytes. Otherwise does nothing and
     /// returns false.
     pub fn set_deadline(&mut self, deadline: u64) -> bool {
-        let header = self.header();
-        let is_shared = |count: &AtomicUsize| count.load(Ordering::Acquire) != 1;
-        if header.opcode != SETAT || self.count().is_some_and(is_shared) {
+        if self.header().opcode != SETAT {
             return false;
         }
-        let at = HEADER_LEN + usize::from(header.key_len);
-        let bytes = deadline.to_be_bytes();
-        debug_assert!(at + bytes.len() <= header.frame_len());
-        // SAFETY: the entry was made of a whole SETAT frame, whose value has the 8 bytes of the deadline at its start
-        // (`checked`), so the block has them at this offset. This is the block's only entry, and it is borrowed
-        // mutably, so nothing else reads or writes the bytes. The header does not change.
-        unsafe {
-            let to = self.block.0.add(at);
-            to.copy_from_nonoverlapping(NonNull::from(&bytes).cast(), bytes.len());
+        let field = self.behind_key().and_then(<[u8]>::first_chunk_mut);
+        let is_there = field.is_some();
+        if let Some(field) = field {
+            *field = deadline.to_be_bytes();
         }
-        true
+        is_there
+    }
+
+    /// Replaces the value by another of the same length, if the entry has no deadline and no clone shares its bytes.
+    /// Otherwise does nothing and returns false.
+    #[inline]
+    pub fn overwrite_value(&mut self, value: &[u8]) -> bool {
+        if self.header().opcode == SETAT {
+            return false;
+        }
+        let old = self.behind_key().filter(|old| old.len() == value.len());
+        let is_there = old.is_some();
+        if let Some(old) = old {
+            old.copy_from_slice(value);
+        }
+        is_there
     }
 
     /// A copy with this deadline, or without one.
@@ -699,6 +726,25 @@ mod tests {
             drop(clone);
             assert!(entry.overwrite(&frame));
             assert_eq!(entry.frame(), after);
+        }
+    }
+
+    #[test]
+    fn a_value_is_overwritten_where_nothing_else_changes() {
+        for mut entry in both_kinds() {
+            let new = vec![8; entry.value().len()];
+            assert!(!entry.overwrite_value(&new[1..]), "another length");
+            let clone = entry.clone();
+            assert_eq!(entry.overwrite_value(&new), !entry.is_long());
+            assert_eq!(clone.value(), vec![7; new.len()]);
+            drop(clone);
+            assert!(entry.overwrite_value(&new));
+            assert_eq!(entry.frame(), set_frame(b"key", &new));
+            let mut dated = entry.with_deadline(Some(5)).unwrap();
+            assert!(!dated.overwrite_value(&new), "it has a deadline");
+            assert!(!dated.overwrite_value(&vec![9; new.len() + DEADLINE_LEN]));
+            assert!(dated.set_deadline(6));
+            assert_eq!((dated.deadline(), dated.value()), (Some(6), &new[..]));
         }
     }
 

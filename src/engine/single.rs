@@ -5,7 +5,7 @@ use super::answers::Answers;
 use super::change::{Change, LongOld, NotPut};
 use super::clock::Now;
 use super::command::Function;
-use super::compute::{Ahead, Call, NotYet};
+use super::compute::{Ahead, Call, Computed, NotYet};
 use super::digest::Digest;
 use super::entry::Entry;
 use super::execute::{Held, NotDone};
@@ -166,9 +166,15 @@ impl Engine {
             let done = (self.store).compute(&mut entries, &call, state, effects, answers);
             match done {
                 Ok(computed) => {
+                    let (is_made, record, replaced) = match computed {
+                        Computed::Nothing => (false, None, None),
+                        Computed::Made => (true, None, None),
+                        Computed::Replaced(old) => (true, None, Some(old)),
+                        Computed::Long(made) => (true, made.record, made.replaced),
+                    };
                     let mut index = entries.last_index;
-                    if let Some(mut prepared) = prepared.take().filter(|_| computed.is_made) {
-                        if let Some(entry) = computed.long {
+                    if let Some(mut prepared) = prepared.take().filter(|_| is_made) {
+                        if let Some(entry) = record {
                             prepared.set_entry(entry);
                         }
                         index = prepared.append_one(epoch, change.digest());
@@ -178,17 +184,17 @@ impl Engine {
                         }
                     }
                     drop(entries);
-                    drop(computed.replaced);
+                    drop(replaced);
                     answers.settle();
                     return Ok(Position { epoch, index });
                 }
-                Err(NotYet::Full(full)) => {
-                    drop(entries);
-                    self.make_room(full)?;
-                }
                 Err(needed) => {
                     drop(entries);
-                    ahead.prepare(key, &mut change, needed);
+                    if let NotYet::Full(full) = *needed {
+                        self.make_room(full)?;
+                    } else {
+                        ahead.prepare(key, &mut change, *needed);
+                    }
                 }
             }
         }

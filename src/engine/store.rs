@@ -92,6 +92,13 @@ impl Entries {
         self.find(hash, key).filter(|entry| is_live(entry, clock))
     }
 
+    /// The place of the entry of `key` in the table.
+    #[inline]
+    pub(super) fn place(&self, hash: u64, key: &[u8]) -> Option<usize> {
+        self.table
+            .find_bucket_index(hash, |entry| entry.key() == key)
+    }
+
     /// The entry of `key`, to be changed.
     pub(super) fn find_mut(&mut self, hash: u64, key: &[u8]) -> Option<&mut Entry> {
         self.table.find_mut(hash, |entry| entry.key() == key)

@@ -267,14 +267,14 @@ impl<'w, 'e> Work<'w, 'e> {
         };
         let state = (&mut self.change, &mut Ahead::default());
         let done = (self.engine.store).compute(entries, &call, state, effects, answers);
-        let Ok(Computed {
-            is_made, replaced, ..
-        }) = done
-        else {
-            return false;
-        };
-        self.replaced.extend(replaced);
-        if is_made && self.prepared.is_some() {
+        match done {
+            Ok(Computed::Nothing) => return true,
+            Ok(Computed::Made) => {}
+            Ok(Computed::Replaced(old)) => self.replaced.push(old),
+            Ok(Computed::Long(made)) => self.replaced.extend(made.replaced),
+            Err(_) => return false,
+        }
+        if self.prepared.is_some() {
             self.made |= 1 << at;
             let token = answers.take_slot();
             let number = self.made.count_ones();

@@ -188,6 +188,7 @@ impl<'a> Put<'a> {
     /// # Errors
     ///
     /// The first field that is wrong.
+    #[inline]
     pub fn decode(key: &[u8], value: &'a [u8]) -> Result<Put<'a>, OperandError> {
         let spec = Opcode::Put.spec();
         let (fields, rest) = split::<13>(spec, value)?;
@@ -197,6 +198,15 @@ impl<'a> Put<'a> {
                 ..Put::default()
             });
         }
+        Put::decode_operands(key, fields, rest)
+    }
+
+    fn decode_operands(
+        key: &[u8],
+        fields: &[u8; 13],
+        rest: &'a [u8],
+    ) -> Result<Put<'a>, OperandError> {
+        let spec = Opcode::Put.spec();
         let [condition, expiry, want, time @ .., high, low] = *fields;
         let expected_len = u16::from_be_bytes([high, low]);
         let wrong = |reason| spec.wrong(key, reason);
@@ -317,17 +327,19 @@ impl Add {
     /// # Errors
     ///
     /// The first field that is wrong.
+    #[inline]
     pub fn decode(key: &[u8], value: &[u8]) -> Result<Add, OperandError> {
         let spec = Opcode::Add.spec();
-        let (fields, _) = split::<25>(spec, value)?;
-        let [delta, start, ttl] = [1, 9, 17].map(|at| BigEndian::read_u64(&fields[at..]));
-        let want = fields[0];
-        let want = Want::of(want, Want::TOKEN).map_err(|reason| spec.wrong(key, reason))?;
+        let ([want, numbers @ ..], _) = split::<25>(spec, value)?;
+        let ([delta, start, ttl], _) = numbers.as_chunks() else {
+            return Err(spec.too_short(value.len()));
+        };
+        let want = Want::of(*want, Want::TOKEN).map_err(|reason| spec.wrong(key, reason))?;
         Ok(Add {
             want_token: want.token,
-            delta: delta.cast_signed(),
-            start: start.cast_signed(),
-            expiry: match ttl {
+            delta: i64::from_be_bytes(*delta),
+            start: i64::from_be_bytes(*start),
+            expiry: match u64::from_be_bytes(*ttl) {
                 0 => Expiry::None,
                 ttl => Expiry::Ttl(ttl),
             },

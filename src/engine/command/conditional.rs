@@ -56,6 +56,7 @@ pub(super) fn take<'a>(input: &Input<'_, 'a>, answers: &mut Answers) -> Result<E
 }
 
 /// Whether the condition is met by the old entry.
+#[inline]
 fn is_met(condition: &Condition<'_>, input: &Input<'_, '_>) -> Result<bool, Needs> {
     let Some(old) = input.old else {
         return Ok(matches!(condition, Condition::Always | Condition::Absent));
@@ -75,6 +76,7 @@ fn is_met(condition: &Condition<'_>, input: &Input<'_, '_>) -> Result<bool, Need
 }
 
 /// The answer to a request whose condition is met.
+#[inline]
 fn done(old: Option<&Entry>, want: Want, answers: &mut Answers) {
     if want.is_nothing() {
         answers.push(Status::Ok, b"");

@@ -1,8 +1,6 @@
 //! ADD (GBP §4).
 
-use arrayvec::ArrayVec;
-
-use super::{DECIMAL_LEN_MAX, Effect, Input, NO_TOKEN, Needs, NewValue};
+use super::{Digits, Effect, Input, NO_TOKEN, Needs, NewValue};
 use crate::engine::answers::{Answers, Part};
 use crate::wire::Status;
 use crate::wire::conditional::Add;
@@ -12,13 +10,14 @@ use crate::wire::conditional::Add;
 pub(super) fn add<'a>(input: &Input<'_, 'a>, answers: &mut Answers) -> Result<Effect<'a>, Needs> {
     match sum(input) {
         Ok((sum, deadline, want_token)) => {
-            let text = text_of(sum);
+            let value = NewValue::Number(sum);
+            let mut digits = Digits::new();
+            let text = value.bytes(&mut digits);
             if want_token {
-                answers.push_parts(Status::Ok, &[Part::Token, Part::Bytes(&text)]);
+                answers.push_parts(Status::Ok, &[Part::Token, Part::Bytes(text)]);
             } else {
-                answers.push(Status::Ok, &text);
+                answers.push(Status::Ok, text);
             }
-            let value = NewValue::Number(text);
             Ok(Effect::Put { value, deadline })
         }
         Err(message) => {
@@ -49,30 +48,8 @@ fn sum(input: &Input<'_, '_>) -> Result<(i64, Option<u64>, bool), String> {
     Ok((sum, deadline, add.want_token))
 }
 
-/// The decimal form of a number.
-fn text_of(number: i64) -> ArrayVec<u8, DECIMAL_LEN_MAX> {
-    let (mut digits, mut start) = ([0; DECIMAL_LEN_MAX], DECIMAL_LEN_MAX);
-    let mut rest = number.unsigned_abs();
-    // The digits from the last one on.
-    loop {
-        start -= 1;
-        digits[start] = DIGITS[usize::try_from(rest % 10).unwrap_or(0)];
-        rest /= 10;
-        if rest == 0 {
-            break;
-        }
-    }
-    if number < 0 {
-        start -= 1;
-        digits[start] = b'-';
-    }
-    let mut text = ArrayVec::new();
-    // It is as long as the longest number.
-    let _ = text.try_extend_from_slice(&digits[start..]);
-    text
-}
-
-const DIGITS: [u8; 10] = *b"0123456789";
+/// Length of the longest decimal number of 64 bits, that of -2^63.
+const DECIMAL_LEN_MAX: usize = 20;
 
 /// The number that `text` is the decimal form of: digits without leading zeros, behind a `-` where it is negative.
 fn decimal(text: &[u8]) -> Option<i64> {
@@ -92,22 +69,20 @@ fn decimal(text: &[u8]) -> Option<i64> {
     if !is_canonical {
         return None;
     }
-    if !digits.iter().all(u8::is_ascii_digit) {
+    // 19 digits fit in an unsigned number, and 20 are beyond any signed one.
+    if digits.len() > DECIMAL_LEN_MAX - 1 {
         return None;
     }
-    // Negative numbers reach further. So many digits overflow nothing.
-    let (start, rest) = digits.split_at(digits.len().min(18));
-    let digit = |byte: &u8| i64::from(byte - b'0');
-    let number = start
-        .iter()
-        .fold(0, |number: i64, byte| number * 10 - digit(byte));
-    let number = rest.iter().try_fold(number, |number, byte| {
-        number.checked_mul(10)?.checked_sub(digit(byte))
-    })?;
-    if is_negative {
-        Some(number)
-    } else {
-        number.checked_neg()
+    let (mut number, mut is_decimal) = (0_u64, true);
+    for byte in digits {
+        let digit = byte.wrapping_sub(b'0');
+        is_decimal &= digit < 10;
+        number = number.wrapping_mul(10).wrapping_add(u64::from(digit));
+    }
+    match (is_decimal, is_negative) {
+        (false, _) => None,
+        (true, false) => i64::try_from(number).ok(),
+        (true, true) => 0_i64.checked_sub_unsigned(number),
     }
 }
 
@@ -121,8 +96,9 @@ mod tests {
         let powers = (0..19).map(|power| 10_i64.pow(power));
         let all = powers.flat_map(|power| [power, -power]);
         for number in all.chain([i64::MIN, i64::MAX, 0]).flat_map(near) {
-            let text = text_of(number);
-            assert_eq!(text[..], *number.to_string().as_bytes());
+            let mut digits = Digits::new();
+            let text = NewValue::Number(number).bytes(&mut digits).to_vec();
+            assert_eq!(text, number.to_string().into_bytes());
             assert_eq!(decimal(&text), Some(number));
             for wrong in [&b"+"[..], b" ", b"0", b"--"] {
                 assert_eq!(decimal(&[wrong, &text].concat()), None, "{number}");

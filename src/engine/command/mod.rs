@@ -8,10 +8,6 @@ mod counter;
 pub(super) mod expiry;
 pub(super) mod value;
 
-use std::ops::Deref;
-
-use arrayvec::ArrayVec;
-
 use super::answers::Answers;
 use super::clock::Now;
 use super::entry::Entry;
@@ -38,25 +34,24 @@ pub(super) enum Effect<'a> {
 }
 
 /// The value that a command stores.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NewValue<'a> {
     /// A part of the request.
     Sent(&'a [u8]),
-    /// The text of a number.
-    Number(ArrayVec<u8, DECIMAL_LEN_MAX>),
+    /// The decimal form of a number.
+    Number(i64),
 }
 
-/// Length of the longest decimal number of 64 bits, that of -2^63.
-pub(super) const DECIMAL_LEN_MAX: usize = 20;
+/// Memory for the decimal form of a number.
+pub(super) type Digits = itoa::Buffer;
 
-impl Deref for NewValue<'_> {
-    type Target = [u8];
-
+impl NewValue<'_> {
+    /// The bytes of the value. Those of a number are in `digits`.
     #[inline]
-    fn deref(&self) -> &[u8] {
+    pub(super) fn bytes<'d>(&'d self, digits: &'d mut Digits) -> &'d [u8] {
         match self {
             NewValue::Sent(value) => value,
-            NewValue::Number(text) => text,
+            NewValue::Number(number) => digits.format(*number).as_bytes(),
         }
     }
 }
