@@ -5,12 +5,14 @@
 //! the last key is removed. Prints for each round
 //!
 //! * the longest wait of a client before, and during the removal;
-//! * the longest time for which a partition was locked for it, which the node logs;
+//! * the longest time for which a partition was locked for it, and the longest processor time of the thread under such
+//!   a lock, which the node logs;
 //! * how long after the last deadline all keys were gone;
 //! * the memory of the leader before the keys, with them, and some seconds after their removal. Its backlog keeps up to
 //!   64 MiB of records once there are so many.
 //!
-//! Both nodes share the processor with the clients. A lock is held for longer where its thread loses the processor.
+//! Both nodes share the processor with the clients. A lock is held for longer where its thread loses the processor, so
+//! the processor time is what the node itself makes others wait.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -41,8 +43,8 @@ const RETURNED_WITHIN: Duration = Duration::from_secs(3);
 struct Node {
     child: Child,
     addr: SocketAddr,
-    /// The longest lock of each burst of removals, in microseconds.
-    locks: Receiver<u64>,
+    /// Of each burst of removals, in microseconds: the longest lock, and the longest processor time under one.
+    locks: Receiver<[u64; 2]>,
 }
 
 impl Node {
@@ -64,8 +66,9 @@ impl Node {
         thread::spawn(move || {
             for line in log.lines().map_while(Result::ok) {
                 if let Some((_, rest)) = line.split_once("the longest lock was held for ") {
-                    let micros = rest.split(' ').next().unwrap().parse().unwrap();
-                    let _ = sender.send(micros);
+                    let words = rest.split(' ').filter_map(|word| word.parse().ok());
+                    let micros: Vec<u64> = words.collect();
+                    let _ = sender.send(micros.try_into().unwrap());
                 }
             }
         });
@@ -201,7 +204,7 @@ fn client(addr: SocketAddr, number: u64, waits: &Waits) {
 }
 
 /// The figures of a round, in the order in which they are printed.
-type Round = [f64; 8];
+type Round = [f64; 9];
 
 fn round(leader: &Node, follower: &Node) -> Round {
     let empty_mb = leader.memory_mb();
@@ -236,7 +239,7 @@ fn round(leader: &Node, follower: &Node) -> Round {
         waits.phase.store(END, Ordering::Relaxed);
         gone_ms
     });
-    let lock_us = leader.locks.recv_timeout(WITHIN).unwrap();
+    let [lock_us, work_us] = leader.locks.recv_timeout(WITHIN).unwrap();
     thread::sleep(RETURNED_WITHIN);
     let ms = |phase: u8| {
         let micros = waits.longest[usize::from(phase)].load(Ordering::Relaxed);
@@ -248,6 +251,7 @@ fn round(leader: &Node, follower: &Node) -> Round {
         during,
         during - before,
         lock_us as f64 / 1e3,
+        work_us as f64 / 1e3,
         gone_ms as f64,
         empty_mb as f64,
         full_mb as f64,
@@ -268,6 +272,7 @@ fn main() {
         "removal ms",
         "more ms",
         "lock ms",
+        "work ms",
         "gone ms",
         "empty MB",
         "full MB",

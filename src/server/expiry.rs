@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use log::debug;
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::engine::{Engine, Expired, NotDone};
 use crate::node::Node;
@@ -46,6 +47,8 @@ struct Sweep {
     removed: usize,
     /// Longest time for which a partition was locked, since the same round.
     longest_lock: Duration,
+    /// Longest processor time of this thread while a partition was locked, since the same round.
+    longest_work: Duration,
 }
 
 impl Sweep {
@@ -75,10 +78,14 @@ impl Sweep {
         let mut room = None;
         loop {
             let begin = Instant::now();
-            let (mut locked_at, longest) = (None, &mut self.longest_lock);
+            let mut locked_at = None;
+            let (lock, work) = (&mut self.longest_lock, &mut self.longest_work);
             let result = engine.expire(self.partition, room.take(), || match locked_at.take() {
-                None => locked_at = Some(Instant::now()),
-                Some(locked_at) => *longest = locked_at.elapsed().max(*longest),
+                None => locked_at = Some((Instant::now(), processor_time())),
+                Some((locked_at, before)) => {
+                    *work = processor_time().saturating_sub(before).max(*work);
+                    *lock = locked_at.elapsed().max(*lock);
+                }
             });
             *worked += begin.elapsed();
             match result {
@@ -94,12 +101,25 @@ impl Sweep {
         self.partition = 0;
         self.removed += in_round;
         if in_round == 0 && self.removed > 0 {
-            let (removed, micros) = (self.removed, self.longest_lock.as_micros());
-            debug!("removed expired keys: {removed}; the longest lock was held for {micros} us");
+            let longest = [self.longest_lock, self.longest_work];
+            let (removed, [lock, work]) = (self.removed, longest.map(|time| time.as_micros()));
+            debug!(
+                "removed expired keys: {removed}; the longest lock was held for {lock} us, and the longest work under a \
+                 lock took {work} us of the processor"
+            );
             (self.removed, self.longest_lock) = (0, Duration::ZERO);
+            self.longest_work = Duration::ZERO;
         }
         std::mem::take(&mut self.is_more)
     }
+}
+
+/// Processor time of this thread so far.
+fn processor_time() -> Duration {
+    // It is neither negative nor a fraction of more than a second.
+    clock_gettime(ClockId::ThreadCPUTime)
+        .try_into()
+        .unwrap_or_default()
 }
 
 /// The pause after work for this long on keys that had expired this long ago.
