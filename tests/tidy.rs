@@ -279,6 +279,33 @@ fn tests_ask_whether_the_programs_that_they_run_are_installed() {
 }
 
 #[track_caller]
+/// The fuzzers are a workspace of their own. A dependency that is new is missing in their lock file until it is updated
+/// (`cargo update --workspace` in `fuzz`), and they are built with `--locked`.
+#[test]
+fn the_lock_file_of_the_fuzzers_has_every_dependency() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
+    let lock: toml::Table = read("fuzz/Cargo.lock").parse().unwrap();
+    let packages = lock["package"].as_array().unwrap();
+    let own = packages
+        .iter()
+        .find(|package| package["name"].as_str() == Some("gopherstore"));
+    let locked = own.unwrap()["dependencies"].as_array().unwrap();
+    // A name may be followed by a version.
+    let locked: Vec<&str> = locked
+        .iter()
+        .map(|name| name.as_str().unwrap().split(' ').next().unwrap())
+        .collect();
+    let needed = manifest["dependencies"].as_table().unwrap();
+    let faults: Vec<String> = needed
+        .keys()
+        .filter(|name| !locked.contains(&name.as_str()))
+        .map(|name| format!("fuzz/Cargo.lock: {name} is missing: cargo update --workspace in fuzz"))
+        .collect();
+    assert!(needed.len() > 10, "{needed:?}");
+    report(&faults);
+}
+
 fn report(faults: &[String]) {
     assert!(
         faults.is_empty(),
