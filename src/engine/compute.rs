@@ -233,8 +233,8 @@ impl Store {
         computed
     }
 
-    /// Carries out the effect of a command. `old` is the place of the key's entry in its table, and its deadline, unless
-    /// that has passed.
+    /// Carries out the effect of a command. `old` is the place of the key's entry in its table, and the deadline of the
+    /// entry, unless that has passed.
     #[inline(never)]
     fn carry_out<'a>(
         &self,

@@ -265,7 +265,8 @@ impl Entry {
         u64::from_be_bytes(field.copied().unwrap_or_default())
     }
 
-    /// The bytes behind the key, to be changed: the value, of a SETAT with the deadline. `None` where a clone shares them.
+    /// The bytes behind the key, to be changed: the value, and before it the deadline of a SETAT. `None` where a clone
+    /// shares them.
     #[inline]
     fn behind_key(&mut self) -> Option<&mut [u8]> {
         let is_shared = |count: &AtomicUsize| count.load(Ordering::Acquire) != 1;
@@ -274,9 +275,9 @@ impl Entry {
         }
         let header = self.header();
         let start = HEADER_LEN + usize::from(header.key_len);
-        // SAFETY: the block has as many initialized bytes as its header states, so `start` is not behind their end. This
-        // is the block's only entry, and it is borrowed mutably as long as the slice, so nothing else reads or writes
-        // the bytes. The header is not among them.
+        // SAFETY: the block has as many initialized bytes as its header states, so `start` is not behind their end.
+        // This is the block's only entry, and it is borrowed mutably as long as the slice, so nothing else reads or
+        // writes the bytes. The header is not among them.
         Some(unsafe {
             let to = self.block.0.add(start);
             slice::from_raw_parts_mut(to.as_ptr(), header.frame_len() - start)

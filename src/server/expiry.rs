@@ -104,8 +104,8 @@ impl Sweep {
             let longest = [self.longest_lock, self.longest_work];
             let (removed, [lock, work]) = (self.removed, longest.map(|time| time.as_micros()));
             debug!(
-                "removed expired keys: {removed}; the longest lock was held for {lock} us, and the longest work under a \
-                 lock took {work} us of the processor"
+                "removed expired keys: {removed}; the longest lock was held for {lock} us, and the longest work \
+                 under a lock took {work} us of the processor"
             );
             (self.removed, self.longest_lock) = (0, Duration::ZERO);
             self.longest_work = Duration::ZERO;
