@@ -21,6 +21,8 @@ pub(super) struct Dump<'a> {
     pub(super) at: usize,
     /// Offset that is printed for the first byte.
     pub(super) base: usize,
+    /// Whether these are the requests of a BATCH.
+    pub(super) is_nested: bool,
     out: String,
     notes: String,
 }
@@ -36,6 +38,7 @@ impl<'a> Dump<'a> {
             bytes,
             at: 0,
             base,
+            is_nested: false,
             out: String::new(),
             notes,
         }

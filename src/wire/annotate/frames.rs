@@ -95,8 +95,11 @@ impl Dump<'_> {
             if spec.opcode == Opcode::Sync && dump.has_more() {
                 dump.token();
             }
-            if spec.opcode == Opcode::Batch {
+            // A batch in a batch is refused, so nobody asks what is in it.
+            if spec.opcode == Opcode::Batch && !dump.is_nested {
+                dump.is_nested = true;
                 dump.frames(true);
+                dump.is_nested = false;
                 return;
             }
             dump.rows(spec.rest, dump.rest());

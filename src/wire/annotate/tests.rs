@@ -628,3 +628,16 @@ fn the_requests_and_responses_of_a_batch_have_their_own_lines() {
     ];
     assert_eq!(response_to(Opcode::Batch, conflict), lines(&expected));
 }
+
+/// A batch in a batch is shown as bytes, however many are nested: nothing calls itself for each.
+#[test]
+fn a_batch_is_shown_one_deep() {
+    let mut bytes = Vec::new();
+    for _ in 0..1_000 {
+        let inner = std::mem::take(&mut bytes);
+        assert!(Request::Batch { value: &inner }.encode(&mut bytes).is_ok());
+    }
+    let shown = request(&bytes);
+    let opcodes = shown.lines().filter(|line| line.contains("BATCH")).count();
+    assert!((1..=3).contains(&opcodes), "{opcodes}: {shown:.2000}");
+}
