@@ -199,7 +199,7 @@ fn runs(calls: usize) {
     operation("10 SETs as a BATCH, on a leader", 10, calls, |at| {
         let (frame, limits) = (whole(&tens[at]), Limits::default());
         answers.clear();
-        let done = leader.execute_batch(&frame, &limits, None, &mut answers);
+        let done = leader.execute_batch(&frame, (&limits, true), None, &mut answers);
         black_box(done.unwrap());
     });
     let mut run = |name, node: &Node, requests: &[Vec<u8>]| {

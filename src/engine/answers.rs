@@ -33,7 +33,6 @@ pub(super) enum Part<'p> {
     /// The token of the record that the command makes: filled in once the record has its index.
     Token,
     /// The value of an entry whose partition is locked. It is the last part.
-    #[allow(dead_code, reason = "conditional operations answer with it")]
     Value(&'p Entry),
 }
 

@@ -250,12 +250,14 @@ impl Engine {
         let new = new_entries(run, touched.vacant);
         let mut work = Work::new(self, &mut prepared, digests, new, Change::new(true));
         let count = work.apply(run, &hashes, &mut locked, missing);
+        let mut index = 0;
         if let Ok(applied @ 1..) = u32::try_from(count) {
-            let index = sequencer.applied(applied, work.change.digest());
+            index = sequencer.applied(applied, work.change.digest());
             locked.set_last_index(index);
         }
         // Before the replaced entries are freed.
         drop(locked);
+        self.reached(index);
         Ok(count)
     }
 
@@ -294,6 +296,7 @@ impl Engine {
             Record::Batch => self.apply_batch(sequencer, frame.value(), missing),
             Record::Epoch => {
                 let index = sequencer.applied(1, Digest::EMPTY);
+                self.reached(index);
                 if let Some(start) = epoch_record::decode(frame, index) {
                     self.gate.set_epoch(start.epoch);
                 }
@@ -310,8 +313,10 @@ impl Engine {
             let state = (&mut change, &mut ahead);
             match self.store.expire(&mut entries, hash, key, deadline, state) {
                 Ok(replaced) => {
-                    entries.last_index = sequencer.applied(1, change.digest());
+                    let index = sequencer.applied(1, change.digest());
+                    entries.last_index = index;
                     drop(entries);
+                    self.reached(index);
                     return replaced.is_some();
                 }
                 Err(needed) => {
@@ -353,7 +358,10 @@ impl Engine {
             match change_entries(&mut entries, &mut change) {
                 Ok(old) => {
                     change.adds(added);
-                    entries.last_index = sequencer.applied(1, change.digest());
+                    let index = sequencer.applied(1, change.digest());
+                    entries.last_index = index;
+                    drop(entries);
+                    self.reached(index);
                     return old;
                 }
                 Err(long) => learn(entries, &mut change, long),

@@ -14,7 +14,7 @@ use super::answers::Answers;
 use super::change::Change;
 use super::clock::Now;
 use super::command::{self, Command, Digits, Effect, Input, Record, expiry, value};
-use super::compute::Ahead;
+use super::compute::{Ahead, encode};
 use super::digest::Digest;
 use super::entry::{Entry, encode_put};
 use super::execute::{Held, NotDone};
@@ -30,7 +30,13 @@ use crate::wire::run::RUN_FRAME_BYTES_MAX;
 use crate::wire::{Opcode, Request, RequestFrame, Status};
 
 /// Most bytes of the responses in the answer to a BATCH.
-pub const BATCH_ANSWER_BYTES_MAX: usize = 64 << 20;
+pub const BATCH_ANSWER_BYTES_MAX: usize = 4 << 20;
+
+/// Most bytes of long entries that the EXPIREs of a BATCH copy.
+pub const BATCH_COPIES_BYTES_MAX: usize = 64 << 20;
+
+/// Most bytes of values that a batch copies where it may not take long.
+const SHORT_ANSWER_BYTES_MAX: usize = 64 << 10;
 
 /// Attempts to lock all partitions of a batch before it waits for them.
 const ATTEMPTS: u32 = 3;
@@ -47,7 +53,7 @@ const fn bit_of(hash: u64) -> u64 {
     1 << (hash & 63)
 }
 
-/// Why no effect needs anything first.
+/// Message for errors that cannot occur: digests and copies of long entries are there.
 const KNOWN: &str = "long entries were looked at before, or are now";
 
 /// Commands or effects, and the hashes of their keys.
@@ -129,6 +135,21 @@ struct Atomic<'x, 'e, 'f, 'a> {
     tokens: Vec<usize>,
 }
 
+/// Why a batch was not executed on a thread that serves other clients too. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotShort {
+    /// It cannot be executed on another thread either.
+    NotDone(NotDone),
+    /// It takes longer than other clients of the thread can wait.
+    TakesLong,
+}
+
+impl From<NotDone> for NotShort {
+    fn from(not_done: NotDone) -> NotShort {
+        NotShort::NotDone(not_done)
+    }
+}
+
 impl Engine {
     /// Executes all requests of a batch, or none, and adds the one answer. Returns the position that it waits for.
     /// `room` is as for [`execute`](Self::execute).
@@ -142,6 +163,35 @@ impl Engine {
         room: Option<Reservation<'e>>,
         answers: &mut Answers,
     ) -> Result<Position, NotDone> {
+        let done = self.batch_within(batch, room, answers, true);
+        done.map_err(|why| match why {
+            NotShort::NotDone(not_done) => not_done,
+            NotShort::TakesLong => unreachable!("it may take long"),
+        })
+    }
+
+    /// The same on a thread that serves other clients too.
+    ///
+    /// # Errors
+    ///
+    /// [`NotShort::TakesLong`] where long values are replaced, compared or answered, or where partitions are not free
+    /// soon; among others.
+    pub fn execute_short_batch<'e>(
+        &'e self,
+        batch: &Batch<'_>,
+        room: Option<Reservation<'e>>,
+        answers: &mut Answers,
+    ) -> Result<Position, NotShort> {
+        self.batch_within(batch, room, answers, false)
+    }
+
+    fn batch_within<'e>(
+        &'e self,
+        batch: &Batch<'_>,
+        room: Option<Reservation<'e>>,
+        answers: &mut Answers,
+        may_take_long: bool,
+    ) -> Result<Position, NotShort> {
         let members = &Members::of(self, batch);
         let mut held = Held(room);
         let mut reserved = match &self.sequencer {
@@ -153,16 +203,33 @@ impl Engine {
         };
         let (mut longs, mut rounds) = (Vec::new(), 0);
         loop {
-            let mut locked = self.lock_all(members);
+            // Before anything is locked.
+            let memory = members.memory();
+            let locked = if may_take_long {
+                Some(self.lock_all(members))
+            } else {
+                self.try_lock_all(members)
+            };
+            let mut locked = locked.ok_or(NotShort::TakesLong)?;
             let epoch = self.admitted(batch.writes())?;
-            let mut atomic = Atomic::new(self, members, &mut longs);
+            let mut atomic = Atomic::new(self, members, &mut longs, memory);
             let result = atomic
                 .check_longs(&locked, rounds, self.sequencer.is_some())
                 .and_then(|()| atomic.execute(&locked));
+            let is_long = match &result {
+                Ok(()) | Err(Stop::Refused(_)) => atomic.answer_len() > SHORT_ANSWER_BYTES_MAX,
+                Err(Stop::Long(_)) => true,
+                Err(Stop::TooLong | Stop::CopiesTooLong) => false,
+            };
+            if is_long && !may_take_long {
+                return Err(NotShort::TakesLong);
+            }
             match result {
                 Err(Stop::Long(olds)) => {
                     drop(locked);
-                    longs = olds.into_iter().map(|old| members.look_at(old)).collect();
+                    let is_logged = self.sequencer.is_some();
+                    let look = |old| members.look_at(old, is_logged);
+                    longs = olds.into_iter().map(look).collect();
                     rounds += 1;
                 }
                 Err(stop) => {
@@ -182,13 +249,14 @@ impl Engine {
                                     answers.push(Status::Full, self.message_of(full).as_bytes());
                                     return Ok(Position::default());
                                 }
-                                Err(not_done) => return Err(not_done),
+                                Err(not_done) => return Err(not_done.into()),
                             }
                         }
                     };
                     let (index, replaced) = atomic.commit(&mut locked, epoch, reserved.take());
                     self.store.release(memory);
                     drop(locked);
+                    self.reached(index);
                     drop(replaced);
                     answers.push_bytes(Status::Ok, atomic.take_answer(0));
                     return Ok(Position { epoch, index });
@@ -212,10 +280,13 @@ impl Engine {
         let (mut longs, mut rounds) = (Vec::new(), 0);
         loop {
             let mut locked = self.lock_all(members);
-            let mut atomic = Atomic::new(self, members, &mut longs);
+            let mut atomic = Atomic::new(self, members, &mut longs, Vec::new());
             if let Err(Stop::Long(olds)) = atomic.check_longs(&locked, rounds, true) {
                 drop(locked);
-                longs = olds.into_iter().map(|old| members.look_at(old)).collect();
+                longs = olds
+                    .into_iter()
+                    .map(|old| members.look_at(old, true))
+                    .collect();
                 rounds += 1;
                 continue;
             }
@@ -227,8 +298,10 @@ impl Engine {
                 }
                 replaced.extend(done.flatten());
             }
-            locked.set_last_index(sequencer.applied(1, change.digest()));
+            let index = sequencer.applied(1, change.digest());
+            locked.set_last_index(index);
             drop(locked);
+            self.reached(index);
             return;
         }
     }
@@ -236,14 +309,16 @@ impl Engine {
     /// Locks all partitions of a batch. Where they are not free soon, one batch at a time waits for them, in ascending
     /// order: nothing else waits for a partition with another one locked.
     fn lock_all(&self, members: &Members<'_, '_>) -> Locked<'_, BATCH_MAX> {
+        self.try_lock_all(members).unwrap_or_else(|| {
+            let _turn = self.batch_turn.lock();
+            self.store.wait_for_many(&members.hashes, members.writes)
+        })
+    }
+
+    /// Locks all partitions of a batch where they are free soon.
+    fn try_lock_all(&self, members: &Members<'_, '_>) -> Option<Locked<'_, BATCH_MAX>> {
         let Members { hashes, writes, .. } = members;
-        for _ in 0..ATTEMPTS {
-            if let Ok(locked) = self.store.lock_many(hashes, *writes) {
-                return locked;
-            }
-        }
-        let _turn = self.batch_turn.lock();
-        self.store.wait_for_many(hashes, *writes)
+        (0..ATTEMPTS).find_map(|_| self.store.lock_many(hashes, *writes).ok())
     }
 }
 
@@ -255,8 +330,14 @@ impl<'a> Members<'_, 'a> {
         self.frames.iter().rev().find(is_it)
     }
 
+    /// Memory for the effects.
+    fn memory(&self) -> Vec<u8> {
+        let len = self.frames.iter().map(|frame| frame.bytes().len());
+        Vec::with_capacity(HEADER_LEN + len.sum::<usize>())
+    }
+
     /// Looks at a long old entry, without a lock.
-    fn look_at(&self, old: Entry) -> Long {
+    fn look_at(&self, old: Entry, is_logged: bool) -> Long {
         let mut of_key = self.frames.iter().filter(|frame| frame.key() == old.key());
         let value_hash = if of_key.any(has_hash) {
             xxhash_rust::xxh3::xxh3_128(old.value())
@@ -269,7 +350,11 @@ impl<'a> Members<'_, 'a> {
             old.with_deadline(expires.then_some(1)).ok()
         });
         Long {
-            digest: Digest::of(&old),
+            digest: if is_logged {
+                Digest::of(&old)
+            } else {
+                Digest::EMPTY
+            },
             value_hash,
             moved,
             old,
@@ -309,9 +394,8 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
         engine: &'e Engine,
         members: &'x Members<'f, 'a>,
         longs: &'x mut [Long],
+        mut effects: Vec<u8>,
     ) -> Atomic<'x, 'e, 'f, 'a> {
-        let len = members.frames.iter().map(|frame| frame.bytes().len());
-        let mut effects = Vec::with_capacity(HEADER_LEN + len.sum::<usize>());
         effects.resize(HEADER_LEN, 0);
         Atomic {
             engine,
@@ -358,7 +442,7 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
         let copies = olds
             .iter()
             .filter(|old| self.members.last_expire(old.key()).is_some());
-        if copies.map(|old| old.frame().len()).sum::<usize>() > BATCH_ANSWER_BYTES_MAX {
+        if copies.map(|old| old.frame().len()).sum::<usize>() > BATCH_COPIES_BYTES_MAX {
             return Err(Stop::CopiesTooLong);
         }
         let are_known = olds.iter().all(|old| self.long(old).is_some());
@@ -622,7 +706,7 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
     ) -> Option<Option<Entry>> {
         let (store, key, hash) = (&self.engine.store, frame.key(), self.members.hashes[at]);
         let entries = locked.of_mut(at);
-        let mut ahead = Ahead::impatient();
+        let mut ahead = Ahead::under_lock();
         if !self.longs.is_empty()
             && let Some(raw) = entries.find(hash, key)
         {
@@ -632,7 +716,7 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
                 ahead.move_to(long.old.clone(), long.moved.take());
             }
         }
-        change.lose_patience();
+        change.work_under_lock();
         match Record::of(frame) {
             Record::Put => {
                 let put = store.put_frame(entries, hash, frame, None, change);
@@ -683,7 +767,7 @@ impl<'x, 'e, 'f, 'a> Atomic<'x, 'e, 'f, 'a> {
             }
             Stop::CopiesTooLong => {
                 let message = format!(
-                    "EXPIRE of values of more than {BATCH_ANSWER_BYTES_MAX} bytes in one BATCH"
+                    "EXPIRE of values of more than {BATCH_COPIES_BYTES_MAX} bytes in one BATCH"
                 );
                 answers.push(Status::Error, message.as_bytes());
             }
@@ -712,10 +796,4 @@ fn framed(mut record: Vec<u8>) -> Vec<u8> {
     };
     record[..HEADER_LEN].copy_from_slice(&header.encode());
     record
-}
-
-/// Adds the frame of an effect.
-fn encode(effect: &Request<'_>, out: &mut Vec<u8>) {
-    let encoded = effect.encode(out);
-    encoded.unwrap_or_else(|_| unreachable!("an effect is little longer than its request"));
 }

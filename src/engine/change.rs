@@ -101,7 +101,7 @@ impl Change {
     }
 
     /// Takes digests that are not known under the lock from now on.
-    pub(super) const fn lose_patience(&mut self) {
+    pub(super) const fn work_under_lock(&mut self) {
         self.learned = LEARNED_MAX;
     }
 

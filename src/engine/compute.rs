@@ -105,7 +105,7 @@ struct Things {
 
 impl Ahead {
     /// Does everything that is not known under the lock.
-    pub(super) fn impatient() -> Ahead {
+    pub(super) fn under_lock() -> Ahead {
         Ahead {
             rounds: ROUNDS_MAX,
             ..Ahead::default()
@@ -155,7 +155,7 @@ impl Ahead {
         self.things.get_or_insert_default()
     }
 
-    fn has_patience(&self) -> bool {
+    fn may_unlock(&self) -> bool {
         self.rounds < ROUNDS_MAX
     }
 
@@ -185,8 +185,8 @@ impl Store {
         let before = (effects.len(), answers.bytes().len());
         let key = call.frame.key();
         self.note_hit(entries, call.hash, key);
-        let place = entries.place(call.hash, key);
-        let raw = place.and_then(|place| entries.table.get_bucket(place));
+        let bucket = entries.bucket_of(call.hash, key);
+        let raw = bucket.and_then(|bucket| entries.table.get_bucket(bucket));
         let old = raw.filter(|entry| is_live(entry, call.clock));
         #[cfg(test)]
         let old = if crate::planted::is(crate::planted::Fault::HiddenIsPresent) {
@@ -205,7 +205,7 @@ impl Store {
         let mut done = (call.function)(&input, answers);
         if let Err(Needs::OldHash) = done {
             answers.truncate(before.1);
-            if let Some(old) = old.filter(|_| ahead.has_patience()) {
+            if let Some(old) = old.filter(|_| ahead.may_unlock()) {
                 return Err(Box::new(NotYet::ValueHash(old.clone())));
             }
             let value = old.map_or(&[][..], Entry::value);
@@ -213,12 +213,12 @@ impl Store {
             done = (call.function)(&input, answers);
         }
         let effect = done.as_ref().unwrap_or(&Effect::None);
-        let old = (place, input.deadline);
+        let old = (bucket, input.deadline);
         // By far the most frequent one. It needs no frame where it is not logged.
         if let Effect::Put { value, deadline } = effect
             && deadline.is_none()
             && !change.is_logged()
-            && let Some(entry) = place.and_then(|place| entries.table.get_bucket_mut(place))
+            && let Some(entry) = bucket.and_then(|bucket| entries.table.get_bucket_mut(bucket))
             && let value = value.bytes(&mut Digits::new())
             && value.len() <= RUN_FRAME_BYTES_MAX
             && entry.overwrite_value(value)
@@ -233,8 +233,8 @@ impl Store {
         computed
     }
 
-    /// Carries out the effect of a command. `old` is the place of the key's entry in its table, and the deadline of the
-    /// entry, unless that has passed.
+    /// Carries out the effect of a command. `old` is the bucket of the key's entry in its table, and the deadline of
+    /// the entry, unless that has passed.
     #[inline(never)]
     fn carry_out<'a>(
         &self,
@@ -245,7 +245,7 @@ impl Store {
         effects: &mut Vec<u8>,
     ) -> Result<Computed, Box<NotYet<'a>>> {
         let key = call.frame.key();
-        let raw = old.0.and_then(|place| entries.table.get_bucket(place));
+        let raw = old.0.and_then(|bucket| entries.table.get_bucket(bucket));
         let mut digits = Digits::new();
         match effect {
             Effect::None => Ok(Computed::Nothing),
@@ -315,24 +315,26 @@ impl Store {
     ) -> Result<Computed, Box<NotYet<'a>>> {
         let Put { hash, key, .. } = put;
         if HEADER_LEN + key.len() + put.bytes.len() > RUN_FRAME_BYTES_MAX {
-            // It stays there where it is not stored, so that it is freed without the lock.
+            let may_unlock = ahead.may_unlock();
             let mut ready = ahead.things.as_mut().map(|things| &mut things.entry);
-            let taken = ready
-                .as_mut()
-                .and_then(|ready| ready.take_if(|ready| put.fits(ready)));
-            let Some((entry, digest)) = taken else {
+            let taken = (ready.as_mut()).and_then(|ready| ready.take_if(|it| put.fits(it)));
+            if let Some((entry, digest)) = taken {
+                let record = has_log.then(|| entry.clone());
+                let stored = self.put_entry(entries, hash, entry, change);
+                // It stays there where it is not stored, so that it is freed without the lock.
+                let replaced = stored.map_err(|(why, entry)| {
+                    if let Some(ready) = ready {
+                        *ready = Some((entry, digest));
+                    }
+                    why
+                })?;
+                change.adds(digest.plus(Digest::of_deadline(key, put.deadline)));
+                return Ok(Computed::Long(Box::new(LongMade { record, replaced })));
+            }
+            // Otherwise the value changes too often: the entry is made under the lock.
+            if may_unlock {
                 return Err(Box::new(NotYet::Entry(put.value, put.deadline)));
-            };
-            let record = has_log.then(|| entry.clone());
-            let stored = self.put_entry(entries, hash, entry, change);
-            let replaced = stored.map_err(|(why, entry)| {
-                if let Some(ready) = ready {
-                    *ready = Some((entry, digest));
-                }
-                why
-            })?;
-            change.adds(digest.plus(Digest::of_deadline(key, put.deadline)));
-            return Ok(Computed::Long(Box::new(LongMade { record, replaced })));
+            }
         }
         let start = effects.len();
         if encode_put(key, put.bytes, put.deadline, effects).is_err() {
@@ -373,11 +375,11 @@ impl Store {
         let is_known = |(known, moved): &(Entry, Entry)| {
             known.is_same_block(entry) && moved.deadline().is_some() == deadline.is_some()
         };
-        let has_patience = ahead.has_patience();
+        let may_unlock = ahead.may_unlock();
         let ready = ahead.things.as_mut().map(|things| &mut things.moved);
         let mut moved = match ready.and_then(|ready| ready.take_if(|moved| is_known(moved))) {
             Some((_, moved)) => moved,
-            None if entry.frame().len() > RUN_FRAME_BYTES_MAX && has_patience => {
+            None if entry.frame().len() > RUN_FRAME_BYTES_MAX && may_unlock => {
                 return Err(Box::new(NotYet::Moved(entry.clone(), deadline)));
             }
             None => match entry.with_deadline(deadline) {

@@ -13,6 +13,7 @@ use arrayvec::ArrayVec;
 
 use super::Engine;
 use super::change::{Change, LongOld};
+use super::command::may_store;
 use super::entry::Entry;
 use super::execute::NotDone;
 use super::memory::{Full, Memory, MemoryLimit, allocation_bytes};
@@ -119,6 +120,10 @@ const RECORDS_BYTES: usize = 1 << 10;
 /// Longest record of an eviction.
 const RECORD_BYTES_MAX: usize = HEADER_LEN + KEY_LEN_MAX;
 
+/// Entries that one request removes, about. More of them are needed where a node begins to lead with a data set above
+/// its own limit: each write removes some then, and gets FULL, until the rest fits.
+const REQUEST_EVICTED_MAX: u32 = 16 << 10;
+
 /// The result of a visit of the hand.
 #[derive(Default)]
 struct Visit {
@@ -138,8 +143,10 @@ impl Engine {
         match self.store.memory() {
             Some(memory) if memory.limit.evicts && run.writes() != 0 => {
                 // About what they need if all their keys are new.
-                let needed = allocation_bytes(run.bytes().len());
-                if needed > memory.evicted_max() {
+                let storing = run.frames().filter(|frame| may_store(frame.opcode()));
+                let len: usize = storing.map(|frame| frame.bytes().len()).sum();
+                let needed = allocation_bytes(len);
+                if len == 0 || needed > memory.evicted_max() {
                     return Ok(());
                 }
                 match self.evict(memory, needed) {
@@ -171,15 +178,19 @@ impl Engine {
         Err(NotDone::Full(full))
     }
 
-    /// Removes entries until `needed` more bytes fit. Returns false where nothing is left to be removed.
+    /// Removes entries until `needed` more bytes fit. Returns false where nothing is left to be removed, and where that
+    /// takes more than one request may take.
     ///
     /// The records take room in the log beyond its capacity: the writer may hold so much of it that there is none left,
     /// and they are fewer bytes than what they remove.
     fn evict(&self, memory: &Memory, needed: u64) -> Result<bool, NotDone> {
         let mut change = Change::new(self.sequencer.is_some());
         // The hand may clear all bits in one turn, and has to pass the place where it began in the next.
-        let mut turns = 0;
+        let (mut turns, mut evicted) = (0, 0);
         while memory.excess(needed) > 0 {
+            if evicted > REQUEST_EVICTED_MAX {
+                return Ok(false);
+            }
             let (partition, from) = memory.hand.get();
             let room = match &self.sequencer {
                 Some(sequencer) => {
@@ -217,9 +228,12 @@ impl Engine {
                 }
                 change = Change::new(self.sequencer.is_some());
                 memory.count_evicted(count.into());
+                evicted += count;
                 turns = 0;
             }
+            let index = entries.last_index;
             drop(entries);
+            self.reached(index);
             drop(visit.evicted);
             if let Some(long) = visit.long {
                 change.learn(long);

@@ -200,6 +200,9 @@ impl Engine {
         }
         let index = work.append(run, epoch, &mut locked, answers);
         drop(locked);
+        if writes != 0 {
+            self.reached(index);
+        }
         answers.settle();
         Ok(Outcome {
             count,

@@ -109,7 +109,9 @@ impl Engine {
             let is_more = entries.first_deadline().is_some_and(|first| first <= now);
             let is_sparse = entries.is_sparse();
             on_lock();
+            let index = entries.last_index;
             drop(entries);
+            self.reached(index);
             if is_sparse {
                 self.store.shrink_partition(partition, &mut on_lock);
             }

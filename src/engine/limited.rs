@@ -21,12 +21,6 @@ impl Entries {
         expiring.map_or(0, |expiring| expiring.memory_bytes())
     }
 
-    /// The place of `key` in the table.
-    fn bucket_of(&self, hash: u64, key: &[u8]) -> Option<usize> {
-        let is_meant = |entry: &Entry| entry.key() == key;
-        self.table.find_bucket_index(hash, is_meant)
-    }
-
     /// Bytes that the partition takes more where a frame of this length becomes the entry of `key`, after `new` other
     /// entries were added. `is_dated` says that the entry has a deadline then.
     fn growth(

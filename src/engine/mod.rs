@@ -60,7 +60,7 @@ mod work;
 
 pub use answers::{Answers, COPIED_BYTES, DIRECT_BYTES};
 pub use apply::{ApplyError, Group};
-pub use atomic::BATCH_ANSWER_BYTES_MAX;
+pub use atomic::{BATCH_ANSWER_BYTES_MAX, BATCH_COPIES_BYTES_MAX, NotShort};
 pub use execute::{NotDone, NotTogether, Outcome};
 pub use expire::{EXPIRED_MAX, Expired};
 pub use gate::Admission;
@@ -169,6 +169,14 @@ impl Engine {
     #[must_use]
     pub fn log(&self) -> Option<&Log> {
         self.sequencer.as_ref().map(Sequencer::log)
+    }
+
+    /// Wakes the requests that wait for a record, which is appended or applied. No partition is locked.
+    #[inline]
+    fn reached(&self, index: u64) {
+        if let Some(log) = self.log() {
+            log.reached(index);
+        }
     }
 
     /// Has writes of clients wait for room in the append queue, with nothing done of them, or no longer. Writes that

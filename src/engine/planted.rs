@@ -95,6 +95,7 @@ impl Engine {
         } else {
             work.append(run, epoch, &mut locked, answers)
         };
+        self.reached(index);
         let position = Position { epoch, index };
         Ok(Outcome { count, position })
     }

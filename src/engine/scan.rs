@@ -19,7 +19,7 @@
 //!
 //! A request ends between two partitions where it has reached one of its [`Bounds`]. Where the answer would exceed its
 //! hard limits within one, the request returns the lowest keys that fit, and the next request visits the partition
-//! again for the others. What is gathered meanwhile is cut down to these limits whenever it has twice as much.
+//! again for the others. The gathered items are cut down to these limits whenever there are twice as many.
 
 use std::hint::black_box;
 use std::ops::Range;

@@ -41,6 +41,7 @@ impl Engine {
                 Ok(replaced) => {
                     let index = append_one(prepared, added, epoch, &mut entries, &mut change);
                     drop(entries);
+                    self.reached(index);
                     drop(replaced);
                     return Ok(Position { epoch, index });
                 }
@@ -75,6 +76,7 @@ impl Engine {
                         entries.last_index
                     };
                     drop(entries);
+                    self.reached(index);
                     return Ok((Position { epoch, index }, removed));
                 }
                 Err(long) => learn(entries, &mut change, long),
@@ -120,6 +122,7 @@ impl Engine {
                 Ok(replaced) => {
                     let index = append_one(prepared, added, epoch, &mut entries, &mut change);
                     drop(entries);
+                    self.reached(index);
                     return Ok((Position { epoch, index }, replaced));
                 }
                 Err((why, given_back)) => {
@@ -184,6 +187,7 @@ impl Engine {
                         }
                     }
                     drop(entries);
+                    self.reached(index);
                     drop(replaced);
                     answers.settle();
                     return Ok(Position { epoch, index });

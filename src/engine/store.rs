@@ -36,8 +36,8 @@ const SPINS: u32 = 100;
 ///
 /// 1. A key lives in the partition that its hash names, and in no other.
 /// 2. While a partition is locked nothing is sent, nothing of more than a few KiB is copied or freed, and no lock is
-///    waited for. Its table may grow or shrink. Replaced entries are returned, so that they are freed after the
-///    unlock.
+///    waited for, but for one BATCH at a time, which waits for its partitions in ascending order. The table of a
+///    partition may grow or shrink. Replaced entries are returned, so that they are freed after the unlock.
 /// 3. Partitions are locked in ascending order.
 ///
 /// # Hashing
@@ -92,9 +92,9 @@ impl Entries {
         self.find(hash, key).filter(|entry| is_live(entry, clock))
     }
 
-    /// The place of the entry of `key` in the table.
+    /// The bucket of the entry of `key` in the table.
     #[inline]
-    pub(super) fn place(&self, hash: u64, key: &[u8]) -> Option<usize> {
+    pub(super) fn bucket_of(&self, hash: u64, key: &[u8]) -> Option<usize> {
         self.table
             .find_bucket_index(hash, |entry| entry.key() == key)
     }
@@ -507,6 +507,14 @@ impl Store {
     #[inline]
     fn slot<'t>(&self, table: &'t mut HashTable<Entry>, hash: u64, key: &[u8]) -> Slot<'t, Entry> {
         if table.len() == table.capacity() {
+            let is_meant = |entry: &Entry| entry.key() == key;
+            if let Some(place) = table.find_bucket_index(hash, is_meant) {
+                // `entry` would make room for another one all the same.
+                return match table.get_bucket_entry(place) {
+                    Ok(slot) => Slot::Occupied(slot),
+                    Err(_) => unreachable!("an entry was found there"),
+                };
+            }
             // The table grows now and hashes each of its keys. They lie all over memory; this loop overlaps the misses.
             let ends = table.iter().filter_map(|entry| entry.key().last());
             black_box(ends.fold(0, |sum, byte| sum ^ byte));

@@ -16,7 +16,7 @@ use crate::log::Log;
 use crate::wire::run::RUN_MAX;
 use crate::wire::{Opcode, RequestFrame, Run, Token};
 
-/// Entries for the puts, SET and as records SETAT, of a run whose bits are set in `vacant`.
+/// Entries for the SETs of a run whose bits are set in `vacant`.
 ///
 /// All are made before the first is stored: taking the allocator's lock waits for earlier stores of the processor, and
 /// a store into a table usually misses the cache.

@@ -26,7 +26,7 @@ pub struct Append {
     pub digest: Digest,
 }
 
-/// Records: SET and DEL frames that state the effects of writes. A record has one index.
+/// Records: the frames that state the effects of writes, and EPOCHs. A record has one index.
 #[derive(Clone, Debug)]
 pub enum Records {
     /// Frames one after another.

@@ -271,6 +271,13 @@ impl Log {
         self.order.lock().history.last().is_some()
     }
 
+    /// Wakes the requests that wait until the data set gets to `index` or less, which it has. No partition is locked,
+    /// since a thread that is woken may take the processor.
+    #[inline]
+    pub(crate) fn reached(&self, index: u64) {
+        self.waits.reach(index);
+    }
+
     /// A number that rises whenever the data set or its history becomes another one: before the first entry of the old
     /// data set is removed, and before the first record of a new epoch can be read.
     ///

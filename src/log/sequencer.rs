@@ -118,7 +118,8 @@ impl Sequencer {
     }
 
     /// Assigns the next indexes to `count` records, which changed the data set's digest by `change`, and queues them
-    /// for the backlog. Returns the last index. The caller has all partitions of their keys locked for writing.
+    /// for the backlog. Returns the last index. The caller has all partitions of their keys locked for writing, and
+    /// calls [`Log::reached`] once it has unlocked them.
     ///
     /// # Panics
     ///
@@ -137,10 +138,7 @@ impl Sequencer {
         let mut order = self.log.order.lock();
         debug_assert_eq!(order.epoch(), epoch, "a write of another epoch");
         debug_assert_eq!(order.waiting, 0, "a write before records are applied");
-        let index = self.queue(&mut order, records, count, change);
-        drop(order);
-        self.log.waits.reach(index);
-        index
+        self.queue(&mut order, records, count, change)
     }
 
     /// Adds records to the end of the order. Returns the last index.
@@ -232,17 +230,14 @@ impl Sequencer {
 
     /// The next `count` of the records that are logged and not applied yet are applied, and changed the data set's
     /// digest by `change`. Returns the index of the last of them. The caller has all partitions of their keys locked
-    /// for writing.
+    /// for writing, and calls [`Log::reached`] once it has unlocked them.
     pub fn applied(&self, count: u32, change: Digest) -> u64 {
         let mut order = self.log.order.lock();
         debug_assert!(order.waiting >= u64::from(count), "not logged before");
         order.waiting -= u64::from(count);
         order.head.index += u64::from(count);
         order.head.digest = order.head.digest.plus(change);
-        let index = order.head.index;
-        drop(order);
-        self.log.waits.reach(index);
-        index
+        order.head.index
     }
 
     /// Holds the records that wait to be applied in the backlog, or no records where none waits.

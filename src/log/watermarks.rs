@@ -4,7 +4,7 @@
 //! committed by a majority. Watermarks belong to an epoch: when an epoch is given up, the positions in it that were not
 //! reached never will be, and their subscribers are woken.
 //!
-//! Only `appended` moves today. `durable` and `committed` have their places here; [`Watermarks::advance`] moves them.
+//! [`Watermarks::advance`] moves them. Nothing moves `durable` today, and no answer waits for it or for `committed`.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Node, Reply};
 use crate::engine::entry::Entry;
-use crate::engine::{Answers, NotDone, Outcome};
+use crate::engine::{Answers, NotDone, NotShort, Outcome};
 use crate::log::backlog::Records;
 use crate::log::{Position, Reservation};
 use crate::wire::batch::Batch;
@@ -17,6 +17,15 @@ use crate::wire::{RequestFrame, Run, Status};
 pub struct NoRoom {
     /// Bytes to reserve.
     pub cost: u64,
+}
+
+/// Why a BATCH was not executed. Nothing was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotBatched {
+    /// The append queue has no room for its record.
+    NoRoom(NoRoom),
+    /// It may take longer than other clients of the thread can wait.
+    TakesLong,
 }
 
 /// Why a large SET was not executed.
@@ -64,14 +73,15 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// [`NoRoom`], where it could not be executed.
+    /// Where it could not be executed. Without `may_take_long` that is also where it may take longer than other clients
+    /// of the thread can wait.
     pub fn execute_batch<'n>(
         &'n self,
         frame: &RequestFrame<'_>,
-        limits: &Limits,
+        (limits, may_take_long): (&Limits, bool),
         room: Option<Reservation<'n>>,
         answers: &mut Answers,
-    ) -> Result<(Position, bool), NoRoom> {
+    ) -> Result<(Position, bool), NotBatched> {
         let batch = match Batch::decode_within(frame.value(), limits) {
             Ok(batch) => batch,
             Err(error) => {
@@ -80,15 +90,25 @@ impl Node {
             }
         };
         let writes = batch.writes();
-        match self.engine.execute_batch(&batch, room, answers) {
+        let done = if may_take_long {
+            let done = self.engine.execute_batch(&batch, room, answers);
+            done.map_err(NotShort::NotDone)
+        } else {
+            self.engine.execute_short_batch(&batch, room, answers)
+        };
+        let not_done = match done {
             Ok(position) => return Ok((position, writes)),
-            Err(NotDone::NoRoom { cost }) => return Err(NoRoom { cost }),
-            Err(NotDone::Refused) if writes && self.is_transferring() => {
+            Err(NotShort::TakesLong) => return Err(NotBatched::TakesLong),
+            Err(NotShort::NotDone(not_done)) => not_done,
+        };
+        match not_done {
+            NotDone::NoRoom { cost } => return Err(NotBatched::NoRoom(NoRoom { cost })),
+            NotDone::Refused if writes && self.is_transferring() => {
                 let cost = Records::cost(frame.bytes().len());
-                return Err(NoRoom { cost });
+                return Err(NotBatched::NoRoom(NoRoom { cost }));
             }
-            Err(NotDone::Refused) => {}
-            Err(NotDone::Full(_)) => unreachable!("a batch answers FULL itself"),
+            NotDone::Refused => {}
+            NotDone::Full(_) => unreachable!("a batch answers FULL itself"),
         }
         let reply = if writes {
             self.refusal_of_write()

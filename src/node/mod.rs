@@ -19,7 +19,7 @@ mod status;
 mod sync;
 
 pub use crate::replication::core::role_state::{Leader, RoleState};
-pub use data::{NoRoom, NotSet};
+pub use data::{NoRoom, NotBatched, NotSet};
 pub use reply::Reply;
 pub use state::NotOpened;
 use state::ReplicaState;

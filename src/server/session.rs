@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::engine::entry::{Entry, EntryBuilder};
 use crate::log::{Position, Reservation};
-use crate::node::{NoRoom, Node, NotSet, Reply, Synced};
+use crate::node::{NoRoom, Node, NotBatched, NotSet, Reply, Synced};
 use crate::wire::command::OkValue;
 use crate::wire::command::Reserve;
 use crate::wire::request::{self, Disposition, HEADER_LEN, Limits, Parsed, RequestError};
@@ -309,12 +309,15 @@ impl<'a> Session<'a> {
                 }
                 if frame.opcode() == Opcode::Batch {
                     let (start, answers) = (self.output.len(), &mut self.output.answers);
-                    let done =
-                        self.node
-                            .execute_batch(&frame, &self.limits, self.room.take(), answers);
+                    let within = (&self.limits, thread == Thread::Own);
+                    let room = self.room.take();
+                    let done = self.node.execute_batch(&frame, within, room, answers);
                     let (position, writes) = match done {
                         Ok(done) => done,
-                        Err(NoRoom { cost }) => return Some(wait_for_room(thread, cost)),
+                        Err(NotBatched::NoRoom(NoRoom { cost })) => {
+                            return Some(wait_for_room(thread, cost));
+                        }
+                        Err(NotBatched::TakesLong) => return Some(Step::Own),
                     };
                     self.output.hold(self.node, start, position, writes.into());
                     self.completed += 1;
@@ -358,20 +361,29 @@ impl<'a> Session<'a> {
 
     /// The frame at the start of the input is of `needed` bytes, as far as is known, and some of them are missing.
     fn await_rest(&mut self, needed: usize) -> Option<Step> {
-        if needed > LARGE_FRAME_BYTES
-            && let Some(builder) = EntryBuilder::new(self.input.bytes())
-        {
-            if let Some(reply) = self.node.refuses_writes() {
+        if needed > LARGE_FRAME_BYTES {
+            if self.begins_write()
+                && let Some(reply) = self.node.refuses_writes()
+            {
                 // Without storing the value first.
                 self.output.push(reply);
                 self.skip = needed;
                 return None;
             }
-            self.large = Some(Large::Arriving(builder));
-            self.input.consume(needed);
+            if let Some(builder) = EntryBuilder::new(self.input.bytes()) {
+                self.large = Some(Large::Arriving(builder));
+                self.input.consume(needed);
+            }
         }
         self.needed = needed;
         Some(Step::Read)
+    }
+
+    /// Whether the frame at the start of the input is a write, of which BATCH is none that is known before it is whole.
+    fn begins_write(&self) -> bool {
+        let opcode = self.input.bytes().first().copied();
+        let opcode = opcode.and_then(|byte| Opcode::try_from(byte).ok());
+        opcode.is_some_and(|opcode| opcode.spec().writes && opcode != Opcode::Batch)
     }
 
     /// The whole frame at the start of the input.

@@ -445,7 +445,7 @@ fn the_responses_of_a_batch_are_limited_before_they_are_gathered() {
     let gets = [Request::Get { key: b"k" }; 20];
     let (status, message) = batch(&leader, &gets);
     assert_eq!(status, Status::Error);
-    assert_eq!(message, b"responses of more than 67108864 bytes");
+    assert_eq!(message, b"responses of more than 4194304 bytes");
     let ttl = expiry(Expiry::Ttl(1_000));
     let keys: Vec<[u8; 1]> = (0..9).map(|key| [key]).collect();
     for key in &keys {

@@ -106,6 +106,33 @@ fn fill_on(engine: &Engine, first: u64, value: &[u8]) -> u64 {
     stored
 }
 
+/// The one table is full, and has no memory to grow.
+#[test]
+fn a_value_in_the_place_of_another_grows_no_table() {
+    let limit = MemoryLimit {
+        max_bytes: 40_000,
+        evicts: false,
+    };
+    let store = Store::with_partitions(1).with_limit(limit);
+    let engine = Engine::with_store(store, None, MachineTime::clock());
+    engine.admit(Admission {
+        reads: true,
+        writes: true,
+    });
+    let stored = fill(&engine, b"");
+    assert!(
+        stored.is_multiple_of(7),
+        "{stored} of eight places are not seven eighths"
+    );
+    let used = engine.memory_bytes();
+    for number in 0..stored {
+        assert_eq!(set(&engine, number, b""), Status::Ok);
+        let (key, value) = (&number.to_be_bytes()[..], &[0; 13][..]);
+        assert_eq!(status(&engine, Request::Put { key, value }), Status::Ok);
+    }
+    assert_eq!(engine.memory_bytes(), used);
+}
+
 #[test]
 fn a_write_that_would_grow_is_refused_and_every_other_goes_on() {
     let max = MIB;

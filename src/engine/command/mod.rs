@@ -138,6 +138,28 @@ pub(super) const fn of(opcode: Opcode) -> Command {
     }
 }
 
+/// Whether the operation may store a value, which takes memory.
+pub(super) const fn may_store(opcode: Opcode) -> bool {
+    match opcode {
+        Opcode::Set | Opcode::SetAt | Opcode::Put | Opcode::Add | Opcode::Batch => true,
+        Opcode::Get
+        | Opcode::Del
+        | Opcode::Take
+        | Opcode::Expire
+        | Opcode::Ttl
+        | Opcode::Ping
+        | Opcode::Scan
+        | Opcode::Sync
+        | Opcode::Status
+        | Opcode::Discard
+        | Opcode::Sums
+        | Opcode::List
+        | Opcode::Watch
+        | Opcode::Follow
+        | Opcode::Epoch => false,
+    }
+}
+
 /// A record of the log, by its effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Record {

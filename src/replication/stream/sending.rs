@@ -200,6 +200,12 @@ impl<'a> LeaderStream<'a> {
             last_index: order.last_index,
             digest: order.digest,
         };
+        // The time of this node comes before it, so that no key that has expired here is there again.
+        if let Some(cursor) = self.source.cursor
+            && let Some(beat) = self.source.beat(cursor, order.last_index, false)
+        {
+            encode(&beat, out)?;
+        }
         encode(&lead, out)?;
         let deadline = now + self.silence_max();
         self.part = Part::Ordered { deadline };

@@ -144,6 +144,10 @@ impl SnapshotOut {
         }
         let is_copied = self.partitions == engine.partitions();
         if is_copied && cursor.next > self.rule.exact_from() {
+            // A follower's log may be further than its data set.
+            if cursor.next - 1 > source.log.committed_index() {
+                return Ok(Some(Sending::Gather(APPLY_TURN)));
+            }
             return self.end(source, cursor.next - 1, now, out).map(Some);
         }
         if !is_copied && cursor.next > up_to {

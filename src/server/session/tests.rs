@@ -7,6 +7,8 @@ mod held;
 use super::output::OUTPUT_BYTES_MAX;
 use super::*;
 use crate::engine::DIRECT_BYTES;
+use crate::engine::entry::Entry;
+use crate::wire::conditional::{Condition, Put, Want};
 use crate::wire::{Request, Status};
 
 /// Input that has arrived, and of which each read gives at most `piece` bytes.
@@ -526,7 +528,24 @@ fn a_long_value_is_sent_from_its_entry_before_anything_else_is_carried_out() {
 #[test]
 fn a_polling_thread_leaves_long_work_to_the_own_thread() {
     let node = leader();
+    let key = b"long".as_slice();
+    let stored = Entry::of_put(key, &vec![b'v'; 100_000], None).unwrap();
+    assert!(node.set(stored, None).is_ok());
+    let read = frame(Request::Get { key });
+    let put = Put {
+        condition: Condition::Absent,
+        want: Want {
+            value: true,
+            token: false,
+        },
+        ..Put::default()
+    };
+    let value = &put.encode();
+    let refused = frame(Request::Put { key, value });
     for request in [
+        // Their answers are long.
+        Request::Batch { value: &read },
+        Request::Batch { value: &refused },
         Request::Status,
         Request::Discard,
         Request::Sums {

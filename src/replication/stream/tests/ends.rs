@@ -274,6 +274,10 @@ fn an_order_to_lead_is_the_last_message_and_is_checked_by_the_follower() {
         "it has no stream"
     );
     assert!(leader.peers.order_to_lead("n2", order, stream.now));
+    // Its wall clock was set: keys that it hides stay hidden.
+    let clock = |host: &Host| host.node.engine().clock().now();
+    let ahead = clock(&leader) + 3_600_000;
+    leader.node.engine().clock().pull(ahead);
     let mut out = Vec::new();
     let sending = stream.leader.next(stream.now, &mut out).unwrap();
     assert!(matches!(sending, Sending::Frames { large: None }));
@@ -286,7 +290,9 @@ fn an_order_to_lead_is_the_last_message_and_is_checked_by_the_follower() {
         buffer.extend(bytes);
         follower_stream.receive(&mut buffer, leader.began)
     };
+    assert!(clock(&follower) < ahead);
     assert_eq!(receive(&out), Ok(Need::Lead(order)));
+    assert!(clock(&follower) >= ahead);
     let others = [
         LeadOrder { epoch: 2, ..order },
         LeadOrder {

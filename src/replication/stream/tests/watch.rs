@@ -240,7 +240,7 @@ fn batch(host: &Host, requests: &[Request<'_>]) {
         panic!("a whole request");
     };
     host.node
-        .execute_batch(&frame, &Limits::default(), None, &mut answers)
+        .execute_batch(&frame, (&Limits::default(), true), None, &mut answers)
         .unwrap();
     assert_eq!(answers.bytes()[0], Status::Ok.byte());
     host.log().drain(host.began);
