@@ -15,7 +15,7 @@
 //! | `replication.leader_timeout_ms`     | 5,000    | above the heartbeat interval, ..=3,600,000 |
 //! | `replication.backlog_bytes`         | 64 MiB   | 1 MiB..=1 TiB                              |
 //! | `limits.max_connections`            | 10,000   | 1..=1,000,000                              |
-//! | `limits.max_value_bytes`            | 64 MiB   | 1..=4,294,901,753                          |
+//! | `limits.max_value_bytes`            | 64 MiB   | 1..=4,294,901,745                          |
 //! | `limits.request_timeout_ms`         | 30,000   | 1..=86,400,000 (a day)                     |
 //! | `limits.idle_timeout_ms`            | 0: never | 0..=2,592,000,000 (30 days)                |
 //! | `limits.max_memory_bytes`           | 0: none  | 0, or 1 MiB..=1 PiB                        |
@@ -42,7 +42,7 @@ pub use error::{AddrFault, ConfigError, Problem};
 
 /// Most that `max_value_bytes` can be: a whole SET frame, with the longest key, travels to followers as one value
 /// (GBP §6), so header, key and value together have to fit a 32-bit length.
-pub const VALUE_BYTES_MAX: u32 = u32::MAX - 65_542;
+pub const VALUE_BYTES_MAX: u32 = u32::MAX - 65_550;
 
 /// Longest name of a cluster or node in bytes.
 pub const NAME_LEN_MAX: usize = 64;

@@ -228,11 +228,11 @@ fn of_a_large_value_after_others_that_is_cut_or_late_nothing_is_applied() {
 #[test]
 fn a_length_of_4_gib_takes_no_memory_and_times_out() {
     let node = Node::start_with(&Options {
-        limits: "max_value_bytes = 4294901753\nrequest_timeout_ms = 400",
+        limits: "max_value_bytes = 4294901745\nrequest_timeout_ms = 400",
         ..Options::default()
     });
     let before = node.memory_kib("VmRSS");
-    let claim = b"\x01\0\x01\xff\xfe\xff\xf9";
+    let claim = b"\x01\0\x01\xff\xfe\xff\xf1";
     let clients: Vec<_> = (0..200)
         .map(|_| {
             let mut stream = node.connect();
