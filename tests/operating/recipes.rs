@@ -419,6 +419,35 @@ fn a_job_that_fails_is_done_again() {
 }
 
 #[test]
+fn a_job_that_cannot_be_read_is_neither_done_nor_removed() {
+    if !is_there() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    sandbox.expect(0, "add-job mail one");
+    // The first GET fails, as at a node that does not respond in time.
+    sandbox.expect(
+        0,
+        "mkdir failing && {
+            echo '#!/bin/sh'
+            echo 'case \" $* \" in *\" get \"*) mkdir failed 2>/dev/null && exit 6;; esac'
+            echo \"exec $(command -v gopherstore-cli) \\\"\\$@\\\"\"
+        } >failing/gopherstore-cli && chmod +x failing/gopherstore-cli",
+    );
+    let work =
+        "PATH=$PWD/failing:$PATH WORK_PAUSE=0.1 exec work mail sh -c 'cat >>done; echo >>done'";
+    let _worker = sandbox.start(work);
+    wait_for("the end of the job", || {
+        sandbox
+            .expect(0, "gopherstore-cli scan job:")
+            .is_empty()
+            .then_some(())
+    });
+    assert!(sandbox.file("failed").exists());
+    assert_eq!(sandbox.lines("done"), ["one"]);
+}
+
+#[test]
 fn a_slow_command_runs_once_for_all_who_ask() {
     if !is_there() {
         return;
