@@ -16,8 +16,9 @@
 //! | ERROR, FULL, LOST, COMPACTED, a SYNC that is not reached, a frame that is too long | refused | refused |
 //! | any other answer                       | returned                | returned                        |
 //!
-//! The first four say that the request was not executed. *Unknown* is [`ClusterError::OutcomeUnknown`], *refused*
-//! [`ClusterError::Refused`].
+//! The first four say that the request was not executed. ERROR may also mean that the node has no place for another
+//! connection; the request was not executed then, and another node may execute it. *Unknown* is
+//! [`ClusterError::OutcomeUnknown`], *refused* [`ClusterError::Refused`].
 //!
 //! A write with an unknown outcome may have been executed, or may still be. The caller decides whether a repetition
 //! does harm. That of a SET, a SETAT or a DEL does none unless others write the key too; an ADD adds twice. GBP §1 has
@@ -26,8 +27,8 @@
 //! **Time.** A call ends after [`ClusterOptions::timeout`], whatever it tried. One attempt to connect takes
 //! [`connect_timeout`](ClusterOptions::connect_timeout) at most, and one read [`attempt_timeout`], so that a silent
 //! node leaves time for another one. A write that was sent waits for its response as long as the call may take: it
-//! cannot be repeated. Where every node was asked in vain, the client pauses for 10 ms, the next time for twice as
-//! long, up to half a second, each time less a random part of up to a half.
+//! cannot be repeated. After a failure at every node the client pauses for 10 ms, the next time for twice as long, up
+//! to half a second, each time less a random part of up to a half.
 //!
 //! **Reads** go to the leader, so they see every write before them. A client that has not written through the leader
 //! yet asks for its role first, with STATUS. [`Cluster::read_at`] reads at any node instead that has a certain
@@ -44,13 +45,14 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 use std::{error, fmt, mem, thread};
 
+use super::connection::Deadline;
 use super::{
     Client, ClientOptions, Error, FrameHook, NodeRole, NodeState, NodeStatus, Result, Wait,
 };
 use crate::config::Config;
 use crate::wire::Token;
 
-/// The first pause after every node was asked in vain.
+/// The first pause after a failure at every node.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 
 /// The longest pause.
@@ -100,7 +102,7 @@ pub enum ClusterError {
         /// The failure after it was sent.
         source: Error,
     },
-    /// A node refused the request, which was not executed. No other node would take it.
+    /// A node refused the request, which was not executed.
     Refused {
         /// The refusal.
         source: Error,
@@ -280,8 +282,7 @@ impl Cluster {
     }
 
     /// Has `call` read from the leader: one request that changes nothing. It is called again after each failure that
-    /// the
-    /// [policy](self) repeats.
+    /// the [policy](self) repeats.
     ///
     /// # Errors
     ///
@@ -340,7 +341,8 @@ impl Cluster {
             let Some(left) = attempts.left() else {
                 return Err(attempts.unavailable());
             };
-            let wait = self.options.attempt_timeout.min(left);
+            // The other half is for the read.
+            let wait = self.options.attempt_timeout.min(left) / 2;
             let client = limited(&mut self.nodes[self.reader], &self.options, left);
             let read = client.sync_at(token, wait).and_then(|_| call(client));
             match read {
@@ -410,7 +412,10 @@ impl Cluster {
             Kind::Read if !self.is_leader => confirm(client)?,
             Kind::Read => {}
             // It is not repeated once it is sent, so it has all the time that is left.
-            Kind::Write => client.options.timeout = left,
+            Kind::Write => {
+                client.options.timeout = left;
+                client.until = Deadline::after(left);
+            }
         }
         let value = call(client)?;
         self.is_leader = true;
@@ -449,7 +454,10 @@ fn client_of(addr: &str, options: &ClusterOptions) -> Client {
 /// Sets the limits of one attempt, of which `left` is all the time there is.
 fn limited<'c>(client: &'c mut Client, options: &ClusterOptions, left: Duration) -> &'c mut Client {
     client.options.connect_timeout = options.connect_timeout.min(left);
-    client.options.timeout = options.attempt_timeout.min(left);
+    let timeout = options.attempt_timeout.min(left);
+    client.options.timeout = timeout;
+    // One attempt may send more than one request.
+    client.until = Deadline::after(timeout);
     client
 }
 

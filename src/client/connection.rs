@@ -43,6 +43,9 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
+    /// No end.
+    pub(super) const NEVER: Deadline = Deadline { at: None };
+
     pub(super) fn after(timeout: Duration) -> Deadline {
         Deadline {
             at: Instant::now().checked_add(timeout),
@@ -56,7 +59,7 @@ impl Deadline {
     }
 
     /// The earlier of the two.
-    fn sooner(self, other: Deadline) -> Deadline {
+    pub(super) fn sooner(self, other: Deadline) -> Deadline {
         let at = match (self.at, other.at) {
             (Some(one), Some(other)) => Some(one.min(other)),
             (one, other) => one.or(other),

@@ -269,7 +269,7 @@ impl fmt::Display for Error {
             Error::Compacted { oldest } => {
                 write!(
                     f,
-                    "the log no longer reaches so far back; its oldest index is {oldest}"
+                    "the node no longer knows the position; the oldest index that it knows is {oldest}"
                 )
             }
             Error::NotReached { message } => write!(f, "not reached: {message}"),

@@ -197,6 +197,8 @@ pub struct Client {
     frame: Vec<u8>,
     /// Whether the last request failed before it was sent whole: no node can have executed it.
     was_unsent: bool,
+    /// The end of all requests, whatever time the options give each of them.
+    until: Deadline,
 }
 
 /// Connection that a request uses.
@@ -240,6 +242,7 @@ impl Client {
             leader: None,
             frame: Vec::new(),
             was_unsent: false,
+            until: Deadline::NEVER,
         }
     }
 
@@ -445,7 +448,7 @@ impl Client {
         frame.clear();
         request.encode(&mut frame)?;
         let timeout = (self.options.timeout).saturating_add(SyncRequest::wait_of(&request));
-        let deadline = Deadline::after(timeout);
+        let deadline = Deadline::after(timeout).sooner(self.until);
         let route = self.route(as_write);
         let response = self.exchange(request.opcode(), &frame, route, deadline);
         if frame.capacity() <= Client::FRAME_KEPT_MAX {

@@ -237,7 +237,7 @@ impl Client {
         } else {
             0
         };
-        let mut deadline = Deadline::after(self.options.timeout);
+        let mut deadline = Deadline::after(self.options.timeout).sooner(self.until);
         while responses.len() < queue.len() {
             let mut connection = self.open(route, deadline)?;
             let refused = Run {
@@ -261,7 +261,7 @@ impl Client {
             if route == Route::Home {
                 self.put_back(route, connection);
             }
-            deadline = Deadline::after(self.options.timeout);
+            deadline = Deadline::after(self.options.timeout).sooner(self.until);
             route = self.follow(&leader, &asked, deadline)?;
         }
         Ok(())

@@ -341,25 +341,26 @@ impl Watcher {
         })
     }
 
-    /// Requests the stream again where this one was, from each of these nodes in turn, until one has it or `patience`
-    /// is over. A stream that was in its snapshot begins with another snapshot.
+    /// Requests the stream again where this one was, from each of these nodes in turn, until one has it or `timeout`
+    /// has passed. A stream that was in its snapshot begins with another snapshot.
     ///
-    /// The call goes on after errors that may pass: where a node does not respond, or is loading. The first other one
-    /// of all nodes ends it.
+    /// The call goes on after errors that may pass: where a node does not respond, or is loading. Other errors end it
+    /// where every node has one, since the log of another node may reach further back; at the end of `timeout` they
+    /// come first.
     ///
     /// # Errors
     ///
     /// [`Error::Compacted`] where the watcher was too slow, or was away for too long: records between its position and
     /// the oldest index that is left were not received. [`Error::Lost`] where records that it has received are not part
     /// of the node's data. Otherwise the last error; the watcher is then as it was.
-    pub fn resume(&mut self, addrs: &[impl AsRef<str>], patience: Duration) -> Result<()> {
+    pub fn resume(&mut self, addrs: &[impl AsRef<str>], timeout: Duration) -> Result<()> {
         if addrs.is_empty() {
             let source =
                 std::io::Error::new(std::io::ErrorKind::InvalidInput, "no address is given");
             let addr = String::new();
             return Err(Error::Connect { addr, source });
         }
-        let until = Instant::now() + patience;
+        let until = Instant::now() + timeout;
         let from = match self.position() {
             Some(position) => WatchFrom::After(position),
             None => WatchFrom::Snapshot,
@@ -370,7 +371,7 @@ impl Watcher {
         };
         let mut pause = PAUSES.0;
         loop {
-            let mut last = None;
+            let (mut last, mut refusal) = (None, None);
             for addr in addrs {
                 match Watcher::open(addr.as_ref(), &self.options, watch.clone()) {
                     Ok(watcher) => {
@@ -378,14 +379,18 @@ impl Watcher {
                         return Ok(());
                     }
                     Err(error) if may_pass(&error) => last = Some(error),
-                    Err(error) => return Err(error),
+                    Err(error) => {
+                        refusal.get_or_insert(error);
+                    }
                 }
             }
             let left = until.saturating_duration_since(Instant::now());
-            if let Some(error) = last
-                && left.is_zero()
-            {
-                return Err(error);
+            match (refusal, last) {
+                (Some(error), None) => return Err(error),
+                (Some(error), Some(_)) | (None, Some(error)) if left.is_zero() => {
+                    return Err(error);
+                }
+                (Some(_) | None, Some(_)) | (None, None) => {}
             }
             thread::sleep(pause.min(left));
             pause = PAUSES.1.min(pause * 2);

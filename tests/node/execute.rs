@@ -143,7 +143,7 @@ fn in_state(row: &str) -> Node {
 fn each_request_gets_the_status_that_the_document_says_for_role_and_state() {
     let document = include_str!("../../docs/GBP.md");
     let (_, table) = document
-        .split_once("reads: GET, TTL, SCAN, SYNC, SUMS, LIST | writes")
+        .split_once("reads: GET, TTL, SCAN, SYNC, SUMS, LIST, BATCH of reads | writes")
         .expect("the table");
     let rows: Vec<Vec<&str>> = table
         .lines()

@@ -9,10 +9,11 @@ use std::path::PathBuf;
 use argh::{ArgsInfo, FromArgs};
 use gopherstore::arguments;
 use gopherstore::client::{Client, Error, Response as Answer};
+use gopherstore::wire::Opcode;
 use gopherstore::wire::batch::{Batch, BatchAnswer};
 
 use crate::{
-    command::{Command, Response},
+    command::{self, Command, Response},
     context::Context,
     lines::{self, Line},
     mistake,
@@ -166,38 +167,43 @@ pub(crate) fn send(
         }
         error
     })?;
-    Ok(match &answer {
-        Answer::Value(value) => {
-            let responses = match BatchAnswer::of_ok(value, parts.len()) {
-                Some(BatchAnswer::Done(responses)) => responses,
-                Some(BatchAnswer::Conflict { .. }) | None => Vec::new(),
-            };
-            let responses = parts.iter().zip(&responses);
-            let read = responses.filter_map(|((_, command), response)| {
-                let answer = Answer::in_batch(command.opcode(), response)?;
-                Some(command.response(answer))
-            });
-            Response::Batch(read.collect())
-        }
-        Answer::Conflict(value) => {
-            let conflict = match BatchAnswer::of_conflict(value, parts.len()) {
-                Some(BatchAnswer::Conflict { position, response }) => {
-                    let part = parts.get(usize::from(position));
-                    part.map(|part| (part, response))
-                }
-                Some(BatchAnswer::Done(_)) | None => None,
-            };
-            let found = conflict.and_then(|((line, command), response)| {
-                let answer = Answer::in_batch(command.opcode(), &response)?;
-                Some((*line, command.response(answer)))
-            });
-            let (line, found) = found.unwrap_or((0, Response::NotFound));
-            Response::BatchConflict {
-                line,
-                found: Box::new(found),
-            }
-        }
-        Answer::Done | Answer::NotFound | Answer::Pong => Response::Done,
+    let sample = command::sample(&answer);
+    let response = match answer {
+        Answer::Value(value) => done(&value, parts),
+        Answer::Conflict(value) => conflict(&value, parts),
+        Answer::Done | Answer::NotFound | Answer::Pong => None,
+    };
+    response.ok_or_else(|| command::malformed(client, Opcode::Batch, sample))
+}
+
+/// The responses of a batch that was executed; `None` where they are not those of its commands.
+fn done(value: &[u8], parts: &[Part]) -> Option<Response> {
+    let BatchAnswer::Done(responses) = BatchAnswer::of_ok(value, parts.len())? else {
+        return None;
+    };
+    let responses = parts.iter().zip(&responses);
+    let read = responses.map(|((_, command), response)| {
+        command.response(Answer::in_batch(command.opcode(), response)?)
+    });
+    Some(Response::Batch(read.collect::<Option<_>>()?))
+}
+
+/// The response of the command whose condition was not met; `None` where it is none.
+fn conflict(value: &[u8], parts: &[Part]) -> Option<Response> {
+    let BatchAnswer::Conflict { position, response } =
+        BatchAnswer::of_conflict(value, parts.len())?
+    else {
+        return None;
+    };
+    let (line, command) = parts.get(usize::from(position))?;
+    let answer = Answer::in_batch(command.opcode(), &response)?;
+    let Response::Conflict { exists, value } = command.response(answer)? else {
+        return None;
+    };
+    Some(Response::BatchConflict {
+        line: *line,
+        exists,
+        value,
     })
 }
 

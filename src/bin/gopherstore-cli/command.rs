@@ -3,6 +3,7 @@
 use std::io::{self, Read};
 use std::time::Duration;
 
+use gopherstore::client::{Error, ProtocolError};
 use gopherstore::wire::scan::Scan;
 use gopherstore::wire::{
     Opcode, Request, SYNC_TIMEOUT_MAX_MS, SyncRequest, Token, TokenError,
@@ -10,7 +11,7 @@ use gopherstore::wire::{
     conditional::{Condition, Found, Put, Take, Want},
     expiry::ttl_of,
 };
-use gopherstore::{Client, client, client::Error};
+use gopherstore::{Client, client};
 
 use crate::{
     batch, keys, quote,
@@ -62,7 +63,8 @@ pub(crate) enum Response {
     /// A condition in a batch is not met, that of the command in this line.
     BatchConflict {
         line: u64,
-        found: Box<Response>,
+        exists: bool,
+        value: Option<Vec<u8>>,
     },
 }
 
@@ -311,22 +313,23 @@ impl Command {
         if !self.parts.is_empty() {
             return batch::send(self, &self.parts, client);
         }
-        client
-            .request(self.request())
-            .map(|answer| self.response(answer))
+        let answer = client.request(self.request())?;
+        let sample = sample(&answer);
+        let response = self.response(answer);
+        response.ok_or_else(|| malformed(client, self.opcode, sample))
     }
 
-    /// The response to the command.
-    pub(crate) fn response(&self, answer: client::Response) -> Response {
+    /// The response to the command; `None` where it lacks the fields that the command asks for.
+    pub(crate) fn response(&self, answer: client::Response) -> Option<Response> {
         let text = |value: Vec<u8>| String::from_utf8_lossy(&value).into_owned();
-        match answer {
-            client::Response::Done if self.opcode.spec().ok == OkValue::Found => self.found(b""),
+        Some(match answer {
+            client::Response::Done if self.opcode.spec().ok == OkValue::Found => self.found(b"")?,
             client::Response::Done => Response::Done,
             client::Response::Value(_) if self.is_for_existence => Response::Done,
             client::Response::Value(value) => match self.opcode.spec().ok {
                 OkValue::Text => Response::Status(text(value)),
                 OkValue::Number => Response::Number(text(value)),
-                OkValue::Found => self.found(&value),
+                OkValue::Found => self.found(&value)?,
                 OkValue::Remaining => Response::Left(ttl_of(&value).flatten()),
                 OkValue::Empty
                 | OkValue::Bytes
@@ -344,27 +347,27 @@ impl Command {
             },
             client::Response::NotFound => Response::NotFound,
             client::Response::Conflict(value) => {
-                let found = Found::of_conflict(&value, self.want()).unwrap_or_default();
+                let found = Found::of_conflict(&value, self.want())?;
                 Response::Conflict {
                     exists: found.existed,
                     value: found.value.map(<[u8]>::to_vec),
                 }
             }
             client::Response::Pong => Response::Pong,
-        }
+        })
     }
 
-    /// The response whose OK has this value.
-    fn found(&self, value: &[u8]) -> Response {
+    /// The response whose OK has this value; `None` where it lacks a field.
+    fn found(&self, value: &[u8]) -> Option<Response> {
         let want = self.want();
         if want.is_nothing() {
-            return Response::Done;
+            return Some(Response::Done);
         }
-        let found = Found::of_ok(value, want).unwrap_or_default();
-        Response::Found {
+        let found = Found::of_ok(value, want)?;
+        Some(Response::Found {
             token: found.token,
             value: found.value.map(<[u8]>::to_vec),
-        }
+        })
     }
 
     /// Returns the parts that a PUT or TAKE asks for.
@@ -395,12 +398,35 @@ impl Command {
         } else {
             Take::decode(&self.key, &self.value).map(|take| take.condition)
         };
-        let state = match condition {
-            Ok(Condition::Equal(_) | Condition::EqualHash(_)) if exists => "has another value",
-            _ if exists => "exists",
-            _ => "does not exist",
+        let compares = matches!(condition, Ok(Condition::Equal(_) | Condition::EqualHash(_)));
+        let state = match (exists, compares) {
+            (true, true) => "has another value",
+            (true, false) => "exists",
+            (false, _) => "does not exist",
         };
         format!("conflict: {key} {state}; nothing was changed")
+    }
+}
+
+/// Most bytes of a malformed response that an error keeps.
+const SAMPLE_LEN: usize = 32;
+
+/// The start of a response's value.
+pub(crate) fn sample(answer: &client::Response) -> Vec<u8> {
+    match answer {
+        client::Response::Value(value) | client::Response::Conflict(value) => {
+            value[..value.len().min(SAMPLE_LEN)].to_vec()
+        }
+        client::Response::Done | client::Response::NotFound | client::Response::Pong => Vec::new(),
+    }
+}
+
+/// The error for a response that lacks fields. The start of its value is `sample`.
+pub(crate) fn malformed(client: &Client, opcode: Opcode, sample: Vec<u8>) -> Error {
+    let value = sample;
+    Error::Protocol {
+        addr: client.redirected_to().unwrap_or(client.addr()).to_owned(),
+        source: ProtocolError::Fields { opcode, value },
     }
 }
 

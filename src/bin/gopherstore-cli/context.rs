@@ -188,23 +188,32 @@ impl Context {
         )))
     }
 
-    /// The first address of a comma-separated list that responds.
-    /// The address that is used, and behind it the others that were given.
+    /// The address that is used, and behind it the others that were given: with --config and without --node those of
+    /// all nodes in the file.
     pub(crate) fn addrs(&self) -> Result<Vec<String>, Failure> {
         let first = self.addr()?;
-        let given = match (&self.addr, &self.config) {
-            (Some(addrs), _) => addrs.clone(),
-            (None, Some(_)) => String::new(),
-            (None, None) => variable(ADDR_VARIABLE)
-                .and_then(|addrs| addrs.into_string().ok())
-                .unwrap_or_default(),
+        let split = |given: String| {
+            let addrs = given.split(',').map(|addr| addr.trim().to_owned());
+            addrs.filter(|addr| is_address(addr)).collect()
         };
-        let others = given.split(',').map(str::trim);
-        let others = others.filter(|addr| is_address(addr) && *addr != first);
-        let others: Vec<String> = others.map(str::to_owned).collect();
-        Ok(std::iter::once(first).chain(others).collect())
+        let given: Vec<String> = match (&self.addr, &self.config, &self.node) {
+            (Some(addrs), _, _) => split(addrs.clone()),
+            (None, Some(file), None) => {
+                let config = Config::load(file)
+                    .map_err(|error| Failure::new(Outcome::Usage, error.to_string()))?;
+                config.nodes.into_iter().map(|node| node.addr).collect()
+            }
+            (None, Some(_) | None, Some(_)) => Vec::new(),
+            (None, None, None) => {
+                let addrs = variable(ADDR_VARIABLE).and_then(|addrs| addrs.into_string().ok());
+                split(addrs.unwrap_or_default())
+            }
+        };
+        let others = given.into_iter().filter(|addr| *addr != first);
+        Ok(std::iter::once(first.clone()).chain(others).collect())
     }
 
+    /// The first address of a comma-separated list that responds.
     fn first_of(&self, addrs: &str, origin: &str) -> Result<String, Failure> {
         let addrs: Vec<&str> = addrs.split(',').map(str::trim).collect();
         if let Some(odd) = addrs.iter().find(|addr| !is_address(addr)) {

@@ -45,8 +45,9 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
         node in a cluster of one has no log, so there the file may hold some later writes.\n\
         A slow reader of a pipe must not fall behind the node's log (backlog_bytes).\n\
         The file gets its name when it is complete and on the disk. It consists of SET and SETAT\n\
-        frames and an end mark (docs/GBP.md, section 11). A new file has mode 0600; a file that\n\
-        replaces another keeps its mode.\n\
+        frames, DEL and EXPIRE frames of changes that were made meanwhile, and an end mark\n\
+        (docs/GBP.md, section 11). A new file has mode 0600; a file that replaces another keeps its\n\
+        mode.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 pub(crate) struct Dump {

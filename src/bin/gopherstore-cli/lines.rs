@@ -154,8 +154,12 @@ pub(crate) fn shown(response: Response) -> (String, Outcome) {
             // A key of a batch that is not found is no failure.
             (lines.collect::<Vec<_>>().join("\n"), Outcome::Done)
         }
-        Response::BatchConflict { line, found } => {
-            let (text, outcome) = shown(*found);
+        Response::BatchConflict {
+            line,
+            exists,
+            value,
+        } => {
+            let (text, outcome) = shown(Response::Conflict { exists, value });
             (format!("(line {line}) {text}"), outcome)
         }
         Response::Value(value) => (quote::shown(&value), Outcome::Done),

@@ -213,8 +213,9 @@ struct Del {
         {command_name} --addr 127.0.0.1:8001 --timeout 10s --at \"$(gopherstore-cli sync)\"",
     note = "The position is a token of 48 hexadecimal digits. A node that has the position of a token shows\n\
         every write before it: set at the leader, sync there, and sync --at that token at a follower, before\n\
-        get there. --timeout bounds the wait; after it the exit code is 6. A node without peers has no\n\
-        positions. For options such as --addr see gopherstore-cli --help."
+        get there. --timeout bounds the wait, by an hour at most; after it the exit code is 6. A node\n\
+        that does not respond is waited for twice as long. A node without peers has no positions.\n\
+        For options such as --addr see gopherstore-cli --help."
 )]
 struct Sync {
     /// wait until the node has this position
@@ -375,6 +376,7 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
 /// Runs `del`.
 fn del(command: Del, context: &Context) -> Result<Outcome, Failure> {
     match (command.key, command.prefix) {
+        (Some(_), None) if command.yes => Err(mistake("--yes without --prefix; leave it out")),
         (Some(key), None) => once(context, &Command::new(Opcode::Del, key, Vec::new())),
         (None, Some(prefix)) if prefix.is_empty() => Err(mistake(
             "--prefix is empty, and all keys begin with that; flush removes all",
@@ -435,11 +437,11 @@ fn once(context: &Context, command: &Command) -> Result<Outcome, Failure> {
             let message = command.conflict(exists);
             return Err(Failure::new(Outcome::Conflict, message));
         }
-        Response::BatchConflict { line, found } => {
-            let (exists, value) = match *found {
-                Response::Conflict { exists, value } => (exists, value),
-                _ => (false, None),
-            };
+        Response::BatchConflict {
+            line,
+            exists,
+            value,
+        } => {
             let value = value.map(|value| format!("{}\n", quote::shown(&value)));
             write_out(value.unwrap_or_default().as_bytes())?;
             if context.quiet {

@@ -170,7 +170,7 @@ fn race(
     let key = format!("{PREFIX}{:016x}", RandomState::new().hash_one(()));
     let mut racing = Racing {
         key: key.as_bytes(),
-        patience: context.timeout,
+        timeout: context.timeout,
         leader,
         follower,
         stop,
@@ -308,7 +308,7 @@ fn failure(error: &Error) -> Failure {
 struct Racing<'a> {
     key: &'a [u8],
     /// Time limit for a write to be visible.
-    patience: Duration,
+    timeout: Duration,
     leader: &'a mut Node,
     follower: &'a mut Node,
     stop: &'a Stop,
@@ -383,13 +383,13 @@ impl Racing<'_> {
             if self.stop.is_set() {
                 return Ok(());
             }
-            if answered - written > self.patience {
+            if answered - written > self.timeout {
                 return Err(Failure::new(
                     Outcome::Timeout,
                     format!(
                         "write {number} is not seen on {} after {:?}; see status --cluster, or allow more with \
                          --timeout",
-                        self.follower.addr, self.patience
+                        self.follower.addr, self.timeout
                     ),
                 ));
             }

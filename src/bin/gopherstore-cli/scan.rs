@@ -12,6 +12,7 @@ use crate::{
     context::Context,
     list_form, mistake, quote,
     report::{self, Failure, Outcome},
+    tail::insert_bytes,
     write_out,
 };
 
@@ -159,16 +160,9 @@ fn push_raw(out: &mut Vec<u8>, item: &ScanItem) {
 
 fn object(item: &ScanItem) -> Value {
     let mut object = Map::new();
-    let mut insert = |name: &str, bytes: &[u8]| match str::from_utf8(bytes) {
-        Ok(text) => object.insert(name.to_owned(), json!(text)),
-        Err(_) => {
-            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            object.insert(format!("{name}_hex"), json!(digits))
-        }
-    };
-    insert("key", &item.key);
+    insert_bytes(&mut object, "key", &item.key);
     if let Some(value) = &item.value {
-        insert("value", value);
+        insert_bytes(&mut object, "value", value);
     }
     if let Some(deadline) = item.deadline {
         object.insert("deadline".to_owned(), json!(deadline));

@@ -211,7 +211,8 @@ fn compacted(next: u64, oldest: u64, why: &str) -> Failure {
 }
 
 fn lost(error: &Error) -> Failure {
-    let next = "the node's data went another way; begin anew with --from-snapshot, or name another node with --addr";
+    let next = "the position is not in the history of the node's data; begin anew with --from-snapshot, or name \
+                another node with --addr";
     Failure::new(Outcome::Lost, format!("{error}; {next}"))
 }
 
@@ -337,7 +338,7 @@ fn line(position: Option<Token>, change: &Change<'_>, with_value: bool) -> Strin
     if let Some([epoch, nonce]) = change.epoch() {
         return format!("{index} {name} {epoch} {nonce:016x}");
     }
-    let key = word(change.key());
+    let key = quote::word(change.key());
     let deadline = change.deadline().map(|deadline| deadline.to_string());
     let Some(len) = change.value_len() else {
         return format!(
@@ -351,20 +352,11 @@ fn line(position: Option<Token>, change: &Change<'_>, with_value: bool) -> Strin
     let shown = match change.value() {
         Some(value) if with_value => match value.get(..SHOWN_BYTES) {
             Some(start) if len > SHOWN_BYTES => format!(" {}...", quote::quoted(start)),
-            _ => format!(" {}", word(value)),
+            _ => format!(" {}", quote::word(value)),
         },
         _ => String::new(),
     };
     format!("{index} {name} {key} {len}{deadline}{shown}")
-}
-
-/// Bytes as one word, in quotes if necessary.
-fn word(bytes: &[u8]) -> String {
-    let shown = quote::shown(bytes);
-    if shown.contains(char::is_whitespace) && !shown.starts_with('"') {
-        return quote::quoted(bytes);
-    }
-    shown
 }
 
 /// The members that every object has.
@@ -399,7 +391,7 @@ fn object(position: Option<Token>, change: &Change<'_>, with_value: bool) -> Val
 }
 
 /// A JSON member for bytes. Bytes that are not UTF-8 become hexadecimal digits, under another name.
-fn insert_bytes(object: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
+pub(crate) fn insert_bytes(object: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
     match str::from_utf8(bytes) {
         Ok(text) => object.insert(name.to_owned(), json!(text)),
         Err(_) => {
