@@ -1,6 +1,7 @@
 //! `tail` against clusters of real nodes.
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Read},
     process::Child,
     sync::{
@@ -187,6 +188,37 @@ fn after_a_lost_connection_tail_continues_where_it_was() {
     );
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(line(&mut out), "5 DEL c -\n");
+    assert_eq!(in_time(move || child.wait().unwrap()).code(), Some(0));
+}
+
+#[test]
+fn with_a_file_tail_goes_on_at_another_node() {
+    let mut cluster = cluster(2, "");
+    cluster.client(0).set(b"a", b"1").unwrap();
+    cluster.wait_converged(WITHIN);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("cluster.toml");
+    let mut text = "cluster = \"test\"\nleader = \"n1\"\n".to_owned();
+    for node in 0..2 {
+        let (name, addr) = (cluster.name(node), cluster.addr(node));
+        text += &format!("[[node]]\nname = \"{name}\"\naddr = \"{addr}\"\n");
+    }
+    fs::write(&file, text).unwrap();
+    let mut command = program();
+    command.arg("--config").arg(&file);
+    let mut child = start(command.args(["tail", "--from", "2", "--count", "2"]));
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut err = BufReader::new(child.stderr.take().unwrap());
+    assert_eq!(line(&mut out), "2 SET a 1\n");
+    cluster.kill(0);
+    let mut said = line(&mut err);
+    while !said.contains("connected again") {
+        said = line(&mut err);
+    }
+    assert!(said.ends_with("going on from index 3\n"), "{said}");
+    // Its first entry is the new epoch.
+    cluster.restart(0);
+    assert!(line(&mut out).starts_with("3 EPOCH "));
     assert_eq!(in_time(move || child.wait().unwrap()).code(), Some(0));
 }
 

@@ -35,6 +35,8 @@ struct State {
     /// The next deeds, before it does what its role says.
     deeds: Vec<Deed>,
     map: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Time before each answer.
+    delay: Duration,
     /// How often each operation came, refused ones too.
     asked: BTreeMap<&'static str, usize>,
 }
@@ -86,7 +88,11 @@ impl Fake {
 
 fn serve(state: &Mutex<State>, mut stream: TcpStream) {
     while let Some(frame) = next_frame(&mut stream) {
-        let deed = state.lock().unwrap().deed(&request(&frame));
+        let (deed, delay) = {
+            let mut state = state.lock().unwrap();
+            (state.deed(&request(&frame)), state.delay)
+        };
+        thread::sleep(delay);
         match deed {
             Deed::Answer(status, value) => {
                 if stream.write_all(&response(status.byte(), &value)).is_err() {
@@ -343,6 +349,29 @@ fn nothing_is_tried_for_longer_than_the_timeout_nor_more_often_than_the_pauses_a
     // The pauses of half a second at most are at least 5, 10, 20, 40, 80, 160 and 250 ms long.
     let asked = [&one, &other, &third].map(|node| node.asked(Opcode::Set));
     assert!(asked.iter().sum::<usize>() <= 60, "{asked:?}");
+}
+
+/// STATUS and both reads are answered within the limit of an attempt, but not together.
+#[test]
+fn the_requests_of_an_attempt_have_one_limit_together() {
+    let leader = Fake::start();
+    let limit = Duration::from_millis(500);
+    leader.state.lock().unwrap().delay = limit * 2 / 5;
+    let options = ClusterOptions {
+        timeout: limit,
+        attempt_timeout: limit,
+        connect_timeout: PATIENCE,
+        on_frame: None,
+    };
+    let mut cluster = Cluster::with_options([leader.addr()], options);
+    let result = cluster.read(|client| {
+        client.get(b"a")?;
+        client.get(b"b")
+    });
+    assert!(
+        matches!(result, Err(ClusterError::Unavailable { .. })),
+        "{result:?}"
+    );
 }
 
 #[test]
