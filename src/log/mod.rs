@@ -274,7 +274,7 @@ impl Log {
     /// Wakes the requests that wait until the data set gets to `index` or less, which it has. No partition is locked,
     /// since a thread that is woken may take the processor.
     #[inline]
-    pub(crate) fn reached(&self, index: u64) {
+    pub fn reached(&self, index: u64) {
         self.waits.reach(index);
     }
 
