@@ -24,6 +24,13 @@ use crate::engine::{
 };
 use crate::log::{Cursor, Found, Log};
 
+/// Stacks of the model's threads: those of a debug build are deep.
+fn config() -> shuttle::Config {
+    let mut config = shuttle::Config::new();
+    config.stack_size = 256 << 10;
+    config
+}
+
 /// Schedules that the code has to pass.
 const PASSES: usize = 2_000;
 
@@ -330,7 +337,7 @@ fn run(
 
 /// Runs the code as it is, with other schedules each time.
 fn passes(partitions: usize, writers: u8, writes: u8, in_runs: bool) {
-    let runner = Runner::new(RandomScheduler::new(PASSES), shuttle::Config::default());
+    let runner = Runner::new(RandomScheduler::new(PASSES), config());
     runner.run(move || {
         let faults = run(partitions, writers, writes, in_runs, Planted::Nothing);
         assert!(faults.is_empty(), "{faults:?}");
@@ -346,7 +353,7 @@ fn finds(planted: Planted, sought: &'static str) {
 fn finds_in(in_runs: bool, planted: Planted, sought: &'static str) {
     let (partitions, writes) = if in_runs { (2, 2) } else { (1, 1) };
     let scheduler = RandomScheduler::new_from_seed(SEED, FINDS);
-    let runner = Runner::new(scheduler, shuttle::Config::default());
+    let runner = Runner::new(scheduler, config());
     runner.run(move || {
         assert!(
             !run(partitions, 2, writes, in_runs, planted).contains(&sought),
@@ -431,7 +438,7 @@ const NOTHING: &str = "each came before the other";
 
 #[test]
 fn a_run_that_reads_and_writes_is_one_step() {
-    let runner = Runner::new(RandomScheduler::new(PASSES), shuttle::Config::default());
+    let runner = Runner::new(RandomScheduler::new(PASSES), config());
     runner.run(|| {
         let nothing = both_find_nothing(|own, other| vec![[get(other), set(own, 1)].concat()]);
         assert!(!nothing, "{NOTHING}");
@@ -442,7 +449,7 @@ fn a_run_that_reads_and_writes_is_one_step() {
 #[should_panic(expected = "each came before the other")]
 fn a_read_and_a_write_that_are_two_steps_are_found() {
     let scheduler = RandomScheduler::new_from_seed(SEED, FINDS);
-    let runner = Runner::new(scheduler, shuttle::Config::default());
+    let runner = Runner::new(scheduler, config());
     runner.run(|| {
         let nothing = both_find_nothing(|own, other| vec![get(other), set(own, 1)]);
         assert!(!nothing, "{NOTHING}");
@@ -469,7 +476,7 @@ const GROWN: &str = "a write of the epoch that had ended";
 
 #[test]
 fn no_write_is_under_way_after_a_demotion() {
-    let runner = Runner::new(RandomScheduler::new(PASSES), shuttle::Config::default());
+    let runner = Runner::new(RandomScheduler::new(PASSES), config());
     runner.run(|| assert!(!grows_after_demotion(Planted::Nothing), "{GROWN}"));
 }
 
@@ -477,7 +484,7 @@ fn no_write_is_under_way_after_a_demotion() {
 #[should_panic(expected = "a write of the epoch that had ended")]
 fn a_gate_that_is_asked_before_the_partition_is_locked_is_found() {
     let scheduler = RandomScheduler::new_from_seed(SEED, FINDS);
-    let runner = Runner::new(scheduler, shuttle::Config::default());
+    let runner = Runner::new(scheduler, config());
     runner.run(|| assert!(!grows_after_demotion(Planted::AdmitBeforeLock), "{GROWN}"));
 }
 
@@ -521,7 +528,7 @@ fn epochs_are_in_their_places(planted: Planted) -> bool {
 
 #[test]
 fn an_epoch_begins_while_no_write_is_under_way() {
-    let runner = Runner::new(RandomScheduler::new(PASSES), shuttle::Config::default());
+    let runner = Runner::new(RandomScheduler::new(PASSES), config());
     runner.run(|| assert!(epochs_are_in_their_places(Planted::Nothing)));
 }
 
@@ -529,7 +536,7 @@ fn an_epoch_begins_while_no_write_is_under_way() {
 #[should_panic(expected = "a write of another epoch")]
 fn a_write_of_the_epoch_before_is_found() {
     let scheduler = RandomScheduler::new_from_seed(SEED, FINDS);
-    let runner = Runner::new(scheduler, shuttle::Config::default());
+    let runner = Runner::new(scheduler, config());
     runner.run(|| assert!(epochs_are_in_their_places(Planted::AdmitBeforeLock)));
 }
 
@@ -582,7 +589,7 @@ fn removals_are_in_the_order_of_the_log() -> bool {
 
 #[test]
 fn removals_of_expired_entries_are_in_the_order_of_the_log() {
-    let runner = Runner::new(RandomScheduler::new(PASSES), shuttle::Config::default());
+    let runner = Runner::new(RandomScheduler::new(PASSES), config());
     runner.run(|| assert!(removals_are_in_the_order_of_the_log(), "{ORDER}"));
 }
 
@@ -717,7 +724,7 @@ fn batches_are_one_step() -> Vec<&'static str> {
 
 #[test]
 fn a_batch_beside_runs_and_single_writes_is_one_step() {
-    let runner = Runner::new(RandomScheduler::new(PASSES), shuttle::Config::default());
+    let runner = Runner::new(RandomScheduler::new(PASSES), config());
     runner.run(|| {
         let faults = batches_are_one_step();
         assert!(faults.is_empty(), "{faults:?}");
