@@ -47,7 +47,7 @@ pub(crate) struct Scan {
     /// print only the number of keys
     #[argh(switch)]
     count: bool,
-    /// end every key, and every value, with a zero byte, and quote nothing
+    /// end every key, and every value, with a zero byte, and quote nothing; of keys that have zero bytes use -w json
     #[argh(switch, short = '0')]
     null: bool,
     /// lines (default) or json: an object on a line for each key

@@ -61,7 +61,7 @@ pub(crate) struct Tail {
     /// show the entries after this position, 48 digits as json has them
     #[argh(option, from_str_fn(token), arg_name = "TOKEN")]
     token: Option<Token>,
-    /// show all keys with their values first, and then each entry after that
+    /// show all keys first, as they are now, and then each entry after that; --values shows the values too
     #[argh(switch)]
     from_snapshot: bool,
     /// end after this number of entries
