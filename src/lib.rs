@@ -12,6 +12,7 @@
 //! | [`history`]           | epochs, and the data set that a position names; pure                              |
 //! | [`engine`]            | the data set: store, commands and their effects, snapshots, comparison; pure      |
 //! | [`log`]               | the order of all writes: sequencer, backlog, watermarks                           |
+//! | [`storage`]           | the log on disk: segments, writer, recovery                                       |
 //! | [`replication::core`] | the decisions of replication as values; pure                                      |
 //! | [`node`]              | role, phase, admission, counters and STATUS of one node                           |
 //! | [`replication`]       | streams between nodes, their threads, and the registry of followers               |
@@ -53,6 +54,7 @@ pub mod replication;
 pub mod server;
 pub mod service;
 pub mod signals;
+pub mod storage;
 pub mod time;
 pub mod wire;
 

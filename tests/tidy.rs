@@ -28,6 +28,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "engine",
         &["engine::entry", "engine::digest", "log", "wire", "history"],
     ),
+    ("storage", &["engine::digest", "history"]),
     ("replication::core", &["history", "wire"]),
     (
         "node",
@@ -92,6 +93,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "dial",
             "wire",
             "config",
+            "storage",
+            "history",
+            "engine::digest",
             "server::lifecycle",
         ],
     ),

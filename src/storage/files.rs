@@ -1,0 +1,213 @@
+//! The files of a data directory, behind a trait: the log and snapshots are written and recovered by the same code on a
+//! real directory and on the simulator's disk.
+//!
+//! A name or a byte is durable only once it was synced: the bytes of a file by [`File::sync`], and its name, the
+//! absence of its old name, or its removal by [`Files::sync_directory`].
+
+use std::fmt;
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// A directory of files. Names have no folders.
+pub trait Files: fmt::Debug + Send + Sync {
+    /// The names of all files, in no order.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system, as of every function here.
+    fn list(&self) -> io::Result<Vec<String>>;
+
+    /// Creates a file, which does not exist, to read and to write.
+    ///
+    /// # Errors
+    ///
+    /// Where it exists, among others.
+    fn create(&self, name: &str) -> io::Result<Box<dyn File>>;
+
+    /// Opens a file to read and, with `writes`, to write.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not exist, among others.
+    fn open(&self, name: &str, writes: bool) -> io::Result<Box<dyn File>>;
+
+    /// Gives a file another name. A file that has it is replaced.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// Makes the names of all files durable.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system. Afterwards it is unknown which names are durable.
+    fn sync_directory(&self) -> io::Result<()>;
+
+    /// The directory, for messages.
+    fn path(&self) -> &Path;
+}
+
+/// An open file.
+pub trait File: fmt::Debug + Send + Sync {
+    /// Its length in bytes.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    fn length(&self) -> io::Result<u64>;
+
+    /// Reads at an offset, up to the buffer's length or the file's end. Returns the number of bytes.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Writes all bytes at an offset. Behind the end of the file, it grows.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system. A part of the bytes may be written then.
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Makes the bytes and the length of the file durable (`fdatasync`).
+    ///
+    /// # Errors
+    ///
+    /// Those of the system. Afterwards it is unknown which bytes are durable, and a second call that succeeds says
+    /// nothing of them.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// A directory of the file system.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+    handle: fs::File,
+}
+
+impl Directory {
+    /// Opens a directory. Creates it where it does not exist, for its owner alone (mode 0700), and makes its name
+    /// durable.
+    ///
+    /// # Errors
+    ///
+    /// Where its parent does not exist, where it is no directory, or where the system refuses it.
+    pub fn open(path: &Path) -> io::Result<Directory> {
+        match fs::DirBuilder::new().mode(0o700).create(path) {
+            Ok(()) => {
+                let parent = match path.parent() {
+                    Some(parent) if !parent.as_os_str().is_empty() => parent,
+                    Some(_) | None => Path::new("."),
+                };
+                fs::File::open(parent)?.sync_all()?;
+            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+        Directory::existing(path)
+    }
+
+    /// Opens a directory that exists.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not exist, where it is no directory, or where the system refuses it.
+    pub fn existing(path: &Path) -> io::Result<Directory> {
+        let handle = fs::File::open(path)?;
+        if !handle.metadata()?.is_dir() {
+            return Err(io::Error::from(ErrorKind::NotADirectory));
+        }
+        Ok(Directory {
+            path: path.to_owned(),
+            handle,
+        })
+    }
+}
+
+impl Files for Directory {
+    fn list(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            // A name that is no UTF-8 is none of ours.
+            if let Ok(name) = entry?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn create(&self, name: &str) -> io::Result<Box<dyn File>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(0o600);
+        let file = options.open(self.path.join(name))?;
+        Ok(Box::new(RealFile(file)))
+    }
+
+    fn open(&self, name: &str, writes: bool) -> io::Result<Box<dyn File>> {
+        let mut options = OpenOptions::new();
+        let file = options
+            .read(true)
+            .write(writes)
+            .open(self.path.join(name))?;
+        Ok(Box::new(RealFile(file)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.path.join(from), self.path.join(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.path.join(name))
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        self.handle.sync_all()
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+#[derive(Debug)]
+struct RealFile(fs::File);
+
+impl File for RealFile {
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut read = 0;
+        while read < buffer.len() {
+            let at = offset + u64::try_from(read).unwrap_or(u64::MAX);
+            match self.0.read_at(&mut buffer[read..], at) {
+                Ok(0) => break,
+                Ok(count) => read += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(read)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}

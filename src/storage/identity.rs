@@ -1,0 +1,90 @@
+//! Whose data a directory holds: the file `identity`.
+
+use std::fmt::Write as _;
+
+use super::error::StorageError;
+use super::files::Files;
+
+/// Name of the file.
+const IDENTITY: &str = "identity";
+
+/// Its name while it is written.
+const TEMPORARY: &str = "new-identity";
+
+/// First line of the file; the number is the version of the directory's format.
+const FIRST_LINE: &str = "gopherstore data directory, format 1";
+
+/// Longest file in bytes that is looked at.
+const LEN_MAX: u64 = 4_096;
+
+/// The owner of a data directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Name of the node.
+    pub node: String,
+}
+
+impl Identity {
+    fn text(&self) -> String {
+        let mut text = format!("{FIRST_LINE}\n");
+        // Writing to a string does not fail. Names have no quotes.
+        let _ = writeln!(text, "cluster = \"{}\"", self.cluster);
+        let _ = writeln!(text, "node = \"{}\"", self.node);
+        text
+    }
+}
+
+/// Checks that the directory is this node's, or makes it so where it is new.
+///
+/// # Errors
+///
+/// Where it is another node's, where it has files and no identity, or where the system refuses it.
+pub fn check(files: &dyn Files, own: &Identity) -> Result<(), StorageError> {
+    let failed = |operation| move |error| StorageError::system(files, IDENTITY, operation, error);
+    let names = files.list().map_err(failed("read"))?;
+    if names.iter().any(|name| name == IDENTITY) {
+        let file = files.open(IDENTITY, false).map_err(failed("open"))?;
+        let len = file.length().map_err(failed("read"))?.min(LEN_MAX);
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+        let read = file.read_at(0, &mut bytes).map_err(failed("read"))?;
+        bytes.truncate(read);
+        return judge(files, &bytes, own);
+    }
+    let is_ours = |name: &String| name.starts_with("log-") || name.starts_with("snapshot-");
+    if names.iter().any(is_ours) {
+        let why = "it has a log, and no file identity that says whose".to_owned();
+        return Err(StorageError::foreign(files, "", why));
+    }
+    if names.iter().any(|name| name == TEMPORARY) {
+        files.remove(TEMPORARY).map_err(failed("remove"))?;
+    }
+    let file = files.create(TEMPORARY).map_err(failed("create"))?;
+    file.write_at(0, own.text().as_bytes())
+        .map_err(failed("write"))?;
+    file.sync().map_err(failed("sync"))?;
+    files
+        .rename(TEMPORARY, IDENTITY)
+        .map_err(failed("create"))?;
+    files.sync_directory().map_err(failed("create"))
+}
+
+fn judge(files: &dyn Files, bytes: &[u8], own: &Identity) -> Result<(), StorageError> {
+    let text = String::from_utf8_lossy(bytes);
+    if text == own.text() {
+        return Ok(());
+    }
+    let mut lines = text.lines();
+    let first = lines.next().unwrap_or_default();
+    let why = if first != FIRST_LINE {
+        format!("its first line is {first:.60?}, and this program reads {FIRST_LINE:?}")
+    } else {
+        let theirs = lines.collect::<Vec<_>>().join(", ");
+        format!(
+            "the data directory is that of {theirs}, and this is node {:?} of cluster {:?}; name another directory",
+            own.node, own.cluster
+        )
+    };
+    Err(StorageError::foreign(files, IDENTITY, why))
+}

@@ -1,0 +1,25 @@
+//! The files of a node: its log on disk (`docs/FORMAT.md`).
+//!
+//! | file           | what it does                                                       |
+//! |----------------|--------------------------------------------------------------------|
+//! | `files.rs`     | the directory and its files, behind a trait                        |
+//! | `segment.rs`   | the bytes of a segment: its header, and groups of records          |
+//! | `writer.rs`    | writes groups, makes them durable, begins and removes segments     |
+//! | `recovery.rs`  | reads a log back, and tells a torn end from damage                 |
+//! | `identity.rs`  | whose data a directory holds                                       |
+//! | `error.rs`     | why a data directory cannot be used                                |
+//!
+//! Nothing here knows a thread, a socket or a clock.
+
+#![deny(clippy::wildcard_enum_match_arm)]
+
+pub mod error;
+pub mod files;
+pub mod identity;
+pub mod recovery;
+pub mod segment;
+#[cfg(test)]
+pub(crate) mod simulated;
+#[cfg(test)]
+mod tests;
+pub mod writer;

@@ -1,0 +1,340 @@
+//! Reads a log back from its segments, and changes nothing.
+//!
+//! The segments are read in their order, group by group. Each group has to follow the one before it: by its index, by
+//! the checksum of the head before it, and by its own checksums. Where one does not,
+//!
+//! * a segment that is followed by another one, whose header continues the last good group, was cut there by an earlier
+//!   recovery: the log goes on in the next segment;
+//! * in the last segment it may be a write that a crash has torn. It is, unless a later group says that the records at
+//!   that place were durable. Then the log is damaged.
+
+use super::error::StorageError;
+use super::files::Files;
+use super::segment::{ALIGNMENT, GROUP_MAGIC, GroupHead, HEAD_LEN, HeaderFault, SegmentHeader};
+use super::writer::{Place, segment_name, segment_number};
+use crate::engine::digest::Digest;
+use crate::history::History;
+
+/// The end of a log: what the next group has to follow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogEnd {
+    /// Index of the next record.
+    pub next_index: u64,
+    /// Digest of the data set before it.
+    pub digest: Digest,
+    /// Checksum of the last head.
+    pub previous: u32,
+}
+
+impl LogEnd {
+    /// Index of the last record; 0 before the first.
+    #[must_use]
+    pub const fn last_index(&self) -> u64 {
+        self.next_index.saturating_sub(1)
+    }
+}
+
+/// A group that was read.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadGroup<'a> {
+    /// Its head.
+    pub head: GroupHead,
+    /// The frames of its records.
+    pub records: &'a [u8],
+}
+
+/// A segment that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentInfo {
+    /// Its number.
+    pub number: u64,
+    /// Index of its first record.
+    pub first_index: u64,
+    /// Index of its last record; one less than that of the first where it has none.
+    pub last_index: u64,
+    /// Bytes of the file up to the end of its last group.
+    pub bytes: u64,
+}
+
+/// Bytes behind the last group that a crash has torn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The file.
+    pub name: String,
+    /// Where they begin.
+    pub offset: u64,
+    /// How many bytes at least: up to the last group of this segment that is found behind them, or 1.
+    pub bytes: u64,
+}
+
+/// A log that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// Its segments, in their order; at least one.
+    pub segments: Vec<SegmentInfo>,
+    /// The epochs before the first record of the first segment.
+    pub base: History,
+    /// The end of the log.
+    pub end: LogEnd,
+    /// The place where it goes on.
+    pub place: Place,
+    /// Index up to which records are known to be committed.
+    pub committed: u64,
+    /// Index up to which the records are known to have been durable.
+    pub durable_to: u64,
+    /// The greatest time of a group, in milliseconds since 1970 UTC.
+    pub time_ms: u64,
+    /// The last group has no records, and seals the others: the writer was idle, or ended in good order.
+    pub is_sealed: bool,
+    /// The end that was torn; `None` where there is none.
+    pub cut: Option<Cut>,
+}
+
+/// Reads the log of a directory. Calls `visit` with each group, in their order; with the header of each segment before.
+/// Returns `None` where the directory has no segment.
+///
+/// # Errors
+///
+/// Where the log is damaged, where the system refuses a read, or where `visit` fails.
+pub fn read_log(
+    files: &dyn Files,
+    visit: &mut dyn FnMut(ReadGroup<'_>) -> Result<(), StorageError>,
+) -> Result<Option<Recovered>, StorageError> {
+    let names = files.list();
+    let names = names.map_err(|error| StorageError::system(files, "", "read", error))?;
+    let mut numbers: Vec<u64> = names.iter().filter_map(|it| segment_number(it)).collect();
+    numbers.sort_unstable();
+    let mut reader = Reader {
+        files,
+        state: None,
+        bytes: Vec::new(),
+    };
+    for (at, &number) in numbers.iter().enumerate() {
+        reader.segment(number, at + 1 == numbers.len(), visit)?;
+    }
+    Ok(reader.state)
+}
+
+struct Reader<'f> {
+    files: &'f dyn Files,
+    state: Option<Recovered>,
+    /// The bytes of the segment that is read.
+    bytes: Vec<u8>,
+}
+
+impl Reader<'_> {
+    fn segment(
+        &mut self,
+        number: u64,
+        is_last: bool,
+        visit: &mut dyn FnMut(ReadGroup<'_>) -> Result<(), StorageError>,
+    ) -> Result<(), StorageError> {
+        let name = segment_name(number);
+        self.read_file(&name)?;
+        let (header, header_len) = self.header(number, &name)?;
+        let mut state = match self.state.take() {
+            None => Recovered {
+                segments: Vec::new(),
+                base: header.history.clone(),
+                end: LogEnd {
+                    next_index: header.first_index,
+                    digest: header.digest,
+                    previous: header.previous,
+                },
+                place: Place {
+                    number,
+                    salt: header.salt,
+                    offset: 0,
+                },
+                committed: 0,
+                durable_to: 0,
+                time_ms: 0,
+                is_sealed: false,
+                cut: None,
+            },
+            Some(state) => self.continued(state, &header, &name)?,
+        };
+        let mut offset = header_len;
+        while let Some((head, checksum, end)) = self.group(&header, &state.end, offset) {
+            let records = &self.bytes[offset + HEAD_LEN..][..usize_of(head.body_len.into())];
+            visit(ReadGroup { head, records })?;
+            state.end = LogEnd {
+                next_index: head.first_index + u64::from(head.count),
+                digest: head.digest,
+                previous: checksum,
+            };
+            state.committed = state.committed.max(head.committed);
+            state.durable_to = state.durable_to.max(head.durable_to);
+            state.time_ms = state.time_ms.max(head.time_ms);
+            state.is_sealed = head.count == 0;
+            offset = end;
+        }
+        state.place = Place {
+            number,
+            salt: header.salt,
+            offset: u64_of(offset),
+        };
+        state.segments.push(SegmentInfo {
+            number,
+            first_index: header.first_index,
+            last_index: state.end.last_index(),
+            bytes: u64_of(offset),
+        });
+        if is_last {
+            state.cut = self.cut(&header, &state, &name, offset)?;
+        }
+        self.state = Some(state);
+        Ok(())
+    }
+
+    fn read_file(&mut self, name: &str) -> Result<(), StorageError> {
+        let files = self.files;
+        let failed = |error| StorageError::system(files, name, "read", error);
+        let file = files.open(name, false).map_err(failed)?;
+        let len = usize_of(file.length().map_err(failed)?);
+        self.bytes.clear();
+        self.bytes.resize(len, 0);
+        let read = file.read_at(0, &mut self.bytes).map_err(failed)?;
+        self.bytes.truncate(read);
+        Ok(())
+    }
+
+    fn header(&self, number: u64, name: &str) -> Result<(SegmentHeader, usize), StorageError> {
+        let decoded = SegmentHeader::decode(&self.bytes);
+        let (header, len) = decoded.map_err(|fault| match fault {
+            HeaderFault::Version(version) => StorageError::foreign(
+                self.files,
+                name,
+                format!("version {version} of the format is unknown to this program"),
+            ),
+            HeaderFault::Magic
+            | HeaderFault::Short
+            | HeaderFault::Checksum
+            | HeaderFault::History => StorageError::damaged(
+                self.files,
+                name,
+                0,
+                format!("the header of the segment is damaged ({fault:?})"),
+            ),
+        })?;
+        if header.number != number {
+            let found = format!("the header is that of segment {:016x}", header.number);
+            return Err(StorageError::damaged(self.files, name, 0, found));
+        }
+        Ok((header, len))
+    }
+
+    /// The state, where this segment continues what was read before.
+    fn continued(
+        &self,
+        state: Recovered,
+        header: &SegmentHeader,
+        name: &str,
+    ) -> Result<Recovered, StorageError> {
+        let before = state.place;
+        if header.number != before.number + 1 {
+            let missing = segment_name(before.number + 1);
+            let found = format!("segment {missing} is missing");
+            return Err(StorageError::damaged(self.files, name, 0, found));
+        }
+        let end = LogEnd {
+            next_index: header.first_index,
+            digest: header.digest,
+            previous: header.previous,
+        };
+        if end != state.end {
+            let (next, has) = (state.end.next_index, header.first_index);
+            let found = format!(
+                "record {next} is damaged: the next segment begins with record {has}, and does not follow what is here"
+            );
+            let name = segment_name(before.number);
+            return Err(StorageError::damaged(
+                self.files,
+                &name,
+                before.offset,
+                found,
+            ));
+        }
+        Ok(state)
+    }
+
+    /// The group at an offset, if it follows `end`: its head, the checksum of that, and the offset behind the group.
+    fn group(
+        &self,
+        header: &SegmentHeader,
+        end: &LogEnd,
+        offset: usize,
+    ) -> Option<(GroupHead, u32, usize)> {
+        let bytes = self.bytes.get(offset..)?;
+        let (head, checksum) = GroupHead::decode(bytes, header.salt)?;
+        let body = bytes.get(HEAD_LEN..)?;
+        let body = body.get(..usize_of(head.body_len.into()))?;
+        let follows = head.first_index == end.next_index && head.previous == end.previous;
+        let group_end = offset.checked_add(usize_of(head.group_len()))?;
+        (follows && head.has_body(body)).then_some((head, checksum, group_end))
+    }
+
+    /// Judges what is behind the last good group of the last segment.
+    fn cut(
+        &self,
+        header: &SegmentHeader,
+        state: &Recovered,
+        name: &str,
+        offset: usize,
+    ) -> Result<Option<Cut>, StorageError> {
+        let rest = self.bytes.get(offset..).unwrap_or_default();
+        if rest.iter().take(8).all(|byte| *byte == 0) && !self.has_later(header, offset) {
+            return Ok(None);
+        }
+        let mut bytes = 1;
+        for (at, head) in self.later(header, offset) {
+            if head.durable_to >= state.end.next_index {
+                let (next, to) = (state.end.next_index, head.durable_to);
+                let found = format!(
+                    "record {next} is damaged, and a later group says that records up to {to} were durable"
+                );
+                return Err(StorageError::damaged(
+                    self.files,
+                    name,
+                    u64_of(offset),
+                    found,
+                ));
+            }
+            bytes = u64_of(at - offset) + head.group_len();
+        }
+        Ok(Some(Cut {
+            name: name.to_owned(),
+            offset: u64_of(offset),
+            bytes,
+        }))
+    }
+
+    fn has_later(&self, header: &SegmentHeader, offset: usize) -> bool {
+        self.later(header, offset).next().is_some()
+    }
+
+    /// The heads of this use of the segment behind an offset, with their offsets.
+    fn later(
+        &self,
+        header: &SegmentHeader,
+        offset: usize,
+    ) -> impl Iterator<Item = (usize, GroupHead)> {
+        let salt = header.salt;
+        let places = (offset..self.bytes.len()).step_by(usize_of(ALIGNMENT));
+        places.filter_map(move |at| {
+            let bytes = &self.bytes[at..];
+            if !bytes.starts_with(&GROUP_MAGIC) {
+                return None;
+            }
+            GroupHead::decode(bytes, salt).map(|(head, _)| (at, head))
+        })
+    }
+}
+
+fn usize_of(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+fn u64_of(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,423 @@
+//! The log on a simulated disk: what is durable survives every crash, and damage is never taken for a torn end.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::io::ErrorKind;
+
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt, SeedableRng};
+
+use super::error::{Problem, StorageError};
+use super::files::Files;
+use super::recovery::{LogEnd, Recovered, read_log};
+use super::simulated::Disk;
+use super::writer::{LogWriter, NewGroup, Salts, segment_name, segment_number};
+use crate::engine::digest::Digest;
+use crate::history::{EpochStart, History};
+
+/// Bytes of a segment here, so that there are many.
+const SEGMENT: u64 = 4_096;
+
+/// A group as it was written: its first index, and its records.
+type Written = (u64, Vec<u8>);
+
+fn start() -> LogEnd {
+    LogEnd {
+        next_index: 1,
+        ..LogEnd::default()
+    }
+}
+
+fn history() -> History {
+    let start = EpochStart {
+        epoch: 3,
+        nonce: 7,
+        start_index: 1,
+    };
+    History::new(vec![start]).unwrap()
+}
+
+fn salts(seed: u64) -> Salts {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    Box::new(move || random.random())
+}
+
+/// Reads a log: what it is, and its groups with records.
+fn read(disk: &Disk) -> Result<(Option<Recovered>, Vec<Written>), StorageError> {
+    let mut groups = Vec::new();
+    let recovered = read_log(disk, &mut |group| {
+        if group.head.count > 0 {
+            groups.push((group.head.first_index, group.records.to_vec()));
+        }
+        Ok(())
+    })?;
+    Ok((recovered, groups))
+}
+
+/// Opens the log of a disk for writing, as a node does.
+fn open(disk: &Disk, seed: u64) -> Result<(LogWriter<'_>, Vec<Written>), StorageError> {
+    let (recovered, groups) = read(disk)?;
+    let writer = match recovered {
+        None => LogWriter::begin(disk, 1, start(), &History::default(), salts(seed), SEGMENT)?,
+        Some(log) => LogWriter::recovered(disk, &log, &history(), salts(seed), SEGMENT)?,
+    };
+    Ok((writer, groups))
+}
+
+/// Appends a group of this many records, with these bytes. They are no frames: nothing looks at them here.
+fn append(writer: &mut LogWriter<'_>, count: u32, records: &[u8]) -> Result<(), StorageError> {
+    let group = NewGroup {
+        records,
+        count,
+        digest: Digest::from_u128(u128::from(writer.written_to()) << 64 | 5),
+        epoch: 3,
+        committed: writer.written_to(),
+        time_ms: 1_000 + writer.written_to(),
+    };
+    writer.append(&group, history)
+}
+
+fn seal(writer: &mut LogWriter<'_>) -> Result<(), StorageError> {
+    let state = (3, writer.written_to(), 1_000 + writer.written_to());
+    writer.seal(state, history)
+}
+
+/// Writes some random groups. Those that were written are added to `written`.
+fn write_some(
+    writer: &mut LogWriter<'_>,
+    random: &mut ChaCha8Rng,
+    written: &mut Vec<Written>,
+) -> Result<(), StorageError> {
+    for _ in 0..random.random_range(1..30) {
+        let len = match random.random_range(0..10) {
+            0 => random.random_range(3_000..9_000),
+            _ => random.random_range(1..400),
+        };
+        let records: Vec<u8> = (0..len).map(|_| random.random()).collect();
+        let first = writer.written_to() + 1;
+        // Written, perhaps, where it fails.
+        written.push((first, records.clone()));
+        append(writer, random.random_range(1..5), &records)?;
+        match random.random_range(0..6) {
+            0 => writer.sync()?,
+            1 => {
+                writer.sync()?;
+                seal(writer)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Checks that a log has the groups of `written` up to somewhere, and all up to `durable`.
+fn check(groups: &[Written], written: &[Written], durable: u64, what: &str) {
+    assert!(groups.len() <= written.len(), "{what}: too many groups");
+    assert_eq!(groups, &written[..groups.len()], "{what}");
+    let lost = written[groups.len()..].first();
+    assert!(
+        lost.is_none_or(|(first, _)| *first > durable),
+        "{what}: record {} is lost, and {durable} were durable",
+        lost.unwrap().0
+    );
+}
+
+#[test]
+fn a_log_is_read_as_it_was_written_and_goes_on() {
+    let disk = Disk::default();
+    let mut written = Vec::new();
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    for round in 0..20 {
+        let (mut writer, groups) = open(&disk, round).unwrap();
+        assert_eq!(groups, written, "round {round}");
+        write_some(&mut writer, &mut random, &mut written).unwrap();
+        let last = writer.written_to();
+        writer.sync().unwrap();
+        assert_eq!(writer.durable_to(), last);
+    }
+    let (log, _) = read(&disk).unwrap();
+    let log = log.unwrap();
+    assert!(log.segments.len() > 10, "{}", log.segments.len());
+    assert_eq!(log.cut, None);
+    let ends = log.segments.windows(2);
+    for pair in ends {
+        let [before, after] = pair else { panic!() };
+        assert_eq!(after.first_index, before.last_index + 1);
+        assert_eq!(after.number, before.number + 1);
+    }
+}
+
+/// Crashes of either kind, again and again, on what the one before has left.
+#[test]
+fn what_is_durable_survives_every_crash() {
+    let mut cuts = 0;
+    for seed in 0..400 {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut disk = Disk::default();
+        let (mut written, mut durable) = (Vec::new(), 0);
+        for round in 0..6 {
+            let what = format!("seed {seed}, round {round}");
+            let (log, _) = read(&disk).unwrap_or_else(|error| panic!("{what}: {error}"));
+            cuts += u32::from(log.is_some_and(|log| log.cut.is_some()));
+            let (mut writer, groups) = open(&disk, seed).unwrap();
+            check(&groups, &written, durable, &what);
+            written = groups;
+            write_some(&mut writer, &mut random, &mut written).unwrap();
+            let is_power_failure = random.random_bool(0.7);
+            (durable, disk) = if is_power_failure {
+                let left = disk.after_power_failure(random.random());
+                (writer.durable_to(), left)
+            } else {
+                (writer.written_to(), disk.after_kill())
+            };
+        }
+    }
+    assert!(cuts > 100, "{cuts}");
+}
+
+/// A log of a few segments, all durable, the last group of which is sealed or not.
+fn small_log(is_sealed: bool) -> (Disk, Vec<Written>) {
+    let disk = Disk::default();
+    let mut written = Vec::new();
+    let (mut writer, _) = open(&disk, 1).unwrap();
+    for at in 0..6_u8 {
+        let records = vec![at; 900];
+        written.push((writer.written_to() + 1, records.clone()));
+        append(&mut writer, 2, &records).unwrap();
+        writer.sync().unwrap();
+    }
+    if is_sealed {
+        seal(&mut writer).unwrap();
+    }
+    (disk.after_kill(), written)
+}
+
+#[test]
+fn no_flipped_byte_is_taken_for_a_value_or_for_a_torn_end_that_was_durable() {
+    for is_sealed in [false, true] {
+        let (disk, written) = small_log(is_sealed);
+        let (log, _) = read(&disk).unwrap();
+        let log = log.unwrap();
+        assert!(log.segments.len() > 1);
+        let (mut refused, mut cut) = (0, 0);
+        for segment in &log.segments {
+            let name = segment_name(segment.number);
+            for at in 0..usize::try_from(segment.bytes).unwrap() {
+                let flipped = disk.after_kill();
+                flipped.flip(&name, at, 1 << (at % 8));
+                match read(&flipped) {
+                    Ok((log, groups)) => {
+                        // Padding is in no checksum. Of an unsealed log the last group may be torn.
+                        let is_cut = log.unwrap().cut.is_some();
+                        let lost = written.len() - groups.len();
+                        assert_eq!(groups, &written[..groups.len()], "{name} {at}");
+                        assert!(lost <= usize::from(!is_sealed), "{name} {at}");
+                        assert!(lost == 0 || is_cut, "{name} {at}");
+                        cut += usize::from(is_cut);
+                    }
+                    Err(error) => {
+                        assert!(matches!(
+                            error.problem,
+                            Problem::Damaged(_) | Problem::Foreign(_)
+                        ));
+                        assert!(
+                            error.path.ends_with(&name) || error.offset.is_some(),
+                            "{error}"
+                        );
+                        refused += 1;
+                    }
+                }
+            }
+        }
+        assert!(refused > 4_000 && cut > 80, "{refused} {cut}");
+    }
+}
+
+#[test]
+fn a_last_group_that_is_cut_anywhere_is_left_out() {
+    let (disk, written) = small_log(false);
+    let (log, _) = read(&disk).unwrap();
+    let last = log.unwrap().segments.pop().unwrap();
+    let name = segment_name(last.number);
+    let group = (88_u64 + 900).next_multiple_of(8);
+    for cut in 1..=group {
+        let disk = disk.after_kill();
+        disk.truncate(&name, usize::try_from(last.bytes - cut).unwrap());
+        let (log, groups) = read(&disk).unwrap();
+        // The padding may be missing.
+        let is_whole = cut <= group - 988;
+        assert_eq!(
+            groups.len(),
+            written.len() - usize::from(!is_whole),
+            "{cut}"
+        );
+        let is_torn = !is_whole && cut < group;
+        assert_eq!(log.unwrap().cut.is_some(), is_torn, "{cut}");
+        let (mut writer, _) = open(&disk, 9).unwrap();
+        assert_eq!(
+            writer.written_to(),
+            2 * u64::try_from(groups.len()).unwrap()
+        );
+        append(&mut writer, 1, b"goes on").unwrap();
+        writer.sync().unwrap();
+        let (log, again) = read(&disk).unwrap();
+        assert_eq!(log.unwrap().cut, None, "{cut}");
+        assert_eq!(again.len(), groups.len() + 1);
+    }
+}
+
+#[test]
+fn segments_that_are_missing_or_of_another_use_are_refused() {
+    let (disk, _) = small_log(true);
+    let (log, _) = read(&disk).unwrap();
+    let numbers: Vec<u64> = log.unwrap().segments.iter().map(|it| it.number).collect();
+    assert!(numbers.len() >= 2, "{numbers:?}");
+    let refused = |disk: &Disk, what: &str| {
+        let error = read(disk).err().unwrap_or_else(|| panic!("{what}"));
+        assert!(
+            matches!(error.problem, Problem::Damaged(_)),
+            "{what}: {error}"
+        );
+    };
+    let without = disk.after_kill();
+    without.rename(&segment_name(numbers[0]), "x").unwrap();
+    // Whether the first one is needed is known by the snapshot alone.
+    read(&without).unwrap();
+    if let [_, middle, _, ..] = numbers[..] {
+        let without = disk.after_kill();
+        without.remove(&segment_name(middle)).unwrap();
+        refused(&without, "a segment is missing");
+    }
+    let renamed = disk.after_kill();
+    let last = *numbers.last().unwrap();
+    renamed
+        .rename(&segment_name(last), &segment_name(last + 1))
+        .unwrap();
+    refused(&renamed, "a segment has another number");
+    // The last segment of another log of the same numbers.
+    let (other, _) = small_log(true);
+    let bytes = other.bytes(&segment_name(last));
+    let (first, mixed) = (segment_name(last), disk.after_kill());
+    mixed
+        .open(&first, true)
+        .unwrap()
+        .write_at(0, &bytes)
+        .unwrap();
+    read(&mixed).unwrap();
+    let foreign = {
+        let disk = Disk::default();
+        let (mut writer, _) = open(&disk, 77).unwrap();
+        for _ in 0..6 {
+            append(&mut writer, 2, &[9; 900]).unwrap();
+            writer.sync().unwrap();
+        }
+        disk.bytes(&segment_name(last))
+    };
+    mixed
+        .open(&first, true)
+        .unwrap()
+        .write_at(0, &foreign)
+        .unwrap();
+    refused(&mixed, "a segment of another log");
+}
+
+#[test]
+fn a_call_that_fails_is_reported_and_loses_nothing_that_was_durable() {
+    let kinds = [
+        ErrorKind::StorageFull,
+        ErrorKind::Other,
+        ErrorKind::ReadOnlyFilesystem,
+    ];
+    let run = |disk: &Disk, written: &mut Vec<Written>, durable: &mut u64| {
+        let mut random = ChaCha8Rng::seed_from_u64(5);
+        let (mut writer, _) = open(disk, 5)?;
+        for number in 1..=3 {
+            let result = write_some(&mut writer, &mut random, written);
+            *durable = writer.durable_to();
+            result?;
+            writer.sync()?;
+            *durable = writer.durable_to();
+            writer.remove_before(number * 2)?;
+        }
+        Ok::<(), StorageError>(())
+    };
+    let whole = Disk::default();
+    run(&whole, &mut Vec::new(), &mut 0).unwrap();
+    let calls = whole.calls();
+    assert!(calls > 60, "{calls}");
+    for call in 1..=calls {
+        for kind in kinds {
+            let disk = Disk::default();
+            disk.fail(call, kind, call % 2 == 0);
+            let (mut written, mut durable) = (Vec::new(), 0);
+            let error = run(&disk, &mut written, &mut durable).unwrap_err();
+            assert!(
+                matches!(&error.problem, Problem::System(_, error) if error.kind() == kind),
+                "call {call}: {error}"
+            );
+            for left in [disk.after_kill(), disk.after_power_failure(call)] {
+                let what = format!("call {call}, {kind:?}");
+                let (log, groups) = read(&left).unwrap_or_else(|error| panic!("{what}: {error}"));
+                let removed = log.map_or(1, |log| log.segments[0].first_index);
+                let written: Vec<Written> = (written.iter())
+                    .filter(|(first, _)| *first >= removed)
+                    .cloned()
+                    .collect();
+                check(&groups, &written, durable, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn files_of_other_names_are_no_segments() {
+    assert_eq!(segment_number(&segment_name(0xab)), Some(0xab));
+    for name in [
+        "log-1",
+        "log-00000000000000AB",
+        "new-0000000000000001",
+        "log-000000000000000g",
+    ] {
+        assert_eq!(segment_number(name), None, "{name}");
+    }
+}
+
+/// The hexadecimal digits of a block of `docs/FORMAT.md`, as bytes.
+fn documented(kind: &str) -> Vec<u8> {
+    let document = include_str!("../../docs/FORMAT.md");
+    let (_, block) = document.split_once(&format!("```{kind}\n")).unwrap();
+    let (block, _) = block.split_once("```").unwrap();
+    let digits: String = block.split_whitespace().collect();
+    let pairs = digits.as_bytes().chunks(2);
+    pairs
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+        .collect()
+}
+
+#[test]
+fn the_document_has_the_bytes_of_a_segment() {
+    let disk = Disk::default();
+    let salts: Salts = Box::new(|| 0x0102_0304_0506_0708);
+    let none = History::default();
+    let mut writer = LogWriter::begin(&disk, 1, start(), &none, salts, SEGMENT).unwrap();
+    let record = b"\x01\0\x01\0\0\0\x01a1";
+    let group = NewGroup {
+        records: record,
+        count: 1,
+        digest: Digest::from_u128(0xd1),
+        epoch: 3,
+        committed: 1,
+        time_ms: 0x0190_0000_0000,
+    };
+    writer.append(&group, History::default).unwrap();
+    let bytes = disk.bytes(&segment_name(1));
+    let header = documented("segment");
+    assert_eq!(bytes[..header.len()], header, "{}", hex(&bytes[..72]));
+    assert!(bytes[header.len()..512].iter().all(|byte| *byte == 0));
+    let group = documented("group");
+    let end = 512 + group.len();
+    assert_eq!(bytes[512..end], group, "{}", hex(&bytes[512..end.max(616)]));
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
