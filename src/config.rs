@@ -175,6 +175,45 @@ impl Default for LimitsConfig {
     }
 }
 
+/// When a node's log is made durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SyncPolicy {
+    /// Before an answer says so: no acknowledged write is lost by a power failure.
+    #[default]
+    Always,
+    /// Once an interval: a power failure loses the writes of that time. Killing the process loses none.
+    Interval,
+    /// When the system does it by itself. Killing the process loses no write.
+    Never,
+}
+
+impl SyncPolicy {
+    /// Every policy with its word.
+    pub const ALL: [(&'static str, SyncPolicy); 3] = [
+        ("always", SyncPolicy::Always),
+        ("interval", SyncPolicy::Interval),
+        ("never", SyncPolicy::Never),
+    ];
+}
+
+/// Settings of a data directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StorageConfig {
+    /// When the log is made durable.
+    pub sync: SyncPolicy,
+    /// The interval of [`SyncPolicy::Interval`]: by default 1 s.
+    pub sync_interval: Duration,
+}
+
+impl Default for StorageConfig {
+    fn default() -> StorageConfig {
+        StorageConfig {
+            sync: SyncPolicy::default(),
+            sync_interval: Duration::from_secs(1),
+        }
+    }
+}
+
 impl Config {
     /// Reads and checks the file at `path`.
     ///

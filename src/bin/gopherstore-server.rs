@@ -18,13 +18,16 @@ use std::{fs, thread};
 use argh::{ArgsInfo, FromArgs};
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select_biased, unbounded};
 use gopherstore::arguments::{self, Exit, Program, USAGE};
-use gopherstore::config::{Config, NodeConfig};
+use gopherstore::config::{Config, NodeConfig, StorageConfig, SyncPolicy};
+use gopherstore::log::Mark;
 use gopherstore::logging::{self, Log};
 use gopherstore::node::{Node, RoleState};
 use gopherstore::replication::Ending;
+use gopherstore::server::disk::Disk;
 use gopherstore::server::{BindError, Server, Stopper};
 use gopherstore::service::{self, Manager, Notice};
 use gopherstore::signals::is_ignored;
+use gopherstore::storage::identity::Identity;
 use log::{Level, info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
 use signal_hook::flag;
@@ -80,6 +83,13 @@ struct Arguments {
     /// run a single node on host:port, without a cluster and a file; with port 0 the system chooses one
     #[argh(option, arg_name = "host:port", from_str_fn(arguments::text))]
     addr: Option<String>,
+    /// keep the data of a single node in this directory, which is created if its parent is there
+    #[argh(option, arg_name = "dir", from_str_fn(arguments::path))]
+    data_dir: Option<PathBuf>,
+    /// with --data-dir: when a write is on the disk, always before its response (the default), once an interval of a
+    /// second, or never, which leaves it to the system
+    #[argh(option, arg_name = "when", from_str_fn(sync_policy))]
+    sync: Option<SyncPolicy>,
     /// only check the file, and print a line for each node: name, address, listen=ADDRESS if it differs, role
     #[argh(switch)]
     check_config: bool,
@@ -132,6 +142,13 @@ struct Plan {
     node: String,
     /// Path of the configuration file; `None` for a single node.
     file: Option<PathBuf>,
+    /// The data directory, if there is one, and when writes are on the disk.
+    data_dir: Option<(PathBuf, SyncPolicy)>,
+}
+
+/// The policy of this name.
+fn sync_policy(encoded: &str) -> Result<SyncPolicy, String> {
+    arguments::one_of(encoded, &SyncPolicy::ALL)
 }
 
 impl Plan {
@@ -143,8 +160,19 @@ impl Plan {
             Some(_) if names_file => Err(usage(
                 "--addr is for a single node, and goes with none of --config, --node and --check-config",
             )),
+            None if names_file && arguments.data_dir.is_some() => Err(usage(
+                "--data-dir is for a single node: a node of a cluster keeps its data in memory",
+            )),
             None if names_file => Plan::of_file(arguments),
-            addr => Plan::single(addr.as_deref().unwrap_or(ADDR_DEFAULT)),
+            _ if arguments.data_dir.is_none() && arguments.sync.is_some() => {
+                Err(usage("--sync without --data-dir; leave it out"))
+            }
+            addr => {
+                let mut plan = Plan::single(addr.as_deref().unwrap_or(ADDR_DEFAULT))?;
+                let sync = arguments.sync.unwrap_or_default();
+                plan.data_dir = arguments.data_dir.clone().map(|dir| (dir, sync));
+                Ok(plan)
+            }
         }
     }
 
@@ -164,6 +192,7 @@ impl Plan {
                 config,
                 node,
                 file: Some(file),
+                data_dir: None,
             }),
         }
     }
@@ -184,6 +213,7 @@ impl Plan {
             config,
             node: SINGLE.to_owned(),
             file: None,
+            data_dir: None,
         })
     }
 
@@ -217,14 +247,23 @@ impl Plan {
 fn serve(plan: &Plan, ends: &mut Vec<Receiver<()>>) -> Result<Ending, String> {
     let (config, name) = (&plan.config, &plan.node);
     let this = config.node(name).ok_or("no such node")?;
-    let mut node = Node::of_cluster(config, this);
+    let (mut node, disk) = match &plan.data_dir {
+        None => (Node::of_cluster(config, this), None),
+        Some((path, sync)) => {
+            let (node, disk) = recovered(config, this, path, *sync)?;
+            (node, Some(disk))
+        }
+    };
     let manager = Manager::from_env().unwrap_or_else(|error| {
         warn!("cannot use $NOTIFY_SOCKET, so the service manager is not notified: {error}");
         None
     });
     let manager = manager.map(|manager| (manager, node.watch()));
-    let server = Server::bind(&this.listen, node, config.limits.clone())
+    let mut server = Server::bind(&this.listen, node, config.limits.clone())
         .map_err(|error| plan.remedy(&error))?;
+    if let Some(disk) = disk {
+        server = server.writing_to(disk);
+    }
     let addrs = server.local_addrs().iter().map(ToString::to_string);
     let addr = addrs.collect::<Vec<String>>().join(" and ");
     let (stops, stopping) = unbounded();
@@ -244,6 +283,31 @@ fn serve(plan: &Plan, ends: &mut Vec<Receiver<()>>) -> Result<Ending, String> {
     Ok(ending)
 }
 
+/// The node with the data of its directory.
+fn recovered(
+    config: &Config,
+    this: &NodeConfig,
+    path: &Path,
+    sync: SyncPolicy,
+) -> Result<(Node, Disk), String> {
+    let own = Identity {
+        cluster: config.cluster.clone(),
+        node: this.name.clone(),
+    };
+    let storage = StorageConfig {
+        sync,
+        ..StorageConfig::default()
+    };
+    let mut node = Node::with_disk(config, this);
+    node.acknowledge_at(match sync {
+        SyncPolicy::Always => Mark::Durable,
+        SyncPolicy::Interval | SyncPolicy::Never => Mark::Written,
+    });
+    let mut disk = Disk::open(path, &own, storage).map_err(|error| error.to_string())?;
+    disk.recover(&node).map_err(|error| error.to_string())?;
+    Ok((node, disk))
+}
+
 /// Logs the node's name, version, role and limits.
 fn announce(plan: &Plan, addr: &str) {
     let (name, cluster, role) = (&plan.node, &plan.config.cluster, plan.role());
@@ -254,10 +318,12 @@ fn announce(plan: &Plan, addr: &str) {
         info!("node {name} of cluster {cluster}: {role}, on {addr}");
         return;
     }
-    info!(
-        "a single node on {addr}: no file was read, all limits are the defaults. It is in no cluster, so nobody has a \
-         copy, and nothing is on disk: the data is gone when it stops"
-    );
+    let data = match &plan.data_dir {
+        Some((path, _)) => format!("Its data is in {}", path.display()),
+        None => "It is in no cluster, so nobody has a copy, and nothing is on disk: the data is gone when it stops"
+            .to_owned(),
+    };
+    info!("a single node on {addr}: no file was read, all limits are the defaults. {data}");
     if fs::exists(FILE_DEFAULT).unwrap_or(false) {
         warn!(
             "{FILE_DEFAULT} is here and was not read; to start a node of it: {} --node NAME",

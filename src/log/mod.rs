@@ -25,6 +25,7 @@ pub(crate) mod tap;
 mod waits;
 mod watermarks;
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -121,6 +122,12 @@ struct Kept {
     /// Rises when the log is reset, which invalidates cursors.
     generation: u64,
     ended: bool,
+    /// Index up to which the records are written to the node's disk; `None` without one.
+    written: Option<u64>,
+    /// Room of records that are not written yet, with the last index of each move from the append queue.
+    unwritten: VecDeque<(u64, u64)>,
+    /// The first record that waits to be applied.
+    first_waiting: Option<u64>,
 }
 
 /// A reader's place in the log.
@@ -148,6 +155,16 @@ pub enum Found {
 }
 
 impl Kept {
+    /// Has the backlog hold what waits to be applied or to be written.
+    fn hold(&mut self) {
+        let unwritten = self.written.map(|index| index + 1);
+        let first = match (unwritten, self.first_waiting) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        self.backlog.hold_from(first);
+    }
+
     fn read(&self, cursor: &mut Cursor, bytes_max: usize, buffer: &mut Vec<u8>) -> Found {
         if self.generation != cursor.generation {
             return Found::Gone;
@@ -188,6 +205,9 @@ impl Log {
                 times: AppendTimes::default(),
                 generation: 0,
                 ended: false,
+                written: None,
+                unwritten: VecDeque::new(),
+                first_waiting: None,
             }),
             grown: Condvar::new(),
             watermarks: Watermarks::default(),
@@ -342,12 +362,42 @@ impl Log {
             kept.times.note(first_index, last_index, now);
         }
         let ended = kept.ended;
+        if kept.written.is_some() {
+            kept.unwritten.push_back((last_index, cost));
+            cost = 0;
+        }
         drop(kept);
         self.grown.notify_all();
         self.room.release(cost);
         // Frees entries that the store has replaced; no lock is held meanwhile.
         moved.clear();
         ended
+    }
+
+    /// The node has a disk, which holds the records up to `index`: from now on records are kept until they are
+    /// [written](Self::written), and writers wait where too many are not.
+    pub fn begin_writing(&self, index: u64) {
+        let kept = &mut *self.kept.lock();
+        kept.written = Some(index);
+        kept.hold();
+    }
+
+    /// The records up to `index` are written to the node's disk.
+    pub fn written(&self, index: u64) {
+        let mut cost = 0;
+        {
+            let kept = &mut *self.kept.lock();
+            kept.written = Some(index);
+            kept.hold();
+            while let Some((last, room)) = kept.unwritten.front().copied()
+                && last <= index
+            {
+                cost += room;
+                kept.unwritten.pop_front();
+            }
+        }
+        self.room.release(cost);
+        self.watermarks.advance(Mark::Written, index);
     }
 
     /// The backlog, once everything that was appended is in it: where a leader begins to follow, its last writes may

@@ -245,7 +245,9 @@ impl Sequencer {
         let kept = &mut *self.log.kept.lock();
         let order = self.log.order.lock();
         let first = (order.waiting > 0).then_some(order.head.index + 1);
-        kept.backlog.hold_from(first);
+        drop(order);
+        kept.first_waiting = first;
+        kept.hold();
     }
 
     /// Begins anew after `head`: a data set of this history has replaced the one before. No write is under way, and

@@ -1,10 +1,10 @@
 //! How far the log has come in each respect that an answer can wait for.
 //!
-//! A watermark is the greatest index of which something holds: that it is appended, durable on this node's disk, or
-//! committed by a majority. Watermarks belong to an epoch: when an epoch is given up, the positions in it that were not
-//! reached never will be, and their subscribers are woken.
+//! A watermark is the greatest index of which something holds: that it is appended, written or durable on this node's
+//! disk, or committed by a majority. Watermarks belong to an epoch: when an epoch is given up, the positions in it that
+//! were not reached never will be, and their subscribers are woken.
 //!
-//! [`Watermarks::advance`] moves them. Nothing moves `durable` today, and no answer waits for it or for `committed`.
+//! [`Watermarks::advance`] moves them. No answer waits for `committed` today.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,7 +27,9 @@ pub enum Mark {
     /// The record has its index. Every answer is about records of that state, so this never waits.
     #[default]
     Appended,
-    /// This node's disk holds the record.
+    /// This node has given the record to the system to be written: it survives the end of the process.
+    Written,
+    /// This node's disk holds the record: it survives a power failure.
     Durable,
     /// A majority holds the record.
     Committed,
@@ -63,6 +65,7 @@ struct State {
     epoch: u64,
     /// Set when the epoch was given up, until this node begins one.
     is_given_up: bool,
+    written: u64,
     durable: u64,
     committed: u64,
     next_id: u64,
@@ -80,6 +83,7 @@ impl State {
     const fn of(&self, mark: Mark) -> Option<u64> {
         match mark {
             Mark::Appended => None,
+            Mark::Written => Some(self.written),
             Mark::Durable => Some(self.durable),
             Mark::Committed => Some(self.committed),
         }
@@ -114,11 +118,12 @@ impl State {
 
     /// Wakes the subscribers whose index is reached, or all of them.
     fn wake(&mut self, all: bool) {
-        let (durable, committed) = (self.durable, self.committed);
+        let (written, durable, committed) = (self.written, self.durable, self.committed);
         for subscription in self.subscriptions.values_mut() {
             let is_reached = match subscription.awaits {
                 None => false,
                 Some((Mark::Appended, _)) => true,
+                Some((Mark::Written, index)) => all || index <= written,
                 Some((Mark::Durable, index)) => all || index <= durable,
                 Some((Mark::Committed, index)) => all || index <= committed,
             };
@@ -136,7 +141,9 @@ impl Watermarks {
     pub fn reached(&self, mark: Mark, position: Position) -> Reached {
         match mark {
             Mark::Appended => Reached::Yes,
-            Mark::Durable | Mark::Committed => self.state.lock().reached(mark, position),
+            Mark::Written | Mark::Durable | Mark::Committed => {
+                self.state.lock().reached(mark, position)
+            }
         }
     }
 
@@ -145,6 +152,7 @@ impl Watermarks {
         let mut state = self.state.lock();
         match mark {
             Mark::Appended => return,
+            Mark::Written => state.written = state.written.max(index),
             Mark::Durable => state.durable = state.durable.max(index),
             Mark::Committed => state.committed = state.committed.max(index),
         }
@@ -196,6 +204,7 @@ impl Watermarks {
         let mut state = self.state.lock();
         state.epoch = epoch;
         state.is_given_up = true;
+        state.written = 0;
         state.durable = 0;
         state.committed = index;
         state.wake(true);
@@ -215,6 +224,7 @@ impl fmt::Debug for Watermarks {
         let state = self.state.lock();
         f.debug_struct("Watermarks")
             .field("epoch", &state.epoch)
+            .field("written", &state.written)
             .field("durable", &state.durable)
             .field("committed", &state.committed)
             .field("subscriptions", &state.subscriptions.len())

@@ -116,6 +116,16 @@ impl Node {
     /// A node of the configured cluster. One of several does not serve until it knows which data the others hold.
     #[must_use]
     pub fn of_cluster(config: &Config, this: &NodeConfig) -> Node {
+        Node::configured(config, this, false)
+    }
+
+    /// The same for a node with a disk: it has a log also without peers, and does not serve before it has recovered.
+    #[must_use]
+    pub fn with_disk(config: &Config, this: &NodeConfig) -> Node {
+        Node::configured(config, this, true)
+    }
+
+    fn configured(config: &Config, this: &NodeConfig, has_disk: bool) -> Node {
         let leader = config.leader();
         let leader = Leader {
             name: Arc::from(leader.name.as_str()),
@@ -132,7 +142,7 @@ impl Node {
             settings: config.settings(),
             process: RandomState::new().build_hasher().finish(),
         };
-        if member.peers.is_empty() {
+        if member.peers.is_empty() && !has_disk {
             return Node::with(None, Some(member), RoleState::Leader { epoch: 0 });
         }
         let role = if *leader.name == member.name {

@@ -22,7 +22,7 @@ impl Node {
     pub fn awaited(&self) -> Option<(&Watermarks, Mark)> {
         match self.acknowledged_at {
             Mark::Appended => None,
-            mark @ (Mark::Durable | Mark::Committed) => {
+            mark @ (Mark::Written | Mark::Durable | Mark::Committed) => {
                 self.engine.log().map(|log| (log.watermarks(), mark))
             }
         }

@@ -5,6 +5,7 @@
 //! | accept        | server          | the listening sockets      | a client at any    | when the server closes     |
 //! | client-N      | client          | the client's socket        | read, write        | with its client, at a stop |
 //! | shutdown-sync | node with peers | nothing                    | a condition        | when the server closes     |
+//! | log-writer    | data directory  | the directory's files      | the backlog, disk  | when the log has ended     |
 //! | expiry        | server          | nothing                    | a timer, log room  | when the server closes     |
 //! | housekeeping  | server          | sockets of refused clients | a channel, a timer | when every other has ended |
 //!
@@ -26,6 +27,7 @@ mod allowance;
 mod back_off;
 mod client;
 mod connection;
+pub mod disk;
 mod end;
 mod expiry;
 mod housekeeping;
@@ -48,14 +50,17 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use log::error;
 use parking_lot::{Condvar, Mutex};
 
 use crate::config::LimitsConfig;
 use crate::log::{Mark, Watermarks};
 use crate::node::Node;
 use crate::replication::{self, Ending, Peers, Replica, Stop, Transferrer};
+use crate::storage::error::StorageError;
 use accept::Acceptor;
 use allowance::Allowance;
+use disk::Disk;
 use housekeeping::Housekeeper;
 use lifecycle::{Event, Lifecycle};
 pub use listener::BindError;
@@ -77,6 +82,8 @@ pub struct Server {
     shared: Arc<Shared>,
     /// Stops the threads of replication.
     stop: Arc<Stop>,
+    /// The node's data directory, from which it has recovered.
+    disk: Option<Disk>,
 }
 
 /// The part of a server that its [`Stopper`]s use too.
@@ -108,8 +115,9 @@ impl Server {
         let listeners = Listeners::bind(addr)?;
         let allowance = Allowance::new(limits.max_connections);
         let registry = Registry::new(allowance.connections);
-        let has_peers = node.engine().log().is_some();
+        let has_peers = node.member().is_some_and(|member| !member.peers.is_empty());
         Ok(Server {
+            disk: None,
             peers: Peers::attach(&mut node),
             node: Arc::new(node),
             limits,
@@ -124,6 +132,13 @@ impl Server {
                 state_changed: Condvar::new(),
             }),
         })
+    }
+
+    /// Has the server write the node's log to a data directory, from which the node has recovered.
+    #[must_use]
+    pub fn writing_to(mut self, disk: Disk) -> Server {
+        self.disk = Some(disk);
+        self
     }
 
     /// The first address at which the server listens.
@@ -168,14 +183,14 @@ impl Server {
         let (housekeeper, maintenance) = Housekeeper::new(self.allowance.refused);
         let pollers = pollers(self.node.awaited())
             .map_err(|error| io::Error::new(error.kind(), format!("cannot use epoll: {error}")))?;
-        let ending = Mutex::new(Ending::Kept);
+        let (ending, failure) = (Mutex::new(Ending::Kept), Mutex::new(None));
         thread::scope(|scope| {
             // Moved here, so that it is dropped before the scope joins the threads: housekeeping ends once every
             // handle is gone.
             let housekeeper = housekeeper;
             let node = &self.node;
             start(scope, "housekeeping", move || maintenance.run(node))?;
-            let started = self.start_others(scope, &ending);
+            let started = self.start_others(scope, &ending, &failure);
             match started {
                 Ok(()) => Acceptor::new(self, scope, housekeeper, &pollers).run(),
                 Err(_) => self.shared.advance(Event::StartFailed),
@@ -183,7 +198,10 @@ impl Server {
             self.close();
             started
         })?;
-        Ok(ending.into_inner())
+        match failure.into_inner() {
+            None => Ok(ending.into_inner()),
+            Some(error) => Err(io::Error::other(error)),
+        }
     }
 
     /// The node and its peers.
@@ -200,7 +218,20 @@ impl Server {
         &'scope self,
         scope: &'scope thread::Scope<'scope, '_>,
         ending: &'scope Mutex<Ending>,
+        failure: &'scope Mutex<Option<StorageError>>,
     ) -> io::Result<()> {
+        if let (Some(disk), Some(log)) = (&self.disk, self.node.engine().log()) {
+            let body = move || {
+                if let Err(error) = disk.write(&self.node, log) {
+                    error!("{error}; this node ends, since it cannot tell what its disk has");
+                    *failure.lock() = Some(error);
+                    // No answer is sent for a record that may be lost.
+                    self.node.give_up_positions();
+                    self.stopper().stop();
+                }
+            };
+            start(scope, "log-writer", body)?;
+        }
         replication::transport::start(scope, self.replica(), &self.stop)
             .map_err(|error| cannot_start("the threads of replication", &error))?;
         start(scope, "expiry", || expiry::run(&self.node, &self.stop))?;

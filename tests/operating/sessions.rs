@@ -312,8 +312,11 @@ fn the_readme_names_every_operation_and_command() {
 
 #[test]
 fn the_tests_that_operating_md_names_exist() {
-    let files = fs::read_dir(root().join("tests/cluster")).unwrap();
+    let folders = ["tests/cluster", "tests/server", "src/storage"];
+    let files = folders.map(|folder| fs::read_dir(root().join(folder)).unwrap());
     let tests: String = files
+        .into_iter()
+        .flatten()
         .map(|file| fs::read_to_string(file.unwrap().path()).unwrap())
         .collect();
     let text = document("docs/operating.md");

@@ -5,6 +5,7 @@ mod addresses;
 mod bad_input;
 mod clients;
 mod dispositions;
+mod durability;
 mod limits;
 mod memory;
 #[path = "../support/node.rs"]

@@ -29,6 +29,15 @@ impl<'a> Frames<'a> {
         Frames::check(fields.opcode(), fields.count().unwrap_or(0), value)
     }
 
+    /// Reads `count` records of a log that was on a disk.
+    ///
+    /// # Errors
+    ///
+    /// Where they are none, or not so many.
+    pub fn of_log(count: u32, bytes: &'a [u8]) -> Result<Frames<'a>, ReplicationError> {
+        Frames::check(StreamOpcode::Entries, count, bytes)
+    }
+
     /// Appends the frames to `out`.
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self.bytes);

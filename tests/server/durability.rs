@@ -1,0 +1,352 @@
+//! A node with a data directory: acknowledged writes survive the end of the process, and damage is never read as data.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use gopherstore::client::{Client, ClientOptions};
+use tempfile::TempDir;
+
+use crate::node::{PATIENCE, wait_for};
+
+/// Writers of a node that is killed.
+const WRITERS: usize = 4;
+
+/// A single node with a data directory.
+struct Durable {
+    child: Child,
+    addr: String,
+}
+
+/// The command for a node with this directory.
+fn command(dir: &Path, sync: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gopherstore-server"));
+    command
+        .args(["--addr", "127.0.0.1:0", "--sync", sync, "--data-dir"])
+        .arg(dir.join("data"))
+        .current_dir(dir)
+        .env_remove("RUST_LOG")
+        .stdout(Stdio::piped())
+        .stderr(
+            fs::File::options()
+                .create(true)
+                .append(true)
+                .open(dir.join("err"))
+                .unwrap(),
+        );
+    command
+}
+
+impl Durable {
+    fn start(dir: &Path, sync: &str) -> Durable {
+        Durable::of(command(dir, sync), dir)
+    }
+
+    fn of(mut command: Command, dir: &Path) -> Durable {
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        out.read_line(&mut line).unwrap();
+        let addr = line.split(' ').nth(4).unwrap_or_default().to_owned();
+        let node = Durable { child, addr };
+        assert!(!node.addr.is_empty(), "{}", log(dir));
+        wait_for("the node to lead", || {
+            node.client().del(b"no such key").ok()
+        });
+        node
+    }
+
+    fn client(&self) -> Client {
+        let options = ClientOptions {
+            timeout: PATIENCE,
+            ..ClientOptions::default()
+        };
+        Client::connect_with(&self.addr, options).unwrap()
+    }
+
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn stop(mut self) -> ExitStatus {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Durable {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn log(dir: &Path) -> String {
+    fs::read_to_string(dir.join("err")).unwrap_or_default()
+}
+
+/// The segments of the log.
+fn segments(dir: &Path) -> Vec<PathBuf> {
+    let names = fs::read_dir(dir.join("data")).unwrap();
+    let paths = names.map(|entry| entry.unwrap().path());
+    let is_segment = |path: &PathBuf| path.to_string_lossy().contains("log-");
+    let mut segments: Vec<PathBuf> = paths.filter(is_segment).collect();
+    segments.sort();
+    segments
+}
+
+/// Writes numbers to keys of its own until the node is gone. Returns for each key the last number that was
+/// acknowledged, and the one that was sent last.
+fn write(node: &str, number: usize, is_over: &AtomicBool) -> BTreeMap<String, (u64, u64)> {
+    let mut written = BTreeMap::new();
+    let Ok(mut client) = Client::connect(node) else {
+        return written;
+    };
+    for value in 1_u64.. {
+        let key = format!("writer:{number}:{}", value % 50);
+        let entry = written.entry(key.clone()).or_insert((0, 0));
+        entry.1 = value;
+        let result = client.set(key.as_bytes(), value.to_string().as_bytes());
+        if result.is_err() || is_over.load(Ordering::Relaxed) {
+            // The connection was lost, so it is unknown whether it was executed.
+            break;
+        }
+        entry.0 = value;
+    }
+    written
+}
+
+fn killed_under_load(sync: &str, rounds: u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut known: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    for round in 0..rounds {
+        let node = Durable::start(dir.path(), sync);
+        let mut client = node.client();
+        for (key, (acknowledged, sent)) in &known {
+            let value = client.get(key.as_bytes()).unwrap();
+            let text = value.map(|value| String::from_utf8(value).unwrap());
+            let number: u64 = text.map_or(0, |text| text.parse().unwrap());
+            assert!(
+                (*acknowledged..=*sent).contains(&number),
+                "{sync}, round {round}: {key} is {number}, and {acknowledged} was acknowledged"
+            );
+        }
+        let is_over = AtomicBool::new(false);
+        let addr = node.addr.clone();
+        let written = thread::scope(|scope| {
+            let writers: Vec<_> = (0..WRITERS)
+                .map(|number| {
+                    let (addr, is_over) = (&addr, &is_over);
+                    scope.spawn(move || write(addr, number, is_over))
+                })
+                .collect();
+            thread::sleep(Duration::from_millis(60 + 40 * (round % 4)));
+            node.kill();
+            is_over.store(true, Ordering::Relaxed);
+            writers
+                .into_iter()
+                .map(|writer| writer.join().unwrap())
+                .collect::<Vec<_>>()
+        });
+        let count: u64 = written
+            .iter()
+            .flatten()
+            .map(|(_, (last, _))| *last)
+            .max()
+            .unwrap_or(0);
+        assert!(count > 0, "nothing was written:\n{}", log(dir.path()));
+        for (key, (acknowledged, sent)) in written.into_iter().flatten() {
+            let entry = known.entry(key).or_insert((0, 0));
+            // A new writer begins at 1: a key that it has not written has its old value.
+            if acknowledged > 0 {
+                *entry = (acknowledged, sent);
+            } else {
+                *entry = (entry.0.min(sent), entry.1.max(sent));
+            }
+        }
+    }
+}
+
+#[test]
+fn acknowledged_writes_survive_kill_9_with_each_policy() {
+    for sync in ["always", "interval", "never"] {
+        killed_under_load(sync, 4);
+    }
+}
+
+#[test]
+fn everything_is_there_after_a_stop_with_deadlines_and_sums() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Durable::start(dir.path(), "always");
+    let mut client = node.client();
+    client.set(b"a", b"1").unwrap();
+    client.set(b"large", &vec![b'x'; 300_000]).unwrap();
+    client.add(b"n", 5, 0).unwrap();
+    client.set(b"gone", b"1").unwrap();
+    client.del(b"gone").unwrap();
+    let position = client.position().unwrap();
+    assert_eq!(node.stop().code(), Some(0), "{}", log(dir.path()));
+    let node = Durable::start(dir.path(), "always");
+    let mut client = node.client();
+    assert_eq!(client.get(b"a").unwrap(), Some(b"1".to_vec()));
+    assert_eq!(client.get(b"large").unwrap(), Some(vec![b'x'; 300_000]));
+    assert_eq!(client.get(b"gone").unwrap(), None);
+    assert_eq!(client.add(b"n", 1, 0).unwrap(), 6);
+    // The history is the same one, which goes on.
+    assert!(client.position().unwrap() > position);
+    let text = log(dir.path());
+    assert!(text.contains("recovered 3 keys from "), "{text}");
+    assert!(!text.contains("torn"), "{text}");
+}
+
+#[test]
+fn a_directory_is_one_process_and_one_nodes() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Durable::start(dir.path(), "always");
+    refused(dir.path(), "another process uses this data directory");
+    node.kill();
+    let identity = dir.path().join("data/identity");
+    let text = fs::read_to_string(&identity).unwrap();
+    fs::write(&identity, text.replace("single", "other")).unwrap();
+    refused(
+        dir.path(),
+        "the data directory is that of cluster = \"other\"",
+    );
+    fs::write(&identity, text.replace("format 1", "format 2")).unwrap();
+    refused(dir.path(), "format 2");
+    fs::remove_file(&identity).unwrap();
+    refused(dir.path(), "no file identity");
+}
+
+/// Runs a node that does not start, and says why.
+#[track_caller]
+fn refused(dir: &Path, why: &str) {
+    let before = log(dir).len();
+    let mut child = command(dir, "always").spawn().unwrap();
+    let status = wait_for("the end of the node", || child.try_wait().unwrap());
+    let text = log(dir)[before..].to_owned();
+    assert_eq!(status.code(), Some(1), "{text}");
+    assert!(text.contains(why), "{why}: {text}");
+}
+
+fn with_data() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Durable::start(dir.path(), "always");
+    let mut client = node.client();
+    for number in 0..20_u8 {
+        client.set(&[number], b"value").unwrap();
+    }
+    node.stop();
+    dir
+}
+
+#[test]
+fn damage_is_refused_with_its_place_and_a_torn_end_is_cut() {
+    let dir = with_data();
+    let [segment] = &segments(dir.path())[..] else {
+        panic!("more than one segment")
+    };
+    let bytes = fs::read(segment).unwrap();
+    let at = bytes.windows(5).position(|it| it == b"value").unwrap();
+    let mut flipped = bytes.clone();
+    flipped[at] ^= 1;
+    fs::write(segment, &flipped).unwrap();
+    refused(
+        dir.path(),
+        "is damaged, and a later group says that records up to",
+    );
+    // The last group of the stop is the seal: without it and a part of the one before, a crash may have torn that.
+    let groups: Vec<usize> = bytes
+        .windows(4)
+        .enumerate()
+        .filter_map(|(at, it)| (it == b"GRP\x01").then_some(at))
+        .collect();
+    let [.., last, _] = groups[..] else {
+        panic!("{groups:?}")
+    };
+    fs::write(segment, &bytes[..last + 100]).unwrap();
+    let node = Durable::start(dir.path(), "always");
+    let mut client = node.client();
+    assert_eq!(client.get(&[18]).unwrap(), Some(b"value".to_vec()));
+    let text = log(dir.path());
+    assert!(text.contains("the last write was torn at offset"), "{text}");
+    client.set(b"goes", b"on").unwrap();
+    node.kill();
+    let node = Durable::start(dir.path(), "always");
+    assert_eq!(node.client().get(b"goes").unwrap(), Some(b"on".to_vec()));
+}
+
+/// A limit on the size of files stands for a full disk.
+#[test]
+fn a_node_whose_disk_fails_ends_and_has_everything_acknowledged_after_its_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = command(dir.path(), "always");
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", "ulimit -f 1024 && exec \"$@\"", "sh"])
+        .arg(server.get_program())
+        .args(server.get_args())
+        .current_dir(dir.path())
+        .env_remove("RUST_LOG")
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(dir.path().join("err")).unwrap());
+    let mut node = Durable::of(limited, dir.path());
+    let mut client = node.client();
+    let value = vec![b'v'; 10_000];
+    let mut acknowledged = 0_u32;
+    while client.set(&acknowledged.to_be_bytes(), &value).is_ok() {
+        acknowledged += 1;
+        assert!(acknowledged < 1_000, "no limit was reached");
+    }
+    assert!(acknowledged > 20, "{acknowledged}:\n{}", log(dir.path()));
+    let status = wait_for("the end of the node", || node.child.try_wait().unwrap());
+    let text = log(dir.path());
+    assert_eq!(status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("cannot write") && text.contains("this node ends"),
+        "{text}"
+    );
+    let node = Durable::start(dir.path(), "always");
+    let mut client = node.client();
+    for number in 0..acknowledged {
+        let found = client.get(&number.to_be_bytes()).unwrap();
+        assert!(found.as_ref() == Some(&value), "{number} of {acknowledged}");
+    }
+}
+
+#[test]
+fn options_of_the_directory_that_contradict_each_other_are_usage_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let config =
+        "cluster = \"c\"\nleader = \"n1\"\n[[node]]\nname = \"n1\"\naddr = \"127.0.0.1:0\"\n";
+    fs::write(dir.path().join("cluster.toml"), config).unwrap();
+    for (arguments, why) in [
+        (&["--sync", "always"][..], "--sync without --data-dir"),
+        (
+            &["--data-dir", "d", "--sync", "often"],
+            "there are always, interval and never",
+        ),
+        (
+            &["--data-dir", "d", "--node", "n1"],
+            "--data-dir is for a single node",
+        ),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gopherstore-server"));
+        let output = command
+            .args(arguments)
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains(why), "{text}");
+    }
+    assert!(!dir.path().join("d").exists());
+}
