@@ -269,6 +269,18 @@ impl Load<'_> {
         self.staged_bytes = 0;
     }
 
+    /// Ends the load of a snapshot whose parts are of different moments: each entry is that of `index` or of a later
+    /// one, and [`Engine::replay`] makes the data set exact. The log goes on after `index`, with this history.
+    pub fn finish_inexact(&mut self, index: u64, history: History, now: Instant) {
+        self.flush();
+        if let Some(sequencer) = &self.engine.sequencer {
+            let epoch = history.last().map_or(0, |start| start.epoch);
+            self.engine.gate.set_epoch(epoch);
+            let digest = self.digest;
+            sequencer.reset(Head { index, digest }, history, now);
+        }
+    }
+
     /// Ends the load: the log goes on after `index`, with this history. Returns whether the data set has this digest;
     /// where it has not, the log stays empty.
     pub fn finish(&mut self, index: u64, digest: Digest, history: History, now: Instant) -> bool {

@@ -3,33 +3,49 @@
 //! The log-writer thread reads the log as a sender to a follower does, writes what it finds as one group, and moves the
 //! watermarks that answers wait for. What is appended while it waits for the disk is its next group, so one sync serves
 //! all writes that have gathered.
+//!
+//! The snapshot thread copies the data set to a file once the log has grown by as much as the last snapshot has, and by
+//! 64 MiB at least. Then the log-writer thread removes the segments before it.
 
 use std::fs::{self, TryLockError};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use log::{info, warn};
+use log::{error, info, warn};
+use parking_lot::{Condvar, Mutex};
 
 use crate::config::{StorageConfig, SyncPolicy};
-use crate::engine::Group;
 use crate::engine::digest::Digest;
+use crate::engine::{Group, PartitionCopy};
 use crate::history::History;
-use crate::log::{Cursor, Found, Log, Mark};
+use crate::log::{Cursor, Found, Head, Log, Mark};
 use crate::node::Node;
 use crate::storage::error::{Problem, StorageError};
 use crate::storage::files::{Directory, Files};
 use crate::storage::recovery::{LogEnd, Recovered, read_log};
+use crate::storage::snapshot::{SnapshotWriter, read_snapshot};
 use crate::storage::writer::{LogWriter, NewGroup, SEGMENT_BYTES, Salts};
 use crate::storage::{identity, identity::Identity};
 use crate::wire::replication::Frames;
+use crate::wire::request::frames;
 
 /// Most bytes of records in a group, but for a single longer one.
 const GROUP_BYTES: usize = 1 << 20;
 
 /// Idle time after which the last group is sealed.
 const SEAL_AFTER: Duration = Duration::from_millis(100);
+
+/// Bytes of log after which there is another snapshot, where the last one is not longer.
+const SNAPSHOT_LOG_BYTES_MIN: u64 = 64 << 20;
+
+/// Bytes of entries in a chunk of a snapshot, about.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Interval at which the snapshot thread looks whether the log is durable.
+const DURABLE_POLL: Duration = Duration::from_millis(10);
 
 /// The file whose lock says that a process uses the directory.
 const LOCK: &str = "lock";
@@ -42,6 +58,31 @@ pub struct Disk {
     _lock: fs::File,
     config: StorageConfig,
     recovered: Option<Recovered>,
+    /// The data set's position after the recovery.
+    head: Head,
+    /// The index at which the snapshot begins that was recovered, and its bytes.
+    snapshot: Option<(u64, u64)>,
+    /// Bytes of log after which there is another snapshot.
+    snapshot_log_bytes: u64,
+    shared: Mutex<Shared>,
+    changed: Condvar,
+}
+
+/// What the log-writer and the snapshot thread tell each other.
+#[derive(Debug, Default)]
+struct Shared {
+    /// A snapshot is to be written.
+    is_wanted: bool,
+    /// One is being written.
+    is_running: bool,
+    /// A snapshot that begins at this index, and has so many bytes, has its name.
+    done: Option<(u64, u64)>,
+    /// Index up to which the log is to be durable soon, whatever the policy is.
+    sync_to: u64,
+    /// Index up to which it is.
+    durable_to: u64,
+    /// The log has ended, or the disk has failed.
+    is_over: bool,
 }
 
 impl Disk {
@@ -85,68 +126,106 @@ impl Disk {
             _lock: lock,
             config,
             recovered: None,
+            head: Head::default(),
+            snapshot: None,
+            snapshot_log_bytes: snapshot_log_bytes(),
+            shared: Mutex::default(),
+            changed: Condvar::new(),
         })
     }
 
-    /// Reads the log back into a node, which admits nothing yet and holds no data set.
+    /// Reads the newest snapshot and the log behind it into a node, which admits nothing yet and holds no data set.
     ///
     /// # Errors
     ///
-    /// Where the log is damaged, or does not lead to the data set that it says.
+    /// Where one of them is damaged, or they do not lead to the data set that the log says.
     pub fn recover(&mut self, node: &Node) -> Result<(), StorageError> {
-        let begin = Instant::now();
+        let began = Instant::now();
         let engine = node.engine();
-        let files = &self.directory;
+        let damaged = |why: String| StorageError {
+            path: self.directory.path().to_owned(),
+            offset: None,
+            problem: Problem::Damaged(why),
+        };
+        let mut load = engine.load(0);
+        let snapshot = read_snapshot(&self.directory, &mut |frames, count| {
+            let count = u32::try_from(count).unwrap_or(u32::MAX);
+            let frames = Frames::of_snapshot(count, frames);
+            let frames = frames.map_err(|error| damaged(format!("the snapshot: {error}")))?;
+            load.add(frames.iter());
+            Ok(())
+        })?;
+        let (begin, exact_from) = match &snapshot {
+            Some(snapshot) => {
+                let (begin, history) = (snapshot.begin, snapshot.history.clone());
+                load.finish_inexact(begin, history, Instant::now());
+                (begin, snapshot.end)
+            }
+            None => (0, 0),
+        };
         let mut records = 0_u64;
-        let recovered = read_log(files, &mut |read| {
-            if read.head.count == 0 {
-                engine.clock().pull(read.head.time_ms);
+        let recovered = read_log(&self.directory, &mut |read| {
+            engine.clock().pull(read.head.time_ms);
+            let (first, last) = (read.head.first_index, read.head.last_index());
+            if read.head.count == 0 || last <= begin {
                 return Ok(());
             }
-            let (first, count) = (read.head.first_index, read.head.count);
-            let damaged = |why: String| StorageError {
-                path: self.directory_path(),
-                offset: None,
-                problem: Problem::Damaged(format!(
-                    "records {first} to {}: {why}",
-                    read.head.last_index()
-                )),
-            };
-            let frames = Frames::of_log(count, read.records);
+            if first > engine.head().index + 1 {
+                let next = engine.head().index + 1;
+                return Err(damaged(format!(
+                    "the log begins at index {first}, and record {next} is not there"
+                )));
+            }
+            // The snapshot may begin within a group.
+            let skipped = usize::try_from((begin + 1).saturating_sub(first)).unwrap_or(usize::MAX);
+            let rest = behind(read.records, skipped);
+            let count = read.head.count - u32::try_from(skipped).unwrap_or(read.head.count);
+            let in_group = |why: String| damaged(format!("records {first} to {last}: {why}"));
+            let frames = Frames::of_log(count, rest);
             let group = Group {
-                first_index: first,
-                records: frames.map_err(|error| damaged(error.to_string()))?,
-                committed: read.head.last_index(),
+                first_index: first.max(begin + 1),
+                records: frames.map_err(|error| in_group(error.to_string()))?,
+                committed: last,
                 digest: read.head.digest,
             };
-            let received = engine.receive(&group, Instant::now());
-            received.map_err(|error| damaged(error.to_string()))?;
-            engine.clock().pull(read.head.time_ms);
+            let replayed = engine.replay(&group, Instant::now(), last >= exact_from);
+            replayed.map_err(|error| in_group(error.to_string()))?;
             records += u64::from(count);
             Ok(())
         })?;
-        if let Some(log) = &recovered {
-            if let Some(cut) = &log.cut {
-                warn!(
-                    "{}: the last write was torn at offset {}: {} bytes at least are cut off; nothing that was synced \
-                     is lost",
-                    self.directory_path().join(&cut.name).display(),
-                    cut.offset,
-                    cut.bytes
-                );
-            }
-            info!(
-                "recovered {} keys from {records} records of the log in {} ms, up to index {}",
-                engine.len(),
-                begin.elapsed().as_millis(),
-                log.end.last_index()
-            );
+        let last = engine.head().index;
+        if last < exact_from {
+            return Err(damaged(format!(
+                "the snapshot needs the log up to index {exact_from}, which ends at {last}"
+            )));
         }
+        self.report(node, recovered.as_ref(), records, began);
         if let Some(log) = engine.log() {
             log.begin_writing(log.last_index());
         }
+        self.head = engine.head();
+        self.snapshot = snapshot.map(|snapshot| (snapshot.begin, snapshot.bytes));
         self.recovered = recovered;
         Ok(())
+    }
+
+    fn report(&self, node: &Node, log: Option<&Recovered>, records: u64, began: Instant) {
+        let Some(log) = log else { return };
+        if let Some(cut) = &log.cut {
+            warn!(
+                "{}: the last write was torn at offset {}: {} bytes at least are cut off; nothing that was synced is \
+                 lost",
+                self.directory_path().join(&cut.name).display(),
+                cut.offset,
+                cut.bytes
+            );
+        }
+        info!(
+            "recovered {} keys, with {records} records of the log, in {} ms, up to index {}",
+            node.engine().len(),
+            began.elapsed().as_millis(),
+            log.end.last_index()
+        );
     }
 
     fn directory_path(&self) -> PathBuf {
@@ -166,34 +245,148 @@ impl Disk {
             config: &self.config,
             synced_at: Instant::now(),
             is_unsynced: false,
+            log_bytes: self.log_bytes_recovered(),
+            snapshot_bytes: self.snapshot.map_or(0, |(_, bytes)| bytes),
+            disk: self,
         };
         let durable = writing.writer.durable_to();
         log.watermarks().advance(Mark::Written, durable);
         log.watermarks().advance(Mark::Durable, durable);
         // Everything that was recovered is in the log, and nothing has been evicted behind it yet.
         let cursor = log.cursor_after(durable);
-        writing.run(cursor.unwrap_or_else(|| unreachable!("the log begins there")))
+        let result = writing.run(cursor.unwrap_or_else(|| unreachable!("the log begins there")));
+        self.shared.lock().is_over = true;
+        self.changed.notify_all();
+        result
+    }
+
+    /// Writes snapshots as they are wanted, until the log ends. The snapshot thread runs this. One that fails is
+    /// an error in the log of the node: the log on the disk is whole without it.
+    pub(super) fn write_snapshots(&self, node: &Node, log: &Log) {
+        loop {
+            {
+                let mut shared = self.shared.lock();
+                while !shared.is_wanted && !shared.is_over {
+                    self.changed.wait(&mut shared);
+                }
+                if shared.is_over {
+                    return;
+                }
+                (shared.is_wanted, shared.is_running) = (false, true);
+            }
+            let done = self.write_snapshot(node, log);
+            let mut shared = self.shared.lock();
+            shared.is_running = false;
+            match done {
+                Ok(done) => shared.done = done,
+                Err(error) => error!("{error}; there is no new snapshot, and the log goes on"),
+            }
+            drop(shared);
+            // The log-writer thread looks at it.
+            log.wake_readers();
+        }
+    }
+
+    /// Writes a snapshot. Returns the index at which it begins, and its bytes; `None` where the log ends meanwhile.
+    fn write_snapshot(&self, node: &Node, log: &Log) -> Result<Option<(u64, u64)>, StorageError> {
+        let (began, engine) = (Instant::now(), node.engine());
+        let begin = engine.head().index;
+        let history = history_before(&log.history(), begin + 1);
+        let salt = RandomState::new().build_hasher().finish();
+        let mut writer = SnapshotWriter::begin(&self.directory, begin, &history, salt)?;
+        let (mut copy, mut chunk, mut count) = (PartitionCopy::default(), Vec::new(), 0);
+        for partition in 0..engine.partitions() {
+            engine.copy_partition(partition, &mut copy);
+            let short = copy.len() - copy.long().len();
+            chunk.extend_from_slice(copy.short());
+            count += u64::try_from(short).unwrap_or(u64::MAX);
+            if chunk.len() >= CHUNK_BYTES {
+                writer.add(&chunk, count)?;
+                chunk.clear();
+                count = 0;
+            }
+            for entry in copy.long() {
+                writer.add(entry.frame(), 1)?;
+            }
+            if self.shared.lock().is_over {
+                return Ok(None);
+            }
+            thread::yield_now();
+        }
+        if count > 0 {
+            writer.add(&chunk, count)?;
+        }
+        let end = engine.head().index;
+        writer.end(end)?;
+        if !self.wait_durable(end, log) {
+            return Ok(None);
+        }
+        let bytes = writer.len();
+        writer.finish()?;
+        info!(
+            "wrote a snapshot of {} keys, {bytes} bytes, in {} ms: the log before index {begin} is not needed any more",
+            engine.len(),
+            began.elapsed().as_millis()
+        );
+        Ok(Some((begin, bytes)))
+    }
+
+    /// Waits until the log is durable up to `index`. Returns false where it has ended before.
+    fn wait_durable(&self, index: u64, log: &Log) -> bool {
+        let mut shared = self.shared.lock();
+        shared.sync_to = shared.sync_to.max(index);
+        drop(shared);
+        log.wake_readers();
+        let mut shared = self.shared.lock();
+        while shared.durable_to < index && !shared.is_over {
+            self.changed.wait_for(&mut shared, DURABLE_POLL);
+        }
+        shared.durable_to >= index
+    }
+
+    /// Bytes of the log behind the snapshot that was recovered.
+    fn log_bytes_recovered(&self) -> u64 {
+        let segments = self.recovered.iter().flat_map(|log| &log.segments);
+        let begin = self.snapshot.map_or(0, |(begin, _)| begin);
+        let behind = segments.filter(|segment| segment.last_index > begin);
+        behind.map(|segment| segment.bytes).sum()
     }
 
     fn writer(&self, log: &Log) -> Result<LogWriter<'_>, StorageError> {
         let salts: Salts = Box::new(|| RandomState::new().build_hasher().finish());
         let history = log.history();
+        let segment_bytes = SEGMENT_BYTES.min(self.snapshot_log_bytes);
         match &self.recovered {
             Some(recovered) => {
                 let end = recovered.end.next_index;
                 let before = history_before(&history, end);
-                LogWriter::recovered(&self.directory, recovered, &before, salts, SEGMENT_BYTES)
+                LogWriter::recovered(&self.directory, recovered, &before, salts, segment_bytes)
             }
             None => {
+                let Head { index, digest } = self.head;
                 let start = LogEnd {
-                    next_index: 1,
-                    ..LogEnd::default()
+                    next_index: index + 1,
+                    digest,
+                    previous: 0,
                 };
-                let none = History::default();
-                LogWriter::begin(&self.directory, 1, start, &none, salts, SEGMENT_BYTES)
+                let before = history_before(&history, index + 1);
+                LogWriter::begin(&self.directory, 1, start, &before, salts, segment_bytes)
             }
         }
     }
+}
+
+/// Bytes of log after which there is another snapshot. Tests have them sooner.
+fn snapshot_log_bytes() -> u64 {
+    let variable = std::env::var("GOPHERSTORE_SNAPSHOT_LOG_BYTES");
+    let bytes = variable.ok().and_then(|text| text.parse().ok());
+    bytes.unwrap_or(SNAPSHOT_LOG_BYTES_MIN)
+}
+
+/// The bytes behind the first `count` frames.
+fn behind(records: &[u8], count: usize) -> &[u8] {
+    let skipped = frames(records).take(count).map(|frame| frame.bytes().len());
+    &records[skipped.sum::<usize>().min(records.len())..]
 }
 
 /// The epochs of the records before an index.
@@ -211,6 +404,11 @@ struct Writing<'d> {
     config: &'d StorageConfig,
     synced_at: Instant,
     is_unsynced: bool,
+    /// Bytes of log since the last snapshot was wanted.
+    log_bytes: u64,
+    /// Of the last snapshot.
+    snapshot_bytes: u64,
+    disk: &'d Disk,
 }
 
 impl Writing<'_> {
@@ -218,7 +416,8 @@ impl Writing<'_> {
         let mut buffer = Vec::new();
         loop {
             let until = self.wakes_at();
-            self.log.wait(&cursor, until, || false);
+            self.log.wait(&cursor, until, || self.has_news());
+            self.snapshots()?;
             match self.log.try_read(&mut cursor, GROUP_BYTES, &mut buffer) {
                 Found::Small(count, digest) => {
                     let group = self.group(&buffer, count, digest);
@@ -233,6 +432,37 @@ impl Writing<'_> {
                 Found::Gone => unreachable!("the log keeps what is not written"),
             }
         }
+    }
+
+    /// Whether the snapshot thread has something for this one.
+    fn has_news(&self) -> bool {
+        let shared = self.disk.shared.lock();
+        shared.done.is_some() || shared.sync_to > shared.durable_to
+    }
+
+    /// Does what the snapshot thread needs, and has it write a snapshot where the log is long.
+    fn snapshots(&mut self) -> Result<(), StorageError> {
+        let (done, needs_sync) = {
+            let mut shared = self.disk.shared.lock();
+            let needs_sync = shared.sync_to > shared.durable_to;
+            (shared.done.take(), needs_sync)
+        };
+        if needs_sync {
+            self.sync()?;
+        }
+        if let Some((begin, bytes)) = done {
+            self.writer.forget(begin)?;
+            self.snapshot_bytes = bytes;
+        }
+        if self.log_bytes > self.disk.snapshot_log_bytes.max(self.snapshot_bytes) {
+            let mut shared = self.disk.shared.lock();
+            if !shared.is_running && !shared.is_wanted {
+                shared.is_wanted = true;
+                self.log_bytes = 0;
+                self.disk.changed.notify_all();
+            }
+        }
+        Ok(())
     }
 
     fn group<'r>(&self, records: &'r [u8], count: u32, digest: Digest) -> NewGroup<'r> {
@@ -256,6 +486,7 @@ impl Writing<'_> {
         self.writer
             .append(group, || history_before(&log.history(), next))?;
         self.is_unsynced = true;
+        self.log_bytes += u64::try_from(group.records.len()).unwrap_or(u64::MAX);
         self.log.written(self.writer.written_to());
         match self.config.sync {
             SyncPolicy::Always => self.sync(),
@@ -272,6 +503,7 @@ impl Writing<'_> {
         self.synced_at = Instant::now();
         let durable = self.writer.durable_to();
         self.log.watermarks().advance(Mark::Durable, durable);
+        self.disk.shared.lock().durable_to = durable;
         Ok(())
     }
 

@@ -5,7 +5,8 @@
 //! | accept        | server          | the listening sockets      | a client at any    | when the server closes     |
 //! | client-N      | client          | the client's socket        | read, write        | with its client, at a stop |
 //! | shutdown-sync | node with peers | nothing                    | a condition        | when the server closes     |
-//! | log-writer    | data directory  | the directory's files      | the backlog, disk  | when the log has ended     |
+//! | log-writer    | data directory  | the log's files            | the backlog, disk  | when the log has ended     |
+//! | snapshot      | data directory  | the snapshot's file        | a condition, disk  | when the log has ended     |
 //! | expiry        | server          | nothing                    | a timer, log room  | when the server closes     |
 //! | housekeeping  | server          | sockets of refused clients | a channel, a timer | when every other has ended |
 //!
@@ -231,6 +232,7 @@ impl Server {
                 }
             };
             start(scope, "log-writer", body)?;
+            start(scope, "snapshot", || disk.write_snapshots(&self.node, log))?;
         }
         replication::transport::start(scope, self.replica(), &self.stop)
             .map_err(|error| cannot_start("the threads of replication", &error))?;

@@ -6,6 +6,7 @@
 //! | `segment.rs`   | the bytes of a segment: its header, and groups of records          |
 //! | `writer.rs`    | writes groups, makes them durable, begins and removes segments     |
 //! | `recovery.rs`  | reads a log back, and tells a torn end from damage                 |
+//! | `snapshot.rs`  | writes and reads a snapshot of the data set                        |
 //! | `identity.rs`  | whose data a directory holds                                       |
 //! | `error.rs`     | why a data directory cannot be used                                |
 //!
@@ -20,6 +21,7 @@ pub mod recovery;
 pub mod segment;
 #[cfg(test)]
 pub(crate) mod simulated;
+pub mod snapshot;
 #[cfg(test)]
 mod tests;
 pub mod writer;

@@ -85,16 +85,16 @@ pub struct GroupHead {
     pub body_checksum: u32,
 }
 
-fn salted(salt: u64, bytes: &[u8]) -> u32 {
+pub(super) fn salted(salt: u64, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&salt.to_be_bytes()), bytes)
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     let bytes = bytes.get(at..)?.first_chunk()?;
     Some(u64::from_be_bytes(*bytes))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     let bytes = bytes.get(at..)?.first_chunk()?;
     Some(u32::from_be_bytes(*bytes))
 }
@@ -102,6 +102,28 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 fn digest_at(bytes: &[u8], at: usize) -> Option<Digest> {
     let bytes = bytes.get(at..)?.first_chunk()?;
     Some(Digest::from_u128(u128::from_be_bytes(*bytes)))
+}
+
+/// Appends epochs to a header.
+pub(super) fn push_epochs(epochs: &[EpochStart], out: &mut Vec<u8>) {
+    for start in epochs {
+        for number in [start.epoch, start.nonce, start.start_index] {
+            out.extend_from_slice(&number.to_be_bytes());
+        }
+    }
+}
+
+/// Reads this number of epochs of a header.
+pub(super) fn epochs_of(bytes: &[u8], count: usize) -> Option<History> {
+    let epochs = bytes.get(..count.checked_mul(EPOCH_LEN)?)?;
+    let starts = epochs.chunks_exact(EPOCH_LEN).map(|epoch| {
+        Some(EpochStart {
+            epoch: u64_at(epoch, 0)?,
+            nonce: u64_at(epoch, 8)?,
+            start_index: u64_at(epoch, 16)?,
+        })
+    });
+    History::new(starts.collect::<Option<Vec<_>>>()?).ok()
 }
 
 impl SegmentHeader {
@@ -122,11 +144,7 @@ impl SegmentHeader {
         let count = u32::try_from(epochs.len()).unwrap_or(u32::MAX);
         out.extend_from_slice(&count.to_be_bytes());
         out.extend_from_slice(&[0; 8]);
-        for start in epochs {
-            for number in [start.epoch, start.nonce, start.start_index] {
-                out.extend_from_slice(&number.to_be_bytes());
-            }
-        }
+        push_epochs(epochs, &mut out);
         out.resize(len, 0);
         let checksum = salted(0, &out);
         out[12..16].copy_from_slice(&checksum.to_be_bytes());
@@ -170,22 +188,14 @@ impl SegmentHeader {
 
     fn fields(header: &[u8]) -> Option<SegmentHeader> {
         let count = usize::try_from(u32_at(header, 60)?).ok()?;
-        let epochs = header.get(HEADER_FIXED_LEN..)?;
-        let epochs = epochs.get(..count.checked_mul(EPOCH_LEN)?)?;
-        let starts = epochs.chunks_exact(EPOCH_LEN).map(|epoch| {
-            Some(EpochStart {
-                epoch: u64_at(epoch, 0)?,
-                nonce: u64_at(epoch, 8)?,
-                start_index: u64_at(epoch, 16)?,
-            })
-        });
+        let history = epochs_of(header.get(HEADER_FIXED_LEN..)?, count)?;
         Some(SegmentHeader {
             number: u64_at(header, 16)?,
             salt: u64_at(header, 24)?,
             first_index: u64_at(header, 32)?,
             digest: digest_at(header, 40)?,
             previous: u32_at(header, 56)?,
-            history: History::new(starts.collect::<Option<Vec<_>>>()?).ok()?,
+            history,
         })
     }
 }

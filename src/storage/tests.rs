@@ -10,6 +10,7 @@ use super::error::{Problem, StorageError};
 use super::files::Files;
 use super::recovery::{LogEnd, Recovered, read_log};
 use super::simulated::Disk;
+use super::snapshot::{SnapshotWriter, read_snapshot, snapshot_name};
 use super::writer::{LogWriter, NewGroup, Salts, segment_name, segment_number};
 use crate::engine::digest::Digest;
 use crate::history::{EpochStart, History};
@@ -336,7 +337,7 @@ fn a_call_that_fails_is_reported_and_loses_nothing_that_was_durable() {
             result?;
             writer.sync()?;
             *durable = writer.durable_to();
-            writer.remove_before(number * 2)?;
+            writer.forget(number * 20)?;
         }
         Ok::<(), StorageError>(())
     };
@@ -420,4 +421,96 @@ fn the_document_has_the_bytes_of_a_segment() {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Writes a snapshot of two chunks on a disk.
+fn write_snapshot(disk: &Disk, begin: u64) -> Result<(), StorageError> {
+    let mut writer = SnapshotWriter::begin(disk, begin, &history(), 0x0102_0304_0506_0708)?;
+    writer.add(&[begin.to_be_bytes(), [7; 8]].concat(), 3)?;
+    writer.add(b"the last one", 1)?;
+    writer.end(begin + 5)?;
+    writer.finish().map(drop)
+}
+
+/// The begin of the snapshot of a disk, whose contents are those of [`write_snapshot`].
+fn read_back(disk: &Disk) -> Result<Option<u64>, StorageError> {
+    let mut chunks = Vec::new();
+    let snapshot = read_snapshot(disk, &mut |frames, count| {
+        chunks.push((frames.to_vec(), count));
+        Ok(())
+    })?;
+    let Some(snapshot) = snapshot else {
+        return Ok(None);
+    };
+    let begin = snapshot.begin;
+    let first = [begin.to_be_bytes(), [7; 8]].concat();
+    assert_eq!(chunks, [(first, 3), (b"the last one".to_vec(), 1)]);
+    assert_eq!((snapshot.end, snapshot.keys), (begin + 5, 4));
+    assert_eq!(snapshot.history, history());
+    Ok(Some(begin))
+}
+
+#[test]
+fn a_snapshot_is_the_old_one_or_the_new_one_wherever_it_fails() {
+    let disk = Disk::default();
+    assert_eq!(read_back(&disk).unwrap(), None);
+    write_snapshot(&disk, 10).unwrap();
+    let calls = {
+        let disk = disk.after_kill();
+        write_snapshot(&disk, 20).unwrap();
+        assert_eq!(read_back(&disk).unwrap(), Some(20));
+        assert_eq!(disk.list().unwrap(), [snapshot_name(20)]);
+        disk.calls()
+    };
+    let mut found = [0, 0];
+    for call in 1..=calls {
+        for seed in 0..20 {
+            let disk = disk.after_kill();
+            disk.fail(call, ErrorKind::Other, true);
+            write_snapshot(&disk, 20).unwrap_err();
+            for left in [disk.after_kill(), disk.after_power_failure(seed)] {
+                let begin = read_back(&left).unwrap();
+                assert!(matches!(begin, Some(10 | 20)), "call {call}: {begin:?}");
+                found[usize::from(begin == Some(20))] += 1;
+                // And another one may be written.
+                write_snapshot(&left, 30).unwrap();
+                assert_eq!(read_back(&left).unwrap(), Some(30));
+            }
+        }
+    }
+    assert!(found.iter().all(|count| *count > 30), "{found:?}");
+}
+
+#[test]
+fn every_flipped_byte_of_a_snapshot_is_found() {
+    let disk = Disk::default();
+    write_snapshot(&disk, 10).unwrap();
+    let name = snapshot_name(10);
+    for at in 0..disk.bytes(&name).len() {
+        let flipped = disk.after_kill();
+        flipped.flip(&name, at, 1 << (at % 8));
+        let error = read_back(&flipped).unwrap_err();
+        assert!(
+            matches!(error.problem, Problem::Damaged(_)),
+            "{at}: {error}"
+        );
+        assert!(error.offset.is_some(), "{at}: {error}");
+    }
+    for len in 0..disk.bytes(&name).len() {
+        let cut = disk.after_kill();
+        cut.truncate(&name, len);
+        read_back(&cut).unwrap_err();
+    }
+}
+
+#[test]
+fn the_document_has_the_bytes_of_a_snapshot() {
+    let disk = Disk::default();
+    let none = History::default();
+    let mut writer = SnapshotWriter::begin(&disk, 5, &none, 0x0102_0304_0506_0708).unwrap();
+    writer.add(b"\x01\0\x01\0\0\0\x01a1", 1).unwrap();
+    writer.end(7).unwrap();
+    writer.finish().unwrap();
+    let bytes = disk.bytes(&snapshot_name(5));
+    assert_eq!(bytes, documented("snapshot"), "{}", hex(&bytes));
 }

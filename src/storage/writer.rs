@@ -9,6 +9,7 @@
 //! 3. A segment whose end was cut is not written any more: the log goes on in a new one.
 //! 4. After an error of a write or a sync nothing is written any more: it is unknown what the disk has.
 
+use std::collections::VecDeque;
 use std::io;
 
 use super::error::StorageError;
@@ -56,8 +57,8 @@ pub struct LogWriter<'f> {
     salts: Salts,
     segment_bytes: u64,
     current: Current,
-    /// Number of the oldest segment.
-    oldest: u64,
+    /// Number and first index of each segment.
+    starts: VecDeque<(u64, u64)>,
     /// Where the next group goes.
     end: LogEnd,
     /// Index up to which the records are durable.
@@ -142,8 +143,19 @@ impl<'f> LogWriter<'f> {
         } else {
             LogWriter::resume(files, log.end, log.place, salts, segment_bytes)?
         };
-        let oldest = log.segments.first();
-        writer.oldest = oldest.map_or(log.place.number, |segment| segment.number);
+        let starts = log.segments.iter();
+        let mut starts: VecDeque<_> = starts.map(|it| (it.number, it.first_index)).collect();
+        if log.cut.is_some() {
+            starts.extend(&writer.starts);
+        }
+        writer.starts = starts;
+        // Files of an earlier process.
+        let names = files.list();
+        let names = names.map_err(|error| StorageError::system(files, "", "read", error))?;
+        writer.spares = names
+            .into_iter()
+            .filter(|it| it.starts_with("spare-"))
+            .collect();
         Ok(writer)
     }
 
@@ -189,7 +201,7 @@ impl<'f> LogWriter<'f> {
             files,
             salts,
             segment_bytes,
-            oldest: current.number,
+            starts: VecDeque::from([(current.number, end.next_index)]),
             current,
             durable_to: end.last_index(),
             end,
@@ -315,19 +327,22 @@ impl<'f> LogWriter<'f> {
             len.max(FIRST_BYTES.min(self.segment_bytes)),
         );
         self.current = Current::create(self.files, number, salt, &self.end, history, needed)?;
+        self.starts.push_back((number, self.end.next_index));
         Ok(())
     }
 
-    /// Removes the segments before the one with this number, which no recovery needs any more, in ascending order. Each
-    /// is durably gone before the next one goes, so that no recovery finds a gap. The current segment stays.
+    /// Removes the segments that only have records up to `index`, which no recovery needs any more, in ascending order.
+    /// Each is durably gone before the next one goes, so that no recovery finds a gap. The current segment stays.
     ///
     /// # Errors
     ///
     /// Those of the system. The log stays as it is, with more files than it needs.
-    pub fn remove_before(&mut self, number: u64) -> Result<(), StorageError> {
+    pub fn forget(&mut self, index: u64) -> Result<(), StorageError> {
         let files = self.files;
-        while self.oldest < number.min(self.current.number) {
-            let number = self.oldest;
+        while let Some((number, _)) = self.starts.front().copied()
+            && let Some((_, next_start)) = self.starts.get(1)
+            && *next_start <= index + 1
+        {
             let name = segment_name(number);
             let failed = |operation| {
                 let name = name.clone();
@@ -341,7 +356,7 @@ impl<'f> LogWriter<'f> {
                 files.remove(&name).map_err(failed("remove"))?;
             }
             files.sync_directory().map_err(failed("remove"))?;
-            self.oldest += 1;
+            self.starts.pop_front();
         }
         Ok(())
     }

@@ -160,7 +160,11 @@ fn options_that_contradict_or_say_nothing_are_usage_errors() {
             &["put", "k", "v", "--ttl", "soon"],
             "write a time such as 30s",
         ),
-        (&["put", "k", "v", "--at", "soon"], "write a date such as"),
+        (&["put", "k", "v", "--at", "soon"], "write one such as"),
+        (
+            &["expire", "k", "1960-01-01T00:00:00Z"],
+            "no date from 1970 on",
+        ),
         (
             &["put", "k", "v", "--if-hash", "12"],
             "32 hexadecimal digits",

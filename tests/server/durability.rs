@@ -123,11 +123,15 @@ fn write(node: &str, number: usize, is_over: &AtomicBool) -> BTreeMap<String, (u
     written
 }
 
-fn killed_under_load(sync: &str, rounds: u64) {
+fn killed_under_load(sync: &str, rounds: u64, snapshot_log_bytes: Option<u32>) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let mut known: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     for round in 0..rounds {
-        let node = Durable::start(dir.path(), sync);
+        let mut command = command(dir.path(), sync);
+        if let Some(bytes) = snapshot_log_bytes {
+            command.env("GOPHERSTORE_SNAPSHOT_LOG_BYTES", bytes.to_string());
+        }
+        let node = Durable::of(command, dir.path());
         let mut client = node.client();
         for (key, (acknowledged, sent)) in &known {
             let value = client.get(key.as_bytes()).unwrap();
@@ -172,13 +176,27 @@ fn killed_under_load(sync: &str, rounds: u64) {
             }
         }
     }
+    dir
 }
 
 #[test]
 fn acknowledged_writes_survive_kill_9_with_each_policy() {
     for sync in ["always", "interval", "never"] {
-        killed_under_load(sync, 4);
+        killed_under_load(sync, 4, None);
     }
+}
+
+/// Snapshots follow each other as fast as they can, so that the node is killed at any of their steps.
+#[test]
+fn acknowledged_writes_survive_kill_9_amid_snapshots() {
+    let dir = killed_under_load("interval", 8, Some(8_000));
+    let text = log(dir.path());
+    assert!(text.matches("wrote a snapshot of ").count() > 8, "{text}");
+    let first = segments(dir.path()).swap_remove(0);
+    assert!(
+        !first.ends_with("log-0000000000000001"),
+        "{first:?} is still there"
+    );
 }
 
 #[test]
@@ -202,7 +220,7 @@ fn everything_is_there_after_a_stop_with_deadlines_and_sums() {
     // The history is the same one, which goes on.
     assert!(client.position().unwrap() > position);
     let text = log(dir.path());
-    assert!(text.contains("recovered 3 keys from "), "{text}");
+    assert!(text.contains("recovered 3 keys, with "), "{text}");
     assert!(!text.contains("torn"), "{text}");
 }
 

@@ -445,8 +445,12 @@ fn ttl_of(text: &str) -> Result<Expiry, String> {
 
 /// A date.
 fn deadline(encoded: &str) -> Result<Expiry, String> {
-    let advice = "write a date such as 2030-01-01T00:00:00Z";
-    deadline_of(&arguments::text(encoded)?).ok_or_else(|| advice.to_owned())
+    let text = arguments::text(encoded)?;
+    deadline_of(&text).ok_or_else(|| no_date(&text))
+}
+
+fn no_date(text: &str) -> String {
+    format!("{text:?} is no date from 1970 on; write one such as 2030-01-01T00:00:00Z")
 }
 
 fn deadline_of(text: &str) -> Option<Expiry> {
@@ -460,6 +464,9 @@ fn deadline_of(text: &str) -> Option<Expiry> {
 fn ttl_or_deadline(encoded: &str) -> Result<Expiry, String> {
     let text = arguments::text(encoded)?;
     let date = deadline_of(&text).map(Ok);
+    if date.is_none() && text.as_bytes().get(4) == Some(&b'-') {
+        return Err(no_date(&text));
+    }
     date.unwrap_or_else(|| ttl_of(&text)).map_err(|error| {
         format!("{error}; write a time such as 30s, or a date such as 2030-01-01T00:00:00Z")
     })

@@ -38,6 +38,15 @@ impl<'a> Frames<'a> {
         Frames::check(StreamOpcode::Entries, count, bytes)
     }
 
+    /// Reads `count` entries of a snapshot that was on a disk.
+    ///
+    /// # Errors
+    ///
+    /// Where they are none, or not so many.
+    pub fn of_snapshot(count: u32, bytes: &'a [u8]) -> Result<Frames<'a>, ReplicationError> {
+        Frames::check(StreamOpcode::SnapshotChunk, count, bytes)
+    }
+
     /// Appends the frames to `out`.
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self.bytes);
