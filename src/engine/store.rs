@@ -507,24 +507,47 @@ impl Store {
     #[inline]
     fn slot<'t>(&self, table: &'t mut HashTable<Entry>, hash: u64, key: &[u8]) -> Slot<'t, Entry> {
         if table.len() == table.capacity() {
-            let is_meant = |entry: &Entry| entry.key() == key;
-            if let Some(place) = table.find_bucket_index(hash, is_meant) {
-                // `entry` would make room for another one all the same.
-                return match table.get_bucket_entry(place) {
-                    Ok(slot) => Slot::Occupied(slot),
-                    Err(_) => unreachable!("an entry was found there"),
-                };
-            }
-            // The table grows now and hashes each of its keys. They lie all over memory; this loop overlaps the misses.
-            let ends = table.iter().filter_map(|entry| entry.key().last());
-            black_box(ends.fold(0, |sum, byte| sum ^ byte));
-            self.count_rehash(usize::from(self.place(hash)));
+            return self.slot_of_full(table, hash, key);
         }
+        self.slot_with_room(table, hash, key)
+    }
+
+    #[inline(always)]
+    fn slot_with_room<'t>(
+        &self,
+        table: &'t mut HashTable<Entry>,
+        hash: u64,
+        key: &[u8],
+    ) -> Slot<'t, Entry> {
         table.entry(
             hash,
             |entry| entry.key() == key,
             |entry| self.hash(entry.key()),
         )
+    }
+
+    /// The same where the table is full. Not inlined, so that other writes do not pay for it.
+    #[cold]
+    #[inline(never)]
+    fn slot_of_full<'t>(
+        &self,
+        table: &'t mut HashTable<Entry>,
+        hash: u64,
+        key: &[u8],
+    ) -> Slot<'t, Entry> {
+        let is_meant = |entry: &Entry| entry.key() == key;
+        if let Some(bucket) = table.find_bucket_index(hash, is_meant) {
+            // `entry` would make room for another one all the same.
+            return match table.get_bucket_entry(bucket) {
+                Ok(slot) => Slot::Occupied(slot),
+                Err(_) => unreachable!("an entry was found there"),
+            };
+        }
+        // The table grows now and hashes each of its keys. They lie all over memory; this loop overlaps the misses.
+        let ends = table.iter().filter_map(|entry| entry.key().last());
+        black_box(ends.fold(0, |sum, byte| sum ^ byte));
+        self.count_rehash(usize::from(self.place(hash)));
+        self.slot_with_room(table, hash, key)
     }
 
     /// Removes everything, one partition at a time.
