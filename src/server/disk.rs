@@ -19,14 +19,14 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::config::{StorageConfig, SyncPolicy};
 use crate::engine::digest::Digest;
-use crate::engine::{Group, PartitionCopy};
+use crate::engine::{Engine, Group, PartitionCopy};
 use crate::history::History;
 use crate::log::{Cursor, Found, Head, Log, Mark};
 use crate::node::Node;
 use crate::storage::error::{Problem, StorageError};
 use crate::storage::files::{Directory, Files};
 use crate::storage::recovery::{LogEnd, Recovered, read_log};
-use crate::storage::snapshot::{SnapshotWriter, read_snapshot};
+use crate::storage::snapshot::{ReadSnapshot, SnapshotWriter, read_snapshot};
 use crate::storage::writer::{LogWriter, NewGroup, SEGMENT_BYTES, Salts};
 use crate::storage::{identity, identity::Identity};
 use crate::wire::replication::Frames;
@@ -138,67 +138,14 @@ impl Disk {
     ///
     /// # Errors
     ///
-    /// Where one of them is damaged, or they do not lead to the data set that the log says.
+    /// Those of [`recover`].
     pub fn recover(&mut self, node: &Node) -> Result<(), StorageError> {
-        let began = Instant::now();
-        let engine = node.engine();
-        let damaged = |why: String| StorageError {
-            path: self.directory.path().to_owned(),
-            offset: None,
-            problem: Problem::Damaged(why),
-        };
-        let mut load = engine.load(0);
-        let snapshot = read_snapshot(&self.directory, &mut |frames, count| {
-            let count = u32::try_from(count).unwrap_or(u32::MAX);
-            let frames = Frames::of_snapshot(count, frames);
-            let frames = frames.map_err(|error| damaged(format!("the snapshot: {error}")))?;
-            load.add(frames.iter());
-            Ok(())
-        })?;
-        let (begin, exact_from) = match &snapshot {
-            Some(snapshot) => {
-                let (begin, history) = (snapshot.begin, snapshot.history.clone());
-                load.finish_inexact(begin, history, Instant::now());
-                (begin, snapshot.end)
-            }
-            None => (0, 0),
-        };
-        let mut records = 0_u64;
-        let recovered = read_log(&self.directory, &mut |read| {
-            engine.clock().pull(read.head.time_ms);
-            let (first, last) = (read.head.first_index, read.head.last_index());
-            if read.head.count == 0 || last <= begin {
-                return Ok(());
-            }
-            if first > engine.head().index + 1 {
-                let next = engine.head().index + 1;
-                return Err(damaged(format!(
-                    "the log begins at index {first}, and record {next} is not there"
-                )));
-            }
-            // The snapshot may begin within a group.
-            let skipped = usize::try_from((begin + 1).saturating_sub(first)).unwrap_or(usize::MAX);
-            let rest = behind(read.records, skipped);
-            let count = read.head.count - u32::try_from(skipped).unwrap_or(read.head.count);
-            let in_group = |why: String| damaged(format!("records {first} to {last}: {why}"));
-            let frames = Frames::of_log(count, rest);
-            let group = Group {
-                first_index: first.max(begin + 1),
-                records: frames.map_err(|error| in_group(error.to_string()))?,
-                committed: last,
-                digest: read.head.digest,
-            };
-            let replayed = engine.replay(&group, Instant::now(), last >= exact_from);
-            replayed.map_err(|error| in_group(error.to_string()))?;
-            records += u64::from(count);
-            Ok(())
-        })?;
-        let last = engine.head().index;
-        if last < exact_from {
-            return Err(damaged(format!(
-                "the snapshot needs the log up to index {exact_from}, which ends at {last}"
-            )));
-        }
+        let (began, engine) = (Instant::now(), node.engine());
+        let Recovery {
+            snapshot,
+            log: recovered,
+            records,
+        } = recover(&self.directory, engine)?;
         self.report(node, recovered.as_ref(), records, began);
         if let Some(log) = engine.log() {
             log.begin_writing(log.last_index());
@@ -373,6 +320,115 @@ impl Disk {
                 LogWriter::begin(&self.directory, 1, start, &before, salts, segment_bytes)
             }
         }
+    }
+}
+
+/// The contents of a data directory.
+#[derive(Debug)]
+pub struct Recovery {
+    /// The newest snapshot, if there is one.
+    pub snapshot: Option<ReadSnapshot>,
+    /// The log, if there is one.
+    pub log: Option<Recovered>,
+    /// Records of the log that were applied.
+    pub records: u64,
+}
+
+/// Reads the newest snapshot of a directory and the log behind it into an engine, which admits nothing. Changes no
+/// file.
+///
+/// # Errors
+///
+/// Where one of them is damaged, where they do not lead to the data set that the log says, or where the system refuses
+/// a read.
+pub fn recover(files: &dyn Files, engine: &Engine) -> Result<Recovery, StorageError> {
+    let damaged = |why: String| StorageError {
+        path: files.path().to_owned(),
+        offset: None,
+        problem: Problem::Damaged(why),
+    };
+    let mut load = engine.load(0);
+    let snapshot = read_snapshot(files, &mut |frames, count| {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        let frames = Frames::of_snapshot(count, frames);
+        let frames = frames.map_err(|error| damaged(format!("the snapshot: {error}")))?;
+        load.add(frames.iter());
+        Ok(())
+    })?;
+    let (begin, exact_from) = match &snapshot {
+        Some(snapshot) => {
+            let (begin, history) = (snapshot.begin, snapshot.history.clone());
+            load.finish_inexact(begin, history, Instant::now());
+            (begin, snapshot.end)
+        }
+        None => (0, 0),
+    };
+    let mut records = 0_u64;
+    let log = read_log(files, &mut |read| {
+        engine.clock().pull(read.head.time_ms);
+        let (first, last) = (read.head.first_index, read.head.last_index());
+        if read.head.count == 0 || last <= begin {
+            return Ok(());
+        }
+        let next = engine.head().index + 1;
+        if first > next {
+            return Err(damaged(format!(
+                "the log begins at index {first}, and record {next} is not there"
+            )));
+        }
+        // The snapshot may begin within a group.
+        let skipped = (begin + 1).saturating_sub(first);
+        let rest = behind(read.records, usize::try_from(skipped).unwrap_or(usize::MAX));
+        let count = read.head.count - u32::try_from(skipped).unwrap_or(read.head.count);
+        let in_group = |why: String| damaged(format!("records {first} to {last}: {why}"));
+        let group = Group {
+            first_index: first.max(begin + 1),
+            records: Frames::of_log(count, rest).map_err(|error| in_group(error.to_string()))?,
+            committed: last,
+            digest: read.head.digest,
+        };
+        let replayed = engine.replay(&group, Instant::now(), last >= exact_from);
+        replayed.map_err(|error| in_group(error.to_string()))?;
+        records += u64::from(count);
+        Ok(())
+    })?;
+    let last = engine.head().index;
+    if last < exact_from {
+        return Err(damaged(format!(
+            "the snapshot needs the log up to index {exact_from}, which ends at {last}"
+        )));
+    }
+    Ok(Recovery {
+        snapshot,
+        log,
+        records,
+    })
+}
+
+/// Opens a data directory to be read, which no process uses.
+///
+/// # Errors
+///
+/// Where it is none, or where a process uses it.
+pub fn open_to_read(path: &Path) -> Result<Directory, StorageError> {
+    let failed = |operation| {
+        move |error| StorageError {
+            path: path.to_owned(),
+            offset: None,
+            problem: Problem::System(operation, error),
+        }
+    };
+    let directory = Directory::existing(path).map_err(failed("open the data directory"))?;
+    // Without it, no node has used the directory.
+    let lock = fs::File::open(path.join(LOCK)).map_err(failed("open the lock file of"))?;
+    match lock.try_lock_shared() {
+        Ok(()) => Ok(directory),
+        Err(TryLockError::WouldBlock) => Err(StorageError {
+            path: path.to_owned(),
+            offset: None,
+            problem: Problem::InUse,
+        }),
+        Err(TryLockError::Error(error)) => Err(failed("lock the data directory")(error)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Runs every example of the help, with shorter durations, against a cluster of real nodes.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -112,6 +113,8 @@ fn every_example_of_every_command_works() {
     }
     fs::write(dir.path().join("cluster.toml"), config).unwrap();
 
+    data_directory(dir.path());
+
     let help = output(Command::new(CLI).arg("--help"));
     let (_, list) = help.split_once("\nCommands:\n").unwrap();
     let list = list.split("\n\n").next().unwrap().lines();
@@ -150,6 +153,23 @@ fn every_example_of_every_command_works() {
             }
         }
     }
+}
+
+/// Makes the data directory `data`, which no node uses any more.
+fn data_directory(dir: &Path) {
+    let mut node = Command::new(SERVER)
+        .args(["--addr", "127.0.0.1:0", "--data-dir", "data"])
+        .current_dir(dir)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut out = BufReader::new(node.stdout.take().unwrap());
+    out.read_line(&mut line).unwrap();
+    node.kill().unwrap();
+    node.wait().unwrap();
+    assert!(dir.join("data/identity").exists(), "{line}");
 }
 
 #[track_caller]

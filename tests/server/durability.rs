@@ -265,6 +265,56 @@ fn with_data() -> TempDir {
     dir
 }
 
+/// Runs `gopherstore-cli check`: its exit code, and its output.
+fn check(dir: &Path) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gopherstore-cli"));
+    let output = command.arg("check").arg(dir.join("data")).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn a_directory_is_checked_without_a_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, text) = check(dir.path());
+    assert_eq!(code, Some(8), "{text}");
+    let mut command = command(dir.path(), "never");
+    command.env("GOPHERSTORE_SNAPSHOT_LOG_BYTES", "5000");
+    let node = Durable::of(command, dir.path());
+    let mut client = node.client();
+    for number in 0..2_000_u32 {
+        let key = (number % 100).to_be_bytes();
+        client.set(&key, &number.to_be_bytes()).unwrap();
+    }
+    wait_for("a snapshot", || {
+        log(dir.path())
+            .contains("wrote a snapshot of 100 keys")
+            .then_some(())
+    });
+    let (code, text) = check(dir.path());
+    assert_eq!(code, Some(8), "{text}");
+    assert!(text.contains("another process uses"), "{text}");
+    assert_eq!(node.stop().code(), Some(0));
+    let (code, text) = check(dir.path());
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.starts_with("snapshot-0000"), "{text}");
+    assert!(text.contains(": 100 keys of index "), "{text}");
+    let last = text.lines().last().unwrap();
+    assert!(
+        last.starts_with("100 keys up to index 2001, digest "),
+        "{text}"
+    );
+    let newest = segments(dir.path()).pop().unwrap();
+    let mut bytes = fs::read(&newest).unwrap();
+    let at = bytes.windows(4).position(|it| it == b"GRP\x01").unwrap();
+    bytes[at + 100] ^= 1;
+    fs::write(&newest, &bytes).unwrap();
+    let (code, text) = check(dir.path());
+    assert_eq!(code, Some(7), "{text}");
+    assert!(text.contains(&format!("offset {at}")), "{at}: {text}");
+    assert!(text.contains(&*newest.to_string_lossy()), "{text}");
+}
+
 #[test]
 fn damage_is_refused_with_its_place_and_a_torn_end_is_cut() {
     let dir = with_data();

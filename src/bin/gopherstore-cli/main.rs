@@ -2,6 +2,7 @@
 
 mod batch;
 mod bench;
+mod check;
 mod command;
 mod context;
 mod copy_file;
@@ -141,6 +142,7 @@ enum Subcommand {
     Load(load::Load),
     Diff(diff::Diff),
     Race(race::Race),
+    Check(check::Check),
     Decode(decode::Decode),
     Encode(encode::Encode),
     Bench(bench::Bench),
@@ -356,6 +358,7 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Some(Subcommand::Diff(command)) => diff::run(&command, &context),
         Some(Subcommand::Status(command)) => status::run(command, &context),
         Some(Subcommand::Race(command)) => race::run(command, &context),
+        Some(Subcommand::Check(command)) => check::run(&command),
         Some(Subcommand::Decode(command)) => decode::run(&command),
         Some(Subcommand::Encode(command)) => encode::run(command, &context),
         Some(Subcommand::Bench(command)) => bench::run(&command, &context),

@@ -1,0 +1,95 @@
+//! `check`: reads a data directory, and says what a node would recover from it.
+
+use std::path::PathBuf;
+
+use argh::{ArgsInfo, FromArgs};
+use gopherstore::{
+    arguments,
+    engine::Engine,
+    server::disk::{self, Recovery},
+    storage::error::{Problem, StorageError},
+    storage::files::Files,
+    time::MachineTime,
+};
+
+use crate::{
+    report::{Failure, Outcome},
+    write_out,
+};
+
+/// Bytes of log that are kept in memory meanwhile.
+const BACKLOG_BYTES: u64 = 1 << 20;
+
+/// Check the data directory of a node that does not run, and print what it would recover.
+#[derive(ArgsInfo, FromArgs)]
+#[argh(subcommand, name = "check", help_triggers("-h", "--help"))]
+#[argh(
+    example = "{command_name} data",
+    note = "The command reads the snapshot and every segment of the log, as a node does at its start: all\n\
+        checksums, the order of records, and the digest of the data after each group. It changes no file.\n\
+        Damage is exit code 7, with file and offset; a directory that cannot be read, or that a node uses, is\n\
+        exit code 8. It asks no node, so options such as --addr have no effect."
+)]
+pub(crate) struct Check {
+    /// the directory
+    #[argh(positional, from_str_fn(arguments::path))]
+    dir: PathBuf,
+}
+
+pub(crate) fn run(command: &Check) -> Result<Outcome, Failure> {
+    let directory = disk::open_to_read(&command.dir).map_err(failure)?;
+    let names = directory.list().unwrap_or_default();
+    let engine = Engine::new(Some(BACKLOG_BYTES), MachineTime::clock());
+    let recovery = disk::recover(&directory, &engine).map_err(failure)?;
+    write_out(report(&recovery, &engine, &names).as_bytes())?;
+    Ok(Outcome::Done)
+}
+
+fn failure(error: StorageError) -> Failure {
+    let outcome = match error.problem {
+        Problem::Damaged(_) | Problem::Foreign(_) => Outcome::Protocol,
+        Problem::System(..) | Problem::InUse => Outcome::LocalInput,
+    };
+    Failure::new(outcome, error.to_string())
+}
+
+/// A line for each file that a node reads, and one for the data.
+fn report(recovery: &Recovery, engine: &Engine, names: &[String]) -> String {
+    let mut text = String::new();
+    if let Some(snapshot) = &recovery.snapshot {
+        text += &format!(
+            "snapshot-{:016x}: {} keys of index {} to {}, {} bytes\n",
+            snapshot.begin, snapshot.keys, snapshot.begin, snapshot.end, snapshot.bytes
+        );
+    }
+    let segments = recovery.log.iter().flat_map(|log| &log.segments);
+    for segment in segments {
+        let records = if segment.last_index < segment.first_index {
+            "no records".to_owned()
+        } else {
+            format!("records {} to {}", segment.first_index, segment.last_index)
+        };
+        text += &format!(
+            "log-{:016x}: {records}, {} bytes\n",
+            segment.number, segment.bytes
+        );
+    }
+    let spares = names.iter().filter(|name| name.starts_with("spare-"));
+    match spares.count() {
+        0 => {}
+        count => text += &format!("spare segments: {count}\n"),
+    }
+    if let Some(cut) = recovery.log.as_ref().and_then(|log| log.cut.as_ref()) {
+        text += &format!(
+            "{}: torn at offset {}, and not read from there\n",
+            cut.name, cut.offset
+        );
+    }
+    text += &format!(
+        "{} keys up to index {}, digest {}\n",
+        engine.len(),
+        engine.head().index,
+        engine.head().digest
+    );
+    text
+}
