@@ -364,6 +364,15 @@ fn a_call_that_fails_is_reported_and_loses_nothing_that_was_durable() {
                     .cloned()
                     .collect();
                 check(&groups, &written, durable, &what);
+                // The log goes on, whatever was being made.
+                let (mut writer, _) =
+                    open(&left, 6).unwrap_or_else(|error| panic!("{what}: {error}"));
+                for _ in 0..8 {
+                    append(&mut writer, 1, &[1; 1_000]).unwrap();
+                }
+                writer.sync().unwrap();
+                let (_, again) = read(&left).unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert_eq!(again.len(), groups.len() + 8, "{what}");
             }
         }
     }

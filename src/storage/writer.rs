@@ -413,7 +413,17 @@ impl Current {
                 let len = file.length().map_err(failed("read"))?;
                 (file, len)
             }
-            None => (files.create(&temporary).map_err(failed("create"))?, 0),
+            None => {
+                let created = files.create(&temporary).or_else(|error| {
+                    if error.kind() != io::ErrorKind::AlreadyExists {
+                        return Err(error);
+                    }
+                    // A process ended while it made this segment.
+                    files.remove(&temporary)?;
+                    files.create(&temporary)
+                });
+                (created.map_err(failed("create"))?, 0)
+            }
         };
         let needed = offset + needed + END_LEN;
         extend(&*file, &mut len, needed, 0).map_err(failed("write"))?;
