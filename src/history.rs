@@ -254,6 +254,17 @@ impl History {
         shared.unwrap_or(0)
     }
 
+    /// The epochs that began up to this index.
+    #[must_use]
+    pub fn up_to(&self, index: u64) -> History {
+        let count = self
+            .epochs
+            .partition_point(|start| start.start_index <= index);
+        History {
+            epochs: self.epochs[..count].to_vec(),
+        }
+    }
+
     /// Adds the newest epoch. Forgets the oldest one where there are [`EPOCHS_MAX`] already.
     ///
     /// # Errors

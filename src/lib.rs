@@ -12,7 +12,8 @@
 //! | [`history`]           | epochs, and the data set that a position names; pure                              |
 //! | [`engine`]            | the data set: store, commands and their effects, snapshots, comparison; pure      |
 //! | [`log`]               | the order of all writes: sequencer, backlog, watermarks                           |
-//! | [`storage`]           | the log on disk: segments, writer, recovery                                       |
+//! | [`storage`]           | the files of a data directory: segments of the log, and snapshots                 |
+//! | [`persistence`]       | carries the data set to the data directory and back                               |
 //! | [`replication::core`] | the decisions of replication as values; pure                                      |
 //! | [`node`]              | role, phase, admission, counters and STATUS of one node                           |
 //! | [`replication`]       | streams between nodes, their threads, and the registry of followers               |
@@ -48,6 +49,7 @@ pub mod history;
 pub mod log;
 pub mod logging;
 pub mod node;
+pub mod persistence;
 #[cfg(test)]
 pub(crate) mod planted;
 pub mod replication;

@@ -29,6 +29,18 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["engine::entry", "engine::digest", "log", "wire", "history"],
     ),
     ("storage", &["engine::digest", "history"]),
+    (
+        "persistence",
+        &[
+            "storage",
+            "engine",
+            "engine::digest",
+            "log",
+            "history",
+            "wire",
+            "config",
+        ],
+    ),
     ("replication::core", &["history", "wire"]),
     (
         "node",
@@ -94,6 +106,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "wire",
             "config",
             "storage",
+            "persistence",
             "history",
             "engine::digest",
             "server::lifecycle",

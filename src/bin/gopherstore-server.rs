@@ -19,9 +19,8 @@ use argh::{ArgsInfo, FromArgs};
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select_biased, unbounded};
 use gopherstore::arguments::{self, Exit, Program, USAGE};
 use gopherstore::config::{Config, NodeConfig, StorageConfig, SyncPolicy};
-use gopherstore::log::Mark;
 use gopherstore::logging::{self, Log};
-use gopherstore::node::{Node, RoleState};
+use gopherstore::node::{DataDirectory, Node, RoleState};
 use gopherstore::replication::Ending;
 use gopherstore::server::disk::Disk;
 use gopherstore::server::{BindError, Server, Stopper};
@@ -289,7 +288,7 @@ fn recovered(
     this: &NodeConfig,
     path: &Path,
     sync: SyncPolicy,
-) -> Result<(Node, Disk), String> {
+) -> Result<(Node, Arc<Disk>), String> {
     let own = Identity {
         cluster: config.cluster.clone(),
         node: this.name.clone(),
@@ -299,12 +298,11 @@ fn recovered(
         ..StorageConfig::default()
     };
     let mut node = Node::with_disk(config, this);
-    node.acknowledge_at(match sync {
-        SyncPolicy::Always => Mark::Durable,
-        SyncPolicy::Interval | SyncPolicy::Never => Mark::Written,
-    });
-    let mut disk = Disk::open(path, &own, storage).map_err(|error| error.to_string())?;
+    let disk = Disk::open(path, &own, storage).map_err(|error| error.to_string())?;
+    node.acknowledge_at(disk.acknowledges_at());
     disk.recover(&node).map_err(|error| error.to_string())?;
+    let disk = Arc::new(disk);
+    node.keep_in(Arc::clone(&disk) as Arc<dyn DataDirectory>);
     Ok((node, disk))
 }
 

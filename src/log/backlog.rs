@@ -175,12 +175,11 @@ impl Backlog {
         self.held_from = index.unwrap_or(u64::MAX);
     }
 
-    /// Whether the records that are [held](Self::hold_from) count for more than the backlog may have.
+    /// Whether the backlog counts for more than it may have, though it has no records before `held_from`.
     #[must_use]
-    pub fn is_overfull(&self) -> bool {
+    pub fn is_overfull(&self, held_from: u64) -> bool {
         let oldest = self.segments.front();
-        self.bytes > self.bytes_max
-            && oldest.is_some_and(|oldest| oldest.last_index() >= self.held_from)
+        self.bytes > self.bytes_max && oldest.is_some_and(|oldest| oldest.last_index() >= held_from)
     }
 
     /// Adds the next records. Evicts the oldest segments for them.
@@ -264,11 +263,11 @@ impl Backlog {
         at.ok().map(|at| ends[at].digest())
     }
 
-    /// Reads the record with this index and those behind it, up to the end of an append. A large record comes alone. Of
-    /// small ones the frames replace the contents of `buffer`: as many as `bytes_max` allows and one segment holds, but
-    /// at least one append.
-    pub fn read(&self, index: u64, bytes_max: usize, buffer: &mut Vec<u8>) -> After {
-        if index > self.last_index {
+    /// Reads the record with this index and those behind it, up to the end of an append that has none behind `up_to`. A
+    /// large record comes alone. Of small ones the frames replace the contents of `buffer`: as many as `bytes_max`
+    /// allows and one segment holds, but at least one append.
+    pub fn read(&self, index: u64, up_to: u64, bytes_max: usize, buffer: &mut Vec<u8>) -> After {
+        if index > self.last_index.min(up_to) {
             return After::Nothing;
         }
         let Some(segment) = self.segment_of(index) else {
@@ -290,7 +289,13 @@ impl Backlog {
             start += frame_len(&bytes[start..]);
             skipped += 1;
         }
-        let fit = ends[first..].partition_point(|end| end.len() <= start.saturating_add(bytes_max));
+        let allowed = (up_to - segment.first_index).saturating_add(1);
+        if u64::from(ends[first].entries) > allowed {
+            return After::Nothing;
+        }
+        let fit = ends[first..].partition_point(|end| {
+            end.len() <= start.saturating_add(bytes_max) && u64::from(end.entries) <= allowed
+        });
         let last = ends[first + fit.saturating_sub(1)];
         #[cfg(test)]
         if crate::planted::is(crate::planted::Fault::RecordTorn) && last.entries - skipped > 1 {
@@ -411,9 +416,12 @@ mod tests {
         assert_eq!(log.digest_at(0), Some(Digest::EMPTY));
         assert_eq!(log.digest_at(1), None);
         let mut buffer = Vec::new();
-        assert!(matches!(log.read(1, 100, &mut buffer), After::Nothing));
+        assert!(matches!(
+            log.read(1, u64::MAX, 100, &mut buffer),
+            After::Nothing
+        ));
         assert!(
-            matches!(log.read(0, 100, &mut buffer), After::Gone),
+            matches!(log.read(0, u64::MAX, 100, &mut buffer), After::Gone),
             "no entry"
         );
     }
@@ -431,9 +439,9 @@ mod tests {
             [None, known(1), known(2), known(3), known(4), None]
         );
         let mut buffer = Vec::new();
-        assert!(matches!(log.read(1, 1, &mut buffer), After::Gone));
+        assert!(matches!(log.read(1, u64::MAX, 1, &mut buffer), After::Gone));
         assert!(
-            matches!(log.read(2, 1, &mut buffer), After::Large(entry, _) if entry.value()[0] == 2)
+            matches!(log.read(2, u64::MAX, 1, &mut buffer), After::Large(entry, _) if entry.value()[0] == 2)
         );
     }
 
@@ -441,7 +449,10 @@ mod tests {
     fn the_newest_entry_stays_however_small_the_log() {
         let log = log(5, 40_000, 1);
         assert_eq!((log.first_index(), log.last_index()), (5, 5));
-        assert!(matches!(log.read(5, 0, &mut Vec::new()), After::Large(..)));
+        assert!(matches!(
+            log.read(5, u64::MAX, 0, &mut Vec::new()),
+            After::Large(..)
+        ));
     }
 
     #[test]
@@ -457,7 +468,7 @@ mod tests {
             (2, 1_000, 4),
             (5, 1_000, 1),
         ] {
-            let after = log.read(index, room, &mut buffer);
+            let after = log.read(index, u64::MAX, room, &mut buffer);
             assert!(
                 matches!(after, After::Small(got, _) if got == count),
                 "{after:?}"
@@ -465,7 +476,10 @@ mod tests {
             assert_eq!(buffer.len(), usize::try_from(count).unwrap() * frame_len);
             assert_eq!(u64::from(buffer[frame_len - 1]), index, "the first of them");
         }
-        assert!(matches!(log.read(6, 1_000, &mut buffer), After::Nothing));
+        assert!(matches!(
+            log.read(6, u64::MAX, 1_000, &mut buffer),
+            After::Nothing
+        ));
     }
 
     #[test]
@@ -474,12 +488,12 @@ mod tests {
         let mut log = log(2, 40_000, 2 * cost);
         log.hold_from(Some(2));
         log.push(&logged(3, 40_000));
-        assert!(!log.is_overfull(), "the first one has gone");
+        assert!(!log.is_overfull(2), "the first one has gone");
         log.push(&logged(4, 40_000));
         assert_eq!((log.first_index(), log.last_index()), (2, 4));
-        assert!(log.is_overfull());
+        assert!(log.is_overfull(2));
         log.hold_from(Some(4));
-        assert!(!log.is_overfull());
+        assert!(!log.is_overfull(4));
         log.push(&logged(5, 40_000));
         assert_eq!((log.first_index(), log.last_index()), (4, 5));
         log.hold_from(None);
@@ -504,10 +518,16 @@ mod tests {
         assert_eq!(log.digest_at(7), Some(Digest::from_u128(70)));
         assert_eq!(log.digest_at(3), None);
         let mut buffer = Vec::new();
-        assert!(matches!(log.read(8, 1, &mut buffer), After::Nothing));
+        assert!(matches!(
+            log.read(8, u64::MAX, 1, &mut buffer),
+            After::Nothing
+        ));
         log.push(&logged(8, 1));
-        assert!(matches!(log.read(8, 1, &mut buffer), After::Small(1, _)));
-        assert!(matches!(log.read(7, 1, &mut buffer), After::Gone));
+        assert!(matches!(
+            log.read(8, u64::MAX, 1, &mut buffer),
+            After::Small(1, _)
+        ));
+        assert!(matches!(log.read(7, u64::MAX, 1, &mut buffer), After::Gone));
     }
 
     #[test]
@@ -536,7 +556,7 @@ mod tests {
             (7, frame_len, 7),
             (8, 0, 8),
         ] {
-            let after = log.read(index, room, &mut buffer);
+            let after = log.read(index, u64::MAX, room, &mut buffer);
             let count = u32::try_from(last + 1 - index).unwrap();
             assert!(
                 matches!(after, After::Small(got, _) if got == count),

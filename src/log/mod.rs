@@ -26,6 +26,7 @@ mod waits;
 mod watermarks;
 
 use std::collections::VecDeque;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -67,6 +68,8 @@ pub struct Log {
     kept: Mutex<Kept>,
     grown: Condvar,
     watermarks: Watermarks,
+    /// The watermark at which the node acknowledges records; unset where that is when they are appended.
+    acknowledged_at: OnceLock<Mark>,
     /// Requests that wait until the data set gets to an index.
     waits: Waits,
     /// Changes together with the history, under the lock of `order`.
@@ -130,6 +133,17 @@ struct Kept {
     first_waiting: Option<u64>,
 }
 
+/// The place up to which a node's disk has the log.
+#[derive(Clone, Debug)]
+pub struct Unwritten {
+    /// Where the records begin that are not written.
+    pub cursor: Cursor,
+    /// The position before them.
+    pub head: Head,
+    /// The epochs up to there; none of a node that holds no data set.
+    pub history: History,
+}
+
 /// A reader's place in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
@@ -165,11 +179,29 @@ impl Kept {
         self.backlog.hold_from(first);
     }
 
-    fn read(&self, cursor: &mut Cursor, bytes_max: usize, buffer: &mut Vec<u8>) -> Found {
+    /// Whether the records that wait to be applied count for more than the backlog may have.
+    fn is_overfull(&self) -> bool {
+        let first = self.first_waiting;
+        first.is_some_and(|first| self.backlog.is_overfull(first))
+    }
+
+    /// Whether those that wait to be written do.
+    fn is_behind(&self) -> bool {
+        let written = self.written;
+        !self.ended && written.is_some_and(|index| self.backlog.is_overfull(index + 1))
+    }
+
+    fn read(
+        &self,
+        cursor: &mut Cursor,
+        up_to: u64,
+        bytes_max: usize,
+        buffer: &mut Vec<u8>,
+    ) -> Found {
         if self.generation != cursor.generation {
             return Found::Gone;
         }
-        match self.backlog.read(cursor.next, bytes_max, buffer) {
+        match self.backlog.read(cursor.next, up_to, bytes_max, buffer) {
             After::Small(count, digest) => {
                 cursor.next += u64::from(count);
                 Found::Small(count, digest)
@@ -179,7 +211,7 @@ impl Kept {
                 Found::Large(entry, digest)
             }
             After::Gone => Found::Gone,
-            After::Nothing if self.ended => Found::Ended,
+            After::Nothing if self.ended && cursor.next > self.backlog.last_index() => Found::Ended,
             After::Nothing => Found::Nothing,
         }
     }
@@ -211,6 +243,7 @@ impl Log {
             }),
             grown: Condvar::new(),
             watermarks: Watermarks::default(),
+            acknowledged_at: OnceLock::new(),
             waits: Waits::new(),
             dataset_generation: AtomicU64::new(0),
         }
@@ -234,11 +267,28 @@ impl Log {
         self.order.lock().last_index()
     }
 
-    /// Index up to which the records are known to be committed. A leader commits a record when it appends it. A
-    /// follower applies what is committed, and nothing else.
+    /// Index up to which the records are known to be committed. A leader commits a record when it acknowledges it: at
+    /// once, or where it has a disk once that has the record. A follower applies what is committed, and nothing else.
     #[must_use]
     pub fn committed_index(&self) -> u64 {
-        self.head().index
+        self.head().index.min(self.acknowledged_index())
+    }
+
+    /// Index up to which this node acknowledges records: followers are sent nothing behind it. Without a disk it is
+    /// behind every record.
+    #[must_use]
+    pub fn acknowledged_index(&self) -> u64 {
+        let mark = self.acknowledged_at.get();
+        mark.and_then(|mark| self.watermarks.index(*mark))
+            .unwrap_or(u64::MAX)
+    }
+
+    /// Moves a watermark forward to `index`, and wakes who waits for it.
+    pub fn advance(&self, mark: Mark, index: u64) {
+        self.watermarks.advance(mark, index);
+        if self.acknowledged_at.get() == Some(&mark) {
+            self.wake_readers();
+        }
     }
 
     /// The position of the data set: the index of the last record that is applied, with the epoch and the nonce that it
@@ -375,20 +425,60 @@ impl Log {
     }
 
     /// The node has a disk, which holds the records up to `index`: from now on records are kept until they are
-    /// [written](Self::written), and writers wait where too many are not.
-    pub fn begin_writing(&self, index: u64) {
+    /// [written](Self::written), and writers wait where too many are not. The node acknowledges records at `mark`,
+    /// which is for good.
+    pub fn begin_writing(&self, index: u64, mark: Mark) {
+        let _ = self.acknowledged_at.set(mark);
         let kept = &mut *self.kept.lock();
         kept.written = Some(index);
         kept.hold();
     }
 
-    /// The records up to `index` are written to the node's disk.
+    /// The place behind the records that are written to the node's disk, or that a full copy has brought.
+    #[must_use]
+    pub fn unwritten(&self) -> Unwritten {
+        let kept = self.caught_up();
+        let index = kept.written.unwrap_or(0);
+        let digest = kept.backlog.digest_at(index).unwrap_or_default();
+        let order = self.order.lock();
+        Unwritten {
+            cursor: Cursor {
+                generation: kept.generation,
+                next: index + 1,
+            },
+            head: Head { index, digest },
+            history: order.history.up_to(index),
+        }
+    }
+
+    /// Waits until the node's disk is near the end of the log, until `deadline` at most. Returns whether it is: where
+    /// it is not, a follower receives nothing.
+    #[must_use]
+    pub fn wait_for_disk(&self, deadline: Instant) -> bool {
+        let mut kept = self.kept.lock();
+        while kept.is_behind() {
+            if self.grown.wait_until(&mut kept, deadline).timed_out() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The records up to `index` are given to the system to be written to the node's disk. Does nothing before
+    /// [`begin_writing`](Self::begin_writing).
     pub fn written(&self, index: u64) {
         let mut cost = 0;
         {
             let kept = &mut *self.kept.lock();
+            if kept.written.is_none() {
+                return;
+            }
+            let was_behind = kept.is_behind();
             kept.written = Some(index);
             kept.hold();
+            if was_behind {
+                self.grown.notify_all();
+            }
             while let Some((last, room)) = kept.unwritten.front().copied()
                 && last <= index
             {
@@ -397,7 +487,6 @@ impl Log {
             }
         }
         self.room.release(cost);
-        self.watermarks.advance(Mark::Written, index);
     }
 
     /// The backlog, once everything that was appended is in it: where a leader begins to follow, its last writes may
@@ -436,7 +525,19 @@ impl Log {
 
     /// Reads the next records of the cursor ([`Backlog::read`]). Does not wait for them.
     pub fn try_read(&self, cursor: &mut Cursor, bytes_max: usize, buffer: &mut Vec<u8>) -> Found {
-        self.kept.lock().read(cursor, bytes_max, buffer)
+        let kept = self.kept.lock();
+        kept.read(cursor, u64::MAX, bytes_max, buffer)
+    }
+
+    /// The same up to the [last record that is acknowledged](Self::acknowledged_index).
+    pub fn try_read_acknowledged(
+        &self,
+        cursor: &mut Cursor,
+        bytes_max: usize,
+        buffer: &mut Vec<u8>,
+    ) -> Found {
+        let up_to = self.acknowledged_index();
+        self.kept.lock().read(cursor, up_to, bytes_max, buffer)
     }
 
     /// Waits until [`try_read`](Self::try_read) finds something else than nothing, until `deadline`, or until
@@ -449,14 +550,15 @@ impl Log {
         {}
     }
 
-    /// Waits until the next record of the cursor is committed and can be read, until the log has ended or no longer
-    /// holds it, until `deadline`, or until `is_over`, which is asked again at each
+    /// Waits until the next record of the cursor is committed and can be read, until the log has ended before it or no
+    /// longer holds it, until `deadline`, or until `is_over`, which is asked again at each
     /// [`wake_readers`](Self::wake_readers).
     pub fn wait_committed(&self, cursor: &Cursor, deadline: Instant, is_over: impl Fn() -> bool) {
         let mut kept = self.kept.lock();
         while kept.generation == cursor.generation
-            && !kept.ended
-            && (cursor.next > kept.backlog.last_index() || cursor.next > self.committed_index())
+            && (kept.has_nothing(cursor)
+                || (cursor.next <= kept.backlog.last_index()
+                    && cursor.next > self.committed_index()))
             && !is_over()
             && !self.grown.wait_until(&mut kept, deadline).timed_out()
         {}

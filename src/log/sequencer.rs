@@ -196,7 +196,7 @@ impl Sequencer {
     pub fn receive(&self, received: &Received<'_>, now: Instant) -> Result<bool, NotLogged> {
         let count = u64::from(received.count);
         let kept = &mut *self.log.caught_up();
-        if kept.backlog.is_overfull() {
+        if kept.is_overfull() {
             return Err(NotLogged::Overfull);
         }
         let were_waiting = {
@@ -273,11 +273,20 @@ impl Sequencer {
         let last = history.last_records(head.index);
         let base = head.index - u64::try_from(last.len()).unwrap_or(0);
         kept.generation += 1;
+        if kept.written.is_some() {
+            // The disk has nothing of it yet.
+            kept.written = Some(head.index);
+            kept.first_waiting = None;
+            for (_, cost) in kept.unwritten.drain(..) {
+                self.log.room.release(cost);
+            }
+        }
         kept.backlog.reset(base, head.digest);
         for start in last {
             let frame = epoch_record::encode(*start);
             kept.backlog.push_frames(&frame, None, 1, head.digest);
         }
+        kept.hold();
         kept.times = times;
         *order = Order {
             head,

@@ -147,6 +147,12 @@ impl Watermarks {
         }
     }
 
+    /// The index of a watermark; `None` for [`Mark::Appended`].
+    #[must_use]
+    pub fn index(&self, mark: Mark) -> Option<u64> {
+        self.state.lock().of(mark)
+    }
+
     /// Moves a watermark forward to `index`; an index below it changes nothing. [`Mark::Appended`] moves by itself.
     pub fn advance(&self, mark: Mark, index: u64) {
         let mut state = self.state.lock();

@@ -4,6 +4,7 @@
 //! |----------------|-------------------------------------------------------------------------------|
 //! | `state.rs`     | the state of the data set, its transitions, and what each admits              |
 //! | `data.rs`      | runs of reads and writes, and the answers where they are not admitted         |
+//! | `directory.rs` | the node's data directory, as far as the node knows of it                     |
 //! | `positions.rs` | which answers wait for the log                                                |
 //! | `reply.rs`     | answers to all other requests                                                 |
 //! | `status.rs`    | the answer to STATUS                                                          |
@@ -12,6 +13,7 @@
 #![deny(clippy::wildcard_enum_match_arm)]
 
 mod data;
+mod directory;
 mod positions;
 mod reply;
 mod state;
@@ -20,6 +22,7 @@ mod sync;
 
 pub use crate::replication::core::role_state::{Leader, RoleState};
 pub use data::{NoRoom, NotBatched, NotSet};
+pub use directory::DataDirectory;
 pub use reply::Reply;
 pub use state::NotOpened;
 use state::ReplicaState;
@@ -90,6 +93,8 @@ pub struct Node {
     connections: AtomicU64,
     full_copies: AtomicU64,
     resumes: AtomicU64,
+    /// The node's data directory, if it has one.
+    directory: Option<Arc<dyn DataDirectory>>,
     /// The watermark that answers wait for.
     acknowledged_at: Mark,
     started: Instant,
@@ -169,6 +174,7 @@ impl Node {
             connections: AtomicU64::new(0),
             full_copies: AtomicU64::new(0),
             resumes: AtomicU64::new(0),
+            directory: None,
             acknowledged_at: Mark::default(),
             started: Instant::now(),
         };

@@ -216,6 +216,21 @@ impl Node {
         });
     }
 
+    /// The node holds the data set of its data directory, if that has one. A follower serves it, where it is not known
+    /// to differ from the leader's.
+    pub fn restored(&self) {
+        let has_data = self.holds_data();
+        self.change(|state| {
+            if let RoleState::Loading { leader, .. } = &state.role
+                && has_data
+                && !state.diverged
+            {
+                let leader = leader.clone();
+                state.role = RoleState::Follower { leader };
+            }
+        });
+    }
+
     /// Discards the data set, because a snapshot replaces it. `why` is the answer to reads from now on.
     pub fn discard_dataset(&self, why: &str) {
         self.change(|state| state.stop_serving(why));

@@ -133,7 +133,7 @@ pub(super) fn carry_out(replica: Replica<'_>, action: Action) {
         Action::Lead(start) => lead(replica, start),
         Action::Refuse(why) => node.refuse(&why),
         Action::MarkDiverged(why) => node.mark_diverged(&why),
-        Action::Discard(why) => node.discard_dataset(&why),
+        Action::Discard(why) => node.discard_copy(&why),
         Action::Yield(why) => node.yield_to_other_leader(&why),
         Action::SetNotFollowing(why) => peers.set_not_following(why.as_deref()),
         // The caller does these.

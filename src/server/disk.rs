@@ -1,16 +1,13 @@
-//! The node's data directory: opening and recovering it at the start, and the thread that writes the log to it.
+//! The node's data directory: opening and recovering it at the start, and the threads that write to it.
 //!
-//! The log-writer thread reads the log as a sender to a follower does, writes what it finds as one group, and moves the
-//! watermarks that answers wait for. What is appended while it waits for the disk is its next group, so one sync serves
-//! all writes that have gathered.
-//!
-//! The snapshot thread copies the data set to a file once the log has grown by as much as the last snapshot has, and by
-//! 64 MiB at least. Then the log-writer thread removes the segments before it.
+//! The log-writer thread takes the steps of [`Writing`], and the snapshot thread those of [`Copying`], once the log has
+//! grown by as much as the last snapshot has, and by 64 MiB at least. [`Shared`] is what they tell each other.
 
 use std::fs::{self, TryLockError};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,34 +15,24 @@ use log::{error, info, warn};
 use parking_lot::{Condvar, Mutex};
 
 use crate::config::{StorageConfig, SyncPolicy};
-use crate::engine::digest::Digest;
-use crate::engine::{Engine, Group, PartitionCopy};
-use crate::history::History;
-use crate::log::{Cursor, Found, Head, Log, Mark};
-use crate::node::Node;
+use crate::engine::Engine;
+use crate::log::{Log, Mark};
+use crate::node::{DataDirectory, Node};
+use crate::persistence::{Copying, Next, Progress, Recovery, Settings, Writing, recover};
 use crate::storage::error::{Problem, StorageError};
-use crate::storage::files::{Directory, Files};
-use crate::storage::recovery::{LogEnd, Recovered, read_log};
-use crate::storage::snapshot::{ReadSnapshot, SnapshotWriter, read_snapshot};
-use crate::storage::writer::{LogWriter, NewGroup, SEGMENT_BYTES, Salts};
+use crate::storage::files::{Directory, Files as _};
+use crate::storage::snapshot::SnapshotId;
+use crate::storage::writer::SEGMENT_BYTES;
 use crate::storage::{identity, identity::Identity};
-use crate::wire::replication::Frames;
-use crate::wire::request::frames;
-
-/// Most bytes of records in a group, but for a single longer one.
-const GROUP_BYTES: usize = 1 << 20;
-
-/// Idle time after which the last group is sealed.
-const SEAL_AFTER: Duration = Duration::from_millis(100);
 
 /// Bytes of log after which there is another snapshot, where the last one is not longer.
 const SNAPSHOT_LOG_BYTES_MIN: u64 = 64 << 20;
 
-/// Bytes of entries in a chunk of a snapshot, about.
-const CHUNK_BYTES: usize = 1 << 20;
+/// Interval at which the snapshot thread looks whether the data set that it copied is still there.
+const REPLACED_POLL: Duration = Duration::from_millis(10);
 
-/// Interval at which the snapshot thread looks whether the log is durable.
-const DURABLE_POLL: Duration = Duration::from_millis(10);
+/// Pause before another snapshot, where one has failed.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// The file whose lock says that a process uses the directory.
 const LOCK: &str = "lock";
@@ -57,32 +44,50 @@ pub struct Disk {
     /// Locked as long as it is open.
     _lock: fs::File,
     config: StorageConfig,
-    recovered: Option<Recovered>,
-    /// The data set's position after the recovery.
-    head: Head,
-    /// The index at which the snapshot begins that was recovered, and its bytes.
-    snapshot: Option<(u64, u64)>,
+    /// The result of the recovery, until the log-writer thread takes it.
+    recovered: Mutex<Option<Recovery>>,
     /// Bytes of log after which there is another snapshot.
     snapshot_log_bytes: u64,
     shared: Mutex<Shared>,
     changed: Condvar,
 }
 
-/// What the log-writer and the snapshot thread tell each other.
+/// What the threads tell each other.
 #[derive(Debug, Default)]
 struct Shared {
-    /// A snapshot is to be written.
-    is_wanted: bool,
-    /// One is being written.
-    is_running: bool,
-    /// A snapshot that begins at this index, and has so many bytes, has its name.
-    done: Option<(u64, u64)>,
+    snapshot: Snapshots,
     /// Index up to which the log is to be durable soon, whatever the policy is.
     sync_to: u64,
-    /// Index up to which it is.
+    /// The chain that is written, and the index up to which it is durable.
+    chain: Option<u32>,
     durable_to: u64,
+    /// Another thread waits until the directory is read into the engine again.
+    restore: Restore,
     /// The log has ended, or the disk has failed.
     is_over: bool,
+}
+
+/// The state of the snapshots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Snapshots {
+    /// None is wanted.
+    #[default]
+    Idle,
+    /// One is to be written.
+    Wanted,
+    /// One is being written.
+    Running,
+    /// One has its name, and has so many bytes.
+    Done(SnapshotId, u64),
+}
+
+/// The state of an order to read the directory again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Restore {
+    #[default]
+    None,
+    Ordered,
+    Done,
 }
 
 impl Disk {
@@ -125,13 +130,20 @@ impl Disk {
             directory,
             _lock: lock,
             config,
-            recovered: None,
-            head: Head::default(),
-            snapshot: None,
+            recovered: Mutex::default(),
             snapshot_log_bytes: snapshot_log_bytes(),
             shared: Mutex::default(),
             changed: Condvar::new(),
         })
+    }
+
+    /// The watermark that answers wait for.
+    #[must_use]
+    pub const fn acknowledges_at(&self) -> Mark {
+        match self.config.sync {
+            SyncPolicy::Always => Mark::Durable,
+            SyncPolicy::Interval | SyncPolicy::Never => Mark::Written,
+        }
     }
 
     /// Reads the newest snapshot and the log behind it into a node, which admits nothing yet and holds no data set.
@@ -139,26 +151,21 @@ impl Disk {
     /// # Errors
     ///
     /// Those of [`recover`].
-    pub fn recover(&mut self, node: &Node) -> Result<(), StorageError> {
+    pub fn recover(&self, node: &Node) -> Result<(), StorageError> {
         let (began, engine) = (Instant::now(), node.engine());
-        let Recovery {
-            snapshot,
-            log: recovered,
-            records,
-        } = recover(&self.directory, engine)?;
-        self.report(node, recovered.as_ref(), records, began);
+        let recovery = recover(&self.directory, engine, began)?;
+        self.report(engine, &recovery, began);
         if let Some(log) = engine.log() {
-            log.begin_writing(log.last_index());
+            log.begin_writing(log.last_index(), self.acknowledges_at());
         }
-        self.head = engine.head();
-        self.snapshot = snapshot.map(|snapshot| (snapshot.begin, snapshot.bytes));
-        self.recovered = recovered;
+        *self.recovered.lock() = Some(recovery);
+        node.restored();
         Ok(())
     }
 
-    fn report(&self, node: &Node, log: Option<&Recovered>, records: u64, began: Instant) {
-        let Some(log) = log else { return };
-        if let Some(cut) = &log.cut {
+    fn report(&self, engine: &Engine, recovery: &Recovery, began: Instant) {
+        let cut = recovery.log.as_ref().and_then(|log| log.cut.as_ref());
+        if let Some(cut) = cut {
             warn!(
                 "{}: the last write was torn at offset {}: {} bytes at least are cut off; nothing that was synced is \
                  lost",
@@ -167,12 +174,15 @@ impl Disk {
                 cut.bytes
             );
         }
-        info!(
-            "recovered {} keys, with {records} records of the log, in {} ms, up to index {}",
-            node.engine().len(),
-            began.elapsed().as_millis(),
-            log.end.last_index()
-        );
+        if recovery.log.is_some() || recovery.snapshot.is_some() {
+            info!(
+                "recovered {} keys, with {} records of the log, in {} ms, up to index {}",
+                engine.len(),
+                recovery.records,
+                began.elapsed().as_millis(),
+                engine.head().index
+            );
+        }
     }
 
     fn directory_path(&self) -> PathBuf {
@@ -184,225 +194,179 @@ impl Disk {
     /// # Errors
     ///
     /// Those of the system. It is then unknown what the disk has, so no further answer may be sent.
-    pub(super) fn write(&self, node: &Node, log: &Log) -> Result<(), StorageError> {
-        let mut writing = Writing {
-            writer: self.writer(log)?,
-            node,
-            log,
-            config: &self.config,
-            synced_at: Instant::now(),
-            is_unsynced: false,
-            log_bytes: self.log_bytes_recovered(),
-            snapshot_bytes: self.snapshot.map_or(0, |(_, bytes)| bytes),
-            disk: self,
-        };
-        let durable = writing.writer.durable_to();
-        log.watermarks().advance(Mark::Written, durable);
-        log.watermarks().advance(Mark::Durable, durable);
-        // Everything that was recovered is in the log, and nothing has been evicted behind it yet.
-        let cursor = log.cursor_after(durable);
-        let result = writing.run(cursor.unwrap_or_else(|| unreachable!("the log begins there")));
+    pub(super) fn write(&self, engine: &Engine, log: &Log) -> Result<(), StorageError> {
+        let result = self.write_until_end(engine, log);
         self.shared.lock().is_over = true;
         self.changed.notify_all();
         result
     }
 
+    fn write_until_end(&self, engine: &Engine, log: &Log) -> Result<(), StorageError> {
+        let settings = Settings {
+            config: self.config.clone(),
+            segment_bytes: SEGMENT_BYTES.min(self.snapshot_log_bytes),
+            snapshot_log_bytes: self.snapshot_log_bytes,
+            salts: Arc::new(salt),
+        };
+        let recovery = self.recovered.lock().take().unwrap_or_default();
+        let (files, now) = (&self.directory, Instant::now());
+        let mut writing = Writing::new(files, (engine, log), settings, recovery, now)?;
+        loop {
+            let sync_to = self.exchange(&mut writing)?;
+            match writing.step(sync_to, Instant::now())? {
+                Next::Again => {}
+                Next::Wait(until) => {
+                    self.exchange(&mut writing)?;
+                    log.wait(&writing.cursor(), until, || self.has_news());
+                }
+                Next::Ended => return Ok(()),
+            }
+        }
+    }
+
+    /// Whether another thread has something for the log-writer thread.
+    fn has_news(&self) -> bool {
+        let shared = self.shared.lock();
+        shared.restore == Restore::Ordered
+            || shared.sync_to > shared.durable_to
+            || matches!(shared.snapshot, Snapshots::Done(..))
+    }
+
+    /// Does what other threads need of the log-writer thread, and tells them its state. Returns the index up to which
+    /// the log is to be durable soon.
+    fn exchange(&self, writing: &mut Writing<'_>) -> Result<u64, StorageError> {
+        let mut shared = self.shared.lock();
+        if shared.restore == Restore::Ordered {
+            drop(shared);
+            writing.restore(Instant::now())?;
+            shared = self.shared.lock();
+            shared.restore = Restore::Done;
+            self.changed.notify_all();
+        }
+        if let Snapshots::Done(id, bytes) = shared.snapshot {
+            shared.snapshot = Snapshots::Idle;
+            drop(shared);
+            writing.snapshot_done(id, bytes)?;
+            shared = self.shared.lock();
+        }
+        if writing.wants_snapshot() && shared.snapshot == Snapshots::Idle {
+            shared.snapshot = Snapshots::Wanted;
+            writing.snapshot_began();
+            self.changed.notify_all();
+        }
+        let state = (writing.chain(), writing.durable_to());
+        if (shared.chain, shared.durable_to) != state {
+            (shared.chain, shared.durable_to) = state;
+            self.changed.notify_all();
+        }
+        Ok(shared.sync_to)
+    }
+
     /// Writes snapshots as they are wanted, until the log ends. The snapshot thread runs this. One that fails is
     /// an error in the log of the node: the log on the disk is whole without it.
-    pub(super) fn write_snapshots(&self, node: &Node, log: &Log) {
+    pub(super) fn write_snapshots(&self, engine: &Engine, log: &Log) {
         loop {
-            {
+            let chain = {
                 let mut shared = self.shared.lock();
-                while !shared.is_wanted && !shared.is_over {
+                while shared.snapshot != Snapshots::Wanted && !shared.is_over {
                     self.changed.wait(&mut shared);
                 }
                 if shared.is_over {
                     return;
                 }
-                (shared.is_wanted, shared.is_running) = (false, true);
-            }
-            let done = self.write_snapshot(node, log);
+                shared.snapshot = Snapshots::Running;
+                shared.chain
+            };
+            let done = match chain {
+                Some(chain) => self.write_snapshot((engine, log), chain),
+                None => Ok(None),
+            };
             let mut shared = self.shared.lock();
-            shared.is_running = false;
-            match done {
-                Ok(done) => shared.done = done,
-                Err(error) => error!("{error}; there is no new snapshot, and the log goes on"),
-            }
+            shared.snapshot = match done {
+                Ok(Some((id, bytes))) => Snapshots::Done(id, bytes),
+                Ok(None) => Snapshots::Idle,
+                Err(error) => {
+                    error!("{error}; there is no new snapshot, and the log goes on");
+                    let until = Instant::now() + RETRY_PAUSE;
+                    while !shared.is_over
+                        && !self.changed.wait_until(&mut shared, until).timed_out()
+                    {
+                    }
+                    Snapshots::Wanted
+                }
+            };
             drop(shared);
             // The log-writer thread looks at it.
             log.wake_readers();
         }
     }
 
-    /// Writes a snapshot. Returns the index at which it begins, and its bytes; `None` where the log ends meanwhile.
-    fn write_snapshot(&self, node: &Node, log: &Log) -> Result<Option<(u64, u64)>, StorageError> {
-        let (began, engine) = (Instant::now(), node.engine());
-        let begin = engine.head().index;
-        let history = history_before(&log.history(), begin + 1);
-        let salt = RandomState::new().build_hasher().finish();
-        let mut writer = SnapshotWriter::begin(&self.directory, begin, &history, salt)?;
-        let (mut copy, mut chunk, mut count) = (PartitionCopy::default(), Vec::new(), 0);
-        for partition in 0..engine.partitions() {
-            engine.copy_partition(partition, &mut copy);
-            let short = copy.len() - copy.long().len();
-            chunk.extend_from_slice(copy.short());
-            count += u64::try_from(short).unwrap_or(u64::MAX);
-            if chunk.len() >= CHUNK_BYTES {
-                writer.add(&chunk, count)?;
-                chunk.clear();
-                count = 0;
+    /// Writes a snapshot. Returns which one it is, and its bytes; `None` where the log ends meanwhile, or another data
+    /// set replaces this one.
+    fn write_snapshot(
+        &self,
+        data: (&Engine, &Log),
+        chain: u32,
+    ) -> Result<Option<(SnapshotId, u64)>, StorageError> {
+        let (began, (engine, log)) = (Instant::now(), data);
+        let mut copying = Copying::begin(&self.directory, data, chain, salt())?;
+        let end = loop {
+            match copying.step()? {
+                Progress::More if self.shared.lock().is_over => return Ok(None),
+                Progress::More => thread::yield_now(),
+                Progress::Copied(end) => break end,
+                Progress::Replaced => return Ok(None),
             }
-            for entry in copy.long() {
-                writer.add(entry.frame(), 1)?;
-            }
-            if self.shared.lock().is_over {
-                return Ok(None);
-            }
-            thread::yield_now();
-        }
-        if count > 0 {
-            writer.add(&chunk, count)?;
-        }
-        let end = engine.head().index;
-        writer.end(end)?;
-        if !self.wait_durable(end, log) {
+        };
+        if !self.wait_durable(end, chain, log, &copying) {
             return Ok(None);
         }
-        let bytes = writer.len();
-        writer.finish()?;
+        let bytes = copying.len();
+        let id = copying.finish()?;
         info!(
-            "wrote a snapshot of {} keys, {bytes} bytes, in {} ms: the log before index {begin} is not needed any more",
+            "wrote a snapshot of {} keys, {bytes} bytes, in {} ms: the log before index {} is not needed any more",
             engine.len(),
-            began.elapsed().as_millis()
+            began.elapsed().as_millis(),
+            id.begin
         );
-        Ok(Some((begin, bytes)))
+        Ok(Some((id, bytes)))
     }
 
-    /// Waits until the log is durable up to `index`. Returns false where it has ended before.
-    fn wait_durable(&self, index: u64, log: &Log) -> bool {
+    /// Waits until the chain is durable up to `index`. Returns false where the log has ended before, or where another
+    /// data set has replaced the one that is copied.
+    fn wait_durable(&self, index: u64, chain: u32, log: &Log, copying: &Copying<'_>) -> bool {
         let mut shared = self.shared.lock();
-        shared.sync_to = shared.sync_to.max(index);
+        shared.sync_to = index;
         drop(shared);
         log.wake_readers();
         let mut shared = self.shared.lock();
-        while shared.durable_to < index && !shared.is_over {
-            self.changed.wait_for(&mut shared, DURABLE_POLL);
-        }
-        shared.durable_to >= index
-    }
-
-    /// Bytes of the log behind the snapshot that was recovered.
-    fn log_bytes_recovered(&self) -> u64 {
-        let segments = self.recovered.iter().flat_map(|log| &log.segments);
-        let begin = self.snapshot.map_or(0, |(begin, _)| begin);
-        let behind = segments.filter(|segment| segment.last_index > begin);
-        behind.map(|segment| segment.bytes).sum()
-    }
-
-    fn writer(&self, log: &Log) -> Result<LogWriter<'_>, StorageError> {
-        let salts: Salts = Box::new(|| RandomState::new().build_hasher().finish());
-        let history = log.history();
-        let segment_bytes = SEGMENT_BYTES.min(self.snapshot_log_bytes);
-        match &self.recovered {
-            Some(recovered) => {
-                let end = recovered.end.next_index;
-                let before = history_before(&history, end);
-                LogWriter::recovered(&self.directory, recovered, &before, salts, segment_bytes)
+        while !shared.is_over && shared.chain == Some(chain) && !copying.is_replaced() {
+            if shared.durable_to >= index {
+                return true;
             }
-            None => {
-                let Head { index, digest } = self.head;
-                let start = LogEnd {
-                    next_index: index + 1,
-                    digest,
-                    previous: 0,
-                };
-                let before = history_before(&history, index + 1);
-                LogWriter::begin(&self.directory, 1, start, &before, salts, segment_bytes)
-            }
+            self.changed.wait_for(&mut shared, REPLACED_POLL);
         }
+        false
     }
 }
 
-/// The contents of a data directory.
-#[derive(Debug)]
-pub struct Recovery {
-    /// The newest snapshot, if there is one.
-    pub snapshot: Option<ReadSnapshot>,
-    /// The log, if there is one.
-    pub log: Option<Recovered>,
-    /// Records of the log that were applied.
-    pub records: u64,
+impl DataDirectory for Disk {
+    fn restore(&self, log: &Log) -> bool {
+        let mut shared = self.shared.lock();
+        shared.restore = Restore::Ordered;
+        drop(shared);
+        log.wake_readers();
+        let mut shared = self.shared.lock();
+        while shared.restore == Restore::Ordered && !shared.is_over {
+            self.changed.wait(&mut shared);
+        }
+        std::mem::take(&mut shared.restore) == Restore::Done
+    }
 }
 
-/// Reads the newest snapshot of a directory and the log behind it into an engine, which admits nothing. Changes no
-/// file.
-///
-/// # Errors
-///
-/// Where one of them is damaged, where they do not lead to the data set that the log says, or where the system refuses
-/// a read.
-pub fn recover(files: &dyn Files, engine: &Engine) -> Result<Recovery, StorageError> {
-    let damaged = |why: String| StorageError {
-        path: files.path().to_owned(),
-        offset: None,
-        problem: Problem::Damaged(why),
-    };
-    let mut load = engine.load(0);
-    let snapshot = read_snapshot(files, &mut |frames, count| {
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
-        let frames = Frames::of_snapshot(count, frames);
-        let frames = frames.map_err(|error| damaged(format!("the snapshot: {error}")))?;
-        load.add(frames.iter());
-        Ok(())
-    })?;
-    let (begin, exact_from) = match &snapshot {
-        Some(snapshot) => {
-            let (begin, history) = (snapshot.begin, snapshot.history.clone());
-            load.finish_inexact(begin, history, Instant::now());
-            (begin, snapshot.end)
-        }
-        None => (0, 0),
-    };
-    let mut records = 0_u64;
-    let log = read_log(files, &mut |read| {
-        engine.clock().pull(read.head.time_ms);
-        let (first, last) = (read.head.first_index, read.head.last_index());
-        if read.head.count == 0 || last <= begin {
-            return Ok(());
-        }
-        let next = engine.head().index + 1;
-        if first > next {
-            return Err(damaged(format!(
-                "the log begins at index {first}, and record {next} is not there"
-            )));
-        }
-        // The snapshot may begin within a group.
-        let skipped = (begin + 1).saturating_sub(first);
-        let rest = behind(read.records, usize::try_from(skipped).unwrap_or(usize::MAX));
-        let count = read.head.count - u32::try_from(skipped).unwrap_or(read.head.count);
-        let in_group = |why: String| damaged(format!("records {first} to {last}: {why}"));
-        let group = Group {
-            first_index: first.max(begin + 1),
-            records: Frames::of_log(count, rest).map_err(|error| in_group(error.to_string()))?,
-            committed: last,
-            digest: read.head.digest,
-        };
-        let replayed = engine.replay(&group, Instant::now(), last >= exact_from);
-        replayed.map_err(|error| in_group(error.to_string()))?;
-        records += u64::from(count);
-        Ok(())
-    })?;
-    let last = engine.head().index;
-    if last < exact_from {
-        return Err(damaged(format!(
-            "the snapshot needs the log up to index {exact_from}, which ends at {last}"
-        )));
-    }
-    Ok(Recovery {
-        snapshot,
-        log,
-        records,
-    })
+/// Draws a salt.
+fn salt() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 /// Opens a data directory to be read, which no process uses.
@@ -437,177 +401,4 @@ fn snapshot_log_bytes() -> u64 {
     let variable = std::env::var("GOPHERSTORE_SNAPSHOT_LOG_BYTES");
     let bytes = variable.ok().and_then(|text| text.parse().ok());
     bytes.unwrap_or(SNAPSHOT_LOG_BYTES_MIN)
-}
-
-/// The bytes behind the first `count` frames.
-fn behind(records: &[u8], count: usize) -> &[u8] {
-    let skipped = frames(records).take(count).map(|frame| frame.bytes().len());
-    &records[skipped.sum::<usize>().min(records.len())..]
-}
-
-/// The epochs of the records before an index.
-fn history_before(history: &History, index: u64) -> History {
-    let epochs = history.epochs().iter().copied();
-    let before = epochs.filter(|start| start.start_index < index).collect();
-    History::new(before).unwrap_or_default()
-}
-
-/// The log-writer thread at work.
-struct Writing<'d> {
-    writer: LogWriter<'d>,
-    node: &'d Node,
-    log: &'d Log,
-    config: &'d StorageConfig,
-    synced_at: Instant,
-    is_unsynced: bool,
-    /// Bytes of log since the last snapshot was wanted.
-    log_bytes: u64,
-    /// Of the last snapshot.
-    snapshot_bytes: u64,
-    disk: &'d Disk,
-}
-
-impl Writing<'_> {
-    fn run(&mut self, mut cursor: Cursor) -> Result<(), StorageError> {
-        let mut buffer = Vec::new();
-        loop {
-            let until = self.wakes_at();
-            self.log.wait(&cursor, until, || self.has_news());
-            self.snapshots()?;
-            match self.log.try_read(&mut cursor, GROUP_BYTES, &mut buffer) {
-                Found::Small(count, digest) => {
-                    let group = self.group(&buffer, count, digest);
-                    self.append(&group)?;
-                }
-                Found::Large(entry, digest) => {
-                    let group = self.group(entry.frame(), 1, digest);
-                    self.append(&group)?;
-                }
-                Found::Nothing => self.rest()?,
-                Found::Ended => return self.end(),
-                Found::Gone => unreachable!("the log keeps what is not written"),
-            }
-        }
-    }
-
-    /// Whether the snapshot thread has something for this one.
-    fn has_news(&self) -> bool {
-        let shared = self.disk.shared.lock();
-        shared.done.is_some() || shared.sync_to > shared.durable_to
-    }
-
-    /// Does what the snapshot thread needs, and has it write a snapshot where the log is long.
-    fn snapshots(&mut self) -> Result<(), StorageError> {
-        let (done, needs_sync) = {
-            let mut shared = self.disk.shared.lock();
-            let needs_sync = shared.sync_to > shared.durable_to;
-            (shared.done.take(), needs_sync)
-        };
-        if needs_sync {
-            self.sync()?;
-        }
-        if let Some((begin, bytes)) = done {
-            self.writer.forget(begin)?;
-            self.snapshot_bytes = bytes;
-        }
-        if self.log_bytes > self.disk.snapshot_log_bytes.max(self.snapshot_bytes) {
-            let mut shared = self.disk.shared.lock();
-            if !shared.is_running && !shared.is_wanted {
-                shared.is_wanted = true;
-                self.log_bytes = 0;
-                self.disk.changed.notify_all();
-            }
-        }
-        Ok(())
-    }
-
-    fn group<'r>(&self, records: &'r [u8], count: u32, digest: Digest) -> NewGroup<'r> {
-        NewGroup {
-            records,
-            count,
-            digest,
-            epoch: self.epoch(),
-            committed: self.log.committed_index(),
-            time_ms: self.node.engine().clock().now(),
-        }
-    }
-
-    fn epoch(&self) -> u64 {
-        self.log.last_epoch().map_or(0, |start| start.epoch)
-    }
-
-    fn append(&mut self, group: &NewGroup<'_>) -> Result<(), StorageError> {
-        let next = self.writer.written_to() + 1;
-        let log = self.log;
-        self.writer
-            .append(group, || history_before(&log.history(), next))?;
-        self.is_unsynced = true;
-        self.log_bytes += u64::try_from(group.records.len()).unwrap_or(u64::MAX);
-        self.log.written(self.writer.written_to());
-        match self.config.sync {
-            SyncPolicy::Always => self.sync(),
-            SyncPolicy::Interval if self.synced_at.elapsed() >= self.config.sync_interval => {
-                self.sync()
-            }
-            SyncPolicy::Interval | SyncPolicy::Never => Ok(()),
-        }
-    }
-
-    fn sync(&mut self) -> Result<(), StorageError> {
-        self.writer.sync()?;
-        self.is_unsynced = false;
-        self.synced_at = Instant::now();
-        let durable = self.writer.durable_to();
-        self.log.watermarks().advance(Mark::Durable, durable);
-        self.disk.shared.lock().durable_to = durable;
-        Ok(())
-    }
-
-    /// When the thread has something to do though nothing is appended.
-    fn wakes_at(&self) -> Instant {
-        let now = Instant::now();
-        if self.is_unsynced && self.config.sync == SyncPolicy::Interval {
-            self.synced_at + self.config.sync_interval
-        } else if self.writer.is_sealed() {
-            now + Duration::from_secs(3_600)
-        } else {
-            now + SEAL_AFTER
-        }
-    }
-
-    /// Nothing is appended: syncs what waits for that, or seals the last group.
-    fn rest(&mut self) -> Result<(), StorageError> {
-        match self.config.sync {
-            SyncPolicy::Interval if self.is_unsynced => {
-                if self.synced_at.elapsed() >= self.config.sync_interval {
-                    self.sync()?;
-                }
-                Ok(())
-            }
-            SyncPolicy::Always | SyncPolicy::Interval | SyncPolicy::Never => {
-                if self.writer.is_sealed() {
-                    return Ok(());
-                }
-                self.seal()
-            }
-        }
-    }
-
-    fn seal(&mut self) -> Result<(), StorageError> {
-        let (log, next) = (self.log, self.writer.written_to() + 1);
-        let state = (
-            self.epoch(),
-            self.log.committed_index(),
-            self.node.engine().clock().now(),
-        );
-        self.writer
-            .seal(state, || history_before(&log.history(), next))
-    }
-
-    /// The log has ended: makes all of it durable.
-    fn end(&mut self) -> Result<(), StorageError> {
-        self.sync()?;
-        self.seal()?;
-        self.writer.sync()
-    }
 }

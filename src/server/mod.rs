@@ -84,7 +84,7 @@ pub struct Server {
     /// Stops the threads of replication.
     stop: Arc<Stop>,
     /// The node's data directory, from which it has recovered.
-    disk: Option<Disk>,
+    disk: Option<Arc<Disk>>,
 }
 
 /// The part of a server that its [`Stopper`]s use too.
@@ -137,7 +137,7 @@ impl Server {
 
     /// Has the server write the node's log to a data directory, from which the node has recovered.
     #[must_use]
-    pub fn writing_to(mut self, disk: Disk) -> Server {
+    pub fn writing_to(mut self, disk: Arc<Disk>) -> Server {
         self.disk = Some(disk);
         self
     }
@@ -223,7 +223,7 @@ impl Server {
     ) -> io::Result<()> {
         if let (Some(disk), Some(log)) = (&self.disk, self.node.engine().log()) {
             let body = move || {
-                if let Err(error) = disk.write(&self.node, log) {
+                if let Err(error) = disk.write(self.node.engine(), log) {
                     error!("{error}; this node ends, since it cannot tell what its disk has");
                     *failure.lock() = Some(error);
                     // No answer is sent for a record that may be lost.
@@ -232,7 +232,8 @@ impl Server {
                 }
             };
             start(scope, "log-writer", body)?;
-            start(scope, "snapshot", || disk.write_snapshots(&self.node, log))?;
+            let engine = self.node.engine();
+            start(scope, "snapshot", || disk.write_snapshots(engine, log))?;
         }
         replication::transport::start(scope, self.replica(), &self.stop)
             .map_err(|error| cannot_start("the threads of replication", &error))?;

@@ -10,8 +10,11 @@
 
 use super::error::StorageError;
 use super::files::Files;
-use super::segment::{ALIGNMENT, GROUP_MAGIC, GroupHead, HEAD_LEN, HeaderFault, SegmentHeader};
-use super::writer::{Place, segment_name, segment_number};
+use super::segment::{
+    ALIGNMENT, GROUP_MAGIC, GroupHead, HEAD_LEN, HeaderFault, SegmentHeader, SegmentId,
+};
+use super::snapshot::SnapshotId;
+use super::writer::Place;
 use crate::engine::digest::Digest;
 use crate::history::History;
 
@@ -46,8 +49,8 @@ pub struct ReadGroup<'a> {
 /// A segment that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentInfo {
-    /// Its number.
-    pub number: u64,
+    /// Which one it is.
+    pub id: SegmentId,
     /// Index of its first record.
     pub first_index: u64,
     /// Index of its last record; one less than that of the first where it has none.
@@ -90,27 +93,39 @@ pub struct Recovered {
     pub cut: Option<Cut>,
 }
 
-/// Reads the log of a directory. Calls `visit` with each group, in their order; with the header of each segment before.
-/// Returns `None` where the directory has no segment.
+/// Reads the log of a directory that continues its newest snapshot, or that begins with the first record of all where
+/// there is no snapshot. Calls `visit` with each group, in their order. Returns `None` where the directory has no such
+/// log.
 ///
 /// # Errors
 ///
 /// Where the log is damaged, where the system refuses a read, or where `visit` fails.
 pub fn read_log(
     files: &dyn Files,
+    snapshot: Option<SnapshotId>,
     visit: &mut dyn FnMut(ReadGroup<'_>) -> Result<(), StorageError>,
 ) -> Result<Option<Recovered>, StorageError> {
     let names = files.list();
     let names = names.map_err(|error| StorageError::system(files, "", "read", error))?;
-    let mut numbers: Vec<u64> = names.iter().filter_map(|it| segment_number(it)).collect();
-    numbers.sort_unstable();
+    let ids = names.iter().filter_map(|it| SegmentId::of_name(it));
+    let lowest = ids.clone().min().map(|id| id.chain);
+    let chain = snapshot.map(|id| id.chain).or(lowest);
+    let mut ids: Vec<SegmentId> = ids.filter(|id| Some(id.chain) == chain).collect();
+    ids.sort_unstable();
     let mut reader = Reader {
         files,
         state: None,
         bytes: Vec::new(),
     };
-    for (at, &number) in numbers.iter().enumerate() {
-        reader.segment(number, at + 1 == numbers.len(), visit)?;
+    if let (None, Some(first)) = (snapshot, ids.first())
+        && first.number == 1
+        && reader.first_index(*first)? > 1
+    {
+        // The snapshot that it continues was not finished.
+        return Ok(None);
+    }
+    for (at, &id) in ids.iter().enumerate() {
+        reader.segment(id, at + 1 == ids.len(), visit)?;
     }
     Ok(reader.state)
 }
@@ -125,13 +140,13 @@ struct Reader<'f> {
 impl Reader<'_> {
     fn segment(
         &mut self,
-        number: u64,
+        id: SegmentId,
         is_last: bool,
         visit: &mut dyn FnMut(ReadGroup<'_>) -> Result<(), StorageError>,
     ) -> Result<(), StorageError> {
-        let name = segment_name(number);
+        let name = id.name();
         self.read_file(&name)?;
-        let (header, header_len) = self.header(number, &name)?;
+        let (header, header_len) = self.header(id, &name)?;
         let mut state = match self.state.take() {
             None => Recovered {
                 segments: Vec::new(),
@@ -142,7 +157,7 @@ impl Reader<'_> {
                     previous: header.previous,
                 },
                 place: Place {
-                    number,
+                    id,
                     salt: header.salt,
                     offset: 0,
                 },
@@ -170,12 +185,12 @@ impl Reader<'_> {
             offset = end;
         }
         state.place = Place {
-            number,
+            id,
             salt: header.salt,
             offset: u64_of(offset),
         };
         state.segments.push(SegmentInfo {
-            number,
+            id,
             first_index: header.first_index,
             last_index: state.end.last_index(),
             bytes: u64_of(offset),
@@ -199,7 +214,14 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn header(&self, number: u64, name: &str) -> Result<(SegmentHeader, usize), StorageError> {
+    /// Index of the first record of a segment.
+    fn first_index(&mut self, id: SegmentId) -> Result<u64, StorageError> {
+        let name = id.name();
+        self.read_file(&name)?;
+        self.header(id, &name).map(|(header, _)| header.first_index)
+    }
+
+    fn header(&self, id: SegmentId, name: &str) -> Result<(SegmentHeader, usize), StorageError> {
         let decoded = SegmentHeader::decode(&self.bytes);
         let (header, len) = decoded.map_err(|fault| match fault {
             HeaderFault::Version(version) => StorageError::foreign(
@@ -217,8 +239,8 @@ impl Reader<'_> {
                 format!("the header of the segment is damaged ({fault:?})"),
             ),
         })?;
-        if header.number != number {
-            let found = format!("the header is that of segment {:016x}", header.number);
+        if header.id != id {
+            let found = format!("the header is that of {}", header.id.name());
             return Err(StorageError::damaged(self.files, name, 0, found));
         }
         Ok((header, len))
@@ -232,8 +254,8 @@ impl Reader<'_> {
         name: &str,
     ) -> Result<Recovered, StorageError> {
         let before = state.place;
-        if header.number != before.number + 1 {
-            let missing = segment_name(before.number + 1);
+        if header.id != before.id.next() {
+            let missing = before.id.next().name();
             let found = format!("segment {missing} is missing");
             return Err(StorageError::damaged(self.files, name, 0, found));
         }
@@ -247,7 +269,7 @@ impl Reader<'_> {
             let found = format!(
                 "record {next} is damaged: the next segment begins with record {has}, and does not follow what is here"
             );
-            let name = segment_name(before.number);
+            let name = before.id.name();
             return Err(StorageError::damaged(
                 self.files,
                 &name,

@@ -28,11 +28,23 @@ pub const ALIGNMENT: u64 = 8;
 /// Headers end at multiples of this many bytes.
 const HEADER_ALIGNMENT: usize = 512;
 
+/// Identifies a segment of a directory, and names its file.
+///
+/// The segments of a chain continue each other. A directory has one chain, and another one while a full copy replaces
+/// the data set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SegmentId {
+    /// Number of the chain, from 1.
+    pub chain: u32,
+    /// Number of the segment in its chain, from 1.
+    pub number: u64,
+}
+
 /// The header of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentHeader {
-    /// Number of the segment, from 1.
-    pub number: u64,
+    /// Which segment it is.
+    pub id: SegmentId,
     /// Drawn for each use of a file.
     pub salt: u64,
     /// Index of the first record.
@@ -126,6 +138,34 @@ pub(super) fn epochs_of(bytes: &[u8], count: usize) -> Option<History> {
     History::new(starts.collect::<Option<Vec<_>>>()?).ok()
 }
 
+impl SegmentId {
+    /// Name of the file.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("log-{:08x}-{:016x}", self.chain, self.number)
+    }
+
+    /// The segment whose file has this name; `None` where it is no segment's.
+    #[must_use]
+    pub fn of_name(name: &str) -> Option<SegmentId> {
+        let (chain, number) = name.strip_prefix("log-")?.split_once('-')?;
+        let id = SegmentId {
+            chain: u32::from_str_radix(chain, 16).ok()?,
+            number: u64::from_str_radix(number, 16).ok()?,
+        };
+        (id.name() == name).then_some(id)
+    }
+
+    /// The segment behind this one.
+    #[must_use]
+    pub const fn next(&self) -> SegmentId {
+        SegmentId {
+            chain: self.chain,
+            number: self.number + 1,
+        }
+    }
+}
+
 impl SegmentHeader {
     /// The bytes of the header, with zeros to its end.
     #[must_use]
@@ -136,14 +176,15 @@ impl SegmentHeader {
         out.extend_from_slice(&SEGMENT_MAGIC);
         out.extend_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes());
         out.extend_from_slice(&[0; 4]);
-        for number in [self.number, self.salt, self.first_index] {
+        for number in [self.id.number, self.salt, self.first_index] {
             out.extend_from_slice(&number.to_be_bytes());
         }
         out.extend_from_slice(&self.digest.to_u128().to_be_bytes());
         out.extend_from_slice(&self.previous.to_be_bytes());
         let count = u32::try_from(epochs.len()).unwrap_or(u32::MAX);
         out.extend_from_slice(&count.to_be_bytes());
-        out.extend_from_slice(&[0; 8]);
+        out.extend_from_slice(&self.id.chain.to_be_bytes());
+        out.extend_from_slice(&[0; 4]);
         push_epochs(epochs, &mut out);
         out.resize(len, 0);
         let checksum = salted(0, &out);
@@ -190,7 +231,10 @@ impl SegmentHeader {
         let count = usize::try_from(u32_at(header, 60)?).ok()?;
         let history = epochs_of(header.get(HEADER_FIXED_LEN..)?, count)?;
         Some(SegmentHeader {
-            number: u64_at(header, 16)?,
+            id: SegmentId {
+                chain: u32_at(header, 64)?,
+                number: u64_at(header, 16)?,
+            },
             salt: u64_at(header, 24)?,
             first_index: u64_at(header, 32)?,
             digest: digest_at(header, 40)?,

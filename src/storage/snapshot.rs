@@ -25,18 +25,32 @@ const CHUNK_HEAD_LEN: usize = 32;
 /// Name of a snapshot while it is written.
 pub const UNFINISHED: &str = "new-snapshot";
 
-/// The name of a snapshot that begins at an index.
-#[must_use]
-pub fn snapshot_name(begin: u64) -> String {
-    format!("snapshot-{begin:016x}")
+/// Identifies a snapshot of a directory, and names its file. A recovery reads the greatest one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SnapshotId {
+    /// The chain of segments that continues it.
+    pub chain: u32,
+    /// Index at which it begins.
+    pub begin: u64,
 }
 
-/// The index at which the snapshot of this name begins; `None` where it is no snapshot's.
-#[must_use]
-pub fn snapshot_begin(name: &str) -> Option<u64> {
-    let digits = name.strip_prefix("snapshot-").filter(|it| it.len() == 16)?;
-    let begin = u64::from_str_radix(digits, 16).ok()?;
-    (snapshot_name(begin) == name).then_some(begin)
+impl SnapshotId {
+    /// Name of the file.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("snapshot-{:08x}-{:016x}", self.chain, self.begin)
+    }
+
+    /// The snapshot whose file has this name; `None` where it is no snapshot's.
+    #[must_use]
+    pub fn of_name(name: &str) -> Option<SnapshotId> {
+        let (chain, begin) = name.strip_prefix("snapshot-")?.split_once('-')?;
+        let id = SnapshotId {
+            chain: u32::from_str_radix(chain, 16).ok()?,
+            begin: u64::from_str_radix(begin, 16).ok()?,
+        };
+        (id.name() == name).then_some(id)
+    }
 }
 
 /// A snapshot that is being written.
@@ -45,7 +59,7 @@ pub struct SnapshotWriter<'f> {
     files: &'f dyn Files,
     file: Box<dyn File>,
     salt: u64,
-    begin: u64,
+    id: SnapshotId,
     offset: u64,
     /// Checksum of the last head.
     previous: u32,
@@ -53,14 +67,15 @@ pub struct SnapshotWriter<'f> {
 }
 
 impl<'f> SnapshotWriter<'f> {
-    /// Begins a snapshot: every change up to index `begin` is in what is added. `history` has the epochs up to there.
+    /// Begins a snapshot: every change up to index `id.begin` is in what is added. `history` has the epochs up to
+    /// there.
     ///
     /// # Errors
     ///
     /// Those of the system.
     pub fn begin(
         files: &'f dyn Files,
-        begin: u64,
+        id: SnapshotId,
         history: &History,
         salt: u64,
     ) -> Result<SnapshotWriter<'f>, StorageError> {
@@ -75,9 +90,10 @@ impl<'f> SnapshotWriter<'f> {
         header.extend_from_slice(&MAGIC);
         header.extend_from_slice(&[0; 8]);
         header.extend_from_slice(&salt.to_be_bytes());
-        header.extend_from_slice(&begin.to_be_bytes());
+        header.extend_from_slice(&id.begin.to_be_bytes());
+        header.extend_from_slice(&id.chain.to_be_bytes());
         let epochs = history.epochs();
-        let count = u64::try_from(epochs.len()).unwrap_or(u64::MAX);
+        let count = u32::try_from(epochs.len()).unwrap_or(u32::MAX);
         header.extend_from_slice(&count.to_be_bytes());
         push_epochs(epochs, &mut header);
         let len = u32::try_from(header.len()).unwrap_or(u32::MAX);
@@ -89,7 +105,7 @@ impl<'f> SnapshotWriter<'f> {
             files,
             file,
             salt,
-            begin,
+            id,
             offset: u64::from(len),
             previous: checksum,
             keys: 0,
@@ -152,35 +168,35 @@ impl<'f> SnapshotWriter<'f> {
     }
 
     /// Gives the snapshot, which has [ended](Self::end), its name, and removes the others. The log is durable up to its
-    /// end. Returns the index at which it begins: the log up to there is needed no more.
+    /// end. The log up to its begin is needed no more, and no other chain.
     ///
     /// # Errors
     ///
     /// Those of the system.
-    pub fn finish(self) -> Result<u64, StorageError> {
+    pub fn finish(self) -> Result<(), StorageError> {
         let files = self.files;
         let failed =
             |operation| move |error| StorageError::system(files, UNFINISHED, operation, error);
-        let name = snapshot_name(self.begin);
+        let name = self.id.name();
         files.rename(UNFINISHED, &name).map_err(failed("rename"))?;
         files.sync_directory().map_err(failed("rename"))?;
         let names = files.list().map_err(failed("read the directory of"))?;
         for old in names {
-            if snapshot_begin(&old).is_some() && old != name {
+            if SnapshotId::of_name(&old).is_some() && old != name {
                 files
                     .remove(&old)
                     .map_err(failed("remove the one before"))?;
             }
         }
-        Ok(self.begin)
+        Ok(())
     }
 }
 
 /// A snapshot that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadSnapshot {
-    /// Index at which it begins.
-    pub begin: u64,
+    /// Which one it is.
+    pub id: SnapshotId,
     /// Index at which it is exact once the log was applied up to there.
     pub end: u64,
     /// The epochs up to its begin.
@@ -205,10 +221,10 @@ pub fn read_snapshot(
 ) -> Result<Option<ReadSnapshot>, StorageError> {
     let names = files.list();
     let names = names.map_err(|error| StorageError::system(files, "", "read", error))?;
-    let Some(begin) = names.iter().filter_map(|it| snapshot_begin(it)).max() else {
+    let Some(id) = names.iter().filter_map(|it| SnapshotId::of_name(it)).max() else {
         return Ok(None);
     };
-    let name = snapshot_name(begin);
+    let name = id.name();
     let file = files.open(&name, false);
     let mut reader = Reader {
         files,
@@ -216,7 +232,7 @@ pub fn read_snapshot(
         name,
         offset: 0,
     };
-    reader.read(begin, visit).map(Some)
+    reader.read(id, visit).map(Some)
 }
 
 struct Reader<'f> {
@@ -253,7 +269,11 @@ impl Reader<'_> {
         Ok(bytes)
     }
 
-    fn read(&mut self, begin: u64, visit: &mut Visit<'_>) -> Result<ReadSnapshot, StorageError> {
+    fn read(
+        &mut self,
+        id: SnapshotId,
+        visit: &mut Visit<'_>,
+    ) -> Result<ReadSnapshot, StorageError> {
         let mut header = self.bytes(16)?;
         let len = u32_at(&header, 8).unwrap_or(0);
         let longest = HEADER_FIXED_LEN + 24 * crate::history::EPOCHS_MAX;
@@ -268,15 +288,19 @@ impl Reader<'_> {
         header[12..16].fill(0);
         let checksum = salted(0, &header);
         let fields = || {
-            let count = usize::try_from(u64_at(&header, 32)?).ok()?;
+            let count = usize::try_from(u32_at(&header, 36)?).ok()?;
+            let found = SnapshotId {
+                chain: u32_at(&header, 32)?,
+                begin: u64_at(&header, 24)?,
+            };
             let history = epochs_of(header.get(HEADER_FIXED_LEN..)?, count)?;
-            Some((u64_at(&header, 16)?, u64_at(&header, 24)?, history))
+            Some((u64_at(&header, 16)?, found, history))
         };
-        let (Some((salt, first, history)), true) = (fields(), stored == Some(checksum)) else {
+        let (Some((salt, found, history)), true) = (fields(), stored == Some(checksum)) else {
             self.offset = 0;
             return Err(self.damaged("the header of the snapshot is damaged"));
         };
-        if first != begin {
+        if found != id {
             return Err(self.damaged("the snapshot has the name of another one"));
         }
         let (mut previous, mut keys) = (checksum, 0);
@@ -310,7 +334,7 @@ impl Reader<'_> {
                 return Err(self.damaged("the snapshot lacks entries"));
             }
             return Ok(ReadSnapshot {
-                begin,
+                id,
                 end,
                 history,
                 keys,

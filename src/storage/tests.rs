@@ -2,16 +2,19 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::io::ErrorKind;
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 
 use super::error::{Problem, StorageError};
 use super::files::Files;
 use super::recovery::{LogEnd, Recovered, read_log};
+use super::segment::SegmentId;
 use super::simulated::Disk;
-use super::snapshot::{SnapshotWriter, read_snapshot, snapshot_name};
-use super::writer::{LogWriter, NewGroup, Salts, segment_name, segment_number};
+use super::snapshot::{SnapshotId, SnapshotWriter, read_snapshot};
+use super::writer::{LogWriter, NewGroup, Salts};
 use crate::engine::digest::Digest;
 use crate::history::{EpochStart, History};
 
@@ -28,6 +31,18 @@ fn start() -> LogEnd {
     }
 }
 
+/// The first segment.
+fn first() -> SegmentId {
+    SegmentId {
+        chain: 1,
+        number: 1,
+    }
+}
+
+fn snapshot_id(begin: u64) -> SnapshotId {
+    SnapshotId { chain: 1, begin }
+}
+
 fn history() -> History {
     let start = EpochStart {
         epoch: 3,
@@ -38,14 +53,14 @@ fn history() -> History {
 }
 
 fn salts(seed: u64) -> Salts {
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    Box::new(move || random.random())
+    let random = Mutex::new(ChaCha8Rng::seed_from_u64(seed));
+    Arc::new(move || random.lock().random())
 }
 
 /// Reads a log: what it is, and its groups with records.
 fn read(disk: &Disk) -> Result<(Option<Recovered>, Vec<Written>), StorageError> {
     let mut groups = Vec::new();
-    let recovered = read_log(disk, &mut |group| {
+    let recovered = read_log(disk, None, &mut |group| {
         if group.head.count > 0 {
             groups.push((group.head.first_index, group.records.to_vec()));
         }
@@ -58,7 +73,14 @@ fn read(disk: &Disk) -> Result<(Option<Recovered>, Vec<Written>), StorageError> 
 fn open(disk: &Disk, seed: u64) -> Result<(LogWriter<'_>, Vec<Written>), StorageError> {
     let (recovered, groups) = read(disk)?;
     let writer = match recovered {
-        None => LogWriter::begin(disk, 1, start(), &History::default(), salts(seed), SEGMENT)?,
+        None => LogWriter::begin(
+            disk,
+            first(),
+            start(),
+            &History::default(),
+            salts(seed),
+            SEGMENT,
+        )?,
         Some(log) => LogWriter::recovered(disk, &log, &history(), salts(seed), SEGMENT)?,
     };
     Ok((writer, groups))
@@ -143,7 +165,7 @@ fn a_log_is_read_as_it_was_written_and_goes_on() {
     for pair in ends {
         let [before, after] = pair else { panic!() };
         assert_eq!(after.first_index, before.last_index + 1);
-        assert_eq!(after.number, before.number + 1);
+        assert_eq!(after.id, before.id.next());
     }
 }
 
@@ -201,7 +223,7 @@ fn no_flipped_byte_is_taken_for_a_value_or_for_a_torn_end_that_was_durable() {
         assert!(log.segments.len() > 1);
         let (mut refused, mut cut) = (0, 0);
         for segment in &log.segments {
-            let name = segment_name(segment.number);
+            let name = segment.id.name();
             for at in 0..usize::try_from(segment.bytes).unwrap() {
                 let flipped = disk.after_kill();
                 flipped.flip(&name, at, 1 << (at % 8));
@@ -238,7 +260,7 @@ fn a_last_group_that_is_cut_anywhere_is_left_out() {
     let (disk, written) = small_log(false);
     let (log, _) = read(&disk).unwrap();
     let last = log.unwrap().segments.pop().unwrap();
-    let name = segment_name(last.number);
+    let name = last.id.name();
     let group = (88_u64 + 900).next_multiple_of(8);
     for cut in 1..=group {
         let disk = disk.after_kill();
@@ -270,8 +292,8 @@ fn a_last_group_that_is_cut_anywhere_is_left_out() {
 fn segments_that_are_missing_or_of_another_use_are_refused() {
     let (disk, _) = small_log(true);
     let (log, _) = read(&disk).unwrap();
-    let numbers: Vec<u64> = log.unwrap().segments.iter().map(|it| it.number).collect();
-    assert!(numbers.len() >= 2, "{numbers:?}");
+    let ids: Vec<SegmentId> = log.unwrap().segments.iter().map(|it| it.id).collect();
+    assert!(ids.len() >= 2, "{ids:?}");
     let refused = |disk: &Disk, what: &str| {
         let error = read(disk).err().unwrap_or_else(|| panic!("{what}"));
         assert!(
@@ -280,24 +302,22 @@ fn segments_that_are_missing_or_of_another_use_are_refused() {
         );
     };
     let without = disk.after_kill();
-    without.rename(&segment_name(numbers[0]), "x").unwrap();
+    without.rename(&ids[0].name(), "x").unwrap();
     // Whether the first one is needed is known by the snapshot alone.
     read(&without).unwrap();
-    if let [_, middle, _, ..] = numbers[..] {
+    if let [_, middle, _, ..] = ids[..] {
         let without = disk.after_kill();
-        without.remove(&segment_name(middle)).unwrap();
+        without.remove(&middle.name()).unwrap();
         refused(&without, "a segment is missing");
     }
     let renamed = disk.after_kill();
-    let last = *numbers.last().unwrap();
-    renamed
-        .rename(&segment_name(last), &segment_name(last + 1))
-        .unwrap();
+    let last = *ids.last().unwrap();
+    renamed.rename(&last.name(), &last.next().name()).unwrap();
     refused(&renamed, "a segment has another number");
     // The last segment of another log of the same numbers.
     let (other, _) = small_log(true);
-    let bytes = other.bytes(&segment_name(last));
-    let (first, mixed) = (segment_name(last), disk.after_kill());
+    let bytes = other.bytes(&last.name());
+    let (first, mixed) = (last.name(), disk.after_kill());
     mixed
         .open(&first, true)
         .unwrap()
@@ -311,7 +331,7 @@ fn segments_that_are_missing_or_of_another_use_are_refused() {
             append(&mut writer, 2, &[9; 900]).unwrap();
             writer.sync().unwrap();
         }
-        disk.bytes(&segment_name(last))
+        disk.bytes(&last.name())
     };
     mixed
         .open(&first, true)
@@ -380,15 +400,24 @@ fn a_call_that_fails_is_reported_and_loses_nothing_that_was_durable() {
 
 #[test]
 fn files_of_other_names_are_no_segments() {
-    assert_eq!(segment_number(&segment_name(0xab)), Some(0xab));
+    let id = SegmentId {
+        chain: 0xc,
+        number: 0xab,
+    };
+    assert_eq!(SegmentId::of_name(&id.name()), Some(id));
     for name in [
         "log-1",
-        "log-00000000000000AB",
-        "new-0000000000000001",
-        "log-000000000000000g",
+        "log-0000000c-00000000000000AB",
+        "log-c-00000000000000ab",
+        "new-0000000c-0000000000000001",
+        "log-0000000c-000000000000000g",
+        "snapshot-0000000c-0000000000000001",
     ] {
-        assert_eq!(segment_number(name), None, "{name}");
+        assert_eq!(SegmentId::of_name(name), None, "{name}");
     }
+    let id = snapshot_id(0xab);
+    assert_eq!(SnapshotId::of_name(&id.name()), Some(id));
+    assert_eq!(SnapshotId::of_name("snapshot-00000000000000ab"), None);
 }
 
 /// The hexadecimal digits of a block of `docs/FORMAT.md`, as bytes.
@@ -406,9 +435,9 @@ fn documented(kind: &str) -> Vec<u8> {
 #[test]
 fn the_document_has_the_bytes_of_a_segment() {
     let disk = Disk::default();
-    let salts: Salts = Box::new(|| 0x0102_0304_0506_0708);
+    let salts: Salts = Arc::new(|| 0x0102_0304_0506_0708);
     let none = History::default();
-    let mut writer = LogWriter::begin(&disk, 1, start(), &none, salts, SEGMENT).unwrap();
+    let mut writer = LogWriter::begin(&disk, first(), start(), &none, salts, SEGMENT).unwrap();
     let record = b"\x01\0\x01\0\0\0\x01a1";
     let group = NewGroup {
         records: record,
@@ -419,7 +448,7 @@ fn the_document_has_the_bytes_of_a_segment() {
         time_ms: 0x0190_0000_0000,
     };
     writer.append(&group, History::default).unwrap();
-    let bytes = disk.bytes(&segment_name(1));
+    let bytes = disk.bytes(&first().name());
     let header = documented("segment");
     assert_eq!(bytes[..header.len()], header, "{}", hex(&bytes[..72]));
     assert!(bytes[header.len()..512].iter().all(|byte| *byte == 0));
@@ -434,11 +463,12 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Writes a snapshot of two chunks on a disk.
 fn write_snapshot(disk: &Disk, begin: u64) -> Result<(), StorageError> {
-    let mut writer = SnapshotWriter::begin(disk, begin, &history(), 0x0102_0304_0506_0708)?;
+    let mut writer =
+        SnapshotWriter::begin(disk, snapshot_id(begin), &history(), 0x0102_0304_0506_0708)?;
     writer.add(&[begin.to_be_bytes(), [7; 8]].concat(), 3)?;
     writer.add(b"the last one", 1)?;
     writer.end(begin + 5)?;
-    writer.finish().map(drop)
+    writer.finish()
 }
 
 /// The begin of the snapshot of a disk, whose contents are those of [`write_snapshot`].
@@ -451,7 +481,7 @@ fn read_back(disk: &Disk) -> Result<Option<u64>, StorageError> {
     let Some(snapshot) = snapshot else {
         return Ok(None);
     };
-    let begin = snapshot.begin;
+    let begin = snapshot.id.begin;
     let first = [begin.to_be_bytes(), [7; 8]].concat();
     assert_eq!(chunks, [(first, 3), (b"the last one".to_vec(), 1)]);
     assert_eq!((snapshot.end, snapshot.keys), (begin + 5, 4));
@@ -468,7 +498,7 @@ fn a_snapshot_is_the_old_one_or_the_new_one_wherever_it_fails() {
         let disk = disk.after_kill();
         write_snapshot(&disk, 20).unwrap();
         assert_eq!(read_back(&disk).unwrap(), Some(20));
-        assert_eq!(disk.list().unwrap(), [snapshot_name(20)]);
+        assert_eq!(disk.list().unwrap(), [snapshot_id(20).name()]);
         disk.calls()
     };
     let mut found = [0, 0];
@@ -494,7 +524,7 @@ fn a_snapshot_is_the_old_one_or_the_new_one_wherever_it_fails() {
 fn every_flipped_byte_of_a_snapshot_is_found() {
     let disk = Disk::default();
     write_snapshot(&disk, 10).unwrap();
-    let name = snapshot_name(10);
+    let name = snapshot_id(10).name();
     for at in 0..disk.bytes(&name).len() {
         let flipped = disk.after_kill();
         flipped.flip(&name, at, 1 << (at % 8));
@@ -516,10 +546,11 @@ fn every_flipped_byte_of_a_snapshot_is_found() {
 fn the_document_has_the_bytes_of_a_snapshot() {
     let disk = Disk::default();
     let none = History::default();
-    let mut writer = SnapshotWriter::begin(&disk, 5, &none, 0x0102_0304_0506_0708).unwrap();
+    let mut writer =
+        SnapshotWriter::begin(&disk, snapshot_id(5), &none, 0x0102_0304_0506_0708).unwrap();
     writer.add(b"\x01\0\x01\0\0\0\x01a1", 1).unwrap();
     writer.end(7).unwrap();
     writer.finish().unwrap();
-    let bytes = disk.bytes(&snapshot_name(5));
+    let bytes = disk.bytes(&snapshot_id(5).name());
     assert_eq!(bytes, documented("snapshot"), "{}", hex(&bytes));
 }

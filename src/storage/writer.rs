@@ -11,11 +11,13 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 
 use super::error::StorageError;
 use super::files::{File, Files};
 use super::recovery::{LogEnd, Recovered};
-use super::segment::{GroupHead, SegmentHeader, body_checksum, group_len};
+use super::segment::{GroupHead, SegmentHeader, SegmentId, body_checksum, group_len};
+use super::snapshot::SnapshotId;
 use crate::engine::digest::Digest;
 use crate::history::History;
 
@@ -49,7 +51,7 @@ pub struct NewGroup<'a> {
 }
 
 /// Draws a salt for a segment.
-pub type Salts = Box<dyn FnMut() -> u64 + Send>;
+pub type Salts = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 /// The writer of a log.
 pub struct LogWriter<'f> {
@@ -57,8 +59,8 @@ pub struct LogWriter<'f> {
     salts: Salts,
     segment_bytes: u64,
     current: Current,
-    /// Number and first index of each segment.
-    starts: VecDeque<(u64, u64)>,
+    /// Each segment and its first index.
+    starts: VecDeque<(SegmentId, u64)>,
     /// Where the next group goes.
     end: LogEnd,
     /// Index up to which the records are durable.
@@ -76,7 +78,7 @@ pub struct LogWriter<'f> {
 /// The segment that is written.
 struct Current {
     name: String,
-    number: u64,
+    id: SegmentId,
     salt: u64,
     file: Box<dyn File>,
     /// Where the next group goes.
@@ -86,36 +88,22 @@ struct Current {
     has_groups: bool,
 }
 
-/// The name of a segment.
-#[must_use]
-pub fn segment_name(number: u64) -> String {
-    format!("log-{number:016x}")
-}
-
-/// The number of the segment of this name; `None` where it is no segment's.
-#[must_use]
-pub fn segment_number(name: &str) -> Option<u64> {
-    let digits = name.strip_prefix("log-").filter(|it| it.len() == 16)?;
-    let number = u64::from_str_radix(digits, 16).ok()?;
-    (segment_name(number) == name).then_some(number)
-}
-
 impl<'f> LogWriter<'f> {
-    /// Begins a log behind `end`, in a new segment with this number.
+    /// Begins a log behind `end`, in a new segment.
     ///
     /// # Errors
     ///
     /// Those of the system.
     pub fn begin(
         files: &'f dyn Files,
-        number: u64,
+        id: SegmentId,
         end: LogEnd,
         history: &History,
-        mut salts: Salts,
+        salts: Salts,
         segment_bytes: u64,
     ) -> Result<LogWriter<'f>, StorageError> {
         let first_bytes = FIRST_BYTES.min(segment_bytes);
-        let current = Current::create(files, number, salts(), &end, history, (None, first_bytes))?;
+        let current = Current::create(files, id, salts(), &end, history, (None, first_bytes))?;
         Ok(LogWriter::with(files, salts, segment_bytes, current, end))
     }
 
@@ -133,18 +121,18 @@ impl<'f> LogWriter<'f> {
         segment_bytes: u64,
     ) -> Result<LogWriter<'f>, StorageError> {
         // It was read, and is shown to others from now on.
-        let name = segment_name(log.place.number);
+        let name = log.place.id.name();
         let file = files.open(&name, true);
         let synced = file.and_then(|file| file.sync());
         synced.map_err(|error| StorageError::system(files, &name, "sync", error))?;
         let mut writer = if log.cut.is_some() {
-            let number = log.place.number + 1;
-            LogWriter::begin(files, number, log.end, history, salts, segment_bytes)?
+            let id = log.place.id.next();
+            LogWriter::begin(files, id, log.end, history, salts, segment_bytes)?
         } else {
             LogWriter::resume(files, log.end, log.place, salts, segment_bytes)?
         };
         let starts = log.segments.iter();
-        let mut starts: VecDeque<_> = starts.map(|it| (it.number, it.first_index)).collect();
+        let mut starts: VecDeque<_> = starts.map(|it| (it.id, it.first_index)).collect();
         if log.cut.is_some() {
             starts.extend(&writer.starts);
         }
@@ -171,7 +159,7 @@ impl<'f> LogWriter<'f> {
         salts: Salts,
         segment_bytes: u64,
     ) -> Result<LogWriter<'f>, StorageError> {
-        let name = segment_name(place.number);
+        let name = place.id.name();
         let failed = |operation| {
             let name = name.clone();
             move |error| StorageError::system(files, &name, operation, error)
@@ -180,7 +168,7 @@ impl<'f> LogWriter<'f> {
         let len = file.length().map_err(failed("read"))?;
         let current = Current {
             name,
-            number: place.number,
+            id: place.id,
             salt: place.salt,
             file,
             offset: place.offset,
@@ -201,7 +189,7 @@ impl<'f> LogWriter<'f> {
             files,
             salts,
             segment_bytes,
-            starts: VecDeque::from([(current.number, end.next_index)]),
+            starts: VecDeque::from([(current.id, end.next_index)]),
             current,
             durable_to: end.last_index(),
             end,
@@ -210,6 +198,12 @@ impl<'f> LogWriter<'f> {
             spares: Vec::new(),
             buffer: Vec::new(),
         }
+    }
+
+    /// The chain that is written.
+    #[must_use]
+    pub const fn chain(&self) -> u32 {
+        self.current.id.chain
     }
 
     /// Index of the last record that was written.
@@ -320,14 +314,14 @@ impl<'f> LogWriter<'f> {
     fn rotate(&mut self, history: &History, len: u64) -> Result<(), StorageError> {
         // Before the next segment has its name.
         self.sync()?;
-        let (number, salt) = (self.current.number + 1, (self.salts)());
+        let (id, salt) = (self.current.id.next(), (self.salts)());
         let spare = self.spares.pop();
         let needed = (
             spare.as_deref(),
             len.max(FIRST_BYTES.min(self.segment_bytes)),
         );
-        self.current = Current::create(self.files, number, salt, &self.end, history, needed)?;
-        self.starts.push_back((number, self.end.next_index));
+        self.current = Current::create(self.files, id, salt, &self.end, history, needed)?;
+        self.starts.push_back((id, self.end.next_index));
         Ok(())
     }
 
@@ -339,17 +333,17 @@ impl<'f> LogWriter<'f> {
     /// Those of the system. The log stays as it is, with more files than it needs.
     pub fn forget(&mut self, index: u64) -> Result<(), StorageError> {
         let files = self.files;
-        while let Some((number, _)) = self.starts.front().copied()
+        while let Some((id, _)) = self.starts.front().copied()
             && let Some((_, next_start)) = self.starts.get(1)
             && *next_start <= index + 1
         {
-            let name = segment_name(number);
+            let name = id.name();
             let failed = |operation| {
                 let name = name.clone();
                 move |error| StorageError::system(files, &name, operation, error)
             };
             if self.spares.len() < SPARES_MAX {
-                let spare = format!("spare-{number:016x}");
+                let spare = format!("spare-{:08x}-{:016x}", id.chain, id.number);
                 files.rename(&name, &spare).map_err(failed("rename"))?;
                 self.spares.push(spare);
             } else {
@@ -365,18 +359,63 @@ impl<'f> LogWriter<'f> {
 impl std::fmt::Debug for LogWriter<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LogWriter")
-            .field("segment", &self.current.number)
+            .field("segment", &self.current.id)
             .field("end", &self.end)
             .field("durable_to", &self.durable_to)
             .finish_non_exhaustive()
     }
 }
 
+/// The newest chain of a directory; `None` where it has neither a segment nor a snapshot.
+///
+/// # Errors
+///
+/// Those of the system.
+pub fn newest_chain(files: &dyn Files) -> Result<Option<u32>, StorageError> {
+    let names = files.list();
+    let names = names.map_err(|error| StorageError::system(files, "", "read", error))?;
+    let chains = names.iter().filter_map(|name| {
+        let segment = SegmentId::of_name(name).map(|id| id.chain);
+        segment.or_else(|| SnapshotId::of_name(name).map(|id| id.chain))
+    });
+    Ok(chains.max())
+}
+
+/// Removes what no recovery needs: segments of other chains than `chain`, other snapshots than `snapshot`, and files
+/// that were not finished.
+///
+/// # Errors
+///
+/// Those of the system. The directory has more files than it needs then.
+pub fn remove_stale(
+    files: &dyn Files,
+    chain: Option<u32>,
+    snapshot: Option<SnapshotId>,
+) -> Result<(), StorageError> {
+    let names = files.list();
+    let names = names.map_err(|error| StorageError::system(files, "", "read", error))?;
+    let is_stale = |name: &String| {
+        let segment = SegmentId::of_name(name);
+        let other = SnapshotId::of_name(name);
+        segment.is_some_and(|id| Some(id.chain) != chain)
+            || other.is_some_and(|id| Some(id) != snapshot)
+            || name.starts_with("new-")
+    };
+    let mut stale: Vec<String> = names.into_iter().filter(is_stale).collect();
+    // The last segment of a chain first: what is left of the chain begins with its first one.
+    stale.sort_unstable_by(|one, other| other.cmp(one));
+    for name in &stale {
+        let removed = files.remove(name).and_then(|()| files.sync_directory());
+        removed.map_err(|error| StorageError::system(files, name, "remove", error))?;
+    }
+    Ok(())
+}
+
 /// The place in a segment where the log goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Number of the segment.
-    pub number: u64,
+    /// The segment.
+    pub id: SegmentId,
     /// Its salt.
     pub salt: u64,
     /// Offset behind the last group.
@@ -388,14 +427,14 @@ impl Current {
     /// there is one.
     fn create(
         files: &dyn Files,
-        number: u64,
+        id: SegmentId,
         salt: u64,
         end: &LogEnd,
         history: &History,
         (spare, needed): (Option<&str>, u64),
     ) -> Result<Current, StorageError> {
         let header = SegmentHeader {
-            number,
+            id,
             salt,
             first_index: end.next_index,
             digest: end.digest,
@@ -404,7 +443,7 @@ impl Current {
         };
         let header = header.encode();
         let offset = u64::try_from(header.len()).unwrap_or(u64::MAX);
-        let temporary = format!("new-{number:016x}");
+        let temporary = format!("new-{:08x}-{:016x}", id.chain, id.number);
         let before = spare.unwrap_or(&temporary);
         let failed = |operation| move |error| StorageError::system(files, before, operation, error);
         let (file, mut len) = match spare {
@@ -431,14 +470,14 @@ impl Current {
         file.write_at(0, &header_with_end)
             .map_err(failed("write"))?;
         file.sync().map_err(failed("sync"))?;
-        let name = segment_name(number);
+        let name = id.name();
         files.rename(before, &name).map_err(failed("rename"))?;
         files
             .sync_directory()
             .map_err(failed("sync the directory of"))?;
         Ok(Current {
             name,
-            number,
+            id,
             salt,
             file,
             offset,

@@ -1,12 +1,14 @@
 //! `check`: reads a data directory, and says what a node would recover from it.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use argh::{ArgsInfo, FromArgs};
 use gopherstore::{
     arguments,
     engine::Engine,
-    server::disk::{self, Recovery},
+    persistence::{Recovery, recover},
+    server::disk,
     storage::error::{Problem, StorageError},
     storage::files::Files,
     time::MachineTime,
@@ -40,7 +42,7 @@ pub(crate) fn run(command: &Check) -> Result<Outcome, Failure> {
     let directory = disk::open_to_read(&command.dir).map_err(failure)?;
     let names = directory.list().unwrap_or_default();
     let engine = Engine::new(Some(BACKLOG_BYTES), MachineTime::clock());
-    let recovery = disk::recover(&directory, &engine).map_err(failure)?;
+    let recovery = recover(&directory, &engine, Instant::now()).map_err(failure)?;
     write_out(report(&recovery, &engine, &names).as_bytes())?;
     Ok(Outcome::Done)
 }
@@ -58,8 +60,12 @@ fn report(recovery: &Recovery, engine: &Engine, names: &[String]) -> String {
     let mut text = String::new();
     if let Some(snapshot) = &recovery.snapshot {
         text += &format!(
-            "snapshot-{:016x}: {} keys of index {} to {}, {} bytes\n",
-            snapshot.begin, snapshot.keys, snapshot.begin, snapshot.end, snapshot.bytes
+            "{}: {} keys of index {} to {}, {} bytes\n",
+            snapshot.id.name(),
+            snapshot.keys,
+            snapshot.id.begin,
+            snapshot.end,
+            snapshot.bytes
         );
     }
     let segments = recovery.log.iter().flat_map(|log| &log.segments);
@@ -70,8 +76,9 @@ fn report(recovery: &Recovery, engine: &Engine, names: &[String]) -> String {
             format!("records {} to {}", segment.first_index, segment.last_index)
         };
         text += &format!(
-            "log-{:016x}: {records}, {} bytes\n",
-            segment.number, segment.bytes
+            "{}: {records}, {} bytes\n",
+            segment.id.name(),
+            segment.bytes
         );
     }
     let spares = names.iter().filter(|name| name.starts_with("spare-"));

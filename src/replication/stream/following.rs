@@ -129,6 +129,12 @@ impl<'a> FollowerStream<'a> {
         std::mem::take(&mut self.notes)
     }
 
+    /// Waits until the node's disk is near the end of its log, until `deadline` at most. Returns whether it is.
+    pub(crate) fn wait_for_disk(&self, deadline: Instant) -> bool {
+        let log = self.node.engine().log();
+        log.is_none_or(|log| log.wait_for_disk(deadline))
+    }
+
     /// Begins the stream: the bytes of FOLLOW.
     ///
     /// # Errors

@@ -223,7 +223,7 @@ impl<'a> LeaderStream<'a> {
         // Only the stream of a follower that was silent is replaced.
         let has_place = self.link.progress(|_| ());
         has_place.map_err(|_| StreamEnd::Silent)?;
-        let found = self.source.read(&mut cursor)?;
+        let found = self.source.read_acknowledged(&mut cursor)?;
         self.check()?;
         match found {
             Found::Small(count, digest) => {

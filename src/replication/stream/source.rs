@@ -72,8 +72,19 @@ impl<'a> Source<'a> {
     /// Reads the next records of the log into `run`. They are of this stream's history.
     pub(super) fn read(&mut self, cursor: &mut Cursor) -> Result<Found, StreamEnd> {
         let found = self.log.try_read(cursor, BATCH_BYTES, &mut self.run);
+        self.was_read(*cursor, found)
+    }
+
+    /// The same for records that this node acknowledges.
+    pub(super) fn read_acknowledged(&mut self, cursor: &mut Cursor) -> Result<Found, StreamEnd> {
+        let (log, run) = (self.log, &mut self.run);
+        let found = log.try_read_acknowledged(cursor, BATCH_BYTES, run);
+        self.was_read(*cursor, found)
+    }
+
+    fn was_read(&mut self, cursor: Cursor, found: Found) -> Result<Found, StreamEnd> {
         self.check_dataset()?;
-        self.cursor = Some(*cursor);
+        self.cursor = Some(cursor);
         Ok(found)
     }
 

@@ -69,6 +69,7 @@ fn follow(
                 Ok(())
             },
             &signal,
+            stop,
         );
         signal.end();
         result
@@ -105,10 +106,13 @@ fn receive(
     mut socket: &TcpStream,
     accepted: impl FnOnce(Arc<AcksOut>) -> io::Result<()>,
     signal: &AckSignal,
+    stop: &Stop,
 ) -> Result<Option<LeadOrder>, FollowError> {
     socket.set_read_timeout(Some(ANSWER_TURN)).map_err(lost)?;
     let (mut buffer, mut needed, mut accepted) = (Buffer::new(), HEADER_LEN, Some(accepted));
     loop {
+        // What is not read waits at the leader.
+        while !stream.wait_for_disk(Instant::now() + ANSWER_TURN) && !stop.is_stopped() {}
         match socket.read(buffer.space(needed)) {
             Ok(0) => return Err(stream.closed()),
             Ok(count) => buffer.filled(count),

@@ -1,0 +1,38 @@
+//! The node's data directory, as far as the node knows of it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::Node;
+use crate::log::Log;
+
+/// A data directory: it has the data set that a recovery finds.
+pub trait DataDirectory: fmt::Debug + Send + Sync {
+    /// Reads the data set of the directory into the node's engine, which holds none and receives nothing. Returns
+    /// whether it has been read; there may be none.
+    fn restore(&self, log: &Log) -> bool;
+}
+
+impl Node {
+    /// Gives the node its data directory. To be called before the node is served.
+    pub fn keep_in(&mut self, directory: Arc<dyn DataDirectory>) {
+        self.directory = Some(directory);
+    }
+
+    /// Whether the node has a data directory.
+    #[must_use]
+    pub const fn has_directory(&self) -> bool {
+        self.directory.is_some()
+    }
+
+    /// Discards a part of a snapshot, which is no data set, and goes back to the data set of the data directory, where
+    /// there is one. `why` is the answer to reads meanwhile.
+    pub fn discard_copy(&self, why: &str) {
+        self.discard_dataset(why);
+        if let (Some(directory), Some(log)) = (&self.directory, self.engine.log())
+            && directory.restore(log)
+        {
+            self.restored();
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Copies the data set to a snapshot, partition by partition, while writes go on.
+
+use crate::engine::{Engine, PartitionCopy};
+use crate::log::Log;
+use crate::storage::error::StorageError;
+use crate::storage::files::Files;
+use crate::storage::snapshot::{SnapshotId, SnapshotWriter};
+
+/// Bytes of entries in a chunk of a snapshot, about.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// A snapshot that is being written.
+#[derive(Debug)]
+pub struct Copying<'d> {
+    engine: &'d Engine,
+    log: &'d Log,
+    writer: SnapshotWriter<'d>,
+    id: SnapshotId,
+    /// [`Log::dataset_generation`] of the data set that is copied.
+    generation: u64,
+    /// Partitions that are copied.
+    partitions: usize,
+    copy: PartitionCopy,
+    /// Frames that are not in the file yet, and their number.
+    chunk: (Vec<u8>, u64),
+}
+
+/// The result of [`Copying::step`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// There is more to copy.
+    More,
+    /// Everything is copied. The snapshot may be [finished](Copying::finish) once the log is durable up to this index.
+    Copied(u64),
+    /// Another data set has replaced the one that was copied. The copy is of no use.
+    Replaced,
+}
+
+impl<'d> Copying<'d> {
+    /// Begins a snapshot of the data set, which the chain of this number continues.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    pub fn begin(
+        files: &'d dyn Files,
+        (engine, log): (&'d Engine, &'d Log),
+        chain: u32,
+        salt: u64,
+    ) -> Result<Copying<'d>, StorageError> {
+        let generation = log.dataset_generation();
+        let begin = engine.head().index;
+        let id = SnapshotId { chain, begin };
+        let writer = SnapshotWriter::begin(files, id, &log.history().up_to(begin), salt)?;
+        Ok(Copying {
+            engine,
+            log,
+            writer,
+            id,
+            generation,
+            partitions: 0,
+            copy: PartitionCopy::default(),
+            chunk: (Vec::new(), 0),
+        })
+    }
+
+    /// Copies the next partition, or ends the copy.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    pub fn step(&mut self) -> Result<Progress, StorageError> {
+        if self.partitions < self.engine.partitions() {
+            self.copy_partition()?;
+        }
+        // Looked at behind the last read of the store, and before the copy counts.
+        if self.is_replaced() {
+            return Ok(Progress::Replaced);
+        }
+        if self.partitions < self.engine.partitions() {
+            return Ok(Progress::More);
+        }
+        self.flush()?;
+        let end = self.engine.head().index;
+        self.writer.end(end)?;
+        if self.is_replaced() {
+            return Ok(Progress::Replaced);
+        }
+        Ok(Progress::Copied(end))
+    }
+
+    /// Whether another data set has replaced the one that is copied.
+    #[must_use]
+    pub fn is_replaced(&self) -> bool {
+        self.log.dataset_generation() != self.generation
+    }
+
+    fn copy_partition(&mut self) -> Result<(), StorageError> {
+        self.engine.copy_partition(self.partitions, &mut self.copy);
+        self.partitions += 1;
+        let short = self.copy.len() - self.copy.long().len();
+        self.chunk.0.extend_from_slice(self.copy.short());
+        self.chunk.1 += u64::try_from(short).unwrap_or(u64::MAX);
+        if self.chunk.0.len() >= CHUNK_BYTES {
+            self.flush()?;
+        }
+        for entry in self.copy.long() {
+            self.writer.add(entry.frame(), 1)?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), StorageError> {
+        let (frames, count) = &mut self.chunk;
+        if *count > 0 {
+            self.writer.add(frames, *count)?;
+        }
+        frames.clear();
+        *count = 0;
+        Ok(())
+    }
+
+    /// Bytes of the snapshot.
+    #[must_use]
+    pub const fn len(&self) -> u64 {
+        self.writer.len()
+    }
+
+    /// Whether it has no entry.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.writer.is_empty()
+    }
+
+    /// Gives the snapshot, which is [copied](Progress::Copied), its name.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    pub fn finish(self) -> Result<SnapshotId, StorageError> {
+        self.writer.finish().map(|()| self.id)
+    }
+}

@@ -1,0 +1,431 @@
+//! Writes the log of a node to its data directory.
+//!
+//! [`Writing::step`] reads the log as a sender to a follower does, writes what it finds as one group, and moves the
+//! watermarks that answers wait for. What is appended during a sync is the next group, so one sync serves all writes
+//! that have gathered.
+//!
+//! A full copy from another node replaces the data set. The log behind it is another chain of segments, beside the old
+//! snapshot and its chain. Until a snapshot of the new data set has its name, a recovery finds the old data set, so no
+//! record of the new chain counts as written.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use super::Recovery;
+use crate::config::{StorageConfig, SyncPolicy};
+use crate::engine::Engine;
+use crate::engine::digest::Digest;
+use crate::log::{Cursor, Found, Log, Mark, Unwritten};
+use crate::storage::error::StorageError;
+use crate::storage::files::Files;
+use crate::storage::recovery::LogEnd;
+use crate::storage::segment::SegmentId;
+use crate::storage::snapshot::SnapshotId;
+use crate::storage::writer::{LogWriter, NewGroup, Salts, newest_chain, remove_stale};
+
+/// Most bytes of records in a group, but for a single longer one.
+const GROUP_BYTES: usize = 1 << 20;
+
+/// Idle time after which the last group is sealed.
+const SEAL_AFTER: Duration = Duration::from_millis(100);
+
+/// Time between two looks at a log in which nothing happens. What happens wakes the reader.
+const IDLE: Duration = Duration::from_secs(3_600);
+
+/// Settings of the writing.
+#[derive(Clone)]
+pub struct Settings {
+    /// When the log is made durable.
+    pub config: StorageConfig,
+    /// Bytes of a segment.
+    pub segment_bytes: u64,
+    /// Bytes of log after which there is another snapshot, where the last one is not longer.
+    pub snapshot_log_bytes: u64,
+    /// Draws the salts of segments.
+    pub salts: Salts,
+}
+
+/// What is to be done after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The next step.
+    Again,
+    /// Nothing before this time, unless the log grows or something else has happened.
+    Wait(Instant),
+    /// Nothing: the log has ended, and all of it is durable.
+    Ended,
+}
+
+/// The writer of a node's log.
+pub struct Writing<'d> {
+    files: &'d dyn Files,
+    engine: &'d Engine,
+    log: &'d Log,
+    settings: Settings,
+    /// `None` while the node holds no data set.
+    writer: Option<LogWriter<'d>>,
+    /// The next record.
+    cursor: Cursor,
+    /// A recovery finds what is written: the chain begins with the first record of all, or behind a snapshot that has
+    /// its name.
+    is_based: bool,
+    synced_at: Instant,
+    is_unsynced: bool,
+    /// When a group was last written.
+    wrote_at: Instant,
+    /// Bytes of log since the last snapshot was begun.
+    log_bytes: u64,
+    /// Of the last snapshot.
+    snapshot_bytes: u64,
+    /// Frames read from the log.
+    buffer: Vec<u8>,
+}
+
+impl<'d> Writing<'d> {
+    /// Goes on behind what was recovered. Removes files that no recovery needs.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system. It is then unknown what the disk has, so no further answer may be sent. This holds for all
+    /// functions here.
+    pub fn new(
+        files: &'d dyn Files,
+        (engine, log): (&'d Engine, &'d Log),
+        settings: Settings,
+        recovery: Recovery,
+        now: Instant,
+    ) -> Result<Writing<'d>, StorageError> {
+        let mut writing = Writing {
+            files,
+            engine,
+            log,
+            settings,
+            writer: None,
+            cursor: log.unwritten().cursor,
+            is_based: false,
+            synced_at: now,
+            is_unsynced: false,
+            wrote_at: now,
+            log_bytes: 0,
+            snapshot_bytes: 0,
+            buffer: Vec::new(),
+        };
+        writing.resume(recovery)?;
+        Ok(writing)
+    }
+
+    /// Goes on behind what was recovered.
+    fn resume(&mut self, recovery: Recovery) -> Result<(), StorageError> {
+        let Recovery { snapshot, log, .. } = recovery;
+        let unwritten = self.log.unwritten();
+        let id = snapshot.as_ref().map(|snapshot| snapshot.id);
+        let (files, settings) = (self.files, &self.settings);
+        let (salts, segment_bytes) = (settings.salts.clone(), settings.segment_bytes);
+        let history = &unwritten.history;
+        let writer = match (&log, id) {
+            (Some(log), _) => Some(LogWriter::recovered(
+                files,
+                log,
+                history,
+                salts,
+                segment_bytes,
+            )?),
+            // A directory without data.
+            (None, None) => None,
+            // Nothing was written behind the snapshot.
+            (None, Some(id)) => {
+                let first = SegmentId {
+                    chain: id.chain,
+                    number: 1,
+                };
+                let end = end_at(&unwritten);
+                Some(LogWriter::begin(
+                    files,
+                    first,
+                    end,
+                    history,
+                    salts,
+                    segment_bytes,
+                )?)
+            }
+        };
+        if let Some(writer) = &writer {
+            remove_stale(files, Some(writer.chain()), id)?;
+        }
+        let begin = id.map_or(0, |id| id.begin);
+        let segments = log.iter().flat_map(|log| &log.segments);
+        let behind = segments.filter(|segment| segment.last_index > begin);
+        self.log_bytes = behind.map(|segment| segment.bytes).sum();
+        self.snapshot_bytes = snapshot.map_or(0, |snapshot| snapshot.bytes);
+        self.is_based = writer.is_some();
+        self.is_unsynced = false;
+        self.writer = writer;
+        self.cursor = unwritten.cursor;
+        self.acknowledge();
+        Ok(())
+    }
+
+    /// Reads the directory into the engine again, which is empty and receives nothing meanwhile, and goes on behind
+    /// what is recovered.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`recover`](super::recover), and of the system.
+    pub fn restore(&mut self, now: Instant) -> Result<(), StorageError> {
+        self.writer = None;
+        let recovery = super::recover(self.files, self.engine, now)?;
+        self.resume(recovery)
+    }
+
+    /// Writes the next group, if the log has one, makes durable what has to be, or says how long there is nothing to
+    /// do.
+    /// `durable_to` is the index up to which the log is to be durable soon, whatever the policy is.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    pub fn step(&mut self, durable_to: u64, now: Instant) -> Result<Next, StorageError> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let found = self
+            .log
+            .try_read(&mut self.cursor, GROUP_BYTES, &mut buffer);
+        let next = match &found {
+            Found::Small(count, digest) => self.append((&buffer, *count), *digest, now),
+            Found::Large(entry, digest) => self.append((entry.frame(), 1), *digest, now),
+            Found::Nothing => self.rest(durable_to, now),
+            Found::Ended => self.end().map(|()| Next::Ended),
+            Found::Gone => self.restart().map(|()| Next::Again),
+        };
+        self.buffer = buffer;
+        next
+    }
+
+    /// The log begins anew: another data set has replaced the one before, or the node holds none.
+    fn restart(&mut self) -> Result<(), StorageError> {
+        if self.is_unsynced {
+            // A recovery may need it yet.
+            self.sync()?;
+        }
+        let unwritten = self.log.unwritten();
+        self.cursor = unwritten.cursor;
+        self.writer = None;
+        self.log_bytes = 0;
+        self.snapshot_bytes = 0;
+        if unwritten.history.last().is_none() {
+            return Ok(());
+        }
+        self.begin_chain(&unwritten).map(drop)
+    }
+
+    /// Begins a chain behind what is written.
+    fn begin_chain(&mut self, place: &Unwritten) -> Result<&mut LogWriter<'d>, StorageError> {
+        let newest = newest_chain(self.files)?;
+        let first = SegmentId {
+            chain: newest.unwrap_or(0) + 1,
+            number: 1,
+        };
+        let settings = &self.settings;
+        let writer = LogWriter::begin(
+            self.files,
+            first,
+            end_at(place),
+            &place.history,
+            settings.salts.clone(),
+            settings.segment_bytes,
+        )?;
+        self.is_based = newest.is_none() && place.head.index == 0;
+        Ok(self.writer.insert(writer))
+    }
+
+    fn append(
+        &mut self,
+        (records, count): (&[u8], u32),
+        digest: Digest,
+        now: Instant,
+    ) -> Result<Next, StorageError> {
+        let (epoch, committed) = self.state();
+        let group = NewGroup {
+            records,
+            count,
+            digest,
+            epoch,
+            committed,
+            time_ms: self.engine.clock().now(),
+        };
+        let log = self.log;
+        if self.writer.is_none() {
+            self.begin_chain(&log.unwritten())?;
+        }
+        let Some(writer) = &mut self.writer else {
+            unreachable!("it was begun")
+        };
+        let written = writer.written_to();
+        writer.append(&group, || log.history().up_to(written))?;
+        let written = writer.written_to();
+        self.is_unsynced = true;
+        self.wrote_at = now;
+        self.log_bytes += u64::try_from(records.len()).unwrap_or(u64::MAX);
+        if self.is_based {
+            self.log.advance(Mark::Written, written);
+        }
+        self.log.written(written);
+        if self.is_sync_due(now) {
+            self.sync()?;
+            self.synced_at = now;
+        }
+        Ok(Next::Again)
+    }
+
+    /// The newest epoch, and the index up to which records are committed.
+    fn state(&self) -> (u64, u64) {
+        let epoch = self.log.last_epoch().map_or(0, |start| start.epoch);
+        (epoch, self.log.committed_index())
+    }
+
+    /// Whether the policy wants a sync now, where something is not synced.
+    fn is_sync_due(&self, now: Instant) -> bool {
+        let config = &self.settings.config;
+        match config.sync {
+            SyncPolicy::Always => true,
+            SyncPolicy::Interval => {
+                now.saturating_duration_since(self.synced_at) >= config.sync_interval
+            }
+            SyncPolicy::Never => false,
+        }
+    }
+
+    fn sync(&mut self) -> Result<(), StorageError> {
+        if let Some(writer) = &mut self.writer {
+            writer.sync()?;
+        }
+        self.is_unsynced = false;
+        self.acknowledge();
+        Ok(())
+    }
+
+    /// Moves the watermarks to what a recovery finds.
+    fn acknowledge(&self) {
+        if let Some(writer) = &self.writer
+            && self.is_based
+        {
+            self.log.advance(Mark::Written, writer.written_to());
+            self.log.advance(Mark::Durable, writer.durable_to());
+        }
+    }
+
+    /// Nothing is appended: syncs what waits for that, or seals the last group.
+    fn rest(&mut self, durable_to: u64, now: Instant) -> Result<Next, StorageError> {
+        let is_due = self.is_sync_due(now) || durable_to > self.durable_to();
+        if self.is_unsynced && is_due {
+            self.sync()?;
+            self.synced_at = now;
+            return Ok(Next::Again);
+        }
+        let mut until = now + IDLE;
+        if self.is_unsynced && self.settings.config.sync == SyncPolicy::Interval {
+            until = until.min(self.synced_at + self.settings.config.sync_interval);
+        }
+        if self
+            .writer
+            .as_ref()
+            .is_some_and(|writer| !writer.is_sealed())
+        {
+            let seal_at = self.wrote_at + SEAL_AFTER;
+            if now >= seal_at {
+                self.seal()?;
+            } else {
+                until = until.min(seal_at);
+            }
+        }
+        Ok(Next::Wait(until))
+    }
+
+    fn seal(&mut self) -> Result<(), StorageError> {
+        let (epoch, committed) = self.state();
+        let (log, time_ms) = (self.log, self.engine.clock().now());
+        let Some(writer) = &mut self.writer else {
+            return Ok(());
+        };
+        let written = writer.written_to();
+        writer.seal((epoch, committed, time_ms), || log.history().up_to(written))
+    }
+
+    /// The log has ended: makes all of it durable.
+    fn end(&mut self) -> Result<(), StorageError> {
+        self.sync()?;
+        self.seal()?;
+        self.sync()
+    }
+
+    /// Index up to which the chain is durable; 0 where there is none.
+    #[must_use]
+    pub fn durable_to(&self) -> u64 {
+        self.writer.as_ref().map_or(0, LogWriter::durable_to)
+    }
+
+    /// The chain that is written; `None` while the node holds no data set.
+    #[must_use]
+    pub fn chain(&self) -> Option<u32> {
+        self.writer.as_ref().map(LogWriter::chain)
+    }
+
+    /// The place in the log behind what is written.
+    #[must_use]
+    pub const fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
+    /// Whether a snapshot is wanted: the log is long, or its chain begins behind a full copy.
+    #[must_use]
+    pub fn wants_snapshot(&self) -> bool {
+        let least = self.settings.snapshot_log_bytes.max(self.snapshot_bytes);
+        self.writer.is_some() && (!self.is_based || self.log_bytes > least)
+    }
+
+    /// A snapshot is begun: the log from here on counts for the next one.
+    pub const fn snapshot_began(&mut self) {
+        self.log_bytes = 0;
+    }
+
+    /// A snapshot of this many bytes has its name: what it replaces is removed.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    pub fn snapshot_done(&mut self, id: SnapshotId, bytes: u64) -> Result<(), StorageError> {
+        let Some(writer) = &mut self.writer else {
+            return Ok(());
+        };
+        if writer.chain() != id.chain {
+            return Ok(());
+        }
+        writer.forget(id.begin)?;
+        self.snapshot_bytes = bytes;
+        if !self.is_based {
+            self.is_based = true;
+            remove_stale(self.files, Some(id.chain), Some(id))?;
+            self.acknowledge();
+        }
+        Ok(())
+    }
+}
+
+/// The end of a log that a chain begins behind.
+fn end_at(place: &Unwritten) -> LogEnd {
+    let Unwritten { head, .. } = place;
+    LogEnd {
+        next_index: head.index + 1,
+        digest: head.digest,
+        previous: 0,
+    }
+}
+
+impl fmt::Debug for Writing<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writing")
+            .field("writer", &self.writer)
+            .field("cursor", &self.cursor)
+            .field("is_based", &self.is_based)
+            .finish_non_exhaustive()
+    }
+}
