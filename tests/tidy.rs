@@ -41,6 +41,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "config",
         ],
     ),
+    (
+        "storage::annotate",
+        &["storage", "engine::digest", "history", "wire"],
+    ),
     ("replication::core", &["history", "wire"]),
     (
         "node",

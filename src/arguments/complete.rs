@@ -36,7 +36,8 @@ impl Kind<'_> {
         let bare = name.trim_start_matches('-').to_ascii_lowercase();
         match &*bare {
             _ if name.contains('|') => Kind::Choice(name),
-            "file" | "path" | "folder" | "config" => Kind::File,
+            // The text of decode may name a file.
+            "file" | "path" | "folder" | "dir" | "config" | "text" => Kind::File,
             "node" | "nodes" => Kind::Node,
             _ => Kind::Any,
         }

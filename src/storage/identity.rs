@@ -12,7 +12,7 @@ const IDENTITY: &str = "identity";
 const TEMPORARY: &str = "new-identity";
 
 /// First line of the file; the number is the version of the directory's format.
-const FIRST_LINE: &str = "gopherstore data directory, format 1";
+pub(super) const FIRST_LINE: &str = "gopherstore data directory, format 1";
 
 /// Longest file in bytes that is looked at.
 const LEN_MAX: u64 = 4_096;
@@ -27,7 +27,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let mut text = format!("{FIRST_LINE}\n");
         // Writing to a string does not fail. Names have no quotes.
         let _ = writeln!(text, "cluster = \"{}\"", self.cluster);

@@ -8,12 +8,14 @@
 //! | `recovery.rs`  | reads a log back, and tells a torn end from damage                 |
 //! | `snapshot.rs`  | writes and reads a snapshot of the data set                        |
 //! | `identity.rs`  | whose data a directory holds                                       |
+//! | `annotate/`    | shows a file field by field, for people                            |
 //! | `error.rs`     | why a data directory cannot be used                                |
 //!
 //! Nothing here knows a thread, a socket or a clock.
 
 #![deny(clippy::wildcard_enum_match_arm)]
 
+pub mod annotate;
 pub mod error;
 pub mod files;
 pub mod identity;
@@ -23,5 +25,5 @@ pub mod segment;
 pub(crate) mod simulated;
 pub mod snapshot;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod writer;

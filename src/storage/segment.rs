@@ -26,7 +26,7 @@ pub const HEAD_LEN: usize = 88;
 pub const ALIGNMENT: u64 = 8;
 
 /// Headers end at multiples of this many bytes.
-const HEADER_ALIGNMENT: usize = 512;
+pub(super) const HEADER_ALIGNMENT: usize = 512;
 
 /// Identifies a segment of a directory, and names its file.
 ///

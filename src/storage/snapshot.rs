@@ -11,10 +11,10 @@ use super::segment::{epochs_of, push_epochs, salted, u32_at, u64_at};
 use crate::history::History;
 
 /// First bytes of a snapshot; the last one is the version of the format.
-const MAGIC: [u8; 8] = *b"GOPHSNP\x01";
+pub(super) const MAGIC: [u8; 8] = *b"GOPHSNP\x01";
 
 /// First bytes of a chunk.
-const CHUNK_MAGIC: [u8; 4] = *b"CHK\x01";
+pub(super) const CHUNK_MAGIC: [u8; 4] = *b"CHK\x01";
 
 /// Bytes of the header before its epochs.
 const HEADER_FIXED_LEN: usize = 40;

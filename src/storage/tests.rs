@@ -421,7 +421,7 @@ fn files_of_other_names_are_no_segments() {
 }
 
 /// The hexadecimal digits of a block of `docs/FORMAT.md`, as bytes.
-fn documented(kind: &str) -> Vec<u8> {
+pub(crate) fn documented(kind: &str) -> Vec<u8> {
     let document = include_str!("../../docs/FORMAT.md");
     let (_, block) = document.split_once(&format!("```{kind}\n")).unwrap();
     let (block, _) = block.split_once("```").unwrap();

@@ -342,3 +342,89 @@ fn a_directory_cannot_be_decoded() {
         .unwrap();
     assert_eq!(output.status.code(), Some(8));
 }
+
+/// The bytes of a block of docs/FORMAT.md.
+fn documented(kind: &str) -> Vec<u8> {
+    let document = include_str!("../../docs/FORMAT.md");
+    let (_, block) = document.split_once(&format!("```{kind}\n")).unwrap();
+    let (block, _) = block.split_once("```").unwrap();
+    let digits: String = block.split_whitespace().collect();
+    let pairs = digits.as_bytes().chunks(2);
+    pairs
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+        .collect()
+}
+
+#[test]
+fn the_files_of_a_data_directory_are_recognised_from_a_file_and_from_standard_input() {
+    let mut segment = documented("segment");
+    segment.resize(512, 0);
+    segment.extend(documented("group"));
+    segment.extend([0; 1_000]);
+    let identity = documented_text("identity");
+    let dir = tempfile::tempdir().unwrap();
+    for (bytes, first) in [
+        (
+            &segment,
+            "header of log-00000001-0000000000000001, 512 bytes\n",
+        ),
+        (
+            &documented("snapshot"),
+            "header of snapshot-00000001-0000000000000005, ",
+        ),
+        (&identity, "identity of a data directory, "),
+    ] {
+        let file = dir.path().join("log-0000000000000001");
+        fs::write(&file, bytes).unwrap();
+        let named = decode(&[file.to_str().unwrap()], b"");
+        assert_eq!((named.code, &*named.err), (0, ""));
+        assert!(named.out.starts_with(first.as_bytes()), "{named:?}");
+        assert_eq!(decode(&[], bytes), named);
+        // Any byte that is not there is missed, though a segment may end behind its groups.
+        let cut = &bytes[..bytes.len().min(600) - 1];
+        fs::write(&file, cut).unwrap();
+        let named = decode(&[file.to_str().unwrap()], b"");
+        assert_eq!(named.code, 7, "{named:?}");
+        assert!(
+            named.err.contains("log-0000000000000001, offset 0x"),
+            "{named:?}"
+        );
+        let read = decode(&[], cut);
+        assert_eq!((read.code, &read.out), (7, &named.out));
+        // Sides are those of connections.
+        assert_ne!(decode(&["--as", "request"], bytes).code, 0);
+    }
+    if tools::are_there(&["xxd"]) {
+        let run = decode(&[], &piped("xxd", &[], &segment));
+        assert_eq!((run.code, run.out), (0, decode(&[], &segment).out));
+    }
+}
+
+fn documented_text(kind: &str) -> Vec<u8> {
+    let document = include_str!("../../docs/FORMAT.md");
+    let (_, section) = document.split_once(&format!("\n## {kind}\n")).unwrap();
+    let (_, block) = section.split_once("```text\n").unwrap();
+    block.split_once("```").unwrap().0.into()
+}
+
+#[test]
+fn an_argument_is_a_file_only_where_it_is_no_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("04"), b"no frame").unwrap();
+    fs::write(dir.path().join("dump"), GOLDEN).unwrap();
+    let at = |arguments: &[&str]| {
+        let mut command = program();
+        command
+            .current_dir(dir.path())
+            .arg("decode")
+            .args(arguments);
+        finish(&mut command, b"")
+    };
+    at(&["dump"]).expect(0, SHOWN, "");
+    assert_eq!(at(&["04"]).code, 7);
+    at(&["./04"]).expect_failure(2, &["line 1"]);
+    at(&["dump", "04"]).expect_failure(2, &["line 1, column 2"]);
+    at(&["other"]).expect_failure(2, &["line 1, column 1", "or the name of a file"]);
+    at(&["./other"]).expect_failure(8, &["cannot read ./other: No such file"]);
+    at(&["./"]).expect_failure(8, &["./ is a directory; check reads a data directory"]);
+}

@@ -167,6 +167,8 @@ fn data_directory(dir: &Path) {
     let mut line = String::new();
     let mut out = BufReader::new(node.stdout.take().unwrap());
     out.read_line(&mut line).unwrap();
+    let segment = dir.join("data/log-00000001-0000000000000001");
+    wait_for("a segment of the log", || segment.exists().then_some(()));
     node.kill().unwrap();
     node.wait().unwrap();
     assert!(dir.join("data/identity").exists(), "{line}");

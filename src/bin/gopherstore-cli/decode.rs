@@ -1,11 +1,19 @@
-//! `decode`: prints recorded bytes as annotated frames.
+//! `decode`: prints recorded bytes as annotated frames, and the files of a data directory.
 
-use std::io::{self, Read};
+use std::{
+    borrow::Cow,
+    ffi::OsStr,
+    fs::File,
+    io::{self, Read},
+    os::unix::ffi::OsStrExt,
+    path::Path,
+};
 
 use argh::{ArgsInfo, FromArgs};
 use gopherstore::{
     arguments::{self, Bytes},
-    hexdump::{self, Flow, Form},
+    hexdump::{self, Contents, Flow, Form},
+    storage::annotate::{FileKind, Parts},
     wire::{
         annotate,
         transcript::{Fault, Frame, Kind, Side, Transcript},
@@ -14,16 +22,20 @@ use gopherstore::{
 
 use crate::report::{Failure, Outcome};
 
-/// Print bytes as annotated frames: raw bytes, a dump, a capture, or a printf line.
+/// Print bytes as annotated frames: raw bytes, a dump, a capture, a printf line, or a file of a data directory.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "decode", help_triggers("-h", "--help"))]
 #[argh(
     example = "gopherstore-cli decode 01 0007 00000006 75736572313233 616374697665\n\
         gopherstore-cli decode '\\x04\\0\\0\\0\\0\\0\\0'\n\
         printf '\\004\\0\\0\\0\\0\\0\\0' | nc -N 127.0.0.1 8000 | gopherstore-cli decode --as response\n\
-        tcpdump -r capture.pcap -x 'tcp port 8000' | gopherstore-cli decode",
-    note = "Without TEXT the command reads standard input, at most 256 MiB. It recognizes raw bytes, the output of\n\
-        xxd, hexdump -C and tcpdump -x (-X, -xx, -XX), hexadecimal digits, and a printf string or command.\n\
+        tcpdump -r capture.pcap -x 'tcp port 8000' | gopherstore-cli decode\n\
+        gopherstore-cli decode data/log-00000001-0000000000000001",
+    note = "Without TEXT the command reads standard input. One TEXT in none of the forms may name a file instead.\n\
+        Of either it reads 256 MiB at most. It recognizes raw bytes, the output of xxd, hexdump -C and\n\
+        tcpdump -x (-X, -xx, -XX), hexadecimal digits, and a printf string or command. By their first bytes\n\
+        it recognizes the files of a data directory (docs/FORMAT.md): segments of the log, snapshots and\n\
+        identity. Without --as it prints their fields and the frames in them.\n\
         It joins the packets of each direction of each connection.\n\
         With auto it chooses the side for which all frames parse. If that is not exactly one side, it chooses\n\
         the most likely one; --as overrides it. It asks no node, so options such as --addr have no effect.\n\
@@ -58,41 +70,122 @@ fn side(encoded: &str) -> Result<Option<Side>, String> {
     arguments::one_of(encoded, &sides)
 }
 
-/// Most bytes of standard input. If there are more, only the frames before this limit are decoded.
+/// Most bytes of the input. If there are more, only the frames before this limit are decoded.
 const INPUT_LEN_MAX: usize = 256 << 20;
 
 /// Size of the output buffer.
 const BATCH_LEN: usize = 64 << 10;
 
-pub(crate) fn run(command: &Decode) -> Result<Outcome, Failure> {
-    let input = if command.text.is_empty() {
-        standard_input()?
-    } else {
-        command.text.join(&b' ')
-    };
-    let is_cut = input.len() > INPUT_LEN_MAX;
-    let input = &input[..input.len().min(INPUT_LEN_MAX)];
-    let usage = |message: String| Failure::new(Outcome::Usage, message);
-    if is_cut && !hexdump::is_raw(input) {
-        return Err(too_long());
+/// The bytes to decode.
+struct Input {
+    bytes: Vec<u8>,
+    /// The source, for messages.
+    name: String,
+    /// The source has more bytes.
+    is_cut: bool,
+}
+
+impl Input {
+    /// The text of the arguments, the file that they name, or standard input.
+    fn of(text: &[Bytes]) -> Result<Input, Failure> {
+        if text.is_empty() {
+            return Input::read(io::stdin().lock(), "standard input".to_owned());
+        }
+        if let [name] = text
+            && hexdump::read(name).is_err()
+        {
+            let path = Path::new(OsStr::from_bytes(name));
+            let shown = path.display().to_string();
+            if path.is_dir() {
+                let message = format!("{shown} is a directory; check reads a data directory");
+                return Err(Failure::new(Outcome::LocalInput, message));
+            }
+            if path.exists() || name.contains(&b'/') {
+                let file = File::open(path);
+                let file = file.map_err(|error| {
+                    Failure::new(Outcome::LocalInput, format!("cannot read {shown}: {error}"))
+                })?;
+                return Input::read(file, shown);
+            }
+        }
+        Ok(Input {
+            bytes: text.join(&b' '),
+            name: String::new(),
+            is_cut: false,
+        })
     }
-    let contents = hexdump::read(input).map_err(|error| {
-        usage(format!(
-            "{error}; decode takes raw bytes, an xxd or tcpdump -x dump, hexadecimal digits, or a printf string"
-        ))
-    })?;
+
+    fn read(source: impl Read, name: String) -> Result<Input, Failure> {
+        let mut bytes = Vec::new();
+        let len_max = u64::try_from(INPUT_LEN_MAX).unwrap_or(u64::MAX);
+        if let Err(error) = source.take(len_max + 1).read_to_end(&mut bytes) {
+            let message = format!("cannot read {name}: {error}; redirect a file into it");
+            return Err(Failure::new(Outcome::LocalInput, message));
+        }
+        let is_cut = bytes.len() > INPUT_LEN_MAX;
+        bytes.truncate(INPUT_LEN_MAX);
+        Ok(Input {
+            bytes,
+            name,
+            is_cut,
+        })
+    }
+
+    /// It is longer than the limit.
+    fn too_long(&self) -> Failure {
+        Failure::new(
+            Outcome::LocalInput,
+            format!(
+                "{} is longer than {} MiB, and nothing beyond that is decoded; give a part of it, such as tail -c \
+                 +OFFSET makes",
+                self.name,
+                INPUT_LEN_MAX >> 20
+            ),
+        )
+    }
+
+    fn contents(&self, side: Option<Side>) -> Result<Contents<'_>, Failure> {
+        // An identity is text.
+        if side.is_none() && FileKind::of(&self.bytes).is_some() {
+            return Ok(Contents {
+                form: Form::Raw,
+                flows: vec![Flow {
+                    name: None,
+                    bytes: Cow::Borrowed(&self.bytes),
+                    missing: 0,
+                }],
+            });
+        }
+        if self.is_cut && !hexdump::is_raw(&self.bytes) {
+            return Err(self.too_long());
+        }
+        hexdump::read(&self.bytes).map_err(|error| {
+            Failure::new(
+                Outcome::Usage,
+                format!(
+                    "{error}; decode takes raw bytes, an xxd or tcpdump -x dump, hexadecimal digits, a printf string, \
+                     or the name of a file"
+                ),
+            )
+        })
+    }
+}
+
+pub(crate) fn run(command: &Decode) -> Result<Outcome, Failure> {
+    let input = Input::of(&command.text)?;
+    let contents = input.contents(command.side)?;
     if contents.flows.iter().all(|flow| flow.bytes.is_empty()) {
         let message = match contents.form {
             Form::Packets => "the packets carry no bytes; capture a connection while it is used",
             _ => "no bytes to decode; give some behind decode, or on standard input",
         };
-        return Err(usage(message.to_owned()));
+        return Err(Failure::new(Outcome::Usage, message));
     }
     let mut failure: Option<Failure> = None;
     let mut more = 0_u32;
     let mut out = Out::default();
     for flow in &contents.flows {
-        let result = print(flow, command.side, is_cut, &mut out);
+        let result = print(flow, command.side, &input, &mut out);
         match result {
             Ok(()) => {}
             // Flows are independent: a fault in one does not stop the others.
@@ -113,31 +206,6 @@ pub(crate) fn run(command: &Decode) -> Result<Outcome, Failure> {
         Err(Stop::Failure(failure)) => Err(failure),
         _ => failure.map_or(Ok(Outcome::Done), Err),
     }
-}
-
-/// Reads standard input, up to one byte more than the limit.
-fn standard_input() -> Result<Vec<u8>, Failure> {
-    let mut input = Vec::new();
-    let len_max = u64::try_from(INPUT_LEN_MAX).unwrap_or(u64::MAX);
-    match io::stdin().lock().take(len_max + 1).read_to_end(&mut input) {
-        Ok(_) => Ok(input),
-        Err(error) => Err(Failure::new(
-            Outcome::LocalInput,
-            format!("cannot read standard input: {error}; redirect a file into it"),
-        )),
-    }
-}
-
-/// Standard input is longer than the limit.
-fn too_long() -> Failure {
-    Failure::new(
-        Outcome::LocalInput,
-        format!(
-            "standard input is longer than {} MiB, and nothing beyond that is decoded; give a part of it, such as \
-             tail -c +OFFSET makes",
-            INPUT_LEN_MAX >> 20
-        ),
-    )
 }
 
 /// Reason why the output of a flow ends.
@@ -171,9 +239,15 @@ impl Out {
     }
 }
 
-/// Prints the frames of a flow. `is_cut` says that it has more bytes than were read.
-fn print(flow: &Flow, side: Option<Side>, is_cut: bool, out: &mut Out) -> Result<(), Stop> {
-    let bytes = &*flow.bytes;
+/// Prints the frames of a flow.
+fn print(flow: &Flow, side: Option<Side>, input: &Input, out: &mut Out) -> Result<(), Stop> {
+    let (bytes, is_cut) = (&*flow.bytes, input.is_cut);
+    if side.is_none()
+        && flow.name.is_none()
+        && let Some(kind) = FileKind::of(bytes)
+    {
+        return print_file(kind, flow, input, out);
+    }
     let guessed = side.is_none();
     let side = side.unwrap_or_else(|| Side::guess(bytes));
     if let Some(name) = &flow.name {
@@ -209,11 +283,34 @@ fn print(flow: &Flow, side: Option<Side>, is_cut: bool, out: &mut Out) -> Result
         }
     }
     if is_cut {
-        return out.flush().and(Err(Stop::Failure(too_long())));
+        return out.flush().and(Err(Stop::Failure(input.too_long())));
     }
     if flow.missing > 0 {
         let message = format!("behind offset {:#x}: {}", bytes.len(), lost(flow.missing));
         return Err(failed(flow, out, &message));
+    }
+    Ok(())
+}
+
+/// Prints a file of a data directory.
+fn print_file(kind: FileKind, flow: &Flow, input: &Input, out: &mut Out) -> Result<(), Stop> {
+    for part in Parts::new(kind, &flow.bytes) {
+        out.print(&part.text)?;
+        match part.damage {
+            Some(damage) if damage.is_cut && input.is_cut => break,
+            Some(damage) => {
+                let name = if input.name.is_empty() {
+                    kind.name()
+                } else {
+                    &input.name
+                };
+                return Err(failed(flow, out, &format!("{name}, {damage}")));
+            }
+            None => {}
+        }
+    }
+    if input.is_cut {
+        return out.flush().and(Err(Stop::Failure(input.too_long())));
     }
     Ok(())
 }

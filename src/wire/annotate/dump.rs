@@ -14,11 +14,11 @@ const HEAD_LEN: usize = 4 * ROW_LEN;
 const TAIL_LEN: usize = 2 * ROW_LEN;
 
 /// A dump that is being written.
-pub(super) struct Dump<'a> {
+pub(crate) struct Dump<'a> {
     /// All bytes, or, inside [`Dump::within`], those before its end.
-    pub(super) bytes: &'a [u8],
+    pub(crate) bytes: &'a [u8],
     /// Offset of the next byte to be shown; at most `bytes.len()`.
-    pub(super) at: usize,
+    pub(crate) at: usize,
     /// Offset that is printed for the first byte.
     pub(super) base: usize,
     /// Whether these are the requests of a BATCH.
@@ -29,7 +29,7 @@ pub(super) struct Dump<'a> {
 
 impl<'a> Dump<'a> {
     /// An empty dump of `bytes`; `base` is the offset that is printed for the first of them.
-    pub(super) fn new(bytes: &'a [u8], base: usize) -> Dump<'a> {
+    pub(crate) fn new(bytes: &'a [u8], base: usize) -> Dump<'a> {
         let mut notes = String::new();
         if bytes.is_empty() {
             notes.push_str("! no bytes\n");
@@ -44,12 +44,12 @@ impl<'a> Dump<'a> {
         }
     }
 
-    pub(super) fn has_more(&self) -> bool {
+    pub(crate) fn has_more(&self) -> bool {
         self.at < self.bytes.len()
     }
 
     /// The number of bytes that have not been shown.
-    pub(super) fn rest(&self) -> usize {
+    pub(crate) fn rest(&self) -> usize {
         self.bytes.len() - self.at
     }
 
@@ -81,7 +81,7 @@ impl<'a> Dump<'a> {
     }
 
     /// Shows a field of `len` bytes in rows, with its meaning in the first.
-    pub(super) fn field(&mut self, name: &str, len: usize, meaning: impl FnOnce(&[u8]) -> String) {
+    pub(crate) fn field(&mut self, name: &str, len: usize, meaning: impl FnOnce(&[u8]) -> String) {
         let offset = self.at;
         let bytes = self.take(len);
         let meaning = if bytes.len() == len {
@@ -133,7 +133,7 @@ impl<'a> Dump<'a> {
     }
 
     /// Shows `len` bytes of user data, as far as they are there.
-    pub(super) fn rows(&mut self, name: &str, len: usize) {
+    pub(crate) fn rows(&mut self, name: &str, len: usize) {
         let offset = self.at;
         let bytes = self.take(len);
         let (head, tail) = if bytes.len() > FIELD_LEN_MAX {
@@ -152,6 +152,18 @@ impl<'a> Dump<'a> {
         for (row, chunk) in bytes[tail..].chunks(ROW_LEN).enumerate() {
             self.row(offset + tail + row * ROW_LEN, chunk, "", &quoted(chunk));
         }
+    }
+
+    /// Shows the next `len` bytes in one row, which says what they are.
+    pub(crate) fn summary(&mut self, name: &str, len: usize, meaning: &str) {
+        let offset = self.base.saturating_add(self.at);
+        self.take(len);
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            self.out,
+            "{offset:06x}  {:<23}  {name:<9}  {meaning}",
+            "..."
+        );
     }
 
     /// Describes the bytes before `end` with `describe`, and continues at `end`, however many were described.
@@ -189,7 +201,7 @@ impl<'a> Dump<'a> {
     }
 
     /// The rows alone.
-    pub(super) fn into_rows(self) -> String {
+    pub(crate) fn into_rows(self) -> String {
         self.out
     }
 

@@ -25,11 +25,11 @@
 //! [`response_to`] for what the leader sends, both from the connection's start, and by [`stream`] for either from
 //! any frame on. [`sent`] and [`received`] see by themselves which of these a frame is; [`frame`](fn@frame) is told.
 
-mod dump;
+pub(crate) mod dump;
 mod frames;
 #[cfg(test)]
 mod tests;
-mod text;
+pub(crate) mod text;
 
 use super::{
     Opcode, Status,

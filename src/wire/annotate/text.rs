@@ -3,13 +3,13 @@
 use std::fmt::Write;
 
 /// Bytes in hexadecimal, for a number whose size says nothing.
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("0x{digits}")
 }
 
 /// An unsigned number of up to 8 bytes in decimal.
-pub(super) fn number(bytes: &[u8]) -> String {
+pub(crate) fn number(bytes: &[u8]) -> String {
     let number = bytes
         .iter()
         .fold(0_u64, |number, &byte| number << 8 | u64::from(byte));
@@ -17,7 +17,7 @@ pub(super) fn number(bytes: &[u8]) -> String {
 }
 
 /// A number of up to 8 bytes in two's complement, in decimal.
-pub(super) fn signed(bytes: &[u8]) -> String {
+pub(crate) fn signed(bytes: &[u8]) -> String {
     let is_negative = bytes.first().is_some_and(|&first| first & 0x80 != 0);
     if !is_negative {
         return number(bytes);
@@ -29,7 +29,7 @@ pub(super) fn signed(bytes: &[u8]) -> String {
 }
 
 /// `1234567` as `1,234,567`.
-pub(super) fn grouped(number: u64) -> String {
+pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
@@ -42,7 +42,7 @@ pub(super) fn grouped(number: u64) -> String {
 }
 
 /// Bytes as quoted ASCII. A row may end inside a longer character, so those are escaped too.
-pub(super) fn quoted(bytes: &[u8]) -> String {
+pub(crate) fn quoted(bytes: &[u8]) -> String {
     let mut text = String::from("\"");
     for &byte in bytes {
         match byte {
