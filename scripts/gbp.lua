@@ -137,6 +137,7 @@ local f = {
     snapshot = ProtoField.bool("gbp.follow.snapshot", "Requests a snapshot", 8, nil, 0x02),
     to_lead = ProtoField.bool("gbp.follow.to_lead", "Is to lead", 8, nil, 0x04),
     cluster_id = ProtoField.bytes("gbp.follow.cluster_id", "Cluster id"),
+    sync_mode = ProtoField.uint8("gbp.sync.mode", "Mode", base.DEC, { [0] = "position", [1] = "at token", [2] = "durable" }),
     mode = ProtoField.uint8("gbp.follow.mode", "Mode", base.DEC, { [0] = "resume", [1] = "snapshot", [2] = "unknown data set" }),
     from_index = ProtoField.uint64("gbp.follow.from_index", "From index"),
     epochs = ProtoField.uint16("gbp.history.count", "Epochs"),
@@ -305,7 +306,8 @@ local function add_value(tree, tvb, offset, opcode, value_len)
     if value_len > 0 then
         for _, operand in ipairs(operands) do
             local name, len = operand[1], operand[2]
-            tree:add(f[name], tvb(offset, len))
+            -- FOLLOW's response has a mode too, of another meaning.
+            tree:add(name == "mode" and f.sync_mode or f[name], tvb(offset, len))
             if name == "flags" then
                 tree:add(f.snapshot, tvb(offset, len))
                 tree:add(f.to_lead, tvb(offset, len))

@@ -1,4 +1,4 @@
-//! SYNC: positions of data sets, and reads that see an earlier write.
+//! SYNC: positions of data sets, reads that see an earlier write, and writes that are on the disk.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`Error::Server`] where the node has no log: only one with peers has. Any other [`Error`].
+    /// [`Error::Server`] where the node has no log: only one with peers or with a disk has. Any other [`Error`].
     pub fn position(&mut self) -> Result<Token> {
         self.sync(SyncRequest::Position, true)
     }
@@ -50,7 +50,7 @@ impl Client {
     /// let token: Token = "0000000000000001000000000000002a00000000000000ff".parse()?;
     /// let mut client = Client::connect(addr)?;
     /// let error = client.sync_at(token, Duration::from_secs(1)).unwrap_err();
-    /// assert_eq!(error.to_string(), "SYNC: a token needs a log, which a node has with peers in cluster.toml");
+    /// assert!(error.to_string().contains("a token needs a log"));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
@@ -60,9 +60,37 @@ impl Client {
     /// so the writes that the token covers were not kept; [`Error::Compacted`] where the history no longer says;
     /// [`Error::Loading`] where the node stops, or its data set is replaced meanwhile. Any other [`Error`].
     pub fn sync_at(&mut self, token: Token, timeout: Duration) -> Result<Token> {
-        let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
-        let timeout_ms = timeout_ms.min(SYNC_TIMEOUT_MAX_MS);
+        let timeout_ms = millis(timeout);
         self.sync(SyncRequest::At { token, timeout_ms }, false)
+    }
+
+    /// Waits until the node's disk has every write that this client has made, whatever the node's `--sync` is, and
+    /// returns a position that covers them. The node is that of [`position`](Self::position).
+    ///
+    /// With `--sync interval` writes are answered before the disk has them. This makes those that matter safe:
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use gopherstore::Client;
+    ///
+    /// let mut client = Client::connect("127.0.0.1:8000")?;
+    /// client.set(b"order:17", b"paid")?;
+    /// client.sync_durable(Duration::from_secs(5))?;
+    /// // From here on a power failure does not lose the order.
+    /// # Ok::<(), gopherstore::client::Error>(())
+    /// ```
+    ///
+    /// The [`timeout`](super::ClientOptions::timeout) of the options counts in addition to `timeout`, which is an hour
+    /// at most.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Server`] where the node has no disk. [`Error::NotReached`] after `timeout`: the writes may become
+    /// durable later. [`Error::Lost`] where the node's data set was replaced meanwhile by one without them. Any other
+    /// [`Error`].
+    pub fn sync_durable(&mut self, timeout: Duration) -> Result<Token> {
+        let timeout_ms = millis(timeout);
+        self.sync(SyncRequest::Durable { timeout_ms }, true)
     }
 
     fn sync(&mut self, request: SyncRequest, as_write: bool) -> Result<Token> {
@@ -86,4 +114,10 @@ impl Client {
             }),
         }
     }
+}
+
+/// The time of a SYNC, which is limited.
+fn millis(timeout: Duration) -> u32 {
+    let millis = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+    millis.min(SYNC_TIMEOUT_MAX_MS)
 }

@@ -72,6 +72,8 @@ pub struct Log {
     acknowledged_at: OnceLock<Mark>,
     /// Requests that wait until the data set gets to an index.
     waits: Waits,
+    /// Index up to which the records are to be durable soon.
+    wanted_durable: AtomicU64,
     /// Changes together with the history, under the lock of `order`.
     dataset_generation: AtomicU64,
 }
@@ -245,6 +247,7 @@ impl Log {
             watermarks: Watermarks::default(),
             acknowledged_at: OnceLock::new(),
             waits: Waits::new(),
+            wanted_durable: AtomicU64::new(0),
             dataset_generation: AtomicU64::new(0),
         }
     }
@@ -432,6 +435,20 @@ impl Log {
         let kept = &mut *self.kept.lock();
         kept.written = Some(index);
         kept.hold();
+    }
+
+    /// Has the log-writer thread make the records up to `index` durable soon, whatever the node's policy is.
+    pub fn want_durable(&self, index: u64) {
+        let before = self.wanted_durable.fetch_max(index, Ordering::SeqCst);
+        if before < index {
+            self.wake_readers();
+        }
+    }
+
+    /// Index up to which the records are to be durable soon. It may be behind what is durable.
+    #[must_use]
+    pub fn wanted_durable(&self) -> u64 {
+        self.wanted_durable.load(Ordering::SeqCst)
     }
 
     /// The place behind the records that are written to the node's disk, or that a full copy has brought.

@@ -20,6 +20,7 @@
 //! 6. Records are received and applied by one thread, which runs only while no write is admitted.
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::append_times::AppendTimes;
@@ -293,6 +294,8 @@ impl Sequencer {
             waiting: 0,
             history,
         };
+        // Indices of the data set before say nothing about this one.
+        self.log.wanted_durable.store(0, Ordering::SeqCst);
         self.log.watermarks.reset(order.epoch(), head.index);
         self.log.grown.notify_all();
     }

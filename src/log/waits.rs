@@ -1,4 +1,4 @@
-//! Waits until the data set gets to an index.
+//! Waits until the data set, or what is durable of it, gets to an index.
 //!
 //! A request that waits for a position of the log registers a [`Wait`] and then looks whether the data set is there.
 //! Every change of the data set's position comes with a look at the lowest index that is waited for, which costs one
@@ -54,8 +54,8 @@ impl Waits {
         Wait { waits: self, key }
     }
 
-    /// Wakes those that wait for `index` or less. To be called after the order of the log was locked and its position
-    /// was moved to `index`: a waiter that registered before its look at the position is then seen here.
+    /// Wakes those that wait for `index` or less. To be called after the position was moved to `index` under the lock
+    /// with which waiters look at it: a waiter that registered before its look at the position is then seen here.
     #[inline]
     pub(super) fn reach(&self, index: u64) {
         if index >= self.lowest.load(Ordering::Relaxed) {

@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::waits::{Wait, Waits};
+
 /// A place in the log. No two writes of one history have the same one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
@@ -55,9 +57,10 @@ pub struct SubscriptionId(u64);
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
 /// The watermarks of a log, and the subscribers that wait for them.
-#[derive(Default)]
 pub struct Watermarks {
     state: Mutex<State>,
+    /// Requests that wait until the records up to an index are durable, whatever answers wait for.
+    durable_waits: Waits,
 }
 
 #[derive(Default)]
@@ -135,7 +138,22 @@ impl State {
     }
 }
 
+impl Default for Watermarks {
+    fn default() -> Watermarks {
+        Watermarks {
+            state: Mutex::default(),
+            durable_waits: Waits::new(),
+        }
+    }
+}
+
 impl Watermarks {
+    /// Has `wake` called once, when the records up to `index` are durable, or the data set becomes another one. The
+    /// caller looks at the [watermark](Self::index) after this call, and again when it is woken.
+    pub fn await_durable(&self, index: u64, wake: Wake) -> Wait<'_> {
+        self.durable_waits.register(index, wake)
+    }
+
     /// Whether `mark` has reached `position`.
     #[must_use]
     pub fn reached(&self, mark: Mark, position: Position) -> Reached {
@@ -163,6 +181,11 @@ impl Watermarks {
             Mark::Committed => state.committed = state.committed.max(index),
         }
         state.wake(false);
+        let durable = state.durable;
+        drop(state);
+        if mark == Mark::Durable {
+            self.durable_waits.reach(durable);
+        }
     }
 
     /// Registers a subscriber, which waits for nothing until [`await_position`](Self::await_position).
@@ -214,6 +237,8 @@ impl Watermarks {
         state.durable = 0;
         state.committed = index;
         state.wake(true);
+        drop(state);
+        self.durable_waits.wake_all();
     }
 
     /// Begins an epoch; the one before is given up.

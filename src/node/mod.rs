@@ -27,7 +27,7 @@ pub use reply::Reply;
 pub use state::NotOpened;
 use state::ReplicaState;
 pub use status::{Lines, Shown, StatusSection, Summary};
-pub use sync::Synced;
+pub use sync::{Awaited, Synced};
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;

@@ -71,6 +71,9 @@ pub struct Writing<'d> {
     is_based: bool,
     synced_at: Instant,
     is_unsynced: bool,
+    /// Index up to which the log is made durable next, because that was wanted. It stays until it is reached: what is
+    /// wanted may rise faster than the log is written.
+    sync_goal: u64,
     /// When a group was last written.
     wrote_at: Instant,
     /// Bytes of log since the last snapshot was begun.
@@ -105,6 +108,7 @@ impl<'d> Writing<'d> {
             is_based: false,
             synced_at: now,
             is_unsynced: false,
+            sync_goal: 0,
             wrote_at: now,
             log_bytes: 0,
             snapshot_bytes: 0,
@@ -177,14 +181,13 @@ impl<'d> Writing<'d> {
         self.resume(recovery)
     }
 
-    /// Writes the next group, if the log has one, makes durable what has to be, or says how long there is nothing to
-    /// do.
-    /// `durable_to` is the index up to which the log is to be durable soon, whatever the policy is.
+    /// Writes the next group, if the log has one, makes durable what has to be or what is
+    /// [wanted](Log::want_durable), or says how long there is nothing to do.
     ///
     /// # Errors
     ///
     /// Those of the system.
-    pub fn step(&mut self, durable_to: u64, now: Instant) -> Result<Next, StorageError> {
+    pub fn step(&mut self, now: Instant) -> Result<Next, StorageError> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let found = self
             .log
@@ -192,7 +195,7 @@ impl<'d> Writing<'d> {
         let next = match &found {
             Found::Small(count, digest) => self.append((&buffer, *count), *digest, now),
             Found::Large(entry, digest) => self.append((entry.frame(), 1), *digest, now),
-            Found::Nothing => self.rest(durable_to, now),
+            Found::Nothing => self.rest(now),
             Found::Ended => self.end().map(|()| Next::Ended),
             Found::Gone => self.restart().map(|()| Next::Again),
         };
@@ -269,11 +272,22 @@ impl<'d> Writing<'d> {
             self.log.advance(Mark::Written, written);
         }
         self.log.written(written);
-        if self.is_sync_due(now) {
+        if self.is_sync_due(now) || self.has_reached_goal() {
             self.sync()?;
             self.synced_at = now;
         }
         Ok(Next::Again)
+    }
+
+    /// Whether everything is written that was wanted to be durable some time ago.
+    fn has_reached_goal(&mut self) -> bool {
+        let (durable, wanted) = (self.durable_to(), self.log.wanted_durable());
+        // Where less is wanted than before, it is for another data set.
+        if self.sync_goal <= durable || wanted < self.sync_goal {
+            self.sync_goal = wanted;
+        }
+        let written = self.writer.as_ref().map_or(0, LogWriter::written_to);
+        durable < self.sync_goal && self.sync_goal <= written
     }
 
     /// The newest epoch, and the index up to which records are committed.
@@ -314,8 +328,8 @@ impl<'d> Writing<'d> {
     }
 
     /// Nothing is appended: syncs what waits for that, or seals the last group.
-    fn rest(&mut self, durable_to: u64, now: Instant) -> Result<Next, StorageError> {
-        let is_due = self.is_sync_due(now) || durable_to > self.durable_to();
+    fn rest(&mut self, now: Instant) -> Result<Next, StorageError> {
+        let is_due = self.is_sync_due(now) || self.log.wanted_durable() > self.durable_to();
         if self.is_unsynced && is_due {
             self.sync()?;
             self.synced_at = now;
@@ -361,6 +375,12 @@ impl<'d> Writing<'d> {
     #[must_use]
     pub fn durable_to(&self) -> u64 {
         self.writer.as_ref().map_or(0, LogWriter::durable_to)
+    }
+
+    /// Whether something is written that is not durable.
+    #[must_use]
+    pub const fn is_unsynced(&self) -> bool {
+        self.is_unsynced
     }
 
     /// The chain that is written; `None` while the node holds no data set.

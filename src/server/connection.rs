@@ -20,7 +20,7 @@ use super::session::{Session, Step, Thread};
 use super::sync_wait::SyncWait;
 use super::transport::Mode;
 use crate::log::Position;
-use crate::node::Reply;
+use crate::node::{Awaited, Reply};
 use crate::replication::stream::accept::Accepted;
 use crate::replication::stream::watching::{AcceptedWatch, accept_watch};
 use crate::replication::{Replica, transport};
@@ -214,7 +214,7 @@ impl<'a> Connection<'a> {
                     let room = self.context.replica.node.engine().wait_for_room(cost);
                     self.session.give_room(room);
                 }
-                Step::Sync(index, timeout) => self.wait_for_position(poller, index, timeout)?,
+                Step::Sync(awaited, timeout) => self.wait_for_sync(poller, awaited, timeout)?,
                 Step::Stream => {
                     if let Some(end) = self.answer_stream(poller)? {
                         return Ok(Some(end));
@@ -263,20 +263,16 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Waits for the position of the SYNC at the start of the input, which has this index, and answers it.
-    fn wait_for_position(
+    /// Waits for the state that the SYNC at the start of the input waits for, and answers it.
+    fn wait_for_sync(
         &mut self,
         poller: &Poller<'_, Connection<'a>>,
-        index: u64,
+        awaited: Awaited,
         timeout: Duration,
     ) -> io::Result<()> {
-        let Some(frame) = self.session.frame() else {
-            return Ok(());
-        };
         let wait = SyncWait {
             node: self.context.replica.node,
-            value: frame.request().value(),
-            index,
+            awaited,
             timeout,
             stop: self.context.stop,
         };

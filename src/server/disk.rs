@@ -56,11 +56,11 @@ pub struct Disk {
 #[derive(Debug, Default)]
 struct Shared {
     snapshot: Snapshots,
-    /// Index up to which the log is to be durable soon, whatever the policy is.
-    sync_to: u64,
     /// The chain that is written, and the index up to which it is durable.
     chain: Option<u32>,
     durable_to: u64,
+    /// More of it is written.
+    is_unsynced: bool,
     /// Another thread waits until the directory is read into the engine again.
     restore: Restore,
     /// The log has ended, or the disk has failed.
@@ -212,12 +212,12 @@ impl Disk {
         let (files, now) = (&self.directory, Instant::now());
         let mut writing = Writing::new(files, (engine, log), settings, recovery, now)?;
         loop {
-            let sync_to = self.exchange(&mut writing)?;
-            match writing.step(sync_to, Instant::now())? {
+            self.exchange(&mut writing)?;
+            match writing.step(Instant::now())? {
                 Next::Again => {}
                 Next::Wait(until) => {
                     self.exchange(&mut writing)?;
-                    log.wait(&writing.cursor(), until, || self.has_news());
+                    log.wait(&writing.cursor(), until, || self.has_news(log));
                 }
                 Next::Ended => return Ok(()),
             }
@@ -225,16 +225,15 @@ impl Disk {
     }
 
     /// Whether another thread has something for the log-writer thread.
-    fn has_news(&self) -> bool {
+    fn has_news(&self, log: &Log) -> bool {
         let shared = self.shared.lock();
         shared.restore == Restore::Ordered
-            || shared.sync_to > shared.durable_to
+            || (shared.is_unsynced && log.wanted_durable() > shared.durable_to)
             || matches!(shared.snapshot, Snapshots::Done(..))
     }
 
-    /// Does what other threads need of the log-writer thread, and tells them its state. Returns the index up to which
-    /// the log is to be durable soon.
-    fn exchange(&self, writing: &mut Writing<'_>) -> Result<u64, StorageError> {
+    /// Does what other threads need of the log-writer thread, and tells them its state.
+    fn exchange(&self, writing: &mut Writing<'_>) -> Result<(), StorageError> {
         let mut shared = self.shared.lock();
         if shared.restore == Restore::Ordered {
             drop(shared);
@@ -259,7 +258,8 @@ impl Disk {
             (shared.chain, shared.durable_to) = state;
             self.changed.notify_all();
         }
-        Ok(shared.sync_to)
+        shared.is_unsynced = writing.is_unsynced();
+        Ok(())
     }
 
     /// Writes snapshots as they are wanted, until the log ends. The snapshot thread runs this. One that fails is
@@ -335,10 +335,7 @@ impl Disk {
     /// Waits until the chain is durable up to `index`. Returns false where the log has ended before, or where another
     /// data set has replaced the one that is copied.
     fn wait_durable(&self, index: u64, chain: u32, log: &Log, copying: &Copying<'_>) -> bool {
-        let mut shared = self.shared.lock();
-        shared.sync_to = index;
-        drop(shared);
-        log.wake_readers();
+        log.want_durable(index);
         let mut shared = self.shared.lock();
         while !shared.is_over && shared.chain == Some(chain) && !copying.is_replaced() {
             if shared.durable_to >= index {

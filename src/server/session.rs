@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::engine::entry::{Entry, EntryBuilder};
 use crate::log::{Position, Reservation};
-use crate::node::{NoRoom, Node, NotBatched, NotSet, Reply, Synced};
+use crate::node::{Awaited, NoRoom, Node, NotBatched, NotSet, Reply, Synced};
 use crate::wire::command::OkValue;
 use crate::wire::command::Reserve;
 use crate::wire::request::{self, Disposition, HEADER_LEN, Limits, Parsed, RequestError};
@@ -61,9 +61,9 @@ pub(crate) enum Step {
     Own,
     /// Room for so many bytes in the append queue, which is waited for: [`Session::give_room`].
     Room(u64),
-    /// The answer to the [frame](Session::frame) at the start of the input, a SYNC, by [`Session::answer_at`], once the
-    /// data set has the position with this index, or this time is over.
-    Sync(u64, Duration),
+    /// The answer to the [frame](Session::frame) at the start of the input, a SYNC, by [`Session::answer_at`], once
+    /// this state is reached, or this time is over.
+    Sync(Awaited, Duration),
     /// The answer to the [frame](Session::frame) at the start of the input, a request for a stream, by
     /// [`Session::answer`].
     Stream,
@@ -352,8 +352,13 @@ impl<'a> Session<'a> {
             (Synced::NotYet { .. }, Thread::Own) if self.output.is_held() => {
                 return Some(Step::Await);
             }
-            (Synced::NotYet { index, timeout, .. }, Thread::Own) => {
-                return Some(Step::Sync(index, timeout));
+            (
+                Synced::NotYet {
+                    awaited, timeout, ..
+                },
+                Thread::Own,
+            ) => {
+                return Some(Step::Sync(awaited, timeout));
             }
         }
         None

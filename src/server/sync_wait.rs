@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::lifecycle::StopSignal;
 use crate::log::{Position, Wake};
-use crate::node::{Node, Reply, Synced};
+use crate::node::{Awaited, Node, Reply, Synced};
 
 /// Interval at which a waiting thread looks whether the server stops, and whether its client has gone.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
@@ -24,10 +24,8 @@ const STOPS: &str = "this node is stopping; ask another one";
 /// A SYNC that waits.
 pub(super) struct SyncWait<'a> {
     pub(super) node: &'a Node,
-    /// Value of the request.
-    pub(super) value: &'a [u8],
-    /// Index of the position that it waits for.
-    pub(super) index: u64,
+    /// The state that it waits for.
+    pub(super) awaited: Awaited,
     /// How long it may wait.
     pub(super) timeout: Duration,
     /// Says that the client is to leave.
@@ -46,8 +44,8 @@ impl SyncWait<'_> {
         let wake: Wake = Arc::new(move || thread.unpark());
         loop {
             // Before the look at the data set, so that no change is missed in between.
-            let _wait = self.node.await_index(self.index, Arc::clone(&wake));
-            let too_late = match self.node.sync(self.value) {
+            let _wait = self.node.await_sync(self.awaited, Arc::clone(&wake));
+            let too_late = match self.node.sync_again(self.awaited, self.timeout) {
                 Synced::Done(reply, position) => return Ok((reply, position)),
                 Synced::NotYet { reply, .. } => reply,
             };

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod durable;
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::thread::{self, Scope};

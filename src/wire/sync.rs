@@ -1,4 +1,4 @@
-//! SYNC: the position of a node's data set, and the wait until it has a position.
+//! SYNC: the position of a node's data set, and the wait until it has a position, or has it on its disk.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::{Opcode, Request, TOKEN_LEN, Token};
 pub const SYNC_TIMEOUT_MAX_MS: u32 = 3_600_000;
 
 /// Names of the modes.
-pub(super) const SYNC_MODES: &[&str] = &["position", "at token"];
+pub(super) const SYNC_MODES: &[&str] = &["position", "at token", "durable"];
 
 /// Bytes of a SYNC's value before its token.
 const FIELDS_LEN: usize = 5;
@@ -19,7 +19,7 @@ const FIELDS_LEN: usize = 5;
 ///
 /// | offset | size    | field     | meaning                                                           |
 /// |--------|---------|-----------|-------------------------------------------------------------------|
-/// | 0      | 1       | `mode`    | 0 position, 1 at a token                                          |
+/// | 0      | 1       | `mode`    | 0 position, 1 at a token, 2 durable                               |
 /// | 1      | 4       | `timeout` | longest wait in milliseconds, 0..=3,600,000; 0 with mode 0        |
 /// | 5      | 0 or 24 | `token`   | the position to wait for; with mode 1 only                        |
 ///
@@ -45,6 +45,11 @@ pub enum SyncRequest {
         /// Longest wait in milliseconds; 0 does not wait.
         timeout_ms: u32,
     },
+    /// Waits until the node's disk holds all that the data set holds now.
+    Durable {
+        /// Longest wait in milliseconds; 0 does not wait.
+        timeout_ms: u32,
+    },
 }
 
 impl SyncRequest {
@@ -63,32 +68,36 @@ impl SyncRequest {
             let at = HEADER_LEN + at;
             Err(OperandError { at, reason })
         };
-        match (mode, token.first_chunk::<TOKEN_LEN>()) {
-            (0, _) if !token.is_empty() => Err(wrong_len(value.len(), " with mode 0", FIELDS_LEN)),
-            (0, _) if timeout_ms > 0 => {
-                wrong(1, format!("timeout {timeout_ms} with mode 0, must be 0"))
-            }
-            (0, _) => Ok(SyncRequest::Position),
-            (1, Some(bytes)) if token.len() == TOKEN_LEN => {
-                let token = Token::decode(*bytes);
-                if timeout_ms > SYNC_TIMEOUT_MAX_MS {
-                    let limit = SYNC_TIMEOUT_MAX_MS;
-                    return wrong(1, format!("timeout {timeout_ms}, limit {limit}"));
-                }
-                if token.epoch == 0 {
-                    return wrong(5, "token of epoch 0, must be 1 or more".to_owned());
-                }
-                if token.index == 0 {
-                    return wrong(13, "token of index 0, must be 1 or more".to_owned());
-                }
-                Ok(SyncRequest::At { token, timeout_ms })
-            }
-            (1, _) => {
-                let needed = FIELDS_LEN + TOKEN_LEN;
-                Err(wrong_len(value.len(), " with mode 1", needed))
-            }
-            (mode, _) => wrong(0, format!("mode {mode}, must be 0 or 1")),
+        let needed = match mode {
+            0 | 2 => FIELDS_LEN,
+            1 => FIELDS_LEN + TOKEN_LEN,
+            mode => return wrong(0, format!("mode {mode}, must be 0, 1 or 2")),
+        };
+        if value.len() != needed {
+            let mode = format!(" with mode {mode}");
+            return Err(wrong_len(value.len(), &mode, needed));
         }
+        if mode == 0 && timeout_ms > 0 {
+            return wrong(1, format!("timeout {timeout_ms} with mode 0, must be 0"));
+        }
+        if timeout_ms > SYNC_TIMEOUT_MAX_MS {
+            let limit = SYNC_TIMEOUT_MAX_MS;
+            return wrong(1, format!("timeout {timeout_ms}, limit {limit}"));
+        }
+        let Some(bytes) = token.first_chunk() else {
+            return Ok(match mode {
+                0 => SyncRequest::Position,
+                _ => SyncRequest::Durable { timeout_ms },
+            });
+        };
+        let token = Token::decode(*bytes);
+        if token.epoch == 0 {
+            return wrong(5, "token of epoch 0, must be 1 or more".to_owned());
+        }
+        if token.index == 0 {
+            return wrong(13, "token of index 0, must be 1 or more".to_owned());
+        }
+        Ok(SyncRequest::At { token, timeout_ms })
     }
 
     /// Judges the value for the command table.
@@ -102,6 +111,7 @@ impl SyncRequest {
         let (mode, timeout_ms, token) = match *self {
             SyncRequest::Position => (0, 0, None),
             SyncRequest::At { token, timeout_ms } => (1, timeout_ms, Some(token.encode())),
+            SyncRequest::Durable { timeout_ms } => (2, timeout_ms, None),
         };
         let mut value = vec![mode];
         value.extend_from_slice(&u32::to_be_bytes(timeout_ms));
@@ -113,7 +123,8 @@ impl SyncRequest {
     #[must_use]
     pub fn wait_of(request: &Request<'_>) -> Duration {
         if request.opcode() == Opcode::Sync
-            && let Ok(SyncRequest::At { timeout_ms, .. }) = SyncRequest::decode(request.value())
+            && let Ok(SyncRequest::At { timeout_ms, .. } | SyncRequest::Durable { timeout_ms }) =
+                SyncRequest::decode(request.value())
         {
             return Duration::from_millis(timeout_ms.into());
         }
@@ -146,6 +157,7 @@ mod tests {
                 token,
                 timeout_ms: 7,
             },
+            SyncRequest::Durable { timeout_ms: 7 },
         ];
         for request in requests {
             let value = [&request.value()[..], &[0; 30]].concat();
@@ -165,9 +177,14 @@ mod tests {
             nonce: 3,
         };
         let timeout_ms = 1_500;
-        let value = &SyncRequest::At { token, timeout_ms }.value();
-        let wait = SyncRequest::wait_of(&Request::Sync { value });
-        assert_eq!(wait, Duration::from_millis(1_500));
+        for request in [
+            SyncRequest::At { token, timeout_ms },
+            SyncRequest::Durable { timeout_ms },
+        ] {
+            let value = &request.value();
+            let wait = SyncRequest::wait_of(&Request::Sync { value });
+            assert_eq!(wait, Duration::from_millis(1_500));
+        }
         for request in [Request::Ping, Request::Sync { value: b"\x01" }] {
             assert_eq!(SyncRequest::wait_of(&request), Duration::ZERO);
         }

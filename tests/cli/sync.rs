@@ -65,4 +65,12 @@ fn a_node_without_a_log_says_so() {
         3,
         &["a token needs a log, which a node has with peers in cluster.toml"],
     );
+    let run = run_at(&node.addr.to_string(), &["sync", "--durable"], b"");
+    run.expect_failure(3, &["durable needs a disk", "--data-dir"]);
+    let run = run_at(&node.addr.to_string(), &[""; 0], b"sync durable 1s\n");
+    run.expect_failure(3, &["line 1", "durable needs a disk"]);
+    let (text, words) = ("00".repeat(24), ["sync", "--durable", "--at"]);
+    let words = [&words[..], &[text.as_str()]].concat();
+    let run = run_at(&node.addr.to_string(), &words, b"");
+    run.expect_failure(2, &["--at and --durable contradict each other"]);
 }

@@ -137,7 +137,9 @@ impl State {
                 None => Deed::Answer(Status::NotFound, Vec::new()),
             },
             Opcode::Sync => match SyncRequest::decode(&value).unwrap() {
-                SyncRequest::Position => Deed::Answer(Status::Ok, TOKEN.encode().to_vec()),
+                SyncRequest::Position | SyncRequest::Durable { .. } => {
+                    Deed::Answer(Status::Ok, TOKEN.encode().to_vec())
+                }
                 SyncRequest::At { token, .. } => Deed::Answer(Status::Ok, token.encode().to_vec()),
             },
             other => panic!("no {other:?} is expected"),

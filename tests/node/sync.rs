@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use gopherstore::config::Config;
 use gopherstore::engine::digest::Digest;
 use gopherstore::history::{EpochStart, History};
-use gopherstore::node::{Leader, Node, Synced};
+use gopherstore::log::{Log, Mark, Position};
+use gopherstore::node::{Awaited, DataDirectory, Leader, Node, Synced};
 use gopherstore::wire::{Request, Status, SyncRequest, Token};
 
 use crate::{apply, ask, digest_after, entry, epoch_record, receive};
@@ -32,6 +33,24 @@ fn follower() -> Node {
     let node = node_of_two("n2");
     apply(node.engine(), &epoch_record(EPOCH)).unwrap();
     node.adopt();
+    node
+}
+
+/// The directory of a disk of which the test moves the watermarks.
+#[derive(Debug)]
+struct NoDirectory;
+
+impl DataDirectory for NoDirectory {
+    fn restore(&self, _: &Log) -> bool {
+        false
+    }
+}
+
+fn follower_with_disk() -> Node {
+    let mut node = follower();
+    let log = node.engine().log().unwrap();
+    log.begin_writing(0, Mark::Appended);
+    node.keep_in(Arc::new(NoDirectory));
     node
 }
 
@@ -159,15 +178,103 @@ fn without_a_log_the_error_names_the_setting_and_bad_fields_are_named() {
     assert_eq!(status, Status::Error);
     assert_eq!(
         message,
-        "SYNC: a token needs a log, which a node has with peers in cluster.toml"
+        "SYNC: a token needs a log, which a node has with peers in cluster.toml or with --data-dir"
     );
-    let value = b"\x02\0\0\0\0";
+    for node in [&node, &follower()] {
+        let (status, message) = sync(node, SyncRequest::Durable { timeout_ms: 9 });
+        assert_eq!(status, Status::Error);
+        assert_eq!(
+            String::from_utf8(message).unwrap(),
+            "SYNC: durable needs a disk, which a node has with --data-dir, or with data_dir in [storage] of \
+             cluster.toml"
+        );
+    }
+    let value = b"\x03\0\0\0\0";
     let (status, message) = ask(&node, &Request::Sync { value });
     assert_eq!(status, Status::Error);
-    assert_eq!(message, b"mode 2, must be 0 or 1");
+    assert_eq!(message, b"mode 3, must be 0, 1 or 2");
     // A node that serves no reads yet.
     let loading = node_of_two("n2");
     assert_eq!(status_at(&loading, token(1, 1, 1)), Status::Loading);
+}
+
+#[test]
+fn durable_waits_for_the_disk_of_this_node_on_a_follower_too() {
+    let node = follower_with_disk();
+    let log = node.engine().log().unwrap();
+    let value = &SyncRequest::Durable { timeout_ms: 0 }.value();
+    let status = || ask(&node, &Request::Sync { value }).0;
+    assert_eq!(status(), Status::Timeout);
+    assert_eq!(log.wanted_durable(), 1);
+    let records = [set(b"a"), set(b"b"), set(b"c")].concat();
+    let digest = digest_after(node.engine(), &records);
+    receive(node.engine(), &records, 2, digest).unwrap();
+    // The records behind 2 are logged, and not of the data set yet.
+    log.watermarks().advance(Mark::Durable, 1);
+    assert_eq!(status(), Status::Timeout);
+    assert_eq!(log.wanted_durable(), 2);
+    log.watermarks().advance(Mark::Durable, 2);
+    let (status_then, answer) = sync(&node, SyncRequest::Durable { timeout_ms: 0 });
+    assert_eq!(status_then, Status::Ok);
+    assert_eq!(Token::decode(answer.try_into().unwrap()), token(3, 2, 7));
+    node.engine().apply(4).unwrap();
+    assert_eq!(status(), Status::Timeout);
+    log.watermarks().advance(Mark::Durable, 9);
+    assert_eq!(status(), Status::Ok);
+}
+
+#[test]
+fn durable_is_about_the_data_set_of_its_beginning_and_outlives_an_epoch() {
+    let node = follower_with_disk();
+    let log = node.engine().log().unwrap();
+    let awaited = Awaited::Durable(token(3, 1, 7));
+    let again = || match node.sync_again(awaited, Duration::ZERO) {
+        Synced::Done(reply, position) => {
+            // It waits for no watermark of an epoch, which may be over.
+            assert_eq!(position, Position::default());
+            reply.status()
+        }
+        Synced::NotYet { reply, .. } => reply.status(),
+    };
+    assert_eq!(again(), Status::Timeout);
+    let next = EpochStart {
+        epoch: 5,
+        nonce: 9,
+        start_index: 2,
+    };
+    apply(node.engine(), &epoch_record(next)).unwrap();
+    assert_eq!(again(), Status::Timeout);
+    let (count, wake) = counter();
+    let _wait = node.await_sync(awaited, Arc::clone(&wake)).unwrap();
+    log.watermarks().advance(Mark::Written, 2);
+    assert_eq!(count.load(Ordering::SeqCst), 0);
+    log.watermarks().advance(Mark::Durable, 1);
+    assert_eq!(count.load(Ordering::SeqCst), 1);
+    assert_eq!(again(), Status::Ok);
+    // Another data set, of which the disk has nothing yet.
+    let _wait = node.await_sync(Awaited::Durable(token(5, 2, 9)), wake);
+    node.discard_dataset("a snapshot replaces it");
+    assert_eq!(count.load(Ordering::SeqCst), 2);
+    assert_eq!(again(), Status::Loading);
+    let engine = node.engine();
+    let load = |history: Vec<EpochStart>, index| {
+        engine.clear();
+        let history = History::new(history).unwrap();
+        let mut load = engine.load(0);
+        assert!(load.finish(index, Digest::EMPTY, history, Instant::now()));
+        node.adopt();
+    };
+    load(vec![EPOCH, next], 2);
+    assert_eq!(
+        again(),
+        Status::Timeout,
+        "the position is there, not durable"
+    );
+    assert_eq!(log.wanted_durable(), 1, "it was begun anew");
+    log.watermarks().advance(Mark::Durable, 2);
+    assert_eq!(again(), Status::Ok);
+    load(vec![EpochStart { nonce: 8, ..EPOCH }], 1);
+    assert_eq!(again(), Status::Lost);
 }
 
 /// Counts how often it is called.
@@ -188,7 +295,8 @@ fn a_wait_is_woken_once_when_the_data_set_gets_there_or_becomes_another() {
         let counts = counts.iter();
         counts.map(|count| count.load(Ordering::SeqCst)).collect()
     };
-    let wait = |at: usize, index| node.await_index(index, Arc::clone(&wakes[at])).unwrap();
+    let log = node.engine().log().unwrap();
+    let wait = |at: usize, index| log.await_index(index, Arc::clone(&wakes[at]));
     let (_two, _three, four, _far) = (wait(0, 2), wait(1, 3), wait(2, 4), wait(3, 1_000));
     let records = [set(b"a"), set(b"b")].concat();
     let digest = digest_after(node.engine(), &records);
@@ -235,7 +343,8 @@ fn no_wait_is_missed_while_a_leader_writes() {
                     let me = thread::current();
                     let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || me.unpark());
                     loop {
-                        let _wait = leader.await_index(index, Arc::clone(&wake));
+                        let awaited = Awaited::Held(token);
+                        let _wait = leader.await_sync(awaited, Arc::clone(&wake));
                         match leader.sync(&value) {
                             Synced::Done(reply, _) => {
                                 assert_eq!(reply.status(), Status::Ok);

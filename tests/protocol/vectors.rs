@@ -223,6 +223,7 @@ fn field_meaning(field: &Field, bytes: &[u8]) -> String {
 fn sync_meaning(value: &[u8]) -> String {
     match SyncRequest::decode(value).unwrap() {
         SyncRequest::Position => "SYNC mode=0 timeout=0".to_owned(),
+        SyncRequest::Durable { timeout_ms } => format!("SYNC mode=2 timeout={timeout_ms}"),
         SyncRequest::At { token, timeout_ms } => {
             format!("SYNC mode=1 timeout={timeout_ms} {}", token_meaning(token))
         }

@@ -13,6 +13,7 @@ use gopherstore::client::{Client, ClientOptions};
 use tempfile::TempDir;
 
 use crate::node::{PATIENCE, wait_for};
+use crate::tools;
 
 /// Writers of a node that is killed.
 const WRITERS: usize = 4;
@@ -222,6 +223,46 @@ fn everything_is_there_after_a_stop_with_deadlines_and_sums() {
     let text = log(dir.path());
     assert!(text.contains("recovered 3 keys, with "), "{text}");
     assert!(!text.contains("torn"), "{text}");
+}
+
+/// The system's calls, as strace sees them: the answer comes behind an fdatasync.
+#[test]
+fn sync_durable_syncs_the_file_before_its_answer() {
+    if !tools::are_there(&["strace"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let server = command(dir.path(), "never");
+    let trace = dir.path().join("trace");
+    let mut traced = Command::new("strace");
+    traced
+        .args(["-D", "-f", "-e", "trace=fdatasync", "-o"])
+        .arg(&trace)
+        .arg(server.get_program())
+        .args(server.get_args())
+        .current_dir(dir.path())
+        .env_remove("RUST_LOG")
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(dir.path().join("err")).unwrap());
+    let node = Durable::of(traced, dir.path());
+    let mut client = node.client();
+    let syncs = || {
+        let text = fs::read_to_string(&trace).unwrap();
+        let lines = text.lines().filter(|line| line.ends_with(" = 0"));
+        lines.filter(|line| line.contains("fdatasync")).count()
+    };
+    for round in 0..5_u8 {
+        client.set(b"k", &[round]).unwrap();
+        let before = syncs();
+        client.sync_durable(PATIENCE).unwrap();
+        wait_for("the line of the call", || (syncs() > before).then_some(()));
+    }
+    // Everything is on the disk by now, so there is nothing to do.
+    let before = syncs();
+    client.sync_durable(PATIENCE).unwrap();
+    assert_eq!(syncs(), before);
+    drop(client);
+    assert_eq!(node.stop().code(), Some(0));
 }
 
 #[test]

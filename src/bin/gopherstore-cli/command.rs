@@ -31,6 +31,17 @@ pub(crate) struct Command {
     parts: Vec<batch::Part>,
 }
 
+/// The state that a SYNC waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Goal {
+    /// It asks for the position now.
+    Nothing,
+    /// The data set has this position.
+    At(Token),
+    /// The disk has the data set.
+    Durable,
+}
+
 /// A successful response to a [`Command`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Response {
@@ -139,15 +150,19 @@ pub(crate) const OFFERS: &[Offer] = &[
         make: |operands| keys::command("exists", operands, "exists KEY"),
     },
     Offer {
-        synopsis: "sync [TOKEN] [TIME]",
-        meaning: "wait until the node has a position",
+        synopsis: "sync [GOAL] [TIME]",
+        meaning: "wait for GOAL: a token, or durable",
         make: |operands| {
             let mut operands = operands.into_iter();
             let mut next = || operands.next();
-            let token = next().map(|token| parsed_token(&token)).transpose()?;
+            let goal = match next() {
+                None => Goal::Nothing,
+                Some(word) if word.eq_ignore_ascii_case(b"durable") => Goal::Durable,
+                Some(token) => Goal::At(parsed_token(&token)?),
+            };
             let time = next().map(|time| crate::duration(&String::from_utf8_lossy(&time)));
             let time = time.transpose()?;
-            Ok(Command::sync(token, time.unwrap_or(crate::TIMEOUT_DEFAULT)))
+            Ok(Command::sync(goal, time.unwrap_or(crate::TIMEOUT_DEFAULT)))
         },
     },
     Offer {
@@ -236,13 +251,14 @@ impl Command {
         Command::new(opcode, next(), next())
     }
 
-    /// A SYNC: at `token`, for which it waits that long, or for the position now.
-    pub(crate) fn sync(token: Option<Token>, timeout: Duration) -> Command {
+    /// A SYNC, which waits for `goal` that long.
+    pub(crate) fn sync(goal: Goal, timeout: Duration) -> Command {
         let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
         let timeout_ms = timeout_ms.min(SYNC_TIMEOUT_MAX_MS);
-        let request = match token {
-            None => SyncRequest::Position,
-            Some(token) => SyncRequest::At { token, timeout_ms },
+        let request = match goal {
+            Goal::Nothing => SyncRequest::Position,
+            Goal::At(token) => SyncRequest::At { token, timeout_ms },
+            Goal::Durable => SyncRequest::Durable { timeout_ms },
         };
         Command::new(Opcode::Sync, Vec::new(), request.value())
     }
@@ -559,11 +575,16 @@ mod tests {
             nonce: 3,
         };
         let five_seconds = Duration::from_secs(5);
-        assert_eq!(command("sync"), Ok(Command::sync(None, five_seconds)));
-        let at = Command::sync(Some(token), five_seconds);
+        assert_eq!(
+            command("sync"),
+            Ok(Command::sync(Goal::Nothing, five_seconds))
+        );
+        let at = Command::sync(Goal::At(token), five_seconds);
         assert_eq!(command(&format!("sync {token}")), Ok(at));
-        let at = Command::sync(Some(token), Duration::from_millis(200));
+        let at = Command::sync(Goal::At(token), Duration::from_millis(200));
         assert_eq!(command(&format!("SYNC {token} 200ms")), Ok(at));
+        let durable = Command::sync(Goal::Durable, Duration::from_secs(1));
+        assert_eq!(command("sync Durable 1s"), Ok(durable));
         assert!(command("sync 12").is_err_and(|error| error.contains("48 hexadecimal digits")));
         for line in ["incr k one", "decr k -9223372036854775808"] {
             let message = command(line).err().unwrap_or_default();

@@ -36,7 +36,7 @@ use argh::{ArgsInfo, FromArgs};
 use gopherstore::arguments::{self, Bytes, Exit, Program};
 use gopherstore::wire::{Opcode, Token};
 
-use command::{Command, Response};
+use command::{Command, Goal, Response};
 use context::Context;
 use report::{Failure, Outcome};
 
@@ -207,22 +207,27 @@ struct Del {
     yes: bool,
 }
 
-/// Print the position of the node's data, or wait until it has a position.
+/// Print the position of the node's data, or wait until it has a position, or has its data on its disk.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "sync", help_triggers("-h", "--help"))]
 #[argh(
     example = "{command_name}\n\
-        {command_name} --addr 127.0.0.1:8001 --timeout 10s --at \"$(gopherstore-cli sync)\"",
+        {command_name} --addr 127.0.0.1:8001 --timeout 10s --at \"$(gopherstore-cli sync)\"\n\
+        {command_name} --durable",
     note = "The position is a token of 48 hexadecimal digits. A node that has the position of a token shows\n\
         every write before it: set at the leader, sync there, and sync --at that token at a follower, before\n\
-        get there. --timeout bounds the wait, by an hour at most; after it the exit code is 6. A node\n\
-        that does not respond is waited for twice as long. A node without peers has no positions.\n\
+        get there. With --durable the node's disk has every write before it, whatever --sync says there.\n\
+        --timeout bounds the wait, by an hour at most; after it the exit code is 6. A node that does not\n\
+        respond is waited for twice as long. A node without peers and without a disk has no positions.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 struct Sync {
     /// wait until the node has this position
     #[argh(option, from_str_fn(token), arg_name = "TOKEN")]
     at: Option<Token>,
+    /// wait until the disk of the node has the data that the node holds now
+    #[argh(switch)]
+    durable: bool,
 }
 
 /// Check that the node responds.
@@ -347,7 +352,18 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
         Some(Subcommand::Ttl(ttl)) => once(&context, &ttl.command()),
         Some(Subcommand::Exists(exists)) => once(&context, &exists.command()),
         Some(Subcommand::Batch(command)) => batch::run(command, &context),
-        Some(Subcommand::Sync(Sync { at })) => once(&context, &Command::sync(at, context.timeout)),
+        Some(Subcommand::Sync(Sync { at, durable })) => {
+            let goal = match (at, durable) {
+                (None, false) => Goal::Nothing,
+                (None, true) => Goal::Durable,
+                (Some(token), false) => Goal::At(token),
+                (Some(_), true) => {
+                    let message = "--at and --durable contradict each other; leave one of them out";
+                    return Err(Failure::new(Outcome::Usage, message));
+                }
+            };
+            once(&context, &Command::sync(goal, context.timeout))
+        }
         Some(Subcommand::Ping(Ping {})) => once(
             &context,
             &Command::new(Opcode::Ping, Vec::new(), Vec::new()),

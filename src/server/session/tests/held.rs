@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::log::Mark;
+use crate::node::Awaited;
 use crate::wire::{SyncRequest, Token};
 
 /// A leader with a log, whose answers wait until their positions are committed.
@@ -211,10 +212,10 @@ fn a_sync_that_waits_is_on_the_own_thread_and_begins_behind_the_answers_in_front
     commit(&node, 1);
     client.receive();
     assert_eq!(client.received, ok(b""));
-    let Step::Sync(index, timeout) = client.session.step(Thread::Own) else {
+    let Step::Sync(Awaited::Held(token), timeout) = client.session.step(Thread::Own) else {
         panic!("it waits for the position")
     };
-    assert_eq!((index, timeout), (9, Duration::from_millis(100)));
+    assert_eq!((token.index, timeout), (9, Duration::from_millis(100)));
     // Nothing behind it is executed before its answer.
     assert!(matches!(client.session.step(Thread::Own), Step::Sync(..)));
     let late = Reply::NotReached("late".to_owned());
