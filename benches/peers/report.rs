@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::cells::{Cell, Figure, Figures, Goal};
+use crate::cells::{Against, Cell, Figure, Figures, Goal};
 use crate::servers::Kind;
 
 /// The readings of a cell: for each server, one of each round.
@@ -73,13 +73,29 @@ impl Readings {
         ratios.filter(|ratio| ratio.is_finite()).collect()
     }
 
+    /// What a goal says something of, where that can be told.
+    fn reached(&self, goal: &Goal, all: &[Readings]) -> Option<f64> {
+        let figure = goal.figure;
+        let own = || median(&self.values(Kind::GopherStore, figure));
+        match goal.against {
+            Against::Itself => own(),
+            Against::Server(kind) => median(&self.ratios(kind, figure)),
+            Against::BetterPeer => {
+                let peers = [Kind::Redis, Kind::Valkey].into_iter();
+                let ratios = peers.filter_map(|kind| median(&self.ratios(kind, figure)));
+                let worse = if goal.at_least { f64::min } else { f64::max };
+                ratios.reduce(worse)
+            }
+            Against::Cell(name) => {
+                let other = all.iter().find(|other| other.cell.name == name)?;
+                Some(own()? / median(&other.values(Kind::GopherStore, figure))?)
+            }
+        }
+    }
+
     /// Whether a goal is reached, where that can be told.
-    fn judge(&self, goal: &Goal) -> Option<bool> {
-        let values = match goal.against {
-            Some(kind) => self.ratios(kind, goal.figure),
-            None => self.values(Kind::GopherStore, goal.figure),
-        };
-        let reached = median(&values)?;
+    fn judge(&self, goal: &Goal, all: &[Readings]) -> Option<bool> {
+        let reached = self.reached(goal, all)?;
         Some(if goal.at_least {
             reached >= goal.bound
         } else {
@@ -105,7 +121,7 @@ fn number(value: f64) -> String {
     format!("{value:.places$}{unit}")
 }
 
-fn goals(readings: &Readings, figure: Figure) -> String {
+fn goals(readings: &Readings, figure: Figure, all: &[Readings]) -> String {
     let goals = readings
         .cell
         .goals
@@ -115,10 +131,12 @@ fn goals(readings: &Readings, figure: Figure) -> String {
         let sign = if goal.at_least { "≥" } else { "≤" };
         let bound = number(goal.bound);
         let text = match goal.against {
-            Some(kind) => format!("{sign} {bound} × {}", kind.name()),
-            None => format!("{sign} {bound}"),
+            Against::Server(kind) => format!("{sign} {bound} × {}", kind.name()),
+            Against::BetterPeer => format!("{sign} {bound} × the better peer"),
+            Against::Cell(name) => format!("{sign} {bound} × {name}"),
+            Against::Itself => format!("{sign} {bound}"),
         };
-        match readings.judge(goal) {
+        match readings.judge(goal, all) {
             Some(true) => format!("{text}: yes"),
             Some(false) => format!("{text}: **no**"),
             None => text,
@@ -129,8 +147,16 @@ fn goals(readings: &Readings, figure: Figure) -> String {
 
 /// The table of all cells, in Markdown.
 pub(crate) fn table(cells: &[Readings], versions: &[(Kind, String)]) -> String {
+    let is_measured = |kind: Kind| {
+        let mut of = cells.iter().flat_map(|readings| &readings.of);
+        of.any(|(other, _)| *other == kind)
+    };
+    let versions: Vec<&(Kind, String)> = versions
+        .iter()
+        .filter(|(kind, _)| is_measured(*kind))
+        .collect();
     let mut text = String::from("| cell | figure |");
-    for (_, version) in versions {
+    for (_, version) in &versions {
         let _ = write!(text, " {version} |");
     }
     let others: Vec<Kind> = versions.iter().map(|(kind, _)| *kind).collect();
@@ -154,7 +180,7 @@ pub(crate) fn table(cells: &[Readings], versions: &[(Kind, String)]) -> String {
                 _ => String::new(),
             };
             let _ = write!(text, "| {head} | {} |", figure.0);
-            for (kind, _) in versions {
+            for (kind, _) in &versions {
                 let value = median(&readings.values(*kind, *figure));
                 let _ = write!(text, " {} |", value.map_or_else(|| "–".to_owned(), number));
             }
@@ -171,7 +197,7 @@ pub(crate) fn table(cells: &[Readings], versions: &[(Kind, String)]) -> String {
                 );
                 let _ = write!(text, " {ratio} |");
             }
-            let _ = writeln!(text, " {} |", goals(readings, *figure));
+            let _ = writeln!(text, " {} |", goals(readings, *figure, cells));
         }
     }
     text

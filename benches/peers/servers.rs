@@ -1,8 +1,9 @@
 //! The servers: how each is started, asked how it stands, and stopped; and what the system knows of a process.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -12,8 +13,7 @@ use std::time::{Duration, Instant};
 use gopherstore::Client;
 use gopherstore::client::{NodeState, NodeStatus};
 
-use crate::protocol::WriteKind;
-use crate::protocol::{Keys, Protocol, Requests, head};
+use crate::protocol::{KEY_LEN, Keys, Protocol, Requests, WriteKind, head};
 use crate::{Outcome, check_interrupted};
 
 /// How long a server may take to be ready, or a follower to have everything.
@@ -31,9 +31,17 @@ const CLIENTS_MAX: usize = 20_000;
 /// The system's unit of processor time in ticks a second: USER_HZ, which has long been 100 on every Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
 
+/// The data directory of GopherStore, in the folder of the server.
+const DATA: &str = "data";
+
+/// That of Redis and Valkey, by their default.
+const APPEND_ONLY: &str = "appendonlydir";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     GopherStore,
+    /// GopherStore without a data directory, in the cells where it has one.
+    InMemory,
     Redis,
     Valkey,
     Memcached,
@@ -41,8 +49,9 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Kind; 5] = [
+    pub(crate) const ALL: [Kind; 6] = [
         Kind::GopherStore,
+        Kind::InMemory,
         Kind::Redis,
         Kind::Valkey,
         Kind::Memcached,
@@ -52,6 +61,7 @@ impl Kind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::GopherStore => "gopherstore",
+            Kind::InMemory => "in-memory",
             Kind::Redis => "redis",
             Kind::Valkey => "valkey",
             Kind::Memcached => "memcached",
@@ -61,7 +71,7 @@ impl Kind {
 
     pub(crate) fn protocol(self) -> Protocol {
         match self {
-            Kind::GopherStore | Kind::Echo => Protocol::Gbp,
+            Kind::GopherStore | Kind::InMemory | Kind::Echo => Protocol::Gbp,
             Kind::Redis | Kind::Valkey => Protocol::Resp,
             Kind::Memcached => Protocol::Memcached,
         }
@@ -70,6 +80,10 @@ impl Kind {
     /// Whether it stores values.
     pub(crate) fn stores(self) -> bool {
         self != Kind::Echo
+    }
+
+    pub(crate) fn is_gopherstore(self) -> bool {
+        matches!(self, Kind::GopherStore | Kind::InMemory)
     }
 
     /// Whether it can have followers.
@@ -87,7 +101,7 @@ pub(crate) struct Programs {
 impl Programs {
     fn of(&self, kind: Kind) -> PathBuf {
         match kind {
-            Kind::GopherStore => self.gopherstore.clone(),
+            Kind::GopherStore | Kind::InMemory => self.gopherstore.clone(),
             Kind::Redis => "redis-server".into(),
             Kind::Valkey => "valkey-server".into(),
             Kind::Memcached => "memcached".into(),
@@ -109,6 +123,7 @@ impl Programs {
         });
         let name = match kind {
             Kind::GopherStore => "GopherStore",
+            Kind::InMemory => "GopherStore in memory",
             Kind::Redis => "redis-server",
             Kind::Valkey => "valkey-server",
             Kind::Memcached | Kind::Echo => kind.name(),
@@ -131,8 +146,7 @@ pub(crate) struct Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }
 
@@ -158,6 +172,11 @@ impl Process {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 
     /// Its output.
@@ -201,29 +220,54 @@ fn free_addrs(count: usize) -> Outcome<Vec<SocketAddr>> {
     addrs.map_err(|error| error.to_string())
 }
 
-/// Whether a GET is answered, be it with 'no such key'.
-fn answers(protocol: Protocol, addr: SocketAddr) -> bool {
-    let ask = || -> Option<()> {
-        let mut stream = TcpStream::connect(addr).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-        let mut out = Vec::new();
-        Requests::new(protocol, WriteKind::Set, 1).push(true, &Keys::new().key(0), &mut out);
-        stream.write_all(&out).ok()?;
-        let (mut answer, mut buffer) = (Vec::new(), [0; 256]);
-        loop {
-            let count = stream.read(&mut buffer).ok().filter(|&count| count > 0)?;
-            answer.extend_from_slice(&buffer[..count]);
-            if head(protocol, &answer).ok()?.is_some() {
-                return Some(());
-            }
+/// The answer to a GET of the key with this number; none without an answer, or after an error.
+fn get(protocol: Protocol, addr: SocketAddr, number: u64) -> Option<Vec<u8>> {
+    let mut stream = TcpStream::connect(addr).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    let mut out = Vec::new();
+    Requests::new(protocol, WriteKind::Set, 1).push(true, &Keys::new().key(number), &mut out);
+    stream.write_all(&out).ok()?;
+    let (mut answer, mut buffer) = (Vec::new(), [0; 256]);
+    loop {
+        let count = stream.read(&mut buffer).ok().filter(|&count| count > 0)?;
+        answer.extend_from_slice(&buffer[..count]);
+        let head = head(protocol, &answer).ok()?;
+        if head.is_some_and(|head| answer.len() >= head.len) {
+            return Some(answer);
         }
-    };
-    ask().is_some()
+    }
+}
+
+/// How a server keeps its data on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Disk {
+    pub(crate) sync: Sync,
+    pub(crate) snapshots: Snapshots,
+}
+
+/// When a write is synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sync {
+    Always,
+    /// Once a second.
+    Interval,
+}
+
+/// When a server writes a snapshot; Redis and Valkey rewrite the AOF, which then begins with an RDB file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Snapshots {
+    /// By its own rule.
+    Usual,
+    Never,
+    /// When every key has been set once.
+    OnceLoaded,
 }
 
 /// A server that is to be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Setup {
+    /// Keys that are loaded.
+    pub(crate) keys: u64,
     /// Bytes of the values that are asked for; an echo server must know.
     pub(crate) value_len: usize,
     /// The write that loads the data, and that clients send.
@@ -232,6 +276,21 @@ pub(crate) struct Setup {
     pub(crate) followers: usize,
     /// Followers that are known, and started later.
     pub(crate) later: usize,
+    /// None for a server that keeps its data in memory alone.
+    pub(crate) disk: Option<Disk>,
+}
+
+impl Setup {
+    /// Bytes of log after which GopherStore writes a snapshot; none where its own rule says.
+    fn snapshot_log_bytes(&self) -> Option<u64> {
+        // A record has a head of 7 bytes.
+        let record = u64::try_from(7 + KEY_LEN + self.value_len).unwrap_or(u64::MAX);
+        match self.disk?.snapshots {
+            Snapshots::Usual => None,
+            Snapshots::Never => Some(u64::MAX),
+            Snapshots::OnceLoaded => Some((self.keys * record).saturating_sub(1)),
+        }
+    }
 }
 
 /// A server with its followers.
@@ -242,6 +301,7 @@ pub(crate) struct Server {
     followers: Vec<Process>,
     programs: Programs,
     addrs: Vec<SocketAddr>,
+    setup: Setup,
     dir: tempfile::TempDir,
 }
 
@@ -259,7 +319,7 @@ impl Server {
     fn try_start(programs: &Programs, kind: Kind, setup: Setup) -> Outcome<Server> {
         let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
         let addrs = free_addrs(1 + setup.followers + setup.later)?;
-        if kind == Kind::GopherStore {
+        if kind.is_gopherstore() && setup.disk.is_none() {
             let mut text = "cluster = \"bench\"\nleader = \"n1\"\n".to_owned();
             for (number, addr) in (1..).zip(&addrs) {
                 text += &format!("[[node]]\nname = \"n{number}\"\naddr = \"{addr}\"\n");
@@ -268,13 +328,14 @@ impl Server {
             text += &format!("[limits]\nmax_connections = {CLIENTS_MAX}\n");
             fs::write(dir.path().join("cluster.toml"), text).map_err(|error| error.to_string())?;
         }
-        let command = command(programs, kind, setup.value_len, &addrs, 0);
+        let command = command(programs, kind, setup, &addrs, 0);
         let mut server = Server {
             kind,
             leader: ready(kind, Process::start(command, addrs[0], dir.path())?)?,
             followers: Vec::new(),
             programs: programs.clone(),
             addrs,
+            setup,
             dir,
         };
         for number in 1..=setup.followers {
@@ -287,7 +348,7 @@ impl Server {
 
     /// Starts the follower with this number, from 1 on.
     fn follower(&self, number: usize) -> Outcome<Process> {
-        let command = command(&self.programs, self.kind, 0, &self.addrs, number);
+        let command = command(&self.programs, self.kind, self.setup, &self.addrs, number);
         Process::start(command, self.addrs[number], self.dir.path())
     }
 
@@ -334,7 +395,7 @@ impl Server {
 
     /// How far each of its followers is behind: entries of GopherStore, bytes of the others.
     fn lags(&self) -> Outcome<Vec<u64>> {
-        if self.kind == Kind::GopherStore {
+        if self.kind.is_gopherstore() {
             let status = status(self.leader.addr)?;
             let lags = status.followers.values().filter_map(|one| one.lag_entries);
             return Ok(lags.collect());
@@ -358,11 +419,97 @@ impl Server {
 
     /// Full copies that it has sent since its start.
     pub(crate) fn full_copies(&self) -> Outcome<u64> {
-        Ok(if self.kind == Kind::GopherStore {
+        Ok(if self.kind.is_gopherstore() {
             status(self.leader.addr)?.full_copies.unwrap_or(0)
         } else {
             field(&info(self.leader.addr, "stats")?, "sync_full").unwrap_or(0)
         })
+    }
+
+    /// Waits until the files hold all data, with a snapshot if there is to be one, and stops the server: the next start
+    /// of it is measured.
+    pub(crate) fn stop_with_data(&mut self) -> Outcome<()> {
+        let with_snapshot = self
+            .setup
+            .disk
+            .is_some_and(|disk| disk.snapshots == Snapshots::OnceLoaded);
+        if self.kind.is_gopherstore() {
+            if with_snapshot {
+                wait_for("the snapshot", || {
+                    let files = self.files()?;
+                    let count = |start| {
+                        files
+                            .iter()
+                            .filter(|(name, _)| name.starts_with(start))
+                            .count()
+                    };
+                    // The log before it goes, but for the segment that is being written.
+                    Ok((count("snapshot-") == 1 && count("log-") <= 2).then_some(()))
+                })?;
+            }
+        } else {
+            let addr = self.leader.addr;
+            if with_snapshot {
+                ask(addr, "BGREWRITEAOF")?;
+            }
+            wait_for("the AOF", || {
+                let text = info(addr, "persistence")?;
+                let busy = ["aof_rewrite_in_progress", "aof_buffer_length"];
+                let is_done = busy.iter().all(|name| field(&text, name) == Some(0));
+                Ok(is_done.then_some(()))
+            })?;
+        }
+        self.leader.kill();
+        Ok(())
+    }
+
+    /// Starts the server, which does not run; how long it takes until a GET of the last key has the right answer.
+    pub(crate) fn restart(&mut self) -> Outcome<Duration> {
+        let command = command(&self.programs, self.kind, self.setup, &self.addrs, 0);
+        let (number, value) = (self.setup.keys - 1, vec![b'1'; self.setup.value_len]);
+        let start = Instant::now();
+        self.leader = Process::start(command, self.addrs[0], self.dir.path())?;
+        wait_for("the data", || {
+            if self.leader.has_ended() {
+                return Err(format!("it has ended: {}", self.leader.log().trim()));
+            }
+            let Some(answer) = get(self.protocol(), self.leader.addr, number) else {
+                return Ok(None);
+            };
+            if answer.windows(value.len()).any(|bytes| bytes == value) {
+                Ok(Some(start.elapsed()))
+            } else {
+                Err("it has not recovered the last key".to_owned())
+            }
+        })
+    }
+
+    /// Stops it at once.
+    pub(crate) fn kill(&mut self) {
+        self.leader.kill();
+    }
+
+    /// The files with its data, and their bytes.
+    pub(crate) fn files(&self) -> Outcome<Vec<(String, u64)>> {
+        let name = if self.kind.is_gopherstore() {
+            DATA
+        } else {
+            APPEND_ONLY
+        };
+        let path = self.dir.path().join(name);
+        let entries = fs::read_dir(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        // One that is removed meanwhile is none.
+        let files = entries.flatten().filter_map(|entry| {
+            let bytes = entry.metadata().ok()?.len();
+            Some((entry.file_name().to_string_lossy().into_owned(), bytes))
+        });
+        Ok(files.collect())
+    }
+
+    /// Waits until the disk has what other servers and programs have written.
+    pub(crate) fn sync_disk(&self) -> Outcome<()> {
+        let sync = || rustix::fs::syncfs(File::open(self.dir.path())?).map_err(io::Error::from);
+        sync().map_err(|error| format!("cannot sync the disk: {error}"))
     }
 
     /// Starts the follower that is known and does not run, and waits until it has a full copy; how long that took, from
@@ -376,7 +523,7 @@ impl Server {
             if follower.has_ended() {
                 return Err(format!("the follower has ended: {}", follower.log()));
             }
-            let has_all = if self.kind == Kind::GopherStore {
+            let has_all = if self.kind.is_gopherstore() {
                 status(addr).is_ok_and(|status| {
                     status.state == Some(NodeState::Serving)
                         && status.is_link_up == Some(true)
@@ -394,21 +541,51 @@ impl Server {
 fn command(
     programs: &Programs,
     kind: Kind,
-    value_len: usize,
+    setup: Setup,
     addrs: &[SocketAddr],
     number: usize,
 ) -> Command {
     let mut command = Command::new(programs.of(kind));
     let port = addrs[number].port().to_string();
     match kind {
-        Kind::GopherStore => {
-            let node = format!("n{}", number + 1);
-            command.args(["--config", "cluster.toml", "--node", &node]);
-        }
+        Kind::GopherStore | Kind::InMemory => match setup.disk {
+            None => {
+                let node = format!("n{}", number + 1);
+                command.args(["--config", "cluster.toml", "--node", &node]);
+            }
+            Some(disk) => {
+                command.args(["--addr", &addrs[number].to_string()]);
+                let sync = match disk.sync {
+                    Sync::Always => "always",
+                    Sync::Interval => "interval",
+                };
+                if kind == Kind::GopherStore {
+                    command.args(["--data-dir", DATA, "--sync", sync]);
+                }
+                if let Some(bytes) = setup.snapshot_log_bytes() {
+                    command.env("GOPHERSTORE_SNAPSHOT_LOG_BYTES", bytes.to_string());
+                }
+            }
+        },
         Kind::Redis | Kind::Valkey => {
             let clients = CLIENTS_MAX.saturating_sub(1_000).to_string();
             command.args(["--bind", "127.0.0.1", "--port", &port, "--save", ""]);
-            command.args(["--appendonly", "no", "--maxclients", &clients]);
+            command.args(["--maxclients", &clients]);
+            match setup.disk {
+                None => {
+                    command.args(["--appendonly", "no"]);
+                }
+                Some(disk) => {
+                    let sync = match disk.sync {
+                        Sync::Always => "always",
+                        Sync::Interval => "everysec",
+                    };
+                    command.args(["--appendonly", "yes", "--appendfsync", sync]);
+                    if disk.snapshots != Snapshots::Usual {
+                        command.args(["--auto-aof-rewrite-percentage", "0"]);
+                    }
+                }
+            }
             // Two processes share the folder.
             command.args(["--dbfilename", &format!("{port}.rdb")]);
             command.args([
@@ -431,7 +608,7 @@ fn command(
             command.args(["-c", &clients, "-t", "2", "-u", "root"]);
         }
         Kind::Echo => {
-            command.args(["echo", "--value-bytes", &value_len.to_string()]);
+            command.args(["echo", "--value-bytes", &setup.value_len.to_string()]);
         }
     }
     command
@@ -451,7 +628,7 @@ fn ready(kind: Kind, mut process: Process) -> Outcome<Process> {
             };
             process.addr = addr.parse().map_err(|error| format!("{addr}: {error}"))?;
         }
-        Ok(answers(kind.protocol(), process.addr).then_some(()))
+        Ok(get(kind.protocol(), process.addr, 0).map(drop))
     })?;
     Ok(process)
 }
@@ -464,15 +641,20 @@ fn status(addr: SocketAddr) -> Outcome<NodeStatus> {
 
 /// The INFO of a server that speaks RESP.
 fn info(addr: SocketAddr, section: &str) -> Outcome<String> {
-    let ask = || -> std::io::Result<String> {
+    ask(addr, &format!("INFO {section}"))
+}
+
+/// The answer of a server that speaks RESP.
+fn ask(addr: SocketAddr, command: &str) -> Outcome<String> {
+    let ask = || -> io::Result<String> {
         let mut stream = TcpStream::connect(addr)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        stream.write_all(format!("INFO {section}\r\nQUIT\r\n").as_bytes())?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(format!("{command}\r\nQUIT\r\n").as_bytes())?;
         let mut text = Vec::new();
         stream.read_to_end(&mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())
     };
-    ask().map_err(|error| format!("INFO: {error}"))
+    ask().map_err(|error| format!("{command}: {error}"))
 }
 
 fn field(text: &str, name: &str) -> Option<u64> {
@@ -503,4 +685,51 @@ pub(crate) fn memory_kib(pid: u32) -> (u64, u64) {
         number.unwrap_or(0)
     };
     (of("VmRSS:"), of("VmHWM:"))
+}
+
+/// Bytes that were written, up to some moment.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Written {
+    /// By a process to files; those of Redis and Valkey to sockets count too.
+    pub(crate) to_files: u64,
+    /// To the disk that has the temporary files, by all programs; 0 where the system does not tell.
+    pub(crate) to_disk: u64,
+}
+
+impl Written {
+    pub(crate) fn by(pid: u32) -> Written {
+        let text = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+        Written {
+            to_files: field(&text, "wchar").unwrap_or(0),
+            to_disk: disk_bytes().unwrap_or(0),
+        }
+    }
+
+    pub(crate) fn since(self, start: Written) -> Written {
+        Written {
+            to_files: self.to_files.saturating_sub(start.to_files),
+            to_disk: self.to_disk.saturating_sub(start.to_disk),
+        }
+    }
+}
+
+fn disk_bytes() -> Option<u64> {
+    let device = fs::metadata(std::env::temp_dir()).ok()?.dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let text = fs::read_to_string("/proc/diskstats").ok()?;
+    let mut lines = text.lines().map(|line| line.split_whitespace());
+    lines.find_map(|mut fields| {
+        let mut is = |number: u32| Some(fields.next()?.parse() == Ok(number));
+        let is_it = is(major)? && is(minor)?;
+        // Sectors of 512 bytes.
+        let sectors: u64 = fields.nth(7)?.parse().ok()?;
+        is_it.then_some(sectors * 512)
+    })
+}
+
+/// Whether files in the folder for temporary files are on a disk.
+pub(crate) fn temporary_files_are_on_disk() -> bool {
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    let found = rustix::fs::statfs(std::env::temp_dir());
+    !found.is_ok_and(|found| u64::try_from(found.f_type) == Ok(TMPFS_MAGIC))
 }

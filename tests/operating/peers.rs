@@ -84,6 +84,24 @@ fn every_cell_of_the_measurement_beside_other_servers_works() {
     }
     assert!(of("get-4x128").contains(&"memcached"), "{text}");
     assert!(of("get-4x128").contains(&"echo"), "{text}");
+    assert!(of("interval-set-4x128").contains(&"in-memory"), "{text}");
+    assert!(!of("get-4x128").contains(&"in-memory"), "{text}");
+    let figure = |cell: &str, server: &str, name: &str| -> f64 {
+        let mut all = readings.iter();
+        let one = all.find(|one| one["cell"] == cell && one["server"] == server);
+        one.unwrap()["figures"][name].as_f64().unwrap()
+    };
+    // A record has 87 bytes, and its group 88 more.
+    let written = "bytes written to files ÷ those of keys and values";
+    let amplification = figure("always-set-1x1", "gopherstore", written);
+    assert!(amplification > 2.0, "{text}");
+    // The file has each key, and so the restarted server.
+    for cell in ["restart-snapshot", "restart-log"] {
+        for server in ["gopherstore", "redis"] {
+            let mib = figure(cell, server, "MiB of files");
+            assert!(mib > 0.01, "{cell} of {server}: {text}");
+        }
+    }
     assert_eq!(working_in(&dir), 0, "something that it started is left");
 
     if tools::are_there(&["python3"]) {
