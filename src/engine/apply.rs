@@ -101,12 +101,12 @@ impl Engine {
     /// Where the group does not continue this log, and nothing is logged; or where the data set turns out not to be the
     /// leader's.
     pub fn receive(&self, group: &Group<'_>, now: Instant) -> Result<(), ApplyError> {
-        self.receive_within(group, now, true)
+        self.receive_within(group, now, 0)
     }
 
-    /// The same for records of this node's own log. Where it is not `is_exact`, the data set may have some of their
+    /// The same for records of this node's own log. Of those up to index `exact_from` the data set may have some
     /// effects already, or later ones: the snapshot that it began with was copied while they were made. So a key may be
-    /// missing that a record removes, and digests are not compared.
+    /// missing that such a record removes. Digests are compared from `exact_from` on.
     ///
     /// # Errors
     ///
@@ -115,16 +115,16 @@ impl Engine {
         &self,
         group: &Group<'_>,
         now: Instant,
-        is_exact: bool,
+        exact_from: u64,
     ) -> Result<(), ApplyError> {
-        self.receive_within(group, now, is_exact)
+        self.receive_within(group, now, exact_from)
     }
 
     fn receive_within(
         &self,
         group: &Group<'_>,
         now: Instant,
-        is_exact: bool,
+        exact_from: u64,
     ) -> Result<(), ApplyError> {
         let sequencer = self.sequencer.as_ref().ok_or(ApplyError::NoLog)?;
         let (records, count) = (group.records, group.records.count());
@@ -152,9 +152,10 @@ impl Engine {
         if let Some(entry) = entry {
             self.apply_entry(sequencer, entry);
         } else {
+            let is_exact = group.first_index > exact_from;
             self.apply_records(sequencer, (records.bytes(), count), is_exact)?;
         }
-        if is_exact {
+        if last >= exact_from {
             self.compare(group.digest)?;
         }
         self.committed(sequencer, last);

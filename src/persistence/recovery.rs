@@ -58,11 +58,32 @@ pub fn recover(files: &dyn Files, engine: &Engine, now: Instant) -> Result<Recov
     let id = snapshot.as_ref().map(|snapshot| snapshot.id);
     let log = read_log(files, id, &mut |read| replay.group(&read))?;
     let records = replay.records;
-    let last = engine.head().index;
-    if last < exact_from {
-        return Err(damaged(format!(
-            "the snapshot needs the log up to index {exact_from}, which ends at {last}"
-        )));
+    let head = engine.head().index;
+    match &log {
+        Some(log) => {
+            let last = log.end.last_index();
+            if last < exact_from {
+                let why = format!(
+                    "the snapshot needs the log up to index {exact_from}, which ends at {last}"
+                );
+                return Err(damaged(why));
+            }
+            if last != head {
+                let (first, next) = (
+                    log.segments.first().map_or(0, |it| it.first_index),
+                    head + 1,
+                );
+                let why =
+                    format!("the log begins at index {first}, and record {next} is not there");
+                return Err(damaged(why));
+            }
+        }
+        None if snapshot.is_some() => {
+            let why =
+                format!("the snapshot needs the log up to index {exact_from}, and there is none");
+            return Err(damaged(why));
+        }
+        None => {}
     }
     Ok(Recovery {
         snapshot,
@@ -111,7 +132,7 @@ impl Replay<'_> {
             committed: last,
             digest: read.head.digest,
         };
-        let replayed = engine.replay(&group, self.now, last >= self.exact_from);
+        let replayed = engine.replay(&group, self.now, self.exact_from);
         replayed.map_err(|error| in_group(error.to_string()))?;
         if let Some(log) = engine.log() {
             log.written(last);
@@ -133,4 +154,152 @@ fn damaged(files: &dyn Files, why: String) -> StorageError {
 fn behind(records: &[u8], count: usize) -> &[u8] {
     let skipped = frames(records).take(count).map(|frame| frame.bytes().len());
     &records[skipped.sum::<usize>().min(records.len())..]
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::engine::digest::Digest;
+    use crate::history::{EpochStart, History};
+    use crate::storage::recovery::LogEnd;
+    use crate::storage::segment::SegmentId;
+    use crate::storage::simulated::Disk;
+    use crate::storage::snapshot::{SnapshotId, SnapshotWriter};
+    use crate::storage::writer::{LogWriter, NewGroup};
+    use crate::time::MachineTime;
+    use crate::wire::Request;
+
+    fn frame(request: Request<'_>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        request.encode(&mut bytes).unwrap();
+        bytes
+    }
+
+    fn set(key: &[u8]) -> Vec<u8> {
+        frame(Request::Set { key, value: b"v" })
+    }
+
+    fn history() -> History {
+        let start = EpochStart {
+            epoch: 1,
+            nonce: 7,
+            start_index: 1,
+        };
+        History::new(vec![start]).unwrap()
+    }
+
+    /// The log of SET a, SET b, DEL a, SET c in groups of these numbers of records, and a snapshot of `keys` from index
+    /// `begin` to `end`.
+    fn disk(groups: &[usize], (begin, end): (u64, u64), keys: &[&[u8]]) -> Disk {
+        let disk = Disk::default();
+        let records = [
+            set(b"a"),
+            set(b"b"),
+            frame(Request::Del { key: b"a" }),
+            set(b"c"),
+        ];
+        let sums: [&[&[u8]]; 5] = [&[], &[b"a"], &[b"a", b"b"], &[b"b"], &[b"b", b"c"]];
+        let start = LogEnd {
+            next_index: 1,
+            ..LogEnd::default()
+        };
+        let id = SegmentId {
+            chain: 1,
+            number: 1,
+        };
+        let salts = Arc::new(|| 5);
+        let mut log = LogWriter::begin(&disk, id, start, &history(), salts, 4_096).unwrap();
+        let mut written = 0;
+        for &count in groups {
+            let digests = sums[written + count]
+                .iter()
+                .map(|key| Digest::of_frame(&set(key)));
+            let digest = digests.fold(0_u128, |sum, it| sum.wrapping_add(it.to_u128()));
+            let group = NewGroup {
+                records: &records[written..written + count].concat(),
+                count: u32::try_from(count).unwrap(),
+                digest: Digest::from_u128(digest),
+                epoch: 1,
+                committed: 0,
+                time_ms: 1,
+            };
+            log.append(&group, history).unwrap();
+            written += count;
+        }
+        let id = SnapshotId { chain: 1, begin };
+        let mut snapshot = SnapshotWriter::begin(&disk, id, &history(), 6).unwrap();
+        for key in keys {
+            snapshot.add(&set(key), 1).unwrap();
+        }
+        snapshot.end(end).unwrap();
+        snapshot.finish().unwrap();
+        disk
+    }
+
+    /// The number of keys that a disk has, and their last index.
+    fn recovered(disk: &Disk) -> Result<(usize, u64), String> {
+        let engine = Engine::new(Some(1 << 20), MachineTime::clock());
+        let recovery = recover(disk, &engine, Instant::now());
+        recovery.map_err(|error| error.to_string())?;
+        Ok((engine.len(), engine.head().index))
+    }
+
+    #[test]
+    fn a_removal_up_to_the_end_of_a_snapshot_may_be_in_it() {
+        for groups in [&[1, 1, 1, 1][..], &[1, 2, 1], &[1, 1, 2], &[4]] {
+            for (keys, end) in [
+                (&[&b"a"[..]][..], 2),
+                (&[b"a", b"b"], 3),
+                (&[b"b"], 3),
+                (&[], 4),
+            ] {
+                let disk = disk(groups, (1, end), keys);
+                assert_eq!(recovered(&disk), Ok((2, 4)), "{groups:?}, {keys:?}, {end}");
+            }
+        }
+        // Behind the end of the snapshot, it is damage.
+        let error = recovered(&disk(&[1, 1, 1, 1], (1, 2), &[b"b"])).unwrap_err();
+        assert!(error.contains("records 2 to 2: "), "{error}");
+    }
+
+    #[test]
+    fn a_log_that_does_not_reach_the_snapshot_or_begins_behind_it_is_refused() {
+        let error = recovered(&disk(&[1, 1], (3, 3), &[b"b"])).unwrap_err();
+        assert!(
+            error.contains("needs the log up to index 3, which ends at 2"),
+            "{error}"
+        );
+        let whole = disk(&[4], (3, 3), &[b"b"]);
+        let id = SegmentId {
+            chain: 1,
+            number: 1,
+        };
+        whole.remove(&id.name()).unwrap();
+        let error = recovered(&whole).unwrap_err();
+        assert!(
+            error.contains("needs the log up to index 3, and there is none"),
+            "{error}"
+        );
+        // A segment without records says that there are records before it.
+        let end = LogEnd {
+            next_index: 9,
+            ..LogEnd::default()
+        };
+        drop(LogWriter::begin(&whole, id.next(), end, &history(), Arc::new(|| 7), 4_096).unwrap());
+        let error = recovered(&whole).unwrap_err();
+        assert!(
+            error.contains("begins at index 9, and record 4 is not there"),
+            "{error}"
+        );
+        let alone = SnapshotId { chain: 1, begin: 3 };
+        whole.remove(&alone.name()).unwrap();
+        let error = recovered(&whole).unwrap_err();
+        assert!(
+            error.contains("begins at index 9, and record 1 is not there"),
+            "{error}"
+        );
+    }
 }
