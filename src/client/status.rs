@@ -84,6 +84,30 @@ pub struct NodeStatus {
     pub backlog_bytes: Option<u64>,
     /// Index of the oldest entry in its backlog; one past `index` where that is empty.
     pub backlog_first_index: Option<u64>,
+    /// Whether it keeps its data on a disk.
+    pub has_disk: Option<bool>,
+    /// Of a node with a disk: when its log is made durable, `always`, `interval` or `never`.
+    pub sync: Option<String>,
+    /// Of a node with a disk: index up to which its log is given to the system.
+    pub written_index: Option<u64>,
+    /// Of a node with a disk: index up to which its log is on the disk.
+    pub durable_index: Option<u64>,
+    /// Of a node with a disk: milliseconds since its log was last made durable.
+    pub synced_ms: Option<u64>,
+    /// Of a node with a disk: bytes of the files of its log.
+    pub log_bytes: Option<u64>,
+    /// Of a node with a disk: bytes of the files of its snapshots.
+    pub snapshot_bytes: Option<u64>,
+    /// Of a node with a disk: index at which its last snapshot begins; `None` where it has none.
+    pub snapshot_index: Option<u64>,
+    /// Of a node with a disk: milliseconds since that was written.
+    pub snapshot_age_ms: Option<u64>,
+    /// Of a node with a disk: milliseconds that the recovery at its start took.
+    pub recovery_ms: Option<u64>,
+    /// Of a node with a disk: records of the log that the recovery applied.
+    pub recovered_records: Option<u64>,
+    /// Of a node with a disk: bytes at least of a torn write that the recovery cut off.
+    pub cut_bytes: Option<u64>,
     /// Of a follower: its leader's `host:port`.
     pub leader: Option<String>,
     /// Of a follower: whether it receives its leader's stream.
@@ -227,6 +251,18 @@ impl NodeStatus {
             "resumes" => self.resumes = number(value),
             "backlog_bytes" => self.backlog_bytes = number(value),
             "backlog_first_index" => self.backlog_first_index = number(value),
+            "disk" => self.has_disk = word(value).map(|word| word != "none"),
+            "sync" => self.sync = word(value),
+            "written_index" => self.written_index = number(value),
+            "durable_index" => self.durable_index = number(value),
+            "synced_ms" => self.synced_ms = number(value),
+            "log_bytes" => self.log_bytes = number(value),
+            "snapshot_bytes" => self.snapshot_bytes = number(value),
+            "snapshot_index" => self.snapshot_index = number(value),
+            "snapshot_age_ms" => self.snapshot_age_ms = number(value),
+            "recovery_ms" => self.recovery_ms = number(value),
+            "recovered_records" => self.recovered_records = number(value),
+            "cut_bytes" => self.cut_bytes = number(value),
             "leader" => self.leader = word(value),
             "link" => self.is_link_up = up_or_down(value),
             "leader_heard_ms" => self.leader_heard_ms = number(value),
@@ -364,6 +400,11 @@ max_value_bytes: 19
 lag_entries: 20
 \
             lag_ms: 21\nexpiring: 22\nexpired: 23\nstopping: no\nsettings.leader: 22
+disk: used
+sync: always
+\
+            written_index: 27\ndurable_index: 28\nsynced_ms: 29\nlog_bytes: 30\nsnapshot_bytes: 31\n\
+            snapshot_index: 32\nsnapshot_age_ms: 33\nrecovery_ms: 34\nrecovered_records: 35\ncut_bytes: 36
 ";
         let text_of = |text: &str| Some(text.to_owned());
         let peer = PeerStatus {
@@ -407,6 +448,18 @@ lag_entries: 20
             resumes: Some(9),
             backlog_bytes: Some(10),
             backlog_first_index: Some(16),
+            has_disk: Some(true),
+            sync: text_of("always"),
+            written_index: Some(27),
+            durable_index: Some(28),
+            synced_ms: Some(29),
+            log_bytes: Some(30),
+            snapshot_bytes: Some(31),
+            snapshot_index: Some(32),
+            snapshot_age_ms: Some(33),
+            recovery_ms: Some(34),
+            recovered_records: Some(35),
+            cut_bytes: Some(36),
             leader: text_of("127.0.0.1:8000"),
             is_link_up: Some(false),
             leader_heard_ms: Some(11),
@@ -452,9 +505,11 @@ lag_entries: 20
             "peer.n1: up",
             "Node: n1",
             "follower: x",
+            "disk: -",
         ] {
             assert_eq!(read(text), NodeStatus::default(), "{text:?}");
         }
+        assert_eq!(read("disk: none").has_disk, Some(false));
         let status = NodeStatus::parse("role: witness\r\nstate: dozing\nstate: asleep");
         assert_eq!(
             status.role.map(|role| role.as_str().to_owned()),

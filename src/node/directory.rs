@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::Node;
+use super::{Node, StorageStatus};
 use crate::log::Log;
 
 /// A data directory: it has the data set that a recovery finds.
@@ -11,6 +11,9 @@ pub trait DataDirectory: fmt::Debug + Send + Sync {
     /// Reads the data set of the directory into the node's engine, which holds none and receives nothing. Returns
     /// whether it has been read; there may be none.
     fn restore(&self, log: &Log) -> bool;
+
+    /// Its state, for STATUS.
+    fn status(&self) -> &StorageStatus;
 }
 
 impl Node {

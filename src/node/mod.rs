@@ -8,6 +8,7 @@
 //! | `positions.rs` | which answers wait for the log                                                |
 //! | `reply.rs`     | answers to all other requests                                                 |
 //! | `status.rs`    | the answer to STATUS                                                          |
+//! | `storage.rs`   | the state of the node's disk, for STATUS                                      |
 //! | `sync.rs`      | the answer to SYNC, and when it waits                                         |
 
 #![deny(clippy::wildcard_enum_match_arm)]
@@ -18,6 +19,7 @@ mod positions;
 mod reply;
 mod state;
 mod status;
+mod storage;
 mod sync;
 
 pub use crate::replication::core::role_state::{Leader, RoleState};
@@ -27,6 +29,7 @@ pub use reply::Reply;
 pub use state::NotOpened;
 use state::ReplicaState;
 pub use status::{Lines, Shown, StatusSection, Summary};
+pub use storage::{DiskBytes, RecoveryFigures, StorageStatus};
 pub use sync::{Awaited, Synced};
 
 use std::hash::{BuildHasher, Hasher, RandomState};

@@ -102,6 +102,13 @@ impl Node {
         lines.add("resumes", &self.resumes.load(Ordering::Relaxed));
         lines.add("backlog_bytes", &log.map_or(0, Log::kept_bytes));
         lines.add("backlog_first_index", &log.map_or(0, Log::first_index));
+        match &self.directory {
+            None => lines.add("disk", &"none"),
+            Some(directory) => {
+                lines.add("disk", &"used");
+                directory.status().write(log, now, &mut lines);
+            }
+        }
         if let Some(section) = &self.status_section {
             section.write(self, &shown, now, &mut lines);
         }

@@ -14,14 +14,15 @@ use std::time::{Duration, Instant};
 use log::{error, info, warn};
 use parking_lot::{Condvar, Mutex};
 
+use super::disk_bytes::Looks;
 use crate::config::{StorageConfig, SyncPolicy};
 use crate::engine::Engine;
-use crate::log::{Log, Mark};
-use crate::node::{DataDirectory, Node};
+use crate::log::{Cursor, Log, Mark};
+use crate::node::{DataDirectory, Node, RecoveryFigures, StorageStatus};
 use crate::persistence::{Copying, Next, Progress, Recovery, Settings, Writing, recover};
 use crate::storage::error::{Problem, StorageError};
 use crate::storage::files::{Directory, Files as _};
-use crate::storage::snapshot::SnapshotId;
+use crate::storage::snapshot::{ReadSnapshot, SnapshotId};
 use crate::storage::writer::SEGMENT_BYTES;
 use crate::storage::{identity, identity::Identity};
 
@@ -48,6 +49,7 @@ pub struct Disk {
     recovered: Mutex<Option<Recovery>>,
     /// Bytes of log after which there is another snapshot.
     snapshot_log_bytes: u64,
+    status: StorageStatus,
     shared: Mutex<Shared>,
     changed: Condvar,
 }
@@ -129,6 +131,7 @@ impl Disk {
         Ok(Disk {
             directory,
             _lock: lock,
+            status: StorageStatus::new(config.sync),
             config,
             recovered: Mutex::default(),
             snapshot_log_bytes: snapshot_log_bytes(),
@@ -165,6 +168,15 @@ impl Disk {
 
     fn report(&self, engine: &Engine, recovery: &Recovery, began: Instant) {
         let cut = recovery.log.as_ref().and_then(|log| log.cut.as_ref());
+        self.status.recovered(RecoveryFigures {
+            took: began.elapsed(),
+            records: recovery.records,
+            cut_bytes: cut.map_or(0, |cut| cut.bytes),
+        });
+        if let Some(ReadSnapshot { id, .. }) = &recovery.snapshot {
+            let written_at = self.written_at(&id.name());
+            self.status.has_snapshot(id.begin, written_at);
+        }
         if let Some(cut) = cut {
             warn!(
                 "{}: the last write was torn at offset {}: {} bytes at least are cut off; nothing that was synced is \
@@ -183,6 +195,13 @@ impl Disk {
                 engine.head().index
             );
         }
+    }
+
+    /// When a file was written, by its time.
+    fn written_at(&self, name: &str) -> Option<Instant> {
+        let file = fs::metadata(self.directory.path().join(name)).ok()?;
+        let age = file.modified().ok()?.elapsed().ok()?;
+        Instant::now().checked_sub(age)
     }
 
     fn directory_path(&self) -> PathBuf {
@@ -211,17 +230,33 @@ impl Disk {
         let recovery = self.recovered.lock().take().unwrap_or_default();
         let (files, now) = (&self.directory, Instant::now());
         let mut writing = Writing::new(files, (engine, log), settings, recovery, now)?;
+        let mut looks = Looks::new();
         loop {
             self.exchange(&mut writing)?;
+            let look_at = self.look(&mut looks, &writing);
             match writing.step(Instant::now())? {
                 Next::Again => {}
                 Next::Wait(until) => {
                     self.exchange(&mut writing)?;
+                    let until = look_at.map_or(until, |at| until.min(at));
                     log.wait(&writing.cursor(), until, || self.has_news(log));
                 }
                 Next::Ended => return Ok(()),
             }
         }
+    }
+
+    /// Notes the bytes of the files, where they have changed. Returns when it is to be called again.
+    fn look(
+        &self,
+        looks: &mut Looks<(Cursor, Snapshots)>,
+        writing: &Writing<'_>,
+    ) -> Option<Instant> {
+        let snapshot = self.shared.lock().snapshot;
+        let changes = matches!(snapshot, Snapshots::Wanted | Snapshots::Running);
+        let cause = (writing.cursor(), snapshot);
+        let target = (self.directory.path(), &self.status);
+        looks.look(target, cause, changes, Instant::now())
     }
 
     /// Whether another thread has something for the log-writer thread.
@@ -257,6 +292,9 @@ impl Disk {
         if (shared.chain, shared.durable_to) != state {
             (shared.chain, shared.durable_to) = state;
             self.changed.notify_all();
+            if writing.chain().is_some() {
+                self.status.synced(Instant::now());
+            }
         }
         shared.is_unsynced = writing.is_unsynced();
         Ok(())
@@ -323,6 +361,7 @@ impl Disk {
         }
         let bytes = copying.len();
         let id = copying.finish()?;
+        self.status.has_snapshot(id.begin, Some(Instant::now()));
         info!(
             "wrote a snapshot of {} keys, {bytes} bytes, in {} ms: the log before index {} is not needed any more",
             engine.len(),
@@ -358,6 +397,10 @@ impl DataDirectory for Disk {
             self.changed.wait(&mut shared);
         }
         std::mem::take(&mut shared.restore) == Restore::Done
+    }
+
+    fn status(&self) -> &StorageStatus {
+        &self.status
     }
 }
 

@@ -29,6 +29,7 @@ mod back_off;
 mod client;
 mod connection;
 pub mod disk;
+mod disk_bytes;
 mod end;
 mod expiry;
 mod housekeeping;

@@ -44,6 +44,7 @@ fn documented() -> BTreeMap<String, &'static str> {
         of = match line {
             "Every node has these lines:" | "Every node has, for each other node:" => "any",
             "A follower also has:" => "follower",
+            "A node with a disk also has:" => "disk",
             "A node that sends its log to followers has, for each of them:" => "source",
             _ => of,
         };
@@ -86,7 +87,8 @@ fn the_keys_of_a_status_are_those_of_the_document() {
         let expected: BTreeSet<String> = expected.map(|(key, _)| key.clone()).collect();
         assert_eq!(said, expected, "{}", cluster.name(node));
     }
-    let own = BTreeSet::from(["any", "source", "follower"]);
+    // The test of a node with a disk is in tests/server/durability.rs.
+    let own = BTreeSet::from(["any", "disk", "source", "follower"]);
     assert_eq!(table.into_values().collect::<BTreeSet<_>>(), own);
 }
 

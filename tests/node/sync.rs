@@ -9,7 +9,7 @@ use gopherstore::config::Config;
 use gopherstore::engine::digest::Digest;
 use gopherstore::history::{EpochStart, History};
 use gopherstore::log::{Log, Mark, Position};
-use gopherstore::node::{Awaited, DataDirectory, Leader, Node, Synced};
+use gopherstore::node::{Awaited, DataDirectory, Leader, Node, StorageStatus, Synced};
 use gopherstore::wire::{Request, Status, SyncRequest, Token};
 
 use crate::{apply, ask, digest_after, entry, epoch_record, receive};
@@ -38,11 +38,15 @@ fn follower() -> Node {
 
 /// The directory of a disk of which the test moves the watermarks.
 #[derive(Debug)]
-struct NoDirectory;
+struct NoDirectory(StorageStatus);
 
 impl DataDirectory for NoDirectory {
     fn restore(&self, _: &Log) -> bool {
         false
+    }
+
+    fn status(&self) -> &StorageStatus {
+        &self.0
     }
 }
 
@@ -50,7 +54,7 @@ fn follower_with_disk() -> Node {
     let mut node = follower();
     let log = node.engine().log().unwrap();
     log.begin_writing(0, Mark::Appended);
-    node.keep_in(Arc::new(NoDirectory));
+    node.keep_in(Arc::new(NoDirectory(StorageStatus::default())));
     node
 }
 

@@ -1,6 +1,6 @@
 //! A node with a data directory: acknowledged writes survive the end of the process, and damage is never read as data.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use gopherstore::client::{Client, ClientOptions};
+use gopherstore::client::{Client, ClientOptions, NodeStatus};
 use tempfile::TempDir;
 
-use crate::node::{PATIENCE, wait_for};
+use crate::node::{Node, PATIENCE, wait_for};
 use crate::tools;
 
 /// Writers of a node that is killed.
@@ -265,11 +265,140 @@ fn sync_durable_syncs_the_file_before_its_answer() {
     assert_eq!(node.stop().code(), Some(0));
 }
 
+fn status_of(client: &mut Client) -> NodeStatus {
+    NodeStatus::parse(&client.status().unwrap())
+}
+
+/// The bytes of the files whose names begin so.
+fn bytes_of(dir: &Path, prefix: &str) -> u64 {
+    let entries = fs::read_dir(dir.join("data")).unwrap();
+    let entries = entries.map(Result::unwrap);
+    let named = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
+    named.map(|entry| entry.metadata().unwrap().len()).sum()
+}
+
+#[test]
+fn status_says_how_far_the_disk_is_and_what_a_recovery_has_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Durable::start(dir.path(), "never");
+    let mut client = node.client();
+    for number in 0..50_u8 {
+        client.set(&[number], b"value").unwrap();
+    }
+    let status = status_of(&mut client);
+    let index = status.index;
+    assert_eq!(
+        (status.has_disk, status.sync.as_deref()),
+        (Some(true), Some("never"))
+    );
+    assert_eq!(status.written_index, index, "the answers waited for that");
+    assert!(status.durable_index < index, "{status:?}");
+    assert_eq!(
+        (status.snapshot_index, status.snapshot_age_ms),
+        (None, None)
+    );
+    assert_eq!(
+        (status.recovered_records, status.cut_bytes),
+        (Some(0), Some(0))
+    );
+    client.sync_durable(PATIENCE).unwrap();
+    let status = status_of(&mut client);
+    assert_eq!(status.durable_index, index);
+    assert!(status.synced_ms <= status.uptime_ms, "{status:?}");
+    wait_for("the bytes of the files", || {
+        let status = status_of(&mut client);
+        let is_there = status.log_bytes == Some(bytes_of(dir.path(), "log-"));
+        is_there.then_some(())
+    });
+    assert_eq!(status.snapshot_bytes, Some(0));
+    node.kill();
+    // Without the second half of its last group the log has a torn end.
+    let [segment] = &segments(dir.path())[..] else {
+        panic!("more than one segment")
+    };
+    let bytes = fs::read(segment).unwrap();
+    let mut groups = bytes
+        .windows(4)
+        .enumerate()
+        .filter(|(_, it)| *it == b"GRP\x01");
+    let last = groups.next_back().unwrap().0;
+    fs::write(segment, &bytes[..last + 50]).unwrap();
+    let node = Durable::start(dir.path(), "never");
+    let mut client = node.client();
+    // Its answer waits for the log-writer thread.
+    client.set(b"k", b"v").unwrap();
+    let status = status_of(&mut client);
+    assert!(status.cut_bytes >= Some(1), "{status:?}");
+    assert!(status.recovered_records >= Some(49), "{status:?}");
+    assert!(status.recovery_ms <= status.uptime_ms, "{status:?}");
+    // The recovery has synced what it found.
+    assert!(
+        status.durable_index >= Some(49) && status.synced_ms.is_some(),
+        "{status:?}"
+    );
+}
+
+#[test]
+fn status_has_the_last_snapshot_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = || {
+        let mut command = command(dir.path(), "never");
+        command.env("GOPHERSTORE_SNAPSHOT_LOG_BYTES", "5000");
+        Durable::of(command, dir.path())
+    };
+    let node = start();
+    let mut client = node.client();
+    for number in 0..2_000_u32 {
+        client.set(&number.to_be_bytes(), b"value").unwrap();
+    }
+    let snapshots = || bytes_of(dir.path(), "snapshot-");
+    let found = wait_for("a snapshot that is counted", || {
+        let status = status_of(&mut client);
+        let is_there = status.snapshot_index > Some(0)
+            && status.snapshot_bytes > Some(0)
+            && status.snapshot_bytes == Some(snapshots());
+        is_there.then_some(status)
+    });
+    assert!(found.snapshot_index <= found.index, "{found:?}");
+    assert!(found.snapshot_age_ms <= found.uptime_ms, "{found:?}");
+    assert_eq!(node.stop().code(), Some(0));
+    let node = start();
+    let again = status_of(&mut node.client());
+    assert!(again.snapshot_index >= found.snapshot_index, "{again:?}");
+    assert!(again.snapshot_age_ms.is_some(), "{again:?}");
+    assert!(again.recovered_records < Some(2_000), "{again:?}");
+}
+
+/// The keys of GBP.md's tables that a single node with a disk has, and one without.
+#[test]
+fn the_keys_of_a_node_with_a_disk_are_those_of_the_document() {
+    let document = include_str!("../../docs/GBP.md");
+    let (_, section) = document
+        .split_once("\nA node with a disk also has:\n")
+        .unwrap();
+    let (section, _) = section.split_once("\nA follower also has:\n").unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    let documented: BTreeSet<&str> = rows.filter_map(|row| row.split('`').next()).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let node = Durable::start(dir.path(), "always");
+    let with = status_of(&mut node.client()).lines;
+    let without = Node::start();
+    let mut client = Client::connect(&without.addr.to_string()).unwrap();
+    let without = status_of(&mut client).lines;
+    assert_eq!(without["disk"], "none");
+    let more = with.keys().filter(|key| !without.contains_key(*key));
+    // A node of which no file was read is no member of anything, but has the name of its directory.
+    let more: BTreeSet<&str> = more.map(String::as_str).collect();
+    assert_eq!(more, documented);
+}
+
 #[test]
 fn a_directory_is_one_process_and_one_nodes() {
     let dir = tempfile::tempdir().unwrap();
     let node = Durable::start(dir.path(), "always");
     refused(dir.path(), "another process uses this data directory");
+    // Before that the directory may have no log.
+    node.client().set(b"k", b"v").unwrap();
     node.kill();
     let identity = dir.path().join("data/identity");
     let text = fs::read_to_string(&identity).unwrap();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::*;
 use crate::config::{StorageConfig, SyncPolicy};
 use crate::log::Log;
-use crate::node::DataDirectory;
+use crate::node::{DataDirectory, StorageStatus};
 use crate::server::disk::Disk;
 use crate::storage::identity::Identity;
 use crate::wire::{SyncRequest, Token};
@@ -23,7 +23,7 @@ fn with_disk(open: impl FnOnce(&Node) -> Option<Arc<Disk>>, test: impl FnOnce(&S
             node.acknowledge_at(disk.acknowledges_at());
             node.keep_in(Arc::clone(disk) as Arc<dyn DataDirectory>);
         }
-        None => node.keep_in(Arc::new(NoDirectory)),
+        None => node.keep_in(Arc::new(NoDirectory(StorageStatus::default()))),
     }
     let mut server = Server::bind("127.0.0.1:0", node, config.limits.clone()).unwrap();
     if let Some(disk) = disk {
@@ -47,11 +47,15 @@ impl Drop for Stop<'_> {
 
 /// Stands for the directory of a disk that only the test moves.
 #[derive(Debug)]
-struct NoDirectory;
+struct NoDirectory(StorageStatus);
 
 impl DataDirectory for NoDirectory {
     fn restore(&self, _: &Log) -> bool {
         false
+    }
+
+    fn status(&self) -> &StorageStatus {
+        &self.0
     }
 }
 

@@ -21,7 +21,7 @@ const GAP: usize = 2;
 const PARTS_MAX: usize = 2;
 
 /// Headings, and whether the column holds numbers.
-const COLUMNS: [(&str, bool); 12] = [
+const COLUMNS: [(&str, bool); 14] = [
     ("node", false),
     ("address", false),
     ("role", false),
@@ -34,7 +34,12 @@ const COLUMNS: [(&str, bool); 12] = [
     ("keys", true),
     ("bytes", true),
     ("digest", false),
+    ("disk", false),
+    ("durable", true),
 ];
+
+/// The first of the columns that are there only where a node has a disk.
+const DISK_AT: usize = 12;
 
 type Row = [String; COLUMNS.len()];
 
@@ -42,22 +47,29 @@ type Row = [String; COLUMNS.len()];
 pub(super) fn table(nodes: &[Asked], scope: &Scope, width: Option<usize>) -> String {
     let rows: Vec<Row> = nodes.iter().map(|node| row(node, nodes, scope)).collect();
     let width = width.unwrap_or(usize::MAX);
-    match parts(&rows, width) {
+    let has_disk = |node: &Asked| matches!(&node.response, Ok(it) if it.has_disk == Some(true));
+    let columns = if nodes.iter().any(has_disk) {
+        COLUMNS.len()
+    } else {
+        DISK_AT
+    };
+    match parts(&rows, columns, width) {
         Some(parts) => {
             let tables: Vec<String> = parts.iter().map(|part| table_of(&rows, part)).collect();
             tables.join("\n")
         }
         None => {
-            let lists: Vec<String> = rows.iter().map(list).collect();
+            let lists: Vec<String> = rows.iter().map(|row| list(row, columns)).collect();
             lists.join("\n")
         }
     }
 }
 
-/// The columns of each table, so that no table is wider than `width`; `None` if that takes too many tables. Each table
-/// begins with the node's name.
-fn parts(rows: &[Row], width: usize) -> Option<Vec<Vec<usize>>> {
-    let widths = COLUMNS.iter().enumerate().map(|(at, (heading, _))| {
+/// The columns of each table, of the first ones of this number, so that no table is wider than `width`; `None` if that
+/// takes too many tables. Each table begins with the node's name.
+fn parts(rows: &[Row], columns: usize, width: usize) -> Option<Vec<Vec<usize>>> {
+    let shown = COLUMNS.iter().take(columns).enumerate();
+    let widths = shown.map(|(at, (heading, _))| {
         let cells = rows.iter().map(|row| row[at].chars().count());
         cells.chain([heading.len()]).max().unwrap_or(0)
     });
@@ -101,12 +113,12 @@ fn table_of(rows: &[Row], columns: &[usize]) -> String {
     text
 }
 
-/// The cells of a node.
-fn list(row: &Row) -> String {
+/// The first cells of a node, of this number.
+fn list(row: &Row, columns: usize) -> String {
     let width = COLUMNS.iter().map(|(heading, _)| heading.len()).max();
     let width = width.unwrap_or(0);
     let mut text = String::new();
-    for ((heading, _), cell) in COLUMNS.iter().zip(row) {
+    for ((heading, _), cell) in COLUMNS.iter().zip(row).take(columns) {
         let _ = writeln!(text, "{heading:width$}  {cell}");
     }
     text
@@ -154,6 +166,12 @@ fn row(node: &Asked, nodes: &[Asked], scope: &Scope) -> Row {
             .digest
             .as_ref()
             .map(|digest| quote::one_line(digest).chars().take(DIGEST_SHOWN).collect()),
+        match status.has_disk {
+            Some(true) => status.sync.as_ref().map(|sync| quote::one_line(sync)),
+            Some(false) => Some("none".to_owned()),
+            None => None,
+        },
+        figure(status.durable_index),
     ];
     for (cell, found) in cells.iter_mut().skip(2).zip(found) {
         if let Some(found) = found {
@@ -235,7 +253,7 @@ enum Kind {
 }
 
 /// The keys of STATUS that every node of the JSON has, null if it does not report them. Source: docs/GBP.md, section 4.
-const KEYS: [(&str, Kind); 33] = [
+const KEYS: [(&str, Kind); 45] = [
     ("cluster", Kind::Text),
     ("role", Kind::Text),
     ("state", Kind::Text),
@@ -265,6 +283,18 @@ const KEYS: [(&str, Kind); 33] = [
     ("resumes", Kind::Number),
     ("backlog_bytes", Kind::Number),
     ("backlog_first_index", Kind::Number),
+    ("disk", Kind::Text),
+    ("sync", Kind::Text),
+    ("written_index", Kind::Number),
+    ("durable_index", Kind::Number),
+    ("synced_ms", Kind::Number),
+    ("log_bytes", Kind::Number),
+    ("snapshot_bytes", Kind::Number),
+    ("snapshot_index", Kind::Number),
+    ("snapshot_age_ms", Kind::Number),
+    ("recovery_ms", Kind::Number),
+    ("recovered_records", Kind::Number),
+    ("cut_bytes", Kind::Number),
     ("leader", Kind::Text),
     ("link", Kind::Text),
     ("leader_heard_ms", Kind::Number),

@@ -60,6 +60,32 @@ n3           -  -
 }
 
 #[test]
+fn a_cluster_in_which_some_node_has_a_disk_has_two_more_columns() {
+    let mut nodes = cluster();
+    nodes[1] = said("n2", "role=follower disk=none");
+    let text = table(&nodes, &demo(), None);
+    assert!(
+        !text.contains("disk") && !text.contains("durable"),
+        "{text}"
+    );
+    nodes[0] = said("n1", "role=leader disk=used sync=interval durable_index=15");
+    let text = table(&nodes, &demo(), None);
+    let ends: Vec<Vec<&str>> = text
+        .lines()
+        .map(|line| line.split_whitespace().rev().take(2).collect())
+        .collect();
+    assert_eq!(ends[0], ["durable", "disk"]);
+    assert_eq!(ends[1], ["15", "interval"]);
+    assert_eq!(ends[2], ["-", "none"]);
+    assert_eq!(ends[3], ["-", "-"], "it has not said");
+    let list = table(&nodes, &demo(), Some(10));
+    assert!(
+        list.contains("\ndisk     interval\ndurable  15\n"),
+        "{list}"
+    );
+}
+
+#[test]
 fn where_no_table_fits_each_node_is_a_list() {
     for width in [0, 1, 10, 40] {
         let text = table(&cluster(), &demo(), Some(width));

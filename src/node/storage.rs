@@ -1,0 +1,100 @@
+//! The state of the node's disk, for STATUS.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::Lines;
+use crate::config::SyncPolicy;
+use crate::log::{Log, Mark};
+
+/// The state of a data directory: its threads write it, and STATUS reads it. Nothing waits while it is locked.
+#[derive(Debug, Default)]
+pub struct StorageStatus {
+    sync: SyncPolicy,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    recovery: RecoveryFigures,
+    bytes: DiskBytes,
+    synced_at: Option<Instant>,
+    /// The index at which the last snapshot begins, and when it was written, if that is known.
+    snapshot: Option<(u64, Option<Instant>)>,
+}
+
+/// Figures of the recovery at the start of the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryFigures {
+    /// How long it took.
+    pub took: Duration,
+    /// Records of the log that were applied.
+    pub records: u64,
+    /// Bytes at least that were cut off, since the last write was torn.
+    pub cut_bytes: u64,
+}
+
+/// Bytes of the files of a data directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskBytes {
+    /// Of the log, with segments that are kept to be used again.
+    pub log: u64,
+    /// Of snapshots, with one that is being written.
+    pub snapshots: u64,
+}
+
+impl StorageStatus {
+    /// The state of a directory whose log is made durable by this policy.
+    #[must_use]
+    pub fn new(sync: SyncPolicy) -> StorageStatus {
+        StorageStatus {
+            sync,
+            ..StorageStatus::default()
+        }
+    }
+
+    /// The directory was recovered.
+    pub fn recovered(&self, figures: RecoveryFigures) {
+        self.state.lock().recovery = figures;
+    }
+
+    /// The files have so many bytes.
+    pub fn takes(&self, bytes: DiskBytes) {
+        self.state.lock().bytes = bytes;
+    }
+
+    /// The log was made durable.
+    pub fn synced(&self, now: Instant) {
+        self.state.lock().synced_at = Some(now);
+    }
+
+    /// There is a snapshot, which begins at this index. It was written `at`, if that is known.
+    pub fn has_snapshot(&self, index: u64, at: Option<Instant>) {
+        self.state.lock().snapshot = Some((index, at));
+    }
+
+    /// Adds the lines of a node with a disk.
+    pub(super) fn write(&self, log: Option<&Log>, now: Instant, lines: &mut Lines) {
+        let index = |mark| {
+            log.and_then(|log| log.watermarks().index(mark))
+                .unwrap_or(0)
+        };
+        let since = |at: Instant| now.saturating_duration_since(at).as_millis();
+        let words = SyncPolicy::ALL.iter();
+        let word = words.clone().find(|(_, policy)| *policy == self.sync);
+        lines.add_or_dash("sync", word.map(|(word, _)| word));
+        lines.add("written_index", &index(Mark::Written));
+        lines.add("durable_index", &index(Mark::Durable));
+        let state = self.state.lock();
+        lines.add_or_dash("synced_ms", state.synced_at.map(since));
+        lines.add("log_bytes", &state.bytes.log);
+        lines.add("snapshot_bytes", &state.bytes.snapshots);
+        lines.add_or_dash("snapshot_index", state.snapshot.map(|(index, _)| index));
+        let written_at = state.snapshot.and_then(|(_, at)| at);
+        lines.add_or_dash("snapshot_age_ms", written_at.map(since));
+        lines.add("recovery_ms", &state.recovery.took.as_millis());
+        lines.add("recovered_records", &state.recovery.records);
+        lines.add("cut_bytes", &state.recovery.cut_bytes);
+    }
+}
