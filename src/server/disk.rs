@@ -5,6 +5,7 @@
 
 use std::fs::{self, TryLockError};
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -409,12 +410,21 @@ fn salt() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
+/// A data directory that is read. No process uses it meanwhile.
+#[derive(Debug)]
+pub struct Reading {
+    /// Its files.
+    pub files: Directory,
+    /// Locked as long as it is open; `None` in a copy without this file.
+    _lock: Option<fs::File>,
+}
+
 /// Opens a data directory to be read, which no process uses.
 ///
 /// # Errors
 ///
 /// Where it is none, or where a process uses it.
-pub fn open_to_read(path: &Path) -> Result<Directory, StorageError> {
+pub fn open_to_read(path: &Path) -> Result<Reading, StorageError> {
     let failed = |operation| {
         move |error| StorageError {
             path: path.to_owned(),
@@ -422,11 +432,29 @@ pub fn open_to_read(path: &Path) -> Result<Directory, StorageError> {
             problem: Problem::System(operation, error),
         }
     };
-    let directory = Directory::existing(path).map_err(failed("open the data directory"))?;
-    // Without it, no node has used the directory.
-    let lock = fs::File::open(path.join(LOCK)).map_err(failed("open the lock file of"))?;
+    let files = Directory::existing(path).map_err(failed("open the data directory"))?;
+    let lock = match fs::File::open(path.join(LOCK)) {
+        Ok(lock) => lock,
+        // A node creates it before all others.
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let names = files.list().map_err(failed("read"))?;
+            if names.iter().any(|name| identity::is_of_directory(name)) {
+                let _lock = None;
+                return Ok(Reading { files, _lock });
+            }
+            let why = "it has none of a node's files";
+            return Err(failed("read the data directory")(io::Error::new(
+                ErrorKind::NotFound,
+                why,
+            )));
+        }
+        Err(error) => return Err(failed("open the lock file of")(error)),
+    };
     match lock.try_lock_shared() {
-        Ok(()) => Ok(directory),
+        Ok(()) => Ok(Reading {
+            files,
+            _lock: Some(lock),
+        }),
         Err(TryLockError::WouldBlock) => Err(StorageError {
             path: path.to_owned(),
             offset: None,

@@ -45,15 +45,9 @@ pub fn check(files: &dyn Files, own: &Identity) -> Result<(), StorageError> {
     let failed = |operation| move |error| StorageError::system(files, IDENTITY, operation, error);
     let names = files.list().map_err(failed("read"))?;
     if names.iter().any(|name| name == IDENTITY) {
-        let file = files.open(IDENTITY, false).map_err(failed("open"))?;
-        let len = file.length().map_err(failed("read"))?.min(LEN_MAX);
-        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
-        let read = file.read_at(0, &mut bytes).map_err(failed("read"))?;
-        bytes.truncate(read);
-        return judge(files, &bytes, own);
+        return judge(files, &bytes(files)?, own);
     }
-    let is_ours = |name: &String| name.starts_with("log-") || name.starts_with("snapshot-");
-    if names.iter().any(is_ours) {
+    if names.iter().any(|name| holds_data(name)) {
         let why = "it has a log, and no file identity that says whose".to_owned();
         return Err(StorageError::foreign(files, "", why));
     }
@@ -70,6 +64,59 @@ pub fn check(files: &dyn Files, own: &Identity) -> Result<(), StorageError> {
     files.sync_directory().map_err(failed("create"))
 }
 
+/// Whether a file of this name makes a directory a data directory.
+#[must_use]
+pub fn is_of_directory(name: &str) -> bool {
+    name == IDENTITY || holds_data(name)
+}
+
+fn holds_data(name: &str) -> bool {
+    name.starts_with("log-") || name.starts_with("snapshot-")
+}
+
+/// The owner of a directory.
+///
+/// # Errors
+///
+/// Where the directory says no owner, where it is of another version, or where the system refuses it. A node refuses
+/// such a directory.
+pub fn read(files: &dyn Files) -> Result<Identity, StorageError> {
+    let bytes = bytes(files)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let mut lines = text.lines().skip(1);
+    let mut name = |before: &str| {
+        let line = lines.next().unwrap_or_default();
+        let name = line.strip_prefix(before).unwrap_or_default();
+        name.strip_suffix('"').unwrap_or_default().to_owned()
+    };
+    let found = Identity {
+        cluster: name("cluster = \""),
+        node: name("node = \""),
+    };
+    if text == found.text() {
+        return Ok(found);
+    }
+    let why = match text.lines().next() {
+        Some(FIRST_LINE) => "it does not name a cluster and a node".to_owned(),
+        first => another_version(first.unwrap_or_default()),
+    };
+    Err(StorageError::foreign(files, IDENTITY, why))
+}
+
+fn bytes(files: &dyn Files) -> Result<Vec<u8>, StorageError> {
+    let failed = |operation| move |error| StorageError::system(files, IDENTITY, operation, error);
+    let file = files.open(IDENTITY, false).map_err(failed("open"))?;
+    let len = file.length().map_err(failed("read"))?.min(LEN_MAX);
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+    let read = file.read_at(0, &mut bytes).map_err(failed("read"))?;
+    bytes.truncate(read);
+    Ok(bytes)
+}
+
+fn another_version(first: &str) -> String {
+    format!("its first line is {first:.60?}, and this program reads {FIRST_LINE:?}")
+}
+
 fn judge(files: &dyn Files, bytes: &[u8], own: &Identity) -> Result<(), StorageError> {
     let text = String::from_utf8_lossy(bytes);
     if text == own.text() {
@@ -78,7 +125,7 @@ fn judge(files: &dyn Files, bytes: &[u8], own: &Identity) -> Result<(), StorageE
     let mut lines = text.lines();
     let first = lines.next().unwrap_or_default();
     let why = if first != FIRST_LINE {
-        format!("its first line is {first:.60?}, and this program reads {FIRST_LINE:?}")
+        another_version(first)
     } else {
         let theirs = lines.collect::<Vec<_>>().join(", ");
         format!(

@@ -33,6 +33,7 @@ mod nodes {
     pub(crate) mod proxy;
     pub(crate) mod tools;
 }
+mod offline;
 mod race;
 mod scan;
 mod status;

@@ -40,6 +40,9 @@ impl End {
         } else if is("resync") {
             // No node of a healthy cluster takes the order; tests/operating/sessions.rs gives it to one that does.
             End::Code(3)
+        } else if is("--durable") {
+            // No node of the cluster here has a disk.
+            End::Code(3)
         } else if is("tcpdump") {
             // The recording ends with bytes that are no request.
             End::Code(7)

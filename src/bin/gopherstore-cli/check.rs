@@ -1,26 +1,15 @@
 //! `check`: reads a data directory, and says what a node would recover from it.
 
 use std::path::PathBuf;
-use std::time::Instant;
 
 use argh::{ArgsInfo, FromArgs};
-use gopherstore::{
-    arguments,
-    engine::Engine,
-    persistence::{Recovery, recover},
-    server::disk,
-    storage::error::{Problem, StorageError},
-    storage::files::Files,
-    time::MachineTime,
-};
+use gopherstore::{arguments, storage::files::Files as _};
 
 use crate::{
+    offline::{self, Data},
     report::{Failure, Outcome},
     write_out,
 };
-
-/// Bytes of log that are kept in memory meanwhile.
-const BACKLOG_BYTES: u64 = 1 << 20;
 
 /// Check the data directory of a node that does not run, and print what it would recover.
 #[derive(ArgsInfo, FromArgs)]
@@ -39,24 +28,20 @@ pub(crate) struct Check {
 }
 
 pub(crate) fn run(command: &Check) -> Result<Outcome, Failure> {
-    let directory = disk::open_to_read(&command.dir).map_err(failure)?;
-    let names = directory.list().unwrap_or_default();
-    let engine = Engine::new(Some(BACKLOG_BYTES), MachineTime::clock());
-    let recovery = recover(&directory, &engine, Instant::now()).map_err(failure)?;
-    write_out(report(&recovery, &engine, &names).as_bytes())?;
+    let directory = offline::open(&command.dir)?;
+    let names = directory.files.list().unwrap_or_default();
+    let data = Data::of(&directory).map_err(offline::failure)?;
+    write_out(report(&data, &names).as_bytes())?;
     Ok(Outcome::Done)
 }
 
-fn failure(error: StorageError) -> Failure {
-    let outcome = match error.problem {
-        Problem::Damaged(_) | Problem::Foreign(_) => Outcome::Protocol,
-        Problem::System(..) | Problem::InUse => Outcome::LocalInput,
-    };
-    Failure::new(outcome, error.to_string())
-}
-
 /// A line for each file that a node reads, and one for the data.
-fn report(recovery: &Recovery, engine: &Engine, names: &[String]) -> String {
+fn report(data: &Data, names: &[String]) -> String {
+    let Data {
+        owner,
+        engine,
+        recovery,
+    } = data;
     let mut text = String::new();
     if let Some(snapshot) = &recovery.snapshot {
         text += &format!(
@@ -92,6 +77,10 @@ fn report(recovery: &Recovery, engine: &Engine, names: &[String]) -> String {
             cut.name, cut.offset
         );
     }
+    text += &format!(
+        "data of node {:?} of cluster {:?}\n",
+        owner.node, owner.cluster
+    );
     text += &format!(
         "{} keys up to index {}, digest {}\n",
         engine.len(),

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, BufWriter, ErrorKind, IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -14,6 +14,8 @@ use gopherstore::{
         ClientOptions, Error, NodeState, NodeStatus, ScanItem, ScanOptions, Watch, WatchFrom,
         Watched, Watcher,
     },
+    engine::{Engine, PartitionCopy},
+    log::Log,
     wire::{EncodeError, Opcode, Request, expiry::SetAt},
 };
 use indicatif::{HumanBytes, ProgressBar};
@@ -23,6 +25,7 @@ use crate::{
     copy_file::{self, Sum},
     mistake,
     new_file::{Output, unwritable},
+    offline::{self, Data},
     report::{self, Failure, Outcome, UNKNOWN_OPCODE},
 };
 
@@ -40,7 +43,8 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 #[argh(subcommand, name = "dump", help_triggers("-h", "--help"))]
 #[argh(
     example = "{command_name} monday.gbp\n\
-        {command_name} --addr 127.0.0.1:8001 | zstd > monday.gbp.zst",
+        {command_name} --addr 127.0.0.1:8001 | zstd > monday.gbp.zst\n\
+        {command_name} --data-dir data stopped.gbp",
     note = "The file holds the data as of one entry of the log, although clients may write meanwhile. A\n\
         node in a cluster of one has no log, so there the file may hold some later writes.\n\
         A slow reader of a pipe must not fall behind the node's log (backlog_bytes).\n\
@@ -48,6 +52,8 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
         frames, DEL and EXPIRE frames of changes that were made meanwhile, and an end mark\n\
         (docs/GBP.md, section 11). A new file has mode 0600; a file that replaces another keeps its\n\
         mode.\n\
+        With --data-dir it reads the data directory of a node that does not run, as the node does at its\n\
+        start, and changes nothing there. It asks no node. It needs as much memory as the node.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
 pub(crate) struct Dump {
@@ -57,10 +63,21 @@ pub(crate) struct Dump {
     /// replace the file if it exists
     #[argh(switch)]
     force: bool,
+    /// read this data directory of a node that does not run, and ask no node
+    #[argh(option, from_str_fn(arguments::path), arg_name = "DIR")]
+    data_dir: Option<PathBuf>,
 }
 
 pub(crate) fn run(command: Dump, context: &Context) -> Result<Outcome, Failure> {
-    let addr = context.addr()?;
+    let addr = match &command.data_dir {
+        Some(_) if !context.place().is_empty() => {
+            let place = context.place();
+            let why = format!("--data-dir asks no node; leave out {}", place.trim_end());
+            return Err(mistake(&why));
+        }
+        Some(_) => String::new(),
+        None => context.addr()?,
+    };
     let file = command.file.filter(|file| file.as_os_str() != "-");
     if file.is_none() && io::stdout().is_terminal() {
         return Err(mistake(
@@ -70,6 +87,14 @@ pub(crate) fn run(command: Dump, context: &Context) -> Result<Outcome, Failure> 
     // Before the node is asked.
     let output = Output::open(file.as_deref(), command.force)?;
     let started = Instant::now();
+    if let Some(dir) = &command.data_dir {
+        let mut copy = Copy::new(output.file());
+        let end = copy.directory(dir, output.name(), context);
+        copy.bar.finish_and_clear();
+        let (end, written) = (end?, (copy.sum, copy.bytes));
+        drop(copy);
+        return finish(output, written, &end, started);
+    }
     let mut source = Source::open(&addr, context).map_err(|error| failure(&error, context))?;
     if let Source::Alone(_) = source {
         let _ = writeln!(
@@ -86,17 +111,29 @@ pub(crate) fn run(command: Dump, context: &Context) -> Result<Outcome, Failure> 
         Err(Fault::Node(error)) => {
             return Err(copy.incomplete(&error, &addr, &before, &output, context));
         }
-        Err(Fault::Output(error)) if error.kind() == ErrorKind::BrokenPipe => {
-            let name = output.name();
-            return Err(Failure::new(
-                Outcome::LocalInput,
-                format!("the copy is not complete: {name} is not read any more"),
-            ));
-        }
-        Err(Fault::Output(error)) => return Err(unwritable(output.name(), &error)),
+        Err(Fault::Output(error)) => return Err(unfinished(output.name(), &error)),
     };
-    let (sum, bytes) = (copy.sum, copy.bytes);
+    let written = (copy.sum, copy.bytes);
     drop(copy);
+    finish(output, written, &end, started)
+}
+
+/// The failure of a write to the output.
+fn unfinished(name: &str, error: &io::Error) -> Failure {
+    if error.kind() == ErrorKind::BrokenPipe {
+        let message = format!("the copy is not complete: {name} is not read any more");
+        return Failure::new(Outcome::LocalInput, message);
+    }
+    unwritable(name, error)
+}
+
+/// Gives the file, which is whole, its name.
+fn finish(
+    output: Output,
+    (sum, bytes): (Sum, u64),
+    end: &End,
+    started: Instant,
+) -> Result<Outcome, Failure> {
     output.finish()?;
     if io::stderr().is_terminal() {
         let _ = writeln!(
@@ -270,6 +307,44 @@ impl Copy<'_> {
                 _ => {}
             }
         }
+    }
+
+    /// Writes all entries of a data directory, and an end mark. `name` is that of the output.
+    fn directory(&mut self, dir: &Path, name: &str, context: &Context) -> Result<End, Failure> {
+        let directory = offline::open(dir)?;
+        let data = Data::of(&directory).map_err(offline::failure)?;
+        let engine = &data.engine;
+        if !data.is_there() {
+            let message = format!("nothing to copy: {} has no data set", dir.display());
+            return Err(Failure::new(Outcome::LocalInput, message));
+        }
+        self.begin(u64::try_from(engine.len()).unwrap_or(u64::MAX), context);
+        let written = self.partitions(engine);
+        written.map_err(|error| unfinished(name, &error))?;
+        let head = engine.head();
+        let epoch = engine.log().and_then(Log::last_epoch);
+        let end = End {
+            epoch: epoch.map_or(0, |start| start.epoch),
+            index: head.index,
+            digest: head.digest.to_u128(),
+        };
+        let mark = self.sum.end_mark(end.epoch, end.index);
+        let ended = self.put(&mark).and_then(|()| self.output.flush());
+        ended.map_err(|error| unfinished(name, &error))?;
+        Ok(end)
+    }
+
+    /// Writes all entries of an engine that nothing changes.
+    fn partitions(&mut self, engine: &Engine) -> io::Result<()> {
+        let mut copied = PartitionCopy::default();
+        for partition in 0..engine.partitions() {
+            engine.copy_partition(partition, &mut copied);
+            for frame in copied.frames() {
+                self.sum.add(frame.bytes());
+                self.put(frame.bytes())?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes every entry of a scan, as it is when it is read.

@@ -14,6 +14,7 @@ mod keys;
 mod lines;
 mod load;
 mod new_file;
+mod offline;
 mod prompt;
 mod quote;
 mod race;
