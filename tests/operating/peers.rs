@@ -118,6 +118,33 @@ fn every_cell_of_the_measurement_beside_other_servers_works() {
 }
 
 #[test]
+fn a_server_that_is_not_installed_is_named_and_left_out() {
+    let tools = ["bash", "dirname", "readlink", "uname"];
+    if !tools::are_there(&tools) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = std::env::var_os("PATH").unwrap();
+    for name in tools {
+        let mut places = std::env::split_paths(&path).map(|folder| folder.join(name));
+        let program = places.find(|program| program.is_file()).unwrap();
+        std::os::unix::fs::symlink(program, dir.path().join(name)).unwrap();
+    }
+    let arguments = ["--smoke", "--cells", "always-set-1x1"];
+    let mut command = bench(dir.path());
+    let run = command.args(arguments).env("PATH", dir.path());
+    let run = run.output().unwrap();
+    assert!(run.status.success(), "{}", both(&run));
+    let (table, errors) = (
+        String::from_utf8_lossy(&run.stdout),
+        String::from_utf8_lossy(&run.stderr),
+    );
+    assert!(table.contains("| `always-set-1x1`: "), "{table}");
+    assert!(!table.contains("redis"), "{table}");
+    assert!(errors.contains("redis-server is not installed"), "{errors}");
+}
+
+#[test]
 fn an_interrupted_measurement_leaves_nothing_behind() {
     if !peers_are_installed() {
         return;
