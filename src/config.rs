@@ -20,11 +20,14 @@
 //! | `limits.idle_timeout_ms`            | 0: never | 0..=2,592,000,000 (30 days)                |
 //! | `limits.max_memory_bytes`           | 0: none  | 0, or 1 MiB..=1 PiB                        |
 //! | `limits.when_full`                  | refuse   | `refuse`, `evict`                          |
+//! | `storage.data_dir`                  | "": none | a directory                                |
+//! | `storage.sync`                      | always   | `always`, `interval`, `never`              |
+//! | `storage.sync_interval_ms`          | 1,000    | 1..=60,000                                 |
 //!
 //! Known limit: two names of one host, such as `localhost` and `127.0.0.1`, count as two addresses. The second node
 //! that binds the address reports that it is in use.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fmt, fs};
 
@@ -82,6 +85,8 @@ pub struct Config {
     pub replication: ReplicationConfig,
     /// Limits of a node's clients.
     pub limits: LimitsConfig,
+    /// Settings of data directories.
+    pub storage: StorageConfig,
     /// Index of the leader in `nodes`. Private, so that only [`Config::parse`] makes a `Config`.
     leader_at: usize,
 }
@@ -176,7 +181,8 @@ impl Default for LimitsConfig {
 }
 
 /// When a node's log is made durable.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum SyncPolicy {
     /// Before an answer says so: no acknowledged write is lost by a power failure.
     #[default]
@@ -196,18 +202,22 @@ impl SyncPolicy {
     ];
 }
 
-/// Settings of a data directory.
+/// Settings of data directories.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StorageConfig {
+    /// The directory in which each node has one of its own, with its name: relative to the file, where it is not
+    /// absolute. By default none (empty in the file): data is in memory alone.
+    pub data_dir: Option<PathBuf>,
     /// When the log is made durable.
     pub sync: SyncPolicy,
-    /// The interval of [`SyncPolicy::Interval`]: by default 1 s.
+    /// The interval of [`SyncPolicy::Interval`]: 1 ms to a minute, by default 1 s.
     pub sync_interval: Duration,
 }
 
 impl Default for StorageConfig {
     fn default() -> StorageConfig {
         StorageConfig {
+            data_dir: None,
             sync: SyncPolicy::default(),
             sync_interval: Duration::from_secs(1),
         }
@@ -262,6 +272,7 @@ impl Config {
             nodes,
             replication: source.replication(&raw.replication)?,
             limits: source.limits(&raw.limits)?,
+            storage: source.storage(&raw.storage)?,
             leader_at,
         })
     }
@@ -335,6 +346,8 @@ struct RawConfig {
     replication: RawReplication,
     #[serde(default)]
     limits: RawLimits,
+    #[serde(default)]
+    storage: RawStorage,
 }
 
 #[derive(serde::Deserialize)]
@@ -362,6 +375,14 @@ struct RawLimits {
     idle_timeout_ms: Option<Spanned<Number>>,
     max_memory_bytes: Option<Spanned<Number>>,
     when_full: Option<WhenFull>,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+struct RawStorage {
+    data_dir: Option<PathBuf>,
+    sync: Option<SyncPolicy>,
+    sync_interval_ms: Option<Spanned<Number>>,
 }
 
 /// Any whole number, so that errors report the range of the key and not that of a Rust type.
@@ -626,6 +647,21 @@ impl Source<'_> {
         )?;
         limits.when_full = raw.when_full.unwrap_or_default();
         Ok(limits)
+    }
+
+    fn storage(self, raw: &RawStorage) -> Result<StorageConfig, ConfigError> {
+        let mut storage = StorageConfig::default();
+        if let Some(ms) = self.number(
+            "storage.sync_interval_ms",
+            raw.sync_interval_ms.as_ref(),
+            (1, 60_000),
+        )? {
+            storage.sync_interval = Duration::from_millis(ms);
+        }
+        storage.sync = raw.sync.unwrap_or_default();
+        let data_dir = raw.data_dir.clone();
+        storage.data_dir = data_dir.filter(|path| !path.as_os_str().is_empty());
+        Ok(storage)
     }
 
     /// The number within `min` and `max`, both included; `None` if the file has no such key.

@@ -26,6 +26,7 @@ use gopherstore::server::disk::Disk;
 use gopherstore::server::{BindError, Server, Stopper};
 use gopherstore::service::{self, Manager, Notice};
 use gopherstore::signals::is_ignored;
+use gopherstore::storage::files::Directory;
 use gopherstore::storage::identity::Identity;
 use log::{Level, info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
@@ -82,11 +83,12 @@ struct Arguments {
     /// run a single node on host:port, without a cluster and a file; with port 0 the system chooses one
     #[argh(option, arg_name = "host:port", from_str_fn(arguments::text))]
     addr: Option<String>,
-    /// keep the data of a single node in this directory, which is created if its parent is there
+    /// keep the node's data in this directory, which is created if its parent is there; of a node of a file in place of
+    /// data_dir in [storage]
     #[argh(option, arg_name = "dir", from_str_fn(arguments::path))]
     data_dir: Option<PathBuf>,
-    /// with --data-dir: when a write is on the disk, always before its response (the default), once an interval of a
-    /// second, or never, which leaves it to the system
+    /// when a write is on the disk of a node with a data directory: always before its response (the default), once an
+    /// interval of a second, or never, which leaves it to the system; of a node of a file in place of sync in [storage]
     #[argh(option, arg_name = "when", from_str_fn(sync_policy))]
     sync: Option<SyncPolicy>,
     /// only check the file, and print a line for each node: name, address, listen=ADDRESS if it differs, role
@@ -141,8 +143,8 @@ struct Plan {
     node: String,
     /// Path of the configuration file; `None` for a single node.
     file: Option<PathBuf>,
-    /// The data directory, if there is one, and when writes are on the disk.
-    data_dir: Option<(PathBuf, SyncPolicy)>,
+    /// The data directory, if there is one, and its settings.
+    data_dir: Option<(PathBuf, StorageConfig)>,
 }
 
 /// The policy of this name.
@@ -159,17 +161,10 @@ impl Plan {
             Some(_) if names_file => Err(usage(
                 "--addr is for a single node, and goes with none of --config, --node and --check-config",
             )),
-            None if names_file && arguments.data_dir.is_some() => Err(usage(
-                "--data-dir is for a single node: a node of a cluster keeps its data in memory",
-            )),
             None if names_file => Plan::of_file(arguments),
-            _ if arguments.data_dir.is_none() && arguments.sync.is_some() => {
-                Err(usage("--sync without --data-dir; leave it out"))
-            }
             addr => {
                 let mut plan = Plan::single(addr.as_deref().unwrap_or(ADDR_DEFAULT))?;
-                let sync = arguments.sync.unwrap_or_default();
-                plan.data_dir = arguments.data_dir.clone().map(|dir| (dir, sync));
+                plan.set_data_dir(arguments)?;
                 Ok(plan)
             }
         }
@@ -187,13 +182,41 @@ impl Plan {
             }
             _ if arguments.check_config => Err(show(&config, &file)),
             None => Err(usage(&format!("--node NAME is needed: {names}"))),
-            Some(node) => Ok(Plan {
-                config,
-                node,
-                file: Some(file),
-                data_dir: None,
-            }),
+            Some(node) => {
+                let mut plan = Plan {
+                    config,
+                    node,
+                    file: Some(file),
+                    data_dir: None,
+                };
+                plan.set_data_dir(arguments)?;
+                Ok(plan)
+            }
         }
+    }
+
+    /// Decides about the data directory, by the file and the arguments.
+    fn set_data_dir(&mut self, arguments: &Arguments) -> Result<(), ExitCode> {
+        let mut storage = self.config.storage.clone();
+        let folder = self.file.as_deref().and_then(Path::parent);
+        let of_file = storage.data_dir.as_ref().map(|dir| {
+            let dir = folder.unwrap_or(Path::new("")).join(dir);
+            dir.join(&self.node)
+        });
+        if arguments.data_dir.is_some() {
+            storage.data_dir = None;
+        }
+        let data_dir = arguments.data_dir.clone().or(of_file);
+        if let Some(sync) = arguments.sync {
+            if data_dir.is_none() {
+                return Err(usage(
+                    "--sync without a data directory: add --data-dir DIR, or leave it out",
+                ));
+            }
+            storage.sync = sync;
+        }
+        self.data_dir = data_dir.map(|dir| (dir, storage));
+        Ok(())
     }
 
     fn single(addr: &str) -> Result<Plan, ExitCode> {
@@ -248,8 +271,8 @@ fn serve(plan: &Plan, ends: &mut Vec<Receiver<()>>) -> Result<Ending, String> {
     let this = config.node(name).ok_or("no such node")?;
     let (mut node, disk) = match &plan.data_dir {
         None => (Node::of_cluster(config, this), None),
-        Some((path, sync)) => {
-            let (node, disk) = recovered(config, this, path, *sync)?;
+        Some((path, storage)) => {
+            let (node, disk) = recovered(config, this, path, storage)?;
             (node, Some(disk))
         }
     };
@@ -287,18 +310,21 @@ fn recovered(
     config: &Config,
     this: &NodeConfig,
     path: &Path,
-    sync: SyncPolicy,
+    storage: &StorageConfig,
 ) -> Result<(Node, Arc<Disk>), String> {
     let own = Identity {
         cluster: config.cluster.clone(),
         node: this.name.clone(),
     };
-    let storage = StorageConfig {
-        sync,
-        ..StorageConfig::default()
-    };
+    if let (Some(_), Some(parent)) = (&storage.data_dir, path.parent())
+        && !parent.as_os_str().is_empty()
+    {
+        // The directory of all nodes of the file.
+        Directory::open(parent)
+            .map_err(|error| format!("cannot create {}: {error}", parent.display()))?;
+    }
     let mut node = Node::with_disk(config, this);
-    let disk = Disk::open(path, &own, storage).map_err(|error| error.to_string())?;
+    let disk = Disk::open(path, &own, storage.clone()).map_err(|error| error.to_string())?;
     node.acknowledge_at(disk.acknowledges_at());
     disk.recover(&node).map_err(|error| error.to_string())?;
     let disk = Arc::new(disk);
@@ -309,15 +335,18 @@ fn recovered(
 /// Logs the node's name, version, role and limits.
 fn announce(plan: &Plan, addr: &str) {
     let (name, cluster, role) = (&plan.node, &plan.config.cluster, plan.role());
+    let directory = plan.data_dir.as_ref();
+    let directory = directory.map(|(path, _)| format!("Its data is in {}", path.display()));
     if let Some(file) = &plan.file {
         for warning in plan.config.warnings() {
             warn!("{}: {warning}", file.display());
         }
-        info!("node {name} of cluster {cluster}: {role}, on {addr}");
+        let data = directory.map_or_else(String::new, |text| format!(". {text}"));
+        info!("node {name} of cluster {cluster}: {role}, on {addr}{data}");
         return;
     }
-    let data = match &plan.data_dir {
-        Some((path, _)) => format!("Its data is in {}", path.display()),
+    let data = match directory {
+        Some(text) => text,
         None => "It is in no cluster, so nobody has a copy, and nothing is on disk: the data is gone when it stops"
             .to_owned(),
     };

@@ -9,7 +9,8 @@ use crate::replication::core::report::Settings;
 
 impl Config {
     /// Digests of the groups of settings in which the files of all nodes must agree. Equal settings have equal digests,
-    /// however the files write them. Addresses are in none, and neither are comments nor the order of nodes.
+    /// however the files write them. Addresses and `[storage]` are in none, and neither are comments nor the order of
+    /// nodes.
     #[must_use]
     pub fn settings(&self) -> Settings {
         let mut names: Vec<&str> = self.nodes.iter().map(|node| node.name.as_str()).collect();

@@ -56,6 +56,7 @@ fn the_example_file_holds_the_documented_defaults() {
     assert_eq!(config.node("n4"), None);
     assert_eq!(config.replication, ReplicationConfig::default());
     assert_eq!(config.limits, LimitsConfig::default());
+    assert_eq!(config.storage, StorageConfig::default());
 }
 
 #[test]
@@ -69,7 +70,8 @@ fn omitted_settings_have_their_defaults() {
 fn every_value_arrives_in_its_field() {
     let more = "[replication]\nheartbeat_interval_ms = 11\nleader_timeout_ms = 12\nbacklog_bytes = 1_048_577\n\
                     [limits]\nmax_connections = 13\nmax_value_bytes = 14\nrequest_timeout_ms = 15\n\
-                    idle_timeout_ms = 16\nmax_memory_bytes = 1_048_593\nwhen_full = \"evict\"\n";
+                    idle_timeout_ms = 16\nmax_memory_bytes = 1_048_593\nwhen_full = \"evict\"\n\
+                    [storage]\ndata_dir = \"d/e\"\nsync = \"interval\"\nsync_interval_ms = 17\n";
     let config = Config::parse(&format!("{GOOD}{more}"), "cluster.toml").unwrap();
     assert_eq!(
         config.replication,
@@ -90,11 +92,19 @@ fn every_value_arrives_in_its_field() {
             when_full: WhenFull::Evict,
         }
     );
+    assert_eq!(
+        config.storage,
+        StorageConfig {
+            data_dir: Some("d/e".into()),
+            sync: SyncPolicy::Interval,
+            sync_interval: Duration::from_millis(17),
+        }
+    );
 }
 
 #[test]
 fn numbers_have_ranges_and_their_ends_are_in_them() {
-    let cases: [(&str, &str, i128, i128); 8] = [
+    let cases: [(&str, &str, i128, i128); 9] = [
         ("replication", "heartbeat_interval_ms", 10, 60_000),
         ("replication", "leader_timeout_ms", 501, 3_600_000),
         ("replication", "backlog_bytes", 1 << 20, 1 << 40),
@@ -103,6 +113,7 @@ fn numbers_have_ranges_and_their_ends_are_in_them() {
         ("limits", "request_timeout_ms", 1, 86_400_000),
         ("limits", "idle_timeout_ms", 0, 2_592_000_000),
         ("limits", "max_memory_bytes", 1 << 20, 1 << 50),
+        ("storage", "sync_interval_ms", 1, 60_000),
     ];
     for (table, key, min, max) in cases {
         let text = |value: i128| {
@@ -190,7 +201,7 @@ fn unknown_keys_are_named_with_the_known_ones() {
         "leader",
         "leeder",
         "cluster.toml:2:1: leeder: unknown key `leeder`, expected one of `cluster`, `leader`, `node`, \
-             `replication`, `limits`",
+             `replication`, `limits`, `storage`",
     );
     check(
         "addr = \"127.0.0.1:8001\"",
@@ -239,6 +250,14 @@ fn missing_keys_and_wrong_types_are_named() {
     check_with(
         "[limits]\nwhen_full = \"wait\"\n",
         "cluster.toml:10:13: limits.when_full: unknown variant `wait`, expected `refuse` or `evict`",
+    );
+    check_with(
+        "[storage]\nsync = \"often\"\n",
+        "cluster.toml:10:8: storage.sync: unknown variant `often`, expected one of `always`, `interval`, `never`",
+    );
+    check_with(
+        "[storage]\ndir = \"d\"\n",
+        "cluster.toml:10:1: storage.dir: unknown key `dir`, expected one of `data_dir`, `sync`, `sync_interval_ms`",
     );
     assert_eq!(
         error("limits = 3\ncluster = \"a\"\nleader = \"b\"\n"),

@@ -49,6 +49,7 @@ impl<'a> Driver<'a> {
             peers: peers.collect(),
             heartbeat_interval: member.replication.heartbeat_interval,
             leader_timeout: member.replication.leader_timeout,
+            has_directory: replica.node.has_directory(),
         };
         Driver {
             replica,

@@ -15,7 +15,7 @@ use crate::node::{Node, RoleState};
 /// How a stop in good order ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// Another node holds the data, or there is none, or there is no other node.
+    /// Another node or the data directory holds the data, or there is none, or there is no other node.
     Kept,
     /// No other node is known to hold all of this node's data, which is lost with it.
     Lost {
@@ -59,8 +59,14 @@ impl<'a> ShutdownSync<'a> {
         let index = node.head().index;
         let holds_data = node.holds_data() && has_written(node);
         let is_refusing = matches!(role, RoleState::Refusing { .. });
-        let shutdown = (holds_data && !is_refusing)
-            .then(|| Shutdown::new((own_role, own_name), index, took_writes, now));
+        let shutdown = (holds_data && !is_refusing).then(|| {
+            let shutdown = Shutdown::new((own_role, own_name), index, took_writes, now);
+            if node.has_directory() {
+                shutdown.with_directory()
+            } else {
+                shutdown
+            }
+        });
         replica.peers.set_stopping(Stopping::Waiting);
         ShutdownSync {
             replica,
@@ -111,7 +117,7 @@ impl<'a> ShutdownSync<'a> {
         let RoleState::Refusing { why, .. } = node.role() else {
             return Ending::Kept;
         };
-        if !has_written(node) {
+        if !has_written(node) || node.has_directory() {
             return Ending::Kept;
         }
         let (keys, index) = (node.engine().len(), self.index);
@@ -120,6 +126,13 @@ impl<'a> ShutdownSync<'a> {
     }
 
     fn end_without_keeper(&self) -> Ending {
+        if self.replica.node.has_directory() {
+            info!(
+                "the data up to index {} is in the data directory",
+                self.index
+            );
+            return Ending::Kept;
+        }
         let has_some = {
             let liveness = self.replica.peers.liveness().lock();
             let mut reports = liveness.peers().iter().filter_map(|peer| peer.report());

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::{self, Write as _};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use gopherstore::client::{Client, ClientOptions, Response};
@@ -35,6 +35,8 @@ pub(crate) struct Options {
     pub(crate) replication: String,
     /// Lines of the `[limits]` section.
     pub(crate) limits: String,
+    /// Lines of the `[storage]` section.
+    pub(crate) storage: String,
     /// Whether there is a proxy on every link between nodes.
     pub(crate) proxies: bool,
 }
@@ -140,6 +142,9 @@ impl Cluster {
             }
             write!(config, "[replication]\n{}\n", options.replication).unwrap();
             write!(config, "[limits]\n{}\n", options.limits).unwrap();
+            if !options.storage.is_empty() {
+                write!(config, "[storage]\n{}\n", options.storage).unwrap();
+            }
             let node = &mut nodes[from];
             std::fs::create_dir(&node.dir).unwrap();
             std::fs::write(node.dir.join("cluster.toml"), config).unwrap();
@@ -176,6 +181,11 @@ impl Cluster {
     /// The running process, for its log, its memory and its signals.
     pub(crate) fn process(&self, node: usize) -> &Process {
         self.nodes[node].process.as_ref().expect("a running node")
+    }
+
+    /// The folder of a node's files.
+    pub(crate) fn folder(&self, node: usize) -> &Path {
+        &self.nodes[node].dir
     }
 
     /// The log of a node, in all its processes.

@@ -251,6 +251,11 @@ impl Process {
         std::fs::read_to_string(&self.log_path).unwrap()
     }
 
+    /// The log of this process alone.
+    pub(crate) fn own_log(&self) -> String {
+        self.log()[self.log_from..].to_owned()
+    }
+
     /// Waits until this process has logged that.
     #[track_caller]
     pub(crate) fn wait_for_log(&self, text: &str) {

@@ -178,6 +178,8 @@ pub struct Settings {
     pub heartbeat_interval: Duration,
     /// Silence after which a peer is passed over.
     pub leader_timeout: Duration,
+    /// Whether the node has a data directory.
+    pub has_directory: bool,
 }
 
 /// An attempt to get a stream.
@@ -294,6 +296,7 @@ impl Machine {
             index: view.index,
             leader_setting: self.settings.leader_setting,
             has_led: self.has_led,
+            has_directory: self.settings.has_directory,
         };
         let timeout = self.settings.leader_timeout;
         match start::next(own, view.peers, self.since, timeout, now) {
@@ -658,6 +661,7 @@ mod tests {
                 peers: others.map(leader).collect(),
                 heartbeat_interval: Duration::from_millis(500),
                 leader_timeout: TIMEOUT,
+                has_directory: false,
             };
             Case {
                 start,

@@ -3,7 +3,8 @@
 //! A leader waits until its followers have all entries. It accepts FOLLOW meanwhile, since a follower may be about to
 //! reconnect: a leader that is stopped right after its start has accepted writes that no other node has. Then any node
 //! asks its peers whether one of them holds its data and does not stop ([`report::keeps_data`](super::report)). A node
-//! that alone holds data waits for a peer for 5 seconds, and then ends without one.
+//! that alone holds data waits for a peer for 5 seconds, and then ends without one. A node with a data directory needs
+//! no peer that holds its data.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -74,7 +75,7 @@ pub enum Step {
     },
     /// It ends.
     End {
-        /// A peer that holds the data; `None` where none is known to, and the data is lost.
+        /// A peer that holds the data; `None` where none is known to. Then the data directory has it, or it is lost.
         keeper: Option<String>,
         /// The peers that were up, and that it waited for in vain.
         missing: Vec<(String, Lacking)>,
@@ -87,6 +88,8 @@ pub struct Shutdown {
     own_role: Role,
     own_name: String,
     took_writes: bool,
+    /// The node has a data directory, which keeps its data.
+    has_directory: bool,
     /// Index of the last entry.
     index: u64,
     began: Instant,
@@ -118,6 +121,7 @@ impl Shutdown {
             own_role: own.0,
             own_name: own.1.to_owned(),
             took_writes,
+            has_directory: false,
             index,
             began: now,
             deadline: now + PEER_TIMEOUT,
@@ -126,6 +130,15 @@ impl Shutdown {
             question: None,
             missing: Vec::new(),
             stopping: Stopping::Waiting,
+        }
+    }
+
+    /// The same for a node with a data directory.
+    #[must_use]
+    pub fn with_directory(self) -> Shutdown {
+        Shutdown {
+            has_directory: true,
+            ..self
         }
     }
 
@@ -150,12 +163,15 @@ impl Shutdown {
             return self.next_of_question(question, peers, now);
         }
         let lacking = self.incomplete_peers(progress);
-        if lacking.is_empty() {
-            return self.ask(false, peers, now);
+        if !lacking.is_empty() && !self.has_directory {
+            self.extend_deadline(&lacking, now);
         }
-        self.extend_deadline(&lacking, now);
-        if now >= self.deadline {
+        if lacking.is_empty() || now >= self.deadline {
             self.missing = lacking;
+            if self.has_directory {
+                self.stopping = Stopping::Ending;
+                return self.end(None);
+            }
             return self.ask(false, peers, now);
         }
         let peers = lacking.into_iter().map(|(name, _)| name).collect();

@@ -63,6 +63,7 @@ enum Answer<'a> {
 /// * It waits while a peer still follows another leader: that leader may have the node's own name, at an earlier
 ///   address. A stream whose leader is gone ends within the peer's leader timeout.
 /// * It waits without limit for a peer that is to lead as well, and for one whose answer is unclear.
+/// * A node with a data directory waits for a peer that does not run until `timeout` has passed.
 /// * It waits for a silent peer until `timeout` has passed, and without limit where that one led when it was last
 ///   heard.
 /// * Then it catches up with the peer that is most up to date, and at last it leads.
@@ -70,7 +71,7 @@ enum Answer<'a> {
 pub fn next(own: Own<'_>, peers: &[Peer], began: Instant, timeout: Duration, now: Instant) -> Next {
     let answers: Vec<(&str, Answer<'_>)> = peers
         .iter()
-        .map(|peer| (peer.name.as_str(), answer(peer, began, timeout, now)))
+        .map(|peer| (peer.name.as_str(), answer(own, peer, began, timeout, now)))
         .collect();
     let reports = || {
         answers.iter().filter_map(|(name, answer)| match answer {
@@ -173,12 +174,28 @@ pub struct Own<'a> {
     pub leader_setting: u64,
     /// Whether it led until it ordered a peer to lead.
     pub has_led: bool,
+    /// Whether it has a data directory. Its peers may have one too, and data in it while they do not run.
+    pub has_directory: bool,
 }
 
-fn answer<'a>(peer: &'a Peer, began: Instant, timeout: Duration, now: Instant) -> Answer<'a> {
+fn answer<'a>(
+    own: Own<'_>,
+    peer: &'a Peer,
+    began: Instant,
+    timeout: Duration,
+    now: Instant,
+) -> Answer<'a> {
     let name = &peer.name;
     let how = match peer.contact_since(began) {
         Some(Contact::Report(report)) => return Answer::Report(report),
+        Some(Contact::NoProcess) if own.has_directory => {
+            let how = "connection refused";
+            if now.saturating_duration_since(began) >= timeout {
+                return Answer::PassedOver(how.to_owned());
+            }
+            let reason = format!("this leader is waiting for {name}, which may have data: {how}");
+            return Answer::Unknown(reason);
+        }
         Some(Contact::NoProcess | Contact::Stranger(_)) => return Answer::Absent,
         Some(Contact::Unclear(text)) => {
             let reason = format!("{name} may hold data and cannot be asked: {text}");
@@ -270,7 +287,16 @@ mod tests {
     }
 
     /// The next step of n1 after these contacts of n2 and n3, `ms` after it began to ask.
-    fn decide((epoch, index): Place, contacts: [Option<Contact>; 2], ms: u64) -> Next {
+    fn decide(place: Place, contacts: [Option<Contact>; 2], ms: u64) -> Next {
+        decide_with(place, contacts, ms, false)
+    }
+
+    fn decide_with(
+        (epoch, index): Place,
+        contacts: [Option<Contact>; 2],
+        ms: u64,
+        has_directory: bool,
+    ) -> Next {
         let began = Instant::now();
         let mut table = Liveness::new(["n2", "n3"].map(str::to_owned), TIMEOUT, began);
         for (name, contact) in ["n2", "n3"].into_iter().zip(contacts) {
@@ -285,6 +311,7 @@ mod tests {
             index,
             leader_setting: 0,
             has_led: false,
+            has_directory,
         };
         next(own, table.peers(), began, TIMEOUT, now)
     }
@@ -317,6 +344,26 @@ mod tests {
                 "{reason}"
             );
         }
+    }
+
+    #[test]
+    fn a_node_with_a_directory_waits_for_peers_that_do_not_run() {
+        let none = || Some(Contact::NoProcess);
+        let next = |contacts, ms| decide_with((3, 12), contacts, ms, true);
+        let Next::Wait { reason, .. } = next([none(), none()], 4_999) else {
+            panic!("it does not wait");
+        };
+        assert!(reason.contains("n2, which may have data"), "{reason}");
+        let refused = "connection refused";
+        let passed_over = [("n2", refused), ("n3", refused)];
+        assert_eq!(next([none(), none()], 5_000), lead(4, &passed_over));
+        // One that runs again is asked.
+        let ahead = Some(follower("n3", State::Serving, 3, 13));
+        let next = next([none(), ahead], 5_000);
+        assert!(
+            matches!(&next, Next::CatchUp { peer, .. } if peer == "n3"),
+            "{next:?}"
+        );
     }
 
     #[test]

@@ -1,0 +1,323 @@
+//! Nodes with data directories: what was acknowledged survives the end of all processes, and a follower goes on where
+//! it was.
+
+use std::fs;
+use std::time::Duration;
+
+use crate::faults::{BACKLOG_BYTES, QUICK, QUICK_AND_SMALL};
+use crate::support::cluster::{Cluster, Options, Status, rounds, wait_until};
+use crate::support::load::{self, Load, Losses, Random};
+use crate::support::names::key;
+use crate::support::node::PATIENCE;
+use crate::support::proxy::Way;
+
+/// A follower takes that much of a full copy in a second, where a test has to interrupt it.
+const SLOW: u64 = 2_000_000;
+
+fn cluster(nodes: usize, replication: &str, sync: &str, proxies: bool) -> Cluster {
+    let cluster = Cluster::start_with(
+        nodes,
+        &Options {
+            replication: replication.to_owned(),
+            storage: format!("data_dir = \"data\"\nsync = \"{sync}\""),
+            proxies,
+            ..Options::default()
+        },
+    );
+    cluster.wait_converged(PATIENCE);
+    for node in 1..nodes {
+        // Before that, a follower's directory has nothing.
+        cluster.process(node).wait_for_log("wrote a snapshot of");
+    }
+    cluster
+}
+
+fn load(cluster: &Cluster) -> Load {
+    Load::start(
+        cluster.addr(0),
+        load::Options {
+            batch: 4,
+            ..load::Options::default()
+        },
+    )
+}
+
+/// The keys that [`fill`] writes.
+fn filled() -> Vec<Vec<u8>> {
+    let count = 3 * BACKLOG_BYTES / 1_000;
+    (0..count)
+        .map(|n| format!("filled:{n}").into_bytes())
+        .collect()
+}
+
+/// Writes more than the backlog keeps.
+fn fill(cluster: &Cluster) {
+    let value = vec![b'x'; 1_000];
+    let keys = filled();
+    cluster.write_all(keys.iter().map(|key| (&key[..], &value[..])));
+}
+
+/// Waits until the directory of the second node has what the node has copied.
+fn wait_copied(cluster: &Cluster) {
+    cluster.wait_converged(PATIENCE);
+    let log = cluster.process(1).own_log();
+    if log.contains("copied n1 up to") {
+        cluster.process(1).wait_for_log("wrote a snapshot of");
+    }
+}
+
+/// Kills all nodes, and starts them again in this order.
+fn restart_all(cluster: &mut Cluster, order: &[usize]) {
+    for &node in order {
+        cluster.kill(node);
+    }
+    for &node in order {
+        cluster.restart(node);
+    }
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_with_all_nodes_at_once_and_nothing_is_copied() {
+    let mut random = Random::from_env();
+    for sync in ["always", "interval", "never"] {
+        let mut cluster = cluster(3, QUICK, sync, false);
+        let load = load(&cluster);
+        for round in 0..rounds(2, 50) {
+            load.wait_for_more(200);
+            let first = random.index(3);
+            let order = [first, (first + 1) % 3, (first + 2) % 3];
+            restart_all(&mut cluster, &order);
+            load.wait_for_more(10);
+            load.pause();
+            cluster.wait_converged(PATIENCE);
+            let values = cluster.equal_contents(load.keys());
+            load.judge(&values, Losses::Forbidden);
+            for node in 0..3 {
+                let copies = cluster.number(node, key::FULL_COPIES);
+                assert_eq!(copies, 0, "{sync}, round {round}:\n{}", cluster.statuses());
+            }
+            load.resume();
+        }
+    }
+}
+
+#[test]
+fn followers_and_leaders_resume_from_their_logs_over_several_epochs() {
+    let mut cluster = cluster(3, QUICK, "interval", false);
+    let load = load(&cluster);
+    // While the follower is away its leader begins two epochs.
+    load.wait_for_more(100);
+    cluster.kill(2);
+    for _ in 0..2 {
+        load.wait_for_more(100);
+        cluster.kill(0);
+        cluster.restart(0);
+    }
+    load.wait_for_more(100);
+    cluster.restart(2);
+    load.pause();
+    cluster.wait_converged(PATIENCE);
+    load.judge(&cluster.equal_contents(load.keys()), Losses::Forbidden);
+    assert_eq!(cluster.number(2, key::FULL_COPIES), 0);
+    assert_eq!(cluster.number(2, key::RESUMES), 1);
+}
+
+/// Cuts the end of a leader's log off, as a power failure may where the log was not synced.
+#[test]
+fn a_leader_takes_from_a_follower_what_its_own_disk_has_lost() {
+    let mut cluster = cluster(3, QUICK, "never", false);
+    let mut client = cluster.client(0);
+    client.set(b"early", b"1").unwrap();
+    cluster.wait_converged(PATIENCE);
+    let segment = cluster
+        .folder(0)
+        .join("data/n1/log-00000001-0000000000000001");
+    let kept = used(&fs::read(&segment).unwrap());
+    client.set(b"late", b"2").unwrap();
+    cluster.wait_converged(PATIENCE);
+    let last = cluster.number(0, key::INDEX);
+    for node in 0..3 {
+        cluster.kill(node);
+    }
+    let mut bytes = fs::read(&segment).unwrap();
+    bytes[kept..].fill(0);
+    fs::write(&segment, bytes).unwrap();
+    for node in [1, 2, 0] {
+        cluster.restart(node);
+    }
+    cluster.wait_converged(PATIENCE);
+    let log = cluster.folder_log(0);
+    assert!(log.contains("is most up to date, at index "), "{log}");
+    assert_eq!(cluster.number(0, key::INDEX), last + 1, "a new epoch");
+    assert_eq!(cluster.number(0, key::FULL_COPIES), 0);
+    let values = cluster.equal_contents(&[b"early".to_vec(), b"late".to_vec()]);
+    assert_eq!(values, [Some(b"1".to_vec()), Some(b"2".to_vec())]);
+}
+
+/// Bytes of a segment up to the end of its last group.
+fn used(segment: &[u8]) -> usize {
+    let last = segment.iter().rposition(|byte| *byte != 0).unwrap();
+    (last + 1).next_multiple_of(8)
+}
+
+#[test]
+fn a_leader_whose_peers_do_not_run_leads_with_its_own_data_after_the_timeout() {
+    let mut cluster = cluster(3, QUICK, "always", false);
+    cluster.client(0).set(b"a", b"1").unwrap();
+    for node in 0..3 {
+        cluster.kill(node);
+    }
+    cluster.restart(0);
+    cluster.wait_for_status(0, PATIENCE, "to lead", |status| status.is_state("serving"));
+    assert_eq!(cluster.client(0).get(b"a").unwrap(), Some(b"1".to_vec()));
+    let log = cluster.folder_log(0);
+    for name in ["n2", "n3"] {
+        let line = format!(
+            "ERROR gopherstore::replication::driver] {name} does not answer, and is passed over"
+        );
+        assert!(log.contains(&line), "{log}");
+    }
+}
+
+/// The copy is in memory alone until it is whole: the directory has the old data set.
+#[test]
+fn a_follower_that_is_killed_in_a_full_copy_has_its_old_data_or_the_new() {
+    let mut random = Random::from_env();
+    let mut cluster = cluster(2, QUICK_AND_SMALL, "interval", true);
+    cluster.client(0).set(b"kept", b"1").unwrap();
+    let mut found = [0, 0];
+    for round in 0..rounds(3, 30) {
+        wait_copied(&cluster);
+        let old_index = cluster.number(1, key::INDEX);
+        cluster.kill(1);
+        fill(&cluster);
+        cluster.link(1, 0).throttle(Way::Down, Some(SLOW));
+        cluster.restart(1);
+        cluster.process(1).wait_for_log("taking a full copy of n1");
+        std::thread::sleep(random.millis(0..=1_500));
+        cluster.kill(1);
+        // Without its leader, it has what its disk has.
+        cluster.link(1, 0).refuse(true);
+        cluster.restart(1);
+        cluster.wait_for_status(1, PATIENCE, "its own data", |status| {
+            status.is_state("serving")
+        });
+        let index = cluster.number(1, key::INDEX);
+        let is_new = index > old_index;
+        found[usize::from(is_new)] += 1;
+        assert!(
+            index >= old_index,
+            "round {round}: {index}, before {old_index}"
+        );
+        let value = cluster.client(1).get(b"kept").unwrap();
+        assert_eq!(value, Some(b"1".to_vec()), "round {round}");
+        let link = cluster.link(1, 0);
+        link.throttle(Way::Down, None);
+        link.refuse(false);
+        link.pass();
+        cluster.wait_converged(PATIENCE);
+        cluster.equal_contents(&filled());
+    }
+    assert!(found[0] > 0, "{found:?}");
+}
+
+/// The connection fails, and the process goes on.
+#[test]
+fn a_full_copy_that_fails_gives_the_follower_its_old_data_back() {
+    let mut cluster = cluster(2, QUICK_AND_SMALL, "interval", true);
+    cluster.client(0).set(b"kept", b"1").unwrap();
+    wait_copied(&cluster);
+    let old_index = cluster.number(1, key::INDEX);
+    cluster.kill(1);
+    fill(&cluster);
+    let link = cluster.link(1, 0);
+    link.throttle(Way::Down, Some(SLOW));
+    cluster.restart(1);
+    cluster.process(1).wait_for_log("taking a full copy of n1");
+    let link = cluster.link(1, 0);
+    link.refuse(true);
+    link.cut(crate::support::proxy::Cut::End);
+    let is_old = |status: &Status| {
+        status.is_state("serving") && status.number(key::INDEX) == Some(old_index)
+    };
+    cluster.wait_for_status(1, PATIENCE, "its old data again", is_old);
+    assert_eq!(cluster.client(1).get(b"kept").unwrap(), Some(b"1".to_vec()));
+    let link = cluster.link(1, 0);
+    link.throttle(Way::Down, None);
+    link.refuse(false);
+    link.pass();
+    cluster.wait_converged(PATIENCE);
+    // And what comes now is on its disk, once the snapshot of the new data set is.
+    cluster.client(0).set(b"late", b"2").unwrap();
+    cluster.wait_converged(PATIENCE);
+    let last = cluster.number(1, key::INDEX);
+    wait_until(PATIENCE, "a snapshot of the new data set", || {
+        fs::read_dir(cluster.folder(1).join("data/n2"))
+            .unwrap()
+            .any(|entry| {
+                entry
+                    .unwrap()
+                    .file_name()
+                    .to_string_lossy()
+                    .starts_with("snapshot-00000002")
+            })
+    });
+    wait_until(PATIENCE, "the old chain to go", || {
+        !cluster
+            .folder(1)
+            .join("data/n2/log-00000001-0000000000000001")
+            .exists()
+    });
+    cluster.kill(1);
+    cluster.link(1, 0).refuse(true);
+    cluster.restart(1);
+    cluster.wait_for_status(1, PATIENCE, "all of it", |status| {
+        status.number(key::INDEX) == Some(last) && status.is_state("serving")
+    });
+}
+
+#[test]
+fn nodes_with_and_without_a_disk_form_a_cluster() {
+    let mut cluster = Cluster::start_with(
+        3,
+        &Options {
+            replication: QUICK.to_owned(),
+            ..Options::default()
+        },
+    );
+    cluster.wait_converged(PATIENCE);
+    cluster.client(0).set(b"a", b"1").unwrap();
+    cluster.wait_converged(PATIENCE);
+    // The second node gets a disk, the leader and the third have none.
+    cluster.stop(1);
+    cluster.change_config(1, |text| format!("{text}[storage]\ndata_dir = \"data\"\n"));
+    cluster.restart(1);
+    cluster.wait_converged(PATIENCE);
+    for node in [0, 2, 1] {
+        cluster.kill(node);
+    }
+    for node in [1, 0, 2] {
+        cluster.restart(node);
+    }
+    cluster.wait_converged(Duration::from_secs(20));
+    let values = cluster.equal_contents(&[b"a".to_vec()]);
+    assert_eq!(values, [Some(b"1".to_vec())]);
+}
+
+/// A node that stops needs no other one: its data is in the directory.
+#[test]
+fn a_node_with_a_directory_stops_alone_and_loses_nothing() {
+    let mut cluster = cluster(2, QUICK, "never", false);
+    cluster.client(0).set(b"a", b"1").unwrap();
+    cluster.stop(1);
+    cluster.stop(0);
+    let log = cluster.folder_log(0);
+    assert!(log.contains("is in the data directory"), "{log}");
+    cluster.restart(0);
+    cluster.restart(1);
+    cluster.wait_converged(PATIENCE);
+    assert_eq!(
+        cluster.equal_contents(&[b"a".to_vec()]),
+        [Some(b"1".to_vec())]
+    );
+}
