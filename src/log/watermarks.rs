@@ -110,7 +110,8 @@ impl State {
         } else if position.epoch < self.epoch {
             // The index may be another record's by now.
             Reached::Never
-        } else if position.index <= watermark {
+        } else if position.index <= watermark.max(self.committed) {
+            // What a leader has sent as committed, its disk has: a follower's answers do not wait for the follower's.
             Reached::Yes
         } else if self.is_given_up {
             Reached::Never
@@ -126,8 +127,8 @@ impl State {
             let is_reached = match subscription.awaits {
                 None => false,
                 Some((Mark::Appended, _)) => true,
-                Some((Mark::Written, index)) => all || index <= written,
-                Some((Mark::Durable, index)) => all || index <= durable,
+                Some((Mark::Written, index)) => all || index <= written.max(committed),
+                Some((Mark::Durable, index)) => all || index <= durable.max(committed),
                 Some((Mark::Committed, index)) => all || index <= committed,
             };
             if is_reached {

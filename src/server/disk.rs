@@ -158,6 +158,7 @@ impl Disk {
     pub fn recover(&self, node: &Node) -> Result<(), StorageError> {
         let (began, engine) = (Instant::now(), node.engine());
         let recovery = recover(&self.directory, engine, began)?;
+        self.sync_recovered(&recovery)?;
         self.report(engine, &recovery, began);
         if let Some(log) = engine.log() {
             log.begin_writing(log.last_index(), self.acknowledges_at());
@@ -165,6 +166,23 @@ impl Disk {
         *self.recovered.lock() = Some(recovery);
         node.restored();
         Ok(())
+    }
+
+    /// Makes durable what was read, since it is shown to clients from now on.
+    fn sync_recovered(&self, recovery: &Recovery) -> Result<(), StorageError> {
+        let Some(log) = &recovery.log else {
+            return Ok(());
+        };
+        let name = log.place.id.name();
+        let synced = self
+            .directory
+            .open(&name, true)
+            .and_then(|file| file.sync());
+        synced.map_err(|error| StorageError {
+            path: self.directory.path().join(name),
+            offset: None,
+            problem: Problem::System("sync", error),
+        })
     }
 
     fn report(&self, engine: &Engine, recovery: &Recovery, began: Instant) {

@@ -292,7 +292,7 @@ fn nodes_with_and_without_a_disk_form_a_cluster() {
     cluster.stop(1);
     cluster.change_config(1, |text| format!("{text}[storage]\ndata_dir = \"data\"\n"));
     cluster.restart(1);
-    cluster.wait_converged(PATIENCE);
+    wait_copied(&cluster);
     for node in [0, 2, 1] {
         cluster.kill(node);
     }

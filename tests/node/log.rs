@@ -545,3 +545,53 @@ fn records_are_applied_up_to_the_committed_index() {
     assert_eq!(gap, Err(ApplyError::NotLogged(gap_at)));
     assert_eq!(places(), (1, 3));
 }
+
+/// A leader's answers wait for its disk. What a leader has sent is on the disk of that one, so a follower's do not.
+#[test]
+fn records_that_a_leader_sent_wait_for_no_disk() {
+    let watermarks = Watermarks::default();
+    let at = |epoch, index| Position { epoch, index };
+    watermarks.give_up_epoch();
+    watermarks.advance(Mark::Written, 3);
+    for mark in [Mark::Written, Mark::Durable] {
+        assert_eq!(watermarks.reached(mark, at(1, 7)), Reached::Never);
+    }
+    watermarks.advance(Mark::Committed, 7);
+    for mark in [Mark::Written, Mark::Durable] {
+        assert_eq!(watermarks.reached(mark, at(1, 7)), Reached::Yes, "{mark:?}");
+        assert_eq!(watermarks.reached(mark, at(1, 8)), Reached::Never);
+    }
+}
+
+/// Senders to followers and watchers are given no record that the node does not acknowledge.
+#[test]
+fn a_log_with_a_disk_is_read_up_to_what_is_acknowledged() {
+    let sequencer = Sequencer::new(1 << 20);
+    let log = sequencer.log();
+    log.begin_writing(0, Mark::Durable);
+    for number in 0..3_u8 {
+        append(&sequencer, &entry(&[number], b"v"));
+    }
+    log.drain(Instant::now());
+    let mut cursor = log.cursor_after(0).unwrap();
+    let mut frames = Vec::new();
+    let mut try_read = || log.try_read_acknowledged(&mut cursor, 1 << 20, &mut frames);
+    assert!(matches!(try_read(), Found::Nothing));
+    log.written(3);
+    log.advance(Mark::Written, 3);
+    assert_eq!(log.committed_index(), 0);
+    assert!(matches!(try_read(), Found::Nothing));
+    log.advance(Mark::Durable, 2);
+    assert_eq!(log.committed_index(), 2);
+    assert!(matches!(try_read(), Found::Small(2, _)));
+    assert!(matches!(try_read(), Found::Nothing));
+    sequencer.end();
+    log.drain(Instant::now());
+    assert!(
+        matches!(try_read(), Found::Nothing),
+        "it waits for the disk"
+    );
+    log.advance(Mark::Durable, 3);
+    assert!(matches!(try_read(), Found::Small(1, _)));
+    assert!(matches!(try_read(), Found::Ended));
+}

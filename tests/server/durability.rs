@@ -396,6 +396,8 @@ fn the_keys_of_a_node_with_a_disk_are_those_of_the_document() {
 fn a_directory_is_one_process_and_one_nodes() {
     let dir = tempfile::tempdir().unwrap();
     let node = Durable::start(dir.path(), "always");
+    // Without anything written, the directory would be as good as new.
+    node.client().set(b"a", b"1").unwrap();
     refused(dir.path(), "another process uses this data directory");
     // Before that the directory may have no log.
     node.client().set(b"k", b"v").unwrap();

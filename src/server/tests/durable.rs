@@ -78,6 +78,7 @@ fn with_directory(path: &Path, policy: SyncPolicy, test: impl FnOnce(&Server, &L
     let storage = StorageConfig {
         sync: policy,
         sync_interval: Duration::from_secs(3_600),
+        ..StorageConfig::default()
     };
     let open = |node: &Node| {
         let disk = Disk::open(path, &own, storage).unwrap();
