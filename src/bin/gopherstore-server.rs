@@ -83,12 +83,12 @@ struct Arguments {
     /// run a single node on host:port, without a cluster and a file; with port 0 the system chooses one
     #[argh(option, arg_name = "host:port", from_str_fn(arguments::text))]
     addr: Option<String>,
-    /// keep the node's data in this directory, which is created if its parent is there; of a node of a file in place of
-    /// data_dir in [storage]
+    /// keep the node's data in this directory, which is created if its parent is there; it replaces storage.data_dir of
+    /// the file
     #[argh(option, arg_name = "dir", from_str_fn(arguments::path))]
     data_dir: Option<PathBuf>,
     /// when a write is on the disk of a node with a data directory: always before its response (the default), once an
-    /// interval of a second, or never, which leaves it to the system; of a node of a file in place of sync in [storage]
+    /// interval of a second, or never, which leaves it to the system; it replaces storage.sync of the file
     #[argh(option, arg_name = "when", from_str_fn(sync_policy))]
     sync: Option<SyncPolicy>,
     /// only check the file, and print a line for each node: name, address, listen=ADDRESS if it differs, role

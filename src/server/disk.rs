@@ -1,7 +1,7 @@
 //! The node's data directory: opening and recovering it at the start, and the threads that write to it.
 //!
 //! The log-writer thread takes the steps of [`Writing`], and the snapshot thread those of [`Copying`], once the log has
-//! grown by as much as the last snapshot has, and by 64 MiB at least. [`Shared`] is what they tell each other.
+//! grown by as much as the last snapshot has, and by 64 MiB at least. `Shared` is what they tell each other.
 
 use std::fs::{self, TryLockError};
 use std::hash::{BuildHasher, Hasher, RandomState};
