@@ -4,13 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::{Node, StorageStatus};
-use crate::log::Log;
+use crate::engine::Engine;
 
 /// A data directory: it has the data set that a recovery finds.
 pub trait DataDirectory: fmt::Debug + Send + Sync {
     /// Reads the data set of the directory into the node's engine, which holds none and receives nothing. Returns
     /// whether it has been read; there may be none.
-    fn restore(&self, log: &Log) -> bool;
+    fn restore(&self, engine: &Engine) -> bool;
 
     /// Its state, for STATUS.
     fn status(&self) -> &StorageStatus;
@@ -32,8 +32,8 @@ impl Node {
     /// there is one. `why` is the answer to reads meanwhile.
     pub fn discard_copy(&self, why: &str) {
         self.discard_dataset(why);
-        if let (Some(directory), Some(log)) = (&self.directory, self.engine.log())
-            && directory.restore(log)
+        if let Some(directory) = &self.directory
+            && directory.restore(&self.engine)
         {
             self.restored();
         }

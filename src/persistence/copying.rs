@@ -64,7 +64,8 @@ impl<'d> Copying<'d> {
         })
     }
 
-    /// Copies the next partition, or ends the copy.
+    /// Copies the next partition, or ends the copy. Then the log is [wanted](Log::want_durable) to be durable up to its
+    /// end.
     ///
     /// # Errors
     ///
@@ -86,6 +87,7 @@ impl<'d> Copying<'d> {
         if self.is_replaced() {
             return Ok(Progress::Replaced);
         }
+        self.log.want_durable(end);
         Ok(Progress::Copied(end))
     }
 

@@ -118,8 +118,12 @@ impl<'d> Writing<'d> {
         Ok(writing)
     }
 
-    /// Goes on behind what was recovered.
-    fn resume(&mut self, recovery: Recovery) -> Result<(), StorageError> {
+    /// Goes on behind what was recovered into the engine, which had no data set before.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    pub fn resume(&mut self, recovery: Recovery) -> Result<(), StorageError> {
         let Recovery { snapshot, log, .. } = recovery;
         let unwritten = self.log.unwritten();
         let id = snapshot.as_ref().map(|snapshot| snapshot.id);
@@ -176,7 +180,6 @@ impl<'d> Writing<'d> {
     ///
     /// Those of [`recover`](super::recover), and of the system.
     pub fn restore(&mut self, now: Instant) -> Result<(), StorageError> {
-        self.writer = None;
         let recovery = super::recover(self.files, self.engine, now)?;
         self.resume(recovery)
     }

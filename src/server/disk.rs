@@ -16,11 +16,13 @@ use log::{error, info, warn};
 use parking_lot::{Condvar, Mutex};
 
 use super::disk_bytes::Looks;
-use crate::config::{StorageConfig, SyncPolicy};
+use crate::config::StorageConfig;
 use crate::engine::Engine;
 use crate::log::{Cursor, Log, Mark};
 use crate::node::{DataDirectory, Node, RecoveryFigures, StorageStatus};
-use crate::persistence::{Copying, Next, Progress, Recovery, Settings, Writing, recover};
+use crate::persistence::{
+    self, Copying, Exchange, Next, Progress, Recovery, Settings, Snapshots, Writing,
+};
 use crate::storage::error::{Problem, StorageError};
 use crate::storage::files::{Directory, Files as _};
 use crate::storage::snapshot::{ReadSnapshot, SnapshotId};
@@ -58,30 +60,11 @@ pub struct Disk {
 /// What the threads tell each other.
 #[derive(Debug, Default)]
 struct Shared {
-    snapshot: Snapshots,
-    /// The chain that is written, and the index up to which it is durable.
-    chain: Option<u32>,
-    durable_to: u64,
-    /// More of it is written.
-    is_unsynced: bool,
+    exchange: Exchange,
     /// Another thread waits until the directory is read into the engine again.
     restore: Restore,
     /// The log has ended, or the disk has failed.
     is_over: bool,
-}
-
-/// The state of the snapshots.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Snapshots {
-    /// None is wanted.
-    #[default]
-    Idle,
-    /// One is to be written.
-    Wanted,
-    /// One is being written.
-    Running,
-    /// One has its name, and has so many bytes.
-    Done(SnapshotId, u64),
 }
 
 /// The state of an order to read the directory again.
@@ -144,45 +127,22 @@ impl Disk {
     /// The watermark that answers wait for.
     #[must_use]
     pub const fn acknowledges_at(&self) -> Mark {
-        match self.config.sync {
-            SyncPolicy::Always => Mark::Durable,
-            SyncPolicy::Interval | SyncPolicy::Never => Mark::Written,
-        }
+        persistence::acknowledged_at(self.config.sync)
     }
 
     /// Reads the newest snapshot and the log behind it into a node, which admits nothing yet and holds no data set.
     ///
     /// # Errors
     ///
-    /// Those of [`recover`].
+    /// Those of [`persistence::open`].
     pub fn recover(&self, node: &Node) -> Result<(), StorageError> {
         let (began, engine) = (Instant::now(), node.engine());
-        let recovery = recover(&self.directory, engine, began)?;
-        self.sync_recovered(&recovery)?;
+        let mark = self.acknowledges_at();
+        let recovery = persistence::open(&self.directory, engine, mark, began)?;
         self.report(engine, &recovery, began);
-        if let Some(log) = engine.log() {
-            log.begin_writing(log.last_index(), self.acknowledges_at());
-        }
         *self.recovered.lock() = Some(recovery);
         node.restored();
         Ok(())
-    }
-
-    /// Makes durable what was read, since it is shown to clients from now on.
-    fn sync_recovered(&self, recovery: &Recovery) -> Result<(), StorageError> {
-        let Some(log) = &recovery.log else {
-            return Ok(());
-        };
-        let name = log.place.id.name();
-        let synced = self
-            .directory
-            .open(&name, true)
-            .and_then(|file| file.sync());
-        synced.map_err(|error| StorageError {
-            path: self.directory.path().join(name),
-            offset: None,
-            problem: Problem::System("sync", error),
-        })
     }
 
     fn report(&self, engine: &Engine, recovery: &Recovery, began: Instant) {
@@ -271,7 +231,7 @@ impl Disk {
         looks: &mut Looks<(Cursor, Snapshots)>,
         writing: &Writing<'_>,
     ) -> Option<Instant> {
-        let snapshot = self.shared.lock().snapshot;
+        let snapshot = self.shared.lock().exchange.snapshot();
         let changes = matches!(snapshot, Snapshots::Wanted | Snapshots::Running);
         let cause = (writing.cursor(), snapshot);
         let target = (self.directory.path(), &self.status);
@@ -281,9 +241,7 @@ impl Disk {
     /// Whether another thread has something for the log-writer thread.
     fn has_news(&self, log: &Log) -> bool {
         let shared = self.shared.lock();
-        shared.restore == Restore::Ordered
-            || (shared.is_unsynced && log.wanted_durable() > shared.durable_to)
-            || matches!(shared.snapshot, Snapshots::Done(..))
+        shared.restore == Restore::Ordered || shared.exchange.has_news(log)
     }
 
     /// Does what other threads need of the log-writer thread, and tells them its state.
@@ -296,26 +254,18 @@ impl Disk {
             shared.restore = Restore::Done;
             self.changed.notify_all();
         }
-        if let Snapshots::Done(id, bytes) = shared.snapshot {
-            shared.snapshot = Snapshots::Idle;
+        if let Some((id, bytes)) = shared.exchange.take_done() {
             drop(shared);
             writing.snapshot_done(id, bytes)?;
             shared = self.shared.lock();
         }
-        if writing.wants_snapshot() && shared.snapshot == Snapshots::Idle {
-            shared.snapshot = Snapshots::Wanted;
-            writing.snapshot_began();
+        let noted = shared.exchange.note(writing);
+        if noted.wants_snapshot || noted.has_moved {
             self.changed.notify_all();
         }
-        let state = (writing.chain(), writing.durable_to());
-        if (shared.chain, shared.durable_to) != state {
-            (shared.chain, shared.durable_to) = state;
-            self.changed.notify_all();
-            if writing.chain().is_some() {
-                self.status.synced(Instant::now());
-            }
+        if noted.has_moved && writing.chain().is_some() {
+            self.status.synced(Instant::now());
         }
-        shared.is_unsynced = writing.is_unsynced();
         Ok(())
     }
 
@@ -325,23 +275,20 @@ impl Disk {
         loop {
             let chain = {
                 let mut shared = self.shared.lock();
-                while shared.snapshot != Snapshots::Wanted && !shared.is_over {
-                    self.changed.wait(&mut shared);
+                loop {
+                    if shared.is_over {
+                        return;
+                    }
+                    match shared.exchange.begin_snapshot() {
+                        Some(chain) => break chain,
+                        None => self.changed.wait(&mut shared),
+                    }
                 }
-                if shared.is_over {
-                    return;
-                }
-                shared.snapshot = Snapshots::Running;
-                shared.chain
             };
-            let done = match chain {
-                Some(chain) => self.write_snapshot((engine, log), chain),
-                None => Ok(None),
-            };
+            let done = self.write_snapshot((engine, log), chain);
             let mut shared = self.shared.lock();
-            shared.snapshot = match done {
-                Ok(Some((id, bytes))) => Snapshots::Done(id, bytes),
-                Ok(None) => Snapshots::Idle,
+            match done {
+                Ok(done) => shared.exchange.end_snapshot(done),
                 Err(error) => {
                     error!("{error}; there is no new snapshot, and the log goes on");
                     let until = Instant::now() + RETRY_PAUSE;
@@ -349,9 +296,9 @@ impl Disk {
                         && !self.changed.wait_until(&mut shared, until).timed_out()
                     {
                     }
-                    Snapshots::Wanted
+                    shared.exchange.want_snapshot();
                 }
-            };
+            }
             drop(shared);
             // The log-writer thread looks at it.
             log.wake_readers();
@@ -365,7 +312,7 @@ impl Disk {
         data: (&Engine, &Log),
         chain: u32,
     ) -> Result<Option<(SnapshotId, u64)>, StorageError> {
-        let (began, (engine, log)) = (Instant::now(), data);
+        let (began, (engine, _)) = (Instant::now(), data);
         let mut copying = Copying::begin(&self.directory, data, chain, salt())?;
         let end = loop {
             match copying.step()? {
@@ -375,7 +322,7 @@ impl Disk {
                 Progress::Replaced => return Ok(None),
             }
         };
-        if !self.wait_durable(end, chain, log, &copying) {
+        if !self.wait_durable(end, chain, &copying) {
             return Ok(None);
         }
         let bytes = copying.len();
@@ -392,12 +339,11 @@ impl Disk {
 
     /// Waits until the chain is durable up to `index`. Returns false where the log has ended before, or where another
     /// data set has replaced the one that is copied.
-    fn wait_durable(&self, index: u64, chain: u32, log: &Log, copying: &Copying<'_>) -> bool {
-        log.want_durable(index);
+    fn wait_durable(&self, index: u64, chain: u32, copying: &Copying<'_>) -> bool {
         let mut shared = self.shared.lock();
-        while !shared.is_over && shared.chain == Some(chain) && !copying.is_replaced() {
-            if shared.durable_to >= index {
-                return true;
+        while !shared.is_over {
+            if let Some(may_finish) = shared.exchange.may_finish(index, chain, copying) {
+                return may_finish;
             }
             self.changed.wait_for(&mut shared, REPLACED_POLL);
         }
@@ -406,7 +352,10 @@ impl Disk {
 }
 
 impl DataDirectory for Disk {
-    fn restore(&self, log: &Log) -> bool {
+    fn restore(&self, engine: &Engine) -> bool {
+        let Some(log) = engine.log() else {
+            return false;
+        };
         let mut shared = self.shared.lock();
         shared.restore = Restore::Ordered;
         drop(shared);

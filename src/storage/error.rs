@@ -32,7 +32,7 @@ pub enum Problem {
 
 impl StorageError {
     /// The system refused `operation` on a file of the directory.
-    pub(super) fn system(
+    pub(crate) fn system(
         files: &dyn Files,
         name: &str,
         operation: &'static str,

@@ -6,9 +6,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use gopherstore::config::Config;
+use gopherstore::engine::Engine;
 use gopherstore::engine::digest::Digest;
 use gopherstore::history::{EpochStart, History};
-use gopherstore::log::{Log, Mark, Position};
+use gopherstore::log::{Mark, Position};
 use gopherstore::node::{Awaited, DataDirectory, Leader, Node, StorageStatus, Synced};
 use gopherstore::wire::{Request, Status, SyncRequest, Token};
 
@@ -41,7 +42,7 @@ fn follower() -> Node {
 struct NoDirectory(StorageStatus);
 
 impl DataDirectory for NoDirectory {
-    fn restore(&self, _: &Log) -> bool {
+    fn restore(&self, _: &Engine) -> bool {
         false
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::config::{StorageConfig, SyncPolicy};
+use crate::engine::Engine;
 use crate::log::Log;
 use crate::node::{DataDirectory, StorageStatus};
 use crate::server::disk::Disk;
@@ -50,7 +51,7 @@ impl Drop for Stop<'_> {
 struct NoDirectory(StorageStatus);
 
 impl DataDirectory for NoDirectory {
-    fn restore(&self, _: &Log) -> bool {
+    fn restore(&self, _: &Engine) -> bool {
         false
     }
 

@@ -1,0 +1,115 @@
+//! The state of a data directory that the writing of its log and the writing of snapshots share.
+
+use super::{Copying, Writing};
+use crate::log::Log;
+use crate::storage::snapshot::SnapshotId;
+
+/// What the writing of the log and the writing of snapshots tell each other.
+#[derive(Debug, Default)]
+pub struct Exchange {
+    snapshot: Snapshots,
+    /// The chain that is written, and the index up to which it is durable.
+    chain: Option<u32>,
+    durable_to: u64,
+    /// More of it is written.
+    is_unsynced: bool,
+}
+
+/// The state of the snapshots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Snapshots {
+    /// None is wanted.
+    #[default]
+    Idle,
+    /// One is to be written.
+    Wanted,
+    /// One is being written.
+    Running,
+    /// One has its name, and has so many bytes.
+    Done(SnapshotId, u64),
+}
+
+/// What [`Exchange::note`] has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Noted {
+    /// A snapshot is wanted now.
+    pub wants_snapshot: bool,
+    /// The chain is another one, or more of it is durable.
+    pub has_moved: bool,
+}
+
+impl Exchange {
+    /// The state of the snapshots.
+    #[must_use]
+    pub const fn snapshot(&self) -> Snapshots {
+        self.snapshot
+    }
+
+    /// Whether there is something for the writing of the log besides the log.
+    #[must_use]
+    pub fn has_news(&self, log: &Log) -> bool {
+        (self.is_unsynced && log.wanted_durable() > self.durable_to)
+            || matches!(self.snapshot, Snapshots::Done(..))
+    }
+
+    /// Takes the snapshot that has its name, and its bytes. The writing of the log is told of it
+    /// ([`Writing::snapshot_done`]).
+    pub const fn take_done(&mut self) -> Option<(SnapshotId, u64)> {
+        let Snapshots::Done(id, bytes) = self.snapshot else {
+            return None;
+        };
+        self.snapshot = Snapshots::Idle;
+        Some((id, bytes))
+    }
+
+    /// Notes how far the writing of the log is, and whether it wants a snapshot.
+    pub fn note(&mut self, writing: &mut Writing<'_>) -> Noted {
+        let wants_snapshot = writing.wants_snapshot() && self.snapshot == Snapshots::Idle;
+        if wants_snapshot {
+            self.snapshot = Snapshots::Wanted;
+            writing.snapshot_began();
+        }
+        let state = (writing.chain(), writing.durable_to());
+        let has_moved = (self.chain, self.durable_to) != state;
+        (self.chain, self.durable_to) = state;
+        self.is_unsynced = writing.is_unsynced();
+        Noted {
+            wants_snapshot,
+            has_moved,
+        }
+    }
+
+    /// Begins the snapshot that is wanted. Returns its chain; `None` where none is wanted, or where there is no data
+    /// set.
+    pub fn begin_snapshot(&mut self) -> Option<u32> {
+        if self.snapshot != Snapshots::Wanted {
+            return None;
+        }
+        self.snapshot = match self.chain {
+            Some(_) => Snapshots::Running,
+            None => Snapshots::Idle,
+        };
+        self.chain
+    }
+
+    /// The snapshot has ended: with its name and so many bytes, or without.
+    pub fn end_snapshot(&mut self, done: Option<(SnapshotId, u64)>) {
+        self.snapshot = done.map_or(Snapshots::Idle, |(id, bytes)| Snapshots::Done(id, bytes));
+    }
+
+    /// The snapshot has failed: another one is wanted.
+    pub const fn want_snapshot(&mut self) {
+        self.snapshot = Snapshots::Wanted;
+    }
+
+    /// Whether a snapshot of this chain, which is copied up to `index`, gets its name: once the chain is durable up to
+    /// there. `None` where that is to be asked again. It never gets one where another data set has replaced the one
+    /// that is copied.
+    #[must_use]
+    pub fn may_finish(&self, index: u64, chain: u32, copying: &Copying<'_>) -> Option<bool> {
+        if self.chain != Some(chain) || copying.is_replaced() {
+            return Some(false);
+        }
+        (self.durable_to >= index).then_some(true)
+    }
+}

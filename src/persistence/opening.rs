@@ -1,0 +1,43 @@
+//! Opens a data directory at the start of a node.
+
+use std::time::Instant;
+
+use super::{Recovery, recover};
+use crate::config::SyncPolicy;
+use crate::engine::Engine;
+use crate::log::Mark;
+use crate::storage::error::StorageError;
+use crate::storage::files::Files;
+
+/// The watermark that the answers of a node with this policy wait for.
+#[must_use]
+pub const fn acknowledged_at(sync: SyncPolicy) -> Mark {
+    match sync {
+        SyncPolicy::Always => Mark::Durable,
+        SyncPolicy::Interval | SyncPolicy::Never => Mark::Written,
+    }
+}
+
+/// Reads a directory into an engine ([`recover`]), makes durable what was read, since it is shown to clients from now
+/// on, and has the log keep its records until they are written. `mark` is the watermark that answers wait for.
+///
+/// # Errors
+///
+/// Those of [`recover`], and of the system.
+pub fn open(
+    files: &dyn Files,
+    engine: &Engine,
+    mark: Mark,
+    now: Instant,
+) -> Result<Recovery, StorageError> {
+    let recovery = recover(files, engine, now)?;
+    if let Some(log) = &recovery.log {
+        let name = log.place.id.name();
+        let synced = files.open(&name, true).and_then(|file| file.sync());
+        synced.map_err(|error| StorageError::system(files, &name, "sync", error))?;
+    }
+    if let Some(log) = engine.log() {
+        log.begin_writing(log.last_index(), mark);
+    }
+    Ok(recovery)
+}
