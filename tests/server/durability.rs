@@ -19,13 +19,13 @@ use crate::tools;
 const WRITERS: usize = 4;
 
 /// A single node with a data directory.
-struct Durable {
+pub(crate) struct Durable {
     child: Child,
     addr: String,
 }
 
 /// The command for a node with this directory.
-fn command(dir: &Path, sync: &str) -> Command {
+pub(crate) fn command(dir: &Path, sync: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gopherstore-server"));
     command
         .args(["--addr", "127.0.0.1:0", "--sync", sync, "--data-dir"])
@@ -44,11 +44,11 @@ fn command(dir: &Path, sync: &str) -> Command {
 }
 
 impl Durable {
-    fn start(dir: &Path, sync: &str) -> Durable {
+    pub(crate) fn start(dir: &Path, sync: &str) -> Durable {
         Durable::of(command(dir, sync), dir)
     }
 
-    fn of(mut command: Command, dir: &Path) -> Durable {
+    pub(crate) fn of(mut command: Command, dir: &Path) -> Durable {
         let mut child = command.spawn().unwrap();
         let mut line = String::new();
         let mut out = BufReader::new(child.stdout.take().unwrap());
@@ -62,7 +62,7 @@ impl Durable {
         node
     }
 
-    fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         let options = ClientOptions {
             timeout: PATIENCE,
             ..ClientOptions::default()
@@ -70,12 +70,12 @@ impl Durable {
         Client::connect_with(&self.addr, options).unwrap()
     }
 
-    fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    fn stop(mut self) -> ExitStatus {
+    pub(crate) fn stop(mut self) -> ExitStatus {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         self.child.wait().unwrap()
@@ -89,7 +89,7 @@ impl Drop for Durable {
     }
 }
 
-fn log(dir: &Path) -> String {
+pub(crate) fn log(dir: &Path) -> String {
     fs::read_to_string(dir.join("err")).unwrap_or_default()
 }
 
@@ -438,7 +438,7 @@ fn with_data() -> TempDir {
 }
 
 /// Runs `gopherstore-cli check`: its exit code, and its output.
-fn check(dir: &Path) -> (Option<i32>, String) {
+pub(crate) fn check(dir: &Path) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gopherstore-cli"));
     let output = command.arg("check").arg(dir.join("data")).output().unwrap();
     let text = [output.stdout, output.stderr].concat();

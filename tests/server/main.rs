@@ -4,14 +4,30 @@
 mod addresses;
 mod bad_input;
 mod clients;
+#[path = "../support/cluster.rs"]
+#[allow(dead_code)] // the rest is for other tests
+mod cluster;
 mod dispositions;
 mod durability;
 mod limits;
+#[path = "../support/load.rs"]
+#[allow(dead_code)] // the rest is for other tests
+mod load;
 mod memory;
+#[path = "../support/names.rs"]
+#[allow(dead_code)] // the rest is for other tests
+mod names;
 #[path = "../support/node.rs"]
 mod node;
 mod outputs;
+mod power;
 mod process;
+#[path = "../support/proxy.rs"]
+#[allow(dead_code)] // the rest is for other tests
+mod proxy;
+#[path = "../support/recorder.rs"]
+#[allow(dead_code)] // the rest is for other tests
+mod recorder;
 mod requests;
 mod sharing;
 mod signals;

@@ -13,8 +13,9 @@ use std::process::Command;
 const REQUIRED: &str = "GOPHERSTORE_REQUIRE_TOOLS";
 
 /// Debian's packages, for programs that are not in one of their own name.
-const PACKAGES: [(&str, &str); 16] = [
+const PACKAGES: [(&str, &str); 17] = [
     ("addr2line", "binutils"),
+    ("cc", "gcc"),
     ("hexdump", "bsdextrautils"),
     ("ip", "iproute2"),
     ("man", "man-db"),
