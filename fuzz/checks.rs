@@ -80,7 +80,7 @@ enum Naive {
 }
 
 /// The operations of GBP §3: opcode, whether there is a key, and what limits the value.
-const OPERATIONS: [(u8, bool, NaiveValue); 20] = [
+const OPERATIONS: [(u8, bool, NaiveValue); 21] = [
     (0x01, true, NaiveValue::OfNode),
     (0x02, true, NaiveValue::None),
     (0x03, true, NaiveValue::None),
@@ -99,6 +99,7 @@ const OPERATIONS: [(u8, bool, NaiveValue); 20] = [
     (0x41, false, NaiveValue::None),
     (0x42, true, NaiveValue::UpTo(13)),
     (0x43, true, NaiveValue::UpTo(525)),
+    (0x44, false, NaiveValue::None),
     (0x60, true, NaiveValue::UpTo(1_050)),
     (0x67, false, NaiveValue::UpTo(16)),
 ];

@@ -37,6 +37,7 @@ local OPCODES = {
     [0x41] = "DISCARD",
     [0x42] = "SUMS",
     [0x43] = "LIST",
+    [0x44] = "SNAPSHOT",
     [0x60] = "FOLLOW",
     [0x67] = "EPOCH",
 }

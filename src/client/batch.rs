@@ -230,6 +230,7 @@ fn result_of((opcode, want): (Opcode, Want), answer: &wire::Response<'_>) -> Opt
         | Opcode::Watch
         | Opcode::Status
         | Opcode::Discard
+        | Opcode::Snapshot
         | Opcode::Sums
         | Opcode::List
         | Opcode::Follow

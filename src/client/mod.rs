@@ -363,6 +363,17 @@ impl Client {
         self.request(Request::Discard).map(drop)
     }
 
+    /// Orders a node with a disk to begin a snapshot of its data there, and returns when it has taken the order. Where
+    /// a snapshot is under way, that one counts. [`NodeStatus::snapshot_index`] and [`NodeStatus::snapshot_age_ms`]
+    /// show when there is a new one. The order is never redirected.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Server`] where the node has no disk, or holds no data; any other [`Error`].
+    pub fn snapshot(&mut self) -> Result<()> {
+        self.request(Request::Snapshot).map(drop)
+    }
+
     /// Checksums of the node's data, by bucket, from a place on, as far as one request covers.
     ///
     /// # Errors

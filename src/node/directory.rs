@@ -3,14 +3,23 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Node, StorageStatus};
+use super::{Node, Reply, StorageStatus};
 use crate::engine::Engine;
+use crate::log::Log;
+
+/// The answer to a SNAPSHOT where the node has no disk.
+const NO_DISK: &str = "SNAPSHOT needs a disk, which a node has with --data-dir, or with data_dir in \
+                       [storage] of cluster.toml";
 
 /// A data directory: it has the data set that a recovery finds.
 pub trait DataDirectory: fmt::Debug + Send + Sync {
     /// Reads the data set of the directory into the node's engine, which holds none and receives nothing. Returns
     /// whether it has been read; there may be none.
     fn restore(&self, engine: &Engine) -> bool;
+
+    /// Begins a snapshot of the data set, unless one is under way. Returns false where the node no longer writes to the
+    /// directory.
+    fn begin_snapshot(&self, log: &Log) -> bool;
 
     /// Its state, for STATUS.
     fn status(&self) -> &StorageStatus;
@@ -26,6 +35,21 @@ impl Node {
     #[must_use]
     pub const fn has_directory(&self) -> bool {
         self.directory.is_some()
+    }
+
+    /// An operator orders a snapshot.
+    pub(super) fn order_snapshot(&self) -> Reply {
+        let error = |why: &str| Reply::Error(why.to_owned());
+        let (Some(directory), Some(log)) = (&self.directory, self.engine.log()) else {
+            return error(NO_DISK);
+        };
+        if !self.holds_data() {
+            return error("SNAPSHOT: this node holds no data set");
+        }
+        if !directory.begin_snapshot(log) {
+            return error("SNAPSHOT: this node is stopping");
+        }
+        Reply::Done
     }
 
     /// Discards a part of a snapshot, which is no data set, and goes back to the data set of the data directory, where

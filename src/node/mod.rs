@@ -258,6 +258,7 @@ impl Node {
             },
             Request::Status => Reply::Text(self.status(Instant::now())),
             Request::Discard => self.order_discard(),
+            Request::Snapshot => self.order_snapshot(),
             Request::Sums { key, value } => self.comparison(|out| {
                 let request = Sums::decode(key, value)?;
                 (self.engine.sums(&request, Budget::default())?).encode(out);

@@ -12,8 +12,8 @@ const NO_LOG: &str =
     "SYNC: a token needs a log, which a node has with peers in cluster.toml or with --data-dir";
 
 /// The answer to a SYNC `durable` where the node has no disk.
-const NO_DISK: &str = "SYNC: durable needs a disk, which a node has with --data-dir, or with data_dir in [storage] of \
-                       cluster.toml";
+const NO_DISK: &str = "SYNC: durable needs a disk, which a node has with --data-dir, or with data_dir in \
+                       [storage] of cluster.toml";
 
 /// The result of a SYNC.
 #[derive(Debug)]

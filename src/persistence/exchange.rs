@@ -8,6 +8,8 @@ use crate::storage::snapshot::SnapshotId;
 #[derive(Debug, Default)]
 pub struct Exchange {
     snapshot: Snapshots,
+    /// An operator has ordered one, and it is not wanted yet.
+    is_ordered: bool,
     /// The chain that is written, and the index up to which it is durable.
     chain: Option<u32>,
     durable_to: u64,
@@ -49,7 +51,17 @@ impl Exchange {
     #[must_use]
     pub fn has_news(&self, log: &Log) -> bool {
         (self.is_unsynced && log.wanted_durable() > self.durable_to)
+            || (self.is_ordered && self.chain.is_some() && self.snapshot == Snapshots::Idle)
             || matches!(self.snapshot, Snapshots::Done(..))
+    }
+
+    /// Takes an order for a snapshot. One that is wanted or being written counts. Where there is no chain yet, it waits
+    /// for one.
+    pub const fn order_snapshot(&mut self) {
+        match self.snapshot {
+            Snapshots::Wanted | Snapshots::Running => {}
+            Snapshots::Idle | Snapshots::Done(..) => self.is_ordered = true,
+        }
     }
 
     /// Takes the snapshot that has its name, and its bytes. The writing of the log is told of it
@@ -64,8 +76,11 @@ impl Exchange {
 
     /// Notes how far the writing of the log is, and whether it wants a snapshot.
     pub fn note(&mut self, writing: &mut Writing<'_>) -> Noted {
-        let wants_snapshot = writing.wants_snapshot() && self.snapshot == Snapshots::Idle;
+        let is_ordered = self.is_ordered && writing.chain().is_some();
+        let wants_snapshot =
+            (writing.wants_snapshot() || is_ordered) && self.snapshot == Snapshots::Idle;
         if wants_snapshot {
+            self.is_ordered = false;
             self.snapshot = Snapshots::Wanted;
             writing.snapshot_began();
         }

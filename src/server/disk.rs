@@ -367,6 +367,17 @@ impl DataDirectory for Disk {
         std::mem::take(&mut shared.restore) == Restore::Done
     }
 
+    fn begin_snapshot(&self, log: &Log) -> bool {
+        let mut shared = self.shared.lock();
+        if shared.is_over {
+            return false;
+        }
+        shared.exchange.order_snapshot();
+        drop(shared);
+        log.wake_readers();
+        true
+    }
+
     fn status(&self) -> &StorageStatus {
         &self.status
     }

@@ -685,6 +685,22 @@ commands! {
         statuses: READ,
         ok: OkValue::Items,
     }
+    /// Orders a node with a disk to begin a snapshot of its data.
+    Snapshot = 0x44 {
+        name: "SNAPSHOT",
+        operands: &[],
+        rest: "value",
+        rest_max: NO_VALUE,
+        check: None,
+        access: Access::Admin,
+        writes: false,
+        is_record: false,
+        effect_extra: None,
+        batchable: false,
+        reserve: Reserve::Refused,
+        statuses: ALWAYS,
+        ok: OkValue::Empty,
+    }
     /// Requests the replication stream; [`Follow::decode`] judges key and value.
     Follow { key, value } = 0x60 {
         name: "FOLLOW",

@@ -176,6 +176,7 @@ fn several_words_are_taken_as_they_are() {
 fn every_operation_of_the_document_is_encoded_by_the_names_of_its_fields() {
     for (words, digits) in [
         (&["discard"][..], "41 0000 00000000\n"),
+        (&["snapshot"], "44 0000 00000000\n"),
         (
             &["scan", "user:"],
             "0e 0005 00000011 757365723a 0000000000000000000000000000000000\n",

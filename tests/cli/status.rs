@@ -528,6 +528,7 @@ fn nodes_of_other_versions_are_one_clear_line_each() {
         "tail",
         "dump /dev/null",
         "resync --discard",
+        "snapshot",
         "bench --count 1",
         "race --on n2",
     ] {

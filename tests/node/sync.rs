@@ -46,6 +46,10 @@ impl DataDirectory for NoDirectory {
         false
     }
 
+    fn begin_snapshot(&self, _: &gopherstore::log::Log) -> bool {
+        false
+    }
+
     fn status(&self) -> &StorageStatus {
         &self.0
     }
@@ -226,6 +230,25 @@ fn durable_waits_for_the_disk_of_this_node_on_a_follower_too() {
     assert_eq!(status(), Status::Timeout);
     log.watermarks().advance(Mark::Durable, 9);
     assert_eq!(status(), Status::Ok);
+}
+
+#[test]
+fn an_order_for_a_snapshot_needs_a_disk_and_a_data_set() {
+    let order = |node: &Node| {
+        let (status, message) = ask(node, &Request::Snapshot);
+        assert_eq!(status, Status::Error);
+        String::from_utf8(message).unwrap()
+    };
+    assert!(order(&follower()).starts_with("SNAPSHOT needs a disk, "));
+    assert!(order(&Node::alone()).starts_with("SNAPSHOT needs a disk, "));
+    let mut empty = node_of_two("n2");
+    empty.keep_in(Arc::new(NoDirectory(StorageStatus::default())));
+    assert_eq!(order(&empty), "SNAPSHOT: this node holds no data set");
+    // Its directory takes no order.
+    assert_eq!(
+        order(&follower_with_disk()),
+        "SNAPSHOT: this node is stopping"
+    );
 }
 
 #[test]

@@ -26,6 +26,7 @@ fn frame_like() -> impl Strategy<Value = Vec<u8>> {
         Just(0x41),
         Just(0x42),
         Just(0x43),
+        Just(0x44),
         Just(0x60),
         any::<u8>()
     ];

@@ -213,9 +213,11 @@ const ROWS: [Row; 18] = [
         let follow = [&b"\x60\0\x02\0\0\0\x1an2"[..], &[2], &[0; 25]].concat();
         each(node, &[&follow])
     }),
-    ("a DISCARD to a node that does not take it", "", |node| {
-        each(node, &[b"\x41\0\0\0\0\0\0"])
-    }),
+    (
+        "a DISCARD or a SNAPSHOT to a node that does not take it",
+        "",
+        |node| each(node, &[b"\x41\0\0\0\0\0\0", b"\x44\0\0\0\0\0\0"]),
+    ),
     ("an EPOCH", "", |node| {
         let epoch = [&b"\x67\0\0\0\0\0\x10"[..], &[7; 16]].concat();
         each(node, &[b"\x67\0\0\0\0\0\0", &epoch])

@@ -369,6 +369,93 @@ fn status_has_the_last_snapshot_also_after_a_restart() {
     assert!(again.recovered_records < Some(2_000), "{again:?}");
 }
 
+/// Runs `gopherstore-cli snapshot`: its exit code, and its output.
+fn order_snapshot(addr: &str) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gopherstore-cli"));
+    let output = command.args(["snapshot", "--addr", addr]).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn a_snapshot_is_written_by_order_and_shortens_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Durable::start(dir.path(), "never");
+    let mut client = node.client();
+    for number in 0..200_u8 {
+        client.set(&[number], b"value").unwrap();
+    }
+    let index = status_of(&mut client).index;
+    let (code, text) = order_snapshot(&node.addr);
+    assert_eq!((code, &*text), (Some(0), ""));
+    let snapshot_of = |client: &mut Client| {
+        let status = status_of(client);
+        (status.snapshot_index == index).then_some(status)
+    };
+    let first = wait_for("the snapshot", || snapshot_of(&mut client));
+    // Another one begins at the same index: its age says that it is there.
+    thread::sleep(Duration::from_millis(20));
+    client.snapshot().unwrap();
+    wait_for("another snapshot", || {
+        let status = snapshot_of(&mut client).unwrap();
+        let made_at = |it: &NodeStatus| it.uptime_ms.unwrap() - it.snapshot_age_ms.unwrap();
+        (made_at(&status) > made_at(&first) + 5).then_some(())
+    });
+    client.set(b"behind", b"it").unwrap();
+    node.kill();
+    let node = Durable::start(dir.path(), "never");
+    let mut client = node.client();
+    assert_eq!(client.get(b"behind").unwrap(), Some(b"it".to_vec()));
+    for number in 0..200_u8 {
+        assert_eq!(client.get(&[number]).unwrap(), Some(b"value".to_vec()));
+    }
+    let status = status_of(&mut client);
+    assert_eq!(status.recovered_records, Some(1), "{status:?}");
+    assert_eq!(status.snapshot_index, index);
+}
+
+#[test]
+fn orders_for_snapshots_by_many_under_load_are_all_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Durable::start(dir.path(), "interval");
+    let is_over = AtomicBool::new(false);
+    let (is_over, node_ref) = (&is_over, &node);
+    thread::scope(|scope| {
+        let writer = scope.spawn(move || write(&node_ref.addr, 0, is_over));
+        let orders = (0..4).map(|_| {
+            scope.spawn(move || {
+                let mut client = node_ref.client();
+                (0..20).try_for_each(|_| client.snapshot())
+            })
+        });
+        let orders: Vec<_> = orders.collect();
+        let ends: Vec<_> = orders.into_iter().map(|order| order.join()).collect();
+        wait_for("a snapshot", || {
+            status_of(&mut node_ref.client()).snapshot_index
+        });
+        is_over.store(true, Ordering::Relaxed);
+        for end in ends {
+            end.unwrap().unwrap();
+        }
+        assert!(writer.join().unwrap().len() > 1);
+    });
+    let keys = status_of(&mut node.client()).keys;
+    node.kill();
+    let node = Durable::start(dir.path(), "interval");
+    assert_eq!(status_of(&mut node.client()).keys, keys);
+}
+
+#[test]
+fn without_a_disk_the_order_for_a_snapshot_names_the_setting() {
+    let node = Node::start();
+    let addr = node.addr.to_string();
+    let error = Client::connect(&addr).unwrap().snapshot().unwrap_err();
+    assert!(error.to_string().contains("--data-dir"), "{error}");
+    let (code, text) = order_snapshot(&addr);
+    assert_eq!(code, Some(3), "{text}");
+    assert!(text.contains("--data-dir"), "{text}");
+}
+
 /// The keys of GBP.md's tables that a single node with a disk has, and one without.
 #[test]
 fn the_keys_of_a_node_with_a_disk_are_those_of_the_document() {

@@ -14,7 +14,7 @@ use crate::vectors::{self, Side};
 use crate::{answer, done, frames, pong};
 
 /// The conversations of `docs/GBP.md` about data: each request that is followed by an answer. The answers to
-/// SCAN, SYNC, WATCH, STATUS, DISCARD and FOLLOW depend on the node's state.
+/// SCAN, SYNC, WATCH, STATUS, DISCARD, SNAPSHOT and FOLLOW depend on the node's state.
 fn conversations() -> Vec<(Vec<u8>, Vec<u8>)> {
     let all: Vec<_> = vectors::all()
         .into_iter()

@@ -296,6 +296,9 @@ impl State {
             Request::List { .. } => {
                 return response(Status::Error.byte(), b"unknown opcode 0x43");
             }
+            Request::Snapshot => {
+                return response(Status::Error.byte(), b"unknown opcode 0x44");
+            }
             Request::Watch { .. } | Request::Follow { .. } => {
                 return response(Status::Error.byte(), b"a map has no such operation");
             }

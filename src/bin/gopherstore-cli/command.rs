@@ -92,7 +92,7 @@ pub(crate) struct Offer {
 /// The end of a synopsis with options.
 pub(crate) const OPTIONS: &str = "[OPTIONS]";
 
-/// The commands for lines. DISCARD is not one of them, since it removes data.
+/// The commands for lines. The orders to a node, DISCARD and SNAPSHOT, are none of them: DISCARD removes data.
 pub(crate) const OFFERS: &[Offer] = &[
     Offer {
         synopsis: "set KEY VALUE",

@@ -136,6 +136,7 @@ enum Subcommand {
     Ping(Ping),
     Status(status::Status),
     Resync(Resync),
+    Snapshot(Snapshot),
     Scan(scan::Scan),
     Flush(removal::Flush),
     Tail(tail::Tail),
@@ -255,6 +256,18 @@ struct Resync {
     #[argh(switch)]
     discard: bool,
 }
+
+/// Order a node with a disk to begin a snapshot of its data now.
+#[derive(ArgsInfo, FromArgs)]
+#[argh(subcommand, name = "snapshot", help_triggers("-h", "--help"))]
+#[argh(
+    example = "{command_name} --addr 127.0.0.1:8000",
+    note = "The next start of the node reads the snapshot, and only the log behind it; the log before it is\n\
+        removed. The command does not wait for the end: status -w lines shows snapshot_index, where the last\n\
+        snapshot begins. A snapshot that is under way counts. A node begins snapshots by itself too.\n\
+        For options such as --addr see gopherstore-cli --help."
+)]
+struct Snapshot {}
 
 /// Form of an output that is a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -384,6 +397,13 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
             once(
                 &context,
                 &Command::new(Opcode::Discard, Vec::new(), Vec::new()),
+            )
+        }
+        Some(Subcommand::Snapshot(Snapshot {})) => {
+            context.name_one("snapshot")?;
+            once(
+                &context,
+                &Command::new(Opcode::Snapshot, Vec::new(), Vec::new()),
             )
         }
         Some(Subcommand::Resync(Resync { discard: false })) => Err(mistake(

@@ -129,6 +129,7 @@ pub(super) const fn of(opcode: Opcode) -> Command {
         | Opcode::Sync
         | Opcode::Status
         | Opcode::Discard
+        | Opcode::Snapshot
         | Opcode::Sums
         | Opcode::List
         | Opcode::Watch
@@ -152,6 +153,7 @@ pub(super) const fn may_store(opcode: Opcode) -> bool {
         | Opcode::Sync
         | Opcode::Status
         | Opcode::Discard
+        | Opcode::Snapshot
         | Opcode::Sums
         | Opcode::List
         | Opcode::Watch
@@ -204,6 +206,7 @@ impl Record {
             | Opcode::Sync
             | Opcode::Status
             | Opcode::Discard
+            | Opcode::Snapshot
             | Opcode::Sums
             | Opcode::List
             | Opcode::Watch

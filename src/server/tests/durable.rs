@@ -55,6 +55,10 @@ impl DataDirectory for NoDirectory {
         false
     }
 
+    fn begin_snapshot(&self, _: &Log) -> bool {
+        false
+    }
+
     fn status(&self) -> &StorageStatus {
         &self.0
     }

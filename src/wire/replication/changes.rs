@@ -223,6 +223,7 @@ impl<'a> Change<'a> {
             | Opcode::Watch
             | Opcode::Status
             | Opcode::Discard
+            | Opcode::Snapshot
             | Opcode::Scan
             | Opcode::Sums
             | Opcode::List
