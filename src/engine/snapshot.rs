@@ -222,7 +222,25 @@ pub struct Load<'e> {
     staged_bytes: usize,
 }
 
-impl Load<'_> {
+impl<'e> Load<'e> {
+    /// Another part of the same load, which another thread may add to. No key is in two of the parts, and each part is
+    /// [added](Self::join) in the end.
+    #[must_use]
+    pub fn part(&self) -> Load<'e> {
+        Load {
+            engine: self.engine,
+            digest: Digest::EMPTY,
+            staged: Staged::default(),
+            staged_bytes: 0,
+        }
+    }
+
+    /// Stores everything that was added to `part`, which counts as added to this one.
+    pub fn join(&mut self, mut part: Load<'e>) {
+        part.flush();
+        self.digest = self.digest.plus(part.digest);
+    }
+
     /// Adds SET, SETAT, DEL and EXPIRE frames in their order.
     pub fn add<'a>(&mut self, frames: impl Iterator<Item = RequestFrame<'a>>) {
         for frame in frames {

@@ -20,6 +20,7 @@ pub const fn acknowledged_at(sync: SyncPolicy) -> Mark {
 
 /// Reads a directory into an engine ([`recover`]), makes durable what was read, since it is shown to clients from now
 /// on, and has the log keep its records until they are written. `mark` is the watermark that answers wait for.
+/// `threads` is for [`recover`].
 ///
 /// # Errors
 ///
@@ -29,8 +30,9 @@ pub fn open(
     engine: &Engine,
     mark: Mark,
     now: Instant,
+    threads: usize,
 ) -> Result<Recovery, StorageError> {
-    let recovery = recover(files, engine, now)?;
+    let recovery = recover(files, engine, now, threads)?;
     if let Some(log) = &recovery.log {
         let name = log.place.id.name();
         let synced = files.open(&name, true).and_then(|file| file.sync());

@@ -1,12 +1,15 @@
 //! Reads a data directory into an engine.
 
+use std::hint::black_box;
+use std::panic::resume_unwind;
+use std::thread;
 use std::time::Instant;
 
-use crate::engine::{Engine, Group};
+use crate::engine::{Engine, Group, Load};
 use crate::storage::error::{Problem, StorageError};
 use crate::storage::files::Files;
 use crate::storage::recovery::{ReadGroup, Recovered, read_log};
-use crate::storage::snapshot::{ReadSnapshot, read_snapshot};
+use crate::storage::snapshot::{ReadSnapshot, announced_keys, read_snapshot};
 use crate::wire::replication::Frames;
 use crate::wire::request::frames;
 
@@ -22,22 +25,21 @@ pub struct Recovery {
 }
 
 /// Reads the newest snapshot of a directory and the log behind it into an engine, which is empty and admits nothing.
-/// Changes no file.
+/// Changes no file. With several `threads`, each stores chunks of the snapshot, while the calling one reads them; with
+/// 1 no thread is started.
 ///
 /// # Errors
 ///
 /// Where one of them is damaged, where they do not lead to the data set that the log says, or where the system refuses
 /// a read.
-pub fn recover(files: &dyn Files, engine: &Engine, now: Instant) -> Result<Recovery, StorageError> {
+pub fn recover(
+    files: &dyn Files,
+    engine: &Engine,
+    now: Instant,
+    threads: usize,
+) -> Result<Recovery, StorageError> {
     let damaged = |why: String| damaged(files, why);
-    let mut load = engine.load(0);
-    let snapshot = read_snapshot(files, &mut |frames, count| {
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
-        let frames = Frames::of_snapshot(count, frames);
-        let frames = frames.map_err(|error| damaged(format!("the snapshot: {error}")))?;
-        load.add(frames.iter());
-        Ok(())
-    })?;
+    let (snapshot, mut load) = load_snapshot(files, engine, threads)?;
     let (begin, exact_from) = match &snapshot {
         Some(snapshot) => {
             let (begin, history) = (snapshot.id.begin, snapshot.history.clone());
@@ -46,7 +48,6 @@ pub fn recover(files: &dyn Files, engine: &Engine, now: Instant) -> Result<Recov
         }
         None => (0, 0),
     };
-    drop(load);
     let mut replay = Replay {
         files,
         engine,
@@ -90,6 +91,60 @@ pub fn recover(files: &dyn Files, engine: &Engine, now: Instant) -> Result<Recov
         log,
         records,
     })
+}
+
+/// Loads the newest snapshot of a directory into an engine.
+fn load_snapshot<'e>(
+    files: &dyn Files,
+    engine: &'e Engine,
+    threads: usize,
+) -> Result<(Option<ReadSnapshot>, Load<'e>), StorageError> {
+    let mut load = engine.load(announced_keys(files));
+    if threads <= 1 {
+        let visit = &mut |frames: Vec<u8>, count| add_chunk(files, &mut load, &frames, count);
+        return Ok((read_snapshot(files, visit)?, load));
+    }
+    let (chunks, queue) = crossbeam_channel::bounded::<(Vec<u8>, u64)>(threads);
+    thread::scope(|scope| {
+        let start_part = |_| {
+            let (mut part, queue) = (load.part(), queue.clone());
+            scope.spawn(move || {
+                for (frames, count) in queue {
+                    // glibc grows the heap of a thread by a page at a time, with a system call for each. A block that
+                    // is given back at once grows it by the memory of a chunk.
+                    drop(black_box(Vec::<u8>::with_capacity(frames.len() * 3 / 2)));
+                    add_chunk(files, &mut part, &frames, count)?;
+                }
+                Ok(part)
+            })
+        };
+        let parts: Vec<_> = (0..threads).map(start_part).collect();
+        drop(queue);
+        let read = read_snapshot(files, &mut |frames, count| {
+            // Once every thread has ended with an error, nothing takes chunks, and the error is returned below.
+            let _ = chunks.send((frames, count));
+            Ok(())
+        });
+        drop(chunks);
+        for part in parts {
+            let part = part.join().unwrap_or_else(|panic| resume_unwind(panic));
+            load.join(part?);
+        }
+        Ok((read?, load))
+    })
+}
+
+fn add_chunk(
+    files: &dyn Files,
+    load: &mut Load<'_>,
+    frames: &[u8],
+    count: u64,
+) -> Result<(), StorageError> {
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
+    let frames = Frames::of_snapshot(count, frames);
+    let frames = frames.map_err(|error| damaged(files, format!("the snapshot: {error}")))?;
+    load.add(frames.iter());
+    Ok(())
 }
 
 /// The log of a directory on its way to an engine.
@@ -241,10 +296,15 @@ mod tests {
 
     /// The number of keys that a disk has, and their last index.
     fn recovered(disk: &Disk) -> Result<(usize, u64), String> {
-        let engine = Engine::new(Some(1 << 20), MachineTime::clock());
-        let recovery = recover(disk, &engine, Instant::now());
-        recovery.map_err(|error| error.to_string())?;
-        Ok((engine.len(), engine.head().index))
+        let with = |threads| {
+            let engine = Engine::new(Some(1 << 20), MachineTime::clock());
+            let recovery = recover(disk, &engine, Instant::now(), threads);
+            recovery.map_err(|error| error.to_string())?;
+            Ok((engine.len(), engine.head().index))
+        };
+        let (one, several) = (with(1), with(3));
+        assert_eq!(one, several);
+        one
     }
 
     #[test]

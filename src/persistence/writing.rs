@@ -180,7 +180,7 @@ impl<'d> Writing<'d> {
     ///
     /// Those of [`recover`](super::recover), and of the system.
     pub fn restore(&mut self, now: Instant) -> Result<(), StorageError> {
-        let recovery = super::recover(self.files, self.engine, now)?;
+        let recovery = super::recover(self.files, self.engine, now, 1)?;
         self.resume(recovery)
     }
 

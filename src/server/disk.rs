@@ -137,8 +137,9 @@ impl Disk {
     /// Those of [`persistence::open`].
     pub fn recover(&self, node: &Node) -> Result<(), StorageError> {
         let (began, engine) = (Instant::now(), node.engine());
+        let threads = thread::available_parallelism().map_or(1, usize::from);
         let mark = self.acknowledges_at();
-        let recovery = persistence::open(&self.directory, engine, mark, began)?;
+        let recovery = persistence::open(&self.directory, engine, mark, began, threads)?;
         self.report(engine, &recovery, began);
         *self.recovered.lock() = Some(recovery);
         node.restored();

@@ -22,6 +22,9 @@ const HEADER_FIXED_LEN: usize = 40;
 /// Bytes of a chunk before its frames.
 const CHUNK_HEAD_LEN: usize = 32;
 
+/// Bytes of the last chunk behind its head: the number of keys, and the index that makes the snapshot exact.
+const END_LEN: usize = 16;
+
 /// Name of a snapshot while it is written.
 pub const UNFINISHED: &str = "new-snapshot";
 
@@ -208,9 +211,31 @@ pub struct ReadSnapshot {
 }
 
 /// Called with the frames of a chunk, and their number.
-pub type Visit<'v> = dyn FnMut(&[u8], u64) -> Result<(), StorageError> + 'v;
+pub type Visit<'v> = dyn FnMut(Vec<u8>, u64) -> Result<(), StorageError> + 'v;
 
-/// Reads the newest snapshot of a directory. Calls `visit` with each chunk. Returns `None` where there is no snapshot.
+/// Number of keys that the newest snapshot of a directory announces at its end, to make room for them; 0 where it does
+/// not. Nothing of the file is checked.
+#[must_use]
+pub fn announced_keys(files: &dyn Files) -> u64 {
+    let read = || {
+        let names = files.list().ok()?;
+        let id = names
+            .iter()
+            .filter_map(|it| SnapshotId::of_name(it))
+            .max()?;
+        let file = files.open(&id.name(), false).ok()?;
+        let (mut end, len) = ([0; CHUNK_HEAD_LEN + END_LEN], file.length().ok()?);
+        let at = len.checked_sub(u64::try_from(end.len()).ok()?)?;
+        let is_whole = file.read_at(at, &mut end).ok()? == end.len();
+        let is_end = is_whole && end[..4] == CHUNK_MAGIC && u64_at(&end, 16) == Some(u64::MAX);
+        // Each key takes a header and a byte at least.
+        u64_at(&end, CHUNK_HEAD_LEN).filter(|keys| is_end && *keys <= len / 8)
+    };
+    read().unwrap_or(0)
+}
+
+/// Reads the newest snapshot of a directory. Calls `visit` with each chunk; no key is in two of them. Returns `None`
+/// where there is no snapshot.
 ///
 /// # Errors
 ///
@@ -324,7 +349,7 @@ impl Reader<'_> {
             previous = own;
             if count != u64::MAX {
                 keys += count;
-                visit(&frames, count)?;
+                visit(frames, count)?;
                 continue;
             }
             let (Some(all), Some(end)) = (u64_at(&frames, 0), u64_at(&frames, 8)) else {

@@ -13,7 +13,7 @@ use super::files::Files;
 use super::recovery::{LogEnd, Recovered, read_log};
 use super::segment::SegmentId;
 use super::simulated::Disk;
-use super::snapshot::{SnapshotId, SnapshotWriter, read_snapshot};
+use super::snapshot::{SnapshotId, SnapshotWriter, announced_keys, read_snapshot};
 use super::writer::{LogWriter, NewGroup, Salts};
 use crate::engine::digest::Digest;
 use crate::history::{EpochStart, History};
@@ -475,7 +475,7 @@ fn write_snapshot(disk: &Disk, begin: u64) -> Result<(), StorageError> {
 fn read_back(disk: &Disk) -> Result<Option<u64>, StorageError> {
     let mut chunks = Vec::new();
     let snapshot = read_snapshot(disk, &mut |frames, count| {
-        chunks.push((frames.to_vec(), count));
+        chunks.push((frames, count));
         Ok(())
     })?;
     let Some(snapshot) = snapshot else {
@@ -485,6 +485,7 @@ fn read_back(disk: &Disk) -> Result<Option<u64>, StorageError> {
     let first = [begin.to_be_bytes(), [7; 8]].concat();
     assert_eq!(chunks, [(first, 3), (b"the last one".to_vec(), 1)]);
     assert_eq!((snapshot.end, snapshot.keys), (begin + 5, 4));
+    assert_eq!(announced_keys(disk), 4);
     assert_eq!(snapshot.history, history());
     Ok(Some(begin))
 }

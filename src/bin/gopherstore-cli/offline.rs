@@ -1,6 +1,7 @@
 //! The data directory of a node that does not run, read as a node does at its start.
 
 use std::path::Path;
+use std::thread;
 use std::time::Instant;
 
 use gopherstore::{
@@ -35,7 +36,8 @@ impl Data {
     pub(crate) fn of(directory: &Reading) -> Result<Data, StorageError> {
         let owner = identity::read(&directory.files)?;
         let engine = Engine::new(Some(BACKLOG_BYTES), MachineTime::clock());
-        let recovery = recover(&directory.files, &engine, Instant::now())?;
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        let recovery = recover(&directory.files, &engine, Instant::now(), threads)?;
         Ok(Data {
             owner,
             engine,
