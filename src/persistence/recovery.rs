@@ -170,17 +170,20 @@ impl Replay<'_> {
         }
         let next = engine.head().index + 1;
         if first > next {
-            return Err(damaged(
-                self.files,
-                format!("the log begins at index {first}, and record {next} is not there"),
-            ));
+            let why = format!("the log begins at index {first}, and record {next} is not there");
+            return Err(damaged_at(self.files, read, why));
         }
         // The snapshot may begin within a group.
         let skipped = (begin + 1).saturating_sub(first);
         let rest = behind(read.records, usize::try_from(skipped).unwrap_or(usize::MAX));
         let count = read.head.count - u32::try_from(skipped).unwrap_or(read.head.count);
-        let in_group =
-            |why: String| damaged(self.files, format!("records {first} to {last}: {why}"));
+        let in_group = |why: String| {
+            damaged_at(
+                self.files,
+                read,
+                format!("records {first} to {last}: {why}"),
+            )
+        };
         let group = Group {
             first_index: first.max(begin + 1),
             records: Frames::of_log(count, rest).map_err(|error| in_group(error.to_string()))?,
@@ -194,6 +197,14 @@ impl Replay<'_> {
         }
         self.records += u64::from(count);
         Ok(())
+    }
+}
+
+fn damaged_at(files: &dyn Files, group: &ReadGroup<'_>, why: String) -> StorageError {
+    StorageError {
+        path: files.path().join(group.segment.name()),
+        offset: Some(group.offset),
+        problem: Problem::Damaged(why),
     }
 }
 

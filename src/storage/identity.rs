@@ -47,10 +47,7 @@ pub fn check(files: &dyn Files, own: &Identity) -> Result<(), StorageError> {
     if names.iter().any(|name| name == IDENTITY) {
         return judge(files, &bytes(files)?, own);
     }
-    if names.iter().any(|name| holds_data(name)) {
-        let why = "it has a log, and no file identity that says whose".to_owned();
-        return Err(StorageError::foreign(files, "", why));
-    }
+    without_owner(files, &names)?;
     if names.iter().any(|name| name == TEMPORARY) {
         files.remove(TEMPORARY).map_err(failed("remove"))?;
     }
@@ -74,13 +71,18 @@ fn holds_data(name: &str) -> bool {
     name.starts_with("log-") || name.starts_with("snapshot-")
 }
 
-/// The owner of a directory.
+/// The owner of a directory; `None` where it has no owner and no data.
 ///
 /// # Errors
 ///
-/// Where the directory says no owner, where it is of another version, or where the system refuses it. A node refuses
-/// such a directory.
-pub fn read(files: &dyn Files) -> Result<Identity, StorageError> {
+/// Where it has data and no owner, where it is of another version, or where the system refuses it. A node refuses such
+/// a directory.
+pub fn read(files: &dyn Files) -> Result<Option<Identity>, StorageError> {
+    let names = files.list();
+    let names = names.map_err(|error| StorageError::system(files, "", "read", error))?;
+    if names.iter().all(|name| name != IDENTITY) {
+        return without_owner(files, &names).map(|()| None);
+    }
     let bytes = bytes(files)?;
     let text = String::from_utf8_lossy(&bytes);
     let mut lines = text.lines().skip(1);
@@ -94,13 +96,22 @@ pub fn read(files: &dyn Files) -> Result<Identity, StorageError> {
         node: name("node = \""),
     };
     if text == found.text() {
-        return Ok(found);
+        return Ok(Some(found));
     }
     let why = match text.lines().next() {
         Some(FIRST_LINE) => "it does not name a cluster and a node".to_owned(),
         first => another_version(first.unwrap_or_default()),
     };
     Err(StorageError::foreign(files, IDENTITY, why))
+}
+
+/// Refuses a directory without an owner that has data.
+fn without_owner(files: &dyn Files, names: &[String]) -> Result<(), StorageError> {
+    if names.iter().any(|name| holds_data(name)) {
+        let why = "it has a log, and no file identity that says whose".to_owned();
+        return Err(StorageError::foreign(files, "", why));
+    }
+    Ok(())
 }
 
 fn bytes(files: &dyn Files) -> Result<Vec<u8>, StorageError> {

@@ -44,6 +44,10 @@ pub struct ReadGroup<'a> {
     pub head: GroupHead,
     /// The frames of its records.
     pub records: &'a [u8],
+    /// The segment that has it.
+    pub segment: SegmentId,
+    /// Offset of its head there.
+    pub offset: u64,
 }
 
 /// A segment that was read.
@@ -130,6 +134,55 @@ pub fn read_log(
     Ok(reader.state)
 }
 
+/// Reads one segment, whatever is before it: its records up to the first group that does not follow the one before.
+///
+/// # Errors
+///
+/// Where its header is damaged, or where the system refuses a read.
+pub fn read_segment(files: &dyn Files, id: SegmentId) -> Result<SegmentInfo, StorageError> {
+    let mut reader = Reader {
+        files,
+        state: None,
+        bytes: Vec::new(),
+    };
+    let name = id.name();
+    reader.read_file(&name)?;
+    let (header, header_len) = reader.header(id, &name)?;
+    let mut state = Recovered::before(&header);
+    let end = reader.groups(&header, &mut state, header_len, &mut |_| Ok(()))?;
+    Ok(SegmentInfo {
+        id,
+        first_index: header.first_index,
+        last_index: state.end.last_index(),
+        bytes: u64_of(end),
+    })
+}
+
+impl Recovered {
+    /// A log that begins with this segment, before anything of it is read.
+    fn before(header: &SegmentHeader) -> Recovered {
+        Recovered {
+            segments: Vec::new(),
+            base: header.history.clone(),
+            end: LogEnd {
+                next_index: header.first_index,
+                digest: header.digest,
+                previous: header.previous,
+            },
+            place: Place {
+                id: header.id,
+                salt: header.salt,
+                offset: 0,
+            },
+            committed: 0,
+            durable_to: 0,
+            time_ms: 0,
+            is_sealed: false,
+            cut: None,
+        }
+    }
+}
+
 struct Reader<'f> {
     files: &'f dyn Files,
     state: Option<Recovered>,
@@ -148,42 +201,10 @@ impl Reader<'_> {
         self.read_file(&name)?;
         let (header, header_len) = self.header(id, &name)?;
         let mut state = match self.state.take() {
-            None => Recovered {
-                segments: Vec::new(),
-                base: header.history.clone(),
-                end: LogEnd {
-                    next_index: header.first_index,
-                    digest: header.digest,
-                    previous: header.previous,
-                },
-                place: Place {
-                    id,
-                    salt: header.salt,
-                    offset: 0,
-                },
-                committed: 0,
-                durable_to: 0,
-                time_ms: 0,
-                is_sealed: false,
-                cut: None,
-            },
+            None => Recovered::before(&header),
             Some(state) => self.continued(state, &header, &name)?,
         };
-        let mut offset = header_len;
-        while let Some((head, checksum, end)) = self.group(&header, &state.end, offset) {
-            let records = &self.bytes[offset + HEAD_LEN..][..usize_of(head.body_len.into())];
-            visit(ReadGroup { head, records })?;
-            state.end = LogEnd {
-                next_index: head.first_index + u64::from(head.count),
-                digest: head.digest,
-                previous: checksum,
-            };
-            state.committed = state.committed.max(head.committed);
-            state.durable_to = state.durable_to.max(head.durable_to);
-            state.time_ms = state.time_ms.max(head.time_ms);
-            state.is_sealed = head.count == 0;
-            offset = end;
-        }
+        let offset = self.groups(&header, &mut state, header_len, visit)?;
         state.place = Place {
             id,
             salt: header.salt,
@@ -200,6 +221,36 @@ impl Reader<'_> {
         }
         self.state = Some(state);
         Ok(())
+    }
+
+    /// Reads the groups of a segment from an offset on, as long as each follows the one before. Returns the offset
+    /// behind the last one.
+    fn groups(
+        &self,
+        header: &SegmentHeader,
+        state: &mut Recovered,
+        mut offset: usize,
+        visit: &mut dyn FnMut(ReadGroup<'_>) -> Result<(), StorageError>,
+    ) -> Result<usize, StorageError> {
+        while let Some((head, checksum, end)) = self.group(header, &state.end, offset) {
+            visit(ReadGroup {
+                head,
+                records: &self.bytes[offset + HEAD_LEN..][..usize_of(head.body_len.into())],
+                segment: header.id,
+                offset: u64_of(offset),
+            })?;
+            state.end = LogEnd {
+                next_index: head.first_index + u64::from(head.count),
+                digest: head.digest,
+                previous: checksum,
+            };
+            state.committed = state.committed.max(head.committed);
+            state.durable_to = state.durable_to.max(head.durable_to);
+            state.time_ms = state.time_ms.max(head.time_ms);
+            state.is_sealed = head.count == 0;
+            offset = end;
+        }
+        Ok(offset)
     }
 
     fn read_file(&mut self, name: &str) -> Result<(), StorageError> {

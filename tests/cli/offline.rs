@@ -7,7 +7,11 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use gopherstore::Client;
+use gopherstore::{
+    Client,
+    history::History,
+    storage::{files::Directory, recovery::LogEnd, segment::SegmentId, writer::LogWriter},
+};
 
 use crate::{
     Run, finish,
@@ -163,4 +167,264 @@ fn a_directory_without_data_is_not_dumped() {
         dump(place).expect_failure(2, &["--data-dir asks no node; leave out", place[0]]);
     }
     assert!(!dir.path().join("copy.gbp").exists());
+}
+
+/// A stopped node's directory with 100 keys. With `snapshot_bytes` of log there are snapshots.
+fn stopped(snapshot_bytes: Option<&str>) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Durable::start(dir.path(), snapshot_bytes.unwrap_or("100000000"));
+    let mut client = node.client();
+    for n in 0..2_000_u32 {
+        client.set(&(n % 100).to_be_bytes(), &[7; 10]).unwrap();
+    }
+    wait_for("a snapshot, and the removal of the log before it", || {
+        let first = dir.path().join("data/log-00000001-0000000000000001");
+        (snapshot_bytes.is_none() || !first.exists()).then_some(())
+    });
+    drop(client);
+    node.stop();
+    dir
+}
+
+/// The names of the files in the directory `data`, in their order.
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir.join("data")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort_unstable();
+    names
+}
+
+/// Checks the directory `data`, which stays as it is.
+fn check(dir: &Path) -> (i32, String, String) {
+    let before = contents(&dir.join("data"));
+    let mut command = program();
+    command.current_dir(dir).args(["check", "data"]);
+    let run = finish(&mut command, b"");
+    assert!(
+        contents(&dir.join("data")) == before,
+        "check changes nothing"
+    );
+    (run.code, String::from_utf8(run.out).unwrap(), run.err)
+}
+
+/// Whether a node starts there, with a copy of the directory.
+fn starts(dir: &Path) -> bool {
+    let copy = tempfile::tempdir().unwrap();
+    let to = copy.path().join("data");
+    fs::create_dir(&to).unwrap();
+    for name in names(dir) {
+        fs::copy(dir.join("data").join(&name), to.join(&name)).unwrap();
+    }
+    let mut child = Command::new(env!("CARGO_BIN_EXE_gopherstore-server"))
+        .args(["--addr", "127.0.0.1:0", "--data-dir", "data"])
+        .current_dir(copy.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    out.read_line(&mut line).unwrap();
+    let _ = child.kill();
+    child.wait().unwrap();
+    line.contains(" ready on ")
+}
+
+#[test]
+fn check_tells_of_each_file_and_of_what_a_node_would_recover() {
+    let dir = stopped(Some("20000"));
+    let (code, out, err) = check(dir.path());
+    assert_eq!((code, &*err), (0, ""), "{out}");
+    let lines: Vec<&str> = out.lines().collect();
+    let files = names(dir.path())
+        .into_iter()
+        .filter(|name| name.contains('-'));
+    let is_told = |name: &String| {
+        lines
+            .iter()
+            .any(|line| line.starts_with(&format!("{name}: ")))
+    };
+    for name in files {
+        assert!(is_told(&name), "{name}: {out}");
+    }
+    assert!(lines[0].starts_with("snapshot-00000001-"), "{out}");
+    assert!(lines[0].contains(": 100 keys of index "), "{out}");
+    assert!(
+        lines[0].contains(", whole, needs the log up to index "),
+        "{out}"
+    );
+    let [.., owner, data] = lines[..] else {
+        panic!("{out}")
+    };
+    assert_eq!(owner, "data of node \"single\" of cluster \"single\"");
+    assert!(
+        data.starts_with("100 keys up to index 2001, digest "),
+        "{out}"
+    );
+    let mut logs = lines.iter().filter(|line| line.starts_with("log-"));
+    assert!(
+        logs.next_back().unwrap().ends_with(", whole, sealed"),
+        "{out}"
+    );
+    assert!(starts(dir.path()));
+}
+
+#[test]
+fn check_tells_a_torn_end_from_damage() {
+    let dir = stopped(None);
+    let log = names(dir.path())
+        .into_iter()
+        .rfind(|name| name.starts_with("log-"));
+    let (name, path) = (
+        log.clone().unwrap(),
+        dir.path().join("data").join(log.unwrap()),
+    );
+    let whole = fs::read(&path).unwrap();
+    let groups: Vec<usize> = (0..whole.len() - 4)
+        .filter(|at| whole[*at..].starts_with(b"GRP\x01"))
+        .collect();
+    let [.., last, seal] = groups[..] else {
+        panic!("{groups:?}")
+    };
+    // Without the seal, and with a half of the group before it.
+    fs::write(&path, &whole[..last + 90]).unwrap();
+    let (code, out, err) = check(dir.path());
+    assert_eq!((code, &*err), (0, ""), "{out}");
+    assert!(out.contains(&format!("{name}: records ")), "{out}");
+    assert!(
+        out.contains(&format!(" bytes, torn at offset {last}\n")),
+        "{out}"
+    );
+    assert!(
+        out.contains(&format!(
+            "of {name}, from offset {last} on: the last write was torn\n"
+        )),
+        "{out}"
+    );
+    assert!(out.contains("100 keys up to index 2000, digest "), "{out}");
+    assert!(starts(dir.path()));
+    // Any byte of a group that the seal says was durable.
+    for at in [last, last + 12, last + 84, last + 90] {
+        let mut flipped = whole.clone();
+        flipped[at] ^= 1;
+        fs::write(&path, &flipped).unwrap();
+        let (code, out, err) = check(dir.path());
+        assert_eq!(code, 7, "{out}");
+        assert!(
+            err.contains(&format!(
+                "data/{name}, offset {last}: record 2001 is damaged"
+            )),
+            "{err}"
+        );
+        assert!(
+            out.contains(&format!(" bytes, damaged at offset {last}\n")),
+            "{out}"
+        );
+        assert!(out.ends_with("a node would recover nothing\n"), "{out}");
+        let data = dir.path().join("data");
+        let dump = ["dump", "--data-dir", text(&data)];
+        run(&dump, b"").expect_failure(7, &["record 2001 is damaged"]);
+    }
+    assert!(!starts(dir.path()));
+    assert!(seal > last);
+}
+
+#[test]
+fn check_of_a_directory_that_is_not_whole_agrees_with_the_node() {
+    let dir = stopped(Some("20000"));
+    let data = dir.path().join("data");
+    let named = |prefix: &str| -> Vec<String> {
+        let names = names(dir.path()).into_iter();
+        names.filter(|name| name.starts_with(prefix)).collect()
+    };
+    fs::write(data.join("new-snapshot"), b"GOPH").unwrap();
+    fs::write(data.join("new-00000001-00000000000000ff"), b"").unwrap();
+    let (code, out, _) = check(dir.path());
+    assert_eq!(code, 0, "{out}");
+    assert!(
+        out.contains("new-snapshot: 4 bytes, not finished, of no use\n"),
+        "{out}"
+    );
+    // Only a snapshot: the log that makes it exact is missing.
+    let snapshot = named("snapshot-").pop().unwrap();
+    let away = tempfile::tempdir().unwrap();
+    let logs = named("log-");
+    for name in &logs {
+        fs::rename(data.join(name), away.path().join(name)).unwrap();
+    }
+    let (code, out, err) = check(dir.path());
+    assert_eq!(code, 7, "{out}");
+    assert!(
+        err.contains("needs the log up to index ") && err.contains("there is none"),
+        "{err}"
+    );
+    assert!(!starts(dir.path()));
+    // Neither: nothing is there.
+    let bytes = fs::read(data.join(&snapshot)).unwrap();
+    fs::remove_file(data.join(&snapshot)).unwrap();
+    let (code, out, err) = check(dir.path());
+    assert_eq!((code, &*err), (1, ""), "{out}");
+    assert!(
+        out.ends_with("of cluster \"single\"\nno data set\n"),
+        "{out}"
+    );
+    assert!(starts(dir.path()));
+    // No snapshot: the log begins too late.
+    for name in &logs {
+        fs::rename(away.path().join(name), data.join(name)).unwrap();
+    }
+    let (code, out, err) = check(dir.path());
+    assert_eq!(code, 7, "{out}");
+    assert!(err.contains("record 1 is not there"), "{err}");
+    assert!(!starts(dir.path()));
+    // A snapshot with a byte changed.
+    let mut flipped = bytes.clone();
+    flipped[100] ^= 1;
+    fs::write(data.join(&snapshot), &flipped).unwrap();
+    let (code, out, err) = check(dir.path());
+    assert_eq!(code, 7, "{out}");
+    assert!(err.contains(&format!("data/{snapshot}, offset ")), "{err}");
+    assert!(
+        out.contains(&format!(
+            "{snapshot}: {} bytes, damaged at offset ",
+            bytes.len()
+        )),
+        "{out}"
+    );
+    assert!(out.contains("not judged\n"), "{out}");
+    fs::write(data.join(&snapshot), &bytes).unwrap();
+    // Without its owner.
+    fs::remove_file(data.join("identity")).unwrap();
+    let (code, out, err) = check(dir.path());
+    assert_eq!(code, 7, "{out}");
+    assert!(err.contains("no file identity"), "{err}");
+    assert!(!starts(dir.path()));
+}
+
+#[test]
+fn a_full_copy_that_was_not_finished_is_no_data_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    fs::create_dir(&data).unwrap();
+    let identity = "gopherstore data directory, format 1\ncluster = \"c\"\nnode = \"n\"\n";
+    fs::write(data.join("identity"), identity).unwrap();
+    let files = Directory::existing(&data).unwrap();
+    let id = SegmentId {
+        chain: 2,
+        number: 1,
+    };
+    let end = LogEnd {
+        next_index: 5,
+        ..LogEnd::default()
+    };
+    let none = History::default();
+    drop(LogWriter::begin(&files, id, end, &none, std::sync::Arc::new(|| 1), 4_096).unwrap());
+    let (code, out, err) = check(dir.path());
+    assert_eq!((code, &*err), (1, ""), "{out}");
+    let told = "log-00000002-0000000000000001: 4616 bytes, behind a full copy that was not finished, not read\n";
+    assert!(out.starts_with(told), "{out}");
+    assert!(out.ends_with("no data set\n"), "{out}");
+    let dump = ["dump", "--data-dir", text(&data)];
+    run(&dump, b"").expect_failure(8, &["has no data set"]);
 }

@@ -67,7 +67,10 @@ const PROGRAM: Program = Program {
     error_code(4, "the node is not the leader"),
     error_code(5, "cannot connect, or the connection was lost"),
     error_code(6, "timeout"),
-    error_code(7, "a response or the decoded bytes violate the protocol"),
+    error_code(
+        7,
+        "a response, decoded bytes or a data directory are damaged or not as specified"
+    ),
     error_code(
         8,
         "cannot read standard input or a file, or write standard output or a file"

@@ -25,8 +25,8 @@ pub(crate) fn open(dir: &Path) -> Result<Reading, Failure> {
 
 /// The data of a directory.
 pub(crate) struct Data {
-    /// Whose it is.
-    pub(crate) owner: Identity,
+    /// Whose it is, where it is of anybody.
+    pub(crate) owner: Option<Identity>,
     pub(crate) engine: Engine,
     pub(crate) recovery: Recovery,
 }
