@@ -34,6 +34,7 @@ mod signals;
 #[path = "../support/silent.rs"]
 #[allow(unreachable_pub)]
 mod silent;
+mod steps;
 mod stops;
 mod threads;
 #[path = "../support/tools.rs"]

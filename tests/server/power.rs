@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use gopherstore::client::Client;
+use gopherstore::client::{Client, Error};
 
 use crate::cluster::rounds;
 use crate::durability::{Durable, check, command, log};
@@ -103,19 +103,29 @@ impl Writes {
         is_done
     }
 
-    /// Reads the keys, and finds out which writes they have: `acknowledged` at least, and `sent` at most.
-    #[track_caller]
-    pub(crate) fn find(&mut self, client: &mut Client, (acknowledged, sent): (u64, u64)) {
-        let found = (0..KEYS).filter_map(|number| {
+    /// The contents of the keys that a node has.
+    pub(crate) fn read(&self, client: &mut Client) -> Result<BTreeMap<String, Vec<u8>>, Error> {
+        let mut found = BTreeMap::new();
+        for number in 0..KEYS {
             let key = self.key(number);
-            let value = client.get(key.as_bytes()).unwrap()?;
-            Some((key, value))
-        });
-        let found: BTreeMap<String, Vec<u8>> = found.collect();
-        while self.done < acknowledged || (self.contents != found && self.done < sent) {
+            if let Some(value) = client.get(key.as_bytes())? {
+                found.insert(key, value);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Finds out which writes lead to these contents: `acknowledged` at least, and `sent` at most.
+    #[track_caller]
+    pub(crate) fn find(
+        &mut self,
+        found: &BTreeMap<String, Vec<u8>>,
+        (acknowledged, sent): (u64, u64),
+    ) {
+        while self.done < acknowledged || (&self.contents != found && self.done < sent) {
             self.advance();
         }
-        if self.contents != found {
+        if &self.contents != found {
             let shown = |contents: &BTreeMap<String, Vec<u8>>| {
                 let lines = contents.iter().map(|(key, value)| {
                     let len = value.len().min(10);
@@ -126,7 +136,7 @@ impl Writes {
             panic!(
                 "client {}: writes {acknowledged} to {sent} do not lead to\n{}but the last one to\n{}",
                 self.client,
-                shown(&found),
+                shown(found),
                 shown(&self.contents)
             );
         }
@@ -169,16 +179,21 @@ fn moment(trace: &Trace, random: &mut Random) -> usize {
 
 /// Opens what a power failure has left with the program that checks it and with a node. Moves `writes` to what is
 /// there.
-fn open(image: &Image, sync: &str, writes: &mut [Writes], expected: &[(u64, u64)]) {
+pub(crate) fn open(image: &Image, sync: &str, writes: &mut [&mut Writes], expected: &[(u64, u64)]) {
     let dir = tempfile::tempdir().unwrap();
     image.write(&dir.path().join("data"));
     let (code, text) = check(dir.path());
-    let is_good = code == Some(0) || (code == Some(8) && !image.has_data());
+    let is_good = match code {
+        Some(0) => true,
+        // No data set, and no data directory.
+        Some(1 | 8) => !image.has_data(),
+        _ => false,
+    };
     assert!(is_good && !text.contains("panicked"), "{code:?}: {text}");
     let node = Durable::start(dir.path(), sync);
     let mut client = node.client();
     for (writes, expected) in writes.iter_mut().zip(expected) {
-        writes.find(&mut client, *expected);
+        writes.find(&writes.read(&mut client).unwrap(), *expected);
     }
     let log = log(dir.path());
     assert!(!log.contains("panicked") && !log.contains("ERROR"), "{log}");
@@ -228,7 +243,8 @@ fn power_failures(sync: &str, count: usize) {
                 trace.events.len(),
                 image.summary()
             );
-            open(&image, sync, &mut found, &expected);
+            let mut all: Vec<&mut Writes> = found.iter_mut().collect();
+            open(&image, sync, &mut all, &expected);
             next = Some((image, found));
         }
         (base, writes) = next.unwrap();

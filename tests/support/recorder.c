@@ -2,9 +2,9 @@
  * program. The program loads it with LD_PRELOAD. tests/support/recorder.rs compiles it, and reads the trace.
  *
  * RECORDER_DIR: the directory, spelled as the program spells it. RECORDER_TRACE: the file to which events are appended.
- * RECORDER_FAULT: "KIND CLASS N ACTION": the N-th call (from 1) of a kind, on a file whose name begins with CLASS ("-"
- * for every name), fails with the errno ACTION, or kills the process before it where ACTION is 0. A write is done by
- * half before that.
+ * RECORDER_FAULT: "KIND CLASS N ACTION": the N-th call (from 1) of a kind, on a file whose name begins with CLASS (is
+ * CLASS, where that is "." or ".."), fails with the errno ACTION, or kills the process before it where ACTION is 0. A
+ * write is done by half before that.
  *
  * A call and its event are made under one lock, so the order of the events is that of the calls. Calls of sync do
  * nothing but wait a little: what is durable is what the trace says. */
@@ -84,8 +84,6 @@ __attribute__((constructor)) static void begin(void) {
         for (uint32_t at = 1; at < sizeof kinds / sizeof *kinds; at++)
             if (!strcmp(kind, kinds[at]))
                 fault_kind = at;
-        if (!strcmp(fault_class, "-"))
-            fault_class[0] = 0;
     }
     trace = real_open64(file, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
 }
@@ -119,9 +117,15 @@ static void record(struct event event, const char *name, const void *data) {
         abort();
 }
 
+static int is_of_class(const char *name) {
+    if (fault_class[0] == '.')
+        return !strcmp(name, fault_class);
+    return !strncmp(name, fault_class, strlen(fault_class));
+}
+
 /* Whether this is the call that fails: its errno, 0 for no failure. Does not return where it kills. */
 static int fault(uint32_t kind, const char *name, int fd, const void *data, size_t len, off64_t offset) {
-    if (kind != fault_kind || strncmp(name, fault_class, strlen(fault_class)) || --fault_number != 0)
+    if (kind != fault_kind || !is_of_class(name) || --fault_number != 0)
         return 0;
     struct event event = {.kind = kind, .fd = fd, .offset = offset, .error = fault_action ? fault_action : EINTR};
     if (kind == WRITE) {

@@ -30,6 +30,9 @@ const HEAD_LEN: usize = 32;
 /// The event's call creates a file where there is none (`O_CREAT`).
 const CREATES: u64 = 0o100;
 
+/// Error of the call that kills the node (`EINTR`).
+const KILLED: u32 = 4;
+
 /// The compiled library.
 #[derive(Debug)]
 pub(crate) struct Recorder {
@@ -38,7 +41,7 @@ pub(crate) struct Recorder {
 }
 
 /// A kind of event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     Open,
     Write,
@@ -83,7 +86,7 @@ pub(crate) struct Event {
 #[derive(Clone, Debug)]
 pub(crate) struct Fault {
     pub(crate) kind: Kind,
-    /// Beginning of the file's name.
+    /// Beginning of the file's name; "." is the directory, and ".." its parent.
     pub(crate) class: String,
     /// The first one is 1.
     pub(crate) number: usize,
@@ -99,8 +102,21 @@ impl fmt::Display for Fault {
             number,
             action,
         } = self;
-        let class = if class.is_empty() { "-" } else { class };
         write!(f, "{} {class} {number} {action}", kind.name())
+    }
+}
+
+impl Event {
+    fn is_call(&self) -> bool {
+        !matches!(self.kind, Kind::Sent | Kind::Acknowledged)
+    }
+
+    /// The name without the numbers in it.
+    fn class(&self) -> &str {
+        match self.name.split_once("-0") {
+            Some((class, _)) => &self.name[..class.len() + 2],
+            None => &self.name,
+        }
     }
 }
 
@@ -147,6 +163,24 @@ impl Recorder {
         env.extend(fault.map(|fault| ("RECORDER_FAULT", fault.to_string())));
         env
     }
+}
+
+/// That many of these, in an order that is drawn: first the first one of each kind and class, then the second one.
+pub(crate) fn drawn(mut faults: Vec<Fault>, count: usize, random: &mut Random) -> Vec<Fault> {
+    for at in (1..faults.len()).rev() {
+        faults.swap(at, random.index(at + 1));
+    }
+    let mut counts: HashMap<(Kind, String), usize> = HashMap::new();
+    let mut ranked: Vec<(usize, Fault)> = faults
+        .into_iter()
+        .map(|fault| {
+            let rank = counts.entry((fault.kind, fault.class.clone())).or_default();
+            *rank += 1;
+            (*rank, fault)
+        })
+        .collect();
+    ranked.sort_by_key(|(rank, _)| *rank);
+    ranked.into_iter().map(|it| it.1).take(count).collect()
 }
 
 /// Appends to a trace what a client sees.
@@ -203,6 +237,35 @@ impl Trace {
             rest = behind;
         }
         Trace { events }
+    }
+
+    /// All calls, each as one that does not fail, in order. Each is the N-th one of its kind and its class of names.
+    pub(crate) fn calls(&self) -> Vec<Fault> {
+        let mut counts: HashMap<(Kind, &str), usize> = HashMap::new();
+        let calls = self.events.iter().filter(|it| it.is_call());
+        let calls = calls.map(|event| {
+            let class = event.class();
+            let number = counts.entry((event.kind, class)).or_default();
+            *number += 1;
+            Fault {
+                kind: event.kind,
+                class: class.to_owned(),
+                number: *number,
+                action: 0,
+            }
+        });
+        calls.collect()
+    }
+
+    /// The call that failed, or that killed the node.
+    pub(crate) fn failure(&self, fault: &Fault) -> Option<usize> {
+        let error = match fault.action {
+            0 => KILLED,
+            errno => errno.cast_unsigned(),
+        };
+        let is_it =
+            |it: &Event| it.error == error && it.kind == fault.kind && it.class() == fault.class;
+        self.events.iter().position(is_it)
     }
 
     /// The last write of a client before this event that was sent, and the last one of those before `acknowledged`
