@@ -15,7 +15,7 @@ use crate::support::proxy::Way;
 const SLOW: u64 = 2_000_000;
 
 fn cluster(nodes: usize, replication: &str, sync: &str, proxies: bool) -> Cluster {
-    let cluster = Cluster::start_with(
+    cluster_of(
         nodes,
         &Options {
             replication: replication.to_owned(),
@@ -23,7 +23,11 @@ fn cluster(nodes: usize, replication: &str, sync: &str, proxies: bool) -> Cluste
             proxies,
             ..Options::default()
         },
-    );
+    )
+}
+
+fn cluster_of(nodes: usize, options: &Options) -> Cluster {
+    let cluster = Cluster::start_with(nodes, options);
     cluster.wait_converged(PATIENCE);
     for node in 1..nodes {
         // Before that, a follower's directory has nothing.
@@ -66,11 +70,9 @@ fn wait_copied(cluster: &Cluster) {
     }
 }
 
-/// Kills all nodes, and starts them again in this order.
+/// Kills all nodes at once, and starts them again in this order.
 fn restart_all(cluster: &mut Cluster, order: &[usize]) {
-    for &node in order {
-        cluster.kill(node);
-    }
+    cluster.kill_all();
     for &node in order {
         cluster.restart(node);
     }
@@ -80,7 +82,14 @@ fn restart_all(cluster: &mut Cluster, order: &[usize]) {
 fn nothing_acknowledged_is_lost_with_all_nodes_at_once_and_nothing_is_copied() {
     let mut random = Random::from_env();
     for sync in ["always", "interval", "never"] {
-        let mut cluster = cluster(3, QUICK, sync, false);
+        // With many segments and snapshots, so that the nodes are killed amid them too.
+        let options = Options {
+            replication: QUICK.to_owned(),
+            storage: format!("data_dir = \"data\"\nsync = \"{sync}\""),
+            env: vec![("GOPHERSTORE_SNAPSHOT_LOG_BYTES", "20000".to_owned())],
+            ..Options::default()
+        };
+        let mut cluster = cluster_of(3, &options);
         let load = load(&cluster);
         for round in 0..rounds(2, 50) {
             load.wait_for_more(200);

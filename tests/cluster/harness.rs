@@ -24,8 +24,8 @@ fn nodes_are_killed_stopped_and_restarted_where_they_were() {
         let options = Options {
             replication: "heartbeat_interval_ms = 100".to_owned(),
             limits: "max_connections = 50".to_owned(),
-            storage: String::new(),
             proxies,
+            ..Options::default()
         };
         let mut cluster = Cluster::start_with(3, &options);
         for round in 0..3 {

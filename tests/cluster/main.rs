@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod batches;
+mod copying;
 mod durability;
 mod expiry;
 mod faults;
@@ -32,5 +33,6 @@ mod support {
     pub(crate) mod names;
     pub(crate) mod node;
     pub(crate) mod proxy;
+    pub(crate) mod recorder;
     pub(crate) mod tools;
 }

@@ -37,6 +37,8 @@ pub(crate) struct Options {
     pub(crate) limits: String,
     /// Lines of the `[storage]` section.
     pub(crate) storage: String,
+    /// More in the environment of all nodes.
+    pub(crate) env: Vec<(&'static str, String)>,
     /// Whether there is a proxy on every link between nodes.
     pub(crate) proxies: bool,
 }
@@ -57,6 +59,7 @@ struct Member {
     name: String,
     addr: SocketAddr,
     dir: PathBuf,
+    env: Vec<(&'static str, String)>,
     process: Option<Process>,
     is_paused: bool,
     /// Keeps the port.
@@ -119,6 +122,7 @@ impl Cluster {
                     name,
                     addr,
                     dir,
+                    env: options.env.clone(),
                     process: None,
                     is_paused: false,
                     _reserved: reserved,
@@ -212,6 +216,16 @@ impl Cluster {
         let mut process = self.nodes[node].process.take().expect("a running node");
         process.kill();
         self.gone(node);
+    }
+
+    /// kill -9 of all nodes at once.
+    pub(crate) fn kill_all(&mut self) {
+        for process in self.nodes.iter_mut().flat_map(|node| &mut node.process) {
+            process.begin_kill();
+        }
+        for node in 0..self.len() {
+            self.kill(node);
+        }
     }
 
     /// SIGTERM, and a good end.
@@ -313,6 +327,22 @@ impl Cluster {
         assert!(member.process.is_none(), "{} is running", member.name);
         member.spawn();
         self.wait_until_ready(node);
+    }
+
+    /// Starts a node with another environment, and does not wait for it: it may end before it is ready.
+    pub(crate) fn begin_restart(&mut self, node: usize, env: Vec<(&'static str, String)>) {
+        let member = &mut self.nodes[node];
+        assert!(member.process.is_none(), "{} is running", member.name);
+        let before = std::mem::replace(&mut member.env, env);
+        member.spawn();
+        member.env = before;
+        self.set_gone(node, false);
+    }
+
+    /// Whether a node's process has ended.
+    pub(crate) fn has_ended(&mut self, node: usize) -> bool {
+        let process = self.nodes[node].process.as_mut();
+        process.expect("a node").try_wait().is_some()
     }
 
     fn wait_until_ready(&mut self, node: usize) {
@@ -539,7 +569,8 @@ impl Drop for Cluster {
 
 impl Member {
     fn spawn(&mut self) {
-        self.process = Some(Process::spawn(&self.dir, &self.name, None));
+        let env: Vec<(&str, &str)> = self.env.iter().map(|(name, it)| (*name, &**it)).collect();
+        self.process = Some(Process::spawn_with(&self.dir, &self.name, None, &env));
     }
 }
 

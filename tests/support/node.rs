@@ -285,6 +285,11 @@ impl Process {
         assert!(tools::signal(self.pid(), name), "no process to signal");
     }
 
+    /// Sends SIGKILL, and does not wait.
+    pub(crate) fn begin_kill(&mut self) {
+        self.child.kill().unwrap();
+    }
+
     /// Ends the process with SIGKILL.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
