@@ -287,15 +287,21 @@ impl<'e> Load<'e> {
         self.staged_bytes = 0;
     }
 
-    /// Ends the load of a snapshot whose parts are of different moments: each entry is that of `index` or of a later
-    /// one, and [`Engine::replay`] makes the data set exact. The log goes on after `index`, with this history.
-    pub fn finish_inexact(&mut self, index: u64, history: History, now: Instant) {
+    /// Ends the load of a snapshot whose digest is not known. Unless it `is_exact`, its parts are of different
+    /// moments: each entry is that of `index` or of a later one, and [`Engine::replay`] makes the data set exact. The
+    /// log goes on after `index`, with this history.
+    pub fn finish_unchecked(&mut self, index: u64, is_exact: bool, history: History, now: Instant) {
         self.flush();
         if let Some(sequencer) = &self.engine.sequencer {
             let epoch = history.last().map_or(0, |start| start.epoch);
             self.engine.gate.set_epoch(epoch);
             let digest = self.digest;
-            sequencer.reset(Head { index, digest }, history, now);
+            let head = Head { index, digest };
+            if is_exact {
+                sequencer.reset(head, history, now);
+            } else {
+                sequencer.reset_inexact(head, history, now);
+            }
         }
     }
 

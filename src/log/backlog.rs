@@ -72,7 +72,7 @@ pub struct Backlog {
     /// Index before the first that is held.
     base_index: u64,
     /// Digest of the data set at `base_index`.
-    base_digest: Digest,
+    base_digest: Option<Digest>,
     /// Each has at least one record.
     segments: VecDeque<Segment>,
     last_index: u64,
@@ -132,7 +132,7 @@ impl Backlog {
         Backlog {
             segment_bytes: quarter.min(SEGMENT_BYTES),
             base_index: 0,
-            base_digest: Digest::EMPTY,
+            base_digest: Some(Digest::EMPTY),
             segments: VecDeque::new(),
             last_index: 0,
             held_from: u64::MAX,
@@ -142,8 +142,8 @@ impl Backlog {
         }
     }
 
-    /// Removes everything and begins after `index`, where the data set has this digest.
-    pub fn reset(&mut self, index: u64, digest: Digest) {
+    /// Removes everything and begins after `index`, where the data set has this digest; `None` where it is not known.
+    pub fn reset(&mut self, index: u64, digest: Option<Digest>) {
         *self = Backlog {
             base_index: index,
             base_digest: digest,
@@ -241,7 +241,7 @@ impl Backlog {
             self.bytes -= oldest.bytes();
             self.base_index = oldest.last_index();
             if let Some(end) = oldest.ends.last() {
-                self.base_digest = end.digest();
+                self.base_digest = Some(end.digest());
             }
             if let Held::Small(mut bytes) = oldest.held {
                 bytes.clear();
@@ -254,7 +254,7 @@ impl Backlog {
     #[must_use]
     pub fn digest_at(&self, index: u64) -> Option<Digest> {
         if index == self.base_index {
-            return Some(self.base_digest);
+            return self.base_digest;
         }
         let segment = self.segment_of(index)?;
         let entries = index + 1 - segment.first_index;
@@ -500,7 +500,7 @@ mod tests {
         log.push(&logged(6, 40_000));
         assert_eq!(log.first_index(), 5);
         log.hold_from(Some(5));
-        log.reset(9, Digest::EMPTY);
+        log.reset(9, Some(Digest::EMPTY));
         log.push(&logged(1, 40_000));
         log.push(&logged(2, 40_000));
         log.push(&logged(3, 40_000));
@@ -510,7 +510,7 @@ mod tests {
     #[test]
     fn a_reset_log_begins_after_its_new_start() {
         let mut log = log(3, 1, 1_000);
-        log.reset(7, Digest::from_u128(70));
+        log.reset(7, Some(Digest::from_u128(70)));
         assert_eq!(
             (log.first_index(), log.last_index(), log.bytes()),
             (8, 7, 0)

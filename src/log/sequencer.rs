@@ -259,19 +259,32 @@ impl Sequencer {
     pub fn reset(&self, head: Head, history: History, now: Instant) {
         let mut times = AppendTimes::default();
         times.reset(head.index, now);
-        self.begin_anew(head, history, times);
+        self.begin_anew(head, history, times, true);
+    }
+
+    /// Begins anew as [`reset`](Self::reset) does, with a data set that has changes from behind `head` already. So its
+    /// digest is that of no index, and no EPOCHs are put into the log again.
+    pub fn reset_inexact(&self, head: Head, history: History, now: Instant) {
+        let mut times = AppendTimes::default();
+        times.reset(head.index, now);
+        self.begin_anew(head, history, times, false);
     }
 
     /// Begins anew with nothing, as [`reset`](Self::reset) does.
     pub fn clear(&self) {
-        self.begin_anew(Head::default(), History::default(), AppendTimes::default());
+        let times = AppendTimes::default();
+        self.begin_anew(Head::default(), History::default(), times, true);
     }
 
-    fn begin_anew(&self, head: Head, history: History, times: AppendTimes) {
+    fn begin_anew(&self, head: Head, history: History, times: AppendTimes, is_exact: bool) {
         let kept = &mut *self.log.caught_up();
         let order = &mut *self.log.order.lock();
         self.log.next_generation(order);
-        let last = history.last_records(head.index);
+        let last = if is_exact {
+            history.last_records(head.index)
+        } else {
+            &[]
+        };
         let base = head.index - u64::try_from(last.len()).unwrap_or(0);
         kept.generation += 1;
         if kept.written.is_some() {
@@ -282,7 +295,7 @@ impl Sequencer {
                 self.log.room.release(cost);
             }
         }
-        kept.backlog.reset(base, head.digest);
+        kept.backlog.reset(base, is_exact.then_some(head.digest));
         for start in last {
             let frame = epoch_record::encode(*start);
             kept.backlog.push_frames(&frame, None, 1, head.digest);

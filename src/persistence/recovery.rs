@@ -43,7 +43,8 @@ pub fn recover(
     let (begin, exact_from) = match &snapshot {
         Some(snapshot) => {
             let (begin, history) = (snapshot.id.begin, snapshot.history.clone());
-            load.finish_inexact(begin, history, now);
+            let is_exact = snapshot.end == begin;
+            load.finish_unchecked(begin, is_exact, history, now);
             (begin, snapshot.end)
         }
         None => (0, 0),
@@ -334,6 +335,22 @@ mod tests {
         // Behind the end of the snapshot, it is damage.
         let error = recovered(&disk(&[1, 1, 1, 1], (1, 2), &[b"b"])).unwrap_err();
         assert!(error.contains("records 2 to 2: "), "{error}");
+    }
+
+    /// The digest of the entries is that of no index: a follower that is where the snapshot begins would find another
+    /// one, and give up its data set.
+    #[test]
+    fn the_digest_where_a_snapshot_begins_is_known_only_if_nothing_changed_behind() {
+        let digest_at = |begin, disk: &Disk| {
+            let engine = Engine::new(Some(1 << 20), MachineTime::clock());
+            recover(disk, &engine, Instant::now(), 1).unwrap();
+            engine.log().unwrap().digest_at(begin)
+        };
+        let expected = Digest::of_frame(&set(b"b"));
+        for groups in [&[1, 1, 1, 1][..], &[4]] {
+            assert_eq!(digest_at(1, &disk(groups, (1, 2), &[b"a", b"b"])), None);
+            assert_eq!(digest_at(3, &disk(groups, (3, 3), &[b"b"])), Some(expected));
+        }
     }
 
     #[test]
