@@ -63,7 +63,7 @@ fn is_kept(cluster: &Cluster) -> bool {
 fn copy(cluster: &mut Cluster, recorder: &Recorder, fault: Option<&Fault>) -> Trace {
     let trace = cluster.folder(1).join("trace");
     let _ = fs::remove_file(&trace);
-    let env = recorder.env("data/n2", &trace, fault);
+    let env = recorder.env(1, "data/n2", &trace, fault);
     cluster.begin_restart(1, env);
     wait_for("the end of the copy, or of the follower", || {
         let is_over = cluster.has_ended(1) || (copied(cluster) && is_kept(cluster));

@@ -14,6 +14,7 @@ mod followers;
 mod harness;
 mod memory;
 mod namespaces;
+mod power;
 mod proxy;
 mod reserve;
 mod roles;
@@ -35,4 +36,5 @@ mod support {
     pub(crate) mod proxy;
     pub(crate) mod recorder;
     pub(crate) mod tools;
+    pub(crate) mod writes;
 }

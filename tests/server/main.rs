@@ -42,6 +42,8 @@ mod threads;
 mod tools;
 #[path = "../protocol/vectors.rs"]
 mod vectors;
+#[path = "../support/writes.rs"]
+mod writes;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -329,6 +329,11 @@ impl Cluster {
         self.wait_until_ready(node);
     }
 
+    /// Gives a node another environment, from its next start on.
+    pub(crate) fn set_env(&mut self, node: usize, env: Vec<(&'static str, String)>) {
+        self.nodes[node].env = env;
+    }
+
     /// Starts a node with another environment, and does not wait for it: it may end before it is ready.
     pub(crate) fn begin_restart(&mut self, node: usize, env: Vec<(&'static str, String)>) {
         let member = &mut self.nodes[node];

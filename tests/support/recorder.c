@@ -2,6 +2,7 @@
  * program. The program loads it with LD_PRELOAD. tests/support/recorder.rs compiles it, and reads the trace.
  *
  * RECORDER_DIR: the directory, spelled as the program spells it. RECORDER_TRACE: the file to which events are appended.
+ * RECORDER_NODE: number of the program, where several append to one file.
  * RECORDER_FAULT: "KIND CLASS N ACTION": the N-th call (from 1) of a kind, on a file whose name begins with CLASS (is
  * CLASS, where that is "." or ".."), fails with the errno ACTION, or kills the process before it where ACTION is 0. A
  * write is done by half before that.
@@ -33,7 +34,7 @@ struct event {
     uint32_t error;
     uint32_t name_len;
     uint32_t data_len;
-    uint32_t zero;
+    uint32_t node;
 };
 
 enum { FDS = 4096, NAME_LEN = 64 };
@@ -43,6 +44,7 @@ static char dir[4096];
 static char parent[4096];
 static size_t dir_len;
 static int trace = -1;
+static uint32_t node;
 /* Names of the files that are open, "" for those elsewhere. */
 static char names[FDS][NAME_LEN];
 
@@ -68,6 +70,8 @@ __attribute__((constructor)) static void begin(void) {
     *(void **)&real_unlink = dlsym(RTLD_NEXT, "unlink");
     *(void **)&real_mkdir = dlsym(RTLD_NEXT, "mkdir");
     const char *path = getenv("RECORDER_DIR"), *file = getenv("RECORDER_TRACE"), *fault = getenv("RECORDER_FAULT");
+    const char *number = getenv("RECORDER_NODE");
+    node = number ? atoi(number) : 0;
     if (!path || !file || strlen(path) >= sizeof dir)
         return;
     strcpy(dir, path);
@@ -107,6 +111,7 @@ static const char *name_of_fd(int fd) {
 
 static void record(struct event event, const char *name, const void *data) {
     event.name_len = strlen(name);
+    event.node = node;
     struct iovec parts[3] = {
         {&event, sizeof event},
         {(void *)name, event.name_len},

@@ -76,6 +76,8 @@ pub(crate) struct Event {
     pub(crate) offset: u64,
     /// The call failed with this error, or did nothing and killed the node.
     pub(crate) error: u32,
+    /// The node that made the call.
+    node: u32,
     /// Name of the file; "." is the directory, and ".." its parent.
     pub(crate) name: String,
     /// The bytes that were written, or the name before a rename.
@@ -150,6 +152,7 @@ impl Recorder {
     /// The environment of a node that is recorded. `dir` is the data directory as the node spells it.
     pub(crate) fn env(
         &self,
+        node: u32,
         dir: &str,
         trace: &Path,
         fault: Option<&Fault>,
@@ -159,6 +162,7 @@ impl Recorder {
             ("LD_PRELOAD", text(&self.library)),
             ("RECORDER_DIR", dir.to_owned()),
             ("RECORDER_TRACE", text(trace)),
+            ("RECORDER_NODE", node.to_string()),
         ];
         env.extend(fault.map(|fault| ("RECORDER_FAULT", fault.to_string())));
         env
@@ -231,6 +235,7 @@ impl Trace {
                 fd: number(4).cast_signed(),
                 offset: u64::from_ne_bytes(head[8..16].try_into().unwrap()),
                 error: number(16),
+                node: number(28),
                 name: String::from_utf8(name.to_vec()).unwrap(),
                 data: data.to_vec(),
             });
@@ -268,6 +273,23 @@ impl Trace {
         self.events.iter().position(is_it)
     }
 
+    /// Draws the event before which the power fails: any one, one of the start, or one by which names change.
+    pub(crate) fn moment(&self, random: &mut Random) -> usize {
+        let events = &self.events;
+        let of_names: Vec<usize> = (0..events.len())
+            .filter(|&at| {
+                let is_change =
+                    matches!(events[at].kind, Kind::Rename | Kind::Unlink | Kind::Mkdir);
+                is_change || (events[at].kind == Kind::Sync && !events[at].name.starts_with("log-"))
+            })
+            .collect();
+        match random.index(8) {
+            0..4 => random.index(events.len() + 1),
+            4 => random.index(events.len().min(60)),
+            _ => of_names[random.index(of_names.len())] + random.index(2),
+        }
+    }
+
     /// The last write of a client before this event that was sent, and the last one of those before `acknowledged`
     /// that was acknowledged.
     pub(crate) fn progress(
@@ -287,17 +309,24 @@ impl Trace {
         )
     }
 
-    /// The last successful sync of the log before this event.
-    pub(crate) fn last_sync(&self, until: usize) -> Option<usize> {
-        self.events[..until]
-            .iter()
-            .rposition(|it| it.kind == Kind::Sync && it.error == 0 && it.name.starts_with("log-"))
+    /// The last successful sync of a node's log before this event.
+    pub(crate) fn last_sync(&self, node: u32, until: usize) -> Option<usize> {
+        self.events[..until].iter().rposition(|it| {
+            let is_of = it.node == node && it.name.starts_with("log-");
+            is_of && it.kind == Kind::Sync && it.error == 0
+        })
     }
 
-    /// The files after the events before this one, which began with those of `base`.
-    pub(crate) fn image(&self, base: &Image, until: usize, survival: Survival<'_>) -> Image {
+    /// The files of a node after the events before this one, which began with those of `base`.
+    pub(crate) fn image(
+        &self,
+        node: u32,
+        base: &Image,
+        until: usize,
+        survival: Survival<'_>,
+    ) -> Image {
         let mut disk = Disk::new(base);
-        for event in &self.events[..until] {
+        for event in self.events[..until].iter().filter(|it| it.node == node) {
             disk.apply(event);
         }
         disk.image(survival)
