@@ -1,14 +1,15 @@
-//! A follower is killed at any call by which a full copy changes its data directory. It then has its old data set or
-//! the new one.
+//! Any call by which a full copy changes a follower's data directory fails, or is the last one before the follower is
+//! killed or its power fails. It then has its old data set or the new one.
 
 use std::fs;
 
+use rustix::io::Errno;
+
 use crate::faults::{BACKLOG_BYTES, QUICK_AND_SMALL};
-use crate::support::cluster::{Cluster, Options, rounds};
+use crate::support::cluster::{Cluster, Options, is_long, rounds};
 use crate::support::load::Random;
-use crate::support::names::key;
 use crate::support::node::{PATIENCE, wait_for};
-use crate::support::recorder::{Fault, Recorder, Trace, drawn};
+use crate::support::recorder::{Fault, Image, Recorder, Survival, Trace, drawn};
 
 /// Bytes of a value. A snapshot has many entries of this length in one write.
 const VALUE_LEN: u64 = 150;
@@ -73,12 +74,17 @@ fn copy(cluster: &mut Cluster, recorder: &Recorder, fault: Option<&Fault>) -> Tr
     Trace::read(&trace)
 }
 
-#[test]
-fn a_follower_that_is_killed_at_any_call_of_a_full_copy_has_its_old_data_or_the_new() {
-    let Some(recorder) = Recorder::compile() else {
-        return;
-    };
-    let mut random = Random::from_env();
+/// What becomes of the directory before the follower starts again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// Nothing.
+    Stays,
+    /// What was not synced is lost, as drawn.
+    PowerFails,
+}
+
+/// A leader, and a follower that does not run and lacks more than the leader's log has.
+fn cluster() -> Cluster {
     let options = Options {
         replication: QUICK_AND_SMALL.to_owned(),
         storage: "data_dir = \"data\"".to_owned(),
@@ -90,37 +96,62 @@ fn a_follower_that_is_killed_at_any_call_of_a_full_copy_has_its_old_data_or_the_
     cluster.process(1).wait_for_log("wrote a snapshot of");
     cluster.kill(1);
     fill(&cluster, 0);
-    // How many calls there are.
+    cluster
+}
+
+/// The follower has the data set of one of these versions. Returns whether it is the second one.
+fn has_one_of(cluster: &mut Cluster, versions: [u64; 2]) -> bool {
+    // Without its leader, it has what its disk has.
+    cluster.link(1, 0).refuse(true);
+    cluster.restart(1);
+    cluster.wait_for_status(1, PATIENCE, "its own data", |status| {
+        status.is_state("serving")
+    });
+    let values = cluster.read_all(1, &keys()).unwrap();
+    let has = |version| {
+        let value = value(version);
+        values.iter().all(|it| it.as_ref() == Some(&value))
+    };
+    assert!(versions.iter().any(|it| has(*it)), "a mixture");
+    let link = cluster.link(1, 0);
+    link.refuse(false);
+    link.pass();
+    has(versions[1])
+}
+
+/// Each of so many calls of a full copy ends in one of these ways.
+fn copies(actions: &[i32], default: usize, then: Then) {
+    let Some(recorder) = Recorder::compile() else {
+        return;
+    };
+    let mut random = Random::from_env();
+    let mut cluster = cluster();
     let calls = copy(&mut cluster, &recorder, None).calls();
     assert!(calls.len() > 20, "{calls:?}");
-    let keys = keys();
+    let faults = actions.iter().flat_map(|&action| {
+        let calls = calls.iter().cloned();
+        calls.map(move |call| Fault { action, ..call })
+    });
+    let count = rounds(default, calls.len() * actions.len());
+    let faults = drawn(faults.collect(), count, &mut random);
     let (mut old, mut found) = (0, [0, 0]);
-    let count = rounds(4, calls.len() * 5);
-    let faults = drawn(vec![calls; 5].concat(), count, &mut random);
     for (version, fault) in (1..).zip(&faults) {
         fill(&cluster, version);
-        copy(&mut cluster, &recorder, Some(fault));
-        // Without its leader, it has what its disk has.
-        cluster.link(1, 0).refuse(true);
-        cluster.restart(1);
-        cluster.wait_for_status(1, PATIENCE, "its own data", |status| {
-            status.is_state("serving")
-        });
-        let values = cluster.read_all(1, &keys).unwrap();
-        let has = |version| {
-            let value = value(version);
-            values.iter().all(|it| it.as_ref() == Some(&value))
-        };
-        let is_new = has(version);
-        println!("{fault}: the follower has the new data: {is_new}");
-        assert!(is_new || has(old), "{fault}: a mixture");
+        let data = cluster.folder(1).join("data/n2");
+        let before = Image::of(&data);
+        let trace = copy(&mut cluster, &recorder, Some(fault));
+        if then == Then::PowerFails {
+            let all = trace.events.len();
+            let image = trace.image(1, &before, all, Survival::Drawn(&mut random));
+            println!("{fault} leaves\n{}", image.summary());
+            fs::remove_dir_all(&data).unwrap();
+            image.write(&data);
+        }
+        println!("{fault}, after version {old}");
+        let is_new = has_one_of(&mut cluster, [old, version]);
         found[usize::from(is_new)] += 1;
-        let link = cluster.link(1, 0);
-        link.refuse(false);
-        link.pass();
         cluster.wait_converged(PATIENCE);
-        assert!(cluster.number(0, key::INDEX) > version);
-        cluster.equal_contents(&keys);
+        cluster.equal_contents(&keys());
         old = version;
         // It may have had the new data by itself.
         let has_copied = copied(&cluster);
@@ -129,5 +160,23 @@ fn a_follower_that_is_killed_at_any_call_of_a_full_copy_has_its_old_data_or_the_
         });
         cluster.kill(1);
     }
-    eprintln!("{count} kills: old data and new {found:?}");
+    if is_long() {
+        eprintln!("{count} copies that ended early: old data and new {found:?}");
+    }
+}
+
+#[test]
+fn a_follower_that_is_killed_at_any_call_of_a_full_copy_has_its_old_data_or_the_new() {
+    copies(&[0; 5], 3, Then::Stays);
+}
+
+#[test]
+fn a_follower_whose_power_fails_at_any_call_of_a_full_copy_has_its_old_data_or_the_new() {
+    copies(&[0; 5], 2, Then::PowerFails);
+}
+
+#[test]
+fn a_follower_of_which_any_call_of_a_full_copy_fails_has_its_old_data_or_the_new() {
+    let actions = [Errno::NOSPC, Errno::IO, Errno::ROFS].map(Errno::raw_os_error);
+    copies(&actions, 2, Then::Stays);
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use gopherstore::client::{Client, ClientOptions, NodeStatus};
 use tempfile::TempDir;
 
+use crate::cluster::rounds;
 use crate::node::{Node, PATIENCE, wait_for};
 use crate::tools;
 
@@ -124,10 +125,10 @@ fn write(node: &str, number: usize, is_over: &AtomicBool) -> BTreeMap<String, (u
     written
 }
 
-fn killed_under_load(sync: &str, rounds: u64, snapshot_log_bytes: Option<u32>) -> TempDir {
+fn killed_under_load(sync: &str, rounds: usize, snapshot_log_bytes: Option<u32>) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let mut known: BTreeMap<String, (u64, u64)> = BTreeMap::new();
-    for round in 0..rounds {
+    for (round, pause) in (0..rounds).zip((0..4).cycle()) {
         let mut command = command(dir.path(), sync);
         if let Some(bytes) = snapshot_log_bytes {
             command.env("GOPHERSTORE_SNAPSHOT_LOG_BYTES", bytes.to_string());
@@ -152,7 +153,7 @@ fn killed_under_load(sync: &str, rounds: u64, snapshot_log_bytes: Option<u32>) -
                     scope.spawn(move || write(addr, number, is_over))
                 })
                 .collect();
-            thread::sleep(Duration::from_millis(60 + 40 * (round % 4)));
+            thread::sleep(Duration::from_millis(60) + Duration::from_millis(40) * pause);
             node.kill();
             is_over.store(true, Ordering::Relaxed);
             writers
@@ -183,14 +184,14 @@ fn killed_under_load(sync: &str, rounds: u64, snapshot_log_bytes: Option<u32>) -
 #[test]
 fn acknowledged_writes_survive_kill_9_with_each_policy() {
     for sync in ["always", "interval", "never"] {
-        killed_under_load(sync, 4, None);
+        killed_under_load(sync, rounds(4, 100), None);
     }
 }
 
 /// Snapshots follow each other as fast as they can, so that the node is killed at any of their steps.
 #[test]
 fn acknowledged_writes_survive_kill_9_amid_snapshots() {
-    let dir = killed_under_load("interval", 8, Some(8_000));
+    let dir = killed_under_load("interval", rounds(8, 100), Some(8_000));
     let text = log(dir.path());
     assert!(text.matches("wrote a snapshot of ").count() > 8, "{text}");
     let first = segments(dir.path()).swap_remove(0);
