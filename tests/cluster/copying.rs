@@ -142,7 +142,7 @@ fn copies(actions: &[i32], default: usize, then: Then) {
         let trace = copy(&mut cluster, &recorder, Some(fault));
         if then == Then::PowerFails {
             let all = trace.events.len();
-            let image = trace.image(1, &before, all, Survival::Drawn(&mut random));
+            let image = trace.image(1, &before, all, Survival::of(&mut random));
             println!("{fault} leaves\n{}", image.summary());
             fs::remove_dir_all(&data).unwrap();
             image.write(&data);

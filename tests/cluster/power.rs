@@ -2,6 +2,7 @@
 //! and the nodes are started again with what the record leaves on their disks at a moment.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::thread;
 
@@ -25,40 +26,66 @@ fn data(cluster: &Cluster, node: usize) -> std::path::PathBuf {
     data.join(cluster.name(node))
 }
 
-fn client(cluster: &Cluster, node: usize) -> Client {
+fn client(addr: SocketAddr) -> Client {
     let options = ClientOptions {
         timeout: PATIENCE,
         ..ClientOptions::default()
     };
-    Client::connect_with(&cluster.addr(node).to_string(), options).unwrap()
+    Client::connect_with(&addr.to_string(), options).unwrap()
 }
 
-/// Each client makes so many writes.
-fn load(cluster: &Cluster, trace: &Path, writes: &[Writes], count: u64) {
+/// Each client makes so many writes, as long as they are acknowledged. Returns whether all are.
+fn load(leader: SocketAddr, trace: &Path, writes: &[Writes], count: u64) -> bool {
     let marker = Marker::new(trace);
     thread::scope(|scope| {
-        for writes in writes {
-            let (mut writes, mut client) = (writes.clone(), client(cluster, 0));
-            let marker = &marker;
-            scope.spawn(move || {
-                for _ in 0..count {
-                    assert!(writes.write(&mut client, marker));
-                }
-            });
-        }
-    });
+        let clients: Vec<_> = writes
+            .iter()
+            .map(|writes| {
+                let (mut writes, marker) = (writes.clone(), &marker);
+                let mut client = client(leader);
+                scope.spawn(move || (0..count).all(|_| writes.write(&mut client, marker)))
+            })
+            .collect();
+        let mut results = clients.into_iter().map(|it| it.join().unwrap());
+        results.all(|is_done| is_done)
+    })
 }
 
-/// Starts all nodes, which are recorded from now on.
-fn start(cluster: &mut Cluster, recorder: &Recorder, trace: &Path, first: usize) {
-    for node in (0..NODES).map(|it| (first + it) % NODES) {
-        let dir = format!("data/{}", cluster.name(node));
-        let mut env = recorder.env(u32::try_from(node).unwrap(), &dir, trace, None);
-        env.push(("GOPHERSTORE_SNAPSHOT_LOG_BYTES", "20000".to_owned()));
-        cluster.set_env(node, env);
-        cluster.restart(node);
+/// Starts a node, which is recorded from now on.
+fn start(cluster: &mut Cluster, recorder: &Recorder, trace: &Path, node: usize) {
+    let dir = format!("data/{}", cluster.name(node));
+    let mut env = recorder.env(u32::try_from(node).unwrap(), &dir, trace, None);
+    env.push(("GOPHERSTORE_SNAPSHOT_LOG_BYTES", "20000".to_owned()));
+    cluster.set_env(node, env);
+    cluster.restart(node);
+}
+
+/// All nodes have these writes at least, and none but those that were sent.
+fn find_all(cluster: &Cluster, writes: &mut [Writes], expected: &[(u64, u64)]) {
+    for (writes, expected) in writes.iter_mut().zip(expected) {
+        for node in 0..NODES {
+            let found = writes.read(&mut client(cluster.addr(node))).unwrap();
+            writes.find(&found, *expected);
+        }
     }
-    cluster.wait_converged(PATIENCE);
+}
+
+/// The first and the last number of writes of each client that may be there after a power failure before this event:
+/// those that were acknowledged before another one, and those that were sent.
+fn expected(trace: &Trace, writes: &[Writes], until: usize, known: usize) -> Vec<(u64, u64)> {
+    let of = |(client, writes): (usize, &Writes)| {
+        let (least, most) = trace.progress(client, until, known);
+        (least.unwrap_or(writes.done), most.unwrap_or(writes.done))
+    };
+    writes.iter().enumerate().map(of).collect()
+}
+
+/// A node that does not run has what a power failure before this event leaves.
+fn lose(cluster: &Cluster, node: usize, image: &Image) {
+    let data = data(cluster, node);
+    fs::remove_dir_all(&data).unwrap();
+    image.write(&data);
+    println!("{}:\n{}", cluster.name(node), image.summary());
 }
 
 /// Fails the power of all nodes that often.
@@ -71,24 +98,22 @@ fn power_failures(sync: &str, count: usize) {
     cluster.kill_all();
     let dir = tempfile::tempdir().unwrap();
     let mut writes: Vec<Writes> = (0..CLIENTS).map(Writes::new).collect();
-    let mut expected = vec![(0, 0); CLIENTS];
+    let mut limits = vec![(0, 0); CLIENTS];
     for round in 0..=count {
         let trace = dir.path().join(format!("trace-{round}"));
         let bases: Vec<Image> = (0..NODES)
             .map(|it| Image::of(&data(&cluster, it)))
             .collect();
         let begin = Begin::of(&cluster);
-        start(&mut cluster, &recorder, &trace, random.index(NODES));
-        begin.assert_nothing_copied_in_vain(&cluster);
-        for (writes, expected) in writes.iter_mut().zip(&expected) {
-            for node in 0..NODES {
-                writes.find(
-                    &writes.read(&mut client(&cluster, node)).unwrap(),
-                    *expected,
-                );
-            }
+        let first = random.index(NODES);
+        for node in (0..NODES).map(|it| (first + it) % NODES) {
+            start(&mut cluster, &recorder, &trace, node);
         }
-        load(&cluster, &trace, &writes, random.within(30..=150));
+        cluster.wait_converged(PATIENCE);
+        begin.assert_nothing_copied_in_vain(&cluster);
+        find_all(&cluster, &mut writes, &limits);
+        let count = random.within(30..=150);
+        assert!(load(cluster.addr(0), &trace, &writes, count));
         cluster.kill_all();
         let trace = Trace::read(&trace);
         let until = trace.moment(&mut random);
@@ -96,21 +121,12 @@ fn power_failures(sync: &str, count: usize) {
             "always" => until,
             _ => trace.last_sync(0, until).unwrap_or(0),
         };
-        expected = (0..CLIENTS)
-            .map(|client| {
-                let (least, most) = trace.progress(client, until, acknowledged);
-                let done = writes[client].done;
-                (least.unwrap_or(done), most.unwrap_or(done))
-            })
-            .collect();
-        println!("{sync}: power fails before event {until}, with {expected:?}");
+        limits = expected(&trace, &writes, until, acknowledged);
+        println!("{sync}: power fails before event {until}, with {limits:?}");
         for (node, base) in bases.iter().enumerate() {
             let number = u32::try_from(node).unwrap();
-            let image = trace.image(number, base, until, Survival::Drawn(&mut random));
-            let data = data(&cluster, node);
-            fs::remove_dir_all(&data).unwrap();
-            image.write(&data);
-            println!("{}:\n{}", cluster.name(node), image.summary());
+            let image = trace.image(number, base, until, Survival::of(&mut random));
+            lose(&cluster, node, &image);
         }
     }
 }
@@ -123,4 +139,59 @@ fn nothing_acknowledged_is_lost_as_the_power_of_all_nodes_fails() {
 #[test]
 fn a_cluster_comes_up_with_what_was_synced_as_the_power_of_all_nodes_fails() {
     power_failures("interval", rounds(1, 50));
+}
+
+/// Fails the power of one node amid a load that often. The others have what they had.
+fn one_power_failure(node: usize, count: usize) {
+    let Some(recorder) = Recorder::compile() else {
+        return;
+    };
+    let mut random = Random::from_env();
+    let mut cluster = cluster(NODES, QUICK, "interval", false);
+    let dir = tempfile::tempdir().unwrap();
+    let mut writes: Vec<Writes> = (0..CLIENTS).map(Writes::new).collect();
+    for round in 0..count {
+        let path = dir.path().join(format!("trace-{round}"));
+        cluster.kill(node);
+        let base = Image::of(&data(&cluster, node));
+        start(&mut cluster, &recorder, &path, node);
+        cluster.wait_converged(PATIENCE);
+        let (leader, pause) = (cluster.addr(0), random.millis(20..=150));
+        thread::scope(|scope| {
+            scope.spawn(|| load(leader, &path, &writes, 100));
+            thread::sleep(pause);
+            cluster.kill(node);
+        });
+        let trace = Trace::read(&path);
+        let all = trace.events.len();
+        let mut limits = expected(&trace, &writes, all, all);
+        if node == 0 {
+            // Nothing is lost that any of its followers has.
+            for (writes, limit) in writes.iter().zip(&mut limits) {
+                let most = (1..NODES).map(|follower| {
+                    let mut writes = writes.clone();
+                    let found = writes.read(&mut client(cluster.addr(follower))).unwrap();
+                    writes.find(&found, (writes.done, limit.1));
+                    writes.done
+                });
+                limit.0 = most.max().unwrap();
+            }
+        }
+        let number = u32::try_from(node).unwrap();
+        let image = trace.image(number, &base, all, Survival::of(&mut random));
+        lose(&cluster, node, &image);
+        cluster.restart(node);
+        cluster.wait_converged(PATIENCE);
+        find_all(&cluster, &mut writes, &limits);
+    }
+}
+
+#[test]
+fn a_leader_whose_power_fails_has_everything_that_a_follower_has() {
+    one_power_failure(0, rounds(1, 50));
+}
+
+#[test]
+fn a_follower_whose_power_fails_loses_nothing() {
+    one_power_failure(1, rounds(1, 50));
 }

@@ -1,4 +1,7 @@
 //! The built server, talked to byte by byte.
+//!
+//! `GOPHERSTORE_LONG=1` fails the power, the calls and the processes of nodes with a data directory as often as the
+//! long run asks for; `GOPHERSTORE_LONG=10%` a tenth of that.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod addresses;

@@ -98,7 +98,7 @@ fn power_failures(sync: &str, count: usize) {
         for _ in 0..count_left.min(2) {
             count_left -= 1;
             let until = trace.moment(&mut random);
-            let image = trace.image(0, &base, until, Survival::Drawn(&mut random));
+            let image = trace.image(0, &base, until, Survival::of(&mut random));
             let acknowledged = match sync {
                 "always" => until,
                 _ => trace.last_sync(0, until).unwrap_or(0),
@@ -128,7 +128,7 @@ fn power_failures(sync: &str, count: usize) {
 
 #[test]
 fn nothing_acknowledged_is_lost_in_a_power_failure_with_always() {
-    power_failures("always", rounds(4, 20));
+    power_failures("always", rounds(8, 20));
 }
 
 #[test]

@@ -218,13 +218,8 @@ fn survive(recorder: &Recorder, start: &Start, fault: &Fault, random: &mut Rando
     }
     let expected = expected(&trace, &start.writes);
     let all = trace.events.len();
-    let survival = if random.index(2) == 0 {
-        Survival::Nothing
-    } else {
-        Survival::Drawn(random)
-    };
     for image in [
-        trace.image(0, &start.files, all, survival),
+        trace.image(0, &start.files, all, Survival::of(random)),
         Image::of(&run.data()),
     ] {
         let mut writes = start.writes.clone();

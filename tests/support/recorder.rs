@@ -273,7 +273,8 @@ impl Trace {
         self.events.iter().position(is_it)
     }
 
-    /// Draws the event before which the power fails: any one, one of the start, or one by which names change.
+    /// Draws the event before which the power fails: any one, the one behind an answer, one of the start, or one by
+    /// which names change.
     pub(crate) fn moment(&self, random: &mut Random) -> usize {
         let events = &self.events;
         let of_names: Vec<usize> = (0..events.len())
@@ -283,8 +284,14 @@ impl Trace {
                 is_change || (events[at].kind == Kind::Sync && !events[at].name.starts_with("log-"))
             })
             .collect();
+        let is_answer = |at: &usize| events[*at].kind == Kind::Acknowledged;
         match random.index(8) {
-            0..4 => random.index(events.len() + 1),
+            0..2 => random.index(events.len() + 1),
+            2..4 => {
+                let from = random.index(events.len());
+                let answer = (from..events.len()).find(is_answer);
+                answer.map_or(events.len(), |at| at + 1)
+            }
             4 => random.index(events.len().min(60)),
             _ => of_names[random.index(of_names.len())] + random.index(2),
         }
@@ -341,7 +348,16 @@ pub(crate) enum Survival<'r> {
     Everything,
 }
 
-impl Survival<'_> {
+impl<'r> Survival<'r> {
+    /// Nothing at times, and else what is drawn.
+    pub(crate) fn of(random: &'r mut Random) -> Survival<'r> {
+        if random.index(3) == 0 {
+            Survival::Nothing
+        } else {
+            Survival::Drawn(random)
+        }
+    }
+
     /// A number up to `most`.
     fn draw(&mut self, most: usize) -> usize {
         match self {
