@@ -92,6 +92,8 @@ pub struct NodeStatus {
     pub written_index: Option<u64>,
     /// Of a node with a disk: index up to which its log is on the disk.
     pub durable_index: Option<u64>,
+    /// Of a node with a disk: `enough`, or whether the disk is full: `full` with a reserve, or `used_up`.
+    pub disk_space: Option<String>,
     /// Of a node with a disk: milliseconds since its log was last made durable.
     pub synced_ms: Option<u64>,
     /// Of a node with a disk: bytes of the files of its log.
@@ -255,6 +257,7 @@ impl NodeStatus {
             "sync" => self.sync = word(value),
             "written_index" => self.written_index = number(value),
             "durable_index" => self.durable_index = number(value),
+            "disk_space" => self.disk_space = word(value),
             "synced_ms" => self.synced_ms = number(value),
             "log_bytes" => self.log_bytes = number(value),
             "snapshot_bytes" => self.snapshot_bytes = number(value),
@@ -403,7 +406,7 @@ lag_entries: 20
 disk: used
 sync: always
 \
-            written_index: 27\ndurable_index: 28\nsynced_ms: 29\nlog_bytes: 30\nsnapshot_bytes: 31\n\
+            written_index: 27\ndurable_index: 28\ndisk_space: full\nsynced_ms: 29\nlog_bytes: 30\nsnapshot_bytes: 31\n\
             snapshot_index: 32\nsnapshot_age_ms: 33\nrecovery_ms: 34\nrecovered_records: 35\ncut_bytes: 36
 ";
         let text_of = |text: &str| Some(text.to_owned());
@@ -452,6 +455,7 @@ sync: always
             sync: text_of("always"),
             written_index: Some(27),
             durable_index: Some(28),
+            disk_space: text_of("full"),
             synced_ms: Some(29),
             log_bytes: Some(30),
             snapshot_bytes: Some(31),

@@ -196,6 +196,13 @@ impl Engine {
         let mut held = Held(room);
         let mut reserved = match &self.sequencer {
             Some(sequencer) if batch.writes() => {
+                let mut opcodes = batch.frames().iter().map(RequestFrame::opcode);
+                let checked = self.check_space(sequencer, || opcodes.all(command::only_removes));
+                if checked == Err(NotDone::NoSpace) {
+                    answers.push(Status::Full, self.refuse_for_space().as_bytes());
+                    return Ok(Position::default());
+                }
+                checked?;
                 let cost = Records::cost(effects_len_max(batch));
                 Some((sequencer, held.reserve(sequencer, cost)?))
             }

@@ -141,6 +141,8 @@ impl Engine {
     #[inline(never)]
     pub(super) fn make_room_ahead(&self, run: &Run<'_>) -> Result<(), NotDone> {
         match self.store.memory() {
+            // Nothing makes room for writes that are refused.
+            Some(_) if self.log().is_some_and(|log| !log.has_space(false)) => Ok(()),
             Some(memory) if memory.limit.evicts && run.writes() != 0 => {
                 // About what they need if all their keys are new.
                 let storing = run.frames().filter(|frame| may_store(frame.opcode()));
@@ -248,7 +250,9 @@ impl Engine {
     /// Entries that made room for others, and writes that were refused, so far.
     #[must_use]
     pub fn evicted_and_refused(&self) -> [u64; 2] {
-        self.store.memory().map_or([0; 2], Memory::counts)
+        let [evicted, refused] = self.store.memory().map_or([0; 2], Memory::counts);
+        let for_space = self.refused_for_space.load(Ordering::Relaxed);
+        [evicted, refused + for_space]
     }
 
     /// The message of FULL (GBP §7).

@@ -8,6 +8,8 @@
 //! 5. The records are appended: they get their indexes, and the partitions note the last one.
 //! 6. The partitions are unlocked, and replaced entries are freed.
 
+use std::sync::atomic::Ordering;
+
 use super::Engine;
 use super::answers::Answers;
 use super::change::Change;
@@ -44,6 +46,8 @@ pub enum NotDone {
     Refused,
     /// The memory limit leaves no room for the write. Only [`Engine::set`] returns it: other writes are answered.
     Full(Full),
+    /// The disk is full. Only [`Engine::set`] and [`Engine::expire`] return it.
+    NoSpace,
 }
 
 /// The room in the log that a client may have waited for. What a request needs beyond it is reserved without a wait.
@@ -117,7 +121,9 @@ impl Engine {
                 Ok(outcome) => return Ok(outcome),
                 Err(NotTogether::Contended | NotTogether::LongOld) => {}
                 // Its reads may be admitted where its writes are not.
-                Err(NotTogether::NotDone(NotDone::Refused | NotDone::Full(_))) => {}
+                Err(NotTogether::NotDone(
+                    NotDone::Refused | NotDone::Full(_) | NotDone::NoSpace,
+                )) => {}
                 Err(NotTogether::NotDone(no_room @ NotDone::NoRoom { .. })) => return Err(no_room),
             }
         }
@@ -130,6 +136,10 @@ impl Engine {
                 }
                 Err(NotDone::Full(full)) => {
                     answers.push(Status::Full, self.message_of(full).as_bytes());
+                    outcome.count += 1;
+                }
+                Err(NotDone::NoSpace) => {
+                    answers.push(Status::Full, self.refuse_for_space().as_bytes());
                     outcome.count += 1;
                 }
                 Err(not_done) if outcome.count == 0 => return Err(not_done),
@@ -261,6 +271,40 @@ impl Engine {
         );
         let index = entries.last_index;
         Ok(Position { epoch, index })
+    }
+
+    /// Whether the node's disk has space for a write: where it has not, the write is refused before it is executed.
+    ///
+    /// # Errors
+    ///
+    /// Where it has not.
+    #[inline]
+    pub(super) fn check_space(
+        &self,
+        sequencer: &Sequencer,
+        only_removes: impl FnOnce() -> bool,
+    ) -> Result<(), NotDone> {
+        let log = sequencer.log();
+        if log.has_space(false) || log.has_space(only_removes()) {
+            return Ok(());
+        }
+        // A follower refuses writes whatever its disk is.
+        Err(if self.admits_writes() {
+            NotDone::NoSpace
+        } else {
+            NotDone::Refused
+        })
+    }
+
+    /// Counts a write that is refused because the disk is full, and returns the message of FULL (GBP §7).
+    #[cold]
+    #[must_use]
+    pub fn refuse_for_space(&self) -> String {
+        self.refused_for_space.fetch_add(1, Ordering::Relaxed);
+        let why = self.log().map(|log| log.space().1).unwrap_or_default();
+        format!(
+            "{why}; make room there: writes then go on by themselves, DEL is executed meanwhile"
+        )
     }
 
     /// Waits until the append queue has room for records of this cost, behind the writers that wait already. The

@@ -58,7 +58,7 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// Where nothing was removed because writes are not admitted, or for want of room.
+    /// Where nothing was removed because writes are not admitted, or for want of room or space.
     pub fn expire<'e>(
         &'e self,
         partition: usize,
@@ -74,6 +74,7 @@ impl Engine {
         };
         let mut reservation = match &self.sequencer {
             Some(sequencer) => {
+                self.check_space(sequencer, || true)?;
                 let cost = Records::cost(RECORDS_BYTES_MAX);
                 Some((sequencer, Held(room).reserve(sequencer, cost)?))
             }

@@ -98,6 +98,8 @@ pub struct Engine {
     clock: Clock,
     /// Entries removed because their deadline had passed.
     expired: AtomicU64,
+    /// Writes refused because the disk is full.
+    refused_for_space: AtomicU64,
     /// Of batches that wait for their partitions, one at a time.
     batch_turn: Mutex<()>,
 }
@@ -120,6 +122,7 @@ impl Engine {
             sequencer: backlog_bytes.map(Sequencer::new),
             gate: Gate::default(),
             expired: AtomicU64::new(0),
+            refused_for_space: AtomicU64::new(0),
         }
     }
 

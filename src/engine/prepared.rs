@@ -57,6 +57,10 @@ impl<'e> Prepared<'e> {
         let Some(sequencer) = engine.sequencer.as_ref().filter(|_| run.writes() != 0) else {
             return Ok(None);
         };
+        engine.check_space(sequencer, || {
+            run.frames()
+                .all(|frame| command::only_removes(frame.opcode()))
+        })?;
         let records = records_of(
             run.has_computed(),
             || run.copy_of(run.writes()),
@@ -79,7 +83,10 @@ impl<'e> Prepared<'e> {
     ) -> Result<Option<Prepared<'e>>, NotDone> {
         match &engine.sequencer {
             None => Ok(None),
-            Some(sequencer) => Prepared::of_logged(sequencer, frame, held).map(Some),
+            Some(sequencer) => {
+                engine.check_space(sequencer, || command::only_removes(frame.opcode()))?;
+                Prepared::of_logged(sequencer, frame, held).map(Some)
+            }
         }
     }
 
@@ -107,6 +114,7 @@ impl<'e> Prepared<'e> {
         let Some(sequencer) = &engine.sequencer else {
             return Ok(None);
         };
+        engine.check_space(sequencer, || false)?;
         let records = (Records::Entry(entry.clone()), entry.frame().len());
         Prepared::new(sequencer, records, held).map(Some)
     }

@@ -26,8 +26,8 @@ mod waits;
 mod watermarks;
 
 use std::collections::VecDeque;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -40,7 +40,7 @@ use crate::wire::Token;
 use append_times::AppendTimes;
 use backlog::{After, Append, Backlog, Records};
 use room::Room;
-pub use room::{ROOM_BYTES, Reservation};
+pub use room::{ROOM_BYTES, Reservation, Space};
 pub use sequencer::{NotLogged, Received, Sequencer};
 pub use waits::Wait;
 use waits::Waits;
@@ -451,6 +451,24 @@ impl Log {
         self.wanted_durable.load(Ordering::SeqCst)
     }
 
+    /// The space of the node's disk, and why it is full.
+    #[must_use]
+    pub fn space(&self) -> (Space, Arc<str>) {
+        self.room.space_and_why()
+    }
+
+    /// The disk has this space from now on; `why` says why it is full. Writers that wait for room find out.
+    pub fn set_space(&self, space: Space, why: &str) {
+        self.room.set_space(space, why);
+    }
+
+    /// Whether the space of the disk admits a write.
+    #[inline]
+    #[must_use]
+    pub fn has_space(&self, only_removes: bool) -> bool {
+        self.room.space().admits(only_removes)
+    }
+
     /// The place behind the records that are written to the node's disk, or that a full copy has brought.
     #[must_use]
     pub fn unwritten(&self) -> Unwritten {
@@ -565,6 +583,13 @@ impl Log {
             && !is_over()
             && !self.grown.wait_until(&mut kept, deadline).timed_out()
         {}
+    }
+
+    /// Waits until `deadline`, or until `is_over`, which is asked again at each [`wake_readers`](Self::wake_readers),
+    /// whatever the log has.
+    pub fn pause(&self, deadline: Instant, is_over: impl Fn() -> bool) {
+        let mut kept = self.kept.lock();
+        while !is_over() && !self.grown.wait_until(&mut kept, deadline).timed_out() {}
     }
 
     /// Waits until the next record of the cursor is committed and can be read, until the log has ended before it or no

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -16,10 +17,62 @@ pub const ROOM_BYTES: u64 = 8 << 20;
 /// Bytes that count as used while the budget is paused: more than there can ever be.
 const PAUSED: u64 = 1 << 62;
 
+/// Which writes of clients the space of the node's disk admits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Space {
+    /// All of them.
+    #[default]
+    Enough,
+    /// The disk is full, and a reserve is left: those that only remove.
+    Reserve,
+    /// The reserve is used up: none.
+    UsedUp,
+}
+
+impl Space {
+    /// The word of STATUS.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Space::Enough => "enough",
+            Space::Reserve => "full",
+            Space::UsedUp => "used_up",
+        }
+    }
+
+    /// Whether a write is admitted.
+    #[inline]
+    pub(super) const fn admits(self, only_removes: bool) -> bool {
+        match self {
+            Space::Enough => true,
+            Space::Reserve => only_removes,
+            Space::UsedUp => false,
+        }
+    }
+
+    const fn number(self) -> u8 {
+        match self {
+            Space::Enough => 0,
+            Space::Reserve => 1,
+            Space::UsedUp => 2,
+        }
+    }
+
+    const fn of_number(number: u8) -> Space {
+        match number {
+            0 => Space::Enough,
+            1 => Space::Reserve,
+            _ => Space::UsedUp,
+        }
+    }
+}
+
 /// The budget.
 #[derive(Debug)]
 pub(super) struct Room {
     state: Mutex<State>,
+    /// [`Space`], to be read without the lock.
+    space: AtomicU8,
 }
 
 #[derive(Debug, Default)]
@@ -30,6 +83,8 @@ struct State {
     waiting: VecDeque<Arc<Waiter>>,
     /// Room no longer matters: the log has ended.
     is_over: bool,
+    /// Why the disk is full.
+    why: Arc<str>,
 }
 
 /// A writer that waits.
@@ -55,9 +110,24 @@ impl State {
 
     /// Grants room to waiting writers, in their order, as far as there is any.
     fn grant(&mut self) {
-        while let Some(first) = self.waiting.front()
-            && self.fits(first.cost)
+        while self
+            .waiting
+            .front()
+            .is_some_and(|first| self.fits(first.cost))
         {
+            self.grant_first();
+        }
+    }
+
+    /// Grants room to all waiting writers, unless the budget is paused.
+    fn grant_all(&mut self) {
+        while self.used < PAUSED && !self.waiting.is_empty() {
+            self.grant_first();
+        }
+    }
+
+    fn grant_first(&mut self) {
+        if let Some(first) = self.waiting.front() {
             self.used = self.used.saturating_add(first.cost);
             *first.granted.lock() = true;
             first.changed.notify_all();
@@ -70,6 +140,35 @@ impl Room {
     pub(super) fn new() -> Room {
         Room {
             state: Mutex::default(),
+            space: AtomicU8::new(0),
+        }
+    }
+
+    /// The space of the disk.
+    #[inline]
+    pub(super) fn space(&self) -> Space {
+        Space::of_number(self.space.load(Ordering::Relaxed))
+    }
+
+    /// The space of the disk, and why it is full.
+    pub(super) fn space_and_why(&self) -> (Space, Arc<str>) {
+        let state = self.state.lock();
+        (self.space(), Arc::clone(&state.why))
+    }
+
+    /// Sets the space of the disk. Where it becomes full the writers that wait go on, and find that they are not
+    /// admitted. `why` is kept while it stays full.
+    pub(super) fn set_space(&self, space: Space, why: &str) {
+        if self.space() == space {
+            return;
+        }
+        let mut state = self.state.lock();
+        if space == Space::Enough || self.space() == Space::Enough {
+            state.why = Arc::from(why);
+        }
+        self.space.store(space.number(), Ordering::Relaxed);
+        if space != Space::Enough {
+            state.grant_all();
         }
     }
 

@@ -33,7 +33,7 @@ pub enum NotBatched {
 pub enum NotSet {
     /// The append queue has no room for it. The entry is given back.
     NoRoom(NoRoom, Entry),
-    /// This node takes no writes, or has no memory for it; the answer to the client.
+    /// This node takes no writes, or has no memory or disk space for it; the answer to the client.
     Refused(Reply),
 }
 
@@ -60,7 +60,9 @@ impl Node {
                 return Err(NoRoom { cost });
             }
             Err(NotDone::Refused) => (self.refuse_run(run, answers), true),
-            Err(NotDone::Full(_)) => unreachable!("a run answers FULL itself"),
+            Err(NotDone::Full(_) | NotDone::NoSpace) => {
+                unreachable!("a run answers FULL itself")
+            }
         };
         if outcome.count == run.len() {
             return Ok(outcome);
@@ -108,7 +110,9 @@ impl Node {
                 return Err(NotBatched::NoRoom(NoRoom { cost }));
             }
             NotDone::Refused => {}
-            NotDone::Full(_) => unreachable!("a batch answers FULL itself"),
+            NotDone::Full(_) | NotDone::NoSpace => {
+                unreachable!("a batch answers FULL itself")
+            }
         }
         let reply = if writes {
             self.refusal_of_write()
@@ -174,6 +178,7 @@ impl Node {
                 }
                 NotDone::Refused => NotSet::Refused(self.refusal_of_write()),
                 NotDone::Full(full) => NotSet::Refused(Reply::Full(self.engine.message_of(full))),
+                NotDone::NoSpace => NotSet::Refused(Reply::Full(self.engine.refuse_for_space())),
             })
     }
 

@@ -86,6 +86,8 @@ impl StorageStatus {
         lines.add_or_dash("sync", word.map(|(word, _)| word));
         lines.add("written_index", &index(Mark::Written));
         lines.add("durable_index", &index(Mark::Durable));
+        let space = log.map(|log| log.space().0).unwrap_or_default();
+        lines.add("disk_space", &space.as_str());
         let state = self.state.lock();
         lines.add_or_dash("synced_ms", state.synced_at.map(since));
         lines.add("log_bytes", &state.bytes.log);

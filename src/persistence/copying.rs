@@ -122,6 +122,11 @@ impl<'d> Copying<'d> {
         Ok(())
     }
 
+    /// Gives the snapshot up: its file is removed.
+    pub fn discard(self) {
+        self.writer.discard();
+    }
+
     /// Bytes of the snapshot.
     #[must_use]
     pub const fn len(&self) -> u64 {

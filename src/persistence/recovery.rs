@@ -235,6 +235,7 @@ mod tests {
     use crate::storage::segment::SegmentId;
     use crate::storage::simulated::Disk;
     use crate::storage::snapshot::{SnapshotId, SnapshotWriter};
+    use crate::storage::tests::layout;
     use crate::storage::writer::{LogWriter, NewGroup};
     use crate::time::MachineTime;
     use crate::wire::Request;
@@ -278,7 +279,7 @@ mod tests {
             number: 1,
         };
         let salts = Arc::new(|| 5);
-        let mut log = LogWriter::begin(&disk, id, start, &history(), salts, 4_096).unwrap();
+        let mut log = LogWriter::begin(&disk, id, start, &history(), salts, layout(0)).unwrap();
         let mut written = 0;
         for &count in groups {
             let digests = sums[written + count]
@@ -376,7 +377,17 @@ mod tests {
             next_index: 9,
             ..LogEnd::default()
         };
-        drop(LogWriter::begin(&whole, id.next(), end, &history(), Arc::new(|| 7), 4_096).unwrap());
+        drop(
+            LogWriter::begin(
+                &whole,
+                id.next(),
+                end,
+                &history(),
+                Arc::new(|| 7),
+                layout(0),
+            )
+            .unwrap(),
+        );
         let error = recovered(&whole).unwrap_err();
         assert!(
             error.contains("begins at index 9, and record 4 is not there"),

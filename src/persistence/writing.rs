@@ -15,16 +15,22 @@ use super::Recovery;
 use crate::config::{StorageConfig, SyncPolicy};
 use crate::engine::Engine;
 use crate::engine::digest::Digest;
-use crate::log::{Cursor, Found, Log, Mark, Unwritten};
+use crate::log::{Cursor, Found, Log, Mark, Space, Unwritten};
 use crate::storage::error::StorageError;
 use crate::storage::files::Files;
 use crate::storage::recovery::LogEnd;
 use crate::storage::segment::SegmentId;
 use crate::storage::snapshot::SnapshotId;
-use crate::storage::writer::{LogWriter, NewGroup, Salts, newest_chain, remove_stale};
+use crate::storage::writer::{Layout, LogWriter, NewGroup, Salts, newest_chain, remove_stale};
 
 /// Most bytes of records in a group, but for a single longer one.
 const GROUP_BYTES: usize = 1 << 20;
+
+/// Time between two attempts to get space from a disk that is full.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Parts of a segment of which one is left to the node itself where the disk is full.
+const OWN_PART: u64 = 4;
 
 /// Idle time after which the last group is sealed.
 const SEAL_AFTER: Duration = Duration::from_millis(100);
@@ -43,6 +49,16 @@ pub struct Settings {
     pub snapshot_log_bytes: u64,
     /// Draws the salts of segments.
     pub salts: Salts,
+}
+
+impl Settings {
+    /// The shape of segments. Where each write waits for a sync, that is to have little to do.
+    fn layout(&self) -> Layout {
+        Layout {
+            segment_bytes: self.segment_bytes,
+            is_filled: self.config.sync == SyncPolicy::Always,
+        }
+    }
 }
 
 /// What is to be done after a step.
@@ -80,6 +96,10 @@ pub struct Writing<'d> {
     log_bytes: u64,
     /// Of the last snapshot.
     snapshot_bytes: u64,
+    /// When the disk, which was full, is asked for space again.
+    retry_at: Option<Instant>,
+    /// Nothing is written, since there is no space for the next record.
+    is_stalled: bool,
     /// Frames read from the log.
     buffer: Vec<u8>,
 }
@@ -112,6 +132,8 @@ impl<'d> Writing<'d> {
             wrote_at: now,
             log_bytes: 0,
             snapshot_bytes: 0,
+            retry_at: None,
+            is_stalled: false,
             buffer: Vec::new(),
         };
         writing.resume(recovery)?;
@@ -128,16 +150,10 @@ impl<'d> Writing<'d> {
         let unwritten = self.log.unwritten();
         let id = snapshot.as_ref().map(|snapshot| snapshot.id);
         let (files, settings) = (self.files, &self.settings);
-        let (salts, segment_bytes) = (settings.salts.clone(), settings.segment_bytes);
+        let (salts, layout) = (settings.salts.clone(), settings.layout());
         let history = &unwritten.history;
         let writer = match (&log, id) {
-            (Some(log), _) => Some(LogWriter::recovered(
-                files,
-                log,
-                history,
-                salts,
-                segment_bytes,
-            )?),
+            (Some(log), _) => Some(LogWriter::recovered(files, log, history, salts, layout)?),
             // A directory without data.
             (None, None) => None,
             // Nothing was written behind the snapshot.
@@ -147,14 +163,7 @@ impl<'d> Writing<'d> {
                     number: 1,
                 };
                 let end = end_at(&unwritten);
-                Some(LogWriter::begin(
-                    files,
-                    first,
-                    end,
-                    history,
-                    salts,
-                    segment_bytes,
-                )?)
+                Some(LogWriter::begin(files, first, end, history, salts, layout)?)
             }
         };
         if let Some(writer) = &writer {
@@ -187,11 +196,20 @@ impl<'d> Writing<'d> {
     /// Writes the next group, if the log has one, makes durable what has to be or what is
     /// [wanted](Log::want_durable), or says how long there is nothing to do.
     ///
+    /// Where the disk is full the node goes on in the segment that has its space, and says so
+    /// ([`Log::set_space`]). Once that is full too nothing is written, and nothing acknowledged. The disk is asked for
+    /// space again each second.
+    ///
     /// # Errors
     ///
-    /// Those of the system.
+    /// Those of the system, and where the log has ended and the disk has no space for all of it.
     pub fn step(&mut self, now: Instant) -> Result<Next, StorageError> {
+        self.get_space(now)?;
+        if self.is_stalled && self.retry_at.is_some_and(|at| now < at) {
+            return self.rest(now);
+        }
         let mut buffer = std::mem::take(&mut self.buffer);
+        let before = self.cursor;
         let found = self
             .log
             .try_read(&mut self.cursor, GROUP_BYTES, &mut buffer);
@@ -203,7 +221,69 @@ impl<'d> Writing<'d> {
             Found::Gone => self.restart().map(|()| Next::Again),
         };
         self.buffer = buffer;
-        next
+        match next {
+            Err(error) if error.is_full() && !self.log.has_ended() => {
+                self.is_stalled = true;
+                // The same again.
+                self.cursor = before;
+                self.is_full(&error, now);
+                Ok(Next::Again)
+            }
+            next => next,
+        }
+    }
+
+    /// Takes a step of the preparation of the next segment, where it is time for that.
+    fn get_space(&mut self, now: Instant) -> Result<(), StorageError> {
+        let is_due = match self.retry_at {
+            Some(at) => now >= at,
+            None => self.writer.as_ref().is_some_and(LogWriter::is_to_prepare),
+        };
+        if is_due { self.prepare(now) } else { Ok(()) }
+    }
+
+    /// Takes a step of the preparation of the next segment.
+    fn prepare(&mut self, now: Instant) -> Result<(), StorageError> {
+        let Some(writer) = &mut self.writer else {
+            // A chain is begun with its first record, or when the log is read again.
+            self.is_stalled = false;
+            self.retry_at = None;
+            return Ok(());
+        };
+        match writer.prepare() {
+            Ok(false) => {}
+            Ok(true) => {
+                self.retry_at = None;
+                self.is_stalled = false;
+                self.log.set_space(Space::Enough, "");
+            }
+            Err(error) if error.is_full() => self.is_full(&error, now),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// The disk has no space for the next segment.
+    fn is_full(&mut self, error: &StorageError, now: Instant) {
+        self.retry_at = Some(now + RETRY);
+        let space = if self.is_stalled || self.is_reserve_used() {
+            Space::UsedUp
+        } else {
+            Space::Reserve
+        };
+        self.log.set_space(space, &error.to_string());
+    }
+
+    /// Whether the rest of the segment that is written is the node's own, where the disk is full.
+    fn is_reserve_used(&self) -> bool {
+        let reserve = self.writer.as_ref().map(LogWriter::reserve);
+        reserve.is_none_or(|(left, segment)| left < segment / OWN_PART)
+    }
+
+    /// Whether nothing is written until the disk has space again, though the log may have more.
+    #[must_use]
+    pub const fn is_stalled(&self) -> bool {
+        self.is_stalled
     }
 
     /// The log begins anew: another data set has replaced the one before, or the node holds none.
@@ -237,7 +317,7 @@ impl<'d> Writing<'d> {
             end_at(place),
             &place.history,
             settings.salts.clone(),
-            settings.segment_bytes,
+            settings.layout(),
         )?;
         self.is_based = newest.is_none() && place.head.index == 0;
         Ok(self.writer.insert(writer))
@@ -275,6 +355,9 @@ impl<'d> Writing<'d> {
             self.log.advance(Mark::Written, written);
         }
         self.log.written(written);
+        if self.retry_at.is_some() && self.is_reserve_used() {
+            self.log.set_space(Space::UsedUp, "");
+        }
         if self.is_sync_due(now) || self.has_reached_goal() {
             self.sync()?;
             self.synced_at = now;
@@ -338,7 +421,16 @@ impl<'d> Writing<'d> {
             self.synced_at = now;
             return Ok(Next::Again);
         }
-        let mut until = now + IDLE;
+        match &self.writer {
+            Some(writer) if !writer.is_prepared() && self.retry_at.is_none() => {
+                self.prepare(now)?;
+                return Ok(Next::Again);
+            }
+            Some(_) => {}
+            // Nothing waits for space.
+            None => self.log.set_space(Space::Enough, ""),
+        }
+        let mut until = self.retry_at.unwrap_or(now + IDLE);
         if self.is_unsynced && self.settings.config.sync == SyncPolicy::Interval {
             until = until.min(self.synced_at + self.settings.config.sync_interval);
         }
@@ -364,7 +456,11 @@ impl<'d> Writing<'d> {
             return Ok(());
         };
         let written = writer.written_to();
-        writer.seal((epoch, committed, time_ms), || log.history().up_to(written))
+        match writer.seal((epoch, committed, time_ms), || log.history().up_to(written)) {
+            // It is not needed.
+            Err(error) if error.is_full() => Ok(()),
+            sealed => sealed,
+        }
     }
 
     /// The log has ended: makes all of it durable.
@@ -423,6 +519,8 @@ impl<'d> Writing<'d> {
             return Ok(());
         }
         writer.forget(id.begin)?;
+        // What was removed may be the space for the next segment.
+        self.retry_at = self.retry_at.map(|_| self.wrote_at);
         self.snapshot_bytes = bytes;
         if !self.is_based {
             self.is_based = true;

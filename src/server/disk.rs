@@ -12,13 +12,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use log::{error, info, warn};
+use log::{Level, error, info, log, warn};
 use parking_lot::{Condvar, Mutex};
 
 use super::disk_bytes::Looks;
 use crate::config::StorageConfig;
 use crate::engine::Engine;
-use crate::log::{Cursor, Log, Mark};
+use crate::log::{Cursor, Log, Mark, Space};
 use crate::node::{DataDirectory, Node, RecoveryFigures, StorageStatus};
 use crate::persistence::{
     self, Copying, Exchange, Next, Progress, Recovery, Settings, Snapshots, Writing,
@@ -35,8 +35,8 @@ const SNAPSHOT_LOG_BYTES_MIN: u64 = 64 << 20;
 /// Interval at which the snapshot thread looks whether the data set that it copied is still there.
 const REPLACED_POLL: Duration = Duration::from_millis(10);
 
-/// Pause before another snapshot, where one has failed.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Pauses before another snapshot, where one has failed: the first, and the longest. Each is twice the one before.
+const RETRY_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(16));
 
 /// The file whose lock says that a process uses the directory.
 const LOCK: &str = "lock";
@@ -211,15 +211,21 @@ impl Disk {
         let (files, now) = (&self.directory, Instant::now());
         let mut writing = Writing::new(files, (engine, log), settings, recovery, now)?;
         let mut looks = Looks::new();
+        let mut space = Space::Enough;
         loop {
             self.exchange(&mut writing)?;
+            report_space(log, &mut space);
             let look_at = self.look(&mut looks, &writing);
             match writing.step(Instant::now())? {
                 Next::Again => {}
                 Next::Wait(until) => {
                     self.exchange(&mut writing)?;
                     let until = look_at.map_or(until, |at| until.min(at));
-                    log.wait(&writing.cursor(), until, || self.has_news(log));
+                    if writing.is_stalled() {
+                        log.pause(until, || self.has_news(log));
+                    } else {
+                        log.wait(&writing.cursor(), until, || self.has_news(log));
+                    }
                 }
                 Next::Ended => return Ok(()),
             }
@@ -273,6 +279,8 @@ impl Disk {
     /// Writes snapshots as they are wanted, until the log ends. The snapshot thread runs this. One that fails is
     /// an error in the log of the node: the log on the disk is whole without it.
     pub(super) fn write_snapshots(&self, engine: &Engine, log: &Log) {
+        let (first_pause, longest_pause) = RETRY_PAUSES;
+        let mut pause = first_pause;
         loop {
             let chain = {
                 let mut shared = self.shared.lock();
@@ -289,10 +297,22 @@ impl Disk {
             let done = self.write_snapshot((engine, log), chain);
             let mut shared = self.shared.lock();
             match done {
-                Ok(done) => shared.exchange.end_snapshot(done),
+                Ok(done) => {
+                    shared.exchange.end_snapshot(done);
+                    pause = first_pause;
+                }
                 Err(error) => {
-                    error!("{error}; there is no new snapshot, and the log goes on");
-                    let until = Instant::now() + RETRY_PAUSE;
+                    let level = if pause == first_pause {
+                        Level::Error
+                    } else {
+                        Level::Debug
+                    };
+                    log!(
+                        level,
+                        "{error}; there is no new snapshot, the log goes on, and it is tried again"
+                    );
+                    let until = Instant::now() + pause;
+                    pause = (pause * 2).min(longest_pause);
                     while !shared.is_over
                         && !self.changed.wait_until(&mut shared, until).timed_out()
                     {
@@ -313,18 +333,14 @@ impl Disk {
         data: (&Engine, &Log),
         chain: u32,
     ) -> Result<Option<(SnapshotId, u64)>, StorageError> {
-        let (began, (engine, _)) = (Instant::now(), data);
+        let (began, (engine, log)) = (Instant::now(), data);
         let mut copying = Copying::begin(&self.directory, data, chain, salt())?;
-        let end = loop {
-            match copying.step()? {
-                Progress::More if self.shared.lock().is_over => return Ok(None),
-                Progress::More => thread::yield_now(),
-                Progress::Copied(end) => break end,
-                Progress::Replaced => return Ok(None),
+        match self.copy(&mut copying, chain, log) {
+            Ok(true) => {}
+            failed => {
+                copying.discard();
+                return failed.map(|_| None);
             }
-        };
-        if !self.wait_durable(end, chain, &copying) {
-            return Ok(None);
         }
         let bytes = copying.len();
         let id = copying.finish()?;
@@ -338,17 +354,49 @@ impl Disk {
         Ok(Some((id, bytes)))
     }
 
-    /// Waits until the chain is durable up to `index`. Returns false where the log has ended before, or where another
-    /// data set has replaced the one that is copied.
-    fn wait_durable(&self, index: u64, chain: u32, copying: &Copying<'_>) -> bool {
+    /// Copies the data set, and waits until the log of it is durable. Returns false where the log ends before, or where
+    /// another data set has replaced this one.
+    fn copy(&self, copying: &mut Copying<'_>, chain: u32, log: &Log) -> Result<bool, StorageError> {
+        let end = loop {
+            match copying.step()? {
+                Progress::More if self.shared.lock().is_over => return Ok(false),
+                Progress::More => thread::yield_now(),
+                Progress::Copied(end) => break end,
+                Progress::Replaced => return Ok(false),
+            }
+        };
         let mut shared = self.shared.lock();
         while !shared.is_over {
-            if let Some(may_finish) = shared.exchange.may_finish(index, chain, copying) {
-                return may_finish;
+            if let Some(may_finish) = shared.exchange.may_finish(end, chain, copying) {
+                return Ok(may_finish);
+            }
+            if let (Space::UsedUp, why) = log.space() {
+                // The log may need the space that this takes.
+                return Err(StorageError {
+                    path: self.directory_path(),
+                    offset: None,
+                    problem: Problem::System("write the log to", io::Error::other(&*why)),
+                });
             }
             self.changed.wait_for(&mut shared, REPLACED_POLL);
         }
-        false
+        Ok(false)
+    }
+}
+
+/// Says in the node's log that the disk is full, or has space again.
+fn report_space(log: &Log, reported: &mut Space) {
+    let (space, why) = log.space();
+    match (std::mem::replace(reported, space), space) {
+        (Space::Enough, Space::Reserve | Space::UsedUp) => error!(
+            "{why}; a leader answers FULL to writes that store something, and executes DEL while its reserve lasts; \
+             the node looks for space each second"
+        ),
+        (Space::Reserve | Space::UsedUp, Space::Enough) => {
+            error!("the disk has space again: writes go on");
+        }
+        (Space::Enough, Space::Enough)
+        | (Space::Reserve | Space::UsedUp, Space::Reserve | Space::UsedUp) => {}
     }
 }
 

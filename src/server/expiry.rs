@@ -90,7 +90,9 @@ impl Sweep {
             *worked += begin.elapsed();
             match result {
                 Err(NotDone::NoRoom { cost }) => room = engine.wait_for_room(cost),
-                Ok(_) | Err(NotDone::Refused | NotDone::Full(_)) => return result,
+                Ok(_) | Err(NotDone::Refused | NotDone::Full(_) | NotDone::NoSpace) => {
+                    return result;
+                }
             }
         }
     }

@@ -225,7 +225,13 @@ impl Server {
         if let (Some(disk), Some(log)) = (&self.disk, self.node.engine().log()) {
             let body = move || {
                 if let Err(error) = disk.write(self.node.engine(), log) {
-                    error!("{error}; this node ends, since it cannot tell what its disk has");
+                    if error.is_full() {
+                        error!(
+                            "{error}; this node ends without writes that it has not acknowledged"
+                        );
+                    } else {
+                        error!("{error}; this node ends, since it cannot tell what its disk has");
+                    }
                     *failure.lock() = Some(error);
                     // No answer is sent for a record that may be lost.
                     self.node.give_up_positions();

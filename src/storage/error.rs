@@ -22,6 +22,8 @@ pub struct StorageError {
 pub enum Problem {
     /// The system refused an operation, which is named.
     System(&'static str, io::Error),
+    /// The disk has too little space for what was to be written. Nothing was changed, so it may be tried again.
+    Full(io::Error),
     /// Bytes that were durable are not those that were written. The text says what was found.
     Damaged(String),
     /// The directory belongs to another node or cluster, or to another version of the format.
@@ -43,6 +45,21 @@ impl StorageError {
             offset: None,
             problem: Problem::System(operation, error),
         }
+    }
+
+    /// The disk of a directory has too little space.
+    pub(super) fn full(files: &dyn Files, error: io::Error) -> StorageError {
+        StorageError {
+            path: files.path().to_owned(),
+            offset: None,
+            problem: Problem::Full(error),
+        }
+    }
+
+    /// Whether the disk has too little space, and nothing was changed.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        matches!(self.problem, Problem::Full(_))
     }
 
     /// A file is not this node's, or of another version.
@@ -77,6 +94,7 @@ impl fmt::Display for StorageError {
         }
         match &self.problem {
             Problem::System(operation, error) => write!(f, ": cannot {operation}: {error}"),
+            Problem::Full(error) => write!(f, ": the disk is full: {error}"),
             Problem::Damaged(found) => write!(
                 f,
                 ": {found}; restore the directory from a backup, or remove it, so that the node copies the data from \

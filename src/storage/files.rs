@@ -7,8 +7,11 @@
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
+use rustix::io::Errno;
 
 /// A directory of files. Names have no folders.
 pub trait Files: fmt::Debug + Send + Sync {
@@ -80,6 +83,15 @@ pub trait File: fmt::Debug + Send + Sync {
     ///
     /// Those of the system. A part of the bytes may be written then.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Has the system set space aside for the bytes up to `len`, so that writing them cannot fail for want of space.
+    /// The length of the file stays. Returns false where the file system cannot do that.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system, among them that there is too little space. A part of it may be set aside then, until the
+    /// file is removed.
+    fn allocate(&self, len: u64) -> io::Result<bool>;
 
     /// Makes the bytes and the length of the file durable (`fdatasync`).
     ///
@@ -205,6 +217,24 @@ impl File for RealFile {
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.0.write_all_at(bytes, offset)
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<bool> {
+        // Asked first: a call that fails takes what is left, and for a moment there is nothing for other processes.
+        let has = self.0.metadata()?.blocks().saturating_mul(512);
+        if let Ok(disk) = fstatvfs(&self.0)
+            && disk.f_bavail.saturating_mul(disk.f_frsize) < len.saturating_sub(has)
+        {
+            return Err(Errno::NOSPC.into());
+        }
+        loop {
+            match fallocate(&self.0, FallocateFlags::KEEP_SIZE, 0, len) {
+                Ok(()) => return Ok(true),
+                Err(Errno::INTR) => {}
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -4,6 +4,7 @@
 //! |----------------|--------------------------------------------------------------------|
 //! | `files.rs`     | the directory and its files, behind a trait                        |
 //! | `segment.rs`   | the bytes of a segment: its header, and groups of records          |
+//! | `spares.rs`    | files with their space, which become the next segments             |
 //! | `writer.rs`    | writes groups, makes them durable, begins and removes segments     |
 //! | `recovery.rs`  | reads a log back, and tells a torn end from damage                 |
 //! | `snapshot.rs`  | writes and reads a snapshot of the data set                        |
@@ -24,6 +25,7 @@ pub mod segment;
 #[cfg(test)]
 pub(crate) mod simulated;
 pub mod snapshot;
+mod spares;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod writer;

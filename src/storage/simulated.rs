@@ -35,12 +35,22 @@ struct State {
     /// The call that fails, and how; it and all calls behind it where `fails_on`.
     failure: Option<(u64, ErrorKind)>,
     fails_on: bool,
+    /// Bytes that all files may have.
+    space: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Content {
     seen: Vec<u8>,
     durable: Vec<u8>,
+    /// Bytes from the start of the file that have their space.
+    allocated: u64,
+}
+
+impl Content {
+    fn takes(&self) -> u64 {
+        self.allocated.max(u64::try_from(self.seen.len()).unwrap())
+    }
 }
 
 impl State {
@@ -52,6 +62,24 @@ impl State {
             }
             Some(_) | None => Ok(()),
         }
+    }
+
+    /// Bytes that the files take.
+    fn used(&self) -> u64 {
+        let files = self.names.values();
+        files.map(|file| self.contents[*file].takes()).sum()
+    }
+
+    /// Has a file take space up to `len`.
+    fn allocate(&mut self, file: usize, len: u64) -> io::Result<()> {
+        let more = len.saturating_sub(self.contents[file].takes());
+        if self
+            .space
+            .is_some_and(|space| more > 0 && self.used() + more > space)
+        {
+            return Err(io::Error::from(ErrorKind::StorageFull));
+        }
+        Ok(())
     }
 
     fn find(&self, name: &str) -> io::Result<usize> {
@@ -71,6 +99,16 @@ impl Disk {
         let mut state = self.0.lock();
         state.failure = Some((call, kind));
         state.fails_on = fails_on;
+    }
+
+    /// Lets the files take so many bytes in all.
+    pub(crate) fn limit(&self, space: Option<u64>) {
+        self.0.lock().space = space;
+    }
+
+    /// Bytes that the files take.
+    pub(crate) fn used(&self) -> u64 {
+        self.0.lock().used()
     }
 
     /// Cuts a file, also what is durable of it.
@@ -107,6 +145,7 @@ impl Disk {
             names: state.names.clone(),
             durable_names: state.durable_names.clone(),
             contents: state.contents.clone(),
+            space: state.space,
             ..State::default()
         };
         Disk(Arc::new(Mutex::new(copy)))
@@ -135,6 +174,7 @@ impl Disk {
             *content = Content {
                 seen: left.clone(),
                 durable: left,
+                allocated: 0,
             };
         }
         let mut names = state.durable_names.clone();
@@ -152,6 +192,7 @@ impl Disk {
             durable_names: names.clone(),
             names,
             contents,
+            space: state.space,
             ..State::default()
         };
         Disk(Arc::new(Mutex::new(copy)))
@@ -232,11 +273,21 @@ impl File for Open {
         state.call()?;
         let start = usize::try_from(offset).unwrap();
         let end = start + bytes.len();
+        state.allocate(self.1, u64::try_from(end).unwrap())?;
         let len = state.contents[self.1].seen.len();
         let seen = &mut state.contents[self.1].seen;
         seen.resize(len.max(end), 0);
         seen[start..end].copy_from_slice(bytes);
         Ok(())
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<bool> {
+        let mut state = self.0.0.lock();
+        state.call()?;
+        state.allocate(self.1, len)?;
+        let content = &mut state.contents[self.1];
+        content.allocated = content.allocated.max(len);
+        Ok(true)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -103,7 +103,10 @@ impl<'f> SnapshotWriter<'f> {
         header[8..12].copy_from_slice(&len.to_be_bytes());
         let checksum = salted(0, &header);
         header[12..16].copy_from_slice(&checksum.to_be_bytes());
-        file.write_at(0, &header).map_err(failed("write"))?;
+        if let Err(error) = file.write_at(0, &header) {
+            discard(files);
+            return Err(failed("write")(error));
+        }
         Ok(SnapshotWriter {
             files,
             file,
@@ -113,6 +116,13 @@ impl<'f> SnapshotWriter<'f> {
             previous: checksum,
             keys: 0,
         })
+    }
+
+    /// Removes the snapshot, which gets no name. Its space is free then.
+    pub fn discard(self) {
+        let SnapshotWriter { files, file, .. } = self;
+        drop(file);
+        discard(files);
     }
 
     /// Bytes written.
@@ -181,7 +191,10 @@ impl<'f> SnapshotWriter<'f> {
         let failed =
             |operation| move |error| StorageError::system(files, UNFINISHED, operation, error);
         let name = self.id.name();
-        files.rename(UNFINISHED, &name).map_err(failed("rename"))?;
+        if let Err(error) = files.rename(UNFINISHED, &name) {
+            discard(files);
+            return Err(failed("rename")(error));
+        }
         files.sync_directory().map_err(failed("rename"))?;
         let names = files.list().map_err(failed("read the directory of"))?;
         for old in names {
@@ -193,6 +206,11 @@ impl<'f> SnapshotWriter<'f> {
         }
         Ok(())
     }
+}
+
+/// Removes the snapshot that is not finished. Where that fails the next one removes it.
+fn discard(files: &dyn Files) {
+    let _ = files.remove(UNFINISHED);
 }
 
 /// A snapshot that was read.

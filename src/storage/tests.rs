@@ -14,17 +14,25 @@ use super::recovery::{LogEnd, Recovered, read_log};
 use super::segment::SegmentId;
 use super::simulated::Disk;
 use super::snapshot::{SnapshotId, SnapshotWriter, announced_keys, read_snapshot};
-use super::writer::{LogWriter, NewGroup, Salts};
+use super::writer::{Layout, LogWriter, NewGroup, Salts};
 use crate::engine::digest::Digest;
 use crate::history::{EpochStart, History};
 
 /// Bytes of a segment here, so that there are many.
-const SEGMENT: u64 = 4_096;
+pub(super) const SEGMENT: u64 = 4_096;
+
+/// The shape of segments here. Those of every second seed are filled.
+pub(crate) const fn layout(seed: u64) -> Layout {
+    Layout {
+        segment_bytes: SEGMENT,
+        is_filled: seed.is_multiple_of(2),
+    }
+}
 
 /// A group as it was written: its first index, and its records.
-type Written = (u64, Vec<u8>);
+pub(super) type Written = (u64, Vec<u8>);
 
-fn start() -> LogEnd {
+pub(super) fn start() -> LogEnd {
     LogEnd {
         next_index: 1,
         ..LogEnd::default()
@@ -32,7 +40,7 @@ fn start() -> LogEnd {
 }
 
 /// The first segment.
-fn first() -> SegmentId {
+pub(super) fn first() -> SegmentId {
     SegmentId {
         chain: 1,
         number: 1,
@@ -43,7 +51,7 @@ fn snapshot_id(begin: u64) -> SnapshotId {
     SnapshotId { chain: 1, begin }
 }
 
-fn history() -> History {
+pub(super) fn history() -> History {
     let start = EpochStart {
         epoch: 3,
         nonce: 7,
@@ -52,13 +60,13 @@ fn history() -> History {
     History::new(vec![start]).unwrap()
 }
 
-fn salts(seed: u64) -> Salts {
+pub(super) fn salts(seed: u64) -> Salts {
     let random = Mutex::new(ChaCha8Rng::seed_from_u64(seed));
     Arc::new(move || random.lock().random())
 }
 
 /// Reads a log: what it is, and its groups with records.
-fn read(disk: &Disk) -> Result<(Option<Recovered>, Vec<Written>), StorageError> {
+pub(super) fn read(disk: &Disk) -> Result<(Option<Recovered>, Vec<Written>), StorageError> {
     let mut groups = Vec::new();
     let recovered = read_log(disk, None, &mut |group| {
         if group.head.count > 0 {
@@ -70,7 +78,7 @@ fn read(disk: &Disk) -> Result<(Option<Recovered>, Vec<Written>), StorageError> 
 }
 
 /// Opens the log of a disk for writing, as a node does.
-fn open(disk: &Disk, seed: u64) -> Result<(LogWriter<'_>, Vec<Written>), StorageError> {
+pub(super) fn open(disk: &Disk, seed: u64) -> Result<(LogWriter<'_>, Vec<Written>), StorageError> {
     let (recovered, groups) = read(disk)?;
     let writer = match recovered {
         None => LogWriter::begin(
@@ -79,15 +87,19 @@ fn open(disk: &Disk, seed: u64) -> Result<(LogWriter<'_>, Vec<Written>), Storage
             start(),
             &History::default(),
             salts(seed),
-            SEGMENT,
+            layout(seed),
         )?,
-        Some(log) => LogWriter::recovered(disk, &log, &history(), salts(seed), SEGMENT)?,
+        Some(log) => LogWriter::recovered(disk, &log, &history(), salts(seed), layout(seed))?,
     };
     Ok((writer, groups))
 }
 
 /// Appends a group of this many records, with these bytes. They are no frames: nothing looks at them here.
-fn append(writer: &mut LogWriter<'_>, count: u32, records: &[u8]) -> Result<(), StorageError> {
+pub(super) fn append(
+    writer: &mut LogWriter<'_>,
+    count: u32,
+    records: &[u8],
+) -> Result<(), StorageError> {
     let group = NewGroup {
         records,
         count,
@@ -372,7 +384,7 @@ fn a_call_that_fails_is_reported_and_loses_nothing_that_was_durable() {
             let (mut written, mut durable) = (Vec::new(), 0);
             let error = run(&disk, &mut written, &mut durable).unwrap_err();
             assert!(
-                matches!(&error.problem, Problem::System(_, error) if error.kind() == kind),
+                matches!(&error.problem, Problem::System(_, error) | Problem::Full(error) if error.kind() == kind),
                 "call {call}: {error}"
             );
             for left in [disk.after_kill(), disk.after_power_failure(call)] {
@@ -437,7 +449,7 @@ fn the_document_has_the_bytes_of_a_segment() {
     let disk = Disk::default();
     let salts: Salts = Arc::new(|| 0x0102_0304_0506_0708);
     let none = History::default();
-    let mut writer = LogWriter::begin(&disk, first(), start(), &none, salts, SEGMENT).unwrap();
+    let mut writer = LogWriter::begin(&disk, first(), start(), &none, salts, layout(0)).unwrap();
     let record = b"\x01\0\x01\0\0\0\x01a1";
     let group = NewGroup {
         records: record,

@@ -7,7 +7,9 @@
 //! 2. Behind the last group there are eight zeros, or the end of the file. Behind these there may be groups of an
 //!    earlier use of the file, which have another salt.
 //! 3. A segment whose end was cut is not written any more: the log goes on in a new one.
-//! 4. After an error of a write or a sync nothing is written any more: it is unknown what the disk has.
+//! 4. A segment has space for all of its bytes before it has its name, so writing to it does not run into a full disk.
+//! 5. After an error of a write or a sync nothing is written any more: it is unknown what the disk has. Only where the
+//!    next segment has [no space](StorageError::is_full) nothing was changed.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,20 +20,24 @@ use super::files::{File, Files};
 use super::recovery::{LogEnd, Recovered};
 use super::segment::{GroupHead, SegmentHeader, SegmentId, body_checksum, group_len};
 use super::snapshot::SnapshotId;
+use super::spares::{Spare, Spares, fill, is_no_space};
 use crate::engine::digest::Digest;
 use crate::history::History;
 
 /// Bytes of a segment. A record that needs more has a segment of its own.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
 
-/// Bytes of a new segment that are filled with zeros at once. It is doubled whenever the records reach its end.
+/// Bytes of a new segment that are filled with zeros at once. They are doubled whenever the records reach their end.
 const FIRST_BYTES: u64 = 256 << 10;
+
+/// Most zeros that are written at a time.
+const FILL_BYTES_MAX: u64 = 4 << 20;
 
 /// Bytes of zeros behind the last group.
 const END_LEN: u64 = 8;
 
-/// Removed segments that are kept for the next ones.
-const SPARES_MAX: usize = 2;
+/// Parts of a segment: the next one is prepared when one of them is in use.
+const PREPARED_AFTER: u64 = 4;
 
 /// Records that are written together.
 #[derive(Clone, Copy, Debug)]
@@ -53,14 +59,28 @@ pub struct NewGroup<'a> {
 /// Draws a salt for a segment.
 pub type Salts = Arc<dyn Fn() -> u64 + Send + Sync>;
 
+/// The shape of segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Bytes of a segment.
+    pub segment_bytes: u64,
+    /// The bytes of a segment are zeros before they are written, so that a sync of a few records has no new extent or
+    /// length to write. The others are only set aside: everything is written once.
+    pub is_filled: bool,
+}
+
 /// The writer of a log.
 pub struct LogWriter<'f> {
     files: &'f dyn Files,
     salts: Salts,
-    segment_bytes: u64,
-    current: Current,
-    /// Each segment and its first index.
-    starts: VecDeque<(SegmentId, u64)>,
+    layout: Layout,
+    /// The newest segment.
+    id: SegmentId,
+    /// The segment that is written. `None` where the newest one is not written any more, and the disk has no space for
+    /// the next one.
+    current: Option<Current>,
+    /// The segments.
+    starts: VecDeque<Start>,
     /// Where the next group goes.
     end: LogEnd,
     /// Index up to which the records are durable.
@@ -69,22 +89,31 @@ pub struct LogWriter<'f> {
     is_unsynced: bool,
     /// The last group was written with the records before it durable, and none is behind it.
     is_sealed: bool,
-    /// Names of files that are no segments any more, to be used again.
-    spares: Vec<String>,
+    spares: Spares<'f>,
     /// A group on its way to the file.
     buffer: Vec<u8>,
+}
+
+/// A segment.
+#[derive(Clone, Copy, Debug)]
+struct Start {
+    id: SegmentId,
+    first_index: u64,
+    /// Bytes that it has at least.
+    bytes: u64,
 }
 
 /// The segment that is written.
 struct Current {
     name: String,
-    id: SegmentId,
     salt: u64,
     file: Box<dyn File>,
     /// Where the next group goes.
     offset: u64,
-    /// Length of the file.
+    /// Length of the file, or more where it is not filled.
     len: u64,
+    /// Bytes that have their space.
+    space: u64,
     has_groups: bool,
 }
 
@@ -93,22 +122,23 @@ impl<'f> LogWriter<'f> {
     ///
     /// # Errors
     ///
-    /// Those of the system.
+    /// Those of the system. The disk may have [no space](StorageError::is_full).
     pub fn begin(
         files: &'f dyn Files,
         id: SegmentId,
         end: LogEnd,
         history: &History,
         salts: Salts,
-        segment_bytes: u64,
+        layout: Layout,
     ) -> Result<LogWriter<'f>, StorageError> {
-        let first_bytes = FIRST_BYTES.min(segment_bytes);
-        let current = Current::create(files, id, salts(), &end, history, (None, first_bytes))?;
-        Ok(LogWriter::with(files, salts, segment_bytes, current, end))
+        let mut writer = LogWriter::new(files, id, end, salts, layout)?;
+        writer.create(id, history, 0)?;
+        Ok(writer)
     }
 
-    /// Goes on behind what was recovered: in the last segment, or in a new one where the end of that was torn.
-    /// `history` has the epochs of all records that were recovered. Everything that was recovered is durable then.
+    /// Goes on behind what was recovered: in the last segment, or in a new one where the end of that was torn. Where
+    /// the disk has no space for that, it is made later. `history` has the epochs of all records that were recovered.
+    /// Everything that was recovered is durable then.
     ///
     /// # Errors
     ///
@@ -118,92 +148,76 @@ impl<'f> LogWriter<'f> {
         log: &Recovered,
         history: &History,
         salts: Salts,
-        segment_bytes: u64,
+        layout: Layout,
     ) -> Result<LogWriter<'f>, StorageError> {
         // It was read, and is shown to others from now on.
-        let name = log.place.id.name();
-        let file = files.open(&name, true);
-        let synced = file.and_then(|file| file.sync());
-        synced.map_err(|error| StorageError::system(files, &name, "sync", error))?;
-        let mut writer = if log.cut.is_some() {
-            let id = log.place.id.next();
-            LogWriter::begin(files, id, log.end, history, salts, segment_bytes)?
-        } else {
-            LogWriter::resume(files, log.end, log.place, salts, segment_bytes)?
-        };
-        let starts = log.segments.iter();
-        let mut starts: VecDeque<_> = starts.map(|it| (it.id, it.first_index)).collect();
-        if log.cut.is_some() {
-            starts.extend(&writer.starts);
-        }
-        writer.starts = starts;
-        // Files of an earlier process.
-        let names = files.list();
-        let names = names.map_err(|error| StorageError::system(files, "", "read", error))?;
-        writer.spares = names
-            .into_iter()
-            .filter(|it| it.starts_with("spare-"))
-            .collect();
-        Ok(writer)
-    }
-
-    /// Goes on behind what was recovered, in the same segment.
-    ///
-    /// # Errors
-    ///
-    /// Those of the system.
-    fn resume(
-        files: &'f dyn Files,
-        end: LogEnd,
-        place: Place,
-        salts: Salts,
-        segment_bytes: u64,
-    ) -> Result<LogWriter<'f>, StorageError> {
-        let name = place.id.name();
+        let (id, name) = (log.place.id, log.place.id.name());
         let failed = |operation| {
             let name = name.clone();
             move |error| StorageError::system(files, &name, operation, error)
         };
-        let file = files.open(&name, true).map_err(failed("open"))?;
+        let file = files.open(&name, true).map_err(failed("sync"))?;
+        file.sync().map_err(failed("sync"))?;
+        let mut writer = LogWriter::new(files, id, log.end, salts, layout)?;
+        writer.starts.extend(log.segments.iter().map(|it| Start {
+            id: it.id,
+            first_index: it.first_index,
+            bytes: it.bytes,
+        }));
+        if log.cut.is_some() {
+            match writer.create(id.next(), history, 0) {
+                Err(error) if !error.is_full() => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+            return Ok(writer);
+        }
         let len = file.length().map_err(failed("read"))?;
-        let current = Current {
-            name,
-            id: place.id,
-            salt: place.salt,
-            file,
-            offset: place.offset,
-            len,
-            has_groups: true,
+        let space = match file.allocate(layout.segment_bytes.max(len)) {
+            Ok(true) => layout.segment_bytes.max(len),
+            Ok(false) => len,
+            Err(error) if is_no_space(&error) => len,
+            Err(error) => return Err(failed("write")(error)),
         };
-        Ok(LogWriter::with(files, salts, segment_bytes, current, end))
+        writer.current = Some(Current {
+            name,
+            salt: log.place.salt,
+            file,
+            offset: log.place.offset,
+            len,
+            space,
+            has_groups: true,
+        });
+        Ok(writer)
     }
 
-    fn with(
+    /// A writer without a segment.
+    fn new(
         files: &'f dyn Files,
-        salts: Salts,
-        segment_bytes: u64,
-        current: Current,
+        id: SegmentId,
         end: LogEnd,
-    ) -> LogWriter<'f> {
-        LogWriter {
+        salts: Salts,
+        layout: Layout,
+    ) -> Result<LogWriter<'f>, StorageError> {
+        Ok(LogWriter {
             files,
+            spares: Spares::new(files, Arc::clone(&salts), layout.segment_bytes)?,
             salts,
-            segment_bytes,
-            starts: VecDeque::from([(current.id, end.next_index)]),
-            current,
+            layout,
+            id,
+            current: None,
+            starts: VecDeque::new(),
             durable_to: end.last_index(),
             end,
             is_unsynced: false,
             is_sealed: true,
-            spares: Vec::new(),
             buffer: Vec::new(),
-        }
+        })
     }
 
     /// The chain that is written.
     #[must_use]
     pub const fn chain(&self) -> u32 {
-        self.current.id.chain
+        self.id.chain
     }
 
     /// Index of the last record that was written.
@@ -224,12 +238,48 @@ impl<'f> LogWriter<'f> {
         self.is_sealed
     }
 
+    /// Whether the next segment has its space.
+    #[must_use]
+    pub const fn is_prepared(&self) -> bool {
+        self.spares.is_ready()
+    }
+
+    /// Whether the next segment is to be prepared now: the last one is in use for some time, or a step of it is done.
+    #[must_use]
+    pub fn is_to_prepare(&self) -> bool {
+        let used = self
+            .current
+            .as_ref()
+            .map_or(u64::MAX, |current| current.offset);
+        !self.is_prepared()
+            && (self.spares.is_making() || used > self.layout.segment_bytes / PREPARED_AFTER)
+    }
+
+    /// Takes a step of the preparation of the next segment. Returns whether that has its space.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system. Where the disk has [no space](StorageError::is_full), the log goes on up to the end of the
+    /// segment that is written.
+    pub fn prepare(&mut self) -> Result<bool, StorageError> {
+        self.spares.prepare()
+    }
+
+    /// Bytes that can be written though the next segment has no space, and those that a segment has.
+    #[must_use]
+    pub fn reserve(&self) -> (u64, u64) {
+        let current = self.current.as_ref();
+        let left = current.map_or(0, |current| current.space.saturating_sub(current.offset));
+        (left, self.layout.segment_bytes)
+    }
+
     /// Writes the next records as one group. They are durable after the next [`sync`](Self::sync). `history` returns
     /// the epochs of the records that were written before, for the header of a new segment.
     ///
     /// # Errors
     ///
-    /// Those of the system. Nothing may be written afterwards.
+    /// Those of the system. Nothing may be written afterwards, unless the disk has [no space](StorageError::is_full)
+    /// for the next segment: the same records may be tried again then.
     pub fn append(
         &mut self,
         group: &NewGroup<'_>,
@@ -237,9 +287,14 @@ impl<'f> LogWriter<'f> {
     ) -> Result<(), StorageError> {
         let body_len = u64::try_from(group.records.len()).unwrap_or(u64::MAX);
         let len = group_len(body_len);
-        if self.current.has_groups && self.current.offset + len + END_LEN > self.segment_bytes {
+        let segment_bytes = self.layout.segment_bytes;
+        let current = self.current.as_ref();
+        if !current.is_some_and(|current| current.has_room(len, segment_bytes)) {
             self.rotate(&history(), len)?;
         }
+        let Some(current) = &mut self.current else {
+            unreachable!("it was begun")
+        };
         let head = GroupHead {
             body_len: u32::try_from(body_len).unwrap_or(u32::MAX),
             count: group.count,
@@ -252,16 +307,14 @@ impl<'f> LogWriter<'f> {
             previous: self.end.previous,
             body_checksum: body_checksum(group.records),
         };
-        let (bytes, checksum) = head.encode(self.current.salt);
+        let (bytes, checksum) = head.encode(current.salt);
         self.buffer.clear();
         self.buffer.extend_from_slice(&bytes);
         self.buffer.extend_from_slice(group.records);
         self.buffer
             .resize(usize::try_from(len + END_LEN).unwrap_or(usize::MAX), 0);
-        let written = self.current.write(&self.buffer, len, self.segment_bytes);
-        written.map_err(|error| {
-            StorageError::system(self.files, &self.current.name, "write", error)
-        })?;
+        let written = current.write(&self.buffer, len, self.layout);
+        written.map_err(|error| StorageError::system(self.files, &current.name, "write", error))?;
         self.is_unsynced = true;
         self.is_sealed = group.count == 0;
         self.end = LogEnd {
@@ -278,10 +331,10 @@ impl<'f> LogWriter<'f> {
     ///
     /// Those of the system. Nothing may be written afterwards.
     pub fn sync(&mut self) -> Result<(), StorageError> {
-        if self.is_unsynced {
-            let name = &self.current.name;
-            let synced = self.current.file.sync();
-            synced.map_err(|error| StorageError::system(self.files, name, "sync", error))?;
+        if let (true, Some(current)) = (self.is_unsynced, &self.current) {
+            let synced = current.file.sync();
+            synced
+                .map_err(|error| StorageError::system(self.files, &current.name, "sync", error))?;
             self.is_unsynced = false;
         }
         self.durable_to = self.written_to();
@@ -314,14 +367,62 @@ impl<'f> LogWriter<'f> {
     fn rotate(&mut self, history: &History, len: u64) -> Result<(), StorageError> {
         // Before the next segment has its name.
         self.sync()?;
-        let (id, salt) = (self.current.id.next(), (self.salts)());
-        let spare = self.spares.pop();
-        let needed = (
-            spare.as_deref(),
-            len.max(FIRST_BYTES.min(self.segment_bytes)),
-        );
-        self.current = Current::create(self.files, id, salt, &self.end, history, needed)?;
-        self.starts.push_back((id, self.end.next_index));
+        self.create(self.id.next(), history, len)
+    }
+
+    /// Makes a segment, which has room for a group of this length: a file with space and a durable header, and then its
+    /// durable name.
+    fn create(&mut self, id: SegmentId, history: &History, len: u64) -> Result<(), StorageError> {
+        let (files, salt) = (self.files, (self.salts)());
+        let header = SegmentHeader {
+            id,
+            salt,
+            first_index: self.end.next_index,
+            digest: self.end.digest,
+            previous: self.end.previous,
+            history: history.clone(),
+        };
+        let header = header.encode();
+        let offset = u64::try_from(header.len()).unwrap_or(u64::MAX);
+        let needed = offset + len + END_LEN;
+        let Spare {
+            name: before,
+            file,
+            mut len,
+            space,
+            ..
+        } = self.spares.take(needed.max(self.layout.segment_bytes))?;
+        let before = &*before;
+        let failed = |operation| move |error| StorageError::system(files, before, operation, error);
+        let first_bytes = needed.max(FIRST_BYTES.min(self.layout.segment_bytes));
+        extend(&*file, &mut len, first_bytes, self.layout).map_err(failed("write"))?;
+        let header_with_end = [&header[..], &[0; 8]].concat();
+        file.write_at(0, &header_with_end)
+            .map_err(failed("write"))?;
+        file.sync().map_err(failed("sync"))?;
+        let name = id.name();
+        files.rename(before, &name).map_err(failed("rename"))?;
+        files
+            .sync_directory()
+            .map_err(failed("sync the directory of"))?;
+        if let (Some(last), Some(current)) = (self.starts.back_mut(), &self.current) {
+            last.bytes = current.offset;
+        }
+        self.id = id;
+        self.starts.push_back(Start {
+            id,
+            first_index: self.end.next_index,
+            bytes: offset,
+        });
+        self.current = Some(Current {
+            name,
+            salt,
+            file,
+            offset,
+            len,
+            space,
+            has_groups: false,
+        });
         Ok(())
     }
 
@@ -333,21 +434,22 @@ impl<'f> LogWriter<'f> {
     /// Those of the system. The log stays as it is, with more files than it needs.
     pub fn forget(&mut self, index: u64) -> Result<(), StorageError> {
         let files = self.files;
-        while let Some((id, _)) = self.starts.front().copied()
-            && let Some((_, next_start)) = self.starts.get(1)
-            && *next_start <= index + 1
+        while let Some(first) = self.starts.front().copied()
+            && let Some(next) = self.starts.get(1)
+            && next.first_index <= index + 1
         {
-            let name = id.name();
+            let name = first.id.name();
             let failed = |operation| {
                 let name = name.clone();
                 move |error| StorageError::system(files, &name, operation, error)
             };
-            if self.spares.len() < SPARES_MAX {
-                let spare = format!("spare-{:08x}-{:016x}", id.chain, id.number);
-                files.rename(&name, &spare).map_err(failed("rename"))?;
-                self.spares.push(spare);
-            } else {
-                files.remove(&name).map_err(failed("remove"))?;
+            let is_usual = first.bytes <= self.layout.segment_bytes;
+            match self.spares.name_of_old(&name).filter(|_| is_usual) {
+                Some(spare) => {
+                    files.rename(&name, &spare).map_err(failed("rename"))?;
+                    self.spares.add(spare);
+                }
+                None => files.remove(&name).map_err(failed("remove"))?,
             }
             files.sync_directory().map_err(failed("remove"))?;
             self.starts.pop_front();
@@ -359,7 +461,7 @@ impl<'f> LogWriter<'f> {
 impl std::fmt::Debug for LogWriter<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LogWriter")
-            .field("segment", &self.current.id)
+            .field("segment", &self.id)
             .field("end", &self.end)
             .field("durable_to", &self.durable_to)
             .finish_non_exhaustive()
@@ -423,73 +525,16 @@ pub struct Place {
 }
 
 impl Current {
-    /// Makes a segment: a file with a durable header, and then its durable name. Uses the file `spare` again where
-    /// there is one.
-    fn create(
-        files: &dyn Files,
-        id: SegmentId,
-        salt: u64,
-        end: &LogEnd,
-        history: &History,
-        (spare, needed): (Option<&str>, u64),
-    ) -> Result<Current, StorageError> {
-        let header = SegmentHeader {
-            id,
-            salt,
-            first_index: end.next_index,
-            digest: end.digest,
-            previous: end.previous,
-            history: history.clone(),
-        };
-        let header = header.encode();
-        let offset = u64::try_from(header.len()).unwrap_or(u64::MAX);
-        let temporary = format!("new-{:08x}-{:016x}", id.chain, id.number);
-        let before = spare.unwrap_or(&temporary);
-        let failed = |operation| move |error| StorageError::system(files, before, operation, error);
-        let (file, mut len) = match spare {
-            Some(spare) => {
-                let file = files.open(spare, true).map_err(failed("open"))?;
-                let len = file.length().map_err(failed("read"))?;
-                (file, len)
-            }
-            None => {
-                let created = files.create(&temporary).or_else(|error| {
-                    if error.kind() != io::ErrorKind::AlreadyExists {
-                        return Err(error);
-                    }
-                    // A process ended while it made this segment.
-                    files.remove(&temporary)?;
-                    files.create(&temporary)
-                });
-                (created.map_err(failed("create"))?, 0)
-            }
-        };
-        let needed = offset + needed + END_LEN;
-        extend(&*file, &mut len, needed, 0).map_err(failed("write"))?;
-        let header_with_end = [&header[..], &[0; 8]].concat();
-        file.write_at(0, &header_with_end)
-            .map_err(failed("write"))?;
-        file.sync().map_err(failed("sync"))?;
-        let name = id.name();
-        files.rename(before, &name).map_err(failed("rename"))?;
-        files
-            .sync_directory()
-            .map_err(failed("sync the directory of"))?;
-        Ok(Current {
-            name,
-            id,
-            salt,
-            file,
-            offset,
-            len,
-            has_groups: false,
-        })
+    /// Whether a group of this length goes into this segment.
+    const fn has_room(&self, len: u64, segment_bytes: u64) -> bool {
+        let end = self.offset + len + END_LEN;
+        end <= self.space && (end <= segment_bytes || !self.has_groups)
     }
 
     /// Writes a group of this length, with the zeros behind it.
-    fn write(&mut self, bytes: &[u8], len: u64, segment_bytes: u64) -> io::Result<()> {
+    fn write(&mut self, bytes: &[u8], len: u64, layout: Layout) -> io::Result<()> {
         let needed = self.offset + len + END_LEN;
-        extend(&*self.file, &mut self.len, needed, segment_bytes)?;
+        extend(&*self.file, &mut self.len, needed, layout)?;
         self.file.write_at(self.offset, bytes)?;
         self.offset += len;
         self.has_groups = true;
@@ -497,25 +542,15 @@ impl Current {
     }
 }
 
-/// Extends a file with zeros to at least `needed` bytes: to twice its length, but to no more than a segment has.
-fn extend(file: &dyn File, len: &mut u64, needed: u64, segment_bytes: u64) -> io::Result<()> {
-    if needed <= *len {
+/// Extends a file that is filled with zeros to at least `needed` bytes: to twice its length, but to no more than a
+/// segment has.
+fn extend(file: &dyn File, len: &mut u64, needed: u64, layout: Layout) -> io::Result<()> {
+    if needed <= *len || !layout.is_filled {
         return Ok(());
     }
-    let to = needed.max((*len * 2).min(segment_bytes));
+    let twice = *len + (*len).min(FILL_BYTES_MAX);
+    let to = needed.max(twice.min(layout.segment_bytes));
     fill(file, *len, to)?;
     *len = to;
-    Ok(())
-}
-
-/// Writes zeros.
-fn fill(file: &dyn File, from: u64, to: u64) -> io::Result<()> {
-    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-    let mut at = from;
-    while at < to {
-        let len = usize::try_from(to - at).map_or(ZEROS.len(), |len| len.min(ZEROS.len()));
-        file.write_at(at, &ZEROS[..len])?;
-        at += u64::try_from(len).unwrap_or(u64::MAX);
-    }
     Ok(())
 }

@@ -209,16 +209,6 @@ const WRITE_KEY: &[Status] = &[
     Status::NotLeader,
     Status::NotFound,
     Status::Loading,
-    Status::Timeout,
-];
-
-/// Statuses of an EXPIRE.
-const EXPIRE: &[Status] = &[
-    Status::Ok,
-    Status::Error,
-    Status::NotLeader,
-    Status::NotFound,
-    Status::Loading,
     Status::Full,
     Status::Timeout,
 ];
@@ -242,6 +232,7 @@ const TAKE: &[Status] = &[
     Status::NotFound,
     Status::Loading,
     Status::Conflict,
+    Status::Full,
     Status::Timeout,
 ];
 
@@ -525,7 +516,7 @@ commands! {
         effect_extra: Some(0),
         batchable: true,
         reserve: Reserve::Refused,
-        statuses: EXPIRE,
+        statuses: WRITE_KEY,
         ok: OkValue::Empty,
     }
     /// Reads the time that is left until `key` expires.

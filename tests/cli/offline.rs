@@ -10,7 +10,12 @@ use std::{
 use gopherstore::{
     Client,
     history::History,
-    storage::{files::Directory, recovery::LogEnd, segment::SegmentId, writer::LogWriter},
+    storage::{
+        files::Directory,
+        recovery::LogEnd,
+        segment::SegmentId,
+        writer::{Layout, LogWriter},
+    },
 };
 
 use crate::{
@@ -419,7 +424,11 @@ fn a_full_copy_that_was_not_finished_is_no_data_set() {
         ..LogEnd::default()
     };
     let none = History::default();
-    drop(LogWriter::begin(&files, id, end, &none, std::sync::Arc::new(|| 1), 4_096).unwrap());
+    let layout = Layout {
+        segment_bytes: 4_096,
+        is_filled: true,
+    };
+    drop(LogWriter::begin(&files, id, end, &none, std::sync::Arc::new(|| 1), layout).unwrap());
     let (code, out, err) = check(dir.path());
     assert_eq!((code, &*err), (1, ""), "{out}");
     let told = "log-00000002-0000000000000001: 4616 bytes, behind a full copy that was not finished, not read\n";

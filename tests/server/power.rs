@@ -4,17 +4,14 @@
 //! `GOPHERSTORE_LONG=1` has each as often as the long run asks for, `GOPHERSTORE_LONG=10%` a tenth of that;
 //! `GOPHERSTORE_SEED=N` repeats what a failed test drew.
 
-use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use crate::cluster::rounds;
 use crate::durability::{Durable, check, command, log};
 use crate::load::Random;
-use crate::node::{PATIENCE, wait_for};
-use crate::recorder::{Event, Fault, Image, Kind, Marker, Recorder, Survival, Trace};
+use crate::recorder::{Fault, Image, Kind, Marker, Recorder, Survival, Trace};
 use crate::writes::Writes;
 
 /// Clients of a node whose power fails.
@@ -142,66 +139,6 @@ fn no_more_than_what_was_not_synced_is_lost_in_a_power_failure_with_interval() {
 #[test]
 fn no_more_than_what_was_not_synced_is_lost_in_a_power_failure_with_never() {
     power_failures("never", rounds(2, 20));
-}
-
-/// The longest time from an answer to the sync that has its write, for each sync of the log.
-fn unsynced(trace: &Trace) -> Vec<Duration> {
-    let (mut first, mut longest) = (None, Vec::new());
-    for event in &trace.events {
-        match event.kind {
-            Kind::Acknowledged => first = first.or(Some(event.time)),
-            Kind::Sync if event.name.starts_with("log-") => {
-                longest.extend(first.take().map(|first| event.time - first));
-            }
-            _ => {}
-        }
-    }
-    longest
-}
-
-#[test]
-fn what_is_not_synced_is_no_older_than_the_interval() {
-    let Some(recorder) = Recorder::compile() else {
-        return;
-    };
-    let interval = Duration::from_millis(200);
-    let dir = tempfile::tempdir().unwrap();
-    let config = format!(
-        "cluster = \"c\"\nleader = \"n1\"\n[[node]]\nname = \"n1\"\naddr = \"127.0.0.1:0\"\n\
-         [storage]\ndata_dir = \"data\"\nsync = \"interval\"\nsync_interval_ms = {}\n",
-        interval.as_millis()
-    );
-    fs::write(dir.path().join("cluster.toml"), config).unwrap();
-    let path = dir.path().join("trace");
-    let mut node = Command::new(env!("CARGO_BIN_EXE_gopherstore-server"));
-    node.args(["--config", "cluster.toml", "--node", "n1"])
-        .current_dir(dir.path())
-        .env_remove("RUST_LOG")
-        .envs(recorder.env(0, "data/n1", &path, None))
-        .stdout(Stdio::piped())
-        .stderr(fs::File::create(dir.path().join("err")).unwrap());
-    let node = Durable::of(node, dir.path());
-    let (mut writes, mut client) = (Writes::new(0), node.client());
-    let marker = Marker::new(&path);
-    let begin = Instant::now();
-    while begin.elapsed() < 6 * interval {
-        assert!(writes.write(&mut client, &marker));
-    }
-    // The last ones are synced too, and nothing else makes the node do so.
-    let trace = wait_for("the last sync", || {
-        let trace = Trace::read(&path);
-        let last = trace.last_sync(0, trace.events.len())?;
-        let answer = |it: &Event| it.kind == Kind::Acknowledged;
-        (!trace.events[last..].iter().any(answer)).then_some(trace)
-    });
-    let mut ages = unsynced(&trace);
-    ages.sort_unstable();
-    // The machine may hold the node up for some time.
-    let (median, most) = (ages[ages.len() / 2], ages[ages.len() - 1]);
-    assert!(ages.len() >= 3 && median < interval * 3 / 2, "{ages:?}");
-    assert!(median > interval / 2, "{ages:?}");
-    assert!(most < PATIENCE / 10, "{ages:?}");
-    node.kill();
 }
 
 /// Without this, a call that is not recorded would go unnoticed.

@@ -271,7 +271,7 @@ fn damage(error: &StorageError) -> String {
         (Problem::Damaged(_), Some(offset)) => format!("damaged at offset {offset}"),
         (Problem::Damaged(_), None) => "damaged".to_owned(),
         (Problem::Foreign(_), _) => "of another format".to_owned(),
-        (Problem::System(..) | Problem::InUse, _) => "cannot be read".to_owned(),
+        (Problem::System(..) | Problem::Full(_) | Problem::InUse, _) => "cannot be read".to_owned(),
     }
 }
 

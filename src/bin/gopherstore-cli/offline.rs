@@ -58,7 +58,9 @@ pub(crate) fn failure(error: StorageError) -> Failure {
         Problem::Damaged(_) | Problem::Foreign(_) => {
             Failure::new(Outcome::Protocol, error.to_string())
         }
-        Problem::System(..) => Failure::new(Outcome::LocalInput, error.to_string()),
+        Problem::System(..) | Problem::Full(_) => {
+            Failure::new(Outcome::LocalInput, error.to_string())
+        }
         Problem::InUse => {
             let next = "stop it first, or copy the data of the running node with dump";
             Failure::new(Outcome::LocalInput, format!("{error}; {next}"))

@@ -162,6 +162,12 @@ pub(super) const fn may_store(opcode: Opcode) -> bool {
     }
 }
 
+/// Whether the operation changes nothing, or only removes.
+pub(super) const fn only_removes(opcode: Opcode) -> bool {
+    let removes = matches!(opcode, Opcode::Del | Opcode::Take);
+    removes || !opcode.spec().writes
+}
+
 /// A record of the log, by its effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Record {

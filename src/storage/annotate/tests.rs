@@ -5,7 +5,7 @@ use super::super::segment::SegmentId;
 use super::super::simulated::Disk;
 use super::super::snapshot::{SnapshotId, SnapshotWriter};
 use super::super::tests::documented;
-use super::super::writer::{LogWriter, NewGroup};
+use super::super::writer::{Layout, LogWriter, NewGroup};
 use super::*;
 use crate::engine::digest::Digest;
 use crate::history::{EpochStart, History};
@@ -49,7 +49,11 @@ fn segment() -> Vec<u8> {
         chain: 2,
         number: 4,
     };
-    let mut writer = LogWriter::begin(&disk, id, start, &history(), salts, 1_000).unwrap();
+    let layout = Layout {
+        segment_bytes: 1_000,
+        is_filled: true,
+    };
+    let mut writer = LogWriter::begin(&disk, id, start, &history(), salts, layout).unwrap();
     for (records, count) in [
         ([set(b"a", b"1"), set(b"b", b"")].concat(), 2),
         (set(b"key", b"value"), 1),

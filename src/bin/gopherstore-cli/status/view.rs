@@ -253,7 +253,7 @@ enum Kind {
 }
 
 /// The keys of STATUS that every node of the JSON has, null if it does not report them. Source: docs/GBP.md, section 4.
-const KEYS: [(&str, Kind); 45] = [
+const KEYS: [(&str, Kind); 46] = [
     ("cluster", Kind::Text),
     ("role", Kind::Text),
     ("state", Kind::Text),
@@ -287,6 +287,7 @@ const KEYS: [(&str, Kind); 45] = [
     ("sync", Kind::Text),
     ("written_index", Kind::Number),
     ("durable_index", Kind::Number),
+    ("disk_space", Kind::Text),
     ("synced_ms", Kind::Number),
     ("log_bytes", Kind::Number),
     ("snapshot_bytes", Kind::Number),
