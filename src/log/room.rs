@@ -83,7 +83,7 @@ struct State {
     waiting: VecDeque<Arc<Waiter>>,
     /// Room no longer matters: the log has ended.
     is_over: bool,
-    /// Why the disk is full.
+    /// Why the disk is full, or last was.
     why: Arc<str>,
 }
 
@@ -150,20 +150,21 @@ impl Room {
         Space::of_number(self.space.load(Ordering::Relaxed))
     }
 
-    /// The space of the disk, and why it is full.
+    /// The space of the disk, and why it is full, or last was.
     pub(super) fn space_and_why(&self) -> (Space, Arc<str>) {
         let state = self.state.lock();
         (self.space(), Arc::clone(&state.why))
     }
 
     /// Sets the space of the disk. Where it becomes full the writers that wait go on, and find that they are not
-    /// admitted. `why` is kept while it stays full.
+    /// admitted. `why` is that of the time when it became full.
     pub(super) fn set_space(&self, space: Space, why: &str) {
         if self.space() == space {
             return;
         }
         let mut state = self.state.lock();
-        if space == Space::Enough || self.space() == Space::Enough {
+        // It stays where the disk has space again: a writer that was refused may ask just then.
+        if self.space() == Space::Enough && space != Space::Enough {
             state.why = Arc::from(why);
         }
         self.space.store(space.number(), Ordering::Relaxed);

@@ -21,8 +21,8 @@ const WRITERS: usize = 4;
 
 /// A single node with a data directory.
 pub(crate) struct Durable {
-    child: Child,
-    addr: String,
+    pub(crate) child: Child,
+    pub(crate) addr: String,
 }
 
 /// The command for a node with this directory.
@@ -266,7 +266,7 @@ fn sync_durable_syncs_the_file_before_its_answer() {
     assert_eq!(node.stop().code(), Some(0));
 }
 
-fn status_of(client: &mut Client) -> NodeStatus {
+pub(crate) fn status_of(client: &mut Client) -> NodeStatus {
     NodeStatus::parse(&client.status().unwrap())
 }
 

@@ -12,6 +12,7 @@ mod clients;
 mod cluster;
 mod dispositions;
 mod durability;
+mod full_disk;
 mod limits;
 #[path = "../support/load.rs"]
 #[allow(dead_code)] // the rest is for other tests

@@ -13,13 +13,14 @@ use std::process::Command;
 const REQUIRED: &str = "GOPHERSTORE_REQUIRE_TOOLS";
 
 /// Debian's packages, for programs that are not in one of their own name.
-const PACKAGES: [(&str, &str); 17] = [
+const PACKAGES: [(&str, &str); 18] = [
     ("addr2line", "binutils"),
     ("cc", "gcc"),
     ("hexdump", "bsdextrautils"),
     ("ip", "iproute2"),
     ("man", "man-db"),
     ("nc", "netcat-openbsd"),
+    ("nsenter", "util-linux"),
     ("perf", "linux-perf"),
     ("script", "bsdutils"),
     ("stty", "coreutils"),
