@@ -4,13 +4,16 @@
 //! `GOPHERSTORE_LONG=1` has each as often as the long run asks for, `GOPHERSTORE_LONG=10%` a tenth of that;
 //! `GOPHERSTORE_SEED=N` repeats what a failed test drew.
 
+use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::cluster::rounds;
-use crate::durability::{Durable, check, command, log};
+use crate::durability::{Durable, check, command, log, status_of};
 use crate::load::Random;
+use crate::node::{PATIENCE, wait_for};
 use crate::recorder::{Fault, Image, Kind, Marker, Recorder, Survival, Trace};
 use crate::writes::Writes;
 
@@ -141,6 +144,65 @@ fn no_more_than_what_was_not_synced_is_lost_in_a_power_failure_with_never() {
     power_failures("never", rounds(2, 20));
 }
 
+/// The longest time from an answer to the sync that has its write, for each sync of the log.
+fn unsynced(trace: &Trace) -> Vec<Duration> {
+    let (mut first, mut longest) = (None, Vec::new());
+    for event in &trace.events {
+        match event.kind {
+            Kind::Acknowledged => first = first.or(Some(event.time)),
+            Kind::Sync if event.name.starts_with("log-") => {
+                longest.extend(first.take().map(|first| event.time - first));
+            }
+            _ => {}
+        }
+    }
+    longest
+}
+
+#[test]
+fn what_is_not_synced_is_no_older_than_the_interval() {
+    let Some(recorder) = Recorder::compile() else {
+        return;
+    };
+    let interval = Duration::from_millis(200);
+    let dir = tempfile::tempdir().unwrap();
+    let config = format!(
+        "cluster = \"c\"\nleader = \"n1\"\n[[node]]\nname = \"n1\"\naddr = \"127.0.0.1:0\"\n\
+         [storage]\ndata_dir = \"data\"\nsync = \"interval\"\nsync_interval_ms = {}\n",
+        interval.as_millis()
+    );
+    fs::write(dir.path().join("cluster.toml"), config).unwrap();
+    let path = dir.path().join("trace");
+    let mut node = Command::new(env!("CARGO_BIN_EXE_gopherstore-server"));
+    node.args(["--config", "cluster.toml", "--node", "n1"])
+        .current_dir(dir.path())
+        .env_remove("RUST_LOG")
+        .envs(recorder.env(0, "data/n1", &path, None))
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(dir.path().join("err")).unwrap());
+    let node = Durable::of(node, dir.path());
+    let (mut writes, mut client) = (Writes::new(0), node.client());
+    let marker = Marker::new(&path);
+    let begin = Instant::now();
+    while begin.elapsed() < 6 * interval {
+        assert!(writes.write(&mut client, &marker));
+    }
+    // The last ones are synced too, and nothing else makes the node do so.
+    wait_for("the last sync", || {
+        let status = status_of(&mut client);
+        (status.durable_index == status.index).then_some(())
+    });
+    let trace = Trace::read(&path);
+    let mut ages = unsynced(&trace);
+    ages.sort_unstable();
+    // The machine may hold the node up for some time.
+    let (median, most) = (ages[ages.len() / 2], ages[ages.len() - 1]);
+    assert!(ages.len() >= 3 && median < interval * 3 / 2, "{ages:?}");
+    assert!(median > interval / 2, "{ages:?}");
+    assert!(most < PATIENCE / 10, "{ages:?}");
+    node.kill();
+}
+
 /// Without this, a call that is not recorded would go unnoticed.
 #[test]
 fn the_record_of_a_node_leads_to_its_files() {
@@ -150,8 +212,16 @@ fn the_record_of_a_node_leads_to_its_files() {
     let dir = tempfile::tempdir().unwrap();
     let writes: Vec<Writes> = (0..CLIENTS).map(Writes::new).collect();
     let node = run(&recorder, dir.path(), "always", &writes, 100);
+    let path = dir.path().join("trace");
+    for class in ["log-", "snapshot-", "spare-", "identity"] {
+        wait_for(class, || {
+            let events = Trace::read(&path).events;
+            let mut renames = events.iter().filter(|it| it.kind == Kind::Rename);
+            renames.any(|it| it.name.starts_with(class)).then_some(())
+        });
+    }
     assert_eq!(node.stop().code(), Some(0), "{}", log(dir.path()));
-    let trace = Trace::read(&dir.path().join("trace"));
+    let trace = Trace::read(&path);
     let all = trace.events.len();
     let image = trace.image(0, &Image::default(), all, Survival::Everything);
     let real = Image::of(&dir.path().join("data"));
@@ -162,11 +232,4 @@ fn the_record_of_a_node_leads_to_its_files() {
         (count(Kind::Sent), count(Kind::Acknowledged)),
         (least, least)
     );
-    let has = |kind, class: &str| {
-        let mut events = trace.events.iter();
-        events.any(|it| it.kind == kind && it.name.starts_with(class))
-    };
-    for class in ["log-", "snapshot-", "spare-", "identity"] {
-        assert!(has(Kind::Rename, class), "{class}");
-    }
 }

@@ -31,6 +31,7 @@ struct event {
     uint32_t kind;
     int32_t fd;
     uint64_t offset;
+    uint64_t time_ns;
     uint32_t error;
     uint32_t name_len;
     uint32_t data_len;
@@ -112,6 +113,9 @@ static const char *name_of_fd(int fd) {
 static void record(struct event event, const char *name, const void *data) {
     event.name_len = strlen(name);
     event.node = node;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    event.time_ns = now.tv_sec * 1000000000ull + now.tv_nsec;
     struct iovec parts[3] = {
         {&event, sizeof event},
         {(void *)name, event.name_len},

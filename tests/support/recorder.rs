@@ -17,7 +17,9 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
 use tempfile::TempDir;
 
 use super::load::Random;
@@ -26,7 +28,7 @@ use super::tools;
 /// Bytes that a disk writes as a whole or not at all.
 const SECTOR: usize = 512;
 /// Bytes of an event before its name.
-const HEAD_LEN: usize = 32;
+const HEAD_LEN: usize = 40;
 /// The event's call creates a file where there is none (`O_CREAT`).
 const CREATES: u64 = 0o100;
 
@@ -74,6 +76,8 @@ pub(crate) struct Event {
     pub(crate) fd: i32,
     /// Offset of a write, flags of an open, or the number of a client's write.
     pub(crate) offset: u64,
+    /// By the clock of the system that goes on steadily, when it was recorded.
+    pub(crate) time: Duration,
     /// The call failed with this error, or did nothing and killed the node.
     pub(crate) error: u32,
     /// The node that made the call.
@@ -203,6 +207,9 @@ impl Marker {
         event.extend(code.to_ne_bytes());
         event.extend(i32::try_from(client).unwrap().to_ne_bytes());
         event.extend(number.to_ne_bytes());
+        let now = clock_gettime(ClockId::Monotonic);
+        let now = Duration::try_from(now).unwrap().as_nanos();
+        event.extend(u64::try_from(now).unwrap().to_ne_bytes());
         event.resize(HEAD_LEN, 0);
         // One call, which the system does not divide.
         assert_eq!((&self.0).write(&event).unwrap(), HEAD_LEN);
@@ -221,21 +228,23 @@ impl Trace {
         let (mut rest, mut events) = (&bytes[..], Vec::new());
         while let Some((head, behind)) = rest.split_at_checked(HEAD_LEN) {
             let number = |at: usize| u32::from_ne_bytes(head[at..at + 4].try_into().unwrap());
+            let long = |at: usize| u64::from_ne_bytes(head[at..at + 8].try_into().unwrap());
             let len = |at| usize::try_from(number(at)).unwrap();
             let kind = KINDS.iter().find(|it| it.0 == number(0)).unwrap().1;
             // The node may have been killed as it wrote the last one.
-            let Some((name, behind)) = behind.split_at_checked(len(20)) else {
+            let Some((name, behind)) = behind.split_at_checked(len(28)) else {
                 break;
             };
-            let Some((data, behind)) = behind.split_at_checked(len(24)) else {
+            let Some((data, behind)) = behind.split_at_checked(len(32)) else {
                 break;
             };
             events.push(Event {
                 kind,
                 fd: number(4).cast_signed(),
-                offset: u64::from_ne_bytes(head[8..16].try_into().unwrap()),
-                error: number(16),
-                node: number(28),
+                offset: long(8),
+                time: Duration::from_nanos(long(16)),
+                error: number(24),
+                node: number(36),
                 name: String::from_utf8(name.to_vec()).unwrap(),
                 data: data.to_vec(),
             });
