@@ -16,6 +16,8 @@ mod copying;
 mod exchange;
 mod opening;
 mod recovery;
+#[cfg(test)]
+mod tests;
 mod writing;
 
 pub use copying::{Copying, Progress};

@@ -431,7 +431,7 @@ fn a_full_copy_that_was_not_finished_is_no_data_set() {
     drop(LogWriter::begin(&files, id, end, &none, std::sync::Arc::new(|| 1), layout).unwrap());
     let (code, out, err) = check(dir.path());
     assert_eq!((code, &*err), (1, ""), "{out}");
-    let told = "log-00000002-0000000000000001: 4616 bytes, behind a full copy that was not finished, not read\n";
+    let told = "log-00000002-0000000000000001: 4096 bytes, behind a full copy that was not finished, not read\n";
     assert!(out.starts_with(told), "{out}");
     assert!(out.ends_with("no data set\n"), "{out}");
     let dump = ["dump", "--data-dir", text(&data)];

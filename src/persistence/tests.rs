@@ -1,0 +1,238 @@
+//! A disk that is full, and has space again, step by step.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{Next, Recovery, Settings, Writing, recover};
+use crate::config::{StorageConfig, SyncPolicy};
+use crate::engine::clock::{Clock, Reading, TimeSource};
+use crate::engine::{Admission, Answers, Engine};
+use crate::history::EpochStart;
+use crate::log::{Mark, Space};
+use crate::storage::files::Files;
+use crate::storage::simulated::Disk;
+use crate::wire::request::{Limits, frames};
+use crate::wire::{Request, Run, Status};
+
+/// Bytes of a segment here.
+const SEGMENT: u64 = 16 << 10;
+
+/// A clock that stands.
+#[derive(Debug)]
+struct Still;
+
+impl TimeSource for Still {
+    fn read(&self) -> Reading {
+        Reading::default()
+    }
+}
+
+fn engine() -> Engine {
+    Engine::new(Some(1 << 20), Clock::new(Box::new(Still)))
+}
+
+/// A leader.
+fn lead(engine: &Engine) {
+    let start = EpochStart {
+        epoch: 1,
+        nonce: 7,
+        start_index: 1,
+    };
+    let admission = Admission {
+        reads: true,
+        writes: true,
+    };
+    engine.open_epoch(start, admission).unwrap();
+}
+
+fn settings(sync: SyncPolicy) -> Settings {
+    let salt = AtomicU64::new(1);
+    Settings {
+        config: StorageConfig {
+            data_dir: None,
+            sync,
+            sync_interval: Duration::from_secs(1),
+        },
+        segment_bytes: SEGMENT,
+        snapshot_log_bytes: u64::MAX,
+        salts: Arc::new(move || salt.fetch_add(1, Ordering::Relaxed)),
+    }
+}
+
+/// The status of the answer to each of these requests, which are executed as one run.
+fn ask(engine: &Engine, requests: &[Request<'_>]) -> Vec<Status> {
+    let mut bytes = Vec::new();
+    for request in requests {
+        request.encode(&mut bytes).unwrap();
+    }
+    let mut answers = Answers::new();
+    let run = Run::of(&bytes, &Limits::default());
+    engine.execute(&run, None, &mut answers).unwrap();
+    statuses(answers.bytes())
+}
+
+fn statuses(mut bytes: &[u8]) -> Vec<Status> {
+    let mut found = Vec::new();
+    while let [status, a, b, c, d, rest @ ..] = bytes {
+        found.push(Status::try_from(*status).unwrap());
+        let len = u32::from_be_bytes([*a, *b, *c, *d]);
+        bytes = &rest[usize::try_from(len).unwrap()..];
+    }
+    found
+}
+
+/// The status of the answer to a BATCH.
+fn batch(engine: &Engine, requests: &[Request<'_>]) -> Status {
+    let mut value = Vec::new();
+    for request in requests {
+        request.encode(&mut value).unwrap();
+    }
+    let mut bytes = Vec::new();
+    Request::Batch { value: &value }.encode(&mut bytes).unwrap();
+    let frame = frames(&bytes).next().unwrap();
+    let limits = Limits::default();
+    let batch = crate::wire::batch::Batch::decode_within(frame.value(), &limits).unwrap();
+    let mut answers = Answers::new();
+    engine.execute_batch(&batch, None, &mut answers).unwrap();
+    statuses(answers.bytes())[0]
+}
+
+fn set<'a>(key: &'a [u8], value: &'a [u8]) -> Request<'a> {
+    Request::Set { key, value }
+}
+
+/// Takes steps until there is nothing to do. Returns until when.
+fn settle(engine: &Engine, writing: &mut Writing<'_>, now: Instant) -> Instant {
+    engine.log().unwrap().drain(now);
+    for _ in 0..1_000 {
+        match writing.step(now).unwrap() {
+            Next::Again => {}
+            Next::Wait(until) => return until,
+            Next::Ended => panic!("it has ended"),
+        }
+    }
+    panic!("there is always something to do");
+}
+
+#[test]
+fn a_full_disk_refuses_what_stores_until_there_is_space() {
+    for sync in [SyncPolicy::Always, SyncPolicy::Never] {
+        let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
+        let log = engine.log().unwrap();
+        log.begin_writing(0, Mark::Written);
+        let recovery = Recovery::default();
+        disk.limit(Some(2 * SEGMENT));
+        let mut writing =
+            Writing::new(&disk, (&engine, log), settings(sync), recovery, now).unwrap();
+        lead(&engine);
+        let mut keys = 0_u32;
+        let mut at = now;
+        while log.space().0 == Space::Enough {
+            let key = keys.to_be_bytes();
+            assert_eq!(ask(&engine, &[set(&key, &[1; 300])]), [Status::Ok]);
+            keys += 1;
+            settle(&engine, &mut writing, at);
+            at += Duration::from_millis(1);
+            assert!(keys < 1_000, "the disk is never full");
+        }
+        assert_eq!(log.space().0, Space::Reserve);
+        assert!(!writing.is_stalled() && disk.used() <= 2 * SEGMENT);
+        // A run with both: each for itself.
+        let [del, take] = [0_u32, 1].map(u32::to_be_bytes);
+        let (del, take) = (Request::Del { key: &del }, Request::Del { key: &take });
+        let get = Request::Get { key: b"x" };
+        let expected = [Status::Full, Status::Ok, Status::NotFound];
+        assert_eq!(ask(&engine, &[set(b"x", b""), del, get]), expected);
+        assert_eq!(batch(&engine, &[set(b"x", b""), take]), Status::Full);
+        assert_eq!(batch(&engine, &[take]), Status::Ok);
+        assert_eq!(engine.evicted_and_refused()[1], 2);
+        settle(&engine, &mut writing, at);
+        assert_eq!(
+            log.watermarks().index(Mark::Written),
+            Some(log.last_index())
+        );
+        // It is tried again, after a second.
+        let until = settle(&engine, &mut writing, at);
+        assert!(until <= at + Duration::from_secs(1));
+        disk.limit(Some(4 * SEGMENT));
+        at += Duration::from_secs(1);
+        settle(&engine, &mut writing, at);
+        assert_eq!(log.space().0, Space::Enough);
+        assert_eq!(ask(&engine, &[set(b"x", b"")]), [Status::Ok]);
+        settle(&engine, &mut writing, at);
+        is_recovered(&disk.after_kill(), &engine);
+    }
+}
+
+/// The data set of a disk is that of an engine.
+fn is_recovered(disk: &Disk, expected: &Engine) {
+    let engine = engine();
+    recover(disk, &engine, Instant::now(), 1).unwrap();
+    assert_eq!(engine.head(), expected.head());
+}
+
+/// Records that the node has taken, from a client or its leader, wait where even the reserve has no room for them.
+#[test]
+fn what_has_no_space_at_all_is_not_acknowledged_and_is_written_later() {
+    let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
+    let log = engine.log().unwrap();
+    log.begin_writing(0, Mark::Durable);
+    disk.limit(Some(2 * SEGMENT));
+    let settings = settings(SyncPolicy::Always);
+    let recovery = Recovery::default();
+    let mut writing = Writing::new(&disk, (&engine, log), settings, recovery, now).unwrap();
+    lead(&engine);
+    settle(&engine, &mut writing, now);
+    for key in 0..20_u32 {
+        let key = key.to_be_bytes();
+        assert_eq!(ask(&engine, &[set(&key, &[1; 3_000])]), [Status::Ok]);
+    }
+    // Taken before the disk was known to be full.
+    let until = now + Duration::from_secs(1);
+    assert!(settle(&engine, &mut writing, now) <= until && writing.is_stalled());
+    assert_eq!(log.space().0, Space::UsedUp);
+    let durable = log.watermarks().index(Mark::Durable).unwrap();
+    assert!((1..21).contains(&durable), "{durable}");
+    assert_eq!(log.committed_index(), durable);
+    let key = 0_u32.to_be_bytes();
+    assert_eq!(ask(&engine, &[Request::Del { key: &key }]), [Status::Full]);
+    let get = Request::Get { key: &key };
+    assert_eq!(ask(&engine, &[get]), [Status::Ok]);
+    // Nothing happens before a second has passed, and nothing where the disk is full yet.
+    settle(&engine, &mut writing, now + Duration::from_millis(999));
+    settle(&engine, &mut writing, until);
+    assert_eq!(log.watermarks().index(Mark::Durable), Some(durable));
+    disk.limit(None);
+    settle(&engine, &mut writing, until + Duration::from_secs(1));
+    assert!(!writing.is_stalled());
+    assert_eq!(log.space().0, Space::Enough);
+    assert_eq!(log.watermarks().index(Mark::Durable), Some(21));
+    is_recovered(&disk.after_power_failure(3), &engine);
+    assert!(
+        disk.list()
+            .unwrap()
+            .iter()
+            .all(|name| !name.starts_with("new-"))
+    );
+}
+
+#[test]
+fn a_log_that_ends_while_there_is_no_space_for_it_is_an_error() {
+    let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
+    let log = engine.log().unwrap();
+    log.begin_writing(0, Mark::Durable);
+    // Not even the first segment.
+    disk.limit(Some(100));
+    let settings = settings(SyncPolicy::Always);
+    let recovery = Recovery::default();
+    let mut writing = Writing::new(&disk, (&engine, log), settings, recovery, now).unwrap();
+    lead(&engine);
+    settle(&engine, &mut writing, now);
+    assert!(writing.is_stalled() && disk.list().unwrap().is_empty());
+    engine.end_log();
+    log.drain(now);
+    let error = writing.step(now + Duration::from_secs(1)).unwrap_err();
+    assert!(error.is_full(), "{error}");
+}
