@@ -231,6 +231,7 @@ fn a_log_that_ends_while_there_is_no_space_for_it_is_an_error() {
     lead(&engine);
     settle(&engine, &mut writing, now);
     assert!(writing.is_stalled() && disk.list().unwrap().is_empty());
+    assert_eq!(log.space().0, Space::UsedUp);
     engine.end_log();
     log.drain(now);
     let error = writing.step(now + Duration::from_secs(1)).unwrap_err();

@@ -426,9 +426,9 @@ impl<'d> Writing<'d> {
                 self.prepare(now)?;
                 return Ok(Next::Again);
             }
-            Some(_) => {}
             // Nothing waits for space.
-            None => self.log.set_space(Space::Enough, ""),
+            None if self.retry_at.is_none() => self.log.set_space(Space::Enough, ""),
+            Some(_) | None => {}
         }
         let mut until = self.retry_at.unwrap_or(now + IDLE);
         if self.is_unsynced && self.settings.config.sync == SyncPolicy::Interval {
