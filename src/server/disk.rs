@@ -38,6 +38,9 @@ const REPLACED_POLL: Duration = Duration::from_millis(10);
 /// Pauses before another snapshot, where one has failed: the first, and the longest. Each is twice the one before.
 const RETRY_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(16));
 
+/// Time for which a snapshot waits for the log on a disk that is full.
+const FULL_WAIT: Duration = Duration::from_secs(5);
+
 /// The file whose lock says that a process uses the directory.
 const LOCK: &str = "lock";
 
@@ -214,7 +217,11 @@ impl Disk {
         let mut space = Space::Enough;
         loop {
             self.exchange(&mut writing)?;
-            report_space(log, &mut space);
+            if report_space(log, &mut space) {
+                // A snapshot that has failed may be written now.
+                drop(self.shared.lock());
+                self.changed.notify_all();
+            }
             let look_at = self.look(&mut looks, &writing);
             match writing.step(Instant::now())? {
                 Next::Again => {}
@@ -313,9 +320,17 @@ impl Disk {
                     );
                     let until = Instant::now() + pause;
                     pause = (pause * 2).min(longest_pause);
-                    while !shared.is_over
-                        && !self.changed.wait_until(&mut shared, until).timed_out()
-                    {
+                    let mut was_full = false;
+                    while !shared.is_over {
+                        let is_full = log.space().0 != Space::Enough;
+                        if was_full && !is_full {
+                            pause = first_pause;
+                            break;
+                        }
+                        was_full |= is_full;
+                        if self.changed.wait_until(&mut shared, until).timed_out() {
+                            break;
+                        }
                     }
                     shared.exchange.want_snapshot();
                 }
@@ -365,12 +380,15 @@ impl Disk {
                 Progress::Replaced => return Ok(false),
             }
         };
+        let until = Instant::now() + FULL_WAIT;
         let mut shared = self.shared.lock();
         while !shared.is_over {
             if let Some(may_finish) = shared.exchange.may_finish(end, chain, copying) {
                 return Ok(may_finish);
             }
-            if let (Space::UsedUp, why) = log.space() {
+            if let (Space::UsedUp, why) = log.space()
+                && Instant::now() >= until
+            {
                 // The log may need the space that this takes.
                 return Err(StorageError {
                     path: self.directory_path(),
@@ -384,8 +402,8 @@ impl Disk {
     }
 }
 
-/// Says in the node's log that the disk is full, or has space again.
-fn report_space(log: &Log, reported: &mut Space) {
+/// Says in the node's log that the disk is full, or has space again. Returns whether it has space again.
+fn report_space(log: &Log, reported: &mut Space) -> bool {
     let (space, why) = log.space();
     match (std::mem::replace(reported, space), space) {
         (Space::Enough, Space::Reserve | Space::UsedUp) => error!(
@@ -394,10 +412,12 @@ fn report_space(log: &Log, reported: &mut Space) {
         ),
         (Space::Reserve | Space::UsedUp, Space::Enough) => {
             error!("the disk has space again: writes go on");
+            return true;
         }
         (Space::Enough, Space::Enough)
         | (Space::Reserve | Space::UsedUp, Space::Reserve | Space::UsedUp) => {}
     }
+    false
 }
 
 impl DataDirectory for Disk {
