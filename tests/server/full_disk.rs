@@ -9,11 +9,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use gopherstore::client::{Client, Error};
+use gopherstore::client::{Client, Error, NodeStatus};
 
 use crate::cluster::rounds;
 use crate::durability::{Durable, log, status_of};
 use crate::node::wait_for;
+use crate::proxy::reserve_port;
 use crate::tools;
 
 /// Bytes of the disk. A segment has 1 MiB here.
@@ -55,25 +56,32 @@ impl SmallDisk {
     }
 
     fn start(&self, sync: &str) -> Durable {
-        let dir = self.dir.path();
+        let mut command = self.command();
+        command
+            .args(["--addr", "127.0.0.1:0", "--sync", sync, "--data-dir"])
+            .arg(self.dir.path().join("disk/data"));
+        Durable::of(command, self.dir.path())
+    }
+
+    /// A server that sees the disk.
+    fn command(&self) -> Command {
         let mut command = Command::new("nsenter");
         command
             .args(["-t", &self.holder.id().to_string(), "-U", "-m"])
             .args(["--preserve-credentials", "--"])
-            .arg(env!("CARGO_BIN_EXE_gopherstore-server"))
-            .args(["--addr", "127.0.0.1:0", "--sync", sync, "--data-dir"])
-            .arg(dir.join("disk/data"))
+            .arg(env!("CARGO_BIN_EXE_gopherstore-server"));
+        self.set_up(&mut command);
+        command
+    }
+
+    fn set_up(&self, command: &mut Command) {
+        let err = self.dir.path().join("err");
+        let err = File::options().create(true).append(true).open(err);
+        command
             .env("GOPHERSTORE_SNAPSHOT_LOG_BYTES", "1048576")
             .env_remove("RUST_LOG")
             .stdout(Stdio::piped())
-            .stderr(
-                File::options()
-                    .create(true)
-                    .append(true)
-                    .open(dir.join("err"))
-                    .unwrap(),
-            );
-        Durable::of(command, dir)
+            .stderr(err.unwrap());
     }
 
     /// A file of the disk, as this process reaches it.
@@ -235,4 +243,84 @@ fn a_full_disk_refuses_writes_and_the_node_goes_on_with_room() {
     for sync in ["always", "interval"] {
         full_under_load(sync, rounds(2, 20));
     }
+}
+
+/// A node of a cluster, which goes with the test.
+struct Member(Child);
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_follower_whose_disk_is_full_lags_and_goes_on_with_room() {
+    let Some(disk) = SmallDisk::new() else {
+        return;
+    };
+    let (dir, ports) = (disk.dir.path(), [reserve_port(), reserve_port()]);
+    let mut config = "cluster = \"c\"\nleader = \"n1\"\n".to_owned();
+    config += "[replication]\nbacklog_bytes = 1048576\n";
+    for (name, (_reserved, addr)) in ["n1", "n2"].iter().zip(&ports) {
+        config += &format!("[[node]]\nname = \"{name}\"\naddr = \"{addr}\"\n");
+    }
+    let file = dir.join("cluster.toml");
+    fs::write(&file, config).unwrap();
+    let start = |mut command: Command, name: &str, data: &str| {
+        command.arg("--config").arg(&file).args(["--node", name]);
+        command
+            .args(["--sync", "always", "--data-dir"])
+            .arg(dir.join(data));
+        Member(command.spawn().unwrap())
+    };
+    let mut leader = Command::new(env!("CARGO_BIN_EXE_gopherstore-server"));
+    disk.set_up(&mut leader);
+    let _leader = start(leader, "n1", "n1");
+    let follower = start(disk.command(), "n2", "disk/n2");
+    let status = |node: usize| {
+        let mut client = Client::connect(&ports[node].1.to_string()).ok()?;
+        let text = client.status().ok()?;
+        Some(NodeStatus::parse(&text))
+    };
+    let is_equal = || {
+        let (leader, follower) = (status(0)?, status(1)?);
+        let is_it = follower.digest == leader.digest
+            && follower.durable_index == leader.index
+            && leader.index > Some(0);
+        is_it.then_some(())
+    };
+    wait_for("the follower", is_equal);
+    let mut client = Client::connect(&ports[0].1.to_string()).unwrap();
+    let mut number = 0_u64;
+    let mut write = || {
+        let key = format!("k{}", number % 300);
+        client
+            .set(key.as_bytes(), format!("{number:<3000}").as_bytes())
+            .unwrap();
+        number += 1;
+    };
+    let is_over = AtomicBool::new(false);
+    let full = thread::scope(|scope| {
+        scope.spawn(|| disk.take_all(&is_over));
+        let full = wait_for("the follower to lag", || {
+            (0..100).for_each(|_| write());
+            let (leader, follower) = (status(0)?, status(1)?);
+            let lags = follower.index < leader.index && follower.written_index < follower.index;
+            (follower.disk_space.as_deref() == Some("used_up") && lags).then_some(follower)
+        });
+        is_over.store(true, Ordering::Relaxed);
+        full
+    });
+    assert_eq!(status(0).unwrap().disk_space.as_deref(), Some("enough"));
+    assert!(full.durable_index <= full.written_index, "{full:?}");
+    disk.free();
+    wait_for("the follower to go on", is_equal);
+    assert_eq!(status(1).unwrap().disk_space.as_deref(), Some("enough"));
+    drop(follower);
+    let _follower = start(disk.command(), "n2", "disk/n2");
+    wait_for("the follower again", is_equal);
+    let text = log(dir);
+    assert!(!text.contains("this node ends"), "{text}");
 }
