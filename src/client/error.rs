@@ -43,9 +43,9 @@ pub enum Error {
         /// Why.
         message: String,
     },
-    /// The write needs more memory than the node's `max_memory_bytes` leaves.
+    /// The write needs more memory than the node's `max_memory_bytes` leaves, or the node's disk is full.
     Full {
-        /// The node's message, with both numbers.
+        /// The node's message: both numbers, or which disk is full.
         message: String,
     },
     /// The position was never part of the node's history: another leader's records took its place.
