@@ -17,6 +17,8 @@ file=$(typed "$config")
 
 binaries
 members=$("$server" --check-config --config "$config")
+[[ $members != *" data_dir="* ]] ||
+    misused "$file keeps data on disk (data_dir), which the demo would write to; give it a file without"
 # The leader first, and then its followers; the same place in each array is the same node.
 names=()
 pids=()

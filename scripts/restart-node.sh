@@ -4,8 +4,8 @@
 #
 # Usage: scripts/restart-node.sh [--yes] NAME [CONFIG]     CONFIG is cluster.toml where none is given
 #
-# A node starts empty and copies its data from the others. If no other node is known to hold this one's data, nothing is
-# done: at a terminal it asks, and --yes answers. A node that does not serve within
+# A node without a data directory starts empty and copies its data from the others. If no other node is known to hold
+# its data, nothing is done: at a terminal it asks, and --yes answers. A node that does not serve within
 # GOPHERSTORE_READY_SECONDS, 30 by default, goes on running; the exit status is 1 then.
 set -euo pipefail
 . "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/lib/nodes.sh"
@@ -30,6 +30,8 @@ claim_folder
 # that holds the data.
 lock
 if running "$name"; then
+    # shellcheck disable=SC2034 # assess uses it
+    is_restart=1
     assess "$name"
     if [[ -n $at_risk && -z $assume_yes && ! (-t 0 && -t 2) ]]; then
         fail "$name was not restarted, since that loses data ($at_risk); --yes restarts it anyway"

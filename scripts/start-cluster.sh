@@ -33,7 +33,8 @@ elif ((${#already[@]} > 0)); then
 fi
 refuse_taken "${names[@]}"
 
-# If this script ends before every node serves, by Ctrl-C too, it stops the nodes. A node that holds data by then stays.
+# If this script ends before every node serves, by Ctrl-C too, it stops the nodes. Where that would lose data that they
+# hold by then, they stay.
 abandon() {
     trap '' INT TERM HUP
     [[ -n $locked ]] || lock

@@ -3,8 +3,8 @@
 #
 # Usage: scripts/stop-cluster.sh [--yes] [CONFIG]   CONFIG is cluster.toml where none is given
 #
-# Stops nodes that were started for this file, and no others. At a terminal it asks first where data is lost with them;
-# --yes answers. A node that does not stop within 90 seconds is killed.
+# Stops nodes that were started for this file, and no others. At a terminal it asks first where data is lost with them,
+# which is not the data of nodes that have it on disk; --yes answers. A node that does not stop within 90 seconds is killed.
 set -euo pipefail
 . "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/lib/nodes.sh"
 
@@ -34,14 +34,20 @@ confirmed "Stopping ${alive[*]}" || fail "nothing was stopped"
 
 lock
 find_alive
-# The leader is last: it has all data, and logs what is lost with it.
-last=() first=()
+# The leader is last: it has all data, and logs what is lost with it. A leader without a disk comes before the followers
+# that have one: it waits until they have its data.
+followers=() leader=() on_disk_followers=() on_disk_leader=()
 for name in "${alive[@]}"; do
-    if is_leader "$name"; then last+=("$name"); else first+=("$name"); fi
+    case " ${on_disk[*]} " in
+    *" $name "*) if is_leader "$name"; then on_disk_leader+=("$name"); else on_disk_followers+=("$name"); fi ;;
+    *) if is_leader "$name"; then leader+=("$name"); else followers+=("$name"); fi ;;
+    esac
 done
 result=0
-stop_nodes "${first[@]}" || result=1
-stop_nodes "${last[@]}" || result=1
+stop_nodes "${followers[@]}" || result=1
+stop_nodes "${leader[@]}" || result=1
+stop_nodes "${on_disk_followers[@]}" || result=1
+stop_nodes "${on_disk_leader[@]}" || result=1
 stopped=0
 for name in "${alive[@]}"; do
     if running "$name"; then

@@ -15,7 +15,7 @@ config_default=$root/cluster.toml
 run=${GOPHERSTORE_RUN:-$root/run}
 [[ $run == /* ]] || run=$PWD/$run
 ready_seconds=${GOPHERSTORE_READY_SECONDS:-30}
-assume_yes='' locked='' signal=0
+assume_yes='' is_restart='' locked='' signal=0
 # By a node's name: its process id, the length of its log before it was started or stopped, why it does not serve.
 declare -A child=() log_len=() words=()
 
@@ -125,9 +125,18 @@ stopped() { ! running "$1" && ! ending "$1"; }
 
 # Whether a node is to lead, by $members.
 is_leader() {
-    local name role
-    while read -r name _ role _; do
-        if [[ $name == "$1" && $role == leader ]]; then return 0; fi
+    local line
+    while read -r line; do
+        if [[ $line == "$1 "*' leader' ]]; then return 0; fi
+    done <<<"$members"
+    return 1
+}
+
+# Whether the configuration file gives a node a data directory, by $members.
+has_directory() {
+    local line
+    while read -r line; do
+        if [[ $line == "$1 "*' data_dir='* ]]; then return 0; fi
     done <<<"$members"
     return 1
 }
@@ -246,7 +255,7 @@ address_of() {
 ask_status() {
     local key value
     status_cluster='' status_role='' status_state='' status_reason='' status_keys=''
-    status_epoch='' status_index='' status_digest=''
+    status_epoch='' status_index='' status_digest='' status_disk=''
     while IFS=' ' read -r key value; do
         case $key in
         cluster:) status_cluster=$value ;;
@@ -257,6 +266,7 @@ ask_status() {
         epoch:) status_epoch=$value ;;
         index:) status_index=$value ;;
         digest:) status_digest=$value ;;
+        disk:) status_disk=$value ;;
         esac
     done < <("$cli" --addr "$1" --timeout 2s status 2>/dev/null </dev/null)
     [[ -n $status_state ]]
@@ -312,30 +322,43 @@ report_start() {
     ((${#ended[@]} + ${#late[@]} == 0))
 }
 
-# Sets at_risk to the data that is lost if the named nodes stop, in words; empty where other nodes hold all of it. A
-# follower's data is safe while its leader serves, and a leader that stops waits until a follower has its data. Without
-# a leader, nodes at the same position with the same digest hold the same data.
+# Sets at_risk to the data that is lost if the named nodes stop, in words; empty where none is. Sets on_disk to those of
+# them that keep their data on disk: it is not lost with them, unless a restart (is_restart) reads the directory no more.
+# What the others have is safe
+# - while a leader serves that stays, or that has a disk;
+# - where a leader stops and a follower stays: it waits until that has its data. A follower with a disk is stopped after
+#   a leader without one;
+# - without a leader, where a node that stays, or that has a disk, has the same position and digest.
 assess() {
-    local name addr position cluster='' keys=0 leader='' follower='' positions='' others=' ' silent=() refused=()
-    at_risk=''
+    local name addr position cluster='' keys=0 leader='' follower='' holders=' ' silent=() refused=() lacking=()
+    local bare=() positions=() dropped='' at
+    at_risk='' on_disk=()
     for name in "$@"; do
         if ! running "$name" || ! addr=$(address_of "$name"); then continue; fi # it serves nobody
         if ! ask_status "$addr"; then
             silent+=("$name")
             continue
         fi
-        cluster=$status_cluster
-        ((${status_keys:-0} <= keys)) || keys=$status_keys
+        cluster=$status_cluster position="$status_epoch/$status_index/$status_digest"
+        if [[ $status_disk == used && -n $is_restart ]] && ! has_directory "$name"; then
+            dropped="$(typed "$config") gives $name no data directory any more, and "
+        elif [[ $status_disk == used ]]; then
+            on_disk+=("$name")
+            [[ $status_state == serving ]] || continue
+            if [[ $status_role == leader ]]; then leader=stays; else follower=$name; fi
+            holders+="$position "
+            continue
+        fi
         [[ $status_state != refused ]] || refused+=("$name")
-        [[ $status_role/$status_state != leader/serving ]] || leader=goes
-        positions+=" $status_epoch/$status_index/$status_digest"
+        [[ $status_role/$status_state != leader/serving || -n $leader ]] || leader=goes
+        if ((${status_keys:-0} > 0)); then bare+=("$name") positions+=("$position $status_keys"); fi
     done
-    if ((keys == 0 && ${#silent[@]} == 0)); then return 0; fi
+    if ((${#bare[@]} == 0 && ${#silent[@]} == 0)); then return 0; fi
     while read -r name addr _; do
         [[ -n $name && " $* " != *" $name "* ]] || continue
         if ! ask_status "$addr" || [[ $status_cluster != "$cluster" || $status_state != serving ]]; then continue; fi
         if [[ $status_role == leader ]]; then leader=stays; else follower=$name; fi
-        others+="$status_epoch/$status_index/$status_digest "
+        holders+="$status_epoch/$status_index/$status_digest "
     done <<<"$members"
     if ((${#refused[@]} > 0)); then
         at_risk="${refused[*]}: state refused, with entries that other nodes lack"
@@ -344,9 +367,15 @@ assess() {
     elif ((${#silent[@]} > 0)); then
         at_risk="${silent[*]}: no response, and no leader serves"
     elif [[ $leader != goes || -z $follower ]]; then
-        for position in $positions; do
-            [[ $others == *" $position "* ]] || at_risk="no other node is known to hold the data, keys: $keys"
+        for at in "${!bare[@]}"; do
+            read -r position status_keys <<<"${positions[at]}"
+            if [[ $holders == *" $position "* ]]; then continue; fi
+            lacking+=("${bare[at]}")
+            ((status_keys <= keys)) || keys=$status_keys
         done
+        ((${#lacking[@]} > 0)) || return 0
+        at_risk="${dropped}no other node is known to hold the data, keys: $keys"
+        ((${#on_disk[@]} == 0)) || at_risk="${lacking[*]}: not on disk, and $at_risk"
     fi
 }
 

@@ -198,11 +198,7 @@ impl Plan {
     /// Decides about the data directory, by the file and the arguments.
     fn set_data_dir(&mut self, arguments: &Arguments) -> Result<(), ExitCode> {
         let mut storage = self.config.storage.clone();
-        let folder = self.file.as_deref().and_then(Path::parent);
-        let of_file = storage.data_dir.as_ref().map(|dir| {
-            let dir = folder.unwrap_or(Path::new("")).join(dir);
-            dir.join(&self.node)
-        });
+        let of_file = data_dir_of(&self.config, self.file.as_deref(), &self.node);
         if arguments.data_dir.is_some() {
             storage.data_dir = None;
         }
@@ -485,13 +481,23 @@ fn show(config: &Config, file: &Path) -> ExitCode {
     let lines = nodes.map(|node| {
         let NodeConfig { name, addr, listen } = node;
         let role = role_name(config, name);
-        if listen == addr {
-            format!("{name} {addr} {role}\n")
-        } else {
-            format!("{name} {addr} listen={listen} {role}\n")
+        let mut line = format!("{name} {addr} ");
+        if listen != addr {
+            line += &format!("listen={listen} ");
         }
+        if let Some(dir) = data_dir_of(config, Some(file), name) {
+            line += &format!("data_dir={dir:?} ");
+        }
+        line + role + "\n"
     });
     Exit::Help(lines.collect()).finish(PROGRAM.name, 1)
+}
+
+/// The directory that a file gives a node.
+fn data_dir_of(config: &Config, file: Option<&Path>, node: &str) -> Option<PathBuf> {
+    let folder = file.and_then(Path::parent).unwrap_or(Path::new(""));
+    let dir = config.storage.data_dir.as_ref()?;
+    Some(folder.join(dir).join(node))
 }
 
 fn role_name(config: &Config, name: &str) -> &'static str {

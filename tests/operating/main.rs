@@ -4,6 +4,7 @@
 
 mod checkout;
 mod examples;
+mod on_disk;
 mod peers;
 mod recipes;
 mod service;

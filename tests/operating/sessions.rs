@@ -312,12 +312,20 @@ fn the_readme_names_every_operation_and_command() {
 
 #[test]
 fn the_tests_that_operating_md_names_exist() {
-    let folders = ["tests/cluster", "tests/server", "src/storage"];
+    let folders = [
+        "tests/cluster",
+        "tests/server",
+        "tests/operating",
+        "tests/cli",
+        "src/storage",
+    ];
     let files = folders.map(|folder| fs::read_dir(root().join(folder)).unwrap());
     let tests: String = files
         .into_iter()
         .flatten()
-        .map(|file| fs::read_to_string(file.unwrap().path()).unwrap())
+        .map(|file| file.unwrap().path())
+        .filter(|path| path.is_file())
+        .map(|path| fs::read_to_string(path).unwrap())
         .collect();
     let text = document("docs/operating.md");
     let is_test = |word: &&str| word.matches('_').count() > 4;

@@ -31,6 +31,19 @@ fn outcome(output: &Output) -> (Option<i32>, String, String) {
 }
 
 #[test]
+fn a_list_of_nodes_has_their_addresses_directories_and_roles() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "cluster = \"c\"\nleader = \"n1\"\n\
+                [[node]]\nname = \"n1\"\naddr = \"127.0.0.1:8000\"\nlisten = \"0.0.0.0:8000\"\n\
+                [[node]]\nname = \"n2\"\naddr = \"127.0.0.2:8000\"\n\
+                [storage]\ndata_dir = \"the data\"\n";
+    let expected = "n1 127.0.0.1:8000 listen=0.0.0.0:8000 data_dir=\"the data/n1\" leader\n\
+                    n2 127.0.0.2:8000 data_dir=\"the data/n2\" follower\n";
+    let (code, out, err) = outcome(&check(dir.path(), text));
+    assert_eq!((code, out.as_str()), (Some(0), expected), "{err}");
+}
+
+#[test]
 fn a_name_is_listened_at_by_all_of_its_addresses_that_the_machine_has() {
     if !tools::are_there(&["unshare"]) {
         return;

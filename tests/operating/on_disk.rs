@@ -1,0 +1,206 @@
+//! The scripts, and the procedures of operating.md, where nodes keep their data on disk.
+
+use std::fs;
+
+use crate::checkout::{Checkout, at_terminal, cli, ends, pid};
+use crate::support::node::wait_for;
+use crate::support::tools;
+
+/// Whether the programs are there that the tests need.
+fn has_programs() -> bool {
+    tools::are_there(&["bash", "script"])
+}
+
+/// Gives the nodes of `cluster.toml` a directory each.
+fn add_storage(checkout: &Checkout) {
+    let file = checkout.path().join("cluster.toml");
+    let config = fs::read_to_string(&file).unwrap();
+    fs::write(&file, config + "[storage]\ndata_dir = \"data\"\n").unwrap();
+}
+
+/// The nodes of `cluster.toml` have no directory any more.
+fn remove_storage(checkout: &Checkout) {
+    let file = checkout.path().join("cluster.toml");
+    let config = fs::read_to_string(&file).unwrap();
+    let (config, _) = config.split_once("[storage]").unwrap();
+    fs::write(&file, config).unwrap();
+}
+
+fn start(checkout: &Checkout) {
+    ends(0, &mut checkout.script("start-cluster.sh"));
+}
+
+/// Kills a node, and waits until its process is gone: so many are left.
+fn kill(checkout: &Checkout, name: &str, left: usize) {
+    tools::signal(pid(checkout, &format!("run/cluster/{name}.pid")), "KILL");
+    checkout.wait_for_processes(left);
+}
+
+/// Stops the cluster at a terminal, where nothing is asked.
+#[track_caller]
+fn stops_without_a_question(checkout: &Checkout, count: usize) {
+    let printed = at_terminal(checkout, "scripts/stop-cluster.sh", "");
+    let words = match count {
+        1 => "Stopped 1 node.".to_owned(),
+        _ => format!("Stopped {count} of {count} nodes."),
+    };
+    assert!(
+        printed.contains(&words) && !printed.contains("Go on?") && !printed.contains(" lost"),
+        "{printed}"
+    );
+    assert_eq!(checkout.processes(), [""; 0]);
+}
+
+#[test]
+fn nodes_that_have_their_data_on_disk_stop_and_restart_without_a_question() {
+    if !has_programs() {
+        return;
+    }
+    let mut checkout = Checkout::new();
+    let addrs = checkout.configure("cluster.toml", "demo", 2);
+    add_storage(&checkout);
+    start(&checkout);
+    cli(0, addrs[0], &["set", "k", "v"]);
+    stops_without_a_question(&checkout, 2);
+    start(&checkout);
+    assert_eq!(cli(0, addrs[0], &["get", "k"]), "v");
+    // The leader alone, which is the last with the data.
+    kill(&checkout, "n2", 1);
+    ends(0, checkout.script("restart-node.sh").arg("n1"));
+    assert_eq!(cli(0, addrs[0], &["get", "k"]), "v");
+    stops_without_a_question(&checkout, 1);
+}
+
+#[test]
+fn of_nodes_with_and_without_a_disk_those_whose_data_is_at_risk_are_named() {
+    if !has_programs() {
+        return;
+    }
+    let mut checkout = Checkout::new();
+    let addrs = checkout.configure("cluster.toml", "demo", 3);
+    start(&checkout);
+    cli(0, addrs[0], &["set", "k", "v"]);
+    add_storage(&checkout);
+    ends(0, checkout.script("restart-node.sh").arg("n2"));
+    let disk_of = |at: usize| {
+        let status = cli(0, addrs[at], &["status"]);
+        let mut lines = status.lines();
+        lines
+            .find(|line| line.starts_with("disk: "))
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(
+        [0, 1, 2].map(disk_of),
+        ["disk: none", "disk: used", "disk: none"]
+    );
+
+    // n3 takes a write that n2 does not get, and then the leader is lost.
+    kill(&checkout, "n2", 2);
+    cli(0, addrs[0], &["set", "more", "v"]);
+    wait_for("the write at n3", || {
+        (cli_code(addrs[2], &["get", "more"]) == Some(0)).then_some(())
+    });
+    kill(&checkout, "n1", 1);
+    let mut start_n2 = checkout.script("start-node.sh");
+    ends(0, start_n2.args(["--background", "n2"]));
+    assert_eq!(cli(0, addrs[1], &["get", "k"]), "v");
+    let printed = at_terminal(&checkout, "scripts/stop-cluster.sh", "n\n");
+    let words = "Stopping n2 n3 loses data (n3: not on disk, and no other node is known to hold the data, keys: 2). \
+                 Go on? [y/N] ";
+    assert!(printed.contains(words), "{printed}");
+    let printed = ends(1, checkout.script("restart-node.sh").arg("n3"));
+    assert!(
+        printed.contains("(no other node is known to hold the data, keys: 2)"),
+        "{printed}"
+    );
+    // That of n2 is on its disk.
+    let mut restart = checkout.script("restart-node.sh");
+    ends(0, restart.arg("n2"));
+    assert_eq!(cli(0, addrs[1], &["get", "k"]), "v");
+}
+
+/// The exit code of the client.
+fn cli_code(addr: std::net::SocketAddr, arguments: &[&str]) -> Option<i32> {
+    let mut command = std::process::Command::new(crate::CLI);
+    command.args(["--addr", &addr.to_string()]).args(arguments);
+    command.output().unwrap().status.code()
+}
+
+#[test]
+fn a_cluster_goes_from_memory_to_disk_and_back_without_a_loss() {
+    if !has_programs() {
+        return;
+    }
+    let mut checkout = Checkout::new();
+    let addrs = checkout.configure("cluster.toml", "demo", 3);
+    let restart = |name: &str| {
+        ends(0, checkout.script("restart-node.sh").arg(name));
+    };
+    let disks = || {
+        addrs.clone().into_iter().map(|addr| {
+            let status = cli(0, addr, &["status"]);
+            status.contains("\ndisk: used\n")
+        })
+    };
+    start(&checkout);
+    cli(0, addrs[0], &["set", "k", "v"]);
+    add_storage(&checkout);
+    for name in ["n2", "n3"] {
+        restart(name);
+    }
+    // The leader has no disk yet. What it takes to the last is on those of its followers.
+    cli(0, addrs[0], &["set", "late", "v"]);
+    stops_without_a_question(&checkout, 3);
+    start(&checkout);
+    assert!(disks().all(|is_used| is_used));
+    for addr in &addrs {
+        assert_eq!(cli(0, *addr, &["get", "k"]), "v");
+    }
+    assert_eq!(cli(0, addrs[0], &["get", "late"]), "v");
+
+    remove_storage(&checkout);
+    for name in ["n2", "n3", "n1"] {
+        restart(name);
+        assert_eq!(cli(0, addrs[0], &["get", "late"]), "v");
+    }
+    assert!(disks().all(|is_used| !is_used));
+    for addr in &addrs {
+        assert_eq!(cli(0, *addr, &["get", "k"]), "v");
+    }
+}
+
+#[test]
+fn a_restart_that_would_leave_the_directory_is_refused_where_no_other_node_has_the_data() {
+    if !has_programs() {
+        return;
+    }
+    let mut checkout = Checkout::new();
+    let addrs = checkout.configure("cluster.toml", "demo", 1);
+    add_storage(&checkout);
+    start(&checkout);
+    cli(0, addrs[0], &["set", "k", "v"]);
+    remove_storage(&checkout);
+    let printed = ends(1, checkout.script("restart-node.sh").arg("n1"));
+    let words = "(cluster.toml gives n1 no data directory any more, and no other node is known to hold the data, \
+                 keys: 1)";
+    assert!(printed.contains(words), "{printed}");
+    // A stop leaves the directory.
+    stops_without_a_question(&checkout, 1);
+    add_storage(&checkout);
+    start(&checkout);
+    assert_eq!(cli(0, addrs[0], &["get", "k"]), "v");
+}
+
+#[test]
+fn the_demo_does_not_write_to_data_directories() {
+    if !has_programs() {
+        return;
+    }
+    let mut checkout = Checkout::new();
+    checkout.configure("cluster.toml", "demo", 1);
+    add_storage(&checkout);
+    let printed = ends(2, &mut checkout.script("demo.sh"));
+    assert!(printed.contains("keeps data on disk"), "{printed}");
+    assert!(!checkout.path().join("data").exists());
+}
