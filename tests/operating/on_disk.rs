@@ -204,3 +204,48 @@ fn the_demo_does_not_write_to_data_directories() {
     assert!(printed.contains("keeps data on disk"), "{printed}");
     assert!(!checkout.path().join("data").exists());
 }
+
+#[test]
+fn a_copy_of_a_stopped_nodes_directory_is_a_backup() {
+    if !has_programs() {
+        return;
+    }
+    let mut checkout = Checkout::new();
+    let addrs = checkout.configure("cluster.toml", "demo", 1);
+    add_storage(&checkout);
+    start(&checkout);
+    cli(0, addrs[0], &["set", "k", "v"]);
+    stops_without_a_question(&checkout, 1);
+    let copy = ["-a", "data", "backup"];
+    ends(0, checkout.command("cp").args(copy));
+    start(&checkout);
+    cli(0, addrs[0], &["set", "k", "newer"]);
+    stops_without_a_question(&checkout, 1);
+    fs::remove_dir_all(checkout.path().join("data")).unwrap();
+    ends(0, checkout.command("cp").args(["-a", "backup", "data"]));
+    start(&checkout);
+    assert_eq!(cli(0, addrs[0], &["get", "k"]), "v");
+}
+
+#[test]
+fn a_node_whose_disk_is_lost_copies_its_data_from_the_others() {
+    if !has_programs() {
+        return;
+    }
+    let mut checkout = Checkout::new();
+    let addrs = checkout.configure("cluster.toml", "demo", 2);
+    add_storage(&checkout);
+    start(&checkout);
+    cli(0, addrs[0], &["set", "k", "v"]);
+    for (at, name) in [(1, "n2"), (0, "n1")] {
+        wait_for("the key at both", || {
+            let has = |addr| cli_code(addr, &["get", "k"]) == Some(0);
+            (has(addrs[0]) && has(addrs[1])).then_some(())
+        });
+        kill(&checkout, name, 1);
+        fs::remove_dir_all(checkout.path().join("data").join(name)).unwrap();
+        let mut start = checkout.script("start-node.sh");
+        ends(0, start.args(["--background", name]));
+        assert_eq!(cli(0, addrs[at], &["get", "k"]), "v");
+    }
+}
