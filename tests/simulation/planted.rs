@@ -23,7 +23,7 @@ const FOUND: [(Fault, u64, &str); 16] = [
         51,
         "diverged: the copy is not what was sent",
     ),
-    (Fault::DigestNotCompared, 102, "the digest at"),
+    (Fault::DigestNotCompared, 209, "the digest at"),
     (Fault::EpochReused, 4, "which opened that epoch"),
     (Fault::RefusingEmptied, 17, "and nobody else has requests"),
     (Fault::WatermarkSurvives, 330, "is answered by OK, and"),
