@@ -259,6 +259,9 @@ mod tests {
         History::new(vec![start]).unwrap()
     }
 
+    /// Time of the node's clock in each group, in milliseconds since 1970 UTC: later than this machine's clock.
+    const TIME_MS: u64 = 4_102_444_800_000;
+
     /// The log of SET a, SET b, DEL a, SET c in groups of these numbers of records, and a snapshot of `keys` from index
     /// `begin` to `end`.
     fn disk(groups: &[usize], (begin, end): (u64, u64), keys: &[&[u8]]) -> Disk {
@@ -292,7 +295,7 @@ mod tests {
                 digest: Digest::from_u128(digest),
                 epoch: 1,
                 committed: 0,
-                time_ms: 1,
+                time_ms: TIME_MS,
             };
             log.append(&group, history).unwrap();
             written += count;
@@ -336,6 +339,19 @@ mod tests {
         // Behind the end of the snapshot, it is damage.
         let error = recovered(&disk(&[1, 1, 1, 1], (1, 2), &[b"b"])).unwrap_err();
         assert!(error.contains("records 2 to 2: "), "{error}");
+    }
+
+    /// A key that had expired does not come back where the machine's clock was set back meanwhile. The snapshot may
+    /// have all records of the log.
+    #[test]
+    fn the_clock_goes_on_from_the_latest_time_of_the_log() {
+        for (begin, keys) in [(1, &[&b"a"[..]][..]), (4, &[b"b", b"c"])] {
+            let engine = Engine::new(Some(1 << 20), MachineTime::clock());
+            assert!(engine.clock().now() < TIME_MS);
+            let disk = disk(&[1, 1, 1, 1], (begin, 4), keys);
+            recover(&disk, &engine, Instant::now(), 1).unwrap();
+            assert!(engine.clock().now() >= TIME_MS, "{begin}");
+        }
     }
 
     /// The digest of the entries is that of no index: a follower that is where the snapshot begins would find another

@@ -2,6 +2,7 @@
 //! it was.
 
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use crate::faults::{BACKLOG_BYTES, QUICK, QUICK_AND_SMALL};
@@ -346,6 +347,12 @@ fn nodes_with_and_without_a_disk_form_a_cluster() {
     cluster.wait_converged(Duration::from_secs(20));
     let values = cluster.equal_contents(&[b"a".to_vec()]);
     assert_eq!(values, [Some(b"1".to_vec())]);
+    for (node, disk) in [(0, "disk: none"), (1, "disk: used"), (2, "disk: none")] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gopherstore-cli"));
+        let output = command.args(["--addr", &cluster.addr(node).to_string(), "status"]);
+        let status = String::from_utf8(output.output().unwrap().stdout).unwrap();
+        assert!(status.lines().any(|line| line == disk), "{status}");
+    }
 }
 
 /// A node that stops needs no other one: its data is in the directory.
