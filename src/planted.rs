@@ -38,6 +38,18 @@ pub(crate) enum Fault {
     ClockNotPulled,
     /// The digest does not include deadlines.
     DeadlineNotInDigest,
+    /// A record counts as durable when it is written.
+    AcknowledgedBeforeSync,
+    /// A sync that fails counts as done.
+    SyncErrorIgnored,
+    /// The directory is not synced after a segment has got its name.
+    DirectoryNotSynced,
+    /// A segment need not begin with the checksum that the one before ends with.
+    ChainNotCompared,
+    /// A snapshot gets its name before all of it is on the disk.
+    SnapshotNotWhole,
+    /// The log that a snapshot replaces is removed when the snapshot begins.
+    LogRemovedBeforeSnapshot,
     /// The token in an answer names the last record of the run.
     TokenOfRun,
 }

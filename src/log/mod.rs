@@ -294,6 +294,22 @@ impl Log {
         }
     }
 
+    /// The same where `cursor` reads the data set that the log has now: an index of a data set that was replaced says
+    /// nothing about this one.
+    pub fn advance_at(&self, cursor: &Cursor, mark: Mark, index: u64) {
+        {
+            // Another data set takes the place of this one with this locked.
+            let kept = self.kept.lock();
+            if kept.generation != cursor.generation {
+                return;
+            }
+            self.watermarks.advance(mark, index);
+        }
+        if self.acknowledged_at.get() == Some(&mark) {
+            self.wake_readers();
+        }
+    }
+
     /// The position of the data set: the index of the last record that is applied, with the epoch and the nonce that it
     /// belongs to; zeros where there is none.
     #[must_use]
@@ -502,10 +518,20 @@ impl Log {
     /// The records up to `index` are given to the system to be written to the node's disk. Does nothing before
     /// [`begin_writing`](Self::begin_writing).
     pub fn written(&self, index: u64) {
+        self.note_written(None, index);
+    }
+
+    /// The same where `cursor` reads the data set that the log has now.
+    pub fn written_at(&self, cursor: &Cursor, index: u64) {
+        self.note_written(Some(cursor.generation), index);
+    }
+
+    fn note_written(&self, generation: Option<u64>, index: u64) {
         let mut cost = 0;
         {
             let kept = &mut *self.kept.lock();
-            if kept.written.is_none() {
+            let is_other = generation.is_some_and(|generation| generation != kept.generation);
+            if kept.written.is_none() || is_other {
                 return;
             }
             let was_behind = kept.is_behind();
@@ -543,6 +569,12 @@ impl Log {
             generation: kept.generation,
             next: index + 1,
         })
+    }
+
+    /// Whether `cursor` reads the data set that the log has now: no other one has replaced that.
+    #[must_use]
+    pub fn is_current(&self, cursor: &Cursor) -> bool {
+        self.kept.lock().generation == cursor.generation
     }
 
     /// Whether the backlog still holds the next record of `cursor`.

@@ -1,7 +1,7 @@
 //! Copies the data set to a snapshot, partition by partition, while writes go on.
 
 use crate::engine::{Engine, PartitionCopy};
-use crate::log::Log;
+use crate::log::{Cursor, Log};
 use crate::storage::error::StorageError;
 use crate::storage::files::Files;
 use crate::storage::snapshot::{SnapshotId, SnapshotWriter};
@@ -16,8 +16,8 @@ pub struct Copying<'d> {
     log: &'d Log,
     writer: SnapshotWriter<'d>,
     id: SnapshotId,
-    /// [`Log::dataset_generation`] of the data set that is copied.
-    generation: u64,
+    /// [`Log::dataset_generation`] of the data set that is copied; `None` where another one had replaced it before.
+    generation: Option<u64>,
     /// Partitions that are copied.
     partitions: usize,
     copy: PartitionCopy,
@@ -37,7 +37,8 @@ pub enum Progress {
 }
 
 impl<'d> Copying<'d> {
-    /// Begins a snapshot of the data set, which the chain of this number continues.
+    /// Begins a snapshot of the data set that `cursor` reads, which the chain of this number continues. Another one may
+    /// have replaced it, which the chain knows nothing of: then the copy is of no use.
     ///
     /// # Errors
     ///
@@ -45,10 +46,11 @@ impl<'d> Copying<'d> {
     pub fn begin(
         files: &'d dyn Files,
         (engine, log): (&'d Engine, &'d Log),
-        chain: u32,
+        (chain, cursor): (u32, Cursor),
         salt: u64,
     ) -> Result<Copying<'d>, StorageError> {
         let generation = log.dataset_generation();
+        let generation = log.is_current(&cursor).then_some(generation);
         let begin = engine.head().index;
         let id = SnapshotId { chain, begin };
         let writer = SnapshotWriter::begin(files, id, &log.history().up_to(begin), salt)?;
@@ -94,7 +96,7 @@ impl<'d> Copying<'d> {
     /// Whether another data set has replaced the one that is copied.
     #[must_use]
     pub fn is_replaced(&self) -> bool {
-        self.log.dataset_generation() != self.generation
+        self.generation != Some(self.log.dataset_generation())
     }
 
     fn copy_partition(&mut self) -> Result<(), StorageError> {

@@ -1,7 +1,7 @@
 //! The state of a data directory that the writing of its log and the writing of snapshots share.
 
 use super::{Copying, Writing};
-use crate::log::Log;
+use crate::log::{Cursor, Log};
 use crate::storage::snapshot::SnapshotId;
 
 /// What the writing of the log and the writing of snapshots tell each other.
@@ -13,6 +13,8 @@ pub struct Exchange {
     /// The chain that is written, and the index up to which it is durable.
     chain: Option<u32>,
     durable_to: u64,
+    /// Where its next record begins: it says which data set the chain is of.
+    cursor: Option<Cursor>,
     /// More of it is written.
     is_unsynced: bool,
 }
@@ -87,6 +89,7 @@ impl Exchange {
         let state = (writing.chain(), writing.durable_to());
         let has_moved = (self.chain, self.durable_to) != state;
         (self.chain, self.durable_to) = state;
+        self.cursor = Some(writing.cursor());
         self.is_unsynced = writing.is_unsynced();
         Noted {
             wants_snapshot,
@@ -94,9 +97,9 @@ impl Exchange {
         }
     }
 
-    /// Begins the snapshot that is wanted. Returns its chain; `None` where none is wanted, or where there is no data
-    /// set.
-    pub fn begin_snapshot(&mut self) -> Option<u32> {
+    /// Begins the snapshot that is wanted. Returns its chain, and a reader of that chain's data set; `None` where none
+    /// is wanted, or where there is no data set.
+    pub fn begin_snapshot(&mut self) -> Option<(u32, Cursor)> {
         if self.snapshot != Snapshots::Wanted {
             return None;
         }
@@ -104,7 +107,7 @@ impl Exchange {
             Some(_) => Snapshots::Running,
             None => Snapshots::Idle,
         };
-        self.chain
+        self.chain.zip(self.cursor)
     }
 
     /// The snapshot has ended: with its name and so many bytes, or without.

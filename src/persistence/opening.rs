@@ -32,7 +32,7 @@ pub fn open(
     now: Instant,
     threads: usize,
 ) -> Result<Recovery, StorageError> {
-    let recovery = recover(files, engine, now, threads)?;
+    let mut recovery = recover(files, engine, now, threads)?;
     if let Some(log) = &recovery.log {
         let name = log.place.id.name();
         let synced = files.open(&name, true).and_then(|file| file.sync());
@@ -40,6 +40,7 @@ pub fn open(
     }
     if let Some(log) = engine.log() {
         log.begin_writing(log.last_index(), mark);
+        recovery.unwritten = Some(log.unwritten());
     }
     Ok(recovery)
 }

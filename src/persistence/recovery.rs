@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Instant;
 
 use crate::engine::{Engine, Group, Load};
+use crate::log::Unwritten;
 use crate::storage::error::{Problem, StorageError};
 use crate::storage::files::Files;
 use crate::storage::recovery::{ReadGroup, Recovered, read_log};
@@ -22,6 +23,9 @@ pub struct Recovery {
     pub log: Option<Recovered>,
     /// Records of the log that were applied.
     pub records: u64,
+    /// The place in the node's log behind them, where the node goes on writing later: another data set may have
+    /// replaced this one by then.
+    pub unwritten: Option<Unwritten>,
 }
 
 /// Reads the newest snapshot of a directory and the log behind it into an engine, which is empty and admits nothing.
@@ -91,6 +95,7 @@ pub fn recover(
         snapshot,
         log,
         records,
+        unwritten: None,
     })
 }
 

@@ -146,8 +146,13 @@ impl<'d> Writing<'d> {
     ///
     /// Those of the system.
     pub fn resume(&mut self, recovery: Recovery) -> Result<(), StorageError> {
-        let Recovery { snapshot, log, .. } = recovery;
-        let unwritten = self.log.unwritten();
+        let Recovery {
+            snapshot,
+            log,
+            unwritten,
+            ..
+        } = recovery;
+        let unwritten = unwritten.unwrap_or_else(|| self.log.unwritten());
         let id = snapshot.as_ref().map(|snapshot| snapshot.id);
         let (files, settings) = (self.files, &self.settings);
         let (salts, layout) = (settings.salts.clone(), settings.layout());
@@ -352,9 +357,13 @@ impl<'d> Writing<'d> {
         self.wrote_at = now;
         self.log_bytes += u64::try_from(records.len()).unwrap_or(u64::MAX);
         if self.is_based {
-            self.log.advance(Mark::Written, written);
+            self.log.advance_at(&self.cursor, Mark::Written, written);
         }
-        self.log.written(written);
+        #[cfg(test)]
+        if crate::planted::is(crate::planted::Fault::AcknowledgedBeforeSync) {
+            self.log.advance_at(&self.cursor, Mark::Durable, written);
+        }
+        self.log.written_at(&self.cursor, written);
         if self.retry_at.is_some() && self.is_reserve_used() {
             self.log.set_space(Space::UsedUp, "");
         }
@@ -403,13 +412,14 @@ impl<'d> Writing<'d> {
         Ok(())
     }
 
-    /// Moves the watermarks to what a recovery finds.
+    /// Moves the watermarks to what a recovery finds, unless another data set has replaced the one that is written.
     fn acknowledge(&self) {
         if let Some(writer) = &self.writer
             && self.is_based
         {
-            self.log.advance(Mark::Written, writer.written_to());
-            self.log.advance(Mark::Durable, writer.durable_to());
+            let (log, cursor) = (self.log, &self.cursor);
+            log.advance_at(cursor, Mark::Written, writer.written_to());
+            log.advance_at(cursor, Mark::Durable, writer.durable_to());
         }
     }
 
@@ -502,7 +512,14 @@ impl<'d> Writing<'d> {
     }
 
     /// A snapshot is begun: the log from here on counts for the next one.
-    pub const fn snapshot_began(&mut self) {
+    pub fn snapshot_began(&mut self) {
+        #[cfg(test)]
+        if let (true, Some(writer)) = (
+            crate::planted::is(crate::planted::Fault::LogRemovedBeforeSnapshot),
+            &mut self.writer,
+        ) {
+            let _ = writer.forget(writer.durable_to());
+        }
         self.log_bytes = 0;
     }
 

@@ -346,11 +346,11 @@ impl Disk {
     fn write_snapshot(
         &self,
         data: (&Engine, &Log),
-        chain: u32,
+        chain: (u32, Cursor),
     ) -> Result<Option<(SnapshotId, u64)>, StorageError> {
         let (began, (engine, log)) = (Instant::now(), data);
         let mut copying = Copying::begin(&self.directory, data, chain, salt())?;
-        match self.copy(&mut copying, chain, log) {
+        match self.copy(&mut copying, chain.0, log) {
             Ok(true) => {}
             failed => {
                 copying.discard();

@@ -17,6 +17,7 @@ use super::snapshot::{SnapshotId, SnapshotWriter, announced_keys, read_snapshot}
 use super::writer::{Layout, LogWriter, NewGroup, Salts};
 use crate::engine::digest::Digest;
 use crate::history::{EpochStart, History};
+use crate::planted::{Fault, plant};
 
 /// Bytes of a segment here, so that there are many.
 pub(super) const SEGMENT: u64 = 4_096;
@@ -351,6 +352,10 @@ fn segments_that_are_missing_or_of_another_use_are_refused() {
         .write_at(0, &foreign)
         .unwrap();
     refused(&mixed, "a segment of another log");
+    plant(Some(Fault::ChainNotCompared));
+    let mixed_up = read(&mixed);
+    plant(None);
+    assert!(mixed_up.is_ok(), "the planted fault is not what finds it");
 }
 
 #[test]

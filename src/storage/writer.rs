@@ -333,6 +333,12 @@ impl<'f> LogWriter<'f> {
     pub fn sync(&mut self) -> Result<(), StorageError> {
         if let (true, Some(current)) = (self.is_unsynced, &self.current) {
             let synced = current.file.sync();
+            #[cfg(test)]
+            let synced = if crate::planted::is(crate::planted::Fault::SyncErrorIgnored) {
+                Ok(())
+            } else {
+                synced
+            };
             synced
                 .map_err(|error| StorageError::system(self.files, &current.name, "sync", error))?;
             self.is_unsynced = false;
@@ -402,9 +408,15 @@ impl<'f> LogWriter<'f> {
         file.sync().map_err(failed("sync"))?;
         let name = id.name();
         files.rename(before, &name).map_err(failed("rename"))?;
-        files
-            .sync_directory()
-            .map_err(failed("sync the directory of"))?;
+        #[cfg(not(test))]
+        let is_synced = true;
+        #[cfg(test)]
+        let is_synced = !crate::planted::is(crate::planted::Fault::DirectoryNotSynced);
+        if is_synced {
+            files
+                .sync_directory()
+                .map_err(failed("sync the directory of"))?;
+        }
         if let (Some(last), Some(current)) = (self.starts.back_mut(), &self.current) {
             last.bytes = current.offset;
         }

@@ -31,6 +31,7 @@ impl Process<'_> {
         if reply.status() == Status::Ok {
             shared.count("discards");
             self.may_discard = true;
+            shared.disks.may_discard(self.host);
         }
         self.has_news = true;
         self.settle(shared);

@@ -1,5 +1,7 @@
 //! A node that follows: the connection, the identity of the other side, and the shipped follower side of the stream.
 
+use std::time::Instant;
+
 use super::asking::Exchange;
 use super::events::{MS, Micros};
 use super::network::{End, Signal};
@@ -135,7 +137,8 @@ impl<'a> Following<'a> {
     /// Receives what has arrived, and acknowledges.
     fn receive(&mut self, shared: &mut Shared) -> Result<Turn, FollowError> {
         let now = shared.timeline.instant();
-        while shared.network.readable(self.end) > 0 {
+        // It waits no longer than until now: the instants of a run are far ahead.
+        while self.stream.wait_for_disk(Instant::now()) && shared.network.readable(self.end) > 0 {
             let space = self.buffer.space(self.needed);
             let mut bytes = Vec::new();
             let max = space.len();

@@ -19,6 +19,7 @@
 //! | `stopping.rs` | its stop in good order                                                   |
 //! | `checks.rs`   | what is checked of it after each event                                   |
 //! | `clocks.rs`   | what is checked of its clock                                             |
+//! | `disk.rs`     | its disk: the log writer and the snapshots, as events                    |
 //! | `faults.rs`   | which faults a run has                                                   |
 //! | `world.rs`    | a run, from the begin to the agreement of all nodes                      |
 //! | `seeds.rs`    | many runs                                                                |
@@ -35,6 +36,7 @@ mod asking;
 mod bare;
 mod checks;
 mod clocks;
+mod disk;
 mod events;
 mod faults;
 mod following;

@@ -4,7 +4,7 @@
 //! `GOPHERSTORE_PLANTED=1 cargo test --lib simulation::planted -- --nocapture` says which seeds find the faults.
 
 use super::trace::Mode;
-use super::world::run;
+use super::world::{run, run_with_disks};
 use crate::planted::{Fault, plant};
 
 /// Seeds within which a search finds each fault.
@@ -38,20 +38,42 @@ const FOUND: [(Fault, u64, &str); 16] = [
     (Fault::TokenOfRun, 2, "is answered by"),
 ];
 
+/// The same of faults that runs with disks find.
+const FOUND_WITH_DISKS: [(Fault, u64, &str); 5] = [
+    (Fault::AcknowledgedBeforeSync, 6, "is recovered"),
+    (Fault::SyncErrorIgnored, 27, "is recovered"),
+    (Fault::DirectoryNotSynced, 1, "is recovered"),
+    (Fault::SnapshotNotWhole, 1, "cannot recover"),
+    (Fault::LogRemovedBeforeSnapshot, 3, "cannot recover"),
+];
+
 /// The violation that a run with a fault finds.
 fn violation(fault: Fault, seed: u64) -> Option<String> {
+    let has_disks = FOUND_WITH_DISKS.iter().any(|(found, ..)| *found == fault);
     plant(Some(fault));
-    let result = run(seed, Mode::Off);
+    let result = if has_disks {
+        run_with_disks(seed, Mode::Off)
+    } else {
+        run(seed, Mode::Off)
+    };
     plant(None);
     result.err().map(|failure| failure.what)
 }
 
 #[test]
 fn each_planted_fault_is_found() {
-    for (fault, seed, expected) in FOUND {
+    for (fault, seed, expected) in FOUND.into_iter().chain(FOUND_WITH_DISKS) {
         let what = violation(fault, seed);
         let is_found = what.as_deref().is_some_and(|what| what.contains(expected));
         assert!(is_found, "{fault:?}, seed {seed}: {what:?}");
+    }
+}
+
+#[test]
+fn without_its_fault_a_seed_with_disks_finds_nothing() {
+    for (fault, seed, _) in FOUND_WITH_DISKS {
+        let result = run_with_disks(seed, Mode::Off);
+        assert!(result.is_ok(), "{fault:?}, seed {seed}: {:?}", result.err());
     }
 }
 
@@ -62,7 +84,7 @@ fn a_search_of_two_thousand_seeds_finds_each_planted_fault() {
         return;
     };
     let mut missing = Vec::new();
-    for (fault, _, text) in FOUND {
+    for (fault, _, text) in FOUND.into_iter().chain(FOUND_WITH_DISKS) {
         if wanted != "1" && wanted != format!("{fault:?}") {
             continue;
         }

@@ -9,6 +9,7 @@ use super::Event;
 use super::asking::{Asked, Asking};
 use super::checks::place_of;
 use super::clocks::ClockCheck;
+use super::disk::{self, Directory, Storing};
 use super::events::{MS, Micros};
 use super::following::{Following, Turn};
 use super::load::node_at;
@@ -17,7 +18,7 @@ use super::serving::Connection;
 use super::session::Answered;
 use super::shared::Shared;
 use super::stopping::Stopping;
-use super::truth::{Executing, Limit, Model, Written};
+use super::truth::{Executing, Limit, Model, Place, Written};
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::history::History;
@@ -31,6 +32,7 @@ use crate::replication::transfer::{Next, Transfer, TransferError};
 use crate::replication::watch::{self, Watch};
 use crate::replication::{Peers, Replica};
 use crate::wire::request::Limits;
+use crate::wire::{Opcode, Status};
 
 /// Shortest and longest timeout of a question, and the pause between two in a hurry: as in the transport.
 const ASK_MIN: Duration = Duration::from_secs(1);
@@ -60,6 +62,7 @@ const APPEND_BYTES_MAX: u64 = 16 * 3_100;
 pub(super) struct Shipped {
     node: Node,
     peers: Arc<Peers>,
+    directory: Option<Arc<Directory>>,
 }
 
 impl Shipped {
@@ -91,6 +94,10 @@ pub(super) enum Wake {
     Drain,
     /// The expiry thread's turn.
     Expire,
+    /// The log-writer thread's turn.
+    Write,
+    /// The snapshot thread's turn.
+    Snapshot,
     /// The next step of the stop.
     Stop,
     /// The next step of a transfer of leadership.
@@ -113,16 +120,20 @@ pub(super) struct Process<'a> {
     following: Option<Following<'a>>,
     askings: Vec<(Asking<'a>, Watch<'a>)>,
     pub(super) connections: BTreeMap<End, Connection<'a>>,
+    /// What it does with its disk, if it has one.
+    pub(super) storing: Option<Storing<'a>>,
+    /// Of each connection: the position that each answer is about which has not left.
+    answers: BTreeMap<End, BTreeMap<usize, Place>>,
     /// Connections that came while none is served.
     waiting: Vec<End>,
-    due: BTreeMap<Wake, Micros>,
+    pub(super) due: BTreeMap<Wake, Micros>,
     is_hurried: bool,
     /// Something has happened that the driver is to know.
     pub(super) has_news: bool,
     /// The node's data set as the truth has it.
     pub(super) model: Model,
     written: Written,
-    clock_check: ClockCheck,
+    pub(super) clock_check: ClockCheck,
     /// The process whose snapshot it last began to take.
     pub(super) copies_from: Option<usize>,
     pub(super) seen: Seen,
@@ -164,8 +175,13 @@ impl<'a> Process<'a> {
             if shared.waits_for_commit {
                 node.acknowledge_at(Mark::Committed);
             }
+            let directory = disk::open(&mut node, host, now, shared);
             let peers = Peers::attach_at(&mut node, now);
-            Shipped { node, peers }
+            Shipped {
+                node,
+                peers,
+                directory,
+            }
         });
         let (node, peers) = (&shipped.node, &*shipped.peers);
         let replica = Replica { node, peers };
@@ -177,6 +193,8 @@ impl<'a> Process<'a> {
                 Watch::new(replica, member, &peer.name),
             )
         };
+        let directory = shipped.directory.as_deref();
+        let storing = directory.and_then(|directory| Storing::new(directory, host, shared));
         let mut process = Process {
             number,
             host,
@@ -189,6 +207,8 @@ impl<'a> Process<'a> {
             following: None,
             askings: member.peers.iter().map(asking).collect(),
             connections: BTreeMap::new(),
+            storing,
+            answers: BTreeMap::new(),
             waiting: Vec::new(),
             due: BTreeMap::new(),
             is_hurried: false,
@@ -206,6 +226,11 @@ impl<'a> Process<'a> {
         shared.running.insert(host, number);
         shared.network.turn_on(host, &mut shared.timeline);
         shared.note(host, || format!("process {number} starts"));
+        process.take_restored(shared);
+        process.check_recovered(shared);
+        if process.storing.is_some() {
+            process.wake_at(Wake::Write, 0, shared);
+        }
         process.wake_at(Wake::Heartbeat, 0, shared);
         process.wake_at(Wake::Expire, shared.timeline.now() + EXPIRY_PAUSE, shared);
         for at in 0..process.askings.len() {
@@ -238,6 +263,7 @@ impl<'a> Process<'a> {
         if let Some(place) = shared.places.get(&number) {
             shared.crashed.insert(number, *place);
         }
+        self.end_disk(is_silent, shared);
         self.lose("its last node crashed", shared);
     }
 
@@ -354,6 +380,12 @@ impl<'a> Process<'a> {
             Wake::Serve(end) => self.serve(end, None, shared),
             Wake::Acks(end) => self.serve(end, Some(Signal::Readable), shared),
             Wake::Expire => self.expire(shared),
+            Wake::Write => {
+                self.write_log(shared);
+                // The stream waits for the disk.
+                self.step_following(None, shared);
+            }
+            Wake::Snapshot => self.copy_dataset(shared),
             Wake::Drain => {
                 if let Some(log) = self.node().engine().log() {
                     log.drain(shared.timeline.instant());
@@ -491,6 +523,9 @@ impl<'a> Process<'a> {
     /// Does what the driver of the role says.
     fn drive(&mut self, shared: &mut Shared) {
         self.has_news = false;
+        if let Some(storing) = &self.storing {
+            storing.set_now(shared.timeline.instant());
+        }
         for _ in 0..10 {
             if self.following.is_some() {
                 break;
@@ -515,6 +550,7 @@ impl<'a> Process<'a> {
                 }
             }
         }
+        self.take_restored(shared);
         self.hurry(shared);
     }
 
@@ -569,9 +605,13 @@ impl<'a> Process<'a> {
             has_followed: following.stream.has_followed(),
             is_in_snapshot: following.stream.is_in_snapshot(),
         };
+        if let Some(storing) = &self.storing {
+            storing.set_now(shared.timeline.instant());
+        }
         self.driver
             .ended(ended, shared.random.next(), shared.timeline.instant());
         following.stream.end();
+        self.take_restored(shared);
         self.has_news = true;
     }
 
@@ -599,7 +639,10 @@ impl<'a> Process<'a> {
             now,
             limit,
         };
+        let mut answers = self.answers.remove(&end).unwrap_or_default();
+        let keeps_answers = self.storing.is_some() && node.leads();
         let mut judge = |shared: &mut Shared, answered: Answered<'_>| {
+            let at = answered.at;
             let request = shared.load.number_of(end, answered.at);
             let Answered {
                 frame,
@@ -617,11 +660,24 @@ impl<'a> Process<'a> {
                 });
             }
             shared.count(status.name());
+            if status == Status::Full && keeps_answers {
+                // Its disk has no space: nothing was executed.
+                return;
+            }
             let result = shared
                 .truth
                 .executed(&mut by, request, &frame, (status, value));
             if let Err(text) = result {
                 shared.fail(host, &text);
+            }
+            let written = request.and_then(|number| shared.truth.place_of_request(number));
+            let is_read = matches!(frame.opcode(), Opcode::Get | Opcode::Ttl);
+            let about = match by.model.place() {
+                Some(place) if is_read => shared.truth.last_change(place, frame.key()),
+                Some(_) | None => written,
+            };
+            if let (true, Some(place)) = (keeps_answers, about) {
+                answers.insert(at, place);
             }
         };
         let wait = connection.step(signal, shared, &mut judge);
@@ -633,8 +689,16 @@ impl<'a> Process<'a> {
             shared.count(EVICTED);
         }
         let released = connection.take_released();
+        self.note_answered(&released, &mut answers, shared);
+        let Some(connection) = self.connections.get_mut(&end) else {
+            return;
+        };
+        if !answers.is_empty() {
+            self.answers.insert(end, answers);
+        }
         if connection.is_closed() {
             self.connections.remove(&end);
+            self.answers.remove(&end);
             self.due.remove(&Wake::Serve(end));
             self.due.remove(&Wake::Acks(end));
         } else {
@@ -730,7 +794,10 @@ impl<'a> Process<'a> {
         // The limit of the kept bytes is exceeded by one segment at most, or by one append.
         let backlog_bytes = self.member.replication.backlog_bytes;
         let kept_max = backlog_bytes + (backlog_bytes / 4).max(APPEND_BYTES_MAX);
-        if log.kept_bytes() > kept_max {
+        // What is not written is kept, too.
+        let has_written = (self.storing.as_ref())
+            .is_none_or(|storing| storing.has_written_all(self.node().engine()));
+        if has_written && log.kept_bytes() > kept_max {
             let text = format!("the backlog has {} bytes", log.kept_bytes());
             shared.fail(self.host, &text);
         }
@@ -740,6 +807,7 @@ impl<'a> Process<'a> {
             let delay = shared.random.below(300);
             self.wake_at(Wake::Drain, shared.timeline.now() + delay, shared);
         }
+        self.wake_disk(shared);
         self.observe(shared);
         for connection in self.connections.values() {
             connection.check_acknowledged(shared);

@@ -335,11 +335,13 @@ impl Leading<'_> {
             Waits::Until(at) => now >= at,
             Waits::Ack(_) => true,
             Waits::Log(cursor, at) => {
+                // What the disk of a leader does not have is not sent yet, also where the log has ended.
+                let is_at_end = cursor.next > log.kept_head().index;
                 now >= at
                     || self.stream.has_news()
-                    || log.has_ended()
+                    || log.has_ended() && is_at_end
                     || !log.holds(&cursor)
-                    || log.kept_head().index >= cursor.next
+                    || log.kept_head().index.min(log.acknowledged_index()) >= cursor.next
             }
         }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use super::Event;
+use super::disk::Disks;
 use super::events::Timeline;
 use super::load::{ClientEvent, Load, Number, Shape};
 use super::network::{End, Link, Network, Signal};
@@ -22,9 +23,10 @@ pub(super) struct Shared {
     pub(super) truth: Truth,
     pub(super) load: Load,
     pub(super) nodes: usize,
+    pub(super) disks: Disks,
     /// Answers of nodes wait until most nodes have what they are about.
     pub(super) waits_for_commit: bool,
-    /// The position of the log of each process that runs.
+    /// The position of the log of each process that runs, and of the data set on each disk.
     pub(super) places: BTreeMap<usize, Place>,
     /// The process that was last started on each host.
     pub(super) running: BTreeMap<usize, usize>,
@@ -63,6 +65,7 @@ impl Shared {
             truth: Truth::default(),
             load,
             nodes,
+            disks: Disks::none(),
             waits_for_commit: false,
             places: BTreeMap::new(),
             running: BTreeMap::new(),
@@ -112,7 +115,10 @@ impl Shared {
 
     /// Adds what a node sends to the trace.
     pub(super) fn message(&mut self, host: usize, end: End, bytes: &[u8]) {
-        let to = self.network.host_of_other(end).unwrap_or(host);
+        // Of a connection that is gone, nothing is known.
+        let Some(to) = self.network.host_of_other(end) else {
+            return;
+        };
         self.trace.add(self.timeline.now(), || {
             format!("n{} → n{}  {}", host + 1, to + 1, line_of(bytes))
         });

@@ -1,5 +1,6 @@
 //! The stop of a process in good order, as `server::shutdown` does it.
 
+use super::disk::Storing;
 use super::events::{Micros, SECOND};
 use super::network::End;
 use super::process::{Process, Wake};
@@ -78,11 +79,13 @@ impl Process<'_> {
                 Next::End(ending) => self.begin_to_close(ending, shared),
             },
             Some(Stopping::Closing(until, ending)) => {
-                if self.connections.is_empty() || now >= *until {
+                let is_written = self.storing.as_ref().is_none_or(Storing::is_over);
+                if is_written && (self.connections.is_empty() || now >= *until) {
                     let ending = *ending;
                     shared.note(self.host, || "ends".to_owned());
                     self.stopping = Some(Stopping::Over(ending));
                     self.close_all(shared);
+                    self.end_disk(false, shared);
                 }
             }
             Some(Stopping::Over(_)) | None => {}

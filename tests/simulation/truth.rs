@@ -442,6 +442,23 @@ impl Truth {
         Ok(())
     }
 
+    /// The last record up to `place` that changed a key.
+    pub(super) fn last_change(&self, place: Place, key: &[u8]) -> Option<Place> {
+        let mut at = place;
+        while at.index > 0 {
+            let changes = &self.record(at, at.index).ok()?.changes;
+            if changes.iter().any(|(changed, _)| **changed == *key) {
+                return Some(at);
+            }
+            at.index -= 1;
+            let epoch = self.epochs.get(&at.epoch)?;
+            if at.index < epoch.start_index {
+                at.epoch = epoch.parent?;
+            }
+        }
+        None
+    }
+
     /// Where a request was executed.
     pub(super) fn place_of_request(&self, number: Number) -> Option<Place> {
         self.executed.get(&number).copied()
@@ -476,6 +493,11 @@ impl Model {
             Some(item) => drop(self.map.insert(Rc::clone(key), item)),
             None => drop(self.map.remove(key)),
         }
+    }
+
+    /// Its position.
+    pub(super) const fn place(&self) -> Option<Place> {
+        self.place
     }
 
     /// The value of a key, and its deadline.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::Event;
+use super::disk::{self, DiskFault, Disks, Storing};
 use super::events::{MS, Micros, SECOND};
 use super::faults::{Fault, Plan};
 use super::load::{Outcome, addr_of};
@@ -79,10 +80,27 @@ pub(super) struct Failure {
 
 /// Runs a seed. A panic is a violation as well.
 pub(super) fn run(seed: u64, mode: Mode) -> Result<Summary, Failure> {
+    run_with(seed, mode, false)
+}
+
+/// Runs a seed with nodes that have disks. Everything else is drawn as without.
+pub(super) fn run_with_disks(seed: u64, mode: Mode) -> Result<Summary, Failure> {
+    run_with(seed, mode, true)
+}
+
+fn run_with(seed: u64, mode: Mode, has_disks: bool) -> Result<Summary, Failure> {
     let slots: Vec<Slot> = (0..PROCESSES_MAX).map(|_| Slot::new()).collect();
     let mut random = Random::new(seed);
-    let plan = Plan::new(&mut random);
+    let mut plan = Plan::new(&mut random);
+    let disks = if has_disks {
+        Disks::new(seed, plan.nodes, plan.is_harmless)
+    } else {
+        Disks::none()
+    };
+    plan.waits_for_commit &= !disks.is_any();
     let mut world = World::new(plan, random, mode, &slots);
+    world.shared.trace.add(0, || format!("{disks:?}"));
+    world.shared.disks = disks;
     let result = catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
@@ -99,6 +117,10 @@ pub(super) fn run(seed: u64, mode: Mode) -> Result<Summary, Failure> {
 pub(super) enum Later {
     /// The next fault.
     Fault,
+    /// The next fault of disks.
+    DiskFault,
+    /// A disk that was full has room.
+    Room(usize),
     /// A node starts.
     Start(usize),
     /// A node crashes and starts.
@@ -172,6 +194,7 @@ impl<'a> World<'a> {
         let (_, pause) = self.plan.next(&mut self.random);
         self.later(pause, Later::Fault);
         self.later(self.plan.until, Later::Look);
+        self.await_disk_fault();
         while let Some(event) = self.shared.timeline.next() {
             self.steps += 1;
             if self.steps == STEPS_MAX {
@@ -261,6 +284,14 @@ impl<'a> World<'a> {
                     self.later(pause, Later::Fault);
                 }
             }
+            Later::DiskFault => {
+                if self.has_faults {
+                    let fault = self.shared.disks.fault();
+                    self.cause_at_disks(fault);
+                    self.await_disk_fault();
+                }
+            }
+            Later::Room(node) => self.shared.disks.give_room(node),
             Later::Start(node) => self.start(node),
             Later::Restart(node) => self.restart(node),
             Later::Heal(from, to) => {
@@ -283,6 +314,12 @@ impl<'a> World<'a> {
     /// Removes the processes that have stopped.
     fn end_stopped(&mut self) {
         for node in 0..self.plan.nodes {
+            let storing = self.nodes[node]
+                .as_ref()
+                .and_then(|process| process.storing.as_ref());
+            if let Some(is_power) = storing.and_then(Storing::died) {
+                self.end_at_once(node, is_power);
+            }
             let Some(ending) = self.nodes[node].as_ref().and_then(Process::ending) else {
                 continue;
             };
@@ -308,6 +345,54 @@ impl<'a> World<'a> {
         let (config, partitions) = (&self.config, self.plan.partitions);
         let process = Process::start(number, node, slot, config, partitions, &mut self.shared);
         self.nodes[node] = Some(process);
+    }
+
+    /// The time of the next fault of disks is drawn.
+    fn await_disk_fault(&mut self) {
+        let disks = &mut self.shared.disks;
+        if let Some(pause) = disks.pause {
+            let delay = disks.random.below(pause);
+            self.later(delay, Later::DiskFault);
+        }
+    }
+
+    fn cause_at_disks(&mut self, fault: DiskFault) {
+        self.shared.note(0, || format!("FAULT {fault:?}"));
+        self.shared.count(fault.name());
+        match fault {
+            DiskFault::All(is_power) => {
+                for node in 0..self.plan.nodes {
+                    self.end_at_once(node, is_power);
+                }
+            }
+            DiskFault::Some(is_power) => {
+                for node in 0..self.plan.nodes {
+                    if self.shared.disks.random.happens(500) {
+                        self.end_at_once(node, is_power);
+                    }
+                }
+            }
+            DiskFault::Within(_) | DiskFault::Fails(_) | DiskFault::Full => {
+                if let Some(node) = self.shared.disks.draw()
+                    && self.nodes[node].is_some()
+                {
+                    self.shared.disks.fail_soon(node, fault);
+                    let time = self.shared.disks.random.below(3 * SECOND);
+                    if fault == DiskFault::Full {
+                        self.later(time, Later::Room(node));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A process ends at once, or the power of its machine. Another one starts a little later.
+    fn end_at_once(&mut self, node: usize, is_power: bool) {
+        if let Some(process) = self.nodes[node].take() {
+            process.crash(is_power, &mut self.shared);
+            let delay = self.shared.disks.random.below(SECOND);
+            self.later(delay, Later::Start(node));
+        }
     }
 
     /// Two different nodes.
@@ -529,6 +614,7 @@ impl<'a> World<'a> {
             if let Some(process) = self.nodes[node].take_if(is_stuck) {
                 self.shared.count("nodes that an operator restarted");
                 process.crash(false, &mut self.shared);
+                disk::give_up(node, &mut self.shared);
                 self.later(100 * MS, Later::Start(node));
             }
         }
@@ -539,6 +625,7 @@ impl<'a> World<'a> {
         self.shared.note(0, || "FAULTS END".to_owned());
         self.restarted = self.shared.timeline.now();
         self.shared.load.end();
+        self.shared.disks.heal();
         for from in 0..self.plan.nodes {
             for to in 0..self.plan.nodes {
                 *self.shared.network.link(from, to) = self.plan.link;
@@ -594,8 +681,17 @@ impl<'a> World<'a> {
                 continue;
             }
             lost += 1;
-            let why = self.shared.lost.get(&number);
-            if why.is_none() || self.plan.is_harmless {
+            let mut why = self.shared.lost.get(&number).copied();
+            if self
+                .shared
+                .disks
+                .is_being_discarded(executed, &self.shared.truth)
+            {
+                why = why.or(Some("an operator discarded it"));
+            }
+            // With disks, processes end in harmless runs, too: with what nobody was told.
+            let is_told = *outcome == Outcome::Done || !self.shared.disks.is_any();
+            if why.is_none() || self.plan.is_harmless && is_told {
                 return Err(format!(
                     "request #{number}, executed at {executed:?}, {outcome:?}, is lost: {why:?}"
                 ));
