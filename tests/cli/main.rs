@@ -41,6 +41,7 @@ mod status;
 mod support;
 mod sync;
 mod tail;
+mod tail_on_disk;
 #[path = "../protocol/vectors.rs"]
 mod vectors;
 

@@ -528,7 +528,7 @@ fn a_node_without_a_log_to_watch_is_one_error_line() {
     run_at(&addr, &["tail"], b"").expect_failure(
         3,
         &[
-            "nothing to watch: a watch needs a log, which a node has with peers in cluster.toml; \
+            "nothing to watch: a watch needs a log, which a node has with peers in cluster.toml or a data directory; \
            name another node with --addr\n",
         ],
     );

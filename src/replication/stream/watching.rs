@@ -25,7 +25,8 @@ use crate::wire::{Opcode, RequestFrame, Token};
 const COPIED_MAX: usize = 256 << 10;
 
 /// The reason where a node has no log.
-const NO_LOG: &str = "a watch needs a log, which a node has with peers in cluster.toml";
+const NO_LOG: &str =
+    "a watch needs a log, which a node has with peers in cluster.toml or a data directory";
 
 /// A watch that was accepted.
 #[derive(Debug)]

@@ -374,7 +374,7 @@ fn a_watch_that_cannot_begin_is_told_why() {
     };
     assert_eq!(
         text,
-        "a watch needs a log, which a node has with peers in cluster.toml"
+        "a watch needs a log, which a node has with peers in cluster.toml or a data directory"
     );
     let empty = Host::new("n3");
     assert!(refused(&empty, WatchFrom::Now).starts_with("LOADING"));
