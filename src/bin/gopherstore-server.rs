@@ -70,7 +70,7 @@ const TELL_AGAIN: Duration = Duration::from_secs(1);
     error_code(2, "Wrong arguments or configuration; nothing was started."),
     error_code(
         3,
-        "Stopped in good order, and no other node of the cluster held the data."
+        "Stopped in good order; the data was in memory alone, and no other node of the cluster held it."
     )
 )]
 struct Arguments {
