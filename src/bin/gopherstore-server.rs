@@ -58,7 +58,8 @@ const TELL_AGAIN: Duration = Duration::from_secs(1);
 #[derive(ArgsInfo, FromArgs)]
 #[argh(
     help_triggers("-h", "--help"),
-    example = "{command_name} --config cluster.toml --node n1",
+    example = "{command_name} --config cluster.toml --node n1\n\
+        {command_name} --addr 127.0.0.1:8000 --data-dir /var/lib/gopherstore",
     note = "The server prints one line on standard output when it is ready, and logs to standard error. If nobody\n\
             reads the log, it drops lines and logs their number.\n\
             RUST_LOG sets the log level: error, warn, info (default) or debug, or MODULE=LEVEL, separated by\n\
@@ -66,7 +67,7 @@ const TELL_AGAIN: Duration = Duration::from_secs(1);
             SIGINT, SIGTERM, SIGQUIT and SIGHUP stop the server in good order. A second signal other than SIGHUP\n\
             ends it at once. SIGHUP stays ignored if it was ignored at the start (nohup). SIGUSR1 and SIGUSR2\n\
             have no effect.",
-    error_code(1, "It cannot listen, or cannot run."),
+    error_code(1, "It cannot listen, cannot use its data directory, or cannot run."),
     error_code(2, "Wrong arguments or configuration; nothing was started."),
     error_code(
         3,

@@ -372,3 +372,32 @@ fn a_node_with_a_directory_stops_alone_and_loses_nothing() {
         [Some(b"1".to_vec())]
     );
 }
+
+/// A follower with a disk that is restarted to lead is not empty, and the leader of before gives up nothing.
+#[test]
+fn a_follower_with_a_directory_is_restarted_as_the_leader_in_place_of_one_that_is_gone() {
+    let mut cluster = cluster(3, QUICK, "always", false);
+    cluster.client(0).set(b"early", b"1").unwrap();
+    cluster.wait_converged(PATIENCE);
+    let copies = |cluster: &Cluster| [1, 2].map(|node| cluster.number(node, key::FULL_COPIES));
+    // The leader has more than its followers.
+    cluster.kill(1);
+    cluster.kill(2);
+    cluster.client(0).set(b"late", b"2").unwrap();
+    cluster.kill(0);
+    for node in [1, 2] {
+        cluster.set_leader(node, "n2");
+        cluster.restart(node);
+    }
+    cluster.wait_converged(PATIENCE);
+    let early = cluster.client(1).get(b"early").unwrap();
+    assert_eq!(early, Some(b"1".to_vec()));
+    cluster.client(1).set(b"new", b"3").unwrap();
+    assert_eq!(copies(&cluster), [0, 0]);
+    cluster.restart(0);
+    cluster.wait_for_status(0, PATIENCE, "to refuse", |status| {
+        status.is_state("refused")
+    });
+    let late = cluster.client(0).get(b"late").unwrap();
+    assert_eq!(late, Some(b"2".to_vec()));
+}

@@ -43,6 +43,7 @@ const SHOWN_BYTES: usize = 64;
         ends: with exit code 11 where the log no longer holds the next entry, and the message names the\n\
         oldest index that is left; with 12 where entries that were shown are no longer part of the node's\n\
         data. The node does not wait for this command, and ends a stream that is too slow for its log.\n\
+        A node with a disk that has restarted has the entries behind its last snapshot.\n\
         Ctrl-C ends the command.\n\
         For options such as --addr see gopherstore-cli --help."
 )]
