@@ -242,11 +242,13 @@ impl Watermarks {
         self.durable_waits.wake_all();
     }
 
-    /// Begins an epoch; the one before is given up.
+    /// Begins an epoch of this node; the one before is given up. What another leader has committed is not reached by
+    /// that any more: this node answers for it from now on, and the disk of the other one may be gone.
     pub(super) fn begin_epoch(&self, epoch: u64) {
         let mut state = self.state.lock();
         state.epoch = epoch;
         state.is_given_up = false;
+        state.committed = 0;
         state.wake(true);
     }
 }

@@ -32,11 +32,13 @@ const RECORDED: [u64; 1] = [
 ];
 
 /// The same with disks.
-const RECORDED_WITH_DISKS: [u64; 2] = [
+const RECORDED_WITH_DISKS: [u64; 3] = [
     // A node that had just been recovered took a full copy before its log writer began, and then a snapshot of nothing
     // took the place of the data set on the disk.
     51, // What the writer of a data set had synced counted for the one that replaced it.
     296,
+    // A follower whose disk was full became the leader, and showed what only the disk of the leader before it had.
+    462,
 ];
 
 /// Failures after which no more seeds are run.
