@@ -340,7 +340,7 @@ impl Leading<'_> {
                 now >= at
                     || self.stream.has_news()
                     || log.has_ended() && is_at_end
-                    || !log.holds(&cursor)
+                    || !log.is_current(&cursor)
                     || log.kept_head().index.min(log.acknowledged_index()) >= cursor.next
             }
         }
