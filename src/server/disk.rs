@@ -100,7 +100,7 @@ impl Disk {
             .write(true)
             .mode(0o600)
             .open(path.join(LOCK));
-        let lock = lock.map_err(failed("create the lock file in"))?;
+        let lock = lock.map_err(failed("create its lock file"))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

@@ -97,8 +97,8 @@ impl fmt::Display for StorageError {
             Problem::Full(error) => write!(f, ": the disk is full: {error}"),
             Problem::Damaged(found) => write!(
                 f,
-                ": {found}; restore the directory from a backup, or remove it, so that the node copies the data from \
-                 its peers"
+                ": {found}; restore the directory from a backup; where other nodes of the cluster have the data, the \
+                 node copies it from them once the directory is removed"
             ),
             Problem::Foreign(why) => write!(f, ": {why}"),
             Problem::InUse => f.write_str(": another process uses this data directory"),

@@ -287,7 +287,7 @@ impl Reader<'_> {
                 self.files,
                 name,
                 0,
-                format!("the header of the segment is damaged ({fault:?})"),
+                "the header of the segment is damaged".to_owned(),
             ),
         })?;
         if header.id != id {
