@@ -46,7 +46,8 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
         {command_name} --addr 127.0.0.1:8001 | zstd > monday.gbp.zst\n\
         {command_name} --data-dir data stopped.gbp",
     note = "The file holds the data as of one entry of the log, although clients may write meanwhile. A\n\
-        node in a cluster of one has no log, so there the file may hold some later writes.\n\
+        node in a cluster of one without a data directory has no log, so there the file may hold some\n\
+        later writes.\n\
         A slow reader of a pipe must not fall behind the node's log (backlog_bytes).\n\
         The file gets its name when it is complete and on the disk. It consists of SET and SETAT\n\
         frames, DEL and EXPIRE frames of changes that were made meanwhile, and an end mark\n\
