@@ -58,8 +58,7 @@ const TELL_AGAIN: Duration = Duration::from_secs(1);
 #[derive(ArgsInfo, FromArgs)]
 #[argh(
     help_triggers("-h", "--help"),
-    example = "{command_name} --config cluster.toml --node n1\n\
-        {command_name} --addr 127.0.0.1:8000 --data-dir /var/lib/gopherstore",
+    example = "{command_name} --config cluster.toml --node n1",
     note = "The server prints one line on standard output when it is ready, and logs to standard error. If nobody\n\
             reads the log, it drops lines and logs their number.\n\
             RUST_LOG sets the log level: error, warn, info (default) or debug, or MODULE=LEVEL, separated by\n\
