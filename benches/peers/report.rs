@@ -73,7 +73,7 @@ impl Readings {
         ratios.filter(|ratio| ratio.is_finite()).collect()
     }
 
-    /// What a goal says something of, where that can be told.
+    /// The subject of a goal, where that can be told.
     fn reached(&self, goal: &Goal, all: &[Readings]) -> Option<f64> {
         let figure = goal.figure;
         let own = || median(&self.values(Kind::GopherStore, figure));

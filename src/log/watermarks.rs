@@ -111,7 +111,8 @@ impl State {
             // The index may be another record's by now.
             Reached::Never
         } else if position.index <= watermark.max(self.committed) {
-            // What a leader has sent as committed, its disk has: a follower's answers do not wait for the follower's.
+            // The disk of a leader has all that it has sent as committed: a follower's answers do not wait for the
+            // follower's.
             Reached::Yes
         } else if self.is_given_up {
             Reached::Never

@@ -4,7 +4,7 @@ use super::{Copying, Writing};
 use crate::log::{Cursor, Log};
 use crate::storage::snapshot::SnapshotId;
 
-/// What the writing of the log and the writing of snapshots tell each other.
+/// The messages between the writing of the log and the writing of snapshots.
 #[derive(Debug, Default)]
 pub struct Exchange {
     snapshot: Snapshots,
@@ -33,7 +33,7 @@ pub enum Snapshots {
     Done(SnapshotId, u64),
 }
 
-/// What [`Exchange::note`] has changed.
+/// The changes by [`Exchange::note`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Noted {
     /// A snapshot is wanted now.

@@ -61,7 +61,7 @@ impl Settings {
     }
 }
 
-/// What is to be done after a step.
+/// The action that follows a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// The next step.
@@ -536,7 +536,7 @@ impl<'d> Writing<'d> {
             return Ok(());
         }
         writer.forget(id.begin)?;
-        // What was removed may be the space for the next segment.
+        // The removed files may give the space for the next segment.
         self.retry_at = self.retry_at.map(|_| self.wrote_at);
         self.snapshot_bytes = bytes;
         if !self.is_based {

@@ -60,7 +60,7 @@ pub struct Disk {
     changed: Condvar,
 }
 
-/// What the threads tell each other.
+/// The state that the threads share.
 #[derive(Debug, Default)]
 struct Shared {
     exchange: Exchange,

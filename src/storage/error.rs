@@ -13,7 +13,7 @@ pub struct StorageError {
     pub path: PathBuf,
     /// Offset in the file, where the fault has one.
     pub offset: Option<u64>,
-    /// What is wrong.
+    /// The kind of fault.
     pub problem: Problem,
 }
 

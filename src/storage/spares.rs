@@ -208,7 +208,7 @@ impl Spare {
                 self.space = bytes;
                 return Ok(true);
             }
-            // What it has of bytes has its space.
+            // The bytes that it has have their space.
             self.is_filled = true;
             self.space = self.len;
         }

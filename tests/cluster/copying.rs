@@ -74,12 +74,12 @@ fn copy(cluster: &mut Cluster, recorder: &Recorder, fault: Option<&Fault>) -> Tr
     Trace::read(&trace)
 }
 
-/// What becomes of the directory before the follower starts again.
+/// The fault of the directory before the follower starts again.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Then {
     /// Nothing.
     Stays,
-    /// What was not synced is lost, as drawn.
+    /// Bytes that were not synced are lost, as drawn.
     PowerFails,
 }
 

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use gopherstore::client::{Client, ClientOptions, NodeStatus};
 use tempfile::TempDir;
@@ -107,7 +106,7 @@ fn segments(dir: &Path) -> Vec<PathBuf> {
     segments
 }
 
-/// What writers share with those that wait for them.
+/// The state that writers share with those that wait for them.
 #[derive(Default)]
 struct Load {
     is_over: AtomicBool,
@@ -170,10 +169,10 @@ fn killed_under_load(sync: &str, rounds: usize, snapshot_log_bytes: Option<u32>)
                     scope.spawn(move || write(addr, number, load))
                 })
                 .collect();
-            wait_for("a write", || {
-                (load.acknowledged.load(Ordering::Relaxed) > 0).then_some(())
+            let enough = 200 + 200 * pause;
+            wait_for("writes", || {
+                (load.acknowledged.load(Ordering::Relaxed) >= enough).then_some(())
             });
-            thread::sleep(Duration::from_millis(60) + Duration::from_millis(40) * pause);
             node.kill();
             load.is_over.store(true, Ordering::Relaxed);
             writers
@@ -406,9 +405,8 @@ fn a_snapshot_is_written_by_order_and_shortens_the_next_start() {
     };
     let first = wait_for("the snapshot", || snapshot_of(&mut client));
     // Another one begins at the same index: its age says that it is there.
-    thread::sleep(Duration::from_millis(20));
-    client.snapshot().unwrap();
     wait_for("another snapshot", || {
+        client.snapshot().unwrap();
         let status = snapshot_of(&mut client).unwrap();
         let made_at = |it: &NodeStatus| it.uptime_ms.unwrap() - it.snapshot_age_ms.unwrap();
         (made_at(&status) > made_at(&first) + 5).then_some(())

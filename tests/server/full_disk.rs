@@ -114,7 +114,7 @@ impl Drop for SmallDisk {
     }
 }
 
-/// What the writers share.
+/// The state that the writers share.
 #[derive(Default)]
 struct Load {
     is_over: AtomicBool,
@@ -170,7 +170,7 @@ fn look_at_full(node: &Durable, known: u64, dir: &Path) {
         client.get(b"kept").unwrap(),
         Some(known.to_string().into_bytes())
     );
-    // What was executed before is on the disk.
+    // Writes that were executed before are on the disk.
     client.sync_durable(crate::node::PATIENCE).unwrap();
     match client.del(format!("gone:{known}").as_bytes()) {
         Ok(was_there) => assert!(was_there),

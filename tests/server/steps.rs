@@ -234,7 +234,7 @@ fn judge_end(fault: &Fault, status: ExitStatus, text: &str) {
         assert_eq!(status.signal(), Some(9), "{fault}: {status}");
         return;
     }
-    // What a sync has not done, no later one does.
+    // No later sync does the work of one that failed.
     let must_end = fault.kind == Kind::Sync && fault.class == "log-0";
     let codes: &[i32] = if must_end { &[1] } else { &[0, 1] };
     let code = status.code().unwrap_or(-1);

@@ -30,7 +30,7 @@ const RETRY_PAUSE: Micros = SECOND;
 /// Longest time between two steps of a snapshot that waits for the log.
 const SNAPSHOT_POLL: Micros = 10 * MS;
 
-/// What is counted of disks.
+/// Counters of disks.
 pub(super) const RECOVERIES: &str = "recoveries";
 pub(super) const SNAPSHOTS: &str = "snapshots";
 pub(super) const DATA_SETS_REPLACED: &str = "data sets replaced on a disk";
@@ -362,12 +362,12 @@ impl DataDirectory for Directory {
     }
 }
 
-/// What a process does with its disk.
+/// The work of a process on its disk.
 pub(super) struct Storing<'a> {
     directory: &'a Directory,
     settings: Settings,
     turn: Micros,
-    /// What was recovered, until the writing begins.
+    /// The recovered data set, until the writing begins.
     recovery: Option<Recovery>,
     writing: Option<Writing<'a>>,
     exchange: Exchange,
@@ -418,7 +418,7 @@ pub(super) fn open(
 }
 
 impl<'a> Storing<'a> {
-    /// What a process that has opened its directory does with it.
+    /// The work of a process that has opened its directory.
     pub(super) fn new(
         directory: &'a Directory,
         host: usize,
@@ -558,7 +558,7 @@ impl<'a> Storing<'a> {
     }
 }
 
-/// What the log-writer thread does for the snapshot thread, and tells it.
+/// The steps of the log-writer thread for the snapshot thread.
 fn exchange(exchange: &mut Exchange, writing: &mut Writing<'_>) -> Result<(), StorageError> {
     if let Some((id, bytes)) = exchange.take_done() {
         writing.snapshot_done(id, bytes)?;

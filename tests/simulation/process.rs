@@ -120,7 +120,7 @@ pub(super) struct Process<'a> {
     following: Option<Following<'a>>,
     askings: Vec<(Asking<'a>, Watch<'a>)>,
     pub(super) connections: BTreeMap<End, Connection<'a>>,
-    /// What it does with its disk, if it has one.
+    /// Its work on its disk, if it has one.
     pub(super) storing: Option<Storing<'a>>,
     /// Of each connection: the position that each answer is about which has not left.
     answers: BTreeMap<End, BTreeMap<usize, Place>>,
@@ -794,7 +794,7 @@ impl<'a> Process<'a> {
         // The limit of the kept bytes is exceeded by one segment at most, or by one append.
         let backlog_bytes = self.member.replication.backlog_bytes;
         let kept_max = backlog_bytes + (backlog_bytes / 4).max(APPEND_BYTES_MAX);
-        // What is not written is kept, too.
+        // Records that are not written are kept, too.
         let has_written = (self.storing.as_ref())
             .is_none_or(|storing| storing.has_written_all(self.node().engine()));
         if has_written && log.kept_bytes() > kept_max {

@@ -335,7 +335,7 @@ impl Leading<'_> {
             Waits::Until(at) => now >= at,
             Waits::Ack(_) => true,
             Waits::Log(cursor, at) => {
-                // What the disk of a leader does not have is not sent yet, also where the log has ended.
+                // Records that are not on the disk of a leader are not sent yet, also where the log has ended.
                 let is_at_end = cursor.next > log.kept_head().index;
                 now >= at
                     || self.stream.has_news()

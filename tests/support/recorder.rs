@@ -559,7 +559,7 @@ impl Disk {
 }
 
 impl Content {
-    /// What a power failure leaves.
+    /// The files after a power failure.
     fn after(&self, survival: &mut Survival<'_>) -> Vec<u8> {
         let count = self.writes.len();
         // All writes up to one, and more of single sectors, or each sector by itself.

@@ -65,7 +65,7 @@ pub(crate) fn run(command: &Check) -> Result<Outcome, Failure> {
     })
 }
 
-/// What a node would recover, and what it would cut off.
+/// The result of a recovery by a node, and the bytes that it would cut off.
 fn recovered(data: &Data) -> String {
     let mut text = String::new();
     if let Some(cut) = data.recovery.log.as_ref().and_then(|log| log.cut.as_ref()) {
@@ -106,7 +106,7 @@ struct Row {
     state: String,
 }
 
-/// What is told of the files.
+/// The report on the files.
 struct Survey<'a> {
     files: &'a Directory,
     data: &'a Result<Data, StorageError>,

@@ -111,7 +111,7 @@ fn receive(
     socket.set_read_timeout(Some(ANSWER_TURN)).map_err(lost)?;
     let (mut buffer, mut needed, mut accepted) = (Buffer::new(), HEADER_LEN, Some(accepted));
     loop {
-        // What is not read waits at the leader.
+        // Records that are not read wait at the leader.
         while !stream.wait_for_disk(Instant::now() + ANSWER_TURN) && !stop.is_stopped() {}
         match socket.read(buffer.space(needed)) {
             Ok(0) => return Err(stream.closed()),

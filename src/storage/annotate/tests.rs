@@ -201,7 +201,7 @@ fn a_flipped_byte_is_damage_or_another_value() {
                 }
             }
         }
-        // What is not under a checksum: padding and zeros of a segment, and the names of an identity.
+        // Not under a checksum are padding and zeros of a segment, and the names of an identity.
         let free = if bytes[4] == b'L' { 500 } else { 40 };
         assert!(damaged + free > bytes.len(), "{damaged} of {}", bytes.len());
     }
