@@ -9,19 +9,26 @@
 //! | `random.rs`   | random numbers                                                           |
 //! | `events.rs`   | the clock, and what happens when                                         |
 //! | `network.rs`  | connections: delay, bandwidth, loss, cut links                           |
+//! | `network/delivery.rs`| when what is sent arrives                                         |
 //! | `load.rs`     | clients                                                                  |
 //! | `operations.rs`| the requests that they send                                             |
 //! | `shared.rs`   | everything in a run beside its processes                                 |
 //! | `process.rs`  | a process of a node: what the transport's threads do, as events          |
+//! | `process/executing.rs`| its clients' requests, and the entries that it removes by itself |
+//! | `process/replicating.rs`| its questions, the driver of its role, and its stream          |
 //! | `serving.rs`  | a connection that it has accepted; the leader side of a stream           |
 //! | `following.rs`| its stream from the node that it follows                                 |
 //! | `asking.rs`   | its questions to its peers                                               |
 //! | `stopping.rs` | its stop in good order                                                   |
 //! | `checks.rs`   | what is checked of it after each event                                   |
 //! | `clocks.rs`   | what is checked of its clock                                             |
-//! | `disk.rs`     | its disk: the log writer and the snapshots, as events                    |
+//! | `machines.rs` | the disks of the machines, their faults, and what a recovery has to find |
+//! | `storing.rs`  | the shipped steps of a process on its disk                               |
+//! | `disk.rs`     | the turns of the threads that write it, and what is checked of them      |
 //! | `faults.rs`   | which faults a run has                                                   |
-//! | `world.rs`    | a run, from the begin to the agreement of all nodes                      |
+//! | `world.rs`    | a run, from its begin to its end                                         |
+//! | `world/causing.rs`| what the faults do                                                   |
+//! | `world/agreement.rs`| the end of a run: the nodes agree, and have what clients were told |
 //! | `seeds.rs`    | many runs                                                                |
 //! | `session.rs`  | a client's connection at a node                                          |
 //! | `truth.rs`    | every record that was ever written, and what each position is            |
@@ -41,6 +48,7 @@ mod events;
 mod faults;
 mod following;
 mod load;
+mod machines;
 mod network;
 mod operations;
 mod planted;
@@ -51,6 +59,7 @@ mod serving;
 mod session;
 mod shared;
 mod stopping;
+mod storing;
 mod trace;
 mod truth;
 mod world;

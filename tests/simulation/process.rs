@@ -1,43 +1,34 @@
 //! A process of a node: the shipped values, and what the threads and sockets of the transport do around them.
 
+mod executing;
+mod replicating;
+
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Event;
-use super::asking::{Asked, Asking};
-use super::checks::place_of;
+use super::asking::Asking;
 use super::clocks::ClockCheck;
-use super::disk::{self, Directory, Storing};
 use super::events::{MS, Micros};
-use super::following::{Following, Turn};
+use super::following::Following;
 use super::load::node_at;
 use super::network::{End, Signal};
 use super::serving::Connection;
-use super::session::Answered;
 use super::shared::Shared;
 use super::stopping::Stopping;
-use super::truth::{Executing, Limit, Model, Place, Written};
+use super::storing::{self, Directory, Storing};
+use super::truth::{Model, Place, Written};
 use crate::config::Config;
-use crate::engine::Engine;
 use crate::history::History;
 use crate::log::Mark;
 use crate::node::{Member, Node, RoleState};
-use crate::replication::core::report::Contact;
-use crate::replication::driver::{Driver, Ended, Outcome, Task};
-use crate::replication::stream::FollowError;
-use crate::replication::stream::following::FollowerStream;
+use crate::replication::driver::Driver;
 use crate::replication::transfer::{Next, Transfer, TransferError};
 use crate::replication::watch::{self, Watch};
 use crate::replication::{Peers, Replica};
 use crate::wire::request::Limits;
-use crate::wire::{Opcode, Status};
-
-/// Shortest and longest timeout of a question, and the pause between two in a hurry: as in the transport.
-const ASK_MIN: Duration = Duration::from_secs(1);
-const ASK_MAX: Duration = Duration::from_secs(5);
-const HURRIED_PAUSE: Duration = Duration::from_millis(20);
 
 /// Time between two turns of the expiry thread, on average: as in the transport.
 const EXPIRY_PAUSE: Micros = 100 * MS;
@@ -66,6 +57,24 @@ pub(super) struct Shipped {
 }
 
 impl Shipped {
+    /// A node of a process that starts, as it is after the recovery from its disk.
+    fn new(host: usize, config: &Config, partitions: usize, shared: &mut Shared) -> Shipped {
+        let now = shared.timeline.instant();
+        let (this, process) = (&config.nodes[host], shared.random.next());
+        let clock = shared.timeline.clock(host);
+        let mut node = Node::simulated(config, this, partitions, process, (now, clock));
+        if shared.waits_for_commit {
+            node.acknowledge_at(Mark::Committed);
+        }
+        let directory = storing::open(&mut node, host, now, shared);
+        let peers = Peers::attach_at(&mut node, now);
+        Shipped {
+            node,
+            peers,
+            directory,
+        }
+    }
+
     /// Full copies and resumed streams of the process.
     pub(super) fn streams(&self) -> [u64; 2] {
         self.node.streams()
@@ -168,21 +177,7 @@ impl<'a> Process<'a> {
         shared: &mut Shared,
     ) -> Process<'a> {
         let now = shared.timeline.instant();
-        let shipped = slot.get_or_init(|| {
-            let (this, process) = (&config.nodes[host], shared.random.next());
-            let clock = shared.timeline.clock(host);
-            let mut node = Node::simulated(config, this, partitions, process, (now, clock));
-            if shared.waits_for_commit {
-                node.acknowledge_at(Mark::Committed);
-            }
-            let directory = disk::open(&mut node, host, now, shared);
-            let peers = Peers::attach_at(&mut node, now);
-            Shipped {
-                node,
-                peers,
-                directory,
-            }
-        });
+        let shipped = slot.get_or_init(|| Shipped::new(host, config, partitions, shared));
         let (node, peers) = (&shipped.node, &*shipped.peers);
         let replica = Replica { node, peers };
         let member = node.member().expect("it has peers");
@@ -440,336 +435,12 @@ impl<'a> Process<'a> {
         }
     }
 
-    /// Asks a peer, or goes on with the question.
-    fn ask(&mut self, at: usize, signal: Option<Signal>, shared: &mut Shared) {
-        let replication = &self.member.replication;
-        let interval = replication.heartbeat_interval;
-        let (pause, timeout) = if self.is_hurried {
-            (
-                HURRIED_PAUSE.min(interval),
-                replication.leader_timeout.min(ASK_MAX),
-            )
-        } else {
-            (interval, interval)
-        };
-        let now = shared.timeline.now();
-        let (asking, _) = &mut self.askings[at];
-        if let (Some(due), None) = (asking.due(pause), signal) {
-            if due > now {
-                return self.wake_at(Wake::Ask(at), due, shared);
-            }
-            let deadline = now + micros(timeout.max(ASK_MIN));
-            asking.begin(deadline, &mut shared.network, &mut shared.timeline);
-            return self.wake_at(Wake::Ask(at), deadline, shared);
-        }
-        match asking.step(
-            signal,
-            self.member,
-            &mut shared.network,
-            &mut shared.timeline,
-        ) {
-            None => {}
-            Some(Asked::Wait(until)) => self.wake_at(Wake::Ask(at), until, shared),
-            Some(Asked::Ended(contact, began)) => {
-                self.due.remove(&Wake::Ask(at));
-                self.wake_at(Wake::Ask(at), now + micros(pause), shared);
-                self.contact(at, contact, began, shared);
-            }
-        }
-    }
-
-    /// A question has ended.
-    fn contact(
-        &mut self,
-        at: usize,
-        contact: Contact,
-        began: std::time::Instant,
-        shared: &mut Shared,
-    ) {
-        let (asking, watch) = &mut self.askings[at];
-        let (host, name) = (self.host, &asking.peer.name);
-        shared.count("questions");
-        shared.note(host, || match &contact {
-            Contact::Report(report) => format!(
-                "hears of {name}: {:?}, {:?}, stopping {:?}, epoch {}, index {}",
-                report.role, report.state, report.stopping, report.epoch, report.index
-            ),
-            other => format!("hears of {name}: {other:?}"),
-        });
-        self.has_news = true;
-        if watch.contact(contact, began, shared.timeline.instant())
-            && let Some(following) = &self.following
-        {
-            let error = following.stream.closed();
-            self.end_following(Outcome::Failed(error), shared);
-        }
-    }
-
-    /// Has the node's peers asked often, or not.
-    fn hurry(&mut self, shared: &mut Shared) {
-        let now = shared.timeline.instant();
-        let is_hurried = self.following.is_none() && self.driver.is_hurried(now)
-            || self.replica.peers.is_stopping();
-        if is_hurried && !self.is_hurried {
-            for at in 0..self.askings.len() {
-                if let Some(due) = self.askings[at].0.due(HURRIED_PAUSE) {
-                    self.wake_at(Wake::Ask(at), due, shared);
-                }
-            }
-        }
-        self.is_hurried = is_hurried;
-    }
-
-    /// Does what the driver of the role says.
-    fn drive(&mut self, shared: &mut Shared) {
-        self.has_news = false;
-        if let Some(storing) = &self.storing {
-            storing.set_now(shared.timeline.instant());
-        }
-        for _ in 0..10 {
-            if self.following.is_some() {
-                break;
-            }
-            let now = shared.timeline.instant();
-            match self.driver.next(shared.random.next(), now) {
-                Task::Wait(until) if until > now => {
-                    let until = shared.timeline.micros_of(until);
-                    self.wake_at(Wake::Driver, until, shared);
-                    break;
-                }
-                Task::Wait(_) => {}
-                Task::Stream { peer, goal } => {
-                    let stream = FollowerStream::new(self.replica, self.member, &peer.name, goal);
-                    let to = node_at(peer_addr(peer)).expect("its address");
-                    shared.note(self.host, || {
-                        format!("asks {} for the stream: {goal:?}", peer.name)
-                    });
-                    let following = Following::begin(stream, peer, self.host, to, shared);
-                    self.following = Some(following);
-                    self.step_following(None, shared);
-                }
-            }
-        }
-        self.take_restored(shared);
-        self.hurry(shared);
-    }
-
-    fn step_following(&mut self, signal: Option<Signal>, shared: &mut Shared) {
-        let Some(following) = &mut self.following else {
-            return;
-        };
-        let turn = following.step(signal, shared);
-        if following.stream.is_in_snapshot() {
-            self.copies_from = following.leader;
-        }
-        let leader_time = following.leader_time;
-        let time_ms = leader_time.unwrap_or_default();
-        self.clock_check.pulled(time_ms, &shared.timeline);
-        self.clock_now(shared);
-        if let (Turn::Ended(Outcome::Reached), None) = (&turn, leader_time) {
-            let text = "it may lead with the data of a node whose time it does not know";
-            shared.fail(self.host, text);
-        }
-        match turn {
-            Turn::Wait(until) => self.wake_at(Wake::Follow, until, shared),
-            Turn::Ended(outcome) => self.end_following(outcome, shared),
-        }
-    }
-
-    /// The stream from the leader has ended.
-    fn end_following(&mut self, outcome: Outcome, shared: &mut Shared) {
-        let Some(following) = self.following.take() else {
-            return;
-        };
-        let host = self.host;
-        shared.note(host, || format!("follows no longer: {outcome:?}"));
-        match &outcome {
-            Outcome::Failed(FollowError::Diverged(text)) => {
-                shared.fail(host, &format!("diverged: {text}"));
-            }
-            Outcome::Failed(FollowError::Protocol(text))
-                if !text.ends_with(" ended the stream") =>
-            {
-                shared.fail(host, &format!("a stream broke the protocol: {text}"));
-            }
-            Outcome::Failed(_) | Outcome::Reached | Outcome::Lead(_) => {}
-        }
-        if following.stream.is_in_snapshot() {
-            shared.count("copies cut off");
-        }
-        shared.logged.remove(&following.end);
-        shared.network.close(following.end, &mut shared.timeline);
-        self.due.remove(&Wake::Follow);
-        let ended = Ended {
-            outcome,
-            has_followed: following.stream.has_followed(),
-            is_in_snapshot: following.stream.is_in_snapshot(),
-        };
-        if let Some(storing) = &self.storing {
-            storing.set_now(shared.timeline.instant());
-        }
-        self.driver
-            .ended(ended, shared.random.next(), shared.timeline.instant());
-        following.stream.end();
-        self.take_restored(shared);
-        self.has_news = true;
-    }
-
-    /// Goes on with a connection that was accepted.
-    pub(super) fn serve(&mut self, end: End, signal: Option<Signal>, shared: &mut Shared) {
-        // It may have begun to lead since the last event.
-        self.observe(shared);
-        let now = self.clock_now(shared);
-        let Some(connection) = self.connections.get_mut(&end) else {
-            return;
-        };
-        let (node, number, host) = (self.replica.node, self.number, self.host);
-        if !connection.is_peer && !connection.is_stream() {
-            let place = place_of(node, node.head().index);
-            if let Err(text) = shared.truth.advance(&mut self.model, place) {
-                shared.fail(host, &text);
-            }
-        }
-        let limit = limit_of(node.engine());
-        let evicted = node.engine().evicted_and_refused()[0];
-        let mut by = Executing {
-            process: number,
-            model: &mut self.model,
-            written: &mut self.written,
-            now,
-            limit,
-        };
-        let mut answers = self.answers.remove(&end).unwrap_or_default();
-        let keeps_answers = self.storing.is_some() && node.leads();
-        let mut judge = |shared: &mut Shared, answered: Answered<'_>| {
-            let at = answered.at;
-            let request = shared.load.number_of(end, answered.at);
-            let Answered {
-                frame,
-                status,
-                value,
-                ..
-            } = answered;
-            by.written.gather();
-            let item = by.model.item(frame.key());
-            if item.is_some_and(|item| item.has_expired(by.now)) {
-                shared.count(if node.takes_writes() {
-                    MET_EXPIRED[0]
-                } else {
-                    MET_EXPIRED[1]
-                });
-            }
-            shared.count(status.name());
-            if status == Status::Full && keeps_answers {
-                // Its disk has no space: nothing was executed.
-                return;
-            }
-            let result = shared
-                .truth
-                .executed(&mut by, request, &frame, (status, value));
-            if let Err(text) = result {
-                shared.fail(host, &text);
-            }
-            let written = request.and_then(|number| shared.truth.place_of_request(number));
-            let is_read = matches!(frame.opcode(), Opcode::Get | Opcode::Ttl);
-            let about = match by.model.place() {
-                Some(place) if is_read => shared.truth.last_change(place, frame.key()),
-                Some(_) | None => written,
-            };
-            if let (true, Some(place)) = (keeps_answers, about) {
-                answers.insert(at, place);
-            }
-        };
-        let wait = connection.step(signal, shared, &mut judge);
-        by.written.gather();
-        if let Err(text) = shared.truth.settled(&mut by) {
-            shared.fail(host, &text);
-        }
-        for _ in evicted..node.engine().evicted_and_refused()[0] {
-            shared.count(EVICTED);
-        }
-        let released = connection.take_released();
-        self.note_answered(&released, &mut answers, shared);
-        let Some(connection) = self.connections.get_mut(&end) else {
-            return;
-        };
-        if !answers.is_empty() {
-            self.answers.insert(end, answers);
-        }
-        if connection.is_closed() {
-            self.connections.remove(&end);
-            self.answers.remove(&end);
-            self.due.remove(&Wake::Serve(end));
-            self.due.remove(&Wake::Acks(end));
-        } else {
-            let silent_at = connection.silent_at();
-            if let Some(until) = wait {
-                self.due.remove(&Wake::Serve(end));
-                self.wake_at(Wake::Serve(end), until, shared);
-            }
-            if let Some(at) = silent_at {
-                self.wake_at(Wake::Acks(end), at, shared);
-            }
-        }
-        if self.waits_for_commit {
-            self.check_released(end, &released, shared);
-        }
-    }
-
-    /// The turn of the expiry thread: it removes expired entries from each partition, as many as it may at a time.
-    fn expire(&mut self, shared: &mut Shared) {
-        if !self.has_threads() {
-            return;
-        }
-        // It may have begun to lead since the last event.
-        self.observe(shared);
-        let (host, engine, now) = (self.host, self.node().engine(), self.clock_now(shared));
-        let place = place_of(self.node(), engine.head().index);
-        if let Err(text) = shared.truth.advance(&mut self.model, place) {
-            shared.fail(host, &text);
-        }
-        for partition in 0..engine.partitions() {
-            // Where there is no room, it waits for it, and goes on when its turn comes.
-            let removed = engine.expire(partition, None, || ());
-            let Ok(expired) = removed else {
-                break;
-            };
-            for _ in 0..expired.removed {
-                shared.count(EXPIRED);
-            }
-        }
-        self.written.gather();
-        let mut by = Executing {
-            process: self.number,
-            model: &mut self.model,
-            written: &mut self.written,
-            now,
-            // Only what has expired is removed.
-            limit: Limit::None,
-        };
-        if let Err(text) = shared.truth.settled(&mut by) {
-            shared.fail(host, &text);
-        }
-        let pause = shared.random.below(2 * EXPIRY_PAUSE);
-        self.wake_at(Wake::Expire, shared.timeline.now() + pause, shared);
-    }
-
     /// Whether the threads of replication and of expiry run.
     const fn has_threads(&self) -> bool {
         !matches!(
             self.stopping,
             Some(Stopping::Closing(..) | Stopping::Over(_))
         )
-    }
-
-    /// The time by the node's clock, in milliseconds since 1970, which is checked.
-    fn clock_now(&mut self, shared: &mut Shared) -> u64 {
-        let clock = self.node().engine().clock();
-        let now = self.clock_check.read(clock, &shared.timeline);
-        now.unwrap_or_else(|text| {
-            shared.fail(self.host, &text);
-            0
-        })
     }
 
     /// Carries out what follows from the last event, and checks the node.
@@ -812,14 +483,6 @@ impl<'a> Process<'a> {
         for connection in self.connections.values() {
             connection.check_acknowledged(shared);
         }
-    }
-}
-
-fn limit_of(engine: &Engine) -> Limit {
-    match engine.memory_limit() {
-        None => Limit::None,
-        Some(limit) if limit.evicts => Limit::Evicts,
-        Some(_) => Limit::Refuses,
     }
 }
 

@@ -151,22 +151,7 @@ impl<'a> Served<'a> {
             } = &mut *shared;
             match step {
                 Step::Read => {
-                    let mut source = Arrived {
-                        network,
-                        timeline,
-                        end,
-                        bytes: Vec::new(),
-                    };
-                    if source.network.readable(end) > 0 {
-                        let _ = self.session.read(&mut source);
-                        if let Some(tap) = &mut self.tap {
-                            tap.requests.extend(source.bytes);
-                        }
-                        continue;
-                    }
-                    self.flush(end, network, timeline);
-                    self.is_ending = self.is_draining || network.is_at_end(end);
-                    if !self.is_ending {
+                    if !self.read(end, network, timeline) {
                         return Turn::Waits;
                     }
                 }
@@ -205,6 +190,26 @@ impl<'a> Served<'a> {
                 }
             }
         }
+    }
+
+    /// Reads what has arrived. Returns whether the session goes on: there was something, or the session is to end.
+    fn read(&mut self, end: End, network: &mut Network, timeline: &mut Timeline<Event>) -> bool {
+        if network.readable(end) > 0 {
+            let mut source = Arrived {
+                network,
+                timeline,
+                end,
+                bytes: Vec::new(),
+            };
+            let _ = self.session.read(&mut source);
+            if let Some(tap) = &mut self.tap {
+                tap.requests.extend(source.bytes);
+            }
+            return true;
+        }
+        self.flush(end, network, timeline);
+        self.is_ending = self.is_draining || network.is_at_end(end);
+        self.is_ending
     }
 
     /// Tells the answers that have come up.

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use super::Event;
-use super::disk::Disks;
 use super::events::Timeline;
 use super::load::{ClientEvent, Load, Number, Shape};
+use super::machines::Disks;
 use super::network::{End, Link, Network, Signal};
 use super::random::Random;
 use super::trace::{Mode, Trace, line_of};

@@ -1,10 +1,10 @@
 //! The stop of a process in good order, as `server::shutdown` does it.
 
-use super::disk::Storing;
 use super::events::{Micros, SECOND};
 use super::network::End;
 use super::process::{Process, Wake};
 use super::shared::Shared;
+use super::storing::Storing;
 use crate::replication::Ending;
 use crate::replication::shutdown_sync::{Next, ShutdownSync};
 
