@@ -19,6 +19,10 @@ use crate::engine::digest::Digest;
 use crate::history::{EpochStart, History};
 use crate::planted::{Fault, plant};
 
+#[path = "../../tests/support/documented.rs"]
+mod documented;
+pub(crate) use documented::documented;
+
 /// Bytes of a segment here, so that there are many.
 pub(super) const SEGMENT: u64 = 4_096;
 
@@ -435,18 +439,6 @@ fn files_of_other_names_are_no_segments() {
     let id = snapshot_id(0xab);
     assert_eq!(SnapshotId::of_name(&id.name()), Some(id));
     assert_eq!(SnapshotId::of_name("snapshot-00000000000000ab"), None);
-}
-
-/// The hexadecimal digits of a block of `docs/FORMAT.md`, as bytes.
-pub(crate) fn documented(kind: &str) -> Vec<u8> {
-    let document = include_str!("../../docs/FORMAT.md");
-    let (_, block) = document.split_once(&format!("```{kind}\n")).unwrap();
-    let (block, _) = block.split_once("```").unwrap();
-    let digits: String = block.split_whitespace().collect();
-    let pairs = digits.as_bytes().chunks(2);
-    pairs
-        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
-        .collect()
 }
 
 #[test]

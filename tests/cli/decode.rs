@@ -7,7 +7,11 @@ use std::{
 
 use gopherstore::wire::{Request, annotate};
 
-use crate::{Run, finish, finish_endless, nodes::tools, program, run, start};
+use crate::{
+    Run, finish, finish_endless,
+    nodes::{documented::documented, tools},
+    program, run, start,
+};
 
 const GOLDEN: &[u8] = b"\x01\0\x07\0\0\0\x06user123active";
 const SHOWN: &str = "\
@@ -341,18 +345,6 @@ fn a_directory_cannot_be_decoded() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(8));
-}
-
-/// The bytes of a block of docs/FORMAT.md.
-fn documented(kind: &str) -> Vec<u8> {
-    let document = include_str!("../../docs/FORMAT.md");
-    let (_, block) = document.split_once(&format!("```{kind}\n")).unwrap();
-    let (block, _) = block.split_once("```").unwrap();
-    let digits: String = block.split_whitespace().collect();
-    let pairs = digits.as_bytes().chunks(2);
-    pairs
-        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
-        .collect()
 }
 
 #[test]

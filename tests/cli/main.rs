@@ -27,6 +27,8 @@ mod load;
 #[allow(dead_code)] // some of it serves only `cluster`
 mod nodes {
     pub(crate) mod cluster;
+    pub(crate) mod documented;
+    pub(crate) mod durable;
     pub(crate) mod load;
     pub(crate) mod names;
     pub(crate) mod node;

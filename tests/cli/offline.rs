@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
 use gopherstore::{
@@ -21,8 +21,8 @@ use gopherstore::{
 use crate::{
     Run, finish,
     nodes::{
+        durable::{Durable, command},
         node::{Node, wait_for},
-        tools,
     },
     program, run, run_at, text,
 };
@@ -30,50 +30,11 @@ use crate::{
 /// A deadline far ahead.
 const FAR: u64 = 4_102_444_800_000;
 
-/// A single node with the data directory `data` in a folder.
-struct Durable {
-    child: Child,
-    addr: String,
-}
-
-impl Durable {
-    /// Starts it. With `snapshot_bytes` of log there is a snapshot.
-    fn start(dir: &Path, snapshot_bytes: &str) -> Durable {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_gopherstore-server"))
-            .args(["--addr", "127.0.0.1:0", "--data-dir", "data"])
-            .current_dir(dir)
-            .env_remove("RUST_LOG")
-            .env("GOPHERSTORE_SNAPSHOT_LOG_BYTES", snapshot_bytes)
-            .stdout(Stdio::piped())
-            .stderr(fs::File::create(dir.join("err")).unwrap())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        let mut out = BufReader::new(child.stdout.take().unwrap());
-        out.read_line(&mut line).unwrap();
-        let addr = line.split(' ').nth(4).unwrap_or_default().to_owned();
-        let node = Durable { child, addr };
-        wait_for("the node to lead", || {
-            node.client().del(b"no such key").ok()
-        });
-        node
-    }
-
-    fn client(&self) -> Client {
-        Client::connect(&self.addr).unwrap()
-    }
-
-    fn stop(mut self) {
-        tools::signal(self.child.id().to_string(), "TERM");
-        assert!(self.child.wait().unwrap().success());
-    }
-}
-
-impl Drop for Durable {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Starts a single node with the data directory `data` in a folder. With `snapshot_bytes` of log there is a snapshot.
+fn start(dir: &Path, snapshot_bytes: &str) -> Durable {
+    let mut command = command(dir, "always");
+    command.env("GOPHERSTORE_SNAPSHOT_LOG_BYTES", snapshot_bytes);
+    Durable::of(command, dir)
 }
 
 /// Stores some entries of each kind.
@@ -103,14 +64,14 @@ fn a_stopped_nodes_directory_is_dumped_as_the_running_node_is() {
     for snapshot_bytes in ["100000000", "50000"] {
         let dir = tempfile::tempdir().unwrap();
         let (data, file) = (dir.path().join("data"), dir.path().join("stopped.gbp"));
-        let node = Durable::start(dir.path(), snapshot_bytes);
+        let node = start(dir.path(), snapshot_bytes);
         fill(&mut node.client());
         let running = run_at(&node.addr, &["dump"], b"");
         assert_eq!((running.code, &*running.err), (0, ""));
         let offline = ["dump", "--data-dir", text(&data), text(&file)];
         run(&offline, b"").expect_failure(8, &["another process uses this data directory"]);
         assert!(!file.exists());
-        node.stop();
+        assert_eq!(node.stop().code(), Some(0));
         let before = contents(&data);
         run(&offline, b"").expect(0, "", "");
         let stopped = fs::read(&file).unwrap();
@@ -177,7 +138,7 @@ fn a_directory_without_data_is_not_dumped() {
 /// A stopped node's directory with 100 keys. With `snapshot_bytes` of log there are snapshots.
 fn stopped(snapshot_bytes: Option<&str>) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let node = Durable::start(dir.path(), snapshot_bytes.unwrap_or("100000000"));
+    let node = start(dir.path(), snapshot_bytes.unwrap_or("100000000"));
     let mut client = node.client();
     for n in 0..2_000_u32 {
         client.set(&(n % 100).to_be_bytes(), &[7; 10]).unwrap();
@@ -187,7 +148,7 @@ fn stopped(snapshot_bytes: Option<&str>) -> tempfile::TempDir {
         (snapshot_bytes.is_none() || !first.exists()).then_some(())
     });
     drop(client);
-    node.stop();
+    assert_eq!(node.stop().code(), Some(0));
     dir
 }
 

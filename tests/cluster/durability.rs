@@ -47,9 +47,12 @@ fn load(cluster: &Cluster) -> Load {
     )
 }
 
+/// Bytes that [`fill`] writes.
+const COPIED: u64 = 3 * BACKLOG_BYTES;
+
 /// The keys that [`fill`] writes.
 fn filled() -> Vec<Vec<u8>> {
-    let count = 3 * BACKLOG_BYTES / 1_000;
+    let count = COPIED / 1_000;
     (0..count)
         .map(|n| format!("filled:{n}").into_bytes())
         .collect()
@@ -239,7 +242,12 @@ fn a_follower_that_is_killed_in_a_full_copy_has_its_old_data_or_the_new() {
         cluster.link(1, 0).throttle(Way::Down, Some(SLOW));
         cluster.restart(1);
         cluster.process(1).wait_for_log("taking a full copy of n1");
-        std::thread::sleep(random.millis(0..=1_500));
+        let delivered = || cluster.link(1, 0).counts().down;
+        let until = delivered() + random.within(0..=COPIED + COPIED / 16);
+        wait_until(PATIENCE, "that much of the copy", || {
+            let log = cluster.process(1).own_log();
+            delivered() >= until || log.contains("copied n1 up to")
+        });
         cluster.kill(1);
         // Without its leader, it has what its disk has.
         cluster.link(1, 0).refuse(true);

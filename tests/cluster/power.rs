@@ -4,6 +4,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use gopherstore::client::{Client, ClientOptions};
@@ -12,9 +13,9 @@ use crate::durability::{Begin, cluster};
 use crate::faults::QUICK;
 use crate::support::cluster::{Cluster, rounds};
 use crate::support::load::Random;
-use crate::support::node::PATIENCE;
+use crate::support::node::{PATIENCE, wait_for};
 use crate::support::recorder::{Image, Marker, Recorder, Survival, Trace};
-use crate::support::writes::Writes;
+use crate::support::writes::{Writes, expected};
 
 const NODES: usize = 3;
 /// Clients of the leader.
@@ -34,8 +35,15 @@ fn client(addr: SocketAddr) -> Client {
     Client::connect_with(&addr.to_string(), options).unwrap()
 }
 
-/// Each client makes so many writes, as long as they are acknowledged. Returns whether all are.
-fn load(leader: SocketAddr, trace: &Path, writes: &[Writes], count: u64) -> bool {
+/// Each client makes so many writes, as long as they are acknowledged. Counts those that are in `acknowledged`, and
+/// returns whether all are.
+fn load(
+    leader: SocketAddr,
+    trace: &Path,
+    writes: &[Writes],
+    count: u64,
+    acknowledged: &AtomicU64,
+) -> bool {
     let marker = Marker::new(trace);
     thread::scope(|scope| {
         let clients: Vec<_> = writes
@@ -43,7 +51,12 @@ fn load(leader: SocketAddr, trace: &Path, writes: &[Writes], count: u64) -> bool
             .map(|writes| {
                 let (mut writes, marker) = (writes.clone(), &marker);
                 let mut client = client(leader);
-                scope.spawn(move || (0..count).all(|_| writes.write(&mut client, marker)))
+                let write = move |_| {
+                    let is_done = writes.write(&mut client, marker);
+                    acknowledged.fetch_add(u64::from(is_done), Ordering::Relaxed);
+                    is_done
+                };
+                scope.spawn(move || (0..count).all(write))
             })
             .collect();
         let mut results = clients.into_iter().map(|it| it.join().unwrap());
@@ -68,16 +81,6 @@ fn find_all(cluster: &Cluster, writes: &mut [Writes], expected: &[(u64, u64)]) {
             writes.find(&found, *expected);
         }
     }
-}
-
-/// The first and the last number of writes of each client that may be there after a power failure before this event:
-/// those that were acknowledged before another one, and those that were sent.
-fn expected(trace: &Trace, writes: &[Writes], until: usize, known: usize) -> Vec<(u64, u64)> {
-    let of = |(client, writes): (usize, &Writes)| {
-        let (least, most) = trace.progress(client, until, known);
-        (least.unwrap_or(writes.done), most.unwrap_or(writes.done))
-    };
-    writes.iter().enumerate().map(of).collect()
 }
 
 /// A node that does not run has what a power failure before this event leaves.
@@ -113,15 +116,12 @@ fn power_failures(sync: &str, count: usize) {
         begin.assert_nothing_copied_in_vain(&cluster);
         find_all(&cluster, &mut writes, &limits);
         let count = random.within(30..=150);
-        assert!(load(cluster.addr(0), &trace, &writes, count));
+        let acknowledged = AtomicU64::new(0);
+        assert!(load(cluster.addr(0), &trace, &writes, count, &acknowledged));
         cluster.kill_all();
         let trace = Trace::read(&trace);
         let until = trace.moment(&mut random);
-        let acknowledged = match sync {
-            "always" => until,
-            _ => trace.last_sync(0, until).unwrap_or(0),
-        };
-        limits = expected(&trace, &writes, until, acknowledged);
+        limits = expected(&trace, &writes, until, trace.kept(sync, until));
         println!("{sync}: power fails before event {until}, with {limits:?}");
         for (node, base) in bases.iter().enumerate() {
             let number = u32::try_from(node).unwrap();
@@ -156,10 +156,13 @@ fn one_power_failure(node: usize, count: usize) {
         let base = Image::of(&data(&cluster, node));
         start(&mut cluster, &recorder, &path, node);
         cluster.wait_converged(PATIENCE);
-        let (leader, pause) = (cluster.addr(0), random.millis(20..=150));
+        let (leader, acknowledged) = (cluster.addr(0), AtomicU64::new(0));
+        let until = random.within(1..=200);
         thread::scope(|scope| {
-            scope.spawn(|| load(leader, &path, &writes, 100));
-            thread::sleep(pause);
+            scope.spawn(|| load(leader, &path, &writes, 100, &acknowledged));
+            wait_for("that many writes", || {
+                (acknowledged.load(Ordering::Relaxed) >= until).then_some(())
+            });
             cluster.kill(node);
         });
         let trace = Trace::read(&path);

@@ -1,6 +1,7 @@
 //! The scripts, and the procedures of operating.md, where nodes keep their data on disk.
 
 use std::fs;
+use std::net::SocketAddr;
 
 use crate::checkout::{Checkout, at_terminal, cli, ends, pid};
 use crate::support::node::wait_for;
@@ -9,6 +10,25 @@ use crate::support::tools;
 /// Whether the programs are there that the tests need.
 fn has_programs() -> bool {
     tools::are_there(&["bash", "script"])
+}
+
+/// A folder with the configuration of so many nodes, and their addresses. `None` where a program is missing.
+fn configured(count: usize) -> Option<(Checkout, Vec<SocketAddr>)> {
+    if !has_programs() {
+        return None;
+    }
+    let mut checkout = Checkout::new();
+    let addrs = checkout.configure("cluster.toml", "demo", count);
+    Some((checkout, addrs))
+}
+
+/// The same with running nodes that have a directory each, and in which the key `k` has the value `v`.
+fn running_on_disk(count: usize) -> Option<(Checkout, Vec<SocketAddr>)> {
+    let (checkout, addrs) = configured(count)?;
+    add_storage(&checkout);
+    start(&checkout);
+    cli(0, addrs[0], &["set", "k", "v"]);
+    Some((checkout, addrs))
 }
 
 /// Gives the nodes of `cluster.toml` a directory each.
@@ -53,14 +73,9 @@ fn stops_without_a_question(checkout: &Checkout, count: usize) {
 
 #[test]
 fn nodes_that_have_their_data_on_disk_stop_and_restart_without_a_question() {
-    if !has_programs() {
+    let Some((checkout, addrs)) = running_on_disk(2) else {
         return;
-    }
-    let mut checkout = Checkout::new();
-    let addrs = checkout.configure("cluster.toml", "demo", 2);
-    add_storage(&checkout);
-    start(&checkout);
-    cli(0, addrs[0], &["set", "k", "v"]);
+    };
     stops_without_a_question(&checkout, 2);
     start(&checkout);
     assert_eq!(cli(0, addrs[0], &["get", "k"]), "v");
@@ -73,11 +88,9 @@ fn nodes_that_have_their_data_on_disk_stop_and_restart_without_a_question() {
 
 #[test]
 fn of_nodes_with_and_without_a_disk_those_whose_data_is_at_risk_are_named() {
-    if !has_programs() {
+    let Some((checkout, addrs)) = configured(3) else {
         return;
-    }
-    let mut checkout = Checkout::new();
-    let addrs = checkout.configure("cluster.toml", "demo", 3);
+    };
     start(&checkout);
     cli(0, addrs[0], &["set", "k", "v"]);
     add_storage(&checkout);
@@ -121,7 +134,7 @@ fn of_nodes_with_and_without_a_disk_those_whose_data_is_at_risk_are_named() {
 }
 
 /// The exit code of the client.
-fn cli_code(addr: std::net::SocketAddr, arguments: &[&str]) -> Option<i32> {
+fn cli_code(addr: SocketAddr, arguments: &[&str]) -> Option<i32> {
     let mut command = std::process::Command::new(crate::CLI);
     command.args(["--addr", &addr.to_string()]).args(arguments);
     command.output().unwrap().status.code()
@@ -129,11 +142,9 @@ fn cli_code(addr: std::net::SocketAddr, arguments: &[&str]) -> Option<i32> {
 
 #[test]
 fn a_cluster_goes_from_memory_to_disk_and_back_without_a_loss() {
-    if !has_programs() {
+    let Some((checkout, addrs)) = configured(3) else {
         return;
-    }
-    let mut checkout = Checkout::new();
-    let addrs = checkout.configure("cluster.toml", "demo", 3);
+    };
     let restart = |name: &str| {
         ends(0, checkout.script("restart-node.sh").arg(name));
     };
@@ -172,14 +183,9 @@ fn a_cluster_goes_from_memory_to_disk_and_back_without_a_loss() {
 
 #[test]
 fn a_restart_that_would_leave_the_directory_is_refused_where_no_other_node_has_the_data() {
-    if !has_programs() {
+    let Some((checkout, addrs)) = running_on_disk(1) else {
         return;
-    }
-    let mut checkout = Checkout::new();
-    let addrs = checkout.configure("cluster.toml", "demo", 1);
-    add_storage(&checkout);
-    start(&checkout);
-    cli(0, addrs[0], &["set", "k", "v"]);
+    };
     remove_storage(&checkout);
     let printed = ends(1, checkout.script("restart-node.sh").arg("n1"));
     let words = "(cluster.toml gives n1 no data directory any more, and no other node is known to hold the data, \
@@ -194,11 +200,9 @@ fn a_restart_that_would_leave_the_directory_is_refused_where_no_other_node_has_t
 
 #[test]
 fn the_demo_does_not_write_to_data_directories() {
-    if !has_programs() {
+    let Some((checkout, _)) = configured(1) else {
         return;
-    }
-    let mut checkout = Checkout::new();
-    checkout.configure("cluster.toml", "demo", 1);
+    };
     add_storage(&checkout);
     let printed = ends(2, &mut checkout.script("demo.sh"));
     assert!(printed.contains("keeps data on disk"), "{printed}");
@@ -207,14 +211,9 @@ fn the_demo_does_not_write_to_data_directories() {
 
 #[test]
 fn a_copy_of_a_stopped_nodes_directory_is_a_backup() {
-    if !has_programs() {
+    let Some((checkout, addrs)) = running_on_disk(1) else {
         return;
-    }
-    let mut checkout = Checkout::new();
-    let addrs = checkout.configure("cluster.toml", "demo", 1);
-    add_storage(&checkout);
-    start(&checkout);
-    cli(0, addrs[0], &["set", "k", "v"]);
+    };
     stops_without_a_question(&checkout, 1);
     let copy = ["-a", "data", "backup"];
     ends(0, checkout.command("cp").args(copy));
@@ -229,14 +228,9 @@ fn a_copy_of_a_stopped_nodes_directory_is_a_backup() {
 
 #[test]
 fn a_node_whose_disk_is_lost_copies_its_data_from_the_others() {
-    if !has_programs() {
+    let Some((checkout, addrs)) = running_on_disk(2) else {
         return;
-    }
-    let mut checkout = Checkout::new();
-    let addrs = checkout.configure("cluster.toml", "demo", 2);
-    add_storage(&checkout);
-    start(&checkout);
-    cli(0, addrs[0], &["set", "k", "v"]);
+    };
     for (at, name) in [(1, "n2"), (0, "n1")] {
         wait_for("the key at both", || {
             let has = |addr| cli_code(addr, &["get", "k"]) == Some(0);

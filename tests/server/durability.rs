@@ -2,16 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use gopherstore::client::{Client, ClientOptions, NodeStatus};
+use gopherstore::client::{Client, NodeStatus};
 use tempfile::TempDir;
 
 use crate::cluster::rounds;
+use crate::durable::{Durable, command, log};
 use crate::node::{Node, PATIENCE, wait_for};
 use crate::tools;
 
@@ -20,81 +20,6 @@ const SNAPSHOTS: usize = 8;
 
 /// Writers of a node that is killed.
 const WRITERS: usize = 4;
-
-/// A single node with a data directory.
-pub(crate) struct Durable {
-    pub(crate) child: Child,
-    pub(crate) addr: String,
-}
-
-/// The command for a node with this directory.
-pub(crate) fn command(dir: &Path, sync: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gopherstore-server"));
-    command
-        .args(["--addr", "127.0.0.1:0", "--sync", sync, "--data-dir"])
-        .arg(dir.join("data"))
-        .current_dir(dir)
-        .env_remove("RUST_LOG")
-        .stdout(Stdio::piped())
-        .stderr(
-            fs::File::options()
-                .create(true)
-                .append(true)
-                .open(dir.join("err"))
-                .unwrap(),
-        );
-    command
-}
-
-impl Durable {
-    pub(crate) fn start(dir: &Path, sync: &str) -> Durable {
-        Durable::of(command(dir, sync), dir)
-    }
-
-    pub(crate) fn of(mut command: Command, dir: &Path) -> Durable {
-        let mut child = command.spawn().unwrap();
-        let mut line = String::new();
-        let mut out = BufReader::new(child.stdout.take().unwrap());
-        out.read_line(&mut line).unwrap();
-        let addr = line.split(' ').nth(4).unwrap_or_default().to_owned();
-        let node = Durable { child, addr };
-        assert!(!node.addr.is_empty(), "{}", log(dir));
-        wait_for("the node to lead", || {
-            node.client().del(b"no such key").ok()
-        });
-        node
-    }
-
-    pub(crate) fn client(&self) -> Client {
-        let options = ClientOptions {
-            timeout: PATIENCE,
-            ..ClientOptions::default()
-        };
-        Client::connect_with(&self.addr, options).unwrap()
-    }
-
-    pub(crate) fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    pub(crate) fn stop(mut self) -> ExitStatus {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        self.child.wait().unwrap()
-    }
-}
-
-impl Drop for Durable {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-pub(crate) fn log(dir: &Path) -> String {
-    fs::read_to_string(dir.join("err")).unwrap_or_default()
-}
 
 /// The segments of the log.
 fn segments(dir: &Path) -> Vec<PathBuf> {
@@ -288,14 +213,20 @@ fn bytes_of(dir: &Path, prefix: &str) -> u64 {
     named.map(|entry| entry.metadata().unwrap().len()).sum()
 }
 
+/// A node that syncs nothing by itself, with so many entries, and a client of it.
+fn with_entries(dir: &Path, count: u8) -> (Durable, Client) {
+    let node = Durable::start(dir, "never");
+    let mut client = node.client();
+    for number in 0..count {
+        client.set(&[number], b"value").unwrap();
+    }
+    (node, client)
+}
+
 #[test]
 fn status_says_how_far_the_disk_is_and_what_a_recovery_has_done() {
     let dir = tempfile::tempdir().unwrap();
-    let node = Durable::start(dir.path(), "never");
-    let mut client = node.client();
-    for number in 0..50_u8 {
-        client.set(&[number], b"value").unwrap();
-    }
+    let (node, mut client) = with_entries(dir.path(), 50);
     let status = status_of(&mut client);
     let index = status.index;
     assert_eq!(
@@ -391,11 +322,7 @@ fn order_snapshot(addr: &str) -> (Option<i32>, String) {
 #[test]
 fn a_snapshot_is_written_by_order_and_shortens_the_next_start() {
     let dir = tempfile::tempdir().unwrap();
-    let node = Durable::start(dir.path(), "never");
-    let mut client = node.client();
-    for number in 0..200_u8 {
-        client.set(&[number], b"value").unwrap();
-    }
+    let (node, mut client) = with_entries(dir.path(), 200);
     let index = status_of(&mut client).index;
     let (code, text) = order_snapshot(&node.addr);
     assert_eq!((code, &*text), (Some(0), ""));

@@ -12,6 +12,8 @@ mod clients;
 mod cluster;
 mod dispositions;
 mod durability;
+#[path = "../support/durable.rs"]
+mod durable;
 mod full_disk;
 mod limits;
 #[path = "../support/load.rs"]

@@ -11,11 +11,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cluster::rounds;
-use crate::durability::{Durable, check, command, log, status_of};
+use crate::durability::{check, status_of};
+use crate::durable::{Durable, command, log};
 use crate::load::Random;
 use crate::node::{PATIENCE, wait_for};
 use crate::recorder::{Fault, Image, Kind, Marker, Recorder, Survival, Trace};
-use crate::writes::Writes;
+use crate::writes::{Writes, expected};
 
 /// Clients of a node whose power fails.
 const CLIENTS: usize = 4;
@@ -102,20 +103,8 @@ fn power_failures(sync: &str, count: usize) {
             count_left -= 1;
             let until = trace.moment(&mut random);
             let image = trace.image(0, &base, until, Survival::of(&mut random));
-            let acknowledged = match sync {
-                "always" => until,
-                _ => trace.last_sync(0, until).unwrap_or(0),
-            };
             let mut found = writes.clone();
-            let expected: Vec<(u64, u64)> = found
-                .iter()
-                .enumerate()
-                .map(|(client, writes)| {
-                    let progress = trace.progress(client, until, acknowledged);
-                    let at_least = progress.0.unwrap_or(writes.done);
-                    (at_least, progress.1.unwrap_or(writes.done))
-                })
-                .collect();
+            let expected = expected(&trace, &found, until, trace.kept(sync, until));
             println!(
                 "{sync}: power fails before event {until} of {}, with {expected:?}, and leaves\n{}",
                 trace.events.len(),

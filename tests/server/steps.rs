@@ -5,7 +5,6 @@
 //! then has new segments and snapshots. `GOPHERSTORE_LONG=1` has each of them, and else some are drawn;
 //! `GOPHERSTORE_SEED=N` repeats what a failed test drew.
 
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, ExitStatus};
 
@@ -14,7 +13,7 @@ use rustix::io::Errno;
 use tempfile::TempDir;
 
 use crate::cluster::{is_long, rounds};
-use crate::durability::log;
+use crate::durable::{log, ready_addr};
 use crate::load::Random;
 use crate::node::{PATIENCE, wait_for};
 use crate::power::{open, recorded};
@@ -43,10 +42,7 @@ impl Run {
             .env("GOPHERSTORE_SNAPSHOT_LOG_BYTES", TINY)
             .spawn()
             .unwrap();
-        let mut line = String::new();
-        let mut out = BufReader::new(child.stdout.take().unwrap());
-        out.read_line(&mut line).unwrap();
-        let addr = line.split(' ').nth(4).unwrap_or_default().to_owned();
+        let addr = ready_addr(&mut child);
         Run { dir, child, addr }
     }
 

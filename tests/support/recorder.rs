@@ -325,8 +325,17 @@ impl Trace {
         )
     }
 
+    /// The event before which everything that the first node has acknowledged is on its disk, where the power fails
+    /// before `until`.
+    pub(crate) fn kept(&self, sync: &str, until: usize) -> usize {
+        match sync {
+            "always" => until,
+            _ => self.last_sync(0, until).unwrap_or(0),
+        }
+    }
+
     /// The last successful sync of a node's log before this event.
-    pub(crate) fn last_sync(&self, node: u32, until: usize) -> Option<usize> {
+    fn last_sync(&self, node: u32, until: usize) -> Option<usize> {
         self.events[..until].iter().rposition(|it| {
             let is_of = it.node == node && it.name.starts_with("log-");
             is_of && it.kind == Kind::Sync && it.error == 0

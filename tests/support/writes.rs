@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use gopherstore::client::{Client, Error};
 
-use super::recorder::{Kind, Marker};
+use super::recorder::{Kind, Marker, Trace};
 
 /// Keys of a client.
 const KEYS: u64 = 20;
@@ -112,4 +112,19 @@ impl Writes {
             );
         }
     }
+}
+
+/// The first and the last number of writes of each client that may be there after a power failure before this event:
+/// those that were acknowledged before another one, and those that were sent.
+pub(crate) fn expected(
+    trace: &Trace,
+    writes: &[Writes],
+    until: usize,
+    known: usize,
+) -> Vec<(u64, u64)> {
+    let of = |(client, writes): (usize, &Writes)| {
+        let (least, most) = trace.progress(client, until, known);
+        (least.unwrap_or(writes.done), most.unwrap_or(writes.done))
+    };
+    writes.iter().enumerate().map(of).collect()
 }
