@@ -315,6 +315,7 @@ impl<'e> Load<'e> {
         if is_whole && let Some(sequencer) = &self.engine.sequencer {
             let epoch = history.last().map_or(0, |start| start.epoch);
             self.engine.gate.set_epoch(epoch);
+            self.engine.store.note_loaded(index);
             sequencer.reset(Head { index, digest }, history, now);
         }
         is_whole

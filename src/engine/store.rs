@@ -564,6 +564,13 @@ impl Store {
         }
     }
 
+    /// Notes that the records up to `index` made every partition what it is: a read of any of them is about that index.
+    pub(super) fn note_loaded(&self, index: u64) {
+        for partition in &self.partitions {
+            partition.0.write().last_index = index;
+        }
+    }
+
     /// Locks and unlocks every partition once: afterwards no request is under way that held one before.
     pub(super) fn barrier(&self) {
         for partition in &self.partitions {

@@ -9,7 +9,7 @@ use gopherstore::engine::{Admission, Answers, ApplyError, Engine};
 use gopherstore::history::{EpochStart, HistoryError};
 use gopherstore::log::{Found, Log, Mark, NotLogged, Position, Reached};
 use gopherstore::node::{Node, NotOpened, RoleState};
-use gopherstore::wire::request::Limits;
+use gopherstore::wire::request::{Limits, frames};
 use gopherstore::wire::{Request, Run};
 
 use crate::{apply, digest_after, entry, epoch_record, receive};
@@ -46,6 +46,15 @@ fn del(key: &[u8]) -> Vec<u8> {
 /// The values of one-byte keys, 0 for none.
 fn values<const N: usize>(engine: &Engine, keys: &[u8; N]) -> [u8; N] {
     keys.map(|key| engine.get(&[key]).map_or(0, |entry| entry.value()[0]))
+}
+
+/// The position that the answer to a GET is about.
+fn position_of_read(engine: &Engine, key: &[u8]) -> Position {
+    let mut bytes = Vec::new();
+    Request::Get { key }.encode(&mut bytes).unwrap();
+    let run = Run::of(&bytes, &Limits::default());
+    let outcome = engine.execute(&run, None, &mut Answers::new()).unwrap();
+    outcome.position
 }
 
 /// Indexes of the data set and of the log.
@@ -180,19 +189,37 @@ fn an_epoch_is_in_the_history_once_it_is_logged() {
         reads: true,
         writes: false,
     });
-    let read = || {
-        let mut bytes = Vec::new();
-        Request::Get { key: b"a" }.encode(&mut bytes).unwrap();
-        let run = Run::of(&bytes, &Limits::default());
-        let outcome = engine.execute(&run, None, &mut Answers::new()).unwrap();
-        outcome.position
-    };
+    let read = || position_of_read(&engine, b"a");
     assert_eq!(read(), Position { epoch: 3, index: 2 });
     engine.apply(3).unwrap();
     assert_eq!(log(&engine).head_in_epoch(), (engine.head(), 4));
     assert_eq!(read(), Position { epoch: 4, index: 2 });
     engine.apply(4).unwrap();
     assert_eq!(values(&engine, b"ab"), *b"12");
+}
+
+/// A leader may show what it has copied once its own disk has it.
+#[test]
+fn a_read_of_a_copied_data_set_is_about_the_index_of_the_copy() {
+    let engine = follower();
+    let (frame, history) = (entry(b"a", b"1"), log(&engine).history());
+    let mut copy = engine.load(1);
+    copy.add(frames(frame.frame()));
+    assert!(copy.finish(9, Digest::of(&frame), history, Instant::now()));
+    let next = EpochStart {
+        epoch: 4,
+        nonce: 8,
+        start_index: 10,
+    };
+    let admission = Admission {
+        reads: true,
+        writes: true,
+    };
+    engine.open_epoch(next, admission).unwrap();
+    for key in [b"a", b"b"] {
+        let position = position_of_read(&engine, key);
+        assert_eq!(position, Position { epoch: 4, index: 9 });
+    }
 }
 
 /// The leader must not have more than that waiting, but a follower is not to trust it.
