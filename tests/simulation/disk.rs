@@ -9,7 +9,7 @@ use super::process::{Process, Wake};
 use super::shared::Shared;
 use super::truth::Place;
 use crate::log::Mark;
-use crate::persistence::{Next, Snapshots};
+use crate::persistence::{self, Next, Snapshots};
 use crate::storage::error::StorageError;
 use crate::wire::Status;
 
@@ -86,10 +86,12 @@ impl Process<'_> {
         }
         shared.count(DATA_SETS_REPLACED);
         let host = self.host;
-        let Some(machine) = shared.disks.of(host) else {
+        let Shared { disks, truth, .. } = &mut *shared;
+        let Some(machine) = disks.of(host) else {
             return;
         };
-        machine.answered = None;
+        let is_kept = |answered: &Place| place.is_some_and(|it| truth.holds(it, *answered));
+        machine.answered = machine.answered.filter(is_kept);
         let may_discard = std::mem::take(&mut machine.may_discard);
         let others: Vec<Place> = shared.places.values().copied().collect();
         let dropped = shared.truth.only_at(before, &others);
@@ -238,6 +240,7 @@ impl Process<'_> {
         answers: &mut BTreeMap<usize, Place>,
         shared: &mut Shared,
     ) {
+        let node = self.replica.node;
         for (at, status) in released {
             let Some(place) = answers.remove(at) else {
                 continue;
@@ -247,10 +250,19 @@ impl Process<'_> {
                 Status::Ok | Status::NotFound | Status::Conflict | Status::Error | Status::Full
             );
             let Shared { disks, truth, .. } = &mut *shared;
-            if let (true, Some(machine)) = (is_told, disks.of(self.host))
-                && !(machine.answered).is_some_and(|answered| truth.holds(answered, place))
-            {
+            let Some(machine) = disks.of(self.host).filter(|_| is_told) else {
+                continue;
+            };
+            if !(machine.answered).is_some_and(|answered| truth.holds(answered, place)) {
                 machine.answered = Some(place);
+            }
+            let mark = persistence::acknowledged_at(machine.plan.config.sync);
+            let has = (node.engine().log())
+                .and_then(|log| log.watermarks().index(mark))
+                .and_then(|index| place_of(node, index));
+            if node.leads() && !has.is_some_and(|has| truth.holds(has, place)) {
+                let text = format!("it answers about {place:?}, and its disk has {has:?}");
+                shared.fail(self.host, &text);
             }
         }
     }

@@ -290,15 +290,15 @@ impl Machine {
     pub(super) fn check(&mut self, found: Option<Place>, truth: &Truth) -> Result<(), Violation> {
         let holds = |place| found.is_some_and(|found| truth.holds(found, place));
         let (required, replacing) = (std::mem::take(&mut self.required), self.replacing.take());
-        let lost = required.into_iter().find(|place| !holds(*place));
-        let is_new =
-            found.is_some_and(|found| replacing.is_some_and(|new| truth.holds(new, found)));
-        if let (Some(lost), false) = (lost, is_new) {
+        // A data set that replaces the one of the disk need not have what only that one had.
+        let new = replacing.filter(|new| found.is_some_and(|found| truth.holds(*new, found)));
+        let is_replaced = |place| new.is_some_and(|new| !truth.holds(new, place));
+        let mut lost =
+            (required.into_iter()).filter(|place| !holds(*place) && !is_replaced(*place));
+        if let Some(lost) = lost.next() {
             return Err(format!("its disk had {lost:?}, and {found:?} is recovered"));
         }
-        if lost.is_some() {
-            self.answered = None;
-        }
+        self.answered = self.answered.filter(|answered| holds(*answered));
         Ok(())
     }
 }

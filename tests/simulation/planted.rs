@@ -28,7 +28,11 @@ const FOUND: [(Fault, u64, &str); 16] = [
     (Fault::RefusingEmptied, 1, "and nobody else has requests"),
     (Fault::WatermarkSurvives, 16, "is answered by OK, and"),
     (Fault::RecordTorn, 1, "diverged: the digest at index"),
-    (Fault::StopDoesNotWait, 250, "said that another one held it"),
+    (
+        Fault::StopDoesNotWait,
+        1_139,
+        "said that another one held it",
+    ),
     (Fault::OldAckCounts, 1_391, "is taken to have"),
     (Fault::HiddenIsPresent, 2, "is answered by"),
     (Fault::FollowerExpires, 1, "diverged"),

@@ -10,8 +10,10 @@ use super::super::shared::Shared;
 use super::super::truth::{Executing, Limit, Place};
 use super::{EVICTED, EXPIRED, EXPIRY_PAUSE, MET_EXPIRED, Process, Wake};
 use crate::engine::Engine;
+use crate::log::Space;
 use crate::node::Node;
-use crate::wire::{Opcode, Status};
+use crate::wire::batch::Batch;
+use crate::wire::{Opcode, RequestFrame, Status};
 
 /// The checks of a connection's answers while it is served.
 struct Judge<'m> {
@@ -41,23 +43,60 @@ impl Judge<'_> {
             });
         }
         shared.count(status.name());
-        if status == Status::Full && self.keeps_answers {
-            // Its disk has no space: nothing was executed.
+        if is_refused_for_space(self.node, frame) {
+            let is_executed = matches!(
+                status,
+                Status::Ok | Status::NotFound | Status::Conflict | Status::Error
+            );
+            if is_executed {
+                let (name, status) = (frame.opcode().name(), status.name());
+                let text = format!("{name} is answered by {status}, and its disk is full");
+                shared.fail(self.host, &text);
+            }
+            // Of FULL as of a refusal, nothing was executed: its record would be found behind it.
             return;
         }
         let result = (shared.truth).executed(by, request, frame, (status, answered.value));
         if let Err(text) = result {
             shared.fail(self.host, &text);
         }
+        if !self.keeps_answers || status == Status::Full {
+            return;
+        }
         let written = request.and_then(|number| shared.truth.place_of_request(number));
-        let is_read = matches!(frame.opcode(), Opcode::Get | Opcode::Ttl);
-        let about = match by.model.place() {
-            Some(place) if is_read => shared.truth.last_change(place, frame.key()),
-            Some(_) | None => written,
-        };
-        if let (true, Some(place)) = (self.keeps_answers, about) {
+        // Without a record, the answer shows the last changes of the keys.
+        let about = written.or_else(|| {
+            let changes = requests_of(frame).into_iter().filter_map(|frame| {
+                let place = by.model.place()?;
+                shared.truth.last_change(place, frame.key())
+            });
+            changes.max_by_key(|place| place.index)
+        });
+        if let Some(place) = about {
             self.answers.insert(at, place);
         }
+    }
+}
+
+/// The requests about a key that a request consists of: those of a BATCH, or itself.
+fn requests_of<'f>(frame: &RequestFrame<'f>) -> Vec<RequestFrame<'f>> {
+    let batch = (frame.opcode() == Opcode::Batch).then(|| Batch::decode(frame.value()));
+    match batch {
+        Some(Ok(batch)) => batch.frames().to_vec(),
+        Some(Err(_)) | None => vec![*frame],
+    }
+}
+
+/// Whether a leader refuses a request before it is executed, since its disk is full (GBP §7).
+fn is_refused_for_space(node: &Node, frame: &RequestFrame<'_>) -> bool {
+    let space = node.engine().log().map(|log| log.space().0);
+    let requests = requests_of(frame);
+    let opcodes = requests.iter().map(RequestFrame::opcode);
+    let mut writes = opcodes.filter(|opcode| opcode.spec().writes);
+    match space {
+        None | Some(Space::Enough) => false,
+        Some(Space::Reserve) => writes.any(|opcode| !matches!(opcode, Opcode::Del | Opcode::Take)),
+        Some(Space::UsedUp) => writes.next().is_some(),
     }
 }
 
