@@ -17,6 +17,8 @@ pub struct Exchange {
     cursor: Option<Cursor>,
     /// More of it is written.
     is_unsynced: bool,
+    /// The log has ended, and all of it is durable.
+    has_ended: bool,
 }
 
 /// The state of the snapshots.
@@ -57,12 +59,32 @@ impl Exchange {
             || matches!(self.snapshot, Snapshots::Done(..))
     }
 
+    /// Whether the log has ended, and all of it is durable.
+    #[must_use]
+    pub const fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// Whether a snapshot is wanted or being written.
+    #[must_use]
+    pub const fn is_busy(&self) -> bool {
+        match self.snapshot {
+            Snapshots::Wanted | Snapshots::Running => true,
+            Snapshots::Idle | Snapshots::Done(..) => false,
+        }
+    }
+
+    /// Whether nothing is left to do: the log has ended, and so has the last snapshot.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.has_ended && self.snapshot == Snapshots::Idle
+    }
+
     /// Takes an order for a snapshot. One that is wanted or being written counts. Where there is no chain yet, it waits
     /// for one.
     pub const fn order_snapshot(&mut self) {
-        match self.snapshot {
-            Snapshots::Wanted | Snapshots::Running => {}
-            Snapshots::Idle | Snapshots::Done(..) => self.is_ordered = true,
+        if !self.is_busy() {
+            self.is_ordered = true;
         }
     }
 
@@ -91,6 +113,7 @@ impl Exchange {
         (self.chain, self.durable_to) = state;
         self.cursor = Some(writing.cursor());
         self.is_unsynced = writing.is_unsynced();
+        self.has_ended = writing.has_ended();
         Noted {
             wants_snapshot,
             has_moved,
@@ -122,12 +145,13 @@ impl Exchange {
 
     /// Whether a snapshot of this chain, which is copied up to `index`, gets its name: once the chain is durable up to
     /// there. `None` where that is to be asked again. It never gets one where another data set has replaced the one
-    /// that is copied.
+    /// that is copied, or where the log has ended before.
     #[must_use]
     pub fn may_finish(&self, index: u64, chain: u32, copying: &Copying<'_>) -> Option<bool> {
         if self.chain != Some(chain) || copying.is_replaced() {
             return Some(false);
         }
-        (self.durable_to >= index).then_some(true)
+        let is_durable = self.durable_to >= index;
+        (is_durable || self.has_ended).then_some(is_durable)
     }
 }

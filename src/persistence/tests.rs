@@ -1,11 +1,11 @@
-//! A disk that is full, and has space again, step by step.
+//! The writing of a log, step by step: a disk that is full, and the end.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Next, Recovery, Settings, Writing, recover};
+use super::{Copying, Exchange, Next, Progress, Recovery, Settings, Writing, recover};
 use crate::config::{StorageConfig, SyncPolicy};
 use crate::engine::clock::{Clock, Reading, TimeSource};
 use crate::engine::{Admission, Answers, Engine};
@@ -13,6 +13,7 @@ use crate::history::EpochStart;
 use crate::log::{Mark, Space};
 use crate::storage::files::Files;
 use crate::storage::simulated::Disk;
+use crate::storage::snapshot::SnapshotId;
 use crate::wire::request::{Limits, frames};
 use crate::wire::{Request, Run, Status};
 
@@ -236,4 +237,83 @@ fn a_log_that_ends_while_there_is_no_space_for_it_is_an_error() {
     log.drain(now);
     let error = writing.step(now + Duration::from_secs(1)).unwrap_err();
     assert!(error.is_full(), "{error}");
+}
+
+/// Writes a snapshot if one is wanted. Returns it.
+fn snapshot(
+    disk: &Disk,
+    engine: &Engine,
+    writing: &mut Writing<'_>,
+    exchange: &mut Exchange,
+) -> Option<SnapshotId> {
+    exchange.note(writing);
+    let chain = exchange.begin_snapshot()?;
+    let log = engine.log().unwrap();
+    let mut copying = Copying::begin(disk, (engine, log), chain, 5).unwrap();
+    let end = loop {
+        match copying.step().unwrap() {
+            Progress::More => {}
+            Progress::Copied(end) => break end,
+            Progress::Replaced => panic!("no other data set"),
+        }
+    };
+    assert_eq!(exchange.may_finish(end, chain.0, &copying), Some(true));
+    let bytes = copying.len();
+    let id = copying.finish().unwrap();
+    exchange.end_snapshot(Some((id, bytes)));
+    let (id, bytes) = exchange.take_done().unwrap();
+    writing.snapshot_done(id, bytes).unwrap();
+    exchange.note(writing);
+    Some(id)
+}
+
+/// The length of the last snapshot counts while the node runs, and not at its end.
+#[test]
+fn a_log_that_ends_with_much_behind_the_last_snapshot_wants_another_one() {
+    for (behind, expected) in [(10, true), (3, false)] {
+        let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
+        let log = engine.log().unwrap();
+        log.begin_writing(0, Mark::Durable);
+        let mut settings = settings(SyncPolicy::Always);
+        settings.snapshot_log_bytes = 2_000;
+        let recovery = Recovery::default();
+        let mut writing = Writing::new(&disk, (&engine, log), settings, recovery, now).unwrap();
+        let mut exchange = Exchange::default();
+        lead(&engine);
+        let write = |keys: std::ops::Range<u32>, writing: &mut Writing<'_>| {
+            for key in keys {
+                let key = key.to_be_bytes();
+                assert_eq!(ask(&engine, &[set(&key, &[1; 300])]), [Status::Ok]);
+            }
+            settle(&engine, writing, now);
+        };
+        write(0..100, &mut writing);
+        let first = snapshot(&disk, &engine, &mut writing, &mut exchange);
+        assert_eq!(first.map(|id| id.begin), Some(101));
+        write(0..behind, &mut writing);
+        let none = snapshot(&disk, &engine, &mut writing, &mut exchange);
+        assert_eq!(none, None, "the last one is longer");
+        engine.end_log();
+        log.drain(now);
+        // It may be asked again.
+        for _ in 0..2 {
+            assert_eq!(writing.step(now).unwrap(), Next::Ended);
+        }
+        // Nothing depends on what follows.
+        is_recovered(&disk.after_power_failure(1), &engine);
+        exchange.note(&mut writing);
+        assert_eq!(
+            (exchange.has_ended(), exchange.is_over()),
+            (true, !expected)
+        );
+        let last = snapshot(&disk, &engine, &mut writing, &mut exchange);
+        let begin = u64::from(behind) + 101;
+        assert_eq!(last.map(|id| id.begin), expected.then_some(begin));
+        assert!(exchange.is_over());
+        let left = disk.after_power_failure(2);
+        is_recovered(&left, &engine);
+        let again = self::engine();
+        let recovery = recover(&left, &again, now, 1).unwrap();
+        assert_eq!(recovery.records == 0, expected, "{recovery:?}");
+    }
 }

@@ -68,7 +68,7 @@ pub enum Next {
     Again,
     /// Nothing before this time, unless the log grows or something else has happened.
     Wait(Instant),
-    /// Nothing: the log has ended, and all of it is durable.
+    /// Nothing: the log has ended, and all of it is durable. A [last snapshot](Writing::wants_snapshot) may be wanted.
     Ended,
 }
 
@@ -100,6 +100,8 @@ pub struct Writing<'d> {
     retry_at: Option<Instant>,
     /// Nothing is written, since there is no space for the next record.
     is_stalled: bool,
+    /// The log has ended, and all of it is durable.
+    has_ended: bool,
     /// Frames read from the log.
     buffer: Vec<u8>,
 }
@@ -134,6 +136,7 @@ impl<'d> Writing<'d> {
             snapshot_bytes: 0,
             retry_at: None,
             is_stalled: false,
+            has_ended: false,
             buffer: Vec::new(),
         };
         writing.resume(recovery)?;
@@ -475,9 +478,19 @@ impl<'d> Writing<'d> {
 
     /// The log has ended: makes all of it durable.
     fn end(&mut self) -> Result<(), StorageError> {
-        self.sync()?;
-        self.seal()?;
-        self.sync()
+        if !self.has_ended {
+            self.sync()?;
+            self.seal()?;
+            self.sync()?;
+            self.has_ended = true;
+        }
+        Ok(())
+    }
+
+    /// Whether the log has [ended](Next::Ended). The data directory needs nothing more.
+    #[must_use]
+    pub const fn has_ended(&self) -> bool {
+        self.has_ended
     }
 
     /// Index up to which the chain is durable; 0 where there is none.
@@ -504,11 +517,17 @@ impl<'d> Writing<'d> {
         self.cursor
     }
 
-    /// Whether a snapshot is wanted: the log is long, or its chain begins behind a full copy.
+    /// Whether a snapshot is wanted: the log is long, or its chain begins behind a full copy. Once the log has ended,
+    /// its length alone counts, whatever the length of the last snapshot is: the next start reads the log.
     #[must_use]
     pub fn wants_snapshot(&self) -> bool {
-        let least = self.settings.snapshot_log_bytes.max(self.snapshot_bytes);
-        self.writer.is_some() && (!self.is_based || self.log_bytes > least)
+        let least = self.settings.snapshot_log_bytes;
+        let is_wanted = if self.has_ended {
+            self.log_bytes > least
+        } else {
+            !self.is_based || self.log_bytes > least.max(self.snapshot_bytes)
+        };
+        self.writer.is_some() && is_wanted
     }
 
     /// A snapshot is begun: the log from here on counts for the next one.

@@ -2,6 +2,9 @@
 //!
 //! The log-writer thread takes the steps of [`Writing`], and the snapshot thread those of [`Copying`], once the log has
 //! grown by as much as the last snapshot has, and by 64 MiB at least. `Shared` is what they tell each other.
+//!
+//! When the log ends, all of it is synced first. Then a snapshot that is under way is finished, or one is written where
+//! there is much log behind the last one. The directory does not need it, so the process may be killed meanwhile.
 
 use std::fs::{self, TryLockError};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -41,6 +44,9 @@ const RETRY_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 /// Time for which a snapshot waits for the log on a disk that is full.
 const FULL_WAIT: Duration = Duration::from_secs(5);
 
+/// Longest time that a snapshot is copied behind the end of the log. Then the node ends without it.
+pub(super) const LAST_SNAPSHOT_MAX: Duration = Duration::from_secs(50);
+
 /// The file whose lock says that a process uses the directory.
 const LOCK: &str = "lock";
 
@@ -66,8 +72,17 @@ struct Shared {
     exchange: Exchange,
     /// Another thread waits until the directory is read into the engine again.
     restore: Restore,
-    /// The log has ended, or the disk has failed.
+    /// When the log had ended, and all of it was durable.
+    ended_at: Option<Instant>,
+    /// Nothing is written any more, or the disk has failed.
     is_over: bool,
+}
+
+impl Shared {
+    /// Whether the directory takes no orders any more.
+    const fn is_closed(&self) -> bool {
+        self.ended_at.is_some() || self.is_over
+    }
 }
 
 /// The state of an order to read the directory again.
@@ -191,7 +206,7 @@ impl Disk {
         self.directory.path().to_owned()
     }
 
-    /// Writes the log to the directory until it ends. The log-writer thread runs this.
+    /// Writes the log to the directory until it ends, and waits for the last snapshot. The log-writer thread runs this.
     ///
     /// # Errors
     ///
@@ -234,7 +249,35 @@ impl Disk {
                         log.wait(&writing.cursor(), until, || self.has_news(log));
                     }
                 }
-                Next::Ended => return Ok(()),
+                Next::Ended => break,
+            }
+        }
+        if let Err(error) = self.wait_for_last_snapshot(&mut writing) {
+            error!(
+                "{error}; all of the data is on the disk, and the next start removes what is not needed"
+            );
+        }
+        Ok(())
+    }
+
+    /// The log has ended, and all of it is durable: waits for the snapshot that is wanted then, or under way.
+    fn wait_for_last_snapshot(&self, writing: &mut Writing<'_>) -> Result<(), StorageError> {
+        self.shared.lock().ended_at = Some(Instant::now());
+        let mut is_said = false;
+        loop {
+            self.exchange(writing)?;
+            self.changed.notify_all();
+            let mut shared = self.shared.lock();
+            if shared.exchange.is_over() {
+                return Ok(());
+            }
+            if !std::mem::replace(&mut is_said, true) {
+                info!(
+                    "all of the log is on the disk; the node ends once a snapshot is written, and may be killed"
+                );
+            }
+            while shared.exchange.is_busy() {
+                self.changed.wait(&mut shared);
             }
         }
     }
@@ -261,7 +304,7 @@ impl Disk {
     /// Does what other threads need of the log-writer thread, and tells them its state.
     fn exchange(&self, writing: &mut Writing<'_>) -> Result<(), StorageError> {
         let mut shared = self.shared.lock();
-        if shared.restore == Restore::Ordered {
+        if shared.restore == Restore::Ordered && !shared.is_closed() {
             drop(shared);
             writing.restore(Instant::now())?;
             shared = self.shared.lock();
@@ -283,8 +326,8 @@ impl Disk {
         Ok(())
     }
 
-    /// Writes snapshots as they are wanted, until the log ends. The snapshot thread runs this. One that fails is
-    /// an error in the log of the node: the log on the disk is whole without it.
+    /// Writes snapshots as they are wanted, until the log and the last of them have ended. The snapshot thread runs
+    /// this. One that fails is an error in the log of the node: the log on the disk is whole without it.
     pub(super) fn write_snapshots(&self, engine: &Engine, log: &Log) {
         let (first_pause, longest_pause) = RETRY_PAUSES;
         let mut pause = first_pause;
@@ -308,6 +351,10 @@ impl Disk {
                     shared.exchange.end_snapshot(done);
                     pause = first_pause;
                 }
+                Err(error) if shared.ended_at.is_some() => {
+                    shared.exchange.end_snapshot(None);
+                    error!("{error}; there is no new snapshot, and the next start reads the log");
+                }
                 Err(error) => {
                     let level = if pause == first_pause {
                         Level::Error
@@ -321,7 +368,7 @@ impl Disk {
                     let until = Instant::now() + pause;
                     pause = (pause * 2).min(longest_pause);
                     let mut was_full = false;
-                    while !shared.is_over {
+                    while !shared.is_closed() {
                         let is_full = log.space().0 != Space::Enough;
                         if was_full && !is_full {
                             pause = first_pause;
@@ -337,12 +384,13 @@ impl Disk {
             }
             drop(shared);
             // The log-writer thread looks at it.
+            self.changed.notify_all();
             log.wake_readers();
         }
     }
 
-    /// Writes a snapshot. Returns which one it is, and its bytes; `None` where the log ends meanwhile, or another data
-    /// set replaces this one.
+    /// Writes a snapshot. Returns which one it is, and its bytes; `None` where the disk fails meanwhile, or another
+    /// data set replaces this one.
     fn write_snapshot(
         &self,
         data: (&Engine, &Log),
@@ -369,12 +417,12 @@ impl Disk {
         Ok(Some((id, bytes)))
     }
 
-    /// Copies the data set, and waits until the log of it is durable. Returns false where the log ends before, or where
+    /// Copies the data set, and waits until the log of it is durable. Returns false where the disk has failed, or where
     /// another data set has replaced this one.
     fn copy(&self, copying: &mut Copying<'_>, chain: u32, log: &Log) -> Result<bool, StorageError> {
         let end = loop {
             match copying.step()? {
-                Progress::More if self.shared.lock().is_over => return Ok(false),
+                Progress::More if self.is_cut_short()? => return Ok(false),
                 Progress::More => thread::yield_now(),
                 Progress::Copied(end) => break end,
                 Progress::Replaced => return Ok(false),
@@ -390,15 +438,32 @@ impl Disk {
                 && Instant::now() >= until
             {
                 // The log may need the space that this takes.
-                return Err(StorageError {
-                    path: self.directory_path(),
-                    offset: None,
-                    problem: Problem::System("write the log to", io::Error::other(&*why)),
-                });
+                return Err(self.failed("write the log to", io::Error::other(&*why)));
             }
             self.changed.wait_for(&mut shared, REPLACED_POLL);
         }
         Ok(false)
+    }
+
+    /// Whether the disk has failed, so that a copy is of no use. It is an error where it takes too long at the end.
+    fn is_cut_short(&self) -> Result<bool, StorageError> {
+        let shared = self.shared.lock();
+        let time = shared.ended_at.map(|at| at.elapsed());
+        if time.is_some_and(|time| time > LAST_SNAPSHOT_MAX) {
+            let seconds = LAST_SNAPSHOT_MAX.as_secs();
+            let why =
+                format!("it takes more than the {seconds} s that a node that stops has for it");
+            return Err(self.failed("write a snapshot to", io::Error::other(why)));
+        }
+        Ok(shared.is_over)
+    }
+
+    fn failed(&self, operation: &'static str, error: io::Error) -> StorageError {
+        StorageError {
+            path: self.directory_path(),
+            offset: None,
+            problem: Problem::System(operation, error),
+        }
     }
 }
 
@@ -430,7 +495,7 @@ impl DataDirectory for Disk {
         drop(shared);
         log.wake_readers();
         let mut shared = self.shared.lock();
-        while shared.restore == Restore::Ordered && !shared.is_over {
+        while shared.restore == Restore::Ordered && !shared.is_closed() {
             self.changed.wait(&mut shared);
         }
         std::mem::take(&mut shared.restore) == Restore::Done
@@ -438,7 +503,7 @@ impl DataDirectory for Disk {
 
     fn begin_snapshot(&self, log: &Log) -> bool {
         let mut shared = self.shared.lock();
-        if shared.is_over {
+        if shared.is_closed() {
             return false;
         }
         shared.exchange.order_snapshot();

@@ -5,8 +5,8 @@
 //! | accept        | server          | the listening sockets      | a client at any    | when the server closes     |
 //! | client-N      | client          | the client's socket        | read, write        | with its client, at a stop |
 //! | shutdown-sync | node with peers | nothing                    | a condition        | when the server closes     |
-//! | log-writer    | data directory  | the log's files            | the backlog, disk  | when the log has ended     |
-//! | snapshot      | data directory  | the snapshot's file        | a condition, disk  | when the log has ended     |
+//! | log-writer    | data directory  | the log's files            | the backlog, disk  | behind the last snapshot   |
+//! | snapshot      | data directory  | the snapshot's file        | a condition, disk  | with log-writer            |
 //! | expiry        | server          | nothing                    | a timer, log room  | when the server closes     |
 //! | housekeeping  | server          | sockets of refused clients | a channel, a timer | when every other has ended |
 //!

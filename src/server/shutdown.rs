@@ -6,7 +6,8 @@
 //! 3. `Synchronizing`: clients are admitted again, to read and to follow, until another node holds the data.
 //! 4. `Closing`: the port is closed, and the log ends. Clients and streams have [`STOP_GRACE`] to take what they are
 //!    being sent. Clients that were admitted in `Synchronizing` have no write under way, so none of their requests that
-//!    has not arrived whole is waited for.
+//!    has not arrived whole is waited for. A node with a data directory writes the rest of its log meanwhile, and its
+//!    last snapshot.
 //!
 //! So each client has one grace period: in 2 if it came before the stop (in 4 where there are no peers), else in 4.
 
@@ -17,12 +18,13 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
+use super::disk::LAST_SNAPSHOT_MAX;
 use super::lifecycle::{Event, State};
 use super::registry::{Activity, Peer};
 use super::{Server, Shared};
 use crate::node::Node;
 use crate::replication::core::report::Stopping;
-use crate::replication::core::shutdown::SENDING_TIMEOUT;
+use crate::replication::core::shutdown::{PEER_TIMEOUT, SENDING_TIMEOUT};
 use crate::replication::{Ending, transport};
 
 /// How long clients are waited for at a stop.
@@ -32,8 +34,15 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 const LOST_ANSWERS_GRACE: Duration = Duration::from_secs(1);
 
 /// Longest time that a stop takes: for clients of before it, for the synchronization with peers, and for clients and
-/// streams that came during that. A service manager has to wait longer before it kills the process.
+/// streams that came during that. A service manager has to wait longer before it kills the process. The last snapshot
+/// of a node with a data directory is within it, since such a node needs no peer that holds its data; the time of the
+/// last syncs of its disk is not.
 pub const STOP_MAX: Duration = STOP_GRACE.saturating_mul(2).saturating_add(SENDING_TIMEOUT);
+
+const _: () = assert!(
+    STOP_GRACE.as_secs() + PEER_TIMEOUT.as_secs() + LAST_SNAPSHOT_MAX.as_secs()
+        <= STOP_MAX.as_secs()
+);
 
 /// Pause between two checks whether a client's system has acknowledged the answers.
 const TAKEN_PAUSE: Duration = Duration::from_millis(2);

@@ -15,6 +15,7 @@ mod durability;
 #[path = "../support/durable.rs"]
 mod durable;
 mod full_disk;
+mod last_snapshot;
 mod limits;
 #[path = "../support/load.rs"]
 #[allow(dead_code)] // the rest is for other tests

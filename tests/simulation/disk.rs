@@ -19,6 +19,7 @@ const RETRY_PAUSE: Micros = SECOND;
 /// Counters of disks.
 pub(super) const RECOVERIES: &str = "recoveries";
 pub(super) const SNAPSHOTS: &str = "snapshots";
+pub(super) const LAST_SNAPSHOTS: &str = "snapshots behind the end of the log";
 pub(super) const DATA_SETS_REPLACED: &str = "data sets replaced on a disk";
 
 impl Process<'_> {
@@ -127,9 +128,10 @@ impl Process<'_> {
                 let until = shared.timeline.micros_of(until);
                 self.wake_at(Wake::Write, until, shared);
             }
+            // The last snapshot is under way: this step is repeated, since a log that has ended is news.
+            Ok(Next::Ended) if !storing.exchange.is_over() => {}
             Ok(Next::Ended) => {
                 storing.is_over = true;
-                storing.copying = None;
                 shared.note(host, || "has written all of its log".to_owned());
             }
             Err(error) => return self.fail_disk(&error, shared),
@@ -168,6 +170,9 @@ impl Process<'_> {
             Ok(None) => {
                 if let Snapshots::Done(..) = storing.exchange.snapshot() {
                     shared.count(SNAPSHOTS);
+                    if storing.exchange.has_ended() {
+                        shared.count(LAST_SNAPSHOTS);
+                    }
                     let done = storing.exchange.snapshot();
                     shared.note(self.host, || format!("has a snapshot: {done:?}"));
                 }
@@ -178,7 +183,11 @@ impl Process<'_> {
             }
             Err(error) => {
                 storing.copying = None;
-                storing.has_failed = true;
+                if storing.exchange.has_ended() {
+                    storing.exchange.end_snapshot(None);
+                } else {
+                    storing.has_failed = true;
+                }
                 shared.note(self.host, || format!("has no new snapshot: {error}"));
                 self.die_of_disk(shared);
                 self.wake_at(Wake::Snapshot, shared.timeline.now() + RETRY_PAUSE, shared);

@@ -48,7 +48,7 @@ const FOUND_WITH_DISKS: [(Fault, u64, &str); 5] = [
     (Fault::SyncErrorIgnored, 27, "is recovered"),
     (Fault::DirectoryNotSynced, 1, "is recovered"),
     (Fault::SnapshotNotWhole, 1, "cannot recover"),
-    (Fault::LogRemovedBeforeSnapshot, 3, "cannot recover"),
+    (Fault::LogRemovedBeforeSnapshot, 4, "cannot recover"),
 ];
 
 /// The violation that a run with a fault finds.

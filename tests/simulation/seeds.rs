@@ -3,7 +3,7 @@
 use std::env;
 use std::time::{Duration, Instant};
 
-use super::disk::{DATA_SETS_REPLACED, RECOVERIES, SNAPSHOTS};
+use super::disk::{DATA_SETS_REPLACED, LAST_SNAPSHOTS, RECOVERIES, SNAPSHOTS};
 use super::process::{EVICTED, EXPIRED, MET_EXPIRED};
 use super::trace::Mode;
 use super::world::{Failure, Summary, run, run_with_disks};
@@ -121,7 +121,7 @@ fn clusters_with_disks_keep_what_their_disks_had_and_agree_in_the_end() {
     let Some(sum) = run_seeds(run_with_disks, test, &recorded, BUDGET_WITH_DISKS) else {
         return;
     };
-    for met in [RECOVERIES, SNAPSHOTS, DATA_SETS_REPLACED] {
+    for met in [RECOVERIES, SNAPSHOTS, LAST_SNAPSHOTS, DATA_SETS_REPLACED] {
         assert!(sum.counts.contains_key(met), "no run has {met}");
     }
 }

@@ -189,8 +189,9 @@ impl<'a> Storing<'a> {
             log.drain(now);
         }
         let next = writing.step(now)?;
-        if let Next::Wait(_) = next {
-            exchange(&mut self.exchange, writing)?;
+        match next {
+            Next::Again => {}
+            Next::Wait(_) | Next::Ended => exchange(&mut self.exchange, writing)?,
         }
         Ok(next)
     }

@@ -14,7 +14,7 @@ use super::liveness::Peer;
 use super::report::{Contact, Report, Role, Stopping, keeps_data};
 
 /// How long a peer that is up is waited for. A follower pauses for 5 seconds at most before it asks again.
-const PEER_TIMEOUT: Duration = Duration::from_secs(6);
+pub const PEER_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// How long a node that alone holds its data waits for a peer.
 const ALONE_TIMEOUT: Duration = Duration::from_secs(5);
