@@ -257,33 +257,48 @@ impl Cell {
     }
 }
 
+/// Keys of a data set that the caches of the processor hold a part of, and of one that is larger than they are.
+const SMALL: u64 = 100_000;
+const LARGE: u64 = 2_000_000;
+
+/// A cell of requests.
+fn requests(
+    name: &str,
+    connections: usize,
+    depth: usize,
+    get_percent: u64,
+    keys: u64,
+    value_len: usize,
+) -> Cell {
+    let work = Work::Requests(connections, depth, get_percent);
+    let against = Against::Server(Kind::Redis);
+    Cell::new(name, work, keys, value_len).goal(PROCESSOR, against, false, 1.0)
+}
+
+/// A cell of connections with many requests at a time.
+fn deep(name: &str, connections: usize, depth: usize, get_percent: u64, bound: f64) -> Cell {
+    requests(name, connections, depth, get_percent, SMALL, 64)
+        .ahead(Kind::Redis, bound)
+        .ahead(Kind::Echo, 0.55)
+}
+
 /// All cells.
 pub(crate) fn all() -> Vec<Cell> {
     use Against::{Itself, Server};
     use Kind::{Echo, Memcached, Redis};
-    let requests = |name: &str, connections, depth, get_percent, keys, value_len| {
-        let work = Work::Requests(connections, depth, get_percent);
-        Cell::new(name, work, keys, value_len).goal(PROCESSOR, Server(Redis), false, 1.0)
-    };
-    let (small, large) = (100_000, 2_000_000);
     let shallow = |name: &str, connections, get_percent| {
-        requests(name, connections, 1, get_percent, small, 64)
+        requests(name, connections, 1, get_percent, SMALL, 64)
             .ahead(Redis, 1.0)
             .ahead(Memcached, 1.0)
             .goal(P99, Server(Redis), false, 1.0)
     };
-    let deep = |name: &str, connections, depth, get_percent, bound| {
-        requests(name, connections, depth, get_percent, small, 64)
-            .ahead(Redis, bound)
-            .ahead(Echo, 0.55)
-    };
     let middle = |name: &str, get_percent| {
-        requests(name, 50, 16, get_percent, small, 64)
+        requests(name, 50, 16, get_percent, SMALL, 64)
             .ahead(Redis, 1.5)
             .ahead(Echo, 0.9)
     };
     let missing = |name: &str, connections, depth, get_percent| {
-        let mut cell = requests(name, connections, depth, get_percent, large, 64).ahead(Redis, 4.0);
+        let mut cell = requests(name, connections, depth, get_percent, LARGE, 64).ahead(Redis, 4.0);
         cell.kinds.retain(|kind| kind.stores());
         cell
     };
@@ -300,26 +315,38 @@ pub(crate) fn all() -> Vec<Cell> {
         middle("set-50x16", 0),
         shallow("get-50x1", 50, 100),
         shallow("mix-200x1", 200, 90),
-        requests("get-1x1", 1, 1, 100, small, 64).ahead(Echo, 0.98),
+        requests("get-1x1", 1, 1, 100, SMALL, 64).ahead(Echo, 0.98),
         missing("get-4x128-2m", 4, 128, 100),
         missing("set-4x128-2m", 4, 128, 0),
         missing("mix-8x64-2m", 8, 64, 90),
-        Cell::new("copy", Work::Copy, large, 64)
+        Cell::new("copy", Work::Copy, LARGE, 64)
             .goal(COPIED, Server(Redis), true, 3.0)
             .goal(LONGEST, Itself, false, 5.0),
         long("get-8x1-64k", 100),
         long("set-8x1-64k", 0),
-        requests("set-replicated", 4, 128, 0, small, 64)
+        requests("set-replicated", 4, 128, 0, SMALL, 64)
             .followed(2)
             .ahead(Redis, 4.0),
-        Cell::new("idle", Work::Idle(10_000, 100), small, 64)
+        Cell::new("idle", Work::Idle(10_000, 100), SMALL, 64)
             .goal(IDLE_RATIO, Itself, false, 2.0)
             .goal(IDLE_MEMORY, Itself, false, 16.0),
-        Cell::new("memory-2m", Work::Memory, large, 64)
+        Cell::new("memory-2m", Work::Memory, LARGE, 64)
             .goal(ENTRY, Itself, false, 0.8 * 148.0)
             .goal(ENTRY, Server(Memcached), false, 1.0)
             .goal(PEAK, Itself, false, 1.25),
         Cell::new("stall-1m", Work::Stall, 1_000_000, 64).goal(LONGEST, Itself, false, 10.0),
+    ];
+    cells.extend(operations_and_big());
+    cells.extend(durable_cells());
+    cells.extend(sweeps());
+    cells
+}
+
+/// The cells of other operations than GET and SET, and those of large data sets.
+fn operations_and_big() -> Vec<Cell> {
+    use Against::{Itself, Server};
+    use Kind::{Memcached, Redis};
+    vec![
         deep("put-4x128", 4, 128, 0, 1.0)
             .writing(WriteKind::Put)
             .of_group("operations")
@@ -327,12 +354,12 @@ pub(crate) fn all() -> Vec<Cell> {
         deep("setex-4x128", 4, 128, 0, 1.0)
             .writing(WriteKind::SetExpiring)
             .of_group("operations"),
-        requests("incr-4x128", 4, 128, 0, small, 8)
+        requests("incr-4x128", 4, 128, 0, SMALL, 8)
             .ahead(Redis, 1.0)
             .writing(WriteKind::Add)
             .of_group("operations")
             .goal(OF_SET, Itself, true, 0.85),
-        Cell::new("scan-2m", Work::Scan, large, 64)
+        Cell::new("scan-2m", Work::Scan, LARGE, 64)
             .of_group("operations")
             .goal(SCANNED, Server(Redis), true, 3.0)
             .goal(LONGEST, Itself, false, 5.0),
@@ -343,8 +370,12 @@ pub(crate) fn all() -> Vec<Cell> {
         Cell::new("stall-10m", Work::Stall, 10_000_000, 64)
             .of_group("big")
             .goal(LONGEST, Itself, false, 10.0),
-    ];
-    cells.extend(durable_cells());
+    ]
+}
+
+/// The cells of which each differs from the others of its group in one number.
+fn sweeps() -> Vec<Cell> {
+    let mut cells = Vec::new();
     let mut sweep = |group: &'static str, xs: &[u64], cell: &dyn Fn(&str, u64) -> Cell| {
         for &x in xs {
             let name = format!("{group}-{x}");
@@ -361,10 +392,10 @@ pub(crate) fn all() -> Vec<Cell> {
     });
     let connections = [1, 4, 16, 64, 256, 1024];
     sweep("connections", &connections, &|name, x| {
-        Cell::new(name, Work::Requests(number(x), 1, 90), small, 64)
+        Cell::new(name, Work::Requests(number(x), 1, 90), SMALL, 64)
     });
     sweep("followers", &[0, 1, 2, 3], &|name, x| {
-        Cell::new(name, Work::Requests(4, 128, 0), small, 64).followed(number(x))
+        Cell::new(name, Work::Requests(4, 128, 0), SMALL, 64).followed(number(x))
     });
     cells
 }

@@ -260,6 +260,17 @@ mod linux {
         );
     }
 
+    /// The progress of so many readings, which is drawn on a terminal alone.
+    fn progress_of(total: usize) -> ProgressBar {
+        let progress = ProgressBar::new(u64::try_from(total).unwrap_or(0))
+            .with_finish(ProgressFinish::AndClear);
+        let style = ProgressStyle::with_template("{pos}/{len} {msg} ({elapsed}, {eta} left)");
+        if let Ok(style) = style {
+            progress.set_style(style);
+        }
+        progress
+    }
+
     /// Takes all readings and gives the text that is printed.
     fn measure(arguments: &Arguments, programs: &Programs, chosen: &[Cell]) -> Outcome<String> {
         let mut versions = installed(programs)?;
@@ -295,13 +306,7 @@ mod linux {
             kinds.filter(|kind| cell.kinds.contains(kind)).collect()
         };
         let total: usize = cells.iter().map(|cell| kinds_of(cell).len() * rounds).sum();
-        // Draws on a terminal alone.
-        let progress = ProgressBar::new(u64::try_from(total).unwrap_or(0))
-            .with_finish(ProgressFinish::AndClear);
-        if let Ok(style) = ProgressStyle::with_template("{pos}/{len} {msg} ({elapsed}, {eta} left)")
-        {
-            progress.set_style(style);
-        }
+        let progress = progress_of(total);
         let mut fleet = Fleet::new(programs, arguments.beside.as_deref());
         let mut all = Vec::new();
         for cell in cells {

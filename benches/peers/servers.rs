@@ -567,40 +567,7 @@ fn command(
                 }
             }
         },
-        Kind::Redis | Kind::Valkey => {
-            let clients = CLIENTS_MAX.saturating_sub(1_000).to_string();
-            command.args(["--bind", "127.0.0.1", "--port", &port, "--save", ""]);
-            command.args(["--maxclients", &clients]);
-            match setup.disk {
-                None => {
-                    command.args(["--appendonly", "no"]);
-                }
-                Some(disk) => {
-                    let sync = match disk.sync {
-                        Sync::Always => "always",
-                        Sync::Interval => "everysec",
-                    };
-                    command.args(["--appendonly", "yes", "--appendfsync", sync]);
-                    if disk.snapshots != Snapshots::Usual {
-                        command.args(["--auto-aof-rewrite-percentage", "0"]);
-                    }
-                }
-            }
-            // Two processes share the folder.
-            command.args(["--dbfilename", &format!("{port}.rdb")]);
-            command.args([
-                "--repl-diskless-sync",
-                "yes",
-                "--repl-diskless-sync-delay",
-                "0",
-            ]);
-            command.args(["--repl-backlog-size", &BACKLOG_BYTES.to_string()]);
-            command.args(["--client-output-buffer-limit", "replica 0 0 0"]);
-            if number > 0 {
-                let leader = addrs[0].port().to_string();
-                command.args(["--replicaof", &format!("127.0.0.1 {leader}")]);
-            }
-        }
+        Kind::Redis | Kind::Valkey => redis_arguments(&mut command, setup, addrs, number),
         Kind::Memcached => {
             let clients = CLIENTS_MAX.saturating_sub(1_000).to_string();
             command.args(["-l", "127.0.0.1", "-p", &port, "-U", "0", "-m", "65536"]);
@@ -612,6 +579,43 @@ fn command(
         }
     }
     command
+}
+
+/// Adds the arguments of Redis and Valkey, as of [`command`].
+fn redis_arguments(command: &mut Command, setup: Setup, addrs: &[SocketAddr], number: usize) {
+    let port = addrs[number].port().to_string();
+    let clients = CLIENTS_MAX.saturating_sub(1_000).to_string();
+    command.args(["--bind", "127.0.0.1", "--port", &port, "--save", ""]);
+    command.args(["--maxclients", &clients]);
+    match setup.disk {
+        None => {
+            command.args(["--appendonly", "no"]);
+        }
+        Some(disk) => {
+            let sync = match disk.sync {
+                Sync::Always => "always",
+                Sync::Interval => "everysec",
+            };
+            command.args(["--appendonly", "yes", "--appendfsync", sync]);
+            if disk.snapshots != Snapshots::Usual {
+                command.args(["--auto-aof-rewrite-percentage", "0"]);
+            }
+        }
+    }
+    // Two processes share the folder.
+    command.args(["--dbfilename", &format!("{port}.rdb")]);
+    command.args([
+        "--repl-diskless-sync",
+        "yes",
+        "--repl-diskless-sync-delay",
+        "0",
+    ]);
+    command.args(["--repl-backlog-size", &BACKLOG_BYTES.to_string()]);
+    command.args(["--client-output-buffer-limit", "replica 0 0 0"]);
+    if number > 0 {
+        let leader = addrs[0].port().to_string();
+        command.args(["--replicaof", &format!("127.0.0.1 {leader}")]);
+    }
 }
 
 /// Waits until the process answers; its address is known then.

@@ -194,19 +194,9 @@ impl Engine {
     ) -> Result<Position, NotShort> {
         let members = &Members::of(self, batch);
         let mut held = Held(room);
-        let mut reserved = match &self.sequencer {
-            Some(sequencer) if batch.writes() => {
-                let mut opcodes = batch.frames().iter().map(RequestFrame::opcode);
-                let checked = self.check_space(sequencer, || opcodes.all(command::only_removes));
-                if checked == Err(NotDone::NoSpace) {
-                    answers.push(Status::Full, self.refuse_for_space().as_bytes());
-                    return Ok(Position::default());
-                }
-                checked?;
-                let cost = Records::cost(effects_len_max(batch));
-                Some((sequencer, held.reserve(sequencer, cost)?))
-            }
-            Some(_) | None => None,
+        let mut reserved = match self.reserve_batch(batch, &mut held) {
+            Ok(reserved) => reserved,
+            Err(why) => return Ok(self.answer_full(why, answers)?),
         };
         let (mut longs, mut rounds) = (Vec::new(), 0);
         loop {
@@ -252,11 +242,7 @@ impl Engine {
                             drop(locked);
                             match self.make_room(full) {
                                 Ok(()) => continue,
-                                Err(NotDone::Full(full)) => {
-                                    answers.push(Status::Full, self.message_of(full).as_bytes());
-                                    return Ok(Position::default());
-                                }
-                                Err(not_done) => return Err(not_done.into()),
+                                Err(why) => return Ok(self.answer_full(why, answers)?),
                             }
                         }
                     };
@@ -270,6 +256,21 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Reserves room in the log for the record of a batch that writes.
+    fn reserve_batch<'e>(
+        &'e self,
+        batch: &Batch<'_>,
+        held: &mut Held<'e>,
+    ) -> Result<Option<(&'e Sequencer, Reservation<'e>)>, NotDone> {
+        let Some(sequencer) = self.sequencer.as_ref().filter(|_| batch.writes()) else {
+            return Ok(None);
+        };
+        let mut opcodes = batch.frames().iter().map(RequestFrame::opcode);
+        self.check_space(sequencer, || opcodes.all(command::only_removes))?;
+        let cost = Records::cost(effects_len_max(batch));
+        Ok(Some((sequencer, held.reserve(sequencer, cost)?)))
     }
 
     /// Applies the record of a batch, whose effects these are. Sets `missing` to the first key that an effect needs and

@@ -134,16 +134,11 @@ impl Engine {
                     outcome.count += 1;
                     outcome.position = outcome.position.max(position);
                 }
-                Err(NotDone::Full(full)) => {
-                    answers.push(Status::Full, self.message_of(full).as_bytes());
-                    outcome.count += 1;
-                }
-                Err(NotDone::NoSpace) => {
-                    answers.push(Status::Full, self.refuse_for_space().as_bytes());
-                    outcome.count += 1;
-                }
-                Err(not_done) if outcome.count == 0 => return Err(not_done),
-                Err(_) => break,
+                Err(why) => match self.answer_full(why, answers) {
+                    Ok(_) => outcome.count += 1,
+                    Err(not_done) if outcome.count == 0 => return Err(not_done),
+                    Err(_) => break,
+                },
             }
             if answers.has_apart() {
                 break;
@@ -294,6 +289,26 @@ impl Engine {
         } else {
             NotDone::Refused
         })
+    }
+
+    /// Adds the answer FULL where that is why a write was not done. Returns the position that it waits for: none.
+    ///
+    /// # Errors
+    ///
+    /// `why`, where it is another reason.
+    #[cold]
+    pub(super) fn answer_full(
+        &self,
+        why: NotDone,
+        answers: &mut Answers,
+    ) -> Result<Position, NotDone> {
+        let message = match why {
+            NotDone::Full(full) => self.message_of(full),
+            NotDone::NoSpace => self.refuse_for_space(),
+            NotDone::NoRoom { .. } | NotDone::Refused => return Err(why),
+        };
+        answers.push(Status::Full, message.as_bytes());
+        Ok(Position::default())
     }
 
     /// Counts a write that is refused because the disk is full, and returns the message of FULL (GBP §7).

@@ -316,11 +316,40 @@ impl Reader<'_> {
         Ok(bytes)
     }
 
+    /// Reads the whole snapshot. Calls `visit` with each chunk.
     fn read(
         &mut self,
         id: SnapshotId,
         visit: &mut Visit<'_>,
     ) -> Result<ReadSnapshot, StorageError> {
+        let (salt, mut previous, history) = self.header(id)?;
+        let mut keys = 0;
+        loop {
+            let (own, count, frames) = self.chunk(salt, previous)?;
+            previous = own;
+            if count != u64::MAX {
+                keys += count;
+                visit(frames, count)?;
+                continue;
+            }
+            let (Some(all), Some(end)) = (u64_at(&frames, 0), u64_at(&frames, 8)) else {
+                return Err(self.damaged("the end of the snapshot is damaged"));
+            };
+            if all != keys {
+                return Err(self.damaged("the snapshot lacks entries"));
+            }
+            return Ok(ReadSnapshot {
+                id,
+                end,
+                history,
+                keys,
+                bytes: self.offset,
+            });
+        }
+    }
+
+    /// Reads the header, which has to be that of `id`. Returns its salt, its checksum, and the epochs.
+    fn header(&mut self, id: SnapshotId) -> Result<(u64, u32, History), StorageError> {
         let mut header = self.bytes(16)?;
         let len = u32_at(&header, 8).unwrap_or(0);
         let longest = HEADER_FIXED_LEN + 24 * crate::history::EPOCHS_MAX;
@@ -350,43 +379,27 @@ impl Reader<'_> {
         if found != id {
             return Err(self.damaged("the snapshot has the name of another one"));
         }
-        let (mut previous, mut keys) = (checksum, 0);
-        loop {
-            let at = self.offset;
-            let head = self.bytes(u64::try_from(CHUNK_HEAD_LEN).unwrap_or(0))?;
-            let own = salted(salt, &head[..28]);
-            let is_next = head[..4] == CHUNK_MAGIC
-                && u32_at(&head, 4) == Some(previous)
-                && u32_at(&head, 28) == Some(own);
-            let (Some(len), Some(count), true) = (u64_at(&head, 8), u64_at(&head, 16), is_next)
-            else {
-                self.offset = at;
-                return Err(self.damaged("a chunk of the snapshot is damaged"));
-            };
-            let frames = self.bytes(len)?;
-            if u32_at(&head, 24) != Some(crc32c::crc32c(&frames)) {
-                self.offset = at;
-                return Err(self.damaged("the entries of a chunk of the snapshot are damaged"));
-            }
-            previous = own;
-            if count != u64::MAX {
-                keys += count;
-                visit(frames, count)?;
-                continue;
-            }
-            let (Some(all), Some(end)) = (u64_at(&frames, 0), u64_at(&frames, 8)) else {
-                return Err(self.damaged("the end of the snapshot is damaged"));
-            };
-            if all != keys {
-                return Err(self.damaged("the snapshot lacks entries"));
-            }
-            return Ok(ReadSnapshot {
-                id,
-                end,
-                history,
-                keys,
-                bytes: self.offset,
-            });
+        Ok((salt, checksum, history))
+    }
+
+    /// Reads the next chunk, which has to be behind a head with the checksum `previous`. Returns the checksum of its
+    /// own head, the number of its entries, and their frames.
+    fn chunk(&mut self, salt: u64, previous: u32) -> Result<(u32, u64, Vec<u8>), StorageError> {
+        let at = self.offset;
+        let head = self.bytes(u64::try_from(CHUNK_HEAD_LEN).unwrap_or(0))?;
+        let own = salted(salt, &head[..28]);
+        let is_next = head[..4] == CHUNK_MAGIC
+            && u32_at(&head, 4) == Some(previous)
+            && u32_at(&head, 28) == Some(own);
+        let (Some(len), Some(count), true) = (u64_at(&head, 8), u64_at(&head, 16), is_next) else {
+            self.offset = at;
+            return Err(self.damaged("a chunk of the snapshot is damaged"));
+        };
+        let frames = self.bytes(len)?;
+        if u32_at(&head, 24) != Some(crc32c::crc32c(&frames)) {
+            self.offset = at;
+            return Err(self.damaged("the entries of a chunk of the snapshot are damaged"));
         }
+        Ok((own, count, frames))
     }
 }

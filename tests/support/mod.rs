@@ -283,21 +283,13 @@ impl State {
             | Request::Expire { .. }
             | Request::Ttl { .. }
             | Request::Scan { .. }
-            | Request::Batch { .. } => {
+            | Request::Batch { .. }
+            | Request::Sync { .. }
+            | Request::Sums { .. }
+            | Request::List { .. }
+            | Request::Snapshot => {
                 let message = format!("unknown opcode {:#04x}", frame[0]);
                 return response(Status::Error.byte(), message.as_bytes());
-            }
-            Request::Sync { .. } => {
-                return response(Status::Error.byte(), b"unknown opcode 0x10");
-            }
-            Request::Sums { .. } => {
-                return response(Status::Error.byte(), b"unknown opcode 0x42");
-            }
-            Request::List { .. } => {
-                return response(Status::Error.byte(), b"unknown opcode 0x43");
-            }
-            Request::Snapshot => {
-                return response(Status::Error.byte(), b"unknown opcode 0x44");
             }
             Request::Watch { .. } | Request::Follow { .. } => {
                 return response(Status::Error.byte(), b"a map has no such operation");

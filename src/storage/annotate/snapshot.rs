@@ -64,33 +64,21 @@ impl Parts<'_> {
         self.number += 1;
         let (start, head_len) = (self.at, layout::len(CHUNK));
         let head = self.up_to(head_len);
-        let value = |field| layout::value(CHUNK, head, field).unwrap_or_default();
-        let at = |field| start + layout::offset(CHUNK, field);
-        let mut dump = Dump::new(head, start);
         let own = salted(salt, &head[..head.len().min(head_len - 4)]);
-        let len = usize::try_from(value("len")).unwrap_or(usize::MAX);
-        let damage = if !CHUNK_MAGIC.starts_with(&head[..head.len().min(CHUNK_MAGIC.len())]) {
+        let mut dump = Dump::new(head, start);
+        if !begins_chunk(head) {
             dump.rows("bytes", head.len());
-            Some(Damage::new(start, "no chunk begins here"))
-        } else if head.len() < head_len {
-            Some(Damage::cut(start, self.bytes.len(), head_len))
-        } else if value("checksum") != u64::from(own) {
-            let why = format!("the head of the chunk has checksum 0x{own:08x}");
-            Some(Damage::new(at("checksum"), why))
-        } else if value("previous") != previous {
-            let why = format!("the head before this chunk has checksum 0x{previous:08x}");
-            Some(Damage::new(at("previous"), why))
-        } else {
-            None
-        };
+        }
         layout::rows(&mut dump, CHUNK);
         let rows = dump.into_rows();
-        if let Some(damage) = damage {
+        if let Some(damage) = self.chunk_head_damage(head, own, previous) {
             return Part {
                 text: format!("chunk {}: no whole chunk\n{rows}", self.number),
                 damage: Some(damage),
             };
         }
+        let value = |field| layout::value(CHUNK, head, field).unwrap_or_default();
+        let len = usize::try_from(value("len")).unwrap_or(usize::MAX);
         let needed = head_len.saturating_add(len);
         let body = &self.up_to(needed)[head_len..];
         let (entries, body_at) = (value("count"), start + head_len);
@@ -102,7 +90,8 @@ impl Parts<'_> {
                 "the bytes of the chunk have checksum 0x{:08x}",
                 crc32c::crc32c(body)
             );
-            Some(Damage::new(at("body_checksum"), why))
+            let at = start + layout::offset(CHUNK, "body_checksum");
+            Some(Damage::new(at, why))
         } else if is_last {
             last_chunk_damage(body, keys, body_at)
         } else {
@@ -118,10 +107,8 @@ impl Parts<'_> {
             ("end of the snapshot".to_owned(), dump.into_rows())
         } else {
             let name = count(usize::try_from(entries).unwrap_or(usize::MAX), "key");
-            (
-                name,
-                frame_rows("entry", keys.saturating_add(1), body, body_at),
-            )
+            let first = keys.saturating_add(1);
+            (name, frame_rows("entry", first, body, body_at))
         };
         self.at = start + head_len + body.len();
         self.next = if is_last {
@@ -133,12 +120,29 @@ impl Parts<'_> {
                 keys: keys.saturating_add(entries),
             }
         };
-        Part {
-            text: format!(
-                "chunk {}: {name}, {needed} bytes\n{rows}{below}",
-                self.number
-            ),
-            damage,
+        let number = self.number;
+        let text = format!("chunk {number}: {name}, {needed} bytes\n{rows}{below}");
+        Part { text, damage }
+    }
+
+    /// The fault of the head of a chunk, which begins at the next byte. `own` is its checksum, and `previous` that of
+    /// the head before.
+    fn chunk_head_damage(&self, head: &[u8], own: u32, previous: u64) -> Option<Damage> {
+        let (start, head_len) = (self.at, layout::len(CHUNK));
+        let value = |field| layout::value(CHUNK, head, field).unwrap_or_default();
+        let at = |field| start + layout::offset(CHUNK, field);
+        if !begins_chunk(head) {
+            Some(Damage::new(start, "no chunk begins here"))
+        } else if head.len() < head_len {
+            Some(Damage::cut(start, self.bytes.len(), head_len))
+        } else if value("checksum") != u64::from(own) {
+            let why = format!("the head of the chunk has checksum 0x{own:08x}");
+            Some(Damage::new(at("checksum"), why))
+        } else if value("previous") != previous {
+            let why = format!("the head before this chunk has checksum 0x{previous:08x}");
+            Some(Damage::new(at("previous"), why))
+        } else {
+            None
         }
     }
 
@@ -179,6 +183,11 @@ fn header_damage(header: &[u8]) -> Option<Damage> {
     epochs_of(epochs, count)
         .is_none()
         .then(|| Damage::new(at("epochs"), why))
+}
+
+/// Whether these bytes may be the begin of a chunk.
+fn begins_chunk(bytes: &[u8]) -> bool {
+    CHUNK_MAGIC.starts_with(&bytes[..bytes.len().min(CHUNK_MAGIC.len())])
 }
 
 /// The fault of the last chunk of a snapshot, behind `keys` entries.
