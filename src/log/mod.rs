@@ -277,12 +277,12 @@ impl Log {
         self.head().index.min(self.acknowledged_index())
     }
 
-    /// Index up to which this node acknowledges records: followers are sent nothing behind it. Without a disk it is
-    /// behind every record.
+    /// Index up to which records are acknowledged, by this node or by the leader that it follows: followers are sent
+    /// nothing behind it. Without a disk it is behind every record.
     #[must_use]
     pub fn acknowledged_index(&self) -> u64 {
         let mark = self.acknowledged_at.get();
-        mark.and_then(|mark| self.watermarks.index(*mark))
+        mark.and_then(|mark| self.watermarks.reached_index(*mark))
             .unwrap_or(u64::MAX)
     }
 

@@ -173,6 +173,14 @@ impl Watermarks {
         self.state.lock().of(mark)
     }
 
+    /// The index up to which answers that wait for `mark` are sent: that of the watermark, or what the node's leader
+    /// has committed. `None` for [`Mark::Appended`].
+    #[must_use]
+    pub(super) fn reached_index(&self, mark: Mark) -> Option<u64> {
+        let state = self.state.lock();
+        state.of(mark).map(|index| index.max(state.committed))
+    }
+
     /// Moves a watermark forward to `index`; an index below it changes nothing. [`Mark::Appended`] moves by itself.
     pub fn advance(&self, mark: Mark, index: u64) {
         let mut state = self.state.lock();

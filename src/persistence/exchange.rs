@@ -133,8 +133,10 @@ impl Exchange {
         self.chain.zip(self.cursor)
     }
 
-    /// The snapshot has ended: with its name and so many bytes, or without.
+    /// The snapshot has ended: with its name and so many bytes, or without. Then another one is ordered, since the data
+    /// set or its history has become another one meanwhile; not once the log has ended.
     pub fn end_snapshot(&mut self, done: Option<(SnapshotId, u64)>) {
+        self.is_ordered |= done.is_none() && !self.has_ended;
         self.snapshot = done.map_or(Snapshots::Idle, |(id, bytes)| Snapshots::Done(id, bytes));
     }
 

@@ -1,4 +1,4 @@
-//! The writing of a log, step by step: a disk that is full, and the end.
+//! The writing of a log, step by step: a disk that is full, snapshots beside it, and the end.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::config::{StorageConfig, SyncPolicy};
 use crate::engine::clock::{Clock, Reading, TimeSource};
 use crate::engine::{Admission, Answers, Engine};
 use crate::history::EpochStart;
-use crate::log::{Mark, Space};
+use crate::log::{Cursor, Mark, Space};
 use crate::storage::files::Files;
 use crate::storage::simulated::Disk;
 use crate::storage::snapshot::SnapshotId;
@@ -239,6 +239,19 @@ fn a_log_that_ends_while_there_is_no_space_for_it_is_an_error() {
     assert!(error.is_full(), "{error}");
 }
 
+/// Copies the data set that a chain is of. Returns the index up to which the log has to be durable.
+fn copied<'d>(disk: &'d Disk, engine: &'d Engine, chain: (u32, Cursor)) -> (Copying<'d>, u64) {
+    let log = engine.log().unwrap();
+    let mut copying = Copying::begin(disk, (engine, log), chain, 5).unwrap();
+    loop {
+        match copying.step().unwrap() {
+            Progress::More => {}
+            Progress::Copied(end) => return (copying, end),
+            Progress::Replaced => panic!("no other data set"),
+        }
+    }
+}
+
 /// Writes a snapshot if one is wanted. Returns it.
 fn snapshot(
     disk: &Disk,
@@ -248,15 +261,7 @@ fn snapshot(
 ) -> Option<SnapshotId> {
     exchange.note(writing);
     let chain = exchange.begin_snapshot()?;
-    let log = engine.log().unwrap();
-    let mut copying = Copying::begin(disk, (engine, log), chain, 5).unwrap();
-    let end = loop {
-        match copying.step().unwrap() {
-            Progress::More => {}
-            Progress::Copied(end) => break end,
-            Progress::Replaced => panic!("no other data set"),
-        }
-    };
+    let (copying, end) = copied(disk, engine, chain);
     assert_eq!(exchange.may_finish(end, chain.0, &copying), Some(true));
     let bytes = copying.len();
     let id = copying.finish().unwrap();
@@ -316,4 +321,61 @@ fn a_log_that_ends_with_much_behind_the_last_snapshot_wants_another_one() {
         let recovery = recover(&left, &again, now, 1).unwrap();
         assert_eq!(recovery.records == 0, expected, "{recovery:?}");
     }
+}
+
+/// A full copy has failed, and the node goes back to its data set just when a snapshot of that gets its name.
+#[test]
+fn a_snapshot_that_gets_its_name_while_the_directory_is_read_stays() {
+    let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
+    let log = engine.log().unwrap();
+    log.begin_writing(0, Mark::Durable);
+    let open = |engine, log, recovery| {
+        let settings = settings(SyncPolicy::Always);
+        Writing::new(&disk, (engine, log), settings, recovery, now).unwrap()
+    };
+    let copy = |writing: &Writing<'_>| {
+        let chain = (writing.chain().unwrap(), writing.cursor());
+        copied(&disk, &engine, chain).0
+    };
+    let mut writing = open(&engine, log, Recovery::default());
+    lead(&engine);
+    for key in 0..200_u32 {
+        assert_eq!(
+            ask(&engine, &[set(&key.to_be_bytes(), &[1; 300])]),
+            [Status::Ok]
+        );
+        settle(&engine, &mut writing, now);
+        if key == 100 {
+            copy(&writing).finish().unwrap();
+        }
+    }
+    let copying = copy(&writing);
+    let again = self::engine();
+    let recovery = recover(&disk, &again, now, 1).unwrap();
+    let id = copying.finish().unwrap();
+    let mut writing = open(&again, again.log().unwrap(), recovery);
+    writing.snapshot_done(id, 100).unwrap();
+    is_recovered(&disk, &engine);
+    is_recovered(&disk.after_power_failure(3), &engine);
+}
+
+/// A new epoch ends the copy: its history is another one.
+#[test]
+fn a_snapshot_that_was_given_up_is_begun_again() {
+    let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
+    let log = engine.log().unwrap();
+    log.begin_writing(0, Mark::Durable);
+    let (settings, recovery) = (settings(SyncPolicy::Always), Recovery::default());
+    let mut writing = Writing::new(&disk, (&engine, log), settings, recovery, now).unwrap();
+    lead(&engine);
+    settle(&engine, &mut writing, now);
+    let mut exchange = Exchange::default();
+    exchange.order_snapshot();
+    assert!(exchange.note(&mut writing).wants_snapshot);
+    assert!(exchange.begin_snapshot().is_some() && !exchange.has_news(log));
+    exchange.end_snapshot(None);
+    // It wakes the writing of the log, which has nothing else to do.
+    assert!(exchange.has_news(log));
+    assert!(exchange.note(&mut writing).wants_snapshot);
+    assert!(exchange.begin_snapshot().is_some());
 }

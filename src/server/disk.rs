@@ -83,6 +83,13 @@ impl Shared {
     const fn is_closed(&self) -> bool {
         self.ended_at.is_some() || self.is_over
     }
+
+    /// Whether the directory is to be read into the engine again now. A snapshot of the data set before ends at once;
+    /// it may get its name and remove the one before, so nothing is read until then.
+    fn may_restore(&self) -> bool {
+        let is_ordered = self.restore == Restore::Ordered && !self.is_closed();
+        is_ordered && self.exchange.snapshot() != Snapshots::Running
+    }
 }
 
 /// The state of an order to read the directory again.
@@ -298,13 +305,13 @@ impl Disk {
     /// Whether another thread has something for the log-writer thread.
     fn has_news(&self, log: &Log) -> bool {
         let shared = self.shared.lock();
-        shared.restore == Restore::Ordered || shared.exchange.has_news(log)
+        shared.may_restore() || shared.exchange.has_news(log)
     }
 
     /// Does what other threads need of the log-writer thread, and tells them its state.
     fn exchange(&self, writing: &mut Writing<'_>) -> Result<(), StorageError> {
         let mut shared = self.shared.lock();
-        if shared.restore == Restore::Ordered && !shared.is_closed() {
+        if shared.may_restore() {
             drop(shared);
             writing.restore(Instant::now())?;
             shared = self.shared.lock();
@@ -365,6 +372,10 @@ impl Disk {
                         level,
                         "{error}; there is no new snapshot, the log goes on, and it is tried again"
                     );
+                    shared.exchange.want_snapshot();
+                    drop(shared);
+                    log.wake_readers();
+                    shared = self.shared.lock();
                     let until = Instant::now() + pause;
                     pause = (pause * 2).min(longest_pause);
                     let mut was_full = false;
@@ -379,7 +390,6 @@ impl Disk {
                             break;
                         }
                     }
-                    shared.exchange.want_snapshot();
                 }
             }
             drop(shared);

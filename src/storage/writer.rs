@@ -495,8 +495,8 @@ pub fn newest_chain(files: &dyn Files) -> Result<Option<u32>, StorageError> {
     Ok(chains.max())
 }
 
-/// Removes what no recovery needs: segments of other chains than `chain`, other snapshots than `snapshot`, and files
-/// that were not finished.
+/// Removes what no recovery needs: segments of other chains than `chain`, snapshots before `snapshot`, and files that
+/// were not finished. A snapshot behind it may just have got its name, and the one before is gone then.
 ///
 /// # Errors
 ///
@@ -512,7 +512,7 @@ pub fn remove_stale(
         let segment = SegmentId::of_name(name);
         let other = SnapshotId::of_name(name);
         segment.is_some_and(|id| Some(id.chain) != chain)
-            || other.is_some_and(|id| Some(id) != snapshot)
+            || other.is_some_and(|id| Some(id) < snapshot)
             || name.starts_with("new-")
     };
     let mut stale: Vec<String> = names.into_iter().filter(is_stale).collect();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::log::Mark;
 use crate::wire::replication::{self, Change, Parsed as StreamParsed};
 use crate::wire::request::Limits;
 use crate::wire::{RequestFrame, Token};
@@ -332,6 +333,25 @@ fn nothing_is_sent_that_is_not_committed() {
     follower.node.engine().apply(at + 4).unwrap();
     assert_eq!(sent(&mut watcher, now).unwrap(), [event(4)]);
     assert_eq!(sent(&mut new, now).unwrap(), [event(4)]);
+}
+
+/// What its leader has committed is on the leader's disk.
+#[test]
+fn a_watch_of_a_follower_does_not_wait_for_the_disk_of_the_follower() {
+    let (leader, follower) = (Host::leader(), Host::new("n2"));
+    follower.log().begin_writing(0, Mark::Durable);
+    leader.set("a", b"1");
+    let mut stream = Joined::join(&leader, &follower, leader.began).unwrap();
+    stream.settle().unwrap();
+    let (at, now) = (leader.index(), follower.began);
+    assert_eq!(follower.log().committed_index(), at);
+    let mut watcher = watch(&follower, &all(WatchFrom::Now));
+    assert_eq!(sent(&mut watcher, now).unwrap(), [format!("at {at}")]);
+    leader.set("b", b"2");
+    stream.settle().unwrap();
+    let event = format!("{}: SET b 2", at + 1);
+    assert_eq!(sent(&mut watcher, now).unwrap(), [event]);
+    assert_eq!(follower.log().watermarks().index(Mark::Durable), Some(0));
 }
 
 #[test]
