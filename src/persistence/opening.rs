@@ -8,6 +8,7 @@ use crate::engine::Engine;
 use crate::log::Mark;
 use crate::storage::error::StorageError;
 use crate::storage::files::Files;
+use crate::storage::writer::make_durable;
 
 /// The watermark that the answers of a node with this policy wait for.
 #[must_use]
@@ -33,10 +34,8 @@ pub fn open(
     threads: usize,
 ) -> Result<Recovery, StorageError> {
     let mut recovery = recover(files, engine, now, threads)?;
-    if let Some(log) = &recovery.log {
-        let name = log.place.id.name();
-        let synced = files.open(&name, true).and_then(|file| file.sync());
-        synced.map_err(|error| StorageError::system(files, &name, "sync", error))?;
+    if let Some(log) = &mut recovery.log {
+        make_durable(files, log)?;
     }
     if let Some(log) = engine.log() {
         log.begin_writing(log.last_index(), mark);

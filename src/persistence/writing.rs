@@ -151,7 +151,7 @@ impl<'d> Writing<'d> {
     pub fn resume(&mut self, recovery: Recovery) -> Result<(), StorageError> {
         let Recovery {
             snapshot,
-            log,
+            mut log,
             unwritten,
             ..
         } = recovery;
@@ -160,7 +160,7 @@ impl<'d> Writing<'d> {
         let (files, settings) = (self.files, &self.settings);
         let (salts, layout) = (settings.salts.clone(), settings.layout());
         let history = &unwritten.history;
-        let writer = match (&log, id) {
+        let writer = match (&mut log, id) {
             (Some(log), _) => Some(LogWriter::recovered(files, log, history, salts, layout)?),
             // A directory without data.
             (None, None) => None,

@@ -111,24 +111,33 @@ pub struct Directory {
 
 impl Directory {
     /// Opens a directory. Creates it where it does not exist, for its owner alone (mode 0700), and makes its name
-    /// durable.
+    /// durable, also where it is there and empty: the process that created it may have ended before.
     ///
     /// # Errors
     ///
     /// Where its parent does not exist, where it is no directory, or where the system refuses it.
     pub fn open(path: &Path) -> io::Result<Directory> {
-        match fs::DirBuilder::new().mode(0o700).create(path) {
-            Ok(()) => {
-                let parent = match path.parent() {
-                    Some(parent) if !parent.as_os_str().is_empty() => parent,
-                    Some(_) | None => Path::new("."),
-                };
-                fs::File::open(parent)?.sync_all()?;
-            }
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        let is_new = match fs::DirBuilder::new().mode(0o700).create(path) {
+            Ok(()) => true,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
             Err(error) => return Err(error),
+        };
+        let directory = Directory::existing(path)?;
+        if is_new || directory.list()?.is_empty() {
+            let parent = match path.parent() {
+                Some(parent) if !parent.as_os_str().is_empty() => parent,
+                Some(_) | None => Path::new("."),
+            };
+            let synced = fs::File::open(parent).and_then(|parent| parent.sync_all());
+            let error = synced.err().map(|error| (error.kind(), error));
+            match error {
+                // Another one made it, in a place that is not this user's or that has nothing to sync.
+                Some((ErrorKind::PermissionDenied | ErrorKind::InvalidInput, _)) if !is_new => {}
+                Some((_, error)) => return Err(error),
+                None => {}
+            }
         }
-        Directory::existing(path)
+        Ok(directory)
     }
 
     /// Opens a directory that exists.

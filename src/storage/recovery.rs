@@ -8,6 +8,8 @@
 //! * in the last segment it may be a write that a crash has torn. It is, unless a later group says that the records at
 //!   that place were durable. Then the log is damaged.
 
+use std::collections::VecDeque;
+
 use super::error::StorageError;
 use super::files::Files;
 use super::segment::{
@@ -85,6 +87,8 @@ pub struct Recovered {
     pub end: LogEnd,
     /// The place where it goes on.
     pub place: Place,
+    /// Offset in the last segment behind the groups that are known to have been durable.
+    pub proven: u64,
     /// Index up to which records are known to be committed.
     pub committed: u64,
     /// Index up to which the records are known to have been durable.
@@ -174,6 +178,7 @@ impl Recovered {
                 salt: header.salt,
                 offset: 0,
             },
+            proven: 0,
             committed: 0,
             durable_to: 0,
             time_ms: 0,
@@ -232,6 +237,7 @@ impl Reader<'_> {
         mut offset: usize,
         visit: &mut dyn FnMut(ReadGroup<'_>) -> Result<(), StorageError>,
     ) -> Result<usize, StorageError> {
+        let mut unproven = VecDeque::new();
         while let Some((head, checksum, end)) = self.group(header, &state.end, offset) {
             visit(ReadGroup {
                 head,
@@ -248,8 +254,15 @@ impl Reader<'_> {
             state.durable_to = state.durable_to.max(head.durable_to);
             state.time_ms = state.time_ms.max(head.time_ms);
             state.is_sealed = head.count == 0;
+            // A record that is durable proves what was written before it, also a group without records.
+            unproven.push_back((head.first_index + u64::from(head.count.max(1)) - 1, offset));
+            while unproven
+                .pop_front_if(|(last, _)| *last <= state.durable_to)
+                .is_some()
+            {}
             offset = end;
         }
+        state.proven = u64_of(unproven.front().map_or(offset, |(_, offset)| *offset));
         Ok(offset)
     }
 

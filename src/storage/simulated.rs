@@ -2,10 +2,11 @@
 //!
 //! A file has the bytes that a reader sees, and those that are durable. A crash leaves of each sector that was written
 //! since the last sync the old bytes or the new ones, and of each name that was changed since the last sync of the
-//! directory the old state or the new one, as a seed says. Every call can be made to fail.
+//! directory the old state or the new one, as a seed says. Every call can be made to fail. A sync that fails drops what
+//! it was to write, as Linux does: it is still seen, and a later sync does not write it.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::Arc;
@@ -43,6 +44,9 @@ struct State {
 struct Content {
     seen: Vec<u8>,
     durable: Vec<u8>,
+    /// Sectors that a sync which failed has dropped: they are seen, and no sync writes them before they are written
+    /// again.
+    dropped: BTreeSet<usize>,
     /// Bytes from the start of the file that have their space.
     allocated: u64,
 }
@@ -174,7 +178,7 @@ impl Disk {
             *content = Content {
                 seen: left.clone(),
                 durable: left,
-                allocated: 0,
+                ..Content::default()
             };
         }
         let mut names = state.durable_names.clone();
@@ -278,6 +282,8 @@ impl File for Open {
         let seen = &mut state.contents[self.1].seen;
         seen.resize(len.max(end), 0);
         seen[start..end].copy_from_slice(bytes);
+        let dropped = &mut state.contents[self.1].dropped;
+        dropped.retain(|at| end <= at * SECTOR || (at + 1) * SECTOR <= start);
         Ok(())
     }
 
@@ -292,9 +298,17 @@ impl File for Open {
 
     fn sync(&self) -> io::Result<()> {
         let mut state = self.0.0.lock();
-        state.call()?;
+        let result = state.call();
         let content = &mut state.contents[self.1];
-        content.durable.clone_from(&content.seen);
-        Ok(())
+        content.durable.resize(content.seen.len(), 0);
+        let sectors = content.durable.chunks_mut(SECTOR);
+        for (at, (old, new)) in sectors.zip(content.seen.chunks(SECTOR)).enumerate() {
+            if result.is_ok() && !content.dropped.contains(&at) {
+                old.copy_from_slice(new);
+            } else if old != new {
+                content.dropped.insert(at);
+            }
+        }
+        result
     }
 }

@@ -84,8 +84,8 @@ pub(super) fn read(disk: &Disk) -> Result<(Option<Recovered>, Vec<Written>), Sto
 
 /// Opens the log of a disk for writing, as a node does.
 pub(super) fn open(disk: &Disk, seed: u64) -> Result<(LogWriter<'_>, Vec<Written>), StorageError> {
-    let (recovered, groups) = read(disk)?;
-    let writer = match recovered {
+    let (mut recovered, groups) = read(disk)?;
+    let writer = match &mut recovered {
         None => LogWriter::begin(
             disk,
             first(),
@@ -94,7 +94,7 @@ pub(super) fn open(disk: &Disk, seed: u64) -> Result<(LogWriter<'_>, Vec<Written
             salts(seed),
             layout(seed),
         )?,
-        Some(log) => LogWriter::recovered(disk, &log, &history(), salts(seed), layout(seed))?,
+        Some(log) => LogWriter::recovered(disk, log, &history(), salts(seed), layout(seed))?,
     };
     Ok((writer, groups))
 }
@@ -408,12 +408,23 @@ fn a_call_that_fails_is_reported_and_loses_nothing_that_was_durable() {
                 // The log goes on, whatever was being made.
                 let (mut writer, _) =
                     open(&left, 6).unwrap_or_else(|error| panic!("{what}: {error}"));
-                for _ in 0..8 {
-                    append(&mut writer, 1, &[1; 1_000]).unwrap();
+                let mut expected = groups.len();
+                for more in [1, 8] {
+                    for _ in 0..more {
+                        let len = if more == 1 { 1 } else { 1_000 };
+                        append(&mut writer, 1, &vec![1; len]).unwrap();
+                    }
+                    writer.sync().unwrap();
+                    expected += more;
+                    let (_, again) = read(&left).unwrap_or_else(|error| panic!("{what}: {error}"));
+                    assert_eq!(again.len(), expected, "{what}");
+                    // All of it is durable, also what the process before had only written or named.
+                    for seed in 0..4 {
+                        let left = left.after_power_failure(seed);
+                        let read = read(&left).unwrap_or_else(|error| panic!("{what}: {error}"));
+                        assert_eq!(read.1, again, "{what}");
+                    }
                 }
-                writer.sync().unwrap();
-                let (_, again) = read(&left).unwrap_or_else(|error| panic!("{what}: {error}"));
-                assert_eq!(again.len(), groups.len() + 8, "{what}");
             }
         }
     }

@@ -145,19 +145,17 @@ impl<'f> LogWriter<'f> {
     /// Those of the system.
     pub fn recovered(
         files: &'f dyn Files,
-        log: &Recovered,
+        log: &mut Recovered,
         history: &History,
         salts: Salts,
         layout: Layout,
     ) -> Result<LogWriter<'f>, StorageError> {
-        // It was read, and is shown to others from now on.
+        let file = make_durable(files, log)?;
         let (id, name) = (log.place.id, log.place.id.name());
         let failed = |operation| {
             let name = name.clone();
             move |error| StorageError::system(files, &name, operation, error)
         };
-        let file = files.open(&name, true).map_err(failed("sync"))?;
-        file.sync().map_err(failed("sync"))?;
         let mut writer = LogWriter::new(files, id, log.end, salts, layout)?;
         writer.starts.extend(log.segments.iter().map(|it| Start {
             id: it.id,
@@ -478,6 +476,38 @@ impl std::fmt::Debug for LogWriter<'_> {
             .field("durable_to", &self.durable_to)
             .finish_non_exhaustive()
     }
+}
+
+/// Makes durable what was read, since it is shown to others from now on. Returns the last segment.
+///
+/// The process before may have ended between giving a file its name and syncing the directory. Or a sync has failed in
+/// it: then the system may hold bytes that it takes for written and that the disk does not have, so what is not known
+/// to have been durable is written again.
+///
+/// # Errors
+///
+/// Those of the system.
+pub fn make_durable(files: &dyn Files, log: &mut Recovered) -> Result<Box<dyn File>, StorageError> {
+    let name = log.place.id.name();
+    let failed = |operation| {
+        let name = &*name;
+        move |error| StorageError::system(files, name, operation, error)
+    };
+    files
+        .sync_directory()
+        .map_err(failed("sync the directory of"))?;
+    let file = files.open(&name, true).map_err(failed("open"))?;
+    let mut bytes = Vec::new();
+    while log.proven < log.place.offset {
+        let len = (log.place.offset - log.proven).min(FILL_BYTES_MAX);
+        bytes.resize(usize::try_from(len).unwrap_or(0), 0);
+        let read = file.read_at(log.proven, &mut bytes);
+        bytes.truncate(read.map_err(failed("read"))?);
+        file.write_at(log.proven, &bytes).map_err(failed("write"))?;
+        log.proven += len;
+    }
+    file.sync().map_err(failed("sync"))?;
+    Ok(file)
 }
 
 /// The newest chain of a directory; `None` where it has neither a segment nor a snapshot.

@@ -46,9 +46,9 @@ const FOUND: [(Fault, u64, &str); 16] = [
 const FOUND_WITH_DISKS: [(Fault, u64, &str); 5] = [
     (Fault::AcknowledgedBeforeSync, 6, "is recovered"),
     (Fault::SyncErrorIgnored, 27, "is recovered"),
-    (Fault::DirectoryNotSynced, 1, "is recovered"),
+    (Fault::DirectoryNotSynced, 19, "is recovered"),
     (Fault::SnapshotNotWhole, 1, "cannot recover"),
-    (Fault::LogRemovedBeforeSnapshot, 4, "cannot recover"),
+    (Fault::LogRemovedBeforeSnapshot, 7, "cannot recover"),
 ];
 
 /// The violation that a run with a fault finds.

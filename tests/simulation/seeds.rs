@@ -15,7 +15,7 @@ const BUDGET: Duration = Duration::from_secs(50);
 const BUDGET_WITH_DISKS: Duration = Duration::from_secs(10);
 
 /// Seeds that are run however long it takes.
-const SEEDS_MIN: u64 = 20;
+const SEEDS_MIN: u64 = 50;
 
 fn number(name: &str) -> Option<u64> {
     let text = env::var(name).ok()?;
