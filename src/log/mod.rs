@@ -286,6 +286,13 @@ impl Log {
             .unwrap_or(u64::MAX)
     }
 
+    /// Index up to which the records are on this node's disk: they survive a power failure. 0 where there is no disk,
+    /// and after a full copy until that is on the disk.
+    #[must_use]
+    pub fn durable_index(&self) -> u64 {
+        self.watermarks.index(Mark::Durable).unwrap_or(0)
+    }
+
     /// Moves a watermark forward to `index`, and wakes who waits for it.
     pub fn advance(&self, mark: Mark, index: u64) {
         self.watermarks.advance(mark, index);

@@ -332,6 +332,12 @@ impl Node {
         self.engine.log().map_or(0, Log::last_index)
     }
 
+    /// Index up to which the log is on this node's disk ([`Log::durable_index`]).
+    #[must_use]
+    pub fn durable_index(&self) -> u64 {
+        self.engine.log().map_or(0, Log::durable_index)
+    }
+
     /// Index and digest of the last entry that is applied; index 0 in a cluster of one.
     #[must_use]
     pub fn head(&self) -> Head {

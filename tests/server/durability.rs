@@ -2,18 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use gopherstore::client::{Client, NodeStatus};
+use gopherstore::wire::Status;
+use gopherstore::wire::replication::{Message, Parsed, Watch, WatchFrom, parse};
+use gopherstore::wire::request::{HEADER_LEN, RequestHeader};
 use tempfile::TempDir;
 
 use crate::cluster::rounds;
 use crate::durable::{Durable, command, log};
 use crate::node::{Node, PATIENCE, wait_for};
-use crate::tools;
+use crate::{answer, tools};
 
 /// Least number of snapshots amid which a node is killed.
 const SNAPSHOTS: usize = 8;
@@ -278,6 +283,51 @@ fn status_says_how_far_the_disk_is_and_what_a_recovery_has_done() {
         status.durable_index >= Some(49) && status.synced_ms.is_some(),
         "{status:?}"
     );
+}
+
+/// The `durable_index` of the next HEARTBEAT to this watcher.
+fn next_beat(stream: &mut TcpStream) -> u64 {
+    loop {
+        let mut frame = vec![0; HEADER_LEN];
+        stream.read_exact(&mut frame).unwrap();
+        let header = RequestHeader::decode(frame[..].try_into().unwrap());
+        frame.resize(header.frame_len(), 0);
+        stream.read_exact(&mut frame[HEADER_LEN..]).unwrap();
+        let Ok(Parsed::Whole { message, .. }) = parse(&frame) else {
+            panic!("no frame of a stream: {frame:?}")
+        };
+        if let Message::Heartbeat { durable_index, .. } = message {
+            return durable_index;
+        }
+    }
+}
+
+#[test]
+fn a_heartbeat_says_how_far_the_disk_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Durable::start(dir.path(), "never");
+    let mut client = node.client();
+    client.sync_durable(PATIENCE).unwrap();
+    let mut watch = Vec::new();
+    let all = Watch {
+        prefix: b"",
+        wants_values: false,
+        from: WatchFrom::Now,
+    };
+    all.encode(&mut watch).unwrap();
+    let mut stream = TcpStream::connect(&node.addr).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(&watch).unwrap();
+    assert_eq!(answer(&stream).0, Status::Ok);
+    let before = status_of(&mut client).durable_index;
+    client.set(b"k", b"v").unwrap();
+    assert_eq!(Some(next_beat(&mut stream)), before);
+    client.sync_durable(PATIENCE).unwrap();
+    let index = status_of(&mut client).index;
+    assert!(index > before);
+    wait_for("a heartbeat after the sync", || {
+        (Some(next_beat(&mut stream)) == index).then_some(())
+    });
 }
 
 #[test]

@@ -39,6 +39,8 @@ pub(super) struct Acknowledged {
     pub(super) last_index: u64,
     /// Index of the last record that its data set has.
     pub(super) applied_index: u64,
+    /// Index up to which its log is on its disk; 0 where it has none.
+    pub(super) durable_index: u64,
 }
 
 /// Next action of the acknowledging side.
@@ -108,7 +110,7 @@ impl AcksOut {
             round: state.round,
             last_index: at.last_index,
             applied_index: at.applied_index,
-            durable_index: 0,
+            durable_index: at.durable_index,
         })
     }
 }

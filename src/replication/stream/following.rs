@@ -266,6 +266,7 @@ impl<'a> FollowerStream<'a> {
         Acknowledged {
             last_index: self.node.last_index(),
             applied_index: self.node.head().index,
+            durable_index: self.node.durable_index(),
         }
     }
 

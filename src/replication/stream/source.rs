@@ -163,7 +163,7 @@ impl<'a> Source<'a> {
             round: self.round,
             last_index,
             committed_index: self.log.committed_index(),
-            durable_index: 0,
+            durable_index: self.log.durable_index(),
             time_ms: self.node.engine().clock().now(),
             digest_index: at.index,
             digest: at.digest.to_u128(),

@@ -1,7 +1,9 @@
 //! Acknowledgements, and how a stream ends.
 
 use super::*;
+use crate::log::Mark;
 use crate::replication::core::role::LeadOrder;
+use crate::wire;
 use crate::wire::replication::{Epochs, FollowAnswer};
 
 #[test]
@@ -31,6 +33,49 @@ fn ack_of_round(round: u64, index: u64) -> Message<'static> {
         last_index: index,
         applied_index: index,
         durable_index: 0,
+    }
+}
+
+/// The `durable_index` of the HEARTBEAT that these bytes are.
+fn durable_index_of(bytes: &[u8]) -> u64 {
+    let parsed = wire::replication::parse(bytes).unwrap();
+    let wire::replication::Parsed::Whole { message, frame_len } = parsed else {
+        panic!("a whole frame")
+    };
+    assert_eq!(frame_len, bytes.len());
+    let Message::Heartbeat { durable_index, .. } = message else {
+        panic!("{message:?}")
+    };
+    durable_index
+}
+
+#[test]
+fn heartbeats_and_acks_say_how_far_each_disk_is() {
+    let (leader, follower) = pair();
+    let mut stream = Joined::join(&leader, &follower, leader.began).unwrap();
+    stream.settle().unwrap();
+    let last_index = leader.index();
+    for (round, of_leader, of_follower) in [(2, 0, 0), (3, 1, 0), (4, last_index, last_index - 1)] {
+        leader.log().advance(Mark::Durable, of_leader);
+        follower.log().advance(Mark::Durable, of_follower);
+        stream.now += INTERVAL;
+        let mut out = Vec::new();
+        stream.leader.next(stream.now, &mut out).unwrap();
+        assert_eq!(durable_index_of(&out), of_leader);
+        stream.to_follower.extend(&out);
+        stream
+            .follower
+            .receive(&mut stream.to_follower, stream.now)
+            .unwrap();
+        let expected = Message::Ack {
+            epoch: 1,
+            round,
+            last_index,
+            applied_index: last_index,
+            durable_index: of_follower,
+        };
+        let turn = stream.follower.acks().next(stream.now);
+        assert_eq!(turn, AckTurn::Send(expected));
     }
 }
 
