@@ -593,7 +593,9 @@ fn naive_records(mut value: &[u8], batch: u8) -> Option<Vec<&[u8]>> {
                 frames.push(frame);
                 value = rest;
             }
-            _ => return None,
+            Naive::Incomplete { .. } | Naive::Close | Naive::Skip { .. } | Naive::Whole { .. } => {
+                return None;
+            }
         }
     }
     Some(frames)

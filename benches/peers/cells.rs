@@ -635,7 +635,7 @@ fn read_requests(
         // Redis and Valkey answer by the same calls that write to files.
         let answers = match server.kind {
             Kind::Redis | Kind::Valkey => measured.requests * ANSWER_LEN,
-            _ => 0,
+            Kind::GopherStore | Kind::InMemory | Kind::Memcached | Kind::Echo => 0,
         };
         let bytes = u64::try_from(KEY_LEN + cell.setup.value_len).unwrap_or(u64::MAX);
         let bytes = count(measured.requests) * count(bytes);

@@ -282,7 +282,7 @@ pub(crate) fn drive(load: &Load<'_>) -> Outcome<Measured> {
     // A fifth of the time to warm up; only then it counts.
     let mut warm_until = match load.until {
         Until::Time(time) => Some(Instant::now() + time / 5),
-        _ => None,
+        Until::Told(_) | Until::EachKeySet => None,
     };
     let (mut done, mut start) = (0, Instant::now());
     let mut processor = servers::processor_time(load.pid);
@@ -341,7 +341,7 @@ pub(crate) fn drive(load: &Load<'_>) -> Outcome<Measured> {
         match load.until {
             Until::Time(time) if warm_until.is_none() && now >= start + time => break,
             Until::Told(over) if over.load(Ordering::Relaxed) => break,
-            _ => {}
+            Until::Time(_) | Until::Told(_) | Until::EachKeySet => {}
         }
         if !events.is_empty() {
             heard = now;

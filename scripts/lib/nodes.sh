@@ -322,9 +322,9 @@ report_start() {
     ((${#ended[@]} + ${#late[@]} == 0))
 }
 
-# Sets at_risk to the data that is lost if the named nodes stop, in words; empty where none is. Sets on_disk to those of
-# them that keep their data on disk: it is not lost with them, unless a restart (is_restart) reads the directory no more.
-# What the others have is safe
+# Sets at_risk to a text that names the data that is lost if the named nodes stop; empty if none is lost. Sets on_disk to
+# those of them that keep their data on disk. Their data is not lost, unless a restart (is_restart) no longer reads the
+# directory. The data of the other nodes is safe
 # - while a leader serves that stays, or that has a disk;
 # - where a leader stops and a follower stays: it waits until that has its data. A follower with a disk is stopped after
 #   a leader without one;

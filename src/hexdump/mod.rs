@@ -178,7 +178,7 @@ fn offset(line: &str, form: Form) -> Option<(u64, usize)> {
     // Fewer digits than the program writes, or 17 and more, are no offset.
     let (least, colon) = match form {
         Form::Canonical => (7, ""),
-        _ => (4, ":"),
+        Form::Raw | Form::Digits | Form::Xxd | Form::Packets | Form::Printf => (4, ":"),
     };
     let rest = text[len..].strip_prefix(colon)?;
     let is_offset = (least..=16).contains(&len)

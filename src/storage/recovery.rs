@@ -55,7 +55,7 @@ pub struct ReadGroup<'a> {
 /// A segment that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentInfo {
-    /// Which one it is.
+    /// Its name.
     pub id: SegmentId,
     /// Index of its first record.
     pub first_index: u64,

@@ -43,7 +43,7 @@ pub struct SegmentId {
 /// The header of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentHeader {
-    /// Which segment it is.
+    /// Its name.
     pub id: SegmentId,
     /// Drawn for each use of a file.
     pub salt: u64,

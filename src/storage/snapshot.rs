@@ -220,7 +220,7 @@ fn discard(files: &dyn Files) {
 /// A snapshot that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadSnapshot {
-    /// Which one it is.
+    /// Its name.
     pub id: SnapshotId,
     /// Index at which it is exact once the log was applied up to there.
     pub end: u64,

@@ -372,7 +372,7 @@ fn the_files_of_a_data_directory_are_recognised_from_a_file_and_from_standard_in
         assert_eq!((named.code, &*named.err), (0, ""));
         assert!(named.out.starts_with(first.as_bytes()), "{named:?}");
         assert_eq!(decode(&[], bytes), named);
-        // Any byte that is not there is missed, though a segment may end behind its groups.
+        // A missing byte of a group is reported. A segment may also end behind its last group.
         let cut = &bytes[..bytes.len().min(600) - 1];
         fs::write(&file, cut).unwrap();
         let named = decode(&[file.to_str().unwrap()], b"");
@@ -383,7 +383,7 @@ fn the_files_of_a_data_directory_are_recognised_from_a_file_and_from_standard_in
         );
         let read = decode(&[], cut);
         assert_eq!((read.code, &read.out), (7, &named.out));
-        // Sides are those of connections.
+        // Only a connection has sides.
         assert_ne!(decode(&["--as", "request"], bytes).code, 0);
     }
     if tools::are_there(&["xxd"]) {

@@ -1,4 +1,4 @@
-//! The data directory of a node that does not run: what `dump`, `check` and `decode` say of it.
+//! `dump`, `check` and `decode` on the data directory of a node that does not run.
 
 use std::{
     fs,
@@ -27,10 +27,10 @@ use crate::{
     program, run, run_at, text,
 };
 
-/// A deadline far ahead.
+/// A deadline in the far future, in milliseconds since 1970.
 const FAR: u64 = 4_102_444_800_000;
 
-/// Starts a single node with the data directory `data` in a folder. With `snapshot_bytes` of log there is a snapshot.
+/// Starts a single node with the data directory `data` in a folder. It writes a snapshot after `snapshot_bytes` of log.
 fn start(dir: &Path, snapshot_bytes: &str) -> Durable {
     let mut command = command(dir, "always");
     command.env("GOPHERSTORE_SNAPSHOT_LOG_BYTES", snapshot_bytes);
@@ -49,7 +49,7 @@ fn fill(client: &mut Client) {
     client.del(&3_u32.to_be_bytes()).unwrap();
 }
 
-/// The frames of a dump in an order of their own, and its end mark.
+/// The frames of a dump, sorted, and its end mark.
 fn sorted(dump: &[u8]) -> (Vec<Vec<u8>>, Vec<u8>) {
     let (entries, mark) = dump.split_at(dump.len() - 55);
     let frames = gopherstore::wire::request::frames(entries);
@@ -135,7 +135,7 @@ fn a_directory_without_data_is_not_dumped() {
     assert!(!dir.path().join("copy.gbp").exists());
 }
 
-/// A stopped node's directory with 100 keys. With `snapshot_bytes` of log there are snapshots.
+/// The directory of a stopped node with 100 keys. The node wrote a snapshot after each `snapshot_bytes` of log.
 fn stopped(snapshot_bytes: Option<&str>) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let node = start(dir.path(), snapshot_bytes.unwrap_or("100000000"));
@@ -152,7 +152,7 @@ fn stopped(snapshot_bytes: Option<&str>) -> tempfile::TempDir {
     dir
 }
 
-/// The names of the files in the directory `data`, in their order.
+/// The sorted names of the files in the directory `data`.
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir.join("data")).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -161,7 +161,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Checks the directory `data`, which stays as it is.
+/// Runs `check` on the directory `data`, which must not change it.
 fn check(dir: &Path) -> (i32, String, String) {
     let before = contents(&dir.join("data"));
     let mut command = program();
@@ -174,7 +174,7 @@ fn check(dir: &Path) -> (i32, String, String) {
     (run.code, String::from_utf8(run.out).unwrap(), run.err)
 }
 
-/// Whether a node starts there, with a copy of the directory.
+/// Returns whether a node starts with a copy of the directory.
 fn starts(dir: &Path) -> bool {
     let copy = tempfile::tempdir().unwrap();
     let to = copy.path().join("data");
@@ -253,7 +253,7 @@ fn check_tells_a_torn_end_from_damage() {
     let [.., last, seal] = groups[..] else {
         panic!("{groups:?}")
     };
-    // Without the seal, and with a half of the group before it.
+    // The seal is missing, and half of the group before it.
     fs::write(&path, &whole[..last + 90]).unwrap();
     let (code, out, err) = check(dir.path());
     assert_eq!((code, &*err), (0, ""), "{out}");
@@ -270,7 +270,7 @@ fn check_tells_a_torn_end_from_damage() {
     );
     assert!(out.contains("100 keys up to index 2000, digest "), "{out}");
     assert!(starts(dir.path()));
-    // Any byte of a group that the seal says was durable.
+    // A changed byte of a group that was durable by the seal.
     for at in [last, last + 12, last + 84, last + 90] {
         let mut flipped = whole.clone();
         flipped[at] ^= 1;
@@ -312,7 +312,7 @@ fn check_of_a_directory_that_is_not_whole_agrees_with_the_node() {
         out.contains("new-snapshot: 4 bytes, not finished, of no use\n"),
         "{out}"
     );
-    // Only a snapshot: the log that makes it exact is missing.
+    // The log is missing that makes the snapshot exact.
     let snapshot = named("snapshot-").pop().unwrap();
     let away = tempfile::tempdir().unwrap();
     let logs = named("log-");
@@ -326,7 +326,7 @@ fn check_of_a_directory_that_is_not_whole_agrees_with_the_node() {
         "{err}"
     );
     assert!(!starts(dir.path()));
-    // Neither: nothing is there.
+    // Both are missing: there is no data.
     let bytes = fs::read(data.join(&snapshot)).unwrap();
     fs::remove_file(data.join(&snapshot)).unwrap();
     let (code, out, err) = check(dir.path());
@@ -336,7 +336,7 @@ fn check_of_a_directory_that_is_not_whole_agrees_with_the_node() {
         "{out}"
     );
     assert!(starts(dir.path()));
-    // No snapshot: the log begins too late.
+    // The snapshot is missing: the log begins too late.
     for name in &logs {
         fs::rename(away.path().join(name), data.join(name)).unwrap();
     }
@@ -344,7 +344,7 @@ fn check_of_a_directory_that_is_not_whole_agrees_with_the_node() {
     assert_eq!(code, 7, "{out}");
     assert!(err.contains("record 1 is not there"), "{err}");
     assert!(!starts(dir.path()));
-    // A snapshot with a byte changed.
+    // A byte of the snapshot is changed.
     let mut flipped = bytes.clone();
     flipped[100] ^= 1;
     fs::write(data.join(&snapshot), &flipped).unwrap();
@@ -360,7 +360,7 @@ fn check_of_a_directory_that_is_not_whole_agrees_with_the_node() {
     );
     assert!(out.contains("not judged\n"), "{out}");
     fs::write(data.join(&snapshot), &bytes).unwrap();
-    // Without its owner.
+    // The file that names the owner is missing.
     fs::remove_file(data.join("identity")).unwrap();
     let (code, out, err) = check(dir.path());
     assert_eq!(code, 7, "{out}");

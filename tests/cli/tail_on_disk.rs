@@ -33,7 +33,7 @@ fn cluster(count: usize, sync: &str, env: Vec<(&'static str, String)>) -> Cluste
     cluster
 }
 
-/// The next entries of a node, as they are shown.
+/// The next entries of a node, as `tail` prints them.
 fn entries(addr: &str, from: &[&str], count: usize) -> Vec<String> {
     let count = count.to_string();
     let command = &mut program();
@@ -62,7 +62,7 @@ impl Running {
         let mut child = start(command.args(["--from", "2"]));
         let lines = Some(BufReader::new(child.stdout.take().unwrap()));
         let mut err = child.stderr.take().unwrap();
-        // Nothing that it says is waited for, but it must not block on it.
+        // Nothing waits for its messages, but a full pipe must not block it.
         std::thread::spawn(move || err.read_to_end(&mut Vec::new()));
         Running { child, lines }
     }
@@ -166,7 +166,7 @@ fn a_watch_from_before_a_snapshot_is_told_the_oldest_index_after_a_restart() {
         !first.exists()
     });
     drop(client);
-    // The log in memory has it still.
+    // The log in memory still has it.
     let second = entries(&addr, &["--from", "2"], 1);
     for is_killed in [true, false] {
         let last = cluster.number(0, "index");
@@ -191,7 +191,7 @@ fn a_watch_from_before_a_snapshot_is_told_the_oldest_index_after_a_restart() {
             let arguments = ["tail", place[0], place[1]];
             run_at(&addr, &arguments, b"").expect_failure(11, &[&text]);
         }
-        // From there on, and behind the newest entry of before, each entry is there.
+        // Every entry from there on is present, and every entry after the newest one before the restart.
         let count = usize::try_from(last + 2 - oldest).unwrap();
         let all = entries(&addr, &["--from", &oldest.to_string()], count);
         assert!(all[count - 1].contains("\"EPOCH\""), "{all:?}");

@@ -33,7 +33,7 @@ fn fill(cluster: &Cluster, version: u64) {
     cluster.write_all(keys.iter().map(|key| (&key[..], &value[..])));
 }
 
-/// Whether the follower's directory has a snapshot, and nothing of another data set.
+/// Returns whether the follower's directory has a snapshot, and no file of another data set.
 fn is_tidy(cluster: &Cluster) -> bool {
     let entries = fs::read_dir(cluster.folder(1).join("data/n2")).unwrap();
     let names: Vec<String> = entries
@@ -48,13 +48,13 @@ fn is_tidy(cluster: &Cluster) -> bool {
     data.all(|name| name.split('-').nth(1) == chain)
 }
 
-/// Whether the follower's process has copied its leader's data set.
+/// Returns whether the follower's process has copied its leader's data set.
 fn copied(cluster: &Cluster) -> bool {
     let log = cluster.process(1).own_log();
     log.contains("copied n1 up to")
 }
 
-/// Whether what it has copied is in its directory, and the data set before is gone.
+/// Returns whether the copy is in the follower's directory, and the old data set is removed.
 fn is_kept(cluster: &Cluster) -> bool {
     let log = cluster.process(1).own_log();
     log.contains("wrote a snapshot of") && is_tidy(cluster)
@@ -101,7 +101,7 @@ fn cluster() -> Cluster {
 
 /// The follower has the data set of one of these versions. Returns whether it is the second one.
 fn has_one_of(cluster: &mut Cluster, versions: [u64; 2]) -> bool {
-    // Without its leader, it has what its disk has.
+    // Without its leader, it serves the data of its own disk.
     cluster.link(1, 0).refuse(true);
     cluster.restart(1);
     cluster.wait_for_status(1, PATIENCE, "its own data", |status| {

@@ -1,5 +1,4 @@
-//! Nodes with data directories: what was acknowledged survives the end of all processes, and a follower goes on where
-//! it was.
+//! Nodes with data directories: acknowledged writes survive the end of all processes, and followers resume.
 
 use std::fs;
 use std::process::Command;
@@ -12,7 +11,7 @@ use crate::support::names::key;
 use crate::support::node::PATIENCE;
 use crate::support::proxy::Way;
 
-/// A follower takes that much of a full copy in a second, where a test has to interrupt it.
+/// Bytes of a full copy that a follower receives in a second, where a test interrupts the copy.
 const SLOW: u64 = 2_000_000;
 
 pub(crate) fn cluster(nodes: usize, replication: &str, sync: &str, proxies: bool) -> Cluster {
@@ -65,7 +64,7 @@ fn fill(cluster: &Cluster) {
     cluster.write_all(keys.iter().map(|key| (&key[..], &value[..])));
 }
 
-/// Waits until the directory of the second node has what the node has copied.
+/// Waits until the data set that the second node has copied is in its directory.
 fn wait_copied(cluster: &Cluster) {
     cluster.wait_converged(PATIENCE);
     let log = cluster.process(1).own_log();
@@ -74,7 +73,7 @@ fn wait_copied(cluster: &Cluster) {
     }
 }
 
-/// The greatest index behind which one of the nodes of a cluster, none of which runs, has its log.
+/// The greatest index at which the log of a node begins, of the nodes of a cluster that is stopped.
 pub(crate) struct Begin(u64);
 
 impl Begin {
@@ -121,7 +120,7 @@ impl Begin {
 fn nothing_acknowledged_is_lost_with_all_nodes_at_once_and_nothing_is_copied() {
     let mut random = Random::from_env();
     for sync in ["always", "interval", "never"] {
-        // With many segments and snapshots, so that the nodes are killed amid them too.
+        // Short segments and many snapshots, so that nodes are also killed while they write these.
         let options = Options {
             replication: QUICK.to_owned(),
             storage: format!("data_dir = \"data\"\nsync = \"{sync}\""),
@@ -153,7 +152,7 @@ fn nothing_acknowledged_is_lost_with_all_nodes_at_once_and_nothing_is_copied() {
 fn followers_and_leaders_resume_from_their_logs_over_several_epochs() {
     let mut cluster = cluster(3, QUICK, "interval", false);
     let load = load(&cluster);
-    // While the follower is away its leader begins two epochs.
+    // The leader begins two epochs while the follower does not run.
     load.wait_for_more(100);
     cluster.kill(2);
     for _ in 0..2 {
@@ -170,7 +169,7 @@ fn followers_and_leaders_resume_from_their_logs_over_several_epochs() {
     assert_eq!(cluster.number(2, key::RESUMES), 1);
 }
 
-/// Cuts the end of a leader's log off, as a power failure may where the log was not synced.
+/// A power failure may cut off the end of a log that was not synced. This test cuts off the end of the leader's log.
 #[test]
 fn a_leader_takes_from_a_follower_what_its_own_disk_has_lost() {
     let mut cluster = cluster(3, QUICK, "never", false);
@@ -249,7 +248,7 @@ fn a_follower_that_is_killed_in_a_full_copy_has_its_old_data_or_the_new() {
             delivered() >= until || log.contains("copied n1 up to")
         });
         cluster.kill(1);
-        // Without its leader, it has what its disk has.
+        // Without its leader, it serves the data of its own disk.
         cluster.link(1, 0).refuse(true);
         cluster.restart(1);
         cluster.wait_for_status(1, PATIENCE, "its own data", |status| {
@@ -300,7 +299,7 @@ fn a_full_copy_that_fails_gives_the_follower_its_old_data_back() {
     link.refuse(false);
     link.pass();
     cluster.wait_converged(PATIENCE);
-    // And what comes now is on its disk, once the snapshot of the new data set is.
+    // Later writes are on its disk once the snapshot of the new data set is.
     cluster.client(0).set(b"late", b"2").unwrap();
     cluster.wait_converged(PATIENCE);
     let last = cluster.number(1, key::INDEX);
@@ -363,7 +362,7 @@ fn nodes_with_and_without_a_disk_form_a_cluster() {
     }
 }
 
-/// A node that stops needs no other one: its data is in the directory.
+/// A node with a directory stops without another node: its data is in the directory.
 #[test]
 fn a_node_with_a_directory_stops_alone_and_loses_nothing() {
     let mut cluster = cluster(2, QUICK, "never", false);
@@ -381,7 +380,7 @@ fn a_node_with_a_directory_stops_alone_and_loses_nothing() {
     );
 }
 
-/// A follower with a disk that is restarted to lead is not empty, and the leader of before gives up nothing.
+/// A follower with a disk that is restarted as leader has its data, and the former leader keeps its data.
 #[test]
 fn a_follower_with_a_directory_is_restarted_as_the_leader_in_place_of_one_that_is_gone() {
     let mut cluster = cluster(3, QUICK, "always", false);

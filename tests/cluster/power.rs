@@ -1,5 +1,5 @@
-//! Power failures of all nodes at once: the calls on their files are recorded in one order with what is acknowledged,
-//! and the nodes are started again with what the record leaves on their disks at a moment.
+//! Power failures of all nodes at once. One trace records the calls on the files of all nodes and the acknowledgements.
+//! The nodes are started again with the files that a power failure at a drawn event of the trace leaves.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -35,8 +35,8 @@ fn client(addr: SocketAddr) -> Client {
     Client::connect_with(&addr.to_string(), options).unwrap()
 }
 
-/// Each client makes so many writes, as long as they are acknowledged. Counts those that are in `acknowledged`, and
-/// returns whether all are.
+/// Each client makes `count` writes, and ends at the first one that is not acknowledged. Counts the others in
+/// `acknowledged`. Returns whether all were acknowledged.
 fn load(
     leader: SocketAddr,
     trace: &Path,
@@ -64,7 +64,7 @@ fn load(
     })
 }
 
-/// Starts a node, which is recorded from now on.
+/// Starts a node whose calls are recorded.
 fn start(cluster: &mut Cluster, recorder: &Recorder, trace: &Path, node: usize) {
     let dir = format!("data/{}", cluster.name(node));
     let mut env = recorder.env(u32::try_from(node).unwrap(), &dir, trace, None);
@@ -73,7 +73,7 @@ fn start(cluster: &mut Cluster, recorder: &Recorder, trace: &Path, node: usize) 
     cluster.restart(node);
 }
 
-/// All nodes have these writes at least, and none but those that were sent.
+/// Checks that every node has the acknowledged writes, and no write that was not sent.
 fn find_all(cluster: &Cluster, writes: &mut [Writes], expected: &[(u64, u64)]) {
     for (writes, expected) in writes.iter_mut().zip(expected) {
         for node in 0..NODES {
@@ -83,7 +83,7 @@ fn find_all(cluster: &Cluster, writes: &mut [Writes], expected: &[(u64, u64)]) {
     }
 }
 
-/// A node that does not run has what a power failure before this event leaves.
+/// Replaces the directory of a stopped node by the files that a power failure leaves.
 fn lose(cluster: &Cluster, node: usize, image: &Image) {
     let data = data(cluster, node);
     fs::remove_dir_all(&data).unwrap();
@@ -91,7 +91,7 @@ fn lose(cluster: &Cluster, node: usize, image: &Image) {
     println!("{}:\n{}", cluster.name(node), image.summary());
 }
 
-/// Fails the power of all nodes that often.
+/// Fails the power of all nodes `count` times.
 fn power_failures(sync: &str, count: usize) {
     let Some(recorder) = Recorder::compile() else {
         return;
@@ -141,7 +141,7 @@ fn a_cluster_comes_up_with_what_was_synced_as_the_power_of_all_nodes_fails() {
     power_failures("interval", rounds(1, 50));
 }
 
-/// Fails the power of one node amid a load that often. The others have what they had.
+/// Fails the power of one node under load, `count` times. The other nodes keep their data.
 fn one_power_failure(node: usize, count: usize) {
     let Some(recorder) = Recorder::compile() else {
         return;
@@ -169,7 +169,7 @@ fn one_power_failure(node: usize, count: usize) {
         let all = trace.events.len();
         let mut limits = expected(&trace, &writes, all, all);
         if node == 0 {
-            // Nothing is lost that any of its followers has.
+            // The leader loses nothing that one of its followers has.
             for (writes, limit) in writes.iter().zip(&mut limits) {
                 let most = (1..NODES).map(|follower| {
                     let mut writes = writes.clone();

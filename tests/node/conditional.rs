@@ -104,7 +104,7 @@ fn a_condition_is_met_by_some_states_of_a_key_and_by_no_others() {
                 let want = VALUE;
                 let expected = match (condition, stored) {
                     (Condition::Always, None) => (Status::NotFound, vec![]),
-                    _ => (status, state(stored.is_some(), old)),
+                    (_, stored) => (status, state(stored.is_some(), old)),
                 };
                 assert_eq!(take(&engine, key, Take { condition, want }), expected);
                 let is_left = stored.is_some() && !is_met;

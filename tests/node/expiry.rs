@@ -307,7 +307,8 @@ fn random_requests_on_a_leader_and_its_follower() {
             let expected = match opcode {
                 Opcode::Set | Opcode::SetAt => (Status::Ok, vec![]),
                 Opcode::Get => (of_key, found.unwrap_or_default()),
-                _ => (of_key, vec![]),
+                Opcode::Del | Opcode::Expire => (of_key, vec![]),
+                other => unreachable!("{} is not drawn", other.name()),
             };
             assert!(
                 answer == expected,
@@ -327,7 +328,8 @@ fn random_requests_on_a_leader_and_its_follower() {
                         *old = (value[0] == 3).then(|| deadline(&value[1..]));
                     }
                 }
-                _ => {}
+                Opcode::Get => {}
+                other => unreachable!("{} is not drawn", other.name()),
             }
             model.retain(|_, (_, deadline)| deadline.is_none_or(|deadline| deadline > now));
         }

@@ -546,7 +546,8 @@ fn records_are_applied_up_to_the_committed_index() {
     assert_eq!(places(), (1, 3));
 }
 
-/// A leader's answers wait for its disk. What a leader has sent is on the disk of that one, so a follower's do not.
+/// A leader's answers wait for its disk. A follower's answers do not: its leader sends a record once that is on its own
+/// disk.
 #[test]
 fn records_that_a_leader_sent_wait_for_no_disk() {
     let watermarks = Watermarks::default();

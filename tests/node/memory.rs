@@ -97,7 +97,15 @@ fn fill_on(engine: &Engine, first: u64, value: &[u8]) -> u64 {
     for number in first.. {
         match set(engine, number, value) {
             Status::Full => refused_in_a_row += 1,
-            _ => (stored, refused_in_a_row) = (stored + 1, 0),
+            Status::Ok
+            | Status::Error
+            | Status::NotLeader
+            | Status::NotFound
+            | Status::Loading
+            | Status::Conflict
+            | Status::Timeout
+            | Status::Lost
+            | Status::Compacted => (stored, refused_in_a_row) = (stored + 1, 0),
         }
         if refused_in_a_row == 200 {
             break;
@@ -413,7 +421,7 @@ fn what_makes_room_is_removed_from_followers_by_the_log() {
         loop {
             match log.read(&mut cursor, 1 << 20, &mut part, Instant::now(), || false) {
                 Found::Small(..) => records.extend_from_slice(&part),
-                _ => break records,
+                Found::Large(..) | Found::Nothing | Found::Ended | Found::Gone => break records,
             }
         }
     });

@@ -283,7 +283,7 @@ proptest! {
                     match log.read(&mut cursor, 100, &mut part, Instant::now(), || false) {
                         Found::Small(..) => frames.extend_from_slice(&part),
                         Found::Large(entry, _) => frames.extend_from_slice(entry.frame()),
-                        _ => break,
+                        Found::Nothing | Found::Ended | Found::Gone => break,
                     }
                 }
                 prop_assert_eq!(cursor.next, node.head().index + 1);

@@ -179,7 +179,8 @@ fn request(random: &mut ChaCha8Rng, model: &Model) -> (Opcode, Vec<u8>, Vec<u8>)
         }
         .encode(),
         Opcode::Expire => expiry(when),
-        _ => Vec::new(),
+        Opcode::Get | Opcode::Del | Opcode::Ttl => Vec::new(),
+        other => unreachable!("{} is not drawn", other.name()),
     };
     // A byte of the operands is another one.
     if opcode != Opcode::Set && !value.is_empty() && random.random_bool(0.02) {

@@ -218,7 +218,7 @@ fn durable_waits_for_the_disk_of_this_node_on_a_follower_too() {
     let records = [set(b"a"), set(b"b"), set(b"c")].concat();
     let digest = digest_after(node.engine(), &records);
     receive(node.engine(), &records, 2, digest).unwrap();
-    // The records behind 2 are logged, and not of the data set yet.
+    // The records behind 2 are logged, and not applied.
     log.watermarks().advance(Mark::Durable, 1);
     assert_eq!(status(), Status::Timeout);
     assert_eq!(log.wanted_durable(), 2);
@@ -258,7 +258,7 @@ fn durable_is_about_the_data_set_of_its_beginning_and_outlives_an_epoch() {
     let awaited = Awaited::Durable(token(3, 1, 7));
     let again = || match node.sync_again(awaited, Duration::ZERO) {
         Synced::Done(reply, position) => {
-            // It waits for no watermark of an epoch, which may be over.
+            // It does not wait for the watermark of an epoch, which may have ended.
             assert_eq!(position, Position::default());
             reply.status()
         }
@@ -279,7 +279,7 @@ fn durable_is_about_the_data_set_of_its_beginning_and_outlives_an_epoch() {
     log.watermarks().advance(Mark::Durable, 1);
     assert_eq!(count.load(Ordering::SeqCst), 1);
     assert_eq!(again(), Status::Ok);
-    // Another data set, of which the disk has nothing yet.
+    // Another data set, which is not on the disk.
     let _wait = node.await_sync(Awaited::Durable(token(5, 2, 9)), wake);
     node.discard_dataset("a snapshot replaces it");
     assert_eq!(count.load(Ordering::SeqCst), 2);

@@ -7,12 +7,12 @@ use crate::checkout::{Checkout, at_terminal, cli, ends, pid};
 use crate::support::node::wait_for;
 use crate::support::tools;
 
-/// Whether the programs are there that the tests need.
+/// Returns whether the programs that the tests need are installed.
 fn has_programs() -> bool {
     tools::are_there(&["bash", "script"])
 }
 
-/// A folder with the configuration of so many nodes, and their addresses. `None` where a program is missing.
+/// A folder with the configuration of `count` nodes, and their addresses. `None` where a program is missing.
 fn configured(count: usize) -> Option<(Checkout, Vec<SocketAddr>)> {
     if !has_programs() {
         return None;
@@ -22,7 +22,7 @@ fn configured(count: usize) -> Option<(Checkout, Vec<SocketAddr>)> {
     Some((checkout, addrs))
 }
 
-/// The same with running nodes that have a directory each, and in which the key `k` has the value `v`.
+/// The same with running nodes that keep their data on disk. The key `k` has the value `v`.
 fn running_on_disk(count: usize) -> Option<(Checkout, Vec<SocketAddr>)> {
     let (checkout, addrs) = configured(count)?;
     add_storage(&checkout);
@@ -31,14 +31,14 @@ fn running_on_disk(count: usize) -> Option<(Checkout, Vec<SocketAddr>)> {
     Some((checkout, addrs))
 }
 
-/// Gives the nodes of `cluster.toml` a directory each.
+/// Adds data directories to `cluster.toml`.
 fn add_storage(checkout: &Checkout) {
     let file = checkout.path().join("cluster.toml");
     let config = fs::read_to_string(&file).unwrap();
     fs::write(&file, config + "[storage]\ndata_dir = \"data\"\n").unwrap();
 }
 
-/// The nodes of `cluster.toml` have no directory any more.
+/// Removes the data directories from `cluster.toml`.
 fn remove_storage(checkout: &Checkout) {
     let file = checkout.path().join("cluster.toml");
     let config = fs::read_to_string(&file).unwrap();
@@ -50,13 +50,13 @@ fn start(checkout: &Checkout) {
     ends(0, &mut checkout.script("start-cluster.sh"));
 }
 
-/// Kills a node, and waits until its process is gone: so many are left.
+/// Kills a node, and waits until `left` processes run.
 fn kill(checkout: &Checkout, name: &str, left: usize) {
     tools::signal(pid(checkout, &format!("run/cluster/{name}.pid")), "KILL");
     checkout.wait_for_processes(left);
 }
 
-/// Stops the cluster at a terminal, where nothing is asked.
+/// Stops the cluster at a terminal, and checks that no question is asked.
 #[track_caller]
 fn stops_without_a_question(checkout: &Checkout, count: usize) {
     let printed = at_terminal(checkout, "scripts/stop-cluster.sh", "");
@@ -127,7 +127,7 @@ fn of_nodes_with_and_without_a_disk_those_whose_data_is_at_risk_are_named() {
         printed.contains("(no other node is known to hold the data, keys: 2)"),
         "{printed}"
     );
-    // That of n2 is on its disk.
+    // The data of n2 is on its disk.
     let mut restart = checkout.script("restart-node.sh");
     ends(0, restart.arg("n2"));
     assert_eq!(cli(0, addrs[1], &["get", "k"]), "v");
@@ -160,7 +160,7 @@ fn a_cluster_goes_from_memory_to_disk_and_back_without_a_loss() {
     for name in ["n2", "n3"] {
         restart(name);
     }
-    // The leader has no disk yet. What it takes to the last is on those of its followers.
+    // The leader has no disk yet. Its last writes are on the disks of its followers.
     cli(0, addrs[0], &["set", "late", "v"]);
     stops_without_a_question(&checkout, 3);
     start(&checkout);
@@ -191,7 +191,7 @@ fn a_restart_that_would_leave_the_directory_is_refused_where_no_other_node_has_t
     let words = "(cluster.toml gives n1 no data directory any more, and no other node is known to hold the data, \
                  keys: 1)";
     assert!(printed.contains(words), "{printed}");
-    // A stop leaves the directory.
+    // A stop does not remove the directory.
     stops_without_a_question(&checkout, 1);
     add_storage(&checkout);
     start(&checkout);

@@ -601,7 +601,7 @@ fn every_good_comparison_and_its_answer_are_written_just_as_they_are_read() {
             Side::Node {
                 to: Some(Opcode::Scan),
             } => ScanAnswer::decode(value).unwrap().encode(&mut written),
-            _ => continue,
+            Side::Client | Side::Node { .. } | Side::Stream => continue,
         }
         assert_eq!(written, value, "line {}", vector.line);
         count += 1;

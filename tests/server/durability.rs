@@ -20,7 +20,7 @@ use crate::durable::{Durable, command, log};
 use crate::node::{Node, PATIENCE, wait_for};
 use crate::{answer, tools};
 
-/// Least number of snapshots amid which a node is killed.
+/// Least number of snapshots that kills interrupt.
 const SNAPSHOTS: usize = 8;
 
 /// Writers of a node that is killed.
@@ -210,7 +210,7 @@ pub(crate) fn status_of(client: &mut Client) -> NodeStatus {
     NodeStatus::parse(&client.status().unwrap())
 }
 
-/// The bytes of the files whose names begin so.
+/// The bytes of the files whose names begin with `prefix`.
 fn bytes_of(dir: &Path, prefix: &str) -> u64 {
     let entries = fs::read_dir(dir.join("data")).unwrap();
     let entries = entries.map(Result::unwrap);
@@ -218,7 +218,7 @@ fn bytes_of(dir: &Path, prefix: &str) -> u64 {
     named.map(|entry| entry.metadata().unwrap().len()).sum()
 }
 
-/// A node that syncs nothing by itself, with so many entries, and a client of it.
+/// A node with `sync = "never"` that has `count` entries, and a client of it.
 fn with_entries(dir: &Path, count: u8) -> (Durable, Client) {
     let node = Durable::start(dir, "never");
     let mut client = node.client();
@@ -259,7 +259,7 @@ fn status_says_how_far_the_disk_is_and_what_a_recovery_has_done() {
     });
     assert_eq!(status.snapshot_bytes, Some(0));
     node.kill();
-    // Without the second half of its last group the log has a torn end.
+    // The second half of the last group is missing: the log has a torn end.
     let [segment] = &segments(dir.path())[..] else {
         panic!("more than one segment")
     };
@@ -278,7 +278,7 @@ fn status_says_how_far_the_disk_is_and_what_a_recovery_has_done() {
     assert!(status.cut_bytes >= Some(1), "{status:?}");
     assert!(status.recovered_records >= Some(49), "{status:?}");
     assert!(status.recovery_ms <= status.uptime_ms, "{status:?}");
-    // The recovery has synced what it found.
+    // The recovery has synced the log.
     assert!(
         status.durable_index >= Some(49) && status.synced_ms.is_some(),
         "{status:?}"
@@ -461,7 +461,7 @@ fn the_keys_of_a_node_with_a_disk_are_those_of_the_document() {
     let without = status_of(&mut client).lines;
     assert_eq!(without["disk"], "none");
     let more = with.keys().filter(|key| !without.contains_key(*key));
-    // A node of which no file was read is no member of anything, but has the name of its directory.
+    // A node without a configuration file has the name of its directory, and no cluster.
     let more: BTreeSet<&str> = more.map(String::as_str).collect();
     assert_eq!(more, documented);
 }
@@ -470,7 +470,7 @@ fn the_keys_of_a_node_with_a_disk_are_those_of_the_document() {
 fn a_directory_is_one_process_and_one_nodes() {
     let dir = tempfile::tempdir().unwrap();
     let node = Durable::start(dir.path(), "always");
-    // Without anything written, the directory would be as good as new.
+    // Without a write, the directory would have no data.
     node.client().set(b"a", b"1").unwrap();
     refused(dir.path(), "another process uses this data directory");
     // Before that the directory may have no log.

@@ -1,5 +1,4 @@
-//! A node whose disk is full: it refuses what it cannot keep, loses nothing that it has acknowledged, and goes on by
-//! itself.
+//! A node whose disk is full refuses writes, loses no acknowledged write, and goes on when there is space again.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -29,7 +28,7 @@ struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// `None` where the machine does not allow it.
+    /// Mounts a disk. `None` where the machine does not allow that.
     fn new() -> Option<SmallDisk> {
         if !tools::are_there(&["unshare", "nsenter"]) {
             return None;
@@ -64,7 +63,7 @@ impl SmallDisk {
         Durable::of(command, self.dir.path())
     }
 
-    /// A server that sees the disk.
+    /// The command for a server in the namespace.
     fn command(&self) -> Command {
         let mut command = Command::new("nsenter");
         command
@@ -85,14 +84,14 @@ impl SmallDisk {
             .stderr(err.unwrap());
     }
 
-    /// A file of the disk, as this process reaches it.
+    /// The path of a file on the disk for processes outside the namespace.
     fn path(&self, name: &str) -> PathBuf {
         let root = format!("/proc/{}/root", self.holder.id());
         let inside = self.dir.path().join("disk").join(name);
         Path::new(&root).join(inside.strip_prefix("/").unwrap())
     }
 
-    /// Takes all space that is left, again and again until `is_over`: the node gives some back now and then.
+    /// Fills the disk until `is_over`. The node frees space from time to time, which is filled again.
     fn take_all(&self, is_over: &AtomicBool) {
         let mut ballast = File::create(self.path("ballast")).unwrap();
         let block = [0; 4_096];
@@ -159,7 +158,7 @@ fn write(node: &str, writer: usize, first: u64, load: &Load) -> BTreeMap<String,
     written
 }
 
-/// Looks at a node whose disk is full.
+/// Checks a node whose disk is full.
 fn look_at_full(node: &Durable, known: u64, dir: &Path) {
     let mut client = node.client();
     let space = status_of(&mut client).disk_space;
@@ -246,7 +245,7 @@ fn a_full_disk_refuses_writes_and_the_node_goes_on_with_room() {
     }
 }
 
-/// A node of a cluster, which goes with the test.
+/// A node of a cluster, which is killed when the test ends.
 struct Member(Child);
 
 impl Drop for Member {

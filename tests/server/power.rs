@@ -1,8 +1,8 @@
-//! Power failures: the calls of a node are recorded, and what the record leaves on the disk at any of its moments is
-//! opened by another node.
+//! Power failures. The calls of a node are recorded, and another node opens the files that a power failure at a drawn
+//! call leaves.
 //!
-//! `GOPHERSTORE_LONG=1` has each as often as the long run asks for, `GOPHERSTORE_LONG=10%` a tenth of that;
-//! `GOPHERSTORE_SEED=N` repeats what a failed test drew.
+//! `GOPHERSTORE_LONG=1` runs each test as often as the long form asks for, `GOPHERSTORE_LONG=10%` a tenth of that.
+//! `GOPHERSTORE_SEED=N` repeats the run of a failed test.
 
 use std::fs;
 use std::path::Path;
@@ -38,7 +38,7 @@ pub(crate) fn recorded(
     command
 }
 
-/// Starts a node in the directory, and has all clients make that many writes.
+/// Starts a node in the directory. Each client then makes `count` writes.
 fn run(recorder: &Recorder, dir: &Path, sync: &str, writes: &[Writes], count: u64) -> Durable {
     let node = Durable::of(recorded(recorder, dir, sync, None), dir);
     let marker = Marker::new(&dir.join("trace"));
@@ -56,8 +56,8 @@ fn run(recorder: &Recorder, dir: &Path, sync: &str, writes: &[Writes], count: u6
     node
 }
 
-/// Opens what a power failure has left with the program that checks it and with a node. Moves `writes` to what is
-/// there.
+/// Opens the files that a power failure has left with `gopherstore-cli check` and with a node. Moves `writes` to the
+/// writes that are there.
 pub(crate) fn open(image: &Image, sync: &str, writes: &mut [&mut Writes], expected: &[(u64, u64)]) {
     let dir = tempfile::tempdir().unwrap();
     image.write(&dir.path().join("data"));
@@ -78,7 +78,7 @@ pub(crate) fn open(image: &Image, sync: &str, writes: &mut [&mut Writes], expect
     assert!(!log.contains("panicked") && !log.contains("ERROR"), "{log}");
 }
 
-/// Fails the power that often. Each time the next node goes on with what was left.
+/// Fails the power `count` times. Each time the next node goes on with the files that were left.
 fn power_failures(sync: &str, count: usize) {
     let Some(recorder) = Recorder::compile() else {
         return;
@@ -142,7 +142,13 @@ fn unsynced(trace: &Trace) -> Vec<Duration> {
             Kind::Sync if event.name.starts_with("log-") => {
                 longest.extend(first.take().map(|first| event.time - first));
             }
-            _ => {}
+            Kind::Open
+            | Kind::Write
+            | Kind::Sync
+            | Kind::Rename
+            | Kind::Unlink
+            | Kind::Mkdir
+            | Kind::Sent => {}
         }
     }
     longest
@@ -176,7 +182,7 @@ fn what_is_not_synced_is_no_older_than_the_interval() {
     while begin.elapsed() < 6 * interval {
         assert!(writes.write(&mut client, &marker));
     }
-    // The last ones are synced too, and nothing else makes the node do so.
+    // The last writes are synced too, though no other request comes.
     wait_for("the last sync", || {
         let status = status_of(&mut client);
         (status.durable_index == status.index).then_some(())
@@ -184,7 +190,7 @@ fn what_is_not_synced_is_no_older_than_the_interval() {
     let trace = Trace::read(&path);
     let mut ages = unsynced(&trace);
     ages.sort_unstable();
-    // The machine may hold the node up for some time.
+    // A busy machine may delay the node.
     let (median, most) = (ages[ages.len() / 2], ages[ages.len() - 1]);
     assert!(ages.len() >= 3 && median < interval * 3 / 2, "{ages:?}");
     assert!(median > interval / 2, "{ages:?}");

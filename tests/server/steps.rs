@@ -1,9 +1,10 @@
-//! Each call by which a node changes its directory fails, or is the last thing that the node does. Everything that was
-//! acknowledged is there afterwards.
+//! Each call by which a node changes its directory fails, or the node is killed at it. Afterwards every acknowledged
+//! write is there.
 //!
 //! The calls are those of a node that creates its directory, or recovers from one that a power failure has left, and
-//! then has new segments and snapshots. `GOPHERSTORE_LONG=1` has each of them, and else some are drawn;
-//! `GOPHERSTORE_SEED=N` repeats what a failed test drew.
+//! then has new segments and snapshots. `GOPHERSTORE_LONG=1` injects a fault into each of
+//! them; otherwise some are drawn.
+//! `GOPHERSTORE_SEED=N` repeats the run of a failed test.
 
 use std::path::Path;
 use std::process::{Child, ExitStatus};
@@ -96,7 +97,7 @@ impl Run {
         wait_for("the end of the node", || self.child.try_wait().unwrap())
     }
 
-    /// Waits until there is a snapshot, or none for a reason that the log says, or the node has ended.
+    /// Waits until there is a snapshot, the log names the reason why there is none, or the node has ended.
     fn wait_for_snapshot(&mut self) {
         wait_for("a snapshot", || {
             let text = log(self.dir.path());
@@ -190,7 +191,7 @@ fn expected(trace: &Trace, before: &Writes) -> (u64, u64) {
     )
 }
 
-/// Runs the node with this fault, and opens what it leaves: its files, and what the power leaves of them.
+/// Runs the node with this fault, and opens its files as they are, and as a power failure leaves them.
 fn survive(recorder: &Recorder, start: &Start, fault: &Fault, random: &mut Random) {
     let mut run = Run::start(recorder, &start.files, Some(fault));
     let status = run.finish(&start.writes);
@@ -223,20 +224,20 @@ fn survive(recorder: &Recorder, start: &Start, fault: &Fault, random: &mut Rando
     }
 }
 
-/// A node is killed, or says why it ends, or goes on.
+/// Checks that the node was killed, named the reason for its end, or went on.
 fn judge_end(fault: &Fault, status: ExitStatus, text: &str) {
     if fault.action == 0 {
         use std::os::unix::process::ExitStatusExt;
         assert_eq!(status.signal(), Some(9), "{fault}: {status}");
         return;
     }
-    // No later sync does the work of one that failed.
+    // A later sync does not replace one that failed.
     let must_end = fault.kind == Kind::Sync && fault.class == "log-0";
     let codes: &[i32] = if must_end { &[1] } else { &[0, 1] };
     let code = status.code().unwrap_or(-1);
     assert!(codes.contains(&code), "{fault}: {status}: {text}");
-    // A recovery opens a snapshot before it reads it, for a hint at the room that it needs, and does without that. A
-    // snapshot that is given up may leave its file to the next one.
+    // A recovery opens a snapshot once to learn the number of its keys, and ignores an error of that call. The next
+    // snapshot may overwrite the file of a discarded one.
     let is_said = match (fault.kind, &*fault.class) {
         (Kind::Open, "snapshot-0") => fault.number > 1,
         (Kind::Unlink, "new-snapshot") => false,

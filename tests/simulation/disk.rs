@@ -13,7 +13,7 @@ use crate::persistence::{self, Next, Snapshots};
 use crate::storage::error::StorageError;
 use crate::wire::Status;
 
-/// Pause before another snapshot, where one has failed: as in the server.
+/// Pause after a failed snapshot, as in the server.
 const RETRY_PAUSE: Micros = SECOND;
 
 /// Counters of disks.
@@ -23,7 +23,7 @@ pub(super) const LAST_SNAPSHOTS: &str = "snapshots behind the end of the log";
 pub(super) const DATA_SETS_REPLACED: &str = "data sets replaced on a disk";
 
 impl Process<'_> {
-    /// The directory was read into the engine: the writing goes on there.
+    /// Goes on writing behind the recovered data set, where the directory was read into the engine.
     pub(super) fn take_restored(&mut self, shared: &mut Shared) {
         let (host, node) = (self.host, self.replica.node);
         let Some(storing) = &mut self.storing else {
@@ -55,7 +55,7 @@ impl Process<'_> {
         }
     }
 
-    /// The node has started, and has recovered this.
+    /// Checks the data set that a node has recovered at its start.
     pub(super) fn check_recovered(&mut self, shared: &mut Shared) {
         let (host, node) = (self.host, self.replica.node);
         let Some(machine) = shared.disks.machines.get_mut(host).and_then(Option::as_mut) else {
@@ -72,7 +72,7 @@ impl Process<'_> {
         self.move_disk(found, shared);
     }
 
-    /// The disk holds the data set up to a position from now on.
+    /// Notes that the disk holds the data set up to a position from now on.
     fn move_disk(&mut self, place: Option<Place>, shared: &mut Shared) {
         let key = key_of(self.host);
         let before = match place {
@@ -139,14 +139,14 @@ impl Process<'_> {
         self.note_written(shared);
     }
 
-    /// Notes what the node says that its disk has.
+    /// Notes the positions up to which the data set is written and durable, as the node states them.
     fn note_written(&mut self, shared: &mut Shared) {
         let node = self.replica.node;
         let Some(log) = node.engine().log() else {
             return;
         };
         let index = |mark| log.watermarks().index(mark).filter(|index| *index > 0);
-        // Until the data set is on the disk, the one before is.
+        // Until the data set is on the disk, the disk has the previous one.
         let Some(written) = index(Mark::Written) else {
             return;
         };
@@ -195,7 +195,7 @@ impl Process<'_> {
         }
     }
 
-    /// The log cannot be written any more: the node ends.
+    /// Ends a node that cannot write its log.
     fn fail_disk(&mut self, error: &StorageError, shared: &mut Shared) {
         shared.note(self.host, || format!("ends: {error}"));
         if let Some(storing) = &mut self.storing {
@@ -210,7 +210,7 @@ impl Process<'_> {
         self.stop(shared);
     }
 
-    /// Where the call that failed was the end of the process, or of the power, it dies.
+    /// Ends the process at once if the failed call stands for its end or for a power failure. Returns whether it does.
     fn die_of_disk(&mut self, shared: &mut Shared) -> bool {
         let machine = shared.disks.machines[self.host].as_ref();
         let dies = machine.and_then(|machine| machine.dies);
@@ -221,7 +221,7 @@ impl Process<'_> {
         dies.is_some()
     }
 
-    /// Has the threads of the disk go on, where there is something for them.
+    /// Wakes the threads of the disk that have work.
     pub(super) fn wake_disk(&mut self, shared: &mut Shared) {
         let now = shared.timeline.now();
         let Some(storing) = self.storing.as_ref().filter(|storing| !storing.is_over) else {
@@ -242,7 +242,7 @@ impl Process<'_> {
         }
     }
 
-    /// Notes that answers of a leader have left: its disk has what they are about.
+    /// Notes the positions of answers that a leader has sent, and checks that its disk has them.
     pub(super) fn note_answered(
         &mut self,
         released: &[(usize, Status)],
@@ -276,7 +276,7 @@ impl Process<'_> {
         }
     }
 
-    /// The process ends, or the power of its machine: what was in memory is gone. Its disk has the rest.
+    /// Ends the process, or the power of its machine. Only the disk keeps its data.
     pub(super) fn end_disk(&mut self, is_power: bool, shared: &mut Shared) {
         let (host, node) = (self.host, self.replica.node);
         let has_written = node

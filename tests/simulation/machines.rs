@@ -1,4 +1,4 @@
-//! The disks of the machines: the faults of a run at them, and the positions that a recovery has to reach.
+//! The disks of the machines, their faults, and the positions that a recovery has to reach.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::truth::{Place, Truth, Violation};
 use crate::config::{StorageConfig, SyncPolicy};
 use crate::storage::simulated::Disk;
 
-/// The disk of each machine, and what a run does to them.
+/// The disks of all machines, and their faults.
 #[derive(Debug)]
 pub(super) struct Disks {
     pub(super) random: Random,
@@ -23,20 +23,20 @@ pub(super) struct Disks {
 pub(super) struct Machine {
     pub(super) plan: Plan,
     pub(super) disk: Disk,
-    /// The last position that an answer was about which has left.
+    /// The greatest position that an answer which was sent is about.
     pub(super) answered: Option<Place>,
-    /// The position up to which the node has said that it is written, and durable.
+    /// The positions up to which the data set is written and durable, as the node states them.
     pub(super) written: Option<Place>,
     pub(super) durable: Option<Place>,
-    /// The position of a data set that was to replace that of the disk when the process ended.
+    /// The position of the data set in memory that was to replace that of the disk when the process ended.
     replacing: Option<Place>,
     /// The positions that a recovery has to reach.
     required: Vec<Place>,
-    /// A call that fails is the end of the machine's process, or with `true` of its power.
+    /// The call that fails ends the process, or with `true` the power of the machine.
     pub(super) dies: Option<bool>,
     /// An operator has ordered to discard the data set.
     pub(super) may_discard: bool,
-    /// How often an operator has restarted the node in vain.
+    /// How often an operator has restarted the node because it was stuck.
     restarts: u32,
 }
 
@@ -46,21 +46,21 @@ pub(super) struct Plan {
     pub(super) config: StorageConfig,
     pub(super) segment_bytes: u64,
     pub(super) snapshot_log_bytes: u64,
-    /// Longest time until the threads that write have their turn.
+    /// Longest delay of a step of the threads that write.
     pub(super) turn: Micros,
 }
 
-/// Something that is done to disks.
+/// A fault of disks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DiskFault {
     /// The processes of all nodes, or of some of them, end at once; with `true` the power of their machines.
     All(bool),
     Some(bool),
-    /// The same with one machine, within one of its next steps.
+    /// The same with one machine, at one of its next calls.
     Within(bool),
     /// A call fails; with `true` all calls behind it too.
     Fails(bool),
-    /// It is full for some time.
+    /// The disk is full for some time.
     Full,
 }
 
@@ -171,7 +171,7 @@ impl Disks {
         (!hosts.is_empty()).then(|| hosts[self.random.place(hosts.len())])
     }
 
-    /// Has a call of the next ones fail.
+    /// Makes one of the next calls fail.
     pub(super) fn fail_soon(&mut self, host: usize, fault: DiskFault) {
         let call = self.random.between(1, 30);
         let Some(machine) = &mut self.machines[host] else {
@@ -191,7 +191,7 @@ impl Disks {
         machine.disk.fail(call, std::io::ErrorKind::Other, fails_on);
     }
 
-    /// A disk has room again.
+    /// Gives a disk space again.
     pub(super) fn give_room(&mut self, host: usize) {
         if let Some(machine) = self.of(host) {
             machine.disk.limit(None);
@@ -207,7 +207,7 @@ impl Disks {
         })
     }
 
-    /// No call fails any more.
+    /// Ends all faults.
     pub(super) fn heal(&mut self) {
         self.pause = None;
         for machine in self.machines.iter_mut().flatten() {
@@ -221,7 +221,7 @@ impl Disks {
         self.machines.get_mut(host)?.as_mut()
     }
 
-    /// An operator has ordered a node to discard its data set.
+    /// Notes that an operator has ordered a node to discard its data set.
     pub(super) fn may_discard(&mut self, host: usize) {
         if let Some(machine) = self.of(host) {
             machine.may_discard = true;
@@ -235,7 +235,7 @@ impl Plan {
     }
 }
 
-/// An operator has restarted a node in vain: at the second time, its data directory is removed. Its process has ended.
+/// Removes the data directory of a stuck node that an operator restarts for the second time. Its process has ended.
 pub(super) fn give_up(host: usize, shared: &mut Shared) {
     let Some(machine) = shared.disks.of(host) else {
         return;
@@ -259,7 +259,7 @@ pub(super) fn give_up(host: usize, shared: &mut Shared) {
 }
 
 impl Machine {
-    /// The process ends, or the power of the machine. `replacing` is the position of a data set that is not on the
+    /// Ends the process, or the power of the machine. `replacing` is the position of a data set that is not on the
     /// disk yet. Returns the position that the disk has to have.
     pub(super) fn end(
         &mut self,
@@ -286,7 +286,7 @@ impl Machine {
         has
     }
 
-    /// Checks what a recovery has found.
+    /// Checks that a recovery has found every required position.
     pub(super) fn check(&mut self, found: Option<Place>, truth: &Truth) -> Result<(), Violation> {
         let holds = |place| found.is_some_and(|found| truth.holds(found, place));
         let (required, replacing) = (std::mem::take(&mut self.required), self.replacing.take());

@@ -128,7 +128,8 @@ impl Known {
                 opcode.spec().value_of([expiry.into(), time])
             }
             Opcode::Set => text,
-            _ => Vec::new(),
+            Opcode::Get | Opcode::Del | Opcode::Ttl => Vec::new(),
+            other => unreachable!("{} is not drawn", other.name()),
         };
         Kind { opcode, key, value }
     }

@@ -524,7 +524,10 @@ impl Cluster {
             for response in pipeline.run().map_err(|e| e.error.to_string())? {
                 values.push(match response.map_err(|e| e.to_string())? {
                     Response::Value(value) => Some(value),
-                    _ => None,
+                    Response::Done
+                    | Response::NotFound
+                    | Response::Conflict(_)
+                    | Response::Pong => None,
                 });
             }
         }

@@ -9,8 +9,8 @@ use super::recorder::{Kind, Marker, Trace};
 /// Keys of a client.
 const KEYS: u64 = 20;
 
-/// The writes of a client, one after the other, and the contents of its keys after them. What the n-th write is
-/// follows from n, so the contents say how many writes are there, and whether one is missing among them.
+/// The writes of a client, one after the other, and the contents of its keys after them. The number of a write decides
+/// its key and value. So the contents of the keys show how many writes they include, and whether one is missing.
 #[derive(Clone, Debug)]
 pub(crate) struct Writes {
     client: usize,

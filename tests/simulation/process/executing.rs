@@ -1,4 +1,4 @@
-//! What a process executes, and what is checked of it: requests of clients, and the removal of expired entries.
+//! The requests that a process executes, the expired entries that it removes, and the checks of both.
 
 use std::collections::BTreeMap;
 

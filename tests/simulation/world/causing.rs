@@ -1,4 +1,4 @@
-//! What faults do: the drawn fault is carried out, and its end is planned.
+//! The effects of faults. Each fault is drawn, carried out, and ends after some time.
 
 use super::super::events::{MS, Micros, SECOND};
 use super::super::faults::Fault;
