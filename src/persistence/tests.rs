@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Copying, Exchange, Next, Progress, Recovery, Settings, Writing, recover};
+use super::{Copying, Exchange, Next, Progress, Recovery, Settings, Writing, open, recover};
 use crate::config::{StorageConfig, SyncPolicy};
 use crate::engine::clock::{Clock, Reading, TimeSource};
 use crate::engine::{Admission, Answers, Engine};
@@ -378,4 +378,64 @@ fn a_snapshot_that_was_given_up_is_begun_again() {
     assert!(exchange.has_news(log));
     assert!(exchange.note(&mut writing).wants_snapshot);
     assert!(exchange.begin_snapshot().is_some());
+}
+
+/// The offset of the last group with records in a segment.
+fn last_group(segment: &[u8]) -> usize {
+    let heads = segment.windows(12).enumerate();
+    let mut groups = heads.filter(|(_, it)| it.starts_with(b"GRP\x01") && it[8..] != [0; 4]);
+    groups.next_back().unwrap().0
+}
+
+/// With each policy: the mark behind an idle log comes once all of it is synced, and says so.
+#[test]
+fn damage_of_the_last_group_of_an_idle_log_is_found_once_it_was_synced() {
+    let tenths = |count: u64| Duration::from_millis(100 * count);
+    for sync in [SyncPolicy::Always, SyncPolicy::Interval, SyncPolicy::Never] {
+        let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
+        let log = engine.log().unwrap();
+        log.begin_writing(0, Mark::Written);
+        let (settings, recovery) = (settings(sync), Recovery::default());
+        let mut writing = Writing::new(&disk, (&engine, log), settings, recovery, now).unwrap();
+        lead(&engine);
+        for key in 0..3_u32 {
+            ask(&engine, &[set(&key.to_be_bytes(), &[1; 300])]);
+            settle(&engine, &mut writing, now);
+        }
+        let name = "log-00000001-0000000000000001";
+        let at = last_group(&disk.bytes(name));
+        let damaged = || {
+            let left = disk.after_kill();
+            left.flip(name, at + 100, 1);
+            recover(&left, &self::engine(), now, 1)
+        };
+        let before = disk.after_kill();
+        // The disk may not have it.
+        settle(&engine, &mut writing, now + tenths(2));
+        let is_synced = sync == SyncPolicy::Always;
+        assert_eq!(damaged().is_err(), is_synced, "{sync:?}");
+        let until = settle(&engine, &mut writing, now + tenths(9));
+        assert_eq!(damaged().is_err(), is_synced, "{sync:?}");
+        let is_due = until <= now + tenths(10);
+        assert_eq!(is_due, sync == SyncPolicy::Interval, "{sync:?}");
+        if sync == SyncPolicy::Never {
+            log.want_durable(log.last_index());
+        }
+        settle(&engine, &mut writing, now + tenths(10));
+        settle(&engine, &mut writing, now + tenths(11));
+        let text = damaged().unwrap_err().to_string();
+        let place = format!("{name}, offset {at}: record 4 is damaged");
+        assert!(text.contains(&place), "{sync:?}: {text}");
+        is_recovered(&disk.after_kill(), &engine);
+        // A start syncs what it reads.
+        let again = self::engine();
+        let recovery = open(&before, &again, Mark::Written, now, 1).unwrap();
+        let log = again.log().unwrap();
+        let settings = self::settings(sync);
+        let mut writing = Writing::new(&before, (&again, log), settings, recovery, now).unwrap();
+        settle(&again, &mut writing, now + tenths(1));
+        before.flip(name, at + 100, 1);
+        let error = recover(&before, &self::engine(), now, 1).unwrap_err();
+        assert!(error.to_string().contains(&place), "{sync:?}: {error}");
+    }
 }

@@ -32,7 +32,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Parts of a segment of which one is left to the node itself where the disk is full.
 const OWN_PART: u64 = 4;
 
-/// Idle time after which the last group is sealed.
+/// Idle time after which the last group is sealed, where it is durable.
 const SEAL_AFTER: Duration = Duration::from_millis(100);
 
 /// Time between two looks at a log in which nothing happens. What happens wakes the reader.
@@ -447,11 +447,9 @@ impl<'d> Writing<'d> {
         if self.is_unsynced && self.settings.config.sync == SyncPolicy::Interval {
             until = until.min(self.synced_at + self.settings.config.sync_interval);
         }
-        if self
-            .writer
-            .as_ref()
-            .is_some_and(|writer| !writer.is_sealed())
-        {
+        // A seal says what is durable. Behind a group that is not, it would say nothing of that for good.
+        let is_sealed = self.writer.as_ref().is_none_or(LogWriter::is_sealed);
+        if !is_sealed && !self.is_unsynced {
             let seal_at = self.wrote_at + SEAL_AFTER;
             if now >= seal_at {
                 self.seal()?;

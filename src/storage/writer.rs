@@ -157,6 +157,7 @@ impl<'f> LogWriter<'f> {
             move |error| StorageError::system(files, &name, operation, error)
         };
         let mut writer = LogWriter::new(files, id, log.end, salts, layout)?;
+        writer.is_sealed = log.is_sealed && log.durable_to >= log.end.last_index();
         writer.starts.extend(log.segments.iter().map(|it| Start {
             id: it.id,
             first_index: it.first_index,
