@@ -29,7 +29,7 @@ pub use reply::Reply;
 pub use state::NotOpened;
 use state::ReplicaState;
 pub use status::{Lines, Shown, StatusSection, Summary};
-pub use storage::{DiskBytes, RecoveryFigures, StorageStatus};
+pub use storage::{RecoveryFigures, SnapshotFigures, StorageStatus};
 pub use sync::{Awaited, Synced};
 
 use std::hash::{BuildHasher, Hasher, RandomState};

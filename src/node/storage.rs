@@ -18,10 +18,9 @@ pub struct StorageStatus {
 #[derive(Debug, Default)]
 struct State {
     recovery: RecoveryFigures,
-    bytes: DiskBytes,
+    log_bytes: u64,
     synced_at: Option<Instant>,
-    /// The index at which the last snapshot begins, and when it was written, if that is known.
-    snapshot: Option<(u64, Option<Instant>)>,
+    snapshot: Option<SnapshotFigures>,
 }
 
 /// Figures of the recovery at the start of the process.
@@ -35,13 +34,15 @@ pub struct RecoveryFigures {
     pub cut_bytes: u64,
 }
 
-/// Bytes of the files of a data directory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DiskBytes {
-    /// Of the log, with segments that are kept to be used again.
-    pub log: u64,
-    /// Of snapshots, with one that is being written.
-    pub snapshots: u64,
+/// The last snapshot of a data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotFigures {
+    /// Index at which it begins.
+    pub index: u64,
+    /// Bytes of its file.
+    pub bytes: u64,
+    /// When it was written, if that is known.
+    pub written_at: Option<Instant>,
 }
 
 impl StorageStatus {
@@ -59,9 +60,9 @@ impl StorageStatus {
         self.state.lock().recovery = figures;
     }
 
-    /// The files have so many bytes.
-    pub fn takes(&self, bytes: DiskBytes) {
-        self.state.lock().bytes = bytes;
+    /// The segments of the log have so many bytes.
+    pub fn log_takes(&self, bytes: u64) {
+        self.state.lock().log_bytes = bytes;
     }
 
     /// The log was made durable.
@@ -69,9 +70,9 @@ impl StorageStatus {
         self.state.lock().synced_at = Some(now);
     }
 
-    /// There is a snapshot, which begins at this index. It was written `at`, if that is known.
-    pub fn has_snapshot(&self, index: u64, at: Option<Instant>) {
-        self.state.lock().snapshot = Some((index, at));
+    /// There is a snapshot, and it is the last one.
+    pub fn has_snapshot(&self, figures: SnapshotFigures) {
+        self.state.lock().snapshot = Some(figures);
     }
 
     /// Adds the lines of a node with a disk.
@@ -90,10 +91,11 @@ impl StorageStatus {
         lines.add("disk_space", &space.as_str());
         let state = self.state.lock();
         lines.add_or_dash("synced_ms", state.synced_at.map(since));
-        lines.add("log_bytes", &state.bytes.log);
-        lines.add("snapshot_bytes", &state.bytes.snapshots);
-        lines.add_or_dash("snapshot_index", state.snapshot.map(|(index, _)| index));
-        let written_at = state.snapshot.and_then(|(_, at)| at);
+        lines.add("log_bytes", &state.log_bytes);
+        let snapshot = state.snapshot;
+        lines.add("snapshot_bytes", &snapshot.map_or(0, |it| it.bytes));
+        lines.add_or_dash("snapshot_index", snapshot.map(|it| it.index));
+        let written_at = snapshot.and_then(|it| it.written_at);
         lines.add_or_dash("snapshot_age_ms", written_at.map(since));
         lines.add("recovery_ms", &state.recovery.took.as_millis());
         lines.add("recovered_records", &state.recovery.records);

@@ -509,6 +509,12 @@ impl<'d> Writing<'d> {
         self.writer.as_ref().map(LogWriter::chain)
     }
 
+    /// Bytes of the segments of the chain that is written; 0 where there is none.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.writer.as_ref().map_or(0, LogWriter::bytes)
+    }
+
     /// The place in the log behind what is written.
     #[must_use]
     pub const fn cursor(&self) -> Cursor {

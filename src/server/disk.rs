@@ -18,11 +18,10 @@ use std::time::{Duration, Instant};
 use log::{Level, error, info, log, warn};
 use parking_lot::{Condvar, Mutex};
 
-use super::disk_bytes::Looks;
 use crate::config::StorageConfig;
 use crate::engine::Engine;
 use crate::log::{Cursor, Log, Mark, Space};
-use crate::node::{DataDirectory, Node, RecoveryFigures, StorageStatus};
+use crate::node::{DataDirectory, Node, RecoveryFigures, SnapshotFigures, StorageStatus};
 use crate::persistence::{
     self, Copying, Exchange, Next, Progress, Recovery, Settings, Snapshots, Writing,
 };
@@ -178,9 +177,12 @@ impl Disk {
             records: recovery.records,
             cut_bytes: cut.map_or(0, |cut| cut.bytes),
         });
-        if let Some(ReadSnapshot { id, .. }) = &recovery.snapshot {
-            let written_at = self.written_at(&id.name());
-            self.status.has_snapshot(id.begin, written_at);
+        if let Some(ReadSnapshot { id, bytes, .. }) = &recovery.snapshot {
+            self.status.has_snapshot(SnapshotFigures {
+                index: id.begin,
+                bytes: *bytes,
+                written_at: self.written_at(&id.name()),
+            });
         }
         if let Some(cut) = cut {
             warn!(
@@ -235,7 +237,6 @@ impl Disk {
         let recovery = self.recovered.lock().take().unwrap_or_default();
         let (files, now) = (&self.directory, Instant::now());
         let mut writing = Writing::new(files, (engine, log), settings, recovery, now)?;
-        let mut looks = Looks::new();
         let mut space = Space::Enough;
         loop {
             self.exchange(&mut writing)?;
@@ -244,12 +245,10 @@ impl Disk {
                 drop(self.shared.lock());
                 self.changed.notify_all();
             }
-            let look_at = self.look(&mut looks, &writing);
             match writing.step(Instant::now())? {
                 Next::Again => {}
                 Next::Wait(until) => {
                     self.exchange(&mut writing)?;
-                    let until = look_at.map_or(until, |at| until.min(at));
                     if writing.is_stalled() {
                         log.pause(until, || self.has_news(log));
                     } else {
@@ -289,19 +288,6 @@ impl Disk {
         }
     }
 
-    /// Notes the bytes of the files, where they have changed. Returns when it is to be called again.
-    fn look(
-        &self,
-        looks: &mut Looks<(Cursor, Snapshots)>,
-        writing: &Writing<'_>,
-    ) -> Option<Instant> {
-        let snapshot = self.shared.lock().exchange.snapshot();
-        let changes = matches!(snapshot, Snapshots::Wanted | Snapshots::Running);
-        let cause = (writing.cursor(), snapshot);
-        let target = (self.directory.path(), &self.status);
-        looks.look(target, cause, changes, Instant::now())
-    }
-
     /// Whether another thread has something for the log-writer thread.
     fn has_news(&self, log: &Log) -> bool {
         let shared = self.shared.lock();
@@ -324,6 +310,7 @@ impl Disk {
             shared = self.shared.lock();
         }
         let noted = shared.exchange.note(writing);
+        self.status.log_takes(writing.bytes());
         if noted.wants_snapshot || noted.has_moved {
             self.changed.notify_all();
         }
@@ -417,7 +404,11 @@ impl Disk {
         }
         let bytes = copying.len();
         let id = copying.finish()?;
-        self.status.has_snapshot(id.begin, Some(Instant::now()));
+        self.status.has_snapshot(SnapshotFigures {
+            index: id.begin,
+            bytes,
+            written_at: Some(Instant::now()),
+        });
         info!(
             "wrote a snapshot of {} keys, {bytes} bytes, in {} ms: the log before index {} is not needed any more",
             engine.len(),

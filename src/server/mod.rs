@@ -29,7 +29,6 @@ mod back_off;
 mod client;
 mod connection;
 pub mod disk;
-mod disk_bytes;
 mod end;
 mod expiry;
 mod housekeeping;

@@ -264,6 +264,15 @@ impl<'f> LogWriter<'f> {
         self.spares.prepare()
     }
 
+    /// Bytes of the segments, each up to the zeros behind its last group.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let open = self.current.as_ref().map(|current| current.offset);
+        let closed = self.starts.len() - usize::from(open.is_some());
+        let bytes = self.starts.iter().take(closed).map(|start| start.bytes);
+        bytes.chain(open).map(|bytes| bytes + END_LEN).sum()
+    }
+
     /// Bytes that can be written though the next segment has no space, and those that a segment has.
     #[must_use]
     pub fn reserve(&self) -> (u64, u64) {

@@ -330,6 +330,31 @@ fn a_heartbeat_says_how_far_the_disk_is() {
     });
 }
 
+/// With `always` the segments have zeros behind the last group, which are not counted.
+#[test]
+fn status_has_the_bytes_of_the_log_without_what_is_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Durable::start(dir.path(), "always");
+    let mut client = node.client();
+    for round in 0..3_u8 {
+        client.set(&[round], &[1; 1_000]).unwrap();
+        wait_for("the bytes of the log", || {
+            let [segment] = &segments(dir.path())[..] else {
+                panic!("more than one segment")
+            };
+            let bytes = fs::read(segment).unwrap();
+            let heads = bytes.windows(8).enumerate();
+            let mut heads = heads.filter(|(_, it)| it.starts_with(b"GRP\x01"));
+            let (at, head) = heads.next_back().unwrap();
+            let body = u32::from_be_bytes(head[4..].try_into().unwrap());
+            let end = (at + 88 + usize::try_from(body).unwrap()).next_multiple_of(8) + 8;
+            let has_zeros = end < bytes.len() && bytes[end..].iter().all(|byte| *byte == 0);
+            let counted = status_of(&mut client).log_bytes;
+            (has_zeros && counted == u64::try_from(end).ok()).then_some(())
+        });
+    }
+}
+
 #[test]
 fn status_has_the_last_snapshot_also_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
@@ -381,6 +406,10 @@ fn a_snapshot_is_written_by_order_and_shortens_the_next_start() {
         (status.snapshot_index == index).then_some(status)
     };
     let first = wait_for("the snapshot", || snapshot_of(&mut client));
+    assert_eq!(
+        first.snapshot_bytes,
+        Some(bytes_of(dir.path(), "snapshot-"))
+    );
     // Another one begins at the same index: its age says that it is there.
     wait_for("another snapshot", || {
         client.snapshot().unwrap();
