@@ -231,7 +231,9 @@ impl File for RealFile {
     fn allocate(&self, len: u64) -> io::Result<bool> {
         // Asked first: a call that fails takes what is left, and for a moment there is nothing for other processes.
         let has = self.0.metadata()?.blocks().saturating_mul(512);
+        // Some file systems do not say.
         if let Ok(disk) = fstatvfs(&self.0)
+            && disk.f_blocks > 0
             && disk.f_bavail.saturating_mul(disk.f_frsize) < len.saturating_sub(has)
         {
             return Err(Errno::NOSPC.into());

@@ -159,13 +159,28 @@ const ALWAYS: &[Status] = &[Status::Ok, Status::Error];
 /// Statuses of an operation that needs a complete data set.
 const READ: &[Status] = &[Status::Ok, Status::Error, Status::Loading];
 
-/// Statuses of a GET.
-const READ_KEY: &[Status] = &[Status::Ok, Status::Error, Status::NotFound, Status::Loading];
+/// Statuses of a GET. NOT_LEADER is for a read that waited for the disk of a leader which leads no longer.
+const READ_KEY: &[Status] = &[
+    Status::Ok,
+    Status::Error,
+    Status::NotLeader,
+    Status::NotFound,
+    Status::Loading,
+];
+
+/// Statuses of a SCAN.
+const SCAN: &[Status] = &[
+    Status::Ok,
+    Status::Error,
+    Status::NotLeader,
+    Status::Loading,
+];
 
 /// Statuses of a SYNC.
 const SYNC: &[Status] = &[
     Status::Ok,
     Status::Error,
+    Status::NotLeader,
     Status::Loading,
     Status::Timeout,
     Status::Lost,
@@ -554,7 +569,7 @@ commands! {
         effect_extra: None,
         batchable: false,
         reserve: Reserve::Refused,
-        statuses: READ,
+        statuses: SCAN,
         ok: OkValue::Entries,
     }
     /// Carries out the requests in its value together, or none of them; [`Batch::decode`] judges it.
