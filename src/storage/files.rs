@@ -9,6 +9,8 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
 use rustix::io::Errno;
@@ -103,10 +105,14 @@ pub trait File: fmt::Debug + Send + Sync {
 }
 
 /// A directory of the file system.
+///
+/// Once a sync of it has failed, nothing is written to its files any more: the system reports that to one of the
+/// threads that use the directory, and it is unknown which names of all of them are durable.
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
     handle: fs::File,
+    has_failed: Arc<AtomicBool>,
 }
 
 impl Directory {
@@ -153,7 +159,13 @@ impl Directory {
         Ok(Directory {
             path: path.to_owned(),
             handle,
+            has_failed: Arc::default(),
         })
+    }
+
+    fn opened(&self, file: fs::File) -> Box<dyn File> {
+        let has_failed = Arc::clone(&self.has_failed);
+        Box::new(RealFile(file, has_failed))
     }
 }
 
@@ -173,7 +185,7 @@ impl Files for Directory {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
         let file = options.open(self.path.join(name))?;
-        Ok(Box::new(RealFile(file)))
+        Ok(self.opened(file))
     }
 
     fn open(&self, name: &str, writes: bool) -> io::Result<Box<dyn File>> {
@@ -182,7 +194,7 @@ impl Files for Directory {
             .read(true)
             .write(writes)
             .open(self.path.join(name))?;
-        Ok(Box::new(RealFile(file)))
+        Ok(self.opened(file))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -194,7 +206,11 @@ impl Files for Directory {
     }
 
     fn sync_directory(&self) -> io::Result<()> {
-        self.handle.sync_all()
+        let synced = self.handle.sync_all();
+        if synced.is_err() {
+            self.has_failed.store(true, Ordering::SeqCst);
+        }
+        synced
     }
 
     fn path(&self) -> &Path {
@@ -202,8 +218,19 @@ impl Files for Directory {
     }
 }
 
+/// A file, and whether a sync of its directory has failed.
 #[derive(Debug)]
-struct RealFile(fs::File);
+struct RealFile(fs::File, Arc<AtomicBool>);
+
+impl RealFile {
+    /// Looked at behind a call, so that what is acknowledged was written before a sync of the directory failed.
+    fn check(&self) -> io::Result<()> {
+        if self.1.load(Ordering::SeqCst) {
+            return Err(io::Error::other("a sync of the directory has failed"));
+        }
+        Ok(())
+    }
+}
 
 impl File for RealFile {
     fn length(&self) -> io::Result<u64> {
@@ -225,7 +252,8 @@ impl File for RealFile {
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(bytes, offset)
+        self.0.write_all_at(bytes, offset)?;
+        self.check()
     }
 
     fn allocate(&self, len: u64) -> io::Result<bool> {
@@ -249,6 +277,7 @@ impl File for RealFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.0.sync_data()?;
+        self.check()
     }
 }

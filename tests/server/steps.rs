@@ -200,7 +200,9 @@ fn survive(recorder: &Recorder, start: &Start, fault: &Fault, random: &mut Rando
     println!("{fault}: {status}, call {failure:?}");
     assert!(!text.contains("panicked"), "{fault}: {text}");
     if let Some(failure) = failure {
-        judge_end(fault, status, &text);
+        let mut behind = trace.events[failure..].iter();
+        let has_gone_on = behind.any(|it| it.kind == Kind::Acknowledged);
+        judge_end(fault, status, &text, has_gone_on);
         let ended_by_it = status.code() == Some(1);
         let late = trace.events[failure..]
             .iter()
@@ -224,15 +226,17 @@ fn survive(recorder: &Recorder, start: &Start, fault: &Fault, random: &mut Rando
     }
 }
 
-/// Checks that the node was killed, named the reason for its end, or went on.
-fn judge_end(fault: &Fault, status: ExitStatus, text: &str) {
+/// Checks that the node was killed, named the reason for its end, or went on. `has_gone_on` says that it acknowledged
+/// writes after the call.
+fn judge_end(fault: &Fault, status: ExitStatus, text: &str, has_gone_on: bool) {
     if fault.action == 0 {
         use std::os::unix::process::ExitStatusExt;
         assert_eq!(status.signal(), Some(9), "{fault}: {status}");
         return;
     }
-    // A later sync does not replace one that failed.
-    let must_end = fault.kind == Kind::Sync && fault.class == "log-0";
+    // A later sync does not replace one that failed. A sync of the directory may be the last call of the node.
+    let must_end =
+        fault.kind == Kind::Sync && (fault.class == "log-0" || fault.class == "." && has_gone_on);
     let codes: &[i32] = if must_end { &[1] } else { &[0, 1] };
     let code = status.code().unwrap_or(-1);
     assert!(codes.contains(&code), "{fault}: {status}: {text}");
@@ -276,6 +280,22 @@ fn each_start(count: usize, times: usize, actions: impl Fn(&Fault, usize) -> i32
             eprintln!("{} of {} calls × {times}", faults.len(), calls.len());
         }
     }
+}
+
+/// Two threads sync the directory. An error is reported to one of them, and ends the node whichever that is.
+#[test]
+fn a_node_whose_directory_is_not_synced_ends() {
+    let Some(recorder) = Recorder::compile() else {
+        return;
+    };
+    let mut random = Random::from_env();
+    let start = Start::nothing();
+    let calls = start.calls(&recorder).into_iter();
+    let syncs = calls.filter(|call| call.kind == Kind::Sync && call.class == ".");
+    let action = Errno::IO.raw_os_error();
+    let faults: Vec<Fault> = syncs.map(|call| Fault { action, ..call }).collect();
+    assert!(faults.len() > 6, "{}", faults.len());
+    survive_all(&faults, &recorder, &start, &mut random);
 }
 
 #[test]
