@@ -268,11 +268,11 @@ impl Engine {
         Ok(Position { epoch, index })
     }
 
-    /// Whether the node's disk has space for a write: where it has not, the write is refused before it is executed.
+    /// Checks that the node's disk has space for a write. Without space a write is refused before it is executed.
     ///
     /// # Errors
     ///
-    /// Where it has not.
+    /// [`NotDone::NoSpace`] where it has not, and [`NotDone::Refused`] where the node takes no writes.
     #[inline]
     pub(super) fn check_space(
         &self,

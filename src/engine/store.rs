@@ -564,7 +564,8 @@ impl Store {
         }
     }
 
-    /// Notes that the records up to `index` made every partition what it is: a read of any of them is about that index.
+    /// Sets the index of the last change of every partition to that of a loaded data set. Reads are then about that
+    /// index.
     pub(super) fn note_loaded(&self, index: u64) {
         for partition in &self.partitions {
             partition.0.write().last_index = index;

@@ -37,7 +37,7 @@ impl Node {
         self.directory.is_some()
     }
 
-    /// An operator orders a snapshot.
+    /// Carries out an operator's order to begin a snapshot.
     pub(super) fn order_snapshot(&self) -> Reply {
         let error = |why: &str| Reply::Error(why.to_owned());
         let (Some(directory), Some(log)) = (&self.directory, self.engine.log()) else {

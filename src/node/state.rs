@@ -216,8 +216,8 @@ impl Node {
         });
     }
 
-    /// The node holds the data set of its data directory, if that has one. A follower serves it, where it is not known
-    /// to differ from the leader's.
+    /// Notes that the node holds the data set of its data directory, if the directory has one. A follower serves it,
+    /// unless it is known to differ from the leader's.
     pub fn restored(&self) {
         let has_data = self.holds_data();
         self.change(|state| {

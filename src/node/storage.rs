@@ -8,7 +8,8 @@ use super::Lines;
 use crate::config::SyncPolicy;
 use crate::log::{Log, Mark};
 
-/// The state of a data directory: its threads write it, and STATUS reads it. Nothing waits while it is locked.
+/// The state of a data directory, as STATUS shows it. The threads of the directory update it. Nothing waits while it is
+/// locked.
 #[derive(Debug, Default)]
 pub struct StorageStatus {
     sync: SyncPolicy,
@@ -26,11 +27,11 @@ struct State {
 /// Figures of the recovery at the start of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RecoveryFigures {
-    /// How long it took.
+    /// Duration of the recovery.
     pub took: Duration,
     /// Records of the log that were applied.
     pub records: u64,
-    /// Bytes at least that were cut off, since the last write was torn.
+    /// Least number of bytes of a torn write that were cut off.
     pub cut_bytes: u64,
 }
 
@@ -55,22 +56,22 @@ impl StorageStatus {
         }
     }
 
-    /// The directory was recovered.
+    /// Sets the figures of the recovery.
     pub fn recovered(&self, figures: RecoveryFigures) {
         self.state.lock().recovery = figures;
     }
 
-    /// The segments of the log have so many bytes.
+    /// Sets the bytes of the segments of the log.
     pub fn log_takes(&self, bytes: u64) {
         self.state.lock().log_bytes = bytes;
     }
 
-    /// The log was made durable.
+    /// Notes that the log was made durable at `now`.
     pub fn synced(&self, now: Instant) {
         self.state.lock().synced_at = Some(now);
     }
 
-    /// There is a snapshot, and it is the last one.
+    /// Sets the figures of the last snapshot.
     pub fn has_snapshot(&self, figures: SnapshotFigures) {
         self.state.lock().snapshot = Some(figures);
     }

@@ -76,7 +76,7 @@ impl<'d> Copying<'d> {
         if self.partitions < self.engine.partitions() {
             self.copy_partition()?;
         }
-        // Looked at behind the last read of the store, and before the copy counts.
+        // Checked after the last read of the store, and before the copy counts.
         if self.is_replaced() {
             return Ok(Progress::Replaced);
         }
@@ -124,7 +124,7 @@ impl<'d> Copying<'d> {
         Ok(())
     }
 
-    /// Gives the snapshot up: its file is removed.
+    /// Discards the snapshot, and removes its file.
     pub fn discard(self) {
         self.writer.discard();
     }
@@ -141,7 +141,7 @@ impl<'d> Copying<'d> {
         self.writer.is_empty()
     }
 
-    /// Gives the snapshot, which is [copied](Progress::Copied), its name.
+    /// Finishes the snapshot, which is [copied](Progress::Copied): its file gets its name.
     ///
     /// # Errors
     ///

@@ -13,7 +13,7 @@ pub struct Exchange {
     /// The chain that is written, and the index up to which it is durable.
     chain: Option<u32>,
     durable_to: u64,
-    /// Where its next record begins: it says which data set the chain is of.
+    /// Cursor of the next record of the chain. It identifies the data set of the chain.
     cursor: Option<Cursor>,
     /// More of it is written.
     is_unsynced: bool,
@@ -31,7 +31,7 @@ pub enum Snapshots {
     Wanted,
     /// One is being written.
     Running,
-    /// One has its name, and has so many bytes.
+    /// A snapshot is finished: its name, and its bytes.
     Done(SnapshotId, u64),
 }
 
@@ -133,14 +133,14 @@ impl Exchange {
         self.chain.zip(self.cursor)
     }
 
-    /// The snapshot has ended: with its name and so many bytes, or without. Then another one is ordered, since the data
-    /// set or its history has become another one meanwhile; not once the log has ended.
+    /// Ends the snapshot. `done` has its name and bytes; `None` where it was discarded. Then another one is ordered,
+    /// since the data set or its history has become another one meanwhile; not once the log has ended.
     pub fn end_snapshot(&mut self, done: Option<(SnapshotId, u64)>) {
         self.is_ordered |= done.is_none() && !self.has_ended;
         self.snapshot = done.map_or(Snapshots::Idle, |(id, bytes)| Snapshots::Done(id, bytes));
     }
 
-    /// The snapshot has failed: another one is wanted.
+    /// Has another snapshot written, because the last one has failed.
     pub const fn want_snapshot(&mut self) {
         self.snapshot = Snapshots::Wanted;
     }

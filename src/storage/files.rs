@@ -86,8 +86,8 @@ pub trait File: fmt::Debug + Send + Sync {
     /// Those of the system. A part of the bytes may be written then.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
-    /// Has the system set space aside for the bytes up to `len`, so that writing them cannot fail for want of space.
-    /// The length of the file stays. Returns false where the file system cannot do that.
+    /// Asks the system to set space aside for the bytes up to `len`, so that writing them cannot fail for want of
+    /// space. The length of the file stays. Returns false where the file system cannot do that.
     ///
     /// # Errors
     ///
@@ -257,7 +257,7 @@ impl File for RealFile {
     }
 
     fn allocate(&self, len: u64) -> io::Result<bool> {
-        // Asked first: a call that fails takes what is left, and for a moment there is nothing for other processes.
+        // The free space is compared first: a call that fails uses all of it for a moment.
         let has = self.0.metadata()?.blocks().saturating_mul(512);
         // Some file systems do not say.
         if let Ok(disk) = fstatvfs(&self.0)

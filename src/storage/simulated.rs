@@ -105,7 +105,7 @@ impl Disk {
         state.fails_on = fails_on;
     }
 
-    /// Lets the files take so many bytes in all.
+    /// Limits the bytes that all files take together; `None` for no limit.
     pub(crate) fn limit(&self, space: Option<u64>) {
         self.0.lock().space = space;
     }

@@ -70,8 +70,8 @@ pub struct SnapshotWriter<'f> {
 }
 
 impl<'f> SnapshotWriter<'f> {
-    /// Begins a snapshot: every change up to index `id.begin` is in what is added. `history` has the epochs up to
-    /// there.
+    /// Begins a snapshot. The entries that are added include every change up to index `id.begin`. `history` has the
+    /// epochs up to there.
     ///
     /// # Errors
     ///

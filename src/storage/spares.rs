@@ -21,11 +21,11 @@ pub(super) struct Spares<'f> {
     files: &'f dyn Files,
     salts: Salts,
     segment_bytes: u64,
-    /// Those with their space.
+    /// Files with all of their space.
     ready: Vec<Spare>,
-    /// Names of the others.
+    /// Names of files without their space.
     unready: Vec<String>,
-    /// The one that gets its space.
+    /// The file whose space is being set aside.
     making: Option<Spare>,
 }
 
@@ -44,8 +44,8 @@ pub(super) struct Spare {
 }
 
 impl<'f> Spares<'f> {
-    /// None yet. Those of an earlier process are removed: a crash amid the renaming may have left such a name to a file
-    /// that is a segment too.
+    /// Returns an empty list. Removes the spare files of an earlier process: a crash during a rename may have left such
+    /// a name to a file that is also a segment.
     ///
     /// # Errors
     ///
@@ -71,17 +71,17 @@ impl<'f> Spares<'f> {
         })
     }
 
-    /// Whether there is one with its space.
+    /// Returns whether a file with its space is ready.
     pub(super) const fn is_ready(&self) -> bool {
         !self.ready.is_empty()
     }
 
-    /// Whether one is being made.
+    /// Returns whether a file is being prepared.
     pub(super) const fn is_making(&self) -> bool {
         self.making.is_some()
     }
 
-    /// Takes a step towards one with its space. Returns whether it is there.
+    /// Takes a step of the preparation of a file. Returns whether one is ready.
     ///
     /// # Errors
     ///
@@ -116,7 +116,7 @@ impl<'f> Spares<'f> {
         Ok(true)
     }
 
-    /// Opens one of those without their space, or creates one.
+    /// Opens a file without its space, or creates one.
     fn begin(&mut self) -> Result<Spare, StorageError> {
         let files = self.files;
         if let Some(name) = self.unready.pop() {
@@ -133,7 +133,7 @@ impl<'f> Spares<'f> {
         }
     }
 
-    /// Takes one that has space for `needed` bytes at least.
+    /// Takes a file that has space for at least `needed` bytes.
     ///
     /// # Errors
     ///
@@ -156,14 +156,14 @@ impl<'f> Spares<'f> {
         }
     }
 
-    /// Has a file, which is no segment any more, be one again later. Returns the name that it is to get; `None` where
-    /// there are enough of them.
+    /// Keeps the file of a segment that is no longer needed, to use it again. Returns the name that it is to get;
+    /// `None` where enough files are kept.
     pub(super) fn name_of_old(&self, segment: &str) -> Option<String> {
         let count = self.ready.len() + self.unready.len() + usize::from(self.is_making());
         (count < SPARES_MAX).then(|| segment.replacen("log-", PREFIX, 1))
     }
 
-    /// A file has this name now.
+    /// Notes that a file that is kept has this name now.
     pub(super) fn add(&mut self, name: String) {
         self.unready.push(name);
     }

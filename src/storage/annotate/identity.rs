@@ -5,7 +5,7 @@ use crate::storage::identity::{FIRST_LINE, Identity};
 use crate::wire::annotate::dump::Dump;
 
 impl Parts<'_> {
-    /// All of the file.
+    /// The whole file.
     pub(super) fn identity(&mut self) -> Part {
         let mut dump = Dump::new(self.bytes, 0);
         let lines = self.bytes.split_inclusive(|byte| *byte == b'\n');
