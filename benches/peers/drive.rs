@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -246,95 +247,183 @@ impl Pace {
     }
 }
 
+/// A load on a server: its connections, and the requests that they are to send.
+struct Driver<'l> {
+    load: &'l Load<'l>,
+    epoll: OwnedFd,
+    keys: Keys,
+    requests: Requests,
+    choice: Choice,
+    connections: Vec<Connection>,
+    pace: Option<Pace>,
+    /// At a rate: the connections that have nothing in flight.
+    free: Vec<u64>,
+    /// Connections that are not at their end.
+    busy: usize,
+    /// Requests that were answered.
+    done: u64,
+    latency: Histogram<u64>,
+}
+
+impl<'l> Driver<'l> {
+    /// Opens the connections.
+    fn new(load: &'l Load<'l>) -> Outcome<Driver<'l>> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| failed("epoll", &e))?;
+        let mut connections = Vec::new();
+        for number in 0..u64::try_from(load.connections).unwrap_or(u64::MAX) {
+            let stream = connect(load.addr)?;
+            stream
+                .set_nonblocking(true)
+                .map_err(|e| failed("socket", &e))?;
+            let (data, flags) = (epoll::EventData::new_u64(number), epoll::EventFlags::IN);
+            epoll::add(&epoll, &stream, data, flags).map_err(|e| failed("epoll", &e))?;
+            connections.push(Connection {
+                stream,
+                out: Vec::new(),
+                sent: 0,
+                missing: 0,
+                start: Vec::new(),
+                left: 0,
+                since: Instant::now(),
+                waits_to_write: false,
+            });
+        }
+        let latency = Histogram::new_with_bounds(1, 600_000_000_000, 3);
+        Ok(Driver {
+            load,
+            epoll,
+            keys: Keys::new(),
+            requests: Requests::new(load.protocol, load.write, load.value_len),
+            choice: Choice {
+                state: load.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+                next_key: 0,
+            },
+            connections,
+            pace: Pace::of(load),
+            free: Vec::new(),
+            busy: 0,
+            done: 0,
+            latency: latency.map_err(|e| e.to_string())?,
+        })
+    }
+
+    /// Sends the first requests of each connection. At a rate, all connections are free.
+    fn begin(&mut self) -> Outcome<()> {
+        for number in 0..u64::try_from(self.connections.len()).unwrap_or(u64::MAX) {
+            if self.pace.is_some() {
+                self.free.push(number);
+                self.busy += 1;
+                continue;
+            }
+            self.busy += 1;
+            self.send_next(number, Instant::now())?;
+        }
+        Ok(())
+    }
+
+    /// Fills a connection with its next requests, which count from `since`, and sends them.
+    fn send_next(&mut self, number: u64, since: Instant) -> Outcome<()> {
+        let connection = &mut self.connections[usize::try_from(number).unwrap_or(0)];
+        let out = &mut connection.out;
+        connection.left = fill(self.load, &self.keys, &self.requests, &mut self.choice, out);
+        (connection.sent, connection.since) = (0, since);
+        self.busy -= usize::from(connection.left == 0);
+        connection.flush(&self.epoll, number)
+    }
+
+    /// At a rate, sends the requests that are due. Returns how long to wait for answers.
+    fn send_due(&mut self) -> Outcome<Duration> {
+        let mut wait = Duration::from_millis(100);
+        while !self.free.is_empty()
+            && let Some(pace) = &mut self.pace
+        {
+            if pace.due > Instant::now() {
+                wait = wait.min(pace.due.saturating_duration_since(Instant::now()));
+                break;
+            }
+            let since = pace.due;
+            pace.due += pace.interval;
+            let number = self.free.pop().unwrap_or_default();
+            self.send_next(number, since)?;
+        }
+        Ok(wait)
+    }
+
+    /// Waits for answers.
+    fn wait(&self, time: Duration, events: &mut Vec<epoll::Event>) -> Outcome<()> {
+        events.clear();
+        let time = Timespec {
+            tv_sec: 0,
+            tv_nsec: time.subsec_nanos().into(),
+        };
+        let spare = rustix::buffer::spare_capacity(events);
+        match epoll::wait(&self.epoll, spare, Some(&time)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => check_interrupted(),
+            Err(error) => Err(failed("epoll", &error)),
+        }
+    }
+
+    /// Reads the answers of a connection, and sends its next requests once all are there.
+    fn receive(&mut self, number: u64, buffer: &mut [u8]) -> Outcome<()> {
+        let connection = &mut self.connections[usize::try_from(number).unwrap_or(0)];
+        loop {
+            let count = match connection.stream.read(buffer) {
+                Ok(0) => return Err("the server closed a connection".to_owned()),
+                Ok(count) => count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(failed("cannot read", &error)),
+            };
+            let answers = connection.take(self.load, &buffer[..count])?;
+            self.done += answers;
+            connection.left = connection
+                .left
+                .checked_sub(usize::try_from(answers).unwrap_or(usize::MAX))
+                .ok_or("more answers than requests")?;
+            if count < buffer.len() {
+                break;
+            }
+        }
+        let has_sent = connection.sent == connection.out.len();
+        if connection.left > 0 || !has_sent || self.free.contains(&number) {
+            return connection.flush(&self.epoll, number);
+        }
+        let nanos = u64::try_from(connection.since.elapsed().as_nanos()).unwrap_or(0);
+        self.latency.saturating_record(nanos);
+        if self.pace.is_some() {
+            self.free.push(number);
+            return Ok(());
+        }
+        self.send_next(number, Instant::now())
+    }
+}
+
+fn failed(what: &str, error: &dyn std::fmt::Display) -> String {
+    format!("{what}: {error}")
+}
+
 /// Drives a server.
 pub(crate) fn drive(load: &Load<'_>) -> Outcome<Measured> {
-    let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
-    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| failed("epoll", &e))?;
-    let (keys, requests) = (
-        Keys::new(),
-        Requests::new(load.protocol, load.write, load.value_len),
-    );
-    let mut choice = Choice {
-        state: load.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
-        next_key: 0,
-    };
-    let mut connections = Vec::new();
-    for number in 0..u64::try_from(load.connections).unwrap_or(u64::MAX) {
-        let stream = connect(load.addr)?;
-        stream
-            .set_nonblocking(true)
-            .map_err(|e| failed("socket", &e))?;
-        let (data, flags) = (epoll::EventData::new_u64(number), epoll::EventFlags::IN);
-        epoll::add(&epoll, &stream, data, flags).map_err(|e| failed("epoll", &e))?;
-        connections.push(Connection {
-            stream,
-            out: Vec::new(),
-            sent: 0,
-            missing: 0,
-            start: Vec::new(),
-            left: 0,
-            since: Instant::now(),
-            waits_to_write: false,
-        });
-    }
-    let mut latency =
-        Histogram::new_with_bounds(1, 600_000_000_000, 3).map_err(|e| e.to_string())?;
+    let mut driver = Driver::new(load)?;
     // A fifth of the time to warm up; only then it counts.
     let mut warm_until = match load.until {
         Until::Time(time) => Some(Instant::now() + time / 5),
         Until::Told(_) | Until::EachKeySet => None,
     };
-    let (mut done, mut start) = (0, Instant::now());
+    let mut start = Instant::now();
     let mut processor = servers::processor_time(load.pid);
     let mut written = Written::by(load.pid);
-    let mut pace = Pace::of(load);
-    // At a rate: those that have nothing in flight.
-    let mut free: Vec<u64> = Vec::new();
-    let mut busy = 0;
-    for (number, connection) in (0..).zip(&mut connections) {
-        if pace.is_some() {
-            free.push(number);
-            busy += 1;
-            continue;
-        }
-        connection.left = fill(load, &keys, &requests, &mut choice, &mut connection.out);
-        busy += usize::from(connection.left > 0);
-        connection.since = Instant::now();
-        connection.flush(&epoll, number)?;
-    }
+    driver.begin()?;
     let mut buffer = vec![0; READ_BYTES];
     let mut events = Vec::with_capacity(1024);
     let mut heard = Instant::now();
-    while busy > 0 {
-        events.clear();
-        let mut wait = Duration::from_millis(100);
-        if let Some(pace) = &mut pace {
-            while !free.is_empty() && pace.due <= Instant::now() {
-                let Some(number) = free.pop() else { break };
-                let connection = &mut connections[usize::try_from(number).unwrap_or(0)];
-                connection.left = fill(load, &keys, &requests, &mut choice, &mut connection.out);
-                (connection.sent, connection.since) = (0, pace.due);
-                pace.due += pace.interval;
-                connection.flush(&epoll, number)?;
-            }
-            if !free.is_empty() {
-                wait = wait.min(pace.due.saturating_duration_since(Instant::now()));
-            }
-        }
-        let wait = Timespec {
-            tv_sec: 0,
-            tv_nsec: wait.subsec_nanos().into(),
-        };
-        let spare = rustix::buffer::spare_capacity(&mut events);
-        match epoll::wait(&epoll, spare, Some(&wait)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => check_interrupted()?,
-            Err(error) => return Err(failed("epoll", &error)),
-        }
+    while driver.busy > 0 {
+        let time = driver.send_due()?;
+        driver.wait(time, &mut events)?;
         let now = Instant::now();
         if warm_until.is_some_and(|until| now >= until) {
             warm_until = None;
-            latency.reset();
-            (done, start) = (0, now);
+            driver.latency.reset();
+            (driver.done, start) = (0, now);
             processor = servers::processor_time(load.pid);
             written = Written::by(load.pid);
         }
@@ -349,46 +438,14 @@ pub(crate) fn drive(load: &Load<'_>) -> Outcome<Measured> {
             return Err(format!("no answer in {} s", SILENCE_MAX.as_secs()));
         }
         for event in &events {
-            let number = event.data.u64();
-            let connection = &mut connections[usize::try_from(number).unwrap_or(0)];
-            loop {
-                let count = match connection.stream.read(&mut buffer) {
-                    Ok(0) => return Err("the server closed a connection".to_owned()),
-                    Ok(count) => count,
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                    Err(error) => return Err(failed("cannot read", &error)),
-                };
-                let answers = connection.take(load, &buffer[..count])?;
-                done += answers;
-                connection.left = connection
-                    .left
-                    .checked_sub(usize::try_from(answers).unwrap_or(usize::MAX))
-                    .ok_or("more answers than requests")?;
-                if count < buffer.len() {
-                    break;
-                }
-            }
-            let has_sent = connection.sent == connection.out.len();
-            if connection.left == 0 && has_sent && !free.contains(&number) {
-                let nanos = u64::try_from(connection.since.elapsed().as_nanos()).unwrap_or(0);
-                latency.saturating_record(nanos);
-                if pace.is_some() {
-                    free.push(number);
-                    continue;
-                }
-                connection.left = fill(load, &keys, &requests, &mut choice, &mut connection.out);
-                connection.sent = 0;
-                connection.since = Instant::now();
-                busy -= usize::from(connection.left == 0);
-            }
-            connection.flush(&epoll, number)?;
+            driver.receive(event.data.u64(), &mut buffer)?;
         }
     }
     Ok(Measured {
-        requests: done,
+        requests: driver.done,
         time: start.elapsed(),
         processor: servers::processor_time(load.pid).saturating_sub(processor),
         written: Written::by(load.pid).since(written),
-        latency,
+        latency: driver.latency,
     })
 }
