@@ -87,7 +87,7 @@ fn the_keys_of_a_status_are_those_of_the_document() {
         let expected: BTreeSet<String> = expected.map(|(key, _)| key.clone()).collect();
         assert_eq!(said, expected, "{}", cluster.name(node));
     }
-    // The test of a node with a disk is in tests/server/durability.rs.
+    // The test of a node with a disk is in tests/server/disk_status.rs.
     let own = BTreeSet::from(["any", "disk", "source", "follower"]);
     assert_eq!(table.into_values().collect::<BTreeSet<_>>(), own);
 }

@@ -44,7 +44,7 @@ impl End {
             // No node of the cluster here has a disk.
             End::Code(3)
         } else if is("snapshot") {
-            // The nodes have no disk; tests/server/durability.rs gives the order to one that has.
+            // The nodes have no disk; tests/server/disk_status.rs gives the order to one that has.
             End::Code(3)
         } else if is("tcpdump") {
             // The recording ends with bytes that are no request.

@@ -11,8 +11,7 @@ use std::thread;
 use gopherstore::client::{Client, Error, NodeStatus};
 
 use crate::cluster::rounds;
-use crate::durability::status_of;
-use crate::durable::{Durable, log};
+use crate::durable::{Durable, log, status_of};
 use crate::node::wait_for;
 use crate::proxy::reserve_port;
 use crate::tools;

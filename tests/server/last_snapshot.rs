@@ -7,8 +7,8 @@ use rustix::io::Errno;
 use tempfile::TempDir;
 
 use crate::cluster::rounds;
-use crate::durability::{check, status_of};
-use crate::durable::{Durable, log};
+use crate::durability::check;
+use crate::durable::{Durable, log, status_of};
 use crate::load::Random;
 use crate::node::wait_for;
 use crate::power::{open, recorded};

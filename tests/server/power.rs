@@ -11,8 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cluster::rounds;
-use crate::durability::{check, status_of};
-use crate::durable::{Durable, command, log};
+use crate::durability::check;
+use crate::durable::{Durable, command, log, status_of};
 use crate::load::Random;
 use crate::node::{PATIENCE, wait_for};
 use crate::recorder::{Fault, Image, Kind, Marker, Recorder, Survival, Trace};

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use gopherstore::client::{Client, ClientOptions};
+use gopherstore::client::{Client, ClientOptions, NodeStatus};
 
 use super::node::{PATIENCE, wait_for};
 
@@ -91,4 +91,9 @@ impl Drop for Durable {
 /// The log of the nodes of a folder.
 pub(crate) fn log(dir: &Path) -> String {
     fs::read_to_string(dir.join("err")).unwrap_or_default()
+}
+
+/// The STATUS of a node.
+pub(crate) fn status_of(client: &mut Client) -> NodeStatus {
+    NodeStatus::parse(&client.status().unwrap())
 }
