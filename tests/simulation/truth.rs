@@ -5,6 +5,9 @@
 //! records of all epochs are a tree: an epoch begins behind a record of another one. So for each position, `(epoch,
 //! nonce, index)`, the truth has the one data set that it names, and its digest.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -14,6 +17,8 @@ use super::trace::line_of;
 use crate::engine::digest::Digest;
 use crate::history::{EpochStart, History};
 use crate::log::tap;
+use crate::wire::batch::Batch;
+use crate::wire::expiry::DEADLINE_LEN;
 use crate::wire::request::{RequestFrame, frames};
 use crate::wire::{Opcode, Status, Token};
 
@@ -314,7 +319,14 @@ impl Truth {
             | Status::Timeout
             | Status::Lost
             | Status::Compacted => return Ok(()),
-            Status::Full if by.limit != Limit::None => return Ok(()),
+            Status::Full if by.limit != Limit::None => {
+                return if may_be_full(by, frame) {
+                    Ok(())
+                } else {
+                    let name = frame.opcode().name();
+                    Err(format!("{name} is answered by FULL, and needs no memory"))
+                };
+            }
             Status::Full | Status::Ok | Status::NotFound | Status::Conflict | Status::Error => {}
         }
         let key = frame.key();
@@ -487,6 +499,42 @@ impl Truth {
     }
 }
 
+/// Whether a request may need memory beyond that of the entries that it replaces (GBP §7).
+fn may_be_full(by: &Executing<'_>, frame: &RequestFrame<'_>) -> bool {
+    let item = by.model.item(frame.key());
+    // An entry that has expired or was evicted may be removed already.
+    let item = item.filter(|item| !item.has_expired(by.now) && by.limit == Limit::Refuses);
+    match frame.opcode() {
+        Opcode::Set => item.is_none_or(|item| item.value.len() < frame.value().len()),
+        Opcode::SetAt => item.is_none_or(|item| {
+            let len = frame.value().len() - DEADLINE_LEN;
+            item.deadline.is_none() || item.value.len() < len
+        }),
+        Opcode::Expire => item.is_none_or(|item| item.deadline.is_none()),
+        Opcode::Put | Opcode::Add => true,
+        Opcode::Batch => Batch::decode(frame.value()).is_ok_and(|batch| {
+            let mut opcodes = batch.frames().iter().map(RequestFrame::opcode);
+            opcodes
+                .any(|opcode| opcode.spec().writes && !matches!(opcode, Opcode::Del | Opcode::Take))
+        }),
+        Opcode::Get
+        | Opcode::Del
+        | Opcode::Ping
+        | Opcode::Take
+        | Opcode::Ttl
+        | Opcode::Scan
+        | Opcode::Sync
+        | Opcode::Watch
+        | Opcode::Status
+        | Opcode::Discard
+        | Opcode::Sums
+        | Opcode::List
+        | Opcode::Snapshot
+        | Opcode::Follow
+        | Opcode::Epoch => false,
+    }
+}
+
 impl Model {
     fn change(&mut self, key: &Rc<[u8]>, effect: &Effect) {
         match effect.on(self.map.get(key)) {
@@ -508,102 +556,5 @@ impl Model {
     /// Number of keys.
     pub(super) fn len(&self) -> usize {
         self.map.len()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::wire::Request;
-
-    fn history(epochs: &[(u64, u64, u64)]) -> History {
-        let starts = epochs
-            .iter()
-            .map(|&(epoch, nonce, start_index)| EpochStart {
-                epoch,
-                nonce,
-                start_index,
-            });
-        History::new(starts.collect()).unwrap()
-    }
-
-    fn answer(
-        truth: &mut Truth,
-        process: usize,
-        model: &mut Model,
-        request: Request<'_>,
-        (status, value): (Status, &str),
-    ) -> Result<(), Violation> {
-        let mut bytes = Vec::new();
-        request.encode(&mut bytes).unwrap();
-        let frame = frames(&bytes).next().unwrap();
-        let mut written = Written::default();
-        if frame.opcode() != Opcode::Get {
-            written.frames.extend_from_slice(&bytes);
-        }
-        let mut by = Executing {
-            process,
-            model,
-            written: &mut written,
-            now: 1,
-            limit: Limit::None,
-        };
-        let number = Some(truth.executed.len());
-        truth.executed(&mut by, number, &frame, (status, value.as_bytes()))?;
-        truth.settled(&mut by)
-    }
-
-    fn set<'a>(value: &'a str) -> Request<'a> {
-        Request::Set {
-            key: b"k",
-            value: value.as_bytes(),
-        }
-    }
-
-    #[test]
-    fn it_knows_the_data_set_of_each_position_and_who_wrote_it() {
-        let mut truth = Truth::default();
-        let first = history(&[(1, 7, 1)]);
-        truth.open(0, &first).unwrap();
-        let mut model = Model::default();
-        truth
-            .advance(&mut model, Truth::place_of(&first, 1))
-            .unwrap();
-        let get = Request::Get { key: b"k" };
-        answer(&mut truth, 0, &mut model, set("a"), (Status::Ok, "")).unwrap();
-        answer(&mut truth, 0, &mut model, set("b"), (Status::Ok, "")).unwrap();
-        answer(&mut truth, 0, &mut model, get, (Status::Ok, "b")).unwrap();
-        let stale = answer(&mut truth, 0, &mut model, get, (Status::Ok, "a"));
-        assert!(stale.unwrap_err().contains("and is OK b at"));
-        let other = answer(&mut truth, 1, &mut model, set("c"), (Status::Ok, ""));
-        assert!(other.unwrap_err().contains("by process 1, and not by 0"));
-        // A second epoch begins behind the first write.
-        let second = history(&[(1, 7, 1), (2, 8, 3)]);
-        truth.open(1, &second).unwrap();
-        assert!(
-            truth
-                .open(2, &second)
-                .unwrap_err()
-                .contains("was by process 1 before")
-        );
-        truth.check_history(&second).unwrap();
-        let wrong = truth.check_history(&history(&[(1, 7, 1), (2, 8, 2)]));
-        assert!(wrong.unwrap_err().contains("at 2, not at 3"));
-        let mut other = Model::default();
-        truth
-            .advance(&mut other, Truth::place_of(&second, 3))
-            .unwrap();
-        assert_eq!(
-            other.item(b"k").map(|item| &item.value[..]),
-            Some(&b"a"[..])
-        );
-        let del = Request::Del { key: b"k" };
-        answer(&mut truth, 1, &mut other, del, (Status::Ok, "")).unwrap();
-        answer(&mut truth, 1, &mut other, get, (Status::NotFound, "")).unwrap();
-        let (left, right) = (model.place.unwrap(), other.place.unwrap());
-        assert_eq!(truth.only_at(left, &[right]), [1]);
-        assert_eq!(truth.only_at(right, &[left]), [2]);
-        assert!(truth.check_digest(right, Digest::EMPTY).is_ok());
-        assert!(truth.check_digest(left, Digest::EMPTY).is_err());
     }
 }

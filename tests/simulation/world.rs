@@ -321,9 +321,20 @@ impl<'a> World<'a> {
                     Ending::Lost { .. } => "its node stopped, and knew no other one that held it",
                 };
                 process.lose(why, &mut self.shared);
-                let delay = self.random.below(2 * SECOND);
+                let longest = self.longest_absence(2 * SECOND);
+                let delay = self.random.below(longest);
                 self.later(delay, Later::Start(node));
             }
+        }
+    }
+
+    /// Longest time until a node starts again. Where nothing may be lost, it starts before a leader with a disk passes
+    /// over it (docs/operating.md, "Data on disk"): it may be the only one that has the last writes.
+    fn longest_absence(&self, usual: Micros) -> Micros {
+        if self.plan.is_harmless && self.shared.disks.is_any() {
+            usual.min(self.plan.leader_timeout / 2)
+        } else {
+            usual
         }
     }
 

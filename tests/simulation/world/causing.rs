@@ -52,7 +52,8 @@ impl World<'_> {
     pub(super) fn end_at_once(&mut self, node: usize, is_power: bool) {
         if let Some(process) = self.nodes[node].take() {
             process.crash(is_power, &mut self.shared);
-            let delay = self.shared.disks.random.below(SECOND);
+            let longest = self.longest_absence(SECOND);
+            let delay = self.shared.disks.random.below(longest);
             self.later(delay, Later::Start(node));
         }
     }
