@@ -493,13 +493,17 @@ pub fn text(encoded: &str) -> Result<String, String> {
     String::from_utf8(bytes(encoded)?).map_err(|_| "not UTF-8".to_owned())
 }
 
-/// An argument that names a file.
+/// An argument that names a file or a directory.
 ///
 /// # Errors
 ///
-/// As [`bytes`].
+/// When it is empty.
 pub fn path(encoded: &str) -> Result<PathBuf, String> {
-    Ok(PathBuf::from(OsString::from_vec(bytes(encoded)?)))
+    let bytes = bytes(encoded)?;
+    if bytes.is_empty() {
+        return Err("an empty path".to_owned());
+    }
+    Ok(PathBuf::from(OsString::from_vec(bytes)))
 }
 
 /// An argument that is read as a `T`.

@@ -5,7 +5,7 @@ use std::panic::resume_unwind;
 use std::thread;
 use std::time::Instant;
 
-use crate::engine::{Engine, Group, Load};
+use crate::engine::{ApplyError, Engine, Group, Load};
 use crate::log::Unwritten;
 use crate::storage::error::{Problem, StorageError};
 use crate::storage::files::Files;
@@ -197,12 +197,26 @@ impl Replay<'_> {
             digest: read.head.digest,
         };
         let replayed = engine.replay(&group, self.now, self.exact_from);
-        replayed.map_err(|error| in_group(error.to_string()))?;
+        replayed.map_err(|error| in_group(not_replayed(&error)))?;
         if let Some(log) = engine.log() {
             log.written(last);
         }
         self.records += u64::from(count);
         Ok(())
+    }
+}
+
+/// Why a group was not replayed. The records are those of this directory, and not sent by a leader.
+fn not_replayed(error: &ApplyError) -> String {
+    match error {
+        ApplyError::Missing { key } => {
+            let key = key.escape_ascii().to_string();
+            format!("the key {key:.40} is removed, which is not there")
+        }
+        ApplyError::Diverged { index, own, theirs } => {
+            format!("the digest of the data at index {index} is {own}, and the log says {theirs}")
+        }
+        ApplyError::NotLogged(_) | ApplyError::NoLog | ApplyError::Lost { .. } => error.to_string(),
     }
 }
 
@@ -344,6 +358,16 @@ mod tests {
         // Behind the end of the snapshot, it is damage.
         let error = recovered(&disk(&[1, 1, 1, 1], (1, 2), &[b"b"])).unwrap_err();
         assert!(error.contains("records 2 to 2: "), "{error}");
+        assert!(
+            error.contains("the digest of the data at index 2 is ")
+                && error.contains(", and the log says "),
+            "{error}"
+        );
+        let error = recovered(&disk(&[1, 1, 1, 1], (2, 2), &[b"b"])).unwrap_err();
+        assert!(
+            error.contains("the key a is removed, which is not there"),
+            "{error}"
+        );
     }
 
     /// A key that had expired does not come back where the machine's clock was set back meanwhile. The snapshot may

@@ -6,10 +6,9 @@
 //! When the log ends, all of it is synced first. Then a snapshot that is under way is finished, or one is written where
 //! there is much log behind the last one. The directory does not need it, so the process may be killed meanwhile.
 
-use std::fs::{self, TryLockError};
+use std::fs;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -18,6 +17,7 @@ use std::time::{Duration, Instant};
 use log::{Level, error, info, log, warn};
 use parking_lot::{Condvar, Mutex};
 
+use super::data_dir::{self, Owned};
 use crate::config::StorageConfig;
 use crate::engine::Engine;
 use crate::log::{Cursor, Log, Mark, Space};
@@ -26,10 +26,10 @@ use crate::persistence::{
     self, Copying, Exchange, Next, Progress, Recovery, Settings, Snapshots, Writing,
 };
 use crate::storage::error::{Problem, StorageError};
-use crate::storage::files::{Directory, Files as _};
+use crate::storage::files::Files as _;
+use crate::storage::identity::Identity;
 use crate::storage::snapshot::{ReadSnapshot, SnapshotId};
 use crate::storage::writer::SEGMENT_BYTES;
-use crate::storage::{identity, identity::Identity};
 
 /// Bytes of log after which there is another snapshot, where the last one is not longer.
 const SNAPSHOT_LOG_BYTES_MIN: u64 = 64 << 20;
@@ -46,15 +46,10 @@ const FULL_WAIT: Duration = Duration::from_secs(5);
 /// Longest time that a snapshot is copied behind the end of the log. Then the node ends without it.
 pub(super) const LAST_SNAPSHOT_MAX: Duration = Duration::from_secs(50);
 
-/// The file whose lock says that a process uses the directory.
-const LOCK: &str = "lock";
-
 /// A data directory that this process uses.
 #[derive(Debug)]
 pub struct Disk {
-    directory: Directory,
-    /// Locked as long as it is open.
-    _lock: fs::File,
+    directory: Owned,
     config: StorageConfig,
     /// The result of the recovery, until the log-writer thread takes it.
     recovered: Mutex<Option<Recovery>>,
@@ -105,40 +100,12 @@ impl Disk {
     ///
     /// # Errors
     ///
-    /// Where another process uses it, where it is another node's, or where the system refuses it.
+    /// Where another process uses it, where it is another node's or has files of other programs, or where the system
+    /// does not let this process read it and write there.
     pub fn open(path: &Path, own: &Identity, config: StorageConfig) -> Result<Disk, StorageError> {
-        let failed = |operation| {
-            move |error| StorageError {
-                path: path.to_owned(),
-                offset: None,
-                problem: Problem::System(operation, error),
-            }
-        };
-        let directory = Directory::open(path).map_err(failed("open the data directory"))?;
-        let lock = fs::File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(path.join(LOCK));
-        let lock = lock.map_err(failed("create its lock file"))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(StorageError {
-                    path: path.to_owned(),
-                    offset: None,
-                    problem: Problem::InUse,
-                });
-            }
-            Err(TryLockError::Error(error)) => {
-                return Err(failed("lock the data directory")(error));
-            }
-        }
-        identity::check(&directory, own)?;
+        let directory = data_dir::open(path, own)?;
         Ok(Disk {
             directory,
-            _lock: lock,
             status: StorageStatus::new(config.sync),
             config,
             recovered: Mutex::default(),
@@ -163,7 +130,7 @@ impl Disk {
         let (began, engine) = (Instant::now(), node.engine());
         let threads = thread::available_parallelism().map_or(1, usize::from);
         let mark = self.acknowledges_at();
-        let recovery = persistence::open(&self.directory, engine, mark, began, threads)?;
+        let recovery = persistence::open(&self.directory.files, engine, mark, began, threads)?;
         self.report(engine, &recovery, began);
         *self.recovered.lock() = Some(recovery);
         node.restored();
@@ -206,13 +173,13 @@ impl Disk {
 
     /// When a file was written, by its time.
     fn written_at(&self, name: &str) -> Option<Instant> {
-        let file = fs::metadata(self.directory.path().join(name)).ok()?;
+        let file = fs::metadata(self.directory.files.path().join(name)).ok()?;
         let age = file.modified().ok()?.elapsed().ok()?;
         Instant::now().checked_sub(age)
     }
 
     fn directory_path(&self) -> PathBuf {
-        self.directory.path().to_owned()
+        self.directory.files.path().to_owned()
     }
 
     /// Writes the log to the directory until it ends, and waits for the last snapshot. The log-writer thread runs this.
@@ -235,7 +202,7 @@ impl Disk {
             salts: Arc::new(salt),
         };
         let recovery = self.recovered.lock().take().unwrap_or_default();
-        let (files, now) = (&self.directory, Instant::now());
+        let (files, now) = (&self.directory.files, Instant::now());
         let mut writing = Writing::new(files, (engine, log), settings, recovery, now)?;
         let mut space = Space::Enough;
         loop {
@@ -394,7 +361,7 @@ impl Disk {
         chain: (u32, Cursor),
     ) -> Result<Option<(SnapshotId, u64)>, StorageError> {
         let (began, (engine, log)) = (Instant::now(), data);
-        let mut copying = Copying::begin(&self.directory, data, chain, salt())?;
+        let mut copying = Copying::begin(&self.directory.files, data, chain, salt())?;
         match self.copy(&mut copying, chain.0, log) {
             Ok(true) => {}
             failed => {
@@ -521,60 +488,6 @@ impl DataDirectory for Disk {
 /// Draws a salt.
 fn salt() -> u64 {
     RandomState::new().build_hasher().finish()
-}
-
-/// A data directory that is read. No process uses it meanwhile.
-#[derive(Debug)]
-pub struct Reading {
-    /// Its files.
-    pub files: Directory,
-    /// Locked as long as it is open; `None` in a copy without this file.
-    _lock: Option<fs::File>,
-}
-
-/// Opens a data directory to be read, which no process uses.
-///
-/// # Errors
-///
-/// Where it is none, or where a process uses it.
-pub fn open_to_read(path: &Path) -> Result<Reading, StorageError> {
-    let failed = |operation| {
-        move |error| StorageError {
-            path: path.to_owned(),
-            offset: None,
-            problem: Problem::System(operation, error),
-        }
-    };
-    let files = Directory::existing(path).map_err(failed("open the data directory"))?;
-    let lock = match fs::File::open(path.join(LOCK)) {
-        Ok(lock) => lock,
-        // A node creates it before all others.
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let names = files.list().map_err(failed("read"))?;
-            if names.iter().any(|name| identity::is_of_directory(name)) {
-                let _lock = None;
-                return Ok(Reading { files, _lock });
-            }
-            let why = "it has none of a node's files";
-            return Err(failed("read the data directory")(io::Error::new(
-                ErrorKind::NotFound,
-                why,
-            )));
-        }
-        Err(error) => return Err(failed("open the lock file of")(error)),
-    };
-    match lock.try_lock_shared() {
-        Ok(()) => Ok(Reading {
-            files,
-            _lock: Some(lock),
-        }),
-        Err(TryLockError::WouldBlock) => Err(StorageError {
-            path: path.to_owned(),
-            offset: None,
-            problem: Problem::InUse,
-        }),
-        Err(TryLockError::Error(error)) => Err(failed("lock the data directory")(error)),
-    }
 }
 
 /// Bytes of log after which there is another snapshot. Tests have them sooner.

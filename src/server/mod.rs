@@ -28,6 +28,7 @@ mod allowance;
 mod back_off;
 mod client;
 mod connection;
+pub mod data_dir;
 pub mod disk;
 mod end;
 mod expiry;

@@ -30,6 +30,8 @@ pub enum Problem {
     Foreign(String),
     /// Another process uses the directory.
     InUse,
+    /// The directory has no file of a node.
+    NoFiles,
 }
 
 impl StorageError {
@@ -102,6 +104,7 @@ impl fmt::Display for StorageError {
             ),
             Problem::Foreign(why) => write!(f, ": {why}"),
             Problem::InUse => f.write_str(": another process uses this data directory"),
+            Problem::NoFiles => f.write_str(": it has none of a node's files"),
         }
     }
 }

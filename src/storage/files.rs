@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
+use rustix::fs::{FallocateFlags, OFlags, fallocate, fstatvfs};
 use rustix::io::Errno;
 
 /// A directory of files. Names have no folders.
@@ -126,6 +126,11 @@ impl Directory {
         let is_new = match fs::DirBuilder::new().mode(0o700).create(path) {
             Ok(()) => true,
             Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let parent = path.parent().unwrap_or(path).display();
+                let text = format!("the directory {parent} does not exist; create it first");
+                return Err(io::Error::new(ErrorKind::NotFound, text));
+            }
             Err(error) => return Err(error),
         };
         let directory = Directory::existing(path)?;
@@ -152,10 +157,12 @@ impl Directory {
     ///
     /// Where it does not exist, where it is no directory, or where the system refuses it.
     pub fn existing(path: &Path) -> io::Result<Directory> {
-        let handle = fs::File::open(path)?;
-        if !handle.metadata()?.is_dir() {
-            return Err(io::Error::from(ErrorKind::NotADirectory));
-        }
+        // Without the flag, opening a pipe waits for a writer.
+        let flags = OFlags::DIRECTORY.bits().cast_signed();
+        let handle = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags)
+            .open(path)?;
         Ok(Directory {
             path: path.to_owned(),
             handle,
@@ -190,10 +197,8 @@ impl Files for Directory {
 
     fn open(&self, name: &str, writes: bool) -> io::Result<Box<dyn File>> {
         let mut options = OpenOptions::new();
-        let file = options
-            .read(true)
-            .write(writes)
-            .open(self.path.join(name))?;
+        options.read(true).write(writes);
+        let file = open_regular(&mut options, &self.path.join(name))?;
         Ok(self.opened(file))
     }
 
@@ -216,6 +221,22 @@ impl Files for Directory {
     fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Opens a regular file to read, and to write if the options say so. Never waits.
+///
+/// # Errors
+///
+/// Where it is no regular file, such as a pipe or a directory, or where the system refuses it.
+pub(crate) fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<fs::File> {
+    // Without the flag, opening a pipe waits for its other end.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = options.custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        let text = "it is no regular file, so no node has written it; remove it";
+        return Err(io::Error::new(ErrorKind::InvalidInput, text));
+    }
+    Ok(file)
 }
 
 /// A file, and whether a sync of its directory has failed.

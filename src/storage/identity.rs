@@ -11,6 +11,12 @@ const IDENTITY: &str = "identity";
 /// Its name while it is written.
 const TEMPORARY: &str = "new-identity";
 
+/// The file whose lock says that a process uses the directory.
+pub const LOCK: &str = "lock";
+
+/// The folder that some file systems have in their root, for what their check has found.
+const LOST_AND_FOUND: &str = "lost+found";
+
 /// First line of the file; the number is the version of the directory's format.
 pub(super) const FIRST_LINE: &str = "gopherstore data directory, format 1";
 
@@ -40,7 +46,7 @@ impl Identity {
 ///
 /// # Errors
 ///
-/// Where it is another node's, where it has files and no identity, or where the system refuses it.
+/// Where it is another node's, where it has other files and no identity, or where the system refuses it.
 pub fn check(files: &dyn Files, own: &Identity) -> Result<(), StorageError> {
     let failed = |operation| move |error| StorageError::system(files, IDENTITY, operation, error);
     let names = files.list().map_err(failed("read"))?;
@@ -59,6 +65,20 @@ pub fn check(files: &dyn Files, own: &Identity) -> Result<(), StorageError> {
         .rename(TEMPORARY, IDENTITY)
         .map_err(failed("create"))?;
     files.sync_directory().map_err(failed("create"))
+}
+
+/// Refuses a directory that belongs to no node and has files of other programs. Changes nothing.
+///
+/// # Errors
+///
+/// Where it is such a directory, or where the system refuses to read it.
+pub fn refuse_foreign(files: &dyn Files) -> Result<(), StorageError> {
+    let names = files.list();
+    let names = names.map_err(|error| StorageError::system(files, "", "read", error))?;
+    if names.iter().any(|name| name == IDENTITY) {
+        return Ok(());
+    }
+    without_owner(files, &names)
 }
 
 /// Whether a file of this name makes a directory a data directory.
@@ -105,10 +125,19 @@ pub fn read(files: &dyn Files) -> Result<Option<Identity>, StorageError> {
     Err(StorageError::foreign(files, IDENTITY, why))
 }
 
-/// Refuses a directory without an owner that has data.
+/// Refuses a directory without an owner that has data, or files of other programs.
 fn without_owner(files: &dyn Files, names: &[String]) -> Result<(), StorageError> {
     if names.iter().any(|name| holds_data(name)) {
         let why = "it has a log, and no file identity that says whose".to_owned();
+        return Err(StorageError::foreign(files, "", why));
+    }
+    let others = names
+        .iter()
+        .filter(|name| ![LOCK, TEMPORARY, LOST_AND_FOUND].contains(&&***name));
+    if let Some(other) = others.min() {
+        let why = format!(
+            "it has the file {other:?}, which no node has written; name an empty directory, or one that does not exist"
+        );
         return Err(StorageError::foreign(files, "", why));
     }
     Ok(())

@@ -237,6 +237,54 @@ fn check_tells_of_each_file_and_of_what_a_node_would_recover() {
 }
 
 #[test]
+fn a_directory_without_a_nodes_files_has_nothing_to_check() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("data")).unwrap();
+    let expected = (
+        1,
+        String::new(),
+        "gopherstore-cli: data: it has none of a node's files\n".to_owned(),
+    );
+    assert_eq!(check(dir.path()), expected);
+    fs::write(dir.path().join("data/letter.txt"), "").unwrap();
+    assert_eq!(check(dir.path()), expected);
+    run(&["check", ""], b"").expect_failure(2, &["an empty path"]);
+    run(&["check", "/no/such"], b"").expect_failure(8, &["cannot open the data directory"]);
+}
+
+/// Opening a pipe waits for its other end, which is never there.
+#[test]
+fn a_pipe_in_a_directory_is_an_error_and_no_wait() {
+    let dir = stopped(None);
+    let data = dir.path().join("data");
+    for name in [
+        "lock",
+        "identity",
+        "log-00000001-0000000000000002",
+        "snapshot-00000001-0000000000000001",
+    ] {
+        let copy = tempfile::tempdir().unwrap();
+        for file in names(dir.path()).iter().filter(|file| *file != name) {
+            fs::copy(data.join(file), copy.path().join(file)).unwrap();
+        }
+        pipe(&copy.path().join(name));
+        for command in [&["check"][..], &["dump", "--data-dir"]] {
+            let run = run(&[command, &[text(copy.path())]].concat(), b"");
+            assert_eq!(run.code, 8, "{name}: {run:?}");
+            assert!(run.err.contains("it is no regular file"), "{}", run.err);
+        }
+    }
+    let alone = dir.path().join("pipe");
+    pipe(&alone);
+    run(&["check", text(&alone)], b"").expect_failure(8, &["Not a directory"]);
+}
+
+fn pipe(path: &Path) {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+}
+
+#[test]
 fn check_tells_a_torn_end_from_damage() {
     let dir = stopped(None);
     let log = names(dir.path())

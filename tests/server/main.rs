@@ -10,6 +10,7 @@ mod clients;
 #[path = "../support/cluster.rs"]
 #[allow(dead_code)] // the rest is for other tests
 mod cluster;
+mod directories;
 mod disk_status;
 mod dispositions;
 mod durability;

@@ -8,6 +8,7 @@ use argh::{ArgsInfo, FromArgs};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use gopherstore::{
     arguments,
+    server::data_dir,
     storage::error::{Problem, StorageError},
     storage::files::{Directory, Files as _},
     storage::recovery::{SegmentInfo, read_segment},
@@ -32,8 +33,8 @@ use crate::{
         checksums, the order of records, and the digest of the data after each group. It changes no file.\n\
         On a terminal it prints a table of the files, and otherwise a line for each; below, what a node would\n\
         recover. A torn end, as a crash leaves it, is no damage: a node cuts it off.\n\
-        Exit code 0: a node would recover the data. 1: the directory has no data set. 7: it is damaged, with\n\
-        file and offset, or of another format. 8: it cannot be read, or a node uses it.\n\
+        Exit code 0: a node would recover the data. 1: the directory has no data set, or no file of a node.\n\
+        7: it is damaged, with file and offset, or of another format. 8: it cannot be read, or a node uses it.\n\
         It asks no node, so options such as --addr have no effect."
 )]
 pub(crate) struct Check {
@@ -43,7 +44,12 @@ pub(crate) struct Check {
 }
 
 pub(crate) fn run(command: &Check) -> Result<Outcome, Failure> {
-    let directory = offline::open(&command.dir)?;
+    let directory = match data_dir::open_to_read(&command.dir) {
+        Err(error) if matches!(error.problem, Problem::NoFiles) => {
+            return Err(Failure::new(Outcome::NotFound, error.to_string()));
+        }
+        opened => opened.map_err(offline::failure)?,
+    };
     let files = &directory.files;
     let data = Data::of(&directory);
     let rows = Survey::new(files, &data).rows().map_err(offline::failure)?;
@@ -271,7 +277,9 @@ fn damage(error: &StorageError) -> String {
         (Problem::Damaged(_), Some(offset)) => format!("damaged at offset {offset}"),
         (Problem::Damaged(_), None) => "damaged".to_owned(),
         (Problem::Foreign(_), _) => "of another format".to_owned(),
-        (Problem::System(..) | Problem::Full(_) | Problem::InUse, _) => "cannot be read".to_owned(),
+        (Problem::System(..) | Problem::Full(_) | Problem::InUse | Problem::NoFiles, _) => {
+            "cannot be read".to_owned()
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use gopherstore::{
     },
     engine::{Engine, PartitionCopy},
     log::Log,
+    server::data_dir,
     wire::{EncodeError, Opcode, Request, expiry::SetAt},
 };
 use indicatif::{HumanBytes, ProgressBar};
@@ -312,7 +313,7 @@ impl Copy<'_> {
 
     /// Writes all entries of a data directory, and an end mark. `name` is that of the output.
     fn directory(&mut self, dir: &Path, name: &str, context: &Context) -> Result<End, Failure> {
-        let directory = offline::open(dir)?;
+        let directory = data_dir::open_to_read(dir).map_err(offline::failure)?;
         let data = Data::of(&directory).map_err(offline::failure)?;
         let engine = &data.engine;
         if !data.is_there() {

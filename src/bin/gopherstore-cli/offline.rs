@@ -1,13 +1,12 @@
 //! The data directory of a node that does not run, read as a node does at its start.
 
-use std::path::Path;
 use std::thread;
 use std::time::Instant;
 
 use gopherstore::{
     engine::Engine,
     persistence::{Recovery, recover},
-    server::disk::{self, Reading},
+    server::data_dir::Reading,
     storage::error::{Problem, StorageError},
     storage::identity::{self, Identity},
     time::MachineTime,
@@ -17,11 +16,6 @@ use crate::report::{Failure, Outcome};
 
 /// Bytes of log that are kept in memory meanwhile.
 const BACKLOG_BYTES: u64 = 1 << 20;
-
-/// Opens a directory. No node can use it until the value is dropped.
-pub(crate) fn open(dir: &Path) -> Result<Reading, Failure> {
-    disk::open_to_read(dir).map_err(failure)
-}
 
 /// The data of a directory.
 pub(crate) struct Data {
@@ -58,7 +52,7 @@ pub(crate) fn failure(error: StorageError) -> Failure {
         Problem::Damaged(_) | Problem::Foreign(_) => {
             Failure::new(Outcome::Protocol, error.to_string())
         }
-        Problem::System(..) | Problem::Full(_) => {
+        Problem::System(..) | Problem::Full(_) | Problem::NoFiles => {
             Failure::new(Outcome::LocalInput, error.to_string())
         }
         Problem::InUse => {
