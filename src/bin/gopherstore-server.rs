@@ -59,8 +59,9 @@ const TELL_AGAIN: Duration = Duration::from_secs(1);
 #[argh(
     help_triggers("-h", "--help"),
     example = "{command_name} --config cluster.toml --node n1",
-    note = "The server prints one line on standard output when it is ready, and logs to standard error. If nobody\n\
-            reads the log, it drops lines and logs their number.\n\
+    note = "The server prints one line on standard output when it is ready: a single node when it serves, and a node\n\
+            of a cluster when it listens. It logs to standard error. If nobody reads the log, it drops lines and\n\
+            logs their number.\n\
             RUST_LOG sets the log level: error, warn, info (default) or debug, or MODULE=LEVEL, separated by\n\
             commas. If it cannot be parsed, the log reports that, and info applies.\n\
             SIGINT, SIGTERM, SIGQUIT and SIGHUP stop the server in good order. A second signal other than SIGHUP\n\
@@ -91,7 +92,8 @@ struct Arguments {
     /// interval of a second, or never, which leaves it to the system; it replaces storage.sync of the file
     #[argh(option, arg_name = "when", from_str_fn(sync_policy))]
     sync: Option<SyncPolicy>,
-    /// only check the file, and print a line for each node: name, address, listen=ADDRESS if it differs, role
+    /// only check the file, and print a line for each node: name, address, listen=ADDRESS if it differs, data_dir=DIR
+    /// if it has one, role. It looks at no address and at no directory
     #[argh(switch)]
     check_config: bool,
     /// print the man page (man) or a completion script (complete-bash, complete-zsh, complete-fish)
@@ -180,7 +182,7 @@ impl Plan {
             Some(name) if config.node(&name).is_none() => {
                 Err(usage(&format!("no node {name:?}: {names}")))
             }
-            _ if arguments.check_config => Err(show(&config, &file)),
+            _ if arguments.check_config => Err(check(arguments, &config, &file)),
             None => Err(usage(&format!("--node NAME is needed: {names}"))),
             Some(node) => {
                 let mut plan = Plan {
@@ -277,6 +279,7 @@ fn serve(plan: &Plan, ends: &mut Vec<Receiver<()>>) -> Result<Ending, String> {
         None
     });
     let manager = manager.map(|manager| (manager, node.watch()));
+    let roles = node.watch();
     let mut server = Server::bind(&this.listen, node, config.limits.clone())
         .map_err(|error| plan.remedy(&error))?;
     if let Some(disk) = disk {
@@ -293,7 +296,14 @@ fn serve(plan: &Plan, ends: &mut Vec<Receiver<()>>) -> Result<Ending, String> {
     }
     announce(plan, &addr);
     let ready = format!("{}: {name} ready on {addr} ({})", PROGRAM.name, plan.role());
-    ends.push(spawn("ready", move || say(&ready))?);
+    let serves_alone = config.nodes.len() == 1;
+    let body = move || {
+        // A node with peers is ready when it listens: it may need another node, which may be started later.
+        if !serves_alone || roles.iter().any(|role| role.serves()) {
+            say(&ready);
+        }
+    };
+    ends.push(spawn("ready", body)?);
     let ending = server
         .run()
         .map_err(|error| format!("cannot run: {}", no_thread(&error)))?;
@@ -469,6 +479,17 @@ fn tell(manager: &Manager, notices: &[Notice<'_>], was_busy: bool) -> bool {
         warn!("cannot tell the service manager {notices:?}: {error}");
     }
     is_busy
+}
+
+/// Shows a valid file. It says nothing of a directory.
+fn check(arguments: &Arguments, config: &Config, file: &Path) -> ExitCode {
+    if arguments.data_dir.is_some() || arguments.sync.is_some() {
+        return usage(
+            "--check-config checks the file alone, and goes with neither --data-dir nor --sync; gopherstore-cli check \
+             DIR reads a data directory",
+        );
+    }
+    show(config, file)
 }
 
 /// Prints a line for each node of a valid file, and warnings about likely mistakes.

@@ -89,8 +89,8 @@ pub struct Node {
     state: Mutex<ReplicaState>,
     /// Whether the role is that of a leader. Changed with the state locked, and read without.
     is_leader: AtomicBool,
-    /// Receives each role.
-    watcher: Option<Sender<RoleState>>,
+    /// Receive each role.
+    watchers: Vec<Sender<RoleState>>,
     /// The part of STATUS that is about the node's peers.
     status_section: Option<Arc<dyn StatusSection>>,
     connections: AtomicU64,
@@ -172,7 +172,7 @@ impl Node {
             member,
             state: Mutex::new(ReplicaState::new(role)),
             is_leader: AtomicBool::new(false),
-            watcher: None,
+            watchers: Vec::new(),
             status_section: None,
             connections: AtomicU64::new(0),
             full_copies: AtomicU64::new(0),

@@ -85,7 +85,7 @@ impl Node {
         // Unbounded, so that a change of role never waits. Changes are rare.
         let (sender, roles) = crossbeam_channel::unbounded();
         let _ = sender.send(self.role());
-        self.watcher = Some(sender);
+        self.watchers.push(sender);
         roles
     }
 
@@ -277,7 +277,7 @@ impl Node {
             return Err(NotOpened::Epoch(error));
         }
         self.is_leader.store(true, Ordering::SeqCst);
-        self.tell_watcher(&role, state);
+        self.tell_watchers(&role, state);
         Ok(())
     }
 
@@ -383,14 +383,15 @@ impl Node {
         if matches!(before, RoleState::Leader { .. }) && !leads {
             then();
         }
-        self.tell_watcher(&before, &state);
+        self.tell_watchers(&before, &state);
     }
 
-    /// Sends the watcher a role that is another one than before. The state is locked, for the order.
-    fn tell_watcher(&self, before: &RoleState, state: &ReplicaState) {
-        if let Some(watcher) = &self.watcher
-            && *before != state.role
-        {
+    /// Sends the watchers a role that is another one than before. The state is locked, for the order.
+    fn tell_watchers(&self, before: &RoleState, state: &ReplicaState) {
+        if *before == state.role {
+            return;
+        }
+        for watcher in &self.watchers {
             // A receiver that is gone needs no role.
             let _ = watcher.send(state.role.clone());
         }

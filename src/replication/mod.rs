@@ -2,7 +2,6 @@
 //!
 //! | thread      | one per               | owns                                    | blocks on             |
 //! |-------------|-----------------------|-----------------------------------------|-----------------------|
-//! | replication | node                  | the append queue's reading end, the log | the queue             |
 //! | client-N    | following connection  | that socket's writing side, a cursor    | the log, write        |
 //! | acks-NAME   | following connection  | that socket's reading side              | read                  |
 //! | role        | node                  | the connection to the node it follows   | read, news of peers   |

@@ -5,6 +5,7 @@
 //! | accept        | server          | the listening sockets      | a client at any    | when the server closes     |
 //! | client-N      | client          | the client's socket        | read, write        | with its client, at a stop |
 //! | shutdown-sync | node with peers | nothing                    | a condition        | when the server closes     |
+//! | replication   | node with a log | the backlog's writing side | the append queue   | when the log has ended     |
 //! | log-writer    | data directory  | the log's files            | the backlog, disk  | behind the last snapshot   |
 //! | snapshot      | data directory  | the snapshot's file        | a condition, disk  | with log-writer            |
 //! | expiry        | server          | nothing                    | a timer, log room  | when the server closes     |
@@ -56,7 +57,7 @@ use log::error;
 use parking_lot::{Condvar, Mutex};
 
 use crate::config::LimitsConfig;
-use crate::log::{Mark, Watermarks};
+use crate::log::{Log, Mark, Watermarks};
 use crate::node::Node;
 use crate::replication::{self, Ending, Peers, Replica, Stop, Transferrer};
 use crate::storage::error::StorageError;
@@ -214,43 +215,50 @@ impl Server {
         }
     }
 
-    /// Starts the threads of replication, the one that removes expired entries, and for a node with peers the one that
-    /// synchronizes with them at a stop.
+    /// Starts the threads of the log, its disk and replication, the one that removes expired entries, and for a node
+    /// with peers the one that synchronizes with them at a stop.
+    ///
+    /// The one that keeps the log is first: without it, those of the disk would wait for the end of the log without
+    /// limit. Those of replication come behind all that a leader needs, since a node without peers leads at once.
     fn start_others<'scope>(
         &'scope self,
         scope: &'scope thread::Scope<'scope, '_>,
         ending: &'scope Mutex<Ending>,
         failure: &'scope Mutex<Option<StorageError>>,
     ) -> io::Result<()> {
-        if let (Some(disk), Some(log)) = (&self.disk, self.node.engine().log()) {
-            let body = move || {
-                if let Err(error) = disk.write(self.node.engine(), log) {
-                    if error.is_full() {
-                        error!(
-                            "{error}; this node ends without writes that it has not acknowledged"
-                        );
-                    } else {
-                        error!("{error}; this node ends, since it cannot tell what its disk has");
-                    }
-                    *failure.lock() = Some(error);
-                    // No answer is sent for a record that may be lost.
-                    self.node.give_up_positions();
-                    self.stopper().stop();
-                }
-            };
-            start(scope, "log-writer", body)?;
-            let engine = self.node.engine();
-            start(scope, "snapshot", || disk.write_snapshots(engine, log))?;
+        if let Some(log) = self.node.engine().log() {
+            start(scope, "replication", || log.keep())?;
+            if let Some(disk) = &self.disk {
+                start(scope, "log-writer", || self.write_log(disk, log, failure))?;
+                let engine = self.node.engine();
+                start(scope, "snapshot", || disk.write_snapshots(engine, log))?;
+            }
         }
+        start(scope, "expiry", || expiry::run(&self.node, &self.stop))?;
         replication::transport::start(scope, self.replica(), &self.stop)
             .map_err(|error| cannot_start("the threads of replication", &error))?;
-        start(scope, "expiry", || expiry::run(&self.node, &self.stop))?;
         if self.shared.has_peers {
             start(scope, "shutdown-sync", || {
                 *ending.lock() = self.synchronize();
             })?;
         }
         Ok(())
+    }
+
+    /// Writes the log to the disk until it ends. Where that fails, the node ends.
+    fn write_log(&self, disk: &Disk, log: &Log, failure: &Mutex<Option<StorageError>>) {
+        let Err(error) = disk.write(self.node.engine(), log) else {
+            return;
+        };
+        if error.is_full() {
+            error!("{error}; this node ends without writes that it has not acknowledged");
+        } else {
+            error!("{error}; this node ends, since it cannot tell what its disk has");
+        }
+        *failure.lock() = Some(error);
+        // No answer is sent for a record that may be lost.
+        self.node.give_up_positions();
+        self.stopper().stop();
     }
 }
 
@@ -269,7 +277,7 @@ fn cannot_start(what: &str, error: &io::Error) -> io::Error {
     let text = format!(
         "cannot start {what}: {error}; allow more processes and threads (ulimit -u, TasksMax, pids.max), or free memory"
     );
-    io::Error::new(error.kind(), text)
+    io::Error::other(text)
 }
 
 /// A poller for every two cores. Each has one polling thread; clients, the network stack and the node's other threads

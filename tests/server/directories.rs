@@ -177,3 +177,39 @@ fn a_directory_without_a_parent_names_it() {
         "{said}"
     );
 }
+
+/// The system does not let the node start the threads without which it never leads.
+#[test]
+fn a_single_node_is_ready_only_once_it_serves() {
+    if !tools::are_there(&["prlimit", "setpriv"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let server = dir.path().join("server");
+    fs::copy(env!("CARGO_BIN_EXE_gopherstore-server"), &server).unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    // A user of this test alone, since all processes of a user count.
+    let user = format!("--reuid={}", 4_000_000 + std::process::id());
+    let mut ended_late = 0;
+    for limit in 4..40 {
+        let mut command = Command::new("prlimit");
+        command
+            .arg(format!("--nproc={limit}"))
+            .args(["setpriv", &user, "--clear-groups"])
+            .arg(&server)
+            .args(["--addr", "127.0.0.1:0", "--data-dir", "data"])
+            .current_dir(dir.path())
+            .stdout(Stdio::piped());
+        let (code, out, said) = end_of(command, dir.path());
+        if said.contains("setpriv: ") {
+            tools::skip("a process of another user needs root");
+            return;
+        }
+        if said.contains("leading from index") {
+            break;
+        }
+        assert_eq!((code, &*out), (Some(1), ""), "{limit}: {said}");
+        ended_late += usize::from(said.contains("a single node on "));
+    }
+    assert!(ended_late > 3, "{ended_late}");
+}

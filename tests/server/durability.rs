@@ -384,6 +384,14 @@ fn options_of_the_directory_that_contradict_each_other_are_usage_errors() {
             &["--data-dir", "d", "--sync", "often"],
             "there are always, interval and never",
         ),
+        (
+            &["--check-config", "--data-dir", "d"],
+            "--check-config checks the file alone",
+        ),
+        (
+            &["--check-config", "--node", "n1", "--sync", "never"],
+            "goes with neither --data-dir nor --sync",
+        ),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gopherstore-server"));
         let output = command

@@ -34,8 +34,7 @@ use crate::dial;
 pub use stop::Stop;
 pub use transfer::Transferrer;
 
-/// Starts the threads of replication. They end with [`Stop::stop`], the replication thread with
-/// [`Log::end`](crate::log::Log::end).
+/// Starts the threads of replication, but for the one that keeps the log. They end with [`Stop::stop`].
 ///
 /// # Errors
 ///
@@ -45,7 +44,11 @@ pub(crate) fn start<'scope>(
     replica: Replica<'scope>,
     stop: &'scope Stop,
 ) -> io::Result<()> {
-    let (Some(log), Some(member)) = (replica.node.engine().log(), replica.node.member()) else {
+    let Some(member) = replica
+        .node
+        .member()
+        .filter(|_| replica.node.engine().log().is_some())
+    else {
         return Ok(());
     };
     let spawn = |name: String, body: Box<dyn FnOnce() + Send + 'scope>| {
@@ -54,11 +57,6 @@ pub(crate) fn start<'scope>(
             .spawn_scoped(scope, body)
             .map(drop)
     };
-    spawn("replication".to_owned(), Box::new(|| log.keep()))?;
-    spawn(
-        "role".to_owned(),
-        Box::new(move || follow::run(replica, member, stop)),
-    )?;
     spawn(
         "heartbeat".to_owned(),
         Box::new(move || heartbeat::run(replica, member, stop)),
@@ -67,7 +65,11 @@ pub(crate) fn start<'scope>(
         let body = move || heartbeat::probe(replica, member, peer, stop);
         spawn(format!("probe-{}", peer.name), Box::new(body))?;
     }
-    Ok(())
+    // The last one: a node without peers leads at once.
+    spawn(
+        "role".to_owned(),
+        Box::new(move || follow::run(replica, member, stop)),
+    )
 }
 
 /// Whether a timeout of the socket has passed. Systems differ in the kind of error.
