@@ -18,7 +18,8 @@ file=$(typed "$config")
 binaries
 members=$("$server" --check-config --config "$config")
 [[ $members != *" data_dir="* ]] ||
-    misused "$file keeps data on disk (data_dir), which the demo would write to; give it a file without"
+    misused "$file keeps data on disk (data_dir), which the demo would write to; give it a copy of the file without that:" \
+        "grep -v data_dir $file >memory.toml, and then scripts/demo.sh memory.toml"
 # The leader first, and then its followers; the same place in each array is the same node.
 names=()
 pids=()

@@ -206,6 +206,12 @@ fn the_demo_does_not_write_to_data_directories() {
     add_storage(&checkout);
     let printed = ends(2, &mut checkout.script("demo.sh"));
     assert!(printed.contains("keeps data on disk"), "{printed}");
+    // As the message says.
+    let copy = "grep -v data_dir cluster.toml >memory.toml";
+    assert!(printed.contains(copy), "{printed}");
+    ends(0, checkout.command("sh").args(["-c", copy]));
+    let printed = ends(0, checkout.script("demo.sh").arg("memory.toml"));
+    assert!(printed.contains("All answers were right"), "{printed}");
     assert!(!checkout.path().join("data").exists());
 }
 
