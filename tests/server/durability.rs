@@ -161,6 +161,19 @@ fn everything_is_there_after_a_stop_with_deadlines_and_sums() {
     assert!(!text.contains("torn"), "{text}");
 }
 
+/// Starts a node by another program, which takes the command as its last arguments.
+fn start_by(mut program: Command, dir: &Path, sync: &str) -> Durable {
+    let server = command(dir, sync);
+    program
+        .arg(server.get_program())
+        .args(server.get_args())
+        .current_dir(dir)
+        .env_remove("RUST_LOG")
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(dir.join("err")).unwrap());
+    Durable::of(program, dir)
+}
+
 /// The system's calls, as strace sees them: the answer comes behind an fdatasync.
 #[test]
 fn sync_durable_syncs_the_file_before_its_answer() {
@@ -168,19 +181,12 @@ fn sync_durable_syncs_the_file_before_its_answer() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let server = command(dir.path(), "never");
     let trace = dir.path().join("trace");
-    let mut traced = Command::new("strace");
-    traced
+    let mut strace = Command::new("strace");
+    strace
         .args(["-D", "-f", "-e", "trace=fdatasync", "-o"])
-        .arg(&trace)
-        .arg(server.get_program())
-        .args(server.get_args())
-        .current_dir(dir.path())
-        .env_remove("RUST_LOG")
-        .stdout(Stdio::piped())
-        .stderr(fs::File::create(dir.path().join("err")).unwrap());
-    let node = Durable::of(traced, dir.path());
+        .arg(&trace);
+    let node = start_by(strace, dir.path(), "never");
     let mut client = node.client();
     let syncs = || {
         let text = fs::read_to_string(&trace).unwrap();
@@ -336,17 +342,9 @@ fn damage_is_refused_with_its_place_and_a_torn_end_is_cut() {
 #[test]
 fn a_node_whose_disk_fails_ends_and_has_everything_acknowledged_after_its_restart() {
     let dir = tempfile::tempdir().unwrap();
-    let server = command(dir.path(), "always");
-    let mut limited = Command::new("sh");
-    limited
-        .args(["-c", "ulimit -f 1024 && exec \"$@\"", "sh"])
-        .arg(server.get_program())
-        .args(server.get_args())
-        .current_dir(dir.path())
-        .env_remove("RUST_LOG")
-        .stdout(Stdio::piped())
-        .stderr(fs::File::create(dir.path().join("err")).unwrap());
-    let mut node = Durable::of(limited, dir.path());
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -f 1024 && exec \"$@\"", "sh"]);
+    let mut node = start_by(shell, dir.path(), "always");
     let mut client = node.client();
     let value = vec![b'v'; 10_000];
     let mut acknowledged = 0_u32;
