@@ -197,7 +197,7 @@ impl Plan {
         }
     }
 
-    /// Decides about the data directory, by the file and the arguments.
+    /// Determines the data directory from the file and the arguments.
     fn set_data_dir(&mut self, arguments: &Arguments) -> Result<(), ExitCode> {
         let mut storage = self.config.storage.clone();
         let of_file = data_dir_of(&self.config, self.file.as_deref(), &self.node);

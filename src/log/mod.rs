@@ -293,7 +293,7 @@ impl Log {
         self.watermarks.index(Mark::Durable).unwrap_or(0)
     }
 
-    /// Moves a watermark forward to `index`, and wakes who waits for it.
+    /// Moves a watermark forward to `index`, and wakes its waiters.
     pub fn advance(&self, mark: Mark, index: u64) {
         self.watermarks.advance(mark, index);
         if self.acknowledged_at.get() == Some(&mark) {
@@ -480,7 +480,7 @@ impl Log {
         self.room.space_and_why()
     }
 
-    /// The disk has this space from now on; `why` says why it is full. Writers that wait for room find out.
+    /// Sets the space of the disk; `why` is the reason why it is full. Writers that wait for room are woken.
     pub fn set_space(&self, space: Space, why: &str) {
         self.room.set_space(space, why);
     }
@@ -522,8 +522,8 @@ impl Log {
         true
     }
 
-    /// The records up to `index` are given to the system to be written to the node's disk. Does nothing before
-    /// [`begin_writing`](Self::begin_writing).
+    /// Notes that the records up to `index` are given to the system to be written to the node's disk. Does nothing
+    /// before [`begin_writing`](Self::begin_writing).
     pub fn written(&self, index: u64) {
         self.note_written(None, index);
     }

@@ -17,7 +17,7 @@ pub const ROOM_BYTES: u64 = 8 << 20;
 /// Bytes that count as used while the budget is paused: more than there can ever be.
 const PAUSED: u64 = 1 << 62;
 
-/// Which writes of clients the space of the node's disk admits.
+/// The writes of clients that the space of the node's disk admits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Space {
     /// All of them.

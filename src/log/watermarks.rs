@@ -251,8 +251,8 @@ impl Watermarks {
         self.durable_waits.wake_all();
     }
 
-    /// Begins an epoch of this node; the one before is given up. What another leader has committed is not reached by
-    /// that any more: this node answers for it from now on, and the disk of the other one may be gone.
+    /// Begins an epoch of this node, and ends the one before. Records that another leader has committed no longer count
+    /// as reached: this node answers for them from now on, and the disk of the other one may be lost.
     pub(super) fn begin_epoch(&self, epoch: u64) {
         let mut state = self.state.lock();
         state.epoch = epoch;

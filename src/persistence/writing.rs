@@ -1,8 +1,8 @@
 //! Writes the log of a node to its data directory.
 //!
-//! [`Writing::step`] reads the log as a sender to a follower does, writes what it finds as one group, and moves the
-//! watermarks that answers wait for. What is appended during a sync is the next group, so one sync serves all writes
-//! that have gathered.
+//! [`Writing::step`] reads the log as a sender to a follower does, writes the new records as one group, and moves the
+//! watermarks that answers wait for. Records that are appended during a sync are the next group. So one sync serves all
+//! writes that have gathered.
 //!
 //! A full copy from another node replaces the data set. The log behind it is another chain of segments, beside the old
 //! snapshot and its chain. Until a snapshot of the new data set has its name, a recovery finds the old data set, so no
@@ -29,13 +29,13 @@ const GROUP_BYTES: usize = 1 << 20;
 /// Time between two attempts to get space from a disk that is full.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Parts of a segment of which one is left to the node itself where the disk is full.
+/// A segment divided by this number is the part that only the node itself may use where the disk is full.
 const OWN_PART: u64 = 4;
 
 /// Idle time after which the last group is sealed, where it is durable.
 const SEAL_AFTER: Duration = Duration::from_millis(100);
 
-/// Time between two looks at a log in which nothing happens. What happens wakes the reader.
+/// Longest wait for a log in which nothing happens. Any change wakes the reader before.
 const IDLE: Duration = Duration::from_secs(3_600);
 
 /// Settings of the writing.
@@ -107,7 +107,7 @@ pub struct Writing<'d> {
 }
 
 impl<'d> Writing<'d> {
-    /// Goes on behind what was recovered. Removes files that no recovery needs.
+    /// Goes on writing behind the recovered log. Removes files that no recovery needs.
     ///
     /// # Errors
     ///
@@ -271,7 +271,7 @@ impl<'d> Writing<'d> {
         Ok(())
     }
 
-    /// The disk has no space for the next segment.
+    /// Notes that the disk has no space for the next segment.
     fn is_full(&mut self, error: &StorageError, now: Instant) {
         self.retry_at = Some(now + RETRY);
         let space = if self.is_stalled || self.is_reserve_used() {
@@ -426,7 +426,7 @@ impl<'d> Writing<'d> {
         }
     }
 
-    /// Nothing is appended: syncs what waits for that, or seals the last group.
+    /// Syncs the records that wait for that, or seals the last group, where nothing is appended.
     fn rest(&mut self, now: Instant) -> Result<Next, StorageError> {
         let is_due = self.is_sync_due(now) || self.log.wanted_durable() > self.durable_to();
         if self.is_unsynced && is_due {
@@ -474,7 +474,7 @@ impl<'d> Writing<'d> {
         }
     }
 
-    /// The log has ended: makes all of it durable.
+    /// Makes the whole log durable once it has ended.
     fn end(&mut self) -> Result<(), StorageError> {
         if !self.has_ended {
             self.sync()?;
@@ -534,7 +534,7 @@ impl<'d> Writing<'d> {
         self.writer.is_some() && is_wanted
     }
 
-    /// A snapshot is begun: the log from here on counts for the next one.
+    /// Notes that a snapshot is begun. The log from here on counts for the next one.
     pub fn snapshot_began(&mut self) {
         #[cfg(test)]
         if let (true, Some(writer)) = (
@@ -546,7 +546,7 @@ impl<'d> Writing<'d> {
         self.log_bytes = 0;
     }
 
-    /// A snapshot of this many bytes has its name: what it replaces is removed.
+    /// Removes the files that a finished snapshot of this many bytes replaces.
     ///
     /// # Errors
     ///

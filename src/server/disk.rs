@@ -233,7 +233,7 @@ impl Disk {
         Ok(())
     }
 
-    /// The log has ended, and all of it is durable: waits for the snapshot that is wanted then, or under way.
+    /// Waits for the snapshot that is wanted or under way, once the log has ended and all of it is durable.
     fn wait_for_last_snapshot(&self, writing: &mut Writing<'_>) -> Result<(), StorageError> {
         self.shared.lock().ended_at = Some(Instant::now());
         let mut is_said = false;
@@ -261,7 +261,7 @@ impl Disk {
         shared.may_restore() || shared.exchange.has_news(log)
     }
 
-    /// Does what other threads need of the log-writer thread, and tells them its state.
+    /// Carries out the requests of other threads to the log-writer thread, and publishes its state.
     fn exchange(&self, writing: &mut Writing<'_>) -> Result<(), StorageError> {
         let mut shared = self.shared.lock();
         if shared.may_restore() {
@@ -435,7 +435,7 @@ impl Disk {
     }
 }
 
-/// Says in the node's log that the disk is full, or has space again. Returns whether it has space again.
+/// Logs that the disk is full, or has space again. Returns whether it has space again.
 fn report_space(log: &Log, reported: &mut Space) -> bool {
     let (space, why) = log.space();
     match (std::mem::replace(reported, space), space) {

@@ -136,9 +136,9 @@ impl<'f> LogWriter<'f> {
         Ok(writer)
     }
 
-    /// Goes on behind what was recovered: in the last segment, or in a new one where the end of that was torn. Where
-    /// the disk has no space for that, it is made later. `history` has the epochs of all records that were recovered.
-    /// Everything that was recovered is durable then.
+    /// Goes on writing behind the recovered log: in the last segment, or in a new one where the end of the last one was
+    /// torn. Where the disk has no space for that, it is made later. `history` has the epochs of all records that were
+    /// recovered. Everything that was recovered is durable then.
     ///
     /// # Errors
     ///
@@ -535,8 +535,8 @@ pub fn newest_chain(files: &dyn Files) -> Result<Option<u32>, StorageError> {
     Ok(chains.max())
 }
 
-/// Removes what no recovery needs: segments of other chains than `chain`, snapshots before `snapshot`, and files that
-/// were not finished. A snapshot behind it may just have got its name, and the one before is gone then.
+/// Removes the files that no recovery needs: segments of other chains than `chain`, snapshots before `snapshot`, and
+/// files that were not finished. A snapshot behind it may just have got its name, and the one before is gone then.
 ///
 /// # Errors
 ///
@@ -556,7 +556,7 @@ pub fn remove_stale(
             || name.starts_with("new-")
     };
     let mut stale: Vec<String> = names.into_iter().filter(is_stale).collect();
-    // The last segment of a chain first: what is left of the chain begins with its first one.
+    // The last segment of a chain is removed first, so that the rest of the chain begins with its first one.
     stale.sort_unstable_by(|one, other| other.cmp(one));
     for name in &stale {
         let removed = files.remove(name).and_then(|()| files.sync_directory());

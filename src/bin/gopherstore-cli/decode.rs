@@ -177,7 +177,9 @@ pub(crate) fn run(command: &Decode) -> Result<Outcome, Failure> {
     if contents.flows.iter().all(|flow| flow.bytes.is_empty()) {
         let message = match contents.form {
             Form::Packets => "the packets carry no bytes; capture a connection while it is used",
-            _ => "no bytes to decode; give some behind decode, or on standard input",
+            Form::Raw | Form::Digits | Form::Xxd | Form::Canonical | Form::Printf => {
+                "no bytes to decode; give some behind decode, or on standard input"
+            }
         };
         return Err(Failure::new(Outcome::Usage, message));
     }

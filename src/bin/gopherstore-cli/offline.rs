@@ -19,7 +19,7 @@ const BACKLOG_BYTES: u64 = 1 << 20;
 
 /// The data of a directory.
 pub(crate) struct Data {
-    /// Whose it is, where it is of anybody.
+    /// The owner of the directory, if it has one.
     pub(crate) owner: Option<Identity>,
     pub(crate) engine: Engine,
     pub(crate) recovery: Recovery,

@@ -392,7 +392,7 @@ impl Run<'_> {
         let is_terminal = io::stdout().is_terminal();
         let form = self.form.unwrap_or(match look.scope {
             Scope::Cluster(_) if is_terminal => Form::Table,
-            _ => Form::Lines,
+            Scope::Cluster(_) | Scope::Node => Form::Lines,
         });
         let mut text = match (form, &look.scope) {
             (Form::Json, _) => {
