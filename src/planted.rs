@@ -50,6 +50,8 @@ pub(crate) enum Fault {
     SnapshotNotWhole,
     /// The log that a snapshot replaces is removed when the snapshot begins.
     LogRemovedBeforeSnapshot,
+    /// Reads of a data set that was copied do not wait for the disk.
+    CopyShownAtOnce,
     /// The token in an answer names the last record of the run.
     TokenOfRun,
 }

@@ -43,12 +43,13 @@ const FOUND: [(Fault, u64, &str); 16] = [
 ];
 
 /// The same of faults that runs with disks find.
-const FOUND_WITH_DISKS: [(Fault, u64, &str); 5] = [
+const FOUND_WITH_DISKS: [(Fault, u64, &str); 6] = [
     (Fault::AcknowledgedBeforeSync, 6, "is recovered"),
     (Fault::SyncErrorIgnored, 27, "is recovered"),
     (Fault::DirectoryNotSynced, 19, "is recovered"),
     (Fault::SnapshotNotWhole, 1, "cannot recover"),
     (Fault::LogRemovedBeforeSnapshot, 7, "cannot recover"),
+    (Fault::CopyShownAtOnce, 620, "it answers about"),
 ];
 
 /// The violation that a run with a fault finds.
