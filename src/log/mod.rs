@@ -17,6 +17,7 @@
 
 pub mod append_times;
 pub mod backlog;
+mod bell;
 pub(crate) mod epoch_record;
 mod room;
 mod sequencer;
@@ -30,7 +31,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Select, Sender, unbounded};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::engine::digest::Digest;
@@ -39,6 +40,7 @@ use crate::history::{EpochStart, History, Holding};
 use crate::wire::Token;
 use append_times::AppendTimes;
 use backlog::{After, Append, Backlog, Records};
+pub use bell::{Bell, Deferral};
 use room::Room;
 pub use room::{ROOM_BYTES, Reservation, Space};
 pub use sequencer::{NotLogged, Received, Sequencer};
@@ -367,11 +369,14 @@ impl Log {
         self.order.lock().history.last().is_some()
     }
 
-    /// Wakes the requests that wait until the data set gets to `index` or less, which it has. No partition is locked,
-    /// since a thread that is woken may take the processor.
+    /// Wakes the requests that wait until the data set gets to `index` or less, which it has, and the log-writer thread
+    /// where there is one. No partition is locked, since a thread that is woken may take the processor.
     #[inline]
     pub fn reached(&self, index: u64) {
         self.waits.reach(index);
+        if self.acknowledged_at.get().is_some() {
+            self.bell().ring();
+        }
     }
 
     /// A number that rises whenever the data set or its history becomes another one: before the first entry of the old
@@ -398,32 +403,47 @@ impl Log {
     }
 
     /// Moves records from the append queue to the backlog until the log [ends](Sequencer::end). The replication thread
-    /// runs this.
+    /// runs this, where the node has no disk. With one the log-writer thread keeps the log
+    /// ([`wait_to_write`](Self::wait_to_write)).
     pub fn keep(&self) {
         let mut moved = Vec::new();
-        while let Ok(first) = self.receiver.recv() {
-            if self.move_from(first, &mut moved, Instant::now()) {
-                return;
-            }
+        while !self.move_all(&mut moved, Instant::now()) {
+            let mut select = Select::new();
+            select.recv(&self.receiver);
+            select.ready();
         }
     }
 
     /// Moves everything that is in the append queue to the backlog, as [`keep`](Self::keep) does, and does not wait for
-    /// more. For programs in which no thread keeps the log.
+    /// more. Threads that read the log may call it at any time.
     pub fn drain(&self, now: Instant) {
-        let mut moved = Vec::new();
-        while let Some(first) = self.receiver.try_iter().next() {
-            self.move_from(first, &mut moved, now);
+        self.move_all(&mut Vec::new(), now);
+    }
+
+    /// Moves everything that is in the append queue to the backlog. Between some of it and the next, readers can lock
+    /// the backlog. Returns whether the log has ended. `moved` is memory for the caller's next call.
+    fn move_all(&self, moved: &mut Vec<Append>, now: Instant) -> bool {
+        loop {
+            let mut kept = self.kept.lock();
+            let has_moved = self.move_some(&mut kept, moved, now);
+            let ended = kept.ended;
+            drop(kept);
+            // Frees entries that the store has replaced; no lock is held meanwhile.
+            moved.clear();
+            if ended || !has_moved {
+                return ended;
+            }
         }
     }
 
-    /// Moves `first` and what is behind it in the append queue to the backlog. Returns whether the log has ended.
-    /// `moved` is memory for the caller's next call.
-    fn move_from(&self, first: Step, moved: &mut Vec<Append>, now: Instant) -> bool {
-        let mut cost = 0;
-        let mut kept = self.kept.lock();
+    /// Moves what is in the append queue, up to a limit, to the backlog, which the caller has locked: so the order of
+    /// the queue is that of the backlog, whichever threads do this. Returns whether there was something. `moved` gets
+    /// the records.
+    fn move_some(&self, kept: &mut Kept, moved: &mut Vec<Append>, now: Instant) -> bool {
+        let (mut cost, mut has_moved) = (0, false);
         let first_index = kept.backlog.last_index() + 1;
-        for step in std::iter::once(first).chain(self.receiver.try_iter().take(MOVED_MAX)) {
+        for step in self.receiver.try_iter().take(MOVED_MAX) {
+            has_moved = true;
             match step {
                 Step::Append(append) => {
                     cost += Records::cost(append.records.bytes().len());
@@ -433,21 +453,48 @@ impl Log {
                 Step::End => kept.ended = true,
             }
         }
+        if !has_moved {
+            return false;
+        }
         let last_index = kept.backlog.last_index();
         if last_index >= first_index {
             kept.times.note(first_index, last_index, now);
         }
-        let ended = kept.ended;
         if kept.written.is_some() {
             kept.unwritten.push_back((last_index, cost));
             cost = 0;
         }
-        drop(kept);
         self.grown.notify_all();
         self.room.release(cost);
-        // Frees entries that the store has replaced; no lock is held meanwhile.
-        moved.clear();
-        ended
+        true
+    }
+
+    /// [Drains](Self::drain) the append queue, and waits until the next record of the cursor can be read or the log has
+    /// ended, until `deadline`, or until `is_over`, which is asked again at each [`wake_writer`](Self::wake_writer).
+    /// Without a cursor, no record ends the wait. The log-writer thread alone calls this.
+    pub fn wait_to_write(
+        &self,
+        cursor: Option<&Cursor>,
+        deadline: Instant,
+        is_over: impl Fn() -> bool,
+    ) {
+        loop {
+            self.drain(Instant::now());
+            let has_some = cursor.is_some_and(|cursor| !self.kept.lock().has_nothing(cursor));
+            if has_some || is_over() || !self.bell().wait(deadline) {
+                return;
+            }
+        }
+    }
+
+    /// Wakes the log-writer thread, which asks again whether its wait is over.
+    pub fn wake_writer(&self) {
+        self.bell().ring_now();
+    }
+
+    /// The bell that wakes the log-writer thread.
+    const fn bell(&self) -> &Bell {
+        self.watermarks.bell()
     }
 
     /// The node has a disk, which holds the records up to `index`: from now on records are kept until they are
@@ -464,7 +511,7 @@ impl Log {
     pub fn want_durable(&self, index: u64) {
         let before = self.wanted_durable.fetch_max(index, Ordering::SeqCst);
         if before < index {
-            self.wake_readers();
+            self.wake_writer();
         }
     }
 
@@ -557,13 +604,11 @@ impl Log {
         self.room.release(cost);
     }
 
-    /// The backlog, once everything that was appended is in it: where a leader begins to follow, its last writes may
-    /// still be in the append queue.
+    /// The backlog, with everything in it that was appended: where a leader begins to follow, its last writes may still
+    /// be in the append queue.
     fn caught_up(&self) -> MutexGuard<'_, Kept> {
-        let mut kept = self.kept.lock();
-        while kept.backlog.last_index() < self.last_index() && !kept.ended {
-            self.grown.wait(&mut kept);
-        }
+        let (mut moved, mut kept) = (Vec::new(), self.kept.lock());
+        while self.move_some(&mut kept, &mut moved, Instant::now()) {}
         kept
     }
 
@@ -622,13 +667,6 @@ impl Log {
             && !is_over()
             && !self.grown.wait_until(&mut kept, deadline).timed_out()
         {}
-    }
-
-    /// Waits until `deadline`, or until `is_over`, which is asked again at each [`wake_readers`](Self::wake_readers),
-    /// whatever the log has.
-    pub fn pause(&self, deadline: Instant, is_over: impl Fn() -> bool) {
-        let mut kept = self.kept.lock();
-        while !is_over() && !self.grown.wait_until(&mut kept, deadline).timed_out() {}
     }
 
     /// Waits until the next record of the cursor is committed and can be read, until the log has ended before it or no

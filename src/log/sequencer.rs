@@ -2,7 +2,8 @@
 //!
 //! On a leader, writers call [`Sequencer::append`] while the partitions of their keys are locked: it assigns the next
 //! indexes and puts the records into the append queue, under one mutex that is held for nothing else. The replication
-//! thread ([`Log::keep`]) moves them from the queue to the backlog. It never waits for a socket.
+//! thread ([`Log::keep`]), or on a node with a disk the log-writer thread, moves them from the queue to the backlog. It
+//! never waits for a socket.
 //!
 //! On a follower, one thread calls [`Sequencer::receive`] with the records that a leader sends, which puts them into
 //! the backlog, and [`Sequencer::applied`] while the partitions of those that it applies are locked.
@@ -180,15 +181,13 @@ impl Sequencer {
             room.spend(cost);
             self.queue(order, records, 1, Digest::EMPTY);
         }
+        self.log.wake_writer();
         self.log.watermarks.begin_epoch(start.epoch);
         Ok(())
     }
 
     /// Logs records that a leader sent, as one append. None of them is applied yet. Returns whether records before them
     /// are not applied either.
-    ///
-    /// Waits until the backlog has what was appended before. A program without a thread that
-    /// [keeps](Log::keep) the log calls [`Log::drain`] before.
     ///
     /// # Errors
     ///
@@ -226,6 +225,9 @@ impl Sequencer {
             .push_frames(records, entry, received.count, received.digest);
         kept.times.note(first, last, now);
         self.log.grown.notify_all();
+        if kept.written.is_some() {
+            self.log.wake_writer();
+        }
         Ok(were_waiting)
     }
 
@@ -252,7 +254,7 @@ impl Sequencer {
     }
 
     /// Begins anew after `head`: a data set of this history has replaced the one before. No write is under way, and
-    /// nothing is received or applied. Waits as [`receive`](Self::receive) does.
+    /// nothing is received or applied.
     ///
     /// Where the last records of that data set are EPOCHs, they are put into the log again: a follower that lacks
     /// nothing else can then resume.
@@ -311,6 +313,7 @@ impl Sequencer {
         self.log.wanted_durable.store(0, Ordering::SeqCst);
         self.log.watermarks.reset(order.epoch(), head.index);
         self.log.grown.notify_all();
+        self.log.wake_writer();
     }
 
     /// Has writers wait for room, whether there is some or not, or no longer.
@@ -327,5 +330,6 @@ impl Sequencer {
     pub fn end(&self) {
         self.log.room.end();
         let _ = self.log.sender.send(Step::End);
+        self.log.wake_writer();
     }
 }

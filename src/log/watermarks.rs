@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::bell::Bell;
 use super::waits::{Wait, Waits};
 
 /// A place in the log. No two writes of one history have the same one.
@@ -61,6 +62,8 @@ pub struct Watermarks {
     state: Mutex<State>,
     /// Requests that wait until the records up to an index are durable, whatever answers wait for.
     durable_waits: Waits,
+    /// Wakes the thread that moves them.
+    bell: Bell,
 }
 
 #[derive(Default)]
@@ -145,11 +148,18 @@ impl Default for Watermarks {
         Watermarks {
             state: Mutex::default(),
             durable_waits: Waits::new(),
+            bell: Bell::new(),
         }
     }
 }
 
 impl Watermarks {
+    /// The bell that wakes the log-writer thread, which moves the watermarks of the disk.
+    #[must_use]
+    pub const fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
     /// Has `wake` called once, when the records up to `index` are durable, or the data set becomes another one. The
     /// caller looks at the [watermark](Self::index) after this call, and again when it is woken.
     pub fn await_durable(&self, index: u64, wake: Wake) -> Wait<'_> {

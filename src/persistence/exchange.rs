@@ -15,8 +15,8 @@ pub struct Exchange {
     durable_to: u64,
     /// Cursor of the next record of the chain. It identifies the data set of the chain.
     cursor: Option<Cursor>,
-    /// More of it is written.
-    is_unsynced: bool,
+    /// More of it is written, and no sync is under way.
+    can_sync: bool,
     /// The log has ended, and all of it is durable.
     has_ended: bool,
 }
@@ -54,7 +54,7 @@ impl Exchange {
     /// Whether there is something for the writing of the log besides the log.
     #[must_use]
     pub fn has_news(&self, log: &Log) -> bool {
-        (self.is_unsynced && log.wanted_durable() > self.durable_to)
+        (self.can_sync && log.wanted_durable() > self.durable_to)
             || (self.is_ordered && self.chain.is_some() && self.snapshot == Snapshots::Idle)
             || matches!(self.snapshot, Snapshots::Done(..))
     }
@@ -112,7 +112,7 @@ impl Exchange {
         let has_moved = (self.chain, self.durable_to) != state;
         (self.chain, self.durable_to) = state;
         self.cursor = Some(writing.cursor());
-        self.is_unsynced = writing.is_unsynced();
+        self.can_sync = writing.can_sync();
         self.has_ended = writing.has_ended();
         Noted {
             wants_snapshot,

@@ -24,4 +24,4 @@ pub use copying::{Copying, Progress};
 pub use exchange::{Exchange, Noted, Snapshots};
 pub use opening::{acknowledged_at, open};
 pub use recovery::{Recovery, recover};
-pub use writing::{Next, Settings, Writing};
+pub use writing::{Next, Settings, Sync, SyncDone, Writing};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Copying, Exchange, Next, Progress, Recovery, Settings, Writing, open, recover};
+use super::{Copying, Exchange, Next, Progress, Recovery, Settings, Sync, Writing, open, recover};
 use crate::config::{StorageConfig, SyncPolicy};
 use crate::engine::clock::{Clock, Reading, TimeSource};
 use crate::engine::{Admission, Answers, Engine};
@@ -110,6 +110,7 @@ fn settle(engine: &Engine, writing: &mut Writing<'_>, now: Instant) -> Instant {
     for _ in 0..1_000 {
         match writing.step(now).unwrap() {
             Next::Again => {}
+            Next::Sync(sync) => writing.synced(sync.run().unwrap()),
             Next::Wait(until) => return until,
             Next::Ended => panic!("it has ended"),
         }
@@ -219,6 +220,87 @@ fn what_has_no_space_at_all_is_not_acknowledged_and_is_written_later() {
     );
 }
 
+/// Takes steps until one begins a sync, or until there is nothing to do.
+fn next_sync(engine: &Engine, writing: &mut Writing<'_>, now: Instant) -> Option<Sync> {
+    engine.log().unwrap().drain(now);
+    for _ in 0..1_000 {
+        match writing.step(now).unwrap() {
+            Next::Again => {}
+            Next::Sync(sync) => return Some(sync),
+            Next::Wait(_) => return None,
+            Next::Ended => panic!("it has ended"),
+        }
+    }
+    panic!("there is always something to do");
+}
+
+#[test]
+fn a_sync_of_interval_covers_what_was_written_before_it_and_more_is_written_meanwhile() {
+    let (disk, engine, start) = (Disk::default(), engine(), Instant::now());
+    let log = engine.log().unwrap();
+    log.begin_writing(0, Mark::Written);
+    let (settings, recovery) = (settings(SyncPolicy::Interval), Recovery::default());
+    let mut writing = Writing::new(&disk, (&engine, log), settings, recovery, start).unwrap();
+    let marks = || [Mark::Written, Mark::Durable].map(|mark| log.watermarks().index(mark).unwrap());
+    lead(&engine);
+    assert!(next_sync(&engine, &mut writing, start).is_none());
+    assert_eq!(marks(), [1, 0]);
+    let due = start + Duration::from_secs(1);
+    let sync = next_sync(&engine, &mut writing, due).unwrap();
+    assert_eq!(ask(&engine, &[set(b"a", b"1")]), [Status::Ok]);
+    // None is begun while one is under way, though one is wanted.
+    log.want_durable(2);
+    assert!(next_sync(&engine, &mut writing, due).is_none());
+    assert_eq!(marks(), [2, 0]);
+    writing.synced(sync.run().unwrap());
+    assert_eq!(marks(), [2, 1], "the second record came later");
+    let sync = next_sync(&engine, &mut writing, due).unwrap();
+    writing.synced(sync.run().unwrap());
+    assert_eq!(marks(), [2, 2]);
+    let later = due + Duration::from_secs(5);
+    assert!(
+        next_sync(&engine, &mut writing, later).is_none(),
+        "nothing is left"
+    );
+    // What a sync says of the log before counts for nothing once another one is written.
+    assert_eq!(ask(&engine, &[set(b"b", b"2")]), [Status::Ok]);
+    let stale = next_sync(&engine, &mut writing, later).unwrap();
+    let stale = stale.run().unwrap();
+    engine.admit(Admission::default());
+    engine.clear();
+    lead(&engine);
+    assert!(next_sync(&engine, &mut writing, later).is_none());
+    writing.synced(stale);
+    assert_eq!((writing.durable_to(), marks()), (0, [0, 0]));
+}
+
+#[test]
+fn much_that_is_not_synced_begins_a_sync_before_its_time() {
+    for sync in [SyncPolicy::Interval, SyncPolicy::Never] {
+        let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
+        let log = engine.log().unwrap();
+        log.begin_writing(0, Mark::Written);
+        let mut settings = settings(sync);
+        settings.segment_bytes = 64 << 20;
+        let recovery = Recovery::default();
+        let mut writing = Writing::new(&disk, (&engine, log), settings, recovery, now).unwrap();
+        lead(&engine);
+        let value = vec![1; 1 << 20];
+        let syncs = (0..10_u32).filter(|key| {
+            let key = key.to_be_bytes();
+            assert_eq!(ask(&engine, &[set(&key, &value)]), [Status::Ok]);
+            let sync = next_sync(&engine, &mut writing, now);
+            let is_begun = sync.is_some();
+            if let Some(sync) = sync {
+                writing.synced(sync.run().unwrap());
+            }
+            is_begun
+        });
+        // With the fifth value there are more than 4 MiB, and with the tenth.
+        assert_eq!(syncs.collect::<Vec<_>>(), [3, 7], "{sync:?}");
+    }
+}
+
 #[test]
 fn a_log_that_ends_while_there_is_no_space_for_it_is_an_error() {
     let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
@@ -302,7 +384,7 @@ fn a_log_that_ends_with_much_behind_the_last_snapshot_wants_another_one() {
         log.drain(now);
         // It may be asked again.
         for _ in 0..2 {
-            assert_eq!(writing.step(now).unwrap(), Next::Ended);
+            assert!(matches!(writing.step(now).unwrap(), Next::Ended));
         }
         // Nothing depends on what follows.
         is_recovered(&disk.after_power_failure(1), &engine);

@@ -21,7 +21,9 @@ use crate::storage::files::Files;
 use crate::storage::recovery::LogEnd;
 use crate::storage::segment::SegmentId;
 use crate::storage::snapshot::SnapshotId;
-use crate::storage::writer::{Layout, LogWriter, NewGroup, Salts, newest_chain, remove_stale};
+use crate::storage::writer::{
+    Layout, LogWriter, NewGroup, PendingSync, Salts, Synced, newest_chain, remove_stale,
+};
 
 /// Most bytes of records in a group, but for a single longer one.
 const GROUP_BYTES: usize = 1 << 20;
@@ -31,6 +33,10 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// A segment divided by this number is the part that only the node itself may use where the disk is full.
 const OWN_PART: u64 = 4;
+
+/// Bytes of groups with which a sync is begun before the policy wants one. So the sync of a whole segment, for which
+/// the next one waits, has little left to do.
+const UNSYNCED_BYTES: u64 = 4 << 20;
 
 /// Idle time after which the last group is sealed, where it is durable.
 const SEAL_AFTER: Duration = Duration::from_millis(100);
@@ -62,14 +68,45 @@ impl Settings {
 }
 
 /// The action that follows a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Next {
     /// The next step.
     Again,
+    /// The next step, and this sync, which another thread may make meanwhile. What it returns goes to
+    /// [`Writing::synced`].
+    Sync(Sync),
     /// Nothing before this time, unless the log grows or something else has happened.
     Wait(Instant),
     /// Nothing: the log has ended, and all of it is durable. A [last snapshot](Writing::wants_snapshot) may be wanted.
     Ended,
+}
+
+/// A sync that is to be made.
+#[derive(Debug)]
+pub struct Sync {
+    /// Counts the syncs.
+    number: u64,
+    pending: PendingSync,
+}
+
+/// A sync that was made.
+#[derive(Clone, Copy, Debug)]
+pub struct SyncDone {
+    number: u64,
+    synced: Synced,
+}
+
+impl Sync {
+    /// Makes it. Waits for the disk.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system. No further answer may be sent then.
+    pub fn run(self) -> Result<SyncDone, StorageError> {
+        let Sync { number, pending } = self;
+        let synced = pending.run()?;
+        Ok(SyncDone { number, synced })
+    }
 }
 
 /// The writer of a node's log.
@@ -86,10 +123,10 @@ pub struct Writing<'d> {
     /// its name.
     is_based: bool,
     synced_at: Instant,
-    is_unsynced: bool,
-    /// Index up to which the log is made durable next, because that was wanted. It stays until it is reached: what is
-    /// wanted may rise faster than the log is written.
-    sync_goal: u64,
+    /// Syncs that were begun.
+    syncs: u64,
+    /// The number of the one that is under way.
+    running: Option<u64>,
     /// When a group was last written.
     wrote_at: Instant,
     /// Bytes of log since the last snapshot was begun.
@@ -129,8 +166,8 @@ impl<'d> Writing<'d> {
             cursor: log.unwritten().cursor,
             is_based: false,
             synced_at: now,
-            is_unsynced: false,
-            sync_goal: 0,
+            syncs: 0,
+            running: None,
             wrote_at: now,
             log_bytes: 0,
             snapshot_bytes: 0,
@@ -183,7 +220,7 @@ impl<'d> Writing<'d> {
         self.log_bytes = behind.map(|segment| segment.bytes).sum();
         self.snapshot_bytes = snapshot.map_or(0, |snapshot| snapshot.bytes);
         self.is_based = writer.is_some();
-        self.is_unsynced = false;
+        self.running = None;
         self.writer = writer;
         self.cursor = unwritten.cursor;
         self.acknowledge();
@@ -296,13 +333,14 @@ impl<'d> Writing<'d> {
 
     /// The log begins anew: another data set has replaced the one before, or the node holds none.
     fn restart(&mut self) -> Result<(), StorageError> {
-        if self.is_unsynced {
+        if self.is_unsynced() {
             // A recovery may need it yet.
             self.sync()?;
         }
         let unwritten = self.log.unwritten();
         self.cursor = unwritten.cursor;
         self.writer = None;
+        self.running = None;
         self.log_bytes = 0;
         self.snapshot_bytes = 0;
         if unwritten.history.last().is_none() {
@@ -356,7 +394,6 @@ impl<'d> Writing<'d> {
         let written = writer.written_to();
         writer.append(&group, || log.history().up_to(written))?;
         let written = writer.written_to();
-        self.is_unsynced = true;
         self.wrote_at = now;
         self.log_bytes += u64::try_from(records.len()).unwrap_or(u64::MAX);
         if self.is_based {
@@ -370,22 +407,41 @@ impl<'d> Writing<'d> {
         if self.retry_at.is_some() && self.is_reserve_used() {
             self.log.set_space(Space::UsedUp, "");
         }
-        if self.is_sync_due(now) || self.has_reached_goal() {
-            self.sync()?;
-            self.synced_at = now;
+        match self.settings.config.sync {
+            SyncPolicy::Always => {
+                self.sync()?;
+                Ok(Next::Again)
+            }
+            SyncPolicy::Interval | SyncPolicy::Never => {
+                Ok(self.begin_sync(now).map_or(Next::Again, Next::Sync))
+            }
         }
-        Ok(Next::Again)
     }
 
-    /// Whether everything is written that was wanted to be durable some time ago.
-    fn has_reached_goal(&mut self) -> bool {
-        let (durable, wanted) = (self.durable_to(), self.log.wanted_durable());
-        // Where less is wanted than before, it is for another data set.
-        if self.sync_goal <= durable || wanted < self.sync_goal {
-            self.sync_goal = wanted;
+    /// Begins a sync where one is due and none is under way.
+    fn begin_sync(&mut self, now: Instant) -> Option<Sync> {
+        if !self.can_sync() || !self.is_sync_due(now) {
+            return None;
         }
-        let written = self.writer.as_ref().map_or(0, LogWriter::written_to);
-        durable < self.sync_goal && self.sync_goal <= written
+        let pending = self.writer.as_mut()?.begin_sync()?;
+        self.synced_at = now;
+        self.syncs += 1;
+        let number = self.syncs;
+        self.running = Some(number);
+        Some(Sync { number, pending })
+    }
+
+    /// A sync is made.
+    pub fn synced(&mut self, done: SyncDone) {
+        if self.running != Some(done.number) {
+            // Of a log that is not written any more.
+            return;
+        }
+        self.running = None;
+        if let Some(writer) = &mut self.writer {
+            writer.synced(done.synced);
+        }
+        self.acknowledge();
     }
 
     /// The newest epoch, and the index up to which records are committed.
@@ -394,23 +450,25 @@ impl<'d> Writing<'d> {
         (epoch, self.log.committed_index())
     }
 
-    /// Whether the policy wants a sync now, where something is not synced.
+    /// Whether a sync is due now, where something is not synced.
     fn is_sync_due(&self, now: Instant) -> bool {
         let config = &self.settings.config;
-        match config.sync {
+        let is_due_by_policy = match config.sync {
             SyncPolicy::Always => true,
             SyncPolicy::Interval => {
                 now.saturating_duration_since(self.synced_at) >= config.sync_interval
             }
             SyncPolicy::Never => false,
-        }
+        };
+        let unsynced = self.writer.as_ref().map_or(0, LogWriter::unsynced_bytes);
+        let is_wanted = self.log.wanted_durable() > self.durable_to();
+        is_due_by_policy || is_wanted || unsynced >= UNSYNCED_BYTES
     }
 
     fn sync(&mut self) -> Result<(), StorageError> {
         if let Some(writer) = &mut self.writer {
             writer.sync()?;
         }
-        self.is_unsynced = false;
         self.acknowledge();
         Ok(())
     }
@@ -428,11 +486,8 @@ impl<'d> Writing<'d> {
 
     /// Syncs the records that wait for that, or seals the last group, where nothing is appended.
     fn rest(&mut self, now: Instant) -> Result<Next, StorageError> {
-        let is_due = self.is_sync_due(now) || self.log.wanted_durable() > self.durable_to();
-        if self.is_unsynced && is_due {
-            self.sync()?;
-            self.synced_at = now;
-            return Ok(Next::Again);
+        if let Some(sync) = self.begin_sync(now) {
+            return Ok(Next::Sync(sync));
         }
         match &self.writer {
             Some(writer) if !writer.is_prepared() && self.retry_at.is_none() => {
@@ -444,12 +499,12 @@ impl<'d> Writing<'d> {
             Some(_) | None => {}
         }
         let mut until = self.retry_at.unwrap_or(now + IDLE);
-        if self.is_unsynced && self.settings.config.sync == SyncPolicy::Interval {
+        if self.can_sync() && self.settings.config.sync == SyncPolicy::Interval {
             until = until.min(self.synced_at + self.settings.config.sync_interval);
         }
         // A seal says what is durable. Behind a group that is not, it would say nothing of that for good.
         let is_sealed = self.writer.as_ref().is_none_or(LogWriter::is_sealed);
-        if !is_sealed && !self.is_unsynced {
+        if !is_sealed && !self.is_unsynced() {
             let seal_at = self.wrote_at + SEAL_AFTER;
             if now >= seal_at {
                 self.seal()?;
@@ -498,9 +553,14 @@ impl<'d> Writing<'d> {
     }
 
     /// Whether something is written that is not durable.
+    fn is_unsynced(&self) -> bool {
+        self.writer.as_ref().is_some_and(LogWriter::is_unsynced)
+    }
+
+    /// Whether a sync can begin: something is written that is not durable, and none is under way.
     #[must_use]
-    pub const fn is_unsynced(&self) -> bool {
-        self.is_unsynced
+    pub fn can_sync(&self) -> bool {
+        self.is_unsynced() && self.running.is_none()
     }
 
     /// The chain that is written; `None` while the node holds no data set.

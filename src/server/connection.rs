@@ -614,6 +614,10 @@ impl Polled for Connection<'_> {
         false
     }
 
+    fn executed(&self) -> usize {
+        self.session.completed()
+    }
+
     fn awaits(&self) -> Option<Position> {
         self.session.awaits()
     }

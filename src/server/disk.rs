@@ -23,7 +23,7 @@ use crate::engine::Engine;
 use crate::log::{Cursor, Log, Mark, Space};
 use crate::node::{DataDirectory, Node, RecoveryFigures, SnapshotFigures, StorageStatus};
 use crate::persistence::{
-    self, Copying, Exchange, Next, Progress, Recovery, Settings, Snapshots, Writing,
+    self, Copying, Exchange, Next, Progress, Recovery, Settings, Snapshots, Sync, SyncDone, Writing,
 };
 use crate::storage::error::{Problem, StorageError};
 use crate::storage::files::Files as _;
@@ -66,8 +66,13 @@ struct Shared {
     exchange: Exchange,
     /// Another thread waits until the directory is read into the engine again.
     restore: Restore,
+    /// No thread writes snapshots: it could not be started.
+    expects_no_snapshot: bool,
     /// When the log had ended, and all of it was durable.
     ended_at: Option<Instant>,
+    /// A sync that the sync thread is to make, and the result of the last one.
+    sync: Option<Sync>,
+    synced: Option<Result<SyncDone, StorageError>>,
     /// Nothing is written any more, or the disk has failed.
     is_over: bool,
 }
@@ -212,15 +217,18 @@ impl Disk {
                 drop(self.shared.lock());
                 self.changed.notify_all();
             }
-            match writing.step(Instant::now())? {
+            let now = Instant::now();
+            log.drain(now);
+            match writing.step(now)? {
                 Next::Again => {}
+                Next::Sync(sync) => {
+                    self.shared.lock().sync = Some(sync);
+                    self.changed.notify_all();
+                }
                 Next::Wait(until) => {
                     self.exchange(&mut writing)?;
-                    if writing.is_stalled() {
-                        log.pause(until, || self.has_news(log));
-                    } else {
-                        log.wait(&writing.cursor(), until, || self.has_news(log));
-                    }
+                    let cursor = (!writing.is_stalled()).then(|| writing.cursor());
+                    log.wait_to_write(cursor.as_ref(), until, || self.has_news(log));
                 }
                 Next::Ended => break,
             }
@@ -233,6 +241,12 @@ impl Disk {
         Ok(())
     }
 
+    /// Notes that no thread writes snapshots, since it could not be started. The node ends without a last one.
+    pub(super) fn expect_no_snapshot(&self) {
+        self.shared.lock().expects_no_snapshot = true;
+        self.changed.notify_all();
+    }
+
     /// Waits for the snapshot that is wanted or under way, once the log has ended and all of it is durable.
     fn wait_for_last_snapshot(&self, writing: &mut Writing<'_>) -> Result<(), StorageError> {
         self.shared.lock().ended_at = Some(Instant::now());
@@ -241,7 +255,7 @@ impl Disk {
             self.exchange(writing)?;
             self.changed.notify_all();
             let mut shared = self.shared.lock();
-            if shared.exchange.is_over() {
+            if shared.exchange.is_over() || shared.expects_no_snapshot {
                 return Ok(());
             }
             if !std::mem::replace(&mut is_said, true) {
@@ -249,7 +263,7 @@ impl Disk {
                     "all of the log is on the disk; the node ends once a snapshot is written, and may be killed"
                 );
             }
-            while shared.exchange.is_busy() {
+            while shared.exchange.is_busy() && !shared.expects_no_snapshot {
                 self.changed.wait(&mut shared);
             }
         }
@@ -258,7 +272,7 @@ impl Disk {
     /// Whether another thread has something for the log-writer thread.
     fn has_news(&self, log: &Log) -> bool {
         let shared = self.shared.lock();
-        shared.may_restore() || shared.exchange.has_news(log)
+        shared.may_restore() || shared.synced.is_some() || shared.exchange.has_news(log)
     }
 
     /// Carries out the requests of other threads to the log-writer thread, and publishes its state.
@@ -270,6 +284,9 @@ impl Disk {
             shared = self.shared.lock();
             shared.restore = Restore::Done;
             self.changed.notify_all();
+        }
+        if let Some(done) = shared.synced.take() {
+            writing.synced(done?);
         }
         if let Some((id, bytes)) = shared.exchange.take_done() {
             drop(shared);
@@ -285,6 +302,23 @@ impl Disk {
             self.status.synced(Instant::now());
         }
         Ok(())
+    }
+
+    /// Makes the syncs that do not have to be made before more is written, until the log is. The sync thread runs this.
+    pub(super) fn sync(&self, log: &Log) {
+        let mut shared = self.shared.lock();
+        while !shared.is_over {
+            let Some(sync) = shared.sync.take() else {
+                self.changed.wait(&mut shared);
+                continue;
+            };
+            drop(shared);
+            let synced = sync.run();
+            shared = self.shared.lock();
+            shared.synced = Some(synced);
+            self.changed.notify_all();
+            log.wake_writer();
+        }
     }
 
     /// Writes snapshots as they are wanted, until the log and the last of them have ended. The snapshot thread runs
@@ -328,7 +362,7 @@ impl Disk {
                     );
                     shared.exchange.want_snapshot();
                     drop(shared);
-                    log.wake_readers();
+                    log.wake_writer();
                     shared = self.shared.lock();
                     let until = Instant::now() + pause;
                     pause = (pause * 2).min(longest_pause);
@@ -349,7 +383,7 @@ impl Disk {
             drop(shared);
             // The log-writer thread looks at it.
             self.changed.notify_all();
-            log.wake_readers();
+            log.wake_writer();
         }
     }
 
@@ -461,7 +495,7 @@ impl DataDirectory for Disk {
         let mut shared = self.shared.lock();
         shared.restore = Restore::Ordered;
         drop(shared);
-        log.wake_readers();
+        log.wake_writer();
         let mut shared = self.shared.lock();
         while shared.restore == Restore::Ordered && !shared.is_closed() {
             self.changed.wait(&mut shared);
@@ -476,7 +510,7 @@ impl DataDirectory for Disk {
         }
         shared.exchange.order_snapshot();
         drop(shared);
-        log.wake_readers();
+        log.wake_writer();
         true
     }
 

@@ -226,13 +226,19 @@ impl Server {
         ending: &'scope Mutex<Ending>,
         failure: &'scope Mutex<Option<StorageError>>,
     ) -> io::Result<()> {
-        if let Some(log) = self.node.engine().log() {
-            start(scope, "replication", || log.keep())?;
-            if let Some(disk) = &self.disk {
-                start(scope, "log-writer", || self.write_log(disk, log, failure))?;
-                let engine = self.node.engine();
-                start(scope, "snapshot", || disk.write_snapshots(engine, log))?;
+        let log = self.node.engine().log();
+        if let (Some(disk), Some(log)) = (&self.disk, log) {
+            start(scope, "log-writer", || self.write_log(disk, log, failure))?;
+            let engine = self.node.engine();
+            let started = start(scope, "sync", || disk.sync(log));
+            let started = started
+                .and_then(|()| start(scope, "snapshot", || disk.write_snapshots(engine, log)));
+            if started.is_err() {
+                disk.expect_no_snapshot();
             }
+            started?;
+        } else if let Some(log) = log {
+            start(scope, "replication", || log.keep())?;
         }
         start(scope, "expiry", || expiry::run(&self.node, &self.stop))?;
         replication::transport::start(scope, self.replica(), &self.stop)
@@ -259,6 +265,8 @@ impl Server {
         // No answer is sent for a record that may be lost.
         self.node.give_up_positions();
         self.stopper().stop();
+        // Readers of the log go on up to its end.
+        log.keep();
     }
 }
 

@@ -33,7 +33,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
-use crate::log::{Mark, Position, Reached, SubscriptionId, Watermarks};
+use crate::log::{Bell, Mark, Position, Reached, SubscriptionId, Watermarks};
 
 /// Connections that must be active before they share a poller. Two clients with one GET each get 0.85 times the answers
 /// from one thread. With three and more, 50 get 1.28 and 200 get 1.48 times those from a thread for each.
@@ -41,6 +41,9 @@ const ACTIVE_MIN: usize = 3;
 
 /// Most sockets that one call of epoll reports.
 const READY_MAX: usize = 64;
+
+/// Requests after which the log-writer thread is woken while others are served.
+const DEFERRED_MAX: usize = 64;
 
 /// The eventfd's number among the slots.
 const WATERMARK: u64 = u64::MAX;
@@ -50,6 +53,9 @@ pub(super) trait Polled: AsFd {
     /// Reads where `is_readable`, answers the requests that have arrived, and sends what can be sent, without waiting
     /// for anything. Returns whether that was all; otherwise the connection's own thread has to continue.
     fn serve(&mut self, is_readable: bool) -> bool;
+
+    /// Requests that the last call of [`serve`](Self::serve) has executed.
+    fn executed(&self) -> usize;
 
     /// The position that the first answer to be sent waits for.
     fn awaits(&self) -> Option<Position>;
@@ -320,9 +326,7 @@ impl<'a, C: Polled> Poller<'a, C> {
                 let _ = epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&timeout));
             }
             self.slots.lock().find_ready(&events, &mut found);
-            for (number, handle) in found.drain(..) {
-                own_leaves |= self.serve(number, &handle, true) && Arc::ptr_eq(&handle, own);
-            }
+            own_leaves |= self.serve_ready(&mut found, own);
             if swept.elapsed() >= self.sweep_interval {
                 swept = Instant::now();
                 own_leaves |= self.sweep(swept, own, &mut found);
@@ -337,13 +341,34 @@ impl<'a, C: Polled> Poller<'a, C> {
         }
     }
 
-    /// Serves a connection, whose slot is freed where its own thread has to continue; returns whether that is so.
-    fn serve(&self, number: usize, handle: &Handle<C>, is_readable: bool) -> bool {
+    /// Serves the connections whose input is ready. The log-writer thread is woken once many requests are executed, and
+    /// at the end: so one sync serves all that they write.
+    fn serve_ready(&self, found: &mut Vec<Found<C>>, own: &Arc<Handle<C>>) -> bool {
+        let bell = self.watermark.as_ref().map(|it| it.watermarks.bell());
+        let (mut own_leaves, mut executed) = (false, 0);
+        let mut deferral = bell.map(Bell::defer);
+        for (number, handle) in found.drain(..) {
+            let served = self.serve(number, &handle, true);
+            own_leaves |= served.is_none() && Arc::ptr_eq(&handle, own);
+            executed += served.unwrap_or(0);
+            if executed >= DEFERRED_MAX {
+                executed = 0;
+                drop(deferral);
+                deferral = bell.map(Bell::defer);
+            }
+        }
+        own_leaves
+    }
+
+    /// Serves a connection, whose slot is freed where its own thread has to continue. Returns the number of requests
+    /// that were executed; `None` where the slot is free.
+    fn serve(&self, number: usize, handle: &Handle<C>, is_readable: bool) -> Option<usize> {
         let mut state = handle.lock();
         if !state.connection.serve(is_readable) {
             self.dismiss(number, handle, state);
-            return true;
+            return None;
         }
+        let executed = state.connection.executed();
         if self.watermark.is_some() {
             let connection = &state.connection;
             let (reads, awaits) = (connection.reads(), connection.awaits());
@@ -355,7 +380,7 @@ impl<'a, C: Polled> Poller<'a, C> {
                 let _ = epoll::modify(&self.epoll, connection.as_fd(), data, interest(reads));
             }
         }
-        false
+        Some(executed)
     }
 
     /// Serves the connections whose wait for a position is over, until the lowest position that is left is `armed`.
@@ -381,7 +406,8 @@ impl<'a, C: Polled> Poller<'a, C> {
             let is_over = |position| watermark.is_over(position);
             self.slots.lock().find_reached(is_over, found);
             for (number, handle) in found.drain(..) {
-                own_leaves |= self.serve(number, &handle, false) && Arc::ptr_eq(&handle, own);
+                own_leaves |=
+                    self.serve(number, &handle, false).is_none() && Arc::ptr_eq(&handle, own);
             }
         }
     }

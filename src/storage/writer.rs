@@ -13,9 +13,12 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::error::StorageError;
+use parking_lot::Mutex;
+
+use super::error::{Problem, StorageError};
 use super::files::{File, Files};
 use super::recovery::{LogEnd, Recovered};
 use super::segment::{GroupHead, SegmentHeader, SegmentId, body_checksum, group_len};
@@ -87,11 +90,76 @@ pub struct LogWriter<'f> {
     durable_to: u64,
     /// Whether anything was written since the last sync.
     is_unsynced: bool,
+    /// Bytes that were written since the last sync, and the number of writes of all time.
+    unsynced_bytes: u64,
+    writes: u64,
     /// The last group was written with the records before it durable, and none is behind it.
     is_sealed: bool,
     spares: Spares<'f>,
     /// A group on its way to the file.
     buffer: Vec<u8>,
+}
+
+/// A sync of a log, which is to be made. Any thread may do that.
+#[derive(Debug)]
+pub struct PendingSync {
+    file: Arc<LogFile>,
+    path: PathBuf,
+    synced: Synced,
+}
+
+/// The part of a log that a sync has made durable.
+#[derive(Clone, Copy, Debug)]
+pub struct Synced {
+    index: u64,
+    /// Writes before it.
+    writes: u64,
+}
+
+impl PendingSync {
+    /// Makes it. Waits for the disk.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system. Nothing may be written to the log afterwards.
+    pub fn run(self) -> Result<Synced, StorageError> {
+        let PendingSync { file, path, synced } = self;
+        match file.sync() {
+            Ok(()) => Ok(synced),
+            Err(error) => Err(StorageError {
+                path,
+                offset: None,
+                problem: Problem::System("sync", error),
+            }),
+        }
+    }
+}
+
+/// The file of a segment that is written. Its syncs are made one after another, and each fails once one has failed: the
+/// system reports an error to one call, and either thread may make that call.
+#[derive(Debug)]
+struct LogFile {
+    file: Box<dyn File>,
+    has_failed: Mutex<bool>,
+}
+
+impl LogFile {
+    fn new(file: Box<dyn File>) -> Arc<LogFile> {
+        Arc::new(LogFile {
+            file,
+            has_failed: Mutex::new(false),
+        })
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut has_failed = self.has_failed.lock();
+        if *has_failed {
+            return Err(io::Error::other("an earlier sync has failed"));
+        }
+        let synced = self.file.sync();
+        *has_failed = synced.is_err();
+        synced
+    }
 }
 
 /// A segment.
@@ -107,7 +175,7 @@ struct Start {
 struct Current {
     name: String,
     salt: u64,
-    file: Box<dyn File>,
+    file: Arc<LogFile>,
     /// Where the next group goes.
     offset: u64,
     /// Length of the file, or more where it is not filled.
@@ -180,7 +248,7 @@ impl<'f> LogWriter<'f> {
         writer.current = Some(Current {
             name,
             salt: log.place.salt,
-            file,
+            file: LogFile::new(file),
             offset: log.place.offset,
             len,
             space,
@@ -208,6 +276,8 @@ impl<'f> LogWriter<'f> {
             durable_to: end.last_index(),
             end,
             is_unsynced: false,
+            unsynced_bytes: 0,
+            writes: 0,
             is_sealed: true,
             buffer: Vec::new(),
         })
@@ -324,6 +394,8 @@ impl<'f> LogWriter<'f> {
         let written = current.write(&self.buffer, len, self.layout);
         written.map_err(|error| StorageError::system(self.files, &current.name, "write", error))?;
         self.is_unsynced = true;
+        self.unsynced_bytes += len;
+        self.writes += 1;
         self.is_sealed = group.count == 0;
         self.end = LogEnd {
             next_index: head.first_index + u64::from(group.count),
@@ -350,9 +422,47 @@ impl<'f> LogWriter<'f> {
             synced
                 .map_err(|error| StorageError::system(self.files, &current.name, "sync", error))?;
             self.is_unsynced = false;
+            self.unsynced_bytes = 0;
         }
         self.durable_to = self.written_to();
         Ok(())
+    }
+
+    /// Whether something is written that is not durable.
+    #[must_use]
+    pub const fn is_unsynced(&self) -> bool {
+        self.is_unsynced
+    }
+
+    /// Bytes of groups for which no sync was begun.
+    #[must_use]
+    pub const fn unsynced_bytes(&self) -> u64 {
+        self.unsynced_bytes
+    }
+
+    /// Begins to make durable what is written: returns the sync, which another thread may make while more is written;
+    /// `None` where everything is durable. What it returns goes to [`synced`](Self::synced).
+    pub fn begin_sync(&mut self) -> Option<PendingSync> {
+        let (true, Some(current)) = (self.is_unsynced, &self.current) else {
+            return None;
+        };
+        self.unsynced_bytes = 0;
+        Some(PendingSync {
+            file: Arc::clone(&current.file),
+            path: self.files.path().join(&current.name),
+            synced: Synced {
+                index: self.written_to(),
+                writes: self.writes,
+            },
+        })
+    }
+
+    /// A sync that [was begun](Self::begin_sync) is made: what was written before it is durable.
+    pub fn synced(&mut self, synced: Synced) {
+        self.durable_to = self.durable_to.max(synced.index);
+        if synced.writes == self.writes {
+            self.is_unsynced = false;
+        }
     }
 
     /// Writes a group without records, which says that those before it are durable. Makes nothing durable.
@@ -437,7 +547,7 @@ impl<'f> LogWriter<'f> {
         self.current = Some(Current {
             name,
             salt,
-            file,
+            file: LogFile::new(file),
             offset,
             len,
             space,
@@ -586,8 +696,8 @@ impl Current {
     /// Writes a group of this length, with the zeros behind it.
     fn write(&mut self, bytes: &[u8], len: u64, layout: Layout) -> io::Result<()> {
         let needed = self.offset + len + END_LEN;
-        extend(&*self.file, &mut self.len, needed, layout)?;
-        self.file.write_at(self.offset, bytes)?;
+        extend(&*self.file.file, &mut self.len, needed, layout)?;
+        self.file.file.write_at(self.offset, bytes)?;
         self.offset += len;
         self.has_groups = true;
         Ok(())

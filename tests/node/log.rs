@@ -12,8 +12,8 @@ use gopherstore::engine::entry::Entry;
 use gopherstore::history::{EpochStart, History, HistoryError};
 use gopherstore::log::backlog::Records;
 use gopherstore::log::{
-    Cursor, Found, Head, Log, Mark, NotLogged, Position, ROOM_BYTES as ROOM, Reached, Reservation,
-    Sequencer, Wake, Watermarks,
+    Bell, Cursor, Found, Head, Log, Mark, NotLogged, Position, ROOM_BYTES as ROOM, Reached,
+    Reservation, Sequencer, Wake, Watermarks,
 };
 
 use gopherstore::engine::{ApplyError, Engine};
@@ -595,4 +595,62 @@ fn a_log_with_a_disk_is_read_up_to_what_is_acknowledged() {
     log.advance(Mark::Durable, 3);
     assert!(matches!(try_read(), Found::Small(1, _)));
     assert!(matches!(try_read(), Found::Ended));
+}
+
+/// Whether a bell was rung since the last call.
+fn is_heard(bell: &Bell) -> bool {
+    bell.wait(Instant::now())
+}
+
+#[test]
+fn a_ring_is_heard_once_and_a_deferred_one_when_the_last_deferral_ends() {
+    let bell = Bell::new();
+    assert!(!is_heard(&bell));
+    bell.ring();
+    assert!(is_heard(&bell) && !is_heard(&bell));
+    let (first, second) = (bell.defer(), bell.defer());
+    bell.ring();
+    drop(first);
+    assert!(!is_heard(&bell));
+    drop(second);
+    assert!(is_heard(&bell) && !is_heard(&bell));
+    drop(bell.defer());
+    assert!(!is_heard(&bell), "nothing was wanted");
+    let deferral = bell.defer();
+    bell.ring_now();
+    assert!(is_heard(&bell));
+    drop(deferral);
+}
+
+#[test]
+fn no_ring_of_many_threads_is_lost_while_some_defer_it() {
+    const THREADS: u64 = 4;
+    const RINGS: u64 = 5_000;
+    let (bell, appended) = (Bell::new(), AtomicU64::new(0));
+    thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (bell, appended) = (&bell, &appended);
+            scope.spawn(move || {
+                for number in 0..RINGS {
+                    let _deferral = (number % THREADS == thread).then(|| bell.defer());
+                    appended.fetch_add(1, Ordering::SeqCst);
+                    bell.ring();
+                }
+            });
+        }
+        while appended.load(Ordering::SeqCst) < THREADS * RINGS {
+            assert!(bell.wait(Instant::now() + PATIENCE), "a ring is lost");
+        }
+    });
+}
+
+/// A thread may keep a log whose end another one has moved already.
+#[test]
+fn keeping_a_log_that_has_ended_returns() {
+    let sequencer = Sequencer::new(1 << 20);
+    append(&sequencer, &entry(b"k", b"v"));
+    sequencer.end();
+    sequencer.log().drain(Instant::now());
+    sequencer.log().keep();
+    assert!(sequencer.log().has_ended());
 }

@@ -29,5 +29,5 @@ mod planted;
 mod time;
 
 pub use gopherstore::{history, wire};
-pub use primitives::{Condvar, Mutex, MutexGuard, Receiver, RwLock, Sender, unbounded};
+pub use primitives::{Condvar, Mutex, MutexGuard, Receiver, RwLock, Select, Sender, unbounded};
 pub use shuttle::sync::{RwLockReadGuard, RwLockWriteGuard};

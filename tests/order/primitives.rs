@@ -138,17 +138,41 @@ impl<T> Sender<T> {
 }
 
 impl<T> Receiver<T> {
-    pub fn recv(&self) -> Result<T, Closed> {
+    pub fn try_iter(&self) -> impl Iterator<Item = T> {
+        std::iter::from_fn(|| self.0.queue.lock().pop_front())
+    }
+}
+
+/// Waits for one receiver.
+#[derive(Default)]
+pub struct Select<'a>(Option<&'a dyn Ready>);
+
+trait Ready {
+    /// Waits until there is something to receive.
+    fn await_some(&self);
+}
+
+impl<T> Ready for Receiver<T> {
+    fn await_some(&self) {
         let mut queue = self.0.queue.lock();
-        loop {
-            if let Some(value) = queue.pop_front() {
-                return Ok(value);
-            }
+        while queue.is_empty() {
             self.0.filled.wait(&mut queue);
         }
     }
+}
 
-    pub fn try_iter(&self) -> impl Iterator<Item = T> {
-        std::iter::from_fn(|| self.0.queue.lock().pop_front())
+impl<'a> Select<'a> {
+    pub fn new() -> Select<'a> {
+        Select::default()
+    }
+
+    pub fn recv<T>(&mut self, receiver: &'a Receiver<T>) -> usize {
+        self.0 = Some(receiver);
+        0
+    }
+
+    pub fn ready(&mut self) -> usize {
+        self.0.unwrap().await_some();
+        0
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::checks::place_of;
-use super::events::{Micros, SECOND};
+use super::events::{MS, Micros, SECOND};
 use super::machines::key_of;
 use super::process::{Process, Wake};
 use super::shared::Shared;
@@ -15,6 +15,9 @@ use crate::wire::Status;
 
 /// Pause after a failed snapshot, as in the server.
 const RETRY_PAUSE: Micros = SECOND;
+
+/// Longest time between a sync and its news.
+const SYNC_MAX: Micros = 20 * MS;
 
 /// Counters of disks.
 pub(super) const RECOVERIES: &str = "recoveries";
@@ -124,6 +127,18 @@ impl Process<'_> {
                 let delay = shared.disks.random.below(turn);
                 self.wake_at(Wake::Write, shared.timeline.now() + delay, shared);
             }
+            // All that was written before it is durable, and nothing else; that is known later.
+            Ok(Next::Sync(sync)) => match sync.run() {
+                Ok(done) => {
+                    storing.synced = Some(done);
+                    let [again, synced] =
+                        [turn, SYNC_MAX].map(|max| shared.disks.random.below(max));
+                    let now = shared.timeline.now();
+                    self.wake_at(Wake::Write, now + again, shared);
+                    self.wake_at(Wake::Sync, now + synced, shared);
+                }
+                Err(error) => return self.fail_disk(&error, shared),
+            },
             Ok(Next::Wait(until)) => {
                 let until = shared.timeline.micros_of(until);
                 self.wake_at(Wake::Write, until, shared);
@@ -135,6 +150,20 @@ impl Process<'_> {
                 shared.note(host, || "has written all of its log".to_owned());
             }
             Err(error) => return self.fail_disk(&error, shared),
+        }
+        self.note_written(shared);
+    }
+
+    /// The sync thread has made a sync.
+    pub(super) fn note_sync(&mut self, shared: &mut Shared) {
+        let Some(storing) = self.storing.as_mut().filter(|storing| !storing.is_over) else {
+            return;
+        };
+        if let (Some(done), Some(writing)) = (storing.synced.take(), &mut storing.writing) {
+            writing.synced(done);
+            let turn = storing.turn;
+            let delay = shared.disks.random.below(turn);
+            self.wake_at(Wake::Write, shared.timeline.now() + delay, shared);
         }
         self.note_written(shared);
     }

@@ -48,8 +48,8 @@ const FOUND_WITH_DISKS: [(Fault, u64, &str); 6] = [
     (Fault::SyncErrorIgnored, 27, "is recovered"),
     (Fault::DirectoryNotSynced, 19, "is recovered"),
     (Fault::SnapshotNotWhole, 1, "cannot recover"),
-    (Fault::LogRemovedBeforeSnapshot, 7, "cannot recover"),
-    (Fault::CopyShownAtOnce, 620, "it answers about"),
+    (Fault::LogRemovedBeforeSnapshot, 21, "cannot recover"),
+    (Fault::CopyShownAtOnce, 768, "it answers about"),
 ];
 
 /// The violation that a run with a fault finds.

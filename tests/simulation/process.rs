@@ -105,6 +105,8 @@ pub(super) enum Wake {
     Expire,
     /// The log-writer thread's turn.
     Write,
+    /// The sync thread's turn.
+    Sync,
     /// The snapshot thread's turn.
     Snapshot,
     /// The next step of the stop.
@@ -378,6 +380,10 @@ impl<'a> Process<'a> {
             Wake::Write => {
                 self.write_log(shared);
                 // The stream waits for the disk.
+                self.step_following(None, shared);
+            }
+            Wake::Sync => {
+                self.note_sync(shared);
                 self.step_following(None, shared);
             }
             Wake::Snapshot => self.copy_dataset(shared),

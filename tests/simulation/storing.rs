@@ -11,7 +11,9 @@ use super::shared::Shared;
 use crate::engine::Engine;
 use crate::log::Log;
 use crate::node::{DataDirectory, Node, StorageStatus};
-use crate::persistence::{self, Copying, Exchange, Next, Progress, Recovery, Settings, Writing};
+use crate::persistence::{
+    self, Copying, Exchange, Next, Progress, Recovery, Settings, SyncDone, Writing,
+};
 use crate::storage::error::StorageError;
 use crate::storage::files::Files as _;
 use crate::storage::simulated::Disk;
@@ -56,6 +58,8 @@ pub(super) struct Storing<'a> {
     pub(super) recovery: Option<Recovery>,
     pub(super) writing: Option<Writing<'a>>,
     pub(super) exchange: Exchange,
+    /// A sync that was made, which the writing is not told of yet.
+    pub(super) synced: Option<SyncDone>,
     pub(super) copying: Option<Copy<'a>>,
     /// The last snapshot has failed.
     pub(super) has_failed: bool,
@@ -123,6 +127,7 @@ impl<'a> Storing<'a> {
             recovery: None,
             writing: None,
             exchange: Exchange::default(),
+            synced: None,
             copying: None,
             has_failed: false,
             is_over: false,
@@ -190,7 +195,7 @@ impl<'a> Storing<'a> {
         }
         let next = writing.step(now)?;
         match next {
-            Next::Again => {}
+            Next::Again | Next::Sync(_) => {}
             Next::Wait(_) | Next::Ended => exchange(&mut self.exchange, writing)?,
         }
         Ok(next)

@@ -34,7 +34,8 @@ use crate::dial;
 pub use stop::Stop;
 pub use transfer::Transferrer;
 
-/// Starts the threads of replication, but for the one that keeps the log. They end with [`Stop::stop`].
+/// Starts the threads of replication, beside the one that [keeps the log](crate::log::Log::keep). They end with
+/// [`Stop::stop`].
 ///
 /// # Errors
 ///

@@ -30,6 +30,10 @@ impl Polled for Mirror {
         byte != *b"!"
     }
 
+    fn executed(&self) -> usize {
+        1
+    }
+
     fn awaits(&self) -> Option<Position> {
         None
     }
@@ -240,6 +244,10 @@ impl Polled for Waiting<'_> {
             self.positions.pop_front();
         }
         true
+    }
+
+    fn executed(&self) -> usize {
+        1
     }
 
     fn awaits(&self) -> Option<Position> {
