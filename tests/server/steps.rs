@@ -241,9 +241,11 @@ fn judge_end(fault: &Fault, status: ExitStatus, text: &str, has_gone_on: bool) {
     let code = status.code().unwrap_or(-1);
     assert!(codes.contains(&code), "{fault}: {status}: {text}");
     // A recovery opens a snapshot once to learn the number of its keys, and ignores an error of that call. The next
-    // snapshot may overwrite the file of a discarded one.
+    // snapshot may overwrite the file of a discarded one. A start whose disk is full looks for space again at once.
+    let is_full = fault.action == Errno::NOSPC.raw_os_error();
     let is_said = match (fault.kind, &*fault.class) {
         (Kind::Open, "snapshot-0") => fault.number > 1,
+        (Kind::Open, "spare-0") => !is_full,
         (Kind::Unlink, "new-snapshot") => false,
         _ => true,
     };
