@@ -9,6 +9,9 @@ use crate::storage::snapshot::{SnapshotId, SnapshotWriter};
 /// Bytes of entries in a chunk of a snapshot, about.
 const CHUNK_BYTES: usize = 1 << 20;
 
+/// Bytes of an entry that has a chunk of its own. A start reads each chunk with calls of the system.
+const OWN_CHUNK_BYTES: usize = 64 << 10;
+
 /// A snapshot that is being written.
 #[derive(Debug)]
 pub struct Copying<'d> {
@@ -83,7 +86,7 @@ impl<'d> Copying<'d> {
         if self.partitions < self.engine.partitions() {
             return Ok(Progress::More);
         }
-        self.flush()?;
+        flush(&mut self.writer, &mut self.chunk)?;
         let end = self.engine.head().index;
         self.writer.end(end)?;
         if self.is_replaced() {
@@ -106,21 +109,21 @@ impl<'d> Copying<'d> {
         self.chunk.0.extend_from_slice(self.copy.short());
         self.chunk.1 += u64::try_from(short).unwrap_or(u64::MAX);
         if self.chunk.0.len() >= CHUNK_BYTES {
-            self.flush()?;
+            flush(&mut self.writer, &mut self.chunk)?;
         }
         for entry in self.copy.long() {
-            self.writer.add(entry.frame(), 1)?;
+            let frame = entry.frame();
+            if frame.len() >= OWN_CHUNK_BYTES {
+                self.writer.add(frame, 1)?;
+                continue;
+            }
+            let (frames, count) = &mut self.chunk;
+            frames.extend_from_slice(frame);
+            *count += 1;
+            if frames.len() >= CHUNK_BYTES {
+                flush(&mut self.writer, &mut self.chunk)?;
+            }
         }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), StorageError> {
-        let (frames, count) = &mut self.chunk;
-        if *count > 0 {
-            self.writer.add(frames, *count)?;
-        }
-        frames.clear();
-        *count = 0;
         Ok(())
     }
 
@@ -149,4 +152,17 @@ impl<'d> Copying<'d> {
     pub fn finish(self) -> Result<SnapshotId, StorageError> {
         self.writer.finish().map(|()| self.id)
     }
+}
+
+/// Writes the frames of a chunk, and their number, where there are some.
+fn flush(
+    writer: &mut SnapshotWriter<'_>,
+    (frames, count): &mut (Vec<u8>, u64),
+) -> Result<(), StorageError> {
+    if *count > 0 {
+        writer.add(frames, *count)?;
+    }
+    frames.clear();
+    *count = 0;
+    Ok(())
 }

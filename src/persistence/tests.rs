@@ -13,7 +13,7 @@ use crate::history::EpochStart;
 use crate::log::{Cursor, Mark, Space};
 use crate::storage::files::Files;
 use crate::storage::simulated::Disk;
-use crate::storage::snapshot::SnapshotId;
+use crate::storage::snapshot::{SnapshotId, read_snapshot};
 use crate::wire::request::{Limits, frames};
 use crate::wire::{Request, Run, Status};
 
@@ -262,7 +262,7 @@ fn a_sync_of_interval_covers_what_was_written_before_it_and_more_is_written_mean
         next_sync(&engine, &mut writing, later).is_none(),
         "nothing is left"
     );
-    // What a sync says of the log before counts for nothing once another one is written.
+    // The result of a sync of the log before is ignored once another log is written.
     assert_eq!(ask(&engine, &[set(b"b", b"2")]), [Status::Ok]);
     let stale = next_sync(&engine, &mut writing, later).unwrap();
     let stale = stale.run().unwrap();
@@ -520,4 +520,34 @@ fn damage_of_the_last_group_of_an_idle_log_is_found_once_it_was_synced() {
         let error = recover(&before, &self::engine(), now, 1).unwrap_err();
         assert!(error.to_string().contains(&place), "{sync:?}: {error}");
     }
+}
+
+/// A start reads each chunk with calls of the system, so a chunk has many entries, also long ones.
+#[test]
+fn the_entries_of_a_snapshot_share_chunks_but_for_very_long_ones() {
+    let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
+    let log = engine.log().unwrap();
+    log.begin_writing(0, Mark::Durable);
+    let (settings, recovery) = (settings(SyncPolicy::Always), Recovery::default());
+    let mut writing = Writing::new(&disk, (&engine, log), settings, recovery, now).unwrap();
+    lead(&engine);
+    for key in 0..1_000_u32 {
+        let value = vec![1; if key == 500 { 100_000 } else { 400 }];
+        let key = key.to_be_bytes();
+        assert_eq!(ask(&engine, &[set(&key, &value)]), [Status::Ok]);
+    }
+    settle(&engine, &mut writing, now);
+    let mut exchange = Exchange::default();
+    exchange.note(&mut writing);
+    exchange.order_snapshot();
+    assert!(snapshot(&disk, &engine, &mut writing, &mut exchange).is_some());
+    let mut counts = Vec::new();
+    let mut visit = |_: Vec<u8>, count| {
+        counts.push(count);
+        Ok(())
+    };
+    assert!(read_snapshot(&disk, &mut visit).unwrap().is_some());
+    counts.sort_unstable();
+    assert_eq!(counts, [1, 999]);
+    is_recovered(&disk.after_power_failure(1), &engine);
 }

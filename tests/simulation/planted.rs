@@ -49,7 +49,7 @@ const FOUND_WITH_DISKS: [(Fault, u64, &str); 6] = [
     (Fault::DirectoryNotSynced, 19, "is recovered"),
     (Fault::SnapshotNotWhole, 1, "cannot recover"),
     (Fault::LogRemovedBeforeSnapshot, 21, "cannot recover"),
-    (Fault::CopyShownAtOnce, 768, "it answers about"),
+    (Fault::CopyShownAtOnce, 889, "it answers about"),
 ];
 
 /// The violation that a run with a fault finds.
