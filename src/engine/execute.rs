@@ -318,7 +318,7 @@ impl Engine {
         self.refused_for_space.fetch_add(1, Ordering::Relaxed);
         let why = self.log().map(|log| log.space().1).unwrap_or_default();
         format!(
-            "{why}; make room there: writes then go on by themselves, DEL is executed meanwhile"
+            "{why}; make room there: writes then go on by themselves; DEL is executed while the reserve lasts"
         )
     }
 

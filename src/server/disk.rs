@@ -212,14 +212,15 @@ impl Disk {
         let mut space = Space::Enough;
         loop {
             self.exchange(&mut writing)?;
+            let now = Instant::now();
+            log.drain(now);
+            let next = writing.step(now)?;
             if report_space(log, &mut space) {
                 // A snapshot that has failed may be written now.
                 drop(self.shared.lock());
                 self.changed.notify_all();
             }
-            let now = Instant::now();
-            log.drain(now);
-            match writing.step(now)? {
+            match next {
                 Next::Again => {}
                 Next::Sync(sync) => {
                     self.shared.lock().sync = Some(sync);

@@ -237,6 +237,37 @@ fn full_under_load(sync: &str, rounds: usize) {
     }
 }
 
+/// No client writes meanwhile: the node looks for space by itself, and says when there is some.
+#[test]
+fn an_idle_node_logs_that_its_disk_has_space_again() {
+    let Some(disk) = SmallDisk::new() else {
+        return;
+    };
+    let node = disk.start("never");
+    let mut client = node.client();
+    let is_full = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| disk.take_all(&is_full));
+        let refused = (0..100_000_u32).find(|key| {
+            let written = client.set(&key.to_be_bytes(), &[1; 1_000]);
+            matches!(written, Err(Error::Full { .. }))
+        });
+        assert!(refused.is_some(), "the disk is never full");
+        let refusal = Command::new(env!("CARGO_BIN_EXE_gopherstore-cli"))
+            .args(["--addr", &node.addr, "set", "key", "value"])
+            .output();
+        is_full.store(true, Ordering::Relaxed);
+        let text = String::from_utf8(refusal.unwrap().stderr).unwrap();
+        assert!(text.contains("the disk is full"), "{text}");
+        assert!(!text.contains("max_memory_bytes"), "another limit: {text}");
+    });
+    disk.free();
+    wait_for("the line about space", || {
+        let text = log(disk.dir.path());
+        text.contains("the disk has space again").then_some(())
+    });
+}
+
 #[test]
 fn a_full_disk_refuses_writes_and_the_node_goes_on_with_room() {
     for sync in ["always", "interval"] {

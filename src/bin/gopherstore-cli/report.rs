@@ -80,8 +80,9 @@ pub(crate) fn note(text: &str) {
 /// Start of a node's ERROR to an unknown operation. Source: docs/GBP.md, section 8.
 pub(crate) const UNKNOWN_OPCODE: &str = "unknown opcode";
 
-/// Start of a node's FULL where its disk is full, which says what to do. Source: docs/GBP.md, section 7.
-const DISK_FULL: &str = "disk: ";
+/// Part of a node's FULL where its disk is full, behind the directory. The rest says what helps. Source: docs/GBP.md,
+/// section 7.
+const DISK_FULL: &str = ": the disk is full: ";
 
 /// The failure of a request with `opcode`, as text for the user. `node` is the user's name for the node.
 pub(crate) fn failure(error: &Error, opcode: Opcode, node: Option<&str>) -> Failure {
@@ -101,9 +102,9 @@ pub(crate) fn failure(error: &Error, opcode: Opcode, node: Option<&str>) -> Fail
             Outcome::ServerError,
             "try again in a moment, or ask another node with --addr".to_owned(),
         ),
-        Error::Full { message } if message.starts_with(DISK_FULL) => (
+        Error::Full { message } if message.contains(DISK_FULL) => (
             Outcome::Full,
-            "reads and del go on".to_owned(),
+            "reads go on".to_owned(),
         ),
         Error::Full { .. } => (
             Outcome::Full,
