@@ -17,7 +17,6 @@
 
 pub mod append_times;
 pub mod backlog;
-mod bell;
 pub(crate) mod epoch_record;
 mod room;
 mod sequencer;
@@ -25,6 +24,7 @@ mod sequencer;
 pub(crate) mod tap;
 mod waits;
 mod watermarks;
+mod writer_signal;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,13 +40,13 @@ use crate::history::{EpochStart, History, Holding};
 use crate::wire::Token;
 use append_times::AppendTimes;
 use backlog::{After, Append, Backlog, Records};
-pub use bell::{Bell, Deferral};
 use room::Room;
 pub use room::{ROOM_BYTES, Reservation, Space};
 pub use sequencer::{NotLogged, Received, Sequencer};
 pub use waits::Wait;
 use waits::Waits;
 pub use watermarks::{Mark, Position, Reached, SubscriptionId, Wake, Watermarks};
+pub use writer_signal::{Deferral, WriterSignal};
 
 /// Appends that the replication thread moves to the backlog at a time. Between them readers can lock the backlog.
 const MOVED_MAX: usize = 128;
@@ -375,7 +375,7 @@ impl Log {
     pub fn reached(&self, index: u64) {
         self.waits.reach(index);
         if self.acknowledged_at.get().is_some() {
-            self.bell().ring();
+            self.writer_signal().send();
         }
     }
 
@@ -481,7 +481,7 @@ impl Log {
         loop {
             self.drain(Instant::now());
             let has_some = cursor.is_some_and(|cursor| !self.kept.lock().has_nothing(cursor));
-            if has_some || is_over() || !self.bell().wait(deadline) {
+            if has_some || is_over() || !self.writer_signal().wait(deadline) {
                 return;
             }
         }
@@ -489,12 +489,11 @@ impl Log {
 
     /// Wakes the log-writer thread, which asks again whether its wait is over.
     pub fn wake_writer(&self) {
-        self.bell().ring_now();
+        self.writer_signal().send_now();
     }
 
-    /// The bell that wakes the log-writer thread.
-    const fn bell(&self) -> &Bell {
-        self.watermarks.bell()
+    const fn writer_signal(&self) -> &WriterSignal {
+        self.watermarks.writer_signal()
     }
 
     /// The node has a disk, which holds the records up to `index`: from now on records are kept until they are

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::bell::Bell;
 use super::waits::{Wait, Waits};
+use super::writer_signal::WriterSignal;
 
 /// A place in the log. No two writes of one history have the same one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,7 +63,7 @@ pub struct Watermarks {
     /// Requests that wait until the records up to an index are durable, whatever answers wait for.
     durable_waits: Waits,
     /// Wakes the thread that moves them.
-    bell: Bell,
+    writer_signal: WriterSignal,
 }
 
 #[derive(Default)]
@@ -148,16 +148,16 @@ impl Default for Watermarks {
         Watermarks {
             state: Mutex::default(),
             durable_waits: Waits::new(),
-            bell: Bell::new(),
+            writer_signal: WriterSignal::new(),
         }
     }
 }
 
 impl Watermarks {
-    /// The bell that wakes the log-writer thread, which moves the watermarks of the disk.
+    /// The signal that wakes the log-writer thread, which moves the watermarks of the disk.
     #[must_use]
-    pub const fn bell(&self) -> &Bell {
-        &self.bell
+    pub const fn writer_signal(&self) -> &WriterSignal {
+        &self.writer_signal
     }
 
     /// Has `wake` called once, when the records up to `index` are durable, or the data set becomes another one. The

@@ -227,8 +227,8 @@ impl<'d> Writing<'d> {
         Ok(())
     }
 
-    /// Reads the directory into the engine again, which is empty and receives nothing meanwhile, and goes on behind
-    /// what is recovered.
+    /// Reads the directory into the engine again, which is empty and receives nothing meanwhile. Goes on behind the end
+    /// of the data set that is recovered.
     ///
     /// # Errors
     ///

@@ -33,7 +33,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
-use crate::log::{Bell, Mark, Position, Reached, SubscriptionId, Watermarks};
+use crate::log::{Mark, Position, Reached, SubscriptionId, Watermarks, WriterSignal};
 
 /// Connections that must be active before they share a poller. Two clients with one GET each get 0.85 times the answers
 /// from one thread. With three and more, 50 get 1.28 and 200 get 1.48 times those from a thread for each.
@@ -344,9 +344,10 @@ impl<'a, C: Polled> Poller<'a, C> {
     /// Serves the connections whose input is ready. The log-writer thread is woken once many requests are executed, and
     /// at the end: so one sync serves all that they write.
     fn serve_ready(&self, found: &mut Vec<Found<C>>, own: &Arc<Handle<C>>) -> bool {
-        let bell = self.watermark.as_ref().map(|it| it.watermarks.bell());
+        let watermark = self.watermark.as_ref();
+        let signal = watermark.map(|it| it.watermarks.writer_signal());
         let (mut own_leaves, mut executed) = (false, 0);
-        let mut deferral = bell.map(Bell::defer);
+        let mut deferral = signal.map(WriterSignal::defer);
         for (number, handle) in found.drain(..) {
             let served = self.serve(number, &handle, true);
             own_leaves |= served.is_none() && Arc::ptr_eq(&handle, own);
@@ -354,7 +355,7 @@ impl<'a, C: Polled> Poller<'a, C> {
             if executed >= DEFERRED_MAX {
                 executed = 0;
                 drop(deferral);
-                deferral = bell.map(Bell::defer);
+                deferral = signal.map(WriterSignal::defer);
             }
         }
         own_leaves

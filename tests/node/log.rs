@@ -12,8 +12,8 @@ use gopherstore::engine::entry::Entry;
 use gopherstore::history::{EpochStart, History, HistoryError};
 use gopherstore::log::backlog::Records;
 use gopherstore::log::{
-    Bell, Cursor, Found, Head, Log, Mark, NotLogged, Position, ROOM_BYTES as ROOM, Reached,
-    Reservation, Sequencer, Wake, Watermarks,
+    Cursor, Found, Head, Log, Mark, NotLogged, Position, ROOM_BYTES as ROOM, Reached, Reservation,
+    Sequencer, Wake, Watermarks, WriterSignal,
 };
 
 use gopherstore::engine::{ApplyError, Engine};
@@ -597,49 +597,49 @@ fn a_log_with_a_disk_is_read_up_to_what_is_acknowledged() {
     assert!(matches!(try_read(), Found::Ended));
 }
 
-/// Whether a bell was rung since the last call.
-fn is_heard(bell: &Bell) -> bool {
-    bell.wait(Instant::now())
+/// Whether a signal was sent since the last call.
+fn is_received(signal: &WriterSignal) -> bool {
+    signal.wait(Instant::now())
 }
 
 #[test]
-fn a_ring_is_heard_once_and_a_deferred_one_when_the_last_deferral_ends() {
-    let bell = Bell::new();
-    assert!(!is_heard(&bell));
-    bell.ring();
-    assert!(is_heard(&bell) && !is_heard(&bell));
-    let (first, second) = (bell.defer(), bell.defer());
-    bell.ring();
+fn a_ring_is_received_once_and_a_deferred_one_when_the_last_deferral_ends() {
+    let signal = WriterSignal::new();
+    assert!(!is_received(&signal));
+    signal.send();
+    assert!(is_received(&signal) && !is_received(&signal));
+    let (first, second) = (signal.defer(), signal.defer());
+    signal.send();
     drop(first);
-    assert!(!is_heard(&bell));
+    assert!(!is_received(&signal));
     drop(second);
-    assert!(is_heard(&bell) && !is_heard(&bell));
-    drop(bell.defer());
-    assert!(!is_heard(&bell), "nothing was wanted");
-    let deferral = bell.defer();
-    bell.ring_now();
-    assert!(is_heard(&bell));
+    assert!(is_received(&signal) && !is_received(&signal));
+    drop(signal.defer());
+    assert!(!is_received(&signal), "nothing was wanted");
+    let deferral = signal.defer();
+    signal.send_now();
+    assert!(is_received(&signal));
     drop(deferral);
 }
 
 #[test]
-fn no_ring_of_many_threads_is_lost_while_some_defer_it() {
+fn no_signal_of_many_threads_is_lost_while_some_defer_it() {
     const THREADS: u64 = 4;
-    const RINGS: u64 = 5_000;
-    let (bell, appended) = (Bell::new(), AtomicU64::new(0));
+    const SIGNALS: u64 = 5_000;
+    let (signal, appended) = (WriterSignal::new(), AtomicU64::new(0));
     thread::scope(|scope| {
         for thread in 0..THREADS {
-            let (bell, appended) = (&bell, &appended);
+            let (signal, appended) = (&signal, &appended);
             scope.spawn(move || {
-                for number in 0..RINGS {
-                    let _deferral = (number % THREADS == thread).then(|| bell.defer());
+                for number in 0..SIGNALS {
+                    let _deferral = (number % THREADS == thread).then(|| signal.defer());
                     appended.fetch_add(1, Ordering::SeqCst);
-                    bell.ring();
+                    signal.send();
                 }
             });
         }
-        while appended.load(Ordering::SeqCst) < THREADS * RINGS {
-            assert!(bell.wait(Instant::now() + PATIENCE), "a ring is lost");
+        while appended.load(Ordering::SeqCst) < THREADS * SIGNALS {
+            assert!(signal.wait(Instant::now() + PATIENCE), "a signal is lost");
         }
     });
 }

@@ -11,7 +11,7 @@ use crate::durable::{Durable, command, log};
 use crate::node::wait_for;
 use crate::tools;
 
-/// What a node prints that ends at its start: its exit code, standard output, and what it says.
+/// The end of a node that ends at its start: its exit code, standard output, and log.
 fn end_of(mut command: Command, dir: &Path) -> (Option<i32>, String, String) {
     let _ = fs::remove_file(dir.join("err"));
     let mut child = command

@@ -1,10 +1,10 @@
 //! Records the calls by which a node changes the files of its data directory, makes one of them fail or kill the node,
 //! and builds from the record what a power failure leaves.
 //!
-//! `recorder.c` is loaded into the node with `LD_PRELOAD`, and appends its events to a file, to which the test appends
-//! what its clients send and what is acknowledged to them. So all events have one order.
+//! `recorder.c` is loaded into the node with `LD_PRELOAD`, and appends its events to a file. The test appends the
+//! writes that its clients send, and those that are acknowledged, to the same file. So all events have one order.
 //!
-//! # What a power failure leaves
+//! # State after a power failure
 //!
 //! The bytes of a file up to its last sync are durable, and so is its name, its absence or its new name up to the last
 //! sync of the directory. Of the rest each sector has what it had at any one moment since then, and each change of a

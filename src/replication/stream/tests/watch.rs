@@ -335,7 +335,7 @@ fn nothing_is_sent_that_is_not_committed() {
     assert_eq!(sent(&mut new, now).unwrap(), [event(4)]);
 }
 
-/// What its leader has committed is on the leader's disk.
+/// The records that its leader has committed are on the disk of that leader.
 #[test]
 fn a_watch_of_a_follower_does_not_wait_for_the_disk_of_the_follower() {
     let (leader, follower) = (Host::leader(), Host::new("n2"));
