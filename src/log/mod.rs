@@ -6,6 +6,9 @@
 //! a follower  stream ─→ Sequencer::receive ──────────────────────────────────────→ Backlog ─→ watchers
 //! ```
 //!
+//! On a node with a disk the log-writer thread takes the place of the replication thread ([`Log::drain`]). It also
+//! writes the records of the backlog to the disk. Followers and watchers get a record once it is acknowledged.
+//!
 //! A leader's record is applied when it is appended. A follower logs records when it receives them, and applies them
 //! once they are committed: [`Log::head`] is how far its data set is, [`Log::last_index`] how far its log.
 //!

@@ -1,10 +1,10 @@
 //! How far the log has come in each respect that an answer can wait for.
 //!
-//! A watermark is the greatest index of which something holds: that it is appended, written or durable on this node's
-//! disk, or committed by a majority. Watermarks belong to an epoch: when an epoch is given up, the positions in it that
-//! were not reached never will be, and their subscribers are woken.
+//! A watermark is the greatest index of which something holds: that it is appended, that it is written or durable on
+//! this node's disk, or that the leader has committed it. Watermarks belong to an epoch: when an epoch is given up, the
+//! positions in it that were not reached never will be, and their subscribers are woken.
 //!
-//! [`Watermarks::advance`] moves them. No answer waits for `committed` today.
+//! [`Watermarks::advance`] moves them. An index up to `committed` counts as reached for the others too.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -34,7 +34,7 @@ pub enum Mark {
     Written,
     /// This node's disk holds the record: it survives a power failure.
     Durable,
-    /// A majority holds the record.
+    /// The leader has committed the record. Today it does that alone, when it acknowledges the record.
     Committed,
 }
 

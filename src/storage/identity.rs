@@ -128,8 +128,9 @@ pub fn read(files: &dyn Files) -> Result<Option<Identity>, StorageError> {
 /// Refuses a directory without an owner that has data, or files of other programs.
 fn without_owner(files: &dyn Files, names: &[String]) -> Result<(), StorageError> {
     if names.iter().any(|name| holds_data(name)) {
-        let why = "it has a log, and no file identity that says whose".to_owned();
-        return Err(StorageError::foreign(files, "", why));
+        let why = "it has a log or a snapshot and no file identity, which names their node; restore that file from a \
+                   backup of the directory, or write it again: three lines, as docs/FORMAT.md shows";
+        return Err(StorageError::foreign(files, "", why.to_owned()));
     }
     let others = names
         .iter()

@@ -357,7 +357,7 @@ fn check_of_a_directory_that_is_not_whole_agrees_with_the_node() {
     let (code, out, _) = check(dir.path());
     assert_eq!(code, 0, "{out}");
     assert!(
-        out.contains("new-snapshot: 4 bytes, not finished, of no use\n"),
+        out.contains("new-snapshot: 4 bytes, not finished, not read\n"),
         "{out}"
     );
     // The log is missing that makes the snapshot exact.
@@ -414,6 +414,13 @@ fn check_of_a_directory_that_is_not_whole_agrees_with_the_node() {
     assert_eq!(code, 7, "{out}");
     assert!(err.contains("no file identity"), "{err}");
     assert!(!starts(dir.path()));
+    // As the message says.
+    let identity =
+        "gopherstore data directory, format 1\ncluster = \"single\"\nnode = \"single\"\n";
+    fs::write(data.join("identity"), identity).unwrap();
+    let (code, out, err) = check(dir.path());
+    assert_eq!((code, &*err), (0, ""), "{out}");
+    assert!(starts(dir.path()));
 }
 
 #[test]

@@ -335,3 +335,78 @@ fn the_tests_that_operating_md_names_exist() {
         assert!(tests.contains(&format!("\nfn {name}()")), "no test {name}");
     }
 }
+
+/// The files whose errors end the start of a node, or `gopherstore-cli check`.
+const WITH_ERRORS: [&str; 12] = [
+    "src/persistence/copying.rs",
+    "src/persistence/opening.rs",
+    "src/persistence/recovery.rs",
+    "src/persistence/writing.rs",
+    "src/server/data_dir.rs",
+    "src/storage/error.rs",
+    "src/storage/files.rs",
+    "src/storage/identity.rs",
+    "src/storage/recovery.rs",
+    "src/storage/snapshot.rs",
+    "src/storage/spares.rs",
+    "src/storage/writer.rs",
+];
+
+/// The string literals in code. Bugs, which `unreachable!` names, are none of them.
+fn literals(code: &str) -> Vec<String> {
+    let lines = code.lines().filter(|line| {
+        let line = line.trim_start();
+        !line.starts_with("//") && !line.contains("unreachable!(")
+    });
+    let code: String = lines.map(|line| line.to_owned() + "\n").collect();
+    let code = code.replace("'\"'", "").replace("\\\"", "'");
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let texts = code.split('"').skip(1).step_by(2);
+    texts
+        .map(|text| words(&text.replace("\\\n", " ")))
+        .collect()
+}
+
+/// The longest piece of a message that is always the same, before the remedy; `None` where it is shorter than three
+/// words, as names of files and operations are.
+fn fixed_part(message: &str) -> Option<&str> {
+    let message = message.split(';').next()?;
+    let pieces = message.split(['{', '}']).step_by(2);
+    let piece = pieces.max_by_key(|piece| piece.len())?;
+    let piece = piece.trim_matches([' ', ',', ':']);
+    let words = piece
+        .split(' ')
+        .filter(|word| word.contains(char::is_alphanumeric));
+    (words.count() >= 3).then_some(piece)
+}
+
+#[test]
+fn operating_md_explains_every_error_of_a_data_directory() {
+    let text = document("docs/operating.md");
+    let (_, section) = text
+        .split_once("\n### Errors of a data directory\n")
+        .expect("its section");
+    let (section, _) = section.split_once("\n### ").expect("its end");
+    let explained = quoted(section).join("\n");
+    let mut messages = Vec::new();
+    for file in WITH_ERRORS {
+        let code = document(file);
+        let code = code.split("\nmod tests {").next().unwrap_or_default();
+        messages.extend(literals(code));
+    }
+    for file in ["src/server/disk.rs", "src/server/mod.rs"] {
+        for start in [" error!(", " warn!(", " log!("] {
+            for call in document(file).split(start).skip(1) {
+                let logged = literals(call.split(");").next().unwrap_or_default());
+                messages.extend(logged.iter().map(|text| text.replacen("{error}; ", "", 1)));
+            }
+        }
+    }
+    let messages: Vec<&str> = messages.iter().filter_map(|it| fixed_part(it)).collect();
+    assert!(messages.len() > 30, "{messages:#?}");
+    let missing: Vec<&&str> = messages
+        .iter()
+        .filter(|message| !explained.contains(**message))
+        .collect();
+    assert!(missing.is_empty(), "not in docs/operating.md: {missing:#?}");
+}

@@ -154,9 +154,9 @@ impl<'a> Survey<'a> {
             } else if let Some(id) = SegmentId::of_name(name) {
                 segments.push(self.segment(id)?);
             } else if name.starts_with("spare-") {
-                others.push(self.other(name, "to be used again")?);
+                others.push(self.other(name, "space for a segment, not read")?);
             } else if name.starts_with("new-") {
-                others.push(self.other(name, "not finished, of no use")?);
+                others.push(self.other(name, "not finished, not read")?);
             }
         }
         snapshots.append(&mut segments);
