@@ -306,7 +306,7 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// As [`read`](Self::read). A node without peers has no positions, and refuses.
+    /// As [`read`](Self::read). A node without peers and without a disk has no positions, and refuses.
     pub fn position(&mut self) -> ClusterResult<Token> {
         self.read(Client::position)
     }

@@ -18,7 +18,7 @@ pub struct PutOptions<'a> {
     pub expiry: Expiry,
     /// Whether the outcome has the value that the key had.
     pub want_value: bool,
-    /// Whether the outcome has the token of the write. A node in a cluster of one has no tokens and refuses.
+    /// Whether the outcome has the token of the write. A node without a log has no tokens, and refuses.
     pub want_token: bool,
 }
 
@@ -29,7 +29,7 @@ pub struct TakeOptions<'a> {
     pub condition: Condition<'a>,
     /// Whether the outcome has the value that the key had.
     pub want_value: bool,
-    /// Whether the outcome has the token of the write. A node in a cluster of one has no tokens and refuses.
+    /// Whether the outcome has the token of the write. A node without a log has no tokens, and refuses.
     pub want_token: bool,
 }
 
@@ -40,7 +40,7 @@ pub struct AddOptions {
     pub start: i64,
     /// Time after which a key expires that is created. One that exists keeps its deadline.
     pub ttl: Option<Duration>,
-    /// Whether the outcome has the token of the write. A node in a cluster of one has no tokens and refuses.
+    /// Whether the outcome has the token of the write. A node without a log has no tokens, and refuses.
     pub want_token: bool,
 }
 

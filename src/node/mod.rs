@@ -338,7 +338,7 @@ impl Node {
         self.engine.log().map_or(0, Log::durable_index)
     }
 
-    /// Index and digest of the last entry that is applied; index 0 in a cluster of one.
+    /// Index and digest of the last entry that is applied; index 0 without a log.
     #[must_use]
     pub fn head(&self) -> Head {
         self.engine.head()

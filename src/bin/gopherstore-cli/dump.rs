@@ -101,7 +101,7 @@ pub(crate) fn run(command: Dump, context: &Context) -> Result<Outcome, Failure> 
     if let Source::Alone(_) = source {
         let _ = writeln!(
             io::stderr(),
-            "gopherstore-cli: a node on its own keeps no log, so what is written meanwhile is in the copy or is not"
+            "gopherstore-cli: this node keeps no log, so the copy may lack writes that are made meanwhile"
         );
     }
     let mut copy = Copy::new(output.file());
@@ -199,7 +199,7 @@ fn status(addr: &str, context: &Context) -> Result<NodeStatus, Error> {
 enum Source {
     /// A stream that begins with a snapshot.
     Stream(Box<Watcher>),
-    /// A node in a cluster of one, which has no stream: it is scanned.
+    /// A node without a log, which has no stream: it is scanned.
     Alone(Box<Client>),
 }
 

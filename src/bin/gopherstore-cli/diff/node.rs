@@ -30,7 +30,7 @@ pub(super) struct Node {
 /// The lines of a STATUS that a comparison needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct NodeSummary {
-    /// 0 in a cluster of one, which has no index and no digest.
+    /// 0 on a node without a log, which has no index and no digest.
     pub(super) epoch: u64,
     pub(super) index: u64,
     pub(super) digest: String,
