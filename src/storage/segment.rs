@@ -77,7 +77,7 @@ pub enum HeaderFault {
 pub struct GroupHead {
     /// Bytes of its records.
     pub body_len: u32,
-    /// Records; 0 in a group that only seals those before it.
+    /// Records; 0 in an end mark, which says that those before it are durable.
     pub count: u32,
     /// Index of the first record; of a group without records the next one.
     pub first_index: u64,
