@@ -11,6 +11,7 @@ use gopherstore::{
     server::data_dir,
     storage::error::{Problem, StorageError},
     storage::files::{Directory, Files as _},
+    storage::identity,
     storage::recovery::{SegmentInfo, read_segment},
     storage::segment::SegmentId,
     storage::snapshot::{SnapshotId, read_snapshot},
@@ -32,7 +33,9 @@ use crate::{
     note = "The command reads the snapshot and every segment of the log, as a node does at its start: all\n\
         checksums, the order of records, and the digest of the data after each group. It changes no file.\n\
         On a terminal it prints a table of the files, and otherwise a line for each; below, what a node would\n\
-        recover. A torn end, as a crash leaves it, is no damage: a node cuts it off.\n\
+        recover. A torn end, as a crash leaves it, is no damage: a node cuts it off. It prints the node and the\n\
+        cluster that the directory names; a node refuses a directory that names others, and nothing here\n\
+        compares the names.\n\
         Exit code 0: a node would recover the data. 1: the directory has no data set, or no file of a node.\n\
         7: it is damaged, with file and offset, or of another format. 8: it cannot be read, or a node uses it.\n\
         It asks no node, so options such as --addr have no effect."
@@ -58,9 +61,10 @@ pub(crate) fn run(command: &Check) -> Result<Outcome, Failure> {
     } else {
         lines(&rows)
     };
+    let owner = owner(files);
     match &data {
-        Ok(data) => text += &recovered(data),
-        Err(_) => text += "a node would recover nothing\n",
+        Ok(data) => text += &(cut(data) + &owner + &recovered(data)),
+        Err(_) => text += &(owner + "a node would recover nothing\n"),
     }
     write_out(text.as_bytes())?;
     let data = data.map_err(offline::failure)?;
@@ -71,32 +75,40 @@ pub(crate) fn run(command: &Check) -> Result<Outcome, Failure> {
     })
 }
 
-/// The result of a recovery by a node, and the bytes that it would cut off.
+/// The line about the bytes that a node would cut off, if there are some.
+fn cut(data: &Data) -> String {
+    let log = data.recovery.log.as_ref();
+    let Some(cut) = log.and_then(|log| log.cut.as_ref()) else {
+        return String::new();
+    };
+    format!(
+        "a node would cut off {} bytes at least of {}, from offset {} on: the last write was torn\n",
+        cut.bytes, cut.name, cut.offset
+    )
+}
+
+/// The line about the node and the cluster that the directory names, if it names some.
+fn owner(files: &Directory) -> String {
+    let Ok(Some(owner)) = identity::read(files) else {
+        return String::new();
+    };
+    let (node, cluster) = (
+        quote::one_line(&owner.node),
+        quote::one_line(&owner.cluster),
+    );
+    format!("data of node {node:?} of cluster {cluster:?}\n")
+}
+
+/// The line about the data set that a node would recover.
 fn recovered(data: &Data) -> String {
-    let mut text = String::new();
-    if let Some(cut) = data.recovery.log.as_ref().and_then(|log| log.cut.as_ref()) {
-        text += &format!(
-            "a node would cut off {} bytes at least of {}, from offset {} on: the last write was torn\n",
-            cut.bytes, cut.name, cut.offset
-        );
-    }
-    if let Some(owner) = &data.owner {
-        let (node, cluster) = (
-            quote::one_line(&owner.node),
-            quote::one_line(&owner.cluster),
-        );
-        text += &format!("data of node {node:?} of cluster {cluster:?}\n");
+    if !data.is_there() {
+        return "no data set\n".to_owned();
     }
     let (keys, head) = (data.engine.len(), data.engine.head());
-    text += &if data.is_there() {
-        format!(
-            "{keys} keys up to index {}, digest {}\n",
-            head.index, head.digest
-        )
-    } else {
-        "no data set\n".to_owned()
-    };
-    text
+    format!(
+        "{keys} keys up to index {}, digest {}\n",
+        head.index, head.digest
+    )
 }
 
 /// A file of the directory.

@@ -8,7 +8,7 @@ use gopherstore::{
     persistence::{Recovery, recover},
     server::data_dir::Reading,
     storage::error::{Problem, StorageError},
-    storage::identity::{self, Identity},
+    storage::identity,
     time::MachineTime,
 };
 
@@ -19,8 +19,6 @@ const BACKLOG_BYTES: u64 = 1 << 20;
 
 /// The data of a directory.
 pub(crate) struct Data {
-    /// The owner of the directory, if it has one.
-    pub(crate) owner: Option<Identity>,
     pub(crate) engine: Engine,
     pub(crate) recovery: Recovery,
 }
@@ -28,15 +26,11 @@ pub(crate) struct Data {
 impl Data {
     /// Recovers the data of a directory, and changes nothing there.
     pub(crate) fn of(directory: &Reading) -> Result<Data, StorageError> {
-        let owner = identity::read(&directory.files)?;
+        identity::read(&directory.files)?;
         let engine = Engine::new(Some(BACKLOG_BYTES), MachineTime::clock());
         let threads = thread::available_parallelism().map_or(1, usize::from);
         let recovery = recover(&directory.files, &engine, Instant::now(), threads)?;
-        Ok(Data {
-            owner,
-            engine,
-            recovery,
-        })
+        Ok(Data { engine, recovery })
     }
 
     /// Whether the directory has a data set. It has none before a node has begun its log there, or its first copy of
