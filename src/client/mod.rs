@@ -364,8 +364,8 @@ impl Client {
     }
 
     /// Orders a node with a disk to begin a snapshot of its data there, and returns when it has taken the order. Where
-    /// a snapshot is under way, that one counts. [`NodeStatus::snapshot_index`] and [`NodeStatus::snapshot_age_ms`]
-    /// show when there is a new one. The order is never redirected.
+    /// a snapshot is under way, that one counts. [`NodeStatus::snapshots`] rises when there is a new one, and
+    /// [`NodeStatus::failed_snapshots`] where it cannot be written. The order is never redirected.
     ///
     /// # Errors
     ///

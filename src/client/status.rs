@@ -104,6 +104,12 @@ pub struct NodeStatus {
     pub snapshot_index: Option<u64>,
     /// Of a node with a disk: milliseconds since that was written.
     pub snapshot_age_ms: Option<u64>,
+    /// Of a node with a disk: snapshots that it has written since its start.
+    pub snapshots: Option<u64>,
+    /// Of a node with a disk: snapshots that it could not write since its start.
+    pub failed_snapshots: Option<u64>,
+    /// Of a node with a disk: why it could not write the last one; `None` where it was written.
+    pub snapshot_error: Option<String>,
     /// Of a node with a disk: milliseconds that the recovery at its start took.
     pub recovery_ms: Option<u64>,
     /// Of a node with a disk: records of the log that the recovery applied.
@@ -263,6 +269,9 @@ impl NodeStatus {
             "snapshot_bytes" => self.snapshot_bytes = number(value),
             "snapshot_index" => self.snapshot_index = number(value),
             "snapshot_age_ms" => self.snapshot_age_ms = number(value),
+            "snapshots" => self.snapshots = number(value),
+            "failed_snapshots" => self.failed_snapshots = number(value),
+            "snapshot_error" => self.snapshot_error = word(value),
             "recovery_ms" => self.recovery_ms = number(value),
             "recovered_records" => self.recovered_records = number(value),
             "cut_bytes" => self.cut_bytes = number(value),
@@ -408,6 +417,7 @@ sync: always
 \
             written_index: 27\ndurable_index: 28\ndisk_space: full\nsynced_ms: 29\nlog_bytes: 30\nsnapshot_bytes: 31\n\
             snapshot_index: 32\nsnapshot_age_ms: 33\nrecovery_ms: 34\nrecovered_records: 35\ncut_bytes: 36
+snapshots: 37\nfailed_snapshots: 38\nsnapshot_error: it says: no
 ";
         let text_of = |text: &str| Some(text.to_owned());
         let peer = PeerStatus {
@@ -461,6 +471,9 @@ sync: always
             snapshot_bytes: Some(31),
             snapshot_index: Some(32),
             snapshot_age_ms: Some(33),
+            snapshots: Some(37),
+            failed_snapshots: Some(38),
+            snapshot_error: text_of("it says: no"),
             recovery_ms: Some(34),
             recovered_records: Some(35),
             cut_bytes: Some(36),

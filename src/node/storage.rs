@@ -22,6 +22,11 @@ struct State {
     log_bytes: u64,
     synced_at: Option<Instant>,
     snapshot: Option<SnapshotFigures>,
+    /// Snapshots that this process has written, and those that it could not write.
+    snapshots: u64,
+    failed_snapshots: u64,
+    /// Why the last one could not be written; empty where it was.
+    snapshot_error: String,
 }
 
 /// Figures of the recovery at the start of the process.
@@ -71,9 +76,24 @@ impl StorageStatus {
         self.state.lock().synced_at = Some(now);
     }
 
-    /// Sets the figures of the last snapshot.
+    /// Sets the figures of the snapshot that was recovered.
     pub fn has_snapshot(&self, figures: SnapshotFigures) {
         self.state.lock().snapshot = Some(figures);
+    }
+
+    /// Notes that a snapshot was written.
+    pub fn wrote_snapshot(&self, figures: SnapshotFigures) {
+        let mut state = self.state.lock();
+        state.snapshot = Some(figures);
+        state.snapshots += 1;
+        state.snapshot_error.clear();
+    }
+
+    /// Notes that a snapshot could not be written, and why.
+    pub fn wrote_no_snapshot(&self, why: String) {
+        let mut state = self.state.lock();
+        state.failed_snapshots += 1;
+        state.snapshot_error = why;
     }
 
     /// Adds the lines of a node with a disk.
@@ -98,6 +118,10 @@ impl StorageStatus {
         lines.add_or_dash("snapshot_index", snapshot.map(|it| it.index));
         let written_at = snapshot.and_then(|it| it.written_at);
         lines.add_or_dash("snapshot_age_ms", written_at.map(since));
+        lines.add("snapshots", &state.snapshots);
+        lines.add("failed_snapshots", &state.failed_snapshots);
+        let error = Some(&*state.snapshot_error).filter(|text| !text.is_empty());
+        lines.add_text("snapshot_error", error.unwrap_or("-"));
         lines.add("recovery_ms", &state.recovery.took.as_millis());
         lines.add("recovered_records", &state.recovery.records);
         lines.add("cut_bytes", &state.recovery.cut_bytes);

@@ -19,6 +19,10 @@ pub struct Exchange {
     can_sync: bool,
     /// The log has ended, and all of it is durable.
     has_ended: bool,
+    /// The writing of the log knows that a snapshot is being written.
+    is_beside_snapshot: bool,
+    /// No snapshot is wanted any more.
+    is_given_up: bool,
 }
 
 /// The state of the snapshots.
@@ -57,6 +61,7 @@ impl Exchange {
         (self.can_sync && log.wanted_durable() > self.durable_to)
             || (self.is_ordered && self.chain.is_some() && self.snapshot == Snapshots::Idle)
             || matches!(self.snapshot, Snapshots::Done(..))
+            || (self.is_beside_snapshot && self.snapshot != Snapshots::Running)
     }
 
     /// Whether the log has ended, and all of it is durable.
@@ -101,13 +106,16 @@ impl Exchange {
     /// Notes how far the writing of the log is, and whether it wants a snapshot.
     pub fn note(&mut self, writing: &mut Writing<'_>) -> Noted {
         let is_ordered = self.is_ordered && writing.chain().is_some();
-        let wants_snapshot =
-            (writing.wants_snapshot() || is_ordered) && self.snapshot == Snapshots::Idle;
+        let wants_snapshot = (writing.wants_snapshot() || is_ordered)
+            && self.snapshot == Snapshots::Idle
+            && !self.is_given_up;
         if wants_snapshot {
             self.is_ordered = false;
             self.snapshot = Snapshots::Wanted;
             writing.snapshot_began();
         }
+        self.is_beside_snapshot = self.snapshot == Snapshots::Running;
+        writing.set_beside_snapshot(self.is_beside_snapshot);
         let state = (writing.chain(), writing.durable_to());
         let has_moved = (self.chain, self.durable_to) != state;
         (self.chain, self.durable_to) = state;
@@ -138,6 +146,13 @@ impl Exchange {
     pub fn end_snapshot(&mut self, done: Option<(SnapshotId, u64)>) {
         self.is_ordered |= done.is_none() && !self.has_ended;
         self.snapshot = done.map_or(Snapshots::Idle, |(id, bytes)| Snapshots::Done(id, bytes));
+    }
+
+    /// Ends the snapshot, which has failed, and has no other one written. For a log that has ended.
+    pub const fn give_up_snapshot(&mut self) {
+        self.snapshot = Snapshots::Idle;
+        self.is_ordered = false;
+        self.is_given_up = true;
     }
 
     /// Has another snapshot written, because the last one has failed.

@@ -20,8 +20,8 @@ pub const fn acknowledged_at(sync: SyncPolicy) -> Mark {
 }
 
 /// Reads a directory into an engine ([`recover`]), makes durable what was read, since it is shown to clients from now
-/// on, and has the log keep its records until they are written. `mark` is the watermark that answers wait for.
-/// `threads` is for [`recover`].
+/// on, and has the log keep its records until they are written. The watermarks of the disk are at the end of what was
+/// read. `mark` is the watermark that answers wait for. `threads` is for [`recover`].
 ///
 /// # Errors
 ///
@@ -39,6 +39,11 @@ pub fn open(
     }
     if let Some(log) = engine.log() {
         log.begin_writing(log.last_index(), mark);
+        if let Some(recovered) = &recovery.log {
+            for mark in [Mark::Written, Mark::Durable] {
+                log.advance(mark, recovered.end.last_index());
+            }
+        }
         recovery.unwritten = Some(log.unwritten());
     }
     Ok(recovery)

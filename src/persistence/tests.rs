@@ -1,6 +1,8 @@
 //! The writing of a log, step by step: a disk that is full, snapshots beside it, and the end.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod failed_snapshots;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -460,6 +462,27 @@ fn a_snapshot_that_was_given_up_is_begun_again() {
     assert!(exchange.has_news(log));
     assert!(exchange.note(&mut writing).wants_snapshot);
     assert!(exchange.begin_snapshot().is_some());
+}
+
+/// STATUS shows them from the first moment on, before the writing begins.
+#[test]
+fn the_watermarks_are_at_the_end_of_what_was_recovered_at_once() {
+    let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
+    let log = engine.log().unwrap();
+    log.begin_writing(0, Mark::Durable);
+    let (settings, recovery) = (settings(SyncPolicy::Always), Recovery::default());
+    let mut writing = Writing::new(&disk, (&engine, log), settings, recovery, now).unwrap();
+    lead(&engine);
+    assert_eq!(ask(&engine, &[set(b"k", b"v")]), [Status::Ok]);
+    settle(&engine, &mut writing, now);
+    for mark in [Mark::Written, Mark::Durable] {
+        let again = self::engine();
+        open(&disk.after_kill(), &again, mark, now, 1).unwrap();
+        let log = again.log().unwrap();
+        let marks = [Mark::Written, Mark::Durable].map(|mark| log.watermarks().index(mark));
+        assert_eq!(marks, [Some(2); 2]);
+        assert_eq!(log.committed_index(), 2);
+    }
 }
 
 /// The offset of the last group with records in a segment.

@@ -34,6 +34,10 @@ const RETRY: Duration = Duration::from_secs(1);
 /// A segment divided by this number is the part that only the node itself may use where the disk is full.
 const OWN_PART: u64 = 4;
 
+/// A segment divided by this number is the part that is left where the disk counts as full though a snapshot is being
+/// written.
+const BESIDE_SNAPSHOT_PART: u64 = 2;
+
 /// Bytes of groups with which a sync is begun before the policy wants one. So the sync of a whole segment, for which
 /// the next one waits, has little left to do.
 const UNSYNCED_BYTES: u64 = 4 << 20;
@@ -135,6 +139,10 @@ pub struct Writing<'d> {
     snapshot_bytes: u64,
     /// When the disk, which was full, is asked for space again.
     retry_at: Option<Instant>,
+    /// Why it was full.
+    why_full: String,
+    /// A snapshot is being written. Its file may be what takes the space, and may be removed.
+    is_beside_snapshot: bool,
     /// Nothing is written, since there is no space for the next record.
     is_stalled: bool,
     /// The log has ended, and all of it is durable.
@@ -172,6 +180,8 @@ impl<'d> Writing<'d> {
             log_bytes: 0,
             snapshot_bytes: 0,
             retry_at: None,
+            why_full: String::new(),
+            is_beside_snapshot: false,
             is_stalled: false,
             has_ended: false,
             buffer: Vec::new(),
@@ -243,7 +253,8 @@ impl<'d> Writing<'d> {
     ///
     /// Where the disk is full the node goes on in the segment that has its space, and says so
     /// ([`Log::set_space`]). Once that is full too nothing is written, and nothing acknowledged. The disk is asked for
-    /// space again each second.
+    /// space again each second. [Beside a snapshot](Self::set_beside_snapshot) the node says so only once half of the
+    /// segment is used.
     ///
     /// # Errors
     ///
@@ -311,18 +322,35 @@ impl<'d> Writing<'d> {
     /// Notes that the disk has no space for the next segment.
     fn is_full(&mut self, error: &StorageError, now: Instant) {
         self.retry_at = Some(now + RETRY);
-        let space = if self.is_stalled || self.is_reserve_used() {
+        self.why_full = error.to_string();
+        self.judge_space();
+    }
+
+    /// Publishes how much space is left on a disk that has none for the next segment.
+    fn judge_space(&self) {
+        let reserve = self.writer.as_ref().map(LogWriter::reserve);
+        let is_left = |part| reserve.is_some_and(|(left, segment)| left >= segment / part);
+        let space = if self.is_stalled || !is_left(OWN_PART) {
             Space::UsedUp
+        } else if self.is_beside_snapshot && is_left(BESIDE_SNAPSHOT_PART) {
+            // The end of the snapshot may give the space.
+            return;
         } else {
             Space::Reserve
         };
-        self.log.set_space(space, &error.to_string());
+        self.log.set_space(space, &self.why_full);
     }
 
-    /// Whether the rest of the segment that is written is the node's own, where the disk is full.
-    fn is_reserve_used(&self) -> bool {
-        let reserve = self.writer.as_ref().map(LogWriter::reserve);
-        reserve.is_none_or(|(left, segment)| left < segment / OWN_PART)
+    /// Notes whether a snapshot is being written. Once it is not, the disk is asked for space again.
+    pub fn set_beside_snapshot(&mut self, is_beside: bool) {
+        if std::mem::replace(&mut self.is_beside_snapshot, is_beside) && !is_beside {
+            self.ask_again();
+        }
+    }
+
+    /// Has a disk that was full asked for space in the next step.
+    fn ask_again(&mut self) {
+        self.retry_at = self.retry_at.map(|_| self.wrote_at);
     }
 
     /// Whether nothing is written until the disk has space again, though the log may have more.
@@ -404,8 +432,8 @@ impl<'d> Writing<'d> {
             self.log.advance_at(&self.cursor, Mark::Durable, written);
         }
         self.log.written_at(&self.cursor, written);
-        if self.retry_at.is_some() && self.is_reserve_used() {
-            self.log.set_space(Space::UsedUp, "");
+        if self.retry_at.is_some() {
+            self.judge_space();
         }
         match self.settings.config.sync {
             SyncPolicy::Always => {
@@ -620,7 +648,7 @@ impl<'d> Writing<'d> {
         }
         writer.forget(id.begin)?;
         // The removed files may give the space for the next segment.
-        self.retry_at = self.retry_at.map(|_| self.wrote_at);
+        self.ask_again();
         self.snapshot_bytes = bytes;
         if !self.is_based {
             self.is_based = true;

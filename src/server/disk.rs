@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{Level, error, info, log, warn};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::data_dir::{self, Owned};
 use crate::config::StorageConfig;
@@ -28,11 +28,15 @@ use crate::persistence::{
 use crate::storage::error::{Problem, StorageError};
 use crate::storage::files::Files as _;
 use crate::storage::identity::Identity;
+use crate::storage::recovery::files_to_read;
 use crate::storage::snapshot::{ReadSnapshot, SnapshotId};
 use crate::storage::writer::SEGMENT_BYTES;
 
 /// Bytes of log after which there is another snapshot, where the last one is not longer.
 const SNAPSHOT_LOG_BYTES_MIN: u64 = 64 << 20;
+
+/// A start that reads this many times the bytes of log after which there is another snapshot says so before: 256 MiB.
+const ANNOUNCED_PARTS: u64 = 4;
 
 /// Interval at which the snapshot thread looks whether the data set that it copied is still there.
 const REPLACED_POLL: Duration = Duration::from_millis(10);
@@ -66,6 +70,8 @@ struct Shared {
     exchange: Exchange,
     /// Another thread waits until the directory is read into the engine again.
     restore: Restore,
+    /// A snapshot is ordered: one that has failed is tried again now.
+    is_retry_ordered: bool,
     /// No thread writes snapshots: it could not be started.
     expects_no_snapshot: bool,
     /// When the log had ended, and all of it was durable.
@@ -135,11 +141,29 @@ impl Disk {
         let (began, engine) = (Instant::now(), node.engine());
         let threads = thread::available_parallelism().map_or(1, usize::from);
         let mark = self.acknowledges_at();
+        self.announce_reading();
         let recovery = persistence::open(&self.directory.files, engine, mark, began, threads)?;
         self.report(engine, &recovery, began);
         *self.recovered.lock() = Some(recovery);
         node.restored();
         Ok(())
+    }
+
+    /// Logs how much there is to read, where that takes some time.
+    fn announce_reading(&self) {
+        let files = &self.directory.files;
+        // An error is one of the recovery too.
+        let names = files_to_read(&files.list().unwrap_or_default());
+        let len =
+            |name: &String| fs::metadata(files.path().join(name)).map_or(0, |file| file.len());
+        let bytes: u64 = names.iter().map(len).sum();
+        if bytes >= ANNOUNCED_PARTS * self.snapshot_log_bytes {
+            info!(
+                "reading {} MB from {}",
+                bytes / 1_000_000,
+                files.path().display()
+            );
+        }
     }
 
     fn report(&self, engine: &Engine, recovery: &Recovery, began: Instant) {
@@ -149,6 +173,10 @@ impl Disk {
             records: recovery.records,
             cut_bytes: cut.map_or(0, |cut| cut.bytes),
         });
+        if let Some(log) = &recovery.log {
+            self.status.log_takes(log.bytes());
+            self.status.synced(Instant::now());
+        }
         if let Some(ReadSnapshot { id, bytes, .. }) = &recovery.snapshot {
             self.status.has_snapshot(SnapshotFigures {
                 index: id.begin,
@@ -342,16 +370,27 @@ impl Disk {
             };
             let done = self.write_snapshot((engine, log), chain);
             let mut shared = self.shared.lock();
+            // Orders until now were for this one.
+            shared.is_retry_ordered = false;
             match done {
                 Ok(done) => {
+                    // Under the same lock: an order after it is one for another snapshot.
+                    if let Some((id, bytes)) = done {
+                        self.status.wrote_snapshot(SnapshotFigures {
+                            index: id.begin,
+                            bytes,
+                            written_at: Some(Instant::now()),
+                        });
+                    }
                     shared.exchange.end_snapshot(done);
                     pause = first_pause;
                 }
                 Err(error) if shared.ended_at.is_some() => {
-                    shared.exchange.end_snapshot(None);
+                    shared.exchange.give_up_snapshot();
                     error!("{error}; there is no new snapshot, and the next start reads the log");
                 }
                 Err(error) => {
+                    self.status.wrote_no_snapshot(error.to_string());
                     let level = if pause == first_pause {
                         Level::Error
                     } else {
@@ -365,20 +404,12 @@ impl Disk {
                     drop(shared);
                     log.wake_writer();
                     shared = self.shared.lock();
-                    let until = Instant::now() + pause;
-                    pause = (pause * 2).min(longest_pause);
-                    let mut was_full = false;
-                    while !shared.is_closed() {
-                        let is_full = log.space().0 != Space::Enough;
-                        if was_full && !is_full {
-                            pause = first_pause;
-                            break;
-                        }
-                        was_full |= is_full;
-                        if self.changed.wait_until(&mut shared, until).timed_out() {
-                            break;
-                        }
-                    }
+                    let is_early = self.wait_to_retry(&mut shared, log, pause);
+                    pause = if is_early {
+                        first_pause
+                    } else {
+                        (pause * 2).min(longest_pause)
+                    };
                 }
             }
             drop(shared);
@@ -386,6 +417,38 @@ impl Disk {
             self.changed.notify_all();
             log.wake_writer();
         }
+    }
+
+    /// Waits before another snapshot, because one has failed. Returns true where that is worth a try before the end of
+    /// the pause: one is ordered, or the disk was full without a snapshot too, and has space again.
+    fn wait_to_retry(
+        &self,
+        shared: &mut MutexGuard<'_, Shared>,
+        log: &Log,
+        pause: Duration,
+    ) -> bool {
+        let (began, mut was_full) = (Instant::now(), false);
+        while !shared.is_closed() {
+            if shared.is_retry_ordered {
+                return true;
+            }
+            // Before, the disk may be full of what the snapshot took.
+            let (is_full, took) = (log.space().0 != Space::Enough, began.elapsed());
+            if was_full && !is_full {
+                return true;
+            }
+            was_full |= is_full && took >= RETRY_PAUSES.0;
+            if took >= pause {
+                return false;
+            }
+            let until = if took < RETRY_PAUSES.0 {
+                RETRY_PAUSES.0
+            } else {
+                pause
+            };
+            self.changed.wait_until(shared, began + until);
+        }
+        false
     }
 
     /// Writes a snapshot. Returns which one it is, and its bytes; `None` where the disk fails meanwhile, or another
@@ -406,11 +469,6 @@ impl Disk {
         }
         let bytes = copying.len();
         let id = copying.finish()?;
-        self.status.has_snapshot(SnapshotFigures {
-            index: id.begin,
-            bytes,
-            written_at: Some(Instant::now()),
-        });
         info!(
             "wrote a snapshot of {} keys, {bytes} bytes, in {} ms: the log before index {} is not needed any more",
             engine.len(),
@@ -510,7 +568,9 @@ impl DataDirectory for Disk {
             return false;
         }
         shared.exchange.order_snapshot();
+        shared.is_retry_ordered = true;
         drop(shared);
+        self.changed.notify_all();
         log.wake_writer();
         true
     }

@@ -16,7 +16,7 @@ use super::segment::{
     ALIGNMENT, GROUP_MAGIC, GroupHead, HEAD_LEN, HeaderFault, SegmentHeader, SegmentId,
 };
 use super::snapshot::SnapshotId;
-use super::writer::Place;
+use super::writer::{END_LEN, Place};
 use crate::engine::digest::Digest;
 use crate::history::History;
 
@@ -115,11 +115,7 @@ pub fn read_log(
 ) -> Result<Option<Recovered>, StorageError> {
     let names = files.list();
     let names = names.map_err(|error| StorageError::system(files, "", "read", error))?;
-    let ids = names.iter().filter_map(|it| SegmentId::of_name(it));
-    let lowest = ids.clone().min().map(|id| id.chain);
-    let chain = snapshot.map(|id| id.chain).or(lowest);
-    let mut ids: Vec<SegmentId> = ids.filter(|id| Some(id.chain) == chain).collect();
-    ids.sort_unstable();
+    let ids = segments_to_read(&names, snapshot);
     let mut reader = Reader {
         files,
         state: None,
@@ -136,6 +132,29 @@ pub fn read_log(
         reader.segment(id, at + 1 == ids.len(), visit)?;
     }
     Ok(reader.state)
+}
+
+/// The segments of the chain that is read, in their order.
+fn segments_to_read(names: &[String], snapshot: Option<SnapshotId>) -> Vec<SegmentId> {
+    let ids = names.iter().filter_map(|it| SegmentId::of_name(it));
+    let lowest = ids.clone().min().map(|id| id.chain);
+    let chain = snapshot.map(|id| id.chain).or(lowest);
+    let mut ids: Vec<SegmentId> = ids.filter(|id| Some(id.chain) == chain).collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// The names of those files of a directory that a recovery reads.
+#[must_use]
+pub fn files_to_read(names: &[String]) -> Vec<String> {
+    let snapshot = names.iter().filter_map(|it| SnapshotId::of_name(it)).max();
+    let segments = segments_to_read(names, snapshot);
+    let segments = segments.iter().map(SegmentId::name);
+    snapshot
+        .iter()
+        .map(SnapshotId::name)
+        .chain(segments)
+        .collect()
 }
 
 /// Reads one segment, whatever is before it: its records up to the first group that does not follow the one before.
@@ -163,6 +182,12 @@ pub fn read_segment(files: &dyn Files, id: SegmentId) -> Result<SegmentInfo, Sto
 }
 
 impl Recovered {
+    /// Bytes of its segments.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.segments.iter().map(|it| it.bytes + END_LEN).sum()
+    }
+
     /// A log that begins with this segment, before anything of it is read.
     fn before(header: &SegmentHeader) -> Recovered {
         Recovered {

@@ -5,9 +5,12 @@
 //! however often they are applied. So a snapshot may be used once the log is durable up to `end`, and it gets its name
 //! only then.
 
+use std::io;
+
 use super::error::StorageError;
 use super::files::{File, Files};
 use super::segment::{epochs_of, push_epochs, salted, u32_at, u64_at};
+use super::spares::is_no_space;
 use crate::history::History;
 
 /// First bytes of a snapshot; the last one is the version of the format.
@@ -82,8 +85,7 @@ impl<'f> SnapshotWriter<'f> {
         history: &History,
         salt: u64,
     ) -> Result<SnapshotWriter<'f>, StorageError> {
-        let failed =
-            |operation| move |error| StorageError::system(files, UNFINISHED, operation, error);
+        let failed = |operation| move |error| refused(files, operation, error);
         let names = files.list().map_err(failed("read the directory of"))?;
         if names.iter().any(|name| name == UNFINISHED) {
             files.remove(UNFINISHED).map_err(failed("remove"))?;
@@ -157,7 +159,7 @@ impl<'f> SnapshotWriter<'f> {
         head[24..28].copy_from_slice(&crc32c::crc32c(frames).to_be_bytes());
         let checksum = salted(self.salt, &head[..28]);
         head[28..].copy_from_slice(&checksum.to_be_bytes());
-        let failed = |error| StorageError::system(self.files, UNFINISHED, "write", error);
+        let failed = |error| refused(self.files, "write", error);
         self.file.write_at(self.offset, &head).map_err(failed)?;
         let at = self.offset + u64::try_from(CHUNK_HEAD_LEN).unwrap_or(0);
         if !frames.is_empty() {
@@ -181,7 +183,7 @@ impl<'f> SnapshotWriter<'f> {
             return Ok(());
         }
         let synced = self.file.sync();
-        synced.map_err(|error| StorageError::system(self.files, UNFINISHED, "sync", error))
+        synced.map_err(|error| refused(self.files, "sync", error))
     }
 
     /// Gives the snapshot, which has [ended](Self::end), its name, and removes the others. The log is durable up to its
@@ -197,7 +199,7 @@ impl<'f> SnapshotWriter<'f> {
         let name = self.id.name();
         if let Err(error) = files.rename(UNFINISHED, &name) {
             discard(files);
-            return Err(failed("rename")(error));
+            return Err(refused(files, "rename", error));
         }
         files.sync_directory().map_err(failed("rename"))?;
         let names = files.list().map_err(failed("read the directory of"))?;
@@ -209,6 +211,15 @@ impl<'f> SnapshotWriter<'f> {
             }
         }
         Ok(())
+    }
+}
+
+/// The error where the system has refused an operation on the snapshot that is not finished.
+fn refused(files: &dyn Files, operation: &'static str, error: io::Error) -> StorageError {
+    if is_no_space(&error) {
+        StorageError::full(files, error)
+    } else {
+        StorageError::system(files, UNFINISHED, operation, error)
     }
 }
 

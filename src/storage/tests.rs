@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::error::{Problem, StorageError};
 use super::files::Files;
-use super::recovery::{LogEnd, Recovered, read_log};
+use super::recovery::{LogEnd, Recovered, files_to_read, read_log};
 use super::segment::SegmentId;
 use super::simulated::Disk;
 use super::snapshot::{SnapshotId, SnapshotWriter, announced_keys, read_snapshot};
@@ -574,4 +574,21 @@ fn the_document_has_the_bytes_of_a_snapshot() {
     writer.finish().unwrap();
     let bytes = disk.bytes(&snapshot_id(5).name());
     assert_eq!(bytes, documented("snapshot"), "{}", hex(&bytes));
+}
+
+#[test]
+fn a_recovery_reads_the_newest_snapshot_and_its_chain() {
+    let read = |names: &str| {
+        let names: Vec<String> = names.split(' ').map(str::to_owned).collect();
+        files_to_read(&names).join(" ")
+    };
+    let [log, other] = [1, 2].map(|chain| {
+        let number = |number| SegmentId { chain, number }.name();
+        format!("{} {}", number(2), number(3))
+    });
+    let [snapshot, old] = [9, 7].map(|begin| snapshot_id(begin).name());
+    let all = format!("{other} lock spare-1 {log} {old} new-snapshot identity {snapshot}");
+    assert_eq!(read(&all), format!("{snapshot} {log}"));
+    assert_eq!(read(&format!("{other} {log}")), log);
+    assert_eq!(read("lock identity"), "");
 }

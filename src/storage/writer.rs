@@ -37,7 +37,7 @@ const FIRST_BYTES: u64 = 256 << 10;
 const FILL_BYTES_MAX: u64 = 4 << 20;
 
 /// Bytes of zeros behind the last group.
-const END_LEN: u64 = 8;
+pub(super) const END_LEN: u64 = 8;
 
 /// Parts of a segment: the next one is prepared when one of them is in use.
 const PREPARED_AFTER: u64 = 4;

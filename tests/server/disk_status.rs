@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::thread;
+use std::time::Instant;
 
 use gopherstore::client::{Client, NodeStatus};
 use gopherstore::wire::Status;
@@ -16,7 +17,7 @@ use gopherstore::wire::request::{HEADER_LEN, RequestHeader};
 
 use crate::answer;
 use crate::durability::{Load, segments, write};
-use crate::durable::{Durable, command, status_of};
+use crate::durable::{Durable, command, log, status_of};
 use crate::node::{Node, PATIENCE, wait_for};
 
 /// The bytes of the files whose names begin with `prefix`.
@@ -188,7 +189,14 @@ fn status_has_the_last_snapshot_also_after_a_restart() {
     assert!(found.snapshot_index <= found.index, "{found:?}");
     assert!(found.snapshot_age_ms <= found.uptime_ms, "{found:?}");
     assert_eq!(node.stop().code(), Some(0));
+    assert!(!log(dir.path()).contains("reading"), "there was nothing");
     let node = start();
+    let text = log(dir.path());
+    // Four times the bytes of log after which there is a snapshot are much to read.
+    assert!(
+        text.contains(" INFO ") && text.contains(" MB from "),
+        "{text}"
+    );
     let again = status_of(&mut node.client());
     assert!(again.snapshot_index >= found.snapshot_index, "{again:?}");
     assert!(again.snapshot_age_ms.is_some(), "{again:?}");
@@ -214,7 +222,10 @@ fn a_snapshot_is_written_by_order_and_shortens_the_next_start() {
         let status = status_of(client);
         (status.snapshot_index == index).then_some(status)
     };
-    let first = wait_for("the snapshot", || snapshot_of(&mut client));
+    let first = snapshot_of(&mut client).expect("the command waits for it");
+    let counts = (first.snapshots, first.failed_snapshots);
+    assert_eq!(counts, (Some(1), Some(0)));
+    assert_eq!(first.snapshot_error, None);
     assert_eq!(
         first.snapshot_bytes,
         Some(bytes_of(dir.path(), "snapshot-"))
@@ -229,6 +240,8 @@ fn a_snapshot_is_written_by_order_and_shortens_the_next_start() {
     client.set(b"behind", b"it").unwrap();
     node.kill();
     let node = Durable::start(dir.path(), "never");
+    let text = log(dir.path());
+    assert!(!text.contains(" MB from "), "it is not much: {text}");
     let mut client = node.client();
     assert_eq!(client.get(b"behind").unwrap(), Some(b"it".to_vec()));
     for number in 0..200_u8 {
@@ -237,6 +250,21 @@ fn a_snapshot_is_written_by_order_and_shortens_the_next_start() {
     let status = status_of(&mut client);
     assert_eq!(status.recovered_records, Some(1), "{status:?}");
     assert_eq!(status.snapshot_index, index);
+}
+
+/// An order just when the last snapshot is counted is not for that one.
+#[test]
+fn after_each_order_the_number_of_snapshots_rises() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_node, mut client) = with_entries(dir.path(), 10);
+    for _ in 0..300 {
+        let before = status_of(&mut client).snapshots;
+        client.snapshot().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while status_of(&mut client).snapshots == before {
+            assert!(Instant::now() < deadline, "{:?}", status_of(&mut client));
+        }
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use gopherstore::client::{Client, Error, NodeStatus};
 
@@ -99,6 +100,15 @@ impl SmallDisk {
                 thread::yield_now();
             }
         }
+    }
+
+    /// Fills the disk but for this many bytes.
+    fn take_all_but(&self, left: u64) {
+        let mut ballast = File::create(self.path("ballast")).unwrap();
+        let disk = rustix::fs::fstatvfs(&ballast).unwrap();
+        let taken = (disk.f_bavail * disk.f_frsize).saturating_sub(left);
+        let blocks = usize::try_from(taken / 4_096).unwrap();
+        (0..blocks).for_each(|_| ballast.write_all(&[0; 4_096]).unwrap());
     }
 
     fn free(&self) {
@@ -235,6 +245,92 @@ fn full_under_load(sync: &str, rounds: usize) {
         assert!(text.contains("the disk has space again"), "{text}");
         assert!(!text.contains("this node ends"), "{text}");
     }
+}
+
+/// Runs `gopherstore-cli` for a node. Returns its exit code, and what it says.
+fn cli(node: &Durable, words: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_gopherstore-cli"))
+        .args(["--addr", &node.addr])
+        .args(words)
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).unwrap())
+}
+
+/// Writes values of 3 MB together.
+fn write_3_mb(client: &mut Client) {
+    for number in 0..300_u32 {
+        client.set(&number.to_be_bytes(), &[1; 10_000]).unwrap();
+    }
+}
+
+#[test]
+fn an_order_for_a_snapshot_on_a_full_disk_ends_with_the_reason() {
+    let Some(disk) = SmallDisk::new() else {
+        return;
+    };
+    let node = disk.start("always");
+    let mut client = node.client();
+    client.set(b"key", &[1; 200_000]).unwrap();
+    let is_ready = || {
+        let names = fs::read_dir(disk.path("data")).unwrap();
+        let mut names = names.map(|entry| entry.unwrap().file_name());
+        names
+            .any(|name| name.to_string_lossy().starts_with("spare-"))
+            .then_some(())
+    };
+    wait_for("the next segment", is_ready);
+    disk.take_all_but(0);
+    // The pause before the node tries again by itself becomes longer, and no order waits for its end.
+    let began = Instant::now();
+    for count in 1..=5 {
+        let (code, text) = cli(&node, &["snapshot"]);
+        assert_eq!(code, Some(10), "{text}");
+        assert!(text.contains("data: the disk is full: "), "{text}");
+        let status = status_of(&mut client);
+        assert!(status.failed_snapshots >= Some(count), "{status:?}");
+        assert_eq!(status.disk_space.as_deref(), Some("enough"));
+    }
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        began.elapsed()
+    );
+    disk.free();
+    assert_eq!(cli(&node, &["snapshot"]), (Some(0), String::new()));
+    let status = status_of(&mut client);
+    assert_eq!((status.snapshots, status.snapshot_error), (Some(1), None));
+    assert_eq!(status.snapshot_index, status.index);
+}
+
+#[test]
+fn a_stop_tells_once_that_the_last_snapshot_has_no_space() {
+    let Some(disk) = SmallDisk::new() else {
+        return;
+    };
+    let (node, dir) = (disk.start("always"), disk.dir.path());
+    let mut client = node.client();
+    write_3_mb(&mut client);
+    wait_for("the removal of the log before a snapshot", || {
+        assert_eq!(cli(&node, &["snapshot"]), (Some(0), String::new()));
+        (status_of(&mut client).log_bytes <= Some(1 << 20)).then_some(())
+    });
+    // Enough for the log, and too little for another snapshot.
+    disk.take_all_but(2_700_000);
+    assert_eq!(cli(&node, &["snapshot"]).0, Some(10));
+    for number in 0..200_u32 {
+        client.set(&number.to_be_bytes(), &[2; 10_000]).unwrap();
+    }
+    let index = status_of(&mut client).index;
+    assert_eq!(node.stop().code(), Some(0), "{}", log(dir));
+    let text = log(dir);
+    let count = text
+        .matches("there is no new snapshot, and the next start reads the log")
+        .count();
+    assert_eq!(count, 1, "{text}");
+    let node = disk.start("always");
+    assert!(status_of(&mut node.client()).index >= index);
 }
 
 /// No client writes meanwhile: the node looks for space by itself, and says when there is some.

@@ -213,7 +213,7 @@ impl Process<'_> {
             Err(error) => {
                 storing.copying = None;
                 if storing.exchange.has_ended() {
-                    storing.exchange.end_snapshot(None);
+                    storing.exchange.give_up_snapshot();
                 } else {
                     storing.has_failed = true;
                 }

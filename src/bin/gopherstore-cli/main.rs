@@ -21,6 +21,7 @@ mod race;
 mod removal;
 mod report;
 mod scan;
+mod snapshot;
 mod status;
 mod stop;
 mod tail;
@@ -76,7 +77,7 @@ const PROGRAM: Program = Program {
         "cannot read standard input or a file, or write standard output or a file"
     ),
     error_code(9, "a condition is not met"),
-    error_code(10, "the node has no memory left for the write"),
+    error_code(10, "the node has no memory, or no space on its disk, for the write"),
     error_code(11, "the node no longer knows the position, or what came after it"),
     error_code(12, "the position was never part of the node's history")
 )]
@@ -139,7 +140,7 @@ enum Subcommand {
     Ping(Ping),
     Status(status::Status),
     Resync(Resync),
-    Snapshot(Snapshot),
+    Snapshot(snapshot::Snapshot),
     Scan(scan::Scan),
     Flush(removal::Flush),
     Tail(tail::Tail),
@@ -259,18 +260,6 @@ struct Resync {
     #[argh(switch)]
     discard: bool,
 }
-
-/// Order a node with a disk to begin a snapshot of its data now.
-#[derive(ArgsInfo, FromArgs)]
-#[argh(subcommand, name = "snapshot", help_triggers("-h", "--help"))]
-#[argh(
-    example = "{command_name} --addr 127.0.0.1:8000",
-    note = "The next start of the node reads the snapshot, and only the log behind it; the log before it is\n\
-        removed. The command does not wait for the end: status -w lines shows snapshot_index, where the last\n\
-        snapshot begins. A snapshot that is under way counts. A node begins snapshots by itself too.\n\
-        For options such as --addr see gopherstore-cli --help."
-)]
-struct Snapshot {}
 
 /// Form of an output that is a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -402,13 +391,7 @@ fn run(arguments: Arguments) -> Result<Outcome, Failure> {
                 &Command::new(Opcode::Discard, Vec::new(), Vec::new()),
             )
         }
-        Some(Subcommand::Snapshot(Snapshot {})) => {
-            context.name_one("snapshot")?;
-            once(
-                &context,
-                &Command::new(Opcode::Snapshot, Vec::new(), Vec::new()),
-            )
-        }
+        Some(Subcommand::Snapshot(snapshot::Snapshot {})) => snapshot::run(&context),
         Some(Subcommand::Resync(Resync { discard: false })) => Err(mistake(
             "resync discards all data of a follower, and entries that its leader lacks are lost for good; confirm that \
              with --discard",

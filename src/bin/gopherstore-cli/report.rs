@@ -24,7 +24,7 @@ pub(crate) enum Outcome {
     LocalInput = 8,
     /// A condition is not met.
     Conflict = 9,
-    /// The node has no memory left for the write.
+    /// The node has no memory, or no space on its disk, for the write.
     Full = 10,
     /// The log no longer reaches back to the position.
     Compacted = 11,
@@ -80,9 +80,9 @@ pub(crate) fn note(text: &str) {
 /// Start of a node's ERROR to an unknown operation. Source: docs/GBP.md, section 8.
 pub(crate) const UNKNOWN_OPCODE: &str = "unknown opcode";
 
-/// Part of a node's FULL where its disk is full, behind the directory. The rest says what helps. Source: docs/GBP.md,
-/// section 7.
-const DISK_FULL: &str = ": the disk is full: ";
+/// Part of a node's FULL, and of `snapshot_error` in STATUS, where its disk is full, behind the directory. The rest
+/// says what helps. Source: docs/GBP.md, sections 4 and 7.
+pub(crate) const DISK_FULL: &str = ": the disk is full: ";
 
 /// The failure of a request with `opcode`, as text for the user. `node` is the user's name for the node.
 pub(crate) fn failure(error: &Error, opcode: Opcode, node: Option<&str>) -> Failure {

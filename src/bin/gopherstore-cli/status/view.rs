@@ -253,7 +253,7 @@ enum Kind {
 }
 
 /// The keys of STATUS that every node of the JSON has, null if it does not report them. Source: docs/GBP.md, section 4.
-const KEYS: [(&str, Kind); 46] = [
+const KEYS: [(&str, Kind); 49] = [
     ("cluster", Kind::Text),
     ("role", Kind::Text),
     ("state", Kind::Text),
@@ -293,6 +293,9 @@ const KEYS: [(&str, Kind); 46] = [
     ("snapshot_bytes", Kind::Number),
     ("snapshot_index", Kind::Number),
     ("snapshot_age_ms", Kind::Number),
+    ("snapshots", Kind::Number),
+    ("failed_snapshots", Kind::Number),
+    ("snapshot_error", Kind::Text),
     ("recovery_ms", Kind::Number),
     ("recovered_records", Kind::Number),
     ("cut_bytes", Kind::Number),
