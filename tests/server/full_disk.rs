@@ -381,6 +381,27 @@ impl Drop for Member {
     }
 }
 
+/// The disk of n2 of the cluster is full, which is a fault.
+fn is_a_fault(config: &Path) {
+    for (form, healthy) in [
+        ("table", "\nn2 has a full disk, "),
+        ("json", "\"healthy\":false"),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_gopherstore-cli"))
+            .args(["status", "-w", form, "--config"])
+            .arg(config)
+            .output();
+        let output = output.unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(3), "{text}");
+        assert!(
+            text.contains("n2 has a full disk, and writes nothing there"),
+            "{text}"
+        );
+        assert!(text.contains(healthy), "{text}");
+    }
+}
+
 #[test]
 fn a_follower_whose_disk_is_full_lags_and_goes_on_with_room() {
     let Some(disk) = SmallDisk::new() else {
@@ -441,6 +462,7 @@ fn a_follower_whose_disk_is_full_lags_and_goes_on_with_room() {
     });
     assert_eq!(status(0).unwrap().disk_space.as_deref(), Some("enough"));
     assert!(full.durable_index <= full.written_index, "{full:?}");
+    is_a_fault(&file);
     disk.free();
     wait_for("the follower to go on", is_equal);
     assert_eq!(status(1).unwrap().disk_space.as_deref(), Some("enough"));

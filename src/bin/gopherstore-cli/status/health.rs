@@ -171,7 +171,8 @@ pub(super) fn stranger(
 
 /// Checks the statuses of the nodes. A cluster is healthy if every node responds under its name and serves; one node
 /// leads; all are in one epoch; every follower receives its stream and lags within the limits; equal indexes have equal
-/// digests; and the nodes can reach one another and have equal settings. A single node is checked alone.
+/// digests; the nodes can reach one another and have equal settings; and no disk is full. A single node is checked
+/// alone.
 pub(super) fn judge(nodes: &[Asked], scope: &Scope, limits: Limits) -> Verdict {
     let mut faults = Vec::new();
     let mut lag_max = 0;
@@ -198,6 +199,7 @@ pub(super) fn judge(nodes: &[Asked], scope: &Scope, limits: Limits) -> Verdict {
             continue;
         }
         let timeout_ms = limits.timeout_ms(status);
+        faults.extend(disk_fault(shown_name(node, status), status));
         faults.extend(own_fault(shown_name(node, status), status, timeout_ms));
         match leader {
             Some(leader) if leader.name == *name => {}
@@ -229,7 +231,24 @@ pub(super) fn judge(nodes: &[Asked], scope: &Scope, limits: Limits) -> Verdict {
     }
 }
 
-/// Faults of a node alone.
+/// The fault of a node whose disk is full.
+fn disk_fault(name: &str, status: &NodeStatus) -> Option<String> {
+    let leads = status.role == Some(NodeRole::Leader);
+    Some(match (status.disk_space.as_deref()?, leads) {
+        ("enough", _) => return None,
+        ("full", true) => {
+            format!("{name} has a full disk, and executes only writes that remove")
+        }
+        ("used_up", true) => format!("{name} has a full disk, and executes no write"),
+        ("full", false) => {
+            format!("{name} has a full disk, and writes to the reserve of its log")
+        }
+        ("used_up", false) => format!("{name} has a full disk, and writes nothing there"),
+        (word, _) => format!("{name} says that its disk_space is {word}"),
+    })
+}
+
+/// Faults of a node alone, but for its disk.
 pub(super) fn own_fault(name: &str, status: &NodeStatus, timeout_ms: u64) -> Option<String> {
     let reason = status.reason.as_deref().unwrap_or("it gives no reason");
     match &status.state {

@@ -51,8 +51,8 @@ const ROUND_LIMIT: Duration = Duration::from_secs(1);
         A lag is in entries, and in milliseconds as the leader measures it.\n\
         A cluster is healthy if all nodes respond and serve; one node leads; all nodes are in one\n\
         epoch; each follower receives its stream and lags by at most --max-lag entries and\n\
-        leader_timeout_ms; equal indexes have equal digests; and the nodes can reach one another and\n\
-        have equal settings.\n\
+        leader_timeout_ms; equal indexes have equal digests; the nodes can reach one another and have\n\
+        equal settings; and no disk is full.\n\
         json has the faults as a list, and every line of each node's status by its key, as a number\n\
         or a string, with null for '-'. 'peers' and 'followers' are objects.\n\
         The exit code is 0 if healthy, 3 if not, and 6 if not within --timeout with --wait.\n\
@@ -160,7 +160,7 @@ pub(crate) fn run(command: Status, context: &Context) -> Result<Outcome, Failure
     }
 }
 
-/// The faults of the node at `addr` alone, as text.
+/// The fault of the node at `addr` alone, but for its disk, as text.
 pub(crate) fn fault_of(addr: &str, status: &NodeStatus) -> Option<String> {
     let timeout_ms = Limits::default().timeout_ms(status);
     health::own_fault(status.node.as_deref().unwrap_or(addr), status, timeout_ms)

@@ -32,6 +32,15 @@ pub(in super::super) fn limits(lag_entries: Option<u64>) -> Limits {
     }
 }
 
+/// The same with a `disk_space`, whose underscore is one.
+fn said_of_disk(name: &str, words: &str, space: &str) -> Asked {
+    let mut node = said(name, words);
+    if let Ok(status) = &mut node.response {
+        status.disk_space = (!space.is_empty()).then(|| space.to_owned());
+    }
+    node
+}
+
 /// The faults, or that there are none, one a line.
 fn words(nodes: &[Asked], max_lag: Option<u64>) -> String {
     let verdict = judge(nodes, &demo(), limits(max_lag));
@@ -142,6 +151,62 @@ fn a_cluster_is_in_sync_or_its_faults_are_named() {
             "{second}"
         );
     }
+}
+
+#[test]
+fn a_full_disk_is_a_fault_of_each_node() {
+    for (leader, follower, expected) in [
+        ("enough", "enough", "in sync: 2/2"),
+        // Of nodes without a disk, and of older ones.
+        ("", "", "in sync: 2/2"),
+        (
+            "full",
+            "enough",
+            "n1 has a full disk, and executes only writes that remove",
+        ),
+        (
+            "used_up",
+            "enough",
+            "n1 has a full disk, and executes no write",
+        ),
+        (
+            "enough",
+            "full",
+            "n2 has a full disk, and writes to the reserve of its log",
+        ),
+        (
+            "full",
+            "used_up",
+            "n1 has a full disk, and executes only writes that remove\n\
+             n2 has a full disk, and writes nothing there",
+        ),
+        ("enough", "odd", "n2 says that its disk_space is odd"),
+    ] {
+        let nodes = [
+            said_of_disk("n1", LEADER, leader),
+            said_of_disk("n2", FOLLOWER, follower),
+        ];
+        assert_eq!(words(&nodes, None), expected);
+        let verdict = judge(&nodes, &demo(), limits(None));
+        assert_eq!(verdict.is_healthy(), expected.starts_with("in sync"));
+        assert_eq!(
+            verdict.healthy,
+            2 - verdict.faults.len(),
+            "a fault of each node"
+        );
+        let alone = judge(&nodes[1..], &Scope::Node, limits(None));
+        assert_eq!(alone.is_healthy(), !expected.contains("n2"));
+    }
+    // It is named beside what it leads to.
+    let loading = "role=follower state=loading reason=it_copies";
+    let node = said_of_disk("n2", loading, "used_up");
+    assert_eq!(
+        judge(&[node], &Scope::Node, limits(None)).faults,
+        [
+            "n2 has a full disk, and writes nothing there",
+            "n2 is loading: it copies"
+        ]
+    );
 }
 
 #[test]
