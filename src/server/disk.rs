@@ -368,6 +368,7 @@ impl Disk {
                     }
                 }
             };
+            let was_full = log.space().0 != Space::Enough;
             let done = self.write_snapshot((engine, log), chain);
             let mut shared = self.shared.lock();
             // Orders until now were for this one.
@@ -404,7 +405,7 @@ impl Disk {
                     drop(shared);
                     log.wake_writer();
                     shared = self.shared.lock();
-                    let is_early = self.wait_to_retry(&mut shared, log, pause);
+                    let is_early = self.wait_to_retry(&mut shared, log, pause, was_full);
                     pause = if is_early {
                         first_pause
                     } else {
@@ -420,23 +421,25 @@ impl Disk {
     }
 
     /// Waits before another snapshot, because one has failed. Returns true where that is worth a try before the end of
-    /// the pause: one is ordered, or the disk was full without a snapshot too, and has space again.
+    /// the pause: one is ordered, or the disk was full without a snapshot too, and has space again. `was_full` says
+    /// that it was before the snapshot.
     fn wait_to_retry(
         &self,
         shared: &mut MutexGuard<'_, Shared>,
         log: &Log,
         pause: Duration,
+        mut was_full: bool,
     ) -> bool {
-        let (began, mut was_full) = (Instant::now(), false);
+        let began = Instant::now();
         while !shared.is_closed() {
             if shared.is_retry_ordered {
                 return true;
             }
-            // Before, the disk may be full of what the snapshot took.
             let (is_full, took) = (log.space().0 != Space::Enough, began.elapsed());
             if was_full && !is_full {
                 return true;
             }
+            // Before, the disk may be full of what the snapshot took.
             was_full |= is_full && took >= RETRY_PAUSES.0;
             if took >= pause {
                 return false;
