@@ -104,6 +104,25 @@ pub trait File: fmt::Debug + Send + Sync {
     fn sync(&self) -> io::Result<()>;
 }
 
+/// Appends `len` bytes of a file from `offset` on to `bytes`; fewer where the file ends before.
+///
+/// # Errors
+///
+/// Those of the system, and where it has no memory for them.
+pub(super) fn read_more(
+    file: &dyn File,
+    offset: u64,
+    len: u64,
+    bytes: &mut Vec<u8>,
+) -> io::Result<()> {
+    let (from, len) = (bytes.len(), usize::try_from(len).unwrap_or(usize::MAX));
+    bytes.try_reserve_exact(len)?;
+    bytes.resize(from + len, 0);
+    let read = file.read_at(offset, &mut bytes[from..])?;
+    bytes.truncate(from + read);
+    Ok(())
+}
+
 /// A directory of the file system.
 ///
 /// Once a sync of it has failed, nothing is written to its files any more: the system reports that to one of the

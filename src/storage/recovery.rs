@@ -11,12 +11,12 @@
 use std::collections::VecDeque;
 
 use super::error::StorageError;
-use super::files::Files;
+use super::files::{Files, read_more};
 use super::segment::{
     ALIGNMENT, GROUP_MAGIC, GroupHead, HEAD_LEN, HeaderFault, SegmentHeader, SegmentId,
 };
 use super::snapshot::SnapshotId;
-use super::writer::{END_LEN, Place};
+use super::writer::{END_LEN, Place, SEGMENT_BYTES};
 use crate::engine::digest::Digest;
 use crate::history::History;
 
@@ -216,7 +216,7 @@ impl Recovered {
 struct Reader<'f> {
     files: &'f dyn Files,
     state: Option<Recovered>,
-    /// The bytes of the segment that is read.
+    /// The bytes of the segment that is read, as far as they can hold its groups.
     bytes: Vec<u8>,
 }
 
@@ -291,16 +291,28 @@ impl Reader<'_> {
         Ok(offset)
     }
 
+    /// Reads the bytes of a segment that can hold its groups. No writer writes more, however long the file is.
     fn read_file(&mut self, name: &str) -> Result<(), StorageError> {
         let files = self.files;
         let failed = |error| StorageError::system(files, name, "read", error);
         let file = files.open(name, false).map_err(failed)?;
-        let len = usize_of(file.length().map_err(failed)?);
+        let len = file.length().map_err(failed)?;
         self.bytes.clear();
-        self.bytes.resize(len, 0);
-        let read = file.read_at(0, &mut self.bytes).map_err(failed)?;
-        self.bytes.truncate(read);
-        Ok(())
+        let usual = len.min(SEGMENT_BYTES);
+        read_more(&*file, 0, usual, &mut self.bytes).map_err(failed)?;
+        let rest = self.first_group_end().min(len).saturating_sub(usual);
+        read_more(&*file, usual, rest, &mut self.bytes).map_err(failed)
+    }
+
+    /// Offset behind the first group of the segment that is read, which alone may end beyond [`SEGMENT_BYTES`]; 0 where
+    /// it has no such group.
+    fn first_group_end(&self) -> u64 {
+        let end = || {
+            let (header, len) = SegmentHeader::decode(&self.bytes).ok()?;
+            let (head, _) = GroupHead::decode(self.bytes.get(len..)?, header.salt)?;
+            Some(u64_of(len) + head.group_len())
+        };
+        end().unwrap_or(0)
     }
 
     /// Index of the first record of a segment.

@@ -8,7 +8,7 @@
 use std::io;
 
 use super::error::StorageError;
-use super::files::{File, Files};
+use super::files::{File, Files, read_more};
 use super::segment::{epochs_of, push_epochs, salted, u32_at, u64_at};
 use super::spares::is_no_space;
 use crate::history::History;
@@ -24,6 +24,10 @@ const HEADER_FIXED_LEN: usize = 40;
 
 /// Bytes of a chunk before its frames.
 const CHUNK_HEAD_LEN: usize = 32;
+
+/// Most bytes of the frames of a chunk: the longest frame alone may have more than 4 GiB, and a chunk that has several
+/// frames is shorter.
+const CHUNK_LEN_MAX: u64 = 5 << 30;
 
 /// Bytes of the last chunk behind its head: the number of keys, and the index that makes the snapshot exact.
 const END_LEN: usize = 16;
@@ -316,11 +320,9 @@ impl Reader<'_> {
         if rest < len {
             return Err(self.damaged("the file ends too early"));
         }
-        let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
-        let read = self.file.read_at(self.offset, &mut bytes);
-        let read =
-            read.map_err(|error| StorageError::system(self.files, &self.name, "read", error))?;
-        if read != bytes.len() {
+        let mut bytes = Vec::new();
+        read_more(&*self.file, self.offset, len, &mut bytes).map_err(failed)?;
+        if u64::try_from(bytes.len()) != Ok(len) {
             return Err(self.damaged("the file ends too early"));
         }
         self.offset += len;
@@ -402,7 +404,8 @@ impl Reader<'_> {
         let is_next = head[..4] == CHUNK_MAGIC
             && u32_at(&head, 4) == Some(previous)
             && u32_at(&head, 28) == Some(own);
-        let (Some(len), Some(count), true) = (u64_at(&head, 8), u64_at(&head, 16), is_next) else {
+        let len = u64_at(&head, 8).filter(|len| *len <= CHUNK_LEN_MAX);
+        let (Some(len), Some(count), true) = (len, u64_at(&head, 16), is_next) else {
             self.offset = at;
             return Err(self.damaged("a chunk of the snapshot is damaged"));
         };

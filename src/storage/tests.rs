@@ -14,7 +14,7 @@ use super::recovery::{LogEnd, Recovered, files_to_read, read_log};
 use super::segment::SegmentId;
 use super::simulated::Disk;
 use super::snapshot::{SnapshotId, SnapshotWriter, announced_keys, read_snapshot};
-use super::writer::{Layout, LogWriter, NewGroup, Salts};
+use super::writer::{Layout, LogWriter, NewGroup, SEGMENT_BYTES, Salts};
 use crate::engine::digest::Digest;
 use crate::history::{EpochStart, History};
 use crate::planted::{Fault, plant};
@@ -303,6 +303,20 @@ fn a_last_group_that_is_cut_anywhere_is_left_out() {
         assert_eq!(log.unwrap().cut, None, "{cut}");
         assert_eq!(again.len(), groups.len() + 1);
     }
+}
+
+#[test]
+fn a_group_that_is_longer_than_a_segment_is_read_whole() {
+    let disk = Disk::default();
+    let (mut writer, _) = open(&disk, 1).unwrap();
+    let long = vec![7; usize::try_from(SEGMENT_BYTES).unwrap()];
+    for records in [&b"before"[..], &long, b"behind"] {
+        append(&mut writer, 1, records).unwrap();
+    }
+    writer.sync().unwrap();
+    let (log, groups) = read(&disk).unwrap();
+    assert_eq!(log.unwrap().cut, None);
+    assert!(groups == [(1, b"before".to_vec()), (2, long), (3, b"behind".to_vec())]);
 }
 
 #[test]

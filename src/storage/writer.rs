@@ -239,10 +239,11 @@ impl<'f> LogWriter<'f> {
             return Ok(writer);
         }
         let len = file.length().map_err(failed("read"))?;
-        let space = match file.allocate(layout.segment_bytes.max(len)) {
-            Ok(true) => layout.segment_bytes.max(len),
-            Ok(false) => len,
-            Err(error) if is_no_space(&error) => len,
+        // Only the first group of a segment ends beyond them.
+        let space = match file.allocate(layout.segment_bytes) {
+            Ok(true) => layout.segment_bytes,
+            Ok(false) => len.min(layout.segment_bytes),
+            Err(error) if is_no_space(&error) => len.min(layout.segment_bytes),
             Err(error) => return Err(failed("write")(error)),
         };
         writer.current = Some(Current {

@@ -439,6 +439,55 @@ fn check_of_a_directory_that_is_not_whole_agrees_with_the_node() {
     assert!(starts(dir.path()));
 }
 
+/// The files are sparse. They have more bytes than the machine has memory.
+#[test]
+fn files_that_are_too_long_are_read_as_far_as_a_node_writes_them() {
+    const LEN: u64 = 300 << 30;
+    let dir = stopped(None);
+    let data = dir.path().join("data");
+    let check = || run(&["check", text(&data)], b"");
+    let expect_damage = |found: &str| {
+        for command in [&["check"][..], &["dump", "--data-dir"]] {
+            let run = run(&[command, &[text(&data)]].concat(), b"");
+            assert_eq!(run.code, 7, "{run:?}");
+            assert!(run.err.contains(found), "{}", run.err);
+        }
+    };
+    let lengthen = |name: &str| {
+        let path = data.join(name);
+        let file = fs::File::options().append(true).create(true).open(path);
+        file.unwrap().set_len(LEN).unwrap();
+    };
+    let logs = || {
+        names(dir.path())
+            .into_iter()
+            .filter(|name| name.starts_with("log-"))
+    };
+    lengthen(&logs().next_back().unwrap());
+    let whole = check();
+    let out = String::from_utf8_lossy(&whole.out);
+    assert_eq!((whole.code, &*whole.err), (0, ""), "{out}");
+    assert!(out.contains(", whole, sealed\n"), "{out}");
+    let node = start(dir.path(), "100000000");
+    node.client().set(b"more", b"v").unwrap();
+    assert_eq!(node.stop().code(), Some(0));
+    assert_eq!(check().code, 0);
+
+    let last = logs().next_back().unwrap();
+    let next = SegmentId::of_name(&last).unwrap().next().name();
+    lengthen(&next);
+    expect_damage(&format!(
+        "data/{next}, offset 0: the header of the segment is damaged"
+    ));
+    fs::remove_file(data.join(&next)).unwrap();
+
+    let snapshot = "snapshot-00000001-0000000000000001";
+    lengthen(snapshot);
+    expect_damage(&format!(
+        "data/{snapshot}, offset 0: this is no header of a snapshot"
+    ));
+}
+
 #[test]
 fn a_full_copy_that_was_not_finished_is_no_data_set() {
     let dir = tempfile::tempdir().unwrap();

@@ -73,6 +73,19 @@ fn a_pipe_in_the_place_of_a_file_is_an_error_and_no_wait() {
     refused(dir.path(), "Not a directory");
 }
 
+/// The segment is sparse. It has more bytes than the machine has memory.
+#[test]
+fn a_segment_that_is_too_long_is_an_error_that_names_it() {
+    let dir = stopped();
+    let segment = "data/log-00000001-0000000000000002";
+    let file = fs::File::create_new(dir.path().join(segment)).unwrap();
+    file.set_len(300 << 30).unwrap();
+    let (code, out, said) = end_of(command(dir.path(), "always"), dir.path());
+    assert_eq!((code, &*out), (Some(1), ""), "{said}");
+    let why = format!("{segment}, offset 0: the header of the segment is damaged");
+    assert!(said.contains(&why), "{said}");
+}
+
 #[test]
 fn a_directory_that_the_node_cannot_write_to_is_refused_before_it_is_ready() {
     let dir = stopped();
