@@ -20,7 +20,11 @@ const LOST_AND_FOUND: &str = "lost+found";
 /// First line of the file; the number is the version of the directory's format.
 pub(super) const FIRST_LINE: &str = "gopherstore data directory, format 1";
 
-/// Longest file in bytes that is looked at.
+/// Remedy where the file is missing or damaged.
+const REMEDY: &str = "restore that file from a backup of the directory, or write it again: three lines, as \
+                      docs/FORMAT.md shows";
+
+/// Most bytes of the file that are read. No identity has more.
 const LEN_MAX: u64 = 4_096;
 
 /// The owner of a data directory.
@@ -103,34 +107,62 @@ pub fn read(files: &dyn Files) -> Result<Option<Identity>, StorageError> {
     if names.iter().all(|name| name != IDENTITY) {
         return without_owner(files, &names).map(|()| None);
     }
-    let bytes = bytes(files)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let mut lines = text.lines().skip(1);
+    parse(files, &bytes(files)?).map(Some)
+}
+
+/// Reads the bytes of the file.
+///
+/// # Errors
+///
+/// Where they are of another version, or not those of an identity.
+fn parse(files: &dyn Files, bytes: &[u8]) -> Result<Identity, StorageError> {
+    let text = String::from_utf8_lossy(bytes);
+    let mut lines = text.lines();
+    let first = lines.next().unwrap_or_default();
+    if first != FIRST_LINE && is_of_a_version(first) {
+        let why = format!("its first line is {first:?}, and this program reads {FIRST_LINE:?}");
+        return Err(StorageError::foreign(files, IDENTITY, why));
+    }
     let mut name = |before: &str| {
         let line = lines.next().unwrap_or_default();
         let name = line.strip_prefix(before).unwrap_or_default();
-        name.strip_suffix('"').unwrap_or_default().to_owned()
+        let name = name.split_once('"').map_or("", |(name, _)| name);
+        let is_name = name.bytes().all(|byte| byte.is_ascii_graphic());
+        (if is_name { name } else { "" }).to_owned()
     };
     let found = Identity {
         cluster: name("cluster = \""),
         node: name("node = \""),
     };
-    if text == found.text() {
-        return Ok(Some(found));
+    let right = found.text();
+    let has_names = !found.cluster.is_empty() && !found.node.is_empty();
+    if has_names && bytes == right.as_bytes() {
+        return Ok(found);
     }
-    let why = match text.lines().next() {
-        Some(FIRST_LINE) => "it does not name a cluster and a node".to_owned(),
-        first => another_version(first.unwrap_or_default()),
-    };
-    Err(StorageError::foreign(files, IDENTITY, why))
+    let same = bytes
+        .iter()
+        .zip(right.as_bytes())
+        .take_while(|(one, other)| one == other);
+    let mut error =
+        StorageError::foreign(files, IDENTITY, format!("the file is damaged; {REMEDY}"));
+    error.offset = u64::try_from(same.count()).ok();
+    Err(error)
+}
+
+/// Whether a first line is that of this format in some version.
+fn is_of_a_version(first: &str) -> bool {
+    let version = first.strip_prefix(FIRST_LINE.trim_end_matches('1'));
+    version
+        .is_some_and(|it| (1..10).contains(&it.len()) && it.bytes().all(|it| it.is_ascii_digit()))
 }
 
 /// Refuses a directory without an owner that has data, or files of other programs.
 fn without_owner(files: &dyn Files, names: &[String]) -> Result<(), StorageError> {
     if names.iter().any(|name| holds_data(name)) {
-        let why = "it has a log or a snapshot and no file identity, which names their node; restore that file from a \
-                   backup of the directory, or write it again: three lines, as docs/FORMAT.md shows";
-        return Err(StorageError::foreign(files, "", why.to_owned()));
+        let why = format!(
+            "it has a log or a snapshot and no file identity, which names their node; {REMEDY}"
+        );
+        return Err(StorageError::foreign(files, "", why));
     }
     let others = names
         .iter()
@@ -154,25 +186,97 @@ fn bytes(files: &dyn Files) -> Result<Vec<u8>, StorageError> {
     Ok(bytes)
 }
 
-fn another_version(first: &str) -> String {
-    format!("its first line is {first:.60?}, and this program reads {FIRST_LINE:?}")
-}
-
 fn judge(files: &dyn Files, bytes: &[u8], own: &Identity) -> Result<(), StorageError> {
-    let text = String::from_utf8_lossy(bytes);
-    if text == own.text() {
+    let found = parse(files, bytes)?;
+    if found == *own {
         return Ok(());
     }
-    let mut lines = text.lines();
-    let first = lines.next().unwrap_or_default();
-    let why = if first != FIRST_LINE {
-        another_version(first)
-    } else {
-        let theirs = lines.collect::<Vec<_>>().join(", ");
-        format!(
-            "the data directory is that of {theirs}, and this is node {:?} of cluster {:?}; name another directory",
-            own.node, own.cluster
-        )
-    };
+    let why = format!(
+        "the data directory is that of cluster = {:?}, node = {:?}, and this is node {:?} of cluster {:?}; name \
+         another directory",
+        found.cluster, found.node, own.node, own.cluster
+    );
     Err(StorageError::foreign(files, IDENTITY, why))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::storage::simulated::Disk;
+
+    fn own() -> Identity {
+        Identity {
+            cluster: "c".to_owned(),
+            node: "single".to_owned(),
+        }
+    }
+
+    /// What a node and a reader say of a directory whose identity has these bytes. Neither takes it.
+    fn refused(bytes: &[u8]) -> [String; 2] {
+        let disk = Disk::default();
+        let file = disk.create(IDENTITY).unwrap();
+        file.write_at(0, bytes).unwrap();
+        let errors = [check(&disk, &own()).unwrap_err(), read(&disk).unwrap_err()];
+        errors.map(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_damaged_identity_is_no_other_nodes_and_nothing_of_it_is_printed() {
+        let right = own().text().into_bytes();
+        let [.., name, _, _] = right[..] else {
+            unreachable!("it has a name")
+        };
+        assert_eq!(name, b'e');
+        let mut damaged: Vec<Vec<u8>> = (0..right.len()).map(|len| right[..len].to_vec()).collect();
+        let behind = [&[0; 5_000][..], b"\n", b"node = \"two\"\n"];
+        damaged.extend(behind.map(|behind| [&right, behind].concat()));
+        for byte in [0, b' ', b'\x1b', 0xff] {
+            let mut changed = right.clone();
+            let at = changed.len() - 3;
+            changed[at] = byte;
+            damaged.push(changed);
+        }
+        for bytes in damaged {
+            let shown = bytes.escape_ascii();
+            for said in refused(&bytes) {
+                assert!(
+                    said.contains(": the file is damaged; restore that file"),
+                    "{shown}: {said}"
+                );
+                assert!(
+                    said.bytes()
+                        .all(|byte| byte == b' ' || byte.is_ascii_graphic()),
+                    "{shown}: {said}"
+                );
+            }
+        }
+        let told = refused(&[&right[..], b"more"].concat());
+        assert!(
+            told.iter().all(|said| said.contains(", offset 67: ")),
+            "{told:?}"
+        );
+    }
+
+    #[test]
+    fn another_version_and_another_node_are_named() {
+        let text = own().text();
+        for said in refused(text.replace("format 1", "format 12").as_bytes()) {
+            assert!(
+                said.contains("first line is \"gopherstore data directory, format 12\""),
+                "{said}"
+            );
+        }
+        let disk = Disk::default();
+        let file = disk.create(IDENTITY).unwrap();
+        file.write_at(0, text.replace("single", "n2").as_bytes())
+            .unwrap();
+        let other = read(&disk).unwrap().unwrap();
+        assert_eq!((&*other.cluster, &*other.node), ("c", "n2"));
+        let said = check(&disk, &own()).unwrap_err().to_string();
+        assert!(
+            said.contains("that of cluster = \"c\", node = \"n2\", and this is node \"single\""),
+            "{said}"
+        );
+    }
 }

@@ -126,6 +126,13 @@ fn a_directory_without_data_is_not_dumped() {
     )
     .unwrap();
     dump(&[]).expect_failure(7, &["data/identity: its first line is", "format 2"]);
+    fs::write(
+        data.join("identity"),
+        [identity.as_bytes(), &[0; 100]].concat(),
+    )
+    .unwrap();
+    let damaged = "data/identity, offset 62: the file is damaged; restore that file";
+    dump(&[]).expect_failure(7, &[damaged]);
     for place in [
         &["--addr", "127.0.0.1:1"][..],
         &["--config", "cluster.toml"],

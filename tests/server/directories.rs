@@ -87,6 +87,22 @@ fn a_segment_that_is_too_long_is_an_error_that_names_it() {
 }
 
 #[test]
+fn a_damaged_identity_is_not_taken_for_another_nodes() {
+    let dir = stopped();
+    let identity = dir.path().join("data/identity");
+    let file = fs::File::options().write(true).open(&identity).unwrap();
+    // The last newline is missing, then zeros follow.
+    for len in [71, 10 << 30] {
+        file.set_len(len).unwrap();
+        refused(
+            dir.path(),
+            "data/identity, offset 71: the file is damaged; restore that file",
+        );
+        assert!(!log(dir.path()).contains('\0'));
+    }
+}
+
+#[test]
 fn a_directory_that_the_node_cannot_write_to_is_refused_before_it_is_ready() {
     let dir = stopped();
     let data = dir.path().join("data");
