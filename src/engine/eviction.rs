@@ -120,9 +120,10 @@ const RECORDS_BYTES: usize = 1 << 10;
 /// Longest record of an eviction.
 const RECORD_BYTES_MAX: usize = HEADER_LEN + KEY_LEN_MAX;
 
-/// Entries that one request removes, about. More of them are needed where a node begins to lead with a data set above
-/// its own limit: each write removes some then, and gets FULL, until the rest fits.
-const REQUEST_EVICTED_MAX: u32 = 16 << 10;
+/// Entries that are removed at a time, about. A request does that twice at most: before it locks anything, and where it
+/// is not executed for want of room. More of them are needed where a node recovers a data set above its own limit, or
+/// begins to lead with one: each write removes some then, and gets FULL, until the rest fits.
+const EVICTED_AT_ONCE: u32 = 16 << 10;
 
 /// The result of a visit of the hand.
 #[derive(Default)]
@@ -181,7 +182,7 @@ impl Engine {
     }
 
     /// Removes entries until `needed` more bytes fit. Returns false where nothing is left to be removed, and where that
-    /// takes more than one request may take.
+    /// takes more than are removed at a time.
     ///
     /// The records take room in the log beyond its capacity: the writer may hold so much of it that there is none left,
     /// and they are fewer bytes than what they remove.
@@ -190,7 +191,7 @@ impl Engine {
         // The hand may clear all bits in one turn, and has to pass the place where it began in the next.
         let (mut turns, mut evicted) = (0, 0);
         while memory.excess(needed) > 0 {
-            if evicted > REQUEST_EVICTED_MAX {
+            if evicted > EVICTED_AT_ONCE {
                 return Ok(false);
             }
             let (partition, from) = memory.hand.get();

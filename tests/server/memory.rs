@@ -2,14 +2,14 @@
 
 use std::io::Write;
 
-use gopherstore::client::NodeStatus;
+use gopherstore::client::{Client, NodeStatus};
 use gopherstore::wire::{Request, Status};
 
-use crate::node::{Node, Options};
+use crate::node::{Node, Options, Process, wait_for};
 use crate::{answer, frames};
 
 /// Sends a SET that is read into memory of its own, and returns the answer.
-fn set(node: &Node, key: &[u8], value: &[u8]) -> (Status, Vec<u8>) {
+fn set(node: &Process, key: &[u8], value: &[u8]) -> (Status, Vec<u8>) {
     let mut stream = node.connect();
     stream
         .write_all(&frames(&[Request::Set { key, value }]))
@@ -17,7 +17,7 @@ fn set(node: &Node, key: &[u8], value: &[u8]) -> (Status, Vec<u8>) {
     answer(&stream)
 }
 
-fn status(node: &Node) -> NodeStatus {
+fn status(node: &Process) -> NodeStatus {
     let mut stream = node.connect();
     stream.write_all(&frames(&[Request::Status])).unwrap();
     let (_, text) = answer(&stream);
@@ -62,4 +62,56 @@ fn a_full_cache_makes_room_for_large_values() {
     assert_eq!((status.keys, status.evicted), (Some(3), Some(17)));
     assert_eq!(status.when_full.as_deref(), Some("evict"));
     assert_eq!(set(&node, b"large", &vec![0; 2_000_001]).0, Status::Full);
+}
+
+#[test]
+fn a_cache_that_starts_above_its_limit_refuses_writes_until_enough_is_evicted() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = |limits: &str| {
+        let config = format!(
+            "cluster = \"test\"\nleader = \"n1\"\n[[node]]\nname = \"n1\"\naddr = \"127.0.0.1:0\"\n\
+             [storage]\ndata_dir = \"data\"\nsync = \"never\"\n[limits]\n{limits}"
+        );
+        std::fs::write(dir.path().join("cluster.toml"), config).unwrap();
+        let mut node = Process::spawn(dir.path(), "n1", None);
+        assert!(node.wait_until_ready());
+        // No key makes room for this.
+        let mut client = Client::connect(&node.addr.to_string()).unwrap();
+        wait_for("the node to lead", || client.del(b"no such key").ok());
+        node
+    };
+    let keys = 120_000_u64;
+    let mut node = start("");
+    let mut client = Client::connect(&node.addr.to_string()).unwrap();
+    let mut pipeline = client.pipeline();
+    for key in 0..keys {
+        pipeline.set(&key.to_be_bytes(), &[b'v'; 40]);
+    }
+    assert!(pipeline.run().unwrap().iter().all(Result::is_ok));
+    node.signal("TERM");
+    assert!(node.wait().success());
+
+    let limit = 2_000_000;
+    let node = start("max_memory_bytes = 2_000_000\nwhen_full = \"evict\"");
+    let before = status(&node);
+    assert_eq!((before.keys, before.evicted), (Some(keys), Some(0)));
+    assert!(before.memory_bytes > Some(2 * limit), "{before:?}");
+    let mut refused = 0;
+    wait_for("a write that is executed", || {
+        let (answered, message) = set(&node, b"new", b"v");
+        let is_full = answered == Status::Full;
+        refused += u64::from(is_full);
+        assert!(is_full || (answered, &*message) == (Status::Ok, b""));
+        (!is_full).then_some(())
+    });
+    let after = status(&node);
+    let evicted = after.evicted.unwrap();
+    assert!(refused >= 2, "{refused} refused: {after:?}");
+    let of_a_write = 33_000;
+    assert!(
+        evicted <= of_a_write * (refused + 1),
+        "{refused} refused: {after:?}"
+    );
+    assert_eq!(after.refused_writes, Some(refused));
+    assert!(after.memory_bytes <= Some(limit), "{after:?}");
 }
