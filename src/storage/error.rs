@@ -99,8 +99,8 @@ impl fmt::Display for StorageError {
             Problem::Full(error) => write!(f, ": the disk is full: {error}"),
             Problem::Damaged(found) => write!(
                 f,
-                ": {found}; restore the directory from a backup, or, while the other nodes of its cluster run, move it \
-                 away and start the node: it copies their data"
+                ": {found}; restore the directory from a backup, or, while the other nodes of its cluster run, move \
+                 its files away and start the node: it copies their data"
             ),
             Problem::Foreign(why) => write!(f, ": {why}"),
             Problem::InUse => f.write_str(": another process uses this data directory"),

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 
 use crate::checkout::{Checkout, at_terminal, cli, ends, pid};
+use crate::root;
 use crate::support::node::wait_for;
 use crate::support::tools;
 
@@ -215,21 +216,66 @@ fn the_demo_does_not_write_to_data_directories() {
     assert!(!checkout.path().join("data").exists());
 }
 
+/// The commands of operating.md on the data directory of a node: to back it up, to check the backup, to move its files
+/// away, to empty it, and to restore it.
+fn documented_commands() -> [String; 5] {
+    let text = fs::read_to_string(root().join("docs/operating.md")).unwrap();
+    let (_, section) = text.split_once("\n### Backup and restore\n").unwrap();
+    let (_, commands) = section.split_once("```sh\n").unwrap();
+    let (commands, _) = commands.split_once("```").unwrap();
+    let commands = commands
+        .replace("/var/lib/gopherstore", "data")
+        .replace("/backup", "backup")
+        .replace("gopherstore-cli", crate::CLI);
+    let lines: Vec<String> = commands.lines().map(str::to_owned).collect();
+    lines.try_into().unwrap()
+}
+
 #[test]
 fn a_copy_of_a_stopped_nodes_directory_is_a_backup() {
-    let Some((checkout, addrs)) = running_on_disk(1) else {
-        return;
-    };
-    stops_without_a_question(&checkout, 1);
-    let copy = ["-a", "data", "backup"];
-    ends(0, checkout.command("cp").args(copy));
-    start(&checkout);
-    cli(0, addrs[0], &["set", "k", "newer"]);
-    stops_without_a_question(&checkout, 1);
-    fs::remove_dir_all(checkout.path().join("data")).unwrap();
-    ends(0, checkout.command("cp").args(["-a", "backup", "data"]));
-    start(&checkout);
-    assert_eq!(cli(0, addrs[0], &["get", "k"]), "v");
+    let [back_up, check, move_away, empty, restore] = documented_commands();
+    // A service has a link in the place of its directory.
+    for is_link in [false, true] {
+        let Some((checkout, addrs)) = running_on_disk(1) else {
+            return;
+        };
+        let run = |command: &str| ends(0, checkout.command("sh").args(["-c", command]));
+        let stop = || stops_without_a_question(&checkout, 1);
+        let files = || {
+            fs::read_dir(checkout.path().join("data/n1"))
+                .unwrap()
+                .count()
+        };
+        stop();
+        run("mkdir backup");
+        if is_link {
+            run("mkdir private && mv data/n1 private/n1 && ln -s ../private/n1 data/n1");
+        }
+        run(&back_up);
+        let printed = run(&check);
+        assert!(printed.contains("1 keys up to index "), "{printed}");
+        start(&checkout);
+        cli(0, addrs[0], &["set", "k", "newer"]);
+        stop();
+
+        run(&move_away);
+        assert_eq!(files(), 0);
+        start(&checkout);
+        cli(1, addrs[0], &["get", "k"]);
+        cli(0, addrs[0], &["set", "k", "other"]);
+        stop();
+
+        run(&empty);
+        assert_eq!(files(), 0);
+        run(&restore);
+        start(&checkout);
+        assert_eq!(cli(0, addrs[0], &["get", "k"]), "v");
+        stop();
+        // The copies are no links to what the node has changed since.
+        let old = checkout.path().join("backup/n1.old");
+        assert!(old.join("identity").is_file() && !old.is_symlink());
+        run(&check);
+    }
 }
 
 #[test]
