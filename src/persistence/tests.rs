@@ -222,6 +222,54 @@ fn what_has_no_space_at_all_is_not_acknowledged_and_is_written_later() {
     );
 }
 
+/// A full copy replaces the data set, and has no space either. Nobody has looked whether the disk has space meanwhile.
+#[test]
+fn a_disk_that_is_full_is_so_until_the_next_chain_has_its_space() {
+    for is_stalled in [false, true] {
+        let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
+        let log = engine.log().unwrap();
+        log.begin_writing(0, Mark::Written);
+        disk.limit(Some(SEGMENT));
+        let (settings, recovery) = (settings(SyncPolicy::Always), Recovery::default());
+        let mut writing = Writing::new(&disk, (&engine, log), settings, recovery, now).unwrap();
+        lead(&engine);
+        settle(&engine, &mut writing, now);
+        let keys = if is_stalled { 20_u32 } else { 1 };
+        for key in 0..keys {
+            let key = key.to_be_bytes();
+            // FULL where the reserve is used up.
+            ask(&engine, &[set(&key, &[1; 3_000])]);
+        }
+        settle(&engine, &mut writing, now);
+        assert_ne!(log.space().0, Space::Enough);
+        let later = |ms| now + Duration::from_millis(ms);
+        engine.admit(Admission::default());
+        engine.clear();
+        for ms in [10, 2_000, 4_000] {
+            settle(&engine, &mut writing, later(ms));
+            assert_ne!(log.space().0, Space::Enough, "{ms}");
+        }
+        // The next chain has no space.
+        lead(&engine);
+        for ms in [5_000, 7_000] {
+            settle(&engine, &mut writing, later(ms));
+            assert_ne!(log.space().0, Space::Enough, "{ms}");
+        }
+        // Then it has, but the segment behind it has none.
+        disk.limit(Some(disk.used() + SEGMENT));
+        for ms in [9_000, 11_000] {
+            settle(&engine, &mut writing, later(ms));
+            assert_eq!(log.space().0, Space::Reserve, "{ms}");
+        }
+        disk.limit(None);
+        settle(&engine, &mut writing, later(13_000));
+        assert_eq!(log.space().0, Space::Enough);
+        assert_eq!(ask(&engine, &[set(b"x", b"")]), [Status::Ok]);
+        settle(&engine, &mut writing, later(13_000));
+        assert!(!writing.is_stalled());
+    }
+}
+
 /// Takes steps until one begins a sync, or until there is nothing to do.
 fn next_sync(engine: &Engine, writing: &mut Writing<'_>, now: Instant) -> Option<Sync> {
     engine.log().unwrap().drain(now);

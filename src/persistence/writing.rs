@@ -233,6 +233,7 @@ impl<'d> Writing<'d> {
         self.running = None;
         self.writer = writer;
         self.cursor = unwritten.cursor;
+        self.look_for_space();
         self.acknowledge();
         Ok(())
     }
@@ -353,6 +354,14 @@ impl<'d> Writing<'d> {
         self.retry_at = self.retry_at.map(|_| self.wrote_at);
     }
 
+    /// Has a disk that was full when the chain before was written asked for space in the next step. Until then, and
+    /// without a chain, it is not known to have any.
+    fn look_for_space(&mut self) {
+        if self.writer.is_some() && self.log.space().0 != Space::Enough {
+            self.retry_at = Some(self.wrote_at);
+        }
+    }
+
     /// Whether nothing is written until the disk has space again, though the log may have more.
     #[must_use]
     pub const fn is_stalled(&self) -> bool {
@@ -374,11 +383,11 @@ impl<'d> Writing<'d> {
         if unwritten.history.last().is_none() {
             return Ok(());
         }
-        self.begin_chain(&unwritten).map(drop)
+        self.begin_chain(&unwritten)
     }
 
     /// Begins a chain behind what is written.
-    fn begin_chain(&mut self, place: &Unwritten) -> Result<&mut LogWriter<'d>, StorageError> {
+    fn begin_chain(&mut self, place: &Unwritten) -> Result<(), StorageError> {
         let newest = newest_chain(self.files)?;
         let first = SegmentId {
             chain: newest.unwrap_or(0) + 1,
@@ -394,7 +403,9 @@ impl<'d> Writing<'d> {
             settings.layout(),
         )?;
         self.is_based = newest.is_none() && place.head.index == 0;
-        Ok(self.writer.insert(writer))
+        self.writer = Some(writer);
+        self.look_for_space();
+        Ok(())
     }
 
     fn append(
@@ -522,8 +533,6 @@ impl<'d> Writing<'d> {
                 self.prepare(now)?;
                 return Ok(Next::Again);
             }
-            // Nothing waits for space.
-            None if self.retry_at.is_none() => self.log.set_space(Space::Enough, ""),
             Some(_) | None => {}
         }
         let mut until = self.retry_at.unwrap_or(now + IDLE);
