@@ -17,6 +17,9 @@ use crate::node::wait_for;
 use crate::proxy::reserve_port;
 use crate::tools;
 
+/// Part of the reason that a node gives.
+const FULL: &str = ": the disk is full: ";
+
 /// Bytes of the disk. A segment has 1 MiB here.
 const DISK: &str = "size=12m";
 
@@ -241,7 +244,7 @@ fn full_under_load(sync: &str, rounds: usize) {
             entry.1 = entry.1.max(sent);
         }
         let text = log(dir);
-        assert!(text.contains(": the disk is full: "), "{text}");
+        assert!(text.contains(FULL), "{text}");
         assert!(text.contains("the disk has space again"), "{text}");
         assert!(!text.contains("this node ends"), "{text}");
     }
@@ -388,7 +391,11 @@ impl Drop for Member {
     }
 }
 
-/// The disk of n2 of the cluster is full, which is a fault.
+fn link(status: &NodeStatus) -> &str {
+    status.lines.get("link").map_or("", String::as_str)
+}
+
+/// The disk of n2 of the cluster is full, and n2 does not follow for that reason. Both are faults.
 fn is_a_fault(config: &Path) {
     for (form, healthy) in [
         ("table", "\nn2 has a full disk, "),
@@ -401,10 +408,12 @@ fn is_a_fault(config: &Path) {
         let output = output.unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         assert_eq!(output.status.code(), Some(3), "{text}");
-        assert!(
-            text.contains("n2 has a full disk, and writes nothing there"),
-            "{text}"
-        );
+        for fault in [
+            "n2 has a full disk, and writes nothing there",
+            "n2 does not follow its leader at ",
+        ] {
+            assert!(text.contains(fault), "{text}");
+        }
         assert!(text.contains(healthy), "{text}");
     }
 }
@@ -416,7 +425,8 @@ fn a_follower_whose_disk_is_full_lags_and_goes_on_with_room() {
     };
     let (dir, ports) = (disk.dir.path(), [reserve_port(), reserve_port()]);
     let mut config = "cluster = \"c\"\nleader = \"n1\"\n".to_owned();
-    config += "[replication]\nbacklog_bytes = 1048576\n";
+    config += "[replication]\nbacklog_bytes = 1048576\n\
+               heartbeat_interval_ms = 100\nleader_timeout_ms = 1000\n";
     for (name, (_reserved, addr)) in ["n1", "n2"].iter().zip(&ports) {
         config += &format!("[[node]]\nname = \"{name}\"\naddr = \"{addr}\"\n");
     }
@@ -464,15 +474,25 @@ fn a_follower_whose_disk_is_full_lags_and_goes_on_with_room() {
             let lags = follower.index < leader.index && follower.written_index < follower.index;
             (follower.disk_space.as_deref() == Some("used_up") && lags).then_some(follower)
         });
+        // What waits for the disk is more than the backlog, so it takes no more. Its leader is up, and gives it up.
+        wait_for("the follower not to follow", || {
+            (0..100).for_each(|_| write());
+            let follower = status(1)?;
+            let reason = follower.reason.as_deref().unwrap_or_default();
+            let says = reason.starts_with("not following n1: ") && reason.contains(FULL);
+            (link(&follower) == "down" && says).then_some(())
+        });
+        is_a_fault(&file);
         is_over.store(true, Ordering::Relaxed);
         full
     });
     assert_eq!(status(0).unwrap().disk_space.as_deref(), Some("enough"));
     assert!(full.durable_index <= full.written_index, "{full:?}");
-    is_a_fault(&file);
     disk.free();
     wait_for("the follower to go on", is_equal);
-    assert_eq!(status(1).unwrap().disk_space.as_deref(), Some("enough"));
+    let follows = status(1).unwrap();
+    assert_eq!(follows.disk_space.as_deref(), Some("enough"));
+    assert_eq!((link(&follows), follows.reason.as_deref()), ("up", None));
     drop(follower);
     let _follower = start(disk.command(), "n2", "disk/n2");
     wait_for("the follower again", is_equal);

@@ -41,6 +41,8 @@ pub enum FollowError {
     NoProcess(String),
     /// Nothing came from the peer for the leader timeout, which is given.
     Silent(Duration),
+    /// This node's disk has no space for what it has received, or is slow: for the leader timeout it has taken no more.
+    Disk(String),
     /// The connection failed.
     Lost(String),
     /// The peer refuses to be followed.
@@ -64,6 +66,7 @@ impl fmt::Display for FollowError {
                 write!(f, "it said nothing for {} ms", limit.as_millis())
             }
             FollowError::NoProcess(text)
+            | FollowError::Disk(text)
             | FollowError::Lost(text)
             | FollowError::Rejected(text)
             | FollowError::NotYet(text)
@@ -516,6 +519,7 @@ impl Machine {
             FollowError::KeepsData(_)
             | FollowError::NoProcess(_)
             | FollowError::Silent(_)
+            | FollowError::Disk(_)
             | FollowError::Lost(_)
             | FollowError::Rejected(_)
             | FollowError::NotYet(_)
@@ -529,7 +533,9 @@ impl Machine {
         }
         match error {
             // Asking costs little, and the leader is followed soon after it can be.
-            FollowError::NotYet(_) | FollowError::Rejected(_) => self.settings.heartbeat_interval,
+            FollowError::NotYet(_) | FollowError::Rejected(_) | FollowError::Disk(_) => {
+                self.settings.heartbeat_interval
+            }
             FollowError::NoProcess(_)
             | FollowError::Silent(_)
             | FollowError::Lost(_)
@@ -562,6 +568,7 @@ impl FollowError {
         match self {
             FollowError::NotYet(_) | FollowError::NoProcess(_) => true,
             FollowError::Silent(_)
+            | FollowError::Disk(_)
             | FollowError::Lost(_)
             | FollowError::Rejected(_)
             | FollowError::WrongNode(_)
@@ -598,6 +605,7 @@ impl FailureLog {
             FollowError::WrongNode(_) => Level::Error,
             FollowError::NoProcess(_)
             | FollowError::Silent(_)
+            | FollowError::Disk(_)
             | FollowError::Lost(_)
             | FollowError::Rejected(_)
             | FollowError::NotYet(_)

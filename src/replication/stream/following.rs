@@ -9,6 +9,7 @@ use super::snapshot_in::SnapshotIn;
 use crate::engine::digest::Digest;
 use crate::engine::{ApplyError, Group};
 use crate::history::History;
+use crate::log::{Log, Space};
 use crate::node::{Leader, Member, Node};
 pub(crate) use crate::replication::core::machine::Goal;
 use crate::replication::core::role::LeadOrder;
@@ -133,6 +134,26 @@ impl<'a> FollowerStream<'a> {
     pub(crate) fn wait_for_disk(&self, deadline: Instant) -> bool {
         let log = self.node.engine().log();
         log.is_none_or(|log| log.wait_for_disk(deadline))
+    }
+
+    /// Judges a wait for the disk. To be called where [`wait_for_disk`](Self::wait_for_disk) has timed out.
+    ///
+    /// # Errors
+    ///
+    /// [`FollowError::Disk`], where the stream has to end, or is not to begin: the leader gives up a follower that
+    /// takes nothing.
+    pub(crate) fn check_disk(&self, now: Instant) -> Result<(), FollowError> {
+        let timeout = self.member.replication.leader_timeout;
+        if self.heard.is_some_and(|heard| now < heard + timeout) {
+            return Ok(());
+        }
+        let space = self.node.engine().log().map(Log::space);
+        Err(FollowError::Disk(match space {
+            Some((Space::Reserve | Space::UsedUp, why)) => why.to_string(),
+            Some((Space::Enough, _)) | None => {
+                "this node's disk is slow, and backlog_bytes of the log wait for it".to_owned()
+            }
+        }))
     }
 
     /// Begins the stream: the bytes of FOLLOW.

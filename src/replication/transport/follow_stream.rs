@@ -19,7 +19,7 @@ use crate::replication::stream::following::{FollowerStream, Need};
 use crate::wire::Buffer;
 use crate::wire::response::HEADER_LEN;
 
-/// Longest wait in one read until the stream is accepted.
+/// Longest wait in one read until the stream is accepted, and for the disk.
 const ANSWER_TURN: Duration = Duration::from_millis(50);
 
 /// Connects to `addr`, asks for the stream, and receives it until it ends. `Ok` is a goal that is reached, or the
@@ -39,6 +39,9 @@ fn follow(
     addr: &str,
     stop: &Stop,
 ) -> Result<Option<LeadOrder>, FollowError> {
+    if !stream.wait_for_disk(Instant::now() + ANSWER_TURN) {
+        stream.check_disk(Instant::now())?;
+    }
     let timeout = stream.member().replication.leader_timeout;
     let deadline = Instant::now() + timeout;
     let failed = |error: io::Error| {
@@ -112,7 +115,9 @@ fn receive(
     let (mut buffer, mut needed, mut accepted) = (Buffer::new(), HEADER_LEN, Some(accepted));
     loop {
         // Records that are not read wait at the leader.
-        while !stream.wait_for_disk(Instant::now() + ANSWER_TURN) && !stop.is_stopped() {}
+        while !stream.wait_for_disk(Instant::now() + ANSWER_TURN) && !stop.is_stopped() {
+            stream.check_disk(Instant::now())?;
+        }
         match socket.read(buffer.space(needed)) {
             Ok(0) => return Err(stream.closed()),
             Ok(count) => buffer.filled(count),

@@ -262,6 +262,8 @@ pub(super) fn own_fault(name: &str, status: &NodeStatus, timeout_ms: u64) -> Opt
         return Some(format!("{name} is stopping: {stopping}"));
     }
     let leader = status.leader.as_deref().unwrap_or("-");
+    // The leader is not what is silent.
+    let waits_for_disk = disk_fault(name, status).is_some();
     match (
         status.lines.get("link").map(String::as_str),
         status.leader_heard_ms,
@@ -275,9 +277,11 @@ pub(super) fn own_fault(name: &str, status: &NodeStatus, timeout_ms: u64) -> Opt
             "{name} has a leader timeout: its leader at {leader} was not heard since its start"
         )),
         // Nodes of older versions do not report it.
-        (_, Some(ms)) if ms > timeout_ms => Some(format!(
-            "{name} has a leader timeout: its leader at {leader} was last heard {ms} ms ago, limit {timeout_ms}"
-        )),
+        (Some(link), Some(ms)) if ms > timeout_ms && !(waits_for_disk && link == "down") => {
+            Some(format!(
+                "{name} has a leader timeout: its leader at {leader} was last heard {ms} ms ago, limit {timeout_ms}"
+            ))
+        }
         (Some("up"), _) => None,
         (Some("down"), Some(ms)) => Some(format!(
             "{name} does not follow its leader at {leader}, last heard {ms} ms ago"

@@ -180,12 +180,17 @@ fn either_side_ends_a_stream_on_which_nothing_comes() {
     assert_eq!(stream.follower.check_silence(now + ms(4_900)), Ok(()));
     let silent = FollowError::Silent(timeout);
     assert_eq!(stream.follower.check_silence(now + timeout), Err(silent));
+    assert_eq!(stream.follower.check_disk(now + ms(4_900)), Ok(()));
+    let slow = "this node's disk is slow, and backlog_bytes of the log wait for it";
+    let slow = Err(FollowError::Disk(slow.to_owned()));
+    assert_eq!(stream.follower.check_disk(now + timeout), slow);
     let leader_stream = &stream.leader;
     assert_eq!(leader_stream.check_stall(now, now + 2 * INTERVAL), Ok(()));
     let took_nothing = leader_stream.check_stall(now, now + 3 * INTERVAL);
     assert_eq!(took_nothing, Err(StreamEnd::TookNothing));
 
     let mut asking = follower.follows("n1");
+    assert_eq!(asking.check_disk(now), slow, "none is begun");
     asking.request(now).unwrap();
     assert_eq!(asking.check_silence(now + ms(4_999)), Ok(()));
     let silent = FollowError::Silent(timeout);

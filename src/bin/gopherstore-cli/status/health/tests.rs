@@ -32,7 +32,7 @@ pub(in super::super) fn limits(lag_entries: Option<u64>) -> Limits {
     }
 }
 
-/// The same with a `disk_space`, whose underscore is one.
+/// A node as of [`said`], with this `disk_space`.
 fn said_of_disk(name: &str, words: &str, space: &str) -> Asked {
     let mut node = said(name, words);
     if let Ok(status) = &mut node.response {
@@ -205,6 +205,15 @@ fn a_full_disk_is_a_fault_of_each_node() {
         [
             "n2 has a full disk, and writes nothing there",
             "n2 is loading: it copies"
+        ]
+    );
+    let lost = "role=follower link=down leader=h:1 leader_heard_ms=79614";
+    let node = said_of_disk("n2", lost, "used_up");
+    assert_eq!(
+        judge(&[node], &Scope::Node, limits(None)).faults,
+        [
+            "n2 has a full disk, and writes nothing there",
+            "n2 does not follow its leader at h:1, last heard 79614 ms ago"
         ]
     );
 }
