@@ -21,7 +21,7 @@ const LOST_AND_FOUND: &str = "lost+found";
 pub(super) const FIRST_LINE: &str = "gopherstore data directory, format 1";
 
 /// Remedy where the file is missing or damaged.
-const REMEDY: &str = "restore that file from a backup of the directory, or write it again: three lines, as \
+const REMEDY: &str = "; restore that file from a backup of the directory, or write it again: three lines, as \
                       docs/FORMAT.md shows";
 
 /// Most bytes of the file that are read. No identity has more.
@@ -143,8 +143,7 @@ fn parse(files: &dyn Files, bytes: &[u8]) -> Result<Identity, StorageError> {
         .iter()
         .zip(right.as_bytes())
         .take_while(|(one, other)| one == other);
-    let mut error =
-        StorageError::foreign(files, IDENTITY, format!("the file is damaged; {REMEDY}"));
+    let mut error = StorageError::foreign(files, IDENTITY, format!("the file is damaged{REMEDY}"));
     error.offset = u64::try_from(same.count()).ok();
     Err(error)
 }
@@ -160,7 +159,7 @@ fn is_of_a_version(first: &str) -> bool {
 fn without_owner(files: &dyn Files, names: &[String]) -> Result<(), StorageError> {
     if names.iter().any(|name| holds_data(name)) {
         let why = format!(
-            "it has a log or a snapshot and no file identity, which names their node; {REMEDY}"
+            "it has a log or a snapshot and no file identity, which names their node{REMEDY}"
         );
         return Err(StorageError::foreign(files, "", why));
     }
