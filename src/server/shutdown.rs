@@ -1,15 +1,16 @@
 //! The stop of a server, in the states of [`super::lifecycle`].
 //!
 //! 1. The reading side of every client's socket is shut down, except where a request has begun to arrive. Input that
-//!    the system has received can still be read, so requests in it are answered. A node without peers closes at once.
-//! 2. `Draining`: clients have [`STOP_GRACE`] to finish; the rest is cut off. Then the node takes no more writes.
+//!    the system has received can still be read, so requests in it are answered.
+//! 2. `Draining`: clients have [`STOP_GRACE`] to finish; the rest is cut off. Then the node takes no more writes. A
+//!    node without peers does this in `Closing`.
 //! 3. `Synchronizing`: clients are admitted again, to read and to follow, until another node holds the data.
 //! 4. `Closing`: the port is closed, and the log ends. Clients and streams have [`STOP_GRACE`] to take what they are
 //!    being sent. Clients that were admitted in `Synchronizing` have no write under way, so none of their requests that
 //!    has not arrived whole is waited for. A node with a data directory writes the rest of its log meanwhile, and its
 //!    last snapshot.
 //!
-//! So each client has one grace period: in 2 if it came before the stop (in 4 where there are no peers), else in 4.
+//! So each client has one grace period: in 2 if it came before the stop, else in 4.
 
 use std::net::Shutdown;
 use std::sync::Arc;
@@ -137,6 +138,12 @@ impl Server {
     /// Ends the node's threads and waits for the clients that are left. The server accepts none any more.
     pub(super) fn close(&self) {
         self.stop.stop();
+        if !self.shared.has_peers {
+            // A write that is executed has to get into the log, or its answer would wait for a position in vain.
+            let shared = &self.shared;
+            shared.wait_for_clients(&self.node, |activity| !activity.is_stream());
+            self.node.end_writes();
+        }
         // Writes have ended, so followers have everything once they have all that is in the log.
         self.node.engine().end_log();
         self.shared.wait_for_clients(&self.node, |_| true);

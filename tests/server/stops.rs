@@ -5,8 +5,10 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use gopherstore::wire::{Request, Status};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::durable::{Durable, log};
 use crate::node::{Node, Process, free_port};
 use crate::{answer, closed, done, frames, pong};
 
@@ -185,4 +187,45 @@ fn a_leader_that_waits_for_a_peer_answers_reads_and_refuses_writes() {
     assert!(text.contains("\nstopping: waiting\n"), "{text}");
     closed(&late);
     assert_eq!(leader.process.wait().code(), Some(3));
+}
+
+/// The log of a node without peers ends behind the requests that have arrived: an answer that waits for a record of it
+/// would never come.
+#[test]
+fn a_stop_completes_the_writes_that_have_arrived_with_each_policy() {
+    for sync in ["always", "interval", "never"] {
+        let dir = tempfile::tempdir().unwrap();
+        for round in 0..4 {
+            let mut node = Durable::start(dir.path(), sync);
+            let process = Pid::from_child(&node.child);
+            let clients = [(); 16].map(|()| TcpStream::connect(&node.addr).unwrap());
+            for mut client in &clients {
+                client.write_all(&frames(&[Request::Ping])).unwrap();
+                assert_eq!(answer(client), pong());
+            }
+            kill_process(process, Signal::STOP).unwrap();
+            for (i, mut client) in clients.iter().enumerate() {
+                let key = format!("{round} {i}");
+                let set = Request::Set {
+                    key: key.as_bytes(),
+                    value: b"v",
+                };
+                client.write_all(&frames(&[set])).unwrap();
+            }
+            kill_process(process, Signal::TERM).unwrap();
+            kill_process(process, Signal::CONT).unwrap();
+            for client in &clients {
+                assert_eq!(answer(client), done(), "{sync}: {}", log(dir.path()));
+            }
+            assert_eq!(node.child.wait().unwrap().code(), Some(0));
+        }
+        let node = Durable::start(dir.path(), sync);
+        let mut client = node.client();
+        for round in 0..4 {
+            for i in 0..16 {
+                let key = format!("{round} {i}");
+                assert_eq!(client.get(key.as_bytes()).unwrap(), Some(b"v".to_vec()));
+            }
+        }
+    }
 }
