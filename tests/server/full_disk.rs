@@ -381,6 +381,15 @@ fn a_full_disk_refuses_writes_and_the_node_goes_on_with_room() {
     }
 }
 
+/// Sets a flag when it is dropped.
+struct SetAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A node of a cluster, which is killed when the test ends.
 struct Member(Child);
 
@@ -467,6 +476,8 @@ fn a_follower_whose_disk_is_full_lags_and_goes_on_with_room() {
     };
     let is_over = AtomicBool::new(false);
     let full = thread::scope(|scope| {
+        // Set where an assertion fails too: the scope waits for its thread.
+        let _over = SetAtEnd(&is_over);
         scope.spawn(|| disk.take_all(&is_over));
         let full = wait_for("the follower to lag", || {
             (0..100).for_each(|_| write());
@@ -483,7 +494,6 @@ fn a_follower_whose_disk_is_full_lags_and_goes_on_with_room() {
             (link(&follower) == "down" && says).then_some(())
         });
         is_a_fault(&file);
-        is_over.store(true, Ordering::Relaxed);
         full
     });
     assert_eq!(status(0).unwrap().disk_space.as_deref(), Some("enough"));
