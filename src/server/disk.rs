@@ -391,6 +391,12 @@ impl Disk {
                             written_at: Some(Instant::now()),
                         });
                     }
+                    if done.is_none() && shared.ended_at.is_some() && !shared.is_over {
+                        warn!(
+                            "the data has changed behind the end of the log; there is no new snapshot, and the next \
+                             start reads the log"
+                        );
+                    }
                     shared.exchange.end_snapshot(done);
                     pause = first_pause;
                 }
