@@ -79,7 +79,7 @@ pub(crate) fn accept<'a>(
         Err(fault) => return error(fault.to_string()),
     };
     let (Some(log), Some(member)) = (node.engine().log(), node.member()) else {
-        return error("a cluster of one node keeps no log and has no followers".to_owned());
+        return error("a cluster of one node has no followers".to_owned());
     };
     if follow.cluster_id != member.cluster.as_bytes() {
         return error(format!("this node is of cluster {}", member.cluster));
