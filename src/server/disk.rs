@@ -157,7 +157,7 @@ impl Disk {
         let len =
             |name: &String| fs::metadata(files.path().join(name)).map_or(0, |file| file.len());
         let bytes: u64 = names.iter().map(len).sum();
-        if bytes >= ANNOUNCED_PARTS * self.snapshot_log_bytes {
+        if bytes >= self.snapshot_log_bytes.saturating_mul(ANNOUNCED_PARTS) {
             info!(
                 "reading {} MB from {}",
                 bytes / 1_000_000,
