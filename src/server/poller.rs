@@ -43,7 +43,7 @@ const ACTIVE_MIN: usize = 3;
 const READY_MAX: usize = 64;
 
 /// Requests after which the log-writer thread is woken while others are served.
-const DEFERRED_MAX: usize = 64;
+const DEFERRED_MAX: usize = 128;
 
 /// The eventfd's number among the slots.
 const WATERMARK: u64 = u64::MAX;
