@@ -392,6 +392,24 @@ fn the_files_of_a_data_directory_are_recognised_from_a_file_and_from_standard_in
     }
 }
 
+/// Without the name, zeros are responses.
+#[test]
+fn a_file_of_a_data_directory_whose_first_bytes_are_damaged_is_known_by_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in [
+        "log-00000001-0000000000000001",
+        "snapshot-00000001-0000000000000005",
+    ] {
+        let file = dir.path().join(name);
+        fs::write(&file, [0; 4_096]).unwrap();
+        let run = decode(&[file.to_str().unwrap()], b"");
+        assert_eq!(run.code, 7, "{run:?}");
+        assert!(!run.out.starts_with(b"frame 1"), "{run:?}");
+        let place = format!("{name}, offset 0x0");
+        assert!(run.err.contains(&place), "{run:?}");
+    }
+}
+
 fn documented_text(kind: &str) -> Vec<u8> {
     let document = include_str!("../../docs/FORMAT.md");
     let (_, section) = document.split_once(&format!("\n## {kind}\n")).unwrap();

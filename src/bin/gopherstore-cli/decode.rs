@@ -34,8 +34,8 @@ use crate::report::{Failure, Outcome};
     note = "Without TEXT the command reads standard input. One TEXT in none of the forms may name a file instead.\n\
         Of either it reads 256 MiB at most. It recognizes raw bytes, the output of xxd, hexdump -C and\n\
         tcpdump -x (-X, -xx, -XX), hexadecimal digits, and a printf string or command. By their first bytes\n\
-        it recognizes the files of a data directory (docs/FORMAT.md): segments of the log, snapshots and\n\
-        identity. Without --as it prints their fields and the frames in them.\n\
+        or their names it recognizes the files of a data directory (docs/FORMAT.md): segments of the log,\n\
+        snapshots and identity. Without --as it prints their fields and the frames in them.\n\
         It joins the packets of each direction of each connection.\n\
         With auto it chooses the side for which all frames parse. If that is not exactly one side, it chooses\n\
         the most likely one; --as overrides it. It asks no node, so options such as --addr have no effect.\n\
@@ -81,6 +81,8 @@ struct Input {
     bytes: Vec<u8>,
     /// The source, for messages.
     name: String,
+    /// The kind that the name of the file tells.
+    named: Option<FileKind>,
     /// The source has more bytes.
     is_cut: bool,
 }
@@ -105,12 +107,18 @@ impl Input {
                 let file = file.map_err(|error| {
                     Failure::new(Outcome::LocalInput, format!("cannot read {shown}: {error}"))
                 })?;
-                return Input::read(file, shown);
+                let name = path.file_name().and_then(OsStr::to_str);
+                let named = name.and_then(FileKind::of_name);
+                return Ok(Input {
+                    named,
+                    ..Input::read(file, shown)?
+                });
             }
         }
         Ok(Input {
             bytes: text.join(&b' '),
             name: String::new(),
+            named: None,
             is_cut: false,
         })
     }
@@ -127,8 +135,15 @@ impl Input {
         Ok(Input {
             bytes,
             name,
+            named: None,
             is_cut,
         })
+    }
+
+    /// The kind of the data directory's file that these bytes of it are, if they are one. Its name counts too, since
+    /// its first bytes may be damaged.
+    fn kind(&self, bytes: &[u8]) -> Option<FileKind> {
+        FileKind::of(bytes).or(self.named)
     }
 
     /// It is longer than the limit.
@@ -146,7 +161,7 @@ impl Input {
 
     fn contents(&self, side: Option<Side>) -> Result<Contents<'_>, Failure> {
         // An identity is text.
-        if side.is_none() && FileKind::of(&self.bytes).is_some() {
+        if side.is_none() && self.kind(&self.bytes).is_some() {
             return Ok(Contents {
                 form: Form::Raw,
                 flows: vec![Flow {
@@ -246,7 +261,7 @@ fn print(flow: &Flow, side: Option<Side>, input: &Input, out: &mut Out) -> Resul
     let (bytes, is_cut) = (&*flow.bytes, input.is_cut);
     if side.is_none()
         && flow.name.is_none()
-        && let Some(kind) = FileKind::of(bytes)
+        && let Some(kind) = input.kind(bytes)
     {
         return print_file(kind, flow, input, out);
     }

@@ -25,8 +25,8 @@ use std::fmt;
 
 use super::identity::FIRST_LINE;
 use super::recovery::LogEnd;
-use super::segment::SEGMENT_MAGIC;
-use super::snapshot::MAGIC as SNAPSHOT_MAGIC;
+use super::segment::{SEGMENT_MAGIC, SegmentId};
+use super::snapshot::{MAGIC as SNAPSHOT_MAGIC, SnapshotId};
 use crate::wire::annotate::{self, dump::Dump, text::grouped};
 use crate::wire::request::frames;
 use crate::wire::transcript::Kind;
@@ -63,6 +63,13 @@ impl FileKind {
             magic.starts_with(start) && magic.starts_with(&bytes[..len])
         });
         found.map(|(_, kind)| *kind)
+    }
+
+    /// The kind of the file with this name, if it is that of a segment or a snapshot, whatever its bytes are.
+    #[must_use]
+    pub fn of_name(name: &str) -> Option<FileKind> {
+        let segment = SegmentId::of_name(name).map(|_| FileKind::Segment);
+        segment.or_else(|| SnapshotId::of_name(name).map(|_| FileKind::Snapshot))
     }
 
     /// Its name for people.

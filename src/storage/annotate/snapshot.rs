@@ -19,7 +19,10 @@ impl Parts<'_> {
         let longest = fixed + EPOCHS_MAX * layout::len(EPOCH);
         let len = told.filter(|len| (fixed..=longest).contains(len));
         let mut shown = self.up_to(len.unwrap_or(fixed));
-        let damage = if value("version").is_some_and(|found| Some(found) != version) {
+        let mut magic = MAGIC.iter().zip(self.bytes).take(MAGIC.len() - 1);
+        let damage = if magic.any(|(own, found)| own != found) {
+            Some(Damage::new(0, "this is no header of a snapshot"))
+        } else if value("version").is_some_and(|found| Some(found) != version) {
             shown = self.up_to(MAGIC.len());
             let found = value("version").unwrap_or_default();
             let why = format!("version {found} of the format is unknown to this program");
