@@ -5,6 +5,7 @@ use std::panic::resume_unwind;
 use std::thread;
 use std::time::Instant;
 
+use crate::engine::digest::Digest;
 use crate::engine::{ApplyError, Engine, Group, Load};
 use crate::log::Unwritten;
 use crate::storage::error::{Problem, StorageError};
@@ -72,6 +73,12 @@ pub fn recover(
                 let why = format!(
                     "the snapshot needs the log up to index {exact_from}, which ends at {last}"
                 );
+                return Err(damaged(why));
+            }
+            let (own, theirs) = (engine.head().digest, log.end.digest);
+            if snapshot.is_some() && last == begin && begin == exact_from && own != theirs {
+                // No group behind the snapshot is compared with it.
+                let why = format!("the snapshot: {}", other_digest(begin, own, theirs));
                 return Err(damaged(why));
             }
             if last != head {
@@ -213,11 +220,13 @@ fn not_replayed(error: &ApplyError) -> String {
             let key = key.escape_ascii().to_string();
             format!("the key {key:.40} is removed, which is not there")
         }
-        ApplyError::Diverged { index, own, theirs } => {
-            format!("the digest of the data at index {index} is {own}, and the log says {theirs}")
-        }
+        ApplyError::Diverged { index, own, theirs } => other_digest(*index, *own, *theirs),
         ApplyError::NotLogged(_) | ApplyError::NoLog | ApplyError::Lost { .. } => error.to_string(),
     }
+}
+
+fn other_digest(index: u64, own: Digest, theirs: Digest) -> String {
+    format!("the digest of the data at index {index} is {own}, and the log says {theirs}")
 }
 
 fn damaged_at(files: &dyn Files, group: &ReadGroup<'_>, why: String) -> StorageError {
@@ -248,7 +257,6 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::engine::digest::Digest;
     use crate::history::{EpochStart, History};
     use crate::storage::recovery::LogEnd;
     use crate::storage::segment::SegmentId;
@@ -396,6 +404,18 @@ mod tests {
         for groups in [&[1, 1, 1, 1][..], &[4]] {
             assert_eq!(digest_at(1, &disk(groups, (1, 2), &[b"a", b"b"])), None);
             assert_eq!(digest_at(3, &disk(groups, (3, 3), &[b"b"])), Some(expected));
+        }
+    }
+
+    #[test]
+    fn a_snapshot_of_another_data_set_is_refused_also_at_the_end_of_the_log() {
+        for groups in [&[1, 1, 1, 1][..], &[4]] {
+            assert_eq!(recovered(&disk(groups, (4, 4), &[b"b", b"c"])), Ok((2, 4)));
+            let error = recovered(&disk(groups, (4, 4), &[b"b", b"x"])).unwrap_err();
+            assert!(
+                error.contains("the snapshot: the digest of the data at index 4 is "),
+                "{error}"
+            );
         }
     }
 
