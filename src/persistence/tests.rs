@@ -353,22 +353,28 @@ fn much_that_is_not_synced_begins_a_sync_before_its_time() {
 
 #[test]
 fn a_log_that_ends_while_there_is_no_space_for_it_is_an_error() {
-    let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
-    let log = engine.log().unwrap();
-    log.begin_writing(0, Mark::Durable);
-    // Not even the first segment.
-    disk.limit(Some(100));
-    let settings = settings(SyncPolicy::Always);
-    let recovery = Recovery::default();
-    let mut writing = Writing::new(&disk, (&engine, log), settings, recovery, now).unwrap();
-    lead(&engine);
-    settle(&engine, &mut writing, now);
-    assert!(writing.is_stalled() && disk.list().unwrap().is_empty());
-    assert_eq!(log.space().0, Space::UsedUp);
-    engine.end_log();
-    log.drain(now);
-    let error = writing.step(now + Duration::from_secs(1)).unwrap_err();
-    assert!(error.is_full(), "{error}");
+    // Not even the first segment has its space, or the next one has none.
+    for limit in [100, 2 * SEGMENT] {
+        let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
+        let log = engine.log().unwrap();
+        log.begin_writing(0, Mark::Durable);
+        disk.limit(Some(limit));
+        let settings = settings(SyncPolicy::Always);
+        let recovery = Recovery::default();
+        let mut writing = Writing::new(&disk, (&engine, log), settings, recovery, now).unwrap();
+        lead(&engine);
+        for key in 0..20_u32 {
+            ask(&engine, &[set(&key.to_be_bytes(), &[1; 3_000])]);
+        }
+        settle(&engine, &mut writing, now);
+        assert!(writing.is_stalled());
+        assert_eq!(log.space().0, Space::UsedUp);
+        engine.end_log();
+        log.drain(now);
+        // Also before the disk is asked again.
+        let error = writing.step(now).unwrap_err();
+        assert!(error.is_full(), "{error}");
+    }
 }
 
 /// Copies the data set that a chain is of. Returns the index up to which the log has to be durable.

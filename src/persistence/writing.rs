@@ -262,7 +262,9 @@ impl<'d> Writing<'d> {
     /// Those of the system, and where the log has ended and the disk has no space for all of it.
     pub fn step(&mut self, now: Instant) -> Result<Next, StorageError> {
         self.get_space(now)?;
-        if self.is_stalled && self.retry_at.is_some_and(|at| now < at) {
+        // A log that has ended waits for no space.
+        let waits = self.is_stalled && !self.log.has_ended();
+        if waits && self.retry_at.is_some_and(|at| now < at) {
             return self.rest(now);
         }
         let mut buffer = std::mem::take(&mut self.buffer);

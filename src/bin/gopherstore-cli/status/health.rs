@@ -200,6 +200,7 @@ pub(super) fn judge(nodes: &[Asked], scope: &Scope, limits: Limits) -> Verdict {
         }
         let timeout_ms = limits.timeout_ms(status);
         faults.extend(disk_fault(shown_name(node, status), status));
+        faults.extend(snapshot_fault(shown_name(node, status), status));
         faults.extend(own_fault(shown_name(node, status), status, timeout_ms));
         match leader {
             Some(leader) if leader.name == *name => {}
@@ -246,6 +247,12 @@ fn disk_fault(name: &str, status: &NodeStatus) -> Option<String> {
         ("used_up", false) => format!("{name} has a full disk, and writes nothing there"),
         (word, _) => format!("{name} says that its disk_space is {word}"),
     })
+}
+
+/// The fault of a node that could not write its last snapshot.
+fn snapshot_fault(name: &str, status: &NodeStatus) -> Option<String> {
+    let why = status.snapshot_error.as_deref()?;
+    Some(format!("{name} cannot write a snapshot: {why}"))
 }
 
 /// Faults of a node alone, but for its disk.

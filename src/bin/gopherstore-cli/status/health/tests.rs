@@ -197,6 +197,15 @@ fn a_full_disk_is_a_fault_of_each_node() {
         let alone = judge(&nodes[1..], &Scope::Node, limits(None));
         assert_eq!(alone.is_healthy(), !expected.contains("n2"));
     }
+    // A full copy may have no space though the log has.
+    let mut node = said_of_disk("n2", FOLLOWER, "enough");
+    if let Ok(status) = &mut node.response {
+        status.snapshot_error = Some("data: the disk is full".to_owned());
+    }
+    assert_eq!(
+        judge(&[node], &Scope::Node, limits(None)).faults,
+        ["n2 cannot write a snapshot: data: the disk is full"]
+    );
     // It is named beside what it leads to.
     let loading = "role=follower state=loading reason=it_copies";
     let node = said_of_disk("n2", loading, "used_up");
