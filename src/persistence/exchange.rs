@@ -19,6 +19,8 @@ pub struct Exchange {
     can_sync: bool,
     /// The log has ended, and all of it is durable.
     has_ended: bool,
+    /// A recovery finds the chain that is written.
+    is_based: bool,
     /// The writing of the log knows that a snapshot is being written.
     is_beside_snapshot: bool,
     /// No snapshot is wanted any more.
@@ -68,6 +70,13 @@ impl Exchange {
     #[must_use]
     pub const fn has_ended(&self) -> bool {
         self.has_ended
+    }
+
+    /// Whether a recovery finds the chain that is written. Until the snapshot of a full copy has its name, it finds the
+    /// data set before.
+    #[must_use]
+    pub const fn is_based(&self) -> bool {
+        self.is_based
     }
 
     /// Whether a snapshot is wanted or being written.
@@ -122,6 +131,7 @@ impl Exchange {
         self.cursor = Some(writing.cursor());
         self.can_sync = writing.can_sync();
         self.has_ended = writing.has_ended();
+        self.is_based = writing.is_based();
         Noted {
             wants_snapshot,
             has_moved,

@@ -591,6 +591,12 @@ impl<'d> Writing<'d> {
         self.writer.as_ref().map_or(0, LogWriter::durable_to)
     }
 
+    /// Whether a recovery finds the chain that is written, as it does not before a full copy has its snapshot.
+    #[must_use]
+    pub const fn is_based(&self) -> bool {
+        self.is_based
+    }
+
     /// Whether something is written that is not durable.
     fn is_unsynced(&self) -> bool {
         self.writer.as_ref().is_some_and(LogWriter::is_unsynced)

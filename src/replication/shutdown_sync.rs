@@ -127,10 +127,15 @@ impl<'a> ShutdownSync<'a> {
 
     fn end_without_keeper(&self) -> Ending {
         if self.replica.node.has_directory() {
-            info!(
-                "the data up to index {} is in the data directory",
-                self.index
-            );
+            let (durable, index) = (self.replica.node.durable_index(), self.index);
+            if durable >= index {
+                info!("the data up to index {index} is in the data directory");
+            } else {
+                info!(
+                    "the data up to index {durable} is in the data directory; the rest, up to index {index}, is \
+                     written as the node ends"
+                );
+            }
             return Ending::Kept;
         }
         let has_some = {

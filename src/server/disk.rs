@@ -295,7 +295,12 @@ impl Disk {
             }
             if !std::mem::replace(&mut is_said, true) {
                 info!(
-                    "all of the log is on the disk; the node ends once a snapshot is written, and may be killed"
+                    "all of the log is on the disk; the node ends once a snapshot is written, and {}",
+                    if shared.exchange.is_based() {
+                        "may be killed"
+                    } else {
+                        "has the data from before its copy if it is killed"
+                    }
                 );
             }
             while shared.exchange.is_busy() && !shared.expects_no_snapshot {
@@ -401,8 +406,16 @@ impl Disk {
                     pause = first_pause;
                 }
                 Err(error) if shared.ended_at.is_some() => {
+                    if shared.exchange.is_based() {
+                        error!(
+                            "{error}; there is no new snapshot, and the next start reads the log"
+                        );
+                    } else {
+                        error!(
+                            "{error}; there is no new snapshot, and the next start has the data from before the copy"
+                        );
+                    }
                     shared.exchange.give_up_snapshot();
-                    error!("{error}; there is no new snapshot, and the next start reads the log");
                 }
                 Err(error) => {
                     self.status.wrote_no_snapshot(error.to_string());
