@@ -255,7 +255,7 @@ address_of() {
 ask_status() {
     local key value
     status_cluster='' status_role='' status_state='' status_reason='' status_keys=''
-    status_epoch='' status_index='' status_digest='' status_disk=''
+    status_epoch='' status_index='' status_digest='' status_disk='' status_written=''
     while IFS=' ' read -r key value; do
         case $key in
         cluster:) status_cluster=$value ;;
@@ -267,8 +267,11 @@ ask_status() {
         index:) status_index=$value ;;
         digest:) status_digest=$value ;;
         disk:) status_disk=$value ;;
+        written_index:) status_written=$value ;;
         esac
     done < <("$cli" --addr "$1" --timeout 2s status 2>/dev/null </dev/null)
+    # A copy that is not on the disk yet is in memory alone.
+    if [[ $status_written == 0 && $status_index != 0 ]]; then status_disk=behind; fi
     [[ -n $status_state ]]
 }
 

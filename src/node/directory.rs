@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Node, Reply, StorageStatus};
 use crate::engine::Engine;
-use crate::log::Log;
+use crate::log::{Log, Mark, Space};
 
 /// The answer to a SNAPSHOT where the node has no disk.
 const NO_DISK: &str = "SNAPSHOT needs a disk, which a node has with --data-dir, or with data_dir in \
@@ -35,6 +35,17 @@ impl Node {
     #[must_use]
     pub const fn has_directory(&self) -> bool {
         self.directory.is_some()
+    }
+
+    /// Whether the data directory has the entries up to `index`, or gets them as the node ends. It does not where a
+    /// full copy from another node is not on the disk yet, and where a full disk has no space for them.
+    #[must_use]
+    pub fn keeps_on_disk(&self, index: u64) -> bool {
+        let Some(log) = self.engine.log().filter(|_| self.has_directory()) else {
+            return false;
+        };
+        let written = log.watermarks().index(Mark::Written).unwrap_or(0);
+        written >= index || (written > 0 && log.space().0 == Space::Enough)
     }
 
     /// Carries out an operator's order to begin a snapshot.

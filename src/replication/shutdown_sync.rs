@@ -40,6 +40,8 @@ pub(crate) struct ShutdownSync<'a> {
     replica: Replica<'a>,
     took_writes: bool,
     index: u64,
+    /// The data directory has the data set, or gets it as the node ends.
+    is_on_disk: bool,
     began: Instant,
     /// `None` where the end is known from the start.
     shutdown: Option<Shutdown>,
@@ -57,11 +59,12 @@ impl<'a> ShutdownSync<'a> {
         };
         let own_name = node.member().map_or("", |member| member.name.as_str());
         let index = node.head().index;
+        let is_on_disk = node.keeps_on_disk(index);
         let holds_data = node.holds_data() && has_written(node);
         let is_refusing = matches!(role, RoleState::Refusing { .. });
         let shutdown = (holds_data && !is_refusing).then(|| {
             let shutdown = Shutdown::new((own_role, own_name), index, took_writes, now);
-            if node.has_directory() {
+            if is_on_disk {
                 shutdown.with_directory()
             } else {
                 shutdown
@@ -72,6 +75,7 @@ impl<'a> ShutdownSync<'a> {
             replica,
             took_writes,
             index,
+            is_on_disk,
             began: now,
             shutdown,
             is_begin_logged: false,
@@ -117,7 +121,7 @@ impl<'a> ShutdownSync<'a> {
         let RoleState::Refusing { why, .. } = node.role() else {
             return Ending::Kept;
         };
-        if !has_written(node) || node.has_directory() {
+        if !has_written(node) || self.is_on_disk {
             return Ending::Kept;
         }
         let (keys, index) = (node.engine().len(), self.index);
@@ -126,7 +130,7 @@ impl<'a> ShutdownSync<'a> {
     }
 
     fn end_without_keeper(&self) -> Ending {
-        if self.replica.node.has_directory() {
+        if self.is_on_disk {
             let (durable, index) = (self.replica.node.durable_index(), self.index);
             if durable >= index {
                 info!("the data up to index {index} is in the data directory");
@@ -144,7 +148,13 @@ impl<'a> ShutdownSync<'a> {
             reports.any(|report| report.stopping == Stopping::No && report.holds_data())
         };
         let (keys, index) = (self.replica.node.engine().len(), self.index);
-        if has_some {
+        let on_disk = self.replica.node.durable_index();
+        if on_disk > 0 {
+            error!(
+                "no other node is known to hold all of the data, up to index {index}, and the data directory has it up \
+                 to index {on_disk}; the rest is lost with this node"
+            );
+        } else if has_some {
             error!(
                 "no other node is known to hold all of the data: {keys} keys, up to index {index}; what the others \
                  lack of it is lost with this node"

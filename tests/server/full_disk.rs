@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,6 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use gopherstore::client::{Client, Error, NodeStatus};
+use rustix::process::{Pid, Signal, kill_process};
+use socket2::Socket;
 
 use crate::cluster::rounds;
 use crate::durable::{Durable, log, status_of};
@@ -427,45 +430,74 @@ fn is_a_fault(config: &Path) {
     }
 }
 
+/// The configuration of two nodes, of which the second has a small disk.
+struct Pair<'d> {
+    disk: &'d SmallDisk,
+    file: PathBuf,
+    ports: [(Socket, SocketAddr); 2],
+}
+
+impl Pair<'_> {
+    fn new(disk: &SmallDisk) -> Pair<'_> {
+        let ports = [reserve_port(), reserve_port()];
+        let mut config = "cluster = \"c\"\nleader = \"n1\"\n".to_owned();
+        config += "[replication]\nbacklog_bytes = 1048576\n\
+                   heartbeat_interval_ms = 100\nleader_timeout_ms = 1000\n";
+        for (name, (_reserved, addr)) in ["n1", "n2"].iter().zip(&ports) {
+            config += &format!("[[node]]\nname = \"{name}\"\naddr = \"{addr}\"\n");
+        }
+        let file = disk.dir.path().join("cluster.toml");
+        fs::write(&file, config).unwrap();
+        Pair { disk, file, ports }
+    }
+
+    fn start(&self, mut command: Command, name: &str, data: &str) -> Member {
+        command.arg("--config").arg(&self.file);
+        command.args(["--node", name, "--sync", "always", "--data-dir"]);
+        command.arg(self.disk.dir.path().join(data));
+        Member(command.spawn().unwrap())
+    }
+
+    fn start_leader(&self) -> Member {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gopherstore-server"));
+        self.disk.set_up(&mut command);
+        self.start(command, "n1", "n1")
+    }
+
+    fn start_follower(&self) -> Member {
+        self.start(self.disk.command(), "n2", "disk/n2")
+    }
+
+    fn client(&self, node: usize) -> Option<Client> {
+        Client::connect(&self.ports[node].1.to_string()).ok()
+    }
+
+    fn status(&self, node: usize) -> Option<NodeStatus> {
+        let text = self.client(node)?.status().ok()?;
+        Some(NodeStatus::parse(&text))
+    }
+
+    /// The follower has everything, on its disk too.
+    fn is_equal(&self) -> Option<()> {
+        let (leader, follower) = (self.status(0)?, self.status(1)?);
+        let is_it = follower.digest == leader.digest
+            && follower.durable_index == leader.index
+            && leader.index > Some(0);
+        is_it.then_some(())
+    }
+}
+
 #[test]
 fn a_follower_whose_disk_is_full_lags_and_goes_on_with_room() {
     let Some(disk) = SmallDisk::new() else {
         return;
     };
-    let (dir, ports) = (disk.dir.path(), [reserve_port(), reserve_port()]);
-    let mut config = "cluster = \"c\"\nleader = \"n1\"\n".to_owned();
-    config += "[replication]\nbacklog_bytes = 1048576\n\
-               heartbeat_interval_ms = 100\nleader_timeout_ms = 1000\n";
-    for (name, (_reserved, addr)) in ["n1", "n2"].iter().zip(&ports) {
-        config += &format!("[[node]]\nname = \"{name}\"\naddr = \"{addr}\"\n");
-    }
-    let file = dir.join("cluster.toml");
-    fs::write(&file, config).unwrap();
-    let start = |mut command: Command, name: &str, data: &str| {
-        command.arg("--config").arg(&file).args(["--node", name]);
-        command
-            .args(["--sync", "always", "--data-dir"])
-            .arg(dir.join(data));
-        Member(command.spawn().unwrap())
-    };
-    let mut leader = Command::new(env!("CARGO_BIN_EXE_gopherstore-server"));
-    disk.set_up(&mut leader);
-    let _leader = start(leader, "n1", "n1");
-    let follower = start(disk.command(), "n2", "disk/n2");
-    let status = |node: usize| {
-        let mut client = Client::connect(&ports[node].1.to_string()).ok()?;
-        let text = client.status().ok()?;
-        Some(NodeStatus::parse(&text))
-    };
-    let is_equal = || {
-        let (leader, follower) = (status(0)?, status(1)?);
-        let is_it = follower.digest == leader.digest
-            && follower.durable_index == leader.index
-            && leader.index > Some(0);
-        is_it.then_some(())
-    };
+    let pair = Pair::new(&disk);
+    let (_leader, follower) = (pair.start_leader(), pair.start_follower());
+    let status = |node: usize| pair.status(node);
+    let is_equal = || pair.is_equal();
     wait_for("the follower", is_equal);
-    let mut client = Client::connect(&ports[0].1.to_string()).unwrap();
+    let mut client = pair.client(0).unwrap();
     let mut number = 0_u64;
     let mut write = || {
         let key = format!("k{}", number % 300);
@@ -493,7 +525,7 @@ fn a_follower_whose_disk_is_full_lags_and_goes_on_with_room() {
             let says = reason.starts_with("not following n1: ") && reason.contains(FULL);
             (link(&follower) == "down" && says).then_some(())
         });
-        is_a_fault(&file);
+        is_a_fault(&pair.file);
         full
     });
     assert_eq!(status(0).unwrap().disk_space.as_deref(), Some("enough"));
@@ -504,8 +536,38 @@ fn a_follower_whose_disk_is_full_lags_and_goes_on_with_room() {
     assert_eq!(follows.disk_space.as_deref(), Some("enough"));
     assert_eq!((link(&follows), follows.reason.as_deref()), ("up", None));
     drop(follower);
-    let _follower = start(disk.command(), "n2", "disk/n2");
+    let _follower = pair.start_follower();
     wait_for("the follower again", is_equal);
-    let text = log(dir);
+    let text = log(disk.dir.path());
     assert!(!text.contains("this node ends"), "{text}");
+}
+
+/// A copy that has no space on the disk is in memory alone: another node has to hold the data, or it is lost.
+#[test]
+fn a_follower_that_stops_before_its_copy_is_on_the_disk_says_what_is_lost() {
+    let Some(disk) = SmallDisk::new() else {
+        return;
+    };
+    let pair = Pair::new(&disk);
+    let mut leader = pair.start_leader();
+    let mut client = wait_for("the leader", || pair.client(0));
+    for key in 0..5_u32 {
+        let value = vec![b'x'; 4 << 20];
+        wait_for("a write", || client.set(&key.to_be_bytes(), &value).ok());
+    }
+    let mut follower = pair.start_follower();
+    let copied = wait_for("the copy", || {
+        let follower = pair.status(1)?;
+        let is_in_memory = follower.keys == Some(5) && follower.snapshot_error.is_some();
+        is_in_memory.then_some(follower)
+    });
+    assert_eq!(copied.written_index, Some(0));
+    leader.0.kill().unwrap();
+    leader.0.wait().unwrap();
+    kill_process(Pid::from_child(&follower.0), Signal::TERM).unwrap();
+    let status = follower.0.wait().unwrap();
+    let text = log(disk.dir.path());
+    assert_eq!(status.code(), Some(3), "{text}");
+    assert!(text.contains("are lost with this node"), "{text}");
+    assert!(!text.contains("is in the data directory"), "{text}");
 }
