@@ -368,19 +368,7 @@ impl Disk {
     pub(super) fn write_snapshots(&self, engine: &Engine, log: &Log) {
         let (first_pause, longest_pause) = RETRY_PAUSES;
         let mut pause = first_pause;
-        loop {
-            let chain = {
-                let mut shared = self.shared.lock();
-                loop {
-                    if shared.is_over {
-                        return;
-                    }
-                    match shared.exchange.begin_snapshot() {
-                        Some(chain) => break chain,
-                        None => self.changed.wait(&mut shared),
-                    }
-                }
-            };
+        while let Some(chain) = self.next_snapshot() {
             let was_full = log.space().0 != Space::Enough;
             let done = self.write_snapshot((engine, log), chain);
             let mut shared = self.shared.lock();
@@ -389,34 +377,10 @@ impl Disk {
             match done {
                 Ok(done) => {
                     // Under the same lock: an order after it is one for another snapshot.
-                    if let Some((id, bytes)) = done {
-                        self.status.wrote_snapshot(SnapshotFigures {
-                            index: id.begin,
-                            bytes,
-                            written_at: Some(Instant::now()),
-                        });
-                    }
-                    if done.is_none() && shared.ended_at.is_some() && !shared.is_over {
-                        warn!(
-                            "the data has changed behind the end of the log; there is no new snapshot, and the next \
-                             start reads the log"
-                        );
-                    }
-                    shared.exchange.end_snapshot(done);
+                    self.end_snapshot(&mut shared, done);
                     pause = first_pause;
                 }
-                Err(error) if shared.ended_at.is_some() => {
-                    if shared.exchange.is_based() {
-                        error!(
-                            "{error}; there is no new snapshot, and the next start reads the log"
-                        );
-                    } else {
-                        error!(
-                            "{error}; there is no new snapshot, and the next start has the data from before the copy"
-                        );
-                    }
-                    shared.exchange.give_up_snapshot();
-                }
+                Err(error) if shared.ended_at.is_some() => give_up_last(&mut shared, &error),
                 Err(error) => {
                     self.status.wrote_no_snapshot(error.to_string());
                     let level = if pause == first_pause {
@@ -445,6 +409,35 @@ impl Disk {
             self.changed.notify_all();
             log.wake_writer();
         }
+    }
+
+    /// Waits until a snapshot is wanted. Returns its chain, and a reader of that; `None` where there is no other one.
+    fn next_snapshot(&self) -> Option<(u32, Cursor)> {
+        let mut shared = self.shared.lock();
+        while !shared.is_over {
+            match shared.exchange.begin_snapshot() {
+                Some(chain) => return Some(chain),
+                None => self.changed.wait(&mut shared),
+            }
+        }
+        None
+    }
+
+    /// Ends a snapshot. `done` has its name and bytes; `None` where it was discarded.
+    fn end_snapshot(&self, shared: &mut Shared, done: Option<(SnapshotId, u64)>) {
+        if let Some((id, bytes)) = done {
+            self.status.wrote_snapshot(SnapshotFigures {
+                index: id.begin,
+                bytes,
+                written_at: Some(Instant::now()),
+            });
+        } else if shared.ended_at.is_some() && !shared.is_over {
+            warn!(
+                "the data has changed behind the end of the log; there is no new snapshot, and the next start reads \
+                 the log"
+            );
+        }
+        shared.exchange.end_snapshot(done);
     }
 
     /// Waits before another snapshot, because one has failed. Returns true where that is worth a try before the end of
@@ -556,6 +549,18 @@ impl Disk {
             problem: Problem::System(operation, error),
         }
     }
+}
+
+/// Gives up the last snapshot of a node that stops.
+fn give_up_last(shared: &mut Shared, error: &StorageError) {
+    if shared.exchange.is_based() {
+        error!("{error}; there is no new snapshot, and the next start reads the log");
+    } else {
+        error!(
+            "{error}; there is no new snapshot, and the next start has the data from before the copy"
+        );
+    }
+    shared.exchange.give_up_snapshot();
 }
 
 /// Logs that the disk is full, or has space again. Returns whether it has space again.
