@@ -14,6 +14,15 @@ fn begin_second_segment(disk: &Disk, engine: &Engine, writing: &mut Writing<'_>,
     }
 }
 
+/// A leader that has written its first record.
+fn begin_leading<'d>(disk: &'d Disk, engine: &'d Engine, now: Instant) -> Writing<'d> {
+    let settings = settings(SyncPolicy::Always);
+    let mut writing = begin(disk, engine, Mark::Written, settings, now);
+    lead(engine);
+    settle(engine, &mut writing, now);
+    writing
+}
+
 fn write(key: u32, engine: &Engine, writing: &mut Writing<'_>, now: Instant) -> Status {
     let status = ask(engine, &[set(&key.to_be_bytes(), &[1; 300])])[0];
     settle(engine, writing, now);
@@ -26,11 +35,7 @@ fn a_disk_is_full_of_a_snapshot_only_once_half_of_the_segment_is_used() {
     for (keys, expected) in [(15, Space::Enough), (25, Space::Reserve)] {
         let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
         let log = engine.log().unwrap();
-        log.begin_writing(0, Mark::Written);
-        let (settings, recovery) = (settings(SyncPolicy::Always), Recovery::default());
-        let mut writing = Writing::new(&disk, (&engine, log), settings, recovery, now).unwrap();
-        lead(&engine);
-        settle(&engine, &mut writing, now);
+        let mut writing = begin_leading(&disk, &engine, now);
         let mut exchange = Exchange::default();
         exchange.order_snapshot();
         exchange.note(&mut writing);
@@ -59,11 +64,7 @@ fn a_disk_is_full_of_a_snapshot_only_once_half_of_the_segment_is_used() {
 fn a_disk_that_is_full_without_the_snapshot_is_full_at_its_end() {
     let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
     let log = engine.log().unwrap();
-    log.begin_writing(0, Mark::Written);
-    let (settings, recovery) = (settings(SyncPolicy::Always), Recovery::default());
-    let mut writing = Writing::new(&disk, (&engine, log), settings, recovery, now).unwrap();
-    lead(&engine);
-    settle(&engine, &mut writing, now);
+    let mut writing = begin_leading(&disk, &engine, now);
     writing.set_beside_snapshot(true);
     begin_second_segment(&disk, &engine, &mut writing, now);
     assert_eq!(log.space().0, Space::Enough);
@@ -81,11 +82,9 @@ fn a_disk_that_is_full_without_the_snapshot_is_full_at_its_end() {
 fn a_last_snapshot_that_fails_is_not_tried_again() {
     let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
     let log = engine.log().unwrap();
-    log.begin_writing(0, Mark::Durable);
     let mut settings = settings(SyncPolicy::Always);
     settings.snapshot_log_bytes = 2_000;
-    let recovery = Recovery::default();
-    let mut writing = Writing::new(&disk, (&engine, log), settings, recovery, now).unwrap();
+    let mut writing = begin(&disk, &engine, Mark::Durable, settings, now);
     let mut exchange = Exchange::default();
     lead(&engine);
     let write = |writing: &mut Writing<'_>| {
