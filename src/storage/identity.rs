@@ -211,7 +211,7 @@ mod tests {
         }
     }
 
-    /// What a node and a reader say of a directory whose identity has these bytes. Neither takes it.
+    /// The errors of a node and a reader for a directory whose identity has these bytes. Neither takes it.
     fn refused(bytes: &[u8]) -> [String; 2] {
         let disk = Disk::default();
         let file = disk.create(IDENTITY).unwrap();

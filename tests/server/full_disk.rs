@@ -517,7 +517,7 @@ fn a_follower_whose_disk_is_full_lags_and_goes_on_with_room() {
             let lags = follower.index < leader.index && follower.written_index < follower.index;
             (follower.disk_space.as_deref() == Some("used_up") && lags).then_some(follower)
         });
-        // What waits for the disk is more than the backlog, so it takes no more. Its leader is up, and gives it up.
+        // More than the backlog waits for the disk, so it takes no more. Its leader is up, and gives it up.
         wait_for("the follower not to follow", || {
             (0..100).for_each(|_| write());
             let follower = status(1)?;

@@ -171,8 +171,8 @@ pub(super) fn stranger(
 
 /// Checks the statuses of the nodes. A cluster is healthy if every node responds under its name and serves; one node
 /// leads; all are in one epoch; every follower receives its stream and lags within the limits; equal indexes have equal
-/// digests; the nodes can reach one another and have equal settings; and no disk is full. A single node is checked
-/// alone.
+/// digests; the nodes can reach one another and have equal settings; no disk is full; and each node could write its
+/// last snapshot. A single node is checked alone.
 pub(super) fn judge(nodes: &[Asked], scope: &Scope, limits: Limits) -> Verdict {
     let mut faults = Vec::new();
     let mut lag_max = 0;

@@ -52,7 +52,7 @@ const ROUND_LIMIT: Duration = Duration::from_secs(1);
         A cluster is healthy if all nodes respond and serve; one node leads; all nodes are in one\n\
         epoch; each follower receives its stream and lags by at most --max-lag entries and\n\
         leader_timeout_ms; equal indexes have equal digests; the nodes can reach one another and have\n\
-        equal settings; and no disk is full.\n\
+        equal settings; no disk is full; and each node could write its last snapshot.\n\
         json has the faults as a list, and every line of each node's status by its key, as a number\n\
         or a string, with null for '-'. 'peers' and 'followers' are objects.\n\
         The exit code is 0 if healthy, 3 if not, and 6 if not within --timeout with --wait.\n\

@@ -202,29 +202,26 @@ fn a_full_disk_is_a_fault_of_each_node() {
     if let Ok(status) = &mut node.response {
         status.snapshot_error = Some("data: the disk is full".to_owned());
     }
+    let faults = |node| judge(&[node], &Scope::Node, limits(None)).faults;
     assert_eq!(
-        judge(&[node], &Scope::Node, limits(None)).faults,
+        faults(node),
         ["n2 cannot write a snapshot: data: the disk is full"]
     );
     // It is named beside what it leads to.
-    let loading = "role=follower state=loading reason=it_copies";
-    let node = said_of_disk("n2", loading, "used_up");
-    assert_eq!(
-        judge(&[node], &Scope::Node, limits(None)).faults,
-        [
-            "n2 has a full disk, and writes nothing there",
-            "n2 is loading: it copies"
-        ]
-    );
-    let lost = "role=follower link=down leader=h:1 leader_heard_ms=79614";
-    let node = said_of_disk("n2", lost, "used_up");
-    assert_eq!(
-        judge(&[node], &Scope::Node, limits(None)).faults,
-        [
-            "n2 has a full disk, and writes nothing there",
-            "n2 does not follow its leader at h:1, last heard 79614 ms ago"
-        ]
-    );
+    for (words, fault) in [
+        (
+            "role=follower state=loading reason=it_copies",
+            "n2 is loading: it copies",
+        ),
+        (
+            "role=follower link=down leader=h:1 leader_heard_ms=79614",
+            "n2 does not follow its leader at h:1, last heard 79614 ms ago",
+        ),
+    ] {
+        let node = said_of_disk("n2", words, "used_up");
+        let full = "n2 has a full disk, and writes nothing there";
+        assert_eq!(faults(node), [full, fault]);
+    }
 }
 
 #[test]
