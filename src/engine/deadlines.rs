@@ -172,12 +172,13 @@ impl Store {
         // As where a table grows: this loop overlaps the misses.
         let ends = entries.table.iter().filter_map(|entry| entry.key().last());
         black_box(ends.fold(0, |sum, byte| sum ^ byte));
-        self.count_rehash(partition);
         let hash = |entry: &Entry| self.hash(entry.key());
-        for entry in entries.table.drain() {
-            table.insert_unique(hash(&entry), entry, hash);
-        }
-        std::mem::replace(&mut entries.table, table)
+        self.rehash(partition, entries, |old| {
+            for entry in old.drain() {
+                table.insert_unique(hash(&entry), entry, hash);
+            }
+            std::mem::replace(old, table)
+        })
     }
 
     /// Notes that an entry of this hash had the deadline `old` and has `new`; `None` where it had or has none, or is

@@ -106,6 +106,13 @@ impl Hand {
             Ordering::Relaxed,
         );
     }
+
+    /// Moves it behind the last place of a partition, if it points into that partition, which is locked for writing.
+    pub(super) fn leave(&self, partition: usize) {
+        if self.get().0 == partition {
+            self.set(partition, (1 << BUCKET_BITS) - 1);
+        }
+    }
 }
 
 /// Most entries that are removed with their partition locked.
@@ -288,7 +295,7 @@ impl Store {
     ) -> (Visit, Option<usize>) {
         let mut visit = Visit::default();
         let place = u16::try_from(partition).unwrap_or(u16::MAX);
-        let mut bucket = from;
+        let (mut bucket, rehashes) = (from, self.rehashes(partition));
         while bucket < entries.table.num_buckets() {
             let is_over = visit.evicted.is_full()
                 || visit.records.len() >= RECORDS_BYTES
@@ -319,6 +326,10 @@ impl Store {
                     visit.long = Some(long);
                     return (visit, Some(bucket));
                 }
+            }
+            // The table has shrunk: its entries have other places now.
+            if self.rehashes(partition) != rehashes {
+                return (visit, None);
             }
             bucket += 1;
         }

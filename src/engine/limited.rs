@@ -1,6 +1,8 @@
 //! Writes to a store with a memory limit: what they need is reserved before anything is changed, the sum of what is
 //! used follows, and where entries are evicted, so do the marks of those that are in use.
 
+use hashbrown::HashTable;
+
 use super::change::{Change, LongOld, NotPut};
 use super::entry::Entry;
 use super::eviction::Marks;
@@ -289,26 +291,41 @@ impl Store {
                 Some(bucket) => {
                     memory.mark(self.place(put.hash), Marks::len_of(entries), bucket);
                 }
-                None => self.make_place(memory, entries, put.hash),
+                None => self.make_place(entries, put.hash),
             }
         }
         Ok(reserved)
     }
 
-    /// Makes a place for one more entry, of this hash. Where the table grows for it, the marks move with their entries.
-    fn make_place(&self, memory: &Memory, entries: &mut Entries, hash: u64) {
-        if entries.table.len() < entries.table.capacity() {
-            return;
+    /// Makes a place for one more entry, of this hash.
+    fn make_place(&self, entries: &mut Entries, hash: u64) {
+        if entries.table.len() == entries.table.capacity() {
+            self.rehash(usize::from(self.place(hash)), entries, |table| {
+                table.reserve(1, |entry| self.hash(entry.key()));
+            });
         }
-        let mut marks = memory.marks_mut(self.place(hash), Marks::len_of(entries));
+    }
+
+    /// Rehashes the table of this partition, which is locked for writing. Marks move with their entries.
+    pub(super) fn rehash<T>(
+        &self,
+        partition: usize,
+        entries: &mut Entries,
+        rehash: impl FnOnce(&mut HashTable<Entry>) -> T,
+    ) -> T {
+        self.count_rehash(partition);
         let table = &mut entries.table;
+        let place = u16::try_from(partition).unwrap_or(u16::MAX);
+        let Some(memory) = self.memory().filter(|memory| memory.limit.evicts) else {
+            return rehash(table);
+        };
+        let mut marks = memory.marks_mut(place, table.num_buckets());
         let buckets = (0..table.num_buckets()).filter(|&bucket| marks.is_set(bucket));
         let marked = buckets.filter_map(|bucket| table.get_bucket(bucket));
         let marked: Vec<(u64, *const u8)> = marked
             .map(|entry| (self.hash(entry.key()), entry.frame().as_ptr()))
             .collect();
-        self.count_rehash(usize::from(self.place(hash)));
-        table.reserve(1, |entry| self.hash(entry.key()));
+        let result = rehash(table);
         *marks = Marks::new(table.num_buckets());
         for (hash, block) in marked {
             let is_meant = |entry: &Entry| entry.frame().as_ptr() == block;
@@ -316,6 +333,7 @@ impl Store {
                 marks.set(bucket);
             }
         }
+        result
     }
 }
 
@@ -387,7 +405,39 @@ mod tests {
     }
 
     #[test]
-    fn marks_stay_with_their_entries_as_a_table_grows() {
+    fn the_hand_leaves_a_partition_whose_table_is_rehashed() {
+        if !crate::engine::HAS_PLAIN_LOCKS {
+            return;
+        }
+        let (max_bytes, evicts) = (u64::MAX, true);
+        let store = Store::seeded(2, 3).with_limit(MemoryLimit { max_bytes, evicts });
+        let hand = &store.memory().unwrap().hand;
+        let (mut rehashed, mut number) = ([0_u32; 2], 0);
+        while rehashed.iter().any(|&count| count < 3) {
+            number += 1;
+            let entry = entry(number, 10);
+            let place = usize::from(store.place(store.hash(entry.key())));
+            hand.set(place, 1);
+            let before = store.rehashes(place);
+            store.set(entry);
+            let (partition, bucket) = hand.get();
+            assert_eq!(partition, place);
+            if store.rehashes(place) == before {
+                assert_eq!(bucket, 1);
+            } else {
+                let entries = store.read_partition(place);
+                assert!(bucket >= Marks::len_of(&entries));
+                rehashed[place] += 1;
+            }
+            // One that points into another partition stays there.
+            hand.set(1 - place, 1);
+            store.count_rehash(place);
+            assert_eq!(hand.get(), (1 - place, 1));
+        }
+    }
+
+    #[test]
+    fn marks_stay_with_their_entries_as_a_table_grows_and_shrinks() {
         if !crate::engine::HAS_PLAIN_LOCKS {
             return;
         }
@@ -413,6 +463,17 @@ mod tests {
         }
         for number in 0..2_000 {
             assert_eq!(is_marked(number), number % 3 == 0, "{number}");
+        }
+        // They stay with them where the table shrinks, too.
+        for number in 300..2_000_u32 {
+            store.remove(&number.to_be_bytes());
+        }
+        for number in 0..300 {
+            assert_eq!(is_marked(number), number % 3 == 0, "{number}");
+        }
+        for number in 300..2_000 {
+            store.set(entry(number, 10));
+            assert!(!is_marked(number));
         }
         // A place that is free again is not marked for its next entry.
         for number in (0..2_000_u32).step_by(3) {

@@ -460,10 +460,10 @@ impl Store {
     #[inline(never)]
     pub(super) fn shrink(&self, entries: &mut Entries, hash: u64) {
         let twice = entries.table.len() * 2;
-        self.count_rehash(usize::from(self.place(hash)));
         self.counted(entries, |entries| {
-            let table = &mut entries.table;
-            table.shrink_to(twice, |entry| self.hash(entry.key()));
+            self.rehash(usize::from(self.place(hash)), entries, |table| {
+                table.shrink_to(twice, |entry| self.hash(entry.key()));
+            });
         });
     }
 
@@ -585,10 +585,11 @@ impl Store {
         let each = count / self.partitions.len();
         for (number, partition) in self.partitions.iter().enumerate() {
             let entries = &mut *partition.0.write();
-            self.count_rehash(number);
             let more = (each + each / 8).saturating_sub(entries.table.len());
             self.counted(entries, |entries| {
-                entries.table.reserve(more, |entry| self.hash(entry.key()));
+                self.rehash(number, entries, |table| {
+                    table.reserve(more, |entry| self.hash(entry.key()));
+                });
             });
         }
     }
@@ -761,11 +762,17 @@ impl Store {
         self.rehashes[partition].load(Ordering::Relaxed)
     }
 
-    /// The table of this partition, which is locked for writing, is about to be rehashed.
+    /// Notes that the table of this partition, which is locked for writing, is about to be rehashed.
+    ///
+    /// A rehash may move an entry from behind the hand of the evictions to a bucket ahead of it, where the hand would
+    /// remove it in the same turn that has cleared its mark. So the hand leaves the partition.
     #[cold]
     #[inline(never)]
     pub(super) fn count_rehash(&self, partition: usize) {
         self.rehashes[partition].fetch_add(1, Ordering::Relaxed);
+        if let Some(memory) = self.memory() {
+            memory.hand.leave(partition);
+        }
     }
 
     /// Locks the partition with this number for writing.

@@ -21,6 +21,11 @@ const MIB: u64 = 1 << 20;
 /// An engine of a few partitions, which admits everything.
 fn engine(max_bytes: u64, evicts: bool, backlog_bytes: Option<u64>) -> Engine {
     let store = Store::with_partitions(8).with_limit(MemoryLimit { max_bytes, evicts });
+    engine_over(store, backlog_bytes)
+}
+
+/// An engine over a store, which admits everything.
+fn engine_over(store: Store, backlog_bytes: Option<u64>) -> Engine {
     let engine = Engine::with_store(store, backlog_bytes, MachineTime::clock());
     engine.admit(Admission {
         reads: true,
@@ -385,6 +390,54 @@ fn entries_that_are_in_use_stay_and_others_make_room() {
     assert!(len > 10, "{len}");
     assert_eq!(set(&engine, 1, &vec![b'v'; 1_100_000]), Status::Full);
     assert_eq!(engine.len(), len);
+}
+
+/// A rehash moves entries ahead of the hand whose marks it has cleared in the same turn. Under these seeds one that is
+/// asked for was evicted so.
+#[test]
+fn entries_in_use_stay_where_a_table_is_rehashed_around_the_hand() {
+    for seed in [2_837, 2_854, 4_130, 5_933] {
+        let limit = MemoryLimit {
+            max_bytes: MIB,
+            evicts: true,
+        };
+        let engine = engine_over(Store::seeded(8, seed).with_limit(limit), None);
+        for number in 0..7_000 {
+            assert_eq!(set(&engine, number, &[b'v'; 1_000]), Status::Ok);
+            let asked = number % 50;
+            assert_eq!(get(&engine, asked), Status::Ok, "{asked} after {number}");
+        }
+    }
+}
+
+#[test]
+fn entries_in_use_stay_where_a_table_shrinks_as_others_make_room() {
+    let limit = MemoryLimit {
+        max_bytes: MIB,
+        evicts: true,
+    };
+    let engine = engine_over(Store::seeded(2, 7).with_limit(limit), None);
+    for number in 0..2_000 {
+        let value = &[b'v'; 1_200][..if number < 460 { 1_200 } else { 0 }];
+        assert_eq!(set(&engine, number, value), Status::Ok);
+    }
+    for number in 460..2_000_u64 {
+        let key = &number.to_be_bytes();
+        assert_eq!(status(&engine, Request::Del { key }), Status::Ok);
+    }
+    for number in 0..300 {
+        assert_eq!(get(&engine, number), Status::Ok);
+    }
+    // Each of the tables has 2,048 buckets, and shrinks below 224 entries.
+    let per_entry = block_bytes(HEADER_LEN + 8 + 1_200);
+    let before = engine.memory_bytes() - engine.len() as u64 * per_entry;
+    assert_eq!(set(&engine, 1 << 40, &vec![b'v'; 490_000]), Status::Ok);
+    let after = engine.memory_bytes() - (engine.len() as u64 - 1) * per_entry;
+    let long = block_bytes(HEADER_LEN + 8 + 490_000);
+    assert!(after - long < before, "{before} {after} {}", engine.len());
+    for number in 0..300 {
+        assert_eq!(get(&engine, number), Status::Ok, "{number}");
+    }
 }
 
 /// Evictions are DELs of the leader, so a follower that evicts nothing has the same data.
