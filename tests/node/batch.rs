@@ -1,6 +1,5 @@
 //! BATCH: all of its requests, or none.
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
@@ -14,6 +13,7 @@ use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 
 use crate::expiry::{START, at, digest, encoded, engine, execute, expiry, follow, one};
+use crate::random_seed;
 
 /// Executes requests as a BATCH, and returns its answer.
 fn batch(engine: &Engine, requests: &[Request<'_>]) -> (Status, Vec<u8>) {
@@ -190,12 +190,7 @@ fn the_tokens_of_a_batch_are_the_position_of_its_record() {
 /// Random batches, also over long entries, answer as the same requests do one by one; a follower has the same entries.
 #[test]
 fn random_batches_do_what_their_requests_do_one_by_one() {
-    let seed = match std::env::var("GOPHERSTORE_SEED") {
-        Ok(seed) => seed.parse().expect("GOPHERSTORE_SEED is a whole number"),
-        Err(_) => RandomState::new().hash_one(0),
-    };
-    println!("GOPHERSTORE_SEED={seed}");
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut random = ChaCha8Rng::seed_from_u64(random_seed());
     let (leader, time) = engine(4);
     let (single, single_time) = engine(4);
     let (follower, _) = engine(8);

@@ -1,7 +1,6 @@
 //! PUT and TAKE: conditions, what they answer, and what the log has of them.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, RandomState};
 use std::thread;
 
 use gopherstore::engine::{Answers, Engine};
@@ -14,6 +13,7 @@ use rand::{RngExt, SeedableRng};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::expiry::{START, engine, execute, expiry, follow, one};
+use crate::random_seed;
 
 const VALUE: Want = Want {
     value: true,
@@ -356,12 +356,7 @@ fn naive(model: &Model, key: u8, condition: Condition<'_>, want: Want) -> (bool,
 /// passes: the leader answers as a map does, and its follower has the same entries and the same digest.
 #[test]
 fn random_conditions_on_a_leader_and_its_follower() {
-    let seed = match std::env::var("GOPHERSTORE_SEED") {
-        Ok(seed) => seed.parse().expect("GOPHERSTORE_SEED is a whole number"),
-        Err(_) => RandomState::new().hash_one(0),
-    };
-    println!("GOPHERSTORE_SEED={seed}");
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut random = ChaCha8Rng::seed_from_u64(random_seed());
     let (leader, time) = engine(2);
     let (follower, _) = engine(8);
     let (mut model, mut now) = (Model::new(), START);

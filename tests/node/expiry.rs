@@ -1,7 +1,6 @@
 //! Entries with deadlines: on the node that executes the requests, and on one that follows it.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -16,6 +15,8 @@ use gopherstore::wire::request::Limits;
 use gopherstore::wire::{Opcode, Request, Run, Status, response};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
+
+use crate::random_seed;
 
 /// A clock that tests set: the wall, and the time since a start.
 #[derive(Clone, Debug, Default)]
@@ -259,12 +260,7 @@ fn a_time_to_live_becomes_a_deadline_and_one_that_is_no_time_is_refused() {
 /// answers as a map does, and the follower has the same entries, and the same digest.
 #[test]
 fn random_requests_on_a_leader_and_its_follower() {
-    let seed = match std::env::var("GOPHERSTORE_SEED") {
-        Ok(seed) => seed.parse().expect("GOPHERSTORE_SEED is a whole number"),
-        Err(_) => RandomState::new().hash_one(0),
-    };
-    println!("GOPHERSTORE_SEED={seed}");
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut random = ChaCha8Rng::seed_from_u64(random_seed());
     let (leader, time) = engine(2);
     let (follower, _) = engine(8);
     let mut model: BTreeMap<u8, (Vec<u8>, Option<u64>)> = BTreeMap::new();

@@ -24,6 +24,7 @@ mod threads;
 mod reference;
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::time::Instant;
 
 use gopherstore::engine::digest::Digest;
@@ -36,6 +37,16 @@ use gopherstore::wire;
 use gopherstore::wire::replication::{self, BatchEncoder, Fields, Message, StreamOpcode};
 use gopherstore::wire::request::{Limits, Parsed, frames, parse};
 use gopherstore::wire::{Opcode, Request, Run, Status, response};
+
+/// The seed of a random test: `GOPHERSTORE_SEED`, or a new one. Prints it, so that a failure can be replayed.
+fn random_seed() -> u64 {
+    let seed = match std::env::var("GOPHERSTORE_SEED") {
+        Ok(seed) => seed.parse().expect("GOPHERSTORE_SEED is a whole number"),
+        Err(_) => RandomState::new().hash_one(0),
+    };
+    println!("GOPHERSTORE_SEED={seed}");
+    seed
+}
 
 /// An entry as a client sends it.
 fn entry(key: &[u8], value: &[u8]) -> Entry {

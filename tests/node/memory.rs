@@ -14,7 +14,7 @@ use gopherstore::wire::request::{HEADER_LEN, Limits, frames};
 use gopherstore::wire::run::RUN_FRAME_BYTES_MAX;
 use gopherstore::wire::{Opcode, Request, Run, Status, response};
 
-use crate::{apply, entry};
+use crate::{apply, entry, random_seed};
 
 const MIB: u64 = 1 << 20;
 
@@ -32,6 +32,13 @@ fn engine_over(store: Store, backlog_bytes: Option<u64>) -> Engine {
         writes: true,
     });
     engine
+}
+
+/// An engine without a log, whose entries make room for others above 1 MiB, and have the same places for the same seed.
+fn evicting(partitions: usize, seed: u64) -> Engine {
+    let (max_bytes, evicts) = (MIB, true);
+    let store = Store::seeded(partitions, seed).with_limit(MemoryLimit { max_bytes, evicts });
+    engine_over(store, None)
 }
 
 /// Executes requests one behind the other, as a connection does, and returns their answers.
@@ -372,7 +379,7 @@ fn sixteen_writers_never_exceed_the_limit() {
 
 #[test]
 fn entries_that_are_in_use_stay_and_others_make_room() {
-    let engine = engine(MIB, true, None);
+    let engine = evicting(8, random_seed());
     let value = &[b'v'; 1_000];
     // The tables grow and the data set is replaced many times, while a few entries are asked for.
     for number in 0..20_000 {
@@ -397,11 +404,7 @@ fn entries_that_are_in_use_stay_and_others_make_room() {
 #[test]
 fn entries_in_use_stay_where_a_table_is_rehashed_around_the_hand() {
     for seed in [2_837, 2_854, 4_130, 5_933] {
-        let limit = MemoryLimit {
-            max_bytes: MIB,
-            evicts: true,
-        };
-        let engine = engine_over(Store::seeded(8, seed).with_limit(limit), None);
+        let engine = evicting(8, seed);
         for number in 0..7_000 {
             assert_eq!(set(&engine, number, &[b'v'; 1_000]), Status::Ok);
             let asked = number % 50;
@@ -412,11 +415,7 @@ fn entries_in_use_stay_where_a_table_is_rehashed_around_the_hand() {
 
 #[test]
 fn entries_in_use_stay_where_a_table_shrinks_as_others_make_room() {
-    let limit = MemoryLimit {
-        max_bytes: MIB,
-        evicts: true,
-    };
-    let engine = engine_over(Store::seeded(2, 7).with_limit(limit), None);
+    let engine = evicting(2, 7);
     for number in 0..2_000 {
         let value = &[b'v'; 1_200][..if number < 460 { 1_200 } else { 0 }];
         assert_eq!(set(&engine, number, value), Status::Ok);

@@ -2,7 +2,6 @@
 //! the records, and the digest at each position, while entries expire and the wall clock is set.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 
 use gopherstore::engine::clock::Clock;
@@ -20,6 +19,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::expiry::{Manual, START, engine, execute, expiry, follow};
 use crate::model::EPOCH;
+use crate::random_seed;
 use crate::reference::{At, Effect, Expected, Item};
 
 const ROUNDS: usize = 1_500;
@@ -370,11 +370,7 @@ fn run(seed: u64, has_log: bool) {
 
 #[test]
 fn all_operations_at_random_answer_and_record_what_the_reference_does() {
-    let seed = match std::env::var("GOPHERSTORE_SEED") {
-        Ok(seed) => seed.parse().expect("GOPHERSTORE_SEED is a whole number"),
-        Err(_) => RandomState::new().hash_one(0),
-    };
-    println!("GOPHERSTORE_SEED={seed}");
+    let seed = random_seed();
     run(seed, true);
     run(seed, false);
 }
