@@ -15,6 +15,9 @@ use parking_lot::{Condvar, Mutex};
 /// The log-writer thread looks at the log after each signal, so it finds the records that were appended before.
 /// [`send`](Self::send) sets `is_wanted` and then reads `deferring`; the end of a deferral changes `deferring` and then
 /// reads `is_wanted`. So one of the two sends a signal that was deferred.
+///
+/// A thread that [takes](Deferral::take) the signal looks at the log after that, so it finds the records of each signal
+/// that it has taken.
 #[derive(Debug)]
 pub struct WriterSignal {
     is_set: AtomicBool,
@@ -87,6 +90,15 @@ impl WriterSignal {
     }
 }
 
+impl Deferral<'_> {
+    /// Takes the signal that is deferred, which is not sent then. Returns whether there was one. The caller looks at
+    /// the log in the place of the log-writer thread, or wakes it.
+    #[must_use]
+    pub fn take(&self) -> bool {
+        self.signal.is_wanted.swap(false, Ordering::SeqCst)
+    }
+}
+
 impl Default for WriterSignal {
     fn default() -> WriterSignal {
         WriterSignal::new()
@@ -97,5 +109,35 @@ impl Drop for Deferral<'_> {
     fn drop(&mut self) {
         self.signal.deferring.fetch_sub(1, Ordering::SeqCst);
         self.signal.send_wanted();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deferred_signal_is_sent_at_the_end_unless_it_is_taken() {
+        let signal = WriterSignal::new();
+        let is_sent = || signal.wait(Instant::now());
+        let (first, second) = (signal.defer(), signal.defer());
+        signal.send();
+        drop(first);
+        assert!(!is_sent());
+        drop(second);
+        assert!(is_sent() && !is_sent());
+        let deferral = signal.defer();
+        assert!(!deferral.take());
+        signal.send();
+        assert!(deferral.take() && !deferral.take());
+        drop(deferral);
+        assert!(!is_sent());
+        // One that comes after is another one.
+        let deferral = signal.defer();
+        signal.send();
+        assert!(deferral.take());
+        signal.send();
+        drop(deferral);
+        assert!(is_sent());
     }
 }

@@ -364,6 +364,12 @@ impl<'d> Writing<'d> {
         }
     }
 
+    /// Whether the next step does nothing but write and sync: the next segment has its space, and the disk is not full.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.retry_at.is_none() && self.writer.as_ref().is_some_and(LogWriter::is_prepared)
+    }
+
     /// Whether nothing is written until the disk has space again, though the log may have more.
     #[must_use]
     pub const fn is_stalled(&self) -> bool {

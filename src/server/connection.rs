@@ -198,7 +198,7 @@ impl<'a> Connection<'a> {
             let step = if self.ending.is_some() {
                 Step::Await
             } else {
-                self.step(Thread::Own)
+                self.execute(poller)
             };
             self.send_all()?;
             match step {
@@ -226,6 +226,19 @@ impl<'a> Connection<'a> {
                 Step::Refuse(error) => self.refuse(Refusal::Request(error))?,
             }
         }
+    }
+
+    /// Has the session execute the input. Writes its records where no other connection is active, which is faster than
+    /// to wake the log-writer thread and to be woken by it.
+    fn execute(&mut self, poller: &Poller<'_, Connection<'a>>) -> Step {
+        let alone = poller.begin_alone();
+        let step = self.step(Thread::Own);
+        if let Some(alone) = alone
+            && self.session.is_held()
+        {
+            alone.write();
+        }
+        step
     }
 
     /// Sends all output but what waits for a position, and waits for the client to take it.

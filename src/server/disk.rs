@@ -1,30 +1,30 @@
 //! The node's data directory: opening and recovering it at the start, and the threads that write to it.
 //!
-//! The log-writer thread takes the steps of [`Writing`], and the snapshot thread those of [`Copying`], once the log has
-//! grown by as much as the last snapshot has, and by 64 MiB at least. `Shared` is what they tell each other.
+//! The log-writer thread writes the log (`log_writer.rs`). The snapshot thread takes the steps of [`Copying`], once the
+//! log has grown by as much as the last snapshot has, and by 64 MiB at least. `Shared` is what they tell each other.
 //!
 //! When the log ends, all of it is synced first. Then a snapshot that is under way is finished, or one is written where
 //! there is much log behind the last one. The directory does not need it, so the process may be killed meanwhile.
+
+mod log_writer;
 
 use std::fs;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{Level, error, info, log, warn};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+pub(super) use self::log_writer::LogWriting;
 use super::data_dir::{self, Owned};
 use crate::config::StorageConfig;
 use crate::engine::Engine;
 use crate::log::{Cursor, Log, Mark, Space};
 use crate::node::{DataDirectory, Node, RecoveryFigures, SnapshotFigures, StorageStatus};
-use crate::persistence::{
-    self, Copying, Exchange, Next, Progress, Recovery, Settings, Snapshots, Sync, SyncDone, Writing,
-};
+use crate::persistence::{self, Copying, Exchange, Progress, Recovery, Snapshots, Sync, SyncDone};
 use crate::storage::error::{Problem, StorageError};
 use crate::storage::files::Files as _;
 use crate::storage::identity::Identity;
@@ -215,135 +215,10 @@ impl Disk {
         self.directory.files.path().to_owned()
     }
 
-    /// Writes the log to the directory until it ends, and waits for the last snapshot. The log-writer thread runs this.
-    ///
-    /// # Errors
-    ///
-    /// Those of the system. It is then unknown what the disk has, so no further answer may be sent.
-    pub(super) fn write(&self, engine: &Engine, log: &Log) -> Result<(), StorageError> {
-        let result = self.write_until_end(engine, log);
-        self.shared.lock().is_over = true;
-        self.changed.notify_all();
-        result
-    }
-
-    fn write_until_end(&self, engine: &Engine, log: &Log) -> Result<(), StorageError> {
-        let settings = Settings {
-            config: self.config.clone(),
-            segment_bytes: SEGMENT_BYTES.min(self.snapshot_log_bytes),
-            snapshot_log_bytes: self.snapshot_log_bytes,
-            salts: Arc::new(salt),
-        };
-        let recovery = self.recovered.lock().take().unwrap_or_default();
-        let (files, now) = (&self.directory.files, Instant::now());
-        let mut writing = Writing::new(files, (engine, log), settings, recovery, now)?;
-        let mut space = Space::Enough;
-        loop {
-            self.exchange(&mut writing)?;
-            let now = Instant::now();
-            log.drain(now);
-            let durable = writing.durable_to();
-            let next = writing.step(now)?;
-            if writing.durable_to() > durable + 1 {
-                // The threads that wait for these records run first, so that the next requests of their clients are in
-                // the next group. Without it that group is smaller, and there are more syncs.
-                thread::yield_now();
-            }
-            if report_space(log, &mut space) {
-                // A snapshot that has failed may be written now.
-                drop(self.shared.lock());
-                self.changed.notify_all();
-            }
-            match next {
-                Next::Again => {}
-                Next::Sync(sync) => {
-                    self.shared.lock().sync = Some(sync);
-                    self.changed.notify_all();
-                }
-                Next::Wait(until) => {
-                    self.exchange(&mut writing)?;
-                    let cursor = (!writing.is_stalled()).then(|| writing.cursor());
-                    log.wait_to_write(cursor.as_ref(), until, || self.has_news(log));
-                }
-                Next::Ended => break,
-            }
-        }
-        if let Err(error) = self.wait_for_last_snapshot(&mut writing) {
-            error!(
-                "{error}; all of the data is on the disk, and the next start removes what is not needed"
-            );
-        }
-        Ok(())
-    }
-
     /// Notes that no thread writes snapshots, since it could not be started. The node ends without a last one.
     pub(super) fn expect_no_snapshot(&self) {
         self.shared.lock().expects_no_snapshot = true;
         self.changed.notify_all();
-    }
-
-    /// Waits for the snapshot that is wanted or under way, once the log has ended and all of it is durable.
-    fn wait_for_last_snapshot(&self, writing: &mut Writing<'_>) -> Result<(), StorageError> {
-        self.shared.lock().ended_at = Some(Instant::now());
-        let mut is_said = false;
-        loop {
-            self.exchange(writing)?;
-            self.changed.notify_all();
-            let mut shared = self.shared.lock();
-            if shared.exchange.is_over() || shared.expects_no_snapshot {
-                return Ok(());
-            }
-            if !std::mem::replace(&mut is_said, true) {
-                info!(
-                    "all of the log is on the disk; the node ends once a snapshot is written, and {}",
-                    if shared.exchange.is_based() {
-                        "may be killed"
-                    } else {
-                        "has the data from before its copy if it is killed"
-                    }
-                );
-            }
-            while shared.exchange.is_busy() && !shared.expects_no_snapshot {
-                self.changed.wait(&mut shared);
-            }
-        }
-    }
-
-    /// Whether another thread has something for the log-writer thread.
-    fn has_news(&self, log: &Log) -> bool {
-        let shared = self.shared.lock();
-        shared.may_restore() || shared.synced.is_some() || shared.exchange.has_news(log)
-    }
-
-    /// Carries out the requests of other threads to the log-writer thread, and publishes its state.
-    fn exchange(&self, writing: &mut Writing<'_>) -> Result<(), StorageError> {
-        let mut shared = self.shared.lock();
-        if shared.may_restore() {
-            drop(shared);
-            writing.restore(Instant::now())?;
-            shared = self.shared.lock();
-            shared.restore = Restore::Done;
-            self.changed.notify_all();
-        }
-        if let Some(done) = shared.synced.take() {
-            writing.synced(done?);
-        }
-        if let Some((id, bytes)) = shared.exchange.take_done() {
-            drop(shared);
-            writing.snapshot_done(id, bytes)?;
-            shared = self.shared.lock();
-        }
-        let noted = shared.exchange.note(writing);
-        self.status.log_takes(writing.bytes());
-        // A snapshot that is written waits until the log is durable. Nothing else waits for that here.
-        let is_awaited = shared.exchange.snapshot() == Snapshots::Running;
-        if noted.wants_snapshot || (noted.has_moved && is_awaited) {
-            self.changed.notify_all();
-        }
-        if noted.has_moved && writing.chain().is_some() {
-            self.status.synced(Instant::now());
-        }
-        Ok(())
     }
 
     /// Makes the syncs that do not have to be made before more is written, until the log is. The sync thread runs this.
@@ -561,24 +436,6 @@ fn give_up_last(shared: &mut Shared, error: &StorageError) {
         );
     }
     shared.exchange.give_up_snapshot();
-}
-
-/// Logs that the disk is full, or has space again. Returns whether it has space again.
-fn report_space(log: &Log, reported: &mut Space) -> bool {
-    let (space, why) = log.space();
-    match (std::mem::replace(reported, space), space) {
-        (Space::Enough, Space::Reserve | Space::UsedUp) => error!(
-            "{why}; a leader answers FULL to writes that store something, and executes DEL while its reserve lasts; \
-             the node looks for space each second"
-        ),
-        (Space::Reserve | Space::UsedUp, Space::Enough) => {
-            error!("the disk has space again: writes go on");
-            return true;
-        }
-        (Space::Enough, Space::Enough)
-        | (Space::Reserve | Space::UsedUp, Space::Reserve | Space::UsedUp) => {}
-    }
-    false
 }
 
 impl DataDirectory for Disk {

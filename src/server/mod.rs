@@ -63,7 +63,7 @@ use crate::replication::{self, Ending, Peers, Replica, Stop, Transferrer};
 use crate::storage::error::StorageError;
 use accept::Acceptor;
 use allowance::Allowance;
-use disk::Disk;
+use disk::{Disk, LogWriting};
 use housekeeping::Housekeeper;
 use lifecycle::{Event, Lifecycle};
 pub use listener::BindError;
@@ -184,7 +184,12 @@ impl Server {
 
     fn run_until_stopped(&self) -> io::Result<Ending> {
         let (housekeeper, maintenance) = Housekeeper::new(self.allowance.refused);
-        let pollers = pollers(self.node.awaited())
+        let log_writing = self.log_writing();
+        let write = log_writing
+            .as_ref()
+            .map(|writing| || writing.write_in_place());
+        let write = write.as_ref().map(|write| write as &(dyn Fn() + Sync));
+        let pollers = pollers(self.node.awaited(), write)
             .map_err(|error| io::Error::new(error.kind(), format!("cannot use epoll: {error}")))?;
         let (ending, failure) = (Mutex::new(Ending::Kept), Mutex::new(None));
         thread::scope(|scope| {
@@ -193,7 +198,7 @@ impl Server {
             let housekeeper = housekeeper;
             let node = &self.node;
             start(scope, "housekeeping", move || maintenance.run(node))?;
-            let started = self.start_others(scope, &ending, &failure);
+            let started = self.start_others(scope, log_writing.as_ref(), &ending, &failure);
             match started {
                 Ok(()) => Acceptor::new(self, scope, housekeeper, &pollers).run(),
                 Err(_) => self.shared.advance(Event::StartFailed),
@@ -205,6 +210,12 @@ impl Server {
             None => Ok(ending.into_inner()),
             Some(error) => Err(io::Error::other(error)),
         }
+    }
+
+    /// The writing of the log, where the node has a disk.
+    fn log_writing(&self) -> Option<LogWriting<'_>> {
+        let (disk, engine) = (self.disk.as_ref()?, self.node.engine());
+        Some(LogWriting::new(disk, engine, engine.log()?))
     }
 
     /// The node and its peers.
@@ -223,12 +234,15 @@ impl Server {
     fn start_others<'scope>(
         &'scope self,
         scope: &'scope thread::Scope<'scope, '_>,
+        log_writing: Option<&'scope LogWriting<'_>>,
         ending: &'scope Mutex<Ending>,
         failure: &'scope Mutex<Option<StorageError>>,
     ) -> io::Result<()> {
         let log = self.node.engine().log();
-        if let (Some(disk), Some(log)) = (&self.disk, log) {
-            start(scope, "log-writer", || self.write_log(disk, log, failure))?;
+        if let (Some(disk), Some(writing), Some(log)) = (&self.disk, log_writing, log) {
+            start(scope, "log-writer", || {
+                self.write_log(writing, log, failure)
+            })?;
             let engine = self.node.engine();
             let started = start(scope, "sync", || disk.sync(log));
             let started = started
@@ -252,8 +266,13 @@ impl Server {
     }
 
     /// Writes the log to the disk until it ends. Where that fails, the node ends.
-    fn write_log(&self, disk: &Disk, log: &Log, failure: &Mutex<Option<StorageError>>) {
-        let Err(error) = disk.write(self.node.engine(), log) else {
+    fn write_log(
+        &self,
+        writing: &LogWriting<'_>,
+        log: &Log,
+        failure: &Mutex<Option<StorageError>>,
+    ) {
+        let Err(error) = writing.run() else {
             return;
         };
         if error.is_full() {
@@ -292,9 +311,10 @@ fn cannot_start(what: &str, error: &io::Error) -> io::Error {
 /// need cores too.
 fn pollers<'a, C: Polled>(
     watermark: Option<(&'a Watermarks, Mark)>,
+    write: Option<&'a (dyn Fn() + Sync)>,
 ) -> io::Result<Vec<Poller<'a, C>>> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     (0..cores.div_ceil(2))
-        .map(|_| Poller::new(SWEEP_INTERVAL, watermark))
+        .map(|_| Poller::new(SWEEP_INTERVAL, watermark, write))
         .collect()
 }

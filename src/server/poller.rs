@@ -12,7 +12,8 @@
 //! A connection with answers that wait for a [position](Position) of the log has a slot too, however few connections
 //! there are, so that no thread waits for one client's position while others need it. The polling thread keeps such
 //! connections in the order of their positions; the watermark wakes it through an eventfd when it has passed the
-//! lowest.
+//! lowest. The only connection that is active has no slot for that, where its own thread can
+//! [write its records](Poller::begin_alone) in the place of the log-writer thread.
 //!
 //! # Invariants
 //!
@@ -33,7 +34,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
-use crate::log::{Mark, Position, Reached, SubscriptionId, Watermarks, WriterSignal};
+use crate::log::{Deferral, Mark, Position, Reached, SubscriptionId, Watermarks, WriterSignal};
 
 /// Connections that must be active before they share a poller. Two clients with one GET each get 0.85 times the answers
 /// from one thread. With three and more, 50 get 1.28 and 200 get 1.48 times those from a thread for each.
@@ -90,6 +91,21 @@ enum Duty {
     Poll,
 }
 
+/// The execution of requests of the only connection that is active. The log-writer thread is not woken meanwhile.
+pub(super) struct Alone<'a> {
+    deferral: Deferral<'a>,
+    write: &'a (dyn Fn() + Sync),
+}
+
+impl Alone<'_> {
+    /// Writes the records of the requests, or has the log-writer thread do it.
+    pub(super) fn write(self) {
+        if self.deferral.take() {
+            (self.write)();
+        }
+    }
+}
+
 impl<C> Handle<C> {
     pub(super) fn new(connection: C) -> Arc<Handle<C>> {
         let duty = Duty::Serve;
@@ -117,6 +133,8 @@ pub(super) struct Poller<'a, C> {
     epoll: OwnedFd,
     /// `None` where no answer waits for a position.
     watermark: Option<Watermark<'a>>,
+    /// Writes the log in the place of the log-writer thread, or wakes that.
+    write: Option<&'a (dyn Fn() + Sync)>,
     /// Connections that have a slot, or whose thread is awake.
     active: AtomicUsize,
     /// Those of them that send a stream; they never take a slot.
@@ -205,7 +223,8 @@ fn notify(eventfd: &OwnedFd) {
 
 impl<'a, C: Polled> Poller<'a, C> {
     /// A poller whose connections leave after they have been idle for one to two times `sweep_interval`. `watermark` is
-    /// the one that their answers wait for, if they do.
+    /// the one that their answers wait for, if they do. `write` writes the log in the place of the log-writer thread,
+    /// where there is one.
     ///
     /// # Errors
     ///
@@ -213,12 +232,14 @@ impl<'a, C: Polled> Poller<'a, C> {
     pub(super) fn new(
         sweep_interval: Duration,
         watermark: Option<(&'a Watermarks, Mark)>,
+        write: Option<&'a (dyn Fn() + Sync)>,
     ) -> io::Result<Poller<'a, C>> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let watermark =
             watermark.map(|(watermarks, mark)| Watermark::new(watermarks, mark, &epoll));
         Ok(Poller {
             watermark: watermark.transpose()?,
+            write,
             epoll,
             active: AtomicUsize::new(0),
             streams: AtomicUsize::new(0),
@@ -266,6 +287,22 @@ impl<'a, C: Polled> Poller<'a, C> {
     pub(super) fn has_enough(&self) -> bool {
         let streams = self.streams.load(Ordering::Relaxed);
         self.active.load(Ordering::Relaxed) >= ACTIVE_MIN + streams
+    }
+
+    /// Begins the execution of requests whose records the caller may write itself, since no other connection is active.
+    /// `None` where others are, and where answers wait for no position. The caller waits for nothing until the end.
+    pub(super) fn begin_alone(&self) -> Option<Alone<'_>> {
+        let (watermark, write) = (self.watermark.as_ref()?, self.write?);
+        self.writes_alone().then(|| Alone {
+            deferral: watermark.watermarks.writer_signal().defer(),
+            write,
+        })
+    }
+
+    /// Whether the only connection that is active writes its records itself.
+    fn writes_alone(&self) -> bool {
+        let streams = self.streams.load(Ordering::Relaxed);
+        self.write.is_some() && self.active.load(Ordering::Relaxed) <= 1 + streams
     }
 
     /// Takes a slot for a connection and returns when its own thread is woken. All that can be done for its client is
@@ -366,6 +403,11 @@ impl<'a, C: Polled> Poller<'a, C> {
     fn serve(&self, number: usize, handle: &Handle<C>, is_readable: bool) -> Option<usize> {
         let mut state = handle.lock();
         if !state.connection.serve(is_readable) {
+            self.dismiss(number, handle, state);
+            return None;
+        }
+        if !is_readable && state.connection.awaits().is_none() && self.writes_alone() {
+            // Its own thread writes the next records at once.
             self.dismiss(number, handle, state);
             return None;
         }

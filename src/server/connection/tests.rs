@@ -48,7 +48,8 @@ fn drive(test: impl FnOnce(&mut Connection<'_>, TcpStream, &Lifecycle)) {
 
 /// Waits alone.
 fn wait<'a>(connection: &mut Connection<'a>) -> Event {
-    let poller: Poller<'_, Connection<'a>> = Poller::new(Duration::from_secs(1), None).unwrap();
+    let poller: Poller<'_, Connection<'a>> =
+        Poller::new(Duration::from_secs(1), None, None).unwrap();
     connection.wait(&poller).unwrap()
 }
 

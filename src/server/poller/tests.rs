@@ -62,7 +62,7 @@ fn poller_of(
     Vec<UnixStream>,
     mpsc::Receiver<Woken>,
 ) {
-    let poller = Arc::new(Poller::new(sweep_interval, None).unwrap());
+    let poller = Arc::new(Poller::new(sweep_interval, None, None).unwrap());
     let (woken, wakes) = mpsc::channel();
     let clients = (0..count).map(|number| join(&poller, number, &woken));
     (Arc::clone(&poller), clients.collect(), wakes)
@@ -173,7 +173,7 @@ fn the_last_connection_leaves_even_though_its_client_is_active() {
 
 #[test]
 fn streams_count_as_others_and_not_towards_sharing() {
-    let poller: Poller<'static, Mirror> = Poller::new(NEVER, None).unwrap();
+    let poller: Poller<'static, Mirror> = Poller::new(NEVER, None, None).unwrap();
     let seen = || (poller.has_others(), poller.has_enough());
     poller.enter();
     assert_eq!(seen(), (false, false));
@@ -272,7 +272,7 @@ fn with_waiting(
     let watermarks = Watermarks::default();
     let committed = Some((&watermarks, Mark::Committed));
     let interval = Duration::from_millis(2);
-    let poller: Poller<'_, Waiting<'_>> = Poller::new(interval, committed).unwrap();
+    let poller: Poller<'_, Waiting<'_>> = Poller::new(interval, committed, None).unwrap();
     let (woken, wakes) = mpsc::channel();
     thread::scope(|scope| {
         let mut clients = Vec::new();
@@ -401,5 +401,69 @@ fn input_that_is_not_read_does_not_wake_the_polling_thread() {
         watermarks.advance(Mark::Committed, 1);
         receive(&mut clients[0], &[1]);
         assert_eq!(wakes.recv().unwrap(), 0);
+    });
+}
+
+#[test]
+fn the_only_active_connection_may_write_its_records_itself() {
+    let (watermarks, written) = (Watermarks::default(), AtomicUsize::new(0));
+    let write = || {
+        written.fetch_add(1, Ordering::Relaxed);
+    };
+    let committed = Some((&watermarks, Mark::Committed));
+    let poller: Poller<'_, Waiting<'_>> = Poller::new(NEVER, committed, Some(&write)).unwrap();
+    let signal = watermarks.writer_signal();
+    let is_sent = || signal.wait(Instant::now());
+    poller.enter();
+    // It has written something, and is not asked to write where it has not.
+    let alone = poller.begin_alone().unwrap();
+    signal.send();
+    alone.write();
+    assert_eq!((written.load(Ordering::Relaxed), is_sent()), (1, false));
+    poller.begin_alone().unwrap().write();
+    assert_eq!((written.load(Ordering::Relaxed), is_sent()), (1, false));
+    // The log-writer thread is woken where it does not.
+    let alone = poller.begin_alone().unwrap();
+    signal.send();
+    assert!(!is_sent());
+    drop(alone);
+    assert!(is_sent());
+    // Others are active, be it that they send streams.
+    poller.enter();
+    assert!(poller.begin_alone().is_none());
+    poller.count_stream(true);
+    assert!(poller.begin_alone().is_some());
+    poller.count_stream(false);
+    poller.leave();
+    assert!(poller.begin_alone().is_some());
+    // Without a disk nothing is written.
+    let poller: Poller<'_, Waiting<'_>> = Poller::new(NEVER, committed, None).unwrap();
+    poller.enter();
+    assert!(poller.begin_alone().is_none());
+}
+
+#[test]
+fn the_only_active_connection_leaves_once_its_answers_are_sent() {
+    let (watermarks, write) = (Watermarks::default(), || ());
+    let committed = Some((&watermarks, Mark::Committed));
+    let poller: Poller<'_, Waiting<'_>> = Poller::new(NEVER, committed, Some(&write)).unwrap();
+    let (mut client, stream) = UnixStream::pair().unwrap();
+    let handle = Handle::new(Waiting {
+        stream,
+        watermarks: &watermarks,
+        positions: [3, 4].map(at).into(),
+        reads: true,
+        is_overdue: false,
+    });
+    poller.enter();
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| poller.share(&handle, &mut handle.lock()));
+        watermarks.advance(Mark::Committed, 3);
+        receive(&mut client, &[3]);
+        assert!(!thread.is_finished());
+        watermarks.advance(Mark::Committed, 4);
+        receive(&mut client, &[4]);
+        // Long before it counts as idle.
+        assert!(thread.join().unwrap());
     });
 }
