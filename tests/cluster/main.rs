@@ -34,6 +34,7 @@ mod support {
     pub(crate) mod names;
     pub(crate) mod node;
     pub(crate) mod proxy;
+    pub(crate) mod quick;
     pub(crate) mod recorder;
     pub(crate) mod tools;
     pub(crate) mod writes;

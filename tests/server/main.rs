@@ -34,6 +34,8 @@ mod process;
 #[path = "../support/proxy.rs"]
 #[allow(dead_code)] // the rest is for other tests
 mod proxy;
+#[path = "../support/quick.rs"]
+mod quick;
 #[path = "../support/recorder.rs"]
 #[allow(dead_code)] // the rest is for other tests
 mod recorder;
