@@ -111,33 +111,3 @@ impl Drop for Deferral<'_> {
         self.signal.send_wanted();
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_deferred_signal_is_sent_at_the_end_unless_it_is_taken() {
-        let signal = WriterSignal::new();
-        let is_sent = || signal.wait(Instant::now());
-        let (first, second) = (signal.defer(), signal.defer());
-        signal.send();
-        drop(first);
-        assert!(!is_sent());
-        drop(second);
-        assert!(is_sent() && !is_sent());
-        let deferral = signal.defer();
-        assert!(!deferral.take());
-        signal.send();
-        assert!(deferral.take() && !deferral.take());
-        drop(deferral);
-        assert!(!is_sent());
-        // One that comes after is another one.
-        let deferral = signal.defer();
-        signal.send();
-        assert!(deferral.take());
-        signal.send();
-        drop(deferral);
-        assert!(is_sent());
-    }
-}

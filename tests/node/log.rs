@@ -603,7 +603,7 @@ fn is_received(signal: &WriterSignal) -> bool {
 }
 
 #[test]
-fn a_ring_is_received_once_and_a_deferred_one_when_the_last_deferral_ends() {
+fn a_signal_is_received_once_and_a_deferred_one_when_the_last_deferral_ends() {
     let signal = WriterSignal::new();
     assert!(!is_received(&signal));
     signal.send();
@@ -623,23 +623,55 @@ fn a_ring_is_received_once_and_a_deferred_one_when_the_last_deferral_ends() {
 }
 
 #[test]
-fn no_signal_of_many_threads_is_lost_while_some_defer_it() {
+fn a_deferred_signal_that_is_taken_is_not_sent() {
+    let signal = WriterSignal::new();
+    let deferral = signal.defer();
+    assert!(!deferral.take(), "there is none");
+    signal.send();
+    assert!(deferral.take() && !deferral.take());
+    drop(deferral);
+    assert!(!is_received(&signal));
+    // The next one is another one.
+    let deferral = signal.defer();
+    signal.send();
+    assert!(deferral.take());
+    signal.send();
+    drop(deferral);
+    assert!(is_received(&signal));
+}
+
+#[test]
+fn no_signal_of_many_threads_is_lost_while_some_defer_or_take_it() {
     const THREADS: u64 = 4;
     const SIGNALS: u64 = 5_000;
-    let (signal, appended) = (WriterSignal::new(), AtomicU64::new(0));
+    let signal = WriterSignal::new();
+    // Records, and those of them that a thread has found after a signal.
+    let (appended, found) = (&AtomicU64::new(0), AtomicU64::new(0));
+    let find = || found.fetch_max(appended.load(Ordering::SeqCst), Ordering::SeqCst);
     thread::scope(|scope| {
         for thread in 0..THREADS {
-            let (signal, appended) = (&signal, &appended);
+            let (signal, find) = (&signal, &find);
             scope.spawn(move || {
                 for number in 0..SIGNALS {
-                    let _deferral = (number % THREADS == thread).then(|| signal.defer());
+                    let deferral = (number % THREADS == thread).then(|| signal.defer());
                     appended.fetch_add(1, Ordering::SeqCst);
                     signal.send();
+                    // Every other one is taken, so this thread looks.
+                    if let Some(deferral) = deferral
+                        && (number / THREADS).is_multiple_of(2)
+                        && deferral.take()
+                    {
+                        find();
+                    }
                 }
             });
         }
-        while appended.load(Ordering::SeqCst) < THREADS * SIGNALS {
-            assert!(signal.wait(Instant::now() + PATIENCE), "a signal is lost");
+        let until = Instant::now() + PATIENCE;
+        while found.load(Ordering::SeqCst) < THREADS * SIGNALS {
+            assert!(Instant::now() < until, "a signal is lost");
+            if signal.wait(Instant::now() + Duration::from_millis(10)) {
+                find();
+            }
         }
     });
 }
