@@ -1,7 +1,7 @@
 //! Watchers see the same as a follower, on any node, and are in no count.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use gopherstore::client::{
@@ -505,9 +505,9 @@ fn write_until(addr: &str, is_over: &AtomicBool) -> Vec<Vec<u8>> {
 /// The entries that a watcher received on all its streams: position and key.
 type Received = Vec<(Token, Vec<u8>)>;
 
-/// Watches a node until the entry with the key `last`, and goes on after each end of the stream where it was. Returns
-/// the number of streams.
-fn watch_until(addr: &str, last: &[u8], received: &mut Received) -> u64 {
+/// Watches a node until the entry with the key `last`, and goes on after each end of the stream where it was. `reached`
+/// gets the index of each entry. Returns the number of streams.
+fn watch_until(addr: &str, last: &[u8], received: &mut Received, reached: &AtomicU64) -> u64 {
     let begin = Instant::now();
     let mut watcher = Watcher::open(addr, &options(), all(WatchFrom::Index(1))).unwrap();
     let mut streams = 1;
@@ -522,6 +522,7 @@ fn watch_until(addr: &str, last: &[u8], received: &mut Received) -> u64 {
                         .changes()
                         .map(|change| (position, change.key().to_vec())),
                 );
+                reached.store(position.index, Ordering::SeqCst);
                 if received.last().is_some_and(|(_, key)| key == last) {
                     return streams;
                 }
@@ -558,15 +559,19 @@ fn watch_while_leaders_restart(watched: usize) {
         cluster.addr(0).to_string(),
         cluster.addr(watched).to_string(),
     );
-    let is_over = AtomicBool::new(false);
+    let (is_over, reached) = (AtomicBool::new(false), AtomicU64::new(0));
     let mut shown = Received::new();
     let (acknowledged, streams) = std::thread::scope(|scope| {
         let writer = scope.spawn(|| write_until(&leader, &is_over));
-        let watcher = scope.spawn(|| watch_until(&watched_addr, b"last", &mut shown));
+        let watcher = scope.spawn(|| watch_until(&watched_addr, b"last", &mut shown, &reached));
         for _ in 0..5 {
             let before = cluster.number(0, key::INDEX);
             cluster.wait_for_status(0, WITHIN, "writes", |status| {
                 status.number(key::INDEX) > Some(before + 100)
+            });
+            // A watcher that has no stream by the time of the stop misses what the next log does not have.
+            wait_until(WITHIN, "the watcher", || {
+                watcher.is_finished() || reached.load(Ordering::SeqCst) > before
             });
             cluster.kill(2);
             cluster.stop(0);
