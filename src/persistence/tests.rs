@@ -50,8 +50,20 @@ fn lead(engine: &Engine) {
     engine.open_epoch(start, admission).unwrap();
 }
 
-/// The writing of the log of a node that acknowledges at `mark`, on a disk without files.
+/// The writing of the log of a node that acknowledges at `mark`, on a disk without files, by these
+/// [settings](settings).
 fn begin<'d>(
+    disk: &'d Disk,
+    engine: &'d Engine,
+    mark: Mark,
+    sync: SyncPolicy,
+    now: Instant,
+) -> Writing<'d> {
+    begin_with(disk, engine, mark, settings(sync), now)
+}
+
+/// The same by others.
+fn begin_with<'d>(
     disk: &'d Disk,
     engine: &'d Engine,
     mark: Mark,
@@ -139,7 +151,7 @@ fn a_full_disk_refuses_what_stores_until_there_is_space() {
         let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
         let log = engine.log().unwrap();
         disk.limit(Some(2 * SEGMENT));
-        let mut writing = begin(&disk, &engine, Mark::Written, settings(sync), now);
+        let mut writing = begin(&disk, &engine, Mark::Written, sync, now);
         lead(&engine);
         let mut keys = 0_u32;
         let mut at = now;
@@ -194,7 +206,7 @@ fn what_has_no_space_at_all_is_not_acknowledged_and_is_written_later() {
     let log = engine.log().unwrap();
     disk.limit(Some(2 * SEGMENT));
     let settings = settings(SyncPolicy::Always);
-    let mut writing = begin(&disk, &engine, Mark::Durable, settings, now);
+    let mut writing = begin_with(&disk, &engine, Mark::Durable, settings, now);
     lead(&engine);
     settle(&engine, &mut writing, now);
     for key in 0..20_u32 {
@@ -237,13 +249,7 @@ fn a_disk_that_is_full_is_so_until_the_next_chain_has_its_space() {
         let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
         let log = engine.log().unwrap();
         disk.limit(Some(SEGMENT));
-        let mut writing = begin(
-            &disk,
-            &engine,
-            Mark::Written,
-            settings(SyncPolicy::Always),
-            now,
-        );
+        let mut writing = begin(&disk, &engine, Mark::Written, SyncPolicy::Always, now);
         lead(&engine);
         settle(&engine, &mut writing, now);
         let keys = if is_stalled { 20_u32 } else { 1 };
@@ -300,13 +306,7 @@ fn next_sync(engine: &Engine, writing: &mut Writing<'_>, now: Instant) -> Option
 fn a_sync_of_interval_covers_what_was_written_before_it_and_more_is_written_meanwhile() {
     let (disk, engine, start) = (Disk::default(), engine(), Instant::now());
     let log = engine.log().unwrap();
-    let mut writing = begin(
-        &disk,
-        &engine,
-        Mark::Written,
-        settings(SyncPolicy::Interval),
-        start,
-    );
+    let mut writing = begin(&disk, &engine, Mark::Written, SyncPolicy::Interval, start);
     let marks = || [Mark::Written, Mark::Durable].map(|mark| log.watermarks().index(mark).unwrap());
     lead(&engine);
     assert!(next_sync(&engine, &mut writing, start).is_none());
@@ -346,7 +346,7 @@ fn much_that_is_not_synced_begins_a_sync_before_its_time() {
         let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
         let mut settings = settings(sync);
         settings.segment_bytes = 64 << 20;
-        let mut writing = begin(&disk, &engine, Mark::Written, settings, now);
+        let mut writing = begin_with(&disk, &engine, Mark::Written, settings, now);
         lead(&engine);
         let value = vec![1; 1 << 20];
         let syncs = (0..10_u32).filter(|key| {
@@ -372,7 +372,7 @@ fn a_log_that_ends_while_there_is_no_space_for_it_is_an_error() {
         let log = engine.log().unwrap();
         disk.limit(Some(limit));
         let settings = settings(SyncPolicy::Always);
-        let mut writing = begin(&disk, &engine, Mark::Durable, settings, now);
+        let mut writing = begin_with(&disk, &engine, Mark::Durable, settings, now);
         lead(&engine);
         for key in 0..20_u32 {
             ask(&engine, &[set(&key.to_be_bytes(), &[1; 3_000])]);
@@ -429,7 +429,7 @@ fn a_log_that_ends_with_much_behind_the_last_snapshot_wants_another_one() {
         let log = engine.log().unwrap();
         let mut settings = settings(SyncPolicy::Always);
         settings.snapshot_log_bytes = 2_000;
-        let mut writing = begin(&disk, &engine, Mark::Durable, settings, now);
+        let mut writing = begin_with(&disk, &engine, Mark::Durable, settings, now);
         let mut exchange = Exchange::default();
         lead(&engine);
         let write = |keys: std::ops::Range<u32>, writing: &mut Writing<'_>| {
@@ -511,13 +511,7 @@ fn a_snapshot_that_gets_its_name_while_the_directory_is_read_stays() {
 fn a_snapshot_that_was_given_up_is_begun_again() {
     let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
     let log = engine.log().unwrap();
-    let mut writing = begin(
-        &disk,
-        &engine,
-        Mark::Durable,
-        settings(SyncPolicy::Always),
-        now,
-    );
+    let mut writing = begin(&disk, &engine, Mark::Durable, SyncPolicy::Always, now);
     lead(&engine);
     settle(&engine, &mut writing, now);
     let mut exchange = Exchange::default();
@@ -535,13 +529,7 @@ fn a_snapshot_that_was_given_up_is_begun_again() {
 #[test]
 fn the_watermarks_are_at_the_end_of_what_was_recovered_at_once() {
     let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
-    let mut writing = begin(
-        &disk,
-        &engine,
-        Mark::Durable,
-        settings(SyncPolicy::Always),
-        now,
-    );
+    let mut writing = begin(&disk, &engine, Mark::Durable, SyncPolicy::Always, now);
     lead(&engine);
     assert_eq!(ask(&engine, &[set(b"k", b"v")]), [Status::Ok]);
     settle(&engine, &mut writing, now);
@@ -569,7 +557,7 @@ fn damage_of_the_last_group_of_an_idle_log_is_found_once_it_was_synced() {
     for sync in [SyncPolicy::Always, SyncPolicy::Interval, SyncPolicy::Never] {
         let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
         let log = engine.log().unwrap();
-        let mut writing = begin(&disk, &engine, Mark::Written, settings(sync), now);
+        let mut writing = begin(&disk, &engine, Mark::Written, sync, now);
         lead(&engine);
         for key in 0..3_u32 {
             ask(&engine, &[set(&key.to_be_bytes(), &[1; 300])]);
@@ -617,13 +605,7 @@ fn damage_of_the_last_group_of_an_idle_log_is_found_once_it_was_synced() {
 #[test]
 fn the_entries_of_a_snapshot_share_chunks_but_for_very_long_ones() {
     let (disk, engine, now) = (Disk::default(), engine(), Instant::now());
-    let mut writing = begin(
-        &disk,
-        &engine,
-        Mark::Durable,
-        settings(SyncPolicy::Always),
-        now,
-    );
+    let mut writing = begin(&disk, &engine, Mark::Durable, SyncPolicy::Always, now);
     lead(&engine);
     for key in 0..1_000_u32 {
         let value = vec![1; if key == 500 { 100_000 } else { 400 }];

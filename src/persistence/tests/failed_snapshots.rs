@@ -17,7 +17,7 @@ fn begin_second_segment(disk: &Disk, engine: &Engine, writing: &mut Writing<'_>,
 /// A leader that has written its first record.
 fn begin_leading<'d>(disk: &'d Disk, engine: &'d Engine, now: Instant) -> Writing<'d> {
     let settings = settings(SyncPolicy::Always);
-    let mut writing = begin(disk, engine, Mark::Written, settings, now);
+    let mut writing = begin_with(disk, engine, Mark::Written, settings, now);
     lead(engine);
     settle(engine, &mut writing, now);
     writing
@@ -84,7 +84,7 @@ fn a_last_snapshot_that_fails_is_not_tried_again() {
     let log = engine.log().unwrap();
     let mut settings = settings(SyncPolicy::Always);
     settings.snapshot_log_bytes = 2_000;
-    let mut writing = begin(&disk, &engine, Mark::Durable, settings, now);
+    let mut writing = begin_with(&disk, &engine, Mark::Durable, settings, now);
     let mut exchange = Exchange::default();
     lead(&engine);
     let write = |writing: &mut Writing<'_>| {
