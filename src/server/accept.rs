@@ -159,6 +159,10 @@ impl<'scope, 'env, 'a: 'scope> Acceptor<'scope, 'env, 'a> {
         if self.pause == PAUSE.0 {
             warn!("cannot accept clients: {error}; trying again until it works");
         }
+        debug!(
+            "the next accept is in {} ms: {error}",
+            self.pause.as_millis()
+        );
         let shared = &self.server.shared;
         let mut clients = shared.registry.lock();
         if !self.is_closing() {

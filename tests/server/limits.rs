@@ -140,8 +140,8 @@ fn the_stop_ends_the_pause_after_a_failed_accept() {
             ..Options::default()
         });
         let _held = run_out_of_descriptors(&node);
-        // The pause is doubled up to a second; nothing shows when it has come to that.
-        thread::sleep(Duration::from_millis(2_500));
+        // The pause is doubled up to a second.
+        node.wait_for_log("the next accept is in 1000 ms");
         assert!(!node.log().contains("accepting clients again"));
         let begin = Instant::now();
         node.signal("TERM");
