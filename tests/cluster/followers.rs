@@ -124,26 +124,27 @@ fn a_follower_that_was_cut_off_is_in_again_at_once() {
 
 #[test]
 fn a_half_open_stream_keeps_the_true_follower_out_no_longer_than_three_heartbeats() {
-    let mut cluster = cluster(2, "heartbeat_interval_ms = 300\nleader_timeout_ms = 5000");
-    cluster.kill(1);
-    cluster.wait_for_status(0, WITHIN, "its end", |status| {
-        status.get(&key::follower_state("n2")) == Some("away")
+    // And the time of an attempt or two.
+    assert_quick_once(Duration::from_millis(3 * 300 + 1_500), || {
+        let mut cluster = cluster(2, "heartbeat_interval_ms = 300\nleader_timeout_ms = 5000");
+        cluster.kill(1);
+        cluster.wait_for_status(0, WITHIN, "its end", |status| {
+            status.get(&key::follower_state("n2")) == Some("away")
+        });
+        // Nobody says anything on it.
+        let mut half_open = TcpStream::connect(cluster.addr(0)).unwrap();
+        half_open.write_all(&follow_frame("n2")).unwrap();
+        half_open.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut response = [0; 5];
+        half_open.read_exact(&mut response).unwrap();
+        assert_eq!(response[0], 0);
+        let begin = Instant::now();
+        cluster.restart(1);
+        cluster.wait_for_status(1, WITHIN, "its data", |status| {
+            status.is_state(state::SERVING)
+        });
+        begin.elapsed()
     });
-    // Nobody says anything on it.
-    let mut half_open = TcpStream::connect(cluster.addr(0)).unwrap();
-    half_open.write_all(&follow_frame("n2")).unwrap();
-    half_open.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut response = [0; 5];
-    half_open.read_exact(&mut response).unwrap();
-    assert_eq!(response[0], 0);
-    let begin = Instant::now();
-    cluster.restart(1);
-    cluster.wait_for_status(1, WITHIN, "its data", |status| {
-        status.is_state(state::SERVING)
-    });
-    let took = begin.elapsed();
-    // And the time of some attempts. Without heartbeats it would be the leader timeout.
-    assert!(took < Duration::from_millis(3 * 300 + 3_500), "{took:?}");
 }
 
 /// The leader's lag for a follower is the age of what a reader of the follower sees, also where entries wait to be

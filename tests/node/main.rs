@@ -20,6 +20,8 @@ mod scan;
 mod sync;
 mod threads;
 
+#[path = "../support/quick.rs"]
+mod quick;
 #[path = "../support/reference.rs"]
 mod reference;
 
