@@ -149,6 +149,7 @@ impl Engine {
             sequencer.hold_waiting();
             return self.apply(group.committed);
         }
+        sequencer.log().watermarks().begin_applying(last);
         if let Some(entry) = entry {
             self.apply_entry(sequencer, entry);
         } else {
@@ -178,6 +179,7 @@ impl Engine {
         if at >= up_to {
             return Ok(());
         }
+        log.watermarks().begin_applying(up_to);
         let lost = |index| Err(ApplyError::Lost { index });
         let mut frames = Vec::new();
         while at < up_to {

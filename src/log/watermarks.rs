@@ -74,6 +74,8 @@ struct State {
     written: u64,
     durable: u64,
     committed: u64,
+    /// The last record of a leader that is committed, and applied or being applied. Reads may find it already.
+    applying: u64,
     next_id: u64,
     subscriptions: BTreeMap<SubscriptionId, Subscription>,
 }
@@ -113,7 +115,7 @@ impl State {
         } else if position.epoch < self.epoch {
             // The index may be another record's by now.
             Reached::Never
-        } else if position.index <= watermark.max(self.committed) {
+        } else if position.index <= watermark.max(self.applying) {
             // The disk of a leader has all that it has sent as committed: a follower's answers do not wait for the
             // follower's.
             Reached::Yes
@@ -198,7 +200,10 @@ impl Watermarks {
             Mark::Appended => return,
             Mark::Written => state.written = state.written.max(index),
             Mark::Durable => state.durable = state.durable.max(index),
-            Mark::Committed => state.committed = state.committed.max(index),
+            Mark::Committed => {
+                state.committed = state.committed.max(index);
+                state.applying = state.applying.max(index);
+            }
         }
         state.wake(false);
         let durable = state.durable;
@@ -206,6 +211,13 @@ impl Watermarks {
         if mark == Mark::Durable {
             self.durable_waits.reach(durable);
         }
+    }
+
+    /// Notes that the records up to `index`, which a leader has committed, are about to be applied. A read that finds one
+    /// of them before [`Mark::Committed`] moves there is answered.
+    pub(crate) fn begin_applying(&self, index: u64) {
+        let mut state = self.state.lock();
+        state.applying = state.applying.max(index);
     }
 
     /// Registers a subscriber, which waits for nothing until [`await_position`](Self::await_position).
@@ -256,6 +268,7 @@ impl Watermarks {
         state.written = 0;
         state.durable = 0;
         state.committed = index;
+        state.applying = index;
         state.wake(true);
         drop(state);
         self.durable_waits.wake_all();
@@ -268,6 +281,7 @@ impl Watermarks {
         state.epoch = epoch;
         state.is_given_up = false;
         state.committed = 0;
+        state.applying = 0;
         state.wake(true);
     }
 }

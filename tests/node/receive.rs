@@ -1,5 +1,6 @@
 //! Records of a leader on a follower: logged when they come, applied when they are committed.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
@@ -335,4 +336,44 @@ fn a_leader_that_begins_to_follow_logs_behind_its_own_writes() {
             .appended_at(102)
             .is_some_and(|at| at <= Instant::now())
     );
+}
+
+/// A read that finds a record of the leader before the whole group is applied is answered all the same.
+#[test]
+fn a_read_beside_the_records_of_a_leader_waits_for_nothing() {
+    const GROUPS: u32 = 20;
+    let engine = follower();
+    engine.admit(Admission {
+        reads: true,
+        writes: false,
+    });
+    let watermarks = log(&engine).watermarks();
+    // As when the node began to follow.
+    watermarks.give_up_epoch();
+    let (is_over, reads) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                let position = position_of_read(&engine, b"k");
+                for mark in [Mark::Written, Mark::Durable, Mark::Committed] {
+                    let reached = watermarks.reached(mark, position);
+                    assert_eq!(reached, Reached::Yes, "{position:?}");
+                }
+                reads.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        for group in 0..GROUPS {
+            // Long, so that it is read meanwhile.
+            let records: Vec<u8> = (0..500_u32)
+                .flat_map(|number| set(b"k", &(group * 500 + number).to_be_bytes()))
+                .collect();
+            apply(&engine, &records).unwrap();
+            let before = reads.load(Ordering::Relaxed);
+            while reads.load(Ordering::Relaxed) == before && !reader.is_finished() {
+                thread::yield_now();
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(engine.head().index, 1 + u64::from(GROUPS) * 500);
 }
