@@ -213,8 +213,8 @@ impl Watermarks {
         }
     }
 
-    /// Notes that the records up to `index`, which a leader has committed, are about to be applied. A read that finds one
-    /// of them before [`Mark::Committed`] moves there is answered.
+    /// Notes that the records up to `index`, which a leader has committed, are about to be applied. A read that finds
+    /// one of them before [`Mark::Committed`] moves there is answered.
     pub(crate) fn begin_applying(&self, index: u64) {
         let mut state = self.state.lock();
         state.applying = state.applying.max(index);

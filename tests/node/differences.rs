@@ -151,8 +151,8 @@ fn a_follower_with_other_data_stops_serving_and_takes_a_snapshot() {
     }
 }
 
-/// A follower whose last entry is another one than the leader's takes a full copy. Returns how long it took until it was
-/// seen to load because of the difference; the longest time where it was not seen.
+/// A follower whose last entry is another one than the leader's takes a full copy. Returns how long it took until it
+/// was seen to load because of the difference; the longest time where it was not seen.
 fn finds_a_difference(last: (&[u8], &[u8])) -> Duration {
     let leaders: [(&[u8], &[u8]); 3] = [(b"a", b"1"), (b"b", b"2"), (b"c", b"3")];
     let mut pair = Pair::new();
