@@ -297,7 +297,10 @@ wait_serving() {
     while true; do
         pending=() ended=()
         for name in "${late[@]}"; do serves "$name" || pending+=("$name"); done
-        for name in "$@"; do running "$name" || ended+=("$name"); done
+        # A process that becomes another program has no command line for a moment.
+        for name in "$@"; do
+            running "$name" || kill -0 "${child[$name]}" 2>/dev/null || ended+=("$name")
+        done
         late=("${pending[@]}")
         ((${#ended[@]} == 0 && ${#late[@]} > 0 && SECONDS < deadline)) || return 0
         sleep 0.05

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::checkout::{
     Checkout, assert_serves, at_terminal, cli, end, ends, pid, spawn, stop_command,
@@ -242,8 +243,15 @@ fn an_interrupted_start_leaves_no_node_behind_but_one_that_holds_data() {
         if signal == "HUP" {
             cli(0, addrs[0], &["set", "k", "v"]);
         }
-        tools::signal(start.id(), signal);
-        wait_for("the end of the script", || start.try_wait().unwrap());
+        // Bash drops a SIGINT that comes just when a command substitution ends. A user presses Ctrl-C again.
+        let mut sent = None;
+        wait_for("the end of the script", || {
+            if sent.is_none_or(|at: Instant| at.elapsed() > Duration::from_secs(2)) {
+                tools::signal(start.id(), signal);
+                sent = Some(Instant::now());
+            }
+            start.try_wait().unwrap()
+        });
         let output = start.wait_with_output().unwrap();
         assert_eq!(
             output.status.code(),
@@ -263,6 +271,26 @@ fn an_interrupted_start_leaves_no_node_behind_but_one_that_holds_data() {
             checkout.wait_for_processes(0);
         }
     }
+}
+
+/// A process has no command line for a moment when it becomes another program. Here the moment is half a second long.
+#[test]
+fn a_start_waits_for_a_process_that_becomes_another_program() {
+    if !tools::are_there(&["bash"]) {
+        return;
+    }
+    let mut checkout = Checkout::new();
+    let addrs = checkout.configure("cluster.toml", "demo", 1);
+    let slow = checkout.fake_server(
+        "case $1 in --check-config) exec \"$SERVER\" \"$@\" ;; esac\nsleep 0.5\nexport SERVER ARG=\"$2\" NODE=\"$4\"\n\
+         exec sh -c 'sleep 0.5; exec \"$SERVER\" --config \"$ARG\" --node \"$NODE\"'",
+    );
+    let mut start = checkout.script("start-cluster.sh");
+    let mut start = spawn(start.env("GOPHERSTORE_SERVER", &slow));
+    wait_for("the end of the script", || start.try_wait().unwrap());
+    let (code, printed) = end(start);
+    assert_eq!(code, 0, "{printed}");
+    assert_serves(addrs[0]);
 }
 
 /// A process as a killed node is while the system takes its memory back: no arguments any more, but still its port.
