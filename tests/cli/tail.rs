@@ -235,6 +235,8 @@ fn entries_that_the_log_no_longer_holds_are_reported_as_missed_and_end_it() {
     proxy.cut(Cut::End);
     let value = vec![b'v'; 60_000];
     cluster.write_all((0..60).map(|_| (&b"b"[..], &value[..])));
+    // Until the follower has all of them, the log goes on to evict the oldest.
+    cluster.wait_converged(WITHIN);
     proxy.refuse(false);
     let mut said = String::new();
     while !said.contains("missed") {
