@@ -273,7 +273,46 @@ fn an_interrupted_start_leaves_no_node_behind_but_one_that_holds_data() {
     }
 }
 
-/// A process has no command line for a moment when it becomes another program. Here the moment is half a second long.
+/// Waits for a file in the folder of the program, for some 20 seconds at most: await_file FILE.
+const AWAIT_FILE: &str = "\
+export DIR=\"${DIR:-${0%/*}}\"
+await_file() {
+    tries=2000
+    until [ -e \"$DIR/$1\" ]; do
+        tries=$((tries - 1))
+        [ $tries -gt 0 ] || exit 1
+        sleep 0.01
+    done
+}
+";
+
+/// A node that becomes another program, whose command line is not a node's, once its STATUS is asked for. Once that is
+/// asked for again, it becomes the server.
+const CHANGING_SERVER: &str = "\
+case $1 in --check-config) exec \"$SERVER\" \"$@\" ;; esac
+echo \"n1 ready on $ADDR\"
+await_file asked
+export SERVER CONFIG=\"$2\" NODE=\"$4\"
+exec sh \"$DIR/between\"
+";
+const BETWEEN: &str = "\
+: >\"$DIR/changed\"
+await_file seen
+exec \"$SERVER\" --config \"$CONFIG\" --node \"$NODE\"
+";
+
+/// Gives no STATUS at first, and returns when the node is another program.
+const CLI_BESIDE_IT: &str = "\
+if [ ! -e \"$DIR/asked\" ]; then
+    : >\"$DIR/asked\"
+    await_file changed
+    exit 1
+fi
+: >\"$DIR/seen\"
+exec \"$CLI\" \"$@\"
+";
+
+/// A process has no command line for a moment when it becomes another program.
 #[test]
 fn a_start_waits_for_a_process_that_becomes_another_program() {
     if !tools::are_there(&["bash"]) {
@@ -281,12 +320,16 @@ fn a_start_waits_for_a_process_that_becomes_another_program() {
     }
     let mut checkout = Checkout::new();
     let addrs = checkout.configure("cluster.toml", "demo", 1);
-    let slow = checkout.fake_server(
-        "case $1 in --check-config) exec \"$SERVER\" \"$@\" ;; esac\nsleep 0.5\nexport SERVER ARG=\"$2\" NODE=\"$4\"\n\
-         exec sh -c 'sleep 0.5; exec \"$SERVER\" --config \"$ARG\" --node \"$NODE\"'",
-    );
+    let server = checkout.fake_server(&format!("{AWAIT_FILE}{CHANGING_SERVER}"));
+    let cli = checkout.program("fake-cli", &format!("{AWAIT_FILE}{CLI_BESIDE_IT}"));
+    checkout.program("between", &format!("{AWAIT_FILE}{BETWEEN}"));
     let mut start = checkout.script("start-cluster.sh");
-    let mut start = spawn(start.env("GOPHERSTORE_SERVER", &slow));
+    start
+        .env("ADDR", addrs[0].to_string())
+        .env("CLI", CLI)
+        .env("GOPHERSTORE_SERVER", &server)
+        .env("GOPHERSTORE_CLI", &cli);
+    let mut start = spawn(&mut start);
     wait_for("the end of the script", || start.try_wait().unwrap());
     let (code, printed) = end(start);
     assert_eq!(code, 0, "{printed}");
