@@ -70,6 +70,7 @@ fn killed_under_load(sync: &str, rounds: usize, snapshot_log_bytes: Option<u32>)
         if is_more && (snapshot_log_bytes.is_none() || before > SNAPSHOTS) {
             break;
         }
+        assert!(round < rounds + 100, "{before} snapshots");
         let mut command = command(dir.path(), sync);
         if let Some(bytes) = snapshot_log_bytes {
             command.env("GOPHERSTORE_SNAPSHOT_LOG_BYTES", bytes.to_string());
