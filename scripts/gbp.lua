@@ -400,7 +400,7 @@ local function add_stream(tree, tvb, offset, key_len, value_len)
     return STREAM_OPCODES[opcode] .. " " .. table.concat(text, " ")
 end
 
--- What the request or response at this place belongs to; on the first pass it is found out.
+-- The pair that the request or response at this place belongs to; the first pass finds it.
 local function pair_of(pinfo, place, find)
     if not pinfo.visited then
         pairs_by_place[place] = pairs_by_place[place] or find()
@@ -605,7 +605,7 @@ function gbp.dissector(tvb, pinfo, tree)
         table.insert(texts, (count - INFO_MAX) .. " more")
     end
     if #texts > 0 then
-        -- What follows on a frame that was put together has a part of its own in the same line.
+        -- The bytes behind a reassembled frame have a part of their own in the same line.
         pinfo.cols.info = arrow .. table.concat(texts, ", ") .. " "
     end
     return tvb:len()
