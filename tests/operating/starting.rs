@@ -246,7 +246,8 @@ fn an_interrupted_start_leaves_no_node_behind_but_one_that_holds_data() {
         // Bash drops a SIGINT that comes just when a command substitution ends. A user presses Ctrl-C again.
         let mut sent = None;
         wait_for("the end of the script", || {
-            if sent.is_none_or(|at: Instant| at.elapsed() > Duration::from_secs(2)) {
+            let is_due = |at: Instant| signal == "INT" && at.elapsed() > Duration::from_secs(2);
+            if sent.is_none_or(is_due) {
                 tools::signal(start.id(), signal);
                 sent = Some(Instant::now());
             }
