@@ -291,7 +291,7 @@ await_file() {
 /// asked for again, it becomes the server.
 const CHANGING_SERVER: &str = "\
 case $1 in --check-config) exec \"$SERVER\" \"$@\" ;; esac
-echo \"n1 ready on $ADDR\"
+echo \"n1 ready on $ADDR (leader)\"
 await_file asked
 export SERVER CONFIG=\"$2\" NODE=\"$4\"
 exec sh \"$DIR/between\"
